@@ -1,0 +1,94 @@
+"""The port to NATS: all that the rest of the project asks of a connection.
+
+Everything above it (JetStream publishes and reads, the registry, the journal) is made of these few calls, so that a test can
+replace the server and nothing else. `agentmesh.edge.connection` holds the adapter over nats-py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import NamedTuple, Protocol
+
+type Headers = Mapping[str, str]
+type Handler = Callable[[Message], Awaitable[None] | None]
+
+
+class Message(NamedTuple):
+    """One message as it arrived. `headers` is never None; `status` is the NATS status line's code ("" if there is none)."""
+
+    subject: str
+    data: bytes
+    headers: Headers
+    reply: str = ""
+    status: str = ""
+
+
+class NoResponders(Exception):
+    """Nobody listens on the subject of a request (NATS status 503)."""
+
+
+class RequestTimeout(Exception):
+    """No reply came in time. Whether the request was handled is unknown."""
+
+
+class Disconnected(Exception):
+    """There is no connection now; nothing was sent."""
+
+
+class Subscription(Protocol):
+    """A live subscription."""
+
+    async def unsubscribe(self) -> None:
+        """Stop. Handlers already begun may still finish."""
+
+
+class Transport(Protocol):
+    """A NATS connection that reconnects by itself for ever and never sends late what it reported as failed."""
+
+    @property
+    def max_payload(self) -> int:
+        """The server's limit on headers and body of one message, in bytes."""
+
+    @property
+    def connected(self) -> bool:
+        """Whether a server is connected at this moment."""
+
+    async def publish(self, subject: str, data: bytes = b"", *, headers: Headers | None = None, reply: str = "") -> None:
+        """Send a core message.
+
+        Raises:
+            Disconnected: nothing was sent.
+            TooLarge: it exceeds `max_payload` or the control line; nothing was sent, the connection lives.
+        """
+
+    async def request(
+        self, subject: str, data: bytes = b"", *, headers: Headers | None = None, timeout: float
+    ) -> Message:
+        """Send and wait for one reply.
+
+        Raises:
+            NoResponders, RequestTimeout, Disconnected, TooLarge.
+        """
+
+    async def request_many(self, subject: str, data: bytes = b"", *, timeout: float) -> list[Message]:
+        """Send and gather replies up to and including the first with a status (direct get's 204, 404, 408, 413).
+
+        Raises:
+            NoResponders, RequestTimeout (of silence between two replies), Disconnected.
+        """
+
+    async def subscribe(self, subject: str, handler: Handler, *, queue: str = "") -> Subscription:
+        """Call `handler` for each message, in order. An exception in a handler is logged, never lost the next message for."""
+
+    def on_gap(self, callback: Callable[[], None]) -> Callable[[], None]:
+        """Call `callback` whenever messages may have been missed (reconnect, slow consumer). Returns its remover."""
+
+    async def flush(self, timeout: float = 5.0) -> None:
+        """Return when the server has processed everything sent so far.
+
+        Raises:
+            RequestTimeout, Disconnected.
+        """
+
+    async def close(self) -> None:
+        """Send what is pending and close."""

@@ -1,0 +1,198 @@
+"""The only file that spells a subject, a stream or a bucket.
+
+Templates, with the mesh's root token first (default `mesh`):
+
+    mesh.inbox.<agent>           prompts from anyone                  stream MESH_MAIL
+    mesh.notify.<agent>          events from anyone                   stream MESH_MAIL
+    mesh.peer-inbox.<agent>      prompts from agents (nodes publish)  stream MESH_MAIL
+    mesh.peer-notify.<agent>     events from agents, answers          stream MESH_MAIL
+    mesh.peer-answer.<agent>     answers to waits inside a turn       stream MESH_MAIL
+    mesh.timer.<agent>.<id>      a message schedule                   stream MESH_TIMER
+    mesh.due.<agent>             timers that have fired               stream MESH_TIMER
+    mesh.live.<lane>.<agent>     stored mail, republished             core
+    mesh.live.control.<agent>    status, interrupt, ...               core request
+    mesh.ask.<agent>             ask as a plain request               core request
+    mesh.result.<agent>.<ref>    outcomes                             stream MESH_RESULT, republished to mesh.done.<agent>.<ref>
+    mesh.journal.<agent>         the agent's records                  stream MESH_JOURNAL
+    mesh.dead.<agent>            dead letters                         stream MESH_DEAD
+    mesh.event.<agent>.<kind>    lifecycle facts                      core
+    mesh.node.<id>               ping, drain, cordon                  core request
+    mesh.registry.<key>          committed registry changes           core, republished by the bucket
+
+Trailing ids are one token; filters use `*` and exact lengths, never `>`, so that `coder` does not hear `coder.17`.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from agentmesh.names import root_token
+
+type StreamRole = Literal["mail", "timer", "result", "journal", "dead", "registry"]
+type InputKind = Literal["prompt", "event", "answer"]
+
+
+class Lane(msgspec.Struct, frozen=True):
+    """One durable lane of an agent's mail. Lanes are data: code treats them alike.
+
+    `trusted` lanes carry what only nodes may publish, so their sender headers can be believed.
+    """
+
+    name: str
+    kind: InputKind
+    trusted: bool
+    stream: Literal["mail", "timer"] = "mail"
+
+
+LANES: dict[str, Lane] = {
+    lane.name: lane
+    for lane in (
+        Lane("inbox", "prompt", trusted=False),
+        Lane("notify", "event", trusted=False),
+        Lane("peer-inbox", "prompt", trusted=True),
+        Lane("peer-notify", "event", trusted=True),
+        Lane("peer-answer", "answer", trusted=True),
+        Lane("due", "event", trusted=True, stream="timer"),
+    )
+}
+MAIL_LANES = tuple(name for name, lane in LANES.items() if lane.stream == "mail")
+
+
+class Subjects(msgspec.Struct, frozen=True):
+    """Builds and parses every address of one mesh."""
+
+    root: str = "mesh"
+
+    def __post_init__(self) -> None:
+        root_token(self.root)
+
+    # --- mail -------------------------------------------------------------------------------------------------
+    def lane(self, lane: str, agent: str) -> str:
+        """Subject of one mail lane of `agent`; `lane` is a key of `LANES`."""
+        return f"{self.root}.{lane}.{agent}"
+
+    def inbox(self, agent: str) -> str:
+        return f"{self.root}.inbox.{agent}"
+
+    def notify(self, agent: str) -> str:
+        return f"{self.root}.notify.{agent}"
+
+    def mail_filter(self, agent: str) -> str:
+        """All mail lanes of `agent` in `MESH_MAIL`, merged in stream order."""
+        return f"{self.root}.*.{agent}"
+
+    def due(self, agent: str) -> str:
+        return f"{self.root}.due.{agent}"
+
+    def timer(self, agent: str, timer_id: str) -> str:
+        return f"{self.root}.timer.{agent}.{timer_id}"
+
+    # --- live -------------------------------------------------------------------------------------------------
+    def live(self, agent: str) -> str:
+        """The one subscription of an agent's owner: republished mail and control requests."""
+        return f"{self.root}.live.*.{agent}"
+
+    def control(self, agent: str) -> str:
+        return f"{self.root}.live.control.{agent}"
+
+    def parse_live(self, subject: str) -> tuple[str, str] | None:
+        """`(lane, agent)` of a subject under `mesh.live`, or None."""
+        head = f"{self.root}.live."
+        if not subject.startswith(head):
+            return None
+        lane, dot, agent = subject[len(head) :].partition(".")
+        return (lane, agent) if dot else None
+
+    def parse_lane(self, subject: str) -> tuple[str, str] | None:
+        """`(lane, agent)` of a stored mail subject, or None."""
+        head = self.root + "."
+        if not subject.startswith(head):
+            return None
+        lane, dot, agent = subject[len(head) :].partition(".")
+        return (lane, agent) if dot and lane in LANES else None
+
+    # --- the rest ---------------------------------------------------------------------------------------------
+    def ask(self, agent: str) -> str:
+        return f"{self.root}.ask.{agent}"
+
+    def ask_all(self) -> str:
+        return f"{self.root}.ask.>"
+
+    def parse_ask(self, subject: str) -> str:
+        return subject[len(self.root) + 5 :]
+
+    def result(self, agent: str, ref: str) -> str:
+        return f"{self.root}.result.{agent}.{ref}"
+
+    def done(self, agent: str, ref: str) -> str:
+        return f"{self.root}.done.{agent}.{ref}"
+
+    def journal(self, agent: str) -> str:
+        return f"{self.root}.journal.{agent}"
+
+    def dead(self, agent: str) -> str:
+        return f"{self.root}.dead.{agent}"
+
+    def event(self, agent: str, kind: str) -> str:
+        return f"{self.root}.event.{agent}.{kind}"
+
+    def event_all(self) -> str:
+        return f"{self.root}.event.>"
+
+    def node(self, node: str) -> str:
+        return f"{self.root}.node.{node}"
+
+    @property
+    def ask_queue(self) -> str:
+        """Queue group of the processes that serve `mesh.ask.>`."""
+        return self.root
+
+    # --- registry ---------------------------------------------------------------------------------------------
+    @property
+    def bucket(self) -> str:
+        return f"{self.root}-registry"
+
+    def registry_key(self, key: str) -> str:
+        """Subject that a write of registry key `key` is published to."""
+        return f"$KV.{self.root}-registry.{key}"
+
+    def registry_change(self, key: str = ">") -> str:
+        """Subject on which a committed change of `key` is republished, with its revision in `Nats-Sequence`."""
+        return f"{self.root}.registry.{key}"
+
+    def parse_registry_change(self, subject: str) -> str:
+        return subject[len(self.root) + 10 :]
+
+    # --- streams ----------------------------------------------------------------------------------------------
+    def stream(self, role: StreamRole) -> str:
+        """Name of the stream that plays `role`."""
+        if role == "registry":
+            return f"KV_{self.bucket}"
+        return f"{self.root.upper()}_{role.upper()}"
+
+    @property
+    def blobs(self) -> str:
+        """Object-store bucket for what exceeds the server's payload limit."""
+        return f"{self.root}-blobs"
+
+
+def spec_key(agent: str) -> str:
+    return f"agents.{agent}"
+
+
+def node_key(node: str) -> str:
+    return f"nodes.{node}"
+
+
+def placement_key(node: str, agent: str) -> str:
+    return f"placements.{node}.{agent}"
+
+
+def applied_key(agent: str, sender_hash: str) -> str:
+    return f"applied.{agent}.{sender_hash}"
+
+
+SUPERVISOR_KEY = "supervisor"
+EPOCH_KEY = "epoch"

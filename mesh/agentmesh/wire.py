@@ -1,0 +1,384 @@
+"""Headers and payloads: everything that crosses a process outside the journal (protocol version 1).
+
+Evolution: fields are only added, with defaults; readers ignore fields they do not know; `v` is the protocol's version.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import msgspec
+
+from agentmesh.errors import BadRequest, MeshError, error_for
+from agentmesh.names import reply_subject
+from agentmesh.subjects import Lane
+
+# --- headers ------------------------------------------------------------------------------------------------------
+REPLY_TO = "Mesh-Reply-To"
+STREAM_TO = "Mesh-Stream-To"
+DEADLINE = "Mesh-Deadline"
+FOR = "Mesh-For"
+FROM = "Mesh-From"
+FROM_LIFE = "Mesh-From-Life"
+ORIGIN = "Mesh-Origin"
+TAG = "Mesh-Tag"
+PATH = "Mesh-Path"
+MSG_ID = "Nats-Msg-Id"
+TRACE_HEADERS = ("traceparent", "tracestate", "baggage")
+
+VERSION = 1
+
+
+class Struct(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Base of wire values: immutable; defaults are left out."""
+
+
+# --- prompts and events -------------------------------------------------------------------------------------------
+class Attachment(Struct):
+    """A file sent with a prompt; `content` is base64."""
+
+    filename: str
+    content: str
+
+
+class PromptBody(Struct):
+    """What a caller wants answered."""
+
+    prompt: str
+    metadata: dict[str, Any] = {}
+    attachments: tuple[Attachment, ...] = ()
+
+
+class Mail(Struct):
+    """One stored message of a mail lane, decoded as far as its headers.
+
+    `seq` is its sequence in the lane's stream. `sender`, `sender_life`, `origin`, `tag` and `path` are set on trusted lanes
+    only. `problem` is set when the message cannot be what its lane carries: it becomes a dead letter.
+    """
+
+    lane: str
+    seq: int
+    prompt: PromptBody | None = None
+    event: Any = None
+    reply_to: str | None = None
+    stream_to: str | None = None
+    deadline: float | None = None
+    for_life: str | None = None
+    sender: str | None = None
+    sender_life: str | None = None
+    origin: str | None = None
+    tag: str | None = None
+    path: tuple[str, ...] = ()
+    msg_id: str | None = None
+    trace: dict[str, str] = {}
+    problem: str | None = None
+    schedule: str | None = None
+    """`due` lane: the subject of the schedule that fired (`Nats-Scheduler`)."""
+
+    @property
+    def ref(self) -> str:
+        """The ref of a prompt: its stream sequence in decimal."""
+        return str(self.seq)
+
+
+_JSON_HEADS = frozenset(b'{["-0123456789tfn')
+_prompt_decoder = msgspec.json.Decoder(PromptBody)
+_json_decoder = msgspec.json.Decoder()
+
+
+def decode_prompt(body: bytes, headers: Mapping[str, str]) -> PromptBody:
+    """The prompt in `body`: plain text, or JSON when it begins with `{` and says so.
+
+    Raises:
+        BadRequest: empty, not UTF-8, or JSON of another shape.
+    """
+    if not body:
+        raise BadRequest("the prompt is empty")
+    try:
+        text = body.decode()
+    except UnicodeDecodeError:
+        raise BadRequest("the prompt is not UTF-8 text") from None
+    if body[0] == 0x7B:  # {
+        declared = headers.get("Content-Type", "").partition(";")[0].strip().lower() == "application/json"
+        try:
+            raw = _json_decoder.decode(body)
+        except msgspec.DecodeError:
+            if declared:
+                raise BadRequest("the prompt is declared as JSON but is not JSON") from None
+            raw = None
+        if declared or (isinstance(raw, dict) and isinstance(raw.get("prompt"), str)):
+            try:
+                decoded = _prompt_decoder.decode(body)
+            except msgspec.ValidationError as error:
+                raise BadRequest(f"the prompt's JSON has another shape: {error}") from None
+            if not decoded.prompt:
+                raise BadRequest("the prompt is empty")
+            return decoded
+    if not text.strip():
+        raise BadRequest("the prompt is empty")
+    return PromptBody(prompt=text)
+
+
+def encode_prompt(body: PromptBody) -> tuple[bytes, dict[str, str]]:
+    """Body and headers of `body`: plain text where that says it all."""
+    plain = not body.metadata and not body.attachments and not body.prompt.startswith("{")
+    if plain:
+        return body.prompt.encode(), {}
+    return msgspec.json.encode(body), {"Content-Type": "application/json"}
+
+
+def decode_event(body: bytes) -> Any:
+    """The event in `body`: any JSON value, or text that is not JSON.
+
+    Raises:
+        BadRequest: the body is not UTF-8.
+    """
+    if body and body[0] in _JSON_HEADS:
+        try:
+            return _json_decoder.decode(body)
+        except msgspec.DecodeError:
+            pass
+    try:
+        return body.decode()
+    except UnicodeDecodeError:
+        raise BadRequest("the event is not UTF-8 text") from None
+
+
+def parse_time(text: str) -> float:
+    """Seconds since the epoch of an RFC 3339 time.
+
+    Raises:
+        BadRequest: it is not one, or has no offset.
+    """
+    try:
+        moment = dt.datetime.fromisoformat(text)
+    except ValueError:
+        raise BadRequest(f"{text[:40]!r} is not an RFC 3339 time") from None
+    if moment.tzinfo is None:
+        raise BadRequest(f"{text[:40]!r} has no time zone; write Z for UTC")
+    return moment.timestamp()
+
+
+def format_time(seconds: float) -> str:
+    """RFC 3339, UTC, microseconds."""
+    return dt.datetime.fromtimestamp(seconds, dt.UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def decode_mail(lane: Lane, seq: int, body: bytes, headers: Mapping[str, str], *, root: str) -> Mail:
+    """A stored message as `Mail`. Never raises: what is wrong with it is in `problem`.
+
+    On open lanes the sender headers are ignored: a stranger can neither pose as an agent nor spoil its watermark.
+    """
+    fields: dict[str, Any] = {}
+    if headers:
+        fields["trace"] = {k: headers[k] for k in TRACE_HEADERS if k in headers}
+        fields["for_life"] = headers.get(FOR)
+        fields["msg_id"] = headers.get(MSG_ID)
+        if lane.trusted:
+            path = headers.get(PATH)
+            fields.update(
+                sender=headers.get(FROM),
+                sender_life=headers.get(FROM_LIFE),
+                origin=headers.get(ORIGIN),
+                tag=headers.get(TAG),
+                path=tuple(path.split(",")) if path else (),
+                schedule=headers.get("Nats-Scheduler"),
+            )
+    try:
+        if lane.kind == "prompt":
+            # The addresses first: the caller of a malformed prompt can then still be told.
+            if REPLY_TO in headers:
+                fields["reply_to"] = reply_subject(headers[REPLY_TO], root)
+            if STREAM_TO in headers:
+                fields["stream_to"] = reply_subject(headers[STREAM_TO], root)
+            if DEADLINE in headers:
+                fields["deadline"] = parse_time(headers[DEADLINE])
+            fields["prompt"] = decode_prompt(body, headers)
+        else:
+            if DEADLINE in headers:
+                fields["deadline"] = parse_time(headers[DEADLINE])
+            fields["event"] = decode_event(body)
+    except BadRequest as error:
+        fields["problem"] = error.message
+    return Mail(lane=lane.name, seq=seq, **fields)
+
+
+# --- outcomes -----------------------------------------------------------------------------------------------------
+class ErrorBody(Struct):
+    """An error on the wire."""
+
+    code: str
+    message: str = ""
+    details: dict[str, Any] = {}
+
+    @staticmethod
+    def of(error: MeshError) -> ErrorBody:
+        return ErrorBody(code=error.code, message=error.message, details=error.details)
+
+    def exception(self) -> MeshError:
+        """The exception that this error stands for."""
+        return error_for(self.code, self.message, self.details)
+
+
+class Outcome(Struct):
+    """How a request ended: an answer (`ok`) or an error. One per ref, for ever the same."""
+
+    agent: str
+    ref: str
+    ok: bool
+    v: int = VERSION
+    text: str | None = None
+    usage: dict[str, Any] | None = None
+    duration_ms: int | None = None
+    session_id: str | None = None
+    error: ErrorBody | None = None
+    turn: int | None = None
+    node: str | None = None
+
+    def unwrap(self) -> str:
+        """The answer's text.
+
+        Raises:
+            MeshError: the request ended with an error; its class follows the code.
+        """
+        if not self.ok:
+            raise (self.error or ErrorBody(code="error")).exception()
+        return self.text or ""
+
+
+_encoder = msgspec.json.Encoder()
+_outcome_decoder = msgspec.json.Decoder(Outcome)
+
+
+def encode(value: Any) -> bytes:
+    """JSON of a wire value."""
+    return _encoder.encode(value)
+
+
+def encode_outcome(outcome: Outcome) -> bytes:
+    """JSON of an outcome. `v` is always written, although fields at their default are left out."""
+    return b'{"v":1,' + _encoder.encode(outcome)[1:]
+
+
+def decode_outcome(body: bytes) -> Outcome:
+    """Raises msgspec.DecodeError when `body` is no outcome."""
+    return _outcome_decoder.decode(body)
+
+
+# --- the registry -------------------------------------------------------------------------------------------------
+type AgentStatus = Literal["wanted", "running", "failed", "stopping", "stopped"]
+type RestartPolicy = Literal["permanent", "transient", "temporary"]
+
+
+class Restart(Struct, omit_defaults=False):
+    """How often an agent whose own code crashes is restarted (as OTP's supervisors do)."""
+
+    policy: RestartPolicy = "permanent"
+    max: int = 5
+    within_s: float = 60.0
+
+
+class By(Struct, omit_defaults=False):
+    """Who changed a spec last by an effect: the sending agent and the effect's origin."""
+
+    sender: str
+    origin: str
+
+
+class Spec(Struct, omit_defaults=False):
+    """Registry `agents.<agent>`: what should run."""
+
+    kind: str
+    incarnation: str
+    status: AgentStatus = "wanted"
+    backend: str | None = None
+    options: dict[str, Any] = {}
+    labels: dict[str, str] = {}
+    restart: Restart = Restart()
+    watchdog_s: float | None = None
+    budget: dict[str, Any] | None = None
+    parent: str | None = None
+    """With `link=True`: the agent whose end is this one's."""
+    by: By | None = None
+    reason: ErrorBody | None = None
+    """Why it is `failed`, `stopping`, `stopped`, or still `wanted`."""
+    since: str | None = None
+    """When `status` was set (RFC 3339)."""
+
+
+class NodeLease(Struct, omit_defaults=False):
+    """Registry `nodes.<id>`: one live node. The key has a TTL."""
+
+    boot: str
+    kinds: tuple[str, ...] = ()
+    labels: dict[str, str] = {}
+    capacity: int = 0
+    """Most agents it takes; 0 is no bound."""
+    agents: int = 0
+    version: str = ""
+    started: str = ""
+    draining: bool = False
+    cordoned: bool = False
+
+
+class Placement(Struct, omit_defaults=False):
+    """Registry `placements.<node>.<agent>`: who runs it. The key's revision is the generation."""
+
+    incarnation: str
+    since: str = ""
+
+
+class SupervisorLease(Struct, omit_defaults=False):
+    """Registry `supervisor`: the leader. The key has a TTL."""
+
+    id: str
+    since: str = ""
+
+
+# --- control ------------------------------------------------------------------------------------------------------
+class ControlRequest(Struct):
+    """A request to `mesh.live.control.<agent>` or `mesh.node.<id>`."""
+
+    op: str
+    ref: str | None = None
+    content: bool = False
+    id: str | None = None
+    event: Any = None
+    at: str | None = None
+    after_s: float | None = None
+    every_s: float | None = None
+    on: bool = True
+
+
+class Status(Struct, omit_defaults=False):
+    """Reply to `status`. `agent_state` only where content is asked for."""
+
+    v: int = VERSION
+    name: str
+    kind: str
+    backend: str
+    state: Literal["idle", "processing"]
+    halted: bool
+    queued: int
+    current_request: str | None
+    node: str
+    incarnation: str
+    generation: int
+    turn: int
+    usage: dict[str, Any]
+    failed: ErrorBody | None = None
+    agent_state: Any = msgspec.UNSET
+
+
+class NodeStats(Struct, omit_defaults=False):
+    """Reply of a node to `ping`."""
+
+    v: int = VERSION
+    node: str
+    boot: str
+    agents: int
+    running: int
+    lag_ms: float
+    draining: bool
