@@ -82,7 +82,7 @@ def reply_subject(text: str, root: str) -> str:
     """
     if len(text.encode()) > MAX_REPLY_SUBJECT:
         raise BadRequest(f"the reply subject has more than {MAX_REPLY_SUBJECT} bytes")
-    if text.startswith("$") or text == root or text.startswith(root + "."):
+    if text.startswith(("$", root + ".")) or text == root:
         raise BadRequest(f"the reply subject {_shown(text)} lies in a reserved subject space; use an inbox of your own")
     tokens = text.split(".")
     if any(t in ("", "*", ">") or not t.isprintable() or any(c.isspace() for c in t) for t in tokens):

@@ -31,19 +31,15 @@ TRACE_HEADERS = ("traceparent", "tracestate", "baggage")
 VERSION = 1
 
 
-class Struct(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Base of wire values: immutable; defaults are left out."""
-
-
 # --- prompts and events -------------------------------------------------------------------------------------------
-class Attachment(Struct):
+class Attachment(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A file sent with a prompt; `content` is base64."""
 
     filename: str
     content: str
 
 
-class PromptBody(Struct):
+class PromptBody(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What a caller wants answered."""
 
     prompt: str
@@ -51,7 +47,7 @@ class PromptBody(Struct):
     attachments: tuple[Attachment, ...] = ()
 
 
-class Mail(Struct):
+class Mail(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One stored message of a mail lane, decoded as far as its headers.
 
     `seq` is its sequence in the lane's stream. `sender`, `sender_life`, `origin`, `tag` and `path` are set on trusted lanes
@@ -206,7 +202,7 @@ def decode_mail(lane: Lane, seq: int, body: bytes, headers: Mapping[str, str], *
 
 
 # --- outcomes -----------------------------------------------------------------------------------------------------
-class ErrorBody(Struct):
+class ErrorBody(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """An error on the wire."""
 
     code: str
@@ -222,7 +218,7 @@ class ErrorBody(Struct):
         return error_for(self.code, self.message, self.details)
 
 
-class Outcome(Struct):
+class Outcome(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How a request ended: an answer (`ok`) or an error. One per ref, for ever the same."""
 
     agent: str
@@ -272,7 +268,7 @@ type AgentStatus = Literal["wanted", "running", "failed", "stopping", "stopped"]
 type RestartPolicy = Literal["permanent", "transient", "temporary"]
 
 
-class Restart(Struct, omit_defaults=False):
+class Restart(msgspec.Struct, frozen=True, kw_only=True):
     """How often an agent whose own code crashes is restarted (as OTP's supervisors do)."""
 
     policy: RestartPolicy = "permanent"
@@ -280,14 +276,14 @@ class Restart(Struct, omit_defaults=False):
     within_s: float = 60.0
 
 
-class By(Struct, omit_defaults=False):
+class By(msgspec.Struct, frozen=True, kw_only=True):
     """Who changed a spec last by an effect: the sending agent and the effect's origin."""
 
     sender: str
     origin: str
 
 
-class Spec(Struct, omit_defaults=False):
+class Spec(msgspec.Struct, frozen=True, kw_only=True):
     """Registry `agents.<agent>`: what should run."""
 
     kind: str
@@ -308,7 +304,7 @@ class Spec(Struct, omit_defaults=False):
     """When `status` was set (RFC 3339)."""
 
 
-class NodeLease(Struct, omit_defaults=False):
+class NodeLease(msgspec.Struct, frozen=True, kw_only=True):
     """Registry `nodes.<id>`: one live node. The key has a TTL."""
 
     boot: str
@@ -323,14 +319,14 @@ class NodeLease(Struct, omit_defaults=False):
     cordoned: bool = False
 
 
-class Placement(Struct, omit_defaults=False):
+class Placement(msgspec.Struct, frozen=True, kw_only=True):
     """Registry `placements.<node>.<agent>`: who runs it. The key's revision is the generation."""
 
     incarnation: str
     since: str = ""
 
 
-class SupervisorLease(Struct, omit_defaults=False):
+class SupervisorLease(msgspec.Struct, frozen=True, kw_only=True):
     """Registry `supervisor`: the leader. The key has a TTL."""
 
     id: str
@@ -338,7 +334,7 @@ class SupervisorLease(Struct, omit_defaults=False):
 
 
 # --- control ------------------------------------------------------------------------------------------------------
-class ControlRequest(Struct):
+class ControlRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A request to `mesh.live.control.<agent>` or `mesh.node.<id>`."""
 
     op: str
@@ -352,7 +348,7 @@ class ControlRequest(Struct):
     on: bool = True
 
 
-class Status(Struct, omit_defaults=False):
+class Status(msgspec.Struct, frozen=True, kw_only=True):
     """Reply to `status`. `agent_state` only where content is asked for."""
 
     v: int = VERSION
@@ -372,7 +368,7 @@ class Status(Struct, omit_defaults=False):
     agent_state: Any = msgspec.UNSET
 
 
-class NodeStats(Struct, omit_defaults=False):
+class NodeStats(msgspec.Struct, frozen=True, kw_only=True):
     """Reply of a node to `ping`."""
 
     v: int = VERSION

@@ -1,0 +1,277 @@
+"""The Agent behaviour: what a user writes.
+
+    class Coder(Agent[State]):
+        async def init_agent(self, options):
+            return Init(State())
+
+        async def handle_response(self, ref, response, state):
+            return Idle(state)
+
+An agent owns the meaning of its turns; the mesh owns their mechanics. Callbacks may be plain functions too: those run in a
+worker thread. The state is a msgspec Struct, a dataclass, a TypedDict or a dict; it is encoded when the turn commits.
+What a callback asks for through its hands (`self.tell`, `self.start_agent`, ...) becomes effects of the record being built,
+and happens only if that record commits. docs/agent.md is the reference.
+"""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Generic, TypeVar, cast
+
+import msgspec
+
+from agentmesh import hands
+from agentmesh.backend import Event, Response
+from agentmesh.errors import MeshError
+from agentmesh.wire import ErrorBody, Outcome, Restart
+
+S = TypeVar("S")
+
+
+# --- what callbacks return ----------------------------------------------------------------------------------------
+class Init(msgspec.Struct, Generic[S], frozen=True):
+    """From `init_agent`: the first state, and options for the backend (JSON, journaled: no secrets)."""
+
+    state: S
+    backend: dict[str, Any] = {}
+
+
+class Idle(msgspec.Struct, Generic[S], frozen=True):
+    """Wait for what comes."""
+
+    state: S
+
+
+class Prompt(msgspec.Struct, Generic[S], frozen=True):
+    """Run another turn.
+
+    From `handle_response`: next after this one. From `handle_error`: a retry, for the same caller. From `handle_event`: at
+    the mailbox's tail.
+    """
+
+    text: str
+    state: S
+    label: str | None = None
+
+
+class Halt(msgspec.Struct, Generic[S], frozen=True):
+    """Dispatch nothing further until `resume`."""
+
+    state: S
+
+
+class Defer(msgspec.Struct, Generic[S], frozen=True):
+    """Keep the request open until `self.reply(ref, ...)`. With `exclusive`, further prompts wait until then."""
+
+    state: S
+    exclusive: bool = False
+
+
+class Proceed(msgspec.Struct, Generic[S], frozen=True):
+    """From `pre_turn`: run the prompt, rewritten or not."""
+
+    prompt: str
+    state: S
+
+
+class Skip(msgspec.Struct, Generic[S], frozen=True):
+    """From `pre_turn`: answer `pre_turn_skipped` and go on with the next."""
+
+    state: S
+
+
+# --- what arrives in handle_event ---------------------------------------------------------------------------------
+class Answer(msgspec.Struct, frozen=True):
+    """The outcome of a `self.tell(..., tag=...)`, once."""
+
+    tag: str
+    agent: str
+    outcome: Outcome
+
+
+class Undelivered(msgspec.Struct, frozen=True):
+    """An effect that could not be done. `effect` says which: `{"kind", "target", "tag"?, ...}`."""
+
+    effect: dict[str, Any]
+    error: ErrorBody
+
+
+class Timer(msgspec.Struct, frozen=True):
+    """A timer that fired. `due` is seconds since the epoch; `missed` counts ticks merged into this one."""
+
+    id: str
+    event: Any
+    due: float
+    missed: int = 0
+
+
+class Agent(Generic[S]):
+    """Base of all agents. Two callbacks are required: `init_agent` and `handle_response`.
+
+    Attributes of `self` are a cache of this process, never state: another process may run the next turn.
+    """
+
+    backend: ClassVar[str | None] = None
+    """Entry-point name of the backend, unless the spec names one."""
+    script: ClassVar[Any] = None
+    """For the scripted backend: a function of the prompt, or a list used in order."""
+    watchdog_s: ClassVar[float] = 600.0
+    """Longest turn, in seconds, unless the spec says otherwise."""
+    max_attempts: ClassVar[int] = 3
+    """Crashes that one input may cause before it becomes a dead letter."""
+    max_takeovers: ClassVar[int] = 5
+    """Deaths of its node that one input may outlive before it becomes a dead letter."""
+    state_version: ClassVar[int] = 1
+    """Raise it when State changes incompatibly, and define `migrate_state`."""
+    restart: ClassVar[Restart | None] = None
+    """Restart policy, unless the spec has one."""
+
+    # --- callbacks ------------------------------------------------------------------------------------------------
+    async def init_agent(self, options: dict[str, Any]) -> Init[S]:
+        """Make the first state. Runs once in a life."""
+        raise NotImplementedError
+
+    async def handle_response(self, ref: str, response: Response, state: S) -> Idle[S] | Prompt[S] | Halt[S] | Defer[S]:
+        """Decide after a successful turn."""
+        raise NotImplementedError
+
+    async def handle_error(self, ref: str, error: MeshError, state: S) -> Idle[S] | Prompt[S] | Halt[S]:
+        """Decide after a failed turn."""
+        return Idle(state)
+
+    async def handle_event(self, event: Any, state: S) -> Idle[S] | Prompt[S] | Halt[S]:
+        """Handle what comes from outside: JSON values, Answer, Undelivered, Timer."""
+        return Idle(state)
+
+    def handle_stream_event(self, event: Event, state: S) -> S:
+        """See each event of a turn as it comes. Runs with the prompt task, plain and quick."""
+        return state
+
+    async def terminate_agent(self, reason: MeshError, state: S) -> None:
+        """Tidy up when the agent stops or crashes."""
+
+    async def activate_agent(self, state: S) -> None:
+        """Open local resources; runs each time a process takes the agent up."""
+
+    async def pre_run(self, state: S) -> S:
+        """Prepare before the first turn; runs once, after `init_agent`."""
+        return state
+
+    async def pre_turn(self, prompt: str, state: S) -> Proceed[S] | Skip[S] | Halt[S]:
+        """Look at, rewrite or refuse each prompt."""
+        return Proceed(prompt, state)
+
+    async def post_turn(self, outcome: Outcome, ref: str, state: S) -> S:
+        """After each turn's decision, on success and on failure."""
+        return state
+
+    async def post_run(self, state: S) -> None:
+        """Once per halt."""
+
+    # --- facts ----------------------------------------------------------------------------------------------------
+    @property
+    def name(self) -> str:
+        """The agent's name."""
+        return cast("str", self.__dict__.get("_name", ""))
+
+    @property
+    def request(self) -> hands.Request:
+        """The prompt being handled: ref, label, sender, metadata, attachments.
+
+        Raises:
+            NotInCallback: no prompt is being handled.
+        """
+        return hands.current().request_or_raise()
+
+    @property
+    def sender(self) -> str | None:
+        """The agent that sent the event being handled; None for the world outside."""
+        return hands.current().sender
+
+    # --- hands ----------------------------------------------------------------------------------------------------
+    def tell(self, target: str, prompt: str, *, tag: str | None = None, metadata: dict[str, Any] | None = None) -> None:
+        """Send a prompt to another agent. With `tag`, its outcome comes back once as `Answer(tag, agent, outcome)`."""
+        hands.current().tell(target, prompt, tag, metadata)
+
+    def notify(self, target: str, event: Any) -> None:
+        """Send an event to another agent."""
+        hands.current().notify(target, event)
+
+    def reply(self, ref: str, text: str | None = None, *, error: MeshError | str | None = None) -> None:
+        """Answer a deferred request: with `text`, or with an error. The first reply to a ref wins."""
+        hands.current().reply(ref, text, error)
+
+    def start_agent(
+        self,
+        name: str,
+        *,
+        kind: str,
+        backend: str | None = None,
+        options: dict[str, Any] | None = None,
+        labels: dict[str, str] | None = None,
+        restart: Restart | None = None,
+        watchdog_s: float | None = None,
+        if_exists: typing.Literal["error", "use"] = "error",
+        link: bool = False,
+    ) -> None:
+        """Start an agent. A taken name comes back as `Undelivered`, unless `if_exists="use"`; with `link` it ends with this."""
+        hands.current().start_agent(
+            name, kind=kind, backend=backend, options=options or {}, labels=labels or {}, restart=restart,
+            watchdog_s=watchdog_s, use=if_exists == "use", link=link,
+        )  # fmt: skip
+
+    def stop_agent(self, name: str) -> None:
+        """Stop another agent."""
+        hands.current().stop_agent(name)
+
+    def notify_after(self, seconds: float, event: Any, *, id: str | None = None, every: float | None = None) -> str:
+        """Have `event` back as a `Timer` after `seconds`, then each `every` seconds. Returns the timer's id."""
+        return hands.current().timer(event, after=seconds, at=None, timer_id=id, every=every)
+
+    def notify_at(self, time: float, event: Any, *, id: str | None = None, every: float | None = None) -> str:
+        """Have `event` back as a `Timer` at `time` (seconds since the epoch). Returns the timer's id."""
+        return hands.current().timer(event, after=None, at=time, timer_id=id, every=every)
+
+    def cancel_timer(self, id: str) -> None:
+        """Cancel a timer; one that has fired but was not handled yet is then not delivered."""
+        hands.current().cancel_timer(id)
+
+
+HOOKS = (
+    "handle_error", "handle_event", "handle_stream_event", "terminate_agent", "activate_agent",
+    "pre_run", "pre_turn", "post_turn", "post_run",
+)  # fmt: skip
+"""The optional callbacks."""
+
+
+def overridden(cls: type[Agent[Any]]) -> frozenset[str]:
+    """The optional callbacks that `cls` defines itself: the others need not be called."""
+    return frozenset(name for name in HOOKS if getattr(cls, name) is not getattr(Agent, name))
+
+
+def state_type(cls: type[Agent[Any]]) -> Any:
+    """The State of `class X(Agent[State])`, or Any where none is given."""
+    for klass in cls.__mro__:
+        for base in getattr(klass, "__orig_bases__", ()):
+            if typing.get_origin(base) is Agent:
+                (argument,) = typing.get_args(base)
+                return Any if isinstance(argument, TypeVar) else argument
+    return Any
+
+
+def agents_in(namespace: dict[str, Any]) -> dict[str, type[Agent[Any]]]:
+    """The agent classes defined in a module's namespace, by kind (the class's name)."""
+    return {
+        value.__name__: value
+        for value in namespace.values()
+        if isinstance(value, type)
+        and issubclass(value, Agent)
+        and value is not Agent
+        and value.__module__ == namespace.get("__name__")
+        and not value.__name__.startswith("_")
+    }
+
+
+type Decision = Idle[Any] | Prompt[Any] | Halt[Any] | Defer[Any] | Proceed[Any] | Skip[Any] | Init[Any]
+type Script = Callable[[str], Any] | Sequence[Any]

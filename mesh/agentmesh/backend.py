@@ -1,0 +1,111 @@
+"""The backend contract: how a prompt becomes a stream of events.
+
+A backend turns (session, prompt) into events ending in exactly one `result` or `error`. Its session is a JSON value: it
+travels in the agent's journal, so that another node can go on with it. GenAgent's design 002 is the source of the shape.
+
+The order of calls, per agent: `start_session` once in a life; `resume_session` each time a process takes the agent up
+(after a start, a takeover, a wake); `prompt` once a turn; `update_session` after a turn that ended in `result`;
+`terminate_session` at the end of the life. Third parties register a factory under the entry-point group
+`agentmesh.backends`; the factory is called with the agent instance and the backend options.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from typing import Any, Literal, NamedTuple, Protocol
+
+import msgspec
+
+type EventKind = Literal["text", "thinking", "tool_use", "tool_result", "usage", "result", "error"]
+
+
+class Event(msgspec.Struct, frozen=True):
+    """One normalised event of a turn.
+
+    `data` by kind: text `{"text"}` · thinking `{"text"}` · tool_use `{"id","name","input"}` · tool_result
+    `{"id","ok","text"}` · usage `{"input_tokens","output_tokens",...}` · result `{"text"?,"session_id"?}` · error
+    `{"reason","retry_after_s"?}`.
+    """
+
+    kind: EventKind
+    data: dict[str, Any] = {}
+
+    @property
+    def terminal(self) -> bool:
+        """Whether this event ends its stream."""
+        return self.kind in ("result", "error")
+
+    @staticmethod
+    def text(text: str) -> Event:
+        return Event("text", {"text": text})
+
+    @staticmethod
+    def result(text: str | None = None, **data: Any) -> Event:
+        return Event("result", data if text is None else {"text": text, **data})
+
+    @staticmethod
+    def error(reason: str = "unknown", **data: Any) -> Event:
+        return Event("error", {"reason": reason, **data})
+
+    @staticmethod
+    def usage(**tokens: int) -> Event:
+        return Event("usage", dict(tokens))
+
+
+class Response(msgspec.Struct, frozen=True):
+    """What a successful turn gave.
+
+    `text` is the result event's, else the concatenated text deltas; `usage` the last usage event's data, or None;
+    `duration_ms` runs from dispatch to the terminal event.
+    """
+
+    text: str
+    events: tuple[Event, ...] = ()
+    usage: dict[str, Any] | None = None
+    session_id: str | None = None
+    duration_ms: int = 0
+
+    @staticmethod
+    def of(events: list[Event], duration_ms: int, session_id: str | None) -> Response:
+        """The response that `events`, ending in `result`, amount to."""
+        text = events[-1].data.get("text") if events else None
+        if text is None:
+            text = "".join(e.data.get("text", "") for e in events if e.kind == "text")
+        usage = next((e.data for e in reversed(events) if e.kind == "usage"), None)
+        return Response(text, tuple(events), usage, session_id, duration_ms)
+
+
+class Turn(msgspec.Struct, frozen=True):
+    """What a backend may know about the turn that it runs."""
+
+    agent: str
+    ref: str
+    number: int
+    metadata: dict[str, Any] = {}
+    attachments: tuple[Any, ...] = ()
+
+
+class Stream(NamedTuple):
+    """A turn under way: its events, and the session as it stands even if the turn fails."""
+
+    events: AsyncIterator[Event]
+    session: Any
+
+
+class Backend(Protocol):
+    """A model, or what stands in for one. Methods raise `agentmesh.errors.BackendError` for what they refuse."""
+
+    async def start_session(self) -> Any:
+        """Begin a session; returns its serialisable value."""
+
+    async def resume_session(self, session: Any) -> Any:
+        """Take a session up in this process; returns it, repaired if need be."""
+
+    async def prompt(self, session: Any, prompt: str, turn: Turn) -> Stream:
+        """Begin a turn. Cancelling the task that reads the stream must end whatever the backend has started."""
+
+    def update_session(self, session: Any, result: Mapping[str, Any]) -> Any:
+        """The session after a turn that ended in a `result` event with this data."""
+
+    async def terminate_session(self, session: Any) -> None:
+        """End a session for good. Called twice is harmless."""

@@ -1,0 +1,188 @@
+"""An agent's hands: what `self.tell` and its like add to the record being built.
+
+Each callback runs in a context of its own that gathers what it asks for. If the callback returns, the asks become effects of
+the record; if it raises, they are dropped with it. Outside a callback there is no context: `not_in_callback`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import Any
+
+import msgspec
+
+from agentmesh import names
+from agentmesh.errors import BadRequest, MeshError, NotInCallback
+from agentmesh.records import CancelTimer, Effect, SendMail, SetTimer, StartAgent, StopAgent
+from agentmesh.wire import Attachment, ErrorBody, PromptBody, Restart
+
+
+class Request(msgspec.Struct, frozen=True):
+    """The prompt being handled."""
+
+    ref: str
+    label: str | None = None
+    sender: str | None = None
+    metadata: dict[str, Any] = {}
+    attachments: tuple[Attachment, ...] = ()
+
+
+class Reply(msgspec.Struct, frozen=True):
+    """An ask to answer a deferred request. The turn machine makes it an effect if the request is still open."""
+
+    ref: str
+    text: str | None = None
+    error: ErrorBody | None = None
+
+
+type Ask = Effect | Reply
+
+
+class Context:
+    """What one call of a callback may know and ask for."""
+
+    __slots__ = ("_limit", "_now", "_open", "_token", "_trace", "asks", "request", "sender")
+
+    def __init__(
+        self,
+        *,
+        now: Callable[[], float],
+        token: Callable[[], str],
+        request: Request | None = None,
+        sender: str | None = None,
+        trace: Callable[[], dict[str, str]] = dict,
+        limit: int = 900_000,
+    ) -> None:
+        self._now = now
+        self._token = token
+        self._trace = trace
+        self._limit = limit
+        self._open = True
+        self.request = request
+        self.sender = sender
+        self.asks: list[Ask] = []
+
+    def close(self) -> tuple[Ask, ...]:
+        """End the context: later asks (from a task that the callback left behind) raise."""
+        self._open = False
+        return tuple(self.asks)
+
+    def request_or_raise(self) -> Request:
+        if self.request is None:
+            raise NotInCallback("no prompt is being handled here: self.request exists in the callbacks of a turn")
+        return self.request
+
+    def tell(self, target: str, prompt: str, tag: str | None, metadata: dict[str, Any] | None) -> None:
+        if not isinstance(prompt, str) or not prompt:
+            raise BadRequest("tell: the prompt must be a non-empty string")
+        if tag is not None and (not tag or len(tag) > 256 or not tag.isprintable()):
+            raise BadRequest("tell: a tag is 1 to 256 printable characters")
+        body = PromptBody(prompt=prompt, metadata=metadata or {})
+        self._add(SendMail(to=names.agent_name(target), lane="peer-inbox", prompt=body, tag=tag, trace=self._trace()))
+
+    def notify(self, target: str, event: Any) -> None:
+        self._add(SendMail(to=names.agent_name(target), lane="peer-notify", event=_json(event), trace=self._trace()))
+
+    def reply(self, ref: str, text: str | None, error: MeshError | str | None) -> None:
+        if (text is None) == (error is None):
+            raise BadRequest("reply: give either a text or an error")
+        body = ErrorBody(code="backend_error", message=error) if isinstance(error, str) else None
+        if isinstance(error, MeshError):
+            body = ErrorBody.of(error)
+        self._add(Reply(ref, text, body))
+
+    def start_agent(
+        self,
+        name: str,
+        *,
+        kind: str,
+        backend: str | None,
+        options: dict[str, Any],
+        labels: dict[str, str],
+        restart: Restart | None,
+        watchdog_s: float | None,
+        use: bool,
+        link: bool,
+    ) -> None:
+        if not isinstance(kind, str) or not kind:
+            raise BadRequest("start_agent: name the agent's kind")
+        self._add(
+            StartAgent(
+                name=names.agent_name(name),
+                kind=kind,
+                backend=backend,
+                options=_json(options),
+                labels=labels,
+                restart=restart,
+                watchdog_s=watchdog_s,
+                use=use,
+                link=link,
+            )
+        )
+
+    def stop_agent(self, name: str) -> None:
+        self._add(StopAgent(name=names.agent_name(name)))
+
+    def timer(self, event: Any, *, after: float | None, at: float | None, timer_id: str | None, every: float | None) -> str:
+        if timer_id is not None and timer_id.startswith("_"):
+            raise BadRequest("timer ids that begin with '_' are reserved for the mesh")
+        if every is not None and every < 1:
+            raise BadRequest("a repeating timer's period is at least 1 s")
+        ident = names.token(timer_id, "timer id") if timer_id is not None else "t" + self._token()
+        due = at if at is not None else self._now() + max(0.0, after or 0.0)
+        self._add(SetTimer(id=ident, due=due, every=every, event=_json(event)))
+        return ident
+
+    def cancel_timer(self, timer_id: str) -> None:
+        self._add(CancelTimer(id=names.token(timer_id, "timer id")))
+
+    def _add(self, ask: Ask) -> None:
+        if not self._open:
+            raise NotInCallback("this callback has returned: what it left running cannot ask for anything more")
+        # Sizes are checked when the effect is built: a message above the server's limit would cost the node its connection.
+        size = len(msgspec.json.encode(ask))
+        if size > self._limit:
+            raise BadRequest(
+                f"what this asks for takes {size} bytes; at most {self._limit} can be sent: pass a reference instead"
+            )
+        self.asks.append(ask)
+
+
+class _Closed(Context):
+    """Where hands do not work: handle_stream_event and terminate_agent."""
+
+    def _add(self, ask: Ask) -> None:
+        raise NotInCallback("an agent's hands do not work in handle_stream_event and terminate_agent")
+
+
+def closed(request: Request | None) -> Context:
+    """A context that knows the request but asks for nothing."""
+    return _Closed(now=float, token=str, request=request)
+
+
+current_context: ContextVar[Context | None] = ContextVar("agentmesh_context", default=None)
+
+
+def current() -> Context:
+    """The context of the callback that runs now.
+
+    Raises:
+        NotInCallback: none does.
+    """
+    context = current_context.get()
+    if context is None:
+        raise NotInCallback("an agent's hands and facts exist only inside its callbacks")
+    return context
+
+
+def _json(value: Any) -> Any:
+    """`value` as plain JSON data, detached from what the agent may still change.
+
+    Raises:
+        BadRequest: it cannot be encoded.
+    """
+    try:
+        return msgspec.json.decode(msgspec.json.encode(value))
+    except (TypeError, msgspec.MsgspecError, OverflowError, RecursionError) as error:
+        raise BadRequest(f"this value cannot be sent: {error}") from None

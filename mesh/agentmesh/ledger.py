@@ -1,0 +1,166 @@
+"""Folding records into a ledger, and writing the difference of two ledgers as a change. Pure.
+
+The one law (tests/mesh/test_ledger.py): `patch(old, diff(old, new)) == new`, so a restart that folds the journal sees
+exactly what the owner saw when it committed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from msgspec import UNSET, structs
+
+from agentmesh.records import (
+    Awaited,
+    CancelTimer,
+    Change,
+    Effect,
+    Ledger,
+    Open,
+    Record,
+    SendMail,
+    SetTimer,
+    TimerEntry,
+    TurnInfo,
+)
+
+MAPS = ("positions", "taken", "origins", "deferred", "attempts", "takeovers", "timers", "awaiting", "seen")
+SCALARS = tuple(f for f in Change.__struct_fields__ if f not in MAPS)
+HISTORY = 32
+"""Turns that a snapshot remembers for `mesh history`."""
+HISTORY_TEXT = 1000
+"""Characters of a prompt or an answer that the history keeps."""
+
+
+def diff(old: Ledger, new: Ledger) -> Change:
+    """The change that turns `old` into `new` (effects apart: a record names those itself)."""
+    changed: dict[str, Any] = {}
+    for field in SCALARS:
+        value = getattr(new, field)
+        if value is not getattr(old, field):
+            changed[field] = value
+    for field in MAPS:
+        before, after = getattr(old, field), getattr(new, field)
+        if before is not after:
+            delta: dict[str, Any] = {key: value for key, value in after.items() if before.get(key) != value}
+            delta.update((key, None) for key in before if key not in after)
+            if delta:
+                changed[field] = delta
+    return Change(**changed)
+
+
+def patch(ledger: Ledger, change: Change) -> Ledger:
+    """`ledger` with `change` applied."""
+    fields: dict[str, Any] = {}
+    for field in SCALARS:
+        value = getattr(change, field)
+        if value is not UNSET:
+            fields[field] = value
+    for field in MAPS:
+        delta = getattr(change, field)
+        if delta is not UNSET:
+            merged = {**getattr(ledger, field), **delta}
+            fields[field] = {key: value for key, value in merged.items() if value is not None}
+    return structs.replace(ledger, **fields) if fields else ledger
+
+
+def origin_of(epoch: int, seq: int, index: int) -> str:
+    """The origin of a record's effect: never reused, growing, also from one life of a name to the next."""
+    return f"{epoch}.{seq}.{index}"
+
+
+def origin_key(origin: str) -> tuple[int, ...]:
+    """An origin as something that compares in the order in which origins were made. A malformed one sorts lowest."""
+    try:
+        return tuple(int(part) for part in origin.split("."))
+    except ValueError:
+        return (-1,)
+
+
+def settle(ledger: Ledger, effects: tuple[Effect, ...], done: tuple[str, ...], *, seq: int, nonce: str, at: float) -> Ledger:
+    """`ledger` after the record at `seq` is committed: its effects are open, those it names done are closed.
+
+    What needs an effect's origin is filed here, because an origin exists only once the record has a sequence: timers that
+    are set, and tagged requests that await their answer.
+    """
+    if not effects and not done:
+        return ledger
+    open_ = {k: v for k, v in ledger.effects.items() if k not in done} if done else dict(ledger.effects)
+    timers, awaiting = ledger.timers, ledger.awaiting
+    for index, effect in enumerate(effects):
+        origin = origin_of(ledger.epoch, seq, index)
+        open_[origin] = Open(effect, nonce, at)
+        if isinstance(effect, SetTimer):
+            timers = {**timers, effect.id: TimerEntry(origin, effect.due, effect.every, effect.event)}
+        elif isinstance(effect, CancelTimer):
+            timers = {k: v for k, v in timers.items() if k != effect.id}
+        elif isinstance(effect, SendMail) and effect.tag is not None and effect.outcome is None:
+            awaiting = {**awaiting, origin: Awaited(effect.to, effect.tag)}
+    return structs.replace(ledger, effects=open_, timers=timers, awaiting=awaiting)
+
+
+def remember(ledger: Ledger, turn: TurnInfo | None) -> Ledger:
+    """`ledger` with `turn` at the end of its short history."""
+    if turn is None:
+        return ledger
+    return structs.replace(ledger, history=(*ledger.history, turn)[-HISTORY:])
+
+
+def apply(ledger: Ledger | None, record: Record, seq: int) -> Ledger:
+    """The ledger after `record`, which stands at sequence `seq` of the journal stream."""
+    if record.snapshot is not None:
+        base = record.snapshot
+    elif ledger is not None:
+        base = ledger
+    else:
+        base = Ledger(incarnation=record.incarnation)
+    base = structs.replace(
+        patch(base, record.change),
+        incarnation=record.incarnation,
+        epoch=record.epoch,
+        generation=record.generation,
+        node=record.node,
+        boot=record.boot,
+    )
+    base = remember(base, record.turn)
+    return settle(base, record.effects, record.done, seq=seq, nonce=record.id, at=record.at)
+
+
+def fold(records: Iterable[tuple[int, Record]]) -> tuple[Ledger | None, int]:
+    """The ledger that `records` (sequence, record; oldest first) build up, and the newest sequence (0 for none)."""
+    ledger: Ledger | None = None
+    last = 0
+    for seq, record in records:
+        ledger = apply(ledger, record, seq)
+        last = seq
+    return ledger, last
+
+
+def consume(ledger: Ledger, lane: str, seq: int, first: int | None) -> Ledger:
+    """`ledger` with message `seq` of `lane` taken; `first` is the oldest of that lane that still waits, or None.
+
+    A position means "everything up to here": a message taken ahead of an older one waits in `taken` until the older one goes.
+    """
+    beyond = ledger.taken.get(lane, ())
+    if first is not None and first < seq:
+        return structs.replace(ledger, taken=_with(ledger.taken, lane, tuple(sorted((*beyond, seq)))))
+    # The common case: the oldest goes first.
+    position = max((seq, ledger.positions.get(lane, 0), *(s for s in beyond if first is None or s < first)))
+    positions = {**ledger.positions, lane: position}
+    if not beyond:
+        return structs.replace(ledger, positions=positions)
+    rest = tuple(s for s in beyond if s > position)
+    return structs.replace(ledger, positions=positions, taken=_with(ledger.taken, lane, rest))
+
+
+def is_taken(ledger: Ledger, lane: str, seq: int) -> bool:
+    """Whether message `seq` of `lane` was consumed."""
+    return seq <= ledger.positions.get(lane, 0) or seq in ledger.taken.get(lane, ())
+
+
+def _with(taken: dict[str, tuple[int, ...]], lane: str, seqs: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    out = {k: v for k, v in taken.items() if k != lane}
+    if seqs:
+        out[lane] = seqs
+    return out

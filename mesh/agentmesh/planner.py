@@ -1,0 +1,354 @@
+"""Which node runs which agent: the placement rules of design 5, as one function of values.
+
+    specs + live nodes + placements  ->  plan()  ->  Place, Remove, Wait
+
+    an agent's spec is       it gets
+    wanted, running, failed  one owner on a node that serves its kind, has its labels and has room
+    stopping                 one owner on any live node: ending a life needs none of the agent's code
+    stopped, or absent       no owner
+
+Of several placements of one agent the highest revision counts and the others go. A placement of another incarnation counts
+for nothing. What stands well stays: an agent leaves a live node only when that drains, or no longer fits. New placements go to
+the fitting node with the fewest agents, so equal nodes fill evenly. Performing a plan and planning again yields no `Place` and
+no `Remove`.
+
+No clock, no randomness, no I/O: whether a node is alive is decided elsewhere and comes in as data.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter
+from collections.abc import Iterable, Mapping, Set
+from typing import Literal
+
+import msgspec
+
+from agentmesh.wire import NodeLease, Spec
+
+
+class Placed(msgspec.Struct, frozen=True, gc=False):
+    """One placement as the registry has it: which life of the agent, and the key's revision (the generation)."""
+
+    incarnation: str
+    revision: int
+
+
+class World(msgspec.Struct, frozen=True):
+    """All that a plan depends on. The mappings are read, never kept or changed."""
+
+    specs: Mapping[str, Spec]
+    """Agent -> what should run."""
+    nodes: Mapping[str, NodeLease]
+    """Node -> its lease; nodes that are alive only."""
+    placements: Mapping[str, Mapping[str, Placed]]
+    """Agent -> node -> placement."""
+    loads: Mapping[str, int]
+    """Node -> number of its placements. Must agree with `placements`."""
+    held: Set[str] = frozenset()
+    """Nodes in doubt: their agents stay where they are, and they get no new ones."""
+
+    @staticmethod
+    def of(
+        specs: Mapping[str, Spec],
+        nodes: Mapping[str, NodeLease],
+        placements: Mapping[tuple[str, str], Placed],
+        held: Set[str] = frozenset(),
+    ) -> World:
+        """A world from flat values; `placements` maps `(node, agent)`."""
+        by_agent: dict[str, dict[str, Placed]] = {}
+        for (node, agent), placed in placements.items():
+            by_agent.setdefault(agent, {})[node] = placed
+        return World(specs, nodes, by_agent, Counter(node for node, _ in placements), held)
+
+
+class Place(msgspec.Struct, frozen=True):
+    """Make `node` the owner of this life of `agent`.
+
+    `revision` is that of the key to replace, or 0 to create it: the new placement must be newer than all others of the agent.
+    `previous` names the node that the agent is taken from, if its placement stood until now.
+    """
+
+    agent: str
+    node: str
+    incarnation: str
+    revision: int
+    previous: str | None
+    reason: str
+
+
+class Remove(msgspec.Struct, frozen=True):
+    """Delete a placement, if it still has `revision`. A `Place` of the same agent comes first: no moment without an owner."""
+
+    agent: str
+    node: str
+    revision: int
+    reason: str
+
+
+class Wait(msgspec.Struct, frozen=True):
+    """No node can take `agent` now. `node` is where it stays meanwhile (one that drains), or None when nobody runs it."""
+
+    agent: str
+    node: str | None
+    reason: str
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """What to do: first every `place`, then every `remove` whose agent's `place` succeeded; `wait` is for people to see."""
+
+    place: tuple[Place, ...] = ()
+    remove: tuple[Remove, ...] = ()
+    wait: tuple[Wait, ...] = ()
+
+
+def plan(world: World, agents: Iterable[str] | None = None) -> Plan:
+    """The actions that bring `world` to its specs.
+
+    Args:
+        world: what is known.
+        agents: the agents to look at; None is all of them. A caller that knows what has changed pays for that only.
+
+    The same arguments give the same plan, whatever the order of the mappings.
+    """
+    run = _Run(world)
+    names = sorted(world.specs.keys() | world.placements.keys() if agents is None else set(agents))
+    # Two passes: every place that is given up must be free before the first is taken, or a full node would look full twice.
+    homeless = [vacancy for name in names if (vacancy := run.settle(name)) is not None]
+    for vacancy in homeless:
+        run.house(vacancy)
+    return Plan(tuple(run.place), tuple(run.remove), tuple(run.wait))
+
+
+def explain(world: World, agent: str) -> str:
+    """One sentence for people: where `agent` runs and why, or why it does not."""
+    spec = world.specs.get(agent)
+    if spec is None:
+        return f"no agent is called {agent}"
+    if spec.status == "stopped":
+        return f"{agent} is stopped"
+    found = plan(world, [agent])
+    if found.place:
+        action = found.place[0]
+        return f"{agent} is about to be placed on {action.node}: {action.reason}"
+    if found.wait:
+        wait = found.wait[0]
+        return f"{agent} {f'stays on {wait.node}' if wait.node else 'waits'}: {wait.reason}{_details(world, spec)}"
+    node, placed = _newest(world.placements[agent], spec.incarnation)
+    doubt = ", which has not been heard of just now" if node in world.held else ""
+    return f"{agent} is {spec.status} on {node}{doubt} (generation {placed.revision})"
+
+
+# --- one run ------------------------------------------------------------------------------------------------------
+type _Needs = tuple[str, tuple[tuple[str, str], ...]] | None
+"""Kind and labels, as a key: agents with equal needs share one search. None: any node will do, a life has only to be ended."""
+
+
+class _Vacancy(msgspec.Struct, frozen=True):
+    """An agent that needs a node. `stands` is its counting placement, if it has one; `held` are all its placements."""
+
+    agent: str
+    spec: Spec
+    held: Mapping[str, Placed]
+    stands: str | None
+    evict: bool
+    """Whether it must leave `stands` even if no other node is found."""
+    why: str
+
+
+class _Run:
+    """The working state of one plan."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.loads = dict(world.loads)
+        self.place: list[Place] = []
+        self.remove: list[Remove] = []
+        self.wait: list[Wait] = []
+        self._fitting: dict[_Needs, frozenset[str]] = {}
+        self._pools: dict[_Needs, list[tuple[int, str]]] = {}
+        self._reasons: dict[_Needs, str] = {}
+
+    # --- first pass -----------------------------------------------------------------------------------------------
+    def settle(self, agent: str) -> _Vacancy | None:
+        """Give up what must go; return the agent if it needs a node."""
+        world = self.world
+        held = world.placements.get(agent, {})
+        spec = world.specs.get(agent)
+        if spec is None or spec.status == "stopped":
+            self._release(held)
+            self._drop(agent, held, "the agent is stopped" if spec is not None else "there is no such agent")
+            return None
+        node, placed = _newest(held, spec.incarnation)
+        if placed.revision == 0:
+            self._release(held)
+            why = "it is stopping and has no owner" if spec.status == "stopping" else "it has no owner"
+            return _Vacancy(agent, spec, held, None, False, why)
+        problem = self._problem(node, spec)
+        if problem is None:
+            if len(held) > 1:
+                others = _without(held, node)
+                self._release(others)
+                self._drop(agent, others, f"the newer placement on {node} counts", spec.incarnation)
+            return None
+        self._release(held)
+        evict = node in world.nodes and not self._fits(node, spec)
+        return _Vacancy(agent, spec, held, node, evict, problem)
+
+    def _problem(self, node: str, spec: Spec) -> str | None:
+        """Why an agent may not stay on `node`, or None."""
+        if node in self.world.held:
+            return None
+        lease = self.world.nodes.get(node)
+        if lease is None:
+            return f"node {node} is gone"
+        if not self._fits(node, spec):
+            return f"node {node} no longer has its kind or labels"
+        return f"node {node} is draining" if lease.draining else None
+
+    def _fits(self, node: str, spec: Spec) -> bool:
+        """Whether a live node may run `spec`, room apart."""
+        return spec.status == "stopping" or node in self._nodes_for(_needs(spec))
+
+    def _drop(self, agent: str, placements: Mapping[str, Placed], reason: str, incarnation: str | None = None) -> None:
+        """Remove `placements`; `reason` is for those of the life `incarnation` (None: of any)."""
+        for node in sorted(placements):
+            placed = placements[node]
+            foreign = incarnation is not None and placed.incarnation != incarnation
+            self.remove.append(
+                Remove(agent, node, placed.revision, "it belongs to another life of the agent" if foreign else reason)
+            )
+
+    def _release(self, placements: Iterable[str]) -> None:
+        for node in placements:
+            self.loads[node] -= 1
+
+    # --- second pass ----------------------------------------------------------------------------------------------
+    def house(self, vacancy: _Vacancy) -> None:
+        """Find a node, or say why there is none."""
+        agent, spec = vacancy.agent, vacancy.spec
+        needs = _needs(spec)
+        node = self._take(needs)
+        if node is None and spec.status == "stopping":
+            # Any node will do; its bound is for agents that run.
+            node = self._take(None)
+        if node is None:
+            self._leave(vacancy)
+            return
+        old = vacancy.held.get(node)
+        reason = f"{vacancy.why}; {node} fits and has the fewest agents ({self.loads[node] - 1})"
+        self.place.append(Place(agent, node, spec.incarnation, old.revision if old else 0, vacancy.stands, reason))
+        self._drop(agent, _without(vacancy.held, node), f"{vacancy.why}; it is on {node} now", spec.incarnation)
+
+    def _leave(self, vacancy: _Vacancy) -> None:
+        """Nobody can take it: it stays where it is.
+
+        A node that drains still runs it, and one that is gone finds it again when it comes back before any other.
+        """
+        agent, spec = vacancy.agent, vacancy.spec
+        stays = None if vacancy.evict else vacancy.stands
+        if stays is not None:
+            self.loads[stays] += 1
+        reason = vacancy.why if stays is None else f"the newer placement on {stays} counts"
+        self._drop(agent, _without(vacancy.held, stays), reason, spec.incarnation)
+        needs = None if spec.status == "stopping" else _needs(spec)
+        self.wait.append(Wait(agent, stays if stays in self.world.nodes else None, self._reason(needs)))
+
+    def _take(self, needs: _Needs) -> str | None:
+        """The least loaded open node for `needs`, counted as taken."""
+        pool = self._pools.get(needs)
+        if pool is None:
+            pool = self._pools[needs] = [(self.loads.get(n, 0), n) for n in self._nodes_for(needs) if self._is_open(n)]
+            heapq.heapify(pool)
+        while pool:
+            seen, node = pool[0]
+            load = self.loads.get(node, 0)
+            capacity = self.world.nodes[node].capacity
+            if capacity and load >= capacity and needs is not None:
+                heapq.heappop(pool)  # loads only grow in this pass: full stays full
+            elif seen != load:
+                heapq.heapreplace(pool, (load, node))  # filled through another pool
+            else:
+                self.loads[node] = load + 1
+                heapq.heapreplace(pool, (load + 1, node))
+                return node
+        return None
+
+    def _is_open(self, node: str) -> bool:
+        lease = self.world.nodes[node]
+        return not (lease.draining or lease.cordoned or node in self.world.held)
+
+    def _nodes_for(self, needs: _Needs) -> frozenset[str]:
+        found = self._fitting.get(needs)
+        if found is None:
+            found = frozenset(node for node, lease in self.world.nodes.items() if _misfit(needs, lease) is None)
+            self._fitting[needs] = found
+        return found
+
+    def _reason(self, needs: _Needs) -> str:
+        """Why nothing takes `needs`. It names no numbers and no nodes: it is stored in specs, and must not change for nothing."""
+        found = self._reasons.get(needs)
+        if found is None:
+            found = self._reasons[needs] = self._find_reason(needs)
+        return found
+
+    def _find_reason(self, needs: _Needs) -> str:
+        nodes = self.world.nodes
+        if not nodes:
+            return "no node is live"
+        fitting = self._nodes_for(needs)
+        if fitting or needs is None:
+            is_open = any(self._is_open(node) for node in fitting)
+            return "no node that fits has room" if is_open else "every node that fits is draining, cordoned or in doubt"
+        kind, labels = needs
+        if not any(kind in lease.kinds for lease in nodes.values()):
+            return f"no live node serves kind {kind}"
+        wanted = ", ".join(f"{key}={value}" for key, value in labels)
+        return f"no live node that serves kind {kind} has the labels {wanted}"
+
+
+# --- values -------------------------------------------------------------------------------------------------------
+_NONE = Placed("", 0)
+
+
+def _newest(held: Mapping[str, Placed], incarnation: str) -> tuple[str, Placed]:
+    """The placement of this life with the highest revision; `("", revision 0)` when there is none."""
+    best, newest = "", _NONE
+    for node, placed in held.items():
+        if placed.incarnation == incarnation and placed.revision > newest.revision:
+            best, newest = node, placed
+    return best, newest
+
+
+def _without(held: Mapping[str, Placed], node: str | None) -> dict[str, Placed]:
+    return {other: placed for other, placed in held.items() if other != node}
+
+
+def _needs(spec: Spec) -> _Needs:
+    """What a node must offer to run `spec`."""
+    return (spec.kind, tuple(sorted(spec.labels.items())) if spec.labels else ())
+
+
+def _misfit(needs: _Needs, lease: NodeLease) -> Literal["kind", "labels"] | None:
+    """What a node lacks for `needs`, room apart."""
+    if needs is None:
+        return None
+    kind, labels = needs
+    if kind not in lease.kinds:
+        return "kind"
+    return None if all(lease.labels.get(key) == value for key, value in labels) else "labels"
+
+
+def _details(world: World, spec: Spec) -> str:
+    """Node by node, why it does not take `spec`."""
+    lines = []
+    for node in sorted(world.nodes):
+        lease, lacks = world.nodes[node], _misfit(_needs(spec), world.nodes[node])
+        states = (
+            "draining" if lease.draining else "",
+            "cordoned" if lease.cordoned else "",
+            "in doubt" if node in world.held else "",
+        )
+        full = "full" if lease.capacity and world.loads.get(node, 0) >= lease.capacity else ""
+        lines.append(f"{node}: {', '.join(filter(None, (lacks and f'other {lacks}', *states, full)))}")
+    return f" ({'; '.join(lines)})" if lines else ""

@@ -1,0 +1,339 @@
+"""The journal's records: the only truth about an agent (design 3).
+
+A record is a change to the ledger, the effects that it calls into being, and the origins of effects now known to be done.
+JSON, one tagged union; `v` on every record; readers accept all versions, writers write the newest. Golden bytes of each
+version stay in tests/compat for ever.
+
+Version ledger:
+    1  first
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+from msgspec import UNSET, Raw, UnsetType
+
+from agentmesh.wire import Attachment, ErrorBody, Outcome, PromptBody, Restart
+
+RECORD_VERSION = 1
+NOTHING = Raw(b"")
+"""No value (a `Raw` cannot stand in a union with null)."""
+
+
+# --- effects ------------------------------------------------------------------------------------------------------
+class Resolve(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="resolve", tag_field="t"):
+    """Store a request's outcome, and tell the caller who waits on a subject."""
+
+    outcome: Outcome
+    reply_to: str | None = None
+    stream_to: str | None = None
+
+
+class SendMail(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="mail", tag_field="t"):
+    """Mail to another agent: a prompt, an event, or the outcome of its request."""
+
+    to: str
+    lane: Literal["peer-inbox", "peer-notify", "peer-answer"]
+    prompt: PromptBody | None = None
+    event: Any = None
+    outcome: Outcome | None = None
+    tag: str | None = None
+    life: str | None = None
+    """The incarnation that is meant; None: the one that the registry shows when it is sent."""
+    path: tuple[str, ...] = ()
+    trace: dict[str, str] = {}
+
+
+class StartAgent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="start", tag_field="t"):
+    """Create an agent's spec."""
+
+    name: str
+    kind: str
+    backend: str | None = None
+    options: dict[str, Any] = {}
+    labels: dict[str, str] = {}
+    restart: Restart | None = None
+    watchdog_s: float | None = None
+    use: bool = False
+    """A name that is taken already is as good."""
+    link: bool = False
+
+
+class StopAgent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="stop", tag_field="t"):
+    """Ask for an agent's end."""
+
+    name: str
+
+
+class SetTimer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="set_timer", tag_field="t"):
+    """Have `event` back at `due` (seconds since the epoch), then each `every` seconds."""
+
+    id: str
+    due: float
+    every: float | None = None
+    event: Any = None
+
+
+class CancelTimer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="cancel_timer", tag_field="t"):
+    """Remove a timer older than this effect."""
+
+    id: str
+
+
+class Bury(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="bury", tag_field="t"):
+    """Put an input among the dead letters. The body itself is read from its lane, by sequence, when this is done."""
+
+    lane: str
+    seq: int
+    reason: ErrorBody
+    text: str | None = None
+
+
+type Effect = Resolve | SendMail | StartAgent | StopAgent | SetTimer | CancelTimer | Bury
+
+
+def target_of(effect: Effect) -> str:
+    """What `effect` acts on. Effects of one target go strictly in order; targets do not wait for each other."""
+    match effect:
+        case SendMail():
+            return "agent:" + effect.to
+        case StartAgent() | StopAgent():
+            return "agent:" + effect.name
+        case Resolve():
+            return "result:" + effect.outcome.ref
+        case SetTimer() | CancelTimer():
+            return "timer:" + effect.id
+        case Bury():
+            return "dead"
+
+
+class Open(msgspec.Struct, frozen=True, omit_defaults=True):
+    """An effect that the server has not acknowledged, as far as the journal knows.
+
+    `nonce` is the id of the record that called for it: random, so that a stranger cannot guess the `Nats-Msg-Id`
+    that is made of it.
+    """
+
+    effect: Effect
+    nonce: str
+    at: float
+
+
+# --- parts of the ledger --------------------------------------------------------------------------------------------
+class Caller(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Whom a request's outcome goes to."""
+
+    ref: str
+    reply_to: str | None = None
+    stream_to: str | None = None
+    sender: str | None = None
+    life: str | None = None
+    tag: str | None = None
+    deadline: float | None = None
+    trace: dict[str, str] = {}
+
+
+class Queued(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A prompt that is not mail: self-chained, born of an event, or a request being retried.
+
+    `place` orders it among the mail: behind every message whose sequence is not above it.
+    """
+
+    ref: str
+    text: str
+    place: int = 0
+    label: str | None = None
+    caller: Caller | None = None
+    metadata: dict[str, Any] = {}
+    attachments: tuple[Attachment, ...] = ()
+    path: tuple[str, ...] = ()
+    trace: dict[str, str] = {}
+    attempt: int = 1
+
+
+class Deferred(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A request kept open beyond its turn."""
+
+    caller: Caller
+    turn: int
+    exclusive: bool = False
+
+
+class Notice(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """An event that is not mail: an effect that could not be done."""
+
+    effect: dict[str, Any]
+    error: ErrorBody
+
+
+class TimerEntry(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A timer that is set. Only a tick that bears this origin is delivered."""
+
+    origin: str
+    due: float
+    every: float | None = None
+    event: Any = None
+
+
+class Awaited(msgspec.Struct, frozen=True):
+    """A tagged request whose answer has not come yet."""
+
+    agent: str
+    tag: str
+
+
+class TurnInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What `mesh history` shows of a turn."""
+
+    number: int
+    ref: str
+    started: float
+    ended: float
+    node: str
+    generation: int
+    sender: str | None = None
+    label: str | None = None
+    prompt: str = ""
+    answer: str | None = None
+    error: ErrorBody | None = None
+    usage: dict[str, Any] | None = None
+    takeovers: int = 0
+
+
+type LifePhase = Literal["new", "init", "ready", "stopped", "over"]
+
+
+class Ledger(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The state that an agent's records build up.
+
+    `new`: activated, not initialised; `init`: initialised, `pre_run` still to run; `ready`; `stopped`: its end is being
+    finished; `over`: a tombstone.
+    """
+
+    incarnation: str
+    epoch: int = 1
+    generation: int = 0
+    node: str = ""
+    boot: str = ""
+
+    phase: LifePhase = "new"
+    state: Raw = NOTHING
+    state_version: int = 1
+    halted: bool = False
+    failed: ErrorBody | None = None
+    backend_options: dict[str, Any] = {}
+    session: Raw = NOTHING
+    turn: int = 0
+    minted: int = 0
+    """Refs given to prompts that are not mail."""
+    usage: dict[str, Any] = {}
+    restarts: tuple[float, ...] = ()
+    """When the agent's own code crashed, within the restart window."""
+    next: Queued | None = None
+    queue: tuple[Queued, ...] = ()
+    notices: tuple[Notice, ...] = ()
+    trying: str | None = None
+    """The input that an owner's record names as being tried again after the death of a node."""
+
+    positions: dict[str, int] = {}
+    """Per lane: everything up to this sequence is consumed."""
+    taken: dict[str, tuple[int, ...]] = {}
+    """Per lane: sequences beyond the position that are consumed out of order."""
+    origins: dict[str, str] = {}
+    """Per `<sender>/<lane>`: the newest origin consumed."""
+    deferred: dict[str, Deferred] = {}
+    attempts: dict[str, int] = {}
+    takeovers: dict[str, int] = {}
+    timers: dict[str, TimerEntry] = {}
+    awaiting: dict[str, Awaited] = {}
+    seen: dict[str, str] = {}
+    """Digest of `Nats-Msg-Id` -> ref, for mail purged while the server may still be asked to drop its repetition."""
+    effects: dict[str, Open] = {}
+    history: tuple[TurnInfo, ...] = ()
+
+
+class Change(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A change to a ledger: fields left out are unchanged; in the maps, null removes a key."""
+
+    phase: LifePhase | UnsetType = UNSET
+    state: Raw | UnsetType = UNSET
+    state_version: int | UnsetType = UNSET
+    halted: bool | UnsetType = UNSET
+    failed: ErrorBody | UnsetType | None = UNSET
+    backend_options: dict[str, Any] | UnsetType = UNSET
+    session: Raw | UnsetType = UNSET
+    turn: int | UnsetType = UNSET
+    minted: int | UnsetType = UNSET
+    usage: dict[str, Any] | UnsetType = UNSET
+    restarts: tuple[float, ...] | UnsetType = UNSET
+    next: Queued | UnsetType | None = UNSET
+    queue: tuple[Queued, ...] | UnsetType = UNSET
+    notices: tuple[Notice, ...] | UnsetType = UNSET
+    trying: str | UnsetType | None = UNSET
+
+    positions: dict[str, int | None] | UnsetType = UNSET
+    taken: dict[str, tuple[int, ...] | None] | UnsetType = UNSET
+    origins: dict[str, str | None] | UnsetType = UNSET
+    deferred: dict[str, Deferred | None] | UnsetType = UNSET
+    attempts: dict[str, int | None] | UnsetType = UNSET
+    takeovers: dict[str, int | None] | UnsetType = UNSET
+    timers: dict[str, TimerEntry | None] | UnsetType = UNSET
+    awaiting: dict[str, Awaited | None] | UnsetType = UNSET
+    seen: dict[str, str | None] | UnsetType = UNSET
+
+
+type RecordKind = Literal[
+    "activated", "init", "ready", "turn", "event", "control", "refused", "step", "crashed", "gave_up",
+    "rest", "stopped", "swept", "tombstone",
+]  # fmt: skip
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One record. `id` is random: it answers "is the newest record mine?".
+
+    With `snapshot`, the record is the whole ledger (before its own effects and change count) and was written with
+    `Nats-Rollup: sub`, which drops the older ones atomically.
+    """
+
+    kind: RecordKind
+    id: str
+    at: float
+    incarnation: str
+    epoch: int
+    generation: int
+    node: str
+    boot: str
+    change: Change = Change()
+    effects: tuple[Effect, ...] = ()
+    done: tuple[str, ...] = ()
+    turn: TurnInfo | None = None
+    snapshot: Ledger | None = None
+    trace: dict[str, str] = {}
+    step: Any = None
+    v: int = RECORD_VERSION
+
+
+_encoder = msgspec.json.Encoder()
+_decoder = msgspec.json.Decoder(Record)
+
+
+def encode_record(record: Record) -> bytes:
+    """JSON of a record, with `v` written out."""
+    return b'{"v":%d,' % RECORD_VERSION + _encoder.encode(record)[1:]
+
+
+def decode_record(body: bytes) -> Record:
+    """The record in `body`.
+
+    Raises:
+        msgspec.DecodeError: it is none.
+        ValueError: a newer version wrote it.
+    """
+    record = _decoder.decode(body)
+    if record.v > RECORD_VERSION:
+        raise ValueError(
+            f"the journal holds a record of version {record.v}; this program reads up to {RECORD_VERSION}: upgrade it"
+        )
+    return record

@@ -1,0 +1,110 @@
+"""Every OpenTelemetry name that the mesh uses, in one place.
+
+The GenAI and messaging conventions are in development and still rename things; code elsewhere says `semconv.AGENT_NAME`, so
+that following them is a change to this file. Sources: semantic-conventions-genai (spans of agents, models and tools) and the
+messaging conventions, v1.44, with the custom system `nats`.
+"""
+
+from __future__ import annotations
+
+SCOPE = "agentmesh"
+"""Instrumentation scope of all tracers and meters."""
+
+# --- span names ---------------------------------------------------------------------------------------------------
+# A destination in a span name is a template: real subjects bear agent names and would make each a name of its own.
+INBOX = "inbox"
+NOTIFY = "notify"
+
+
+def invoke_agent(agent: str) -> str:
+    """A turn in its agent's process (INTERNAL), or a call to an agent elsewhere (CLIENT)."""
+    return f"invoke_agent {agent}"
+
+
+def send(lane: str) -> str:
+    """A message published to a lane (PRODUCER)."""
+    return f"send {destination_template(lane)}"
+
+
+def process(lane: str) -> str:
+    """A message taken from a lane and handled (CONSUMER)."""
+    return f"process {destination_template(lane)}"
+
+
+def chat(model: str) -> str:
+    """A call to a model (CLIENT)."""
+    return f"chat {model}"
+
+
+def execute_tool(tool: str) -> str:
+    """A tool run for a model (INTERNAL)."""
+    return f"execute_tool {tool}"
+
+
+def destination_template(lane: str, root: str = "mesh") -> str:
+    """Value of `MESSAGING_TEMPLATE` for a lane."""
+    return f"{root}.{lane}.{{agent}}"
+
+
+# --- GenAI --------------------------------------------------------------------------------------------------------
+OPERATION = "gen_ai.operation.name"
+OPERATION_INVOKE_AGENT = "invoke_agent"
+OPERATION_CHAT = "chat"
+OPERATION_EXECUTE_TOOL = "execute_tool"
+AGENT_NAME = "gen_ai.agent.name"
+"""The agent whose turn it is; on a CLIENT span the one that is called."""
+CONVERSATION_ID = "gen_ai.conversation.id"
+PROVIDER = "gen_ai.provider.name"
+REQUEST_MODEL = "gen_ai.request.model"
+RESPONSE_MODEL = "gen_ai.response.model"
+INPUT_TOKENS = "gen_ai.usage.input_tokens"
+"""All input tokens, the cached ones included."""
+OUTPUT_TOKENS = "gen_ai.usage.output_tokens"
+CACHE_READ_TOKENS = "gen_ai.usage.cache_read.input_tokens"
+CACHE_WRITE_TOKENS = "gen_ai.usage.cache_write.input_tokens"
+TOOL_NAME = "gen_ai.tool.name"
+TOOL_CALL_ID = "gen_ai.tool.call.id"
+CALLER_TYPE = "gen_ai.caller.type"
+CALLER_NAME = "gen_ai.caller.name"
+INPUT_MESSAGES = "gen_ai.input.messages"
+"""Content: only where the operator asks for it."""
+OUTPUT_MESSAGES = "gen_ai.output.messages"
+"""Content: only where the operator asks for it."""
+ERROR_TYPE = "error.type"
+"""The mesh's error code."""
+
+# --- messaging ----------------------------------------------------------------------------------------------------
+MESSAGING_SYSTEM = "messaging.system"
+SYSTEM_NATS = "nats"
+MESSAGING_OPERATION = "messaging.operation.name"
+MESSAGING_OPERATION_TYPE = "messaging.operation.type"
+OPERATION_SEND = "send"
+OPERATION_PROCESS = "process"
+MESSAGING_DESTINATION = "messaging.destination.name"
+"""The full subject."""
+MESSAGING_TEMPLATE = "messaging.destination.template"
+MESSAGING_MESSAGE_ID = "messaging.message.id"
+"""The de-duplication id."""
+MESSAGING_CONVERSATION_ID = "messaging.message.conversation_id"
+
+# --- the mesh's own -----------------------------------------------------------------------------------------------
+REF = "mesh.ref"
+TURN = "mesh.turn"
+GENERATION = "mesh.generation"
+"""The owner's generation: it grows when the agent is taken over."""
+NODE = "mesh.node"
+ATTEMPT = "mesh.attempt"
+"""Which try of its input the turn is, from 1."""
+TAKEOVER = "mesh.takeover"
+"""True on a turn that runs again because its former owner is gone."""
+
+# --- resources ----------------------------------------------------------------------------------------------------
+SERVICE_NAME = "service.name"
+SERVICE_NAMESPACE = "service.namespace"
+SERVICE_INSTANCE_ID = "service.instance.id"
+SERVICE_VERSION = "service.version"
+
+
+def service_name(role: str) -> str:
+    """`service.name` of a process that plays `role`: `node`, `supervisor`, `client`."""
+    return f"mesh-{role}"

@@ -1,0 +1,239 @@
+"""Requests from outside the turn: interrupt, resume, cancel, timers; effects that are given up; deadlines that pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from msgspec import structs
+
+from agentmesh.ledger import is_taken
+from agentmesh.records import CancelTimer, Effect, Notice, Queued, SendMail, StartAgent, StopAgent, target_of
+from agentmesh.subjects import LANES
+from agentmesh.turn.draft import Out, answer_later, caller_of, commit, commit_side, consume, depth, end_request
+from agentmesh.turn.life import boot, finish
+from agentmesh.turn.turns import go_on, kill
+from agentmesh.turn.values import (
+    Answer,
+    Arrived,
+    AskTimer,
+    Cancel,
+    Core,
+    Done,
+    DropTimer,
+    Emit,
+    GaveUp,
+    Interrupt,
+    Phase,
+    Rest,
+    Resume,
+    Tick,
+    Wake,
+)
+from agentmesh.wire import ErrorBody, Mail, format_time
+
+
+# --- mail ---------------------------------------------------------------------------------------------------------
+def on_arrived(core: Core, item: Arrived, out: Out) -> None:
+    """File new mail; an idle agent takes it up at once."""
+    known = {(m.lane, m.seq) for m in (*core.prompts, *core.events)}
+    if core.active is not None and core.active.mail is not None:
+        known.add((core.active.mail.lane, core.active.mail.seq))
+    prompts: list[Mail] = []
+    idle = core.phase is Phase.IDLE and core.inflight is None
+    for mail in item.mail:
+        if (mail.lane, mail.seq) in known or is_taken(core.work, mail.lane, mail.seq):
+            continue
+        known.add((mail.lane, mail.seq))
+        lane = LANES[mail.lane]
+        if lane.stream == "mail":
+            core.high = max(core.high, mail.seq)
+        if lane.kind == "prompt":
+            prompts.append(mail)
+            if mail.deadline is not None:
+                out.append(Wake(mail.deadline))
+        else:
+            core.events = (*core.events, mail)
+            out.append(Emit("event_received", {"lane": mail.lane, "seq": mail.seq, "sender": mail.sender, "event": mail.event}))
+    if prompts:
+        in_order = not core.prompts or core.prompts[-1].seq < prompts[0].seq
+        merged = (*core.prompts, *prompts)
+        core.prompts = merged if in_order else tuple(sorted(merged, key=lambda m: m.seq))
+        if not idle or core.work.halted or depth(core) > 1:
+            out.append(Emit("mailbox_queued", {"depth": depth(core)}))
+    if idle:
+        go_on(core, out)
+
+
+# --- interrupt, resume, cancel --------------------------------------------------------------------------------------
+def on_interrupt(core: Core, item: Interrupt, out: Out) -> None:
+    active = core.active
+    hit = active is not None and item.ref in (None, active.ref)
+    if item.token:
+        # Interrupting an idle agent does nothing, and is fine.
+        out.append(Answer(item.token, {"interrupted": hit or item.ref is None}))
+    if hit:
+        kill(core, ErrorBody(code="interrupted", message="the turn was interrupted"), out)
+
+
+def on_interrupt_elsewhere(core: Core, item: Interrupt, out: Out) -> None:
+    if item.token:
+        out.append(Answer(item.token, {"interrupted": item.ref is None}))
+
+
+def on_resume(core: Core, item: Resume, out: Out) -> None:
+    """Clear `halted` and run what waits. Answered after its record; without a halt nothing changes."""
+    if not core.work.halted:
+        if item.token:
+            out.append(Answer(item.token, {"resumed": False}))
+        return
+    core.work = structs.replace(core.work, halted=False)
+    answer_later(core, item.token, {"resumed": True})
+    commit(core, "control", out)
+
+
+def on_resume_failed(core: Core, item: Resume, out: Out) -> None:
+    """Revive a failed agent."""
+    answer_later(core, item.token, {"resumed": True})
+    if core.ledger.failed is None:
+        # It failed without a record (its state could not be read): just try again.
+        out.extend(core.answers)
+        core.answers = ()
+        boot(core, out)
+        return
+    core.work = structs.replace(core.work, failed=None, restarts=())
+    commit(core, "control", out, then="boot")
+
+
+def on_resume_elsewhere(core: Core, item: Resume, out: Out) -> None:
+    if item.token:
+        out.append(Answer(item.token, {"resumed": False}))
+
+
+def on_cancel(core: Core, item: Cancel, out: Out) -> None:
+    """Remove a prompt that waits; one that runs is not touched."""
+    mail = next((m for m in core.prompts if m.ref == item.ref), None)
+    queued = next((q for q in (core.work.next, *core.work.queue) if q is not None and q.ref == item.ref), None)
+    if mail is None and queued is None:
+        if item.token:
+            out.append(Answer(item.token, {"cancelled": False}))
+        return
+    if mail is not None:
+        core.prompts = tuple(m for m in core.prompts if m is not mail)
+    answer_later(core, item.token, {"cancelled": True})
+    _change(core, lambda draft: _cancel(draft, mail, queued), out)
+
+
+def _cancel(core: Core, mail: Mail | None, queued: Queued | None) -> None:
+    error = ErrorBody(code="cancelled", message="the prompt was cancelled before its turn")
+    if mail is not None:
+        consume(core, mail)
+        end_request(core, caller_of(mail), error)
+    elif queued is not None:
+        following = None if core.work.next is queued else core.work.next
+        rest = tuple(q for q in core.work.queue if q is not queued)
+        core.work = structs.replace(core.work, next=following, queue=rest)
+        if queued.caller is not None:
+            end_request(core, queued.caller, error)
+
+
+def _change(core: Core, change: Callable[[Core], None], out: Out) -> None:
+    """Make a change now: in a record of its own, also in mid-turn."""
+    if core.phase is Phase.TURN:
+        commit_side(core, "control", change, out)
+    else:
+        change(core)
+        commit(core, "control", out, then="failed" if core.phase is Phase.FAILED else "go_on")
+
+
+# --- timers -------------------------------------------------------------------------------------------------------
+def on_ask_timer(core: Core, item: AskTimer, out: Out) -> None:
+    answer_later(core, item.token, {"set": True, "due": format_time(item.timer.due)})
+    _add_effect(core, item.timer, out)
+
+
+def on_drop_timer(core: Core, item: DropTimer, out: Out) -> None:
+    known = item.id in core.work.timers
+    if not known:
+        if item.token:
+            out.append(Answer(item.token, {"cancelled": False}))
+        return
+    answer_later(core, item.token, {"cancelled": True})
+    _add_effect(core, CancelTimer(id=item.id), out)
+
+
+def _add_effect(core: Core, effect: Effect, out: Out) -> None:
+    def change(draft: Core) -> None:
+        draft.effects = (*draft.effects, effect)
+
+    _change(core, change, out)
+
+
+# --- effects ------------------------------------------------------------------------------------------------------
+def on_done(core: Core, item: Done, out: Out) -> None:
+    """The server has these; the next record says so."""
+    core.done = (*core.done, *(o for o in item.origins if o in core.ledger.effects and o not in core.done))
+    if core.phase is Phase.STOPPED and core.inflight is None:
+        finish(core, out)
+
+
+def on_gave_up(core: Core, item: GaveUp, out: Out) -> None:
+    """An effect cannot be done: close it, and tell the agent."""
+    entry = core.ledger.effects.get(item.origin)
+    if entry is None or item.origin in core.done:
+        return
+    core.done = (*core.done, item.origin)
+    if core.phase is Phase.STOPPED:
+        finish(core, out)
+        return
+    notice = Notice(effect=describe(entry.effect), error=item.error)
+
+    def change(draft: Core) -> None:
+        awaiting = {k: v for k, v in draft.work.awaiting.items() if k != item.origin}
+        draft.work = structs.replace(draft.work, notices=(*draft.work.notices, notice), awaiting=awaiting)
+
+    if core.phase is Phase.TURN:
+        commit_side(core, "gave_up", change, out)
+    else:
+        change(core)
+        commit(core, "gave_up", out, then="failed" if core.phase is Phase.FAILED else "go_on")
+
+
+def describe(effect: Effect) -> dict[str, object]:
+    """An effect as `Undelivered.effect` shows it."""
+    match effect:
+        case SendMail():
+            body: dict[str, object] = {"kind": "tell" if effect.prompt is not None else "notify", "target": effect.to}
+            if effect.tag is not None:
+                body["tag"] = effect.tag
+            return body
+        case StartAgent():
+            return {"kind": "start_agent", "target": effect.name}
+        case StopAgent():
+            return {"kind": "stop_agent", "target": effect.name}
+        case _:
+            return {"kind": type(effect).__name__, "target": target_of(effect)}
+
+
+# --- time ---------------------------------------------------------------------------------------------------------
+def on_tick(core: Core, item: Tick, out: Out) -> None:
+    """Answer `expired` to prompts whose deadline passed while they wait."""
+    late = [m for m in core.prompts if m.deadline is not None and m.deadline < core.now]
+    if not late:
+        return
+    core.prompts = tuple(m for m in core.prompts if m not in late)
+    error = ErrorBody(code="expired", message="the deadline passed before the turn could begin")
+
+    def change(draft: Core) -> None:
+        for mail in late:
+            consume(draft, mail)
+            end_request(draft, caller_of(mail), error)
+
+    _change(core, change, out)
+
+
+def on_rest(core: Core, item: Rest, out: Out) -> None:
+    """An idle agent with no open effect and nothing queued says so before it sleeps: a new owner can leave it asleep."""
+    busy = core.work.next or core.work.queue or core.events or core.work.notices or (core.prompts and not core.work.halted)
+    if busy or core.record == "rest" or len(core.done) < len(core.ledger.effects):
+        return
+    commit(core, "rest", out)

@@ -1,0 +1,79 @@
+"""A crash of the agent's own code: nothing of the turn is kept, and the input that was handled is charged (design 4, Poison)."""
+
+from __future__ import annotations
+
+from msgspec import structs
+
+from agentmesh.turn.draft import Out, bury, commit, consume, end_request
+from agentmesh.turn.values import Call, Core, Emit, Misbehaved, Phase, Raised, Returned
+from agentmesh.wire import ErrorBody
+
+
+def drop_draft(core: Core) -> None:
+    """Forget the draft: what it had taken waits again."""
+    active = core.active
+    if active is not None and active.mail is not None:
+        core.prompts = (active.mail, *core.prompts)
+    core.work, core.effects, core.asks, core.emits = core.ledger, (), (), ()
+
+
+def begin_crash(core: Core, error: ErrorBody, out: Out) -> None:
+    """The agent's own code raised where that is a crash: nothing of the turn is kept."""
+    drop_draft(core)
+    core.reason = error
+    if "terminate_agent" in core.config.hooks:
+        core.phase = Phase.CRASHING
+        out.append(Call(hook="terminate_agent", args=(error,), state=core.ledger.state))
+    else:
+        record_crash(core, out)
+
+
+def on_crashing(core: Core, item: Returned | Misbehaved | Raised, out: Out) -> None:
+    record_crash(core, out)
+
+
+def record_crash(core: Core, out: Out) -> None:
+    """Charge the crash to the input that was handled and to the restart window."""
+    reason = core.reason
+    assert reason is not None
+    active, restart = core.active, core.config.restart
+    if active is not None:
+        attempts = core.work.attempts.get(active.key, 0) + 1
+        if attempts >= core.config.max_attempts:
+            _give_up_input(core, attempts, reason)
+        else:
+            core.work = structs.replace(core.work, attempts={**core.work.attempts, active.key: attempts})
+    recent = (*(t for t in core.work.restarts if t > core.now - restart.within_s), core.now)
+    core.work = structs.replace(core.work, restarts=recent)
+    if restart.policy != "temporary" and len(recent) > restart.max:
+        failed = ErrorBody(
+            code="failed",
+            message=f"crashed {len(recent)} times in {restart.within_s:g} s, last with {reason.code}: {reason.message}",
+            details=reason.details,
+        )
+        core.work = structs.replace(core.work, failed=failed)
+        core.emits = (*core.emits, Emit("failed", {"reason": failed.message}))
+    commit(core, "crashed", out, then="after_crash")
+
+
+def _give_up_input(core: Core, attempts: int, reason: ErrorBody) -> None:
+    active = core.active
+    assert active is not None
+    error = ErrorBody(
+        code="failed",
+        message=f"this prompt crashed the agent {attempts} times, last with: {reason.message}",
+        details=reason.details,
+    )
+    if active.mail is not None:
+        core.prompts = core.prompts[1:]
+        consume(core, active.mail)
+        bury(core, active.mail.lane, active.mail.seq, error)
+    else:
+        if active.slot == "next":
+            core.work = structs.replace(core.work, next=None)
+        else:
+            core.work = structs.replace(core.work, queue=core.work.queue[1:])
+        bury(core, "self", 0, error, active.text)
+    if active.caller is not None:
+        end_request(core, active.caller, error)
+    core.work = structs.replace(core.work, attempts={k: v for k, v in core.work.attempts.items() if k != active.key})

@@ -1,0 +1,203 @@
+"""The draft of the next record: what every part of the machine does to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from msgspec import structs
+
+from agentmesh import ledger as book
+from agentmesh.hands import Reply
+from agentmesh.records import (
+    Bury,
+    Caller,
+    CancelTimer,
+    Deferred,
+    Effect,
+    Ledger,
+    Queued,
+    RecordKind,
+    Resolve,
+    SendMail,
+    TurnInfo,
+)
+from agentmesh.subjects import LANES
+from agentmesh.turn.values import Answer, Append, Command, Core, Emit, Inflight, Phase, Then
+from agentmesh.wire import ErrorBody, Mail, Outcome
+
+type Out = list[Command]
+
+
+def deadline_timer(ref: str) -> str:
+    """Id of the timer that ends a deferred request at its deadline."""
+    return f"_deadline-{ref}"
+
+
+def caller_of(mail: Mail) -> Caller:
+    """Whom the outcome of a prompt that is mail goes to."""
+    return Caller(
+        ref=mail.ref,
+        reply_to=mail.reply_to,
+        stream_to=mail.stream_to,
+        sender=mail.sender,
+        life=mail.sender_life,
+        tag=mail.tag,
+        deadline=mail.deadline,
+        trace=mail.trace,
+    )
+
+
+def failed_outcome(core: Core, ref: str, error: ErrorBody) -> Outcome:
+    """The outcome of a request that ended without a turn."""
+    return Outcome(agent=core.config.name, ref=ref, ok=False, error=error, node=core.ledger.node)
+
+
+def resolve(core: Core, caller: Caller, outcome: Outcome) -> tuple[Effect, ...]:
+    """The effects that give a request its one outcome: stored and told to who waits, and mailed to an agent that tagged it."""
+    effects: tuple[Effect, ...] = (Resolve(outcome=outcome, reply_to=caller.reply_to, stream_to=caller.stream_to),)
+    if caller.sender is not None and caller.tag is not None:
+        answer = SendMail(
+            to=caller.sender,
+            lane="peer-notify",
+            outcome=outcome,
+            tag=caller.tag,
+            life=caller.life,
+            trace=core.active.trace if core.active and core.active.caller is caller else caller.trace,
+        )
+        effects = (*effects, answer)
+    return effects
+
+
+def end_request(core: Core, caller: Caller, error: ErrorBody) -> None:
+    """Add to the draft that the caller's request ended with `error`."""
+    core.effects = (*core.effects, *resolve(core, caller, failed_outcome(core, caller.ref, error)))
+
+
+def bury(core: Core, lane: str, seq: int, reason: ErrorBody, text: str | None = None) -> None:
+    """Add to the draft that an input becomes a dead letter."""
+    core.effects = (*core.effects, Bury(lane=lane, seq=seq, reason=reason, text=text))
+    core.emits = (*core.emits, Emit("dead_lettered", {"lane": lane, "seq": seq, "reason": reason.code}))
+
+
+def consume(core: Core, mail: Mail) -> None:
+    """Add to the draft that `mail` is taken, and what taking it says about its sender."""
+    # Each lane waits in its own order, so the first found is the oldest.
+    waiting = core.prompts if LANES[mail.lane].kind == "prompt" else core.events
+    first = next((m.seq for m in waiting if m.lane == mail.lane), None)
+    work = book.consume(core.work, mail.lane, mail.seq, first)
+    if mail.sender is not None and mail.origin is not None:
+        work = structs.replace(work, origins={**work.origins, f"{mail.sender}/{mail.lane}": mail.origin})
+    core.work = work
+
+
+def is_repetition(ledger: Ledger, mail: Mail) -> bool:
+    """Whether this mail from an agent was consumed before: its origin is not newer than the newest of that sender and lane."""
+    if mail.sender is None or mail.origin is None:
+        return False
+    newest = ledger.origins.get(f"{mail.sender}/{mail.lane}")
+    return newest is not None and book.origin_key(mail.origin) <= book.origin_key(newest)
+
+
+def apply_replies(core: Core) -> None:
+    """Turn the draft's asks into effects. Of several replies to one request the first wins; the others are dropped."""
+    for ask in core.asks:
+        if not isinstance(ask, Reply):
+            core.effects = (*core.effects, ask)
+            continue
+        entry = core.work.deferred.get(ask.ref)
+        if entry is None:
+            continue
+        close_deferred(core, ask.ref, entry)
+        if ask.error is not None:
+            end_request(core, entry.caller, ask.error)
+        else:
+            outcome = Outcome(agent=core.config.name, ref=ask.ref, ok=True, text=ask.text, turn=entry.turn, node=core.ledger.node)
+            core.effects = (*core.effects, *resolve(core, entry.caller, outcome))
+    core.asks = ()
+
+
+def close_deferred(core: Core, ref: str, entry: Deferred) -> None:
+    """Add to the draft that a deferred request is open no longer."""
+    core.work = structs.replace(core.work, deferred={k: v for k, v in core.work.deferred.items() if k != ref})
+    if entry.caller.deadline is not None:
+        core.effects = (*core.effects, CancelTimer(id=deadline_timer(ref)))
+
+
+def mint(core: Core) -> str:
+    """A ref for a prompt that is not mail: it answers nobody and cannot be polled."""
+    core.work = structs.replace(core.work, minted=core.work.minted + 1)
+    return f"c{core.work.minted}"
+
+
+def enqueue(core: Core, text: str, label: str | None, trace: dict[str, str]) -> None:
+    """Add to the draft a prompt at the tail of the mailbox: behind all mail that has been seen."""
+    item = Queued(ref=mint(core), text=text, label=label, place=core.high, trace=trace)
+    core.work = structs.replace(core.work, queue=(*core.work.queue, item))
+    core.emits = (*core.emits, Emit("mailbox_queued", {"depth": depth(core)}))
+
+
+def depth(core: Core) -> int:
+    """Prompts that wait."""
+    return len(core.prompts) + len(core.work.queue) + (core.work.next is not None)
+
+
+def commit(
+    core: Core,
+    kind: RecordKind,
+    out: Out,
+    *,
+    then: Then = "go_on",
+    turn: TurnInfo | None = None,
+    snapshot: Ledger | None = None,
+) -> None:
+    """Append the draft; `then` follows once it stands. Nothing of it has happened until `Committed`."""
+    apply_replies(core)
+    due = core.records + 1 >= core.config.snapshot_records or core.bytes >= core.config.snapshot_bytes
+    whole = snapshot or (core.ledger if due else None)
+    change = book.diff(core.ledger if whole is None else whole, core.work)
+    core.inflight = Inflight(
+        kind=kind, effects=core.effects, done=core.done, base=core.work, then=then, turn=turn, snapshot=whole is not None
+    )
+    core.phase = Phase.COMMITTING
+    trace = core.active.trace if core.active else {}
+    out.append(Append(kind=kind, change=change, effects=core.effects, done=core.done, turn=turn, snapshot=whole, trace=trace))
+
+
+def commit_side(core: Core, kind: RecordKind, change: Callable[[Core], None], out: Out) -> None:
+    """Append a record in mid-turn: `change` is made to the journal's ledger now, and to the turn's draft as well."""
+    draft = (core.work, core.effects, core.asks, core.emits)
+    core.work, core.effects, core.asks, core.emits = core.ledger, (), (), ()
+    change(core)
+    base, effects, emits = core.work, core.effects, core.emits
+    core.inflight = Inflight(kind=kind, effects=effects, done=core.done, base=base, side=True)
+    out.append(Append(kind=kind, change=book.diff(core.ledger, base), effects=effects, done=core.done))
+    core.work, core.effects, core.asks = draft[0], (), ()
+    change(core)
+    core.effects, core.asks, core.emits = draft[1], draft[2], (*draft[3], *emits)
+
+
+def settle(core: Core, *, seq: int, nonce: str, at: float, size: int) -> tuple[Inflight, dict[str, Any]]:
+    """The record in flight is committed: the ledger is what it says, and its effects are open."""
+    flight = core.inflight
+    assert flight is not None
+    core.inflight = None
+    base = book.remember(flight.base, flight.turn)
+    before = core.ledger.effects
+    core.ledger = book.settle(base, flight.effects, flight.done, seq=seq, nonce=nonce, at=at)
+    if flight.side:
+        core.work = book.settle(core.work, flight.effects, flight.done, seq=seq, nonce=nonce, at=at)
+    else:
+        core.work = core.ledger
+        core.effects = ()
+    core.done = tuple(o for o in core.done if o not in flight.done)
+    core.record = flight.kind
+    core.records = 0 if flight.snapshot else core.records + 1
+    core.bytes = 0 if flight.snapshot else core.bytes + size
+    return flight, {k: v for k, v in core.ledger.effects.items() if k not in before}
+
+
+def answer_later(core: Core, token: str, body: dict[str, Any]) -> None:
+    """Answer a control request once the draft is committed."""
+    if token:
+        core.answers = (*core.answers, Answer(token, body))

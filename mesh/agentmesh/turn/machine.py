@@ -1,0 +1,221 @@
+"""The turn machine: one pure function over one table.
+
+`step(core, input, now)` gives the new core and the commands that it wants performed, in order. It has no clock, no
+randomness and no I/O, and it never raises for an input from outside: one that does not fit is answered or dropped.
+
+How to read the table: for a phase, which inputs mean something, what handles them, and the phases that can follow. Every
+phase also takes what is in `ANYWHERE`. What is in `DEFERRED` changes the ledger: it waits until the record in flight is
+committed and a phase is reached that has a move for it. What follows a committed record stands in `THEN`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from agentmesh.records import Ledger
+from agentmesh.turn import control, crash, draft, life, turns
+from agentmesh.turn.values import (
+    Arrived,
+    AskTimer,
+    Cancel,
+    Command,
+    Committed,
+    Config,
+    Core,
+    Done,
+    DropTimer,
+    Emit,
+    Ended,
+    GaveUp,
+    Input,
+    Interrupt,
+    Misbehaved,
+    Perform,
+    Phase,
+    Raised,
+    Rest,
+    Restarted,
+    Resume,
+    Returned,
+    Start,
+    Stop,
+    Swept,
+    Then,
+    Tick,
+    Unreadable,
+    Watchdog,
+)
+
+
+class Move(NamedTuple):
+    """What a phase does with an input."""
+
+    handler: Callable[[Core, Any, list[Command]], None]
+    to: tuple[Phase, ...]
+
+
+P = Phase
+_NEXT = (P.IDLE, P.PRE_TURN, P.TURN, P.HANDLING, P.COMMITTING)
+"""Where `go_on` leads."""
+_END = (P.ENDING, P.CLOSING, P.COMMITTING)
+"""Where the end of a life begins."""
+_CRASH = (P.CRASHING, P.COMMITTING)
+"""Where a crash leads."""
+_TAIL = (P.POST_TURN, P.POST_RUN, P.HANDLING, P.COMMITTING)
+"""What can follow a decision."""
+
+
+def _callback(handler: Callable[[Core, Any, list[Command]], None], *to: Phase) -> dict[type, Move]:
+    return dict.fromkeys((Returned, Misbehaved, Raised), Move(handler, to))
+
+
+TABLE: dict[Phase, dict[type, Move]] = {
+    P.BOOT: {Start: Move(life.on_start, (P.INIT, P.SESSION, P.FAILED, P.STOPPED))},
+    P.INIT: _callback(life.on_init, P.SESSION, *_END),
+    P.SESSION: {
+        **_callback(life.on_session, P.COMMITTING, P.ACTIVATE, P.PRE_RUN, *_NEXT, *_CRASH, *_END),
+        Unreadable: Move(life.on_session, (P.FAILED,)),
+    },
+    P.ACTIVATE: _callback(life.on_activate, P.PRE_RUN, *_NEXT, *_CRASH),
+    P.PRE_RUN: _callback(life.on_pre_run, P.COMMITTING, *_END),
+    P.IDLE: {
+        Resume: Move(control.on_resume, (P.IDLE, P.COMMITTING)),
+        Cancel: Move(control.on_cancel, (P.IDLE, P.COMMITTING)),
+        AskTimer: Move(control.on_ask_timer, (P.COMMITTING,)),
+        DropTimer: Move(control.on_drop_timer, (P.IDLE, P.COMMITTING)),
+        GaveUp: Move(control.on_gave_up, (P.IDLE, P.COMMITTING)),
+        Tick: Move(control.on_tick, (P.IDLE, P.COMMITTING)),
+        Rest: Move(control.on_rest, (P.IDLE, P.COMMITTING)),
+        Stop: Move(life.on_stop, _END),
+    },
+    P.PRE_TURN: _callback(turns.on_pre_turn, P.TURN, P.POST_RUN, P.COMMITTING),
+    P.TURN: {
+        Ended: Move(turns.on_ended, (P.TURN, P.DECIDING, *_TAIL)),
+        Interrupt: Move(control.on_interrupt, (P.TURN, P.DECIDING, *_TAIL)),
+        Watchdog: Move(life.on_watchdog, (P.TURN, P.DECIDING, *_TAIL)),
+        Cancel: Move(control.on_cancel, (P.TURN,)),
+        AskTimer: Move(control.on_ask_timer, (P.TURN,)),
+        DropTimer: Move(control.on_drop_timer, (P.TURN,)),
+        GaveUp: Move(control.on_gave_up, (P.TURN,)),
+        Tick: Move(control.on_tick, (P.TURN,)),
+        Stop: Move(life.on_stop, _END),
+    },
+    P.DECIDING: {
+        Returned: Move(turns.on_decision, _TAIL),
+        Misbehaved: Move(turns.on_decision, _TAIL),
+        Raised: Move(turns.on_decision, (*_TAIL, *_CRASH)),
+    },
+    P.POST_TURN: _callback(turns.on_post_turn, P.POST_RUN, P.HANDLING, P.COMMITTING),
+    P.HANDLING: _callback(turns.on_event_handled, P.HANDLING, P.POST_RUN, P.COMMITTING),
+    P.POST_RUN: _callback(turns.on_post_run, P.HANDLING, P.COMMITTING, P.IDLE),
+    P.COMMITTING: {},  # what follows stands in `THEN`
+    P.CRASHING: _callback(crash.on_crashing, P.COMMITTING),
+    P.RESTARTING: {Restarted: Move(life.on_restarted, (P.SESSION,)), Stop: Move(life.on_stop, _END)},
+    P.FAILED: {
+        Cancel: Move(control.on_cancel, (P.FAILED, P.COMMITTING)),
+        AskTimer: Move(control.on_ask_timer, (P.COMMITTING,)),
+        DropTimer: Move(control.on_drop_timer, (P.FAILED, P.COMMITTING)),
+        Tick: Move(control.on_tick, (P.FAILED, P.COMMITTING)),
+        Resume: Move(control.on_resume_failed, (P.COMMITTING, P.SESSION)),
+        GaveUp: Move(control.on_gave_up, (P.FAILED, P.COMMITTING)),
+        Stop: Move(life.on_stop, _END),
+    },
+    P.ENDING: _callback(life.on_ending, P.CLOSING),
+    P.CLOSING: _callback(life.on_closing, P.COMMITTING),
+    P.STOPPED: {
+        Swept: Move(life.on_swept, (P.STOPPED, P.COMMITTING)),
+        GaveUp: Move(control.on_gave_up, (P.STOPPED, P.COMMITTING)),
+    },
+    P.OVER: {},
+}
+
+ANYWHERE: dict[type, Callable[[Core, Any, list[Command]], None]] = {
+    Arrived: control.on_arrived,
+    Done: control.on_done,
+}
+ELSEWHERE: dict[type, Callable[[Core, Any, list[Command]], None]] = {
+    Interrupt: control.on_interrupt_elsewhere,
+    Resume: control.on_resume_elsewhere,
+}
+"""What these answer in a phase that has no move for them."""
+DEFERRED = (Cancel, AskTimer, DropTimer, GaveUp, Stop, Tick, Resume, Swept, Restarted)
+
+
+def _failed(core: Core, out: list[Command]) -> None:
+    core.phase = Phase.FAILED
+
+
+THEN: dict[Then, tuple[Callable[[Core, list[Command]], None], tuple[Phase, ...]]] = {
+    "go_on": (turns.go_on, _NEXT),
+    "activate": (life.activate, (P.ACTIVATE, P.PRE_RUN, *_NEXT)),
+    "boot": (life.boot, (P.SESSION,)),
+    "failed": (_failed, (P.FAILED,)),
+    "after_crash": (life.after_crash, (P.FAILED, P.RESTARTING, P.COMMITTING)),
+    "sweep": (life.after_stop, (P.STOPPED,)),
+    "swept": (life.after_sweep, (P.STOPPED, P.COMMITTING)),
+    "over": (life.after_tombstone, (P.OVER,)),
+}
+"""What follows a committed record, and the phases that leads to."""
+
+
+def new_core(config: Config, ledger: Ledger, *, record: Any = "activated") -> Core:
+    """The core of an owner that has just made itself the owner by a record."""
+    return Core(config=config, ledger=ledger, work=ledger, record=record)
+
+
+def step(core: Core, item: Input, now: float) -> tuple[Core, list[Command]]:
+    """The core after `item`, and what is to be done, in order. `core` itself is not changed."""
+    core = copy.copy(core)
+    core.now = max(now, core.now)
+    out: list[Command] = []
+    _feed(core, item, out)
+    while (waiting := _ready(core)) is not None:
+        core.stash = tuple(i for i in core.stash if i is not waiting)
+        _feed(core, waiting, out)
+    return core, out
+
+
+def _ready(core: Core) -> Input | None:
+    """The next input of those put by that can be taken now. A stop overtakes the others: it makes them moot."""
+    if not core.stash or core.inflight is not None:
+        return None
+    fitting = [i for i in core.stash if type(i) in TABLE[core.phase]]
+    return next((i for i in fitting if isinstance(i, Stop)), fitting[0] if fitting else None)
+
+
+def _feed(core: Core, item: Input, out: list[Command]) -> None:
+    kind = type(item)
+    if kind in ANYWHERE:
+        ANYWHERE[kind](core, item, out)
+    elif kind is Committed:
+        if core.inflight is not None:
+            _on_committed(core, item, out)
+    elif core.inflight is None and kind in TABLE[core.phase]:
+        TABLE[core.phase][kind].handler(core, item, out)
+    elif kind in ELSEWHERE and not (kind is Resume and core.work.halted):
+        ELSEWHERE[kind](core, item, out)
+    elif kind in DEFERRED or (core.inflight is not None and core.inflight.side and kind in TABLE[core.phase]):
+        core.stash = (*core.stash, item)
+
+
+def _on_committed(core: Core, item: Any, out: list[Command]) -> None:
+    """The record stands: its effects may be performed, its callers answered; then go on."""
+    flight, opened = draft.settle(core, seq=item.seq, nonce=item.id, at=item.at, size=item.size)
+    if opened:
+        out.append(Perform(tuple(opened.items())))
+    out.extend(core.answers)
+    core.answers = ()
+    if not flight.side:
+        out.extend(core.emits)
+        core.emits = ()
+        THEN[flight.then][0](core, out)
+
+
+def state_of(core: Core) -> str:
+    """What callers see: GenAgent's `idle` or `processing`."""
+    return "processing" if core.active is not None else "idle"
+
+
+__all__ = ["DEFERRED", "ELSEWHERE", "TABLE", "Emit", "Move", "new_core", "state_of", "step"]

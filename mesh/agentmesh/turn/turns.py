@@ -1,0 +1,528 @@
+"""Prompts and events: from what waits to a record that says what was done with it (design 6)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from msgspec import structs
+
+from agentmesh.agent import Answer as AgentAnswer
+from agentmesh.agent import Timer, Undelivered
+from agentmesh.ledger import HISTORY_TEXT
+from agentmesh.records import NOTHING, Deferred, Queued, SetTimer, TurnInfo
+from agentmesh.turn.crash import begin_crash
+from agentmesh.turn.draft import (
+    Out,
+    bury,
+    caller_of,
+    close_deferred,
+    commit,
+    consume,
+    deadline_timer,
+    end_request,
+    enqueue,
+    is_repetition,
+    mint,
+    resolve,
+)
+from agentmesh.turn.values import (
+    Active,
+    Call,
+    Choice,
+    Core,
+    Emit,
+    Ended,
+    KillTurn,
+    Misbehaved,
+    Phase,
+    Raised,
+    Returned,
+    RunTurn,
+)
+from agentmesh.wire import ErrorBody, Mail, Outcome
+
+MAX_DRAIN = 256
+"""Events that one record handles at most, for an idle agent."""
+
+
+# --- what next? ---------------------------------------------------------------------------------------------------
+def go_on(core: Core, out: Out) -> None:
+    """An agent between records: handle events first, then begin the next prompt, or stay idle."""
+    core.phase = Phase.IDLE
+    core.active, core.reason, core.trace = None, None, {}
+    if core.work.notices or core.events:
+        drain(core, out)
+        return
+    if not core.work.halted and len(core.ledger.effects) - len(core.done) <= core.config.max_effects:
+        dispatch(core, out)
+
+
+def dispatch(core: Core, out: Out) -> None:
+    """Begin the next prompt: the self-chained one first, then the mailbox in stream order.
+
+    Prompts that need no turn (repetitions, too late, malformed, meant for another life) are put away on the way there,
+    in a record of their own, so that their callers need not wait for the next turn's end.
+    """
+    before = core.work
+    while True:
+        active = _choose(core)
+        if active is None:
+            if core.work is not before or core.effects:
+                commit(core, "refused", out)
+            return
+        mail = active.mail
+        if mail is None or not _turn_away(core, mail):
+            break
+    if core.work is not before:
+        # Put it back: the ones turned away come first.
+        assert mail is not None
+        core.prompts = (mail, *core.prompts)
+        commit(core, "refused", out)
+        return
+    _begin(core, active, out)
+
+
+def _choose(core: Core) -> Active | None:
+    """Take the next prompt out of what waits."""
+    work = core.work
+    number = work.turn + 1
+    if work.next is not None:
+        return _from_queue(work.next, "next", number, core.now)
+    held = any(entry.exclusive for entry in work.deferred.values())
+    head = core.prompts[0] if core.prompts and not held else None
+    if work.queue and (head is None or work.queue[0].place < head.seq):
+        return _from_queue(work.queue[0], "queue", number, core.now)
+    if head is None:
+        return None
+    core.prompts = core.prompts[1:]
+    body = head.prompt
+    return Active(
+        ref=head.ref,
+        number=number,
+        text=body.prompt if body else "",
+        original=body.prompt if body else "",
+        started=core.now,
+        mail=head,
+        caller=caller_of(head),
+        sender=head.sender,
+        metadata=body.metadata if body else {},
+        attachments=body.attachments if body else (),
+        trace=head.trace,
+        attempt=core.ledger.attempts.get(f"{head.lane}:{head.seq}", 0) + 1,
+    )
+
+
+def _from_queue(item: Queued, slot: Any, number: int, now: float) -> Active:
+    return Active(
+        ref=item.ref,
+        number=number,
+        text=item.text,
+        original=item.text,
+        started=now,
+        queued=item,
+        slot=slot,
+        caller=item.caller,
+        label=item.label,
+        sender=item.caller.sender if item.caller else None,
+        metadata=item.metadata,
+        attachments=item.attachments,
+        trace=item.trace,
+        attempt=item.attempt,
+    )
+
+
+def _turn_away(core: Core, mail: Mail) -> bool:
+    """Put `mail` away if it needs no turn; whether it did."""
+    error: ErrorBody | None = None
+    if is_repetition(core.work, mail):
+        consume(core, mail)
+        return True
+    if mail.problem is not None:
+        error = ErrorBody(code="bad_request", message=mail.problem)
+        bury(core, mail.lane, mail.seq, error)
+    elif mail.for_life is not None and mail.for_life != core.ledger.incarnation:
+        error = ErrorBody(code="stopped", message="the agent that this was meant for has ended; another bears its name now")
+    elif mail.deadline is not None and mail.deadline < core.now:
+        error = ErrorBody(code="expired", message="the deadline passed before the turn could begin")
+    if error is None:
+        return False
+    consume(core, mail)
+    end_request(core, caller_of(mail), error)
+    return True
+
+
+def _begin(core: Core, active: Active, out: Out) -> None:
+    core.active = active
+    if active.mail is not None:
+        consume(core, active.mail)
+    elif active.slot == "next":
+        core.work = structs.replace(core.work, next=None)
+    else:
+        core.work = structs.replace(core.work, queue=core.work.queue[1:])
+    core.work = structs.replace(core.work, turn=active.number)
+    if "pre_turn" in core.config.hooks:
+        core.phase = Phase.PRE_TURN
+        out.append(_call(core, "pre_turn", (active.text,)))
+    else:
+        _run(core, out)
+
+
+def _call(core: Core, hook: str, args: tuple[Any, ...] = ()) -> Call:
+    active = core.active
+    assert active is not None
+    return Call(hook=hook, args=args, state=core.work.state, request=active.request(), trace=active.trace)
+
+
+def _run(core: Core, out: Out) -> None:
+    active = core.active
+    assert active is not None
+    core.phase = Phase.TURN
+    out.append(
+        RunTurn(
+            number=active.number,
+            request=active.request(),
+            prompt=active.text,
+            state=core.work.state,
+            session=core.work.session,
+            watchdog_s=core.config.watchdog_s,
+            stream_to=active.caller.stream_to if active.caller else None,
+            trace=active.trace,
+        )
+    )
+    out.append(Emit("state_changed", {"from": "idle", "to": "processing"}))
+    out.append(
+        Emit(
+            "prompt_start",
+            {
+                "ref": active.ref,
+                "turn": active.number,
+                "rewritten": active.text != active.original,
+                "prompt": active.text,
+                "original_prompt": active.original,
+                "agent_state": core.work.state,
+                "sender": active.sender,
+            },
+        )
+    )
+
+
+# --- pre_turn -----------------------------------------------------------------------------------------------------
+def on_pre_turn(core: Core, item: Returned | Misbehaved | Raised, out: Out) -> None:
+    active = core.active
+    assert active is not None
+    if isinstance(item, Returned) and item.choice.kind == "proceed":
+        core.active = structs.replace(active, text=item.choice.text)
+        core.work = structs.replace(core.work, state=item.state)
+        core.asks = (*core.asks, *item.asks)
+        _run(core, out)
+        return
+    if isinstance(item, Returned):
+        core.work = structs.replace(core.work, state=item.state)
+        core.asks = (*core.asks, *item.asks)
+        halt = item.choice.kind == "halt"
+        error = ErrorBody(code="pre_turn_halted" if halt else "pre_turn_skipped", message="pre_turn refused this prompt")
+    elif isinstance(item, Misbehaved):
+        halt = False
+        code = "bad_state" if item.error.code == "bad_state" else "pre_turn_invalid"
+        error = ErrorBody(code=code, message=item.error.message)
+    else:
+        # A raising hook is a skip, with the state as before it.
+        halt = False
+        error = ErrorBody(code="pre_turn_skipped", message=f"pre_turn raised: {item.error.message}")
+    core.active = structs.replace(active, refused=True, error=error)
+    if active.caller is not None:
+        end_request(core, active.caller, error)
+    # No turn ran: the number is free again.
+    core.work = structs.replace(core.work, turn=active.number - 1)
+    if halt and _halt(core, out):
+        return
+    commit(core, "refused", out)
+
+
+# --- the turn's end -------------------------------------------------------------------------------------------------
+def on_ended(core: Core, item: Ended, out: Out) -> None:
+    active = core.active
+    if active is None or item.turn != active.number:
+        return  # a late result of a killed turn
+    if item.state != NOTHING:
+        core.work = structs.replace(core.work, state=item.state)
+    if item.session != NOTHING:
+        core.work = structs.replace(core.work, session=item.session)
+    if item.response is not None:
+        core.active = structs.replace(active, response=item.response)
+        fields = {
+            "ref": active.ref,
+            "turn": active.number,
+            "duration_ms": item.response.duration_ms,
+            "agent_state": core.work.state,
+        }
+        out.append(Emit("prompt_stop", fields))
+        core.phase = Phase.DECIDING
+        out.append(_call(core, "handle_response", (active.ref, item.response)))
+    else:
+        _failed(core, item.error or ErrorBody(code="backend_error", message="unknown"), out)
+
+
+def kill(core: Core, error: ErrorBody, out: Out) -> None:
+    """End the running turn from outside: `interrupted` or `timeout`."""
+    active = core.active
+    assert active is not None
+    out.append(KillTurn(active.number))
+    _failed(core, error, out)
+
+
+def _failed(core: Core, error: ErrorBody, out: Out) -> None:
+    active = core.active
+    assert active is not None
+    core.active = structs.replace(active, error=error)
+    fields = {"ref": active.ref, "turn": active.number, "reason": error.code, "agent_state": core.work.state}
+    out.append(Emit("prompt_error", fields))
+    core.phase = Phase.DECIDING
+    if "handle_error" in core.config.hooks:
+        out.append(_call(core, "handle_error", (active.ref, error)))
+    else:
+        _decided(core, Choice(kind="idle"), out)
+
+
+def on_decision(core: Core, item: Returned | Misbehaved | Raised, out: Out) -> None:
+    """`handle_response` or `handle_error` ended. A raising `handle_response` is a crash."""
+    active = core.active
+    assert active is not None
+    if isinstance(item, Returned):
+        core.work = structs.replace(core.work, state=item.state)
+        core.asks = (*core.asks, *item.asks)
+        _decided(core, item.choice, out)
+    elif active.error is None and isinstance(item, Raised):
+        begin_crash(core, item.error, out)
+    elif active.error is not None:
+        # An exception or nonsense in handle_error means "stay idle".
+        _decided(core, Choice(kind="idle"), out)
+    else:
+        # The turn ends with that error, is not tried again, and the agent goes on with the state before the turn.
+        core.work = structs.replace(core.work, state=core.ledger.state, session=core.ledger.session)
+        core.asks = ()
+        core.active = structs.replace(active, response=None, error=item.error)
+        _decided(core, Choice(kind="idle"), out)
+
+
+def _decided(core: Core, choice: Choice, out: Out) -> None:
+    active = core.active
+    assert active is not None
+    active = structs.replace(active, choice=choice, outcome=_outcome(core, active))
+    core.active = active
+    if "post_turn" in core.config.hooks:
+        core.phase = Phase.POST_TURN
+        out.append(_call(core, "post_turn", (active.outcome, active.ref)))
+    else:
+        _transition(core, out)
+
+
+def on_post_turn(core: Core, item: Returned | Misbehaved | Raised, out: Out) -> None:
+    if isinstance(item, Returned):
+        core.work = structs.replace(core.work, state=item.state)
+        core.asks = (*core.asks, *item.asks)
+    _transition(core, out)
+
+
+def _transition(core: Core, out: Out) -> None:
+    """Put the decision into the draft, then handle what was deferred."""
+    active = core.active
+    assert active is not None and active.choice is not None
+    choice = active.choice
+    if choice.kind == "prompt":
+        retry = active.error is not None and active.error.code != "interrupted" and active.caller is not None
+        item = Queued(
+            ref=active.ref if retry else mint(core),
+            text=choice.text,
+            label=choice.label,
+            caller=active.caller if retry else None,
+            metadata=active.metadata if retry else {},
+            attachments=active.attachments if retry else (),
+            trace=active.trace,
+            attempt=1,
+        )
+        core.work = structs.replace(core.work, next=item)
+    if choice.kind == "halt" and _halt(core, out):
+        return
+    drain(core, out)
+
+
+def _halt(core: Core, out: Out) -> bool:
+    """Halt, if the agent is not halted yet: `post_run` runs once per halt. Whether `post_run` was called."""
+    if core.work.halted:
+        return False
+    core.work = structs.replace(core.work, halted=True)
+    if "post_run" not in core.config.hooks:
+        core.emits = (*core.emits, Emit("halted", {"agent_state": core.work.state}))
+        return False
+    core.phase = Phase.POST_RUN
+    request = core.active.request() if core.active else None
+    out.append(Call(hook="post_run", state=core.work.state, request=request, trace=core.active.trace if core.active else {}))
+    return True
+
+
+def on_post_run(core: Core, item: Returned | Misbehaved | Raised, out: Out) -> None:
+    if isinstance(item, Returned):
+        core.asks = (*core.asks, *item.asks)
+    core.emits = (*core.emits, Emit("halted", {"agent_state": core.work.state}))
+    if core.active is not None and core.active.refused:
+        commit(core, "refused", out)
+    else:
+        drain(core, out)
+
+
+# --- events -------------------------------------------------------------------------------------------------------
+def drain(core: Core, out: Out) -> None:
+    """Handle the next event that waits; with none left, end the record."""
+    handles = "handle_event" in core.config.hooks
+    while core.work.notices or core.events:
+        event, sender, trace = _next_event(core)
+        if event is None or not handles:
+            continue
+        core.phase = Phase.HANDLING
+        core.trace = trace
+        out.append(Call(hook="handle_event", args=(event,), state=core.work.state, sender=sender, trace=trace))
+        return
+    if core.active is not None:
+        _finish(core, out)
+    elif core.work is not core.ledger or core.effects or core.asks:
+        commit(core, "event", out)
+    else:
+        core.phase = Phase.IDLE
+
+
+def _next_event(core: Core) -> tuple[Any, str | None, dict[str, str]]:
+    """Take the oldest event: `(what handle_event sees, sender, trace)`; None where there is nothing to handle."""
+    if core.work.notices:
+        notice, *rest = core.work.notices
+        core.work = structs.replace(core.work, notices=tuple(rest))
+        return Undelivered(notice.effect, notice.error), None, {}
+    mail, core.events = core.events[0], core.events[1:]
+    stale = is_repetition(core.work, mail) or (mail.for_life is not None and mail.for_life != core.ledger.incarnation)
+    late = mail.deadline is not None and mail.deadline < core.now
+    consume(core, mail)
+    if stale or late:
+        return None, None, {}
+    if mail.problem is not None:
+        bury(core, mail.lane, mail.seq, ErrorBody(code="bad_request", message=mail.problem))
+        return None, None, {}
+    if mail.lane == "due":
+        return _fired(core, mail), None, mail.trace
+    if mail.tag is not None and mail.sender is not None:
+        return _answered(core, mail), mail.sender, mail.trace
+    return mail.event, mail.sender, mail.trace
+
+
+def _answered(core: Core, mail: Mail) -> Any:
+    try:
+        outcome = msgspec.convert(mail.event, Outcome)
+    except msgspec.ValidationError:
+        return mail.event
+    assert mail.tag is not None and mail.sender is not None
+    mine = next((o for o, a in core.work.awaiting.items() if (a.agent, a.tag) == (mail.sender, mail.tag)), None)
+    if mine is not None:
+        core.work = structs.replace(core.work, awaiting={k: v for k, v in core.work.awaiting.items() if k != mine})
+    return AgentAnswer(mail.tag, mail.sender, outcome)
+
+
+def _fired(core: Core, mail: Mail) -> Any:
+    """The tick of a timer: delivered only if its origin is the table's, and it leaves the table."""
+    timer_id = (mail.schedule or "").rpartition(".")[2]
+    entry = core.work.timers.get(timer_id)
+    if entry is None or entry.origin != mail.origin:
+        return None
+    core.work = structs.replace(core.work, timers={k: v for k, v in core.work.timers.items() if k != timer_id})
+    if timer_id.startswith("_deadline-"):
+        ref = timer_id.removeprefix("_deadline-")
+        deferred = core.work.deferred.get(ref)
+        if deferred is not None:
+            close_deferred(core, ref, structs.replace(deferred, caller=structs.replace(deferred.caller, deadline=None)))
+            end_request(core, deferred.caller, ErrorBody(code="expired", message="the deadline passed before the reply"))
+        return None
+    missed = 0
+    if entry.every is not None:
+        # A repeating timer keeps its rhythm: the record that consumes a tick arms the next, and merges what was missed.
+        missed = max(0, int((core.now - entry.due) // entry.every))
+        again = SetTimer(id=timer_id, due=entry.due + (missed + 1) * entry.every, every=entry.every, event=entry.event)
+        core.effects = (*core.effects, again)
+    return Timer(timer_id, entry.event, entry.due, missed)
+
+
+def on_event_handled(core: Core, item: Returned | Misbehaved | Raised, out: Out) -> None:
+    """`handle_event` ended. What raised or misbehaved leaves no trace; later events still run."""
+    if isinstance(item, Returned):
+        core.work = structs.replace(core.work, state=item.state)
+        core.asks = (*core.asks, *item.asks)
+        if item.choice.kind == "prompt":
+            enqueue(core, item.choice.text, item.choice.label, core.trace)
+        elif item.choice.kind == "halt" and _halt(core, out):
+            return
+    drain(core, out)
+
+
+# --- the record -----------------------------------------------------------------------------------------------------
+def _outcome(core: Core, active: Active) -> Outcome:
+    facts: dict[str, Any] = {"agent": core.config.name, "ref": active.ref, "turn": active.number, "node": core.ledger.node}
+    if active.response is None:
+        return Outcome(ok=False, error=active.error, **facts)
+    response = active.response
+    return Outcome(
+        ok=True,
+        text=response.text,
+        usage=response.usage,
+        duration_ms=response.duration_ms,
+        session_id=response.session_id,
+        **facts,
+    )
+
+
+def _finish(core: Core, out: Out) -> None:
+    """End the turn: its caller gets the outcome, or waits on because the request was deferred or is tried again."""
+    active = core.active
+    assert active is not None and active.choice is not None and active.outcome is not None
+    caller = active.caller
+    retried = core.work.next is not None and caller is not None and core.work.next.ref == active.ref
+    if caller is not None and active.choice.kind == "defer":
+        entry = Deferred(caller=caller, turn=active.number, exclusive=active.choice.exclusive)
+        core.work = structs.replace(core.work, deferred={**core.work.deferred, active.ref: entry})
+        if caller.deadline is not None:
+            core.effects = (*core.effects, SetTimer(id=deadline_timer(active.ref), due=caller.deadline))
+    elif caller is not None and not retried:
+        core.effects = (*core.effects, *resolve(core, caller, active.outcome))
+    if active.response is not None and active.response.usage:
+        core.work = structs.replace(core.work, usage=_added(core.work.usage, active.response.usage))
+    if active.key in core.work.attempts or active.key in core.work.takeovers:
+        core.work = structs.replace(
+            core.work,
+            attempts={k: v for k, v in core.work.attempts.items() if k != active.key},
+            takeovers={k: v for k, v in core.work.takeovers.items() if k != active.key},
+        )
+    core.emits = (*core.emits, Emit("state_changed", {"from": "processing", "to": "idle"}))
+    commit(core, "turn", out, turn=_turn_info(core, active))
+
+
+def _turn_info(core: Core, active: Active) -> TurnInfo:
+    answer = active.outcome.text if active.outcome else None
+    return TurnInfo(
+        number=active.number,
+        ref=active.ref,
+        started=active.started,
+        ended=max(core.now, active.started),
+        node=core.ledger.node,
+        generation=core.ledger.generation,
+        sender=active.sender,
+        label=active.label,
+        prompt=active.text[:HISTORY_TEXT],
+        answer=None if answer is None else answer[:HISTORY_TEXT],
+        error=active.error,
+        usage=active.response.usage if active.response else None,
+    )
+
+
+def _added(total: dict[str, Any], usage: dict[str, Any]) -> dict[str, Any]:
+    out = dict(total)
+    for key, value in usage.items():
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            out[key] = out.get(key, 0) + value
+    return out

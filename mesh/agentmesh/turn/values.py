@@ -1,0 +1,408 @@
+"""What goes into the turn machine, and what comes out of it. Plain values."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any, Literal
+
+import msgspec
+from msgspec import Raw
+
+from agentmesh.backend import Response
+from agentmesh.hands import Ask, Request
+from agentmesh.records import NOTHING, Caller, Change, Effect, Ledger, Open, Queued, RecordKind, SetTimer, TurnInfo
+from agentmesh.wire import AgentStatus, Attachment, ErrorBody, Mail, Outcome, Restart
+
+
+class Phase(StrEnum):
+    """Where an owner stands. GenAgent's `idle` and `processing` are `IDLE` and the phases of a turn."""
+
+    BOOT = "boot"
+    """Just activated."""
+    INIT = "init"
+    """`init_agent` runs."""
+    SESSION = "session"
+    """The backend starts or resumes its session."""
+    ACTIVATE = "activate"
+    """`activate_agent` runs."""
+    PRE_RUN = "pre_run"
+    """`pre_run` runs."""
+    IDLE = "idle"
+    PRE_TURN = "pre_turn"
+    """`pre_turn` looks at the next prompt."""
+    TURN = "turn"
+    """The prompt task runs."""
+    DECIDING = "deciding"
+    """`handle_response` or `handle_error` runs."""
+    POST_TURN = "post_turn"
+    """`post_turn` runs."""
+    HANDLING = "handling"
+    """`handle_event` runs: for an idle agent, or for what was deferred during the turn."""
+    POST_RUN = "post_run"
+    """`post_run` runs, once per halt."""
+    COMMITTING = "committing"
+    """The record is being appended."""
+    CRASHING = "crashing"
+    """`terminate_agent` runs after a crash."""
+    RESTARTING = "restarting"
+    """Back-off between a crash and the restart."""
+    FAILED = "failed"
+    """None of the agent's code runs until `resume`."""
+    ENDING = "ending"
+    """`terminate_agent` runs, because the agent stops."""
+    CLOSING = "closing"
+    """The backend's `terminate_session` runs."""
+    STOPPED = "stopped"
+    """The `stopped` record is committed; what is left is swept and effects are finished."""
+    OVER = "over"
+    """A tombstone ends the journal."""
+
+
+PROCESSING = frozenset(
+    {Phase.PRE_TURN, Phase.TURN, Phase.DECIDING, Phase.POST_TURN, Phase.HANDLING, Phase.POST_RUN, Phase.COMMITTING}
+)
+"""The phases that a caller sees as `processing` while a turn is active."""
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True):
+    """What the machine must know of the agent's class and spec."""
+
+    name: str
+    kind: str
+    hooks: frozenset[str] = frozenset()
+    """Optional callbacks that the class defines: the others are not called."""
+    watchdog_s: float = 600.0
+    max_attempts: int = 3
+    max_takeovers: int = 5
+    restart: Restart = Restart()
+    state_version: int = 1
+    options: dict[str, Any] = {}
+    snapshot_records: int = 256
+    """Records after which the next one is a snapshot."""
+    snapshot_bytes: int = 1 << 20
+    """Bytes of records after which the next one is a snapshot."""
+    max_effects: int = 1000
+    """Open effects above which no new prompt begins."""
+
+
+# --- inputs -------------------------------------------------------------------------------------------------------
+class Start(msgspec.Struct, frozen=True):
+    """The owner has activated the agent."""
+
+
+class Arrived(msgspec.Struct, frozen=True):
+    """Mail, in stream order per lane. What was consumed already is dropped."""
+
+    mail: tuple[Mail, ...]
+
+
+class Choice(msgspec.Struct, frozen=True, kw_only=True):
+    """A callback's return value, checked and taken apart."""
+
+    kind: Literal["init", "session", "none", "state", "idle", "prompt", "halt", "defer", "proceed", "skip"]
+    text: str = ""
+    label: str | None = None
+    exclusive: bool = False
+    backend: dict[str, Any] = {}
+    session: Raw = NOTHING
+
+
+class Returned(msgspec.Struct, frozen=True):
+    """A callback returned; `state` is the encoded new state (`NOTHING` where it gives none)."""
+
+    choice: Choice
+    state: Raw = NOTHING
+    asks: tuple[Ask, ...] = ()
+
+
+class Misbehaved(msgspec.Struct, frozen=True):
+    """A callback returned what it may not (`bad_return`), or a state that cannot be encoded (`bad_state`)."""
+
+    error: ErrorBody
+
+
+class Raised(msgspec.Struct, frozen=True):
+    """A callback raised."""
+
+    error: ErrorBody
+
+
+class Unreadable(msgspec.Struct, frozen=True):
+    """The stored state cannot be decoded by this class."""
+
+    error: ErrorBody
+
+
+class Ended(msgspec.Struct, frozen=True, kw_only=True):
+    """The prompt task of turn `turn` ended by itself. `NOTHING` leaves state or session as it was at dispatch."""
+
+    turn: int
+    response: Response | None = None
+    error: ErrorBody | None = None
+    state: Raw = NOTHING
+    session: Raw = NOTHING
+
+
+class Watchdog(msgspec.Struct, frozen=True):
+    """The turn has run too long."""
+
+    turn: int
+
+
+class Committed(msgspec.Struct, frozen=True):
+    """The record in flight stands at `seq` of the journal stream."""
+
+    seq: int
+    id: str
+    at: float
+    size: int = 0
+
+
+class Done(msgspec.Struct, frozen=True):
+    """The server has acknowledged these effects."""
+
+    origins: tuple[str, ...]
+
+
+class GaveUp(msgspec.Struct, frozen=True):
+    """An effect was refused for good."""
+
+    origin: str
+    error: ErrorBody
+
+
+class Interrupt(msgspec.Struct, frozen=True):
+    """Kill the running turn (only that of `ref`, if given)."""
+
+    token: str = ""
+    ref: str | None = None
+
+
+class Resume(msgspec.Struct, frozen=True):
+    """Clear `halted`, or revive a failed agent."""
+
+    token: str = ""
+
+
+class Cancel(msgspec.Struct, frozen=True):
+    """Remove a waiting prompt."""
+
+    ref: str
+    token: str = ""
+
+
+class AskTimer(msgspec.Struct, frozen=True):
+    """Set a timer on an outside request."""
+
+    timer: SetTimer
+    token: str = ""
+
+
+class DropTimer(msgspec.Struct, frozen=True):
+    """Cancel a timer on an outside request."""
+
+    id: str
+    token: str = ""
+
+
+class Stop(msgspec.Struct, frozen=True):
+    """The spec says `stopping`."""
+
+    reason: ErrorBody
+
+
+class Swept(msgspec.Struct, frozen=True):
+    """Every message up to the lanes' last sequences, read after the `stopped` record, has been fed in."""
+
+
+class Restarted(msgspec.Struct, frozen=True):
+    """The back-off after a crash is over."""
+
+
+class Tick(msgspec.Struct, frozen=True):
+    """Time has passed: look at the deadlines of what waits."""
+
+
+class Rest(msgspec.Struct, frozen=True):
+    """The agent may sleep if it has nothing to do."""
+
+
+type Input = (
+    Start | Arrived | Returned | Misbehaved | Raised | Unreadable | Ended | Watchdog | Committed | Done | GaveUp
+    | Interrupt | Resume | Cancel | AskTimer | DropTimer | Stop | Swept | Restarted | Tick | Rest
+)  # fmt: skip
+
+
+# --- commands -----------------------------------------------------------------------------------------------------
+class Call(msgspec.Struct, frozen=True, kw_only=True):
+    """Run a callback (or `start_session`, `resume_session`, `terminate_session`); its end is fed back."""
+
+    hook: str
+    args: tuple[Any, ...] = ()
+    state: Raw = NOTHING
+    request: Request | None = None
+    sender: str | None = None
+    trace: dict[str, str] = {}
+
+
+class RunTurn(msgspec.Struct, frozen=True, kw_only=True):
+    """Start the prompt task; its end is fed back as `Ended`."""
+
+    number: int
+    request: Request
+    prompt: str
+    state: Raw
+    session: Raw
+    watchdog_s: float
+    stream_to: str | None = None
+    trace: dict[str, str] = {}
+
+
+class KillTurn(msgspec.Struct, frozen=True):
+    """End the prompt task; nothing of it may run on."""
+
+    number: int
+
+
+class Append(msgspec.Struct, frozen=True, kw_only=True):
+    """Append a record; `Committed` is fed back, or the owner is lost."""
+
+    kind: RecordKind
+    change: Change
+    effects: tuple[Effect, ...] = ()
+    done: tuple[str, ...] = ()
+    turn: TurnInfo | None = None
+    snapshot: Ledger | None = None
+    trace: dict[str, str] = {}
+
+
+class Perform(msgspec.Struct, frozen=True):
+    """Effects that are committed now, in order."""
+
+    effects: tuple[tuple[str, Open], ...]
+
+
+class Emit(msgspec.Struct, frozen=True):
+    """A fact for telemetry."""
+
+    kind: str
+    fields: dict[str, Any] = {}
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """Answer the control request that came with `token`."""
+
+    token: str
+    body: dict[str, Any]
+
+
+class Wake(msgspec.Struct, frozen=True):
+    """Feed `Tick` at this time (seconds since the epoch)."""
+
+    at: float
+
+
+class Backoff(msgspec.Struct, frozen=True):
+    """Make a fresh instance of the agent and feed `Restarted` after so many seconds."""
+
+    seconds: float
+
+
+class SetStatus(msgspec.Struct, frozen=True):
+    """Show the agent's status in the registry."""
+
+    status: AgentStatus
+    reason: ErrorBody | None = None
+
+
+class Sweep(msgspec.Struct, frozen=True):
+    """Read the lanes up to their last sequences (leader read), feed what they hold, then `Swept`."""
+
+
+type Command = Call | RunTurn | KillTurn | Append | Perform | Emit | Answer | Wake | Backoff | SetStatus | Sweep
+
+
+# --- the machine's state ------------------------------------------------------------------------------------------
+class Active(msgspec.Struct, frozen=True, kw_only=True):
+    """The prompt being handled: where it came from, whom to answer, and how far it has come."""
+
+    ref: str
+    number: int
+    text: str
+    started: float
+    original: str = ""
+    mail: Mail | None = None
+    queued: Queued | None = None
+    slot: Literal["mail", "next", "queue"] = "mail"
+    caller: Caller | None = None
+    label: str | None = None
+    sender: str | None = None
+    metadata: dict[str, Any] = {}
+    attachments: tuple[Attachment, ...] = ()
+    trace: dict[str, str] = {}
+    attempt: int = 1
+    refused: bool = False
+    response: Response | None = None
+    error: ErrorBody | None = None
+    outcome: Outcome | None = None
+    choice: Choice | None = None
+
+    @property
+    def key(self) -> str:
+        """What the counters of crashes call this input."""
+        return f"{self.mail.lane}:{self.mail.seq}" if self.mail else f"ref:{self.ref}"
+
+    def request(self) -> Request:
+        return Request(self.ref, self.label, self.sender, self.metadata, self.attachments)
+
+
+type Then = Literal["go_on", "activate", "boot", "failed", "after_crash", "sweep", "swept", "over"]
+"""What follows when a record is committed."""
+
+
+class Inflight(msgspec.Struct, frozen=True, kw_only=True):
+    """The record on its way. `side`: it was written in mid-turn, and the turn's draft goes on."""
+
+    kind: RecordKind
+    effects: tuple[Effect, ...]
+    done: tuple[str, ...]
+    base: Ledger
+    then: Then = "go_on"
+    turn: TurnInfo | None = None
+    snapshot: bool = False
+    side: bool = False
+
+
+class Core(msgspec.Struct, kw_only=True):
+    """All that an owner knows of its agent. Treated as a value: `step` changes a copy.
+
+    `ledger` is what the journal says; `work` is the draft of the next record, whose effects are `effects`.
+    """
+
+    config: Config
+    ledger: Ledger
+    work: Ledger
+    phase: Phase = Phase.BOOT
+    now: float = 0.0
+    """The time of the latest input (seconds since the epoch)."""
+    prompts: tuple[Mail, ...] = ()
+    events: tuple[Mail, ...] = ()
+    high: int = 0
+    """Highest sequence of `MESH_MAIL` seen: where the mailbox's tail is."""
+    active: Active | None = None
+    effects: tuple[Effect, ...] = ()
+    asks: tuple[Ask, ...] = ()
+    emits: tuple[Emit, ...] = ()
+    answers: tuple[Answer, ...] = ()
+    done: tuple[str, ...] = ()
+    inflight: Inflight | None = None
+    stash: tuple[Input, ...] = ()
+    reason: ErrorBody | None = None
+    """Why the agent crashes, ends or has failed."""
+    record: RecordKind | None = None
+    """Kind of the newest record."""
+    records: int = 0
+    bytes: int = 0
+    swept: bool = False
+    trace: dict[str, str] = {}
+    """Trace context of the event being handled."""
