@@ -1,1 +1,60 @@
+"""The client of a mesh: connect, then ask, tell, poll, notify, start and stop agents.
 
+    async with agentmesh_client.connect("nats://127.0.0.1:4222") as mesh:
+        await mesh.start_agent("coder", kind="Coder")
+        answer = await mesh.ask("coder", "hello")
+        print(answer.text)
+
+Importing this package is cheap: what a name needs (nats among it) is loaded when the name is first used. Every error that the
+calls raise is one of `agentmesh.errors`.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from agentmesh.wire import Attachment, NodeLease, Outcome, Restart, Spec, Status
+    from agentmesh_client.client import Mesh, connect
+    from agentmesh_client.prompts import attachment
+    from agentmesh_client.results import AgentEntry, AgentInfo, NodeEntry, PollResult, Response, TimerSet
+
+__all__ = [
+    "AgentEntry",
+    "AgentInfo",
+    "Attachment",
+    "Mesh",
+    "NodeEntry",
+    "NodeLease",
+    "Outcome",
+    "PollResult",
+    "Response",
+    "Restart",
+    "Spec",
+    "Status",
+    "TimerSet",
+    "attachment",
+    "connect",
+]
+
+_HOMES = {
+    "agentmesh.wire": ("Attachment", "NodeLease", "Outcome", "Restart", "Spec", "Status"),
+    "agentmesh_client.client": ("Mesh", "connect"),
+    "agentmesh_client.prompts": ("attachment",),
+    "agentmesh_client.results": ("AgentEntry", "AgentInfo", "NodeEntry", "PollResult", "Response", "TimerSet"),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    module = _HOME_OF.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(module), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

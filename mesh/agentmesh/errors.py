@@ -7,6 +7,7 @@
     │   ├── NotFound              not_found         start the agent, or check the name
     │   ├── AlreadyStarted        already_started   choose another name, or stop the first
     │   ├── MailboxFull           mailbox_full      send again later
+    │   ├── NotPermitted          not_permitted     ask the operator for the permission
     │   ├── NotInCallback         not_in_callback   call an agent's hands from its callbacks only
     │   └── InvalidAgent          invalid_agent     mend the agent's class
     ├── TurnError            the request was accepted and ended without an answer
@@ -97,6 +98,12 @@ class MailboxFull(RequestError):
     """The agent's mailbox is at its bound; send again later."""
 
     code = "mailbox_full"
+
+
+class NotPermitted(RequestError):
+    """The NATS server does not permit it to this user."""
+
+    code = "not_permitted"
 
 
 class NotInCallback(RequestError):

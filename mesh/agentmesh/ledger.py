@@ -159,6 +159,33 @@ def is_taken(ledger: Ledger, lane: str, seq: int) -> bool:
     return seq <= ledger.positions.get(lane, 0) or seq in ledger.taken.get(lane, ())
 
 
+def witness(ledger: Ledger, sender: str, lane: str, seq: int, origin: str) -> Ledger:
+    """`ledger` with the origin of message `seq`, which was just taken, added to what is known of its sender.
+
+    The newest origin stands for all older ones, so it may only count what the position has passed: the origin of a message
+    taken ahead of older ones is kept by itself, under `<sender>/<lane>@<seq>`, until they are gone too.
+    """
+    origins = {**ledger.origins, f"{sender}/{lane}@{seq}": origin}
+    position = ledger.positions.get(lane, 0)
+    early = f"/{lane}@"
+    for key in [k for k in origins if early in k]:
+        name, _, number = key.rpartition("@")
+        if int(number) <= position:
+            passed = origins.pop(key)
+            if origin_key(passed) > origin_key(origins.get(name, "")):
+                origins[name] = passed
+    return structs.replace(ledger, origins=origins)
+
+
+def is_witnessed(ledger: Ledger, sender: str, lane: str, origin: str) -> bool:
+    """Whether a message of `sender` with this origin was consumed from `lane`."""
+    key = f"{sender}/{lane}"
+    newest = ledger.origins.get(key)
+    if newest is not None and origin_key(origin) <= origin_key(newest):
+        return True
+    return lane in ledger.taken and any(o == origin for k, o in ledger.origins.items() if k.startswith(key + "@"))
+
+
 def _with(taken: dict[str, tuple[int, ...]], lane: str, seqs: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
     out = {k: v for k, v in taken.items() if k != lane}
     if seqs:

@@ -82,6 +82,15 @@ class CancelTimer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True,
     id: str
 
 
+class Echo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="echo", tag_field="t"):
+    """Give a request the outcome of an earlier one: it repeats that one's `Nats-Msg-Id`."""
+
+    ref: str
+    of: str
+    reply_to: str | None = None
+    stream_to: str | None = None
+
+
 class Bury(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="bury", tag_field="t"):
     """Put an input among the dead letters. The body itself is read from its lane, by sequence, when this is done."""
 
@@ -91,7 +100,7 @@ class Bury(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="b
     text: str | None = None
 
 
-type Effect = Resolve | SendMail | StartAgent | StopAgent | SetTimer | CancelTimer | Bury
+type Effect = Resolve | SendMail | StartAgent | StopAgent | SetTimer | CancelTimer | Bury | Echo
 
 
 def target_of(effect: Effect) -> str:
@@ -103,6 +112,8 @@ def target_of(effect: Effect) -> str:
             return "agent:" + effect.name
         case Resolve():
             return "result:" + effect.outcome.ref
+        case Echo():
+            return "result:" + effect.ref
         case SetTimer() | CancelTimer():
             return "timer:" + effect.id
         case Bury():
@@ -184,6 +195,13 @@ class Awaited(msgspec.Struct, frozen=True):
     tag: str
 
 
+class Seen(msgspec.Struct, frozen=True):
+    """A message that was purged within the duplicate window, and when."""
+
+    ref: str
+    at: float
+
+
 class TurnInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What `mesh history` shows of a turn."""
 
@@ -248,8 +266,8 @@ class Ledger(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     takeovers: dict[str, int] = {}
     timers: dict[str, TimerEntry] = {}
     awaiting: dict[str, Awaited] = {}
-    seen: dict[str, str] = {}
-    """Digest of `Nats-Msg-Id` -> ref, for mail purged while the server may still be asked to drop its repetition."""
+    seen: dict[str, Seen] = {}
+    """Per digest of a `Nats-Msg-Id`: mail purged while the server might still be asked to drop its repetition."""
     effects: dict[str, Open] = {}
     history: tuple[TurnInfo, ...] = ()
 
@@ -281,7 +299,7 @@ class Change(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     takeovers: dict[str, int | None] | UnsetType = UNSET
     timers: dict[str, TimerEntry | None] | UnsetType = UNSET
     awaiting: dict[str, Awaited | None] | UnsetType = UNSET
-    seen: dict[str, str | None] | UnsetType = UNSET
+    seen: dict[str, Seen | None] | UnsetType = UNSET
 
 
 type RecordKind = Literal[
@@ -312,6 +330,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     snapshot: Ledger | None = None
     trace: dict[str, str] = {}
     step: Any = None
+    positions: dict[str, int] | None = None
+    """`rest`: every lane's position, so that a new owner sees from this record alone whether there is work."""
     v: int = RECORD_VERSION
 
 

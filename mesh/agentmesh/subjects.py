@@ -172,10 +172,47 @@ class Subjects(msgspec.Struct, frozen=True):
             return f"KV_{self.bucket}"
         return f"{self.root.upper()}_{role.upper()}"
 
+    def stream_subjects(self, role: StreamRole) -> list[str]:
+        """What the stream that plays `role` stores. Agent names have 1 to 8 tokens, hence `>`."""
+        if role == "registry":
+            return [self.registry_key(">")]
+        if role == "mail":
+            return [self.lane(lane, ">") for lane in MAIL_LANES]
+        if role == "timer":
+            return [f"{self.root}.timer.>", self.due(">")]
+        return [f"{self.root}.{role}.>"]
+
+    def republished(self, role: StreamRole) -> tuple[str, str] | None:
+        """`(source, destination)` of what the stream that plays `role` republishes, or None."""
+        if role == "mail":
+            return f"{self.root}.>", f"{self.root}.live.>"
+        if role == "timer":
+            return self.due(">"), f"{self.root}.live.due.>"
+        if role == "result":
+            return f"{self.root}.result.>", f"{self.root}.done.>"
+        if role == "registry":
+            return self.registry_key(">"), self.registry_change(">")
+        return None
+
+    # --- blobs ------------------------------------------------------------------------------------------------
     @property
     def blobs(self) -> str:
         """Object-store bucket for what exceeds the server's payload limit."""
         return f"{self.root}-blobs"
+
+    @property
+    def blob_stream(self) -> str:
+        """Stream of the object store, named and laid out as every NATS client expects it."""
+        return f"OBJ_{self.blobs}"
+
+    def blob_subjects(self) -> list[str]:
+        return [self.blob_chunks(">"), self.blob_meta(">")]
+
+    def blob_chunks(self, chunk_id: str) -> str:
+        return f"$O.{self.blobs}.C.{chunk_id}"
+
+    def blob_meta(self, encoded_name: str) -> str:
+        return f"$O.{self.blobs}.M.{encoded_name}"
 
 
 def spec_key(agent: str) -> str:

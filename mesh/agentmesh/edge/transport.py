@@ -61,9 +61,7 @@ class Transport(Protocol):
             TooLarge: it exceeds `max_payload` or the control line; nothing was sent, the connection lives.
         """
 
-    async def request(
-        self, subject: str, data: bytes = b"", *, headers: Headers | None = None, timeout: float
-    ) -> Message:
+    async def request(self, subject: str, data: bytes = b"", *, headers: Headers | None = None, timeout: float) -> Message:
         """Send and wait for one reply.
 
         Raises:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 from msgspec import structs
 
 from agentmesh.ledger import is_taken
 from agentmesh.records import CancelTimer, Effect, Notice, Queued, SendMail, StartAgent, StopAgent, target_of
 from agentmesh.subjects import LANES
-from agentmesh.turn.draft import Out, answer_later, caller_of, commit, commit_side, consume, depth, end_request
+from agentmesh.turn.draft import Out, answer_later, caller_of, commit, commit_side, consume, depth, end_request, forget_charges
 from agentmesh.turn.life import boot, finish
 from agentmesh.turn.turns import go_on, kill
 from agentmesh.turn.values import (
@@ -27,9 +28,15 @@ from agentmesh.turn.values import (
     Rest,
     Resume,
     Tick,
+    Trim,
     Wake,
 )
 from agentmesh.wire import ErrorBody, Mail, format_time
+
+DUPLICATE_WINDOW_S = 120.0
+"""How long a stream drops repetitions of an id."""
+MAX_SEEN = 4096
+"""Ids of purged mail that an agent remembers; the oldest go first."""
 
 
 # --- mail ---------------------------------------------------------------------------------------------------------
@@ -55,13 +62,14 @@ def on_arrived(core: Core, item: Arrived, out: Out) -> None:
             core.events = (*core.events, mail)
             out.append(Emit("event_received", {"lane": mail.lane, "seq": mail.seq, "sender": mail.sender, "event": mail.event}))
     if prompts:
-        in_order = not core.prompts or core.prompts[-1].seq < prompts[0].seq
         merged = (*core.prompts, *prompts)
+        in_order = all(a.seq < b.seq for a, b in pairwise(merged[max(0, len(core.prompts) - 1) :]))
         core.prompts = merged if in_order else tuple(sorted(merged, key=lambda m: m.seq))
-        if not idle or core.work.halted or depth(core) > 1:
-            out.append(Emit("mailbox_queued", {"depth": depth(core)}))
     if idle:
         go_on(core, out)
+    waiting = len({m.seq for m in core.prompts} & {m.seq for m in prompts})
+    for number in range(depth(core) - waiting + 1, depth(core) + 1):
+        out.append(Emit("mailbox_queued", {"depth": number}))
 
 
 # --- interrupt, resume, cancel --------------------------------------------------------------------------------------
@@ -132,6 +140,7 @@ def _cancel(core: Core, mail: Mail | None, queued: Queued | None) -> None:
         following = None if core.work.next is queued else core.work.next
         rest = tuple(q for q in core.work.queue if q is not queued)
         core.work = structs.replace(core.work, next=following, queue=rest)
+        forget_charges(core, f"ref:{queued.ref}")
         if queued.caller is not None:
             end_request(core, queued.caller, error)
 
@@ -168,12 +177,30 @@ def _add_effect(core: Core, effect: Effect, out: Out) -> None:
     _change(core, change, out)
 
 
+# --- purged mail --------------------------------------------------------------------------------------------------
+def on_trim(core: Core, item: Trim, out: Out) -> None:
+    """Remember the ids of mail that is about to be purged, for as long as the server would have known them."""
+
+    def change(draft: Core) -> None:
+        kept = {k: v for k, v in draft.work.seen.items() if v.at > draft.now - DUPLICATE_WINDOW_S}
+        kept.update(item.seen)
+        newest = sorted(kept.items(), key=lambda pair: pair[1].at)[-MAX_SEEN:]
+        draft.work = structs.replace(draft.work, seen=dict(newest))
+
+    answer_later(core, item.token, {})
+    _change(core, change, out)
+
+
 # --- effects ------------------------------------------------------------------------------------------------------
 def on_done(core: Core, item: Done, out: Out) -> None:
     """The server has these; the next record says so."""
     core.done = (*core.done, *(o for o in item.origins if o in core.ledger.effects and o not in core.done))
-    if core.phase is Phase.STOPPED and core.inflight is None:
+    if core.inflight is not None:
+        return
+    if core.phase is Phase.STOPPED:
         finish(core, out)
+    elif core.phase is Phase.IDLE and depth(core):
+        go_on(core, out)  # too many open effects may have held the next prompt back
 
 
 def on_gave_up(core: Core, item: GaveUp, out: Out) -> None:
@@ -217,7 +244,7 @@ def describe(effect: Effect) -> dict[str, object]:
 # --- time ---------------------------------------------------------------------------------------------------------
 def on_tick(core: Core, item: Tick, out: Out) -> None:
     """Answer `expired` to prompts whose deadline passed while they wait."""
-    late = [m for m in core.prompts if m.deadline is not None and m.deadline < core.now]
+    late = [m for m in core.prompts if m.deadline is not None and m.deadline <= core.now]
     if not late:
         return
     core.prompts = tuple(m for m in core.prompts if m not in late)

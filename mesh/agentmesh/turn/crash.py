@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from msgspec import structs
 
-from agentmesh.turn.draft import Out, bury, commit, consume, end_request
+from agentmesh.turn.draft import Out, bury, commit, consume, end_request, forget_charges
 from agentmesh.turn.values import Call, Core, Emit, Misbehaved, Phase, Raised, Returned
 from agentmesh.wire import ErrorBody
 
@@ -21,6 +21,8 @@ def begin_crash(core: Core, error: ErrorBody, out: Out) -> None:
     """The agent's own code raised where that is a crash: nothing of the turn is kept."""
     drop_draft(core)
     core.reason = error
+    if core.active is not None:
+        out.append(Emit("state_changed", {"from": "processing", "to": "idle"}))
     if "terminate_agent" in core.config.hooks:
         core.phase = Phase.CRASHING
         out.append(Call(hook="terminate_agent", args=(error,), state=core.ledger.state))
@@ -65,7 +67,7 @@ def _give_up_input(core: Core, attempts: int, reason: ErrorBody) -> None:
         details=reason.details,
     )
     if active.mail is not None:
-        core.prompts = core.prompts[1:]
+        core.prompts = tuple(m for m in core.prompts if m is not active.mail)
         consume(core, active.mail)
         bury(core, active.mail.lane, active.mail.seq, error)
     else:
@@ -76,4 +78,4 @@ def _give_up_input(core: Core, attempts: int, reason: ErrorBody) -> None:
         bury(core, "self", 0, error, active.text)
     if active.caller is not None:
         end_request(core, active.caller, error)
-    core.work = structs.replace(core.work, attempts={k: v for k, v in core.work.attempts.items() if k != active.key})
+    forget_charges(core, active.key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from typing import Any
 
@@ -85,18 +86,47 @@ def consume(core: Core, mail: Mail) -> None:
     # Each lane waits in its own order, so the first found is the oldest.
     waiting = core.prompts if LANES[mail.lane].kind == "prompt" else core.events
     first = next((m.seq for m in waiting if m.lane == mail.lane), None)
+    running = core.active.mail if core.active is not None else None
+    ahead = running is not None and running is not mail and running.lane == mail.lane
+    if running is not None and ahead and not book.is_taken(core.work, running.lane, running.seq):
+        # A record in mid-turn: as far as the journal knows, the prompt of the turn still waits.
+        first = running.seq
     work = book.consume(core.work, mail.lane, mail.seq, first)
     if mail.sender is not None and mail.origin is not None:
-        work = structs.replace(work, origins={**work.origins, f"{mail.sender}/{mail.lane}": mail.origin})
+        work = book.witness(work, mail.sender, mail.lane, mail.seq, mail.origin)
     core.work = work
+    forget_charges(core, f"{mail.lane}:{mail.seq}")
+
+
+def forget_charges(core: Core, key: str) -> None:
+    """Add to the draft that an input is dealt with: what it was charged with counts no longer."""
+    work = core.work
+    if key in work.attempts or key in work.takeovers:
+        core.work = structs.replace(
+            work,
+            attempts={k: v for k, v in work.attempts.items() if k != key},
+            takeovers={k: v for k, v in work.takeovers.items() if k != key},
+        )
 
 
 def is_repetition(ledger: Ledger, mail: Mail) -> bool:
     """Whether this mail from an agent was consumed before: its origin is not newer than the newest of that sender and lane."""
     if mail.sender is None or mail.origin is None:
         return False
-    newest = ledger.origins.get(f"{mail.sender}/{mail.lane}")
-    return newest is not None and book.origin_key(mail.origin) <= book.origin_key(newest)
+    return book.is_witnessed(ledger, mail.sender, mail.lane, mail.origin)
+
+
+def digest(msg_id: str) -> str:
+    """What the ledger keeps of a `Nats-Msg-Id`."""
+    return hashlib.blake2b(msg_id.encode(), digest_size=12).hexdigest()
+
+
+def repeats(ledger: Ledger, mail: Mail) -> str | None:
+    """The ref of the purged message that this one repeats, if its id is remembered."""
+    if mail.msg_id is None or not ledger.seen:
+        return None
+    seen = ledger.seen.get(digest(mail.msg_id))
+    return seen.ref if seen is not None and seen.ref != mail.ref else None
 
 
 def apply_replies(core: Core) -> None:

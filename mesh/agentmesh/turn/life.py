@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from msgspec import structs
 
-from agentmesh.records import Ledger
+from agentmesh.records import NOTHING, CancelTimer, Ledger
 from agentmesh.turn.crash import begin_crash, drop_draft
-from agentmesh.turn.draft import Out, caller_of, close_deferred, commit, consume, end_request, is_repetition
+from agentmesh.turn.draft import Out, caller_of, commit, consume, end_request, is_repetition
 from agentmesh.turn.turns import go_on, kill
 from agentmesh.turn.values import (
     Backoff,
@@ -56,7 +56,13 @@ def on_start(core: Core, item: Start, out: Out) -> None:
 def boot(core: Core, out: Out) -> None:
     """Take up an initialised agent: its backend's session, then its own local resources."""
     core.phase = Phase.SESSION
-    out.append(Call(hook="resume_session", args=(core.ledger.session,), state=core.ledger.state))
+    out.append(
+        Call(
+            hook="resume_session",
+            args=(core.ledger.session, core.ledger.backend_options, core.ledger.state_version),
+            state=core.ledger.state,
+        )
+    )
 
 
 def on_init(core: Core, item: Returned | Misbehaved | Raised, out: Out) -> None:
@@ -90,8 +96,11 @@ def on_session(core: Core, item: Returned | Misbehaved | Raised | Unreadable, ou
         core.work = structs.replace(core.work, session=item.choice.session, phase="init" if pre_run else "ready")
         core.emits = (*core.emits, Emit("started", {}), Emit("state_changed", {"from": None, "to": "idle"}))
         commit(core, "init", out, then="activate")
-    elif item.choice.session != core.ledger.session:
+    elif item.choice.session != core.ledger.session or item.state != NOTHING:
+        # The backend repaired its session, or the class has migrated an older version's state.
         core.work = structs.replace(core.work, session=item.choice.session)
+        if item.state != NOTHING:
+            core.work = structs.replace(core.work, state=item.state, state_version=core.config.state_version)
         commit(core, "init", out, then="activate")
     else:
         activate(core, out)
@@ -215,11 +224,20 @@ def record_stop(core: Core, reason: ErrorBody, out: Out) -> None:
     for queued in items:
         if queued.caller is not None:
             end_request(core, queued.caller, error)
-    for ref, entry in core.work.deferred.items():
-        close_deferred(core, ref, entry)
+    for entry in core.work.deferred.values():
         end_request(core, entry.caller, error)
+    core.effects = (*core.effects, *(CancelTimer(id=timer_id) for timer_id in core.work.timers))
     core.work = structs.replace(
-        core.work, phase="stopped", next=None, queue=(), notices=(), timers={}, awaiting={}, halted=False, failed=None
+        core.work,
+        phase="stopped",
+        next=None,
+        queue=(),
+        notices=(),
+        deferred={},
+        timers={},
+        awaiting={},
+        halted=False,
+        failed=None,
     )
     core.swept = False
     commit(core, "stopped", out, then="sweep")

@@ -44,6 +44,7 @@ from agentmesh.turn.values import (
     Swept,
     Then,
     Tick,
+    Trim,
     Unreadable,
     Watchdog,
 )
@@ -72,7 +73,10 @@ def _callback(handler: Callable[[Core, Any, list[Command]], None], *to: Phase) -
 
 
 TABLE: dict[Phase, dict[type, Move]] = {
-    P.BOOT: {Start: Move(life.on_start, (P.INIT, P.SESSION, P.FAILED, P.STOPPED))},
+    P.BOOT: {
+        Start: Move(life.on_start, (P.INIT, P.SESSION, P.FAILED, P.STOPPED)),
+        Stop: Move(life.on_stop, _END),  # by a node that has none of the agent's code, or before its life began
+    },
     P.INIT: _callback(life.on_init, P.SESSION, *_END),
     P.SESSION: {
         **_callback(life.on_session, P.COMMITTING, P.ACTIVATE, P.PRE_RUN, *_NEXT, *_CRASH, *_END),
@@ -81,10 +85,13 @@ TABLE: dict[Phase, dict[type, Move]] = {
     P.ACTIVATE: _callback(life.on_activate, P.PRE_RUN, *_NEXT, *_CRASH),
     P.PRE_RUN: _callback(life.on_pre_run, P.COMMITTING, *_END),
     P.IDLE: {
+        Arrived: Move(control.on_arrived, _NEXT),
+        Done: Move(control.on_done, _NEXT),
         Resume: Move(control.on_resume, (P.IDLE, P.COMMITTING)),
         Cancel: Move(control.on_cancel, (P.IDLE, P.COMMITTING)),
         AskTimer: Move(control.on_ask_timer, (P.COMMITTING,)),
         DropTimer: Move(control.on_drop_timer, (P.IDLE, P.COMMITTING)),
+        Trim: Move(control.on_trim, (P.COMMITTING,)),
         GaveUp: Move(control.on_gave_up, (P.IDLE, P.COMMITTING)),
         Tick: Move(control.on_tick, (P.IDLE, P.COMMITTING)),
         Rest: Move(control.on_rest, (P.IDLE, P.COMMITTING)),
@@ -98,6 +105,7 @@ TABLE: dict[Phase, dict[type, Move]] = {
         Cancel: Move(control.on_cancel, (P.TURN,)),
         AskTimer: Move(control.on_ask_timer, (P.TURN,)),
         DropTimer: Move(control.on_drop_timer, (P.TURN,)),
+        Trim: Move(control.on_trim, (P.TURN,)),
         GaveUp: Move(control.on_gave_up, (P.TURN,)),
         Tick: Move(control.on_tick, (P.TURN,)),
         Stop: Move(life.on_stop, _END),
@@ -126,6 +134,7 @@ TABLE: dict[Phase, dict[type, Move]] = {
     P.CLOSING: _callback(life.on_closing, P.COMMITTING),
     P.STOPPED: {
         Swept: Move(life.on_swept, (P.STOPPED, P.COMMITTING)),
+        Done: Move(control.on_done, (P.STOPPED, P.COMMITTING)),
         GaveUp: Move(control.on_gave_up, (P.STOPPED, P.COMMITTING)),
     },
     P.OVER: {},
@@ -140,7 +149,7 @@ ELSEWHERE: dict[type, Callable[[Core, Any, list[Command]], None]] = {
     Resume: control.on_resume_elsewhere,
 }
 """What these answer in a phase that has no move for them."""
-DEFERRED = (Cancel, AskTimer, DropTimer, GaveUp, Stop, Tick, Resume, Swept, Restarted)
+DEFERRED = (Cancel, AskTimer, DropTimer, Trim, GaveUp, Stop, Tick, Resume, Swept, Restarted)
 
 
 def _failed(core: Core, out: list[Command]) -> None:
@@ -192,11 +201,14 @@ def _feed(core: Core, item: Input, out: list[Command]) -> None:
     elif kind is Committed:
         if core.inflight is not None:
             _on_committed(core, item, out)
-    elif core.inflight is None and kind in TABLE[core.phase]:
-        TABLE[core.phase][kind].handler(core, item, out)
+    elif kind in TABLE[core.phase]:
+        if core.inflight is None:
+            TABLE[core.phase][kind].handler(core, item, out)
+        else:  # a record in mid-turn is on its way
+            core.stash = (*core.stash, item)
     elif kind in ELSEWHERE and not (kind is Resume and core.work.halted):
         ELSEWHERE[kind](core, item, out)
-    elif kind in DEFERRED or (core.inflight is not None and core.inflight.side and kind in TABLE[core.phase]):
+    elif kind in DEFERRED:
         core.stash = (*core.stash, item)
 
 

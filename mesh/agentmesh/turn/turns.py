@@ -10,7 +10,8 @@ from msgspec import structs
 from agentmesh.agent import Answer as AgentAnswer
 from agentmesh.agent import Timer, Undelivered
 from agentmesh.ledger import HISTORY_TEXT
-from agentmesh.records import NOTHING, Deferred, Queued, SetTimer, TurnInfo
+from agentmesh.records import NOTHING, CancelTimer, Deferred, Echo, Queued, SetTimer, TurnInfo
+from agentmesh.subjects import LANES
 from agentmesh.turn.crash import begin_crash
 from agentmesh.turn.draft import (
     Out,
@@ -22,8 +23,10 @@ from agentmesh.turn.draft import (
     deadline_timer,
     end_request,
     enqueue,
+    forget_charges,
     is_repetition,
     mint,
+    repeats,
     resolve,
 )
 from agentmesh.turn.values import (
@@ -51,6 +54,7 @@ def go_on(core: Core, out: Out) -> None:
     """An agent between records: handle events first, then begin the next prompt, or stay idle."""
     core.phase = Phase.IDLE
     core.active, core.reason, core.trace = None, None, {}
+    core.drains = MAX_DRAIN
     if core.work.notices or core.events:
         drain(core, out)
         return
@@ -76,8 +80,8 @@ def dispatch(core: Core, out: Out) -> None:
             break
     if core.work is not before:
         # Put it back: the ones turned away come first.
-        assert mail is not None
-        core.prompts = (mail, *core.prompts)
+        if mail is not None:
+            core.prompts = (mail, *core.prompts)
         commit(core, "refused", out)
         return
     _begin(core, active, out)
@@ -138,12 +142,17 @@ def _turn_away(core: Core, mail: Mail) -> bool:
     if is_repetition(core.work, mail):
         consume(core, mail)
         return True
+    first = repeats(core.work, mail)
+    if first is not None:
+        consume(core, mail)
+        core.effects = (*core.effects, Echo(ref=mail.ref, of=first, reply_to=mail.reply_to, stream_to=mail.stream_to))
+        return True
     if mail.problem is not None:
         error = ErrorBody(code="bad_request", message=mail.problem)
         bury(core, mail.lane, mail.seq, error)
     elif mail.for_life is not None and mail.for_life != core.ledger.incarnation:
         error = ErrorBody(code="stopped", message="the agent that this was meant for has ended; another bears its name now")
-    elif mail.deadline is not None and mail.deadline < core.now:
+    elif mail.deadline is not None and mail.deadline <= core.now:
         error = ErrorBody(code="expired", message="the deadline passed before the turn could begin")
     if error is None:
         return False
@@ -161,6 +170,7 @@ def _begin(core: Core, active: Active, out: Out) -> None:
     else:
         core.work = structs.replace(core.work, queue=core.work.queue[1:])
     core.work = structs.replace(core.work, turn=active.number)
+    forget_charges(core, active.key)
     if "pre_turn" in core.config.hooks:
         core.phase = Phase.PRE_TURN
         out.append(_call(core, "pre_turn", (active.text,)))
@@ -343,6 +353,8 @@ def _transition(core: Core, out: Out) -> None:
             attempt=1,
         )
         core.work = structs.replace(core.work, next=item)
+    # What arrives from here on is handled after this record: a stream of events cannot hold up the caller's answer.
+    core.drains = len(core.events) + len(core.work.notices)
     if choice.kind == "halt" and _halt(core, out):
         return
     drain(core, out)
@@ -374,9 +386,10 @@ def on_post_run(core: Core, item: Returned | Misbehaved | Raised, out: Out) -> N
 
 # --- events -------------------------------------------------------------------------------------------------------
 def drain(core: Core, out: Out) -> None:
-    """Handle the next event that waits; with none left, end the record."""
+    """Handle the next event that waits; with none left for this record, end it."""
     handles = "handle_event" in core.config.hooks
-    while core.work.notices or core.events:
+    while core.drains > 0 and (core.work.notices or core.events):
+        core.drains -= 1
         event, sender, trace = _next_event(core)
         if event is None or not handles:
             continue
@@ -400,9 +413,10 @@ def _next_event(core: Core) -> tuple[Any, str | None, dict[str, str]]:
         return Undelivered(notice.effect, notice.error), None, {}
     mail, core.events = core.events[0], core.events[1:]
     stale = is_repetition(core.work, mail) or (mail.for_life is not None and mail.for_life != core.ledger.incarnation)
-    late = mail.deadline is not None and mail.deadline < core.now
+    late = mail.deadline is not None and mail.deadline <= core.now
     consume(core, mail)
-    if stale or late:
+    if stale or late or LANES[mail.lane].kind == "answer":
+        # An answer that no running turn waits for is dropped.
         return None, None, {}
     if mail.problem is not None:
         bury(core, mail.lane, mail.seq, ErrorBody(code="bad_request", message=mail.problem))
@@ -430,7 +444,7 @@ def _fired(core: Core, mail: Mail) -> Any:
     """The tick of a timer: delivered only if its origin is the table's, and it leaves the table."""
     timer_id = (mail.schedule or "").rpartition(".")[2]
     entry = core.work.timers.get(timer_id)
-    if entry is None or entry.origin != mail.origin:
+    if entry is None or entry.origin != mail.origin or _is_replaced(core, timer_id):
         return None
     core.work = structs.replace(core.work, timers={k: v for k, v in core.work.timers.items() if k != timer_id})
     if timer_id.startswith("_deadline-"):
@@ -447,6 +461,11 @@ def _fired(core: Core, mail: Mail) -> Any:
         again = SetTimer(id=timer_id, due=entry.due + (missed + 1) * entry.every, every=entry.every, event=entry.event)
         core.effects = (*core.effects, again)
     return Timer(timer_id, entry.event, entry.due, missed)
+
+
+def _is_replaced(core: Core, timer_id: str) -> bool:
+    """Whether this draft sets or cancels the timer: the table says so only when it is committed."""
+    return any(isinstance(ask, SetTimer | CancelTimer) and ask.id == timer_id for ask in (*core.effects, *core.asks))
 
 
 def on_event_handled(core: Core, item: Returned | Misbehaved | Raised, out: Out) -> None:
@@ -492,12 +511,6 @@ def _finish(core: Core, out: Out) -> None:
         core.effects = (*core.effects, *resolve(core, caller, active.outcome))
     if active.response is not None and active.response.usage:
         core.work = structs.replace(core.work, usage=_added(core.work.usage, active.response.usage))
-    if active.key in core.work.attempts or active.key in core.work.takeovers:
-        core.work = structs.replace(
-            core.work,
-            attempts={k: v for k, v in core.work.attempts.items() if k != active.key},
-            takeovers={k: v for k, v in core.work.takeovers.items() if k != active.key},
-        )
     core.emits = (*core.emits, Emit("state_changed", {"from": "processing", "to": "idle"}))
     commit(core, "turn", out, turn=_turn_info(core, active))
 

@@ -10,7 +10,7 @@ from msgspec import Raw
 
 from agentmesh.backend import Response
 from agentmesh.hands import Ask, Request
-from agentmesh.records import NOTHING, Caller, Change, Effect, Ledger, Open, Queued, RecordKind, SetTimer, TurnInfo
+from agentmesh.records import NOTHING, Caller, Change, Effect, Ledger, Open, Queued, RecordKind, Seen, SetTimer, TurnInfo
 from agentmesh.wire import AgentStatus, Attachment, ErrorBody, Mail, Outcome, Restart
 
 
@@ -205,6 +205,13 @@ class DropTimer(msgspec.Struct, frozen=True):
     token: str = ""
 
 
+class Trim(msgspec.Struct, frozen=True):
+    """Consumed mail is about to be purged: remember the ids that the server will then forget. Answered to `token`."""
+
+    token: str
+    seen: dict[str, Seen]
+
+
 class Stop(msgspec.Struct, frozen=True):
     """The spec says `stopping`."""
 
@@ -229,7 +236,7 @@ class Rest(msgspec.Struct, frozen=True):
 
 type Input = (
     Start | Arrived | Returned | Misbehaved | Raised | Unreadable | Ended | Watchdog | Committed | Done | GaveUp
-    | Interrupt | Resume | Cancel | AskTimer | DropTimer | Stop | Swept | Restarted | Tick | Rest
+    | Interrupt | Resume | Cancel | AskTimer | DropTimer | Trim | Stop | Swept | Restarted | Tick | Rest
 )  # fmt: skip
 
 
@@ -393,6 +400,8 @@ class Core(msgspec.Struct, kw_only=True):
     effects: tuple[Effect, ...] = ()
     asks: tuple[Ask, ...] = ()
     emits: tuple[Emit, ...] = ()
+    drains: int = 0
+    """Events that the draft may still handle."""
     answers: tuple[Answer, ...] = ()
     done: tuple[str, ...] = ()
     inflight: Inflight | None = None

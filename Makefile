@@ -1,0 +1,36 @@
+# Each target sets up what it needs: a Python of 3.12 or newer is all that must be there.
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint check bench cases clean
+
+PY := .venv/bin/python
+PYTEST := $(PY) -m pytest
+WORKERS ?= auto
+
+help: ## Show this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+
+.venv/.stamp: pyproject.toml .ci/venv
+	@bash .ci/venv
+
+demo: .venv/.stamp ## Watch an agent outlive its node, in half a minute
+	@$(PY) examples/triage/demo.py
+
+test: .venv/.stamp ## Run all tests
+	@$(PYTEST) -n $(WORKERS) $(ARGS)
+
+lint: .venv/.stamp ## Lint, format, types, imports
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	.venv/bin/lint-imports
+
+check: lint test ## Everything: what must hold before a change is done
+
+bench: .venv/.stamp ## Measure asks against bare NATS requests
+	@$(PY) -m tests.bench $(ARGS)
+
+cases: .venv/.stamp ## List the numbered cases of docs/semantics.md that no test shows
+	@$(PY) tests/cases.py
+
+clean: ## Remove the virtual environment and caches
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,193 @@
+"""Verbs about agents and nodes as such: their lives and where they are."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
+
+from agentmesh_client.cli import exits
+from agentmesh_client.cli.common import DEFAULTS, AgentName, Options, Pairs, json_object, json_or_text, pairs, session
+
+if TYPE_CHECKING:
+    from agentmesh.wire import Status
+    from agentmesh_client import AgentEntry, NodeEntry
+
+Flag = Annotated[bool, Parameter(negative="", show_default=False)]
+
+
+async def start(
+    name: AgentName,
+    /,
+    *,
+    kind: str,
+    backend: str | None = None,
+    option: Pairs = None,
+    options_json: Annotated[str | None, Parameter(name="--options")] = None,
+    label: Pairs = None,
+    restart: Literal["permanent", "transient", "temporary"] | None = None,
+    watchdog: float | None = None,
+    timeout: float = 30.0,
+    no_wait: Flag = False,
+    options: Options = DEFAULTS,
+) -> int:
+    """Start an agent, and wait until a node runs it.
+
+    Parameters
+    ----------
+    kind
+        The agent's class, as nodes announce it (`mesh nodes`).
+    backend
+        The backend; by default the class's own.
+    option
+        key=value for `init_agent`, several times; the value is JSON, or else text.
+    options_json
+        All options as one JSON object.
+    label
+        key=value that a node must have to run the agent, several times.
+    restart
+        What happens when the agent's own code crashes; by default permanent.
+    watchdog
+        Longest turn, in seconds.
+    timeout
+        Seconds to wait for a node.
+    no_wait
+        Return once the agent is registered.
+    """
+    from agentmesh_client.cli.output import Printer
+
+    settings = json_object(options_json, "--options")
+    settings |= {key: json_or_text(value) for key, value in pairs(option, "--option").items()}
+    async with session(options) as mesh:
+        agent = await mesh.start_agent(
+            name,
+            kind=kind,
+            backend=backend,
+            options=settings,
+            labels=pairs(label, "--label"),
+            restart=restart,
+            watchdog_s=watchdog,
+            timeout=timeout,
+            wait=not no_wait,
+        )
+    Printer(options).value(agent, f"{name} is {agent.status}" + (f" on {agent.node}" if agent.node else ""))
+    return exits.OK
+
+
+async def stop(name: AgentName, /, *, timeout: float = 30.0, no_wait: Flag = False, options: Options = DEFAULTS) -> int:
+    """End an agent's life and free its name; who waits for it is answered `stopped`.
+
+    Parameters
+    ----------
+    timeout
+        Seconds to wait for the end.
+    no_wait
+        Return once the end is asked for.
+    """
+    from agentmesh_client.cli.output import Printer
+
+    async with session(options) as mesh:
+        await mesh.stop(name, timeout=timeout, wait=not no_wait)
+    status = "stopping" if no_wait else "stopped"
+    Printer(options).value({"v": 1, "name": name, "status": status}, f"{name} is {status}")
+    return exits.OK
+
+
+async def ps(*, every: Annotated[Flag, Parameter(name="--all")] = False, options: Options = DEFAULTS) -> int:
+    """List the agents.
+
+    Parameters
+    ----------
+    every
+        Those that have been stopped, too.
+    """
+    from agentmesh_client.cli.output import Printer, age
+
+    def row(agent: AgentEntry) -> list[str]:
+        spec = agent.spec
+        reason = f"{spec.reason.code}: {spec.reason.message}" if spec.reason else "-"
+        return [agent.name, spec.kind, spec.backend or "-", spec.status, agent.node or "-", age(spec.since), reason]
+
+    async with session(options) as mesh:
+        found = await mesh.list_agents(stopped=every)
+    Printer(options).table(found, ("NAME", "KIND", "BACKEND", "STATUS", "NODE", "SINCE", "REASON"), row)
+    return exits.OK
+
+
+async def nodes(*, options: Options = DEFAULTS) -> int:
+    """List the live nodes."""
+    from agentmesh_client.cli.output import Printer, age
+
+    def row(node: NodeEntry) -> list[str]:
+        lease = node.lease
+        state = "draining" if lease.draining else "cordoned" if lease.cordoned else "ready"
+        labels = ",".join(f"{key}={value}" for key, value in sorted(lease.labels.items()))
+        load = f"{lease.agents}/{lease.capacity}" if lease.capacity else str(lease.agents)
+        return [node.id, state, load, age(lease.started), lease.version or "-", labels or "-", ",".join(lease.kinds) or "-"]
+
+    async with session(options) as mesh:
+        found = await mesh.nodes()
+    Printer(options).table(found, ("NODE", "STATE", "AGENTS", "UP", "VERSION", "LABELS", "KINDS"), row)
+    return exits.OK
+
+
+async def status(name: AgentName, /, *, content: Flag = False, timeout: float = 10.0, options: Options = DEFAULTS) -> int:
+    """Show what an agent is doing.
+
+    Parameters
+    ----------
+    content
+        Show the agent's own state too.
+    timeout
+        Seconds to wait for the agent's owner.
+    """
+    from agentmesh_client.cli.output import Printer, fields
+
+    async with session(options) as mesh:
+        found = await mesh.status(name, content, timeout=timeout)
+    Printer(options).value(found, fields(_status_lines(found, content)))
+    return exits.OK
+
+
+async def history(name: AgentName, /, *, content: Flag = False, options: Options = DEFAULTS) -> int:
+    """Show the turns that an agent has had, from its journal.
+
+    Parameters
+    ----------
+    content
+        Show prompts and answers too.
+    """
+    from agentmesh.errors import Unavailable
+    from agentmesh_client.cli.output import Printer, plain_row
+
+    async with session(options) as mesh:
+        read = getattr(mesh, "history", None)
+        if read is None:
+            raise Unavailable("this version of the client does not read journals; upgrade agentmesh")
+        turns = list(await read(name, content=content))
+    columns = list(plain_row(turns[0])) if turns else ["turn"]
+    Printer(options).table(turns, [column.upper() for column in columns], lambda turn: list(plain_row(turn).values()))
+    return exits.OK
+
+
+def _status_lines(found: Status, content: bool) -> list[tuple[str, str]]:
+    from agentmesh_client.cli.output import json_text
+
+    lines = [
+        ("name", found.name),
+        ("kind", found.kind),
+        ("backend", found.backend),
+        ("state", found.state + (", halted" if found.halted else "")),
+        ("queued", str(found.queued)),
+        ("request", found.current_request or "-"),
+        ("turn", str(found.turn)),
+        ("node", found.node),
+        ("incarnation", found.incarnation),
+        ("generation", str(found.generation)),
+        ("usage", json_text(found.usage)),
+    ]
+    if found.failed is not None:
+        lines.append(("failed", f"{found.failed.code}: {found.failed.message}"))
+    if content:
+        lines.append(("agent state", json_text(found.agent_state)))
+    return lines

@@ -1,0 +1,234 @@
+"""Verbs that talk to agents."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from agentmesh_client.cli import exits
+from agentmesh_client.cli.common import DEFAULTS, AgentName, Options, Pairs, Text, json_object, json_or_text, read_text, session
+
+if TYPE_CHECKING:
+    from agentmesh_client import Mesh
+
+WITHDRAW_S = 5.0
+"""Wait for the mesh to hear a Ctrl-C."""
+
+Ref = Annotated[str, Parameter(help="The request's ref, as `tell` prints it.")]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class PromptOptions:
+    """What can go with a prompt."""
+
+    metadata: str | None = None
+    """A JSON object that the agent sees beside the prompt."""
+    attach: Pairs = None
+    """A file to send along; may be given several times."""
+    deadline: float | None = None
+    """Seconds after which the prompt is answered `expired` without a turn."""
+    key: str | None = None
+    """Idempotency key: within two minutes, a second prompt with it takes no effect and gets the first one's ref."""
+
+    def arguments(self) -> dict[str, Any]:
+        """The keyword arguments of `Mesh.ask` and `Mesh.tell`."""
+        from agentmesh.errors import BadRequest
+        from agentmesh_client import attachment
+
+        try:
+            files = [attachment(Path(name).name, Path(name).read_bytes()) for name in self.attach or ()]
+        except OSError as error:
+            raise BadRequest(f"a file cannot be attached: {error}") from None
+        now = dt.datetime.now(dt.UTC)
+        return {
+            "metadata": json_object(self.metadata, "--metadata"),
+            "attachments": files,
+            "deadline": None if self.deadline is None else now + dt.timedelta(seconds=self.deadline),
+            "idempotency_key": self.key,
+        }
+
+
+NO_EXTRAS = PromptOptions()
+
+
+def ask(
+    name: AgentName,
+    text: Text,
+    /,
+    *,
+    timeout: float = 600.0,
+    extras: PromptOptions = NO_EXTRAS,
+    options: Options = DEFAULTS,
+) -> Coroutine[Any, Any, int]:
+    """Prompt an agent and print its answer.
+
+    Ctrl-C withdraws the prompt: it is cancelled if it waits, its turn is interrupted if it runs.
+
+    Parameters
+    ----------
+    timeout
+        Seconds to wait for the answer; the turn goes on after that, and `mesh poll` shows what became of it.
+    """
+    return _ask(name, read_text(text), timeout, extras, options)
+
+
+async def _ask(name: str, text: str, timeout: float, extras: PromptOptions, options: Options) -> int:
+    from agentmesh_client.cli.output import Printer
+
+    printer = Printer(options)
+    accepted: list[str] = []
+    async with session(options) as mesh:
+        try:
+            outcome = await mesh.ask_outcome(name, text, timeout=timeout, on_accepted=accepted.append, **extras.arguments())
+        except asyncio.CancelledError:
+            if accepted:
+                printer.note("withdrawing the prompt; Ctrl-C again leaves at once")
+                printer.note(await _withdraw(mesh, name, accepted[0]))
+            raise
+    if not outcome.ok:
+        printer.failure(outcome)
+        return exits.FAILED
+    printer.value(outcome, outcome.text or "")
+    return exits.OK
+
+
+async def _withdraw(mesh: Mesh, name: str, ref: str) -> str:
+    """Cancel a prompt that waits, or interrupt its turn; what came of it."""
+    from agentmesh.errors import MeshError
+
+    try:
+        if await mesh.cancel(name, ref, timeout=WITHDRAW_S):
+            return f"request {ref} was cancelled"
+        if await mesh.interrupt(name, ref, timeout=WITHDRAW_S):
+            return f"the turn of request {ref} was interrupted"
+    except MeshError as error:
+        return f"the mesh could not be told ({exits.sentence(error)}); see `mesh poll {name} {ref}`"
+    return f"request {ref} had ended already; see `mesh poll {name} {ref}`"
+
+
+def tell(
+    name: AgentName,
+    text: Text,
+    /,
+    *,
+    timeout: float = 30.0,
+    extras: PromptOptions = NO_EXTRAS,
+    options: Options = DEFAULTS,
+) -> Coroutine[Any, Any, int]:
+    """Prompt an agent without waiting for its answer; print the ref, which `mesh poll` takes.
+
+    Parameters
+    ----------
+    timeout
+        Seconds to wait until the prompt is stored.
+    """
+    return _tell(name, read_text(text), timeout, extras, options)
+
+
+async def _tell(name: str, text: str, timeout: float, extras: PromptOptions, options: Options) -> int:
+    from agentmesh_client.cli.output import Printer
+
+    async with session(options) as mesh:
+        ref = await mesh.tell(name, text, timeout=timeout, **extras.arguments())
+    Printer(options).value({"v": 1, "agent": name, "ref": ref}, ref)
+    return exits.OK
+
+
+async def poll(name: AgentName, ref: Ref, /, *, timeout: float = 10.0, options: Options = DEFAULTS) -> int:
+    """Show what became of a request: its answer, its error, or `pending`.
+
+    Parameters
+    ----------
+    timeout
+        Seconds to wait for the agent's owner.
+    """
+    from agentmesh_client.cli.output import Printer
+
+    printer = Printer(options)
+    async with session(options) as mesh:
+        result = await mesh.poll(name, ref, timeout=timeout)
+    outcome = result.outcome
+    if outcome is not None and not outcome.ok:
+        if printer.as_json:
+            printer.value(result, "")
+        else:
+            printer.failure(outcome)
+        return exits.FAILED
+    printer.value(result, "pending" if outcome is None else outcome.text or "")
+    return exits.OK
+
+
+def notify(name: AgentName, event: Text, /, *, timeout: float = 30.0, options: Options = DEFAULTS) -> Coroutine[Any, Any, int]:
+    """Send an event to an agent: a JSON value, or text that is not JSON.
+
+    Parameters
+    ----------
+    timeout
+        Seconds to wait until the event is stored.
+    """
+    return _notify(name, read_text(event), timeout, options)
+
+
+async def _notify(name: str, event: str, timeout: float, options: Options) -> int:
+    from agentmesh_client.cli.output import Printer
+
+    async with session(options) as mesh:
+        await mesh.notify(name, json_or_text(event), timeout=timeout)
+    Printer(options).note(f"the event is in {name}'s mailbox")
+    return exits.OK
+
+
+async def cancel(name: AgentName, ref: Ref, /, *, timeout: float = 10.0, options: Options = DEFAULTS) -> int:
+    """Remove a prompt that waits; one that runs is not touched (see `mesh interrupt`).
+
+    Parameters
+    ----------
+    timeout
+        Seconds to wait for the agent's owner.
+    """
+    async with session(options) as mesh:
+        done = await mesh.cancel(name, ref, timeout=timeout)
+    return _done(options, "cancelled", done, f"request {ref} does not wait")
+
+
+async def interrupt(name: AgentName, /, *, ref: str | None = None, timeout: float = 10.0, options: Options = DEFAULTS) -> int:
+    """Kill an agent's running turn; its caller gets the error `interrupted`.
+
+    Parameters
+    ----------
+    ref
+        Only if the turn answers this request.
+    timeout
+        Seconds to wait for the agent's owner.
+    """
+    async with session(options) as mesh:
+        done = await mesh.interrupt(name, ref, timeout=timeout)
+    return _done(options, "interrupted", done, "no such turn was running")
+
+
+async def resume(name: AgentName, /, *, timeout: float = 10.0, options: Options = DEFAULTS) -> int:
+    """Let a halted agent go on, or revive a failed one.
+
+    Parameters
+    ----------
+    timeout
+        Seconds to wait for the agent's owner.
+    """
+    async with session(options) as mesh:
+        done = await mesh.resume(name, timeout=timeout)
+    return _done(options, "resumed", done, f"{name} was neither halted nor failed")
+
+
+def _done(options: Options, what: str, done: bool, otherwise: str) -> int:
+    """Print the reply of a control request. Nothing to do is no failure."""
+    from agentmesh_client.cli.output import Printer
+
+    Printer(options).value({"v": 1, what: done}, what if done else otherwise)
+    return exits.OK

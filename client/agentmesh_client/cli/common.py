@@ -1,0 +1,114 @@
+"""What the verbs share: global options, the connection, and how they read what is handed to them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Group, Parameter
+
+if TYPE_CHECKING:
+    from agentmesh_client import Mesh
+
+_GLOBAL = Group("Global options", sort_key=99)
+
+AgentName = Annotated[str, Parameter(help="The agent's name.")]
+Text = Annotated[str, Parameter(help="The text; `-` reads it from stdin.", allow_leading_hyphen=True)]
+Pairs = Annotated[list[str] | None, Parameter(negative="")]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Options that every verb takes."""
+
+    nats: Annotated[str | None, Parameter(group=_GLOBAL)] = None
+    """NATS servers, separated by commas; else MESH_NATS_URL, else the file .mesh/url, else 127.0.0.1:4222."""
+    root: Annotated[str | None, Parameter(group=_GLOBAL)] = None
+    """The mesh's root token; else MESH_ROOT, else "mesh"."""
+    output: Annotated[Literal["text", "json", "jsonl"], Parameter(name=("--output", "-o"), group=_GLOBAL)] = "text"
+    """How to print what stdout gets; jsonl is a line per element."""
+    quiet: Annotated[bool, Parameter(negative="", show_default=False, group=_GLOBAL)] = False
+    """No messages on stderr but errors."""
+    debug: Annotated[bool, Parameter(negative="", show_default=False, group=_GLOBAL)] = False
+    """Log in detail, and show where an error comes from."""
+
+
+DEFAULTS = Options()
+CONNECT_S = 3.0
+"""Wait for a server; somebody sits in front of the terminal."""
+
+
+@asynccontextmanager
+async def session(options: Options) -> AsyncIterator[Mesh]:
+    """A connection to the mesh that the options name.
+
+    Raises:
+        NotPermitted: the server forbids what was tried (NATS reports that apart from the request, which only times out).
+    """
+    import agentmesh_client
+    from agentmesh.errors import AskTimeout, Unavailable
+    from agentmesh_client.permission import last_report, refusal
+
+    level = logging.DEBUG if options.debug else logging.ERROR if options.quiet else logging.WARNING
+    logging.basicConfig(level=level, format="mesh: %(message)s", stream=sys.stderr)
+    try:
+        async with agentmesh_client.connect(options.nats, root=options.root, name="mesh", connect_timeout=CONNECT_S) as mesh:
+            try:
+                yield mesh
+            except (Unavailable, AskTimeout) as error:
+                raise refusal(last_report(mesh.transport)) or error from None
+    except Unavailable as error:
+        raise refusal(error.message) or error from None
+
+
+def read_text(text: str) -> str:
+    """`text`, or all of stdin for `-`. To be called before the event loop runs, so that Ctrl-C ends it."""
+    return sys.stdin.read() if text == "-" else text
+
+
+def pairs(given: Iterable[str] | None, what: str) -> dict[str, str]:
+    """`["k=v", ...]` as a dict.
+
+    Raises:
+        BadRequest: one has no `=`.
+    """
+    from agentmesh.errors import BadRequest
+
+    result = {}
+    for text in given or ():
+        key, sign, value = text.partition("=")
+        if not sign or not key:
+            raise BadRequest(f"{what} {text!r} is not of the form key=value")
+        result[key] = value
+    return result
+
+
+def json_object(text: str | None, what: str) -> dict[str, Any]:
+    """The JSON object in `text`; empty for None.
+
+    Raises:
+        BadRequest: it is none.
+    """
+    from agentmesh.errors import BadRequest
+
+    try:
+        value = json.loads(text) if text else {}
+    except ValueError as error:
+        raise BadRequest(f"{what} is no JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise BadRequest(f"{what} must be a JSON object")
+    return value
+
+
+def json_or_text(text: str) -> Any:
+    """The JSON value in `text`, or `text` itself."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text

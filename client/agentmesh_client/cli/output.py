@@ -1,0 +1,114 @@
+"""Printing: data on stdout, as text or as the wire's own JSON; messages on stderr."""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+
+from agentmesh.wire import Outcome, encode_outcome
+from agentmesh_client.cli.common import Options
+from agentmesh_client.results import PollResult
+
+_COLOURS = {"running": "32", "failed": "31", "stopping": "33", "wanted": "33", "stopped": "2"}
+
+
+class Printer:
+    """Prints in the way that the global options ask for."""
+
+    def __init__(self, options: Options) -> None:
+        self._output = options.output
+        self._quiet = options.quiet
+
+    @property
+    def as_json(self) -> bool:
+        """Whether stdout gets JSON."""
+        return self._output != "text"
+
+    def value(self, value: object, text: str) -> None:
+        """Print one thing: its JSON, or `text` for people."""
+        print(json_text(value) if self.as_json else text)
+
+    def table(self, items: Sequence[object], columns: Sequence[str], row: Callable[[Any], Sequence[str]]) -> None:
+        """Print a list: one JSON array, a line of JSON each, or aligned columns."""
+        if self._output == "json":
+            print("[" + ",".join(json_text(item) for item in items) + "]")
+        elif self._output == "jsonl":
+            for item in items:
+                print(json_text(item))
+        else:
+            print(aligned(columns, [row(item) for item in items], colour=_colour_wanted()))
+
+    def note(self, text: str) -> None:
+        """Tell the user something that is not data."""
+        if not self._quiet:
+            print(f"mesh: {text}", file=sys.stderr)
+
+    def failure(self, outcome: Outcome) -> None:
+        """Print an outcome that is an error: as JSON it is data."""
+        if self.as_json:
+            print(json_text(outcome))
+        else:
+            error = outcome.error
+            print(f"mesh: {error.code}: {error.message}" if error else "mesh: the task failed", file=sys.stderr)
+
+
+def json_text(value: object) -> str:
+    """JSON of `value`, as it travels on the wire."""
+    if isinstance(value, Outcome):
+        return encode_outcome(value).decode()
+    if isinstance(value, PollResult):
+        shown: dict[str, object] = {"v": 1, "status": value.status}
+        if value.outcome is not None:
+            shown["outcome"] = msgspec.Raw(encode_outcome(value.outcome))
+        value = shown
+    return msgspec.json.encode(value).decode()
+
+
+def aligned(columns: Sequence[str], rows: Sequence[Sequence[str]], *, colour: bool = False) -> str:
+    """A table without lines. The last column is as wide as it must be; statuses have colours if `colour`."""
+    widths = [max(len(cell) for cell in column) for column in zip(columns, *rows, strict=True)]
+    lines = []
+    for row in (columns, *rows):
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        if colour:
+            cells = [_coloured(cell, _COLOURS.get(raw)) for raw, cell in zip(row, cells, strict=True)]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def _coloured(text: str, colour: str | None) -> str:
+    return text if colour is None else f"\x1b[{colour}m{text}\x1b[0m"
+
+
+def plain_row(item: object) -> dict[str, str]:
+    """The fields of a value, each as one line of text."""
+    shown = msgspec.to_builtins(item)
+    return {key: "-" if value is None else value if isinstance(value, str) else json_text(value) for key, value in shown.items()}
+
+
+def fields(pairs: Sequence[tuple[str, str]]) -> str:
+    """Lines of `name  value`."""
+    width = max(len(name) for name, _ in pairs)
+    return "\n".join(f"{name.ljust(width)}  {value}" for name, value in pairs)
+
+
+def age(moment: str | None, now: dt.datetime | None = None) -> str:
+    """How long ago an RFC 3339 time was: `5s`, `3m`, `2h`, `9d`; `-` when it is not known."""
+    try:
+        then = dt.datetime.fromisoformat(moment or "")
+        seconds = int(((now or dt.datetime.now(dt.UTC)) - then).total_seconds())
+    except (ValueError, TypeError):
+        return "-"
+    for unit, size in (("d", 86_400), ("h", 3_600), ("m", 60)):
+        if seconds >= size:
+            return f"{seconds // size}{unit}"
+    return f"{max(seconds, 0)}s"
+
+
+def _colour_wanted() -> bool:
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR")

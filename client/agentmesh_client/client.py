@@ -1,0 +1,420 @@
+"""The client: one connection to one mesh."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from agentmesh import wire
+from agentmesh.edge import address, connection
+from agentmesh.edge.registry import Registry
+from agentmesh.edge.transport import Transport
+from agentmesh.errors import AskTimeout, BadRequest, Unavailable
+from agentmesh.names import agent_name, token
+from agentmesh.subjects import Subjects
+from agentmesh.wire import Attachment, ControlRequest, Outcome, Restart, RestartPolicy, Status
+from agentmesh_client.control import Control, Reply
+from agentmesh_client.directory import Directory
+from agentmesh_client.patience import patiently
+from agentmesh_client.polling import Poller
+from agentmesh_client.prompts import instant, json_bytes, prompt_message, seconds
+from agentmesh_client.results import AgentEntry, AgentInfo, NodeEntry, PollResult, Response, TimerSet
+from agentmesh_client.sending import Mailer
+from agentmesh_client.specs import Specs
+from agentmesh_client.starting import Starter, new_spec
+from agentmesh_client.waiting import Ask, Asks
+
+CONTROL_S = 10.0
+"""Default patience of control requests: an owner's takeover fits in, and so does the election of a stream's leader."""
+
+
+@asynccontextmanager
+async def connect(
+    url: str | Sequence[str] | None = None,
+    *,
+    root: str | None = None,
+    name: str = "agentmesh-client",
+    connect_timeout: float = 5.0,
+) -> AsyncIterator[Mesh]:
+    """Connect to a mesh for the length of an `async with` block.
+
+    Args:
+        url: NATS servers, as a list or separated by commas. Default: `MESH_NATS_URL`, else the file `.mesh/url`, else
+            `nats://127.0.0.1:4222`.
+        root: the mesh's root token. Default: `MESH_ROOT`, else `mesh`.
+        name: how the connection shows in the server's list.
+        connect_timeout: seconds to wait for the first connection; afterwards the client reconnects for ever.
+
+    Raises:
+        Unavailable: no server can be reached.
+        BadRequest: the URL or the root is malformed.
+    """
+    subjects = Subjects(address.mesh_root(root))
+    transport = await connection.connect(address.server_urls(url), name=name, connect_timeout=connect_timeout)
+    try:
+        mesh = Mesh(transport, subjects, inbox=transport.new_inbox())
+        await mesh.open()
+        try:
+            yield mesh
+        finally:
+            await mesh.close()
+    finally:
+        await transport.close()
+
+
+class Mesh:
+    """What a program can do with a mesh. Made by `connect`; safe to share between the tasks of one event loop.
+
+    Every call may raise `Unavailable` when NATS cannot be reached and `BadRequest` for values that cannot be meant; each waits
+    through short outages within its `timeout`, in seconds, and none waits longer.
+    """
+
+    def __init__(self, transport: Transport, subjects: Subjects, *, inbox: str) -> None:
+        self.transport = transport
+        self.subjects = subjects
+        registry = Registry(transport, subjects)
+        self._specs = Specs(registry)
+        self._asks = Asks(transport, subjects, inbox)
+        self._mailer = Mailer(transport)
+        self._directory = Directory(transport, subjects, registry)
+        self._starter = Starter(registry, self._specs, self._directory)
+        self._control = Control(transport, subjects, self._specs)
+        self._poller = Poller(transport, subjects, self._specs, self._control)
+        self._forget_gaps: Callable[[], None] | None = None
+
+    async def open(self) -> None:
+        """Listen for replies. `connect` does this."""
+        self._loop = asyncio.get_running_loop()
+        await self._asks.start()
+        self._forget_gaps = self.transport.on_gap(self._on_gap)
+
+    async def close(self) -> None:
+        """End all waits with `Unavailable`; the connection stays its owner's. `connect` does this."""
+        if self._forget_gaps is not None:
+            self._forget_gaps()
+        await self._asks.close()
+        await self._specs.close()
+
+    def _on_gap(self) -> None:
+        self._specs.doubt()
+        self._asks.look_now(at_all=True)
+
+    # --- prompts --------------------------------------------------------------------------------------------------
+    async def ask(
+        self,
+        agent: str,
+        prompt: str,
+        *,
+        timeout: float = 600.0,
+        metadata: Mapping[str, Any] | None = None,
+        attachments: Sequence[Attachment] | None = None,
+        deadline: dt.datetime | None = None,
+        idempotency_key: str | None = None,
+    ) -> Response:
+        """Prompt an agent and wait for its answer.
+
+        The prompt is mail: once stored it gets exactly one outcome, whatever dies meanwhile (design 1).
+
+        Args:
+            timeout: seconds until this caller gives up; the turn goes on (semantics, case 18).
+            metadata: JSON that the agent sees beside the prompt.
+            attachments: files, made by `attachment`.
+            deadline: later than this the prompt is answered `expired` without a turn.
+            idempotency_key: one token; a second prompt with it, within two minutes, gets the first one's outcome.
+
+        Raises:
+            BadRequest: the prompt is no text, or has none.
+            NotFound: there is no such agent.
+            AgentFailed: it has failed and waits for `resume`.
+            MailboxFull, TooLarge, NotPermitted: nothing was stored.
+            TurnError: the request ended without an answer; the class follows the code.
+            AskTimeout: `timeout` ended; `details["ref"]` can be polled.
+        """
+        outcome = await self.ask_outcome(
+            agent,
+            prompt,
+            timeout=timeout,
+            metadata=metadata,
+            attachments=attachments,
+            deadline=deadline,
+            idempotency_key=idempotency_key,
+        )
+        return Response.of(outcome)
+
+    async def ask_outcome(
+        self,
+        agent: str,
+        prompt: str,
+        *,
+        timeout: float = 600.0,
+        metadata: Mapping[str, Any] | None = None,
+        attachments: Sequence[Attachment] | None = None,
+        deadline: dt.datetime | None = None,
+        idempotency_key: str | None = None,
+        on_accepted: Callable[[str], None] | None = None,
+    ) -> Outcome:
+        """As `ask`, but an error that the agent answered with is returned, not raised: the outcome as it stands on the wire.
+
+        `on_accepted` is called with the ref once the prompt is stored: whoever may want to `cancel` it needs that.
+        """
+        body, headers = prompt_message(prompt, metadata, attachments)
+        patience = seconds(timeout)
+        life = self._specs.lives.get(agent)
+        if life is None:
+            life, patience = await self._life(agent, patience)
+        if deadline is not None:
+            headers[wire.DEADLINE] = instant(deadline, "deadline")
+        message_id = self._mailer.message_id(agent, idempotency_key)
+        ask = self._asks.open(agent)
+        headers[wire.FOR] = life
+        headers[wire.REPLY_TO] = ask.reply_to
+        timer = self._loop.call_later(patience, ask.give_up)
+        try:
+            stored = await self._mailer.put(
+                self.subjects.inbox(agent), body, headers, message_id=message_id, timeout=patience, answer=ask.outcome
+            )
+            ask.ref = str(stored.seq)
+            if on_accepted is not None:
+                on_accepted(ask.ref)
+            if stored.duplicate:
+                await self._asks.follow(ask)
+            return self._result(ask, await ask.outcome, timeout)
+        finally:
+            timer.cancel()
+            await self._asks.end(ask)
+
+    async def tell(
+        self,
+        agent: str,
+        prompt: str,
+        *,
+        timeout: float = 30.0,
+        metadata: Mapping[str, Any] | None = None,
+        attachments: Sequence[Attachment] | None = None,
+        deadline: dt.datetime | None = None,
+        idempotency_key: str | None = None,
+    ) -> str:
+        """Prompt an agent without waiting for its answer. Returns the ref, which `poll` takes.
+
+        Raises:
+            As `ask`, save for what only an answer can bring.
+        """
+        body, headers = prompt_message(prompt, metadata, attachments)
+        return await self._send(
+            self.subjects.inbox, agent, body, headers, deadline=deadline, key=idempotency_key, timeout=seconds(timeout)
+        )
+
+    async def notify(
+        self,
+        agent: str,
+        event: Any,
+        *,
+        timeout: float = 30.0,
+        deadline: dt.datetime | None = None,
+        idempotency_key: str | None = None,
+    ) -> None:
+        """Send an event, any JSON value, to the agent's `handle_event`. It is mail: stored when this returns.
+
+        Raises:
+            As `tell`.
+        """
+        body = json_bytes(event, "the event")
+        await self._send(self.subjects.notify, agent, body, {}, deadline=deadline, key=idempotency_key, timeout=seconds(timeout))
+
+    async def poll(self, agent: str, ref: str, *, timeout: float = CONTROL_S) -> PollResult:
+        """What became of a request: the stored outcome, or that it is pending.
+
+        While nobody owns the agent, a prompt that lies in its mailbox is pending.
+
+        Raises:
+            NotFound: no such request, or its result is no longer kept.
+            Unavailable: only the owner could tell, and there is none now.
+        """
+        return await self._poller.poll(agent, ref, timeout=seconds(timeout))
+
+    # --- control --------------------------------------------------------------------------------------------------
+    async def status(self, agent: str, content: bool = False, *, timeout: float = CONTROL_S) -> Status:
+        """What an agent is doing; with `content` also its state.
+
+        Raises:
+            NotFound: there is no such agent.
+            Unavailable: no node runs it at the moment.
+            AskTimeout: its owner does not answer.
+        """
+        return await self._request(agent, ControlRequest(op="status", content=content), Status, timeout, repeat=True)
+
+    async def interrupt(self, agent: str, ref: str | None = None, *, timeout: float = CONTROL_S) -> bool:
+        """Kill the running turn; with `ref` only if it answers that request. False if there was none (that is no error).
+
+        Raises:
+            As `status`.
+        """
+        request = ControlRequest(op="interrupt", ref=None if ref is None else token(ref, "ref"))
+        return (await self._request(agent, request, Reply, timeout, repeat=ref is not None)).interrupted
+
+    async def cancel(self, agent: str, ref: str, *, timeout: float = CONTROL_S) -> bool:
+        """Remove a prompt that waits; its outcome is `cancelled`. False if it is not waiting (any more).
+
+        Raises:
+            As `status`.
+        """
+        request = ControlRequest(op="cancel", ref=token(ref, "ref"))
+        return (await self._request(agent, request, Reply, timeout, repeat=True)).cancelled
+
+    async def resume(self, agent: str, *, timeout: float = CONTROL_S) -> bool:
+        """Let a halted agent go on, or revive a failed one. Durable when this returns; False if there was nothing to resume.
+
+        Raises:
+            As `status`.
+        """
+        return (await self._request(agent, ControlRequest(op="resume"), Reply, timeout, repeat=True)).resumed
+
+    async def set_timer(
+        self,
+        agent: str,
+        timer_id: str,
+        event: Any,
+        *,
+        at: dt.datetime | None = None,
+        after_s: float | None = None,
+        every_s: float | None = None,
+        timeout: float = CONTROL_S,
+    ) -> TimerSet:
+        """Send `event` to the agent later: `at` a time, or in `after_s` seconds; then again each `every_s` seconds.
+
+        A timer of the same id is replaced. Timers are durable (semantics, cases 231 to 236).
+
+        Raises:
+            As `status`.
+        """
+        if (at is None) == (after_s is None):
+            raise BadRequest("a timer needs one of `at` and `after_s`")
+        json_bytes(event, "the event")
+        request = ControlRequest(
+            op="set_timer",
+            id=token(timer_id, "timer id"),
+            event=event,
+            at=None if at is None else instant(at, "at"),
+            after_s=None if after_s is None else seconds(after_s, "after_s"),
+            every_s=None if every_s is None else seconds(every_s, "every_s"),
+        )
+        reply = await self._request(agent, request, Reply, timeout, repeat=at is not None)
+        due = None if reply.due is None else dt.datetime.fromtimestamp(wire.parse_time(reply.due), dt.UTC)
+        return TimerSet(id=timer_id, due=due)
+
+    async def cancel_timer(self, agent: str, timer_id: str, *, timeout: float = CONTROL_S) -> bool:
+        """Remove a timer. False if there was none.
+
+        Raises:
+            As `status`.
+        """
+        request = ControlRequest(op="cancel_timer", id=token(timer_id, "timer id"))
+        return (await self._request(agent, request, Reply, timeout, repeat=True)).cancelled
+
+    # --- lives ----------------------------------------------------------------------------------------------------
+    async def start_agent(
+        self,
+        name: str,
+        *,
+        kind: str,
+        backend: str | None = None,
+        options: Mapping[str, Any] | None = None,
+        labels: Mapping[str, str] | None = None,
+        restart: Restart | RestartPolicy | None = None,
+        watchdog_s: float | None = None,
+        budget: Mapping[str, Any] | None = None,
+        timeout: float = 30.0,
+        wait: bool = True,
+    ) -> AgentInfo:
+        """Start an agent: write its spec, and wait until a node runs it.
+
+        Args:
+            name: 1 to 8 tokens joined by dots.
+            kind: the agent's class, as nodes announce it.
+            backend: the name of a backend; default: the class's own.
+            options: JSON for `init_agent`; journaled, so no secrets.
+            labels: what a node must have to run it.
+            restart: what happens when the agent's own code crashes; a policy's name, or `Restart`.
+            watchdog_s: longest turn, in seconds.
+            budget: limits on what the agent may spend.
+            wait: False returns once the spec is written.
+
+        Raises:
+            AlreadyStarted: the name is taken; the message says where it runs.
+            InitFailed, BackendStartFailed, PreRunFailed, PreRunCrashed: its code refused to begin.
+            Unavailable: within `timeout` no node took it up; the spec stays, and it starts when such a node comes (case 221).
+        """
+        agent_name(name)
+        spec = new_spec(
+            kind=kind, backend=backend, options=options, labels=labels, restart=restart, watchdog_s=watchdog_s, budget=budget
+        )
+        return await self._starter.start(name, spec, timeout=seconds(timeout), wait=wait)
+
+    async def stop(self, agent: str, *, wait: bool = True, timeout: float = 30.0) -> None:
+        """End an agent's life: its turn is killed, who waits is answered `stopped`, and the name becomes free.
+
+        Raises:
+            NotFound: there is no such agent.
+            Unavailable: with `wait`, the end did not come within `timeout`; the agent stays marked, and is stopped later.
+        """
+        await self._starter.stop(agent, timeout=seconds(timeout), wait=wait)
+
+    async def whereis(self, agent: str) -> str | None:
+        """The node that runs an agent; None if there is no such agent, or no node for it yet."""
+        spec = await self._specs.read(agent)
+        return None if spec is None or spec.status == "stopped" else await self._starter.node_of(agent, spec)
+
+    async def list_agents(self, *, stopped: bool = False) -> list[AgentEntry]:
+        """All agents by name; those that are stopped (their names are free) only on demand."""
+        return await self._directory.agents(stopped=stopped)
+
+    async def nodes(self) -> list[NodeEntry]:
+        """All live nodes by id."""
+        return await self._directory.nodes()
+
+    # --- inside ---------------------------------------------------------------------------------------------------
+    async def _life(self, agent: str, timeout: float) -> tuple[str, float]:
+        """The incarnation to address, and what is left of `timeout`."""
+        began = self._loop.time()
+        life = await patiently(lambda: self._specs.life(agent), timeout)
+        return life, max(timeout - (self._loop.time() - began), 0.05)
+
+    async def _send(
+        self,
+        lane: Callable[[str], str],
+        agent: str,
+        body: bytes,
+        headers: dict[str, str],
+        *,
+        deadline: dt.datetime | None,
+        key: str | None,
+        timeout: float,
+    ) -> str:
+        life = self._specs.lives.get(agent)
+        if life is None:
+            life, timeout = await self._life(agent, timeout)
+        headers[wire.FOR] = life
+        if deadline is not None:
+            headers[wire.DEADLINE] = instant(deadline, "deadline")
+        message_id = self._mailer.message_id(agent, key)
+        stored = await self._mailer.put(lane(agent), body, headers, message_id=message_id, timeout=timeout)
+        return str(stored.seq)
+
+    async def _request[T](self, agent: str, request: ControlRequest, reply: type[T], timeout: float, *, repeat: bool) -> T:
+        return await self._control.ask(agent_name(agent), request, reply, timeout=seconds(timeout), repeat=repeat)
+
+    def _result(self, ask: Ask, outcome: Outcome | None, timeout: float) -> Outcome:
+        if outcome is not None:
+            if outcome.error is not None and outcome.error.code == "stopped":
+                self._specs.forget(ask.agent)  # the life that was addressed is over: look before the next ask
+            return outcome
+        details = {"agent": ask.agent, "ref": ask.ref}
+        if self._asks.closed:
+            raise Unavailable("the client was closed while the agent was asked; the turn goes on", details=details)
+        raise AskTimeout(
+            f"agent {ask.agent!r} did not answer within {timeout:g} s; the turn goes on: `mesh poll {ask.agent} {ask.ref}`",
+            details=details,
+        )

@@ -1,0 +1,108 @@
+"""Control requests: what only the owner of an agent can answer (protocol, "Control")."""
+
+from __future__ import annotations
+
+import asyncio
+
+import msgspec
+
+from agentmesh.edge.transport import Disconnected, Message, NoResponders, RequestTimeout, Transport
+from agentmesh.errors import AskTimeout, Unavailable
+from agentmesh.subjects import Subjects
+from agentmesh.wire import ControlRequest, ErrorBody, Outcome, encode
+from agentmesh_client.patience import pauses
+from agentmesh_client.specs import Specs, unknown, waiting
+
+ATTEMPT_S = 2.0
+"""Wait for one reply to a request that may be repeated."""
+
+
+class Reply(msgspec.Struct, frozen=True, kw_only=True):
+    """Any reply but a status."""
+
+    error: ErrorBody | None = None
+    interrupted: bool = False
+    cancelled: bool = False
+    resumed: bool = False
+    status: str | None = None
+    outcome: Outcome | None = None
+    due: str | None = None
+
+
+class _Failure(msgspec.Struct, frozen=True):
+    error: ErrorBody | None = None
+
+
+class Control:
+    """Sends control requests, and waits through takeovers."""
+
+    def __init__(self, transport: Transport, subjects: Subjects, specs: Specs) -> None:
+        self._transport = transport
+        self._subjects = subjects
+        self._specs = specs
+
+    async def ask[T](self, agent: str, request: ControlRequest, reply: type[T], *, timeout: float, repeat: bool) -> T:
+        """The owner's reply, decoded as `reply`, within `timeout` seconds.
+
+        `repeat`: the request may be sent again when its reply does not come (it only reads, or doing it twice does no harm).
+
+        Raises:
+            NotFound: there is no such agent.
+            Unavailable: nobody owns the agent at the moment, or NATS cannot be reached.
+            AskTimeout: its owner does not answer.
+            MeshError: the owner refused.
+        """
+        loop = asyncio.get_running_loop()
+        end = loop.time() + timeout
+        subject, body = self._subjects.control(agent), encode(request)
+        last: Exception | None = None
+        for pause in pauses():
+            left = max(end - loop.time(), 0.05)
+            try:
+                message = await self._transport.request(subject, body, timeout=min(left, ATTEMPT_S) if repeat else left)
+                return _decoded(message, reply)
+            except NoResponders as error:
+                last = error
+                await self._check_absence(agent)
+            except (RequestTimeout, Disconnected) as error:
+                last = error
+                if isinstance(error, RequestTimeout) and not repeat:
+                    break
+            if loop.time() + pause >= end:
+                break
+            await asyncio.sleep(pause)
+        raise await self._gave_up(agent, request.op, timeout, last)
+
+    async def _check_absence(self, agent: str) -> None:
+        """Raise if waiting for an owner is in vain: no agent, or none of the live nodes can run it."""
+        try:
+            spec = await self._specs.read(agent)
+        except Unavailable:
+            return  # tried again with the request
+        if spec is None or spec.status == "stopped":
+            raise unknown(agent)
+        if spec.status == "wanted" and spec.reason is not None:
+            raise waiting(agent, spec)
+
+    async def _gave_up(self, agent: str, op: str, timeout: float, last: Exception | None) -> Exception:
+        if isinstance(last, NoResponders):
+            spec = await self._specs.read(agent)
+            return unknown(agent) if spec is None or spec.status == "stopped" else waiting(agent, spec)
+        if isinstance(last, Disconnected):
+            return Unavailable("there is no connection to NATS now; it is being restored, try again")
+        return AskTimeout(
+            f"the owner of agent {agent!r} did not answer {op!r} within {timeout:g} s; see `mesh ps` for its node",
+            details={"agent": agent},
+        )
+
+
+def _decoded[T](message: Message, reply: type[T]) -> T:
+    try:
+        failure = msgspec.json.decode(message.data, type=_Failure)
+        if failure.error is not None:
+            raise failure.error.exception()
+        return msgspec.json.decode(message.data, type=reply)
+    except msgspec.DecodeError as error:
+        raise Unavailable(
+            f"the agent's owner answered in a form that this client does not know ({error}); is its version newer?"
+        ) from None

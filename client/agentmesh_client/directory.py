@@ -1,0 +1,67 @@
+"""Reading the registry: who runs what, and where."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from agentmesh.edge import jetstream
+from agentmesh.edge.registry import Entry, Registry, decode_node, decode_placement, decode_spec
+from agentmesh.edge.transport import Transport
+from agentmesh.errors import Unavailable
+from agentmesh.subjects import Subjects, placement_key
+from agentmesh_client.results import AgentEntry, NodeEntry
+
+
+class Directory:
+    """Views of the registry that are read once."""
+
+    def __init__(self, transport: Transport, subjects: Subjects, registry: Registry) -> None:
+        self._transport = transport
+        self._subjects = subjects
+        self._registry = registry
+
+    async def node_of(self, agent: str, incarnation: str | None = None) -> str | None:
+        """The node that `agent` is placed on, in that life; of several placements the newest counts (design 5)."""
+        pattern = self._subjects.registry_key(placement_key("*", agent))
+        found, _ = await jetstream.get_last_many(self._transport, self._subjects.stream("registry"), [pattern])
+        head = len(self._subjects.registry_key(""))
+        # An empty body marks a deletion.
+        entries = [Entry(one.subject[head:], one.data, one.seq) for one in found.values() if one.data]
+        nodes = _nodes_by_life(entries)
+        if incarnation is not None:
+            return nodes.get((agent, incarnation))
+        return next(reversed(nodes.values()), None)
+
+    async def agents(self, *, stopped: bool = False) -> list[AgentEntry]:
+        """All agents by name, with their nodes; those that are `stopped` only on demand."""
+        specs = await self._load("agents.")
+        placements = await self._load("placements.")
+        nodes = _nodes_by_life(placements)
+        found = [(entry.key.partition(".")[2], decode_spec(entry)) for entry in specs]
+        return [
+            AgentEntry(name=name, spec=spec, node=nodes.get((name, spec.incarnation)))
+            for name, spec in sorted(found, key=lambda one: one[0])
+            if stopped or spec.status != "stopped"
+        ]
+
+    async def nodes(self) -> list[NodeEntry]:
+        """All live nodes by id."""
+        entries = await self._load("nodes.")
+        found = [NodeEntry(id=entry.key.partition(".")[2], lease=decode_node(entry)) for entry in entries]
+        return sorted(found, key=lambda node: node.id)
+
+    async def _load(self, prefix: str) -> list[Entry]:
+        try:
+            return (await self._registry.load(prefix))[0]
+        except jetstream.ApiError as error:
+            raise Unavailable(
+                f"this server has no mesh {self._subjects.root!r} ({error}); start one with `mesh up`, or name another root"
+            ) from None
+
+
+def _nodes_by_life(placements: Iterable[Entry]) -> dict[tuple[str, str], str]:
+    nodes: dict[tuple[str, str], str] = {}
+    for entry in sorted(placements, key=lambda one: one.revision):
+        _, node, agent = entry.key.split(".", 2)
+        nodes[agent, decode_placement(entry).incarnation] = node
+    return nodes

@@ -1,0 +1,75 @@
+"""What callers hand in, checked before anything is sent: prompts, attachments, times, keys (semantics, case 19)."""
+
+from __future__ import annotations
+
+import base64
+import datetime as dt
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from agentmesh.errors import BadRequest
+from agentmesh.wire import Attachment, PromptBody, encode_prompt, format_time
+
+
+def attachment(filename: str, content: bytes) -> Attachment:
+    """A file to send with a prompt."""
+    return Attachment(filename=filename, content=base64.b64encode(content).decode("ascii"))
+
+
+def prompt_message(
+    prompt: object, metadata: Mapping[str, Any] | None = None, attachments: Sequence[Attachment] | None = None
+) -> tuple[bytes, dict[str, str]]:
+    """Body and headers of a prompt. The headers are the caller's to change.
+
+    Raises:
+        BadRequest: the prompt is no text or has none, or the metadata is no JSON.
+    """
+    if not isinstance(prompt, str):
+        raise BadRequest(f"a prompt is text; this is {type(prompt).__name__}")
+    if not prompt or prompt.isspace():
+        raise BadRequest("the prompt is empty")
+    try:
+        if not metadata and not attachments and prompt[0] != "{":  # the hot path: text is its own body
+            return prompt.encode(), {}
+        return encode_prompt(PromptBody(prompt=prompt, metadata=dict(metadata or {}), attachments=tuple(attachments or ())))
+    except UnicodeEncodeError:
+        raise BadRequest("the prompt holds characters that UTF-8 cannot carry (lone surrogates)") from None
+    except (TypeError, ValueError, msgspec.MsgspecError) as error:
+        raise BadRequest(f"the prompt's metadata or attachments are no JSON: {error}") from None
+
+
+def json_bytes(value: object, what: str) -> bytes:
+    """JSON of `value`, which a caller handed in as `what`.
+
+    Raises:
+        BadRequest: it has no JSON form.
+    """
+    try:
+        return msgspec.json.encode(value)
+    except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError) as error:
+        raise BadRequest(f"{what} cannot be written as JSON: {error}") from None
+
+
+def seconds(value: object, what: str = "timeout") -> float:
+    """`value` if it is a time span that can be waited for: a finite number above 0.
+
+    Raises:
+        BadRequest: it is not.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
+        raise BadRequest(f"{what} is a number of seconds above 0; this is {value!r}")
+    return float(value)
+
+
+def instant(moment: dt.datetime, what: str) -> str:
+    """RFC 3339 of `moment`.
+
+    Raises:
+        BadRequest: it is no datetime, or has no time zone.
+    """
+    if not isinstance(moment, dt.datetime) or moment.tzinfo is None:
+        raise BadRequest(f"{what} is a datetime with a time zone (datetime.now(timezone.utc) + ...)")
+    return format_time(moment.timestamp())

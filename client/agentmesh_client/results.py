@@ -1,0 +1,94 @@
+"""What the client's calls return."""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import Any, Literal
+
+import msgspec
+
+from agentmesh.wire import AgentStatus, ErrorBody, NodeLease, Outcome, Spec
+
+
+class Response(msgspec.Struct, frozen=True, kw_only=True):
+    """An agent's answer to one prompt."""
+
+    text: str
+    ref: str
+    """Names the request: `Mesh.poll` finds the outcome by it while results are kept (1 h by default)."""
+    usage: dict[str, Any] | None = None
+    turn: int | None = None
+    node: str | None = None
+    duration_ms: int | None = None
+    session_id: str | None = None
+
+    @staticmethod
+    def of(outcome: Outcome) -> Response:
+        """The answer in `outcome`.
+
+        Raises:
+            MeshError: the request ended with an error; its class follows the code, its `details` hold the ref.
+        """
+        if not outcome.ok:
+            failure = outcome.error or ErrorBody(code="error", message="the request ended with an error that has no body")
+            error = failure.exception()
+            error.details.setdefault("ref", outcome.ref)
+            raise error
+        return Response(
+            text=outcome.text or "",
+            ref=outcome.ref,
+            usage=outcome.usage,
+            turn=outcome.turn,
+            node=outcome.node,
+            duration_ms=outcome.duration_ms,
+            session_id=outcome.session_id,
+        )
+
+
+class PollResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Whether a request has ended, and how. JSON of it is the reply of the protocol's `poll`."""
+
+    status: Literal["pending", "completed"]
+    outcome: Outcome | None = None
+    """Set when `completed`; `outcome.ok` tells an answer from an error."""
+
+    @property
+    def done(self) -> bool:
+        """Whether the request has ended."""
+        return self.outcome is not None
+
+
+class AgentInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """An agent that `Mesh.start_agent` has started."""
+
+    name: str
+    kind: str
+    node: str | None
+    """The node that runs it; None when the call did not wait for one."""
+    incarnation: str
+    """Tells this life of the name from earlier and later ones."""
+    status: AgentStatus
+
+
+class AgentEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """One agent as the registry shows it."""
+
+    name: str
+    spec: Spec
+    node: str | None = None
+    """The node that it is placed on."""
+
+
+class NodeEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """One live node as the registry shows it."""
+
+    id: str
+    lease: NodeLease
+
+
+class TimerSet(msgspec.Struct, frozen=True, kw_only=True):
+    """A durable timer that has been set."""
+
+    id: str
+    due: dt.datetime | None
+    """When it fires first (UTC); None when the owner did not say."""

@@ -1,0 +1,159 @@
+"""Callers that wait for outcomes.
+
+One wildcard inbox subscription serves every ask of a client: `<inbox>.<n>` is the reply subject of the n-th. An owner answers
+there with a core message, and such a message can be lost (this client was disconnected, or too slow). The outcome itself is
+stored, so who waits looks it up: at once after a gap, and otherwise from time to time, all waiting asks in one read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+
+import msgspec
+
+from agentmesh.edge import jetstream
+from agentmesh.edge.transport import Message, Subscription, Transport
+from agentmesh.errors import MeshError
+from agentmesh.subjects import Subjects
+from agentmesh.wire import Outcome, decode_outcome
+
+LOOK_S = 2.0
+"""Time between two rounds of look-ups."""
+LONGEST_INTERVAL = 5
+"""Rounds between two look-ups of one ask, at most; it begins at one and doubles, since turns last seconds to minutes."""
+_log = logging.getLogger("agentmesh.client")
+
+
+class Ask:
+    """One caller's wait. `outcome` resolves to the outcome, or to None when the wait is over without one."""
+
+    __slots__ = ("agent", "followed", "interval", "key", "outcome", "ref", "reply_to", "round")
+
+    def __init__(self, agent: str, key: str, reply_to: str, outcome: asyncio.Future[Outcome | None], first_round: int) -> None:
+        self.agent = agent
+        self.key = key
+        self.reply_to = reply_to
+        self.outcome = outcome
+        self.ref: str | None = None
+        self.round = first_round
+        self.interval = 1
+        self.followed: Subscription | None = None
+
+    def answer(self, outcome: Outcome) -> None:
+        """The outcome is here; copies of it may come later."""
+        if not self.outcome.done():
+            self.outcome.set_result(outcome)
+
+    def give_up(self) -> None:
+        """The caller's patience has ended, or the client closes."""
+        if not self.outcome.done():
+            self.outcome.set_result(None)
+
+
+class Asks:
+    """All waiting asks of one client."""
+
+    def __init__(self, transport: Transport, subjects: Subjects, inbox: str) -> None:
+        self._transport = transport
+        self._subjects = subjects
+        self._prefix = inbox + "."
+        self._waiting: dict[str, Ask] = {}
+        self._count = 0
+        self._round = 0
+        self._hurry = asyncio.Event()
+        self._all_due = False
+        self._subscription: Subscription | None = None
+        self._looker: asyncio.Task[None] | None = None
+        self.closed = False
+
+    async def start(self) -> None:
+        """Listen for replies."""
+        self._loop = asyncio.get_running_loop()
+        self._subscription = await self._transport.subscribe(self._prefix + "*", self._on_reply)
+        self._looker = asyncio.create_task(self._look_for_ever(), name="agentmesh-client-results")
+
+    async def close(self) -> None:
+        """End every wait, and stop listening."""
+        self.closed = True
+        for ask in self._waiting.values():
+            ask.give_up()
+        if self._looker is not None:
+            self._looker.cancel()
+            await asyncio.gather(self._looker, return_exceptions=True)
+        if self._subscription is not None:
+            await self._subscription.unsubscribe()
+
+    def open(self, agent: str) -> Ask:
+        """A wait for the outcome of a prompt that is about to be published with `reply_to`."""
+        self._count += 1
+        key = str(self._count)
+        ask = Ask(agent, key, self._prefix + key, self._loop.create_future(), self._round + 2)
+        self._waiting[key] = ask
+        return ask
+
+    async def end(self, ask: Ask) -> None:
+        """Nobody waits for `ask` any more."""
+        self._waiting.pop(ask.key, None)
+        if ask.followed is not None:
+            await ask.followed.unsubscribe()
+
+    async def follow(self, ask: Ask) -> None:
+        """Watch the stored result too: a prompt whose key was used before answers to the first one's reply subject."""
+        subject = self._subjects.done(ask.agent, ask.ref or "")
+        ask.followed = await self._transport.subscribe(subject, lambda message: _take(ask, message.data))
+        ask.round = 0
+        self.look_now()
+
+    def look_now(self, *, at_all: bool = False) -> None:
+        """Look up results without delay: those that are due, or `at_all`."""
+        self._all_due |= at_all
+        self._hurry.set()
+
+    def _on_reply(self, message: Message) -> None:
+        ask = self._waiting.get(message.subject[len(self._prefix) :])
+        if ask is None:
+            return  # a copy of an outcome that is known, or one whose caller has left
+        try:
+            ask.answer(decode_outcome(message.data))
+        except msgspec.DecodeError:
+            _log.warning("a reply for agent %s is no outcome; its stored result is looked up instead", ask.agent)
+            ask.round = 0
+            self.look_now()
+
+    async def _look_for_ever(self) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(LOOK_S):
+                    await self._hurry.wait()
+            except TimeoutError:
+                self._round += 1
+            self._hurry.clear()
+            every, self._all_due = self._all_due, False
+            due = [ask for ask in self._waiting.values() if ask.ref and (every or ask.round <= self._round)]
+            if due and not await self._look_up(due):
+                self._all_due |= every  # the gap is still open: the next round asks for all again
+
+    async def _look_up(self, asks: Sequence[Ask]) -> bool:
+        by_subject: dict[str, list[Ask]] = {}  # two asks may share a ref, by one idempotency key
+        for ask in asks:
+            ask.round = self._round + ask.interval
+            ask.interval = min(ask.interval * 2, LONGEST_INTERVAL)
+            by_subject.setdefault(self._subjects.result(ask.agent, ask.ref or ""), []).append(ask)
+        try:
+            found, _ = await jetstream.get_last_many(self._transport, self._subjects.stream("result"), list(by_subject))
+        except MeshError as error:
+            _log.debug("stored results cannot be looked up now: %s", error)
+            return False
+        for subject, stored in found.items():
+            for ask in by_subject.get(subject, ()):
+                _take(ask, stored.data)
+        return True
+
+
+def _take(ask: Ask, body: bytes) -> None:
+    try:
+        ask.answer(decode_outcome(body))
+    except msgspec.DecodeError:
+        _log.error("the stored result %s of agent %s is no outcome", ask.ref, ask.agent)

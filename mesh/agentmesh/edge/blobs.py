@@ -1,0 +1,128 @@
+"""Blobs: what exceeds the server's payload limit, in a NATS object store that any NATS client can read.
+
+The layout is the object store's own: chunks on one subject, then a meta record (name, size, digest) on another. The meta
+record is written last, so a blob is seen whole or not at all.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import secrets
+import time
+from collections.abc import Callable
+
+import msgspec
+
+from agentmesh.edge.jetstream import get_last, purge, read_all, store
+from agentmesh.edge.transport import Transport
+from agentmesh.errors import NotFound, Unavailable
+from agentmesh.subjects import Subjects
+from agentmesh.wire import format_time
+
+CHUNK_BYTES = 128 * 1024
+
+
+class _Options(msgspec.Struct, kw_only=True):
+    max_chunk_size: int = CHUNK_BYTES
+
+
+class _Info(msgspec.Struct, kw_only=True, omit_defaults=True):
+    name: str
+    bucket: str
+    nuid: str
+    size: int
+    chunks: int
+    mtime: str = ""
+    digest: str = ""
+    deleted: bool = False
+    options: _Options | None = None
+
+
+_decode = msgspec.json.Decoder(_Info).decode
+_encode = msgspec.json.Encoder().encode
+
+
+def _random_id() -> str:
+    return secrets.token_hex(16)
+
+
+class Blobs:
+    """The blob store of one mesh."""
+
+    def __init__(self, transport: Transport, subjects: Subjects, *, new_id: Callable[[], str] = _random_id) -> None:
+        self._t = transport
+        self._subjects = subjects
+        self._stream = subjects.blob_stream
+        self._new_id = new_id
+
+    async def put(self, data: bytes) -> str:
+        """Store `data` under a new random name and return it.
+
+        Raises:
+            Unavailable, Uncertain: see `jetstream.store`. Nothing is visible under any name; chunks may remain.
+        """
+        name, chunk_id = self._new_id(), self._new_id()
+        subject = self._subjects.blob_chunks(chunk_id)
+        size = min(CHUNK_BYTES, self._t.max_payload)
+        chunks = 0
+        for start in range(0, len(data), size):
+            # In order, each acknowledged: their order in the stream is the blob.
+            await store(self._t, subject, data[start : start + size])
+            chunks += 1
+        info = _Info(
+            name=name,
+            bucket=self._subjects.blobs,
+            nuid=chunk_id,
+            size=len(data),
+            chunks=chunks,
+            mtime=format_time(time.time()),
+            digest=_digest(data),
+            options=_Options(max_chunk_size=size),
+        )
+        await store(self._t, self._meta(name), _encode(info), rollup=True)
+        return name
+
+    async def get(self, name: str) -> bytes:
+        """The blob `name`.
+
+        Raises:
+            NotFound: there is none.
+            Unavailable: it cannot be read whole now.
+        """
+        info = await self._info(name)
+        messages = await read_all(self._t, self._stream, self._subjects.blob_chunks(info.nuid))
+        data = b"".join(message.data for message in messages)
+        if len(data) != info.size or _digest(data) != info.digest:
+            await self._info(name)  # deleted meanwhile: NotFound
+            raise Unavailable(f"blob {name} is damaged: its digest does not match; restore it, or try again")
+        return data
+
+    async def delete(self, name: str) -> None:
+        """Remove the blob `name`, if it exists.
+
+        Raises:
+            Unavailable: try again.
+        """
+        try:
+            info = await self._info(name)
+        except NotFound:
+            return
+        # The meta record first, so that nobody finds a blob without its chunks. Names are random and never used again,
+        # so no marker needs to stay.
+        await purge(self._t, self._stream, self._meta(name))
+        await purge(self._t, self._stream, self._subjects.blob_chunks(info.nuid))
+
+    async def _info(self, name: str) -> _Info:
+        message = await get_last(self._t, self._stream, self._meta(name))
+        info = _decode(message.data) if message is not None else None
+        if info is None or info.deleted:
+            raise NotFound(f"there is no blob {name}")
+        return info
+
+    def _meta(self, name: str) -> str:
+        return self._subjects.blob_meta(base64.urlsafe_b64encode(name.encode()).decode())
+
+
+def _digest(data: bytes) -> str:
+    return "SHA-256=" + base64.urlsafe_b64encode(hashlib.sha256(data).digest()).decode()

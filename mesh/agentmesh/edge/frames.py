@@ -1,0 +1,86 @@
+"""The bytes of NATS messages: publish commands out, header blocks in. Pure."""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+
+from agentmesh.edge.transport import Headers
+from agentmesh.errors import BadRequest, TooLarge
+
+MAX_ADDRESS = 4000
+"""Most bytes of subject and reply together. The server ends a connection whose control line has more than 4,096."""
+NO_HEADERS: Headers = MappingProxyType({})
+
+_HEADER_LINE = "NATS/1.0\r\n"
+_MAX_KNOWN_NAMES = 1024
+_known_names: set[str] = set()
+
+
+def publish_frame(subject: str, data: bytes, headers: Headers | None, reply: str, max_payload: int) -> bytes:
+    """The command that publishes `data`.
+
+    Raises:
+        TooLarge: headers and body exceed `max_payload`, or the addresses the control line. Sending it would cost the
+            connection, so it is checked here (design 3, Effects).
+        BadRequest: the subject, the reply or a header name is malformed (it could smuggle in other commands).
+    """
+    _check_address(subject)
+    if reply:
+        _check_address(reply)
+    if len(subject) + len(reply) > MAX_ADDRESS:
+        raise TooLarge(f"subject and reply have more than {MAX_ADDRESS} bytes")
+    try:
+        if not headers:
+            if len(data) > max_payload:
+                raise _too_large(len(data), max_payload)
+            return b"%b%b\r\n" % (f"PUB {subject} {reply} {len(data)}\r\n".encode(), data)
+        block = header_block(headers)
+        total = len(block) + len(data)
+        if total > max_payload:
+            raise _too_large(total, max_payload)
+        return b"%b%b%b\r\n" % (f"HPUB {subject} {reply} {len(block)} {total}\r\n".encode(), block, data)
+    except UnicodeEncodeError:
+        raise BadRequest("a subject or header holds characters that are not Unicode text") from None
+
+
+def header_block(headers: Headers) -> bytes:
+    """`headers` on the wire. Line breaks in a value become spaces, as nats-py does it."""
+    text = _HEADER_LINE
+    for name, value in headers.items():
+        if name not in _known_names:
+            _learn_name(name)
+        text += f"{name}: {value}\r\n"
+    text += "\r\n"
+    lines = len(headers) + 2
+    if text.count("\n") != lines or text.count("\r") != lines:
+        return header_block({name: " ".join(value.splitlines()) for name, value in headers.items()})
+    return text.encode()
+
+
+def parse_headers(block: bytes) -> tuple[str, dict[str, str]]:
+    """Status code (`""` if there is none) and headers of a received block. Of a repeated name the last value counts:
+    the server appends its own, so a stranger cannot forge `Nats-Sequence`."""
+    first, _, rest = block.decode("utf-8", "replace").partition("\r\n")
+    headers: dict[str, str] = {}
+    for line in rest.split("\r\n"):
+        name, colon, value = line.partition(":")
+        if colon:
+            headers[name] = value.strip()
+    return first[9:12], headers
+
+
+def _check_address(subject: str) -> None:
+    if not subject or not subject.isprintable() or " " in subject:
+        raise BadRequest(f"{subject[:80]!r} is not a subject")
+
+
+def _learn_name(name: str) -> None:
+    # Names come from a few constants, so each is checked once.
+    if not name or not name.isascii() or not name.isprintable() or ":" in name or " " in name:
+        raise BadRequest(f"{name[:80]!r} is not a header name")
+    if len(_known_names) < _MAX_KNOWN_NAMES:
+        _known_names.add(name)
+
+
+def _too_large(size: int, limit: int) -> TooLarge:
+    return TooLarge(f"the message has {size} bytes, the server takes {limit}", details={"size": size, "limit": limit})

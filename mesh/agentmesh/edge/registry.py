@@ -1,0 +1,402 @@
+"""The registry: a NATS key-value bucket, its change feed, and live copies of parts of it.
+
+Any KV client can read and write the bucket. It is spoken here at the wire, because leases need writes with a TTL and an
+expected revision, and because a key must be creatable again over the marker that a delete or an expiry leaves behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import NamedTuple
+
+import msgspec
+
+from agentmesh.edge.jetstream import (
+    EXPECTED_SEQ,
+    ROLLUP,
+    TTL,
+    ApiError,
+    StoredMessage,
+    WrongLastSequence,
+    get_last,
+    get_last_direct,
+    read_all,
+    store,
+    stream_state,
+)
+from agentmesh.edge.transport import Message, Subscription, Transport
+from agentmesh.errors import BadRequest, MeshError, Unavailable
+from agentmesh.subjects import Subjects
+from agentmesh.wire import NodeLease, Placement, Spec
+
+log = logging.getLogger("agentmesh.edge")
+
+MARKER_TTL_S = 10
+"""Seconds for which a deleted or expired key leaves a marker."""
+RESYNC_S = 30.0
+"""How often a view reads the registry again although nothing seems missed."""
+
+_OPERATION = "KV-Operation"
+_MARKER = "Nats-Marker-Reason"
+_NO_VERDICT_TRIES = 40
+_NO_VERDICT_WAIT_S = 0.05
+_RELOAD_WAIT_S = 0.25
+
+
+class Entry(NamedTuple):
+    """A key at one revision. `value` None: it was deleted or has expired."""
+
+    key: str
+    value: bytes | None
+    revision: int
+
+
+class Watch:
+    """A running change feed."""
+
+    def __init__(self, subscription: Subscription) -> None:
+        self._subscription = subscription
+
+    async def close(self) -> None:
+        """Stop it."""
+        await self._subscription.unsubscribe()
+
+
+class Registry:
+    """The registry of one mesh.
+
+    Every call may also raise `Unavailable` (no connection or no leader; nothing was written) and, if it writes, `Uncertain`
+    (no acknowledgement: read the key to learn whether it was written).
+    """
+
+    def __init__(self, transport: Transport, subjects: Subjects) -> None:
+        self._t = transport
+        self._subjects = subjects
+        self._stream = subjects.stream("registry")
+        self._prefix = len(subjects.registry_key(""))
+
+    @property
+    def transport(self) -> Transport:
+        """The connection that it uses."""
+        return self._t
+
+    # --- reading ----------------------------------------------------------------------------------------------
+    async def get(self, key: str) -> Entry | None:
+        """The key as the leader has it; None if it is absent, deleted or expired."""
+        return _live(await self._last(key))
+
+    async def get_direct(self, key: str) -> Entry | None:
+        """The key as some replica has it: cheaper, and a few milliseconds stale at times."""
+        message = await get_last_direct(self._t, self._stream, self._subjects.registry_key(key))
+        return None if message is None else _live(self._entry(message))
+
+    async def _last(self, key: str) -> Entry | None:
+        message = await get_last(self._t, self._stream, self._subjects.registry_key(key))
+        return None if message is None else self._entry(message)
+
+    def _entry(self, message: StoredMessage) -> Entry:
+        gone = _is_marker(message.headers)
+        return Entry(message.subject[self._prefix :], None if gone else message.data, message.seq)
+
+    async def load(self, prefix: str = "") -> tuple[list[Entry], int]:
+        """Every live key under `prefix` (`"agents."`, `"placements.n1."`, `""` for all), proven fresh: nothing that was
+        committed before the call is missing.
+
+        Returns: the entries, and a revision up to which they are current; the change feed brings what is newer.
+        """
+        return await self.load_pattern(prefix + ">")
+
+    async def load_pattern(self, pattern: str) -> tuple[list[Entry], int]:
+        """As `load`, for a key pattern with wildcards (`"nodes.*"`, `"agents.>"`, `"supervisor"`)."""
+        state = await stream_state(self._t, self._stream)
+        messages = await read_all(self._t, self._stream, self._subjects.registry_key(pattern))
+        # A key that changed during the read may appear twice; the later one counts.
+        newest = {message.subject: message for message in messages}
+        entries = [self._entry(message) for message in newest.values()]
+        revision = max(state.last_seq, messages[-1].seq if messages else 0)
+        return [entry for entry in entries if entry.value is not None], revision
+
+    # --- writing ----------------------------------------------------------------------------------------------
+    async def create(self, key: str, value: bytes, *, ttl_s: int | None = None) -> int:
+        """Write a key that must not exist. Markers of a deleted or expired one do not count.
+
+        Returns: its revision.
+
+        Raises:
+            WrongLastSequence: the key exists.
+        """
+        expected = 0
+        while True:
+            try:
+                return await self.update(key, value, expected, ttl_s=ttl_s)
+            except WrongLastSequence:
+                entry = await self._last(key)
+                if entry is not None and entry.value is not None:
+                    raise WrongLastSequence(entry.revision) from None
+                there = 0 if entry is None else entry.revision
+                if there == expected == 0:
+                    await asyncio.sleep(_NO_VERDICT_WAIT_S)  # a marker vanished between the two
+                expected = there
+
+    async def update(self, key: str, value: bytes, revision: int, *, ttl_s: int | None = None) -> int:
+        """Write the key if `revision` is still its newest. With `ttl_s` (whole seconds) it expires unless it is written
+        again; a write without it makes the key permanent.
+
+        Returns: the new revision.
+
+        Raises:
+            WrongLastSequence: it has another revision.
+        """
+        return await self._write(key, value, revision, {} if ttl_s is None else {TTL: str(ttl_s)})
+
+    async def delete(self, key: str, revision: int) -> bool:
+        """Delete the key if `revision` is still its newest. The marker vanishes by itself.
+
+        Returns: False if it has another revision, or was gone.
+        """
+        # PURGE and not DEL: the server takes it for a marker, so its expiry leaves no second one.
+        headers = {_OPERATION: "PURGE", ROLLUP: "sub", TTL: str(MARKER_TTL_S)}
+        try:
+            await self._write(key, b"", revision, headers)
+        except WrongLastSequence:
+            return False
+        return True
+
+    async def _write(self, key: str, value: bytes, revision: int, headers: dict[str, str]) -> int:
+        subject = self._subjects.registry_key(key)
+        headers[EXPECTED_SEQ] = str(revision)
+        for _ in range(_NO_VERDICT_TRIES):
+            try:
+                return (await store(self._t, subject, value, headers=headers)).seq
+            except WrongLastSequence as error:
+                if error.last is not None:
+                    raise
+            await asyncio.sleep(_NO_VERDICT_WAIT_S)
+        raise Unavailable(f"the registry gives no verdict on {key}; try again")
+
+    # --- changes ----------------------------------------------------------------------------------------------
+    async def watch(self, pattern: str, handler: Callable[[Entry], None]) -> Watch:
+        """Call `handler` with each change of a key that matches `pattern`, from now on. Changes are committed writes; a
+        deleted or expired key has the value None. A change can be missed (`Transport.on_gap`): use `View` for a copy."""
+
+        def on_message(message: Message) -> None:
+            revision = message.headers.get("Nats-Sequence", "")
+            if not revision.isdigit():
+                return  # not from the server
+            key = self._subjects.parse_registry_change(message.subject)
+            handler(Entry(key, None if _is_marker(message.headers) else message.data, int(revision)))
+
+        return Watch(await self._t.subscribe(self._subjects.registry_change(pattern), on_message))
+
+
+def _live(entry: Entry | None) -> Entry | None:
+    return entry if entry is not None and entry.value is not None else None
+
+
+def _is_marker(headers: Mapping[str, str]) -> bool:
+    return _OPERATION in headers or _MARKER in headers
+
+
+class View:
+    """A live copy of the keys that match some patterns.
+
+    It subscribes first, then loads, and applies changes by revision, so that an older one never replaces a newer. After a
+    gap, and every `resync_s` seconds, it loads again.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        patterns: Sequence[str],
+        on_change: Callable[[Entry], None] | None = None,
+        *,
+        resync_s: float = RESYNC_S,
+    ) -> None:
+        self._registry = registry
+        self._patterns = tuple(patterns)
+        self._on_change = on_change
+        self._resync_s = resync_s
+        self._entries: dict[str, Entry] = {}
+        self._gone: dict[str, int] = {}
+        """Revisions of deletions that the last load may not have seen."""
+        self._floor = 0
+        """Revision up to which the last load is complete: older changes are known."""
+        self._fresh = False
+        self._gaps = 0
+        self._wake = asyncio.Event()
+        self._waiters: set[asyncio.Future[None]] = set()
+        self._watches: list[Watch] = []
+        self._remove_gap: Callable[[], None] = lambda: None
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def entries(self) -> Mapping[str, Entry]:
+        """The live keys. A view of the copy, not a snapshot."""
+        return MappingProxyType(self._entries)
+
+    @property
+    def fresh(self) -> bool:
+        """Whether nothing is known to have been missed: False before the first load, while there is no connection, and
+        from a gap until the copy has been loaded again."""
+        return self._fresh and self._registry.transport.connected
+
+    def get(self, key: str) -> Entry | None:
+        """The key, or None."""
+        return self._entries.get(key)
+
+    # --- life -------------------------------------------------------------------------------------------------
+    async def start(self) -> None:
+        """Subscribe and load. Returns when the copy is complete.
+
+        Raises:
+            Unavailable: the registry cannot be read now; the view is closed again.
+        """
+        self._remove_gap = self._registry.transport.on_gap(self._on_gap)
+        try:
+            for pattern in self._patterns:
+                self._watches.append(await self._registry.watch(pattern, self._apply))
+            await self._load()
+        except BaseException:
+            await self.close()
+            raise
+        self._task = asyncio.get_running_loop().create_task(self._keep_fresh())
+
+    async def close(self) -> None:
+        """Stop following. The copy stays readable, and is no longer fresh."""
+        self._remove_gap()
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait((self._task,))
+            self._task = None
+        for watch in self._watches:
+            await watch.close()
+        self._watches.clear()
+        self._fresh = False
+
+    async def wait_for(self, predicate: Callable[[], bool], timeout: float) -> None:
+        """Return once `predicate()` holds; it is asked again after every change of the copy or of `fresh`.
+
+        Raises:
+            TimeoutError: it does not hold within `timeout` seconds.
+        """
+        async with asyncio.timeout(timeout):
+            while not predicate():
+                waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+                self._waiters.add(waiter)
+                try:
+                    await waiter
+                finally:
+                    self._waiters.discard(waiter)
+
+    async def _keep_fresh(self) -> None:
+        wait = self._resync_s if self._fresh else 0.0
+        while True:
+            try:
+                async with asyncio.timeout(wait):
+                    await self._wake.wait()
+            except TimeoutError:
+                pass
+            self._wake.clear()
+            try:
+                await self._load()
+                wait = self._resync_s
+            except (MeshError, ApiError) as error:
+                log.debug("the registry cannot be read again now: %s", error)
+                wait = _RELOAD_WAIT_S
+
+    # --- changes ----------------------------------------------------------------------------------------------
+    def _on_gap(self) -> None:
+        self._gaps += 1
+        self._fresh = False
+        self._wake.set()
+        self._notify_waiters()
+
+    async def _load(self) -> None:
+        gaps = self._gaps
+        loaded: dict[str, Entry] = {}
+        floors: list[int] = []
+        for pattern in self._patterns:
+            entries, revision = await self._registry.load_pattern(pattern)
+            loaded.update((entry.key, entry) for entry in entries)
+            floors.append(revision)
+        self._merge(loaded, min(floors, default=0))
+        self._fresh = gaps == self._gaps
+        self._notify_waiters()
+
+    def _merge(self, loaded: dict[str, Entry], floor: int) -> None:
+        """Replace the copy by what was loaded, but for what the feed has brought that is newer."""
+        self._floor = floor
+        for key in [key for key, entry in self._entries.items() if key not in loaded and entry.revision <= floor]:
+            del self._entries[key]
+            self._tell(Entry(key, None, floor))
+        for entry in loaded.values():
+            known = self._entries.get(entry.key)
+            newest = max(known.revision if known else 0, self._gone.get(entry.key, 0))
+            if entry.revision > newest:
+                self._entries[entry.key] = entry
+                self._tell(entry)
+        self._gone = {key: revision for key, revision in self._gone.items() if revision > floor}
+
+    def _apply(self, entry: Entry) -> None:
+        """One change from the feed."""
+        known = self._entries.get(entry.key)
+        newest = max(self._floor, known.revision if known else 0, self._gone.get(entry.key, 0))
+        if entry.revision <= newest:
+            return
+        if entry.value is None:
+            self._gone[entry.key] = entry.revision
+            if self._entries.pop(entry.key, None) is None:
+                return
+        else:
+            self._entries[entry.key] = entry
+        self._tell(entry)
+        self._notify_waiters()
+
+    def _tell(self, entry: Entry) -> None:
+        if self._on_change is None:
+            return
+        try:
+            self._on_change(entry)
+        except Exception:
+            log.exception("a handler of registry changes failed on %s", entry.key)
+
+    def _notify_waiters(self) -> None:
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+
+_spec = msgspec.json.Decoder(Spec)
+_node = msgspec.json.Decoder(NodeLease)
+_placement = msgspec.json.Decoder(Placement)
+
+
+def decode_spec(entry: Entry) -> Spec:
+    """The spec in `agents.<name>`.
+
+    Raises:
+        BadRequest: the value is malformed, or the key is gone.
+    """
+    return _decode(_spec, entry)
+
+
+def decode_node(entry: Entry) -> NodeLease:
+    """The lease in `nodes.<id>`. Raises: as `decode_spec`."""
+    return _decode(_node, entry)
+
+
+def decode_placement(entry: Entry) -> Placement:
+    """The placement in `placements.<node>.<agent>`. Raises: as `decode_spec`."""
+    return _decode(_placement, entry)
+
+
+def _decode[T](decoder: msgspec.json.Decoder[T], entry: Entry) -> T:
+    if entry.value is None:
+        raise BadRequest(f"registry key {entry.key} is gone")
+    try:
+        return decoder.decode(entry.value)
+    except msgspec.DecodeError as error:
+        raise BadRequest(f"registry key {entry.key} holds a malformed value: {error}") from None

@@ -1,0 +1,246 @@
+"""The streams and buckets of a mesh: what each is configured as, and how they come to be.
+
+Durations are nanoseconds, as the server's API wants them. Why each stream is as it is stands in design 3 to 5 and in the
+protocol: mail refuses when a lane is full; timers need message schedules, which exclude that on one stream; journals never
+drop anything by themselves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any, Protocol, runtime_checkable
+
+from agentmesh.edge.jetstream import ApiError, Uncertain, WrongLastSequence, api, stream_state
+from agentmesh.edge.registry import MARKER_TTL_S, Registry
+from agentmesh.edge.transport import Transport
+from agentmesh.errors import BadRequest, ConfigMismatch, ServerTooOld, Unavailable
+from agentmesh.subjects import EPOCH_KEY, StreamRole, Subjects
+
+MIN_SERVER = (2, 14)
+"""Oldest nats-server that has what the mesh needs (schedules, delete markers, republish of them)."""
+HEADER_ROOM = 64 * 1024
+"""What a mail's size limit leaves of the server's `max_payload`, so that a body can always be passed on with headers."""
+PATIENCE_S = 30.0
+"""How long `ensure` waits for a cluster to elect its leaders."""
+
+JOINING_S = 5.0
+"""How long `ensure` waits for the servers that three replicas need."""
+
+_RETRY_S = 0.25
+_SECOND = 1_000_000_000
+_DUPLICATE_WINDOW = 120 * _SECOND
+_IN_USE = 10058
+_OVERLAP = 10065
+_NO_STREAM = 10059
+_TOO_FEW_SERVERS = (10005, 10074)
+
+
+@runtime_checkable
+class ServerFacts(Protocol):
+    """What a transport may know of its server."""
+
+    @property
+    def server_version(self) -> tuple[int, int, int]:
+        """Version of the server."""
+
+    @property
+    def clustered(self) -> bool:
+        """Whether it belongs to a cluster."""
+
+
+def stream_configs(
+    subjects: Subjects, *, replicas: int, max_payload: int, mailbox_limit: int = 1000, results_age_s: float = 3600
+) -> dict[str, dict[str, Any]]:
+    """The exact JSON of each stream's creation, by stream name.
+
+    Args:
+        max_payload: the server's limit, in bytes.
+        mailbox_limit: most messages in one lane of one agent.
+        results_age_s: how long outcomes are kept.
+    """
+    s = subjects
+    mail = {
+        "discard": "new",
+        "discard_new_per_subject": True,
+        "max_msgs_per_subject": mailbox_limit,
+        # No max_bytes and no max_msgs: a stranger's flood on one lane must not fill the others.
+        "max_msgs": -1,
+        "max_bytes": -1,
+        "max_msg_size": max_payload - HEADER_ROOM,
+        # A stranger's `Nats-Rollup: all` would empty the stream.
+        "allow_rollup_hdrs": False,
+        "allow_msg_ttl": False,
+    }
+    # The server needs rollups for schedules, and turns them on by itself.
+    timer = {"discard": "old", "allow_msg_schedules": True, "allow_rollup_hdrs": True}
+    result = {"discard": "old", "max_age": int(results_age_s * _SECOND)}
+    journal = {"discard": "new", "allow_rollup_hdrs": True, "allow_msg_ttl": True}
+    registry = {
+        "discard": "new",
+        "max_msgs_per_subject": 1,
+        "allow_rollup_hdrs": True,
+        "deny_delete": True,
+        "allow_msg_ttl": True,
+        "subject_delete_marker_ttl": MARKER_TTL_S * _SECOND,
+    }
+    extras: dict[StreamRole, dict[str, Any]] = {
+        "mail": mail,
+        "timer": timer,
+        "result": result,
+        "journal": journal,
+        "dead": {"discard": "old"},
+        "registry": registry,
+    }
+    configs = {s.stream(role): _config(s, role, replicas, extra) for role, extra in extras.items()}
+    blobs = {"name": s.blob_stream, "subjects": s.blob_subjects(), "discard": "new", "allow_rollup_hdrs": True}
+    configs[s.blob_stream] = {**_common(replicas), **blobs}
+    return configs
+
+
+def _common(replicas: int) -> dict[str, Any]:
+    return {
+        "retention": "limits",
+        "storage": "file",
+        "num_replicas": replicas,
+        "max_consumers": -1,
+        "allow_direct": True,
+        "duplicate_window": _DUPLICATE_WINDOW,
+    }
+
+
+def _config(s: Subjects, role: StreamRole, replicas: int, extra: dict[str, Any]) -> dict[str, Any]:
+    config = {"name": s.stream(role), "subjects": s.stream_subjects(role), **_common(replicas), **extra}
+    republished = s.republished(role)
+    if republished is not None:
+        source, destination = republished
+        config["republish"] = {"src": source, "dest": destination}
+    return config
+
+
+async def ensure(
+    t: Transport, subjects: Subjects, *, replicas: int | None = None, mailbox_limit: int = 1000, results_age_s: float = 3600
+) -> None:
+    """Create what does not exist yet: the streams, the registry with its `epoch`, the blob bucket. Any number of processes
+    may do so at once, and again.
+
+    Args:
+        replicas: copies of each stream. None: what exists is taken as it is; new streams get 3 on a cluster of three or
+            more servers, else 1.
+        mailbox_limit: most messages in one lane of one agent.
+        results_age_s: how long outcomes are kept.
+
+    Raises:
+        ServerTooOld: the server is older than 2.14.
+        ConfigMismatch: a stream exists with another configuration; `details` name stream, field, wanted and found.
+        Unavailable: JetStream is off, or has no leader for 30 s.
+    """
+    clustered = False
+    if isinstance(t, ServerFacts):
+        _check_version(t.server_version)
+        clustered = t.clustered
+
+    async def ensure_all(copies: int) -> None:
+        configs = stream_configs(
+            subjects,
+            replicas=copies,
+            max_payload=t.max_payload,
+            mailbox_limit=mailbox_limit,
+            results_age_s=results_age_s,
+        )
+        for config in configs.values():
+            await _patiently(partial(_ensure_stream, t, config, any_replicas=replicas is None))
+        await _patiently(partial(_ensure_epoch, t, subjects))
+
+    try:
+        # In a cluster 3 is tried first: how many servers it has is not known for sure while it starts.
+        await ensure_all(replicas or (3 if clustered else 1))
+    except _TooFewServers as error:
+        if replicas is not None:
+            raise Unavailable(f"the cluster has too few servers for {replicas} replicas: {error}") from None
+        await ensure_all(1)
+
+
+def _check_version(version: tuple[int, int, int]) -> None:
+    if version[:2] < MIN_SERVER:
+        found, needed = ".".join(map(str, version)), ".".join(map(str, MIN_SERVER))
+        raise ServerTooOld(f"nats-server {found} is too old: upgrade to {needed} or newer", details={"version": found})
+
+
+class _TooFewServers(Exception):
+    """The cluster has fewer servers now than the stream wants replicas."""
+
+
+async def _patiently(step: Callable[[], Awaitable[None]]) -> None:
+    """Repeat `step` while the server cannot do it yet, as after a start of the cluster."""
+    loop = asyncio.get_running_loop()
+    started = loop.time()
+    while True:
+        try:
+            await step()
+            return
+        except (Unavailable, Uncertain) as error:
+            if loop.time() >= started + PATIENCE_S:
+                raise Unavailable(f"the mesh's streams cannot be created: {error}") from None
+        except _TooFewServers:
+            if loop.time() >= started + JOINING_S:
+                raise
+        await asyncio.sleep(_RETRY_S)
+
+
+async def _ensure_stream(t: Transport, config: dict[str, Any], *, any_replicas: bool) -> None:
+    name = config["name"]
+    try:
+        state = await stream_state(t, name)
+    except ApiError as error:
+        if error.err_code != _NO_STREAM:
+            raise BadRequest(f"stream {name}: {error}") from None
+        if await _create(t, config):
+            return
+        state = await stream_state(t, name)
+    _compare(config, state.config, any_replicas=any_replicas)
+
+
+async def _create(t: Transport, config: dict[str, Any]) -> bool:
+    """Create the stream. False: somebody else has just done so, with another configuration."""
+    name = config["name"]
+    try:
+        await api(t, f"STREAM.CREATE.{name}", config)
+    except ApiError as error:
+        if error.err_code == _IN_USE:
+            return False
+        if error.err_code in _TOO_FEW_SERVERS and config["num_replicas"] > 1:
+            raise _TooFewServers(str(error)) from None
+        if error.err_code == _OVERLAP:
+            raise ConfigMismatch(
+                f"stream {name} cannot be created: another stream takes {', '.join(config['subjects'])}; "
+                "remove that stream, or choose another root",
+                details={"stream": name, "field": "subjects", "wanted": config["subjects"], "found": None},
+            ) from None
+        raise BadRequest(f"stream {name} cannot be created: {error}") from None
+    return True
+
+
+def _compare(wanted: dict[str, Any], found: dict[str, Any], *, any_replicas: bool) -> None:
+    for field, value in wanted.items():
+        if field == "num_replicas" and any_replicas:
+            continue
+        there = found.get(field)
+        if field == "republish" and isinstance(there, dict):
+            there = {"src": there.get("src"), "dest": there.get("dest")}
+        # The server leaves fields out that are at their zero.
+        if (there or False) != (value or False):
+            raise ConfigMismatch(
+                f"stream {wanted['name']} exists with {field} = {there!r}, this mesh wants {value!r}; "
+                "change the option, or the stream",
+                details={"stream": wanted["name"], "field": field, "wanted": value, "found": there},
+            )
+
+
+async def _ensure_epoch(t: Transport, subjects: Subjects) -> None:
+    registry = Registry(t, subjects)
+    if await registry.get(EPOCH_KEY) is None:
+        with contextlib.suppress(WrongLastSequence):  # somebody else has
+            await registry.create(EPOCH_KEY, b"1")

@@ -1,0 +1,97 @@
+"""Who may act: from a journal, a placement and a spec to what a node may do with an agent. Pure (design 3, "Who may act")."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+from msgspec import structs
+
+from agentmesh.records import Ledger, Record
+from agentmesh.wire import Spec
+
+
+class Claim(msgspec.Struct, frozen=True, kw_only=True):
+    """What a node holds: a placement, by its generation, as the process that `boot` names."""
+
+    node: str
+    boot: str
+    epoch: int
+    generation: int
+    incarnation: str
+
+
+class Verdict(msgspec.Struct, frozen=True, kw_only=True):
+    """What the node may do.
+
+    - `activate`: append `record` (made from `ledger`, the state that it starts with) and act as the owner;
+    - `finish`: append nothing but what finishes the stop that the journal already says;
+    - `over`: the journal ends in a tombstone of this life: only the registry must still say so;
+    - `yield`: the placement is worth nothing: delete it by revision.
+    """
+
+    act: Literal["activate", "finish", "over", "yield"]
+    reason: str = ""
+    ledger: Ledger | None = None
+    snapshot: bool = False
+
+
+def judge(claim: Claim, spec: Spec | None, ledger: Ledger | None, *, lease_boot: str | None) -> Verdict:
+    """What `claim` entitles to, given the spec and the folded journal.
+
+    `lease_boot` is the boot id in the node's lease: of two processes with one node id and so one generation, the one with the
+    newer lease wins.
+    """
+    if spec is None or spec.status == "stopped":
+        return Verdict(act="yield", reason="no such agent is wanted")
+    if spec.incarnation != claim.incarnation:
+        return Verdict(act="yield", reason="the placement is for another life")
+    if ledger is None:
+        return Verdict(act="activate", ledger=Ledger(incarnation=claim.incarnation), snapshot=True)
+    if (ledger.epoch, ledger.generation) > (claim.epoch, claim.generation):
+        return Verdict(act="yield", reason="a newer owner has acted")
+    same_generation = (ledger.epoch, ledger.generation) == (claim.epoch, claim.generation)
+    if same_generation and ledger.boot != claim.boot and lease_boot not in (None, claim.boot):
+        return Verdict(act="yield", reason="this node was started again: the newer process owns its placements")
+    if ledger.incarnation != claim.incarnation:
+        # A new life of the name. Positions and newest origins belong to the name; the rest ended with the old one.
+        fresh = Ledger(
+            incarnation=claim.incarnation,
+            positions=ledger.positions,
+            taken=ledger.taken,
+            origins=ledger.origins,
+            seen=ledger.seen,
+        )
+        return Verdict(act="activate", ledger=fresh, snapshot=True)
+    if ledger.phase == "over":
+        return Verdict(act="over", ledger=ledger)
+    if ledger.phase == "stopped":
+        return Verdict(act="finish", ledger=ledger)
+    return Verdict(act="activate", ledger=ledger)
+
+
+def activation(claim: Claim, verdict: Verdict, *, record_id: str, at: float) -> Record:
+    """The `activated` record: from then on every older owner is fenced."""
+    return Record(
+        kind="activated",
+        id=record_id,
+        at=at,
+        incarnation=claim.incarnation,
+        epoch=claim.epoch,
+        generation=claim.generation,
+        node=claim.node,
+        boot=claim.boot,
+        snapshot=verdict.ledger if verdict.snapshot else None,
+    )
+
+
+def owned(ledger: Ledger, claim: Claim) -> Ledger:
+    """The ledger after the `activated` record."""
+    return structs.replace(
+        ledger,
+        incarnation=claim.incarnation,
+        epoch=claim.epoch,
+        generation=claim.generation,
+        node=claim.node,
+        boot=claim.boot,
+    )

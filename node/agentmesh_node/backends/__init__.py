@@ -1,0 +1,1 @@
+"""The backends that ship with the node. Each is registered under the entry-point group `agentmesh.backends`."""

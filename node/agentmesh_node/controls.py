@@ -1,0 +1,186 @@
+"""Control requests of an agent: `mesh.live.control.<agent>` (protocol, "Control")."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from agentmesh import names, wire
+from agentmesh.edge.jetstream import ApiError, get_last, read
+from agentmesh.edge.transport import Disconnected, Message
+from agentmesh.errors import BadRequest, MeshError, TooLarge
+from agentmesh.ledger import is_taken
+from agentmesh.records import NOTHING, Resolve, SetTimer
+from agentmesh.turn import state_of
+from agentmesh.turn.draft import depth
+from agentmesh.turn.values import AskTimer, Cancel, Core, DropTimer, Interrupt, Resume
+from agentmesh.wire import ControlRequest, ErrorBody, Status
+from agentmesh_node.services import Services
+
+if TYPE_CHECKING:
+    from agentmesh_node.owner import Owner
+
+log = logging.getLogger("agentmesh.node")
+_decoder = msgspec.json.Decoder(ControlRequest)
+
+
+def handle(owner: Owner, services: Services, message: Message) -> None:
+    """Take one request. Bad input is answered, and harms nothing."""
+    try:
+        reply = names.reply_subject(message.reply, services.subjects.root)
+    except BadRequest:
+        return  # there is nobody who could be told
+    try:
+        request = _decoder.decode(message.data)
+        _take(owner, services, request, reply)
+    except msgspec.DecodeError as error:
+        services.spawn(answer(services, reply, failure(BadRequest(f"not a control request: {error}"))))
+    except MeshError as error:
+        services.spawn(answer(services, reply, failure(error)))
+
+
+def _take(owner: Owner, services: Services, request: ControlRequest, reply: str) -> None:
+    token = services.token()
+    match request.op:
+        case "status":
+            services.spawn(answer(services, reply, status(owner, services, content=request.content)))
+        case "poll":
+            services.spawn(_poll(owner, services, _needed(request.ref, "ref"), reply))
+        case "interrupt":
+            owner.ask_later(Interrupt(token, request.ref), token, reply)
+        case "resume":
+            owner.ask_later(Resume(token), token, reply)
+        case "cancel":
+            owner.ask_later(Cancel(_needed(request.ref, "ref"), token), token, reply)
+        case "set_timer":
+            owner.ask_later(AskTimer(_timer(services, request), token), token, reply)
+        case "cancel_timer":
+            owner.ask_later(DropTimer(_timer_id(request.id), token), token, reply)
+        case _:
+            raise BadRequest(f"unknown operation {request.op[:40]!r}")
+
+
+def _needed(value: str | None, what: str) -> str:
+    if not value:
+        raise BadRequest(f"this operation needs {what!r}")
+    return names.token(value, what)
+
+
+def _timer_id(text: str | None) -> str:
+    ident = _needed(text, "id")
+    if ident.startswith("_"):
+        raise BadRequest("timer ids that begin with '_' are reserved for the mesh")
+    return ident
+
+
+def _timer(services: Services, request: ControlRequest) -> SetTimer:
+    if (request.at is None) == (request.after_s is None):
+        raise BadRequest("set_timer needs either 'at' or 'after_s'")
+    if request.every_s is not None and request.every_s < 1:
+        raise BadRequest("'every_s' is at least 1")
+    due = wire.parse_time(request.at) if request.at is not None else services.now() + max(0.0, request.after_s or 0.0)
+    return SetTimer(id=_timer_id(request.id), due=due, every=request.every_s, event=request.event)
+
+
+# --- replies ------------------------------------------------------------------------------------------------------
+def failure(error: MeshError) -> dict[str, Any]:
+    """An error as a reply's body."""
+    return {"error": {"code": error.code, "message": error.message, "details": error.details}}
+
+
+async def answer(services: Services, reply: str, body: Any) -> None:
+    """Send a reply. A requester that cannot be reached asks again."""
+    if not reply:
+        return
+    data = wire.encode(body) if isinstance(body, msgspec.Struct) else msgspec.json.encode({"v": wire.VERSION, **body})
+    try:
+        await services.transport.publish(reply, data)
+    except TooLarge:
+        error = failure(TooLarge("the reply is larger than a message can be"))
+        await services.transport.publish(reply, msgspec.json.encode({"v": wire.VERSION, **error}))
+    except Disconnected:
+        log.debug("a control request could not be answered: no connection")
+
+
+def status(owner: Owner, services: Services, *, content: bool) -> Status:
+    """What `status` shows."""
+    core = owner.core
+    assert core is not None
+    ledger = core.work
+    return Status(
+        name=owner.name,
+        kind=owner.spec.kind,
+        backend=services.backend_name(owner.spec),
+        state="processing" if state_of(core) == "processing" else "idle",
+        halted=ledger.halted,
+        queued=depth(core),
+        current_request=core.active.ref if core.active else None,
+        node=services.settings.node_id,
+        incarnation=core.ledger.incarnation,
+        generation=core.ledger.generation,
+        turn=ledger.turn,
+        usage=ledger.usage,
+        failed=core.ledger.failed or (core.reason if core.phase == "failed" else None),
+        agent_state=_plain(core) if content else msgspec.UNSET,
+    )
+
+
+def _plain(core: Core) -> Any:
+    return msgspec.json.decode(core.ledger.state) if core.ledger.state != NOTHING else None
+
+
+# --- poll ---------------------------------------------------------------------------------------------------------
+async def _poll(owner: Owner, services: Services, ref: str, reply: str) -> None:
+    try:
+        await answer(services, reply, await _look_up(owner, services, ref))
+    except (MeshError, ApiError) as error:
+        shown = error if isinstance(error, MeshError) else BadRequest(str(error))
+        await answer(services, reply, failure(shown))
+
+
+async def _look_up(owner: Owner, services: Services, ref: str) -> dict[str, Any]:
+    """`pending`, `completed` or `not_found`, as this owner can prove it."""
+    core = owner.core
+    assert core is not None
+    if _pending(core, ref):
+        return {"status": "pending"}
+    subject = services.subjects.result(owner.name, ref)
+    stored = await get_last(services.transport, services.subjects.stream("result"), subject)
+    if stored is not None:
+        return {"status": "completed", "outcome": msgspec.Raw(stored.data)}
+    for entry in owner.core.ledger.effects.values() if owner.core else ():
+        # Committed, but not stored yet.
+        if isinstance(entry.effect, Resolve) and entry.effect.outcome.ref == ref:
+            return {"status": "completed", "outcome": msgspec.Raw(wire.encode_outcome(entry.effect.outcome))}
+    if ref.isdigit() and await _in_lane(owner, services, int(ref)):
+        return {"status": "pending"}
+    return {"status": "not_found"}
+
+
+def _pending(core: Core, ref: str) -> bool:
+    active = core.active
+    if active is not None and active.ref == ref and active.caller is not None:
+        return True
+    queued = [core.work.next, *core.work.queue]
+    if any(q is not None and q.ref == ref and q.caller is not None for q in queued):
+        return True
+    return ref in core.work.deferred or any(m.ref == ref for m in core.prompts)
+
+
+async def _in_lane(owner: Owner, services: Services, seq: int) -> bool:
+    """Whether a prompt with this sequence is stored and not consumed: it has not reached this owner yet."""
+    core = owner.core
+    assert core is not None
+    for lane in ("inbox", "peer-inbox"):
+        if is_taken(core.ledger, lane, seq):
+            continue
+        subject = services.subjects.lane(lane, owner.name)
+        page = await read(services.transport, services.subjects.stream("mail"), subject, from_seq=seq, batch=1)
+        if page.messages and page.messages[0].seq == seq:
+            return True
+    return False
+
+
+__all__ = ["ErrorBody", "answer", "failure", "handle", "status"]

@@ -1,0 +1,92 @@
+"""Lifecycle facts: one vocabulary, published on `mesh.event.<agent>.<kind>` and offered to handlers in this process.
+
+Kinds and their fields:
+
+    prompt_start      ref, turn, rewritten, sender; with content: prompt, original_prompt, agent_state
+    prompt_stop       ref, turn, duration_ms; with content: agent_state
+    prompt_error      ref, turn, reason; with content: agent_state
+    event_received    lane, seq, sender; with content: event
+    state_changed     from, to
+    mailbox_queued    depth
+    halted            with content: agent_state
+    started           an agent's life began
+    activated         generation: this node took the agent up
+    sent              to, lane, tag, answer: mail went to another agent
+    stopped           reason
+    failed            reason
+    dead_lettered     lane, seq, reason
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from agentmesh.edge.transport import Disconnected, Transport
+from agentmesh.errors import TooLarge
+from agentmesh.records import NOTHING
+from agentmesh.subjects import Subjects
+from agentmesh.wire import VERSION, format_time
+
+log = logging.getLogger("agentmesh.node")
+
+CONTENT = frozenset({"prompt", "original_prompt", "agent_state", "event"})
+"""Fields that are told only where content is asked for."""
+KINDS = frozenset(
+    {
+        "prompt_start", "prompt_stop", "prompt_error", "event_received", "state_changed", "mailbox_queued", "halted",
+        "started", "activated", "sent", "stopped", "failed", "dead_lettered",
+    }
+)  # fmt: skip
+
+type Handler = Callable[[str, str, dict[str, Any]], None]
+
+
+class Events:
+    """Publishes facts. A fact is advisory: one that cannot be sent now is dropped, never waited for."""
+
+    def __init__(self, transport: Transport, subjects: Subjects, node: str, now: Callable[[], float], *, content: bool) -> None:
+        self._t = transport
+        self._subjects = subjects
+        self._node = node
+        self._now = now
+        self._content = content
+        self._handlers: list[Handler] = []
+        self._encoder = msgspec.json.Encoder()
+
+    def handle(self, handler: Handler) -> Callable[[], None]:
+        """Call `handler(agent, kind, fields)` for each fact, content included. Returns its remover."""
+        self._handlers.append(handler)
+        return lambda: self._handlers.remove(handler)
+
+    def emit(self, agent: str, kind: str, turn: int, fields: dict[str, Any]) -> None:
+        """Tell a fact."""
+        for handler in self._handlers:
+            try:
+                handler(agent, kind, fields)
+            except Exception:
+                log.exception("a handler of lifecycle events failed", extra={"kind": kind})
+        body: dict[str, Any] = {
+            "v": VERSION,
+            "agent": agent,
+            "kind": kind,
+            "time": format_time(self._now()),
+            "node": self._node,
+            "turn": turn,
+        }
+        body.update((k, v) for k, v in fields.items() if k not in CONTENT or (self._content and v is not NOTHING))
+        self._send(self._subjects.event(agent, kind), self._encoder.encode(body))
+
+    def _send(self, subject: str, body: bytes) -> None:
+        # Publishing is a coroutine that suspends only when the socket is congested; a fact does not wait for that.
+        sending = self._t.publish(subject, body)
+        try:
+            sending.send(None)
+        except StopIteration:
+            return
+        except (Disconnected, TooLarge):
+            return
+        sending.close()

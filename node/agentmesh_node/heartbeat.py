@@ -1,0 +1,223 @@
+"""The node's sign of life, on a thread and a connection of its own: a callback that blocks the loop must not look like death.
+
+It keeps the node's lease in the registry and answers `mesh.node.<id>`. When the process dies its connection goes with it, and
+a supervisor's ping is answered `no responders` at once. A loop that has not ticked for `STALL_LIMIT_S` ends the process: a
+hang is a death too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+
+from agentmesh import wire
+from agentmesh.edge.connection import NatsTransport, connect
+from agentmesh.edge.jetstream import ApiError, Uncertain, WrongLastSequence
+from agentmesh.edge.registry import Registry, decode_node
+from agentmesh.edge.transport import Disconnected, Message
+from agentmesh.errors import MeshError, Unavailable
+from agentmesh.subjects import Subjects, node_key
+from agentmesh.wire import ControlRequest, NodeLease, NodeStats
+
+log = logging.getLogger("agentmesh.node")
+
+STALL_LIMIT_S = 60.0
+CHECK_S = 0.25
+START_TIMEOUT_S = 15.0
+
+
+class Facts(msgspec.Struct):
+    """What the node's loop tells and the heartbeat's thread reads. Single fields: each is written whole."""
+
+    lease: NodeLease
+    agents: int = 0
+    running: int = 0
+    ticked: float = 0.0
+
+
+class Heartbeat:
+    """Runs the thread. `on_request(op, on)` and `on_superseded()` are called on the node's loop."""
+
+    def __init__(
+        self,
+        servers: str | Sequence[str],
+        subjects: Subjects,
+        node: str,
+        lease: NodeLease,
+        *,
+        ttl_s: int,
+        on_request: Callable[[str, bool], None],
+        on_superseded: Callable[[], None],
+        stall_limit_s: float = STALL_LIMIT_S,
+    ) -> None:
+        self._servers = servers
+        self._subjects = subjects
+        self._node = node
+        self._ttl_s = ttl_s
+        self._stall_limit_s = stall_limit_s
+        self._on_request = on_request
+        self._on_superseded = on_superseded
+        self.facts = Facts(lease, ticked=time.monotonic())
+        self._main = asyncio.get_running_loop()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._started: asyncio.Future[None] = self._main.create_future()
+        self._renew: asyncio.Event | None = None
+        self._leaving = False
+        self._thread = threading.Thread(target=self._run, name=f"heartbeat {node}", daemon=True)
+        self._ticker: asyncio.TimerHandle | None = None
+        self._revision = 0
+
+    # --- on the node's loop -----------------------------------------------------------------------------------------
+    async def start(self) -> None:
+        """Return when the lease is in the registry.
+
+        Raises:
+            Unavailable: that takes too long.
+        """
+        self._tick()
+        self._thread.start()
+        try:
+            async with asyncio.timeout(START_TIMEOUT_S):
+                await self._started
+        except TimeoutError:
+            raise Unavailable("the node's lease cannot be written; is the NATS server reachable?") from None
+
+    def _tick(self) -> None:
+        self.facts.ticked = time.monotonic()
+        self._ticker = self._main.call_later(CHECK_S, self._tick)
+
+    def change(self, lease: NodeLease) -> None:
+        """Renew at once with another content."""
+        self.facts.lease = lease
+        if self._loop is not None and self._renew is not None:
+            self._loop.call_soon_threadsafe(self._renew.set)
+
+    async def close(self) -> None:
+        """Take the lease back and end the thread."""
+        self._leaving = True
+        if self._loop is not None and self._renew is not None:
+            self._loop.call_soon_threadsafe(self._renew.set)
+        await asyncio.to_thread(self._thread.join, 10.0)
+        if self._ticker is not None:
+            self._ticker.cancel()
+
+    # --- on the thread ------------------------------------------------------------------------------------------------
+    def _run(self) -> None:
+        try:
+            asyncio.run(self._live())
+        except Exception as failure:
+            log.exception("the heartbeat ended")
+            self._tell(lambda error=failure: self._report_start(error))  # type: ignore[misc]
+
+    def _report_start(self, error: Exception | None) -> None:
+        if self._started.done():
+            return
+        if error is None:
+            self._started.set_result(None)
+        else:
+            self._started.set_exception(error)
+
+    def _tell(self, action: Callable[[], Any]) -> None:
+        try:
+            self._main.call_soon_threadsafe(action)
+        except RuntimeError:
+            log.debug("the node's loop is closed")
+
+    async def _live(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._renew = asyncio.Event()
+        transport = await connect(self._servers, name=f"mesh-heartbeat-{self._node}", connect_timeout=START_TIMEOUT_S)
+        try:
+            await transport.subscribe(self._subjects.node(self._node), lambda message: self._answer(transport, message))
+            registry = Registry(transport, self._subjects)
+            await self._keep_lease(registry)
+            await registry.delete(node_key(self._node), self._revision)
+        except (MeshError, Uncertain) as error:
+            log.warning("the lease could not be taken back: %s", error)
+        finally:
+            await transport.close()
+
+    async def _keep_lease(self, registry: Registry) -> None:
+        assert self._renew is not None
+        due = 0.0
+        while not self._leaving:
+            self._check_stall()
+            if time.monotonic() >= due or self._renew.is_set():
+                self._renew.clear()
+                if await self._write(registry):
+                    due = time.monotonic() + self._ttl_s / 3
+                    self._tell(lambda: self._report_start(None))
+            try:
+                async with asyncio.timeout(CHECK_S):
+                    await self._renew.wait()
+            except TimeoutError:
+                continue
+
+    def _check_stall(self) -> None:
+        stalled = time.monotonic() - self.facts.ticked
+        if stalled > self._stall_limit_s:
+            log.critical("the loop hangs; the process ends", extra={"seconds": round(stalled, 1)})
+            os._exit(70)
+
+    async def _write(self, registry: Registry) -> bool:
+        """Renew the lease. Taking over another process's lease under this id is right once, at the start."""
+        key, value = node_key(self._node), wire.encode(self.facts.lease)
+        try:
+            self._revision = await registry.update(key, value, self._revision, ttl_s=self._ttl_s)
+            return True
+        except WrongLastSequence:
+            pass
+        except (MeshError, ApiError, Uncertain) as error:
+            log.warning("lease not renewed: %s", error, extra={"node": self._node})
+            return False
+        try:
+            return await self._rewrite(registry, key, value)
+        except (MeshError, ApiError, Uncertain, WrongLastSequence) as error:
+            log.warning("lease not renewed: %s", error, extra={"node": self._node})
+            return False
+
+    async def _rewrite(self, registry: Registry, key: str, value: bytes) -> bool:
+        entry = await registry.get(key)
+        if entry is None:
+            self._revision = await registry.create(key, value, ttl_s=self._ttl_s)
+            return True
+        first = not self._started.done()
+        if not first and decode_node(entry).boot != self.facts.lease.boot:
+            log.error("another process runs under this node's id; this one yields", extra={"node": self._node})
+            self._tell(self._on_superseded)
+            return False
+        self._revision = await registry.update(key, value, entry.revision, ttl_s=self._ttl_s)
+        return True
+
+    async def _answer(self, transport: NatsTransport, message: Message) -> None:
+        if not message.reply:
+            return
+        facts = self.facts
+        try:
+            request = msgspec.json.decode(message.data, type=ControlRequest)
+        except msgspec.DecodeError:
+            request = ControlRequest(op="ping")
+        if request.op in ("drain", "cordon"):
+            self._tell(lambda: self._on_request(request.op, request.on))
+            body = msgspec.json.encode({"v": wire.VERSION, "ok": True})
+        else:
+            stats = NodeStats(
+                node=self._node,
+                boot=facts.lease.boot,
+                agents=facts.agents,
+                running=facts.running,
+                lag_ms=round(max(0.0, time.monotonic() - facts.ticked - CHECK_S) * 1000, 1),
+                draining=facts.lease.draining,
+            )
+            body = wire.encode(stats)
+        try:
+            await transport.publish(message.reply, body)
+        except Disconnected:
+            log.debug("a ping could not be answered: no connection")

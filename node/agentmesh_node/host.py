@@ -1,0 +1,462 @@
+"""The agent node: takes up what is placed on it, wakes it when there is work, hands it over when it drains."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+
+import msgspec
+
+from agentmesh import wire
+from agentmesh.edge.jetstream import ApiError, Uncertain, WrongLastSequence
+from agentmesh.edge.registry import Entry, Registry, View, decode_placement, decode_spec
+from agentmesh.edge.transport import Message, Subscription, Transport
+from agentmesh.errors import MeshError, StoreLost
+from agentmesh.ownership import Claim
+from agentmesh.subjects import EPOCH_KEY, Subjects, placement_key, spec_key
+from agentmesh.turn.values import Phase
+from agentmesh.wire import ErrorBody, NodeLease, Spec
+from agentmesh_node.gateway import Gateway
+from agentmesh_node.heartbeat import Heartbeat
+from agentmesh_node.owner import Lost, Owner
+from agentmesh_node.restless import restless
+from agentmesh_node.services import NodeSettings, Services
+
+log = logging.getLogger("agentmesh.node")
+
+RETRY_S = 0.05
+MAX_RETRY_S = 2.0
+HANDOVER_S = 5.0
+"""How long a draining node waits for its agents to be placed elsewhere."""
+
+
+class Resident:
+    """An agent placed on this node: one subscription while it sleeps, an owner while it is awake."""
+
+    __slots__ = ("activation", "broken", "generation", "gone", "incarnation", "name", "owner", "subscription", "waiting")
+
+    def __init__(self, name: str, generation: int, incarnation: str) -> None:
+        self.name = name
+        self.generation = generation
+        self.incarnation = incarnation
+        self.subscription: Subscription | None = None
+        self.owner: Owner | None = None
+        self.activation: asyncio.Task[None] | None = None
+        self.waiting: list[tuple[str, Message]] = []
+        self.gone = False
+        self.broken = False
+
+
+class Node:
+    """One agent node. `start`, then `drain` and `close`."""
+
+    def __init__(self, transport: Transport, servers: str | Sequence[str], settings: NodeSettings) -> None:
+        self.settings = settings
+        self.subjects = Subjects(settings.root)
+        self.drained = asyncio.Event()
+        """Set when an operator asks for a drain, or another process has taken over this node's id: end the process."""
+        self._t = transport
+        self._servers = servers
+        self._registry = Registry(transport, self.subjects)
+        self._prefix = placement_key(settings.node_id, "")
+        self._specs = View(self._registry, ["agents.>"], self._on_spec)
+        self._placements = View(self._registry, [self._prefix + ">"], self._on_placement)
+        self._residents: dict[str, Resident] = {}
+        self._fresh: list[Resident] = []
+        self._taking: asyncio.Task[None] | None = None
+        self._slots = asyncio.Semaphore(settings.activations)
+        self._services: Services | None = None
+        self._gateway: Gateway | None = None
+        self._heartbeat: Heartbeat | None = None
+        self._draining = False
+        self._closing = False
+        self._counter: asyncio.TimerHandle | None = None
+        self._remove_gap: Callable[[], None] = lambda: None
+
+    @property
+    def services(self) -> Services:
+        assert self._services is not None, "the node has not started"
+        return self._services
+
+    @property
+    def url(self) -> str:
+        """The servers that this node uses."""
+        return self._servers if isinstance(self._servers, str) else ",".join(self._servers)
+
+    # --- life -------------------------------------------------------------------------------------------------------
+    async def start(self) -> None:
+        """Join the mesh. Returns when the node's lease is in the registry and asks are served.
+
+        Raises:
+            Unavailable: the registry cannot be read or written.
+        """
+        epoch = await self._registry.get(EPOCH_KEY)
+        number = int(epoch.value) if epoch is not None and epoch.value is not None else 1
+        boot = Services.token()
+        self._services = Services(
+            transport=self._t, settings=self.settings, registry=self._registry, specs=self._specs, boot=boot, epoch=number
+        )
+        await self._specs.start()
+        self._heartbeat = Heartbeat(
+            self._servers,
+            self.subjects,
+            self.settings.node_id,
+            self._lease(boot),
+            ttl_s=self.settings.lease_ttl_s,
+            on_request=self._on_request,
+            on_superseded=self._on_superseded,
+        )
+        await self._heartbeat.start()
+        await self._placements.start()
+        self._remove_gap = self._t.on_gap(self._on_gap)
+        s = self._services
+        self._gateway = Gateway(self._t, self.subjects, self._registry, token=s.token, spawn=s.spawn)
+        await self._gateway.start()
+        self._count()
+
+    def _lease(self, boot: str, *, cordoned: bool = False) -> NodeLease:
+        s = self.settings
+        return NodeLease(
+            boot=boot,
+            kinds=tuple(sorted(s.agents)),
+            labels=s.labels,
+            capacity=s.capacity,
+            agents=len(self._residents),
+            version=version("agentmesh"),
+            started=wire.format_time(Services.now()),
+            draining=self._draining,
+            cordoned=cordoned,
+        )
+
+    def _count(self) -> None:
+        if self._heartbeat is not None:
+            facts = self._heartbeat.facts
+            facts.agents = len(self._residents)
+            facts.running = sum(1 for r in self._residents.values() if r.owner is not None and not r.owner.idle)
+            facts.lease = msgspec.structs.replace(facts.lease, agents=facts.agents)
+        self._counter = asyncio.get_running_loop().call_later(0.5, self._count)
+
+    async def close(self) -> None:
+        """Leave at once: turns under way are lost here and run again elsewhere."""
+        if self._closing:
+            return
+        self._closing = True
+        self._remove_gap()
+        if self._counter is not None:
+            self._counter.cancel()
+        if self._gateway is not None:
+            await self._gateway.close()
+        await self._placements.close()
+        if self._taking is not None and not self._taking.done():
+            self._taking.cancel()
+            await asyncio.wait((self._taking,))
+        residents = list(self._residents.values())
+        await asyncio.gather(*(self._release(r) for r in residents))
+        await self._specs.close()
+        if self._services is not None:
+            await self._services.close()
+        if self._heartbeat is not None:
+            await self._heartbeat.close()
+
+    # --- drain --------------------------------------------------------------------------------------------------------
+    async def drain(self) -> None:
+        """Leave in order: take nothing new, let running turns end (up to `drain_s`), hand every agent over."""
+        if self._heartbeat is None or self._draining:
+            return
+        self._draining = True
+        self._heartbeat.change(msgspec.structs.replace(self._heartbeat.facts.lease, draining=True))
+        if self._gateway is not None:
+            await self._gateway.close()
+        residents = list(self._residents.values())
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.settings.drain_s + HANDOVER_S):
+                await asyncio.gather(*(self._hand_over(r) for r in residents))
+        await self._await_handover([r.name for r in residents])
+
+    async def _hand_over(self, resident: Resident) -> None:
+        """Give up a placement by revision once no turn runs: the leader places the agent elsewhere."""
+        owner = resident.owner
+        if owner is not None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self.settings.drain_s):
+                    await owner.retired()
+        await self._release(resident)
+        await self._give_up(resident)
+
+    async def _await_handover(self, names: list[str]) -> None:
+        """Wait, for a bounded time, until the agents have owners elsewhere, if there is an elsewhere."""
+        nodes, _ = await self._registry.load("nodes.")
+        if len(nodes) < 2 or not names:
+            return
+        wanted = set(names)
+        deadline = asyncio.get_running_loop().time() + HANDOVER_S
+        while wanted and asyncio.get_running_loop().time() < deadline:
+            entries, _ = await self._registry.load("placements.")
+            placed = {e.key.split(".", 2)[2] for e in entries}
+            waiting = {n for n in wanted - placed if self._is_wanted(n)}
+            if not waiting:
+                return
+            await asyncio.sleep(RETRY_S)
+
+    def _is_wanted(self, name: str) -> bool:
+        entry = self._specs.get(spec_key(name))
+        return entry is not None and decode_spec(entry).status in ("wanted", "running", "failed")
+
+    def _on_request(self, op: str, on: bool) -> None:
+        assert self._heartbeat is not None
+        if op == "cordon":
+            self._heartbeat.change(msgspec.structs.replace(self._heartbeat.facts.lease, cordoned=on))
+        else:
+            self.drained.set()
+
+    def _on_superseded(self) -> None:
+        self.services.spawn(self._abandon())
+
+    async def _abandon(self) -> None:
+        """Another process runs under this node's id and owns its placements now."""
+        for resident in list(self._residents.values()):
+            await self._release(resident)
+        self.drained.set()
+
+    # --- placements ---------------------------------------------------------------------------------------------------
+    def _on_placement(self, entry: Entry) -> None:
+        name = entry.key[len(self._prefix) :]
+        known = self._residents.get(name)
+        if entry.value is None:
+            if known is not None and known.generation < entry.revision:
+                self.services.spawn(self._release(known))
+            return
+        if known is not None:
+            if known.generation >= entry.revision:
+                return
+            self.services.spawn(self._release(known))
+        placement = decode_placement(entry)
+        resident = Resident(name, entry.revision, placement.incarnation)
+        self._residents[name] = resident
+        self._fresh.append(resident)
+        if self._taking is None or self._taking.done():
+            self._taking = asyncio.get_running_loop().create_task(self._take_up(), name="take up placements")
+
+    async def _take_up(self) -> None:
+        """Listen for what is newly placed, then wake those that have work."""
+        while self._fresh:
+            fresh, self._fresh = self._fresh, []
+            for resident in fresh:
+                await self._listen(resident)
+            asleep = [r for r in fresh if not self._activate_at_once(r)]
+            try:
+                names = await restless(self.services, [r.name for r in asleep])
+            except (MeshError, ApiError) as error:
+                log.warning("cannot tell who has work; waking all: %s", error)
+                names = {r.name for r in asleep}
+            for resident in asleep:
+                if resident.name in names:
+                    self._activate(resident)
+
+    def _activate_at_once(self, resident: Resident) -> bool:
+        entry = self._specs.get(spec_key(resident.name))
+        if entry is not None and decode_spec(entry).status == "running":
+            return False
+        self._activate(resident)
+        return True
+
+    async def _listen(self, resident: Resident) -> None:
+        if resident.gone:
+            return
+
+        def on_message(message: Message) -> None:
+            lane, _ = self.subjects.parse_live(message.subject) or ("", "")
+            if resident.owner is not None and resident.owner.core is not None:
+                resident.owner.live(lane, message)
+            elif not resident.gone:
+                if lane == "control":
+                    resident.waiting.append((lane, message))
+                self._activate(resident)
+
+        resident.subscription = await self._t.subscribe(self.subjects.live(resident.name), on_message)
+        if self._residents.get(resident.name) is not resident:
+            await resident.subscription.unsubscribe()
+
+    async def _release(self, resident: Resident) -> None:
+        """Stop acting for a placement: nothing more is done here, and the journal has all that counts."""
+        resident.gone = True
+        if self._residents.get(resident.name) is resident:
+            del self._residents[resident.name]
+        if resident.subscription is not None:
+            await resident.subscription.unsubscribe()
+        activation = resident.activation
+        if activation is not None and not activation.done() and activation is not asyncio.current_task():
+            activation.cancel()
+            await asyncio.wait((activation,))
+        owner, resident.owner = resident.owner, None
+        if owner is not None:
+            await owner.close()
+
+    async def _give_up(self, resident: Resident) -> None:
+        """Delete the placement by revision: no agent is left without an owner, and no two owners fence each other for ever."""
+        key, wait = placement_key(self.settings.node_id, resident.name), RETRY_S
+        while not self._closing:
+            try:
+                await self._registry.delete(key, resident.generation)
+                return
+            except (MeshError, ApiError, Uncertain, WrongLastSequence) as error:
+                log.debug("placement not deleted: %s", error, extra={"agent": resident.name})
+            await asyncio.sleep(wait)
+            wait = min(MAX_RETRY_S, wait * 2)
+
+    # --- activation -----------------------------------------------------------------------------------------------------
+    def _activate(self, resident: Resident) -> None:
+        if resident.gone or resident.broken or resident.owner is not None or self._closing:
+            return
+        if resident.activation is None or resident.activation.done():
+            resident.activation = asyncio.get_running_loop().create_task(
+                self._bring_up(resident), name=f"activate {resident.name}"
+            )
+
+    async def _bring_up(self, resident: Resident) -> None:
+        wait = RETRY_S
+        while not resident.gone:
+            try:
+                async with self._slots:
+                    owner = await self._own(resident)
+            except Lost as lost:
+                log.info("not the owner", extra={"agent": resident.name, "reason": lost.reason})
+                await self._drop(resident)
+                return
+            except StoreLost as error:
+                # Write nothing: what the store has lost, nobody may paint over.
+                log.critical(
+                    "the store has lost data; the agent is stopped here", extra={"agent": resident.name, "error": str(error)}
+                )
+                resident.broken = True
+                return
+            except (MeshError, ApiError, Uncertain, WrongLastSequence) as error:
+                log.warning("activation is tried again: %s", error, extra={"agent": resident.name})
+            except Exception:
+                log.exception("activation failed", extra={"agent": resident.name})
+            else:
+                if resident.gone or owner.closed:
+                    await owner.close()
+                return
+            await asyncio.sleep(wait)
+            wait = min(MAX_RETRY_S, wait * 2)
+
+    async def _own(self, resident: Resident) -> Owner:
+        spec = await self._spec(resident)
+        claim = Claim(
+            node=self.settings.node_id,
+            boot=self.services.boot,
+            epoch=self.services.epoch,
+            generation=resident.generation,
+            incarnation=resident.incarnation,
+        )
+        if spec is None:
+            raise Lost("no such agent is wanted", final=True)
+        owner = Owner(self.services, resident.name, spec, claim, lambda o, lost: self._owner_ended(resident, o, lost))
+        try:
+            resident.owner = owner
+            await owner.activate()
+        except BaseException:
+            resident.owner = None
+            await owner.close()
+            raise
+        waiting, resident.waiting = resident.waiting, []
+        for lane, message in waiting:
+            owner.live(lane, message)
+        return owner
+
+    async def _spec(self, resident: Resident) -> Spec | None:
+        """The spec, from the live copy if that shows this life, else from the leader."""
+        entry = self._specs.get(spec_key(resident.name))
+        if entry is None or decode_spec(entry).incarnation != resident.incarnation:
+            entry = await self._registry.get(spec_key(resident.name))
+        return decode_spec(entry) if entry is not None else None
+
+    def _owner_ended(self, resident: Resident, owner: Owner, lost: Lost | None) -> None:
+        self.services.spawn(self._after(resident, owner, lost))
+
+    async def _after(self, resident: Resident, owner: Owner, lost: Lost | None) -> None:
+        over = owner.core is not None and owner.core.phase is Phase.OVER
+        if over:
+            await owner.settled()
+            await self._end_children(resident.name)
+        if resident.owner is owner:
+            resident.owner = None
+        await owner.close()
+        if over or (lost is not None and lost.final):
+            await self._drop(resident)
+        elif lost is not None and not resident.gone:
+            log.info("owner ended", extra={"agent": resident.name, "reason": lost.reason})
+            await asyncio.sleep(RETRY_S)
+            if await self._still_placed(resident):
+                self._activate(resident)
+        elif resident.waiting:
+            self._activate(resident)
+
+    async def _still_placed(self, resident: Resident) -> bool:
+        """Re-read the registry: an owner that was fenced while its placement stands activates again."""
+        try:
+            entry = await self._registry.get(placement_key(self.settings.node_id, resident.name))
+        except (MeshError, ApiError):
+            return True  # unknown: the activation finds out
+        if entry is not None and entry.revision == resident.generation:
+            return True
+        await self._release(resident)
+        return False
+
+    async def _drop(self, resident: Resident) -> None:
+        await self._release(resident)
+        await self._give_up(resident)
+
+    async def _end_children(self, name: str) -> None:
+        """Agents that were started with `link=True` end with their parent."""
+        for key, entry in list(self._specs.entries.items()):
+            spec = decode_spec(entry)
+            if spec.parent != name or spec.status in ("stopping", "stopped"):
+                continue
+            reason = ErrorBody(code="stopped", message=f"its parent {name} ended")
+            new = msgspec.structs.replace(spec, status="stopping", reason=reason, since=wire.format_time(Services.now()))
+            with contextlib.suppress(WrongLastSequence, MeshError, Uncertain, ApiError):
+                await self._registry.update(key, wire.encode(new), entry.revision)
+
+    # --- specs and gaps -------------------------------------------------------------------------------------------------
+    def _on_spec(self, entry: Entry) -> None:
+        resident = self._residents.get(entry.key[len(spec_key("")) :])
+        if resident is None or entry.value is None:
+            return
+        spec = decode_spec(entry)
+        if spec.incarnation != resident.incarnation or spec.status != "stopping":
+            return
+        if resident.owner is not None:
+            if resident.owner.spec.status != "stopping":
+                resident.owner.stop(spec)
+        else:
+            self._activate(resident)
+
+    def _on_gap(self) -> None:
+        """Messages may have been missed: look again, at every lane."""
+        for resident in list(self._residents.values()):
+            if resident.owner is not None and resident.owner.mailbox is not None:
+                resident.owner.mailbox.catch_up()
+            else:
+                self._fresh.append(resident)
+        if self._fresh and (self._taking is None or self._taking.done()):
+            self._taking = asyncio.get_running_loop().create_task(self._recheck(), name="re-check after a gap")
+
+    async def _recheck(self) -> None:
+        fresh, self._fresh = self._fresh, []
+        asleep = [r for r in fresh if not r.gone and r.owner is None]
+        try:
+            names = await restless(self.services, [r.name for r in asleep])
+        except (MeshError, ApiError):
+            names = {r.name for r in asleep}
+        for resident in asleep:
+            if resident.name in names:
+                self._activate(resident)
+        await self._take_up()
+
+
+__all__ = ["Node", "NodeSettings"]

@@ -1,0 +1,77 @@
+"""The log of a process that hosts: one line per fact on stderr, with fields.
+
+Everything goes through the standard library's `logging`, so that records of other libraries come out in the same shape:
+`key=value` for a reader at a terminal, one JSON object per line otherwise.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Mapping, MutableMapping
+from typing import Any, TextIO
+
+import structlog
+from opentelemetry import trace
+
+LOG_VARIABLE = "MESH_LOG"
+"""`json` or `text`; by default text on a terminal, else JSON."""
+LEVEL_VARIABLE = "MESH_LOG_LEVEL"
+"""A level's name; `info` by default."""
+
+
+def configure(
+    role: str, instance: str, *, stream: TextIO | None = None, environ: Mapping[str, str] | None = None
+) -> logging.Handler:
+    """Send the process's log to `stream` (stderr by default). Returns the handler; calling again replaces it.
+
+    Every line bears `time` (UTC), `level`, `logger`, `event`, `role`, `instance` and, inside a recorded span, `trace_id` and
+    `span_id`.
+    """
+    environ = os.environ if environ is None else environ
+    stream = sys.stderr if stream is None else stream
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(_formatter(role, instance, as_json=_as_json(environ.get(LOG_VARIABLE, ""), stream)))
+    root = logging.getLogger()
+    for old in [h for h in root.handlers if getattr(h, "_mesh", False)]:
+        root.removeHandler(old)
+    handler._mesh = True  # type: ignore[attr-defined]
+    root.addHandler(handler)
+    level = environ.get(LEVEL_VARIABLE, "info").upper()
+    root.setLevel(level if level in logging.getLevelNamesMapping() else "INFO")
+    return handler
+
+
+def _as_json(wish: str, stream: TextIO) -> bool:
+    return wish == "json" if wish in ("json", "text") else not stream.isatty()
+
+
+def _formatter(role: str, instance: str, *, as_json: bool) -> structlog.stdlib.ProcessorFormatter:
+    def identity(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        event.pop("message", None)  # left on the record by another handler's formatter: the same as `event`
+        event["role"], event["instance"] = role, instance
+        return event
+
+    shared: list[structlog.types.Processor] = [
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.stdlib.ExtraAdder(),
+        structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
+        identity,
+        _span,
+    ]
+    last: list[structlog.types.Processor] = [structlog.stdlib.ProcessorFormatter.remove_processors_meta]
+    if as_json:
+        last += [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer(default=repr)]
+    else:
+        keys = ["time", "level", "event", "logger", "role", "instance"]
+        last += [structlog.processors.format_exc_info, structlog.processors.LogfmtRenderer(key_order=keys, drop_missing=True)]
+    return structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=last)
+
+
+def _span(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    context = trace.get_current_span().get_span_context()
+    if context.is_valid:
+        event["trace_id"], event["span_id"] = f"{context.trace_id:032x}", f"{context.span_id:016x}"
+    return event

@@ -1,0 +1,137 @@
+"""What an owner knows of its agent's lanes.
+
+Stored mail is republished to the owner's one plain subscription, with its sequence and the previous one of its subject. While
+those fit together, mail costs no read at all. Where they do not (a gap: slow consumer, reconnect, first look), the lanes are
+read by direct get until nothing is missing, and only then are live copies trusted again (design 4).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+
+from agentmesh.edge.jetstream import ApiError, StoredMessage, read
+from agentmesh.edge.transport import Message, Transport
+from agentmesh.errors import MeshError
+from agentmesh.subjects import LANES, Subjects
+from agentmesh.wire import Mail, decode_mail
+
+log = logging.getLogger("agentmesh.node")
+
+PAGE = 256
+RETRY_S = 0.05
+MAX_RETRY_S = 1.0
+
+
+class Mailbox:
+    """Follows the lanes of one agent. `deliver` gets mail in the order of its lane, each message once."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        subjects: Subjects,
+        agent: str,
+        positions: Mapping[str, int],
+        deliver: Callable[[list[Mail]], None],
+    ) -> None:
+        self._t = transport
+        self._subjects = subjects
+        self._agent = agent
+        self._deliver = deliver
+        self._seen = {lane: positions.get(lane, 0) for lane in LANES}
+        self._behind = True
+        self._noticed = {"mail": 0, "timer": 0}
+        """Highest sequences that live copies have shown while they were not trusted."""
+        self._reader: asyncio.Task[None] | None = None
+
+    # --- live copies ----------------------------------------------------------------------------------------------
+    def live(self, lane_name: str, message: Message) -> None:
+        """Take a republished copy."""
+        headers = message.headers
+        lane = LANES[lane_name]
+        try:
+            seq, previous = int(headers["Nats-Sequence"]), int(headers.get("Nats-Last-Sequence", 0))
+        except (KeyError, ValueError):
+            return  # not from the server
+        if self._behind:
+            self._noticed[lane.stream] = max(self._noticed[lane.stream], seq)
+            return
+        if seq <= self._seen[lane_name]:
+            return
+        if previous > self._seen[lane_name]:
+            self._noticed[lane.stream] = max(self._noticed[lane.stream], seq)
+            self.catch_up()
+            return
+        self._seen[lane_name] = seq
+        self._deliver([decode_mail(lane, seq, message.data, headers, root=self._subjects.root)])
+
+    # --- reading --------------------------------------------------------------------------------------------------
+    def catch_up(self) -> None:
+        """Read what may be missing, in the background."""
+        self._behind = True
+        if self._reader is None or self._reader.done():
+            self._reader = asyncio.get_running_loop().create_task(self._read_all(), name=f"mailbox {self._agent}")
+
+    async def caught_up(self) -> None:
+        """Return when everything stored before this call is delivered."""
+        self.catch_up()
+        while self._reader is not None and not self._reader.done():
+            await asyncio.wait((self._reader,))
+
+    async def close(self) -> None:
+        reader, self._reader = self._reader, None
+        self._behind = True
+        if reader is not None and not reader.done():
+            reader.cancel()
+            await asyncio.wait((reader,))
+
+    async def _read_all(self) -> None:
+        wait = RETRY_S
+        while True:
+            try:
+                await self._read_stream("mail")
+                await self._read_stream("timer")
+            except (MeshError, ApiError) as error:
+                log.debug("mail cannot be read now: %s", error, extra={"agent": self._agent})
+                await asyncio.sleep(wait)
+                wait = min(MAX_RETRY_S, wait * 2)
+                continue
+            if self._complete():
+                # No await between this check and trusting live copies again: nothing can slip in between.
+                self._behind = False
+                return
+            await asyncio.sleep(RETRY_S)  # a replica lags behind what a live copy has shown
+
+    def _complete(self) -> bool:
+        high = {"mail": 0, "timer": 0}
+        for name, seq in self._seen.items():
+            stream = LANES[name].stream
+            high[stream] = max(high[stream], seq)
+        return all(high[stream] >= noticed for stream, noticed in self._noticed.items())
+
+    async def _read_stream(self, stream: str) -> None:
+        lanes = [name for name, lane in LANES.items() if lane.stream == stream]
+        subject = self._subjects.mail_filter(self._agent) if stream == "mail" else self._subjects.due(self._agent)
+        name = self._subjects.stream("mail" if stream == "mail" else "timer")
+        start = min(self._seen[lane] for lane in lanes) + 1
+        while True:
+            page = await read(self._t, name, subject, from_seq=start, batch=PAGE)
+            self._take(page.messages)
+            if not page.messages or page.pending == 0:
+                return
+            start = page.messages[-1].seq + 1
+
+    def _take(self, messages: list[StoredMessage]) -> None:
+        mail: list[Mail] = []
+        for message in messages:
+            parsed = self._subjects.parse_lane(message.subject)
+            if parsed is None or parsed[1] != self._agent:
+                continue
+            lane = LANES[parsed[0]]
+            if message.seq <= self._seen[lane.name]:
+                continue
+            self._seen[lane.name] = message.seq
+            mail.append(decode_mail(lane, message.seq, message.data, message.headers, root=self._subjects.root))
+        if mail:
+            self._deliver(mail)

@@ -1,0 +1,472 @@
+"""The owner of one agent: carries inputs into the turn machine and performs what it wants, in order.
+
+Dull on purpose: what is to be done is decided in `agentmesh.turn`. One input is handled at a time. While a callback runs or a
+record is in flight, what arrives waits; the prompt task runs beside, so that it can be killed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from agentmesh.decisions import NONE
+from agentmesh.edge.registry import decode_node
+from agentmesh.edge.transport import Message
+from agentmesh.errors import Fenced, StoreLost, Unavailable
+from agentmesh.ledger import fold
+from agentmesh.ownership import Claim, activation, judge, owned
+from agentmesh.records import Record, Resolve, decode_record, encode_record
+from agentmesh.subjects import LANES, node_key
+from agentmesh.turn import new_core, step
+from agentmesh.turn.values import (
+    Answer,
+    Append,
+    Arrived,
+    Backoff,
+    Call,
+    Command,
+    Committed,
+    Core,
+    Done,
+    Emit,
+    GaveUp,
+    Input,
+    KillTurn,
+    Perform,
+    Phase,
+    Raised,
+    Rest,
+    Restarted,
+    Returned,
+    RunTurn,
+    SetStatus,
+    Start,
+    Stop,
+    Sweep,
+    Swept,
+    Tick,
+    Wake,
+    Watchdog,
+)
+from agentmesh.wire import ErrorBody, Mail, Spec
+from agentmesh_node import controls
+from agentmesh_node.deeds import Deeds
+from agentmesh_node.live import LiveStream
+from agentmesh_node.mailbox import Mailbox
+from agentmesh_node.performer import Performer
+from agentmesh_node.runner import Runner
+from agentmesh_node.services import Services
+from agentmesh_node.status import StatusWriter
+from agentmesh_node.trimmer import Trimmer
+
+log = logging.getLogger("agentmesh.node")
+
+STALL_S = 1.0
+"""After a stall of more than this, an owner checks its fence before it performs effects (semantics, case 204)."""
+STOP_GRACE_S = 5.0
+"""How long a running callback may hold up a stop before it is cancelled."""
+
+
+class Lost(Exception):
+    """This process does not own the agent (any more). `final`: its placement is worth nothing and is to be deleted."""
+
+    def __init__(self, reason: str, *, final: bool) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.final = final
+
+
+class Owner:
+    """One agent, owned by this process."""
+
+    def __init__(
+        self, services: Services, name: str, spec: Spec, claim: Claim, ended: Callable[[Owner, Lost | None], None]
+    ) -> None:
+        self.name = name
+        self.spec = spec
+        self.claim = claim
+        self._s = services
+        self._ended = ended
+        self.core: Core | None = None
+        self._fence = 0
+        self._queue: deque[Input] = deque()
+        self._driver: asyncio.Task[None] | None = None
+        self._driving = False
+        self._calling = False
+        self._overdue = False
+        self._closed = False
+        self._timers: set[asyncio.TimerHandle] = set()
+        self._watchdog: asyncio.TimerHandle | None = None
+        self._sweeper: asyncio.Task[None] | None = None
+        self._replies: dict[str, str] = {}
+        self._live: LiveStream | None = None
+        self._active_at = services.monotonic()
+        self.runner: Runner | None = services.runner(name, spec)
+        self.mailbox: Mailbox | None = None
+        self._trimmer: Trimmer | None = None
+        self._performer: Performer | None = None
+        self._status = StatusWriter(services, name, claim.incarnation)
+
+    # --- life of the owner ------------------------------------------------------------------------------------------
+    async def activate(self) -> None:
+        """Become the owner by a record, and go on with what the journal says.
+
+        Raises:
+            Lost: this process may not act.
+            StoreLost: the store has lost committed records; nothing was written.
+            Unavailable: it cannot be told now.
+        """
+        s = self._s
+        while True:
+            bodies = await s.journal.read(self.name)
+            ledger, last = fold([(seq, decode_record(body)) for seq, body in bodies])
+            verdict = judge(self.claim, self.spec, ledger, lease_boot=await self._lease_boot(ledger))
+            if verdict.act == "yield":
+                raise Lost(verdict.reason, final=True)
+            if verdict.act == "over":
+                self._status.set("stopped", self.spec.reason)
+                await self._status.settled()
+                raise Lost("this life is over", final=True)
+            assert verdict.ledger is not None
+            if verdict.act == "finish":
+                start, self._fence = verdict.ledger, last
+                break
+            record = activation(self.claim, verdict, record_id=s.token(), at=s.now())
+            try:
+                self._fence = await s.journal.append(
+                    self.name, encode_record(record), record_id=record.id, expected=last, rollup=verdict.snapshot
+                )
+            except Fenced:
+                continue  # someone appended meanwhile, or the read was stale: look again
+            start = owned(verdict.ledger, self.claim)
+            break
+        self._begin(start)
+
+    async def _lease_boot(self, ledger: Any) -> str | None:
+        """The boot id in this node's lease, where it can matter."""
+        if ledger is None or ledger.generation != self.claim.generation or ledger.boot == self.claim.boot:
+            return None
+        entry = await self._s.registry.get(node_key(self.claim.node))
+        return decode_node(entry).boot if entry is not None else None
+
+    def _begin(self, ledger: Any) -> None:
+        s = self._s
+        self.core = new_core(s.config(self.name, self.spec, self.runner), ledger)
+        deeds = Deeds(
+            agent=self.name,
+            life=self.claim.incarnation,
+            transport=s.transport,
+            subjects=s.subjects,
+            registry=s.registry,
+            specs=s.specs,
+            journal=s.journal,
+            token=s.token,
+            now=s.now,
+            emit=self._emit,
+            live=self._tell_outcome,
+        )
+        self._performer = Performer(deeds, lambda origins: self.feed(Done(origins)), lambda o, e: self.feed(GaveUp(o, e)))
+        self.mailbox = Mailbox(s.transport, s.subjects, self.name, ledger.positions, self._arrived)
+        self._trimmer = Trimmer(self, s, ledger.positions)
+        self._emit("activated", {"generation": self.claim.generation})
+        self._performer.add(ledger.effects.items(), doubtful=True)
+        if self.spec.status == "stopping" and (self.runner is None or ledger.phase == "new") and ledger.phase != "stopped":
+            self.feed(Stop(self._stop_reason()))
+        elif self.runner is None and ledger.phase != "stopped":
+            raise Lost(f"this node does not serve the kind {self.spec.kind}", final=True)
+        else:
+            self.feed(Start())
+            if self.spec.status == "stopping":
+                self.feed(Stop(self._stop_reason()))
+        self.mailbox.catch_up()
+        self._arm_rest()
+
+    def _stop_reason(self) -> ErrorBody:
+        return self.spec.reason or ErrorBody(code="stopped", message="")
+
+    async def close(self) -> None:
+        """Stop acting, at once and without a word: the journal has all that counts."""
+        if self._closed:
+            return
+        self._closed = True
+        for handle in self._timers:
+            handle.cancel()
+        if self._watchdog is not None:
+            self._watchdog.cancel()
+        for task in (self._driver, self._sweeper):
+            if task is not None and task is not asyncio.current_task() and not task.done():
+                task.cancel()
+                await asyncio.wait((task,), timeout=STOP_GRACE_S)
+        if self.runner is not None:
+            await self.runner.kill_turn()
+            self.runner.end_span("lost")
+        if self.mailbox is not None:
+            await self.mailbox.close()
+        if self._performer is not None:
+            await self._performer.close()
+        await self._status.close()
+
+    @property
+    def closed(self) -> bool:
+        """Whether this owner acts no more."""
+        return self._closed
+
+    # --- inputs -----------------------------------------------------------------------------------------------------
+    def feed(self, item: Input) -> None:
+        """Take an input: at once, or behind what is being handled."""
+        if self._closed:
+            return
+        self._queue.append(item)
+        if not self._driving and self.core is not None:
+            # Started eagerly: mail is handled in the step in which it arrives, and a sleeping agent has no task.
+            driver = asyncio.Task(self._drive(), loop=asyncio.get_running_loop(), name=f"owner {self.name}", eager_start=True)
+            if not driver.done():
+                self._driver = driver
+
+    def live(self, lane: str, message: Message) -> None:
+        """Take what came on the agent's one subscription."""
+        if lane == "control":
+            controls.handle(self, self._s, message)
+        elif lane in LANES and self.mailbox is not None:
+            self.mailbox.live(lane, message)
+
+    def ask_later(self, item: Input, token: str, reply: str) -> None:
+        """Feed a control request whose answer goes to `reply` when the machine gives it."""
+        self._replies[token] = reply
+        self.feed(item)
+
+    def stop(self, spec: Spec) -> None:
+        """The registry says `stopping`."""
+        self.spec = spec
+        self.feed(Stop(self._stop_reason()))
+        self._later(STOP_GRACE_S, self._hurry)
+
+    def _arrived(self, mail: list[Mail]) -> None:
+        self.feed(Arrived(tuple(mail)))
+        if self._trimmer is not None:
+            self._trimmer.arrived(mail)
+
+    def _later(self, seconds: float, action: Callable[[], object]) -> None:
+        def fire() -> None:
+            self._timers.discard(handle)
+            if not self._closed:
+                action()
+
+        handle = asyncio.get_running_loop().call_later(max(0.0, seconds), fire)
+        self._timers.add(handle)
+
+    # --- the loop ---------------------------------------------------------------------------------------------------
+    async def _drive(self) -> None:
+        lost: Lost | None = None
+        self._driving = True
+        self._active_at = self._s.monotonic()
+        try:
+            while self._queue and not self._closed:
+                await self._handle(self._queue.popleft())
+        except Fenced:
+            lost = Lost("another owner has appended", final=False)
+        except (StoreLost, Lost) as error:
+            lost = error if isinstance(error, Lost) else Lost(str(error), final=False)
+            log.critical("owner ends", extra={"agent": self.name, "reason": lost.reason})
+        except Unavailable as error:
+            lost = Lost(str(error), final=False)
+        except asyncio.CancelledError:
+            raise
+        except Exception:
+            log.exception("owner failed", extra={"agent": self.name})
+            lost = Lost("a defect", final=False)
+        finally:
+            self._driving = False
+            self._driver = None
+        if lost is not None:
+            self._ended(self, lost)
+        elif self.core is not None and self.core.phase is Phase.OVER and not self._queue:
+            self._ended(self, None)
+
+    async def _handle(self, item: Input) -> None:
+        """One input, and those that performing its commands brings forth."""
+        following: Input | None = item
+        while following is not None:
+            assert self.core is not None
+            self.core, commands = step(self.core, following, self._s.now())
+            following = None
+            for command in commands:
+                if isinstance(command, Call):
+                    following = await self._call(command)
+                elif isinstance(command, Append):
+                    following = await self._append(command)
+                else:
+                    await self._perform(command)
+
+    async def _call(self, command: Call) -> Input:
+        if self.runner is None:
+            return Returned(NONE)
+        self._calling = True
+        try:
+            return await self.runner.call(command)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if not self._overdue or task is None:
+                raise
+            # Cancelled by `_hurry` and by nobody else: the callback ends, the owner goes on.
+            self._overdue = False
+            task.uncancel()
+            return Raised(ErrorBody(code="timeout", message=f"{command.hook} held up the stop for {STOP_GRACE_S:g} s"))
+        finally:
+            self._calling = False
+
+    def _hurry(self) -> None:
+        """While the agent stops, no callback may take longer than the grace."""
+        if self._calling and self._driver is not None:
+            self._overdue = True
+            self._driver.cancel()
+        if self.core is None or self.core.phase is not Phase.OVER:
+            self._later(STOP_GRACE_S, self._hurry)
+
+    async def _append(self, command: Append) -> Committed:
+        s = self._s
+        assert self.core is not None
+        ledger = self.core.ledger
+        record = Record(
+            kind=command.kind,
+            id=s.token(),
+            at=s.now(),
+            incarnation=ledger.incarnation,
+            epoch=ledger.epoch,
+            generation=ledger.generation,
+            node=ledger.node,
+            boot=ledger.boot,
+            change=command.change,
+            effects=command.effects,
+            done=command.done,
+            turn=command.turn,
+            snapshot=command.snapshot,
+            trace=command.trace,
+            positions=self.core.work.positions if command.kind == "rest" else None,
+        )
+        body = encode_record(record)
+        began = s.monotonic()
+        self._fence = await s.journal.append(
+            self.name, body, record_id=record.id, expected=self._fence, rollup=command.snapshot is not None
+        )
+        if s.monotonic() - began > STALL_S and command.effects:
+            newest = await s.journal.last(self.name)
+            if newest is not None and newest[0] != self._fence:
+                raise Fenced(f"{self.name}: another owner has appended during a stall")
+        if command.kind == "turn" and self.runner is not None:
+            self.runner.end_span(command.turn.error.code if command.turn and command.turn.error else None)
+        return Committed(self._fence, record.id, record.at, len(body))
+
+    async def _perform(self, command: Command) -> None:
+        match command:
+            case RunTurn():
+                self._run_turn(command)
+            case Emit():
+                self._emit(command.kind, command.fields)
+            case Perform():
+                assert self._performer is not None
+                self._performer.add(command.effects)
+            case Answer() if command.token.startswith("trim-"):
+                assert self._trimmer is not None
+                self._s.spawn(self._trimmer.remembered(command.token))
+            case Answer():
+                await controls.answer(self._s, self._replies.pop(command.token, ""), command.body)
+            case KillTurn():
+                await self._kill_turn()
+            case SetStatus():
+                self._set_status(command)
+            case Wake():
+                self._later(command.at - self._s.now() + 0.001, lambda: self.feed(Tick()))
+            case Backoff():
+                if self.runner is not None:
+                    self.runner.end_span("crash")
+                    self.runner.renew()
+                self._later(command.seconds, lambda: self.feed(Restarted()))
+            case Sweep():
+                self._sweeper = asyncio.get_running_loop().create_task(self._sweep(), name=f"sweep {self.name}")
+
+    # --- turns ------------------------------------------------------------------------------------------------------
+    def _run_turn(self, command: RunTurn) -> None:
+        assert self.runner is not None
+        self._live = LiveStream.open(self._s, self.name, command, self.claim.generation)
+        number = command.number
+        if self.runner.start_turn(command, self._turn_ended, self._live.event if self._live else None):
+            self._watchdog = asyncio.get_running_loop().call_later(command.watchdog_s, lambda: self.feed(Watchdog(number)))
+
+    def _turn_ended(self, item: Input) -> None:
+        if self._watchdog is not None:
+            self._watchdog.cancel()
+            self._watchdog = None
+        self.feed(item)
+
+    async def _kill_turn(self) -> None:
+        if self._watchdog is not None:
+            self._watchdog.cancel()
+            self._watchdog = None
+        assert self.runner is not None
+        await self.runner.kill_turn()
+
+    def _tell_outcome(self, effect: Resolve) -> None:
+        LiveStream.close_with(self._s, self.name, effect, self.claim.generation, self._live)
+
+    # --- registry and telemetry ---------------------------------------------------------------------------------------
+    def _set_status(self, command: SetStatus) -> None:
+        if command.status == "stopping":
+            self.spec = msgspec.structs.replace(self.spec, status="stopping", reason=command.reason)
+        self._status.set(command.status, command.reason)
+
+    async def settled(self) -> None:
+        """Return when the registry shows what this owner last said."""
+        await self._status.settled()
+
+    def _emit(self, kind: str, fields: dict[str, Any]) -> None:
+        self._s.events.emit(self.name, kind, self.core.ledger.turn if self.core else 0, fields)
+
+    async def _sweep(self) -> None:
+        """Feed in what the lanes hold up to their last sequences, read after the `stopped` record was committed."""
+        assert self.mailbox is not None
+        await self.mailbox.caught_up()
+        self.feed(Swept())
+
+    # --- rest ---------------------------------------------------------------------------------------------------------
+    def _arm_rest(self, seconds: float | None = None) -> None:
+        self._later(self._s.settings.rest_s if seconds is None else seconds, self._rest)
+
+    def _rest(self) -> None:
+        """Say in the journal that there is nothing to do, some time after there was; later, leave the agent asleep."""
+        settings, core = self._s.settings, self.core
+        quiet = self._s.monotonic() - self._active_at
+        if self._trimmer is not None:
+            self._trimmer.quiet(quiet)
+        if core is None or core.phase is not Phase.IDLE or self._driving or quiet < settings.rest_s:
+            self._arm_rest()
+        elif core.record != "rest":
+            self.feed(Rest())
+            self._arm_rest()
+        elif quiet < settings.passivate_s or any(m.deadline is not None for m in core.prompts):
+            self._arm_rest(max(settings.rest_s, settings.passivate_s - quiet))
+        else:
+            self._ended(self, None)
+
+    @property
+    def idle(self) -> bool:
+        """Whether no turn runs and no record is in flight."""
+        core = self.core
+        return core is not None and core.active is None and not self._driving
+
+    async def retired(self) -> None:
+        """Return when no turn runs; the caller bounds the wait."""
+        while not self.idle and not self._closed:
+            driver = self._driver
+            turn_task = self.runner.turn_task if self.runner is not None else None
+            waiting = [t for t in (driver, turn_task) if t is not None and not t.done()]
+            if not waiting:
+                return
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)

@@ -1,0 +1,154 @@
+"""Performs the effects of committed records: each until the server has acknowledged it, those of one target in order.
+
+Every effect is idempotent by its origin, so trying again, also after a takeover, changes nothing (design 3, Effects).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable
+
+import msgspec
+
+from agentmesh.edge.jetstream import ApiError, Uncertain, WrongLastSequence
+from agentmesh.edge.transport import Disconnected
+from agentmesh.errors import MeshError, RequestError, TooLarge
+from agentmesh.records import Echo, Open, Resolve, SendMail, StartAgent, StopAgent, target_of
+from agentmesh.wire import ErrorBody
+from agentmesh_node.deeds import Deeds, Refused
+
+log = logging.getLogger("agentmesh.node")
+
+FIRST_WAIT_S = 0.02
+MAX_WAIT_S = 2.0
+PATIENCE_S = 30.0
+"""How long a full mailbox, or a name that is being stopped, is tried before the effect comes back as `Undelivered`."""
+WINDOW_S = 120.0
+"""The streams' duplicate window: so long must refusals last before an effect that may have been done is given up."""
+
+
+class Item(msgspec.Struct):
+    """An effect to be performed."""
+
+    origin: str
+    open: Open
+    doubtful: bool
+    """It may have been done: by a former owner, or by an attempt whose fate is unknown."""
+    refused_since: float | None = None
+
+
+class Performer:
+    """Performs one owner's effects."""
+
+    def __init__(
+        self,
+        deeds: Deeds,
+        done: Callable[[tuple[str, ...]], None],
+        gave_up: Callable[[str, ErrorBody], None],
+    ) -> None:
+        self._deeds = deeds
+        self._done = done
+        self._gave_up = gave_up
+        self._queues: dict[str, deque[Item]] = {}
+        self._workers: dict[str, asyncio.Task[None]] = {}
+        self._failed_starts: dict[str, set[str]] = {}
+        """Per record: names whose start was refused; the record's later effects on them fail too."""
+
+    def add(self, effects: Iterable[tuple[str, Open]], *, doubtful: bool = False) -> None:
+        """Begin to perform `effects`, in order per target."""
+        for origin, entry in effects:
+            target = target_of(entry.effect)
+            queue = self._queues.get(target)
+            if queue is not None:
+                queue.append(Item(origin, entry, doubtful))
+                continue
+            self._queues[target] = deque((Item(origin, entry, doubtful),))
+            task = asyncio.Task(self._work(target), loop=asyncio.get_running_loop(), name=f"effects {target}", eager_start=True)
+            if not task.done():
+                self._workers[target] = task
+
+    async def close(self) -> None:
+        """Stop. What is not done stays open in the journal."""
+        workers = [w for w in self._workers.values() if not w.done()]
+        for worker in workers:
+            worker.cancel()
+        if workers:
+            await asyncio.wait(workers)
+        self._queues.clear()
+        self._workers.clear()
+
+    async def _work(self, target: str) -> None:
+        queue = self._queues[target]
+        try:
+            while queue:
+                await self._until_done(queue[0])
+                queue.popleft()
+        except asyncio.CancelledError:
+            raise
+        except Exception:
+            # A defect of ours: the effect stays open, and a later owner tries again.
+            log.exception("an effect cannot be performed", extra={"agent": self._deeds.agent, "target": target})
+        finally:
+            if self._queues.get(target) is queue:
+                del self._queues[target]
+            self._workers.pop(target, None)
+
+    async def _until_done(self, item: Item) -> None:
+        wait = FIRST_WAIT_S
+        while not await self._attempt(item):
+            await asyncio.sleep(wait)
+            wait = min(MAX_WAIT_S, wait * 2)
+
+    async def _attempt(self, item: Item) -> bool:
+        """Try once. Whether that was the end of it."""
+        try:
+            self._check_failed_start(item)
+            await self._deeds.perform(item.origin, item.open)
+        except Refused as refusal:
+            return await self._give_up(item, refusal.error, patience=0.0)
+        except TooLarge as error:
+            return await self._give_up(item, ErrorBody.of(error), patience=0.0)
+        except RequestError as error:
+            # A full mailbox, or something that the server will not take.
+            log.info("an effect is refused", extra={"agent": self._deeds.agent, "error": str(error)})
+            return await self._give_up(item, ErrorBody.of(error), patience=PATIENCE_S)
+        except Uncertain:
+            item.doubtful = True
+            return False
+        except (Disconnected, WrongLastSequence, ApiError, MeshError) as error:
+            log.debug("an effect is tried again: %s", error, extra={"agent": self._deeds.agent})
+            return False
+        self._done((item.origin,))
+        return True
+
+    # --- giving up ------------------------------------------------------------------------------------------------
+    def _check_failed_start(self, item: Item) -> None:
+        effect = item.open.effect
+        record = item.origin.rpartition(".")[0]
+        names = self._failed_starts.get(record, ())
+        name = effect.to if isinstance(effect, SendMail) else effect.name if isinstance(effect, StartAgent | StopAgent) else None
+        if name is not None and name in names:
+            raise Refused(ErrorBody(code="not_found", message=f"{name} could not be started"))
+
+    async def _give_up(self, item: Item, error: ErrorBody, *, patience: float) -> bool:
+        """Whether the refusal is the end of it. Outcomes and answers are never given up."""
+        effect = item.open.effect
+        if isinstance(effect, Resolve | Echo) or (isinstance(effect, SendMail) and effect.outcome is not None):
+            return False
+        now = asyncio.get_running_loop().time()
+        if item.refused_since is None:
+            item.refused_since = now
+        if isinstance(effect, SendMail) and item.doubtful:
+            # It may have been delivered. Refusals count only when the window is over and no trace of it is found.
+            if await self._deeds.was_delivered(item.origin, effect):
+                self._done((item.origin,))
+                return True
+            patience = max(patience, WINDOW_S)
+        if now - item.refused_since < patience:
+            return False
+        if isinstance(effect, StartAgent):
+            self._failed_starts.setdefault(item.origin.rpartition(".")[0], set()).add(effect.name)
+        self._gave_up(item.origin, error)
+        return True

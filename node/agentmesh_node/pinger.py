@@ -1,0 +1,156 @@
+"""Hears whether processes are there, by pinging `mesh.node.<id>` (design 5, "Failure detection").
+
+A dead process has no subscription, so the server answers *no responders* within a millisecond. A node that reconnects after a
+server failover looks the same for a moment, hence the grace. A process that hangs has a subscription and answers nothing: that
+proves nothing here, its lease decides. Without a connection of our own nothing is heard, and nothing follows from it (case 226).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+from collections.abc import Callable, Set
+
+from agentmesh.edge.transport import Disconnected, NoResponders, RequestTimeout, Transport
+from agentmesh.subjects import Subjects
+from agentmesh.wire import ControlRequest, encode
+
+_PING = encode(ControlRequest(op="ping"))
+
+
+class Hearing(enum.Enum):
+    """What the latest pings of a process gave."""
+
+    UNKNOWN = "unknown"
+    """No ping has come to a result since it was watched, or since our own connection was lost."""
+    ANSWERS = "answers"
+    HANGS = "hangs"
+    """It is subscribed, but did not answer in time."""
+    SILENT = "silent"
+    """No responders, for less than the grace."""
+    DEAD = "dead"
+    """No responders throughout the grace."""
+
+
+class _Peer:
+    __slots__ = ("era", "hearing", "silent_since", "task")
+
+    def __init__(self) -> None:
+        self.era = 0
+        self.hearing = Hearing.UNKNOWN
+        self.silent_since: float | None = None
+        self.task: asyncio.Task[None] | None = None
+
+
+class Pinger:
+    """Pings a changing set of processes while `run` runs. `on_change(id, hearing)` is called at each change."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        subjects: Subjects,
+        *,
+        period_s: float,
+        grace_s: float,
+        on_change: Callable[[str, Hearing], None],
+    ) -> None:
+        self._transport = transport
+        self._subjects = subjects
+        self._period = period_s
+        self._grace = grace_s
+        self._on_change = on_change
+        self._peers: dict[str, _Peer] = {}
+        self._group: asyncio.TaskGroup | None = None
+        self._news = asyncio.Event()
+
+    async def run(self) -> None:
+        """Ping until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            self._group = group
+            try:
+                for peer_id in self._peers:
+                    self._begin(peer_id)
+                await asyncio.Event().wait()
+            finally:
+                self._group = None
+
+    def watch(self, ids: Set[str]) -> None:
+        """Ping exactly these from now on."""
+        for peer_id in self._peers.keys() - ids:
+            task = self._peers.pop(peer_id).task
+            if task is not None:
+                task.cancel()
+        for peer_id in sorted(ids - self._peers.keys()):
+            self._peers[peer_id] = _Peer()
+            self._begin(peer_id)
+
+    def hearing(self, peer_id: str) -> Hearing:
+        """What is known of a process; `UNKNOWN` if it is not watched."""
+        peer = self._peers.get(peer_id)
+        return Hearing.UNKNOWN if peer is None else peer.hearing
+
+    def forget(self, peer_id: str) -> None:
+        """Judge a process anew: another one has taken its id. A ping on its way no longer counts."""
+        if peer_id in self._peers:
+            self._reset(peer_id)
+
+    def forget_all(self) -> None:
+        """Judge everybody anew: our own connection was lost, so silence was ours."""
+        for peer_id in self._peers:
+            self._reset(peer_id)
+
+    async def heard_all(self, timeout: float) -> bool:
+        """Wait until a ping of everyone watched has come to a result; False if that took longer than `timeout` seconds."""
+        try:
+            async with asyncio.timeout(timeout):
+                while any(peer.hearing is Hearing.UNKNOWN for peer in self._peers.values()):
+                    self._news.clear()
+                    await self._news.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    # --- inside ---------------------------------------------------------------------------------------------------
+    def _begin(self, peer_id: str) -> None:
+        peer = self._peers[peer_id]
+        if self._group is not None and peer.task is None:
+            peer.task = self._group.create_task(self._listen(peer_id, peer), name=f"ping {peer_id}")
+
+    def _reset(self, peer_id: str) -> None:
+        peer = self._peers[peer_id]
+        peer.era += 1
+        self._set(peer_id, peer, Hearing.UNKNOWN)
+
+    async def _listen(self, peer_id: str, peer: _Peer) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            era, sent = peer.era, loop.time()
+            heard = await self._ping(peer_id)
+            if era == peer.era:
+                if heard is Hearing.SILENT and peer.silent_since is not None and sent - peer.silent_since >= self._grace:
+                    heard = Hearing.DEAD
+                self._set(peer_id, peer, heard, sent)
+            # Someone in doubt is asked more often, so that the verdict falls when the grace ends and not a period later.
+            pause = self._period / 4 if heard is Hearing.SILENT else self._period
+            await asyncio.sleep(max(0.0, sent + pause - loop.time()))
+
+    async def _ping(self, peer_id: str) -> Hearing:
+        try:
+            await self._transport.request(self._subjects.node(peer_id), _PING, timeout=self._period)
+        except NoResponders:
+            return Hearing.SILENT
+        except RequestTimeout:
+            return Hearing.HANGS
+        except Disconnected:
+            return Hearing.UNKNOWN
+        return Hearing.ANSWERS
+
+    def _set(self, peer_id: str, peer: _Peer, hearing: Hearing, sent: float = 0.0) -> None:
+        if hearing not in (Hearing.SILENT, Hearing.DEAD):
+            peer.silent_since = None
+        elif peer.silent_since is None:
+            peer.silent_since = sent
+        self._news.set()
+        if hearing is not peer.hearing:
+            peer.hearing = hearing
+            self._on_change(peer_id, hearing)

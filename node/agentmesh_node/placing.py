@@ -1,0 +1,209 @@
+"""Carries plans out: every write is a compare-and-set, so a plan made on old news does no harm; it is made again."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Any
+
+import msgspec
+
+from agentmesh.edge.jetstream import WrongLastSequence
+from agentmesh.edge.registry import Entry, Registry
+from agentmesh.edge.transport import Disconnected, Transport
+from agentmesh.planner import Place, Plan, Remove, Wait
+from agentmesh.subjects import Subjects, placement_key, spec_key
+from agentmesh.wire import ErrorBody, Placement, Spec, encode, format_time
+from agentmesh_node.census import Census
+from agentmesh_node.leadership import FAILURES
+
+logger = logging.getLogger("agentmesh.supervisor")
+
+EVENT_SOURCE = "_supervisor"
+"""Stands for the agent in the subject of the supervisors' events."""
+MAX_EVENTS = 10_000
+"""Most events that wait to be published; the oldest go first. They are news for people, not state."""
+
+
+class Announcer:
+    """Tells of each decision: a log line, and an event on `mesh.event._supervisor.<kind>`."""
+
+    def __init__(self, transport: Transport, subjects: Subjects, supervisor_id: str, wall_clock: Callable[[], float]) -> None:
+        self._transport = transport
+        self._subjects = subjects
+        self._id = supervisor_id
+        self._wall_clock = wall_clock
+        self._events: deque[tuple[str, bytes]] = deque(maxlen=MAX_EVENTS)
+        self._wake = asyncio.Event()
+
+    def announce(self, kind: str, reason: str, *, level: int = logging.INFO, **fields: Any) -> None:
+        """Log `kind` with its fields now, and publish it soon (by `run`)."""
+        logger.log(level, kind, extra={**fields, "reason": reason, "supervisor": self._id})
+        body = {"v": 1, "kind": kind, "time": format_time(self._wall_clock()), **fields, "reason": reason, "supervisor": self._id}
+        self._events.append((self._subjects.event(EVENT_SOURCE, kind), encode(body)))
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Publish what is announced, until cancelled."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            await self.flush()
+
+    async def flush(self) -> None:
+        """Publish what waits. Without a connection it is dropped: the log has it."""
+        while self._events:
+            subject, body = self._events.popleft()
+            try:
+                await self._transport.publish(subject, body)
+            except Disconnected:
+                self._events.clear()
+
+
+class Placing:
+    """Writes placements and the reasons of waiting agents, many at a time.
+
+    Args:
+        census: is told of each write at once, and not only by the change feed: the next plan must know what this one did.
+        in_flight: most writes under way at one time.
+        may_act: asked before each write; False ends the work.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        census: Census,
+        announcer: Announcer,
+        *,
+        in_flight: int,
+        may_act: Callable[[], bool],
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._registry = registry
+        self._census = census
+        self._announcer = announcer
+        self._in_flight = in_flight
+        self._may_act = may_act
+        self._wall_clock = wall_clock
+        self._news: list[tuple[str, str, dict[str, Any]]] = []
+
+    async def carry_out(self, plan: Plan) -> bool:
+        """Perform a plan. True if all of it was done; else the agents concerned are marked to be planned again."""
+        since = format_time(self._wall_clock())
+        undone = await self._each(plan.place, lambda action: self._place(action, since))
+        self._tell()
+        # Who could not be placed anew keeps what it has.
+        removals = [action for action in plan.remove if action.agent not in undone]
+        undone |= await self._each(removals, self._remove)
+        self._tell()
+        self._census.mark(undone)
+        return not undone
+
+    async def write_reasons(self, waits: Iterable[Wait]) -> bool:
+        """Put into the specs of agents that nobody runs why that is. True if every one that needs it has it."""
+        needed = [wait for wait in waits if needs_reason(self._census.specs.get(wait.agent), wait)]
+        undone = await self._each(needed, self._write_reason)
+        self._tell()
+        self._census.mark(undone)
+        return not undone
+
+    # --- inside ---------------------------------------------------------------------------------------------------
+    def _tell(self) -> None:
+        # Behind the writes and not between them: a thousand log lines would hold up a takeover.
+        news, self._news = self._news, []
+        for kind, reason, fields in news:
+            self._announcer.announce(kind, reason, **fields)
+
+    async def _each[A: (Place, Remove, Wait)](self, actions: Sequence[A], perform: Callable[[A], Awaitable[bool]]) -> set[str]:
+        """Perform all actions, some at a time. Returns the agents of those that were not done."""
+        todo: deque[A] = deque(actions)
+        undone: set[str] = set()
+        failure: Exception | None = None
+
+        async def work() -> None:
+            nonlocal failure
+            # After a failure the next would wait just as long: stop, the plan is made again soon.
+            while todo and failure is None and self._may_act():
+                action = todo.popleft()
+                try:
+                    if not await perform(action):
+                        undone.add(action.agent)
+                except FAILURES as error:
+                    failure = error
+                    undone.add(action.agent)
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(min(self._in_flight, len(actions))):
+                group.create_task(work())
+        undone.update(action.agent for action in todo)
+        if failure is not None:
+            logger.warning("registry_failed", extra={"undone": len(undone), "reason": repr(failure)})
+        return undone
+
+    async def _place(self, action: Place, since: str) -> bool:
+        key = placement_key(action.node, action.agent)
+        value = encode(Placement(incarnation=action.incarnation, since=since))
+        try:
+            if action.revision:
+                revision = await self._registry.update(key, value, action.revision)
+            else:
+                revision = await self._registry.create(key, value)
+        except WrongLastSequence:
+            await self._look(key)
+            return False
+        self._census.observe(Entry(key, value, revision))
+        fields = {"agent": action.agent, "node": action.node, "generation": revision}
+        if action.previous is None:
+            self._news.append(("placed", action.reason, fields))
+        else:
+            self._news.append(("moved", action.reason, fields | {"from_node": action.previous}))
+        return True
+
+    async def _remove(self, action: Remove) -> bool:
+        key = placement_key(action.node, action.agent)
+        if not await self._registry.delete(key, action.revision):
+            await self._look(key)
+            return False
+        self._census.bury(key, action.revision)
+        fields = {"agent": action.agent, "node": action.node, "generation": action.revision}
+        self._news.append(("removed", action.reason, fields))
+        return True
+
+    async def _write_reason(self, wait: Wait) -> bool:
+        key = spec_key(wait.agent)
+        spec = self._census.specs.get(wait.agent)
+        if spec is None or not needs_reason(spec, wait):
+            return True
+        changed = msgspec.structs.replace(
+            spec,
+            status="wanted",
+            since=spec.since if spec.status == "wanted" else format_time(self._wall_clock()),
+            reason=ErrorBody(code="unavailable", message=wait.reason),
+        )
+        value = encode(changed)
+        try:
+            revision = await self._registry.update(key, value, self._census.revision(key))
+        except WrongLastSequence:
+            await self._look(key)
+            return False
+        self._census.observe(Entry(key, value, revision))
+        self._news.append(("waiting", wait.reason, {"agent": wait.agent}))
+        return True
+
+    async def _look(self, key: str) -> None:
+        """Somebody else wrote `key`: learn what, from the leader of the stream, lest the same plan be made again."""
+        entry = await self._registry.get(key)
+        if entry is None:
+            self._census.bury(key, self._census.revision(key))
+        else:
+            self._census.observe(entry)
+
+
+def needs_reason(spec: Spec | None, wait: Wait) -> bool:
+    """Whether `spec` should say why its agent waits, and does not. A failed or stopping one has a reason of its own."""
+    if spec is None or wait.node is not None or spec.status not in ("wanted", "running"):
+        return False
+    return spec.status == "running" or spec.reason is None or spec.reason.message != wait.reason

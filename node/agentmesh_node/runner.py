@@ -1,0 +1,328 @@
+"""Runs an agent's own code: its callbacks and its prompt tasks. Knows nothing of NATS.
+
+Whatever user code does ends as a value for the turn machine: it returned, it misbehaved, or it raised.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import logging
+from collections.abc import Callable
+from time import perf_counter
+from typing import Any
+
+import msgspec
+from msgspec import Raw
+
+from agentmesh import hands
+from agentmesh.agent import Agent
+from agentmesh.backend import Backend, Event, Response, Turn
+from agentmesh.decisions import NONE, Codec, raised_error
+from agentmesh.errors import BackendError, MeshError
+from agentmesh.records import NOTHING
+from agentmesh.turn.values import Call, Choice, Ended, Input, Misbehaved, Raised, Returned, RunTurn, Unreadable
+from agentmesh.wire import ErrorBody
+from agentmesh_node.stepping import timed
+from agentmesh_node.tracing import Span, Tracing
+
+log = logging.getLogger("agentmesh.node")
+
+type BackendFactory = Callable[[Agent[Any], dict[str, Any]], Backend]
+KILL_PATIENCE_S = 5.0
+"""How long a cancelled task may take to end before it is left behind and reported."""
+
+
+class Ports(msgspec.Struct, frozen=True):
+    """What the runner needs of the world: time, randomness, and the size that an ask may have."""
+
+    now: Callable[[], float]
+    token: Callable[[], str]
+    limit: int
+
+
+class Runner:
+    """One agent's code in this process."""
+
+    def __init__(self, cls: type[Agent[Any]], name: str, backend: BackendFactory, ports: Ports, tracing: Tracing) -> None:
+        self._cls = cls
+        self._name = name
+        self._factory = backend
+        self._ports = ports
+        self._tracing = tracing
+        self._codec = Codec(cls)
+        self._streams = cls.handle_stream_event is not Agent.handle_stream_event
+        self._agent = self._new_agent()
+        self._backend: Backend | None = None
+        self._cached: tuple[Raw, Any] = (NOTHING, None)
+        self._turn: asyncio.Task[None] | None = None
+        self._span: Span | None = None
+        self._hooks: dict[str, tuple[Callable[..., Any], bool]] = {}
+
+    def _new_agent(self) -> Agent[Any]:
+        agent = self._cls()
+        agent.__dict__["_name"] = self._name
+        return agent
+
+    def renew(self) -> None:
+        """Forget the instance and its backend, as a restarted process would."""
+        self._agent = self._new_agent()
+        self._backend = None
+        self._hooks.clear()
+        self._cached = (NOTHING, None)
+
+    # --- state ----------------------------------------------------------------------------------------------------
+    def _state(self, raw: Raw) -> Any:
+        """The state object for `raw`: the one that encoded to it, or a fresh one. Never one that a callback left half changed."""
+        cached, state = self._cached
+        if cached is raw:
+            return state
+        state = self._codec.decode(raw)
+        self._cached = (raw, state)
+        return state
+
+    def _forget_state(self) -> None:
+        self._cached = (NOTHING, None)
+
+    # --- callbacks --------------------------------------------------------------------------------------------------
+    async def call(self, command: Call) -> Input:
+        """Run a callback to its end. Never raises, but for cancellation."""
+        hook = command.hook
+        if hook in _SESSION_HOOKS:
+            return await self._session(command)
+        try:
+            arguments = self._arguments(command)
+        except msgspec.MsgspecError as error:
+            return Raised(ErrorBody(code="bad_state", message=f"the stored state cannot be read: {error}"))
+        context = self._context(command)
+        token = hands.current_context.set(context)
+        span = self._span if self._span is not None and command.request is not None else None
+        try:
+            with self._tracing.within(span, command.trace):
+                value = await self._invoke(hook, arguments)
+        except Exception as error:  # user code may raise anything
+            self._forget_state()
+            log.exception("callback raised", extra={"agent": self._name, "callback": hook})
+            return Raised(raised_error(error))
+        except asyncio.CancelledError:
+            self._forget_state()
+            raise
+        finally:
+            asks = context.close()
+            hands.current_context.reset(token)
+        checked = self._codec.check(hook, value, asks)
+        if isinstance(checked.item, Misbehaved):
+            self._forget_state()
+            log.error("callback misbehaved", extra={"agent": self._name, "callback": hook, "error": checked.item.error.message})
+        elif checked.item.state != NOTHING:
+            self._cached = (checked.item.state, checked.state)
+        return checked.item
+
+    def _arguments(self, command: Call) -> tuple[Any, ...]:
+        arguments = tuple(a.exception() if isinstance(a, ErrorBody) else a for a in command.args)
+        return (*arguments, self._state(command.state)) if command.state != NOTHING else arguments
+
+    def _context(self, command: Call) -> hands.Context:
+        if command.hook == "terminate_agent":
+            return hands.closed(command.request)
+        ports = self._ports
+        return hands.Context(
+            now=ports.now,
+            token=ports.token,
+            request=command.request,
+            sender=command.sender,
+            trace=self._tracing.headers,
+            limit=ports.limit,
+        )
+
+    async def _invoke(self, hook: str, arguments: tuple[Any, ...]) -> Any:
+        known = self._hooks.get(hook)
+        if known is None:
+            function = getattr(self._agent, hook)
+            known = self._hooks[hook] = (function, inspect.iscoroutinefunction(function))
+        function, is_async = known
+        if is_async:
+            return await timed(function(*arguments), hook, self._report_block)
+        # A thread cannot be killed: if this is cancelled, what it still returns is thrown away.
+        value = await asyncio.to_thread(function, *arguments)
+        return await value if inspect.isawaitable(value) else value
+
+    def _report_block(self, what: str, seconds: float) -> None:
+        log.warning("callback blocked the loop", extra={"agent": self._name, "callback": what, "seconds": round(seconds, 3)})
+
+    # --- backend ----------------------------------------------------------------------------------------------------
+    async def _session(self, command: Call) -> Input:
+        try:
+            if command.hook == "start_session":
+                self._backend = self._factory(self._agent, command.args[0])
+                return self._with_session(await self._backend.start_session())
+            if command.hook == "resume_session":
+                return await self._resume(command)
+            if self._backend is not None:
+                await self._backend.terminate_session(_decoded(command.args[0]))
+            return Returned(NONE)
+        except Exception as error:
+            log.exception("the backend failed", extra={"agent": self._name, "call": command.hook})
+            return Raised(raised_error(error))
+
+    async def _resume(self, command: Call) -> Input:
+        raw, options, version = command.args
+        migrated = NOTHING
+        try:
+            self._state(command.state)
+        except msgspec.MsgspecError as error:
+            found = self._migrate(command.state, version, str(error))
+            if isinstance(found, ErrorBody):
+                return Unreadable(found)
+            migrated = found
+        self._backend = self._factory(self._agent, options)
+        session = _decoded(raw)
+        resumed = await self._backend.resume_session(session)
+        kept = raw if resumed == session else Raw(msgspec.json.encode(resumed))
+        return Returned(Choice(kind="session", session=kept), state=migrated)
+
+    def _migrate(self, raw: Raw, version: int, problem: str) -> Raw | ErrorBody:
+        migrate = getattr(self._agent, "migrate_state", None)
+        if migrate is None:
+            return ErrorBody(
+                code="bad_state",
+                message=f"the stored state (version {version}) does not fit this class: {problem}; "
+                "give the class a migrate_state(old, version), or take its former version",
+            )
+        try:
+            state = migrate(msgspec.json.decode(raw), version)
+        except Exception as error:  # noqa: BLE001 - user code
+            return ErrorBody(code="bad_state", message=f"migrate_state raised {type(error).__name__}: {error}")
+        return self._codec.encode(state)
+
+    def _with_session(self, session: Any) -> Returned:
+        return Returned(Choice(kind="session", session=Raw(msgspec.json.encode(session))))
+
+    # --- turns --------------------------------------------------------------------------------------------------------
+    @property
+    def turn_task(self) -> asyncio.Task[None] | None:
+        """The prompt task, if one was started."""
+        return self._turn
+
+    def start_turn(self, command: RunTurn, feed: Callable[[Input], None], live: Callable[[Event], None] | None) -> bool:
+        """Start the prompt task; `feed` gets its `Ended`. Returns whether it still runs: a quick one is over at once."""
+        self._span = self._tracing.turn(self._name, command.request, command.number, command.trace)
+        self._turn = asyncio.Task(
+            self._run_turn(command, feed, live), loop=asyncio.get_running_loop(), name=f"turn {self._name}", eager_start=True
+        )
+        return not self._turn.done()
+
+    async def kill_turn(self) -> None:
+        """End the prompt task: when this returns nothing of it runs on, or it is reported and its result will be dropped."""
+        task, self._turn = self._turn, None
+        self._forget_state()
+        if task is None or task.done():
+            return
+        task.cancel()
+        _, pending = await asyncio.wait((task,), timeout=KILL_PATIENCE_S)
+        if pending:
+            log.error("a turn does not end when cancelled", extra={"agent": self._name})
+
+    def end_span(self, error: str | None) -> None:
+        """The turn is committed, or lost: its span ends."""
+        if self._span is not None:
+            self._tracing.end(self._span, error)
+            self._span = None
+
+    async def _run_turn(self, command: RunTurn, feed: Callable[[Input], None], live: Callable[[Event], None] | None) -> None:
+        token = hands.current_context.set(hands.closed(command.request))
+        try:
+            with self._tracing.within(self._span, command.trace):
+                ended = await self._consume(command, live)
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            # After a crash, state and session are those of the dispatch.
+            self._forget_state()
+            log.exception("a turn crashed", extra={"agent": self._name, "ref": command.request.ref})
+            ended = Ended(turn=command.number, error=_crash(error))
+        finally:
+            hands.current_context.reset(token)
+        feed(ended)
+
+    async def _consume(self, command: RunTurn, live: Callable[[Event], None] | None) -> Ended:
+        backend, number = self._backend, command.number
+        assert backend is not None
+        began = perf_counter()
+        request = command.request
+        turn = Turn(self._name, request.ref, number, request.metadata, request.attachments)
+        try:
+            stream = await backend.prompt(_decoded(command.session), command.prompt, turn)
+        except BackendError as error:
+            return Ended(turn=number, error=ErrorBody.of(error))
+        events, last, streamed = await self._read(stream.events, command, live)
+        state = self._encode_streamed(streamed) if self._streams else NOTHING
+        if isinstance(state, ErrorBody):
+            return Ended(turn=number, error=state)
+        session = stream.session
+        if last is None:
+            missing = ErrorBody(code="no_terminal_event", message="the backend's stream ended without a result")
+            return Ended(turn=number, error=missing, state=state, session=_encoded(session))
+        if last.kind == "error":
+            return Ended(turn=number, error=_terminal(last), state=state, session=_encoded(session))
+        session = backend.update_session(session, last.data)
+        session_id = last.data.get("session_id") or (session.get("session_id") if isinstance(session, dict) else None)
+        response = Response.of(events, round((perf_counter() - began) * 1000), session_id)
+        return Ended(turn=number, response=response, state=state, session=_encoded(session))
+
+    async def _read(
+        self, stream: Any, command: RunTurn, live: Callable[[Event], None] | None
+    ) -> tuple[list[Event], Event | None, Any]:
+        """The stream's events up to its terminal one, and the state as `handle_stream_event` left it.
+
+        What comes behind the terminal event is never pulled.
+        """
+        events: list[Event] = []
+        state = self._state(command.state) if self._streams else None
+        try:
+            async for event in stream:
+                events.append(event)
+                if live is not None:
+                    live(event)
+                if self._streams:
+                    state = self._agent.handle_stream_event(event, state)
+                if event.terminal:
+                    return events, event, state
+        finally:
+            close = getattr(stream, "aclose", None)
+            if close is not None:
+                with contextlib.suppress(Exception):
+                    await close()
+        return events, None, state
+
+    def _encode_streamed(self, state: Any) -> Raw | ErrorBody:
+        raw = self._codec.encode(state)
+        if isinstance(raw, Raw):
+            self._cached = (raw, state)
+        return raw
+
+
+_SESSION_HOOKS = frozenset({"start_session", "resume_session", "terminate_session"})
+
+
+def _decoded(raw: Raw) -> Any:
+    return msgspec.json.decode(raw) if raw != NOTHING else None
+
+
+def _encoded(session: Any) -> Raw:
+    return Raw(msgspec.json.encode(session))
+
+
+def _terminal(event: Event) -> ErrorBody:
+    """A terminal error event: its reason; a missing one is `unknown`."""
+    reason = str(event.data.get("reason") or "unknown")
+    return ErrorBody(code="backend_error", message=reason, details={**event.data, "reason": reason})
+
+
+def _crash(error: Exception) -> ErrorBody:
+    if isinstance(error, BackendError):
+        return ErrorBody.of(error)
+    if isinstance(error, MeshError):
+        return ErrorBody(code="task_crashed", message=str(error), details={"reason": error.code})
+    return ErrorBody(code="task_crashed", message=f"{type(error).__name__}: {error}", details={"reason": type(error).__name__})

@@ -1,0 +1,204 @@
+"""What the hosting verbs do: bring the parts of a process up in order, wait for its end, and take them down in reverse."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+from collections.abc import Coroutine, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from agentmesh import names
+from agentmesh.agent import Agent
+from agentmesh.edge import streams
+from agentmesh.edge.address import mesh_root, server_urls
+from agentmesh.edge.connection import NatsTransport, connect
+from agentmesh.errors import BadRequest, MeshError
+from agentmesh.subjects import Subjects
+from agentmesh_node import logs, telemetry
+from agentmesh_node.embedded import EmbeddedServer
+from agentmesh_node.host import Node, NodeSettings
+from agentmesh_node.load import load_agents
+from agentmesh_node.process import Told, complain, default_id, run
+from agentmesh_node.supervisor import Supervisor
+
+_log = logging.getLogger("agentmesh.service")
+
+
+class Where(msgspec.Struct, frozen=True, kw_only=True):
+    """The mesh that a process belongs to."""
+
+    servers: list[str]
+    root: str
+    replicas: int | None = None
+    """Copies of each stream, where this process is the one that makes them; None lets the cluster's size decide."""
+    wait_s: float = 10.0
+    """Longest wait for a first connection."""
+
+    @staticmethod
+    def find(nats: str | None, root: str | None, *, replicas: int | None = None, wait_s: float = 10.0) -> Where:
+        """Arguments first, then the environment, then `.mesh/url`, then the defaults."""
+        return Where(servers=server_urls(nats), root=mesh_root(root), replicas=replicas, wait_s=wait_s)
+
+
+def node(agents: Sequence[str], *, id: str | None, capacity: int, labels: Sequence[str], where: Where) -> int:
+    """Run an agent node until it is told to end. Returns the exit code."""
+    try:
+        settings = _node_settings(id or default_id(), load_agents(agents), capacity, parse_labels(labels), where.root)
+    except MeshError as error:
+        return complain(error)
+
+    async def main(told: Told) -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            await _observe(stack, "node", settings.node_id)
+            await _make_streams(where, settings.node_id)
+            hosted = await _start_node(stack, where, settings)
+            told.ready(f"node {settings.node_id} ready: kinds {_kinds(settings)}; {hosted.url}")
+            await told.stop(_background(stack, _asked_to_end(hosted)))
+            await hosted.drain()
+
+    return run(main)
+
+
+def supervisor(*, id: str | None, where: Where) -> int:
+    """Run a supervisor until it is told to end. Returns the exit code."""
+    try:
+        own_id = names.node_id(id or default_id())
+    except MeshError as error:
+        return complain(error)
+
+    async def main(told: Told) -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            await _observe(stack, "supervisor", own_id)
+            await _make_streams(where, own_id)
+            part = await _start_supervisor(stack, where, own_id)
+            told.ready(f"supervisor {own_id} ready: {','.join(where.servers)}")
+            await told.stop(part)
+
+    return run(main)
+
+
+def up(agents: Sequence[str], *, port: int, data: Path, sync_interval: str, capacity: int, root: str | None) -> int:
+    """Run server, supervisor and one node until told to end. Returns the exit code."""
+    try:
+        settings = _node_settings("n1", load_agents(agents), capacity, {}, mesh_root(root))
+    except MeshError as error:
+        return complain(error)
+    server = EmbeddedServer(data / "nats", port=port, sync_interval=sync_interval)
+
+    async def main(told: Told) -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            await _observe(stack, "node", settings.node_id)
+            await stack.enter_async_context(server)
+            where = Where(servers=[server.url], root=settings.root)
+            await _make_streams(where, settings.node_id)
+            parts = [_background(stack, _keep(server)), await _start_supervisor(stack, where, "s1")]
+            hosted = await _start_node(stack, where, settings)
+            await asyncio.to_thread(_write_url, data, server.url)
+            parts.append(_background(stack, _asked_to_end(hosted)))
+            told.ready(f"mesh ready: {server.url}; kinds {_kinds(settings)}; data in {data}")
+            await told.stop(*parts)
+            await hosted.drain()
+
+    return run(main)
+
+
+# --- parts --------------------------------------------------------------------------------------------------------
+async def _observe(stack: contextlib.AsyncExitStack, role: str, instance: str) -> None:
+    logs.configure(role, instance)
+    started = telemetry.setup(role, instance)
+    stack.push_async_callback(asyncio.to_thread, started.shutdown)
+
+
+async def _connect(stack: contextlib.AsyncExitStack, where: Where, name: str) -> NatsTransport:
+    transport = await connect(where.servers, name=name, connect_timeout=where.wait_s)
+    stack.push_async_callback(transport.close)
+    return transport
+
+
+async def _make_streams(where: Where, name: str) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        transport = await _connect(stack, where, f"mesh-setup-{name}")
+        await streams.ensure(transport, Subjects(where.root), replicas=where.replicas)
+
+
+async def _start_node(stack: contextlib.AsyncExitStack, where: Where, settings: NodeSettings) -> Node:
+    transport = await _connect(stack, where, f"mesh-node-{settings.node_id}")
+    hosted = Node(transport, where.servers, settings)
+    stack.push_async_callback(hosted.close)
+    await hosted.start()
+    return hosted
+
+
+async def _start_supervisor(stack: contextlib.AsyncExitStack, where: Where, own_id: str) -> asyncio.Task[None]:
+    transport = await _connect(stack, where, f"mesh-supervisor-{own_id}")
+    supervisor = Supervisor(transport, Subjects(where.root), own_id)
+    await supervisor.start()
+    return _background(stack, supervisor.run_until_stopped())
+
+
+async def _asked_to_end(hosted: Node) -> None:
+    """Return when an operator drains the node over NATS, or another process has taken over its id."""
+    await hosted.drained.wait()
+
+
+def _background(stack: contextlib.AsyncExitStack, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    """A task that ends with `stack`."""
+    task = asyncio.create_task(work)
+
+    async def end() -> None:
+        task.cancel()
+        await asyncio.wait((task,))
+
+    stack.push_async_callback(end)
+    return task
+
+
+async def _keep(server: EmbeddedServer) -> None:
+    """Start the server again, on its store and port, whenever it dies.
+
+    Raises:
+        Unavailable: it cannot be started again.
+    """
+    while True:
+        code = await server.wait()
+        _log.error("the NATS server ended; starting it again", extra={"exit_code": code, "store": str(server.store)})
+        await server.restart()
+
+
+def _node_settings(
+    node_id: str, kinds: Mapping[str, type[Agent[Any]]], capacity: int, labels: Mapping[str, str], root: str
+) -> NodeSettings:
+    return NodeSettings(
+        node_id=names.node_id(node_id), agents=dict(kinds), capacity=capacity, labels=dict(labels), root=names.root_token(root)
+    )
+
+
+def parse_labels(texts: Sequence[str]) -> dict[str, str]:
+    """The labels in `["gpu=yes", ...]`.
+
+    Raises:
+        BadRequest: one is not KEY=VALUE.
+    """
+    labels: dict[str, str] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise BadRequest(f"--label {text}: write KEY=VALUE")
+        labels[key] = value
+    return labels
+
+
+def _kinds(settings: NodeSettings) -> str:
+    return ", ".join(sorted(settings.agents))
+
+
+def _write_url(data: Path, url: str) -> None:
+    """Leave the address for commands that are given in this directory; whole or not at all."""
+    part = data / f"url.{os.getpid()}"
+    part.write_text(url + "\n", encoding="utf-8")
+    part.replace(data / "url")

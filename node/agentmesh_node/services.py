@@ -1,0 +1,160 @@
+"""What a node's owners share: connections, the registry's live copy, kinds and backends, time and randomness."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import Coroutine, Mapping
+from importlib.metadata import entry_points
+from typing import Any
+
+import msgspec
+
+from agentmesh.agent import Agent, overridden
+from agentmesh.backend import Backend
+from agentmesh.edge.journal import Journal
+from agentmesh.edge.registry import Registry, View
+from agentmesh.edge.transport import Transport
+from agentmesh.errors import BackendError
+from agentmesh.records import NOTHING
+from agentmesh.subjects import Subjects
+from agentmesh.turn.values import Config
+from agentmesh.wire import Restart, Spec
+from agentmesh_node.events import Events
+from agentmesh_node.runner import Ports, Runner
+from agentmesh_node.tracing import Tracing
+
+log = logging.getLogger("agentmesh.node")
+
+GROUP = "agentmesh.backends"
+DEFAULT_BACKEND = "scripted"
+
+
+class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """How a node runs. Times are in seconds."""
+
+    node_id: str
+    agents: dict[str, type[Agent[Any]]]
+    """The kinds that it serves, by name."""
+    labels: dict[str, str] = {}
+    capacity: int = 0
+    """Most agents; 0 is no bound."""
+    root: str = "mesh"
+    lease_ttl_s: int = 3
+    """How long the node's lease outlives its last renewal; renewed every third of it."""
+    drain_s: float = 20.0
+    """Longest that a running turn may hold up a drain."""
+    rest_s: float = 1.0
+    """Idle time after which the journal says that there is nothing to do."""
+    passivate_s: float = 300.0
+    """Idle time after which only the agent's subscription is kept."""
+    activations: int = 64
+    """Agents that are activated at the same time, at most."""
+    mailbox_limit: int = 1000
+    """The bound of a mail lane, as its stream has it."""
+    content: bool = False
+    """Whether lifecycle events carry prompts, answers and states."""
+
+
+class Services:
+    """Shared by the owners of one node. Clock and randomness are here, and nowhere else in an owner."""
+
+    def __init__(
+        self, *, transport: Transport, settings: NodeSettings, registry: Registry, specs: View, boot: str, epoch: int
+    ) -> None:
+        self.transport = transport
+        self.settings = settings
+        self.subjects = Subjects(settings.root)
+        self.registry = registry
+        self.specs = specs
+        self.journal = Journal(transport, self.subjects)
+        self.boot = boot
+        self.epoch = epoch
+        self.tracing = Tracing(settings.node_id)
+        self.events = Events(transport, self.subjects, settings.node_id, self.now, content=settings.content)
+        self._backends: dict[str, Any] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def spawn(self, work: Coroutine[Any, Any, Any]) -> None:
+        """Run a short piece of work that is kept and, at the end, awaited."""
+        task = asyncio.Task(work, loop=asyncio.get_running_loop(), eager_start=True)
+        if not task.done():
+            self._tasks.add(task)
+            task.add_done_callback(self._finished)
+        else:
+            self._finished(task)
+
+    def _finished(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("a piece of work failed", exc_info=task.exception())
+
+    async def close(self) -> None:
+        """End what was spawned."""
+        while self._tasks:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.wait(self._tasks, timeout=5.0)
+
+    @staticmethod
+    def now() -> float:
+        """The time, in seconds since the epoch."""
+        return time.time()
+
+    @staticmethod
+    def monotonic() -> float:
+        """A clock for durations, in seconds."""
+        return time.monotonic()
+
+    @staticmethod
+    def token() -> str:
+        """A random id of one subject token."""
+        return secrets.token_hex(8)
+
+    # --- an agent's parts -------------------------------------------------------------------------------------------
+    def runner(self, name: str, spec: Spec) -> Runner | None:
+        """What runs the agent's code; None where this node does not serve its kind."""
+        cls = self.settings.agents.get(spec.kind)
+        if cls is None:
+            return None
+        ports = Ports(self.now, self.token, self.transport.max_payload - (128 << 10))
+        backend = self.backend_name(spec)
+
+        def factory(agent: Agent[Any], options: Mapping[str, Any]) -> Backend:
+            return self._backend(backend)(agent, options)  # type: ignore[no-any-return]
+
+        return Runner(cls, name, factory, ports, self.tracing)
+
+    def backend_name(self, spec: Spec) -> str:
+        """The spec's backend, else the class's, else the scripted one."""
+        cls = self.settings.agents.get(spec.kind)
+        return spec.backend or (cls.backend if cls is not None else None) or DEFAULT_BACKEND
+
+    def _backend(self, name: str) -> Any:
+        if name not in self._backends:
+            found = next(iter(entry_points(group=GROUP, name=name)), None)
+            if found is None:
+                raise BackendError(f"there is no backend {name!r} on this node; install the package that brings it")
+            self._backends[name] = found.load()
+        return self._backends[name]
+
+    def config(self, name: str, spec: Spec, runner: Runner | None) -> Config:
+        """What the turn machine must know of the agent."""
+        cls: type[Agent[Any]] = self.settings.agents.get(spec.kind, Agent)
+        restart = spec.restart if spec.restart != Restart() else cls.restart or spec.restart
+        return Config(
+            name=name,
+            kind=spec.kind,
+            hooks=overridden(cls) if runner is not None else frozenset(),
+            watchdog_s=spec.watchdog_s or cls.watchdog_s,
+            max_attempts=cls.max_attempts,
+            max_takeovers=cls.max_takeovers,
+            restart=restart,
+            state_version=cls.state_version,
+            options=spec.options,
+        )
+
+
+__all__ = ["NOTHING", "NodeSettings", "Services"]

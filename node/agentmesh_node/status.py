@@ -1,0 +1,94 @@
+"""Shows an agent's status in its spec: in order, until the registry has it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import deque
+
+import msgspec
+
+from agentmesh import wire
+from agentmesh.edge.jetstream import ApiError, Uncertain, WrongLastSequence
+from agentmesh.edge.registry import decode_spec
+from agentmesh.errors import MeshError
+from agentmesh.subjects import spec_key
+from agentmesh.wire import AgentStatus, ErrorBody
+from agentmesh_node.services import Services
+
+log = logging.getLogger("agentmesh.node")
+
+RETRY_S = 0.05
+MAX_RETRY_S = 2.0
+_FROM: dict[AgentStatus, tuple[AgentStatus, ...]] = {
+    "running": ("wanted", "failed"),
+    "failed": ("wanted", "running"),
+    "stopping": ("wanted", "running", "failed"),
+    "stopped": ("stopping",),
+    "wanted": (),
+}
+"""From which status an owner may go to which: a `stopping` spec is never made to run again."""
+KEEP_STOPPED_S = 7 * 24 * 3600
+
+
+class StatusWriter:
+    """Writes the status of one life of one agent, by compare-and-set."""
+
+    def __init__(self, services: Services, agent: str, incarnation: str) -> None:
+        self._s = services
+        self._agent = agent
+        self._incarnation = incarnation
+        self._wanted: deque[tuple[AgentStatus, ErrorBody | None]] = deque()
+        self._task: asyncio.Task[None] | None = None
+
+    def set(self, status: AgentStatus, reason: ErrorBody | None) -> None:
+        """Show `status`, after what was set before."""
+        self._wanted.append((status, reason))
+        if self._task is None or self._task.done():
+            self._task = asyncio.get_running_loop().create_task(self._write_all(), name=f"status {self._agent}")
+
+    async def settled(self) -> None:
+        """Return when all that was set is in the registry."""
+        while self._task is not None and not self._task.done():
+            await asyncio.wait((self._task,))
+
+    async def close(self) -> None:
+        """Give up what is not written."""
+        task, self._task = self._task, None
+        if task is not None and not task.done():
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait((task,))
+
+    async def _write_all(self) -> None:
+        wait = RETRY_S
+        while self._wanted:
+            status, reason = self._wanted[0]
+            try:
+                await self._write(status, reason)
+            except (MeshError, ApiError, WrongLastSequence, Uncertain) as error:
+                log.debug("status not written: %s", error, extra={"agent": self._agent, "status": status})
+                await asyncio.sleep(wait)
+                wait = min(MAX_RETRY_S, wait * 2)
+                continue
+            self._wanted.popleft()
+            wait = RETRY_S
+
+    async def _write(self, status: AgentStatus, reason: ErrorBody | None) -> None:
+        key = spec_key(self._agent)
+        entry = self._s.specs.get(key)
+        if entry is None or decode_spec(entry).status == status:
+            entry = await self._s.registry.get(key)
+        if entry is None:
+            return
+        spec = decode_spec(entry)
+        if spec.incarnation != self._incarnation or spec.status not in _FROM[status]:
+            newer = await self._s.registry.get(key)
+            if newer is None or newer.revision == entry.revision:
+                return
+            raise WrongLastSequence(newer.revision)
+        kept = reason if reason is not None or status != "stopped" else spec.reason
+        new = msgspec.structs.replace(spec, status=status, reason=kept, since=wire.format_time(self._s.now()))
+        ttl = KEEP_STOPPED_S if status == "stopped" else None
+        await self._s.registry.update(key, wire.encode(new), entry.revision, ttl_s=ttl)

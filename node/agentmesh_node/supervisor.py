@@ -1,0 +1,400 @@
+"""The supervisor: places agents on nodes, and moves them when a node dies (design 5).
+
+Any number of supervisors may run. One leads (`leadership`); it hears whether nodes live (`pinger`), keeps an index of the
+registry (`census`), asks the pure planner what to do about each change, and does it (`placing`). The others keep the same index,
+so that they can go on at once.
+
+    registry change, ping, lease ->  census  ->  planner.plan  ->  placing  ->  registry
+
+When it has been cut off, a supervisor first makes its view whole again and pings everybody anew (case 226). It holds no state
+that the registry does not have: any other can take its place at any moment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import time
+from collections.abc import Callable
+
+import msgspec
+
+from agentmesh.edge.registry import Entry, Registry, View
+from agentmesh.edge.transport import Disconnected, Message, Subscription, Transport
+from agentmesh.errors import BadRequest
+from agentmesh.names import node_id
+from agentmesh.planner import explain, plan
+from agentmesh.subjects import SUPERVISOR_KEY, Subjects, node_key
+from agentmesh.wire import ControlRequest, ErrorBody, NodeStats, encode
+from agentmesh_node.census import Census, Standing
+from agentmesh_node.leadership import FAILURES, Leadership, wait_for
+from agentmesh_node.pinger import Hearing, Pinger
+from agentmesh_node.placing import Announcer, Placing, needs_reason
+
+logger = logging.getLogger("agentmesh.supervisor")
+
+PATTERNS = ("agents.>", "nodes.*", "placements.>", SUPERVISOR_KEY)
+"""Registry keys that a supervisor follows."""
+_RETRY_S = 0.05
+_MAX_RETRY_S = 2.0
+_REASONS_AT_ONCE = 256
+_AGENTS_AT_ONCE = 4096
+"""Most agents of one plan: some 10 ms during which the loop does nothing else."""
+
+
+class SupervisorSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """How a supervisor works. The defaults meet the bounds of design 8; tests may want other values."""
+
+    lease_ttl_s: int = 3
+    """TTL of the leader's lease, whole seconds (the server knows no shorter), renewed every third of it."""
+    ping_period_s: float = 0.1
+    """How often each node, and by the standbys the leader, is pinged."""
+    grace_s: float = 0.25
+    """How long no-responders must last until a process counts as dead."""
+    settle_s: float = 3.0
+    """After an election or a cut-off, how long a node that still answers may be without a lease: a node's lease TTL."""
+    replan_s: float = 5.0
+    """How often everything is planned although nothing seems to have changed."""
+    reason_delay_s: float = 0.25
+    """How long an agent must have waited until its spec says why: most waits end at once."""
+    writes_in_flight: int = 64
+    """Most registry writes under way at one time."""
+
+
+class Supervisor:
+    """One supervisor on a transport that its caller owns. The streams must exist (`agentmesh.edge.streams.ensure`).
+
+    Args:
+        supervisor_id: one token; differs from the ids of all other supervisors and of all nodes.
+
+    Raises:
+        BadRequest: `supervisor_id` is not a valid id.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        subjects: Subjects,
+        supervisor_id: str,
+        settings: SupervisorSettings | None = None,
+        *,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.id = node_id(supervisor_id)
+        self.settings = settings if settings is not None else SupervisorSettings()
+        self.boot = secrets.token_hex(8)
+        self._transport = transport
+        self._subjects = subjects
+        registry = Registry(transport, subjects)
+        self._registry = registry
+        self._view = View(registry, PATTERNS, self._observe)
+        self._census = Census()
+        self._announcer = Announcer(transport, subjects, self.id, wall_clock)
+        self._nodes = self._pinger(self._heard)
+        self._leader = self._pinger(self._heard_leader)
+        self._leadership = Leadership(
+            registry,
+            self._leader,
+            supervisor_id=self.id,
+            ttl_s=self.settings.lease_ttl_s,
+            may_claim=lambda: self._view.fresh,
+            on_change=self._led,
+            wall_clock=wall_clock,
+        )
+        self._placing = Placing(
+            registry,
+            self._census,
+            self._announcer,
+            in_flight=self.settings.writes_in_flight,
+            may_act=lambda: self._leadership.leads,
+            wall_clock=wall_clock,
+        )
+        self._wake = asyncio.Event()
+        self._stop = asyncio.Event()
+        self._stale = True
+        self._settled_at = 0.0
+        self._replan_at = 0.0
+        self._retry_at: float | None = None
+        self._retries = 0
+        self._dead_boots: dict[str, str] = {}
+        self._doomed: dict[str, int] = {}
+        self._waiting_since: dict[str, float] = {}
+        self._subscription: Subscription | None = None
+        self._forget_gap: Callable[[], None] = lambda: None
+        self._main: asyncio.Task[None] | None = None
+
+    def _pinger(self, on_change: Callable[[str, Hearing], None]) -> Pinger:
+        settings = self.settings
+        return Pinger(
+            self._transport, self._subjects, period_s=settings.ping_period_s, grace_s=settings.grace_s, on_change=on_change
+        )
+
+    # --- life -----------------------------------------------------------------------------------------------------
+    async def start(self) -> None:
+        """Begin: follow the registry, answer pings, stand for election. Returns when it takes part.
+
+        Raises:
+            Unavailable: the registry cannot be read now.
+        """
+        try:
+            await self._view.start()
+            self._census.reconcile(self._view.entries)
+            self._leadership.observe(self._view.get(SUPERVISOR_KEY))
+            self._subscription = await self._transport.subscribe(self._subjects.node(self.id), self._answer)
+            self._forget_gap = self._transport.on_gap(self._cut_off)
+        except BaseException:
+            await self.close()
+            raise
+        self._main = asyncio.create_task(self._serve(), name=f"supervisor {self.id}")
+
+    async def run_until_stopped(self) -> None:
+        """Serve until `stop` is called, then `close`. An error that ends the supervisor is raised here."""
+        assert self._main is not None, "start it first"
+        stopped = asyncio.create_task(self._stop.wait())
+        try:
+            await asyncio.wait((self._main, stopped), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stopped.cancel()
+            await self.close()
+
+    def stop(self) -> None:
+        """Let `run_until_stopped` return."""
+        self._stop.set()
+
+    async def close(self) -> None:
+        """End in order: a standby takes over at once. Idempotent; the transport stays open.
+
+        Raises:
+            Exception: what ended the supervisor before, if that was an error.
+        """
+        main, self._main = self._main, None
+        if main is not None:
+            main.cancel()
+            await asyncio.wait((main,))
+            await self._leadership.resign()
+            await self._announcer.flush()
+        self._forget_gap()
+        if self._subscription is not None:
+            await self._subscription.unsubscribe()
+            self._subscription = None
+        await self._view.close()
+        if main is not None and not main.cancelled():
+            main.result()
+
+    async def _serve(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._announcer.run())
+            group.create_task(self._nodes.run())
+            group.create_task(self._leader.run())
+            group.create_task(self._leadership.run())
+            group.create_task(self._lead())
+
+    # --- what people ask ------------------------------------------------------------------------------------------
+    @property
+    def leads(self) -> bool:
+        """Whether this supervisor leads."""
+        return self._leadership.leads
+
+    @property
+    def leader(self) -> str | None:
+        """Id of the leader, as far as this supervisor knows."""
+        return self._leadership.leader
+
+    def explain(self, agent: str) -> str:
+        """Where `agent` runs, or why it does not."""
+        return explain(self._census.world(), agent)
+
+    # --- what comes in --------------------------------------------------------------------------------------------
+    async def _answer(self, message: Message) -> None:
+        """Requests to `mesh.node.<id>`: standbys see by a ping that the leader is there."""
+        if not message.reply:
+            return
+        try:
+            op = msgspec.json.decode(message.data, type=ControlRequest).op
+        except msgspec.DecodeError:
+            op = ""
+        if op == "ping":
+            body = encode(NodeStats(node=self.id, boot=self.boot, agents=0, running=0, lag_ms=0.0, draining=False))
+        else:
+            error = ErrorBody.of(BadRequest("a supervisor knows the request ping only"))
+            body = encode({"v": 1, "error": error})
+        with contextlib.suppress(Disconnected):
+            await self._transport.publish(message.reply, body)
+
+    def _observe(self, entry: Entry) -> None:
+        """A registry change, from the view."""
+        if entry.key == SUPERVISOR_KEY:
+            self._leadership.observe(entry)
+            return
+        self._census.observe(entry)
+        role, _, name = entry.key.partition(".")
+        if role == "nodes" and self._leadership.leads:
+            self._judge(name)
+        self._wake.set()
+
+    def _heard(self, node: str, hearing: Hearing) -> None:
+        """The result of a node's pings has changed."""
+        lease = self._census.leases.get(node)
+        if hearing is Hearing.DEAD and lease is not None:
+            self._dead_boots[node] = lease.boot
+        if self._leadership.leads:
+            self._judge(node)
+            self._wake.set()
+
+    def _heard_leader(self, _leader: str, _hearing: Hearing) -> None:
+        self._leadership.wake()
+
+    def _cut_off(self) -> None:
+        """Messages may have been missed, and silence was perhaps our own: trust nothing."""
+        self._stale = True
+        self._nodes.forget_all()
+        self._leader.forget_all()
+        self._wake.set()
+        self._leadership.wake()
+
+    def _led(self, leads: bool, reason: str) -> None:
+        self._announcer.announce("leading" if leads else "standing_by", reason)
+        self._stale = True
+        if not leads:
+            self._nodes.watch(set())
+        self._wake.set()
+
+    # --- who lives ------------------------------------------------------------------------------------------------
+    def _judge(self, node: str) -> None:
+        """Decide how `node` stands, by its lease and its pings. Idempotent."""
+        if not self._census.matters(node):
+            return
+        lease = self._census.leases.get(node)
+        hearing = self._nodes.hearing(node)
+        if hearing is Hearing.DEAD and lease is not None and self._dead_boots.get(node, lease.boot) != lease.boot:
+            del self._dead_boots[node]
+            self._nodes.forget(node)  # another process under this id; calls back
+            return
+        if hearing is Hearing.DEAD:
+            standing, reason = Standing.GONE, f"no responders for {self.settings.grace_s:g} s"
+        elif lease is None:
+            settled = asyncio.get_running_loop().time() >= self._settled_at
+            standing, reason = (Standing.GONE if settled else Standing.DOUBTED), "its lease is gone"
+        elif hearing is Hearing.SILENT:
+            standing, reason = Standing.DOUBTED, "no responders"
+        else:
+            standing, reason = Standing.LIVE, "it has a lease"
+        if standing is Standing.GONE and lease is not None:
+            self._doomed[node] = self._census.revision(node_key(node))
+        if self._census.set_standing(node, standing):
+            level = logging.WARNING if standing is Standing.GONE else logging.INFO
+            self._announcer.announce(f"node_{standing.value}", reason, level=level, node=node)
+
+    def _judge_all(self) -> None:
+        for node in sorted(self._census.nodes()):
+            self._judge(node)
+
+    async def _drop_leases(self) -> None:
+        """Delete the leases of nodes judged dead, for all to see. One that was renewed meanwhile stays."""
+        while self._doomed:
+            node, revision = self._doomed.popitem()
+            try:
+                await self._registry.delete(node_key(node), revision)
+            except FAILURES as error:
+                logger.debug("lease_delete_failed", extra={"node": node, "reason": repr(error)})
+
+    # --- leading --------------------------------------------------------------------------------------------------
+    async def _lead(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await wait_for(self._wake, self._pause(loop.time()))
+            if not self._leadership.leads:
+                continue
+            if not self._view.fresh:
+                self._stale = True  # no connection, or messages were missed
+            if self._stale and not await self._regain_trust():
+                continue
+            await self._pass(loop.time())
+            await self._drop_leases()
+            await self._tell_reasons(loop.time())
+
+    def _pause(self, now: float) -> float:
+        """Seconds until something is due without any change."""
+        if not self._leadership.leads:
+            return self.settings.replan_s
+        if self._stale:
+            return self.settings.ping_period_s
+        due = [self._replan_at]
+        if self._settled_at:
+            due.append(self._settled_at)
+        if self._retry_at is not None:
+            due.append(self._retry_at)
+        if self._waiting_since:
+            due.append(next(iter(self._waiting_since.values())) + self.settings.reason_delay_s)
+        return max(0.0, min(due) - now)
+
+    async def _regain_trust(self) -> bool:
+        """Make sure of the registry and of every node before anything is concluded from silence (case 226)."""
+        try:
+            await self._view.wait_for(lambda: self._view.fresh, self.settings.replan_s)
+        except TimeoutError:
+            return False
+        self._stale = False
+        self._census.reconcile(self._view.entries)
+        self._settled_at = asyncio.get_running_loop().time() + self.settings.settle_s
+        self._dead_boots.clear()
+        self._nodes.forget_all()
+        self._nodes.watch(self._census.nodes())
+        await self._nodes.heard_all(2 * self.settings.ping_period_s)
+        self._judge_all()
+        return not self._stale and self._leadership.leads
+
+    async def _pass(self, now: float) -> None:
+        """One plan over what has changed, and its performance."""
+        if now >= self._replan_at:
+            self._replan_at = now + self.settings.replan_s
+            self._census.forget_buried()
+            self._census.all_dirty()
+            self._judge_all()
+        elif self._settled_at and now >= self._settled_at:
+            self._settled_at = 0.0
+            self._judge_all()
+        self._nodes.watch(self._census.nodes())
+        looked_at = self._census.take_dirty(_AGENTS_AT_ONCE)
+        self._retry_at = None
+        if not looked_at:
+            return
+        made = plan(self._census.world(), looked_at)
+        self._census.note_waits(looked_at, made)
+        self._note_waits(looked_at, now)
+        self._done(await self._placing.carry_out(made))
+        if len(looked_at) == _AGENTS_AT_ONCE:
+            self._wake.set()  # there may be more of them
+
+    def _done(self, all_of_it: bool) -> None:
+        """After some writes: what failed is tried again, less and less often while it goes on failing."""
+        if all_of_it:
+            self._retries = 0
+            return
+        pause = min(_RETRY_S * 2**self._retries, _MAX_RETRY_S)
+        self._retries += 1
+        self._retry_at = asyncio.get_running_loop().time() + pause
+
+    # --- reasons --------------------------------------------------------------------------------------------------
+    def _note_waits(self, looked_at: set[str], now: float) -> None:
+        """Keep the agents whose spec must come to say why they wait, in the order in which they began to."""
+        for agent in looked_at:
+            wait = self._census.waits.get(agent)
+            if wait is None or not needs_reason(self._census.specs.get(agent), wait):
+                self._waiting_since.pop(agent, None)
+            else:
+                self._waiting_since.setdefault(agent, now)
+
+    async def _tell_reasons(self, now: float) -> None:
+        """Write the reasons that are due, a bounded number: placing goes before telling."""
+        due: list[str] = []
+        for agent, since in self._waiting_since.items():
+            if since + self.settings.reason_delay_s > now or len(due) == _REASONS_AT_ONCE:
+                break
+            due.append(agent)
+        for agent in due:
+            del self._waiting_since[agent]
+        if due:
+            self._done(await self._placing.write_reasons([w for a in due if (w := self._census.waits.get(a)) is not None]))

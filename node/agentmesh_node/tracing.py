@@ -1,0 +1,94 @@
+"""Spans of a node. One trace follows a conversation from agent to agent: a single message is parent and link of its turn.
+
+With no SDK configured the API's no-ops cost next to nothing, and a caller's `traceparent` is carried onward unchanged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from opentelemetry import context as otel_context
+from opentelemetry import propagate, trace
+from opentelemetry.trace import Link, SpanKind, Status, StatusCode
+
+from agentmesh import semconv
+from agentmesh.hands import Request
+
+type Span = trace.Span
+
+
+class Tracing:
+    """Makes the spans of one node."""
+
+    def __init__(self, node: str) -> None:
+        self._node = node
+        self._tracer = trace.get_tracer(semconv.SCOPE)
+
+    @property
+    def on(self) -> bool:
+        """Whether spans are recorded in this process."""
+        return not isinstance(trace.get_tracer_provider(), (trace.ProxyTracerProvider, trace.NoOpTracerProvider))
+
+    def turn(self, agent: str, request: Request, number: int, headers: Mapping[str, str]) -> Span | None:
+        """The span of a turn, a child of the message that asked for it; None where nothing is recorded."""
+        if not self.on:
+            return None
+        parent = propagate.extract(headers)
+        cause = trace.get_current_span(parent).get_span_context()
+        return self._tracer.start_span(
+            semconv.invoke_agent(agent),
+            context=parent,
+            kind=SpanKind.CONSUMER,
+            links=[Link(cause)] if cause.is_valid else None,
+            attributes={
+                semconv.OPERATION: semconv.OPERATION_INVOKE_AGENT,
+                semconv.AGENT_NAME: agent,
+                semconv.MESSAGING_SYSTEM: semconv.SYSTEM_NATS,
+                semconv.MESSAGING_OPERATION: semconv.OPERATION_PROCESS,
+                semconv.REF: request.ref,
+                semconv.TURN: number,
+                semconv.NODE: self._node,
+                **({semconv.CALLER_NAME: request.sender} if request.sender else {}),
+            },
+        )
+
+    def end(self, span: Span, error: str | None) -> None:
+        if error is not None:
+            span.set_attribute(semconv.ERROR_TYPE, error)
+            span.set_status(Status(StatusCode.ERROR, error))
+        span.end()
+
+    @contextmanager
+    def _attached(self, context: Any) -> Iterator[None]:
+        token = otel_context.attach(context)
+        try:
+            yield
+        finally:
+            otel_context.detach(token)
+
+    def within(self, span: Span | None, headers: Mapping[str, str]) -> Any:
+        """A context manager in which `span`, or else the sender's context in `headers`, is current."""
+        if span is not None:
+            return self._attached(trace.set_span_in_context(span))
+        if headers:
+            return self._attached(propagate.extract(headers))
+        return _NOTHING
+
+    def headers(self) -> dict[str, str]:
+        """The current context as message headers."""
+        carrier: dict[str, str] = {}
+        propagate.inject(carrier)
+        return carrier
+
+
+class _Nothing:
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+
+_NOTHING = _Nothing()

@@ -1,0 +1,118 @@
+"""Purges consumed mail, in groups (design 4).
+
+A lane is bounded, so consumed mail must go before it crowds out new mail; but while the stream's duplicate window lasts, the
+server knows a message's id only as long as the message is stored. So a lane is purged when half of its bound is consumed, and
+then the agent's ledger remembers the ids; or when everything in it is older than the window.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from typing import TYPE_CHECKING
+
+from agentmesh.edge.jetstream import ApiError, Uncertain, purge, read_all
+from agentmesh.errors import MeshError
+from agentmesh.records import Seen
+from agentmesh.subjects import LANES
+from agentmesh.turn.control import DUPLICATE_WINDOW_S
+from agentmesh.turn.draft import digest
+from agentmesh.turn.values import Trim
+from agentmesh.wire import MSG_ID, Mail
+from agentmesh_node.services import Services
+
+if TYPE_CHECKING:
+    from agentmesh_node.owner import Owner
+
+log = logging.getLogger("agentmesh.node")
+
+
+class Trimmer:
+    """Keeps one agent's lanes short."""
+
+    def __init__(self, owner: Owner, services: Services, positions: dict[str, int]) -> None:
+        self._owner = owner
+        self._s = services
+        self._half = max(1, services.settings.mailbox_limit // 2)
+        self._recent: dict[str, deque[tuple[int, str | None, float]]] = {lane: deque() for lane in LANES}
+        self._inherited = {lane: seq for lane, seq in positions.items() if seq > 0}
+        """Per lane: consumed by former owners up to here, and perhaps not purged."""
+        self._below: dict[str, tuple[str, int]] = {}
+        self._busy = False
+        self._numbers = 0
+
+    def arrived(self, mail: list[Mail]) -> None:
+        """Take note of new mail; begin to purge where half a lane is consumed."""
+        now = self._s.now()
+        for item in mail:
+            self._recent[item.lane].append((item.seq, item.msg_id, now))
+        lane = mail[-1].lane
+        if not self._busy and len(self._recent[lane]) >= self._half and self._consumed(lane) >= self._half // 2:
+            self._busy = True
+            self._s.spawn(self._trim(lane))
+
+    def _consumed(self, lane: str) -> int:
+        """How many of the recent messages are consumed, by the committed position."""
+        core = self._owner.core
+        position = core.ledger.positions.get(lane, 0) if core is not None else 0
+        return sum(1 for seq, _, _ in self._recent[lane] if seq <= position)
+
+    async def _trim(self, lane: str) -> None:
+        """First the ledger remembers the ids; the purge follows once that is committed."""
+        try:
+            core = self._owner.core
+            if core is None:
+                return
+            position = core.ledger.positions.get(lane, 0)
+            horizon = self._s.now() - DUPLICATE_WINDOW_S
+            ids = await self._inherited_ids(lane)
+            ids += [(seq, msg_id, at) for seq, msg_id, at in self._recent[lane] if seq <= position and msg_id is not None]
+            seen = {digest(msg_id): Seen(str(seq), at) for seq, msg_id, at in ids if msg_id is not None and at > horizon}
+            self._numbers += 1
+            token = f"trim-{self._numbers}"
+            self._below[token] = (lane, position)
+            if seen:
+                self._owner.feed(Trim(token, seen))
+            else:
+                await self.remembered(token)
+        except (MeshError, ApiError) as error:
+            log.debug("mail not purged now: %s", error, extra={"agent": self._owner.name})
+            self._busy = False
+
+    async def _inherited_ids(self, lane: str) -> list[tuple[int, str | None, float]]:
+        upto = self._inherited.pop(lane, 0)
+        if not upto:
+            return []
+        stream = self._s.subjects.stream(LANES[lane].stream)
+        messages = await read_all(self._s.transport, stream, self._s.subjects.lane(lane, self._owner.name))
+        return [(m.seq, m.headers.get(MSG_ID), m.time) for m in messages if m.seq <= upto]
+
+    async def remembered(self, token: str) -> None:
+        """The ids are in the journal (or there are none to keep): purge. Every purge of mail carries a sequence."""
+        lane, position = self._below.pop(token)
+        try:
+            subject = self._s.subjects.lane(lane, self._owner.name)
+            await purge(self._s.transport, self._s.subjects.stream(LANES[lane].stream), subject, below=position + 1)
+            recent = self._recent[lane]
+            while recent and recent[0][0] <= position:
+                recent.popleft()
+        except (MeshError, ApiError, Uncertain) as error:
+            log.debug("mail not purged now: %s", error, extra={"agent": self._owner.name})
+        finally:
+            self._busy = False
+
+    def quiet(self, seconds: float) -> None:
+        """The agent has been idle for so long: beyond the window, nothing needs to be remembered."""
+        if seconds <= DUPLICATE_WINDOW_S or self._busy:
+            return
+        for lane in LANES:
+            core = self._owner.core
+            position = core.ledger.positions.get(lane, 0) if core is not None else 0
+            if position and (self._recent[lane] or lane in self._inherited):
+                self._inherited.pop(lane, None)
+                self._busy = True
+                self._numbers += 1
+                token = f"trim-{self._numbers}"
+                self._below[token] = (lane, position)
+                self._s.spawn(self.remembered(token))
+                return

@@ -1,0 +1,422 @@
+"""The `mesh` command: what it prints, where, and with which exit code."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime as dt
+import importlib.metadata
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agentmesh import errors, wire
+from agentmesh.subjects import Subjects, node_key
+from agentmesh.wire import ErrorBody, NodeLease
+from agentmesh_client.cli import exits, main, output
+from agentmesh_client.permission import refusal
+from client.fake_owner import World, place, world
+from client.test_control import STATUS
+from support import Server, eventually, run
+
+COMMAND = (sys.executable, "-m", "agentmesh_client.cli.main")
+
+
+class Shell:
+    """Runs `mesh` as its users do."""
+
+    def __init__(self, server: Server, subjects: Subjects, directory: Path | None = None) -> None:
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("MESH_")}
+        self._environ = {**clean, "MESH_NATS_URL": server.url, "MESH_ROOT": subjects.root, "COLUMNS": "200"}
+        self._directory = directory
+
+    @contextlib.asynccontextmanager
+    async def started(self, *arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
+        process = await asyncio.create_subprocess_exec(
+            *COMMAND,
+            *arguments,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=self._environ,
+            cwd=self._directory,
+        )
+        try:
+            yield process
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.communicate()
+
+    async def run(self, *arguments: str, stdin: str = "", expect: int = exits.OK) -> tuple[str, str]:
+        """stdout and stderr of a command that must end with the code `expect`."""
+        async with self.started(*arguments) as process:
+            out, err = await process.communicate(stdin.encode())
+            assert process.returncode == expect, f"exit code {process.returncode}: {out.decode()} {err.decode()}"
+            return out.decode(), err.decode()
+
+    async def json(self, *arguments: str, expect: int = exits.OK) -> Any:
+        """What the command prints with `-o json`."""
+        return json.loads((await self.run(*arguments, "-o", "json", expect=expect))[0])
+
+
+@contextlib.asynccontextmanager
+async def shell(server: Server, subjects: Subjects, agents: Sequence[str] = ("coder",)) -> AsyncIterator[tuple[World, Shell]]:
+    async with world(server, subjects) as w:
+        for agent in agents:
+            await w.write_spec(agent)
+        yield w, Shell(server, subjects)
+
+
+def test_ask_prints_the_answer_alone(server: Server, subjects: Subjects) -> None:
+    async def scenario() -> None:
+        async with shell(server, subjects) as (w, sh), w.owner("coder") as owner:
+            assert await sh.run("ask", "coder", "hello") == ("echo: hello\n", "")
+            assert (await sh.run("ask", "coder", "-", stdin="from a pipe"))[0] == "echo: from a pipe\n"
+            outcome = await sh.json("ask", "coder", "-x is text too", "--metadata", '{"user": 7}')
+            assert outcome["v"] == 1
+            assert (outcome["ok"], outcome["agent"], outcome["text"]) == (True, "coder", "echo: -x is text too")
+            assert owner.mail[-1].prompt is not None
+            assert owner.mail[-1].prompt.metadata == {"user": 7}
+
+    run(scenario())
+
+
+def test_a_failed_task_exits_1_and_its_outcome_is_data(server: Server, subjects: Subjects) -> None:
+    async def scenario() -> None:
+        failing = errors.BackendError("no credit", details={"retry_after_s": 3})
+        async with shell(server, subjects) as (w, sh), w.owner("coder", lambda _: failing):
+            out, err = await sh.run("ask", "coder", "hello", expect=exits.FAILED)
+            assert out == ""
+            assert "backend_error: no credit" in err
+            outcome = await sh.json("ask", "coder", "hello", expect=exits.FAILED)
+            assert (outcome["ok"], outcome["error"]["details"]) == (False, {"retry_after_s": 3})
+            polled = await sh.json("poll", "coder", outcome["ref"], expect=exits.FAILED)
+            assert (polled["status"], polled["outcome"]) == ("completed", outcome)
+
+    run(scenario())
+
+
+def test_tell_prints_a_ref_that_poll_takes(server: Server, subjects: Subjects) -> None:
+    async def scenario() -> None:
+        async with shell(server, subjects) as (w, sh), w.owner("coder") as owner:
+            owner.go_on.clear()
+            owner.replies["poll"] = {"status": "pending"}
+            ref = (await sh.run("tell", "coder", "hello"))[0].strip()
+            assert (await sh.run("poll", "coder", ref))[0] == "pending\n"
+            assert await sh.json("poll", "coder", ref) == {"v": 1, "status": "pending"}
+            owner.go_on.set()
+
+            async def answered() -> bool:
+                return (await sh.run("poll", "coder", ref))[0] == "echo: hello\n"
+
+            await eventually(answered)
+
+    run(scenario())
+
+
+def test_control_verbs_print_the_wires_own_objects(server: Server, subjects: Subjects) -> None:
+    async def scenario() -> None:
+        async with shell(server, subjects) as (w, sh), w.owner("coder") as owner:
+            owner.replies = {
+                "status": {**STATUS, "agent_state": {"n": 1}},
+                "interrupt": {"interrupted": True},
+                "cancel": {"cancelled": False},
+                "resume": {"resumed": True},
+            }
+            assert await sh.json("status", "coder", "--content") == {"v": 1, **STATUS, "failed": None, "agent_state": {"n": 1}}
+            text = (await sh.run("status", "coder"))[0]
+            assert "generation   3071\n" in text
+            assert await sh.json("interrupt", "coder", "--ref", "7") == {"v": 1, "interrupted": True}
+            assert (await sh.run("cancel", "coder", "7"))[0] == "request 7 does not wait\n"
+            assert (await sh.run("resume", "coder"))[0] == "resumed\n"
+            await sh.run("notify", "coder", '{"a": 1}', "--quiet")
+            await eventually(lambda: [mail.event for mail in owner.mail] == [{"a": 1}])
+
+    run(scenario())
+
+
+def test_start_ps_nodes_and_stop(server: Server, subjects: Subjects) -> None:
+    async def scenario() -> None:
+        async with shell(server, subjects, agents=()) as (w, sh), w.placer():
+            await w.registry.create(node_key("n1"), wire.encode(NodeLease(boot="b", kinds=("Coder",), labels={"gpu": "a"})))
+            out, _ = await sh.run(
+                "start", "coder", "--kind", "Coder", "--option", "depth=3", "--option", "name=deep", "--label", "gpu=a"
+            )
+            assert out == "coder is running on n1\n"
+            spec = await w.spec("coder")
+            assert (spec.options, spec.labels) == ({"depth": 3, "name": "deep"}, {"gpu": "a"})
+            _, err = await sh.run("start", "coder", "--kind", "Coder", expect=exits.FAILED)
+            assert "'n1'" in err
+
+            listed = await sh.json("ps")
+            assert listed == [{"name": "coder", "spec": json.loads(wire.encode(spec)), "node": "n1"}]
+            assert json.loads((await sh.run("ps", "-o", "jsonl"))[0]) == listed[0]
+            header, row = (await sh.run("ps"))[0].splitlines()
+            assert header.split()[:5] == ["NAME", "KIND", "BACKEND", "STATUS", "NODE"]
+            assert row.split()[:5] == ["coder", "Coder", "-", "running", "n1"]
+            assert [node["id"] for node in await sh.json("nodes")] == ["n1"]
+            assert (await sh.run("nodes"))[0].splitlines()[1].split() == ["n1", "ready", "0", "-", "-", "gpu=a", "Coder"]
+
+            assert (await sh.run("stop", "coder"))[0] == "coder is stopped\n"
+            assert await sh.json("ps") == []
+            assert len(await sh.json("ps", "--all")) == 1
+
+    run(scenario())
+
+
+def test_exit_codes_tell_what_went_wrong(server: Server, subjects: Subjects) -> None:
+    async def scenario() -> None:
+        async with shell(server, subjects) as (w, sh), w.owner("coder") as owner:
+            await place(w.registry, "coder", "life1")
+            for usage in (
+                ["ask", "coder"],
+                ["nonsense"],
+                ["ask", "a b", "hi"],
+                ["poll", "coder", "7", "-o", "xml"],
+                ["start", "x"],
+            ):
+                assert "mesh: " in (await sh.run(*usage, expect=exits.USAGE))[1]
+            assert "there is no agent 'nobody'" in (await sh.run("ask", "nobody", "hi", expect=exits.NOT_FOUND))[1]
+            owner.go_on.clear()
+            _, err = await sh.run("ask", "coder", "hi", "--timeout", "0.3", expect=exits.TIMED_OUT)
+            assert "mesh poll coder" in err
+            _, err = await sh.run("start", "other", "--kind", "X", "--timeout", "0.3", expect=exits.TIMED_OUT)
+            assert "waits for a node" in err
+            _, err = await sh.run("--nats", "nats://127.0.0.1:1", "ps", expect=exits.UNREACHABLE)
+            assert "mesh up" in err
+            assert "Traceback" not in err
+            assert "Traceback" in (await sh.run("ask", "nobody", "hi", "--debug", expect=exits.FAILED))[1]
+
+    run(scenario())
+
+
+RESTRICTED = """
+authorization { users = [
+  { user: host, password: h }
+  { user: guest, password: g, permissions: { publish: { deny: ["%s.inbox.>"] } } }
+] }
+"""
+
+
+def test_what_the_server_forbids_exits_6(subjects: Subjects) -> None:
+    with Server(config=RESTRICTED % subjects.root) as server:
+
+        def url(user: str) -> str:
+            return server.url.replace("nats://", f"nats://{user}@")
+
+        async def scenario() -> None:
+            host = _As(server, url("host:h"))
+            async with world(host, subjects) as w:
+                await w.write_spec("coder")
+                sh = Shell(host, subjects)
+                _, err = await sh.run("--nats", url("guest:g"), "tell", "coder", "hi", expect=exits.NOT_PERMITTED)
+                assert f"{subjects.root}.inbox.coder" in err
+                _, err = await sh.run("--nats", url("guest:wrong"), "ps", expect=exits.NOT_PERMITTED)
+                assert "credentials" in err
+
+        run(scenario(), timeout=60)
+
+
+class _As(Server):
+    """A running server, under the address of one of its users."""
+
+    def __init__(self, server: Server, url: str) -> None:
+        self._url = url
+
+    @property
+    def url(self) -> str:
+        return self._url
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_ctrl_c_withdraws_the_prompt(server: Server, subjects: Subjects, waits: bool) -> None:
+    async def scenario() -> None:
+        async with shell(server, subjects) as (w, sh), w.owner("coder") as owner:
+            owner.go_on.clear()
+            owner.replies = {"cancel": {"cancelled": waits}, "interrupt": {"interrupted": True}}
+            async with sh.started("ask", "coder", "hello") as process:
+                await eventually(lambda: owner.mail)
+                ref = owner.mail[0].ref
+                # The acknowledgement is on its way when the owner has the mail; a Ctrl-C before it withdraws nothing.
+                await w.transport.flush()
+                await eventually(lambda: _accepted(process, owner.requests))
+                _, err = await process.communicate()
+                assert process.returncode == exits.INTERRUPTED, err.decode()
+            ops = [{"op": "cancel", "ref": ref}, {"op": "interrupt", "ref": ref}]
+            assert owner.requests == (ops[:1] if waits else ops)
+            assert b"withdrawing" in err
+
+    def _accepted(process: asyncio.subprocess.Process, requests: list[dict[str, Any]]) -> bool:
+        if process.returncode is None and not requests:
+            process.send_signal(signal.SIGINT)
+        return bool(requests)
+
+    run(scenario())
+
+
+def test_options_come_from_flag_then_environment_then_file(server: Server, subjects: Subjects, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with shell(server, subjects) as (_, _):
+            sh = Shell(server, subjects, tmp_path)
+            nowhere = "nats://127.0.0.1:1"
+            (tmp_path / ".mesh").mkdir()
+            (tmp_path / ".mesh" / "url").write_text(server.url + "\n")
+            assert len(await sh.json("ps", "--nats", server.url)) == 1
+            await sh.run("ps", "--nats", nowhere, expect=exits.UNREACHABLE)
+            sh._environ["MESH_NATS_URL"] = nowhere
+            await sh.run("ps", expect=exits.UNREACHABLE)
+            assert len(await sh.json("ps", "--nats", server.url)) == 1
+            del sh._environ["MESH_NATS_URL"]
+            assert len(await sh.json("ps")) == 1
+            assert len(await sh.json("ps", "--root", subjects.root)) == 1
+            await sh.run("ps", "--root", "another", expect=exits.UNREACHABLE)
+
+    run(scenario())
+
+
+def test_help_costs_little_more_than_the_parser() -> None:
+    def seconds(command: Sequence[str]) -> float:
+        def once() -> float:
+            began = time.perf_counter()
+            subprocess.run(command, check=True, capture_output=True)
+            return time.perf_counter() - began
+
+        return statistics.median(once() for _ in range(5))
+
+    parser = seconds((sys.executable, "-c", "import cyclopts"))
+    assert seconds((*COMMAND, "--help")) < 3 * parser
+
+
+def test_help_loads_neither_nats_nor_the_client() -> None:
+    code = (
+        "import sys; from agentmesh_client.cli.main import main; main(['--help']); "
+        "print([m for m in ('nats', 'msgspec', 'asyncio', 'agentmesh_client.client') if m in sys.modules])"
+    )
+    shown = subprocess.run((sys.executable, "-c", code), check=True, capture_output=True, text=True).stdout
+    assert shown.splitlines()[-1] == "[]"
+    assert all(f"\n  {verb}: " in shown for verb in main.VERBS)
+
+
+class _EntryPoint:
+    def __init__(self, name: str, loaded: object) -> None:
+        self.name = name
+        self.value = f"somewhere:{name}"
+        self._loaded = loaded
+
+    def load(self) -> object:
+        if isinstance(self._loaded, Exception):
+            raise self._loaded
+        return self._loaded
+
+
+def test_a_broken_hosting_verb_breaks_no_other(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def up(*, port: int = 1) -> int:
+        """Host things."""
+        print(f"port {port}")
+        return 7
+
+    async def later() -> int:
+        """Host things, later."""
+        return 8
+
+    verbs = [
+        _EntryPoint("up", up),
+        _EntryPoint("later", later),
+        _EntryPoint("node", ImportError("no such module")),
+        _EntryPoint("ask", ValueError("may not replace a verb")),
+    ]
+    monkeypatch.setattr(main, "entry_points", lambda group: verbs if group == main.GROUP else [])
+    assert main.main(["up", "--port", "5"]) == 7
+    assert capsys.readouterr().out == "port 5\n"
+    assert main.main(["later"]) == 8
+    assert main.main(["node", "--x"]) == exits.FAILED
+    assert "`mesh node` (somewhere:node) cannot be loaded" in capsys.readouterr().err
+    assert main.main(["--help"]) == exits.OK
+    shown = capsys.readouterr().out
+    assert "up: Host things." in shown
+    assert "no such module" in shown
+    assert main.main(["zork"]) == exits.USAGE
+    assert "zork" in capsys.readouterr().err
+
+
+def test_the_installed_entry_points_are_hosting_verbs() -> None:
+    assert {"up", "node", "supervisor"} <= {entry.name for entry in importlib.metadata.entry_points(group=main.GROUP)}
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("ask a b", "ask a b"),
+        ("--nats u ask a b", "ask --nats u a b"),
+        ("-o json --root=r --quiet ps --all", "ps -o json --root=r --quiet --all"),
+        ("--help", "--help"),
+        ("", ""),
+        ("--nats", "--nats"),
+    ],
+)
+def test_global_options_may_stand_before_the_verb(given: str, expected: str) -> None:
+    assert main.verb_first(given.split()) == expected.split()
+
+
+def test_each_error_has_its_exit_code() -> None:
+    codes = {
+        errors.BadRequest("x"): exits.USAGE,
+        errors.TooLarge("x"): exits.USAGE,
+        errors.NotFound("x"): exits.NOT_FOUND,
+        errors.AskTimeout("x"): exits.TIMED_OUT,
+        errors.Unavailable("x"): exits.UNREACHABLE,
+        errors.Unavailable("x", details={"status": "wanted"}): exits.TIMED_OUT,
+        errors.NotPermitted("x"): exits.NOT_PERMITTED,
+        errors.AlreadyStarted("x"): exits.FAILED,
+        errors.TurnTimeout("x"): exits.FAILED,
+        OSError("x"): exits.FAILED,
+    }
+    assert {error: exits.code(error) for error in codes} == codes
+    assert exits.sentence(errors.NotFound("no\n  agent")) == "no agent"
+    assert exits.sentence(OSError("disk")) == "OSError: disk"
+
+
+def test_reports_of_the_connection_are_understood() -> None:
+    report = 'nats: permissions violation for publish to "mesh.inbox.coder"'
+    assert "mesh.inbox.coder" in str(refusal(report))
+    assert refusal(report, "mesh.inbox.coder") is not None
+    assert refusal(report, "mesh.inbox.other") is None
+    assert refusal("nats: 'Authorization Violation'") is not None
+    assert refusal("connection refused") is None
+
+
+def test_tables_are_aligned_and_coloured_only_on_demand() -> None:
+    rows = [["a", "running"], ["longer", "failed"]]
+    assert output.aligned(("NAME", "STATUS"), rows) == "NAME    STATUS\na       running\nlonger  failed"
+    assert "\x1b[32mrunning\x1b[0m" in output.aligned(("NAME", "STATUS"), rows, colour=True)
+    assert output.aligned(("NAME",), []) == "NAME"
+
+
+def test_ages_are_short() -> None:
+    now = dt.datetime(2030, 1, 1, tzinfo=dt.UTC)
+    ages = {
+        "2030-01-01T00:00:00Z": "0s",
+        "2029-12-31T23:58:30Z": "1m",
+        "2029-12-31T20:00:00Z": "4h",
+        "2029-12-01T00:00:00Z": "31d",
+    }
+    assert {moment: output.age(moment, now) for moment in ages} == ages
+    assert [output.age(moment, now) for moment in (None, "", "yesterday", "2030-01-01T00:00:00")] == ["-"] * 4
+
+
+def test_rows_of_any_value_are_text() -> None:
+    assert output.plain_row(ErrorBody(code="x", message="y", details={"a": 1})) == {
+        "code": "x",
+        "message": "y",
+        "details": '{"a":1}',
+    }

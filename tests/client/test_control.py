@@ -1,0 +1,139 @@
+"""Control requests: their replies, their errors, and owners that are away."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import time
+
+import pytest
+
+from agentmesh.errors import AskTimeout, BadRequest, BadState, NotFound, Unavailable
+from agentmesh.subjects import Subjects
+from agentmesh.wire import ErrorBody
+from client.fake_owner import world
+from support import Server, eventually, run
+
+STATUS = {
+    "name": "coder",
+    "kind": "Coder",
+    "backend": "scripted",
+    "state": "idle",
+    "halted": False,
+    "queued": 2,
+    "current_request": None,
+    "node": "n1",
+    "incarnation": "life1",
+    "generation": 3071,
+    "turn": 9,
+    "usage": {},
+}
+
+
+def test_each_request_says_what_it_wants_and_returns_what_came_of_it(server: Server, subjects: Subjects) -> None:
+    async def scenario() -> None:
+        async with world(server, subjects) as w, w.owner("coder") as owner:
+            await w.write_spec("coder")
+            owner.replies = {
+                "status": {**STATUS, "agent_state": {"n": 1}, "of_a_later_version": True},
+                "interrupt": {"interrupted": True},
+                "cancel": {"cancelled": True},
+                "resume": {"resumed": False},
+            }
+            status = await w.mesh.status("coder", content=True)
+            assert (status.queued, status.generation, status.agent_state) == (2, 3071, {"n": 1})
+            assert await w.mesh.interrupt("coder") is True
+            assert await w.mesh.interrupt("coder", "17") is True
+            assert await w.mesh.cancel("coder", "17") is True
+            assert await w.mesh.resume("coder") is False
+            assert owner.requests == [
+                {"op": "status", "content": True},
+                {"op": "interrupt"},
+                {"op": "interrupt", "ref": "17"},
+                {"op": "cancel", "ref": "17"},
+                {"op": "resume"},
+            ]
+
+    run(scenario())
+
+
+@pytest.mark.case(236)
+def test_timers_are_set_and_cancelled(server: Server, subjects: Subjects) -> None:
+    async def scenario() -> None:
+        async with world(server, subjects) as w, w.owner("coder") as owner:
+            await w.write_spec("coder")
+            due = dt.datetime(2030, 1, 2, 3, 4, 5, tzinfo=dt.UTC)
+            owner.replies = {"set_timer": {"set": True, "due": "2030-01-02T03:04:05Z"}, "cancel_timer": {"cancelled": True}}
+            assert (await w.mesh.set_timer("coder", "t1", {"tick": 1}, at=due)).due == due
+            await w.mesh.set_timer("coder", "t1", {"tick": 1}, after_s=60, every_s=30)
+            assert await w.mesh.cancel_timer("coder", "t1") is True
+            assert owner.requests == [
+                {"op": "set_timer", "id": "t1", "event": {"tick": 1}, "at": "2030-01-02T03:04:05.000000Z"},
+                {"op": "set_timer", "id": "t1", "event": {"tick": 1}, "after_s": 60, "every_s": 30},
+                {"op": "cancel_timer", "id": "t1"},
+            ]
+            for wrong in ({}, {"at": due, "after_s": 1.0}, {"after_s": -1.0}, {"after_s": 1.0, "every_s": 0.0}):
+                with pytest.raises(BadRequest):
+                    await w.mesh.set_timer("coder", "t1", {}, **wrong)  # type: ignore[arg-type]
+
+    run(scenario())
+
+
+def test_the_owners_error_is_raised_as_its_type(server: Server, subjects: Subjects) -> None:
+    async def scenario() -> None:
+        async with world(server, subjects) as w, w.owner("coder") as owner:
+            await w.write_spec("coder")
+            owner.replies["resume"] = {"error": {"code": "bad_state", "message": "cannot be decoded", "details": {"turn": 4}}}
+            with pytest.raises(BadState, match="cannot be decoded") as caught:
+                await w.mesh.resume("coder")
+            assert caught.value.details == {"turn": 4}
+            owner.replies["status"] = {"name": "coder"}
+            with pytest.raises(Unavailable, match="newer"):
+                await w.mesh.status("coder")
+
+    run(scenario())
+
+
+def test_a_request_waits_for_an_owner_in_takeover(server: Server, subjects: Subjects) -> None:
+    async def scenario() -> None:
+        async with world(server, subjects) as w:
+            await w.write_spec("coder")
+            asked = asyncio.create_task(w.mesh.status("coder", timeout=10))
+            await w.transport.flush()
+            owner = w.owner("coder")
+            owner.replies["status"] = STATUS
+            async with owner:
+                assert (await asked).node == "n1"
+
+    run(scenario())
+
+
+def test_an_owner_that_is_away_is_told_apart_from_none(server: Server, subjects: Subjects) -> None:
+    async def scenario() -> None:
+        async with world(server, subjects) as w:
+            with pytest.raises(NotFound):
+                await w.mesh.interrupt("coder")
+            await w.write_spec("coder")
+            with pytest.raises(Unavailable, match="waits for a node") as caught:
+                await w.mesh.interrupt("coder", timeout=0.2)
+            assert caught.value.details["status"] == "running"
+            began = time.monotonic()
+            await w.write_spec("coder", status="wanted", reason=ErrorBody(code="no_node", message="no node has label gpu"))
+            with pytest.raises(Unavailable, match="no node has label gpu"):
+                await w.mesh.status("coder", timeout=30)
+            assert time.monotonic() - began < 5
+
+    run(scenario())
+
+
+def test_an_owner_that_does_not_answer_ends_in_a_timeout(server: Server, subjects: Subjects) -> None:
+    async def scenario() -> None:
+        async with world(server, subjects) as w, w.owner("coder") as owner:
+            await w.write_spec("coder")
+            owner.replies = {"interrupt": None}
+            with pytest.raises(AskTimeout):
+                await w.mesh.interrupt("coder", timeout=0.2)
+            await eventually(lambda: owner.requests)
+            assert owner.requests == [{"op": "interrupt"}], "an interrupt of whatever runs must not be repeated"
+
+    run(scenario())

@@ -1,0 +1,53 @@
+"""The demo: `make demo` keeps its word, and its answers follow the log."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TRIAGE = ROOT / "examples" / "triage"
+
+OTHER_LOG = """\
+2026-11-21T10:00:00.000Z INFO  billing  nightly run started
+2026-11-21T10:00:05.000Z ERROR billing  invoice 17 has no address
+2026-11-21T10:00:06.000Z ERROR billing  invoice 18 has no address
+2026-11-21T10:00:07.000Z INFO  shop     opened
+"""
+
+
+def demo(*arguments: str) -> subprocess.CompletedProcess[str]:
+    environ = {key: value for key, value in os.environ.items() if not key.startswith(("MESH_", "OTEL_", "ANTHROPIC_"))}
+    return subprocess.run(
+        [sys.executable, TRIAGE / "demo.py", *arguments], capture_output=True, text=True, timeout=100, check=False, env=environ
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.case(202)
+@pytest.mark.case(200)
+def test_the_coordinator_outlives_its_node_and_its_caller_gets_one_answer() -> None:
+    done = demo()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr == ""
+    assert re.search(r"SIGKILL +n[12] dies, and with it .*triage", done.stdout)
+    assert re.search(r"triage +goes on on n[12], \d\.\d\d s after the kill", done.stdout)
+    assert "60 errors in 3 services" in done.stdout
+    assert "Look at checkout first" in done.stdout
+    assert len(re.findall(r"triage -> caller", done.stdout)) == 1
+    graph = done.stdout[done.stdout.index("caller\n") :]
+    assert re.search(r"└─ triage +on n\d then n\d", graph)
+    assert len(re.findall(r"triage\.(checkout|search|auth) +on n", graph)) == 3
+
+
+@pytest.mark.slow
+def test_another_log_gives_another_answer(tmp_path: Path) -> None:
+    log = tmp_path / "other.log"
+    log.write_text(OTHER_LOG)
+    done = demo(str(log))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 errors in 1 service," in done.stdout
+    assert "invoice 17 has no address" in done.stdout

@@ -1,0 +1,29 @@
+"""Where a process looks for its server."""
+
+from pathlib import Path
+
+import pytest
+
+from agentmesh.edge.address import mesh_root, server_urls
+
+
+def test_argument_then_environment_then_file_then_default(tmp_path: Path) -> None:
+    environ = {"MESH_NATS_URL": "nats://env:1, nats://env:2"}
+    assert server_urls(environ={}, directory=tmp_path) == ["nats://127.0.0.1:4222"]
+    (tmp_path / ".mesh").mkdir()
+    (tmp_path / ".mesh" / "url").write_text("nats://file:1\n")
+    assert server_urls(environ={}, directory=tmp_path) == ["nats://file:1"]
+    assert server_urls(environ=environ, directory=tmp_path) == ["nats://env:1", "nats://env:2"]
+    assert server_urls("nats://a:1,nats://b:2", environ=environ, directory=tmp_path) == ["nats://a:1", "nats://b:2"]
+    assert server_urls(["nats://a:1", "nats://b:2"], environ=environ, directory=tmp_path) == ["nats://a:1", "nats://b:2"]
+
+
+@pytest.mark.parametrize("given", ["", " , ", []])
+def test_an_empty_argument_counts_as_none(given: str | list[str], tmp_path: Path) -> None:
+    assert server_urls(given, environ={"MESH_NATS_URL": "nats://env:1"}, directory=tmp_path) == ["nats://env:1"]
+
+
+def test_root() -> None:
+    assert mesh_root(environ={}) == "mesh"
+    assert mesh_root(environ={"MESH_ROOT": "other"}) == "other"
+    assert mesh_root("mine", environ={"MESH_ROOT": "other"}) == "mine"

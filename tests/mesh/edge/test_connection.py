@@ -1,0 +1,503 @@
+"""The transport over a real server: requests, subscriptions, loss of the connection, limits."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import time
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from agentmesh.edge import connection
+from agentmesh.edge.connection import NatsTransport, connect
+from agentmesh.edge.transport import Disconnected, Message, NoResponders, RequestTimeout
+from agentmesh.errors import BadRequest, TooLarge, Unavailable
+from agentmesh.subjects import Subjects
+from support import Server, connected, eventually, run
+
+
+async def _echo(t: NatsTransport, subject: str) -> None:
+    async def answer(message: Message) -> None:
+        await t.publish(message.reply, message.data, headers=message.headers)
+
+    await t.subscribe(subject, answer)
+    await t.flush()
+
+
+# --- requests -----------------------------------------------------------------------------------------------------
+def test_request_returns_data_and_headers(server: Server) -> None:
+    async def main() -> None:
+        async with connected(server.url) as t:
+            await _echo(t, "echo.a")
+            reply = await t.request("echo.a", b"body", headers={"A": "1", "Bee": "zwei ü"}, timeout=5)
+            assert reply.data == b"body"
+            assert dict(reply.headers) == {"A": "1", "Bee": "zwei ü"}
+            plain = await t.request("echo.a", b"", timeout=5)
+            assert (plain.data, dict(plain.headers), plain.status) == (b"", {}, "")
+
+    run(main())
+
+
+def test_many_requests_in_flight_get_their_own_replies(server: Server) -> None:
+    async def main() -> None:
+        async with connected(server.url) as t, connected(server.url) as other:
+            await _echo(other, "echo.many")
+            bodies = [str(n).encode() for n in range(500)]
+            replies = await asyncio.gather(*(t.request("echo.many", body, timeout=5) for body in bodies))
+            assert [reply.data for reply in replies] == bodies
+
+    run(main())
+
+
+def test_nobody_listens(server: Server) -> None:
+    async def main() -> None:
+        async with connected(server.url) as t:
+            started = time.monotonic()
+            with pytest.raises(NoResponders):
+                await t.request("nobody.there", timeout=5)
+            with pytest.raises(NoResponders):
+                await t.request_many("nobody.there", timeout=5)
+            assert time.monotonic() - started < 2
+
+    run(main())
+
+
+def test_silence_times_out_and_a_late_reply_is_dropped(server: Server) -> None:
+    async def main() -> None:
+        late: list[Message] = []
+        async with connected(server.url) as t:
+            await t.subscribe("silent", late.append)
+            with pytest.raises(RequestTimeout):
+                await t.request("silent", timeout=0.05)
+            with pytest.raises(RequestTimeout):
+                await t.request_many("silent", timeout=0.05)
+            for message in late:
+                await t.publish(message.reply, b"too late")
+            await _echo(t, "echo.late")
+            assert (await t.request("echo.late", b"x", timeout=5)).data == b"x"
+
+    run(main())
+
+
+def test_request_many_gathers_until_a_status_and_counts_silence_between_replies(server: Server) -> None:
+    async def main() -> None:
+        async with connected(server.url) as t:
+
+            async def slowly(message: Message) -> None:
+                for n in range(4):
+                    await asyncio.sleep(0.1)
+                    await t.publish(message.reply, str(n).encode())
+
+            await t.subscribe("slow", slowly)
+            # 0.4 s in all, but never 0.3 s of silence before the last reply; the end never comes.
+            started = time.monotonic()
+            with pytest.raises(RequestTimeout):
+                await t.request_many("slow", timeout=0.3)
+            assert time.monotonic() - started > 0.65
+
+    run(main())
+
+
+def test_cancelled_request_leaves_nothing_behind(server: Server) -> None:
+    async def main() -> None:
+        async with connected(server.url) as t:
+            await t.subscribe("hole", lambda message: None)
+            one = asyncio.ensure_future(t.request("hole", timeout=5))
+            many = asyncio.ensure_future(t.request_many("hole", timeout=5))
+            await asyncio.sleep(0)
+            one.cancel()
+            many.cancel()
+            await asyncio.gather(one, many, return_exceptions=True)
+            assert one.cancelled() and many.cancelled()
+            assert not t._waiting and not t._gathering
+
+    run(main())
+
+
+# --- subscriptions ------------------------------------------------------------------------------------------------
+def test_plain_and_async_handlers_see_messages_in_order(server: Server) -> None:
+    async def main() -> None:
+        plain: list[bytes] = []
+        slow: list[bytes] = []
+        mixed: list[bytes] = []
+
+        async def slowly(message: Message) -> None:
+            await asyncio.sleep(0)
+            slow.append(message.data)
+
+        def sometimes(message: Message) -> Awaitable[None] | None:
+            if int(message.data) % 3 == 0:
+
+                async def later() -> None:
+                    await asyncio.sleep(0)
+                    mixed.append(message.data)
+
+                return later()
+            mixed.append(message.data)
+            return None
+
+        async with connected(server.url) as t:
+            await t.subscribe("order", lambda message: plain.append(message.data))
+            await t.subscribe("order", slowly)
+            await t.subscribe("order", sometimes)
+            sent = [str(n).encode() for n in range(100)]
+            for body in sent:
+                await t.publish("order", body)
+            await eventually(lambda: len(slow) == len(mixed) == len(plain) == 100, what="delivery")
+            assert plain == slow == mixed == sent
+
+    run(main())
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_failing_handler_is_logged_and_the_next_message_arrives(
+    server: Server, is_async: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        seen: list[bytes] = []
+
+        def handle(message: Message) -> None:
+            if message.data == b"bad":
+                raise ValueError("boom")
+            seen.append(message.data)
+
+        async def handle_later(message: Message) -> None:
+            handle(message)
+
+        async with connected(server.url) as t:
+            await t.subscribe("fails", handle_later if is_async else handle)
+            for body in (b"bad", b"good"):
+                await t.publish("fails", body)
+            await eventually(lambda: seen == [b"good"], what="the message behind the failing one")
+
+    run(main())
+    assert "a handler of fails failed" in caplog.text
+
+
+def test_unsubscribe_and_queue_groups(server: Server) -> None:
+    async def main() -> None:
+        first: list[Message] = []
+        second: list[Message] = []
+        gone: list[Message] = []
+        async with connected(server.url) as t, connected(server.url) as other:
+            await t.subscribe("shared", first.append, queue="q")
+            await other.subscribe("shared", second.append, queue="q")
+            stopped = await t.subscribe("shared", gone.append)
+            await stopped.unsubscribe()
+            await stopped.unsubscribe()
+            await t.flush()
+            await other.flush()
+            for _ in range(50):
+                await t.publish("shared")
+            await eventually(lambda: len(first) + len(second) == 50, what="50 deliveries")
+            assert first and second and not gone
+
+    run(main())
+
+
+def test_a_slow_handler_drops_at_its_bound_and_reports_the_gap(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "MAX_BACKLOG", 10)
+
+    async def main() -> None:
+        release = asyncio.Event()
+        seen: list[bytes] = []
+        gaps: list[None] = []
+
+        async def handle(message: Message) -> None:
+            await release.wait()
+            seen.append(message.data)
+
+        async with connected(server.url) as t:
+            remove = t.on_gap(lambda: gaps.append(None))
+            await t.subscribe("slow.one", handle)
+            for n in range(30):
+                await t.publish("slow.one", str(n).encode())
+            await t.flush()
+            assert len(gaps) == 1
+            release.set()
+            await eventually(lambda: len(gaps) == 2, what="the gap when the backlog is done")
+            assert seen == [str(n).encode() for n in range(11)]
+            remove()
+            remove()
+
+    run(main())
+
+
+def test_a_subject_that_is_not_utf8_does_not_end_the_connection(server: Server) -> None:
+    async def main() -> None:
+        seen: list[Message] = []
+        async with connected(server.url) as t:
+            await t.subscribe("raw.>", seen.append)
+            await t.flush()
+            with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2]))) as raw:
+                raw.sendall(b'CONNECT {"verbose":false}\r\nPUB raw.\xff\xfe 2\r\nhi\r\nPING\r\n')
+                await eventually(lambda: seen, what="the message")
+            assert seen[0].data == b"hi"
+            assert seen[0].subject.startswith("raw.")
+            await t.flush()
+
+    run(main())
+
+
+# --- limits -------------------------------------------------------------------------------------------------------
+@pytest.mark.case(220)
+def test_what_exceeds_a_limit_is_refused_before_it_costs_the_connection(server: Server) -> None:
+    async def main() -> None:
+        gaps: list[None] = []
+        async with connected(server.url) as t:
+            t.on_gap(lambda: gaps.append(None))
+            limit = t.max_payload
+            with pytest.raises(TooLarge):
+                await t.publish("big", b"x" * (limit + 1))
+            with pytest.raises(TooLarge):
+                await t.publish("big", b"x" * limit, headers={"A": "b"})
+            with pytest.raises(TooLarge):
+                await t.request("big", b"", headers={"A": "b" * limit}, timeout=1)
+            with pytest.raises(TooLarge):
+                await t.publish("s" * 4001)
+            with pytest.raises(TooLarge):
+                await t.publish("s" * 2001, reply="r" * 2000)
+            seen: list[Message] = []
+            await t.subscribe("big", seen.append)
+            await t.publish("big", b"x" * limit)
+            await t.publish("b" * 2000, reply="r" * 2000)
+            await eventually(lambda: len(seen) == 1, what="the largest message")
+            assert t.connected and not gaps
+
+    run(main())
+
+
+@pytest.mark.parametrize("subject", ["", "a b", "a\r\nPUB x 0", "a\tb", "a\x00b", "\udc80"])
+def test_malformed_subjects_and_headers_are_refused(server: Server, subject: str) -> None:
+    async def main() -> None:
+        async with connected(server.url) as t:
+            with pytest.raises(BadRequest):
+                await t.publish(subject, b"x")
+            with pytest.raises(BadRequest):
+                await t.subscribe(subject, lambda message: None)
+            with pytest.raises(BadRequest):
+                await t.publish("a", b"x", headers={subject + ":": "v"})
+            await t.flush()
+
+    run(main())
+
+
+def test_line_breaks_in_a_header_value_cannot_smuggle_in_a_header(server: Server) -> None:
+    async def main() -> None:
+        seen: list[Message] = []
+        async with connected(server.url) as t:
+            await t.subscribe("smuggle", seen.append)
+            await t.publish("smuggle", b"x", headers={"A": "1\r\nNats-Msg-Id: 7\nB: 2"})
+            await eventually(lambda: seen, what="the message")
+            assert dict(seen[0].headers) == {"A": "1 Nats-Msg-Id: 7 B: 2"}
+
+    run(main())
+
+
+# --- connecting ---------------------------------------------------------------------------------------------------
+def test_no_server_is_unavailable_and_says_where_without_the_password() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
+    async def main() -> None:
+        started = time.monotonic()
+        with pytest.raises(Unavailable) as caught:
+            await connect(f"nats://me:secret@127.0.0.1:{port}", name="t", connect_timeout=0.5)
+        assert 0.4 < time.monotonic() - started < 3
+        assert f"127.0.0.1:{port}" in caught.value.message
+        assert "secret" not in caught.value.message
+
+    run(main())
+
+
+@pytest.mark.parametrize("servers", ["", " , ", [], "http://a:1", "ws://a:1", "nats://", "nats://a:nan", "a:99999"])
+def test_addresses_that_are_none_are_refused(servers: str | list[str]) -> None:
+    with pytest.raises(BadRequest):
+        run(connect(servers, name="t"))
+
+
+def test_several_addresses_and_wait(fresh_server: Server) -> None:
+    url = fresh_server.url
+    fresh_server.stop()
+
+    async def main() -> None:
+        waiting = asyncio.ensure_future(connect(f"nats://127.0.0.1:1, {url}", name="t", connect_timeout=0.1, wait=True))
+        await asyncio.sleep(0.3)
+        assert not waiting.done()
+        await asyncio.to_thread(fresh_server.start)
+        t = await waiting
+        assert t.connected
+        await t.close()
+        await t.close()
+
+    run(main())
+
+
+def test_wrong_credentials_are_unavailable_with_the_servers_reason() -> None:
+    with Server(config="authorization { user: a, password: b }") as server:
+
+        async def main() -> None:
+            with pytest.raises(Unavailable, match=r"(?i)authorization violation"):
+                await connect(server.url, name="t", connect_timeout=0.7)
+            good = server.url.replace("nats://", "nats://a:b@")
+            async with connected(good) as t:
+                await t.flush()
+
+        run(main())
+
+
+def test_facts_about_the_server(server: Server) -> None:
+    async def main() -> None:
+        async with connected(server.url, name="facts") as t:
+            assert t.server_version >= (2, 14, 0)
+            assert (t.clustered, t.cluster_size()) == (False, 1)
+            assert t.max_payload == 1 << 20
+            assert t.new_inbox() != t.new_inbox()
+            names = [each["name"] for each in server.monitor("connz")["connections"]]
+            assert "facts" in names
+
+    run(main())
+
+
+# --- losing the connection ----------------------------------------------------------------------------------------
+def test_a_restart_fails_what_is_in_flight_at_once_and_heals(fresh_server: Server) -> None:
+    async def main() -> None:
+        seen: list[bytes] = []
+        gaps: list[bool] = []
+        async with connected(fresh_server.url) as t:
+            t.on_gap(lambda: gaps.append(t.connected))
+            await t.subscribe("live.>", lambda message: seen.append(message.data))
+            await t.subscribe("hole", lambda message: None)
+            await t.flush()
+            started = time.monotonic()
+            waits: list[Callable[[], Awaitable[object]]] = [
+                lambda: t.request("hole", timeout=20),
+                lambda: t.request_many("hole", timeout=20),
+            ]
+            flying = [asyncio.ensure_future(wait()) for wait in waits]
+            await t.flush()
+            fresh_server.kill()
+            for each in flying:
+                with pytest.raises(Disconnected):
+                    await each
+            assert time.monotonic() - started < 5
+            assert not t.connected
+            for call in (t.publish("live.a", b"lost"), t.flush(), *(wait() for wait in waits)):
+                with pytest.raises(Disconnected):
+                    await call
+            late = await t.subscribe("late", lambda message: seen.append(message.data))
+            await asyncio.to_thread(fresh_server.start)
+            await eventually(lambda: t.connected, what="the reconnect")
+            assert gaps == [True]
+            await t.publish("live.b", b"new")
+            await t.publish("late", b"new too")
+            await eventually(lambda: len(seen) == 2, what="both subscriptions to live again")
+            assert seen == [b"new", b"new too"]
+            await late.unsubscribe()
+
+    run(main())
+
+
+def test_nothing_pending_is_sent_after_a_reconnect(fresh_server: Server) -> None:
+    async def main() -> None:
+        seen: list[bytes] = []
+        async with connected(fresh_server.url) as t:
+            await t.subscribe("pending", lambda message: seen.append(message.data))
+            await t.flush()
+            # The bytes of one loop iteration wait for its end; the connection dies in between.
+            lost = asyncio.ensure_future(t.request("pending", b"lost", timeout=20))
+            await asyncio.sleep(0)
+            t._client._abort()
+            with pytest.raises(Disconnected):
+                await lost
+            await eventually(lambda: t.connected, what="the reconnect")
+            await t.publish("pending", b"new")
+            await eventually(lambda: seen, what="the new message")
+            assert seen == [b"new"]
+
+    run(main())
+
+
+def test_a_frozen_server_is_noticed(fresh_server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert connection.PING_INTERVAL_S * (connection.MAX_OUTSTANDING_PINGS + 1) <= 15
+    monkeypatch.setattr(connection, "PING_INTERVAL_S", 0.2)
+
+    async def main() -> None:
+        async with connected(fresh_server.url) as t:
+            fresh_server.freeze()
+            # More than the kernel takes: closing must not wait for the peer to read it.
+            body = b"x" * 1_000_000
+
+            async def flood() -> None:
+                while True:
+                    await t.publish("flood", body)
+
+            started = time.monotonic()
+            with pytest.raises(Disconnected):
+                await flood()
+            assert time.monotonic() - started < 5
+            fresh_server.thaw()
+            await eventually(lambda: t.connected, what="the reconnect")
+            await t.flush()
+
+    run(main())
+
+
+def test_a_connection_that_the_server_closes_for_good_is_opened_again(
+    fresh_server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        seen: list[bytes] = []
+        gaps: list[None] = []
+        async with connected(fresh_server.url) as t:
+            t.on_gap(lambda: gaps.append(None))
+            await t.subscribe("again", lambda message: seen.append(message.data))
+            await t.flush()
+            flying = asyncio.ensure_future(t.request("again", b"first", timeout=20))
+            await eventually(lambda: seen == [b"first"], what="the first message")
+            t._client.send(b"NONSENSE\r\n")
+            with pytest.raises(Disconnected):
+                await flying
+            await eventually(lambda: t.connected, what="the new connection")
+            assert gaps
+            await t.publish("again", b"second")
+            await eventually(lambda: seen == [b"first", b"second"], what="the subscription to live again")
+
+    with caplog.at_level(logging.ERROR, logger="agentmesh.edge"):
+        run(main())
+    assert "opening it again" in caplog.text
+
+
+def test_close_sends_what_is_pending_and_ends_running_handlers(server: Server, subjects: Subjects) -> None:
+    async def main() -> None:
+        seen: list[bytes] = []
+        cancelled = asyncio.Event()
+        async with connected(server.url) as listener:
+            await listener.subscribe(f"{subjects.root}.bye", lambda message: seen.append(message.data))
+            await listener.flush()
+            t = await connect(server.url, name="closing")
+
+            async def forever(message: Message) -> None:
+                try:
+                    await asyncio.Event().wait()
+                finally:
+                    cancelled.set()
+
+            await t.subscribe(f"{subjects.root}.hang", forever)
+            await t.publish(f"{subjects.root}.hang")
+            await t.flush()
+            flying = asyncio.ensure_future(t.request(f"{subjects.root}.hang", timeout=20))
+            await asyncio.sleep(0)
+            await t.publish(f"{subjects.root}.bye", b"bye")
+            await t.close()
+            assert cancelled.is_set()
+            with pytest.raises(Disconnected):
+                await flying
+            with pytest.raises(Disconnected):
+                await t.publish("a")
+            await eventually(lambda: seen == [b"bye"], what="the last message")
+
+    run(main())

@@ -1,0 +1,364 @@
+"""The placement rules of design 5: examples that read like the rules, and properties over random worlds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agentmesh.planner import Placed, Plan, Wait, World, explain, plan
+from agentmesh.wire import AgentStatus, NodeLease, Spec
+
+Placements = dict[tuple[str, str], Placed]
+
+
+def spec(kind: str = "A", status: AgentStatus = "wanted", life: str = "l1", **labels: str) -> Spec:
+    return Spec(kind=kind, incarnation=life, status=status, labels=labels)
+
+
+def lease(*kinds: str, capacity: int = 0, draining: bool = False, cordoned: bool = False, **labels: str) -> NodeLease:
+    return NodeLease(
+        boot="b", kinds=kinds or ("A",), labels=labels, capacity=capacity, draining=draining, cordoned=cordoned
+    )  # fmt: skip
+
+
+def on(node: str, agent: str = "a", revision: int = 1, life: str = "l1") -> Placements:
+    return {(node, agent): Placed(life, revision)}
+
+
+def perform(world: World, made: Plan) -> World:
+    """The world after a plan was carried out."""
+    flat = {(node, agent): placed for agent, by_node in world.placements.items() for node, placed in by_node.items()}
+    newest = max((placed.revision for placed in flat.values()), default=0)
+    for number, action in enumerate(made.place, start=newest + 1):
+        current = flat.get((action.node, action.agent))
+        assert (current.revision if current else 0) == action.revision, "a compare-and-set on another revision"
+        flat[action.node, action.agent] = Placed(action.incarnation, number)
+    for gone in made.remove:
+        assert flat.pop((gone.node, gone.agent)).revision == gone.revision
+    return World.of(world.specs, world.nodes, flat, world.held)
+
+
+def owners(world: World) -> Mapping[str, list[str]]:
+    return {agent: sorted(by_node) for agent, by_node in world.placements.items() if by_node}
+
+
+# --- examples -----------------------------------------------------------------------------------------------------
+@pytest.mark.case(221)
+def test_an_agent_whose_kind_nobody_serves_waits_and_starts_when_a_node_comes() -> None:
+    world = World.of({"a": spec("B")}, {"n1": lease("A")}, {})
+    assert plan(world) == Plan(wait=(Wait("a", None, "no live node serves kind B"),))
+    assert explain(world, "a") == "a waits: no live node serves kind B (n1: other kind)"
+
+    world = World.of({"a": spec("B")}, {"n1": lease("A"), "n2": lease("B")}, {})
+    assert [action.node for action in plan(world).place] == ["n2"]
+
+
+@pytest.mark.case(228)
+def test_every_label_of_the_spec_must_be_the_nodes() -> None:
+    nodes = {"n1": lease(gpu="yes"), "n2": lease(gpu="yes", zone="b"), "n3": lease()}
+    world = World.of({"a": spec(gpu="yes", zone="b")}, nodes, {})
+    assert [action.node for action in plan(world).place] == ["n2"]
+
+    lonely = World.of({"a": spec(gpu="yes", zone="c")}, nodes, {})
+    assert plan(lonely).wait[0].reason == "no live node that serves kind A has the labels gpu=yes, zone=c"
+
+
+@pytest.mark.case(228)
+def test_a_full_node_takes_no_more_and_no_capacity_means_no_bound() -> None:
+    specs = {f"a{i}": spec() for i in range(5)}
+    made = plan(World.of(specs, {"n1": lease(capacity=2)}, {}))
+    assert len(made.place) == 2
+    assert {wait.reason for wait in made.wait} == {"no node that fits has room"}
+    assert len(plan(World.of(specs, {"n1": lease()}, {})).place) == 5
+
+
+def test_room_that_the_same_plan_frees_is_used_by_it() -> None:
+    world = World.of({"a": spec(status="stopped"), "b": spec()}, {"n1": lease(capacity=1)}, on("n1", "a"))
+    made = plan(world)
+    assert [(action.agent, action.node) for action in made.place] == [("b", "n1")]
+    assert [(gone.agent, gone.reason) for gone in made.remove] == [("a", "the agent is stopped")]
+
+
+def test_what_stands_well_stays_when_an_emptier_node_comes() -> None:
+    placements = on("n1", "a") | on("n1", "b", 2)
+    world = World.of({"a": spec(), "b": spec(status="running")}, {"n1": lease(), "n2": lease()}, placements)
+    assert plan(world) == Plan()
+
+
+def test_a_node_that_is_gone_loses_its_agents_to_the_others() -> None:
+    made = plan(World.of({"a": spec()}, {"n2": lease()}, on("n1", revision=7)))
+    assert [(action.node, action.previous, action.revision) for action in made.place] == [("n2", "n1", 0)]
+    assert [(gone.node, gone.revision) for gone in made.remove] == [("n1", 7)]
+    assert made.place[0].reason == "node n1 is gone; n2 fits and has the fewest agents (0)"
+
+
+def test_an_agent_whose_only_node_is_gone_waits_with_its_placement() -> None:
+    assert plan(World.of({"a": spec()}, {}, on("n1"))) == Plan(wait=(Wait("a", None, "no node is live"),))
+
+
+def test_of_several_placements_the_highest_revision_counts() -> None:
+    world = World.of({"a": spec()}, {"n1": lease(), "n2": lease()}, on("n1", revision=8) | on("n2", revision=5))
+    made = plan(world)
+    assert not made.place
+    assert [(gone.node, gone.revision) for gone in made.remove] == [("n2", 5)]
+
+
+def test_an_older_placement_on_a_live_node_is_renewed_before_it_counts() -> None:
+    """Its generation is below what the journal may have seen from the newer owner, which is gone: it needs a new revision."""
+    world = World.of({"a": spec()}, {"n2": lease()}, on("n1", revision=8) | on("n2", revision=5))
+    made = plan(world)
+    assert [(action.node, action.revision) for action in made.place] == [("n2", 5)]
+    assert [gone.node for gone in made.remove] == ["n1"]
+
+
+def test_a_placement_of_another_incarnation_is_none() -> None:
+    world = World.of({"a": spec(life="l2")}, {"n1": lease(), "n2": lease()}, on("n2", revision=9, life="l1"))
+    made = plan(world)
+    assert [(action.node, action.incarnation) for action in made.place] == [("n1", "l2")]
+    assert [(gone.node, gone.reason) for gone in made.remove] == [("n2", "it belongs to another life of the agent")]
+
+
+def test_stopping_without_an_owner_goes_to_any_live_node() -> None:
+    made = plan(World.of({"a": spec("Z", "stopping", gpu="yes")}, {"n1": lease("A", capacity=1)}, on("n1", "b")))
+    assert ("a", "n1") in [(action.agent, action.node) for action in made.place]
+
+
+def test_stopping_keeps_its_owner_although_it_no_longer_serves_the_kind() -> None:
+    assert plan(World.of({"a": spec("Z", "stopping")}, {"n1": lease("A")}, on("n1"))) == Plan()
+
+
+@pytest.mark.parametrize("specs", [{"a": spec(status="stopped")}, {}])
+def test_stopped_and_unknown_agents_have_no_owner(specs: dict[str, Spec]) -> None:
+    made = plan(World.of(specs, {"n1": lease()}, on("n1", revision=3)))
+    assert not made.place
+    assert [(gone.node, gone.revision) for gone in made.remove] == [("n1", 3)]
+
+
+@pytest.mark.case(229)
+def test_a_failed_agent_keeps_an_owner() -> None:
+    assert plan(World.of({"a": spec(status="failed")}, {"n1": lease()}, on("n1"))) == Plan()
+    assert len(plan(World.of({"a": spec(status="failed")}, {"n2": lease()}, on("n1"))).place) == 1
+
+
+@pytest.mark.case(222)
+def test_agents_leave_a_draining_node_and_stay_where_no_other_takes_them() -> None:
+    nodes = {"n1": lease(draining=True), "n2": lease(capacity=1)}
+    world = World.of({"a": spec(), "b": spec()}, nodes, on("n1", "a") | on("n1", "b", 2))
+    made = plan(world)
+    assert [(action.agent, action.node) for action in made.place] == [("a", "n2")]
+    assert [(gone.agent, gone.node) for gone in made.remove] == [("a", "n1")]
+    assert made.wait == (Wait("b", "n1", "no node that fits has room"),)
+
+
+def test_a_cordoned_node_keeps_what_it_has_and_gets_nothing() -> None:
+    world = World.of({"a": spec(), "b": spec()}, {"n1": lease(cordoned=True)}, on("n1", "a"))
+    made = plan(world)
+    assert not made.place
+    assert [wait.agent for wait in made.wait] == ["b"]
+
+
+@pytest.mark.case(226)
+def test_a_node_in_doubt_keeps_its_agents_and_gets_nothing() -> None:
+    world = World.of({"a": spec(), "b": spec()}, {"n2": lease(cordoned=True)}, on("n1", "a"), held={"n1"})
+    made = plan(world)
+    assert not made.place
+    assert [wait.agent for wait in made.wait] == ["b"]
+    assert explain(world, "a") == "a is wanted on n1, which has not been heard of just now (generation 1)"
+
+
+def test_an_agent_leaves_a_node_that_came_back_without_its_kind() -> None:
+    made = plan(World.of({"a": spec("A")}, {"n1": lease("B")}, on("n1")))
+    assert [gone.node for gone in made.remove] == ["n1"]
+    assert made.wait[0].node is None
+
+
+def test_explain_says_where_and_why() -> None:
+    world = World.of(
+        {"a": spec(status="running"), "s": spec(status="stopped"), "n": spec()}, {"n1": lease()}, on("n1", revision=9)
+    )
+    assert explain(world, "a") == "a is running on n1 (generation 9)"
+    assert explain(world, "s") == "s is stopped"
+    assert explain(world, "x") == "no agent is called x"
+    assert explain(world, "n") == "n is about to be placed on n1: it has no owner; n1 fits and has the fewest agents (1)"
+
+
+# --- properties ---------------------------------------------------------------------------------------------------
+KINDS = ("A", "B")
+NODES = tuple(f"n{i}" for i in range(6))
+AGENTS = tuple(f"a{i}" for i in range(14))
+labels = st.sampled_from(({}, {}, {"gpu": "yes"}, {"gpu": "no"}, {"gpu": "yes", "zone": "b"}))
+statuses = st.sampled_from(("wanted", "running", "failed", "stopping", "stopped"))
+specs = st.builds(
+    lambda kind, life, status, wanted: Spec(kind=kind, incarnation=life, status=status, labels=wanted),
+    st.sampled_from(KINDS),
+    st.sampled_from(("l1", "l2")),
+    statuses,
+    labels,
+)
+leases = st.builds(
+    lambda kinds, has, capacity, draining, cordoned: NodeLease(
+        boot="b", kinds=tuple(kinds), labels=has, capacity=capacity, draining=draining, cordoned=cordoned
+    ),
+    st.lists(st.sampled_from(KINDS), unique=True),
+    labels,
+    st.sampled_from((0, 0, 1, 2, 4)),
+    st.sampled_from((False, False, False, True)),
+    st.sampled_from((False, False, False, True)),
+)
+
+
+@st.composite
+def worlds(draw: st.DrawFn) -> World:
+    pairs = draw(st.lists(st.tuples(st.sampled_from(NODES), st.sampled_from(AGENTS)), unique=True, max_size=25))
+    revisions = draw(st.permutations(range(1, len(pairs) + 1)))
+    placements = {
+        pair: Placed(draw(st.sampled_from(("l1", "l2"))), revision) for pair, revision in zip(pairs, revisions, strict=True)
+    }
+    return World.of(
+        draw(st.dictionaries(st.sampled_from(AGENTS), specs)),
+        draw(st.dictionaries(st.sampled_from(NODES), leases)),
+        placements,
+        held=frozenset(draw(st.sets(st.sampled_from(NODES), max_size=2))),
+    )
+
+
+@given(worlds())
+def test_a_plan_carried_out_leaves_nothing_to_do(world: World) -> None:
+    first = plan(world)
+    after = plan(perform(world, first))
+    assert (after.place, after.remove) == ((), ())
+    assert after.wait == first.wait
+
+
+@given(worlds(), st.randoms(use_true_random=False))
+def test_the_same_world_gives_the_same_plan_whatever_its_order(world: World, random: object) -> None:
+    shuffle = random.shuffle  # type: ignore[attr-defined]
+
+    def shuffled[K, V](mapping: Mapping[K, V]) -> dict[K, V]:
+        items = list(mapping.items())
+        shuffle(items)
+        return dict(items)
+
+    other = World(
+        shuffled(world.specs),
+        shuffled(world.nodes),
+        {agent: shuffled(by_node) for agent, by_node in shuffled(world.placements).items()},
+        world.loads,
+        world.held,
+    )
+    assert plan(other) == plan(world)
+
+
+@given(worlds())
+def test_nobody_has_two_owners_and_whoever_needs_one_has_it_or_waits(world: World) -> None:
+    made = plan(world)
+    after = perform(world, made)
+    waits = {wait.agent for wait in made.wait}
+    homes = owners(after)
+    for agent in AGENTS:
+        entry = world.specs.get(agent)
+        nodes = homes.get(agent, [])
+        if entry is None or entry.status == "stopped":
+            assert nodes == []
+            continue
+        assert len(nodes) <= 1
+        if agent not in waits:
+            assert len(nodes) == 1
+            assert nodes[0] in world.nodes or nodes[0] in world.held
+            assert after.placements[agent][nodes[0]].incarnation == entry.incarnation
+
+
+@given(worlds())
+def test_new_placements_honour_kind_labels_and_openness(world: World) -> None:
+    for action in plan(world).place:
+        entry, node = world.specs[action.agent], world.nodes[action.node]
+        assert not node.draining
+        assert not node.cordoned
+        assert action.node not in world.held
+        if entry.status != "stopping":
+            assert entry.kind in node.kinds
+            assert entry.labels.items() <= node.labels.items()
+
+
+@given(worlds())
+def test_new_placements_never_exceed_a_capacity(world: World) -> None:
+    made = plan(world)
+    after = perform(world, made)
+    for node, entry in world.nodes.items():
+        gained = [a for a in made.place if a.node == node and world.specs[a.agent].status != "stopping"]
+        others = sum(1 for a in made.place if a.node == node) - len(gained)
+        if entry.capacity and gained:
+            assert after.loads[node] - others <= entry.capacity
+
+
+@given(worlds())
+def test_nobody_moves_without_need(world: World) -> None:
+    made = plan(world)
+    touched = {action.agent for action in made.place} | {wait.agent for wait in made.wait}
+    for agent, by_node in world.placements.items():
+        entry = world.specs.get(agent)
+        if entry is None or entry.status == "stopped":
+            continue
+        valid = {node: placed.revision for node, placed in by_node.items() if placed.incarnation == entry.incarnation}
+        if not valid:
+            continue
+        newest = max(valid, key=valid.__getitem__)
+        node = world.nodes.get(newest)
+        serves = node is not None and (
+            entry.status == "stopping" or (entry.kind in node.kinds and entry.labels.items() <= node.labels.items())
+        )
+        if newest in world.held or (node is not None and serves and not node.draining):
+            assert agent not in touched
+            assert (agent, newest) not in {(gone.agent, gone.node) for gone in made.remove}
+
+
+@given(worlds())
+def test_a_waiting_agent_really_has_nowhere_to_go(world: World) -> None:
+    made = plan(world)
+    after = perform(world, made)
+    for wait in made.wait:
+        entry = world.specs[wait.agent]
+        for name, node in world.nodes.items():
+            is_open = not node.draining and not node.cordoned and name not in world.held
+            if entry.status == "stopping":
+                assert not is_open
+            elif is_open and entry.kind in node.kinds and entry.labels.items() <= node.labels.items():
+                assert node.capacity
+                assert after.loads[name] >= node.capacity
+
+
+@pytest.mark.case(228)
+@given(st.integers(1, 300), st.integers(1, 12))
+def test_load_spreads_evenly_over_equal_nodes(agents: int, nodes: int) -> None:
+    world = World.of({f"a{i}": spec() for i in range(agents)}, {f"n{i}": lease() for i in range(nodes)}, {})
+    loads = perform(world, plan(world)).loads
+    counts = [loads.get(f"n{i}", 0) for i in range(nodes)]
+    assert max(counts) - min(counts) <= 1
+
+
+@given(worlds(), st.sets(st.sampled_from(AGENTS)))
+def test_a_plan_for_some_agents_touches_no_others(world: World, some: set[str]) -> None:
+    made = plan(world, some)
+    assert {a.agent for a in made.place} | {a.agent for a in made.remove} | {a.agent for a in made.wait} <= some
+
+
+@given(worlds(), st.sampled_from(AGENTS))
+def test_explain_always_has_a_sentence(world: World, agent: str) -> None:
+    assert agent in explain(world, agent)
+
+
+def test_ten_thousand_agents_are_planned_in_time() -> None:
+    nodes = {f"n{i}": lease("A", "B", zone=str(i % 3)) for i in range(20)}
+    specs = {f"team.a{i}": spec("AB"[i % 2], zone=str(i % 3)) for i in range(10_000)}
+    started = time.perf_counter()
+    world = World.of(specs, nodes, {})
+    settled = perform(world, plan(world))
+    del nodes["n3"]
+    made = plan(World(settled.specs, nodes, settled.placements, settled.loads))
+    elapsed = time.perf_counter() - started
+    assert len(made.place) == settled.loads["n3"]
+    assert elapsed < 1.0, "two full plans and the bookkeeping of the test; one plan takes some 30 ms"

