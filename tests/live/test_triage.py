@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from fakes.otlp import OtlpReceiver
+
 ROOT = Path(__file__).parents[2]
 TRIAGE = ROOT / "examples" / "triage"
 
@@ -19,8 +21,8 @@ OTHER_LOG = """\
 """
 
 
-def demo(*arguments: str) -> subprocess.CompletedProcess[str]:
-    environ = {key: value for key, value in os.environ.items() if not key.startswith(("MESH_", "OTEL_", "ANTHROPIC_"))}
+def demo(*arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
+    environ = more | {key: value for key, value in os.environ.items() if not key.startswith(("MESH_", "OTEL_", "ANTHROPIC_"))}
     return subprocess.run(
         [sys.executable, TRIAGE / "demo.py", *arguments], capture_output=True, text=True, timeout=100, check=False, env=environ
     )
@@ -44,10 +46,14 @@ def test_the_coordinator_outlives_its_node_and_its_caller_gets_one_answer() -> N
 
 
 @pytest.mark.slow
-def test_another_log_gives_another_answer(tmp_path: Path) -> None:
+def test_another_log_gives_another_answer_and_all_of_it_is_one_trace(tmp_path: Path) -> None:
     log = tmp_path / "other.log"
     log.write_text(OTHER_LOG)
-    done = demo(str(log))
+    with OtlpReceiver() as receiver:
+        done = demo(str(log), OTEL_EXPORTER_OTLP_ENDPOINT=receiver.endpoint)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 errors in 1 service," in done.stdout
     assert "invoice 17 has no address" in done.stdout
+    assert len({span.trace_id for span in receiver.spans}) == 1
+    assert {span.service for span in receiver.spans} == {"mesh-client", "mesh-node"}
+    assert {span.instance for span in receiver.spans} == {"demo", "n1", "n2"}

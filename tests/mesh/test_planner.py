@@ -332,9 +332,10 @@ def test_a_waiting_agent_really_has_nowhere_to_go(world: World) -> None:
 
 
 @pytest.mark.case(228)
-@given(st.integers(1, 300), st.integers(1, 12))
-def test_load_spreads_evenly_over_equal_nodes(agents: int, nodes: int) -> None:
-    world = World.of({f"a{i}": spec() for i in range(agents)}, {f"n{i}": lease() for i in range(nodes)}, {})
+@given(st.lists(st.sampled_from(KINDS), min_size=1, max_size=300), st.integers(1, 12))
+def test_load_spreads_evenly_over_equal_nodes(kinds: list[str], nodes: int) -> None:
+    specs = {f"a{i}": spec(kind) for i, kind in enumerate(kinds)}
+    world = World.of(specs, {f"n{i}": lease(*KINDS) for i in range(nodes)}, {})
     loads = perform(world, plan(world)).loads
     counts = [loads.get(f"n{i}", 0) for i in range(nodes)]
     assert max(counts) - min(counts) <= 1

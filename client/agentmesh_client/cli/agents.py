@@ -105,7 +105,7 @@ async def ps(*, every: Annotated[Flag, Parameter(name="--all")] = False, options
 
     def row(agent: AgentEntry) -> list[str]:
         spec = agent.spec
-        reason = f"{spec.reason.code}: {spec.reason.message}" if spec.reason else "-"
+        reason = ": ".join(filter(None, (spec.reason.code, spec.reason.message))) if spec.reason else "-"
         return [agent.name, spec.kind, spec.backend or "-", spec.status, agent.node or "-", age(spec.since), reason]
 
     async with session(options) as mesh:

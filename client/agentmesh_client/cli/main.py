@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from importlib.metadata import EntryPoint, entry_points, version
 from typing import TYPE_CHECKING
@@ -51,9 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Whoever read our output has left. Python would complain again when it flushes stdout at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return exits.OK
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - the top of the program
         if "--debug" in tokens:
-            raise
+            traceback.print_exception(error)
         print(f"mesh: {exits.sentence(error)}", file=sys.stderr)
         return exits.code(error)
 
@@ -82,11 +83,12 @@ def _run(tokens: list[str]) -> int:
     except CycloptsError as error:
         print(f"mesh: {error}\nSee `mesh {_verb(tokens)}--help`.", file=sys.stderr)
         return exits.USAGE
-    result = command(*bound.args, **bound.kwargs)
+    result: object = command(*bound.args, **bound.kwargs)
     if inspect.iscoroutine(result):
         import asyncio  # not needed for help
 
         result = asyncio.run(result)
+    sys.stdout.flush()  # a reader that has left shows here, not at exit
     return result if isinstance(result, int) and not isinstance(result, bool) else exits.OK
 
 

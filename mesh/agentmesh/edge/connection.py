@@ -30,7 +30,7 @@ from urllib.parse import urlsplit
 import nats.aio.client
 import nats.errors
 
-from agentmesh.edge.frames import NO_HEADERS, parse_headers, publish_frame
+from agentmesh.edge.frames import NO_HEADERS, check_pattern, parse_headers, publish_frame
 from agentmesh.edge.transport import Disconnected, Handler, Headers, Message, NoResponders, RequestTimeout, Subscription
 from agentmesh.errors import BadRequest, Unavailable
 
@@ -44,7 +44,7 @@ CLOSE_TIMEOUT_S = 2.0
 MAX_BACKLOG = 65_536
 """Most messages that wait for one subscription's handler; what comes beyond is dropped and reported as a gap."""
 HIGH_WATER = 1 << 20
-"""Unsent bytes beyond which a publisher waits for the socket."""
+"""Unsent bytes beyond which the next publisher waits for the socket."""
 
 _CONNECTED = nats.aio.client.Client.CONNECTED
 _PING = b"PING\r\n"
@@ -199,9 +199,10 @@ class _Client(nats.aio.client.Client):
     _transport: Any  # nats-py's TcpTransport, or None before the first connection
     _subs: Any  # dict[int, _Subscription]
 
-    def __init__(self, on_down: Callable[[], None]) -> None:
+    def __init__(self, on_down: Callable[[], None], on_closed: Callable[[], None]) -> None:
         super().__init__()
         self._on_down = on_down
+        self._on_closed = on_closed
         self._flush_due = False
         self.congested = False
 
@@ -216,6 +217,10 @@ class _Client(nats.aio.client.Client):
         if not self._flush_due:
             self._flush_due = True
             asyncio.get_running_loop().call_soon(self.flush_now)
+        if self._pending_data_size > HIGH_WATER:
+            # A publisher in a loop gives nobody a turn: it must wait before its next message.
+            self.flush_now()
+            self.congested = True
 
     def flush_now(self) -> None:
         """Write what is queued."""
@@ -230,7 +235,8 @@ class _Client(nats.aio.client.Client):
             self.congested = True
 
     async def uncongested(self) -> None:
-        """Wait until the socket takes bytes again."""
+        """Give way, and wait until the socket takes bytes again."""
+        await asyncio.sleep(0)
         try:
             await self._transport.drain()
         except OSError:
@@ -266,18 +272,39 @@ class _Client(nats.aio.client.Client):
 
     async def _process_op_err(self, e: Exception) -> None:
         if not (self.is_closed or self.is_reconnecting):
-            self._abort()
+            self._go_down()
         await super()._process_op_err(e)
-        self._on_down()
 
     async def _close(self, status: int, do_cbs: bool = True) -> None:
-        self._abort()
-        await super()._close(status, do_cbs)
-        self._on_down()
+        was_closed = self.is_closed
+        self._go_down()
+        try:
+            await super()._close(status, do_cbs=False)
+        except Exception:  # whatever it was, the connection must be opened again
+            log.exception("closing a connection failed")
+        if do_cbs and not was_closed:
+            self._on_closed()
+
+    async def _attempt_reconnect(self) -> None:
+        try:
+            await super()._attempt_reconnect()
+        except Exception:  # nats-py goes on after the errors that it expects, and gives up silently after others
+            log.exception("reconnecting failed")
+            await self._close(self.CLOSED)
+
+    async def _read_loop(self) -> None:
+        await super()._read_loop()
+        # nats-py ends the loop after an unexpected error and leaves the connection open and deaf.
+        if self.up and asyncio.current_task() is self._reading_task:
+            await self._process_op_err(nats.errors.Error("the read loop has ended"))
 
     async def _connect_to_server(self, s: Any) -> None:
         self._abort()  # what a failed attempt left behind
         await super()._connect_to_server(s)
+
+    def _go_down(self) -> None:
+        self._abort()
+        self._on_down()
 
     def _abort(self) -> None:
         # Nothing pending may go out after a reconnect (its sender has been told that it failed), and closing must not
@@ -440,8 +467,9 @@ class NatsTransport:
     # --- receiving --------------------------------------------------------------------------------------------
     async def subscribe(self, subject: str, handler: Handler, *, queue: str = "") -> Subscription:
         """See `Transport.subscribe`. While there is no connection, the subscription begins with the next one."""
-        if not subject or not subject.isprintable() or " " in subject or len(subject) > 4000:
-            raise BadRequest(f"{subject[:80]!r} is not a subject")
+        check_pattern(subject)
+        if queue:
+            check_pattern(queue)
         return self._add(subject, queue, handler)
 
     def _add(self, subject: str, queue: str, handler: Handler) -> _Subscription:
@@ -492,7 +520,7 @@ class NatsTransport:
 
     # --- life -------------------------------------------------------------------------------------------------
     def _new_client(self) -> _Client:
-        return _Client(self._on_down)
+        return _Client(self._on_down, self._on_closed)
 
     async def _open(self) -> None:
         """Connect the client, trying for ever, and announce the subscriptions."""
@@ -507,9 +535,7 @@ class NatsTransport:
             reconnect_time_wait=RECONNECT_WAIT_S,  # type: ignore[arg-type]  # nats-py sleeps on it
             connect_timeout=ATTEMPT_TIMEOUT_S,  # type: ignore[arg-type]
             error_cb=self._on_error,
-            disconnected_cb=self._on_disconnected,
             reconnected_cb=self._on_reconnected,
-            closed_cb=self._on_closed,
         )
         client._subs.update(self._subscriptions)
         for subscription in self._subscriptions.values():
@@ -518,6 +544,8 @@ class NatsTransport:
 
     def _on_down(self) -> None:
         """The connection is gone: whoever waits for a reply is told now, not at the time-out."""
+        if self._live and not self._closing:
+            log.warning("%s: disconnected from NATS", self._name)
         self._live = False
         for future in self._waiting.values():
             if not future.done():
@@ -531,17 +559,13 @@ class NatsTransport:
         level = logging.WARNING if self.connected else logging.DEBUG
         log.log(level, "%s: connection error: %s", self._name, self.last_error)
 
-    async def _on_disconnected(self) -> None:
-        if not self._closing:
-            log.warning("%s: disconnected from NATS", self._name)
-
     async def _on_reconnected(self) -> None:
         log.info("%s: reconnected to NATS", self._name)
         # In one step: nobody finds the connection up without having heard of the gap.
         self._live = True
         self._gap()
 
-    async def _on_closed(self) -> None:
+    def _on_closed(self) -> None:
         if not self._closing:
             log.error("%s: the server closed the connection (%s); opening it again", self._name, self.last_error)
             self._reopening = self._loop.create_task(self._reopen())

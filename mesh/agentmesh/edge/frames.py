@@ -69,6 +69,19 @@ def parse_headers(block: bytes) -> tuple[str, dict[str, str]]:
     return first[9:12], headers
 
 
+def check_pattern(subject: str) -> None:
+    """Refuse what cannot be subscribed to: the server answers it with an error that ends the connection.
+
+    Raises:
+        BadRequest: `subject` has empty tokens, or wildcards that are not whole tokens or not in their place.
+    """
+    _check_address(subject)
+    tokens = subject.split(".")
+    misplaced = ">" in tokens[:-1] or any(len(token) > 1 and ("*" in token or ">" in token) for token in tokens)
+    if misplaced or "" in tokens or len(subject.encode()) > MAX_ADDRESS:
+        raise BadRequest(f"{subject[:80]!r} is not a subject to subscribe to")
+
+
 def _check_address(subject: str) -> None:
     if not subject or not subject.isprintable() or " " in subject:
         raise BadRequest(f"{subject[:80]!r} is not a subject")

@@ -284,6 +284,19 @@ def test_malformed_subjects_and_headers_are_refused(server: Server, subject: str
     run(main())
 
 
+@pytest.mark.parametrize("subject", ["a.>.b", "a..b", ".a", "a.", "a.b*", "*b", "a>", "x" * 4001])
+def test_a_pattern_that_the_server_refuses_never_reaches_it(server: Server, subject: str) -> None:
+    async def main() -> None:
+        async with connected(server.url) as t:
+            with pytest.raises(BadRequest):
+                await t.subscribe(subject, lambda message: None)
+            with pytest.raises(BadRequest):
+                await t.subscribe("fine", lambda message: None, queue=subject)
+            await t.flush()
+
+    run(main())
+
+
 def test_line_breaks_in_a_header_value_cannot_smuggle_in_a_header(server: Server) -> None:
     async def main() -> None:
         seen: list[Message] = []
@@ -325,8 +338,8 @@ def test_several_addresses_and_wait(fresh_server: Server) -> None:
 
     async def main() -> None:
         waiting = asyncio.ensure_future(connect(f"nats://127.0.0.1:1, {url}", name="t", connect_timeout=0.1, wait=True))
-        await asyncio.sleep(0.3)
-        assert not waiting.done()
+        done, _ = await asyncio.wait((waiting,), timeout=0.3)
+        assert not done
         await asyncio.to_thread(fresh_server.start)
         t = await waiting
         assert t.connected
@@ -469,6 +482,56 @@ def test_a_connection_that_the_server_closes_for_good_is_opened_again(
     with caplog.at_level(logging.ERROR, logger="agentmesh.edge"):
         run(main())
     assert "opening it again" in caplog.text
+
+
+def test_a_busy_connection_is_opened_again_too(fresh_server: Server) -> None:
+    """Requests go on while nats-py closes the connection step by step: none may be caught in between."""
+
+    async def main() -> None:
+        async with connected(fresh_server.url) as t, connected(fresh_server.url) as other:
+            await _echo(other, "busy")
+            for _ in range(5):
+                flying: set[asyncio.Task[Message]] = set()
+                t._client.send(b"SUB a..b 99\r\n")
+                while t.connected:
+                    flying.add(asyncio.ensure_future(t.request("busy", timeout=20)))
+                    await asyncio.sleep(0)
+                ended, waiting = await asyncio.wait(flying, timeout=2)
+                assert not waiting
+                assert all(each.exception() is None or isinstance(each.exception(), Disconnected) for each in ended)
+                await eventually(lambda: t.connected, what="the new connection")
+            assert (await t.request("busy", b"x", timeout=5)).data == b"x"
+
+    run(main())
+
+
+@pytest.mark.parametrize("hook", ["_process_msg", "_process_connect_init"])
+def test_an_error_that_nats_py_does_not_expect_costs_one_reconnect(
+    server: Server, monkeypatch: pytest.MonkeyPatch, hook: str
+) -> None:
+    async def main() -> None:
+        async with connected(server.url) as t:
+            await _echo(t, "odd")
+            original = getattr(t._client, hook)
+            failed: list[bool] = []
+
+            async def fail_once(*args: object) -> object:
+                if not failed:
+                    failed.append(True)
+                    raise RuntimeError("unexpected")
+                return await original(*args)
+
+            monkeypatch.setattr(t._client, hook, fail_once)
+            if hook == "_process_msg":
+                with pytest.raises(Disconnected):
+                    await t.request("odd", timeout=20)
+            else:
+                t._client._abort()
+                await eventually(lambda: failed, what="the failed reconnect")
+            await eventually(lambda: t.connected, what="the reconnect")
+            assert (await t.request("odd", b"x", timeout=5)).data == b"x"
+
+    run(main())
 
 
 def test_close_sends_what_is_pending_and_ends_running_handlers(server: Server, subjects: Subjects) -> None:

@@ -69,10 +69,10 @@ SESSION_HOOKS = ("start_session", "resume_session", "terminate_session")
 class Plain(Agent[list[Any]]):
     """An agent whose state is a list; `handle_response` appends the answer's text."""
 
-    def init_agent(self, options: dict[str, Any]) -> Init[list[Any]]:  # type: ignore[override]
+    def init_agent(self, options: dict[str, Any]) -> Any:
         return Init([])
 
-    def handle_response(self, ref: str, response: Response, state: list[Any]) -> Any:  # type: ignore[override]
+    def handle_response(self, ref: str, response: Response, state: list[Any]) -> Any:
         return Idle([*state, response.text])
 
 
@@ -144,8 +144,7 @@ class Bench:
         owned = self.folded()
         assert owned is not None
         self.core: Core = machine.new_core(self.config, owned)
-        self.agent = self.cls()
-        self.agent.__dict__["_name"] = "coder"
+        self.agent = self._instance()
         self.undone = dict(owned.effects)
         self.feed(Start())
         self.feed_backlog()
@@ -192,12 +191,11 @@ class Bench:
         before, image = self.core, repr(self.core)
         self.core, commands = machine.step(before, item, self.now)
         assert repr(before) == image, f"step changed its input at {item}"
+        if isinstance(item, Committed):
+            assert self.folded() == self.core.ledger, "the journal says something else than its owner"
         self.steps += 1
         for command in commands:
             self._perform(command)
-        # A record in mid-turn leaves the draft alone; any other becomes the ledger as it is.
-        if isinstance(item, Committed):
-            assert self.folded() == self.core.ledger
 
     def post(self, lane: str, **fields: Any) -> Mail:
         """Store mail on the server, without telling the owner."""
@@ -307,6 +305,11 @@ class Bench:
                 self.undone.update(command.effects)
                 if self.auto_done:
                     self.do_effects()
+            case _:
+                self._note(command)
+
+    def _note(self, command: Command) -> None:
+        match command:
             case Emit():
                 self.emits.append(command)
                 self.trail.append("emit " + command.kind)
@@ -317,8 +320,7 @@ class Bench:
                 self.wakes.append(command.at)
             case Backoff():
                 self.backoffs.append(command.seconds)
-                self.agent = self.cls()
-                self.agent.__dict__["_name"] = "coder"
+                self.agent = self._instance()
                 if self.auto_restart:
                     self.feed(Restarted())
             case SetStatus():
@@ -327,6 +329,11 @@ class Bench:
             case Sweep():
                 self.feed_backlog()
                 self.feed(Swept())
+
+    def _instance(self) -> Agent[Any]:
+        agent = self.cls()
+        agent.__dict__["_name"] = "coder"
+        return agent
 
     def release(self) -> None:
         """Run the oldest callback that is held back, and feed its end."""
@@ -387,7 +394,13 @@ class Bench:
 
     def _record(self, kind: Any, **fields: Any) -> Record:
         self._ids += 1
-        who = {"incarnation": self._life, "epoch": 1, "generation": self.generation, "node": "n1", "boot": f"b{self.generation}"}
+        who: dict[str, Any] = {
+            "incarnation": self._life,
+            "epoch": 1,
+            "generation": self.generation,
+            "node": "n1",
+            "boot": f"b{self.generation}",
+        }
         return Record(kind=kind, id=f"id{self._ids}", at=self.now, **who, **fields)
 
     def _store(self, record: Record) -> int:
@@ -396,7 +409,7 @@ class Bench:
         if record.snapshot is not None:
             self.journal.clear()
         self.journal.append((self.journal_seq, body))
-        assert encode_record(decode_record(body)) == body
+        assert decode_record(body) == record
         return len(body)
 
     # --- effects ----------------------------------------------------------------------------------------------------
@@ -405,8 +418,10 @@ class Bench:
         doing, self.undone = self.undone, {}
         for origin, entry in doing.items():
             effect = entry.effect
-            known = self.performed.setdefault(origin, effect)
-            assert known == effect, "one origin, two effects"
+            if origin in self.performed:  # the server drops the repetition
+                assert self.performed[origin] == effect, "one origin, two effects"
+                continue
+            self.performed[origin] = effect
             self.order.append(effect)
             if isinstance(effect, Resolve):
                 stored = self.outcomes.setdefault(effect.outcome.ref, effect.outcome)
@@ -420,11 +435,9 @@ class Bench:
         """The agent's state as the journal has it."""
         return msgspec.json.decode(self.core.ledger.state)
 
-    @property
     def phase(self) -> Phase:
         return self.core.phase
 
-    @property
     def halted(self) -> bool:
         return self.core.ledger.halted
 
@@ -440,11 +453,23 @@ class Bench:
     def answer(self, ref: str) -> str:
         return self.outcomes[ref].unwrap()
 
-    def code(self, ref: str) -> str:
-        """The code of the error with which a request ended."""
+    def error(self, ref: str) -> ErrorBody:
+        """The error with which a request ended."""
         found = self.outcomes[ref].error
         assert found is not None, f"{ref} ended with an answer"
-        return found.code
+        return found
+
+    def code(self, ref: str) -> str:
+        return self.error(ref).code
+
+    def reason(self) -> ErrorBody:
+        """The reason that the registry shows for the agent's status."""
+        assert self.status is not None and self.status.reason is not None
+        return self.status.reason
+
+    def shown(self) -> str:
+        """The status that the registry shows."""
+        return self.status.status if self.status is not None else ""
 
     def effects[E](self, kind: type[E]) -> list[E]:
         """The effects of one kind, in the order in which they were done."""
@@ -475,4 +500,3 @@ def table_is_kept() -> Iterator[None]:
 
     with mock.patch.object(machine, "_feed", checked):
         yield
-

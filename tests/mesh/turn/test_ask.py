@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from mesh.turn.harness import Bench, Plain, agent, error
 
 from agentmesh.agent import Halt, Idle, Proceed, Prompt, Skip
 from agentmesh.backend import Event, Response
@@ -13,16 +12,14 @@ from agentmesh.records import Bury, Resolve
 from agentmesh.turn import state_of
 from agentmesh.turn.values import Arrived, Ended, Phase, RunTurn
 from agentmesh.wire import PromptBody
-
-
-def log_event(self: Any, event: Any, state: list[Any]) -> Any:
-    return Idle([*state, event])
+from mesh.turn.agents import log_event
+from mesh.turn.harness import Bench, Plain, agent, error
 
 
 class Chain(Plain):
     """Answers `first` by prompting itself with `second`."""
 
-    def handle_response(self, ref: str, response: Response, state: list[Any]) -> Any:  # type: ignore[override]
+    def handle_response(self, ref: str, response: Response, state: list[Any]) -> Any:
         if response.text == "FIRST":
             return Prompt("second", [*state, ref])
         return Idle([*state, ref])
@@ -50,7 +47,7 @@ def test_after_the_turn_the_agent_is_idle() -> None:
     bench.prompt("a")
     assert state_of(bench.core) == "processing"
     bench.finish()
-    assert (state_of(bench.core), bench.phase, bench.core.active) == ("idle", Phase.IDLE, None)
+    assert (state_of(bench.core), bench.phase(), bench.core.active) == ("idle", Phase.IDLE, None)
 
 
 @pytest.mark.case(15)
@@ -60,7 +57,7 @@ def test_a_backend_error_reaches_the_asker_and_leaves_the_agent_usable() -> None
     bench.fail("backend_error", "quota")
     good = bench.prompt("b")
     bench.finish()
-    assert bench.outcomes[bad].error == error("backend_error", "quota")
+    assert bench.error(bad) == error("backend_error", "quota")
     assert bench.answer(good) == "B"
 
 
@@ -107,7 +104,7 @@ def test_the_asker_is_answered_after_all_callbacks_and_the_record() -> None:
 class Fragile(Plain):
     """Raises on `bad` answers, after changing the state that it was given."""
 
-    def handle_response(self, ref: str, response: Response, state: list[Any]) -> Any:  # type: ignore[override]
+    def handle_response(self, ref: str, response: Response, state: list[Any]) -> Any:
         state.append("half done")
         if response.text == "BAD":
             self.tell("peer", "never sent")
@@ -135,9 +132,7 @@ def test_a_raising_handle_response_is_tried_again_and_then_set_aside() -> None:
 
 
 @pytest.mark.case(21)
-@pytest.mark.parametrize(
-    ("returned", "code"), [(None, "bad_return"), ("Idle", "bad_return"), (Idle([object()]), "bad_state")]
-)
+@pytest.mark.parametrize(("returned", "code"), [(None, "bad_return"), ("Idle", "bad_return"), (Idle([object()]), "bad_state")])
 def test_a_wrong_return_ends_the_turn_and_keeps_the_state_before_it(returned: Any, code: str) -> None:
     bench = Bench(
         agent(
@@ -171,7 +166,7 @@ def test_a_failed_tell_keeps_its_reason() -> None:
     bench = Bench()
     ref = bench.prompt("a")
     bench.fail("task_crashed", "KeyError: 'x'")
-    assert bench.outcomes[ref].error == error("task_crashed", "KeyError: 'x'")
+    assert bench.error(ref) == error("task_crashed", "KeyError: 'x'")
 
 
 @pytest.mark.case(28)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from mesh.turn.harness import Bench, Plain, agent, error
 from msgspec import Raw
 
 from agentmesh.agent import Halt, Idle, Prompt
 from agentmesh.turn import state_of
-from agentmesh.turn.values import Phase
+from agentmesh.turn.values import Phase, Watchdog
+from mesh.turn.harness import Bench, Plain, agent, error
 
 
 @pytest.mark.case(64)
@@ -36,7 +36,7 @@ def test_handle_error_sees_the_interruption_and_decides(decision: str) -> None:
     bench.interrupt()
     assert seen == ["interrupted"]
     assert bench.code(ref) == "interrupted", "an interruption ends the request at once"
-    assert bench.halted is (decision == "halt")
+    assert bench.halted() is (decision == "halt")
     if decision == "prompt":
         assert bench.running().request.ref != ref
         bench.finish()
@@ -48,7 +48,7 @@ def test_interrupt_on_an_idle_agent_does_nothing() -> None:
     bench = Bench(agent(handle_error=lambda self, ref, error, state: Halt(state)))
     records = len(bench.journal)
     assert bench.interrupt() == {"interrupted": True}
-    assert (bench.phase, len(bench.journal), bench.halted) == (Phase.IDLE, records, False)
+    assert (bench.phase(), len(bench.journal), bench.halted()) == (Phase.IDLE, records, False)
 
 
 def test_interrupt_of_another_ref_touches_nothing() -> None:
@@ -95,8 +95,6 @@ def test_a_turn_that_outlives_the_watchdog_is_killed() -> None:
 
 @pytest.mark.case(70)
 def test_the_watchdog_is_ten_minutes_and_starts_again_with_each_turn() -> None:
-    from agentmesh.turn.values import Watchdog
-
     bench = Bench(agent(handle_response=lambda self, ref, response, state: Prompt("on", state)))
     bench.prompt("a")
     old = bench.running().number
@@ -112,7 +110,7 @@ def test_a_task_that_crashed_is_reported_and_the_agent_survives() -> None:
     bench = Bench()
     ref = bench.prompt("a")
     bench.fail("task_crashed", "KeyError: 'x'")
-    assert bench.outcomes[ref].error == error("task_crashed", "KeyError: 'x'")
+    assert bench.error(ref) == error("task_crashed", "KeyError: 'x'")
     assert bench.backoffs == []
     following = bench.prompt("b")
     bench.finish()
@@ -132,7 +130,7 @@ def test_the_reason_reaches_the_caller_and_handle_error(code: str) -> None:
     bench = Bench(agent(handle_error=keep))
     ref = bench.prompt("a")
     bench.fail(code, "why")
-    assert bench.outcomes[ref].error == error(code, "why")
+    assert bench.error(ref) == error(code, "why")
     assert seen == [(ref, code, "why")]
 
 
@@ -140,10 +138,10 @@ def test_the_reason_reaches_the_caller_and_handle_error(code: str) -> None:
 class Retrying(Plain):
     """Tries a failed request again."""
 
-    def handle_error(self, ref: str, error: Any, state: list[Any]) -> Any:  # type: ignore[override]
+    def handle_error(self, ref: str, error: Any, state: list[Any]) -> Any:
         return Prompt("again", [*state, ref])
 
-    def post_turn(self, outcome: Any, ref: str, state: list[Any]) -> list[Any]:  # type: ignore[override]
+    def post_turn(self, outcome: Any, ref: str, state: list[Any]) -> Any:
         return [*state, "ok" if outcome.ok else outcome.error.code]
 
 
@@ -177,7 +175,7 @@ def test_a_retry_survives_a_takeover_with_its_caller() -> None:
 @pytest.mark.case(76)
 def test_a_retry_of_a_chained_turn_still_answers_nobody() -> None:
     class Chained(Retrying):
-        def handle_response(self, ref: str, response: Any, state: list[Any]) -> Any:  # type: ignore[override]
+        def handle_response(self, ref: str, response: Any, state: list[Any]) -> Any:
             return Prompt("chained", state) if response.text == "A" else Idle(state)
 
     bench = Bench(Chained)
@@ -226,8 +224,8 @@ def test_a_failing_handle_error_means_stay_idle(wrong: str) -> None:
     bench = Bench(agent(handle_error=bad))
     ref = bench.prompt("a")
     bench.fail("backend_error", "original")
-    assert bench.outcomes[ref].error == error("backend_error", "original")
-    assert bench.state == [] and bench.phase is Phase.IDLE and bench.backoffs == []
+    assert bench.error(ref) == error("backend_error", "original")
+    assert bench.state == [] and bench.phase() is Phase.IDLE and bench.backoffs == []
 
 
 @pytest.mark.case(79)

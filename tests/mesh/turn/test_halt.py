@@ -5,32 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from mesh.turn.harness import Bench, Plain, agent
 
-from agentmesh.agent import Halt, Idle, Prompt
-from agentmesh.backend import Response
+from agentmesh.agent import Halt, Proceed
 from agentmesh.turn.values import Phase
-
-
-class Halting(Plain):
-    """Halts on the answer HALT, chains on CHAIN; events are decisions: `halt`, `prompt:...`, or something to note."""
-
-    def handle_response(self, ref: str, response: Response, state: list[Any]) -> Any:  # type: ignore[override]
-        if response.text == "HALT":
-            return Halt([*state, "halt"])
-        if response.text == "CHAIN":
-            return Prompt("chained", [*state, "chain"])
-        return Idle([*state, response.text])
-
-    def handle_event(self, event: Any, state: list[Any]) -> Any:  # type: ignore[override]
-        if event == "halt":
-            return Halt([*state, "event halt"])
-        if event.startswith("prompt:"):
-            return Prompt(event.removeprefix("prompt:"), [*state, event])
-        return Idle([*state, event])
-
-    def post_run(self, state: list[Any]) -> None:  # type: ignore[override]
-        self.notify("monitor", "post_run")
+from mesh.turn.agents import Halting
+from mesh.turn.harness import Bench, agent
 
 
 def halted() -> Bench:
@@ -46,7 +25,7 @@ def test_a_halt_dispatches_nothing_further() -> None:
     bench.prompt("halt")
     waiting = bench.prompt("more")
     bench.finish()
-    assert bench.halted and bench.phase is Phase.IDLE and bench.task is None
+    assert bench.halted() and bench.phase() is Phase.IDLE and bench.task is None
     assert bench.queued == 1 and waiting not in bench.outcomes
 
 
@@ -55,7 +34,7 @@ def test_resume_runs_what_waits() -> None:
     bench = halted()
     ref = bench.prompt("more")
     assert bench.resume() == {"resumed": True}
-    assert not bench.halted
+    assert not bench.halted()
     bench.finish()
     assert bench.answer(ref) == "MORE"
 
@@ -77,7 +56,7 @@ def test_resume_without_a_halt_changes_nothing() -> None:
     assert bench.resume("processing") == {"resumed": False}
     assert len(bench.journal) == records
     bench.finish()
-    assert not bench.halted
+    assert not bench.halted()
 
 
 def test_a_resume_that_meets_a_halt_under_way_waits_for_its_record() -> None:
@@ -117,9 +96,9 @@ def test_a_chained_prompt_survives_a_halt_in_the_drain() -> None:
     bench.prompt("queued")
     bench.event("halt")
     bench.finish()
-    assert bench.halted and bench.task is None
+    assert bench.halted() and bench.task is None
     bench.kill()  # ... and a takeover
-    assert bench.halted and bench.task is None
+    assert bench.halted() and bench.task is None
     bench.resume()
     bench.drain()
     assert bench.prompts == ["chain", "chained", "queued"]
@@ -129,7 +108,7 @@ def test_a_chained_prompt_survives_a_halt_in_the_drain() -> None:
 def test_an_event_halts_an_idle_agent() -> None:
     bench = Bench(Halting)
     bench.event("halt")
-    assert bench.halted
+    assert bench.halted()
     bench.prompt("a")
     assert bench.task is None
 
@@ -139,20 +118,18 @@ def test_handle_error_may_halt_and_the_asker_gets_the_original_error() -> None:
     bench = Bench(agent(handle_error=lambda self, ref, error, state: Halt([*state, error.code])))
     ref = bench.prompt("a")
     bench.fail("backend_error", "quota")
-    assert bench.halted and bench.state == ["backend_error"]
-    assert bench.outcomes[ref].error is not None and bench.outcomes[ref].error.message == "quota"
+    assert bench.halted() and bench.state == ["backend_error"]
+    assert bench.error(ref).message == "quota"
 
 
 @pytest.mark.case(47)
 @pytest.mark.parametrize("by", ["response", "event", "deferred event", "pre_turn", "error"])
 def test_post_run_runs_once_for_a_halt(by: str) -> None:
     class ByAnything(Halting):
-        def pre_turn(self, prompt: str, state: list[Any]) -> Any:  # type: ignore[override]
-            from agentmesh.agent import Proceed
-
+        def pre_turn(self, prompt: str, state: list[Any]) -> Any:
             return Halt(state) if prompt == "refuse" else Proceed(prompt, state)
 
-        def handle_error(self, ref: str, error: Any, state: list[Any]) -> Any:  # type: ignore[override]
+        def handle_error(self, ref: str, error: Any, state: list[Any]) -> Any:
             return Halt(state)
 
     bench = Bench(ByAnything)
@@ -170,7 +147,7 @@ def test_post_run_runs_once_for_a_halt(by: str) -> None:
     else:
         bench.prompt("halt")
         bench.finish()
-    assert bench.halted
+    assert bench.halted()
     assert bench.calls.count("post_run") == 1
     assert len(bench.mails("monitor")) == 1
 
@@ -215,7 +192,7 @@ def test_a_raising_post_run_leaves_the_halt_complete() -> None:
     ref = bench.prompt("halt")
     bench.event("note")
     bench.finish()
-    assert bench.halted and len(bench.facts("halted")) == 1
+    assert bench.halted() and len(bench.facts("halted")) == 1
     assert bench.answer(ref) == "HALT"
     assert bench.state == ["halt", "note"]
 
@@ -227,6 +204,6 @@ def test_a_turn_killed_before_its_halt_committed_halts_once_in_the_journal() -> 
     bench.finish()
     bench.auto_commit = True
     bench.kill()
-    assert not bench.halted and ref not in bench.outcomes
+    assert not bench.halted() and ref not in bench.outcomes
     bench.finish()
-    assert bench.halted and len(bench.mails("monitor")) == 1
+    assert bench.halted() and len(bench.mails("monitor")) == 1

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from mesh.turn.harness import Bench, agent
 
 from agentmesh.agent import Idle, Init
 from agentmesh.turn import state_of
-from agentmesh.turn.values import Phase
+from agentmesh.turn.values import Phase, Unreadable
+from mesh.turn.harness import Bench, agent, error
 
 
 def boom(*_: Any) -> Any:
@@ -19,7 +19,7 @@ def boom(*_: Any) -> Any:
 @pytest.mark.case(1)
 def test_a_started_agent_is_idle() -> None:
     bench = Bench()
-    assert (state_of(bench.core), bench.queued, bench.core.active, bench.halted) == ("idle", 0, None, False)
+    assert (state_of(bench.core), bench.queued, bench.core.active, bench.halted()) == ("idle", 0, None, False)
 
 
 @pytest.mark.case(5)
@@ -32,17 +32,15 @@ def test_options_arrive_unchanged_in_init_agent() -> None:
 @pytest.mark.parametrize(("hook", "code"), [("init_agent", "init_failed"), ("start_session", "backend_start_failed")])
 def test_errors_of_agent_and_backend_are_told_apart(hook: str, code: str) -> None:
     bench = Bench(agent(**{hook: boom}))
-    assert bench.phase is Phase.OVER
-    assert bench.status is not None and bench.status.reason is not None
-    assert bench.status.reason.code == code
+    assert bench.phase() is Phase.OVER
+    assert bench.reason().code == code
 
 
 @pytest.mark.case(7)
 def test_a_wrong_return_of_init_agent_shows_its_type() -> None:
     bench = Bench(agent(init_agent=lambda self, options: 42))
-    assert bench.status is not None and bench.status.reason is not None
-    assert bench.status.reason.code == "init_failed"
-    assert "int" in bench.status.reason.message
+    assert bench.reason().code == "init_failed"
+    assert "int" in bench.reason().message
 
 
 def test_an_init_that_failed_calls_no_terminate_agent() -> None:
@@ -73,7 +71,7 @@ def test_a_slow_pre_run_delays_neither_the_start_nor_loses_mail() -> None:
         agent(pre_run=lambda self, state: state, handle_event=lambda self, event, state: Idle([*state, event])),
         hold=("pre_run",),
     )
-    assert bench.status is not None and bench.status.status == "running", "start_agent would still wait"
+    assert bench.shown() == "running", "start_agent would still wait"
     ref = bench.prompt("a")
     bench.event("e")
     bench.release()
@@ -91,7 +89,7 @@ def test_an_error_from_pre_run_stops_the_agent() -> None:
             terminate_agent=lambda self, reason, state: reasons.append(reason),
         )
     )
-    assert bench.phase is Phase.OVER
+    assert bench.phase() is Phase.OVER
     assert [(r.code, "no disk" in r.message) for r in reasons] == [("pre_run_failed", True)]
 
 
@@ -99,7 +97,7 @@ def test_an_error_from_pre_run_stops_the_agent() -> None:
 def test_a_raising_pre_run_stops_the_agent() -> None:
     reasons: list[Any] = []
     bench = Bench(agent(pre_run=boom, terminate_agent=lambda self, reason, state: reasons.append(reason)))
-    assert bench.phase is Phase.OVER
+    assert bench.phase() is Phase.OVER
     assert [(r.code, "boom" in r.message) for r in reasons] == [("pre_run_crashed", True)]
 
 
@@ -116,7 +114,7 @@ def test_init_agent_runs_again_where_it_had_not_committed() -> None:
     bench.kill()
     bench.release()
     assert bench.calls.count("init_agent") == 2
-    assert bench.phase is Phase.IDLE
+    assert bench.phase() is Phase.IDLE
 
 
 def test_activate_agent_runs_each_time_a_process_takes_the_agent_up() -> None:
@@ -132,20 +130,17 @@ def test_a_session_repaired_on_resume_is_journaled() -> None:
     bench = Bench(agent(resume_session=lambda self: "repaired"))
     bench.kill()
     assert bytes(bench.core.ledger.session) == b'"repaired"'
-    assert bench.phase is Phase.IDLE
+    assert bench.phase() is Phase.IDLE
 
 
 def test_a_state_that_cannot_be_read_loses_nothing_and_is_visible() -> None:
-    from agentmesh.turn.values import Unreadable
-    from agentmesh.wire import ErrorBody
-
     bench = Bench(hold=("resume_session",))
     ref = bench.prompt("a")
     bench.kill()
     bench.held.clear()
-    bench.feed(Unreadable(ErrorBody(code="bad_state", message="field x")))
-    assert bench.phase is Phase.FAILED and ref not in bench.outcomes
-    assert bench.status is not None and bench.status.status == "failed"
+    bench.feed(Unreadable(error("bad_state", "field x")))
+    assert bench.phase() is Phase.FAILED and ref not in bench.outcomes
+    assert bench.shown() == "failed"
     bench.hold.clear()
     assert bench.resume() == {"resumed": True}
     bench.drain()

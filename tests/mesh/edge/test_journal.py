@@ -1,0 +1,351 @@
+"""The journal: fenced appends, and the verdict when an acknowledgement is lost (design 3)."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from agentmesh.edge import jetstream as js
+from agentmesh.edge import journal as journal_module
+from agentmesh.edge.blobs import Blobs
+from agentmesh.edge.journal import Journal
+from agentmesh.edge.streams import ensure
+from agentmesh.edge.transport import Headers, Message, RequestTimeout, Transport
+from agentmesh.errors import Fenced, StoreLost, Unavailable
+from agentmesh.subjects import Subjects
+from support import (
+    Cluster,
+    Fault,
+    Faulty,
+    Server,
+    connected,
+    cut_off,
+    eventually,
+    never_sent,
+    nobody,
+    replaced,
+    reply_lost,
+    run,
+)
+
+AGENT = "team-a.coder"
+NO_VERDICT = replaced(b'{"error":{"code":400,"err_code":10164,"description":"wrong last sequence"}}')
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(journal_module, "_LOSS_PROOF_S", 0.05)
+    monkeypatch.setattr(journal_module, "_FIRST_WAIT_S", 0.01)
+    yield
+
+
+async def _records(t: Transport, subjects: Subjects) -> int:
+    return (await js.stream_state(t, subjects.stream("journal"))).messages
+
+
+# --- plain --------------------------------------------------------------------------------------------------------
+def test_append_read_last_and_rollup(server: Server, subjects: Subjects) -> None:
+    async def main() -> None:
+        async with connected(server.url) as t:
+            await ensure(t, subjects)
+            journal = Journal(t, subjects)
+            assert await journal.last(AGENT) is None
+            assert await journal.read(AGENT) == []
+            first = await journal.append(AGENT, b"one", record_id="r1", expected=0)
+            await journal.append("other", b"x", record_id="r", expected=0)
+            second = await journal.append(AGENT, b"two", record_id="r2", expected=first)
+            assert await journal.read(AGENT) == [(first, b"one"), (second, b"two")]
+            assert await journal.last(AGENT) == (second, b"two", "r2")
+            third = await journal.append(AGENT, b"all", record_id="r3", expected=second, rollup=True)
+            assert await journal.read(AGENT) == [(third, b"all")]
+            fourth = await journal.append(AGENT, b"four", record_id="r4", expected=third)
+            assert [seq for seq, _ in await journal.read(AGENT)] == [third, fourth]
+
+    run(main())
+
+
+def test_a_tombstone_lapses(server: Server, subjects: Subjects) -> None:
+    async def main() -> None:
+        async with connected(server.url) as t:
+            await ensure(t, subjects)
+            journal = Journal(t, subjects)
+            await journal.append(AGENT, b"end", record_id="r1", expected=0, rollup=True, ttl_s=1)
+
+            async def lapsed() -> bool:
+                return await journal.last(AGENT) is None
+
+            await eventually(lapsed, what="the end of the tombstone")
+            assert await journal.append(AGENT, b"new life", record_id="r2", expected=0) == 2
+
+    run(main())
+
+
+# --- the verdict --------------------------------------------------------------------------------------------------
+def test_fenced_by_another(server: Server, subjects: Subjects) -> None:
+    async def main() -> None:
+        async with connected(server.url) as a, connected(server.url) as b:
+            await ensure(a, subjects)
+            mine, other = Journal(a, subjects), Journal(b, subjects)
+            first = await mine.append(AGENT, b"mine", record_id="r1", expected=0)
+            second = await other.append(AGENT, b"activated", record_id="r2", expected=first)
+            with pytest.raises(Fenced) as caught:
+                await mine.append(AGENT, b"stale", record_id="r3", expected=first)
+            assert caught.value.details == {"expected": first, "last": second}
+            assert await _records(a, subjects) == 2
+
+    run(main())
+
+
+@pytest.mark.parametrize("fault", [reply_lost, cut_off])
+@pytest.mark.parametrize("rollup", [False, True])
+def test_own_record_committed_but_the_acknowledgement_lost(
+    server: Server, subjects: Subjects, fault: Fault, rollup: bool
+) -> None:
+    async def main() -> None:
+        async with connected(server.url) as inner:
+            t = Faulty(inner)
+            await ensure(t, subjects)
+            journal = Journal(t, subjects)
+            first = await journal.append(AGENT, b"one", record_id="r1", expected=0)
+            t.inject(subjects.journal(AGENT), fault)
+            t.requests.clear()
+            second = await journal.append(AGENT, b"two", record_id="r2", expected=first, rollup=rollup)
+            assert second == first + 1
+            assert t.requests.count(subjects.journal(AGENT)) == 1  # read, not repeated
+            assert await journal.last(AGENT) == (second, b"two", "r2")
+
+    run(main())
+
+
+@pytest.mark.parametrize("faults", [[never_sent], [nobody, nobody], [NO_VERDICT], [never_sent, nobody, NO_VERDICT, reply_lost]])
+def test_unchanged_and_tried_again(server: Server, subjects: Subjects, faults: list[Fault]) -> None:
+    async def main() -> None:
+        async with connected(server.url) as inner:
+            t = Faulty(inner)
+            await ensure(t, subjects)
+            journal = Journal(t, subjects)
+            first = await journal.append(AGENT, b"one", record_id="r1", expected=0)
+            t.inject(subjects.journal(AGENT), *faults)
+            second = await journal.append(AGENT, b"two", record_id="r2", expected=first)
+            assert await journal.read(AGENT) == [(first, b"one"), (second, b"two")]
+
+    run(main())
+
+
+def test_a_late_copy_that_commits_between_verdict_and_retry_is_ours(server: Server, subjects: Subjects) -> None:
+    class Late(Faulty):
+        """The first copy of a publish arrives only when the second is sent."""
+
+        held: bytes | None = None
+
+        async def request(self, subject: str, data: bytes = b"", *, headers: Headers | None = None, timeout: float) -> Message:
+            if subject == subjects.journal(AGENT):
+                if self.held is None:
+                    self.held = data
+                    raise RequestTimeout
+                await super().request(subject, self.held, headers=headers, timeout=timeout)
+            return await super().request(subject, data, headers=headers, timeout=timeout)
+
+    async def main() -> None:
+        async with connected(server.url) as t:
+            await ensure(t, subjects)
+            journal = Journal(Late(t), subjects)
+            assert await journal.append(AGENT, b"one", record_id="r1", expected=0) == 1
+            assert await journal.read(AGENT) == [(1, b"one")]
+
+    run(main())
+
+
+@pytest.mark.case(204)
+def test_own_record_committed_but_another_is_newer(server: Server, subjects: Subjects) -> None:
+    """The acknowledgement is lost, and before the verdict a new owner has appended: this owner is over."""
+
+    async def main() -> None:
+        async with connected(server.url) as inner, connected(server.url) as b:
+            t = Faulty(inner)
+            await ensure(t, subjects)
+            mine, other = Journal(t, subjects), Journal(b, subjects)
+            t.inject(subjects.journal(AGENT), reply_lost)
+            t.inject(f"{js.API}.STREAM.MSG.GET.{subjects.stream('journal')}", nobody)  # gives the other time
+            appending = asyncio.ensure_future(mine.append(AGENT, b"mine", record_id="r1", expected=0))
+
+            async def committed() -> bool:
+                return await other.last(AGENT) is not None
+
+            await eventually(committed, what="the record whose acknowledgement is lost")
+            await other.append(AGENT, b"activated", record_id="r2", expected=1)
+            outcome = (await asyncio.gather(appending, return_exceptions=True))[0]
+            # Either verdict came first; never anything else, and both records stand.
+            assert outcome == 1 or isinstance(outcome, Fenced)
+            with pytest.raises(Fenced):
+                await mine.append(AGENT, b"next", record_id="r3", expected=1)
+            assert await other.read(AGENT) == [(1, b"mine"), (2, b"activated")]
+
+    run(main())
+
+
+def test_store_lost_when_the_stream_was_purged(server: Server, subjects: Subjects) -> None:
+    async def main() -> None:
+        async with connected(server.url) as t:
+            await ensure(t, subjects)
+            journal = Journal(t, subjects)
+            last = 0
+            for n in range(3):
+                last = await journal.append(AGENT, b"x", record_id=f"r{n}", expected=last)
+            await js.api(t, f"STREAM.MSG.DELETE.{subjects.stream('journal')}", {"seq": last})
+            with pytest.raises(StoreLost) as caught:
+                await journal.append(AGENT, b"y", record_id="r", expected=last)
+            assert caught.value.details == {"expected": 3, "last": 2}
+            await js.purge(t, subjects.stream("journal"), subjects.journal(AGENT))
+            with pytest.raises(StoreLost) as caught:
+                await journal.append(AGENT, b"y", record_id="r", expected=last)
+            assert caught.value.details == {"expected": 3, "last": 0}
+            assert await _records(t, subjects) == 0
+
+    run(main())
+
+
+def test_a_loss_seen_only_once_is_not_believed(server: Server, subjects: Subjects) -> None:
+    async def main() -> None:
+        async with connected(server.url) as inner:
+            t = Faulty(inner)
+            await ensure(t, subjects)
+            journal = Journal(t, subjects)
+            first = await journal.append(AGENT, b"one", record_id="r1", expected=0)
+            t.inject(subjects.journal(AGENT), never_sent)
+            t.inject(
+                f"{js.API}.STREAM.MSG.GET.{subjects.stream('journal')}",
+                replaced(b'{"error":{"code":404,"err_code":10037,"description":"no message found"}}'),
+            )
+            assert await journal.append(AGENT, b"two", record_id="r2", expected=first) == first + 1
+
+    run(main())
+
+
+def test_patience_ends_and_says_what_is_known(server: Server, subjects: Subjects) -> None:
+    async def main() -> None:
+        async with connected(server.url) as inner:
+            t = Faulty(inner)
+            await ensure(t, subjects)
+            journal = Journal(t, subjects)
+            t.inject(subjects.journal(AGENT), *[nobody] * 100)
+            started = time.monotonic()
+            with pytest.raises(Unavailable) as caught:
+                await journal.append(AGENT, b"one", record_id="r1", expected=0, patience_s=0.2)
+            assert caught.value.details == {"fate": "not_stored"}
+            assert time.monotonic() - started < 2
+
+            reads = f"{js.API}.STREAM.MSG.GET.{subjects.stream('journal')}"
+            t = Faulty(inner)
+            t.inject(subjects.journal(AGENT), reply_lost)
+            t.inject(reads, *[nobody] * 100)
+            with pytest.raises(Unavailable) as caught:
+                await Journal(t, subjects).append(AGENT, b"one", record_id="r1", expected=0, patience_s=0.2)
+            assert caught.value.details == {"fate": "unknown"}
+            assert await Journal(inner, subjects).last(AGENT) == (1, b"one", "r1")
+
+    run(main())
+
+
+def test_an_append_waits_through_a_restart_of_the_server(fresh_server: Server, subjects: Subjects) -> None:
+    async def main() -> None:
+        async with connected(fresh_server.url) as t:
+            await ensure(t, subjects)
+            journal = Journal(t, subjects)
+            first = await journal.append(AGENT, b"one", record_id="r1", expected=0)
+            fresh_server.kill()
+            appending = asyncio.ensure_future(journal.append(AGENT, b"two", record_id="r2", expected=first))
+            await asyncio.to_thread(fresh_server.start)
+            assert await appending == first + 1
+            assert await journal.read(AGENT) == [(first, b"one"), (first + 1, b"two")]
+
+    run(main())
+
+
+def test_appends_survive_the_death_of_the_leader(subjects: Subjects) -> None:
+    """One owner on three servers appends through a kill of its stream's leader: each record once, in order."""
+    with Cluster() as cluster:
+
+        async def main() -> None:
+            async with connected(cluster.url) as t:
+                await ensure(t, subjects)
+                journal = Journal(t, subjects)
+                last, bodies = 0, []
+                leader = cluster.stream_leader(subjects.stream("journal"))
+                for n in range(60):
+                    if n == 30:
+                        await asyncio.to_thread(leader.kill)
+                    bodies.append(str(n).encode())
+                    last = await journal.append(AGENT, bodies[-1], record_id=f"r{n}", expected=last)
+                records = await journal.read(AGENT)
+                assert [body for _, body in records] == bodies
+                assert records[-1][0] == last
+
+        run(main(), timeout=60)
+
+
+# --- what exceeds the payload limit -------------------------------------------------------------------------------
+@pytest.mark.case(220)
+def test_a_large_record_goes_to_the_blobs_and_a_rollup_removes_it(server: Server, subjects: Subjects) -> None:
+    async def main() -> None:
+        async with connected(server.url) as t:
+            await ensure(t, subjects)
+            journal = Journal(t, subjects)
+            large = b"x" * (t.max_payload + 1)
+            edge = b"y" * (t.max_payload - journal_module.HEADER_ROOM)
+            first = await journal.append(AGENT, large, record_id="r1", expected=0)
+            second = await journal.append(AGENT, edge, record_id="r2", expected=first)
+            third = await journal.append(AGENT, edge + b"y", record_id="r3", expected=second)
+            # Another process reads them, and takes the agent over.
+            heir = Journal(t, subjects)
+            assert await heir.read(AGENT) == [(first, large), (second, edge), (third, edge + b"y")]
+            assert await heir.last(AGENT) == (third, edge + b"y", "r3")
+            raw = await js.get_last(t, subjects.stream("journal"), subjects.journal(AGENT))
+            assert raw is not None
+            assert raw.data == b'{"v":1,"blob":"%b"}' % raw.headers[journal_module.BLOB].encode()
+            last = await heir.append(AGENT, large, record_id="r4", expected=third, rollup=True)
+            assert await heir.read(AGENT) == [(last, large)]
+            await heir.append(AGENT, b"small", record_id="r5", expected=last, rollup=True)
+            assert (await js.stream_state(t, subjects.blob_stream)).messages == 0
+
+    run(main())
+
+
+def test_a_record_whose_blob_is_gone_is_a_loss(server: Server, subjects: Subjects) -> None:
+    async def main() -> None:
+        async with connected(server.url) as t:
+            await ensure(t, subjects)
+            journal = Journal(t, subjects)
+            await journal.append(AGENT, b"x" * t.max_payload, record_id="r1", expected=0)
+            raw = await js.get_last(t, subjects.stream("journal"), subjects.journal(AGENT))
+            assert raw is not None
+            await Blobs(t, subjects).delete(raw.headers[journal_module.BLOB])
+            with pytest.raises(StoreLost, match="blob"):
+                await journal.read(AGENT)
+            with pytest.raises(StoreLost, match="blob"):
+                await journal.last(AGENT)
+
+    run(main())
+
+
+def test_a_large_record_waits_for_the_store_too(server: Server, subjects: Subjects) -> None:
+    async def main() -> None:
+        async with connected(server.url) as inner:
+            t = Faulty(inner)
+            await ensure(t, subjects)
+            ids = (f"id{n}" for n in range(100))
+            journal = Journal(t, subjects, blobs=Blobs(t, subjects, new_id=lambda: next(ids)))
+            t.inject(subjects.blob_chunks("id1"), never_sent)
+            large = b"x" * t.max_payload
+            assert await journal.append(AGENT, large, record_id="r1", expected=0) == 1
+            assert await journal.read(AGENT) == [(1, large)]
+            for n in range(100):
+                t.inject(subjects.blob_chunks(f"id{n}"), nobody)
+            with pytest.raises(Unavailable) as caught:
+                await journal.append(AGENT, large, record_id="r2", expected=1, patience_s=0.1)
+            assert caught.value.details == {"fate": "not_stored"}
+
+    run(main())

@@ -1,0 +1,233 @@
+"""The streams of a mesh, as the server makes them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import pytest
+
+from agentmesh.edge import jetstream as js
+from agentmesh.edge import streams
+from agentmesh.edge.registry import Registry
+from agentmesh.edge.streams import ensure, stream_configs
+from agentmesh.edge.transport import Message
+from agentmesh.errors import BadRequest, ConfigMismatch, MailboxFull, ServerTooOld, TooLarge, Unavailable
+from agentmesh.subjects import LANES, Subjects
+from support import Cluster, Faulty, Server, connected, eventually, run
+
+
+def test_every_field_arrives_as_it_was_asked_for(server: Server, subjects: Subjects) -> None:
+    async def main() -> None:
+        async with connected(server.url) as t:
+            await ensure(t, subjects, mailbox_limit=77, results_age_s=120)
+            configs = stream_configs(subjects, replicas=1, max_payload=t.max_payload, mailbox_limit=77, results_age_s=120)
+            assert set(configs) == {
+                f"{subjects.root.upper()}_{role}" for role in ("MAIL", "TIMER", "RESULT", "JOURNAL", "DEAD")
+            } | {f"KV_{subjects.root}-registry", f"OBJ_{subjects.root}-blobs"}
+            for name, wanted in configs.items():
+                found = (await js.stream_state(t, name)).config
+                for field, value in wanted.items():
+                    assert found.get(field, False) == value, (name, field)
+
+    run(main())
+
+
+def test_many_processes_may_ensure_at_once_and_again(server: Server, subjects: Subjects) -> None:
+    async def main() -> None:
+        async with connected(server.url) as a, connected(server.url) as b:
+            await asyncio.gather(*(ensure(t, subjects) for t in (a, b) * 5))
+            await ensure(a, subjects)
+            entry = await Registry(a, subjects).get("epoch")
+            assert entry is not None
+            assert (entry.value, entry.revision) == (b"1", 1)
+
+    run(main())
+
+
+def test_a_raised_epoch_stays(server: Server, subjects: Subjects) -> None:
+    async def main() -> None:
+        async with connected(server.url) as t:
+            await ensure(t, subjects)
+            registry = Registry(t, subjects)
+            await registry.update("epoch", b"2", 1)
+            await ensure(t, subjects)
+            entry = await registry.get("epoch")
+            assert entry is not None
+            assert entry.value == b"2"
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("changed", "field"),
+    [({"mailbox_limit": 5}, "max_msgs_per_subject"), ({"results_age_s": 5}, "max_age"), ({"replicas": 3}, "num_replicas")],
+)
+def test_another_configuration_is_named(server: Server, subjects: Subjects, changed: dict[str, Any], field: str) -> None:
+    async def main() -> None:
+        async with connected(server.url) as t:
+            await ensure(t, subjects, replicas=1)
+            with pytest.raises(ConfigMismatch) as caught:
+                await ensure(t, subjects, **changed)
+            details = caught.value.details
+            assert details["field"] == field
+            assert details["stream"].startswith(subjects.root.upper())
+            assert details["wanted"] != details["found"]
+
+    run(main())
+
+
+def test_a_stranger_s_stream_on_our_subjects_is_named(server: Server, subjects: Subjects) -> None:
+    async def main() -> None:
+        async with connected(server.url) as t:
+            stranger = subjects.root.upper()
+            await js.api(t, f"STREAM.CREATE.{stranger}", {"name": stranger, "subjects": [f"{subjects.root}.inbox.*"]})
+            with pytest.raises(ConfigMismatch, match="another stream"):
+                await ensure(t, subjects)
+
+    run(main())
+
+
+def test_an_old_server_is_refused(server: Server, subjects: Subjects) -> None:
+    class Old(Faulty):
+        server_version = (2, 12, 9)
+        clustered = False
+
+    async def main() -> None:
+        async with connected(server.url) as t:
+            with pytest.raises(ServerTooOld, match=r"2\.12\.9"):
+                await ensure(Old(t), subjects)
+
+    run(main())
+
+
+def test_without_jetstream_it_gives_up(server: Server, subjects: Subjects, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "PATIENCE_S", 0.3)
+
+    class Nobody(Faulty):
+        async def request(self, *args: Any, **kwargs: Any) -> Message:
+            raise Unavailable("JetStream is off")
+
+    async def main() -> None:
+        async with connected(server.url) as t:
+            with pytest.raises(Unavailable, match="JetStream is off"):
+                await ensure(Nobody(t), subjects)
+
+    run(main())
+
+
+def test_every_lane_takes_names_of_every_length_and_republishes(server: Server, subjects: Subjects) -> None:
+    async def main() -> None:
+        async with connected(server.url) as t:
+            await ensure(t, subjects)
+            agents = ["coder", "team-a.coder", ".".join("abcdefgh")]
+            for agent in agents:
+                live: list[Message] = []
+                subscription = await t.subscribe(subjects.live(agent), live.append)
+                stored = [
+                    (await js.store(t, subjects.lane(lane, agent), lane.encode(), headers={"Mesh-Tag": "t"})).seq
+                    for lane in LANES
+                    if lane != "due"
+                ]
+                await js.schedule(t, subjects.timer(agent, "t1"), subjects.due(agent), time.time(), b"due")
+                await eventually(lambda live=live: len(live) == len(LANES), what=f"all lanes of {agent}")
+                assert [subjects.parse_live(message.subject) for message in live] == [(lane, agent) for lane in LANES]
+                assert [message.data.decode() for message in live] == list(LANES)
+                assert [int(message.headers["Nats-Sequence"]) for message in live[:-1]] == stored
+                await subscription.unsubscribe()
+
+    run(main())
+
+
+def test_results_and_the_registry_are_republished(server: Server, subjects: Subjects) -> None:
+    async def main() -> None:
+        async with connected(server.url) as t:
+            await ensure(t, subjects)
+            seen: list[Message] = []
+            await t.subscribe(subjects.done("coder", "*"), seen.append)
+            await t.subscribe(subjects.registry_change(), seen.append)
+            await js.store(t, subjects.result("coder", "17"), b"outcome", expected=0)
+            await js.store(t, subjects.registry_key("agents.coder"), b"spec")
+            await eventually(lambda: len(seen) == 2, what="both copies")
+            assert [message.subject for message in seen] == [
+                subjects.done("coder", "17"),
+                subjects.registry_change("agents.coder"),
+            ]
+            with pytest.raises(js.WrongLastSequence):
+                await js.store(t, subjects.result("coder", "17"), b"another outcome", expected=0)
+
+    run(main())
+
+
+@pytest.mark.case(208)
+def test_a_lane_is_bounded_by_itself(server: Server, subjects: Subjects) -> None:
+    async def main() -> None:
+        async with connected(server.url) as t:
+            await ensure(t, subjects, mailbox_limit=3)
+            for _ in range(3):
+                await js.store(t, subjects.inbox("a"), b"x")
+            with pytest.raises(MailboxFull):
+                await js.store(t, subjects.inbox("a"), b"x")
+            await js.store(t, subjects.lane("peer-inbox", "a"), b"a colleague gets through")
+            await js.store(t, subjects.inbox("a.b"), b"another agent")
+
+    run(main())
+
+
+@pytest.mark.case(244)
+def test_what_a_stranger_may_not_do_to_mail(server: Server, subjects: Subjects) -> None:
+    async def main() -> None:
+        async with connected(server.url) as t:
+            await ensure(t, subjects)
+            await js.store(t, subjects.inbox("a"), b"x")
+            for headers in ({"Nats-Rollup": "all"}, {"Nats-Rollup": "sub"}, {"Nats-TTL": "1s"}):
+                with pytest.raises(BadRequest):
+                    await js.store(t, subjects.inbox("a"), b"x", headers=headers)
+            body = b"x" * (t.max_payload - streams.HEADER_ROOM)
+            await js.store(t, subjects.inbox("a"), body)
+            with pytest.raises(TooLarge):
+                await js.store(t, subjects.inbox("a"), body + b"x")
+            assert (await js.stream_state(t, subjects.stream("mail"))).messages == 2
+
+    run(main())
+
+
+def test_three_replicas_on_a_cluster_by_default(subjects: Subjects) -> None:
+    with Cluster() as cluster:
+
+        async def main() -> None:
+            async with connected(cluster.url) as a, connected(cluster.url) as b:
+                assert a.clustered
+                await asyncio.gather(ensure(a, subjects), ensure(b, subjects), ensure(a, subjects))
+                names = stream_configs(subjects, replicas=3, max_payload=a.max_payload)
+                for name in names:
+                    assert (await js.stream_state(a, name)).config["num_replicas"] == 3
+                await ensure(b, subjects, replicas=3)
+                # A mesh that was made with one replica is taken as it is, unless the caller says what it wants.
+                other = Subjects(root=subjects.root + "x")
+                await ensure(a, other, replicas=1)
+                await ensure(a, other)
+                with pytest.raises(ConfigMismatch):
+                    await ensure(a, other, replicas=3)
+
+        run(main(), timeout=60)
+
+
+def test_more_replicas_than_servers(server: Server, subjects: Subjects, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "JOINING_S", 0.3)
+
+    class Alone(Faulty):
+        """One server that calls itself a cluster."""
+
+        server_version = (2, 15, 0)
+        clustered = True
+
+    async def main() -> None:
+        async with connected(server.url) as t:
+            with pytest.raises(Unavailable, match="3 replicas"):
+                await ensure(t, subjects, replicas=3)
+            await ensure(Alone(t), subjects)
+            assert (await js.stream_state(t, subjects.stream("mail"))).config["num_replicas"] == 1
+
+    run(main())

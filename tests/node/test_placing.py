@@ -1,0 +1,141 @@
+"""Carrying plans out against a registry that others write too."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import AsyncIterator
+
+from agentmesh.edge.connection import NatsTransport
+from agentmesh.edge.registry import Entry, Registry
+from agentmesh.edge.streams import ensure
+from agentmesh.planner import Place, Plan, Remove, Wait
+from agentmesh.subjects import Subjects, placement_key, spec_key
+from agentmesh.wire import Placement, Spec, encode
+from agentmesh_node.census import Census
+from agentmesh_node.placing import Announcer, Placing
+from support import Server, connected, run
+
+LIFE = encode(Placement(incarnation="l1"))
+
+
+class Bench:
+    """A registry, a census and a `Placing` over both."""
+
+    def __init__(self, transport: NatsTransport, subjects: Subjects) -> None:
+        self.transport = transport
+        self.may_act = True
+        self.registry = Registry(transport, subjects)
+        self.census = Census()
+        self.placing = Placing(
+            self.registry,
+            self.census,
+            Announcer(transport, subjects, "s1", time.time),
+            in_flight=4,
+            may_act=lambda: self.may_act,
+        )
+
+    async def write(self, key: str, value: bytes, *, seen: bool = True) -> int:
+        revision = await self.registry.create(key, value)
+        if seen:
+            self.census.observe(Entry(key, value, revision))
+        return revision
+
+    async def exists(self, node: str, agent: str = "a") -> bool:
+        return await self.registry.get(placement_key(node, agent)) is not None
+
+
+@contextlib.asynccontextmanager
+async def bench(server: Server, subjects: Subjects) -> AsyncIterator[Bench]:
+    async with connected(server.url) as transport:
+        await ensure(transport, subjects)
+        yield Bench(transport, subjects)
+
+
+def place(node: str, revision: int = 0, agent: str = "a") -> Place:
+    return Place(agent, node, "l1", revision, None, "because")
+
+
+def test_a_move_places_first_and_then_removes_and_the_census_knows_at_once(server: Server, subjects: Subjects) -> None:
+    async def scenario() -> None:
+        async with bench(server, subjects) as it:
+            old = await it.write(placement_key("n1", "a"), LIFE)
+            assert await it.placing.carry_out(Plan(place=(place("n2"),), remove=(Remove("a", "n1", old, "moved"),)))
+            assert await it.exists("n2")
+            assert not await it.exists("n1")
+            assert it.census.placements["a"].keys() == {"n2"}
+            assert it.census.placements["a"]["n2"].revision > old
+
+    run(scenario())
+
+
+def test_whoever_could_not_be_placed_keeps_what_it_has_and_the_truth_is_learnt(server: Server, subjects: Subjects) -> None:
+    async def scenario() -> None:
+        async with bench(server, subjects) as it:
+            old = await it.write(placement_key("n1", "a"), LIFE)
+            unseen = await it.write(placement_key("n2", "a"), LIFE, seen=False)
+            it.census.take_dirty(10)
+            assert not await it.placing.carry_out(Plan(place=(place("n2"),), remove=(Remove("a", "n1", old, "moved"),)))
+            assert await it.exists("n1")
+            assert it.census.placements["a"]["n2"].revision == unseen
+            assert it.census.take_dirty(10) == {"a"}
+
+    run(scenario())
+
+
+def test_a_placement_that_has_changed_is_not_removed(server: Server, subjects: Subjects) -> None:
+    async def scenario() -> None:
+        async with bench(server, subjects) as it:
+            key = placement_key("n1", "a")
+            old = await it.write(key, LIFE)
+            newer = await it.registry.update(key, LIFE, old)
+            assert not await it.placing.carry_out(Plan(remove=(Remove("a", "n1", old, "stopped"),)))
+            assert it.census.placements["a"]["n1"].revision == newer
+            gone = Remove("b", "n1", 1, "it was deleted by somebody else meanwhile")
+            assert not await it.placing.carry_out(Plan(remove=(gone,)))
+            assert "b" not in it.census.placements
+
+    run(scenario())
+
+
+def test_a_former_leader_writes_nothing_more(server: Server, subjects: Subjects) -> None:
+    async def scenario() -> None:
+        async with bench(server, subjects) as it:
+            it.may_act = False
+            assert not await it.placing.carry_out(Plan(place=(place("n1"), place("n1", agent="b"))))
+            assert not await it.exists("n1")
+            assert it.census.take_dirty(10) == {"a", "b"}
+
+    run(scenario())
+
+
+def test_without_a_connection_everything_is_left_to_be_planned_again(server: Server, subjects: Subjects) -> None:
+    async def scenario() -> None:
+        async with bench(server, subjects) as it:
+            await it.transport.close()
+            many = tuple(place("n1", agent=f"a{number}") for number in range(20))
+            assert not await it.placing.carry_out(Plan(place=many))
+            assert len(it.census.take_dirty(100)) == 20
+
+    run(scenario())
+
+
+def test_a_reason_is_written_once_and_never_over_a_newer_spec(server: Server, subjects: Subjects) -> None:
+    async def scenario() -> None:
+        async with bench(server, subjects) as it:
+            wait = Wait("a", None, "no node is live")
+            first = await it.write(spec_key("a"), encode(Spec(kind="A", incarnation="l1")))
+            assert await it.placing.write_reasons([wait])
+            told = it.census.revision(spec_key("a"))
+            assert told > first
+            assert await it.placing.write_reasons([wait])
+            assert it.census.revision(spec_key("a")) == told
+
+            stopping = encode(Spec(kind="A", incarnation="l1", status="stopping"))
+            await it.registry.update(spec_key("a"), stopping, told)
+            assert not await it.placing.write_reasons([Wait("a", None, "another reason")])
+            assert it.census.specs["a"].status == "stopping"
+            assert await it.placing.write_reasons([Wait("a", None, "another reason")])
+            assert it.census.specs["a"].reason is None
+
+    run(scenario())
