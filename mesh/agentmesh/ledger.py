@@ -27,6 +27,10 @@ from agentmesh.records import (
 
 MAPS = ("positions", "taken", "origins", "deferred", "attempts", "takeovers", "timers", "awaiting", "seen")
 SCALARS = tuple(f for f in Change.__struct_fields__ if f not in MAPS)
+FIELDS = Ledger.__struct_fields__
+UNTOLD = frozenset(FIELDS) - set(Change.__struct_fields__)
+"""What a change does not tell, because every record bears it, or because it follows from the effects."""
+NO_CHANGE = Change()
 HISTORY = 32
 """Turns that a snapshot remembers for `mesh history`."""
 HISTORY_TEXT = 1000
@@ -36,18 +40,17 @@ HISTORY_TEXT = 1000
 def diff(old: Ledger, new: Ledger) -> Change:
     """The change that turns `old` into `new` (effects apart: a record names those itself)."""
     changed: dict[str, Any] = {}
-    for field in SCALARS:
-        value = getattr(new, field)
-        if value is not getattr(old, field):
-            changed[field] = value
-    for field in MAPS:
-        before, after = getattr(old, field), getattr(new, field)
-        if before is not after:
-            delta: dict[str, Any] = {key: value for key, value in after.items() if before.get(key) != value}
-            delta.update((key, None) for key in before if key not in after)
-            if delta:
-                changed[field] = delta
-    return Change(**changed)
+    for field, before, after in zip(FIELDS, structs.astuple(old), structs.astuple(new), strict=True):
+        if before is after or field in UNTOLD:
+            continue
+        if field not in MAPS:
+            changed[field] = after
+            continue
+        delta: dict[str, Any] = {key: value for key, value in after.items() if before.get(key) != value}
+        delta.update((key, None) for key in before if key not in after)
+        if delta:
+            changed[field] = delta
+    return Change(**changed) if changed else NO_CHANGE
 
 
 def patch(ledger: Ledger, change: Change) -> Ledger:

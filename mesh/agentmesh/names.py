@@ -18,6 +18,7 @@ MAX_REPLY_SUBJECT = 256
 _TOKEN = r"[A-Za-z0-9_-]{1,64}"
 _NAME = re.compile(rf"{_TOKEN}(?:\.{_TOKEN}){{0,7}}")
 _ONE_TOKEN = re.compile(_TOKEN)
+_SUBJECT = re.compile(r"(?!.*(?:^|\.)[*>](?:\.|$))[^\s.]+(?:\.[^\s.]+)*")
 _ROOT = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
 
 
@@ -84,8 +85,7 @@ def reply_subject(text: str, root: str) -> str:
         raise BadRequest(f"the reply subject has more than {MAX_REPLY_SUBJECT} bytes")
     if text.startswith(("$", root + ".")) or text == root:
         raise BadRequest(f"the reply subject {_shown(text)} lies in a reserved subject space; use an inbox of your own")
-    tokens = text.split(".")
-    if any(t in ("", "*", ">") or not t.isprintable() or any(c.isspace() for c in t) for t in tokens):
+    if _SUBJECT.fullmatch(text) is None or not text.isprintable():
         raise BadRequest(f"the reply subject {_shown(text)} is not a literal subject")
     return text
 

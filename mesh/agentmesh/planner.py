@@ -8,9 +8,10 @@
     stopped, or absent       no owner
 
 Of several placements of one agent the highest revision counts and the others go. A placement of another incarnation counts
-for nothing. What stands well stays: an agent leaves a live node only when that drains, or no longer fits. New placements go to
-the fitting node with the fewest agents, so equal nodes fill evenly. Performing a plan and planning again yields no `Place` and
-no `Remove`.
+for nothing. What stands well stays: an agent leaves a live node only when that no longer fits. A node that drains gets nothing
+new and gives each of its placements up by itself, once no turn of that agent runs: to take it away before would only run that
+turn twice. New placements go to the fitting node with the fewest agents, so equal nodes fill evenly. Performing a plan and
+planning again yields no `Place` and no `Remove`.
 
 No clock, no randomness, no I/O: whether a node is alive is decided elsewhere and comes in as data.
 """
@@ -87,10 +88,9 @@ class Remove(msgspec.Struct, frozen=True):
 
 
 class Wait(msgspec.Struct, frozen=True):
-    """No node can take `agent` now. `node` is where it stays meanwhile (one that drains), or None when nobody runs it."""
+    """No node can take `agent` now: nobody runs it."""
 
     agent: str
-    node: str | None
     reason: str
 
 
@@ -133,7 +133,7 @@ def explain(world: World, agent: str) -> str:
         return f"{agent} is about to be placed on {action.node}: {action.reason}"
     if found.wait:
         wait = found.wait[0]
-        return f"{agent} {f'stays on {wait.node}' if wait.node else 'waits'}: {wait.reason}{_details(world, spec)}"
+        return f"{agent} waits: {wait.reason}{_details(world, spec)}"
     node, placed = _newest(world.placements[agent], spec.incarnation)
     doubt = ", which has not been heard of just now" if node in world.held else ""
     return f"{agent} is {spec.status} on {node}{doubt} (generation {placed.revision})"
@@ -202,9 +202,7 @@ class _Run:
         lease = self.world.nodes.get(node)
         if lease is None:
             return f"node {node} is gone"
-        if not self._fits(node, spec):
-            return f"node {node} no longer has its kind or labels"
-        return f"node {node} is draining" if lease.draining else None
+        return None if self._fits(node, spec) else f"node {node} no longer has its kind or labels"
 
     def _fits(self, node: str, spec: Spec) -> bool:
         """Whether a live node may run `spec`, room apart."""
@@ -241,10 +239,7 @@ class _Run:
         self._drop(agent, _without(vacancy.held, node), f"{vacancy.why}; it is on {node} now", spec.incarnation)
 
     def _leave(self, vacancy: _Vacancy) -> None:
-        """Nobody can take it: it stays where it is.
-
-        A node that drains still runs it, and one that is gone finds it again when it comes back before any other.
-        """
+        """Nobody can take it: its placement stays, for a node that is gone finds it again when it comes back before any other."""
         agent, spec = vacancy.agent, vacancy.spec
         stays = None if vacancy.evict else vacancy.stands
         if stays is not None:
@@ -252,7 +247,7 @@ class _Run:
         reason = vacancy.why if stays is None else f"the newer placement on {stays} counts"
         self._drop(agent, _without(vacancy.held, stays), reason, spec.incarnation)
         needs = None if spec.status == "stopping" else _needs(spec)
-        self.wait.append(Wait(agent, stays if stays in self.world.nodes else None, self._reason(needs)))
+        self.wait.append(Wait(agent, self._reason(needs)))
 
     def _take(self, needs: _Needs) -> str | None:
         """The least loaded open node for `needs`, counted as taken."""

@@ -6,6 +6,7 @@ Evolution: fields are only added, with defaults; readers ignore fields they do n
 from __future__ import annotations
 
 import datetime as dt
+import functools
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -159,7 +160,15 @@ def parse_time(text: str) -> float:
 
 def format_time(seconds: float) -> str:
     """RFC 3339, UTC, microseconds."""
-    return dt.datetime.fromtimestamp(seconds, dt.UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    whole = int(seconds // 1)
+    micros = int((seconds - whole) * 1_000_000)
+    return f"{_second(whole)}.{micros:06d}Z"
+
+
+@functools.lru_cache(maxsize=16)
+def _second(seconds: int) -> str:
+    # Every lifecycle event bears a time, and most of them fall into the same second.
+    return dt.datetime.fromtimestamp(seconds, dt.UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 def decode_mail(lane: Lane, seq: int, body: bytes, headers: Mapping[str, str], *, root: str) -> Mail:
@@ -169,7 +178,8 @@ def decode_mail(lane: Lane, seq: int, body: bytes, headers: Mapping[str, str], *
     """
     fields: dict[str, Any] = {}
     if headers:
-        fields["trace"] = {k: headers[k] for k in TRACE_HEADERS if k in headers}
+        if "traceparent" in headers:
+            fields["trace"] = {k: headers[k] for k in TRACE_HEADERS if k in headers}
         fields["for_life"] = headers.get(FOR)
         fields["msg_id"] = headers.get(MSG_ID)
         if lane.trusted:

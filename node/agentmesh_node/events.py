@@ -25,8 +25,7 @@ from typing import Any
 
 import msgspec
 
-from agentmesh.edge.transport import Disconnected, Transport
-from agentmesh.errors import TooLarge
+from agentmesh.edge.transport import Transport
 from agentmesh.records import NOTHING
 from agentmesh.subjects import Subjects
 from agentmesh.wire import VERSION, format_time
@@ -51,7 +50,7 @@ class Events:
     def __init__(self, transport: Transport, subjects: Subjects, node: str, now: Callable[[], float], *, content: bool) -> None:
         self._t = transport
         self._subjects = subjects
-        self._node = node
+        self._node = node.encode()
         self._now = now
         self._content = content
         self._handlers: list[Handler] = []
@@ -69,24 +68,12 @@ class Events:
                 handler(agent, kind, fields)
             except Exception:
                 log.exception("a handler of lifecycle events failed", extra={"kind": kind})
-        body: dict[str, Any] = {
-            "v": VERSION,
-            "agent": agent,
-            "kind": kind,
-            "time": format_time(self._now()),
-            "node": self._node,
-            "turn": turn,
-        }
-        body.update((k, v) for k, v in fields.items() if k not in CONTENT or (self._content and v is not NOTHING))
-        self._send(self._subjects.event(agent, kind), self._encoder.encode(body))
-
-    def _send(self, subject: str, body: bytes) -> None:
-        # Publishing is a coroutine that suspends only when the socket is congested; a fact does not wait for that.
-        sending = self._t.publish(subject, body)
-        try:
-            sending.send(None)
-        except StopIteration:
-            return
-        except (Disconnected, TooLarge):
-            return
-        sending.close()
+        if not self._content:
+            fields = {k: v for k, v in fields.items() if k not in CONTENT}
+        elif fields.get("agent_state") is NOTHING:
+            fields = {k: v for k, v in fields.items() if k != "agent_state"}
+        # Names, kinds and node ids need no escaping; this is several times quicker than encoding a dict.
+        head = f'{{"v":{VERSION},"agent":"{agent}","kind":"{kind}","time":"{format_time(self._now())}"'
+        tail = self._encoder.encode(fields)
+        body = b'%b,"node":"%b","turn":%d%b%b' % (head.encode(), self._node, turn, b"," if fields else b"", tail[1:])
+        self._t.post(self._subjects.event(agent, kind), body)

@@ -69,6 +69,7 @@ class Heartbeat:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._started: asyncio.Future[None] = self._main.create_future()
         self._renew: asyncio.Event | None = None
+        self._written: asyncio.Future[None] | None = None
         self._leaving = False
         self._thread = threading.Thread(target=self._run, name=f"heartbeat {node}", daemon=True)
         self._ticker: asyncio.TimerHandle | None = None
@@ -93,11 +94,13 @@ class Heartbeat:
         self.facts.ticked = time.monotonic()
         self._ticker = self._main.call_later(CHECK_S, self._tick)
 
-    def change(self, lease: NodeLease) -> None:
-        """Renew at once with another content."""
+    async def change(self, lease: NodeLease, *, timeout: float = 5.0) -> None:
+        """Renew at once with another content. Returns when the registry has it, or `timeout` seconds are over."""
         self.facts.lease = lease
+        written = self._written = self._main.create_future()
         if self._loop is not None and self._renew is not None:
             self._loop.call_soon_threadsafe(self._renew.set)
+        await asyncio.wait((written,), timeout=timeout)
 
     async def close(self) -> None:
         """Take the lease back and end the thread."""
@@ -115,6 +118,12 @@ class Heartbeat:
         except Exception as failure:
             log.exception("the heartbeat ended")
             self._tell(lambda error=failure: self._report_start(error))  # type: ignore[misc]
+
+    def _report_write(self, lease: NodeLease) -> None:
+        self._report_start(None)
+        written = self._written
+        if written is not None and not written.done() and lease.draining == self.facts.lease.draining:
+            written.set_result(None)
 
     def _report_start(self, error: Exception | None) -> None:
         if self._started.done():
@@ -136,6 +145,9 @@ class Heartbeat:
         transport = await connect(self._servers, name=f"mesh-heartbeat-{self._node}", connect_timeout=START_TIMEOUT_S)
         try:
             await transport.subscribe(self._subjects.node(self._node), lambda message: self._answer(transport, message))
+            # The server must know before the lease says that this node lives: a ping without responders means death.
+            await transport.flush()
+            transport.on_gap(self._renew.set)
             registry = Registry(transport, self._subjects)
             await self._keep_lease(registry)
             await registry.delete(node_key(self._node), self._revision)
@@ -151,9 +163,10 @@ class Heartbeat:
             self._check_stall()
             if time.monotonic() >= due or self._renew.is_set():
                 self._renew.clear()
+                lease = self.facts.lease
                 if await self._write(registry):
                     due = time.monotonic() + self._ttl_s / 3
-                    self._tell(lambda: self._report_start(None))
+                    self._tell(lambda lease=lease: self._report_write(lease))  # type: ignore[misc]
             try:
                 async with asyncio.timeout(CHECK_S):
                     await self._renew.wait()

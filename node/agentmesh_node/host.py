@@ -167,7 +167,8 @@ class Node:
         if self._heartbeat is None or self._draining:
             return
         self._draining = True
-        self._heartbeat.change(msgspec.structs.replace(self._heartbeat.facts.lease, draining=True))
+        # First the registry must say that this node takes nothing more; then its agents are given up.
+        await self._heartbeat.change(msgspec.structs.replace(self._heartbeat.facts.lease, draining=True))
         if self._gateway is not None:
             await self._gateway.close()
         residents = list(self._residents.values())
@@ -208,7 +209,8 @@ class Node:
     def _on_request(self, op: str, on: bool) -> None:
         assert self._heartbeat is not None
         if op == "cordon":
-            self._heartbeat.change(msgspec.structs.replace(self._heartbeat.facts.lease, cordoned=on))
+            lease = msgspec.structs.replace(self._heartbeat.facts.lease, cordoned=on)
+            self.services.spawn(self._heartbeat.change(lease))
         else:
             self.drained.set()
 

@@ -8,8 +8,6 @@ import msgspec
 
 from agentmesh import wire
 from agentmesh.backend import Event
-from agentmesh.edge.transport import Disconnected
-from agentmesh.errors import TooLarge
 from agentmesh.records import Resolve
 from agentmesh.turn.values import RunTurn
 from agentmesh_node.services import Services
@@ -52,11 +50,4 @@ class LiveStream:
 
     def send(self, fields: dict[str, Any]) -> None:
         self._seq += 1
-        body = msgspec.json.encode({**self._head, "seq": self._seq, **fields})
-        sending = self._s.transport.publish(self._subject, body)
-        try:
-            sending.send(None)
-        except (StopIteration, Disconnected, TooLarge):
-            return
-        sending.close()
-
+        self._s.transport.post(self._subject, msgspec.json.encode({**self._head, "seq": self._seq, **fields}))

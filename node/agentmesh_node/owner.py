@@ -29,7 +29,6 @@ from agentmesh.turn.values import (
     Arrived,
     Backoff,
     Call,
-    Command,
     Committed,
     Core,
     Done,
@@ -296,12 +295,15 @@ class Owner:
             self.core, commands = step(self.core, following, self._s.now())
             following = None
             for command in commands:
-                if isinstance(command, Call):
+                kind = type(command)
+                if kind is Call:
                     following = await self._call(command)
-                elif isinstance(command, Append):
+                elif kind is Append:
                     following = await self._append(command)
+                elif kind is KillTurn:
+                    await self._kill_turn()
                 else:
-                    await self._perform(command)
+                    _PERFORM[kind](self, command)
 
     async def _call(self, command: Call) -> Input:
         if self.runner is None:
@@ -362,33 +364,31 @@ class Owner:
             self.runner.end_span(command.turn.error.code if command.turn and command.turn.error else None)
         return Committed(self._fence, record.id, record.at, len(body))
 
-    async def _perform(self, command: Command) -> None:
-        match command:
-            case RunTurn():
-                self._run_turn(command)
-            case Emit():
-                self._emit(command.kind, command.fields)
-            case Perform():
-                assert self._performer is not None
-                self._performer.add(command.effects)
-            case Answer() if command.token.startswith("trim-"):
-                assert self._trimmer is not None
-                self._s.spawn(self._trimmer.remembered(command.token))
-            case Answer():
-                await controls.answer(self._s, self._replies.pop(command.token, ""), command.body)
-            case KillTurn():
-                await self._kill_turn()
-            case SetStatus():
-                self._set_status(command)
-            case Wake():
-                self._later(command.at - self._s.now() + 0.001, lambda: self.feed(Tick()))
-            case Backoff():
-                if self.runner is not None:
-                    self.runner.end_span("crash")
-                    self.runner.renew()
-                self._later(command.seconds, lambda: self.feed(Restarted()))
-            case Sweep():
-                self._sweeper = asyncio.get_running_loop().create_task(self._sweep(), name=f"sweep {self.name}")
+    def _add_effects(self, command: Perform) -> None:
+        assert self._performer is not None
+        self._performer.add(command.effects)
+
+    def _answer(self, command: Answer) -> None:
+        if command.token.startswith("trim-"):
+            assert self._trimmer is not None
+            self._s.spawn(self._trimmer.remembered(command.token))
+        else:
+            self._s.spawn(controls.answer(self._s, self._replies.pop(command.token, ""), command.body))
+
+    def _tell_fact(self, command: Emit) -> None:
+        self._emit(command.kind, command.fields)
+
+    def _wake_at(self, command: Wake) -> None:
+        self._later(command.at - self._s.now() + 0.001, lambda: self.feed(Tick()))
+
+    def _back_off(self, command: Backoff) -> None:
+        if self.runner is not None:
+            self.runner.end_span("crash")
+            self.runner.renew()
+        self._later(command.seconds, lambda: self.feed(Restarted()))
+
+    def _begin_sweep(self, command: Sweep) -> None:
+        self._sweeper = asyncio.get_running_loop().create_task(self._sweep(), name=f"sweep {self.name}")
 
     # --- turns ------------------------------------------------------------------------------------------------------
     def _run_turn(self, command: RunTurn) -> None:
@@ -468,3 +468,16 @@ class Owner:
             if not waiting:
                 return
             await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+
+
+_PERFORM: dict[type, Callable[[Owner, Any], None]] = {
+    RunTurn: Owner._run_turn,
+    Emit: Owner._tell_fact,
+    Perform: Owner._add_effects,
+    Answer: Owner._answer,
+    SetStatus: Owner._set_status,
+    Wake: Owner._wake_at,
+    Backoff: Owner._back_off,
+    Sweep: Owner._begin_sweep,
+}
+"""The commands that are performed at once; the others are awaited."""

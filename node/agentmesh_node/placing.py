@@ -204,6 +204,6 @@ class Placing:
 
 def needs_reason(spec: Spec | None, wait: Wait) -> bool:
     """Whether `spec` should say why its agent waits, and does not. A failed or stopping one has a reason of its own."""
-    if spec is None or wait.node is not None or spec.status not in ("wanted", "running"):
+    if spec is None or spec.status not in ("wanted", "running"):
         return False
     return spec.status == "running" or spec.reason is None or spec.reason.message != wait.reason

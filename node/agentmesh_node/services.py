@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
+import os
 import time
 from collections.abc import Coroutine, Mapping
 from importlib.metadata import entry_points
@@ -110,8 +110,8 @@ class Services:
 
     @staticmethod
     def token() -> str:
-        """A random id of one subject token."""
-        return secrets.token_hex(8)
+        """A random id of one subject token, which no stranger can guess."""
+        return os.urandom(8).hex()
 
     # --- an agent's parts -------------------------------------------------------------------------------------------
     def runner(self, name: str, spec: Spec) -> Runner | None:

@@ -89,6 +89,7 @@ class StatusWriter:
                 return
             raise WrongLastSequence(newer.revision)
         kept = reason if reason is not None or status != "stopped" else spec.reason
+        # A reason that says why it waited for a node is over once it runs.
         new = msgspec.structs.replace(spec, status=status, reason=kept, since=wire.format_time(self._s.now()))
         ttl = KEEP_STOPPED_S if status == "stopped" else None
         await self._s.registry.update(key, wire.encode(new), entry.revision, ttl_s=ttl)

@@ -25,11 +25,8 @@ class Tracing:
     def __init__(self, node: str) -> None:
         self._node = node
         self._tracer = trace.get_tracer(semconv.SCOPE)
-
-    @property
-    def on(self) -> bool:
-        """Whether spans are recorded in this process."""
-        return not isinstance(trace.get_tracer_provider(), (trace.ProxyTracerProvider, trace.NoOpTracerProvider))
+        self.on = not isinstance(trace.get_tracer_provider(), (trace.ProxyTracerProvider, trace.NoOpTracerProvider))
+        """Whether spans are recorded in this process. Set `telemetry.setup` up before the node."""
 
     def turn(self, agent: str, request: Request, number: int, headers: Mapping[str, str]) -> Span | None:
         """The span of a turn, a child of the message that asked for it; None where nothing is recorded."""

@@ -50,7 +50,7 @@ def owners(world: World) -> Mapping[str, list[str]]:
 @pytest.mark.case(221)
 def test_an_agent_whose_kind_nobody_serves_waits_and_starts_when_a_node_comes() -> None:
     world = World.of({"a": spec("B")}, {"n1": lease("A")}, {})
-    assert plan(world) == Plan(wait=(Wait("a", None, "no live node serves kind B"),))
+    assert plan(world) == Plan(wait=(Wait("a", "no live node serves kind B"),))
     assert explain(world, "a") == "a waits: no live node serves kind B (n1: other kind)"
 
     world = World.of({"a": spec("B")}, {"n1": lease("A"), "n2": lease("B")}, {})
@@ -97,7 +97,7 @@ def test_a_node_that_is_gone_loses_its_agents_to_the_others() -> None:
 
 
 def test_an_agent_whose_only_node_is_gone_waits_with_its_placement() -> None:
-    assert plan(World.of({"a": spec()}, {}, on("n1"))) == Plan(wait=(Wait("a", None, "no node is live"),))
+    assert plan(World.of({"a": spec()}, {}, on("n1"))) == Plan(wait=(Wait("a", "no node is live"),))
 
 
 def test_of_several_placements_the_highest_revision_counts() -> None:
@@ -145,13 +145,21 @@ def test_a_failed_agent_keeps_an_owner() -> None:
 
 
 @pytest.mark.case(222)
-def test_agents_leave_a_draining_node_and_stay_where_no_other_takes_them() -> None:
-    nodes = {"n1": lease(draining=True), "n2": lease(capacity=1)}
-    world = World.of({"a": spec(), "b": spec()}, nodes, on("n1", "a") | on("n1", "b", 2))
+def test_a_draining_node_keeps_its_agents_until_it_gives_them_up_and_gets_nothing() -> None:
+    nodes = {"n1": lease(draining=True), "n2": lease(capacity=2)}
+    world = World.of({"a": spec(), "b": spec(), "new": spec()}, nodes, on("n1", "a") | on("n1", "b", 2))
     made = plan(world)
-    assert [(action.agent, action.node) for action in made.place] == [("a", "n2")]
-    assert [(gone.agent, gone.node) for gone in made.remove] == [("a", "n1")]
-    assert made.wait == (Wait("b", "n1", "no node that fits has room"),)
+    assert [(action.agent, action.node) for action in made.place] == [("new", "n2")]
+    assert not made.remove
+
+    given_up = World.of({"a": spec(), "b": spec()}, nodes, on("n1", "b", 2))
+    assert [(action.agent, action.node) for action in plan(given_up).place] == [("a", "n2")]
+
+
+def test_who_leaves_a_draining_node_waits_where_no_other_has_room() -> None:
+    nodes = {"n1": lease(draining=True), "n2": lease(capacity=1)}
+    made = plan(World.of({"a": spec(), "b": spec()}, nodes, on("n2", "b")))
+    assert made == Plan(wait=(Wait("a", "no node that fits has room"),))
 
 
 def test_a_cordoned_node_keeps_what_it_has_and_gets_nothing() -> None:
@@ -173,7 +181,7 @@ def test_a_node_in_doubt_keeps_its_agents_and_gets_nothing() -> None:
 def test_an_agent_leaves_a_node_that_came_back_without_its_kind() -> None:
     made = plan(World.of({"a": spec("A")}, {"n1": lease("B")}, on("n1")))
     assert [gone.node for gone in made.remove] == ["n1"]
-    assert made.wait[0].node is None
+    assert [wait.agent for wait in made.wait] == ["a"]
 
 
 def test_explain_says_where_and_why() -> None:
@@ -311,7 +319,7 @@ def test_nobody_moves_without_need(world: World) -> None:
         serves = node is not None and (
             entry.status == "stopping" or (entry.kind in node.kinds and entry.labels.items() <= node.labels.items())
         )
-        if newest in world.held or (node is not None and serves and not node.draining):
+        if newest in world.held or (node is not None and serves):
             assert agent not in touched
             assert (agent, newest) not in {(gone.agent, gone.node) for gone in made.remove}
 

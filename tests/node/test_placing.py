@@ -123,7 +123,7 @@ def test_without_a_connection_everything_is_left_to_be_planned_again(server: Ser
 def test_a_reason_is_written_once_and_never_over_a_newer_spec(server: Server, subjects: Subjects) -> None:
     async def scenario() -> None:
         async with bench(server, subjects) as it:
-            wait = Wait("a", None, "no node is live")
+            wait = Wait("a", "no node is live")
             first = await it.write(spec_key("a"), encode(Spec(kind="A", incarnation="l1")))
             assert await it.placing.write_reasons([wait])
             told = it.census.revision(spec_key("a"))
@@ -133,9 +133,9 @@ def test_a_reason_is_written_once_and_never_over_a_newer_spec(server: Server, su
 
             stopping = encode(Spec(kind="A", incarnation="l1", status="stopping"))
             await it.registry.update(spec_key("a"), stopping, told)
-            assert not await it.placing.write_reasons([Wait("a", None, "another reason")])
+            assert not await it.placing.write_reasons([Wait("a", "another reason")])
             assert it.census.specs["a"].status == "stopping"
-            assert await it.placing.write_reasons([Wait("a", None, "another reason")])
+            assert await it.placing.write_reasons([Wait("a", "another reason")])
             assert it.census.specs["a"].reason is None
 
     run(scenario())

@@ -261,7 +261,9 @@ def test_a_node_found_dead_without_a_lease_is_welcome_when_it_comes(server: Serv
 
 
 @pytest.mark.case(222)
-def test_agents_leave_a_draining_node(server: Server, subjects: Subjects) -> None:
+def test_a_draining_node_keeps_an_agent_until_it_gives_it_up_and_then_it_is_placed_at_once(
+    server: Server, subjects: Subjects
+) -> None:
     async def scenario() -> None:
         async with running(server, subjects) as mesh:
             await mesh.leading("s1")
@@ -271,8 +273,12 @@ def test_agents_leave_a_draining_node(server: Server, subjects: Subjects) -> Non
                 await mesh.placed(agent, "n1")
             await draining.renew(draining=True)
             await mesh.node("n2")
-            await mesh.placed("a", "n2")
-            await mesh.placed("b", "n2")
+            await mesh.want("probe")
+            await mesh.placed("probe", "n2")
+            assert (mesh.homes("a"), mesh.homes("b")) == (["n1"], ["n1"])
+            assert await mesh.registry.delete(placement_key("n1", "a"), mesh.generation("n1", "a"))
+            await mesh.placed("a", "n2", within=1)
+            assert mesh.homes("b") == ["n1"]
 
     run(scenario())
 

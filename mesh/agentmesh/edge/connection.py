@@ -22,17 +22,17 @@ import contextlib
 import itertools
 import logging
 import secrets
-from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
 import nats.aio.client
 import nats.errors
 
+from agentmesh.edge.delivery import CLOSE_TIMEOUT_S, Gathering, LiveSubscription
 from agentmesh.edge.frames import NO_HEADERS, check_pattern, parse_headers, publish_frame
 from agentmesh.edge.transport import Disconnected, Handler, Headers, Message, NoResponders, RequestTimeout, Subscription
-from agentmesh.errors import BadRequest, Unavailable
+from agentmesh.errors import BadRequest, TooLarge, Unavailable
 
 log = logging.getLogger("agentmesh.edge")
 
@@ -40,9 +40,6 @@ PING_INTERVAL_S = 5
 MAX_OUTSTANDING_PINGS = 2
 RECONNECT_WAIT_S = 0.25
 ATTEMPT_TIMEOUT_S = 2.0
-CLOSE_TIMEOUT_S = 2.0
-MAX_BACKLOG = 65_536
-"""Most messages that wait for one subscription's handler; what comes beyond is dropped and reported as a gap."""
 HIGH_WATER = 1 << 20
 """Unsent bytes beyond which the next publisher waits for the socket."""
 
@@ -105,99 +102,11 @@ def _shown(url: str) -> str:
     return scheme + separator + rest.rpartition("@")[2]
 
 
-class _Subscription:
-    """A subscription as nats-py's client keeps it, less queue and task.
-
-    Handlers that are plain functions run in the parser's own step. A coroutine is run by a task of its own, and messages
-    that arrive meanwhile wait in `_backlog`, so the order holds.
-    """
-
-    __slots__ = ("_backlog", "_dropped", "_handler", "_id", "_queue", "_subject", "_transport", "_worker")
-    # What nats-py reads when it replays subscriptions after a reconnect and when it closes.
-    _max_msgs = 0
-    _received = 0
-    _wait_for_msgs_task = None
-    _message_iterator = None
-    _pending_next_msgs_calls = None
-
-    def __init__(self, transport: NatsTransport, sid: int, subject: str, queue: str, handler: Handler) -> None:
-        self._transport = transport
-        self._id = sid
-        self._subject = subject
-        self._queue = queue
-        self._handler = handler
-        self._worker: asyncio.Task[None] | None = None
-        self._backlog: deque[Message] | None = None
-        self._dropped = 0
-
-    def deliver(self, message: Message) -> None:
-        """Hand `message` to the handler, now or in its turn."""
-        if self._worker is not None:
-            self._enqueue(message)
-            return
-        pending = self._call(message)
-        if pending is not None:
-            self._worker = asyncio.get_running_loop().create_task(self._work(pending))
-
-    def _call(self, message: Message) -> Awaitable[None] | None:
-        try:
-            return self._handler(message)
-        except Exception:  # the next message must not suffer
-            log.exception("a handler of %s failed", self._subject)
-            return None
-
-    def _enqueue(self, message: Message) -> None:
-        if self._backlog is None:
-            self._backlog = deque()
-        if len(self._backlog) < MAX_BACKLOG:
-            self._backlog.append(message)
-            return
-        self._dropped += 1
-        if self._dropped == 1:
-            log.warning("the handler of %s is too slow: messages are dropped", self._subject)
-            self._transport._gap()
-
-    async def _work(self, pending: Awaitable[None]) -> None:
-        try:
-            next_one: Awaitable[None] | None = pending
-            while next_one is not None:
-                try:
-                    await next_one
-                except Exception:
-                    log.exception("a handler of %s failed", self._subject)
-                next_one = self._next()
-        finally:
-            self._worker = None
-            self._backlog = None
-            if self._dropped:
-                self._dropped = 0
-                self._transport._gap()
-
-    def _next(self) -> Awaitable[None] | None:
-        while self._backlog:
-            pending = self._call(self._backlog.popleft())
-            if pending is not None:
-                return pending
-        return None
-
-    async def unsubscribe(self) -> None:
-        """Stop. A handler already begun may still finish; what waits behind it is not handled."""
-        self._backlog = None
-        self._transport._unsubscribe(self._id)
-
-    async def stop(self) -> None:
-        """End the running handler, unless it is the caller."""
-        worker = self._worker
-        if worker is not None and worker is not asyncio.current_task():
-            worker.cancel()
-            await asyncio.wait((worker,), timeout=CLOSE_TIMEOUT_S)
-
-
 class _Client(nats.aio.client.Client):
     """nats-py's client with direct delivery and direct sending; see the module's docstring."""
 
     _transport: Any  # nats-py's TcpTransport, or None before the first connection
-    _subs: Any  # dict[int, _Subscription]
+    _subs: Any  # dict[int, LiveSubscription]
 
     def __init__(self, on_down: Callable[[], None], on_closed: Callable[[], None]) -> None:
         super().__init__()
@@ -317,17 +226,6 @@ class _Client(nats.aio.client.Client):
             writer.transport.abort()
 
 
-class _Gathering:
-    """The replies of one `request_many`."""
-
-    __slots__ = ("done", "messages", "touched")
-
-    def __init__(self, done: asyncio.Future[None], now: float) -> None:
-        self.done = done
-        self.messages: list[Message] = []
-        self.touched = now
-
-
 class NatsTransport:
     """A connection to NATS. Make one with `connect`."""
 
@@ -336,10 +234,10 @@ class NatsTransport:
         self.last_error = "no attempt was made"
         self._name = name
         self._loop = asyncio.get_running_loop()
-        self._subscriptions: dict[int, _Subscription] = {}
+        self._subscriptions: dict[int, LiveSubscription] = {}
         self._sids = itertools.count(1)
         self._waiting: dict[str, asyncio.Future[Message]] = {}
-        self._gathering: dict[str, _Gathering] = {}
+        self._gathering: dict[str, Gathering] = {}
         self._gap_callbacks: dict[object, Callable[[], None]] = {}
         self._tokens = itertools.count()
         self._inbox = f"{self.new_inbox()}."
@@ -392,6 +290,14 @@ class NatsTransport:
             await self._uncongested(client)
         client.send(frame)
 
+    def post(self, subject: str, data: bytes = b"") -> None:
+        """See `Transport.post`."""
+        client = self._client
+        if not client.up or client.congested:
+            return
+        with contextlib.suppress(TooLarge):
+            client.send(publish_frame(subject, data, None, "", client._max_payload))
+
     async def request(self, subject: str, data: bytes = b"", *, headers: Headers | None = None, timeout: float) -> Message:
         """See `Transport.request`."""
         client = self._client
@@ -423,7 +329,7 @@ class NatsTransport:
         frame = publish_frame(subject, data, None, reply, client._max_payload)
         if client.congested:
             await self._uncongested(client)
-        gathering = _Gathering(self._loop.create_future(), self._loop.time())
+        gathering = Gathering(self._loop.create_future(), self._loop.time())
         self._gathering[reply] = gathering
         client.send(frame)
         try:
@@ -472,16 +378,17 @@ class NatsTransport:
             check_pattern(queue)
         return self._add(subject, queue, handler)
 
-    def _add(self, subject: str, queue: str, handler: Handler) -> _Subscription:
+    def _add(self, subject: str, queue: str, handler: Handler) -> LiveSubscription:
         sid = next(self._sids)
-        subscription = _Subscription(self, sid, subject, queue, handler)
+        subscription = LiveSubscription(self, sid, subject, queue, handler)
         self._subscriptions[sid] = subscription
         self._client._subs[sid] = subscription
         if self._client.up:
-            self._client.send(_sub_frame(subscription))
+            self._client.send(subscription.frame)
         return subscription
 
-    def _unsubscribe(self, sid: int) -> None:
+    def forget(self, sid: int) -> None:
+        """End the subscription `sid`."""
         if self._subscriptions.pop(sid, None) is not None:
             self._client._subs.pop(sid, None)
             if self._client.up:
@@ -495,11 +402,7 @@ class NatsTransport:
             return
         gathering = self._gathering.get(message.subject)
         if gathering is not None and not gathering.done.done():
-            gathering.messages.append(message)
-            gathering.touched = self._loop.time()
-            # A stored message may bear a forged status line; the server's own end mark names no stream.
-            if message.status and "Nats-Stream" not in message.headers:
-                gathering.done.set_result(None)
+            gathering.take(message, self._loop.time())
 
     def on_gap(self, callback: Callable[[], None]) -> Callable[[], None]:
         """See `Transport.on_gap`."""
@@ -511,7 +414,8 @@ class NatsTransport:
 
         return remove
 
-    def _gap(self) -> None:
+    def gap(self) -> None:
+        """Tell everybody that messages may have been missed."""
         for callback in list(self._gap_callbacks.values()):
             try:
                 callback()
@@ -539,7 +443,7 @@ class NatsTransport:
         )
         client._subs.update(self._subscriptions)
         for subscription in self._subscriptions.values():
-            client.send(_sub_frame(subscription))
+            client.send(subscription.frame)
         client.flush_now()
 
     def _on_down(self) -> None:
@@ -563,7 +467,7 @@ class NatsTransport:
         log.info("%s: reconnected to NATS", self._name)
         # In one step: nobody finds the connection up without having heard of the gap.
         self._live = True
-        self._gap()
+        self.gap()
 
     def _on_closed(self) -> None:
         if not self._closing:
@@ -596,10 +500,6 @@ class NatsTransport:
         for subscription in list(self._subscriptions.values()):
             await subscription.stop()
         self._subscriptions.clear()
-
-
-def _sub_frame(subscription: _Subscription) -> bytes:
-    return f"SUB {subscription._subject} {subscription._queue} {subscription._id}\r\n".encode()
 
 
 def _expire(future: asyncio.Future[Message]) -> None:

@@ -36,7 +36,7 @@ _FULL = 10077
 _WRONG_SEQUENCE = 10071
 _NO_VERDICT = (10164, 10158)
 _TOO_LARGE = (10054, 10097)
-_NOT_FOUND = (10037, 10059)
+_NO_MESSAGE = 10037
 _RESOURCES = (10023, 10028, 10047)
 
 
@@ -323,12 +323,13 @@ async def get_next(t: Transport, stream: str, filter: str, from_seq: int, *, tim
 async def _leader_get(t: Transport, stream: str, body: Mapping[str, Any], timeout: float) -> StoredMessage | None:
     reply = await _ask(t, f"{API}.STREAM.MSG.GET.{stream}", _encode(body), timeout)
     got = _got.decode(reply.data)
-    if got.error is not None and got.error.err_code in _NOT_FOUND:
+    if got.error is not None and got.error.err_code == _NO_MESSAGE:
         return None
-    _raise_error(got.error)
+    if got.error is not None or got.message is None:
+        # No such stream, too: a server that has just started may not know of it yet, so nothing is concluded from it.
+        text = got.error.description if got.error is not None else "an answer without a message"
+        raise Unavailable(f"stream {stream} cannot be read now: {text}; try again")
     raw = got.message
-    if raw is None:
-        raise Unavailable(f"{stream} answered without a message; try again")
     headers = parse_headers(base64.b64decode(raw.hdrs))[1] if raw.hdrs else NO_HEADERS
     return StoredMessage(raw.subject, raw.seq, base64.b64decode(raw.data), headers, parse_time(raw.time), 0)
 

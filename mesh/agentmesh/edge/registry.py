@@ -41,8 +41,8 @@ RESYNC_S = 30.0
 
 _OPERATION = "KV-Operation"
 _MARKER = "Nats-Marker-Reason"
-_NO_VERDICT_TRIES = 40
-_NO_VERDICT_WAIT_S = 0.05
+_TRIES = 40
+_RETRY_WAIT_S = 0.05
 _RELOAD_WAIT_S = 0.25
 
 
@@ -111,7 +111,13 @@ class Registry:
 
     async def load_pattern(self, pattern: str) -> tuple[list[Entry], int]:
         """As `load`, for a key pattern with wildcards (`"nodes.*"`, `"agents.>"`, `"supervisor"`)."""
-        state = await stream_state(self._t, self._stream)
+        try:
+            state = await stream_state(self._t, self._stream)
+        except ApiError as error:
+            raise Unavailable(
+                f"the registry of mesh {self._subjects.root!r} cannot be read: {error}; "
+                "start the mesh (`mesh up`), or check its root and the server's address"
+            ) from None
         messages = await read_all(self._t, self._stream, self._subjects.registry_key(pattern))
         # A key that changed during the read may appear twice; the later one counts.
         newest = {message.subject: message for message in messages}
@@ -129,17 +135,18 @@ class Registry:
             WrongLastSequence: the key exists.
         """
         expected = 0
-        while True:
+        for _ in range(_TRIES):
             try:
                 return await self.update(key, value, expected, ttl_s=ttl_s)
             except WrongLastSequence:
                 entry = await self._last(key)
-                if entry is not None and entry.value is not None:
-                    raise WrongLastSequence(entry.revision) from None
-                there = 0 if entry is None else entry.revision
-                if there == expected == 0:
-                    await asyncio.sleep(_NO_VERDICT_WAIT_S)  # a marker vanished between the two
-                expected = there
+            if entry is not None and entry.value is not None:
+                raise WrongLastSequence(entry.revision)
+            there = 0 if entry is None else entry.revision
+            if there == expected:
+                await asyncio.sleep(_RETRY_WAIT_S)  # a marker came or went between the two
+            expected = there
+        raise Unavailable(f"registry key {key} changes all the time; try again")
 
     async def update(self, key: str, value: bytes, revision: int, *, ttl_s: int | None = None) -> int:
         """Write the key if `revision` is still its newest. With `ttl_s` (whole seconds) it expires unless it is written
@@ -168,13 +175,13 @@ class Registry:
     async def _write(self, key: str, value: bytes, revision: int, headers: dict[str, str]) -> int:
         subject = self._subjects.registry_key(key)
         headers[EXPECTED_SEQ] = str(revision)
-        for _ in range(_NO_VERDICT_TRIES):
+        for _ in range(_TRIES):
             try:
                 return (await store(self._t, subject, value, headers=headers)).seq
             except WrongLastSequence as error:
                 if error.last is not None:
                     raise
-            await asyncio.sleep(_NO_VERDICT_WAIT_S)
+            await asyncio.sleep(_RETRY_WAIT_S)
         raise Unavailable(f"the registry gives no verdict on {key}; try again")
 
     # --- changes ----------------------------------------------------------------------------------------------
@@ -303,7 +310,7 @@ class View:
             try:
                 await self._load()
                 wait = self._resync_s
-            except (MeshError, ApiError) as error:
+            except MeshError as error:
                 log.debug("the registry cannot be read again now: %s", error)
                 wait = _RELOAD_WAIT_S
 

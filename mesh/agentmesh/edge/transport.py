@@ -32,7 +32,8 @@ class RequestTimeout(Exception):
 
 
 class Disconnected(Exception):
-    """There is no connection now; nothing was sent."""
+    """There is no connection now; nothing was sent. Of a request that was in flight when the connection ended: no reply will
+    come, and its fate is as unknown as after a time-out."""
 
 
 class Subscription(Protocol):
@@ -60,6 +61,10 @@ class Transport(Protocol):
             Disconnected: nothing was sent.
             TooLarge: it exceeds `max_payload` or the control line; nothing was sent, the connection lives.
         """
+
+    def post(self, subject: str, data: bytes = b"") -> None:
+        """Send a core message that may be lost: dropped where it cannot be sent at once (no connection, a congested socket,
+        too large)."""
 
     async def request(self, subject: str, data: bytes = b"", *, headers: Headers | None = None, timeout: float) -> Message:
         """Send and wait for one reply.

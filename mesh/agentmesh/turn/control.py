@@ -10,7 +10,18 @@ from msgspec import structs
 from agentmesh.ledger import is_taken
 from agentmesh.records import CancelTimer, Effect, Notice, Queued, SendMail, StartAgent, StopAgent, target_of
 from agentmesh.subjects import LANES
-from agentmesh.turn.draft import Out, answer_later, caller_of, commit, commit_side, consume, depth, end_request, forget_charges
+from agentmesh.turn.draft import (
+    Out,
+    answer_later,
+    caller_of,
+    commit,
+    commit_side,
+    consume,
+    depth,
+    end_request,
+    forget_charges,
+    is_repetition,
+)
 from agentmesh.turn.life import boot, finish
 from agentmesh.turn.turns import go_on, kill
 from agentmesh.turn.values import (
@@ -27,6 +38,7 @@ from agentmesh.turn.values import (
     Phase,
     Rest,
     Resume,
+    Retire,
     Tick,
     Trim,
     Wake,
@@ -42,7 +54,7 @@ MAX_SEEN = 4096
 # --- mail ---------------------------------------------------------------------------------------------------------
 def on_arrived(core: Core, item: Arrived, out: Out) -> None:
     """File new mail; an idle agent takes it up at once."""
-    known = {(m.lane, m.seq) for m in (*core.prompts, *core.events)}
+    known = {(m.lane, m.seq) for m in (*core.prompts, *core.events)} if core.prompts or core.events else set()
     if core.active is not None and core.active.mail is not None:
         known.add((core.active.mail.lane, core.active.mail.seq))
     prompts: list[Mail] = []
@@ -78,14 +90,14 @@ def on_interrupt(core: Core, item: Interrupt, out: Out) -> None:
     hit = active is not None and item.ref in (None, active.ref)
     if item.token:
         # Interrupting an idle agent does nothing, and is fine.
-        out.append(Answer(item.token, {"interrupted": hit or item.ref is None}))
+        out.append(Answer(item.token, {"interrupted": hit}))
     if hit:
         kill(core, ErrorBody(code="interrupted", message="the turn was interrupted"), out)
 
 
 def on_interrupt_elsewhere(core: Core, item: Interrupt, out: Out) -> None:
     if item.token:
-        out.append(Answer(item.token, {"interrupted": item.ref is None}))
+        out.append(Answer(item.token, {"interrupted": False}))
 
 
 def on_resume(core: Core, item: Resume, out: Out) -> None:
@@ -119,7 +131,7 @@ def on_resume_elsewhere(core: Core, item: Resume, out: Out) -> None:
 
 def on_cancel(core: Core, item: Cancel, out: Out) -> None:
     """Remove a prompt that waits; one that runs is not touched."""
-    mail = next((m for m in core.prompts if m.ref == item.ref), None)
+    mail = next((m for m in core.prompts if m.ref == item.ref and not _is_copy(core, m)), None)
     queued = next((q for q in (core.work.next, *core.work.queue) if q is not None and q.ref == item.ref), None)
     if mail is None and queued is None:
         if item.token:
@@ -129,6 +141,16 @@ def on_cancel(core: Core, item: Cancel, out: Out) -> None:
         core.prompts = tuple(m for m in core.prompts if m is not mail)
     answer_later(core, item.token, {"cancelled": True})
     _change(core, lambda draft: _cancel(draft, mail, queued), out)
+
+
+def _is_copy(core: Core, mail: Mail) -> bool:
+    """Whether `mail` repeats what was consumed, runs, or waits ahead of it: only the first of them has an outcome."""
+    if mail.sender is None or mail.origin is None:
+        return False
+    if is_repetition(core.work, mail):
+        return True
+    ahead = (m for m in core.prompts if (m.lane, m.sender) == (mail.lane, mail.sender) and m.seq < mail.seq)
+    return any(m.origin == mail.origin for m in ahead)
 
 
 def _cancel(core: Core, mail: Mail | None, queued: Queued | None) -> None:
@@ -244,7 +266,7 @@ def describe(effect: Effect) -> dict[str, object]:
 # --- time ---------------------------------------------------------------------------------------------------------
 def on_tick(core: Core, item: Tick, out: Out) -> None:
     """Answer `expired` to prompts whose deadline passed while they wait."""
-    late = [m for m in core.prompts if m.deadline is not None and m.deadline <= core.now]
+    late = [m for m in core.prompts if m.deadline is not None and m.deadline <= core.now and not _is_copy(core, m)]
     if not late:
         return
     core.prompts = tuple(m for m in core.prompts if m not in late)
@@ -256,6 +278,11 @@ def on_tick(core: Core, item: Tick, out: Out) -> None:
             end_request(draft, caller_of(mail), error)
 
     _change(core, change, out)
+
+
+def on_retire(core: Core, item: Retire, out: Out) -> None:
+    """Begin nothing more: what waits is the next owner's."""
+    core.retiring = True
 
 
 def on_rest(core: Core, item: Rest, out: Out) -> None:

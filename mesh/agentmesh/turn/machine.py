@@ -10,7 +10,6 @@ committed and a phase is reached that has a move for it. What follows a committe
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -38,6 +37,7 @@ from agentmesh.turn.values import (
     Rest,
     Restarted,
     Resume,
+    Retire,
     Returned,
     Start,
     Stop,
@@ -143,6 +143,7 @@ TABLE: dict[Phase, dict[type, Move]] = {
 ANYWHERE: dict[type, Callable[[Core, Any, list[Command]], None]] = {
     Arrived: control.on_arrived,
     Done: control.on_done,
+    Retire: control.on_retire,
 }
 ELSEWHERE: dict[type, Callable[[Core, Any, list[Command]], None]] = {
     Interrupt: control.on_interrupt_elsewhere,
@@ -176,7 +177,7 @@ def new_core(config: Config, ledger: Ledger, *, record: Any = "activated") -> Co
 
 def step(core: Core, item: Input, now: float) -> tuple[Core, list[Command]]:
     """The core after `item`, and what is to be done, in order. `core` itself is not changed."""
-    core = copy.copy(core)
+    core = core.__copy__()
     core.now = max(now, core.now)
     out: list[Command] = []
     _feed(core, item, out)

@@ -55,6 +55,8 @@ def go_on(core: Core, out: Out) -> None:
     core.phase = Phase.IDLE
     core.active, core.reason, core.trace = None, None, {}
     core.drains = MAX_DRAIN
+    if core.retiring:
+        return
     if core.work.notices or core.events:
         drain(core, out)
         return

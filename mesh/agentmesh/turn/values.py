@@ -212,6 +212,10 @@ class Trim(msgspec.Struct, frozen=True):
     seen: dict[str, Seen]
 
 
+class Retire(msgspec.Struct, frozen=True):
+    """This owner is about to hand the agent over: it ends what it has begun and begins nothing more."""
+
+
 class Stop(msgspec.Struct, frozen=True):
     """The spec says `stopping`."""
 
@@ -413,5 +417,7 @@ class Core(msgspec.Struct, kw_only=True):
     records: int = 0
     bytes: int = 0
     swept: bool = False
+    retiring: bool = False
+    """Nothing new begins: the agent is about to be handed over."""
     trace: dict[str, str] = {}
     """Trace context of the event being handled."""

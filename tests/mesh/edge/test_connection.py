@@ -1,20 +1,18 @@
-"""The transport over a real server: requests, subscriptions, loss of the connection, limits."""
+"""The transport over a real server: requests, subscriptions, limits, connecting."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import socket
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 
 import pytest
 
-from agentmesh.edge import connection
+from agentmesh.edge import delivery
 from agentmesh.edge.connection import NatsTransport, connect
-from agentmesh.edge.transport import Disconnected, Message, NoResponders, RequestTimeout
+from agentmesh.edge.transport import Message, NoResponders, RequestTimeout
 from agentmesh.errors import BadRequest, TooLarge, Unavailable
-from agentmesh.subjects import Subjects
 from support import Server, connected, eventually, run
 
 
@@ -198,7 +196,7 @@ def test_unsubscribe_and_queue_groups(server: Server) -> None:
 
 
 def test_a_slow_handler_drops_at_its_bound_and_reports_the_gap(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "MAX_BACKLOG", 10)
+    monkeypatch.setattr(delivery, "MAX_BACKLOG", 10)
 
     async def main() -> None:
         release = asyncio.Event()
@@ -371,196 +369,5 @@ def test_facts_about_the_server(server: Server) -> None:
             assert t.new_inbox() != t.new_inbox()
             names = [each["name"] for each in server.monitor("connz")["connections"]]
             assert "facts" in names
-
-    run(main())
-
-
-# --- losing the connection ----------------------------------------------------------------------------------------
-def test_a_restart_fails_what_is_in_flight_at_once_and_heals(fresh_server: Server) -> None:
-    async def main() -> None:
-        seen: list[bytes] = []
-        gaps: list[bool] = []
-        async with connected(fresh_server.url) as t:
-            t.on_gap(lambda: gaps.append(t.connected))
-            await t.subscribe("live.>", lambda message: seen.append(message.data))
-            await t.subscribe("hole", lambda message: None)
-            await t.flush()
-            started = time.monotonic()
-            waits: list[Callable[[], Awaitable[object]]] = [
-                lambda: t.request("hole", timeout=20),
-                lambda: t.request_many("hole", timeout=20),
-            ]
-            flying = [asyncio.ensure_future(wait()) for wait in waits]
-            await t.flush()
-            fresh_server.kill()
-            for each in flying:
-                with pytest.raises(Disconnected):
-                    await each
-            assert time.monotonic() - started < 5
-            assert not t.connected
-            for call in (t.publish("live.a", b"lost"), t.flush(), *(wait() for wait in waits)):
-                with pytest.raises(Disconnected):
-                    await call
-            late = await t.subscribe("late", lambda message: seen.append(message.data))
-            await asyncio.to_thread(fresh_server.start)
-            await eventually(lambda: t.connected, what="the reconnect")
-            assert gaps == [True]
-            await t.publish("live.b", b"new")
-            await t.publish("late", b"new too")
-            await eventually(lambda: len(seen) == 2, what="both subscriptions to live again")
-            assert seen == [b"new", b"new too"]
-            await late.unsubscribe()
-
-    run(main())
-
-
-def test_nothing_pending_is_sent_after_a_reconnect(fresh_server: Server) -> None:
-    async def main() -> None:
-        seen: list[bytes] = []
-        async with connected(fresh_server.url) as t:
-            await t.subscribe("pending", lambda message: seen.append(message.data))
-            await t.flush()
-            # The bytes of one loop iteration wait for its end; the connection dies in between.
-            lost = asyncio.ensure_future(t.request("pending", b"lost", timeout=20))
-            await asyncio.sleep(0)
-            t._client._abort()
-            with pytest.raises(Disconnected):
-                await lost
-            await eventually(lambda: t.connected, what="the reconnect")
-            await t.publish("pending", b"new")
-            await eventually(lambda: seen, what="the new message")
-            assert seen == [b"new"]
-
-    run(main())
-
-
-def test_a_frozen_server_is_noticed(fresh_server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert connection.PING_INTERVAL_S * (connection.MAX_OUTSTANDING_PINGS + 1) <= 15
-    monkeypatch.setattr(connection, "PING_INTERVAL_S", 0.2)
-
-    async def main() -> None:
-        async with connected(fresh_server.url) as t:
-            fresh_server.freeze()
-            # More than the kernel takes: closing must not wait for the peer to read it.
-            body = b"x" * 1_000_000
-
-            async def flood() -> None:
-                while True:
-                    await t.publish("flood", body)
-
-            started = time.monotonic()
-            with pytest.raises(Disconnected):
-                await flood()
-            assert time.monotonic() - started < 5
-            fresh_server.thaw()
-            await eventually(lambda: t.connected, what="the reconnect")
-            await t.flush()
-
-    run(main())
-
-
-def test_a_connection_that_the_server_closes_for_good_is_opened_again(
-    fresh_server: Server, caplog: pytest.LogCaptureFixture
-) -> None:
-    async def main() -> None:
-        seen: list[bytes] = []
-        gaps: list[None] = []
-        async with connected(fresh_server.url) as t:
-            t.on_gap(lambda: gaps.append(None))
-            await t.subscribe("again", lambda message: seen.append(message.data))
-            await t.flush()
-            flying = asyncio.ensure_future(t.request("again", b"first", timeout=20))
-            await eventually(lambda: seen == [b"first"], what="the first message")
-            t._client.send(b"NONSENSE\r\n")
-            with pytest.raises(Disconnected):
-                await flying
-            await eventually(lambda: t.connected, what="the new connection")
-            assert gaps
-            await t.publish("again", b"second")
-            await eventually(lambda: seen == [b"first", b"second"], what="the subscription to live again")
-
-    with caplog.at_level(logging.ERROR, logger="agentmesh.edge"):
-        run(main())
-    assert "opening it again" in caplog.text
-
-
-def test_a_busy_connection_is_opened_again_too(fresh_server: Server) -> None:
-    """Requests go on while nats-py closes the connection step by step: none may be caught in between."""
-
-    async def main() -> None:
-        async with connected(fresh_server.url) as t, connected(fresh_server.url) as other:
-            await _echo(other, "busy")
-            for _ in range(5):
-                flying: set[asyncio.Task[Message]] = set()
-                t._client.send(b"SUB a..b 99\r\n")
-                while t.connected:
-                    flying.add(asyncio.ensure_future(t.request("busy", timeout=20)))
-                    await asyncio.sleep(0)
-                ended, waiting = await asyncio.wait(flying, timeout=2)
-                assert not waiting
-                assert all(each.exception() is None or isinstance(each.exception(), Disconnected) for each in ended)
-                await eventually(lambda: t.connected, what="the new connection")
-            assert (await t.request("busy", b"x", timeout=5)).data == b"x"
-
-    run(main())
-
-
-@pytest.mark.parametrize("hook", ["_process_msg", "_process_connect_init"])
-def test_an_error_that_nats_py_does_not_expect_costs_one_reconnect(
-    server: Server, monkeypatch: pytest.MonkeyPatch, hook: str
-) -> None:
-    async def main() -> None:
-        async with connected(server.url) as t:
-            await _echo(t, "odd")
-            original = getattr(t._client, hook)
-            failed: list[bool] = []
-
-            async def fail_once(*args: object) -> object:
-                if not failed:
-                    failed.append(True)
-                    raise RuntimeError("unexpected")
-                return await original(*args)
-
-            monkeypatch.setattr(t._client, hook, fail_once)
-            if hook == "_process_msg":
-                with pytest.raises(Disconnected):
-                    await t.request("odd", timeout=20)
-            else:
-                t._client._abort()
-                await eventually(lambda: failed, what="the failed reconnect")
-            await eventually(lambda: t.connected, what="the reconnect")
-            assert (await t.request("odd", b"x", timeout=5)).data == b"x"
-
-    run(main())
-
-
-def test_close_sends_what_is_pending_and_ends_running_handlers(server: Server, subjects: Subjects) -> None:
-    async def main() -> None:
-        seen: list[bytes] = []
-        cancelled = asyncio.Event()
-        async with connected(server.url) as listener:
-            await listener.subscribe(f"{subjects.root}.bye", lambda message: seen.append(message.data))
-            await listener.flush()
-            t = await connect(server.url, name="closing")
-
-            async def forever(message: Message) -> None:
-                try:
-                    await asyncio.Event().wait()
-                finally:
-                    cancelled.set()
-
-            await t.subscribe(f"{subjects.root}.hang", forever)
-            await t.publish(f"{subjects.root}.hang")
-            await t.flush()
-            flying = asyncio.ensure_future(t.request(f"{subjects.root}.hang", timeout=20))
-            await asyncio.sleep(0)
-            await t.publish(f"{subjects.root}.bye", b"bye")
-            await t.close()
-            assert cancelled.is_set()
-            with pytest.raises(Disconnected):
-                await flying
-            with pytest.raises(Disconnected):
-                await t.publish("a")
-            await eventually(lambda: seen == [b"bye"], what="the last message")
 
     run(main())

@@ -160,6 +160,8 @@ def test_no_stream_is_unavailable(server: Server, subjects: Subjects) -> None:
             with pytest.raises(Unavailable):
                 await js.get_last_direct(t, "NONE", "a")
             with pytest.raises(Unavailable):
+                await js.get_last(t, "NONE", "a")
+            with pytest.raises(Unavailable):
                 await js.read(t, "NONE", "a", from_seq=1)
             with pytest.raises(js.ApiError) as caught:
                 await js.stream_state(t, "NONE")

@@ -106,6 +106,8 @@ class Bench:
         self.performed: dict[str, Effect] = {}
         self.order: list[Effect] = []
         self.status: SetStatus | None = None
+        self.halts = 0
+        """Records that halted the agent."""
         # What was seen.
         self.calls: list[str] = []
         self.seen: list[Call] = []
@@ -146,8 +148,8 @@ class Bench:
         self.core: Core = machine.new_core(self.config, owned)
         self.agent = self._instance()
         self.undone = dict(owned.effects)
-        self.feed(Start())
         self.feed_backlog()
+        self.feed(Start())
         if self.auto_done:
             self.do_effects()
 
@@ -410,6 +412,8 @@ class Bench:
             self.journal.clear()
         self.journal.append((self.journal_seq, body))
         assert decode_record(body) == record
+        if record.change.halted is True and (record.snapshot is None or not record.snapshot.halted):
+            self.halts += 1
         return len(body)
 
     # --- effects ----------------------------------------------------------------------------------------------------

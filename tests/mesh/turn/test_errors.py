@@ -47,7 +47,7 @@ def test_handle_error_sees_the_interruption_and_decides(decision: str) -> None:
 def test_interrupt_on_an_idle_agent_does_nothing() -> None:
     bench = Bench(agent(handle_error=lambda self, ref, error, state: Halt(state)))
     records = len(bench.journal)
-    assert bench.interrupt() == {"interrupted": True}
+    assert bench.interrupt() == {"interrupted": False}
     assert (bench.phase(), len(bench.journal), bench.halted()) == (Phase.IDLE, records, False)
 
 

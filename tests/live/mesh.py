@@ -1,0 +1,257 @@
+"""Whole meshes for tests: in this process and on this loop, or as processes of their own that can be killed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Self
+
+import msgspec
+
+import agentmesh_client
+from agentmesh.agent import Agent, agents_in
+from agentmesh.edge.connection import NatsTransport, connect
+from agentmesh.edge.jetstream import read_all
+from agentmesh.edge.registry import Registry
+from agentmesh.edge.streams import ensure
+from agentmesh.edge.transport import Message, Transport
+from agentmesh.records import Record, decode_record
+from agentmesh.subjects import Subjects
+from agentmesh.wire import Outcome, decode_outcome
+from agentmesh_client import Mesh
+from agentmesh_node.host import Node, NodeSettings
+from agentmesh_node.supervisor import Supervisor
+from live import agents as live_agents
+from support import Server, eventually
+
+AGENTS = Path(live_agents.__file__)
+PATIENCE_S = 60.0
+"""How long anything may take on a machine that does other things too."""
+
+
+def kinds(module: ModuleType = live_agents) -> dict[str, type[Agent[Any]]]:
+    """The kinds that a module defines."""
+    return agents_in(vars(module))
+
+
+class Observer:
+    """What a plain client sees of a mesh: stored messages, records, lifecycle events."""
+
+    def __init__(self, transport: NatsTransport, subjects: Subjects) -> None:
+        self.transport = transport
+        self.subjects = subjects
+        self.registry = Registry(transport, subjects)
+        self.events: list[dict[str, Any]] = []
+
+    async def listen(self) -> None:
+        """Gather lifecycle events in `events`."""
+        await self.transport.subscribe(self.subjects.event_all(), self._on_event)
+        await self.transport.flush()
+
+    def _on_event(self, message: Message) -> None:
+        self.events.append(msgspec.json.decode(message.data))
+
+    def seen(self, kind: str, agent: str | None = None, **fields: Any) -> list[dict[str, Any]]:
+        """The events of that kind, agent and fields so far."""
+        wanted = {"kind": kind, **({"agent": agent} if agent else {}), **fields}
+        return [event for event in self.events if wanted.items() <= event.items()]
+
+    async def saw(self, kind: str, agent: str | None = None, count: int = 1, **fields: Any) -> dict[str, Any]:
+        """Wait for the `count`-th such event."""
+        await eventually(lambda: len(self.seen(kind, agent, **fields)) >= count, PATIENCE_S, f"{kind} of {agent}, {fields}")
+        return self.seen(kind, agent, **fields)[count - 1]
+
+    async def records(self, agent: str) -> list[Record]:
+        """The agent's journal, oldest first."""
+        found = await read_all(self.transport, self.subjects.stream("journal"), self.subjects.journal(agent))
+        return [decode_record(message.data) for message in found]
+
+    async def results(self, agent: str) -> list[Outcome]:
+        """All stored outcomes of an agent's requests, by age."""
+        found = await read_all(self.transport, self.subjects.stream("result"), self.subjects.result(agent, "*"))
+        return [decode_outcome(message.data) for message in found]
+
+
+class LocalMesh(Observer):
+    """A mesh on one event loop. Nothing runs in it but what a test starts."""
+
+    def __init__(self, server: Server, transport: NatsTransport, subjects: Subjects, stack: contextlib.AsyncExitStack) -> None:
+        super().__init__(transport, subjects)
+        self.server = server
+        self._stack = stack
+        self.nodes: dict[str, Node] = {}
+        self.client: Mesh
+
+    async def connect(self) -> Mesh:
+        """Another client."""
+        return await self._stack.enter_async_context(agentmesh_client.connect(self.server.url, root=self.subjects.root))
+
+    async def supervisor(self, own_id: str = "s1") -> Supervisor:
+        """Start a supervisor."""
+        transport = await self._transport(own_id)
+        made = Supervisor(transport, self.subjects, own_id)
+        self._stack.push_async_callback(made.close)
+        await made.start()
+        return made
+
+    async def node(
+        self,
+        own_id: str = "n1",
+        *,
+        serves: Mapping[str, type[Agent[Any]]] | None = None,
+        wrap: Callable[[NatsTransport], Transport] = lambda transport: transport,
+        **settings: Any,
+    ) -> Node:
+        """Start a node; `wrap` may put something between it and its connection."""
+        transport = await self._transport(own_id)
+        made = Node(
+            wrap(transport),
+            self.server.url,
+            NodeSettings(node_id=own_id, agents=dict(kinds() if serves is None else serves), root=self.subjects.root, **settings),
+        )
+        self._stack.push_async_callback(made.close)
+        await made.start()
+        self.nodes[own_id] = made
+        return made
+
+    async def _transport(self, name: str) -> NatsTransport:
+        transport = await connect(self.server.url, name=name)
+        self._stack.push_async_callback(transport.close)
+        return transport
+
+
+@contextlib.asynccontextmanager
+async def local_mesh(server: Server, subjects: Subjects, *nodes: str, **settings: Any) -> AsyncIterator[LocalMesh]:
+    """A supervisor, the nodes named (n1 if none is), and a client, all on this loop."""
+    async with contextlib.AsyncExitStack() as stack:
+        transport = await connect(server.url, name="observer")
+        stack.push_async_callback(transport.close)
+        await ensure(transport, subjects, **({"mailbox_limit": settings["mailbox_limit"]} if "mailbox_limit" in settings else {}))
+        mesh = LocalMesh(server, transport, subjects, stack)
+        await mesh.listen()
+        await mesh.supervisor()
+        for own_id in nodes or ("n1",):
+            await mesh.node(own_id, **settings)
+        mesh.client = await mesh.connect()
+        yield mesh
+
+
+class Host:
+    """One hosting process, `python -m agentmesh_node VERB ...`. What it says goes to a file."""
+
+    def __init__(self, own_id: str, log: Path) -> None:
+        self.id = own_id
+        self._log = log
+        self._process: subprocess.Popen[bytes] | None = None
+
+    async def start(self, verb: str, *options: str, env: Mapping[str, str]) -> Self:
+        """Start it, and return when it says that it is ready."""
+        with self._log.open("wb") as log:
+            process = self._process = subprocess.Popen(
+                [sys.executable, "-m", "agentmesh_node", verb, "--id", self.id, *options],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=dict(env),
+            )  # fmt: skip
+        await eventually(lambda: f"{verb} {self.id} ready" in self.log or process.poll() is not None, PATIENCE_S, "its ready line")
+        assert process.poll() is None, f"{verb} {self.id} ended at once:\n{self.log}"
+        return self
+
+    @property
+    def log(self) -> str:
+        """What it has said so far."""
+        return self._log.read_text()
+
+    async def kill(self) -> None:
+        """SIGKILL, and see it gone."""
+        self._signal(signal.SIGKILL)
+        await self.ended()
+
+    def freeze(self) -> None:
+        """SIGSTOP: its connections stay open, and nothing answers."""
+        self._signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Go on after `freeze`."""
+        self._signal(signal.SIGCONT)
+
+    async def terminate(self) -> int:
+        """SIGTERM; its exit code."""
+        self._signal(signal.SIGTERM)
+        return await self.ended()
+
+    async def ended(self) -> int:
+        """Wait for its end; the exit code."""
+        process = self._process
+        assert process is not None
+        await eventually(lambda: process.poll() is not None, PATIENCE_S, f"the end of {self.id}")
+        return process.wait()
+
+    async def close(self) -> None:
+        """Be sure that it is gone."""
+        if self._process is not None and self._process.poll() is None:
+            await self.kill()
+
+    def _signal(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
+
+
+class ProcessMesh(Observer):
+    """A mesh of processes on one server; only the client runs here."""
+
+    def __init__(self, server: Server, transport: NatsTransport, subjects: Subjects, logs: Path, env: Mapping[str, str]) -> None:
+        super().__init__(transport, subjects)
+        self.server = server
+        self.hosts: dict[str, Host] = {}
+        self._logs = logs
+        self._env = {k: v for k, v in os.environ.items() if not k.startswith(("MESH_", "OTEL_"))} | dict(env)
+        self.client: Mesh
+
+    async def start(self, verb: str, own_id: str, *options: str) -> Host:
+        """Start a process of that id, the second or third time perhaps."""
+        host = self.hosts[own_id] = Host(own_id, self._logs / f"{own_id}.log")
+        where = ("--nats", self.server.url, "--root", self.subjects.root)
+        return await host.start(verb, *where, *options, env=self._env)
+
+    async def node(self, own_id: str, *options: str) -> Host:
+        """Start a node that serves the kinds of `live/agents.py`."""
+        return await self.start("node", own_id, "--agents", str(AGENTS), *options)
+
+    async def host_of(self, agent: str) -> Host:
+        """The process that the registry names as the agent's owner."""
+        where = await self.client.whereis(agent)
+        assert where is not None, f"{agent} has no node"
+        return self.hosts[where]
+
+    async def close(self) -> None:
+        for host in self.hosts.values():
+            await host.close()
+
+
+@contextlib.asynccontextmanager
+async def process_mesh(
+    server: Server, subjects: Subjects, logs: Path, *nodes: str, env: Mapping[str, str] | None = None
+) -> AsyncIterator[ProcessMesh]:
+    """A supervisor and the nodes named, each a process, and a client here."""
+    transport = await connect(server.url, name="observer")
+    mesh = ProcessMesh(server, transport, subjects, logs, env or {})
+    try:
+        await ensure(transport, subjects)
+        await mesh.listen()
+        await asyncio.gather(mesh.start("supervisor", "s1"), *(mesh.node(own_id) for own_id in nodes))
+        async with agentmesh_client.connect(server.url, root=subjects.root) as client:
+            mesh.client = client
+            yield mesh
+    except BaseException:
+        for host in mesh.hosts.values():
+            print(f"--- {host.id}\n{host.log[-3000:]}", file=sys.stderr)
+        raise
+    finally:
+        await mesh.close()
+        await transport.close()

@@ -1,0 +1,15 @@
+"""The whole mesh in one deterministic event loop: real shells, an in-memory NATS, a virtual clock, faults under a seed.
+
+    loop.py      virtual time, and processes that can be frozen and killed
+    store.py     a JetStream stream
+    server.py    the in-memory NATS: core messages, the JetStream API
+    net.py       connections and the `Transport` over them
+    agents.py    the agents of the workload
+    world.py     nodes, supervisors and clients, put together
+    faults.py    what goes wrong, and when
+    workload.py  what clients do
+    checker.py   what must hold of a run
+    run.py       one seed, from its world to its verdict
+
+`python -m tests.sim --seed N --seeds M` runs seeds N to N+M-1; a failing seed replays step by step.
+"""

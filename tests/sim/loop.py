@@ -1,0 +1,197 @@
+"""An event loop whose clock is a number, and processes that live in it.
+
+Nothing here waits: when no callback is ready, the clock jumps to the next timer. One thread, no sockets, so the order of
+everything follows from the program and its random seed.
+
+A *process* is whatever runs in a context that bears its mark: tasks, timers and callbacks inherit it. A frozen one has its
+callbacks put aside, as SIGSTOP does it; those of a dead one are dropped, so it vanishes in mid-step, as with SIGKILL.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import heapq
+import itertools
+from collections import deque
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+MAX_STEPS = 20_000_000
+"""Callbacks of one run: more means that something spins."""
+
+_process: contextvars.ContextVar[Process | None] = contextvars.ContextVar("sim_process", default=None)
+
+
+class Deadlock(Exception):
+    """Nothing is ready and no timer is set: whatever is awaited never comes."""
+
+
+class Process:
+    """Callbacks that live and die together."""
+
+    def __init__(self, loop: SimLoop, name: str) -> None:
+        self.name = name
+        self.frozen = False
+        self.dead = False
+        self.parked: deque[asyncio.Handle] = deque()
+        self._loop = loop
+        self.context = contextvars.copy_context()
+        self.context.run(_process.set, self)
+
+    def spawn[T](self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """A task of this process."""
+        return self._loop.create_task(work, name=self.name, context=self.context.copy())
+
+    def freeze(self) -> None:
+        """Halt. What becomes due waits for `thaw`; the clock goes on."""
+        self.frozen = True
+
+    def thaw(self) -> None:
+        """Go on with what has become due meanwhile, in that order."""
+        self.frozen = False
+        self._loop.take(self.parked)
+        self.parked = deque()
+
+    def kill(self) -> None:
+        """Vanish. Nothing of it runs any more."""
+        self.dead = True
+        self.parked.clear()
+
+
+def current_process() -> Process | None:
+    """The process that runs now; None for the world itself."""
+    return _process.get()
+
+
+class _Future(asyncio.Future[Any]):
+    """Sets of futures are iterated in an order that must not depend on memory addresses."""
+
+    def __init__(self, number: int, loop: SimLoop) -> None:
+        super().__init__(loop=loop)
+        self._number = number
+
+    def __hash__(self) -> int:
+        return self._number
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+
+class _Task(asyncio.Task[Any]):
+    """As `_Future`."""
+
+    _counter = itertools.count(1)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._number = next(self._counter)
+        super().__init__(*args, **kwargs)
+
+    def __hash__(self) -> int:
+        return self._number
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+
+class SimLoop(asyncio.BaseEventLoop):
+    """The loop. `time` begins at 0."""
+
+    _ready: deque[asyncio.Handle]
+    _scheduled: list[asyncio.TimerHandle]
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now = 0.0
+        self.steps = 0
+        self._numbers = itertools.count(1)
+        self.defects: list[str] = []
+        """What callbacks and forgotten tasks have raised."""
+        self.set_exception_handler(self._note)
+        self.set_task_factory(_make_task)  # type: ignore[arg-type]
+
+    def time(self) -> float:
+        return self.now
+
+    def create_future(self) -> asyncio.Future[Any]:
+        return _Future(next(self._numbers), self)
+
+    def take(self, handles: deque[asyncio.Handle]) -> None:
+        """Run what was put aside, behind what is ready."""
+        self._ready.extend(handles)
+
+    def _run_once(self) -> None:
+        scheduled, ready = self._scheduled, self._ready
+        while scheduled and scheduled[0]._cancelled:  # type: ignore[attr-defined]
+            self._timer_cancelled_count: int = self._timer_cancelled_count - 1
+            heapq.heappop(scheduled)._scheduled = False  # type: ignore[attr-defined]
+        if not ready and not self._stopping:  # type: ignore[attr-defined]
+            if not scheduled:
+                raise Deadlock("nothing is ready and no timer is set")
+            self.now = max(self.now, scheduled[0].when())
+        while scheduled and scheduled[0].when() <= self.now:
+            handle = heapq.heappop(scheduled)
+            handle._scheduled = False  # type: ignore[attr-defined]
+            ready.append(handle)
+        for _ in range(len(ready)):
+            one = ready.popleft()
+            if one._cancelled:  # type: ignore[attr-defined]
+                continue
+            process = one._context.get(_process)  # type: ignore[attr-defined]
+            if process is not None:
+                if process.dead:
+                    continue
+                if process.frozen:
+                    process.parked.append(one)
+                    continue
+            self.steps += 1
+            one._run()
+        if self.steps > MAX_STEPS:
+            raise Deadlock(f"{MAX_STEPS} steps: something spins")
+
+    def _note(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        self.defects.append(f"{context.get('message')}: {error!r}" if error is not None else str(context.get("message")))
+
+    # What BaseEventLoop leaves to loops that have sockets.
+    def _process_events(self, event_list: Any) -> None:
+        pass
+
+    def _write_to_self(self) -> None:
+        pass
+
+    def finish(self) -> None:
+        """Cancel all that still runs, the tasks of dead and frozen processes too, and close."""
+        tasks = asyncio.all_tasks(self)
+        for task in tasks:
+            process = task.get_context().get(_process)
+            if process is not None:
+                process.dead = process.frozen = False
+        _process_revive(self)
+        for task in sorted(tasks, key=hash):
+            task.cancel()
+        if tasks:
+            self.run_until_complete(asyncio.wait(tasks, timeout=60.0))
+        self.close()
+
+
+def _process_revive(loop: SimLoop) -> None:
+    """Timers of the dead must not fire during the clean-up."""
+    for handle in loop._scheduled:
+        if handle._context.get(_process) is not None:  # type: ignore[attr-defined]
+            handle.cancel()
+
+
+def _make_task(loop: SimLoop, work: Coroutine[Any, Any, Any], **kwargs: Any) -> asyncio.Task[Any]:
+    return _Task(work, loop=loop, **kwargs)
+
+
+def run_sim[T](main: Callable[[SimLoop], Coroutine[Any, Any, T]]) -> T:
+    """Run `main` to its end on a loop of its own; every other task is cancelled then."""
+    loop = SimLoop()
+    previous = asyncio._get_running_loop()
+    assert previous is None
+    try:
+        return loop.run_until_complete(main(loop))
+    finally:
+        loop.finish()
