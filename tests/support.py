@@ -155,6 +155,9 @@ class Faulty:
     async def publish(self, subject: str, data: bytes = b"", *, headers: Headers | None = None, reply: str = "") -> None:
         await self._inner.publish(subject, data, headers=headers, reply=reply)
 
+    def post(self, subject: str, data: bytes = b"") -> None:
+        self._inner.post(subject, data)
+
     async def request(self, subject: str, data: bytes = b"", *, headers: Headers | None = None, timeout: float) -> Message:
         fault = self._take(subject)
         try:

@@ -18,12 +18,22 @@ if TYPE_CHECKING:
     from agentmesh.wire import Attachment, NodeLease, Outcome, Restart, Spec, Status
     from agentmesh_client.client import Mesh, connect
     from agentmesh_client.prompts import attachment
-    from agentmesh_client.results import AgentEntry, AgentInfo, NodeEntry, PollResult, Response, TimerSet
+    from agentmesh_client.results import (
+        AgentEntry,
+        AgentInfo,
+        DeadLetter,
+        NodeEntry,
+        PollResult,
+        Response,
+        TimerSet,
+        TurnEntry,
+    )
 
 __all__ = [
     "AgentEntry",
     "AgentInfo",
     "Attachment",
+    "DeadLetter",
     "Mesh",
     "NodeEntry",
     "NodeLease",
@@ -34,6 +44,7 @@ __all__ = [
     "Spec",
     "Status",
     "TimerSet",
+    "TurnEntry",
     "attachment",
     "connect",
 ]
@@ -42,7 +53,16 @@ _HOMES = {
     "agentmesh.wire": ("Attachment", "NodeLease", "Outcome", "Restart", "Spec", "Status"),
     "agentmesh_client.client": ("Mesh", "connect"),
     "agentmesh_client.prompts": ("attachment",),
-    "agentmesh_client.results": ("AgentEntry", "AgentInfo", "NodeEntry", "PollResult", "Response", "TimerSet"),
+    "agentmesh_client.results": (
+        "AgentEntry",
+        "AgentInfo",
+        "DeadLetter",
+        "NodeEntry",
+        "PollResult",
+        "Response",
+        "TimerSet",
+        "TurnEntry",
+    ),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from agentmesh import wire
 from agentmesh.edge import address, connection
+from agentmesh.edge.ambient import SYSTEM, Ambient
 from agentmesh.edge.registry import Registry
 from agentmesh.edge.transport import Transport
 from agentmesh.errors import AskTimeout, BadRequest, Unavailable
@@ -17,11 +18,22 @@ from agentmesh.names import agent_name, token
 from agentmesh.subjects import Subjects
 from agentmesh.wire import Attachment, ControlRequest, Outcome, Restart, RestartPolicy, Status
 from agentmesh_client.control import Control, Reply
+from agentmesh_client.dead import DeadLetters
 from agentmesh_client.directory import Directory
+from agentmesh_client.history import Historian
 from agentmesh_client.patience import patiently
 from agentmesh_client.polling import Poller
 from agentmesh_client.prompts import instant, json_bytes, prompt_message, seconds
-from agentmesh_client.results import AgentEntry, AgentInfo, NodeEntry, PollResult, Response, TimerSet
+from agentmesh_client.results import (
+    AgentEntry,
+    AgentInfo,
+    DeadLetter,
+    NodeEntry,
+    PollResult,
+    Response,
+    TimerSet,
+    TurnEntry,
+)
 from agentmesh_client.sending import Mailer
 from agentmesh_client.specs import Specs
 from agentmesh_client.starting import Starter, new_spec
@@ -72,17 +84,20 @@ class Mesh:
     through short outages within its `timeout`, in seconds, and none waits longer.
     """
 
-    def __init__(self, transport: Transport, subjects: Subjects, *, inbox: str) -> None:
+    def __init__(self, transport: Transport, subjects: Subjects, *, inbox: str, ambient: Ambient = SYSTEM) -> None:
         self.transport = transport
+        self._ambient = ambient
         self.subjects = subjects
         registry = Registry(transport, subjects)
         self._specs = Specs(registry)
         self._asks = Asks(transport, subjects, inbox)
-        self._mailer = Mailer(transport)
+        self._mailer = Mailer(transport, ambient)
         self._directory = Directory(transport, subjects, registry)
-        self._starter = Starter(registry, self._specs, self._directory)
+        self._starter = Starter(registry, self._specs, self._directory, ambient)
         self._control = Control(transport, subjects, self._specs)
         self._poller = Poller(transport, subjects, self._specs, self._control)
+        self._historian = Historian(transport, subjects, self._specs)
+        self._dead = DeadLetters(transport, subjects, self._specs, self._mailer)
         self._forget_gaps: Callable[[], None] | None = None
 
     async def open(self) -> None:
@@ -351,7 +366,14 @@ class Mesh:
         """
         agent_name(name)
         spec = new_spec(
-            kind=kind, backend=backend, options=options, labels=labels, restart=restart, watchdog_s=watchdog_s, budget=budget
+            kind=kind,
+            backend=backend,
+            options=options,
+            labels=labels,
+            restart=restart,
+            watchdog_s=watchdog_s,
+            budget=budget,
+            ambient=self._ambient,
         )
         return await self._starter.start(name, spec, timeout=seconds(timeout), wait=wait)
 
@@ -376,6 +398,40 @@ class Mesh:
     async def nodes(self) -> list[NodeEntry]:
         """All live nodes by id."""
         return await self._directory.nodes()
+
+    # --- the past -------------------------------------------------------------------------------------------------
+    async def history(self, agent: str, content: bool = False, *, timeout: float = CONTROL_S) -> list[TurnEntry]:
+        """The turns that an agent has had in this life, oldest first, from its journal; with `content` prompts and answers too.
+
+        The journal is cut short now and then: of older turns the newest 32 are remembered (semantics, case 246).
+
+        Raises:
+            NotFound: there is no such agent.
+        """
+        return await patiently(lambda: self._historian.history(agent, content=content), seconds(timeout))
+
+    async def dead_letters(self, agent: str, content: bool = False, *, timeout: float = CONTROL_S) -> list[DeadLetter]:
+        """Mail that an agent could not deal with, oldest first; with `content` the bodies too (semantics, case 210)."""
+        return await patiently(lambda: self._dead.list(agent, content=content), seconds(timeout))
+
+    async def retry_dead_letter(self, agent: str, seq: int, *, timeout: float = 30.0) -> str:
+        """Send a dead letter again, as mail from outside without its deadline, and remove it. Returns the new ref.
+
+        Its first caller was answered with the error; the new outcome can be polled by the new ref.
+
+        Raises:
+            NotFound: there is no such letter, or no such agent.
+            MailboxFull, TooLarge, NotPermitted: nothing was sent; the letter stays.
+        """
+        return await self._dead.retry(agent, seq, timeout=seconds(timeout))
+
+    async def purge_dead_letters(self, agent: str, seq: int | None = None, *, timeout: float = CONTROL_S) -> int:
+        """Remove one dead letter, or all that an agent has now. Returns how many.
+
+        Raises:
+            NotFound: there is no such letter.
+        """
+        return await patiently(lambda: self._dead.purge(agent, seq), seconds(timeout))
 
     # --- inside ---------------------------------------------------------------------------------------------------
     async def _life(self, agent: str, timeout: float) -> tuple[str, float]:

@@ -92,3 +92,45 @@ class TimerSet(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     due: dt.datetime | None
     """When it fires first (UTC); None when the owner did not say."""
+
+
+class TurnEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One turn that an agent has had, as its journal shows it."""
+
+    turn: int
+    ref: str
+    """The request's ref; of a prompt that was not mail, the one that the agent gave it."""
+    started: dt.datetime
+    ended: dt.datetime
+    node: str
+    """Who ran it to its end."""
+    generation: int
+    takeovers: int = 0
+    """How often the agent changed hands since it was last known to be at rest or had ended a turn."""
+    sender: str | None = None
+    """The agent that asked; None for the world outside and for the agent itself."""
+    label: str | None = None
+    error: ErrorBody | None = None
+    usage: dict[str, Any] | None = None
+    prompt: str | None = None
+    """The first 1,000 characters, where content is asked for; so with `answer`."""
+    answer: str | None = None
+
+
+class DeadLetter(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Mail that an agent could not deal with."""
+
+    seq: int
+    """Names the letter."""
+    agent: str
+    lane: str
+    """Where it came from: a mail lane, or `self` for a prompt that the agent gave itself."""
+    time: dt.datetime
+    """When it was put away."""
+    reason: ErrorBody
+    ref: str | None = None
+    """The request's ref, if it was mail."""
+    sender: str | None = None
+    text: str | None = None
+    """The body, where content is asked for; `base64` holds one that is no text."""
+    base64: str | None = None

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 from typing import NoReturn
 
 from opentelemetry import context as otel_context
 from opentelemetry import propagate
 
+from agentmesh.edge.ambient import SYSTEM, Ambient
 from agentmesh.edge.jetstream import Stored, Uncertain, store
 from agentmesh.edge.transport import Transport
 from agentmesh.errors import Unavailable
@@ -26,9 +26,9 @@ REPEATABLE_S = 100.0
 class Mailer:
     """Publishes mail with an id, so that a repetition is acknowledged as the first (semantics, case 207)."""
 
-    def __init__(self, transport: Transport) -> None:
+    def __init__(self, transport: Transport, ambient: Ambient = SYSTEM) -> None:
         self._transport = transport
-        self._nonce = secrets.token_hex(12)  # ids are stream-wide: a stranger must not be able to guess one
+        self._nonce = ambient.token(12)  # ids are stream-wide: a stranger must not be able to guess one
         self._count = 0
 
     def message_id(self, agent: str, key: str | None) -> str:

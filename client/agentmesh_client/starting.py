@@ -8,14 +8,13 @@ because the spec shows whose it is (its incarnation).
 from __future__ import annotations
 
 import asyncio
-import secrets
-import time
 from collections.abc import Mapping
 from functools import partial
 from typing import Any, get_args
 
 import msgspec
 
+from agentmesh.edge.ambient import SYSTEM, Ambient
 from agentmesh.edge.jetstream import WrongLastSequence
 from agentmesh.edge.registry import Entry, Registry, decode_spec
 from agentmesh.errors import AlreadyStarted, BadRequest, MeshError, StartError, Stopped, Unavailable
@@ -43,6 +42,7 @@ def new_spec(
     restart: Restart | RestartPolicy | None = None,
     watchdog_s: float | None = None,
     budget: Mapping[str, Any] | None = None,
+    ambient: Ambient = SYSTEM,
 ) -> Spec:
     """The spec of a new life.
 
@@ -60,7 +60,7 @@ def new_spec(
         restart = Restart(policy=restart)
     draft = {
         "kind": kind,
-        "incarnation": secrets.token_hex(10),
+        "incarnation": ambient.token(10),
         "status": "wanted",
         "backend": backend,
         "options": dict(options or {}),
@@ -68,7 +68,7 @@ def new_spec(
         "restart": restart or Restart(),
         "watchdog_s": watchdog_s,
         "budget": None if budget is None else dict(budget),
-        "since": _now(),
+        "since": format_time(ambient.now()),
     }
     body = json_bytes(draft, "the agent's options, labels or budget")
     try:
@@ -80,8 +80,9 @@ def new_spec(
 class Starter:
     """Starts and stops agents by their specs."""
 
-    def __init__(self, registry: Registry, specs: Specs, directory: Directory) -> None:
+    def __init__(self, registry: Registry, specs: Specs, directory: Directory, ambient: Ambient = SYSTEM) -> None:
         self._registry = registry
+        self._now = ambient.now
         self._specs = specs
         self._directory = directory
 
@@ -211,7 +212,7 @@ class Starter:
                 raise unknown(name)
             if spec.status == "stopping":
                 return spec
-            stopping = msgspec.structs.replace(spec, status="stopping", reason=None, since=_now())
+            stopping = msgspec.structs.replace(spec, status="stopping", reason=None, since=format_time(self._now()))
             try:
                 await self._registry.update(spec_key(name), encode(stopping), entry.revision)
                 return stopping
@@ -243,7 +244,3 @@ def _start_error(name: str, spec: Spec) -> MeshError:
 
 def _info(name: str, spec: Spec, node: str | None) -> AgentInfo:
     return AgentInfo(name=name, kind=spec.kind, node=node, incarnation=spec.incarnation, status=spec.status)
-
-
-def _now() -> str:
-    return format_time(time.time())

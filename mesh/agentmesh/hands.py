@@ -15,7 +15,9 @@ import msgspec
 from agentmesh import names
 from agentmesh.errors import BadRequest, MeshError, NotInCallback
 from agentmesh.records import CancelTimer, Effect, SendMail, SetTimer, StartAgent, StopAgent
-from agentmesh.wire import Attachment, ErrorBody, PromptBody, Restart
+from agentmesh.wire import Attachment, ErrorBody, PromptBody, Restart, check_time
+
+MAX_PERIOD_S = 3_155_760_000.0
 
 
 class Request(msgspec.Struct, frozen=True):
@@ -125,17 +127,13 @@ class Context:
         self._add(StopAgent(name=names.agent_name(name)))
 
     def timer(self, event: Any, *, after: float | None, at: float | None, timer_id: str | None, every: float | None) -> str:
-        if timer_id is not None and timer_id.startswith("_"):
-            raise BadRequest("timer ids that begin with '_' are reserved for the mesh")
-        if every is not None and every < 1:
-            raise BadRequest("a repeating timer's period is at least 1 s")
-        ident = names.token(timer_id, "timer id") if timer_id is not None else "t" + self._token()
+        ident = "t" + self._token() if timer_id is None else timer_id
         due = at if at is not None else self._now() + max(0.0, after or 0.0)
-        self._add(SetTimer(id=ident, due=due, every=every, event=_json(event)))
+        self._add(timer_of(ident, due, every, _json(event)))
         return ident
 
     def cancel_timer(self, timer_id: str) -> None:
-        self._add(CancelTimer(id=names.token(timer_id, "timer id")))
+        self._add(CancelTimer(id=timer_token(timer_id)))
 
     def _add(self, ask: Ask) -> None:
         if not self._open:
@@ -174,6 +172,28 @@ def current() -> Context:
     if context is None:
         raise NotInCallback("an agent's hands and facts exist only inside its callbacks")
     return context
+
+
+def timer_token(timer_id: str) -> str:
+    """`timer_id`, if an agent or a client may use it.
+
+    Raises:
+        BadRequest: it is not one token, or the mesh's own.
+    """
+    if timer_id.startswith("_"):
+        raise BadRequest("timer ids that begin with '_' are reserved for the mesh")
+    return names.token(timer_id, "timer id")
+
+
+def timer_of(timer_id: str, due: float, every: float | None, event: Any) -> SetTimer:
+    """The effect that sets a timer: `due` in seconds since the epoch, `every` in seconds.
+
+    Raises:
+        BadRequest: no timer can have this id, time or period.
+    """
+    if every is not None and not 1 <= every <= MAX_PERIOD_S:
+        raise BadRequest(f"a repeating timer's period is between 1 s and {MAX_PERIOD_S:g} s (a hundred years)")
+    return SetTimer(id=timer_token(timer_id), due=check_time(due), every=every, event=event)
 
 
 def _json(value: Any) -> Any:

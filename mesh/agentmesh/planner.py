@@ -1,11 +1,12 @@
 """Which node runs which agent: the placement rules of design 5, as one function of values.
 
-    specs + live nodes + placements  ->  plan()  ->  Place, Remove, Wait
+    specs + live nodes + placements  ->  plan()  ->  Place, Remove, Wait, End
 
     an agent's spec is       it gets
     wanted, running, failed  one owner on a node that serves its kind, has its labels and has room
     stopping                 one owner on any live node: ending a life needs none of the agent's code
     stopped, or absent       no owner
+    of a parent that ended   an end: its spec goes to stopping (its parent's node does the same, if it lives so long)
 
 Of several placements of one agent the highest revision counts and the others go. A placement of another incarnation counts
 for nothing. What stands well stays: an agent leaves a live node only when that no longer fits. A node that drains gets nothing
@@ -94,12 +95,21 @@ class Wait(msgspec.Struct, frozen=True):
     reason: str
 
 
+class End(msgspec.Struct, frozen=True):
+    """Set the spec of `agent` to `stopping`: it was started with `link=True`, and its parent's life has ended."""
+
+    agent: str
+    reason: str
+
+
 class Plan(msgspec.Struct, frozen=True):
-    """What to do: first every `place`, then every `remove` whose agent's `place` succeeded; `wait` is for people to see."""
+    """What to do: first every `place`, then every `remove` whose agent's `place` succeeded, then every `end`; `wait` is for
+    people to see."""
 
     place: tuple[Place, ...] = ()
     remove: tuple[Remove, ...] = ()
     wait: tuple[Wait, ...] = ()
+    end: tuple[End, ...] = ()
 
 
 def plan(world: World, agents: Iterable[str] | None = None) -> Plan:
@@ -117,7 +127,30 @@ def plan(world: World, agents: Iterable[str] | None = None) -> Plan:
     homeless = [vacancy for name in names if (vacancy := run.settle(name)) is not None]
     for vacancy in homeless:
         run.house(vacancy)
-    return Plan(tuple(run.place), tuple(run.remove), tuple(run.wait))
+    return Plan(tuple(run.place), tuple(run.remove), tuple(run.wait), tuple(run.end))
+
+
+def surplus(world: World) -> dict[str, tuple[str, ...]]:
+    """Per node, the agents that should leave it so that load evens out: as few as possible, none without another node for it.
+
+    Nothing is taken away: a node gives them up when it can, and `plan` places them on the nodes with the fewest agents.
+    """
+    run = _Run(world)
+    here: dict[_Needs, dict[str, list[str]]] = {}
+    for agent in sorted(world.placements, reverse=True):
+        spec, by_node = world.specs.get(agent), world.placements[agent]
+        if spec is None or spec.status in ("stopping", "stopped") or len(by_node) != 1:
+            continue
+        node, placed = _newest(by_node, spec.incarnation)
+        if placed.revision and node in world.nodes and run.is_open(node):
+            here.setdefault(_needs(spec), {}).setdefault(node, []).append(agent)
+    leaving: dict[str, list[str]] = {}
+    while (step := run.steepest(here)) is not None:
+        needs, node, other = step
+        leaving.setdefault(node, []).append(here[needs][node].pop())
+        run.loads[node] -= 1
+        run.loads[other] = run.loads.get(other, 0) + 1
+    return {node: tuple(agents) for node, agents in sorted(leaving.items())}
 
 
 def explain(world: World, agent: str) -> str:
@@ -165,6 +198,7 @@ class _Run:
         self.place: list[Place] = []
         self.remove: list[Remove] = []
         self.wait: list[Wait] = []
+        self.end: list[End] = []
         self._fitting: dict[_Needs, frozenset[str]] = {}
         self._pools: dict[_Needs, list[tuple[int, str]]] = {}
         self._reasons: dict[_Needs, str] = {}
@@ -179,6 +213,8 @@ class _Run:
             self._release(held)
             self._drop(agent, held, "the agent is stopped" if spec is not None else "there is no such agent")
             return None
+        if spec.status != "stopping" and (orphaned := self._orphaned(spec)) is not None:
+            self.end.append(End(agent, orphaned))
         node, placed = _newest(held, spec.incarnation)
         if placed.revision == 0:
             self._release(held)
@@ -203,6 +239,16 @@ class _Run:
         if lease is None:
             return f"node {node} is gone"
         return None if self._fits(node, spec) else f"node {node} no longer has its kind or labels"
+
+    def _orphaned(self, spec: Spec) -> str | None:
+        """Why a linked agent must end, or None."""
+        if spec.parent is None:
+            return None
+        parent = self.world.specs.get(spec.parent)
+        if parent is None or parent.status == "stopped":
+            return f"its parent {spec.parent} ended"
+        another = spec.parent_life is not None and parent.incarnation != spec.parent_life
+        return f"its parent {spec.parent} ended; another agent bears that name" if another else None
 
     def _fits(self, node: str, spec: Spec) -> bool:
         """Whether a live node may run `spec`, room apart."""
@@ -253,7 +299,7 @@ class _Run:
         """The least loaded open node for `needs`, counted as taken."""
         pool = self._pools.get(needs)
         if pool is None:
-            pool = self._pools[needs] = [(self.loads.get(n, 0), n) for n in self._nodes_for(needs) if self._is_open(n)]
+            pool = self._pools[needs] = [(self.loads.get(n, 0), n) for n in self._nodes_for(needs) if self.is_open(n)]
             heapq.heapify(pool)
         while pool:
             seen, node = pool[0]
@@ -269,7 +315,28 @@ class _Run:
                 return node
         return None
 
-    def _is_open(self, node: str) -> bool:
+    # --- evening out ----------------------------------------------------------------------------------------------
+    def steepest(self, here: Mapping[_Needs, Mapping[str, list[str]]]) -> tuple[_Needs, str, str] | None:
+        """The move that evens out most: `(needs, from, to)`; None when no two nodes differ by more than one agent."""
+        best: tuple[int, _Needs, str, str] | None = None
+        for needs, by_node in here.items():
+            sources = [node for node, agents in by_node.items() if agents]
+            targets = [node for node in self._nodes_for(needs) if self.is_open(node) and self._has_room(node)]
+            if not sources or not targets:
+                continue
+            source = max(sources, key=lambda node: (self.loads.get(node, 0), node))
+            target = min(targets, key=lambda node: (self.loads.get(node, 0), node))
+            gain = self.loads.get(source, 0) - self.loads.get(target, 0)
+            if gain > 1 and (best is None or gain > best[0]):
+                best = (gain, needs, source, target)
+        return best[1:] if best is not None else None
+
+    def _has_room(self, node: str) -> bool:
+        capacity = self.world.nodes[node].capacity
+        return not capacity or self.loads.get(node, 0) < capacity
+
+    def is_open(self, node: str) -> bool:
+        """Whether a live node takes agents, room apart."""
         lease = self.world.nodes[node]
         return not (lease.draining or lease.cordoned or node in self.world.held)
 
@@ -293,7 +360,7 @@ class _Run:
             return "no node is live"
         fitting = self._nodes_for(needs)
         if fitting or needs is None:
-            is_open = any(self._is_open(node) for node in fitting)
+            is_open = any(self.is_open(node) for node in fitting)
             return "no node that fits has room" if is_open else "every node that fits is draining, cordoned or in doubt"
         kind, labels = needs
         if not any(kind in lease.kinds for lease in nodes.values()):

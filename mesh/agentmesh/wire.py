@@ -30,6 +30,8 @@ MSG_ID = "Nats-Msg-Id"
 TRACE_HEADERS = ("traceparent", "tracestate", "baggage")
 
 VERSION = 1
+MAX_TIME = 32_503_680_000.0
+"""The year 3000, in seconds since the epoch."""
 
 
 # --- prompts and events -------------------------------------------------------------------------------------------
@@ -147,7 +149,7 @@ def parse_time(text: str) -> float:
     """Seconds since the epoch of an RFC 3339 time.
 
     Raises:
-        BadRequest: it is not one, or has no offset.
+        BadRequest: it is not one, has no offset, or no clock will ever show it.
     """
     try:
         moment = dt.datetime.fromisoformat(text)
@@ -155,7 +157,18 @@ def parse_time(text: str) -> float:
         raise BadRequest(f"{text[:40]!r} is not an RFC 3339 time") from None
     if moment.tzinfo is None:
         raise BadRequest(f"{text[:40]!r} has no time zone; write Z for UTC")
-    return moment.timestamp()
+    return check_time(moment.timestamp())
+
+
+def check_time(seconds: float) -> float:
+    """`seconds` since the epoch, if they are a time between 1970 and 3000: others cannot be written down, nor be meant.
+
+    Raises:
+        BadRequest: they are not (or are NaN).
+    """
+    if not 0 <= seconds <= MAX_TIME:
+        raise BadRequest(f"{seconds:g} s since 1970 is out of range: a time is between the years 1970 and 3000")
+    return seconds
 
 
 def format_time(seconds: float) -> str:
@@ -307,6 +320,8 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     budget: dict[str, Any] | None = None
     parent: str | None = None
     """With `link=True`: the agent whose end is this one's."""
+    parent_life: str | None = None
+    """The parent's incarnation: another agent of its name is not its parent."""
     by: By | None = None
     reason: ErrorBody | None = None
     """Why it is `failed`, `stopping`, `stopped`, or still `wanted`."""
@@ -356,6 +371,7 @@ class ControlRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     after_s: float | None = None
     every_s: float | None = None
     on: bool = True
+    agents: tuple[str, ...] = ()
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):

@@ -36,6 +36,7 @@ class Census:
         self.leases: dict[str, NodeLease] = {}
         self.placements: dict[str, dict[str, Placed]] = {}
         self.waits: dict[str, Wait] = {}
+        self._children: dict[str, set[str]] = {}
         self._on_node: dict[str, set[str]] = {}
         self._standing: dict[str, Standing] = {}
         self._revisions: dict[str, int] = {}
@@ -94,7 +95,7 @@ class Census:
             return
         role, _, name = key.partition(".")
         if role == "agents":
-            self.specs.pop(name, None)
+            self._note_parent(name, self.specs.pop(name, None), None)
             self._unreadable.discard(name)
             self._dirty.add(name)
         elif role == "nodes":
@@ -161,14 +162,28 @@ class Census:
     # --- inside ---------------------------------------------------------------------------------------------------
     def _take_spec(self, agent: str, entry: Entry) -> None:
         try:
-            self.specs[agent] = decode_spec(entry)
+            spec = decode_spec(entry)
         except BadRequest as error:
             # Nothing is known of what should run: least harm is to leave the agent exactly as it is.
             self._unreadable.add(agent)
             logger.error("spec_unreadable", extra={"agent": agent, "reason": error.message})
             return
+        self._note_parent(agent, self.specs.get(agent), spec)
+        self.specs[agent] = spec
         self._unreadable.discard(agent)
         self._dirty.add(agent)
+
+    def _note_parent(self, agent: str, old: Spec | None, new: Spec | None) -> None:
+        """Keep the index of linked agents, and have those of `agent` looked at."""
+        if old is not None and old.parent is not None:
+            self._children.get(old.parent, set()).discard(agent)
+        if new is not None and new.parent is not None:
+            self._children.setdefault(new.parent, set()).add(agent)
+        children = self._children.get(agent)
+        if children:
+            self._dirty.update(children)
+        elif children is not None:
+            del self._children[agent]
 
     def _take_lease(self, node: str, entry: Entry) -> None:
         try:

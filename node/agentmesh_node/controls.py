@@ -11,6 +11,7 @@ from agentmesh import names, wire
 from agentmesh.edge.jetstream import ApiError, get_last, read
 from agentmesh.edge.transport import Disconnected, Message
 from agentmesh.errors import BadRequest, MeshError, TooLarge
+from agentmesh.hands import timer_of, timer_token
 from agentmesh.ledger import is_taken
 from agentmesh.records import NOTHING, Resolve, SetTimer
 from agentmesh.turn import state_of
@@ -57,7 +58,7 @@ def _take(owner: Owner, services: Services, request: ControlRequest, reply: str)
         case "set_timer":
             owner.ask_later(AskTimer(_timer(services, request), token), token, reply)
         case "cancel_timer":
-            owner.ask_later(DropTimer(_timer_id(request.id), token), token, reply)
+            owner.ask_later(DropTimer(timer_token(_needed(request.id, "id")), token), token, reply)
         case _:
             raise BadRequest(f"unknown operation {request.op[:40]!r}")
 
@@ -68,20 +69,11 @@ def _needed(value: str | None, what: str) -> str:
     return names.token(value, what)
 
 
-def _timer_id(text: str | None) -> str:
-    ident = _needed(text, "id")
-    if ident.startswith("_"):
-        raise BadRequest("timer ids that begin with '_' are reserved for the mesh")
-    return ident
-
-
 def _timer(services: Services, request: ControlRequest) -> SetTimer:
     if (request.at is None) == (request.after_s is None):
         raise BadRequest("set_timer needs either 'at' or 'after_s'")
-    if request.every_s is not None and request.every_s < 1:
-        raise BadRequest("'every_s' is at least 1")
     due = wire.parse_time(request.at) if request.at is not None else services.now() + max(0.0, request.after_s or 0.0)
-    return SetTimer(id=_timer_id(request.id), due=due, every=request.every_s, event=request.event)
+    return timer_of(_needed(request.id, "id"), due, request.every_s, request.event)
 
 
 # --- replies ------------------------------------------------------------------------------------------------------

@@ -203,6 +203,7 @@ class Deeds:
             restart=effect.restart or Restart(),
             watchdog_s=effect.watchdog_s,
             parent=self.agent if effect.link else None,
+            parent_life=self._life if effect.link else None,
             by=By(sender=self.agent, origin=origin),
             since=wire.format_time(self._now()),
         )

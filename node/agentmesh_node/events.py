@@ -28,12 +28,13 @@ import msgspec
 from agentmesh.edge.transport import Transport
 from agentmesh.records import NOTHING
 from agentmesh.subjects import Subjects
-from agentmesh.wire import VERSION, format_time
+from agentmesh.wire import format_time
 
 log = logging.getLogger("agentmesh.node")
 
 CONTENT = frozenset({"prompt", "original_prompt", "agent_state", "event"})
 """Fields that are told only where content is asked for."""
+WITH_CONTENT = frozenset({"prompt_start", "prompt_stop", "prompt_error", "event_received", "halted"})
 KINDS = frozenset(
     {
         "prompt_start", "prompt_stop", "prompt_error", "event_received", "state_changed", "mailbox_queued", "halted",
@@ -69,11 +70,13 @@ class Events:
             except Exception:
                 log.exception("a handler of lifecycle events failed", extra={"kind": kind})
         if not self._content:
-            fields = {k: v for k, v in fields.items() if k not in CONTENT}
+            if kind in WITH_CONTENT:
+                fields = {k: v for k, v in fields.items() if k not in CONTENT}
         elif fields.get("agent_state") is NOTHING:
             fields = {k: v for k, v in fields.items() if k != "agent_state"}
         # Names, kinds and node ids need no escaping; this is several times quicker than encoding a dict.
-        head = f'{{"v":{VERSION},"agent":"{agent}","kind":"{kind}","time":"{format_time(self._now())}"'
-        tail = self._encoder.encode(fields)
-        body = b'%b,"node":"%b","turn":%d%b%b' % (head.encode(), self._node, turn, b"," if fields else b"", tail[1:])
+        tail = self._encoder.encode(fields)[1:] if fields else b"}"
+        body = b'{"v":1,"agent":"%b","kind":"%b","time":"%b","node":"%b","turn":%d%b%b' % (
+            agent.encode(), kind.encode(), format_time(self._now()).encode(), self._node, turn, b"," if fields else b"", tail,
+        )  # fmt: skip
         self._t.post(self._subjects.event(agent, kind), body)

@@ -1,6 +1,6 @@
 """`mesh.ask.<agent>`: a plain NATS request, answered with the agent's outcome; durable underneath.
 
-Any node serves any agent: the prompt is put into the agent's mailbox with the requester's inbox as its reply subject, and the
+Nodes and supervisors alike serve any agent: the prompt is put into the agent's mailbox with the requester's inbox as its reply subject, and the
 agent's owner answers there.
 """
 
@@ -44,11 +44,14 @@ class Gateway:
         self._subscription: Subscription | None = None
 
     async def start(self) -> None:
+        """Serve from now on."""
         self._subscription = await self._t.subscribe(self._subjects.ask_all(), self._take, queue=self._subjects.ask_queue)
 
     async def close(self) -> None:
+        """Take no more asks. Those that have been handed to this process are still served."""
         if self._subscription is not None:
-            await self._subscription.unsubscribe()
+            await self._subscription.drain()
+            self._subscription = None
 
     def _take(self, message: Message) -> None:
         self._spawn(self._serve(message))

@@ -11,26 +11,30 @@ import asyncio
 import logging
 import os
 import threading
-import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Protocol
 
 import msgspec
 
 from agentmesh import wire
-from agentmesh.edge.connection import NatsTransport, connect
+from agentmesh.edge.ambient import SYSTEM, Ambient
+from agentmesh.edge.connection import connect
 from agentmesh.edge.jetstream import ApiError, Uncertain, WrongLastSequence
 from agentmesh.edge.registry import Registry, decode_node
-from agentmesh.edge.transport import Disconnected, Message
-from agentmesh.errors import MeshError, Unavailable
+from agentmesh.edge.transport import Disconnected, Message, Transport
+from agentmesh.errors import BadRequest, MeshError, Unavailable
 from agentmesh.subjects import Subjects, node_key
-from agentmesh.wire import ControlRequest, NodeLease, NodeStats
+from agentmesh.wire import ControlRequest, ErrorBody, NodeLease, NodeStats
 
 log = logging.getLogger("agentmesh.node")
 
 STALL_LIMIT_S = 60.0
 CHECK_S = 0.25
 START_TIMEOUT_S = 15.0
+HUNG = 70
+"""Exit code of a process whose loop hangs."""
+_ORDERS = ("drain", "cordon", "release")
+"""Requests that the node acts upon."""
 
 
 class Facts(msgspec.Struct):
@@ -42,36 +46,79 @@ class Facts(msgspec.Struct):
     ticked: float = 0.0
 
 
+class Carrier(Protocol):
+    """Where a heartbeat runs, and on which connection: apart from what it speaks for."""
+
+    async def connect(self, name: str) -> Transport:
+        """A connection of its own."""
+
+    def start(self, name: str, main: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Begin to run `main`."""
+
+    async def join(self, timeout: float) -> None:
+        """Return when `main` has ended, or after `timeout` seconds."""
+
+    def end_process(self) -> None:
+        """End the whole process, at once."""
+
+
+class ThreadCarrier:
+    """A thread with a loop of its own."""
+
+    def __init__(self, servers: str | Sequence[str]) -> None:
+        self._servers = servers
+        self._thread: threading.Thread | None = None
+
+    async def connect(self, name: str) -> Transport:
+        """See `Carrier.connect`."""
+        return await connect(self._servers, name=name, connect_timeout=START_TIMEOUT_S)
+
+    def start(self, name: str, main: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """See `Carrier.start`."""
+        self._thread = threading.Thread(target=lambda: asyncio.run(main()), name=name, daemon=True)
+        self._thread.start()
+
+    async def join(self, timeout: float) -> None:
+        """See `Carrier.join`."""
+        if self._thread is not None:
+            await asyncio.to_thread(self._thread.join, timeout)
+
+    def end_process(self) -> None:
+        """See `Carrier.end_process`. Without a word to anybody: the loop that could say it hangs."""
+        os._exit(HUNG)
+
+
 class Heartbeat:
-    """Runs the thread. `on_request(op, on)` and `on_superseded()` are called on the node's loop."""
+    """Runs on its carrier. `on_request(request)` and `on_superseded()` are called on the node's loop."""
 
     def __init__(
         self,
-        servers: str | Sequence[str],
+        carrier: Carrier,
         subjects: Subjects,
         node: str,
         lease: NodeLease,
         *,
         ttl_s: int,
-        on_request: Callable[[str, bool], None],
+        on_request: Callable[[ControlRequest], None],
         on_superseded: Callable[[], None],
         stall_limit_s: float = STALL_LIMIT_S,
+        ambient: Ambient = SYSTEM,
     ) -> None:
-        self._servers = servers
+        self._carrier = carrier
+        self._monotonic = ambient.monotonic
         self._subjects = subjects
         self._node = node
         self._ttl_s = ttl_s
         self._stall_limit_s = stall_limit_s
         self._on_request = on_request
         self._on_superseded = on_superseded
-        self.facts = Facts(lease, ticked=time.monotonic())
+        self.facts = Facts(lease, ticked=self._monotonic())
         self._main = asyncio.get_running_loop()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._started: asyncio.Future[None] = self._main.create_future()
         self._renew: asyncio.Event | None = None
         self._written: asyncio.Future[None] | None = None
         self._leaving = False
-        self._thread = threading.Thread(target=self._run, name=f"heartbeat {node}", daemon=True)
         self._ticker: asyncio.TimerHandle | None = None
         self._revision = 0
 
@@ -83,7 +130,7 @@ class Heartbeat:
             Unavailable: that takes too long.
         """
         self._tick()
-        self._thread.start()
+        self._carrier.start(f"heartbeat {self._node}", self._run)
         try:
             async with asyncio.timeout(START_TIMEOUT_S):
                 await self._started
@@ -91,7 +138,7 @@ class Heartbeat:
             raise Unavailable("the node's lease cannot be written; is the NATS server reachable?") from None
 
     def _tick(self) -> None:
-        self.facts.ticked = time.monotonic()
+        self.facts.ticked = self._monotonic()
         self._ticker = self._main.call_later(CHECK_S, self._tick)
 
     async def change(self, lease: NodeLease, *, timeout: float = 5.0) -> None:
@@ -103,18 +150,18 @@ class Heartbeat:
         await asyncio.wait((written,), timeout=timeout)
 
     async def close(self) -> None:
-        """Take the lease back and end the thread."""
+        """Take the lease back and end."""
         self._leaving = True
         if self._loop is not None and self._renew is not None:
             self._loop.call_soon_threadsafe(self._renew.set)
-        await asyncio.to_thread(self._thread.join, 10.0)
+        await self._carrier.join(10.0)
         if self._ticker is not None:
             self._ticker.cancel()
 
-    # --- on the thread ------------------------------------------------------------------------------------------------
-    def _run(self) -> None:
+    # --- on the carrier -----------------------------------------------------------------------------------------------
+    async def _run(self) -> None:
         try:
-            asyncio.run(self._live())
+            await self._live()
         except Exception as failure:
             log.exception("the heartbeat ended")
             self._tell(lambda error=failure: self._report_start(error))  # type: ignore[misc]
@@ -142,7 +189,7 @@ class Heartbeat:
     async def _live(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._renew = asyncio.Event()
-        transport = await connect(self._servers, name=f"mesh-heartbeat-{self._node}", connect_timeout=START_TIMEOUT_S)
+        transport = await self._carrier.connect(f"mesh-heartbeat-{self._node}")
         try:
             await transport.subscribe(self._subjects.node(self._node), lambda message: self._answer(transport, message))
             # The server must know before the lease says that this node lives: a ping without responders means death.
@@ -161,11 +208,11 @@ class Heartbeat:
         due = 0.0
         while not self._leaving:
             self._check_stall()
-            if time.monotonic() >= due or self._renew.is_set():
+            if self._monotonic() >= due or self._renew.is_set():
                 self._renew.clear()
                 lease = self.facts.lease
                 if await self._write(registry):
-                    due = time.monotonic() + self._ttl_s / 3
+                    due = self._monotonic() + self._ttl_s / 3
                     self._tell(lambda lease=lease: self._report_write(lease))  # type: ignore[misc]
             try:
                 async with asyncio.timeout(CHECK_S):
@@ -174,10 +221,10 @@ class Heartbeat:
                 continue
 
     def _check_stall(self) -> None:
-        stalled = time.monotonic() - self.facts.ticked
+        stalled = self._monotonic() - self.facts.ticked
         if stalled > self._stall_limit_s:
             log.critical("the loop hangs; the process ends", extra={"seconds": round(stalled, 1)})
-            os._exit(70)
+            self._carrier.end_process()
 
     async def _write(self, registry: Registry) -> bool:
         """Renew the lease. Taking over another process's lease under this id is right once, at the start."""
@@ -209,24 +256,27 @@ class Heartbeat:
         self._revision = await registry.update(key, value, entry.revision, ttl_s=self._ttl_s)
         return True
 
-    async def _answer(self, transport: NatsTransport, message: Message) -> None:
+    async def _answer(self, transport: Transport, message: Message) -> None:
         if not message.reply:
             return
         facts = self.facts
         try:
             request = msgspec.json.decode(message.data, type=ControlRequest)
         except msgspec.DecodeError:
-            request = ControlRequest(op="ping")
-        if request.op in ("drain", "cordon"):
-            self._tell(lambda: self._on_request(request.op, request.on))
+            request = ControlRequest(op="")
+        if request.op in _ORDERS:
+            self._tell(lambda: self._on_request(request))
             body = msgspec.json.encode({"v": wire.VERSION, "ok": True})
+        elif request.op != "ping":
+            error = ErrorBody.of(BadRequest(f"a node knows the requests ping, {', '.join(_ORDERS)}"))
+            body = wire.encode({"v": wire.VERSION, "error": error})
         else:
             stats = NodeStats(
                 node=self._node,
                 boot=facts.lease.boot,
                 agents=facts.agents,
                 running=facts.running,
-                lag_ms=round(max(0.0, time.monotonic() - facts.ticked - CHECK_S) * 1000, 1),
+                lag_ms=round(max(0.0, self._monotonic() - facts.ticked - CHECK_S) * 1000, 1),
                 draining=facts.lease.draining,
             )
             body = wire.encode(stats)

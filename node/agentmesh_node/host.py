@@ -11,6 +11,7 @@ from importlib.metadata import version
 import msgspec
 
 from agentmesh import wire
+from agentmesh.edge.ambient import SYSTEM, Ambient
 from agentmesh.edge.jetstream import ApiError, Uncertain, WrongLastSequence
 from agentmesh.edge.registry import Entry, Registry, View, decode_placement, decode_spec
 from agentmesh.edge.transport import Message, Subscription, Transport
@@ -18,11 +19,14 @@ from agentmesh.errors import MeshError, StoreLost
 from agentmesh.ownership import Claim
 from agentmesh.subjects import EPOCH_KEY, Subjects, placement_key, spec_key
 from agentmesh.turn.values import Phase
-from agentmesh.wire import ErrorBody, NodeLease, Spec
+from agentmesh.wire import ControlRequest, ErrorBody, NodeLease, Spec
+from agentmesh_node.draining import Handover
 from agentmesh_node.gateway import Gateway
-from agentmesh_node.heartbeat import Heartbeat
+from agentmesh_node.heartbeat import Carrier, Heartbeat, ThreadCarrier
+from agentmesh_node.mailbox import Mailbox
 from agentmesh_node.owner import Lost, Owner
 from agentmesh_node.restless import restless
+from agentmesh_node.selfcheck import SelfCheck
 from agentmesh_node.services import NodeSettings, Services
 
 log = logging.getLogger("agentmesh.node")
@@ -31,6 +35,8 @@ RETRY_S = 0.05
 MAX_RETRY_S = 2.0
 HANDOVER_S = 5.0
 """How long a draining node waits for its agents to be placed elsewhere."""
+WRITES = 64
+"""Placements that are given up at the same time, at most."""
 
 
 class Resident:
@@ -53,8 +59,19 @@ class Resident:
 class Node:
     """One agent node. `start`, then `drain` and `close`."""
 
-    def __init__(self, transport: Transport, servers: str | Sequence[str], settings: NodeSettings) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        servers: str | Sequence[str],
+        settings: NodeSettings,
+        *,
+        ambient: Ambient = SYSTEM,
+        carrier: Carrier | None = None,
+    ) -> None:
+        """`servers` are those of `transport`; `carrier` runs the heartbeat (by default a thread, connected to them)."""
         self.settings = settings
+        self._ambient = ambient
+        self._carrier = carrier or ThreadCarrier(servers)
         self.subjects = Subjects(settings.root)
         self.drained = asyncio.Event()
         """Set when an operator asks for a drain, or another process has taken over this node's id: end the process."""
@@ -68,8 +85,10 @@ class Node:
         self._fresh: list[Resident] = []
         self._taking: asyncio.Task[None] | None = None
         self._slots = asyncio.Semaphore(settings.activations)
+        self._writes = asyncio.Semaphore(WRITES)
         self._services: Services | None = None
         self._gateway: Gateway | None = None
+        self._selfcheck: SelfCheck | None = None
         self._heartbeat: Heartbeat | None = None
         self._draining = False
         self._closing = False
@@ -95,19 +114,26 @@ class Node:
         """
         epoch = await self._registry.get(EPOCH_KEY)
         number = int(epoch.value) if epoch is not None and epoch.value is not None else 1
-        boot = Services.token()
+        boot = self._ambient.token(8)
         self._services = Services(
-            transport=self._t, settings=self.settings, registry=self._registry, specs=self._specs, boot=boot, epoch=number
+            transport=self._t,
+            settings=self.settings,
+            registry=self._registry,
+            specs=self._specs,
+            boot=boot,
+            epoch=number,
+            ambient=self._ambient,
         )
         await self._specs.start()
         self._heartbeat = Heartbeat(
-            self._servers,
+            self._carrier,
             self.subjects,
             self.settings.node_id,
             self._lease(boot),
             ttl_s=self.settings.lease_ttl_s,
             on_request=self._on_request,
             on_superseded=self._on_superseded,
+            ambient=self._ambient,
         )
         await self._heartbeat.start()
         await self._placements.start()
@@ -115,6 +141,8 @@ class Node:
         s = self._services
         self._gateway = Gateway(self._t, self.subjects, self._registry, token=s.token, spawn=s.spawn)
         await self._gateway.start()
+        self._selfcheck = SelfCheck(s, self._checkable, self._wake)
+        self._selfcheck.start()
         self._count()
 
     def _lease(self, boot: str, *, cordoned: bool = False) -> NodeLease:
@@ -126,7 +154,7 @@ class Node:
             capacity=s.capacity,
             agents=len(self._residents),
             version=version("agentmesh"),
-            started=wire.format_time(Services.now()),
+            started=wire.format_time(self._ambient.now()),
             draining=self._draining,
             cordoned=cordoned,
         )
@@ -147,6 +175,8 @@ class Node:
         self._remove_gap()
         if self._counter is not None:
             self._counter.cancel()
+        if self._selfcheck is not None:
+            await self._selfcheck.close()
         if self._gateway is not None:
             await self._gateway.close()
         await self._placements.close()
@@ -163,54 +193,60 @@ class Node:
 
     # --- drain --------------------------------------------------------------------------------------------------------
     async def drain(self) -> None:
-        """Leave in order: take nothing new, let running turns end (up to `drain_s`), hand every agent over."""
+        """Leave in order: take nothing new, let running turns end (up to `drain_s`), hand every agent over.
+
+        Returns when the agents have owners elsewhere, if there is an elsewhere. `close` comes next.
+        """
         if self._heartbeat is None or self._draining:
             return
         self._draining = True
-        # First the registry must say that this node takes nothing more; then its agents are given up.
-        await self._heartbeat.change(msgspec.structs.replace(self._heartbeat.facts.lease, draining=True))
-        if self._gateway is not None:
-            await self._gateway.close()
-        residents = list(self._residents.values())
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self.settings.drain_s + HANDOVER_S):
-                await asyncio.gather(*(self._hand_over(r) for r in residents))
-        await self._await_handover([r.name for r in residents])
+        handover = Handover(self.settings.node_id, self._registry, self._specs)
+        await handover.start()
+        try:
+            # First the registry must say that this node takes nothing more; then its agents are given up.
+            await self._heartbeat.change(msgspec.structs.replace(self._heartbeat.facts.lease, draining=True))
+            if self._gateway is not None:
+                await self._gateway.close()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self.settings.drain_s + HANDOVER_S):
+                    await self._hand_over_all(handover)
+            left = await handover.wait(HANDOVER_S)
+            if left:
+                log.warning("agents were given up and have no owner yet", extra={"agents": len(left)})
+        finally:
+            await handover.close()
+
+    async def _hand_over_all(self, handover: Handover) -> None:
+        """Give up every placement, also those that the leader wrote before it knew of the drain."""
+        begun: set[Resident] = set()
+        while self._residents:
+            async with asyncio.TaskGroup() as group:
+                for resident in set(self._residents.values()) - begun:
+                    begun.add(resident)
+                    handover.giving_up(resident.name)
+                    group.create_task(self._hand_over(resident))
+            await asyncio.sleep(RETRY_S)
 
     async def _hand_over(self, resident: Resident) -> None:
         """Give up a placement by revision once no turn runs: the leader places the agent elsewhere."""
         owner = resident.owner
-        if owner is not None:
+        if owner is not None and owner.core is not None:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self.settings.drain_s):
-                    await owner.retired()
-        await self._release(resident)
-        await self._give_up(resident)
+                    await owner.retire()
+        async with self._writes:
+            await self._drop(resident)
 
-    async def _await_handover(self, names: list[str]) -> None:
-        """Wait, for a bounded time, until the agents have owners elsewhere, if there is an elsewhere."""
-        nodes, _ = await self._registry.load("nodes.")
-        if len(nodes) < 2 or not names:
-            return
-        wanted = set(names)
-        deadline = asyncio.get_running_loop().time() + HANDOVER_S
-        while wanted and asyncio.get_running_loop().time() < deadline:
-            entries, _ = await self._registry.load("placements.")
-            placed = {e.key.split(".", 2)[2] for e in entries}
-            waiting = {n for n in wanted - placed if self._is_wanted(n)}
-            if not waiting:
-                return
-            await asyncio.sleep(RETRY_S)
-
-    def _is_wanted(self, name: str) -> bool:
-        entry = self._specs.get(spec_key(name))
-        return entry is not None and decode_spec(entry).status in ("wanted", "running", "failed")
-
-    def _on_request(self, op: str, on: bool) -> None:
+    def _on_request(self, request: ControlRequest) -> None:
         assert self._heartbeat is not None
-        if op == "cordon":
-            lease = msgspec.structs.replace(self._heartbeat.facts.lease, cordoned=on)
+        if request.op == "cordon":
+            lease = msgspec.structs.replace(self._heartbeat.facts.lease, cordoned=request.on)
             self.services.spawn(self._heartbeat.change(lease))
+        elif request.op == "release":
+            for name in request.agents:
+                resident = self._residents.get(name)
+                if resident is not None and (resident.owner is None or resident.owner.idle):
+                    self.services.spawn(self._hand_over(resident))
         else:
             self.drained.set()
 
@@ -329,11 +365,7 @@ class Node:
                 await self._drop(resident)
                 return
             except StoreLost as error:
-                # Write nothing: what the store has lost, nobody may paint over.
-                log.critical(
-                    "the store has lost data; the agent is stopped here", extra={"agent": resident.name, "error": str(error)}
-                )
-                resident.broken = True
+                self._raise_alarm(resident, str(error))
                 return
             except (MeshError, ApiError, Uncertain, WrongLastSequence) as error:
                 log.warning("activation is tried again: %s", error, extra={"agent": resident.name})
@@ -377,6 +409,11 @@ class Node:
             entry = await self._registry.get(spec_key(resident.name))
         return decode_spec(entry) if entry is not None else None
 
+    def _raise_alarm(self, resident: Resident, reason: str) -> None:
+        """Write nothing more: what the store has lost, nobody may paint over."""
+        resident.broken = True
+        log.critical("the store has lost data: the agent stops here", extra={"agent": resident.name, "error": reason})
+
     def _owner_ended(self, resident: Resident, owner: Owner, lost: Lost | None) -> None:
         self.services.spawn(self._after(resident, owner, lost))
 
@@ -388,7 +425,9 @@ class Node:
         if resident.owner is owner:
             resident.owner = None
         await owner.close()
-        if over or (lost is not None and lost.final):
+        if lost is not None and lost.broken:
+            self._raise_alarm(resident, lost.reason)
+        elif over or (lost is not None and lost.final):
             await self._drop(resident)
         elif lost is not None and not resident.gone:
             log.info("owner ended", extra={"agent": resident.name, "reason": lost.reason})
@@ -420,9 +459,18 @@ class Node:
             if spec.parent != name or spec.status in ("stopping", "stopped"):
                 continue
             reason = ErrorBody(code="stopped", message=f"its parent {name} ended")
-            new = msgspec.structs.replace(spec, status="stopping", reason=reason, since=wire.format_time(Services.now()))
+            new = msgspec.structs.replace(spec, status="stopping", reason=reason, since=wire.format_time(self._ambient.now()))
             with contextlib.suppress(WrongLastSequence, MeshError, Uncertain, ApiError):
                 await self._registry.update(key, wire.encode(new), entry.revision)
+
+    # --- what may have been missed ------------------------------------------------------------------------------------
+    def _checkable(self) -> list[tuple[str, Mailbox | None]]:
+        return [(r.name, r.owner.mailbox if r.owner is not None else None) for r in self._residents.values()]
+
+    def _wake(self, name: str) -> None:
+        resident = self._residents.get(name)
+        if resident is not None:
+            self._activate(resident)
 
     # --- specs and gaps -------------------------------------------------------------------------------------------------
     def _on_spec(self, entry: Entry) -> None:
@@ -430,13 +478,14 @@ class Node:
         if resident is None or entry.value is None:
             return
         spec = decode_spec(entry)
-        if spec.incarnation != resident.incarnation or spec.status != "stopping":
+        if spec.incarnation != resident.incarnation or spec.status not in ("stopping", "wanted"):
             return
-        if resident.owner is not None:
-            if resident.owner.spec.status != "stopping":
-                resident.owner.stop(spec)
-        else:
+        if resident.owner is None:
             self._activate(resident)
+        elif spec.status == "wanted":
+            resident.owner.reassert()
+        elif resident.owner.spec.status != "stopping":
+            resident.owner.stop(spec)
 
     def _on_gap(self) -> None:
         """Messages may have been missed: look again, at every lane."""

@@ -66,6 +66,10 @@ class Mailbox:
         self._seen[lane_name] = seq
         self._deliver([decode_mail(lane, seq, message.data, headers, root=self._subjects.root)])
 
+    def knows(self, lane: str, seq: int) -> bool:
+        """Whether the message is delivered, or being read."""
+        return self._behind or seq <= self._seen.get(lane, 0)
+
     # --- reading --------------------------------------------------------------------------------------------------
     def catch_up(self) -> None:
         """Read what may be missing, in the background."""

@@ -29,6 +29,7 @@ from agentmesh.turn.values import (
     Arrived,
     Backoff,
     Call,
+    Command,
     Committed,
     Core,
     Done,
@@ -41,6 +42,7 @@ from agentmesh.turn.values import (
     Raised,
     Rest,
     Restarted,
+    Retire,
     Returned,
     RunTurn,
     SetStatus,
@@ -60,24 +62,33 @@ from agentmesh_node.mailbox import Mailbox
 from agentmesh_node.performer import Performer
 from agentmesh_node.runner import Runner
 from agentmesh_node.services import Services
-from agentmesh_node.status import StatusWriter
+from agentmesh_node.status import KEEP_STOPPED_S, StatusWriter
 from agentmesh_node.trimmer import Trimmer
 
 log = logging.getLogger("agentmesh.node")
 
 STALL_S = 1.0
 """After a stall of more than this, an owner checks its fence before it performs effects (semantics, case 204)."""
+SETTLE_S = 1.0
+"""How long the effects of an agent that is handed over may take, before they are left to the next owner."""
+LOOK_S = 0.01
+"""How often something that gives no sign is looked at."""
 STOP_GRACE_S = 5.0
 """How long a running callback may hold up a stop before it is cancelled."""
 
 
 class Lost(Exception):
-    """This process does not own the agent (any more). `final`: its placement is worth nothing and is to be deleted."""
+    """This process does not own the agent (any more).
 
-    def __init__(self, reason: str, *, final: bool) -> None:
+    `final`: its placement is worth nothing and is to be deleted. `broken`: the store has lost data; nothing may be written
+    until an operator has restored it.
+    """
+
+    def __init__(self, reason: str, *, final: bool, broken: bool = False) -> None:
         super().__init__(reason)
         self.reason = reason
         self.final = final
+        self.broken = broken
 
 
 class Owner:
@@ -100,6 +111,8 @@ class Owner:
         self._overdue = False
         self._closed = False
         self._timers: set[asyncio.TimerHandle] = set()
+        self._resting: asyncio.TimerHandle | None = None
+        """Armed while the agent is at rest: when it has been so for long enough, only its subscription is kept."""
         self._watchdog: asyncio.TimerHandle | None = None
         self._sweeper: asyncio.Task[None] | None = None
         self._replies: dict[str, str] = {}
@@ -109,6 +122,7 @@ class Owner:
         self.mailbox: Mailbox | None = None
         self._trimmer: Trimmer | None = None
         self._performer: Performer | None = None
+        self._shown: SetStatus | None = None
         self._status = StatusWriter(services, name, claim.incarnation)
 
     # --- life of the owner ------------------------------------------------------------------------------------------
@@ -221,11 +235,32 @@ class Owner:
         if self._closed:
             return
         self._queue.append(item)
-        if not self._driving and self.core is not None:
-            # Started eagerly: mail is handled in the step in which it arrives, and a sleeping agent has no task.
-            driver = asyncio.Task(self._drive(), loop=asyncio.get_running_loop(), name=f"owner {self.name}", eager_start=True)
+        if self._driving or self.core is None:
+            return
+        # At once, in the step in which it arrived. A task is made only if something must be awaited.
+        self._driving = True
+        self._active_at = self._s.monotonic()
+        if self._resting is not None:
+            self._stir()
+        waiting: list[Command] = []
+        try:
+            while self._queue and not waiting:
+                waiting = self._step(self._queue.popleft())
+        except Exception:
+            log.exception("owner failed", extra={"agent": self.name})
+            self._driving = False
+            self._ended(self, Lost("a defect", final=False))
+            return
+        if waiting:
+            driver = asyncio.Task(
+                self._drive(waiting), loop=asyncio.get_running_loop(), name=f"owner {self.name}", eager_start=True
+            )
             if not driver.done():
                 self._driver = driver
+            return
+        self._driving = False
+        if self.core.phase is Phase.OVER:
+            self._ended(self, None)
 
     def live(self, lane: str, message: Message) -> None:
         """Take what came on the agent's one subscription."""
@@ -250,7 +285,7 @@ class Owner:
         if self._trimmer is not None:
             self._trimmer.arrived(mail)
 
-    def _later(self, seconds: float, action: Callable[[], object]) -> None:
+    def _later(self, seconds: float, action: Callable[[], object]) -> asyncio.TimerHandle:
         def fire() -> None:
             self._timers.discard(handle)
             if not self._closed:
@@ -258,20 +293,21 @@ class Owner:
 
         handle = asyncio.get_running_loop().call_later(max(0.0, seconds), fire)
         self._timers.add(handle)
+        return handle
 
     # --- the loop ---------------------------------------------------------------------------------------------------
-    async def _drive(self) -> None:
+    async def _drive(self, waiting: list[Command]) -> None:
         lost: Lost | None = None
-        self._driving = True
-        self._active_at = self._s.monotonic()
         try:
+            await self._await(waiting)
             while self._queue and not self._closed:
-                await self._handle(self._queue.popleft())
+                await self._await(self._step(self._queue.popleft()))
         except Fenced:
             lost = Lost("another owner has appended", final=False)
-        except (StoreLost, Lost) as error:
-            lost = error if isinstance(error, Lost) else Lost(str(error), final=False)
-            log.critical("owner ends", extra={"agent": self.name, "reason": lost.reason})
+        except StoreLost as error:
+            lost = Lost(str(error), final=False, broken=True)
+        except Lost as error:
+            lost = error
         except Unavailable as error:
             lost = Lost(str(error), final=False)
         except asyncio.CancelledError:
@@ -287,23 +323,31 @@ class Owner:
         elif self.core is not None and self.core.phase is Phase.OVER and not self._queue:
             self._ended(self, None)
 
-    async def _handle(self, item: Input) -> None:
-        """One input, and those that performing its commands brings forth."""
-        following: Input | None = item
-        while following is not None:
-            assert self.core is not None
-            self.core, commands = step(self.core, following, self._s.now())
-            following = None
+    def _step(self, item: Input) -> list[Command]:
+        """One input: perform what can be performed at once, and return what must be awaited, with what follows it."""
+        assert self.core is not None
+        self.core, commands = step(self.core, item, self._s.now())
+        for index, command in enumerate(commands):
+            perform = _PERFORM.get(type(command))
+            if perform is None:
+                return commands[index:]
+            perform(self, command)
+        return []
+
+    async def _await(self, commands: list[Command]) -> None:
+        """Perform commands of which some are awaited, and what their ends bring forth."""
+        while commands:
+            following: Input | None = None
             for command in commands:
-                kind = type(command)
-                if kind is Call:
+                if isinstance(command, Call):
                     following = await self._call(command)
-                elif kind is Append:
+                elif isinstance(command, Append):
                     following = await self._append(command)
-                elif kind is KillTurn:
+                elif isinstance(command, KillTurn):
                     await self._kill_turn()
                 else:
-                    _PERFORM[kind](self, command)
+                    _PERFORM[type(command)](self, command)
+            commands = self._step(following) if following is not None else []
 
     async def _call(self, command: Call) -> Input:
         if self.runner is None:
@@ -354,7 +398,12 @@ class Owner:
         body = encode_record(record)
         began = s.monotonic()
         self._fence = await s.journal.append(
-            self.name, body, record_id=record.id, expected=self._fence, rollup=command.snapshot is not None
+            self.name,
+            body,
+            record_id=record.id,
+            expected=self._fence,
+            rollup=command.snapshot is not None,
+            ttl_s=KEEP_STOPPED_S if command.kind == "tombstone" else None,
         )
         if s.monotonic() - began > STALL_S and command.effects:
             newest = await s.journal.last(self.name)
@@ -418,7 +467,14 @@ class Owner:
     def _set_status(self, command: SetStatus) -> None:
         if command.status == "stopping":
             self.spec = msgspec.structs.replace(self.spec, status="stopping", reason=command.reason)
+        self._shown = command
         self._status.set(command.status, command.reason)
+
+    def reassert(self) -> None:
+        """Say again in the registry how the agent is: its spec was made `wanted` while its node was thought lost, although
+        this owner goes on and its placement stands (design 5: specs show what runs)."""
+        if self._shown is not None and self._shown.status in ("running", "failed"):
+            self._status.set(self._shown.status, self._shown.reason)
 
     async def settled(self) -> None:
         """Return when the registry shows what this owner last said."""
@@ -434,12 +490,21 @@ class Owner:
         self.feed(Swept())
 
     # --- rest ---------------------------------------------------------------------------------------------------------
-    def _arm_rest(self, seconds: float | None = None) -> None:
-        self._later(self._s.settings.rest_s if seconds is None else seconds, self._rest)
+    def _arm_rest(self) -> None:
+        self._later(self._s.settings.rest_s, self._rest)
+
+    def _stir(self) -> None:
+        """The rest is over: look again soon whether it comes back."""
+        assert self._resting is not None
+        self._resting.cancel()
+        self._timers.discard(self._resting)
+        self._resting = None
+        self._arm_rest()
 
     def _rest(self) -> None:
         """Say in the journal that there is nothing to do, some time after there was; later, leave the agent asleep."""
         settings, core = self._s.settings, self.core
+        self._resting = None
         quiet = self._s.monotonic() - self._active_at
         if self._trimmer is not None:
             self._trimmer.quiet(quiet)
@@ -449,7 +514,7 @@ class Owner:
             self.feed(Rest())
             self._arm_rest()
         elif quiet < settings.passivate_s or any(m.deadline is not None for m in core.prompts):
-            self._arm_rest(max(settings.rest_s, settings.passivate_s - quiet))
+            self._resting = self._later(max(settings.rest_s, settings.passivate_s - quiet), self._rest)
         else:
             self._ended(self, None)
 
@@ -459,15 +524,33 @@ class Owner:
         core = self.core
         return core is not None and core.active is None and not self._driving
 
-    async def retired(self) -> None:
-        """Return when no turn runs; the caller bounds the wait."""
+    async def retire(self) -> None:
+        """Begin nothing more, and return when the running turn is over; the caller bounds the wait.
+
+        Effects that are under way get a moment, for their callers' sake. If nothing is left to do the journal says so, and
+        the next owner can leave the agent asleep.
+        """
+        self.feed(Retire())
+        await self._idle()
+        patience = self._s.monotonic() + SETTLE_S
+        while self._effects_open() and self._s.monotonic() < patience:
+            await asyncio.sleep(LOOK_S)
+        self.feed(Rest())
+        await self._idle()
+
+    async def _idle(self) -> None:
         while not self.idle and not self._closed:
             driver = self._driver
             turn_task = self.runner.turn_task if self.runner is not None else None
             waiting = [t for t in (driver, turn_task) if t is not None and not t.done()]
-            if not waiting:
-                return
-            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            if waiting:
+                await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            else:
+                await asyncio.sleep(LOOK_S)
+
+    def _effects_open(self) -> bool:
+        core = self.core
+        return core is not None and not self._closed and len(core.done) < len(core.ledger.effects)
 
 
 _PERFORM: dict[type, Callable[[Owner, Any], None]] = {

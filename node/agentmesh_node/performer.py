@@ -22,7 +22,8 @@ from agentmesh_node.deeds import Deeds, Refused
 log = logging.getLogger("agentmesh.node")
 
 FIRST_WAIT_S = 0.02
-MAX_WAIT_S = 2.0
+MAX_WAIT_S = 0.5
+"""Longest pause between two attempts: a stream whose leader was just elected should not wait long for what it was refused."""
 PATIENCE_S = 30.0
 """How long a full mailbox, or a name that is being stopped, is tried before the effect comes back as `Undelivered`."""
 WINDOW_S = 120.0
@@ -83,7 +84,8 @@ class Performer:
         queue = self._queues[target]
         try:
             while queue:
-                await self._until_done(queue[0])
+                if not await self._attempt(queue[0]):
+                    await self._until_done(queue[0])
                 queue.popleft()
         except asyncio.CancelledError:
             raise
@@ -97,14 +99,17 @@ class Performer:
 
     async def _until_done(self, item: Item) -> None:
         wait = FIRST_WAIT_S
-        while not await self._attempt(item):
+        while True:
             await asyncio.sleep(wait)
+            if await self._attempt(item):
+                return
             wait = min(MAX_WAIT_S, wait * 2)
 
     async def _attempt(self, item: Item) -> bool:
         """Try once. Whether that was the end of it."""
         try:
-            self._check_failed_start(item)
+            if self._failed_starts:
+                self._check_failed_start(item)
             await self._deeds.perform(item.origin, item.open)
         except Refused as refusal:
             return await self._give_up(item, refusal.error, patience=0.0)

@@ -14,7 +14,7 @@ import msgspec
 from agentmesh.edge.jetstream import WrongLastSequence
 from agentmesh.edge.registry import Entry, Registry
 from agentmesh.edge.transport import Disconnected, Transport
-from agentmesh.planner import Place, Plan, Remove, Wait
+from agentmesh.planner import End, Place, Plan, Remove, Wait
 from agentmesh.subjects import Subjects, placement_key, spec_key
 from agentmesh.wire import ErrorBody, Placement, Spec, encode, format_time
 from agentmesh_node.census import Census
@@ -90,14 +90,16 @@ class Placing:
         self._wall_clock = wall_clock
         self._news: list[tuple[str, str, dict[str, Any]]] = []
 
-    async def carry_out(self, plan: Plan) -> bool:
+    async def carry_out(self, made: Plan) -> bool:
         """Perform a plan. True if all of it was done; else the agents concerned are marked to be planned again."""
         since = format_time(self._wall_clock())
-        undone = await self._each(plan.place, lambda action: self._place(action, since))
+        undone = await self._each(made.place, lambda action: self._place(action, since))
         self._tell()
         # Who could not be placed anew keeps what it has.
-        removals = [action for action in plan.remove if action.agent not in undone]
+        removals = [action for action in made.remove if action.agent not in undone]
         undone |= await self._each(removals, self._remove)
+        self._tell()
+        undone |= await self._each(made.end, self._end)
         self._tell()
         self._census.mark(undone)
         return not undone
@@ -117,7 +119,7 @@ class Placing:
         for kind, reason, fields in news:
             self._announcer.announce(kind, reason, **fields)
 
-    async def _each[A: (Place, Remove, Wait)](self, actions: Sequence[A], perform: Callable[[A], Awaitable[bool]]) -> set[str]:
+    async def _each[A: (Place, Remove, Wait, End)](self, actions: Sequence[A], perform: Callable[[A], Awaitable[bool]]) -> set[str]:
         """Perform all actions, some at a time. Returns the agents of those that were not done."""
         todo: deque[A] = deque(actions)
         undone: set[str] = set()
@@ -172,8 +174,18 @@ class Placing:
         self._news.append(("removed", action.reason, fields))
         return True
 
+    async def _end(self, action: End) -> bool:
+        spec = self._census.specs.get(action.agent)
+        if spec is None or spec.status in ("stopping", "stopped"):
+            return True
+        reason = ErrorBody(code="stopped", message=action.reason)
+        now = format_time(self._wall_clock())
+        if not await self._change_spec(action.agent, msgspec.structs.replace(spec, status="stopping", since=now, reason=reason)):
+            return False
+        self._news.append(("ended", action.reason, {"agent": action.agent}))
+        return True
+
     async def _write_reason(self, wait: Wait) -> bool:
-        key = spec_key(wait.agent)
         spec = self._census.specs.get(wait.agent)
         if spec is None or not needs_reason(spec, wait):
             return True
@@ -183,14 +195,20 @@ class Placing:
             since=spec.since if spec.status == "wanted" else format_time(self._wall_clock()),
             reason=ErrorBody(code="unavailable", message=wait.reason),
         )
-        value = encode(changed)
+        if not await self._change_spec(wait.agent, changed):
+            return False
+        self._news.append(("waiting", wait.reason, {"agent": wait.agent}))
+        return True
+
+    async def _change_spec(self, agent: str, changed: Spec) -> bool:
+        """Write a spec over the one that is known; False if somebody else has written meanwhile."""
+        key, value = spec_key(agent), encode(changed)
         try:
             revision = await self._registry.update(key, value, self._census.revision(key))
         except WrongLastSequence:
             await self._look(key)
             return False
         self._census.observe(Entry(key, value, revision))
-        self._news.append(("waiting", wait.reason, {"agent": wait.agent}))
         return True
 
     async def _look(self, key: str) -> None:

@@ -10,7 +10,6 @@ import contextlib
 import inspect
 import logging
 from collections.abc import Callable
-from time import perf_counter
 from typing import Any
 
 import msgspec
@@ -38,6 +37,7 @@ class Ports(msgspec.Struct, frozen=True):
     """What the runner needs of the world: time, randomness, and the size that an ask may have."""
 
     now: Callable[[], float]
+    monotonic: Callable[[], float]
     token: Callable[[], str]
     limit: int
 
@@ -120,7 +120,9 @@ class Runner:
         return checked.item
 
     def _arguments(self, command: Call) -> tuple[Any, ...]:
-        arguments = tuple(a.exception() if isinstance(a, ErrorBody) else a for a in command.args)
+        arguments = command.args
+        if command.hook in _TOLD_ERRORS:
+            arguments = tuple(a.exception() if isinstance(a, ErrorBody) else a for a in arguments)
         return (*arguments, self._state(command.state)) if command.state != NOTHING else arguments
 
     def _context(self, command: Call) -> hands.Context:
@@ -249,7 +251,7 @@ class Runner:
     async def _consume(self, command: RunTurn, live: Callable[[Event], None] | None) -> Ended:
         backend, number = self._backend, command.number
         assert backend is not None
-        began = perf_counter()
+        began = self._ports.monotonic()
         request = command.request
         turn = Turn(self._name, request.ref, number, request.metadata, request.attachments)
         try:
@@ -268,7 +270,7 @@ class Runner:
             return Ended(turn=number, error=_terminal(last), state=state, session=_encoded(session))
         session = backend.update_session(session, last.data)
         session_id = last.data.get("session_id") or (session.get("session_id") if isinstance(session, dict) else None)
-        response = Response.of(events, round((perf_counter() - began) * 1000), session_id)
+        response = Response.of(events, round((self._ports.monotonic() - began) * 1000), session_id)
         return Ended(turn=number, response=response, state=state, session=_encoded(session))
 
     async def _read(
@@ -303,6 +305,7 @@ class Runner:
         return raw
 
 
+_TOLD_ERRORS = frozenset({"handle_error", "terminate_agent"})
 _SESSION_HOOKS = frozenset({"start_session", "resume_session", "terminate_session"})
 
 

@@ -135,6 +135,7 @@ async def _start_node(stack: contextlib.AsyncExitStack, where: Where, settings: 
 
 
 async def _start_supervisor(stack: contextlib.AsyncExitStack, where: Where, own_id: str) -> asyncio.Task[None]:
+    """The supervisor's life as a task: it ends only with an error."""
     transport = await _connect(stack, where, f"mesh-supervisor-{own_id}")
     supervisor = Supervisor(transport, Subjects(where.root), own_id)
     await supervisor.start()

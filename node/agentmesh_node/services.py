@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import time
 from collections.abc import Coroutine, Mapping
 from importlib.metadata import entry_points
 from typing import Any
@@ -14,6 +12,8 @@ import msgspec
 
 from agentmesh.agent import Agent, overridden
 from agentmesh.backend import Backend
+from agentmesh.edge.ambient import SYSTEM, Ambient
+from agentmesh.edge.blobs import Blobs
 from agentmesh.edge.journal import Journal
 from agentmesh.edge.registry import Registry, View
 from agentmesh.edge.transport import Transport
@@ -62,14 +62,25 @@ class Services:
     """Shared by the owners of one node. Clock and randomness are here, and nowhere else in an owner."""
 
     def __init__(
-        self, *, transport: Transport, settings: NodeSettings, registry: Registry, specs: View, boot: str, epoch: int
+        self,
+        *,
+        transport: Transport,
+        settings: NodeSettings,
+        registry: Registry,
+        specs: View,
+        boot: str,
+        epoch: int,
+        ambient: Ambient = SYSTEM,
     ) -> None:
+        self.now = ambient.now
+        self.monotonic = ambient.monotonic
+        self._random = ambient.token
         self.transport = transport
         self.settings = settings
         self.subjects = Subjects(settings.root)
         self.registry = registry
         self.specs = specs
-        self.journal = Journal(transport, self.subjects)
+        self.journal = Journal(transport, self.subjects, blobs=Blobs(transport, self.subjects, ambient=ambient))
         self.boot = boot
         self.epoch = epoch
         self.tracing = Tracing(settings.node_id)
@@ -98,20 +109,9 @@ class Services:
                 task.cancel()
             await asyncio.wait(self._tasks, timeout=5.0)
 
-    @staticmethod
-    def now() -> float:
-        """The time, in seconds since the epoch."""
-        return time.time()
-
-    @staticmethod
-    def monotonic() -> float:
-        """A clock for durations, in seconds."""
-        return time.monotonic()
-
-    @staticmethod
-    def token() -> str:
+    def token(self) -> str:
         """A random id of one subject token, which no stranger can guess."""
-        return os.urandom(8).hex()
+        return self._random(8)
 
     # --- an agent's parts -------------------------------------------------------------------------------------------
     def runner(self, name: str, spec: Spec) -> Runner | None:
@@ -119,7 +119,7 @@ class Services:
         cls = self.settings.agents.get(spec.kind)
         if cls is None:
             return None
-        ports = Ports(self.now, self.token, self.transport.max_payload - (128 << 10))
+        ports = Ports(self.now, self.monotonic, self.token, self.transport.max_payload - (128 << 10))
         backend = self.backend_name(spec)
 
         def factory(agent: Agent[Any], options: Mapping[str, Any]) -> Backend:

@@ -15,20 +15,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import secrets
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import Any
 
 import msgspec
 
+from agentmesh.edge.ambient import SYSTEM, Ambient
 from agentmesh.edge.registry import Entry, Registry, View
-from agentmesh.edge.transport import Disconnected, Message, RequestTimeout, Subscription, Transport
-from agentmesh.errors import BadRequest, Unavailable
+from agentmesh.edge.transport import Disconnected, Message, NoResponders, RequestTimeout, Subscription, Transport
+from agentmesh.errors import BadRequest, MeshError, Unavailable
 from agentmesh.names import node_id
-from agentmesh.planner import explain, plan
+from agentmesh.planner import explain, plan, surplus
 from agentmesh.subjects import SUPERVISOR_KEY, Subjects, node_key
 from agentmesh.wire import ControlRequest, ErrorBody, NodeStats, encode
 from agentmesh_node.census import Census, Standing
+from agentmesh_node.gateway import Gateway
 from agentmesh_node.leadership import FAILURES, Leadership, wait_for
 from agentmesh_node.pinger import Hearing, Pinger
 from agentmesh_node.placing import Announcer, Placing, needs_reason
@@ -39,6 +41,9 @@ PATTERNS = ("agents.>", "nodes.*", "placements.>", SUPERVISOR_KEY)
 """Registry keys that a supervisor follows."""
 _RETRY_S = 0.05
 _MAX_RETRY_S = 2.0
+_ASKS_S = 2.0
+"""How long asks that were taken may still be served when the supervisor ends."""
+_RELEASED_AT_ONCE = 1000
 _REASONS_AT_ONCE = 256
 _AGENTS_AT_ONCE = 4096
 """Most agents of one plan: some 10 ms during which the loop does nothing else."""
@@ -80,11 +85,12 @@ class Supervisor:
         supervisor_id: str,
         settings: SupervisorSettings | None = None,
         *,
-        wall_clock: Callable[[], float] = time.time,
+        ambient: Ambient = SYSTEM,
     ) -> None:
         self.id = node_id(supervisor_id)
         self.settings = settings if settings is not None else SupervisorSettings()
-        self.boot = secrets.token_hex(8)
+        wall_clock = ambient.now
+        self.boot = ambient.token(8)
         self._transport = transport
         self._subjects = subjects
         registry = Registry(transport, subjects)
@@ -121,6 +127,10 @@ class Supervisor:
         self._dead_boots: dict[str, str] = {}
         self._doomed: dict[str, int] = {}
         self._waiting_since: dict[str, float] = {}
+        self._asks = Gateway(
+            transport, subjects, registry, token=partial(ambient.token, 8), spawn=lambda work: self._serve_ask(work)
+        )
+        self._serving: set[asyncio.Task[Any]] = set()
         self._subscription: Subscription | None = None
         self._forget_gap: Callable[[], None] = lambda: None
         self._main: asyncio.Task[None] | None = None
@@ -144,6 +154,7 @@ class Supervisor:
             self._leadership.observe(self._view.get(SUPERVISOR_KEY))
             self._subscription = await self._transport.subscribe(self._subjects.node(self.id), self._answer)
             self._forget_gap = self._transport.on_gap(self._cut_off)
+            await self._asks.start()
             await self._transport.flush()  # or the others would not hear it yet, and take its lease
         except (Disconnected, RequestTimeout) as error:
             await self.close()
@@ -180,12 +191,20 @@ class Supervisor:
             await self._leadership.resign()
             await self._announcer.flush()
         self._forget_gap()
+        await self._asks.close()
+        if self._serving:
+            await asyncio.wait(self._serving, timeout=_ASKS_S)
         if self._subscription is not None:
             await self._subscription.unsubscribe()
             self._subscription = None
         await self._view.close()
         if main is not None and not main.cancelled():
             main.result()
+
+    def _serve_ask(self, work: Coroutine[Any, Any, Any]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._serving.add(task)
+        task.add_done_callback(self._serving.discard)
 
     async def _serve(self) -> None:
         async with asyncio.TaskGroup() as group:
@@ -219,13 +238,37 @@ class Supervisor:
             op = msgspec.json.decode(message.data, type=ControlRequest).op
         except msgspec.DecodeError:
             op = ""
-        if op == "ping":
-            body = encode(NodeStats(node=self.id, boot=self.boot, agents=0, running=0, lag_ms=0.0, draining=False))
-        else:
-            error = ErrorBody.of(BadRequest("a supervisor knows the request ping only"))
-            body = encode({"v": 1, "error": error})
+        try:
+            if op == "ping":
+                body = encode(NodeStats(node=self.id, boot=self.boot, agents=0, running=0, lag_ms=0.0, draining=False))
+            elif op == "rebalance":
+                body = encode({"v": 1, "moving": await self._rebalance()})
+            else:
+                raise BadRequest("a supervisor knows the requests ping and rebalance")
+        except MeshError as error:
+            body = encode({"v": 1, "error": ErrorBody.of(error)})
         with contextlib.suppress(Disconnected):
             await self._transport.publish(message.reply, body)
+
+    async def _rebalance(self) -> int:
+        """Ask the nodes that have too many agents to hand some over; those are then placed as all others are.
+
+        Returns how many: of these, a node keeps any that is in a turn when the request comes.
+
+        Raises:
+            Unavailable: another supervisor leads, or this one is not sure of its view.
+        """
+        if not self._leadership.leads or self._stale:
+            raise Unavailable(f"{self.leader or 'no supervisor'} leads, not {self.id}; ask again")
+        leaving = surplus(self._census.world())
+        for node, agents in leaving.items():
+            reason = f"{node} has more agents than others that could run them"
+            self._announcer.announce("rebalancing", reason, node=node, agents=len(agents))
+            for start in range(0, len(agents), _RELEASED_AT_ONCE):
+                request = ControlRequest(op="release", agents=agents[start : start + _RELEASED_AT_ONCE])
+                with contextlib.suppress(NoResponders, RequestTimeout, Disconnected):
+                    await self._transport.request(self._subjects.node(node), encode(request), timeout=2.0)
+        return sum(len(agents) for agents in leaving.values())
 
     def _observe(self, entry: Entry) -> None:
         """A registry change, from the view."""

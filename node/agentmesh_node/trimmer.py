@@ -1,8 +1,9 @@
 """Purges consumed mail, in groups (design 4).
 
-A lane is bounded, so consumed mail must go before it crowds out new mail; but while the stream's duplicate window lasts, the
-server knows a message's id only as long as the message is stored. So a lane is purged when half of its bound is consumed, and
-then the agent's ledger remembers the ids; or when everything in it is older than the window.
+A lane is bounded, so consumed mail must go before it crowds out new mail; but while the stream's duplicate window lasts, a
+server that restarts knows a message's id only if the message is still stored. So a lane is purged when half of its bound is
+taken, much of it by consumed mail, and then the agent's ledger remembers the ids; or when everything in it is older than the
+window.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import logging
 from collections import deque
 from typing import TYPE_CHECKING
 
-from agentmesh.edge.jetstream import ApiError, Uncertain, purge, read_all
+from agentmesh.edge.jetstream import ApiError, Uncertain, count, purge, read_all
 from agentmesh.errors import MeshError
 from agentmesh.records import Seen
 from agentmesh.subjects import LANES
@@ -37,6 +38,9 @@ class Trimmer:
         self._recent: dict[str, deque[tuple[int, str | None, float]]] = {lane: deque() for lane in LANES}
         self._inherited = {lane: seq for lane, seq in positions.items() if seq > 0}
         """Per lane: consumed by former owners up to here, and perhaps not purged."""
+        self._crowded: set[str] = set()
+        """Lanes that former owners have left half full."""
+        self._counted = not self._inherited
         self._below: dict[str, tuple[str, int]] = {}
         self._busy = False
         self._numbers = 0
@@ -46,16 +50,21 @@ class Trimmer:
         now = self._s.now()
         for item in mail:
             self._recent[item.lane].append((item.seq, item.msg_id, now))
-        lane = mail[-1].lane
-        if not self._busy and len(self._recent[lane]) >= self._half and self._consumed(lane) >= self._half // 2:
-            self._busy = True
-            self._s.spawn(self._trim(lane))
+        self._look(mail[-1].lane)
 
-    def _consumed(self, lane: str) -> int:
-        """How many of the recent messages are consumed, by the committed position."""
-        core = self._owner.core
-        position = core.ledger.positions.get(lane, 0) if core is not None else 0
-        return sum(1 for seq, _, _ in self._recent[lane] if seq <= position)
+    def _look(self, lane: str) -> bool:
+        """Begin to purge `lane` if it is half full and half of that is consumed; whether it did."""
+        core, recent = self._owner.core, self._recent[lane]
+        if self._busy or core is None:
+            return False
+        position = core.ledger.positions.get(lane, 0)
+        quarter = max(1, self._half // 2)
+        if lane not in self._crowded and not (len(recent) >= self._half and recent[quarter - 1][0] <= position):
+            return False
+        self._crowded.discard(lane)
+        self._busy = True
+        self._s.spawn(self._trim(lane))
+        return True
 
     async def _trim(self, lane: str) -> None:
         """First the ledger remembers the ids; the purge follows once that is committed."""
@@ -102,8 +111,16 @@ class Trimmer:
             self._busy = False
 
     def quiet(self, seconds: float) -> None:
-        """The agent has been idle for so long: beyond the window, nothing needs to be remembered."""
-        if seconds <= DUPLICATE_WINDOW_S or self._busy:
+        """Called from time to time; the agent has been idle for so long.
+
+        A full lane brings no new mail that would show that it is full. Beyond the window, nothing needs to be remembered.
+        """
+        if self._busy or any(self._look(lane) for lane in LANES):
+            return
+        if not self._counted:
+            self._counted = True
+            self._s.spawn(self._count_inherited())
+        if seconds <= DUPLICATE_WINDOW_S:
             return
         for lane in LANES:
             core = self._owner.core
@@ -116,3 +133,14 @@ class Trimmer:
                 self._below[token] = (lane, position)
                 self._s.spawn(self.remembered(token))
                 return
+
+    async def _count_inherited(self) -> None:
+        """Find the lanes that former owners have left half full."""
+        subjects, name = self._s.subjects, self._owner.name
+        try:
+            stored = await count(self._s.transport, subjects.stream("mail"), subjects.mail_filter(name))
+        except (MeshError, ApiError) as error:
+            log.debug("mail not counted now: %s", error, extra={"agent": name})
+            self._counted = False
+            return
+        self._crowded = {lane for lane in self._inherited if stored.get(subjects.lane(lane, name), 0) >= self._half}

@@ -21,7 +21,7 @@ import pytest
 
 from agentmesh import errors, wire
 from agentmesh.subjects import Subjects, node_key
-from agentmesh.wire import ErrorBody, NodeLease
+from agentmesh.wire import NodeLease
 from agentmesh_client.cli import exits, main, output
 from agentmesh_client.permission import refusal
 from client.fake_owner import World, place, world
@@ -414,9 +414,7 @@ def test_ages_are_short() -> None:
     assert [output.age(moment, now) for moment in (None, "", "yesterday", "2030-01-01T00:00:00")] == ["-"] * 4
 
 
-def test_rows_of_any_value_are_text() -> None:
-    assert output.plain_row(ErrorBody(code="x", message="y", details={"a": 1})) == {
-        "code": "x",
-        "message": "y",
-        "details": '{"a":1}',
-    }
+def test_a_cell_is_one_line() -> None:
+    assert output.one_line("two\nlines") == "two lines"
+    assert output.one_line("x" * 61) == "x" * 59 + "…"
+    assert [output.one_line(text) for text in (None, "", " \n")] == ["-"] * 3

@@ -26,12 +26,17 @@ async def steered(prompt: str) -> Any:
     verb, _, argument = word.partition(":")
     if verb == "gate":
         gate = Path(argument)
-        while not await asyncio.to_thread(gate.exists):
+        while not await asyncio.to_thread(gate.exists):  # noqa: ASYNC110 - another process opens it
             await asyncio.sleep(GATE_S)
         return rest
     if verb == "fail":
         return Fail(argument)
     return prompt
+
+
+def add_line(path: Path, line: str) -> None:
+    with path.open("a") as file:
+        file.write(line + "\n")
 
 
 class Log(msgspec.Struct):
@@ -54,7 +59,13 @@ def plain(event: Any) -> Any:
     """An event as JSON that a test can compare."""
     match event:
         case Answer(tag=tag, agent=agent, outcome=outcome):
-            return {"answer": tag, "agent": agent, "ok": outcome.ok, "text": outcome.text, "code": getattr(outcome.error, "code", None)}
+            return {
+                "answer": tag,
+                "agent": agent,
+                "ok": outcome.ok,
+                "text": outcome.text,
+                "code": getattr(outcome.error, "code", None),
+            }
         case Undelivered(effect=effect, error=error):
             return {"undelivered": effect, "code": error.code}
         case Timer(id=timer_id, event=inner, missed=missed):
@@ -73,8 +84,7 @@ class Recorder(Agent[Log]):
 
     async def pre_turn(self, prompt: str, state: Log) -> Proceed[Log]:
         if state.runs is not None:
-            with Path(state.runs).open("a") as runs:
-                runs.write(f"{prompt}\n")
+            await asyncio.to_thread(add_line, Path(state.runs), prompt)
         return Proceed(prompt, state)
 
     async def handle_response(self, ref: str, response: Response, state: Log) -> Idle[Log] | Prompt[Log] | Halt[Log] | Defer[Log]:
@@ -97,3 +107,104 @@ class Talker(Recorder):
             Event("usage", {"input_tokens": 3, "output_tokens": 4}),
             Event("result", {"text": "it is there"}),
         ]
+
+
+class Puppet(Recorder):
+    """Does what it is told: a prompt, or an event `{"do": ...}`, is a list of calls `[hand, {argument: value}]`.
+
+    `["raise", {"message": ...}]` raises; `["then", {"decision": ..., "text": ...}]` decides: `halt`, `defer`, `exclusive`
+    (a deferral), `prompt`.
+    """
+
+    async def handle_response(self, ref: str, response: Response, state: Log) -> Idle[Log] | Prompt[Log] | Halt[Log] | Defer[Log]:
+        state = noted(state, prompts=response.text, senders=self.request.sender, refs=ref)
+        try:
+            calls = msgspec.json.decode(response.text)
+        except msgspec.DecodeError:
+            return Idle(state)
+        return self._do(calls, state)
+
+    async def handle_event(self, event: Any, state: Log) -> Idle[Log] | Prompt[Log] | Halt[Log]:
+        state = noted(state, events=plain(event), senders=self.sender)
+        decision = self._do(event["do"], state) if isinstance(event, dict) and "do" in event else Idle(state)
+        assert not isinstance(decision, Defer)
+        return decision
+
+    def _do(self, calls: list[Any], state: Log) -> Idle[Log] | Prompt[Log] | Halt[Log] | Defer[Log]:
+        decision: Idle[Log] | Prompt[Log] | Halt[Log] | Defer[Log] = Idle(state)
+        for hand, arguments in calls:
+            if hand == "raise":
+                raise RuntimeError(arguments["message"])
+            if hand == "then":
+                decision = decided(state, **arguments)
+            else:
+                getattr(self, hand)(**arguments)
+        return decision
+
+
+def decided(state: Log, decision: str, text: str = "") -> Idle[Log] | Prompt[Log] | Halt[Log] | Defer[Log]:
+    match decision:
+        case "halt":
+            return Halt(state)
+        case "defer" | "exclusive":
+            return Defer(state, exclusive=decision == "exclusive")
+        case "prompt":
+            return Prompt(text, state)
+    return Idle(state)
+
+
+class Collector(Agent[Log]):
+    """Asks the agents that its prompt names, and answers its caller when all of them have answered."""
+
+    backend = "scripted"
+
+    async def init_agent(self, options: dict[str, Any]) -> Init[Log]:
+        return Init(Log())
+
+    async def handle_response(self, ref: str, response: Response, state: Log) -> Defer[Log]:
+        names = response.text.split()
+        for name in names:
+            self.start_agent(name, kind="Recorder", if_exists="use")
+            self.tell(name, f"work of {name}", tag=name)
+        return Defer(Log(prompts=names, refs=[ref]))
+
+    async def handle_event(self, event: Any, state: Log) -> Idle[Log]:
+        state = noted(state, events=plain(event), senders=self.sender)
+        if len(state.events) == len(state.prompts):
+            self.reply(state.refs[0], " ".join(sorted(event.get("answer") or "?" for event in state.events)))
+        return Idle(state)
+
+
+class Sequel(Recorder):
+    """A list of answers: the session holds the place in it."""
+
+    script = (
+        [Event("result", {"text": "first answer", "session_id": "s-1"})],
+        "second answer",
+        "third answer",
+    )
+
+    async def pre_turn(self, prompt: str, state: Log) -> Proceed[Log]:
+        return Proceed(prompt, state)
+
+
+class Gatherer(Agent[Log]):
+    """Has a worker for each of the option `gates`, whose turns end when their gates open."""
+
+    backend = "scripted"
+
+    async def init_agent(self, options: dict[str, Any]) -> Init[Log]:
+        return Init(Log(options=options))
+
+    async def handle_response(self, ref: str, response: Response, state: Log) -> Defer[Log]:
+        for number, gate in enumerate(state.options["gates"]):
+            worker = f"{self.name}.w{number}"
+            self.start_agent(worker, kind="Recorder", link=True)
+            self.tell(worker, f"gate:{gate} w{number}", tag=f"w{number}")
+        return Defer(noted(state, refs=ref))
+
+    async def handle_event(self, event: Any, state: Log) -> Idle[Log]:
+        state = noted(state, events=plain(event))
+        if len(state.events) == len(state.options["gates"]):
+            self.reply(state.refs[0], " ".join(sorted(event["text"] for event in state.events)))
+        return Idle(state)

@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Self
@@ -151,16 +151,26 @@ class Host:
         self._log = log
         self._process: subprocess.Popen[bytes] | None = None
 
-    async def start(self, verb: str, *options: str, env: Mapping[str, str]) -> Self:
+    async def start(self, *options: str, before: Sequence[str] = ("-m", "agentmesh_node"), env: Mapping[str, str]) -> Self:
         """Start it, and return when it says that it is ready."""
+        process = self._process = self._spawn((*before, *options), env)
+        await eventually(
+            lambda: f"{self.id} ready" in self.log or process.poll() is not None, PATIENCE_S, f"the ready line of {self.id}"
+        )
+        assert process.poll() is None, f"{self.id} ended at once:\n{self.log}"
+        return self
+
+    def _spawn(self, arguments: Sequence[str], env: Mapping[str, str]) -> subprocess.Popen[bytes]:
         with self._log.open("wb") as log:
-            process = self._process = subprocess.Popen(
-                [sys.executable, "-m", "agentmesh_node", verb, "--id", self.id, *options],
+            return subprocess.Popen(
+                [sys.executable, *arguments],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=dict(env),
             )  # fmt: skip
-        await eventually(lambda: f"{verb} {self.id} ready" in self.log or process.poll() is not None, PATIENCE_S, "its ready line")
-        assert process.poll() is None, f"{verb} {self.id} ended at once:\n{self.log}"
-        return self
+
+    @property
+    def running(self) -> bool:
+        """Whether it has not ended."""
+        return self._process is not None and self._process.poll() is None
 
     @property
     def log(self) -> str:
@@ -209,19 +219,23 @@ class ProcessMesh(Observer):
         super().__init__(transport, subjects)
         self.server = server
         self.hosts: dict[str, Host] = {}
+        """By id; of several processes with one id the last."""
+        self._all: list[Host] = []
         self._logs = logs
-        self._env = {k: v for k, v in os.environ.items() if not k.startswith(("MESH_", "OTEL_"))} | dict(env)
+        self._env = {k: v for k, v in os.environ.items() if not k.startswith(("MESH_", "OTEL_"))}
+        self._env |= {"PYTHONPATH": str(AGENTS.parents[1]), **env}
         self.client: Mesh
 
-    async def start(self, verb: str, own_id: str, *options: str) -> Host:
+    async def start(self, verb: str, own_id: str, *options: str, before: Sequence[str] | None = None, log: str = "") -> Host:
         """Start a process of that id, the second or third time perhaps."""
-        host = self.hosts[own_id] = Host(own_id, self._logs / f"{own_id}.log")
-        where = ("--nats", self.server.url, "--root", self.subjects.root)
-        return await host.start(verb, *where, *options, env=self._env)
+        host = self.hosts[own_id] = Host(own_id, self._logs / f"{log or own_id}.log")
+        self._all.append(host)
+        where = ("--id", own_id, "--nats", self.server.url, "--root", self.subjects.root)
+        return await host.start(verb, *where, *options, before=before or ("-m", "agentmesh_node"), env=self._env)
 
-    async def node(self, own_id: str, *options: str) -> Host:
+    async def node(self, own_id: str, *options: str, before: Sequence[str] | None = None, log: str = "") -> Host:
         """Start a node that serves the kinds of `live/agents.py`."""
-        return await self.start("node", own_id, "--agents", str(AGENTS), *options)
+        return await self.start("node", own_id, "--agents", str(AGENTS), *options, before=before, log=log)
 
     async def host_of(self, agent: str) -> Host:
         """The process that the registry names as the agent's owner."""
@@ -230,7 +244,7 @@ class ProcessMesh(Observer):
         return self.hosts[where]
 
     async def close(self) -> None:
-        for host in self.hosts.values():
+        for host in self._all:
             await host.close()
 
 
@@ -249,8 +263,8 @@ async def process_mesh(
             mesh.client = client
             yield mesh
     except BaseException:
-        for host in mesh.hosts.values():
-            print(f"--- {host.id}\n{host.log[-3000:]}", file=sys.stderr)
+        for log in sorted(logs.glob("*.log")):
+            print(f"--- {log.name}\n{log.read_text()[-3000:]}", file=sys.stderr)
         raise
     finally:
         await mesh.close()

@@ -198,7 +198,9 @@ def test_events_of_any_kind_harm_nobody(server: Server, subjects: Subjects) -> N
                 await plain.put("notify", "coder", body)
             assert (await plain.ask("coder", b"hello"))["ok"] is True
             state = (await plain.control("coder", op="status", content=True))["agent_state"]
-            assert state["events"] == [{"a": 1}, [1, 2], "{half", "plain text", 17, ""], "bytes that are no text are a dead letter"
+            assert state["events"] == [{"a": 1}, [1, 2], "{half", "plain text", 17, ""], (
+                "bytes that are no text are a dead letter"
+            )
             assert len(plain.mesh.seen("dead_lettered", "coder", reason="bad_request")) == 1
 
     run(main(), 90)
@@ -365,7 +367,11 @@ def test_poll_by_control_request(server: Server, subjects: Subjects, tmp_path: P
             outcome = await plain.result("coder", failing)
             assert outcome["error"]["code"] == "backend_error"
             assert outcome["error"]["details"]["reason"] == "quota"
-            assert await plain.control("coder", op="poll", ref=str(failing)) == {"v": 1, "status": "completed", "outcome": outcome}
+            assert await plain.control("coder", op="poll", ref=str(failing)) == {
+                "v": 1,
+                "status": "completed",
+                "outcome": outcome,
+            }
 
     run(main(), 90)
 

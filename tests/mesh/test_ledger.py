@@ -79,7 +79,7 @@ def test_every_record_survives_the_journal(written: Record) -> None:
 @pytest.mark.parametrize("kind", EFFECTS, ids=lambda kind: kind.__name__)
 @relaxed
 @given(data=st.data())
-def test_every_kind_of_effect_survives_the_journal(kind: type[Any], data: st.DataObject) -> None:
+def test_every_kind_of_effect_survives_the_journal(kind: Any, data: st.DataObject) -> None:
     effect = data.draw(of(kind))
     written = record(effects=(effect,))
     assert decode_record(encode_record(written)).effects == (effect,)

@@ -19,6 +19,8 @@ from typing import Any
 
 MAX_STEPS = 20_000_000
 """Callbacks of one run: more means that something spins."""
+_ROUNDS = 8
+"""How often what still runs is cancelled in the end: clean-up waits for other clean-up."""
 
 _process: contextvars.ContextVar[Process | None] = contextvars.ContextVar("sim_process", default=None)
 
@@ -56,6 +58,7 @@ class Process:
     def kill(self) -> None:
         """Vanish. Nothing of it runs any more."""
         self.dead = True
+        self._loop.bury(self)
         self.parked.clear()
 
 
@@ -105,6 +108,7 @@ class SimLoop(asyncio.BaseEventLoop):
         self.now = 0.0
         self.steps = 0
         self._numbers = itertools.count(1)
+        self._dead: list[asyncio.Task[Any]] = []
         self.defects: list[str] = []
         """What callbacks and forgotten tasks have raised."""
         self.set_exception_handler(self._note)
@@ -115,6 +119,10 @@ class SimLoop(asyncio.BaseEventLoop):
 
     def create_future(self) -> asyncio.Future[Any]:
         return _Future(next(self._numbers), self)
+
+    def bury(self, process: Process) -> None:
+        """Keep the tasks of a dead process: to collect them would run what they have in `finally`."""
+        self._dead += [task for task in asyncio.all_tasks(self) if task.get_context().get(_process) is process]
 
     def take(self, handles: deque[asyncio.Handle]) -> None:
         """Run what was put aside, behind what is ready."""
@@ -161,25 +169,23 @@ class SimLoop(asyncio.BaseEventLoop):
         pass
 
     def finish(self) -> None:
-        """Cancel all that still runs, the tasks of dead and frozen processes too, and close."""
-        tasks = asyncio.all_tasks(self)
-        for task in tasks:
-            process = task.get_context().get(_process)
-            if process is not None:
-                process.dead = process.frozen = False
-        _process_revive(self)
-        for task in sorted(tasks, key=hash):
-            task.cancel()
-        if tasks:
-            self.run_until_complete(asyncio.wait(tasks, timeout=60.0))
+        """Cancel all that still runs, the tasks of dead and frozen processes too, and close. What fails now is no defect."""
+        self.set_exception_handler(lambda *_: None)
+        for handle in self._scheduled:
+            if handle._context.get(_process) is not None:  # type: ignore[attr-defined]
+                handle.cancel()
+        for _ in range(_ROUNDS):
+            tasks = sorted(asyncio.all_tasks(self), key=hash)
+            for task in tasks:
+                process = task.get_context().get(_process)
+                if process is not None:
+                    process.dead = process.frozen = False
+                task.cancel()
+            if not tasks:
+                break
+            self.run_until_complete(asyncio.wait(tasks, timeout=10.0))
+        self._dead.clear()
         self.close()
-
-
-def _process_revive(loop: SimLoop) -> None:
-    """Timers of the dead must not fire during the clean-up."""
-    for handle in loop._scheduled:
-        if handle._context.get(_process) is not None:  # type: ignore[attr-defined]
-            handle.cancel()
 
 
 def _make_task(loop: SimLoop, work: Coroutine[Any, Any, Any], **kwargs: Any) -> asyncio.Task[Any]:

@@ -11,7 +11,7 @@ from agentmesh_client.cli.common import DEFAULTS, AgentName, Options, Pairs, jso
 
 if TYPE_CHECKING:
     from agentmesh.wire import Status
-    from agentmesh_client import AgentEntry, NodeEntry
+    from agentmesh_client import AgentEntry, NodeEntry, TurnEntry
 
 Flag = Annotated[bool, Parameter(negative="", show_default=False)]
 
@@ -150,23 +150,44 @@ async def status(name: AgentName, /, *, content: Flag = False, timeout: float = 
 
 
 async def history(name: AgentName, /, *, content: Flag = False, options: Options = DEFAULTS) -> int:
-    """Show the turns that an agent has had, from its journal.
+    """Show the turns that an agent has had in this life, from its journal.
 
     Parameters
     ----------
     content
         Show prompts and answers too.
     """
-    from agentmesh.errors import Unavailable
-    from agentmesh_client.cli.output import Printer, plain_row
+    from agentmesh_client.cli.output import Printer, age, one_line
+
+    def row(turn: TurnEntry) -> list[str]:
+        took = f"{(turn.ended - turn.started).total_seconds():.3f} s"
+        result = "ok" if turn.error is None else turn.error.code
+        cells = [
+            str(turn.turn),
+            turn.ref,
+            age(turn.started.isoformat()),
+            took,
+            turn.sender or "-",
+            turn.node,
+            str(turn.takeovers),
+            result,
+        ]
+        return [*cells, one_line(turn.prompt), one_line(turn.answer)] if content else cells
 
     async with session(options) as mesh:
-        read = getattr(mesh, "history", None)
-        if read is None:
-            raise Unavailable("this version of the client does not read journals; upgrade agentmesh")
-        turns = list(await read(name, content=content))
-    columns = list(plain_row(turns[0])) if turns else ["turn"]
-    Printer(options).table(turns, [column.upper() for column in columns], lambda turn: list(plain_row(turn).values()))
+        turns = await mesh.history(name, content)
+    columns = (
+        "TURN",
+        "REF",
+        "STARTED",
+        "TOOK",
+        "FROM",
+        "NODE",
+        "TAKEOVERS",
+        "RESULT",
+        *(("PROMPT", "ANSWER") if content else ()),
+    )
+    Printer(options).table(turns, columns, row)
     return exits.OK
 
 

@@ -29,6 +29,7 @@ VERBS = {
     "nodes": ("agents:nodes", "List the live nodes."),
     "status": ("agents:status", "Show what an agent is doing."),
     "history": ("agents:history", "Show the turns that an agent has had."),
+    "dead": ("dead:app", "List, read, send again or remove mail that an agent could not deal with."),
     "ask": ("asking:ask", "Prompt an agent and print its answer."),
     "tell": ("asking:tell", "Prompt an agent without waiting; print the ref."),
     "poll": ("asking:poll", "Show what became of a request."),
@@ -36,6 +37,10 @@ VERBS = {
     "cancel": ("asking:cancel", "Remove a prompt that waits."),
     "interrupt": ("asking:interrupt", "Kill an agent's running turn."),
     "resume": ("asking:resume", "Let a halted or failed agent go on."),
+    "drain": ("operating:drain", "Have a node hand its agents over and end."),
+    "cordon": ("operating:cordon", "Have a node take no more agents."),
+    "rebalance": ("operating:rebalance", "Even out the load of the nodes."),
+    "events": ("operating:events", "Show what happens, as it happens."),
 }
 _GLOBAL_WITH_VALUE = ("--nats", "--root", "--output", "-o")
 _GLOBAL_FLAGS = ("--quiet", "--debug")

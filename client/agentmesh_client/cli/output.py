@@ -85,10 +85,10 @@ def _coloured(text: str, colour: str | None) -> str:
     return text if colour is None else f"\x1b[{colour}m{text}\x1b[0m"
 
 
-def plain_row(item: object) -> dict[str, str]:
-    """The fields of a value, each as one line of text."""
-    shown = msgspec.to_builtins(item)
-    return {key: "-" if value is None else value if isinstance(value, str) else json_text(value) for key, value in shown.items()}
+def one_line(text: str | None, width: int = 60) -> str:
+    """`text` for a cell: on one line, and not too long; `-` for none."""
+    flat = " ".join((text or "").split())
+    return (flat if len(flat) <= width else flat[: width - 1] + "…") or "-"
 
 
 def fields(pairs: Sequence[tuple[str, str]]) -> str:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import secrets
-import time
 from collections.abc import Callable
+from functools import partial
 
 import msgspec
 
+from agentmesh.edge.ambient import SYSTEM, Ambient
 from agentmesh.edge.jetstream import get_last, purge, read_all, store
 from agentmesh.edge.transport import Transport
 from agentmesh.errors import NotFound, Unavailable
@@ -43,18 +43,22 @@ _decode = msgspec.json.Decoder(_Info).decode
 _encode = msgspec.json.Encoder().encode
 
 
-def _random_id() -> str:
-    return secrets.token_hex(16)
-
-
 class Blobs:
     """The blob store of one mesh."""
 
-    def __init__(self, transport: Transport, subjects: Subjects, *, new_id: Callable[[], str] = _random_id) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        subjects: Subjects,
+        *,
+        ambient: Ambient = SYSTEM,
+        new_id: Callable[[], str] | None = None,
+    ) -> None:
         self._t = transport
         self._subjects = subjects
         self._stream = subjects.blob_stream
-        self._new_id = new_id
+        self._now = ambient.now
+        self._new_id = new_id or partial(ambient.token, 16)
 
     async def put(self, data: bytes) -> str:
         """Store `data` under a new random name and return it.
@@ -76,7 +80,7 @@ class Blobs:
             nuid=chunk_id,
             size=len(data),
             chunks=chunks,
-            mtime=format_time(time.time()),
+            mtime=format_time(self._now()),
             digest=_digest(data),
             options=_Options(max_chunk_size=size),
         )

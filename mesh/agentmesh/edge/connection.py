@@ -394,6 +394,13 @@ class NatsTransport:
             if self._client.up:
                 self._client.send(f"UNSUB {sid}\r\n".encode())
 
+    async def fade(self, sid: int) -> None:
+        """Have the server send nothing more to the subscription `sid`; what is on its way still arrives until this returns."""
+        if sid in self._subscriptions and self._client.up:
+            self._client.send(f"UNSUB {sid}\r\n".encode())
+            with contextlib.suppress(RequestTimeout, Disconnected):
+                await self.flush(CLOSE_TIMEOUT_S)
+
     def _on_reply(self, message: Message) -> None:
         future = self._waiting.get(message.subject)
         if future is not None:

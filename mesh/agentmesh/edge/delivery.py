@@ -26,6 +26,9 @@ class Owner(Protocol):
     def forget(self, sid: int) -> None:
         """The subscription `sid` ends."""
 
+    async def fade(self, sid: int) -> None:
+        """The server is to send nothing more to `sid`; returns when it has understood."""
+
 
 class LiveSubscription:
     """A subscription as nats-py's client keeps it, less queue and task.
@@ -110,6 +113,14 @@ class LiveSubscription:
     async def unsubscribe(self) -> None:
         """Stop. A handler already begun may still finish; what waits behind it is not handled."""
         self._backlog = None
+        self._owner.forget(self._id)
+
+    async def drain(self) -> None:
+        """See `Subscription.drain`."""
+        await self._owner.fade(self._id)
+        worker = self._worker
+        if worker is not None and worker is not asyncio.current_task():
+            await asyncio.wait((worker,), timeout=CLOSE_TIMEOUT_S)
         self._owner.forget(self._id)
 
     async def stop(self) -> None:

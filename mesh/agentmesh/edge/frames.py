@@ -14,6 +14,9 @@ NO_HEADERS: Headers = MappingProxyType({})
 _HEADER_LINE = "NATS/1.0\r\n"
 _MAX_KNOWN_NAMES = 1024
 _known_names: set[str] = set()
+_MAX_KNOWN_SUBJECTS = 65_536
+_known_subjects: set[str] = set()
+"""Subjects that were checked: a process publishes to the same ones again and again."""
 
 
 def publish_frame(subject: str, data: bytes, headers: Headers | None, reply: str, max_payload: int) -> bytes:
@@ -24,8 +27,9 @@ def publish_frame(subject: str, data: bytes, headers: Headers | None, reply: str
             connection, so it is checked here (design 3, Effects).
         BadRequest: the subject, the reply or a header name is malformed (it could smuggle in other commands).
     """
-    _check_address(subject)
-    if reply:
+    if subject not in _known_subjects:
+        _check_address(subject)
+    if reply and (not reply.isprintable() or " " in reply):
         _check_address(reply)
     if len(subject) + len(reply) > MAX_ADDRESS:
         raise TooLarge(f"subject and reply have more than {MAX_ADDRESS} bytes")
@@ -85,6 +89,8 @@ def check_pattern(subject: str) -> None:
 def _check_address(subject: str) -> None:
     if not subject or not subject.isprintable() or " " in subject:
         raise BadRequest(f"{subject[:80]!r} is not a subject")
+    if len(_known_subjects) < _MAX_KNOWN_SUBJECTS:
+        _known_subjects.add(subject)
 
 
 def _learn_name(name: str) -> None:

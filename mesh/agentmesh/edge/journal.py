@@ -35,8 +35,12 @@ BLOB = "Mesh-Blob"
 
 HEADER_ROOM = 4096
 """What a record's headers may take of the server's payload limit."""
+_ACK_S = 2.0
+"""Wait for one acknowledgement: a stream's leader that dies takes it along, and the verdict can be asked of the next one."""
+_LOOK_S = 1.0
+"""Wait for one answer of the leader: while there is none, nobody answers at all."""
 _FIRST_WAIT_S = 0.05
-_LONGEST_WAIT_S = 1.0
+_LONGEST_WAIT_S = 0.5
 _LOSS_PROOF_S = 1.0
 """The loss of a record must be seen twice, this far apart, before it is believed."""
 
@@ -85,18 +89,22 @@ class Journal:
         deadline = asyncio.get_running_loop().time() + patience_s
         if len(body) > self._t.max_payload - HEADER_ROOM:
             body = await self._put_blob(agent, body, headers, deadline)
-        attempt = _Append(
-            transport=self._t,
-            stream=self._stream,
-            subject=subject,
-            body=body,
-            headers=headers,
-            expected=expected,
-            rollup=rollup,
-            ttl_s=ttl_s,
-            deadline=deadline,
-        )
-        seq = await attempt.run()
+        try:
+            stored = await store(self._t, subject, body, headers=headers, expected=expected, rollup=rollup, ttl_s=ttl_s)
+            seq = stored.seq
+        except (WrongLastSequence, Uncertain, Unavailable) as trouble:
+            attempt = _Append(
+                transport=self._t,
+                stream=self._stream,
+                subject=subject,
+                body=body,
+                headers=headers,
+                expected=expected,
+                rollup=rollup,
+                ttl_s=ttl_s,
+                deadline=deadline,
+            )
+            seq = await attempt.settle(trouble)
         if rollup and agent in self._blob_names:
             await self._drop_blobs(agent, keep=headers.get(BLOB))
         return seq
@@ -180,24 +188,22 @@ class _Append:
     sent: bool = False
     """Whether a copy may have reached the server whose fate is not known."""
 
-    async def run(self) -> int:
+    async def settle(self, trouble: Exception) -> int:
+        """Find out what became of the first try, and try the same again until the store gives a verdict."""
         wait = _FIRST_WAIT_S
         while True:
-            try:
-                return await self._publish()
-            except WrongLastSequence as error:
-                trouble: Exception = error
-            except Uncertain as error:
+            if isinstance(trouble, Uncertain):
                 self.sent = True
-                trouble = error
-            except Unavailable as error:
-                trouble = error
             # Before the verdict: the server may still be on its way to it.
             seq = await self._verdict(trouble)
             if seq is not None:
                 return seq
             await self._pause(wait, trouble)
             wait = min(2 * wait, _LONGEST_WAIT_S)
+            try:
+                return await self._publish()
+            except (WrongLastSequence, Uncertain, Unavailable) as error:
+                trouble = error
 
     async def _publish(self) -> int:
         left = self.deadline - asyncio.get_running_loop().time()
@@ -209,7 +215,7 @@ class _Append:
             expected=self.expected,
             rollup=self.rollup,
             ttl_s=self.ttl_s,
-            timeout=max(0.1, min(5.0, left)),
+            timeout=max(0.1, min(_ACK_S, left)),
         )
         return stored.seq
 
@@ -237,7 +243,7 @@ class _Append:
         wait, lost_before = _FIRST_WAIT_S, False
         while True:
             try:
-                message = await get_last(self.transport, self.stream, self.subject)
+                message = await get_last(self.transport, self.stream, self.subject, timeout=_LOOK_S)
             except Unavailable as error:
                 await self._pause(wait, error)
                 wait = min(2 * wait, _LONGEST_WAIT_S)

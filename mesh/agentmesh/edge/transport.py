@@ -42,6 +42,10 @@ class Subscription(Protocol):
     async def unsubscribe(self) -> None:
         """Stop. Handlers already begun may still finish."""
 
+    async def drain(self) -> None:
+        """Stop, and return when what the server had sent before it knew of that has reached the handler: nothing that a
+        queue group gave to this member is lost."""
+
 
 class Transport(Protocol):
     """A NATS connection that reconnects by itself for ever and never sends late what it reported as failed."""

@@ -34,6 +34,7 @@ from agentmesh.turn.values import (
     DropTimer,
     Emit,
     GaveUp,
+    Input,
     Interrupt,
     Phase,
     Rest,
@@ -93,6 +94,13 @@ def on_interrupt(core: Core, item: Interrupt, out: Out) -> None:
         out.append(Answer(item.token, {"interrupted": hit}))
     if hit:
         kill(core, ErrorBody(code="interrupted", message="the turn was interrupted"), out)
+
+
+def bound(core: Core, item: Input) -> Input:
+    """`item` as it is put by: an interrupt means the turn that runs now, not one that may follow."""
+    if isinstance(item, Interrupt) and item.ref is None and core.active is not None:
+        return structs.replace(item, ref=core.active.ref)
+    return item
 
 
 def on_interrupt_elsewhere(core: Core, item: Interrupt, out: Out) -> None:

@@ -10,6 +10,7 @@ committed and a phase is reached that has a move for it. What follows a committe
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -117,7 +118,7 @@ TABLE: dict[Phase, dict[type, Move]] = {
     },
     P.POST_TURN: _callback(turns.on_post_turn, P.POST_RUN, P.HANDLING, P.COMMITTING),
     P.HANDLING: _callback(turns.on_event_handled, P.HANDLING, P.POST_RUN, P.COMMITTING),
-    P.POST_RUN: _callback(turns.on_post_run, P.HANDLING, P.COMMITTING, P.IDLE),
+    P.POST_RUN: _callback(turns.on_post_run, P.HANDLING, P.COMMITTING),
     P.COMMITTING: {},  # what follows stands in `THEN`
     P.CRASHING: _callback(crash.on_crashing, P.COMMITTING),
     P.RESTARTING: {Restarted: Move(life.on_restarted, (P.SESSION,)), Stop: Move(life.on_stop, _END)},
@@ -177,7 +178,7 @@ def new_core(config: Config, ledger: Ledger, *, record: Any = "activated") -> Co
 
 def step(core: Core, item: Input, now: float) -> tuple[Core, list[Command]]:
     """The core after `item`, and what is to be done, in order. `core` itself is not changed."""
-    core = core.__copy__()
+    core = copy.copy(core)
     core.now = max(now, core.now)
     out: list[Command] = []
     _feed(core, item, out)
@@ -191,7 +192,7 @@ def _ready(core: Core) -> Input | None:
     """The next input of those put by that can be taken now. A stop overtakes the others: it makes them moot."""
     if not core.stash or core.inflight is not None:
         return None
-    fitting = [i for i in core.stash if type(i) in TABLE[core.phase]]
+    fitting = [i for i in core.stash if type(i) in TABLE[core.phase] or isinstance(i, Interrupt)]
     return next((i for i in fitting if isinstance(i, Stop)), fitting[0] if fitting else None)
 
 
@@ -206,7 +207,7 @@ def _feed(core: Core, item: Input, out: list[Command]) -> None:
         if core.inflight is None:
             TABLE[core.phase][kind].handler(core, item, out)
         else:  # a record in mid-turn is on its way
-            core.stash = (*core.stash, item)
+            core.stash = (*core.stash, control.bound(core, item))
     elif kind in ELSEWHERE and not (kind is Resume and core.work.halted):
         ELSEWHERE[kind](core, item, out)
     elif kind in DEFERRED:

@@ -240,7 +240,7 @@ class Rest(msgspec.Struct, frozen=True):
 
 type Input = (
     Start | Arrived | Returned | Misbehaved | Raised | Unreadable | Ended | Watchdog | Committed | Done | GaveUp
-    | Interrupt | Resume | Cancel | AskTimer | DropTimer | Trim | Stop | Swept | Restarted | Tick | Rest
+    | Interrupt | Resume | Cancel | AskTimer | DropTimer | Trim | Stop | Swept | Restarted | Tick | Rest | Retire
 )  # fmt: skip
 
 

@@ -9,9 +9,9 @@ import pytest
 from agentmesh.agent import Halt, Idle, Prompt, Timer
 from agentmesh.backend import Response
 from agentmesh.records import CancelTimer, SetTimer
-from agentmesh.turn.values import AskTimer, DropTimer, Phase
+from agentmesh.turn.values import AskTimer, Done, DropTimer, GaveUp, Interrupt, Phase
 from mesh.turn.agents import Chatty, Halting
-from mesh.turn.harness import Bench, Plain
+from mesh.turn.harness import Bench, Plain, error
 
 
 # --- timers ---------------------------------------------------------------------------------------------------------------
@@ -200,3 +200,49 @@ def test_a_crash_after_a_record_of_mid_turn_keeps_that_record() -> None:
     assert bench.code(crash) == "failed" and bench.code(second) == "cancelled" and bench.outcomes[third].ok
     assert "t" in bench.core.ledger.timers
     assert bench.core.ledger.taken == {} and bench.core.ledger.positions["inbox"] == 3
+
+
+@pytest.mark.case(67)
+def test_two_interrupts_put_by_together_kill_one_turn() -> None:
+    bench = Bench()
+    running, second, third = bench.prompt("a"), bench.prompt("b"), bench.prompt("c")
+    bench.auto_commit = False
+    bench.cancel(second)
+    bench.feed(Interrupt("i1"), Interrupt("i2"))
+    bench.auto_commit = True
+    bench.commit()
+    assert bench.answers["i1"] == {"interrupted": True} and bench.answers["i2"] == {"interrupted": False}
+    assert bench.code(running) == "interrupted"
+    bench.finish()
+    assert bench.answer(third) == "C", "the interrupt hit the turn behind the one that it meant"
+
+
+# --- found by the model -------------------------------------------------------------------------------------------------
+@pytest.mark.case(206)
+@pytest.mark.parametrize("takeover", [False, True])
+def test_a_repetition_whose_original_runs_or_waits_neither_expires_nor_is_cancelled(takeover: bool) -> None:
+    """Found by `test_any_interleaving`: the sender heard two outcomes of one request."""
+    bench = Bench()
+    fields = {"lane": "peer-inbox", "sender": "p", "origin": "1.5.0", "tag": "t", "deadline": 1010.0}
+    running, copy = bench.prompt("a", **fields), bench.prompt("a", **fields)
+    bench.tick(1010.0)
+    assert bench.cancel(copy) == {"cancelled": False}
+    assert bench.outcomes == {}
+    if takeover:
+        bench.kill()
+        assert bench.code(running) == "expired"
+    else:
+        bench.finish()
+        assert bench.answer(running) == "A"
+    assert list(bench.outcomes) == [running] and len(bench.mails("p")) == 1
+
+
+@pytest.mark.case(217)
+def test_an_effect_that_was_done_is_not_given_up_any_more() -> None:
+    bench = Bench(Chatty)
+    bench.auto_done = False
+    bench.prompt("a")
+    bench.finish()
+    (origin,) = bench.core.ledger.awaiting
+    bench.feed(Done((origin,)), GaveUp(origin, error("not_found")))
+    assert bench.state == ["A"] and origin in bench.core.ledger.awaiting

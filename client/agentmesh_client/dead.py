@@ -1,0 +1,95 @@
+"""Dead letters: mail that an agent could not deal with, kept with its reason (semantics, case 210)."""
+
+from __future__ import annotations
+
+import base64
+import datetime as dt
+
+from agentmesh.edge import jetstream
+from agentmesh.edge.jetstream import StoredMessage
+from agentmesh.edge.transport import Transport
+from agentmesh.errors import BadRequest, NotFound
+from agentmesh.names import agent_name
+from agentmesh.subjects import LANES, Subjects
+from agentmesh.wire import FROM, TRACE_HEADERS, ErrorBody
+from agentmesh_client.results import DeadLetter
+from agentmesh_client.sending import Mailer
+from agentmesh_client.specs import Specs
+
+REASON, REASON_TEXT, LANE, REF = "Mesh-Reason", "Mesh-Reason-Text", "Mesh-Lane", "Mesh-Ref"
+_KEPT = ("Content-Type", *TRACE_HEADERS)
+"""What goes along when a letter is sent again: its caller was told, its deadline and the life that was meant are over."""
+
+
+class DeadLetters:
+    """Lists, reads, sends again and removes dead letters."""
+
+    def __init__(self, transport: Transport, subjects: Subjects, specs: Specs, mailer: Mailer) -> None:
+        self._t = transport
+        self._subjects = subjects
+        self._specs = specs
+        self._mailer = mailer
+        self._stream = subjects.stream("dead")
+
+    async def list(self, agent: str, *, content: bool) -> list[DeadLetter]:
+        """The agent's dead letters, oldest first."""
+        agent_name(agent)
+        found = await jetstream.read_all(self._t, self._stream, self._subjects.dead(agent))
+        return [_letter(agent, message, content) for message in found]
+
+    async def retry(self, agent: str, seq: int, *, timeout: float) -> str:
+        """Send one again, and remove it. See `Mesh.retry_dead_letter`."""
+        message = await self._find(agent, seq)
+        life = await self._specs.life(agent)
+        lane = message.headers.get(LANE, "inbox")
+        known = LANES.get(lane)
+        prompt = lane == "self" or (known is not None and known.kind == "prompt")
+        subject = self._subjects.inbox(agent) if prompt else self._subjects.notify(agent)
+        headers = {key: message.headers[key] for key in _KEPT if key in message.headers}
+        headers["Mesh-For"] = life
+        # One id per letter: a retry of which nobody knows whether it was done can be repeated.
+        stored = await self._mailer.put(subject, message.data, headers, message_id=f"{agent}.dead-{seq}", timeout=timeout)
+        await jetstream.delete(self._t, self._stream, seq)
+        return str(stored.seq)
+
+    async def purge(self, agent: str, seq: int | None) -> int:
+        """Remove one, or all that there are now. Returns how many were removed."""
+        if seq is not None:
+            await self._find(agent, seq)
+            return int(await jetstream.delete(self._t, self._stream, seq))
+        last = await jetstream.get_last(self._t, self._stream, self._subjects.dead(agent_name(agent)))
+        if last is None:
+            return 0
+        return await jetstream.purge(self._t, self._stream, self._subjects.dead(agent), below=last.seq + 1)
+
+    async def _find(self, agent: str, seq: int) -> StoredMessage:
+        if isinstance(seq, bool) or not isinstance(seq, int) or seq < 1:
+            raise BadRequest(f"a dead letter is named by its sequence, a number above 0; this is {seq!r}")
+        found = await jetstream.get_next(self._t, self._stream, self._subjects.dead(agent_name(agent)), seq)
+        if found is None or found.seq != seq:
+            raise NotFound(
+                f"agent {agent!r} has no dead letter {seq}; see `mesh dead ls {agent}`", details={"agent": agent, "seq": seq}
+            )
+        return found
+
+
+def _letter(agent: str, message: StoredMessage, content: bool) -> DeadLetter:
+    headers = message.headers
+    ref = headers.get(REF, "0")
+    text, raw = None, None
+    if content:
+        try:
+            text = message.data.decode()
+        except UnicodeDecodeError:
+            raw = base64.b64encode(message.data).decode("ascii")
+    return DeadLetter(
+        seq=message.seq,
+        agent=agent,
+        lane=headers.get(LANE, ""),
+        time=dt.datetime.fromtimestamp(message.time, dt.UTC),
+        reason=ErrorBody(code=headers.get(REASON, "dead_letter"), message=headers.get(REASON_TEXT, "")),
+        ref=None if ref == "0" else ref,
+        sender=headers.get(FROM),
+        text=text,
+        base64=raw,
+    )

@@ -1,0 +1,87 @@
+"""The turns that an agent has had, from its journal (semantics, case 246)."""
+
+from __future__ import annotations
+
+import datetime as dt
+
+import msgspec
+
+from agentmesh.edge.journal import Journal
+from agentmesh.edge.transport import Transport
+from agentmesh.errors import Unavailable
+from agentmesh.names import agent_name
+from agentmesh.records import Record, TurnInfo, decode_record
+from agentmesh.subjects import Subjects
+from agentmesh_client.results import TurnEntry
+from agentmesh_client.specs import Specs, unknown
+
+
+class Historian:
+    """Reads journals. Needs no owner: an agent that nobody runs has its history too."""
+
+    def __init__(self, transport: Transport, subjects: Subjects, specs: Specs) -> None:
+        self._journal = Journal(transport, subjects)
+        self._specs = specs
+
+    async def history(self, agent: str, *, content: bool) -> list[TurnEntry]:
+        """See `Mesh.history`."""
+        found = await self._journal.read(agent_name(agent))
+        if not found and await self._specs.read(agent) is None:
+            raise unknown(agent)
+        try:
+            records = [decode_record(body) for _, body in found]
+        except (msgspec.DecodeError, ValueError) as error:
+            raise Unavailable(f"the journal of {agent!r} holds what this client cannot read ({error}); upgrade it") from None
+        return [_entry(turn, content) for turn in turns(records)]
+
+
+def turns(records: list[Record]) -> list[TurnInfo]:
+    """The turns that `records`, oldest first, tell of; with the takeovers that each has lived through.
+
+    A snapshot stands for the records before it and remembers the newest turns of those. An `activated` record counts for the
+    turn that follows it, unless the agent had just begun its life or was at rest: then nothing was taken over.
+    """
+    known: dict[int, TurnInfo] = {}
+    takeovers = 0
+    before: Record | None = None
+    for record in records:
+        if record.snapshot is not None:
+            known.update((turn.number, known.get(turn.number, turn)) for turn in record.snapshot.history)
+        if (
+            record.kind == "activated"
+            and before is not None
+            and before.kind != "rest"
+            and before.incarnation == record.incarnation
+        ):
+            takeovers += 1
+        if record.kind == "rest":
+            takeovers = 0
+        if record.turn is not None:
+            known[record.turn.number] = msgspec.structs.replace(record.turn, takeovers=takeovers)
+            takeovers = 0
+        if record.kind == "tombstone":
+            known.clear()
+        before = record
+    return [known[number] for number in sorted(known)]
+
+
+def _entry(turn: TurnInfo, content: bool) -> TurnEntry:
+    return TurnEntry(
+        turn=turn.number,
+        ref=turn.ref,
+        started=_moment(turn.started),
+        ended=_moment(turn.ended),
+        node=turn.node,
+        generation=turn.generation,
+        takeovers=turn.takeovers,
+        sender=turn.sender,
+        label=turn.label,
+        error=turn.error,
+        usage=turn.usage,
+        prompt=turn.prompt if content else None,
+        answer=turn.answer if content else None,
+    )
+
+
+def _moment(seconds: float) -> dt.datetime:
+    return dt.datetime.fromtimestamp(seconds, dt.UTC)

@@ -1,0 +1,89 @@
+"""Requests to nodes and supervisors (protocol, "Control"): for those who run a mesh."""
+
+from __future__ import annotations
+
+import asyncio
+
+import msgspec
+
+from agentmesh.edge.jetstream import ApiError
+from agentmesh.edge.registry import Registry
+from agentmesh.edge.transport import Disconnected, NoResponders, RequestTimeout, Transport
+from agentmesh.errors import AskTimeout, NotFound, Unavailable
+from agentmesh.names import node_id
+from agentmesh.subjects import SUPERVISOR_KEY, Subjects, node_key
+from agentmesh.wire import ControlRequest, ErrorBody, SupervisorLease, encode
+
+REQUEST_S = 5.0
+REBALANCE_S = 30.0
+LOOK_S = 0.1
+
+
+class _Reply(msgspec.Struct, frozen=True):
+    moving: int = 0
+    error: ErrorBody | None = None
+
+
+class Operator:
+    """Speaks to the processes of one mesh."""
+
+    def __init__(self, transport: Transport, subjects: Subjects) -> None:
+        self._transport = transport
+        self._subjects = subjects
+        self._registry = Registry(transport, subjects)
+
+    async def drain(self, node: str) -> None:
+        """Have `node` leave in order: its turns end, its agents go elsewhere, its process ends.
+
+        Raises:
+            NotFound: no such node answers.
+            AskTimeout: it does not answer in time.
+            Unavailable: NATS cannot be reached.
+        """
+        await self._ask(node_id(node), ControlRequest(op="drain"))
+
+    async def cordon(self, node: str, *, on: bool = True) -> None:
+        """Have `node` take no more agents, or take them again. Raises: as `drain`."""
+        await self._ask(node_id(node), ControlRequest(op="cordon", on=on))
+
+    async def rebalance(self) -> int:
+        """Even out load over the nodes. Returns how many agents are asked to move.
+
+        Raises:
+            Unavailable: no supervisor leads now, or NATS cannot be reached.
+        """
+        try:
+            entry = await self._registry.get(SUPERVISOR_KEY)
+        except ApiError as error:
+            raise Unavailable(f"the registry cannot be read: {error}") from None
+        if entry is None or entry.value is None:
+            raise Unavailable("no supervisor leads; start one with `mesh supervisor`")
+        leader = msgspec.json.decode(entry.value, type=SupervisorLease).id
+        return (await self._ask(leader, ControlRequest(op="rebalance"), REBALANCE_S)).moving
+
+    async def gone(self, node: str, timeout: float) -> None:
+        """Return when `node` has left: its lease is gone.
+
+        Raises:
+            AskTimeout: it has not within `timeout` seconds.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        while await self._registry.get(node_key(node)) is not None:
+            if loop.time() > deadline:
+                raise AskTimeout(f"node {node} has not left within {timeout:g} s; it goes on draining, see `mesh nodes`")
+            await asyncio.sleep(LOOK_S)
+
+    async def _ask(self, process: str, request: ControlRequest, timeout: float = REQUEST_S) -> _Reply:
+        try:
+            message = await self._transport.request(self._subjects.node(process), encode(request), timeout=timeout)
+        except NoResponders:
+            raise NotFound(f"nothing called {process} is there; `mesh nodes` lists the live nodes") from None
+        except RequestTimeout:
+            raise AskTimeout(f"{process} did not answer within {timeout:g} s; it may hang, see `mesh nodes`") from None
+        except Disconnected:
+            raise Unavailable("there is no connection to NATS now; try again") from None
+        reply = msgspec.json.decode(message.data, type=_Reply)
+        if reply.error is not None:
+            raise reply.error.exception()
+        return reply

@@ -1,0 +1,27 @@
+"""What a process takes from its surroundings besides messages: time and randomness. Ports, so that a test can give both."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+
+def _random_hex(size: int) -> str:
+    return os.urandom(size).hex()
+
+
+class Ambient(NamedTuple):
+    """Clocks and dice. Timers are the event loop's own (`asyncio`), so whoever replaces these replaces the loop too."""
+
+    now: Callable[[], float] = time.time
+    """The time, in seconds since the epoch."""
+    monotonic: Callable[[], float] = time.monotonic
+    """A clock for durations, in seconds."""
+    token: Callable[[int], str] = _random_hex
+    """So many random bytes, in hexadecimal: an id that no stranger can guess."""
+
+
+SYSTEM = Ambient()
+"""The operating system's."""

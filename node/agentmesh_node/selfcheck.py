@@ -1,0 +1,77 @@
+"""Looks for mail that the plain subscriptions missed (design 4).
+
+A subscription can lose a message without anybody noticing. So every lane's last sequence is compared with what its owner has
+seen, or with what a sleeping agent's `rest` record says: a group of agents at a time, spread over a minute.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import Callable, Sequence
+
+from agentmesh.edge.jetstream import ApiError, get_last_many
+from agentmesh.errors import MeshError
+from agentmesh_node.mailbox import Mailbox
+from agentmesh_node.restless import GROUP, restless
+from agentmesh_node.services import Services
+
+log = logging.getLogger("agentmesh.node")
+
+PERIOD_S = 60.0
+"""How long one round over all agents takes."""
+
+
+class SelfCheck:
+    """Checks a node's agents, round after round. `agents()` gives (name, mailbox; None asleep); `wake(name)` wakes one."""
+
+    def __init__(
+        self,
+        services: Services,
+        agents: Callable[[], Sequence[tuple[str, Mailbox | None]]],
+        wake: Callable[[str], None],
+        *,
+        period_s: float = PERIOD_S,
+    ) -> None:
+        self._s = services
+        self._agents = agents
+        self._wake = wake
+        self._period_s = period_s
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._task = asyncio.get_running_loop().create_task(self._run(), name="self-check")
+
+    async def close(self) -> None:
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.wait((task,))
+
+    async def _run(self) -> None:
+        while True:
+            agents = list(self._agents())
+            groups = max(1, math.ceil(len(agents) / GROUP))
+            for index in range(groups):
+                await asyncio.sleep(self._period_s / groups)
+                try:
+                    await self._check(agents[index * GROUP : (index + 1) * GROUP])
+                except (MeshError, ApiError) as error:
+                    log.debug("self-check not possible now: %s", error)
+
+    async def _check(self, agents: Sequence[tuple[str, Mailbox | None]]) -> None:
+        asleep = [name for name, mailbox in agents if mailbox is None]
+        for name in await restless(self._s, asleep) if asleep else ():
+            self._wake(name)
+        awake = {name: mailbox for name, mailbox in agents if mailbox is not None}
+        if not awake:
+            return
+        t, subjects = self._s.transport, self._s.subjects
+        mail, _ = await get_last_many(t, subjects.stream("mail"), [subjects.mail_filter(name) for name in awake])
+        due, _ = await get_last_many(t, subjects.stream("timer"), [subjects.due(name) for name in awake])
+        for subject, message in (*mail.items(), *due.items()):
+            lane, name = subjects.parse_lane(subject) or ("", "")
+            if name in awake and not awake[name].knows(lane, message.seq):
+                log.warning("mail was missed and is read now", extra={"agent": name, "lane": lane, "seq": message.seq})
+                awake[name].catch_up()

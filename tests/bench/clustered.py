@@ -1,0 +1,45 @@
+"""Three servers, three replicas of every stream: what an ask costs beside one publish that a majority has stored."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from bench.clock import Call, latencies, quantile, rate
+from bench.figures import Bound, Figure
+from bench.stage import Sizes, Stage, cluster
+
+PUBLISH = "replicated publish"
+
+
+async def replicated(sizes: Sizes) -> list[Figure]:
+    """The figures of `asks`, on a cluster."""
+    async with cluster(sizes) as stage:
+        return [*await _one_caller(stage), *await _many_callers(stage)]
+
+
+async def _one_caller(stage: Stage) -> list[Figure]:
+    mesh, floors, calls = await stage.mesh(), await stage.floors(), stage.sizes.calls
+    await mesh.start_agent("one", kind="Echo")
+    half = Figure(name="three servers: ask, one caller, p50", unit="ms", floor=PUBLISH, bound=Bound(limit=3))
+    most = Figure(name="three servers: ask, one caller, p99", unit="ms", floor=PUBLISH)
+    queue = Figure(name="three servers: ask, one caller, p50", unit="ms", floor="JetStream queue")
+    for _ in range(stage.sizes.rounds):
+        floor = await latencies(floors.publish, calls)
+        ask = await latencies(lambda: mesh.ask("one", "hello"), calls)
+        half.add(quantile(ask, 0.5), quantile(floor, 0.5))
+        most.add(quantile(ask, 0.99), quantile(floor, 0.99))
+        queue.add(quantile(ask, 0.5), quantile(await latencies(floors.queue, calls), 0.5))
+    return [half, most, queue]
+
+
+async def _many_callers(stage: Stage) -> list[Figure]:
+    mesh, floors, sizes = await stage.mesh(), await stage.floors(), stage.sizes
+    names = [f"many.{number}" for number in range(sizes.callers)]
+    for name in names:
+        await mesh.start_agent(name, kind="Echo")
+    asks: list[Call] = [partial(mesh.ask, name, "hello") for name in names]
+    figure = Figure(name=f"three servers: asks/s, {sizes.callers} callers", unit="/s", floor=PUBLISH)
+    for _ in range(sizes.rounds):
+        floor = await rate([floors.publish] * sizes.callers, sizes.each)
+        figure.add(await rate(asks, sizes.each), floor)
+    return [figure]

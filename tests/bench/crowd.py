@@ -1,0 +1,46 @@
+"""Does it cost an agent's callers anything how many others live on its node, or how large its state is?"""
+
+from __future__ import annotations
+
+from agentmesh.edge.streams import ensure
+from agentmesh.subjects import Subjects
+from bench import sleepers
+from bench.asks import BARE
+from bench.clock import p50
+from bench.figures import Figure
+from bench.stage import Stage
+
+
+async def crowds(stage: Stage) -> list[Figure]:
+    """One agent is asked on each of several nodes, which differ in how many other agents sleep there."""
+    floors, sizes, subjects = await stage.floors(), stage.sizes, Subjects("crowd")
+    like = await sleepers.pattern(stage)
+    transport = await stage.transport()
+    await ensure(transport, subjects, replicas=stage.replicas)
+    figures = {}
+    for crowd in sizes.crowds:
+        node, asked = f"n{crowd}", f"asked.{crowd}"
+        await sleepers.put(transport, subjects, like, node, [asked, *(f"other.{crowd}.{number}" for number in range(crowd))])
+        await stage.node(subjects.root, node)
+        figures[asked] = Figure(name=f"ask, {crowd:,} other agents on the node, p50", unit="ms", floor=BARE)
+    mesh = await stage.client(subjects.root)
+    for _ in range(sizes.rounds):
+        for asked, figure in figures.items():
+            floor = await p50(floors.bare, sizes.calls)
+            figure.add(await p50(lambda asked=asked: mesh.ask(asked, "hello"), sizes.calls), floor)  # type: ignore[misc]
+    return list(figures.values())
+
+
+async def states(stage: Stage) -> list[Figure]:
+    """One agent is asked whose state, which every turn changes, is large. The floor stores as many bytes once."""
+    mesh, floors, sizes = await stage.mesh(), await stage.floors(), stage.sizes
+    figures = []
+    for size in sizes.ballasts:
+        name, calls, body = f"state.{size}", max(sizes.calls * 1_000 // (size + 4_000), 5), b"x" * size
+        await mesh.start_agent(name, kind="Echo", options={"ballast": size})
+        figure = Figure(name=f"ask, state of {size // 1000:,} kB, p50", unit="ms", floor="JetStream publish of that size")
+        for _ in range(sizes.rounds):
+            floor = await p50(lambda body=body: floors.publish(body), calls, warm_up=2)  # type: ignore[misc]
+            figure.add(await p50(lambda name=name: mesh.ask(name, "hello"), calls, warm_up=2), floor)  # type: ignore[misc]
+        figures.append(figure)
+    return figures

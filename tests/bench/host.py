@@ -1,0 +1,33 @@
+"""A node with settings that the command does not offer: `python host.py URL SETTINGS`, as JSON of some `NodeSettings`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from agentmesh.edge.connection import connect
+from agentmesh_node.host import Node, NodeSettings
+from agentmesh_node.load import load_agents
+from agentmesh_node.process import Told, run
+
+AGENTS = Path(__file__).with_name("agents.py")
+
+
+async def host(told: Told, url: str, settings: dict[str, Any]) -> None:
+    """One node until the process is told to end."""
+    transport = await connect(url, name=f"mesh-node-{settings['node_id']}")
+    node = Node(transport, url, NodeSettings(agents=load_agents([str(AGENTS)]), **settings))
+    try:
+        await node.start()
+        told.ready(f"node {settings['node_id']} ready")
+        await told.stop(asyncio.create_task(node.drained.wait()))  # type: ignore[arg-type]
+    finally:
+        await node.close()
+        await transport.close()
+
+
+if __name__ == "__main__":
+    sys.exit(run(lambda told: host(told, sys.argv[1], json.loads(sys.argv[2]))))

@@ -1,0 +1,191 @@
+"""Where a benchmark plays: a server or cluster, the mesh's processes on it, and the floors beside them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+import tempfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import nats
+
+import agentmesh_client
+from agentmesh.edge.connection import NatsTransport, connect
+from agentmesh.edge.streams import ensure
+from agentmesh.subjects import Subjects
+from agentmesh_client import Mesh
+from bench.floors import Floors
+from bench.host import AGENTS
+from support import Cluster, Server
+
+HERE = Path(__file__).parent
+ROOT = "mesh"
+READY_S = 60.0
+
+
+class Sizes(msgspec.Struct, frozen=True, kw_only=True):
+    """How much is done. The smaller sizes prove that a benchmark runs, and nothing about speed."""
+
+    rounds: int
+    calls: int
+    """Calls of which a median or a percentile is taken."""
+    callers: int
+    each: int
+    """Calls of each of many callers."""
+    hops: int
+    workers: int
+    starts: int
+    colds: int
+    turns: int
+    crowds: tuple[int, ...]
+    ballasts: tuple[int, ...]
+    sleepers: tuple[int, ...]
+    victims: tuple[int, int]
+    """Agents on the node that is killed, and how many of them are in a turn."""
+
+
+FULL = Sizes(
+    rounds=5, calls=1000, callers=64, each=150, hops=1000, workers=50, starts=50, colds=10, turns=100,
+    crowds=(1, 100, 10_000), ballasts=(1_000, 100_000, 900_000), sleepers=(10_000, 100_000), victims=(1000, 100),
+)  # fmt: skip
+SMOKE = Sizes(
+    rounds=1, calls=10, callers=8, each=3, hops=20, workers=5, starts=2, colds=1, turns=10,
+    crowds=(1, 20), ballasts=(1_000, 100_000, 900_000), sleepers=(200,), victims=(5, 2),
+)  # fmt: skip
+
+
+class Child:
+    """A process that says on its standard output when it is ready."""
+
+    def __init__(self, process: asyncio.subprocess.Process, log: Path) -> None:
+        self._process = process
+        self._log = log
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    async def ready(self) -> None:
+        """Return when it is.
+
+        Raises:
+            RuntimeError: it ended instead, or took more than a minute.
+        """
+        assert self._process.stdout is not None
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(READY_S):
+                while line := await self._process.stdout.readline():
+                    if b"ready" in line:
+                        return
+        raise RuntimeError(f"process {self.pid} is not ready:\n{self._log.read_text()[-3000:]}")
+
+    async def end(self) -> None:
+        """SIGKILL: nothing that is measured depends on how it leaves."""
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+        await self._process.wait()
+
+
+class Stage:
+    """One server or cluster, and what runs on it. Everything started here ends with its context."""
+
+    def __init__(self, server: Server | Cluster, sizes: Sizes, stack: contextlib.AsyncExitStack, logs: Path) -> None:
+        self.server = server
+        self.sizes = sizes
+        self.replicas = 3 if isinstance(server, Cluster) else 1
+        self._stack = stack
+        self._logs = logs
+        self._mesh: Mesh | None = None
+        self._floors: Floors | None = None
+        self._count = 0
+
+    @property
+    def url(self) -> str:
+        """Addresses of the servers."""
+        return self.server.url
+
+    # --- processes ------------------------------------------------------------------------------------------------
+    async def spawn(self, *arguments: str) -> Child:
+        """Start a Python process, and wait until it is ready."""
+        self._count += 1
+        log = self._logs / f"{self._count}.log"
+        with log.open("wb") as errors:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, *arguments, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=errors,
+                env={key: value for key, value in os.environ.items() if not key.startswith(("MESH_", "OTEL_"))},
+            )  # fmt: skip
+        child = Child(process, log)
+        self._stack.push_async_callback(child.end)
+        await child.ready()
+        return child
+
+    async def node(self, root: str, node_id: str, **settings: Any) -> Child:
+        """Start a node with settings of its own."""
+        wanted = msgspec.json.encode({"root": root, "node_id": node_id, **settings}).decode()
+        return await self.spawn(str(HERE / "host.py"), self.url, wanted)
+
+    async def supervisor(self, root: str) -> Child:
+        """Start a supervisor."""
+        return await self.spawn("-m", "agentmesh_node", "supervisor", "--id", "s1", "--nats", self.url, "--root", root)
+
+    # --- callers --------------------------------------------------------------------------------------------------
+    async def transport(self) -> NatsTransport:
+        """A connection as the mesh uses it."""
+        made = await connect(self.url, name="bench")
+        self._stack.push_async_callback(made.close)
+        return made
+
+    async def client(self, root: str = ROOT) -> Mesh:
+        """A client of the mesh under `root`, whose streams are made if need be."""
+        await ensure(await self.transport(), Subjects(root), replicas=self.replicas)
+        return await self._stack.enter_async_context(agentmesh_client.connect(self.url, root=root))
+
+    async def mesh(self) -> Mesh:
+        """The mesh that most benchmarks share, by its client: one supervisor and one node, as users start them."""
+        if self._mesh is None:
+            self._mesh = await self.client()
+            await self.supervisor(ROOT)
+            await self.spawn("-m", "agentmesh_node", "node", "--id", "n1", "--agents", str(AGENTS), "--nats", self.url)
+        return self._mesh
+
+    async def floors(self) -> Floors:
+        """The floors, their other side in a process of its own."""
+        if self._floors is None:
+            await self.spawn(str(HERE / "floors.py"), self.url, str(self.replicas))
+            nc = await nats.connect(self.url.split(","))
+            self._stack.push_async_callback(nc.close)
+            self._floors = Floors(nc)
+            await self._floors.start()
+        return self._floors
+
+
+@contextlib.asynccontextmanager
+async def single(sizes: Sizes) -> AsyncIterator[Stage]:
+    """A stage on one server."""
+    async with _stage(Server(name="bench"), sizes) as stage:
+        yield stage
+
+
+@contextlib.asynccontextmanager
+async def cluster(sizes: Sizes) -> AsyncIterator[Stage]:
+    """A stage on three servers, where every stream has three replicas."""
+    async with _stage(Cluster(), sizes) as stage:
+        yield stage
+
+
+@contextlib.asynccontextmanager
+async def _stage(server: Server | Cluster, sizes: Sizes) -> AsyncIterator[Stage]:
+    with tempfile.TemporaryDirectory(prefix="mesh-bench-") as logs:
+        try:
+            await asyncio.to_thread(server.start)
+            async with contextlib.AsyncExitStack() as stack:
+                yield Stage(server, sizes, stack, Path(logs))
+        finally:
+            await asyncio.to_thread(server.close)
+

@@ -1,0 +1,98 @@
+"""The agents of the workload: each counts what it consumes and keeps a log of it, and does what a prompt says.
+
+    add L            nothing more
+    pass L N         pass it on to the next agent of the ring, N times
+    call L N         ask the next agent of the chain, N deep, and answer with its answer
+    halt L           halt
+    boom L           crash, always
+    flaky L          crash, at times
+    timer L S        have L back as an event in S seconds
+    drop L I         cancel timer I
+    spawn L A        start agent A, and send it one prompt
+    end L A          stop agent A
+
+An event `{"label": L}` is counted too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from typing import Any, ClassVar
+
+import msgspec
+
+from agentmesh import Agent, Answer, Defer, Halt, Idle, Init, Timer, Undelivered
+from agentmesh.backend import Response
+
+
+class State(msgspec.Struct):
+    """What a cell knows. `log` has one entry for each thing consumed: `<kind>|<sender>|<label>`."""
+
+    next: str = ""
+    count: int = 0
+    log: list[str] = []
+
+
+class Cell(Agent[State]):
+    """One agent."""
+
+    dice: ClassVar[random.Random] = random.Random(0)
+    slowness: ClassVar[float] = 0.2
+    """Longest turn, in seconds."""
+
+    async def script(prompt: str) -> str:  # type: ignore[misc]  # noqa: N805 - the backend calls it with the prompt alone
+        if Cell.slowness and Cell.dice.random() < 0.5:
+            await asyncio.sleep(Cell.dice.uniform(0.0, Cell.slowness))
+        return prompt
+
+    async def init_agent(self, options: dict[str, Any]) -> Init[State]:
+        return Init(State(next=options.get("next", "")))
+
+    async def handle_response(
+        self, ref: str, response: Response, state: State
+    ) -> Idle[State] | Halt[State] | Defer[State]:
+        verb, label, *rest = response.text.split()
+        state.count += 1
+        state.log.append(f"prompt|{self.request.sender or '-'}|{label}")
+        match verb:
+            case "pass" if int(rest[0]) > 0:
+                self.tell(state.next, f"pass {label.partition('@')[0]}@{rest[0]} {int(rest[0]) - 1}")
+            case "call" if int(rest[0]) > 0:
+                self.tell(state.next, f"call {label.partition('@')[0]}@{rest[0]} {int(rest[0]) - 1}", tag=ref)
+                return Defer(state)
+            case "halt":
+                return Halt(state)
+            case "boom":
+                raise RuntimeError(label)
+            case "flaky" if self.dice.random() < 0.5:
+                raise RuntimeError(label)
+            case "timer":
+                self.notify_after(float(rest[0]), {"label": label}, id=label)
+            case "drop":
+                self.cancel_timer(rest[0])
+            case "spawn":
+                self.start_agent(rest[0], kind="Cell", if_exists="use")
+                self.tell(rest[0], f"add {label}@spawned")
+            case "end":
+                self.stop_agent(rest[0])
+        return Idle(state)
+
+    async def handle_event(self, event: Any, state: State) -> Idle[State]:
+        match event:
+            case Answer():
+                state.log.append(f"answer|{event.agent}|{event.tag}")
+                if event.outcome.ok:
+                    self.reply(event.tag, event.outcome.text)
+                else:
+                    assert event.outcome.error is not None
+                    self.reply(event.tag, error=event.outcome.error.exception())
+            case Timer():
+                state.count += 1
+                state.log.append(f"timer|-|{event.id}")
+            case Undelivered():
+                state.log.append(f"undelivered|-|{event.effect['target']}:{event.error.code}")
+            case _:
+                state.count += 1
+                state.log.append(f"event|{self.sender or '-'}|{event['label']}")
+        return Idle(state)

@@ -1,0 +1,242 @@
+"""What goes wrong in a run, and when: all of it chosen by the seed, and all of it over at a known time.
+
+Each run draws some of the kinds of fault and how often they come, so that rare combinations get whole runs of their own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+
+from sim.net import Habits
+from sim.server import Faults
+from sim.world import World
+
+KINDS = (
+    "kill_node", "freeze_node", "cut_node", "cut_heartbeat", "reset", "kill_supervisor", "freeze_supervisor", "cut_supervisor",
+    "cut_client", "server", "election", "lost_copies", "doubled_copies", "lost_replies", "delayed", "stale", "no_verdict",
+    "slow", "late_timers", "drain_node", 
+)  # fmt: skip
+MOST_LATE_S = 9.0
+"""Longest that one publish is held up: beyond every time-out, and well within the duplicate window."""
+
+
+class Chances:
+    """How likely the small mishaps are. All 0 once the faults are over."""
+
+    def __init__(self) -> None:
+        self.lost_copy = 0.0
+        self.doubled_copy = 0.0
+        self.lost_reply = 0.0
+        self.delayed = 0.0
+        self.stale = 0.0
+        self.no_verdict = 0.0
+        self.slow = 0.0
+        self.late_timers = 0.25
+        """Seconds that an expiry may be late."""
+
+    def clear(self) -> None:
+        """Everything works."""
+        self.__init__()  # type: ignore[misc]
+
+
+class ServerFaults(Faults):
+    """The small mishaps of a server, and streams without leader."""
+
+    def __init__(self, dice: random.Random, chances: Chances) -> None:
+        self._dice = dice
+        self._chances = chances
+        self.leaderless: set[str] = set()
+
+    def refuse(self, stream: str) -> bool:
+        return stream in self.leaderless
+
+    def no_verdict(self, subject: str) -> bool:
+        return self._dice.random() < self._chances.no_verdict
+
+    def lag(self) -> float:
+        return self._dice.uniform(0.0, 0.02) if self._dice.random() < self._chances.stale else 0.0
+
+    def copies(self, subject: str) -> int:
+        if subject.startswith("_INBOX.") or subject.startswith("mesh.node."):
+            return 1
+        throw = self._dice.random()
+        if throw < self._chances.lost_copy:
+            return 0
+        return 2 if throw > 1.0 - self._chances.doubled_copy else 1
+
+    def lateness(self) -> float:
+        return self._dice.uniform(0.0, self._chances.late_timers)
+
+
+class Weather(Habits):
+    """The small mishaps of a network."""
+
+    def __init__(self, dice: random.Random, chances: Chances) -> None:
+        super().__init__(dice)
+        self._chances = chances
+
+    def latency(self) -> float:
+        if self._chances.slow and self.dice.random() < self._chances.slow:
+            return self.dice.uniform(0.001, 0.3)
+        return self.dice.uniform(0.0001, 0.001)
+
+    def delay(self, subject: str) -> float:
+        return self.dice.uniform(0.05, MOST_LATE_S) if self.dice.random() < self._chances.delayed else 0.0
+
+    def loses_reply(self, subject: str) -> bool:
+        return self.dice.random() < self._chances.lost_reply
+
+
+class Storm:
+    """The schedule of the faults of one run."""
+
+    def __init__(self, world: World, kinds: tuple[str, ...] | None = None) -> None:
+        self._world = world
+        self._dice = world.dice("faults")
+        self.chances = Chances()
+        self._mishaps = ServerFaults(world.dice("server faults"), self.chances)
+        world.net.server.faults = self._mishaps
+        world.net.habits = Weather(world.dice("weather"), self.chances)
+        count = self._dice.choice((1, 2, 3, 5, 8, len(KINDS)))
+        self.kinds = kinds if kinds is not None else tuple(sorted(self._dice.sample(KINDS, count)))
+        self.pause = self._dice.choice((0.3, 1.0, 3.0))
+        """Mean time between two faults, in seconds."""
+        self.log: list[str] = []
+        self._undo: list[Callable[[], None]] = []
+
+    async def blow(self, seconds: float) -> None:
+        """Let things go wrong for so long, then end every fault."""
+        self._set_chances()
+        deeds = [kind for kind in self.kinds if hasattr(self, f"_{kind}")]
+        end = self._world.loop.time() + seconds
+        while deeds and (pause := self._dice.expovariate(1 / self.pause)) < end - self._world.loop.time():
+            await asyncio.sleep(pause)
+            getattr(self, f"_{self._dice.choice(deeds)}")()
+        await asyncio.sleep(max(0.0, end - self._world.loop.time()))
+        self.chances.clear()
+        while self._undo:
+            self._undo.pop()()
+        self._note("calm")
+
+    def _note(self, text: str) -> None:
+        self.log.append(f"{self._world.loop.time():9.4f}  {text}")
+        if self._world.net.trace is not None:
+            self._world.net.trace("----", "fault", text)
+
+    def _set_chances(self) -> None:
+        dice, chances = self._dice, self.chances
+        amount = dice.choice((0.003, 0.02, 0.1))
+        for kind, field in (
+            ("lost_copies", "lost_copy"),
+            ("doubled_copies", "doubled_copy"),
+            ("lost_replies", "lost_reply"),
+            ("delayed", "delayed"),
+            ("no_verdict", "no_verdict"),
+            ("slow", "slow"),
+        ):
+            if kind in self.kinds:
+                setattr(chances, field, amount)
+        if "stale" in self.kinds:
+            chances.stale = 0.5
+        if "late_timers" in self.kinds:
+            chances.late_timers = 5.0
+
+    def _for(self, seconds: float, text: str, undo: Callable[[], None]) -> None:
+        """Note a fault that ends after `seconds`, or with all others."""
+        self._note(f"{text} for {seconds:.2f} s")
+        done = False
+
+        def once() -> None:
+            nonlocal done
+            if not done:
+                done = True
+                self._note(f"end: {text}")
+                undo()
+
+        self._undo.append(once)
+        self._world.loop.call_later(seconds, once)
+
+    def _length(self) -> float:
+        return self._dice.choice((0.05, 0.6, 2.0, 5.0, 12.0)) * self._dice.uniform(0.5, 1.5)
+
+    # --- deeds ----------------------------------------------------------------------------------------------------
+    def _kill_node(self) -> None:
+        self._kill(self._dice.choice(sorted(self._world.nodes)))
+
+    def _kill_supervisor(self) -> None:
+        self._kill(self._dice.choice(sorted(self._world.supervisors)))
+
+    def _kill(self, name: str) -> None:
+        if not self._world.processes[name].dead:
+            self._world.kill(name)
+            self._for(self._length() / 2, f"kill {name}", lambda: self._world.restart(name))
+
+    def _drain_node(self) -> None:
+        name = self._dice.choice(sorted(self._world.nodes))
+        if not self._world.processes[name].dead:
+            self._note(f"drain {name}")
+            self._world.nodes[name].drained.set()
+
+    def _freeze_node(self) -> None:
+        self._freeze(self._dice.choice(sorted(self._world.nodes)))
+
+    def _freeze_supervisor(self) -> None:
+        self._freeze(self._dice.choice(sorted(self._world.supervisors)))
+
+    def _freeze(self, name: str) -> None:
+        process = self._world.processes[name]
+        if not process.frozen and not process.dead:
+            process.freeze()
+            self._for(self._length(), f"freeze {name}", process.thaw)
+
+    def _cut_node(self) -> None:
+        name = self._dice.choice(sorted(self._world.nodes))
+        parts = self._dice.choice(((name, f"mesh-heartbeat-{name}"), (name,)))
+        self._cut(*parts)
+
+    def _cut_heartbeat(self) -> None:
+        self._cut(f"mesh-heartbeat-{self._dice.choice(sorted(self._world.nodes))}")
+
+    def _cut_supervisor(self) -> None:
+        self._cut(self._dice.choice(sorted(self._world.supervisors)))
+
+    def _cut_client(self) -> None:
+        self._cut(self._dice.choice(self._clients()))
+
+    def _cut(self, *names: str) -> None:
+        net = self._world.net
+        fresh = [name for name in names if name not in net.cut]
+        if not fresh:
+            return
+        for name in fresh:
+            net.cut_off(name)
+
+        def undo() -> None:
+            for name in fresh:
+                net.heal(name)
+
+        self._for(self._length() * 1.5, f"cut {' '.join(fresh)}", undo)
+
+    def _reset(self) -> None:
+        names = sorted(self._world.nodes) + sorted(self._world.supervisors) + self._clients()
+        name = self._dice.choice(names)
+        self._note(f"reset {name}")
+        self._world.net.reset(name)
+
+    def _clients(self) -> list[str]:
+        return sorted(name for name in self._world.processes if name.startswith("c"))
+
+    def _server(self) -> None:
+        net = self._world.net
+        if not net.down:
+            net.stop_server()
+            self._for(self._length() / 2, "server down", net.start_server)
+
+    def _election(self) -> None:
+        stream = self._dice.choice(sorted(self._world.net.server.streams))
+        if stream not in self._mishaps.leaderless:
+            self._mishaps.leaderless.add(stream)
+            length = self._dice.choice((0.05, 1.0, 6.0)) * self._dice.uniform(0.5, 1.5)
+            self._for(length, f"no leader of {stream}", lambda: self._mishaps.leaderless.discard(stream))

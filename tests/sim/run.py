@@ -1,0 +1,164 @@
+"""One seed: its world, its storm, its verdict."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+
+from agentmesh.edge.registry import Entry, decode_spec
+from agentmesh.ledger import fold
+from agentmesh.records import Ledger, Record, decode_record
+from agentmesh.subjects import LANES, spec_key
+from sim.agents import Cell
+from sim.checker import gather, judge
+from sim.faults import Storm
+from sim.loop import SimLoop, run_sim
+from sim.workload import IMMORTAL, Workload
+from sim.world import World
+
+STORM_S = 25.0
+PATIENCE_S = 420.0
+"""By when everything must be done once nothing goes wrong any more: some time beyond the duplicate window."""
+
+
+@dataclasses.dataclass
+class Verdict:
+    """How a run ended."""
+
+    seed: int
+    wrong: list[str]
+    faults: list[str]
+    kinds: tuple[str, ...]
+    operations: int
+    records: int
+    virtual_s: float
+    real_s: float
+    digest: str
+    """Of everything that was stored: the same for the same seed."""
+
+
+def run_seed(
+    seed: int,
+    *,
+    kinds: tuple[str, ...] | None = None,
+    seconds: float = STORM_S,
+    trace: Callable[[str], None] | None = None,
+) -> Verdict:
+    """Run one seed to its verdict. `trace` gets a line for each message and each fault."""
+    began = time.monotonic()
+
+    async def main(loop: SimLoop) -> Verdict:
+        return await _run(loop, seed, kinds, seconds, trace)
+
+    verdict = run_sim(main)
+    verdict.real_s = time.monotonic() - began
+    return verdict
+
+
+async def _run(
+    loop: SimLoop, seed: int, kinds: tuple[str, ...] | None, seconds: float, trace: Callable[[str], None] | None
+) -> Verdict:
+    world = World(loop, seed)
+    if trace is not None:
+        world.net.trace = lambda who, subject, body: trace(f"{loop.time():9.4f}  {who:<22} {subject}  {body}")
+    Cell.dice = world.dice("agents")
+    Cell.slowness = world.dice("slowness").choice((0.0, 0.2, 2.0))
+    await world.prepare()
+    for name in ("s1", "s2"):
+        world.supervisor(name)
+    for name in ("n1", "n2", "n3"):
+        world.node(name, passivate_s=world.dice(name).choice((3.0, 300.0)))
+    work = Workload(world)
+    await work.prepare()
+    storm = Storm(world, kinds)
+    load = loop.create_task(work.run(seconds))
+    await storm.blow(seconds)
+    await load
+    calm = await work.revive(lambda: settled(world), lambda: halted(world), PATIENCE_S)
+    wrong = [] if calm else [f"not done {PATIENCE_S:g} s after the last fault: {line}" for line in unsettled(world)]
+    evidence = gather(world.net.server, world.subjects, work.history)
+    wrong += judge(evidence)
+    wrong += [f"defect: {line}" for line in loop.defects]
+    digest = hashlib.sha256()
+    for name, stream in sorted(world.net.server.streams.items()):
+        for message in stream.history:
+            digest.update(f"{name} {message.seq} {message.subject} {message.at}".encode() + message.data)
+    records = sum(len(records) for records in evidence.journals.values())
+    return Verdict(seed, wrong, storm.log, storm.kinds, len(work.history), records, loop.time(), 0.0, digest.hexdigest()[:16])
+
+
+def settled(world: World) -> bool:
+    """Whether nothing is left to do."""
+    return next(iter(_open_ends(world)), None) is None
+
+
+def unsettled(world: World) -> list[str]:
+    """What is left to do."""
+    return list(_open_ends(world))
+
+
+def halted(world: World) -> list[str]:
+    """Agents that do nothing until they are resumed."""
+    failed = [key[7:] for key, entry in _registry(world).items() if key[:7] == "agents." and decode_spec(entry).status == "failed"]
+    return sorted({*failed, *(name for name in IMMORTAL if (ledger := _ledger(world, name)) is not None and ledger.halted)})
+
+
+def _registry(world: World) -> dict[str, Entry]:
+    head = len(world.subjects.registry_key(""))
+    stored = world.net.server.streams[world.subjects.stream("registry")].live()
+    return {m.subject[head:]: Entry(m.subject[head:], m.data, m.seq) for m in stored if m.data}
+
+
+def _ledger(world: World, name: str) -> Ledger | None:
+    journal = world.net.server.streams[world.subjects.stream("journal")]
+    return fold([(m.seq, decode_record(m.data)) for m in journal.view(world.subjects.journal(name), 0, 0.0)])[0]
+
+
+def _open_ends(world: World) -> Iterator[str]:
+    journal = world.net.server.streams[world.subjects.stream("journal")]
+    keys = _registry(world)
+    yield from (f"{name} has no spec" for name in IMMORTAL if spec_key(name) not in keys)
+    for key in sorted(keys):
+        if not key.startswith("agents."):
+            continue
+        name, spec = key.partition(".")[2], decode_spec(keys[key])
+        last = journal.last_on(world.subjects.journal(name))
+        record = decode_record(last.data) if last is not None else None
+        if spec.status == "stopped":
+            if record is not None and (record.kind != "tombstone" or record.incarnation != spec.incarnation):
+                yield f"{name} is stopped, but its journal ends with {record.kind}"
+            continue
+        if spec.status != "running":
+            yield f"{name} is {spec.status}"
+        yield from _owners(keys, name)
+        if record is None or record.kind != "rest":
+            yield f"the journal of {name} ends with {record.kind if record else 'nothing'}"
+        else:
+            yield from _left(world, name, record)
+
+
+def _owners(keys: Mapping[str, Entry], name: str) -> Iterator[str]:
+    nodes = {key.partition(".")[2] for key in keys if key.startswith("nodes.")}
+    placed = [key.split(".", 2) for key in keys if key.startswith("placements.")]
+    owners = [node for _, node, agent in placed if agent == name and node in nodes]
+    if len(owners) != 1:
+        yield f"{name} has the owners {owners}"
+
+
+def _left(world: World, name: str, record: Record) -> Iterator[str]:
+    streams, subjects = world.net.server.streams, world.subjects
+    for lane in LANES.values():
+        message = streams[subjects.stream(lane.stream)].last_on(subjects.lane(lane.name, name))
+        if message is not None and message.seq > (record.positions or {}).get(lane.name, 0):
+            yield f"{name} has not seen {lane.name} {message.seq}"
+    ledger = _ledger(world, name)
+    if ledger is not None and (ledger.halted or ledger.timers or ledger.deferred or ledger.awaiting):
+        yield f"{name} is halted, or waits for timers or answers"
+
+
+def quiet() -> None:
+    """Errors that the mesh logs in a storm are its business; defects are reported by the loop."""
+    logging.disable(logging.CRITICAL)

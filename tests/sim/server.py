@@ -1,0 +1,352 @@
+"""An in-memory NATS server: core messages with queue groups and no-responders, and the JetStream API that the mesh uses.
+
+It knows connections by number only; net.py carries messages to and from them. Everything that can go wrong in it is asked of
+`faults`, whose default is that nothing does.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from agentmesh.edge.frames import header_block
+from agentmesh.edge.transport import Headers, Message
+from agentmesh.wire import format_time
+from sim.store import Refusal, Stored, Stream
+
+EPOCH = 1_800_000_000.0
+"""The wall clock when the loop's clock is 0."""
+_MAX_MATCHES = 1024
+_NO_HEADERS: dict[str, str] = {}
+
+
+class Interest(NamedTuple):
+    """One subscription."""
+
+    connection: int
+    sid: int
+    queue: str
+
+
+class Faults:
+    """What goes wrong in the server. This one: nothing."""
+
+    def refuse(self, stream: str) -> bool:
+        """Whether `stream` has no leader now."""
+        return False
+
+    def no_verdict(self, subject: str) -> bool:
+        """Whether a compare-and-set gets 10164."""
+        return False
+
+    def lag(self) -> float:
+        """How far the replica is behind that answers a direct get, in seconds."""
+        return 0.0
+
+    def copies(self, subject: str) -> int:
+        """How often one message reaches one subscriber."""
+        return 1
+
+    def lateness(self) -> float:
+        """How late an expiry or a schedule is."""
+        return 0.0
+
+
+class _Trie:
+    """Subscriptions by subject token."""
+
+    __slots__ = ("children", "here")
+
+    def __init__(self) -> None:
+        self.children: dict[str, _Trie] = {}
+        self.here: dict[tuple[int, int], Interest] = {}
+
+    def add(self, pattern: str, interest: Interest) -> None:
+        node = self
+        for token in pattern.split("."):
+            node = node.children.setdefault(token, _Trie())
+        node.here[interest.connection, interest.sid] = interest
+
+    def remove(self, pattern: str, key: tuple[int, int]) -> None:
+        tokens = pattern.split(".")
+        path = [self]
+        for token in tokens:
+            child = path[-1].children.get(token)
+            if child is None:
+                return
+            path.append(child)
+        path[-1].here.pop(key, None)
+        for parent, token in zip(reversed(path[:-1]), reversed(tokens), strict=True):
+            child = parent.children[token]
+            if child.here or child.children:
+                break
+            del parent.children[token]
+
+    def find(self, tokens: list[str], index: int, out: list[Interest]) -> None:
+        if (rest := self.children.get(">")) is not None and index < len(tokens):
+            out.extend(rest.here.values())
+        if index == len(tokens):
+            out.extend(self.here.values())
+            return
+        for token in (tokens[index], "*"):
+            child = self.children.get(token)
+            if child is not None:
+                child.find(tokens, index + 1, out)
+
+
+class Server:
+    """The server. `deliver(connection, sid, message)` brings a message to a client; `choose(n)` is a die with n sides."""
+
+    def __init__(
+        self,
+        *,
+        clock: Callable[[], float],
+        later: Callable[[float, Callable[[], None]], object],
+        deliver: Callable[[int, int, Message], None],
+        choose: Callable[[int], int],
+        max_payload: int = 1 << 20,
+    ) -> None:
+        self.streams: dict[str, Stream] = {}
+        self.faults = Faults()
+        self.max_payload = max_payload
+        self.heard: list[tuple[str, bytes]] = []
+        """Every core message published to an inbox: what callers were told."""
+        self._clock = clock
+        self._later = later
+        self._deliver = deliver
+        self._choose = choose
+        self._trie = _Trie()
+        self._subscriptions: dict[tuple[int, int], str] = {}
+        self._by_subject: dict[str, Stream | None] = {}
+
+    def wall(self) -> float:
+        """The time, in seconds since the epoch."""
+        return EPOCH + self._clock()
+
+    # --- connections ----------------------------------------------------------------------------------------------
+    def subscribe(self, connection: int, sid: int, pattern: str, queue: str) -> None:
+        self._trie.add(pattern, Interest(connection, sid, queue))
+        self._subscriptions[connection, sid] = pattern
+
+    def unsubscribe(self, connection: int, sid: int) -> None:
+        pattern = self._subscriptions.pop((connection, sid), None)
+        if pattern is not None:
+            self._trie.remove(pattern, (connection, sid))
+
+    def drop(self, connection: int) -> None:
+        """The connection is gone, and its subscriptions with it."""
+        for key in [key for key in self._subscriptions if key[0] == connection]:
+            self.unsubscribe(*key)
+
+    # --- publishing -----------------------------------------------------------------------------------------------
+    def publish(self, subject: str, headers: Headers | None, data: bytes, reply: str) -> None:
+        """A message from a client."""
+        if subject.startswith("$JS.API."):
+            self._api(subject[8:], data, reply)
+            return
+        if subject.startswith("_INBOX."):
+            self.heard.append((subject, data))
+        fields = dict(headers or ())
+        stream = self._stream_of(subject)
+        heard = self._spread(Message(subject, data, fields, reply))
+        if stream is not None and not self.faults.refuse(stream.name):
+            self._reply(reply, self._put(stream, subject, fields, data))
+        elif not heard and reply:
+            self._send(reply, b"", {}, "503")
+
+    def _stream_of(self, subject: str) -> Stream | None:
+        if subject.startswith("_INBOX."):
+            return None
+        if subject not in self._by_subject:
+            self._by_subject[subject] = next((s for s in self.streams.values() if s.takes(subject)), None)
+        return self._by_subject[subject]
+
+    def _put(self, stream: Stream, subject: str, headers: Mapping[str, str], data: bytes) -> dict[str, Any]:
+        if "Nats-Expected-Last-Subject-Sequence" in headers and self.faults.no_verdict(subject):
+            return {"error": {"code": 400, "err_code": 10164, "description": "wrong last sequence"}, "stream": stream.name, "seq": 0}
+        try:
+            return stream.publish(subject, headers, data)
+        except Refusal as refusal:
+            return {"error": refusal.body, "stream": stream.name, "seq": 0}
+
+    def _spread(self, message: Message) -> bool:
+        """Bring `message` to who listens: all plain subscribers, and one of each queue group."""
+        found: list[Interest] = []
+        self._trie.find(message.subject.split("."), 0, found)
+        groups: dict[str, list[Interest]] = {}
+        for interest in found:
+            if interest.queue:
+                groups.setdefault(interest.queue, []).append(interest)
+        chosen = [i for i in found if not i.queue]
+        chosen += [members[self._choose(len(members))] for members in groups.values()]
+        for interest in chosen:
+            for _ in range(self.faults.copies(message.subject)):
+                self._deliver(interest.connection, interest.sid, message)
+        return bool(chosen)
+
+    def _send(self, subject: str, data: bytes, headers: Mapping[str, str], status: str = "") -> None:
+        if subject:
+            self._spread(Message(subject, data, headers, "", status))
+
+    def _reply(self, reply: str, body: Mapping[str, Any]) -> None:
+        if reply:
+            self._send(reply, json.dumps(body).encode(), _NO_HEADERS)
+
+    def _on_stored(self, stream: Stream, message: Stored) -> None:
+        republish = stream.config.get("republish")
+        if not republish:
+            return
+        source, destination = republish["src"], republish["dest"]
+        head = source.removesuffix(">")
+        if not source.endswith(">") or not message.subject.startswith(head):
+            if source != message.subject:
+                return
+            target = destination
+        else:
+            target = destination.removesuffix(">") + message.subject[len(head) :]
+        self._spread(Message(target, message.data, self._described(stream, message, message.previous)))
+
+    def _described(self, stream: Stream, message: Stored, previous: int | None) -> dict[str, str]:
+        """A stored message's headers, with what the server says of it."""
+        headers = {
+            **message.headers,
+            "Nats-Stream": stream.name,
+            "Nats-Subject": message.subject,
+            "Nats-Sequence": str(message.seq),
+            "Nats-Time-Stamp": format_time(message.time),
+        }
+        if previous is not None:
+            headers["Nats-Last-Sequence"] = str(previous)
+        return headers
+
+    # --- the API --------------------------------------------------------------------------------------------------
+    def _api(self, call: str, data: bytes, reply: str) -> None:
+        name = call.rpartition(".")[2]
+        body: dict[str, Any] = json.loads(data) if data else {}
+        stream = self.streams.get(name)
+        if call.startswith("DIRECT.GET."):
+            self._direct(stream, body, reply)
+            return
+        if stream is not None and self.faults.refuse(name):
+            self._send(reply, b"", {}, "503")
+            return
+        if call.startswith("STREAM.CREATE."):
+            self._reply(reply, self._create(body))
+        elif stream is None:
+            self._reply(reply, _error(404, 10059, "stream not found"))
+        elif call.startswith("STREAM.INFO."):
+            self._reply(reply, stream.info())
+        elif call.startswith("STREAM.PURGE."):
+            purged = stream.purge(body.get("filter", ">"), body.get("seq", 0))
+            self._reply(reply, {"success": True, "purged": purged})
+        elif call.startswith("STREAM.MSG.DELETE."):
+            self._reply(reply, _delete(stream, body.get("seq", 0)))
+        elif call.startswith("STREAM.MSG.GET."):
+            self._reply(reply, self._leader_get(stream, body))
+        else:
+            self._send(reply, b"", {}, "503")
+
+    def _create(self, config: dict[str, Any]) -> dict[str, Any]:
+        old = self.streams.get(config["name"])
+        if old is not None:
+            if old.config == config:
+                return old.info()
+            return _error(400, 10058, "stream name already in use with a different configuration")
+        self._by_subject.clear()
+        stream = self.streams[config["name"]] = Stream(
+            config,
+            clock=self._clock,
+            wall=self.wall,
+            later=self._later,
+            stored=self._on_stored,
+            lateness=lambda: self.faults.lateness(),
+        )
+        return stream.info()
+
+    def _leader_get(self, stream: Stream, body: Mapping[str, Any]) -> dict[str, Any]:
+        if "last_by_subj" in body:
+            found = stream.last_of(body["last_by_subj"])
+        elif "next_by_subj" in body:
+            found = stream.next_of(body["next_by_subj"], body.get("seq", 0))
+        else:
+            found = stream.get(body.get("seq", 0))
+        if found is None:
+            return _error(404, 10037, "no message found")
+        message = {"subject": found.subject, "seq": found.seq, "time": format_time(found.time)}
+        if found.data:
+            message["data"] = base64.b64encode(found.data).decode()
+        if found.headers:
+            message["hdrs"] = base64.b64encode(header_block(found.headers)).decode()
+        return {"message": message}
+
+    def _direct(self, stream: Stream | None, body: Mapping[str, Any], reply: str) -> None:
+        if stream is None:
+            self._send(reply, b"", {}, "503")
+            return
+        lag = self.faults.lag()
+        if "multi_last" in body:
+            self._multi_last(stream, body["multi_last"], lag, reply)
+        elif "batch" in body:
+            self._batch(stream, body, lag, reply)
+        else:
+            self._one(stream, body, lag, reply)
+
+    def _one(self, stream: Stream, body: Mapping[str, Any], lag: float, reply: str) -> None:
+        if "last_by_subj" in body:
+            found = stream.view(body["last_by_subj"], 0, lag)[-1:]
+        else:
+            found = stream.view(body.get("next_by_subj", ">"), body.get("seq", 0), lag)[:1]
+            if "next_by_subj" not in body:
+                found = [m for m in found if m.seq == body.get("seq")]
+        if found:
+            self._send(reply, found[0].data, self._described(stream, found[0], None))
+        else:
+            self._send(reply, b"", {"Description": "Message Not Found"}, "404")
+
+    def _batch(self, stream: Stream, body: Mapping[str, Any], lag: float, reply: str) -> None:
+        found = stream.view(body.get("next_by_subj", ">"), body.get("seq", 0), lag)
+        if not found:
+            self._send(reply, b"", {"Description": "Message Not Found"}, "404")
+            return
+        size, before, sent = 0, 0, 0
+        for message in found[: body["batch"]]:
+            if sent and body.get("max_bytes") and size + len(message.data) > body["max_bytes"]:
+                break
+            size += len(message.data)
+            sent += 1
+            headers = self._described(stream, message, before)
+            headers["Nats-Num-Pending"] = str(len(found) - sent)
+            self._send(reply, message.data, headers)
+            before = message.seq
+        end = {"Description": "EOB", "Nats-Num-Pending": str(len(found) - sent), "Nats-Last-Sequence": str(before)}
+        self._send(reply, b"", end, "204")
+
+    def _multi_last(self, stream: Stream, patterns: list[str], lag: float, reply: str) -> None:
+        found = stream.newest_each(patterns, lag)
+        if len(found) > _MAX_MATCHES:
+            self._send(reply, b"", {"Description": "Too Many Results"}, "413")
+            return
+        if not found:
+            self._send(reply, b"", {"Description": "No Results"}, "404")
+            return
+        before = 0
+        for index, message in enumerate(found):
+            headers = self._described(stream, message, before)
+            headers["Nats-Num-Pending"] = str(len(found) - index - 1)
+            self._send(reply, message.data, headers)
+            before = message.seq
+        up_to = str(stream.last_seq_at(lag) if lag else stream.last_seq)
+        end = {"Description": "EOB", "Nats-Num-Pending": "0", "Nats-Last-Sequence": str(before), "Nats-UpTo-Sequence": up_to}
+        self._send(reply, b"", end, "204")
+
+
+def _delete(stream: Stream, seq: int) -> dict[str, Any]:
+    if seq > stream.last_seq or not seq:
+        return _error(400, 10043, f"message [{seq}] not found")
+    return {"success": True} if stream.delete(seq) else _error(404, 10057, "no message found")
+
+
+def _error(code: int, err_code: int, description: str) -> dict[str, Any]:
+    return {"error": {"code": code, "err_code": err_code, "description": description}}

@@ -1,0 +1,198 @@
+"""What clients do in a run, and what became of it."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+
+from agentmesh.errors import AskTimeout, MeshError, Unavailable
+from agentmesh.wire import Outcome
+from agentmesh_client.client import Mesh
+from sim.world import World
+
+RING = ("r0", "r1", "r2")
+CHAIN = ("a0", "a1", "a2", "a3")
+COUNTERS = ("k0", "k1")
+IMMORTAL = (*RING, *CHAIN, *COUNTERS)
+"""Agents that are never stopped: what is accepted for them must be answered by a turn."""
+MORTAL = ("m0", "m1")
+"""Agents that are started and stopped all the time."""
+ASK_S = 15.0
+
+
+class Operation(msgspec.Struct):
+    """One call of a client. `ref`: it was accepted. Neither `ref` nor `error`: it was under way when the client ended."""
+
+    client: str
+    kind: str
+    agent: str
+    label: str
+    began: float
+    ended: float | None = None
+    ref: str | None = None
+    outcome: Outcome | None = None
+    error: str | None = None
+
+
+class Workload:
+    """Some clients, each with a few tasks that do one thing after another."""
+
+    def __init__(self, world: World, *, clients: int = 2, threads: int = 2) -> None:
+        self._world = world
+        self._dice = world.dice("workload")
+        self._clients = [f"c{n}" for n in range(clients)]
+        self._threads = threads
+        self.history: list[Operation] = []
+
+    async def prepare(self) -> None:
+        """Start the agents that are to live for ever."""
+
+        async def start() -> None:
+            async with self._world.client("c-setup") as mesh:
+                for group, rings in ((RING, True), (CHAIN, False), (COUNTERS, True)):
+                    for index, name in enumerate(group):
+                        following = group[(index + 1) % len(group)] if rings or index + 1 < len(group) else ""
+                        await mesh.start_agent(name, kind="Cell", options={"next": following}, restart="permanent")
+
+        await self._world.process("c-setup").spawn(start())
+
+    async def run(self, seconds: float) -> None:
+        """Have all clients work for so long, and wait for what they have begun."""
+        end = self._world.loop.time() + seconds
+        runs = []
+        for name in self._clients:
+            dice = random.Random(self._dice.random())
+            runs.append(self._world.process(name).spawn(self._client(name, dice, end)))
+        await asyncio.gather(*runs)
+
+    async def _client(self, name: str, dice: random.Random, end: float) -> None:
+        async with self._world.client(name) as mesh:
+            async with asyncio.TaskGroup() as group:
+                for number in range(self._threads):
+                    group.create_task(self._thread(mesh, f"{name}-{number}", random.Random(dice.random()), end))
+
+    async def _thread(self, mesh: Mesh, name: str, dice: random.Random, end: float) -> None:
+        count = 0
+        while self._world.loop.time() < end:
+            count += 1
+            await self._one(mesh, name, f"{name}-{count}", dice)
+            await asyncio.sleep(dice.choice((0.0, 0.01, 0.2, 1.0)) * dice.random())
+
+    async def _one(self, mesh: Mesh, client: str, label: str, dice: random.Random) -> None:
+        kind = dice.choices(
+            ("ask", "tell", "notify", "pass", "call", "timer", "halt", "flaky", "boom", "start", "stop", "spawn", "mortal", "resume"),
+            (5, 5, 3, 3, 3, 2, 1, 1, 0.3, 1, 1, 1, 2, 4),
+        )[0]
+        match kind:
+            case "pass":
+                await self._tell(mesh, client, dice.choice(RING), f"pass {label} {dice.randint(1, 5)}")
+            case "call":
+                depth = dice.randint(1, len(CHAIN) - 1)
+                await self._ask(mesh, client, CHAIN[0], f"call {label} {depth}", dice)
+            case "notify":
+                await self._do(
+                    client, "notify", agent := dice.choice(IMMORTAL), label, lambda op: self._notify(mesh, op, agent, label)
+                )
+            case "timer":
+                await self._tell(mesh, client, dice.choice(COUNTERS), f"timer {label} {dice.choice((0.0, 0.5, 5.0))}")
+            case "start":
+                await self._do(client, "start", agent := dice.choice(MORTAL), label, lambda op: _start(mesh, agent))
+            case "stop":
+                await self._do(client, "stop", agent := dice.choice(MORTAL), label, lambda op: _stop(mesh, agent))
+            case "resume":
+                await self._do(client, "resume", agent := dice.choice(IMMORTAL), label, lambda op: _resume(mesh, agent))
+            case "spawn":
+                verb = dice.choice(("spawn", "end"))
+                await self._tell(mesh, client, dice.choice(COUNTERS), f"{verb} {label} {dice.choice(MORTAL)}")
+            case "mortal":
+                await self._ask(mesh, client, dice.choice(MORTAL), f"add {label}", dice)
+            case "ask":
+                await self._ask(mesh, client, dice.choice(IMMORTAL), f"add {label}", dice)
+            case "tell":
+                await self._tell(mesh, client, dice.choice(IMMORTAL), f"add {label}")
+            case _:
+                await self._tell(mesh, client, dice.choice(IMMORTAL), f"{kind} {label}")
+
+    # --- operations -----------------------------------------------------------------------------------------------
+    async def _do(
+        self, client: str, kind: str, agent: str, label: str, act: Callable[[Operation], Awaitable[None]]
+    ) -> None:
+        op = Operation(client, kind, agent, label, self._world.loop.time())
+        self.history.append(op)
+        try:
+            await act(op)
+        except MeshError as error:
+            op.error = error.code
+        op.ended = self._world.loop.time()
+
+    async def _tell(self, mesh: Mesh, client: str, agent: str, text: str) -> None:
+        verb, label = text.split()[:2]
+
+        async def act(op: Operation) -> None:
+            key: str | None = None
+            for _ in range(3):
+                try:
+                    op.ref = await mesh.tell(agent, text, idempotency_key=key, timeout=20.0)
+                    return
+                except Unavailable as error:
+                    # What a careful caller does: the same again, under the key that the error names.
+                    key = error.details.get("idempotency_key", key)
+                    if key is None:
+                        raise
+            raise Unavailable("not confirmed")
+
+        await self._do(client, verb, agent, label, act)
+
+    async def _ask(self, mesh: Mesh, client: str, agent: str, text: str, dice: random.Random) -> None:
+        verb, label = text.split()[:2]
+
+        async def act(op: Operation) -> None:
+            def accepted(ref: str) -> None:
+                op.ref = ref
+
+            try:
+                op.outcome = await mesh.ask_outcome(agent, text, timeout=ASK_S, on_accepted=accepted)
+            except AskTimeout:
+                op.error = "ask_timeout"
+
+        await self._do(client, verb, agent, label, act)
+
+    async def _notify(self, mesh: Mesh, op: Operation, agent: str, label: str) -> None:
+        await mesh.notify(agent, {"label": label}, timeout=20.0, idempotency_key=f"e-{label}")
+        op.ref = "-"
+
+    # --- the end --------------------------------------------------------------------------------------------------
+    async def revive(self, settled: Callable[[], bool], halted: Callable[[], list[str]], patience: float) -> bool:
+        """Resume what is `halted`, until everything is `settled`; whether it was within `patience` seconds."""
+        end = self._world.loop.time() + patience
+
+        async def work() -> bool:
+            async with self._world.client("c-last") as mesh:
+                while not settled():
+                    if self._world.loop.time() > end:
+                        return False
+                    for name in halted():
+                        try:
+                            await mesh.resume(name, timeout=3.0)
+                        except MeshError:
+                            continue  # seen to by `settled`
+                    await asyncio.sleep(0.5)
+            return True
+
+        return await self._world.process("c-last").spawn(work())
+
+
+async def _start(mesh: Mesh, agent: str) -> None:
+    await mesh.start_agent(agent, kind="Cell", timeout=20.0)
+
+
+async def _resume(mesh: Mesh, agent: str) -> None:
+    await mesh.resume(agent, timeout=10.0)
+
+
+async def _stop(mesh: Mesh, agent: str) -> Any:
+    await mesh.stop(agent, timeout=20.0)
