@@ -404,3 +404,5 @@ class NodeStats(msgspec.Struct, frozen=True, kw_only=True):
     running: int
     lag_ms: float
     draining: bool
+    awake: int = 0
+    """Agents that are loaded; the others are a subscription each."""

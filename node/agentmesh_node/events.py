@@ -1,10 +1,10 @@
 """Lifecycle facts: one vocabulary, published on `mesh.event.<agent>.<kind>` and offered to handlers in this process.
 
-Kinds and their fields:
+Kinds and their fields, beside `v`, `agent`, `kind`, `time`, `node` and `turn`, which every fact has:
 
-    prompt_start      ref, turn, rewritten, sender; with content: prompt, original_prompt, agent_state
-    prompt_stop       ref, turn, duration_ms; with content: agent_state
-    prompt_error      ref, turn, reason; with content: agent_state
+    prompt_start      ref, rewritten, sender; with content: prompt, original_prompt, agent_state
+    prompt_stop       ref, duration_ms; with content: agent_state
+    prompt_error      ref, reason; with content: agent_state
     event_received    lane, seq, sender; with content: event
     state_changed     from, to
     mailbox_queued    depth

@@ -42,6 +42,7 @@ class Facts(msgspec.Struct):
 
     lease: NodeLease
     agents: int = 0
+    awake: int = 0
     running: int = 0
     ticked: float = 0.0
 
@@ -275,6 +276,7 @@ class Heartbeat:
                 node=self._node,
                 boot=facts.lease.boot,
                 agents=facts.agents,
+                awake=facts.awake,
                 running=facts.running,
                 lag_ms=round(max(0.0, self._monotonic() - facts.ticked - CHECK_S) * 1000, 1),
                 draining=facts.lease.draining,

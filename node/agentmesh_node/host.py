@@ -131,6 +131,7 @@ class Node:
             self.settings.node_id,
             self._lease(boot),
             ttl_s=self.settings.lease_ttl_s,
+            stall_limit_s=self.settings.stall_limit_s,
             on_request=self._on_request,
             on_superseded=self._on_superseded,
             ambient=self._ambient,
@@ -163,7 +164,9 @@ class Node:
         if self._heartbeat is not None:
             facts = self._heartbeat.facts
             facts.agents = len(self._residents)
-            facts.running = sum(1 for r in self._residents.values() if r.owner is not None and not r.owner.idle)
+            awake = [r.owner for r in self._residents.values() if r.owner is not None]
+            facts.awake = len(awake)
+            facts.running = sum(1 for owner in awake if not owner.idle)
             facts.lease = msgspec.structs.replace(facts.lease, agents=facts.agents)
         self._counter = asyncio.get_running_loop().call_later(0.5, self._count)
 
@@ -221,7 +224,7 @@ class Node:
         begun: set[Resident] = set()
         while self._residents:
             async with asyncio.TaskGroup() as group:
-                for resident in set(self._residents.values()) - begun:
+                for resident in [r for r in self._residents.values() if r not in begun]:
                     begun.add(resident)
                     handover.giving_up(resident.name)
                     group.create_task(self._hand_over(resident))

@@ -11,7 +11,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping
 
-from agentmesh.edge.jetstream import ApiError, StoredMessage, read
+from agentmesh.edge.jetstream import ApiError, StoredMessage, get_next, read
 from agentmesh.edge.transport import Message, Transport
 from agentmesh.errors import MeshError
 from agentmesh.subjects import LANES, Subjects
@@ -78,10 +78,27 @@ class Mailbox:
             self._reader = asyncio.get_running_loop().create_task(self._read_all(), name=f"mailbox {self._agent}")
 
     async def caught_up(self) -> None:
-        """Return when everything stored before this call is delivered."""
-        self.catch_up()
-        while self._reader is not None and not self._reader.done():
-            await asyncio.wait((self._reader,))
+        """Return when everything stored before this call is delivered, as the streams' leaders know it: a replica may lag
+        (design 3, The end: a sweep goes up to the lanes' last sequences, read from the leader)."""
+        wait = RETRY_S
+        while True:
+            self.catch_up()
+            while self._reader is not None and not self._reader.done():
+                await asyncio.wait((self._reader,))
+            try:
+                if await self._nothing_beyond():
+                    return
+            except (MeshError, ApiError) as error:
+                log.debug("mail cannot be read now: %s", error, extra={"agent": self._agent})
+            await asyncio.sleep(wait)
+            wait = min(MAX_RETRY_S, wait * 2)
+
+    async def _nothing_beyond(self) -> bool:
+        for name, seen in self._seen.items():
+            stream = self._subjects.stream(LANES[name].stream)
+            if await get_next(self._t, stream, self._subjects.lane(name, self._agent), seen + 1) is not None:
+                return False
+        return True
 
     async def close(self) -> None:
         reader, self._reader = self._reader, None

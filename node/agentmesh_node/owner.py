@@ -481,7 +481,9 @@ class Owner:
         await self._status.settled()
 
     def _emit(self, kind: str, fields: dict[str, Any]) -> None:
-        self._s.events.emit(self.name, kind, self.core.ledger.turn if self.core else 0, fields)
+        core = self.core
+        turn = 0 if core is None else core.active.number if core.active is not None else core.ledger.turn
+        self._s.events.emit(self.name, kind, turn, fields)
 
     async def _sweep(self) -> None:
         """Feed in what the lanes hold up to their last sequences, read after the `stopped` record was committed."""
@@ -513,7 +515,7 @@ class Owner:
         elif core.record != "rest":
             self.feed(Rest())
             self._arm_rest()
-        elif quiet < settings.passivate_s or any(m.deadline is not None for m in core.prompts):
+        elif quiet < settings.passivate_s or self._status.busy or any(m.deadline is not None for m in core.prompts):
             self._resting = self._later(max(settings.rest_s, settings.passivate_s - quiet), self._rest)
         else:
             self._ended(self, None)

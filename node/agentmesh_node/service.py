@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +17,17 @@ from agentmesh.agent import Agent
 from agentmesh.edge import streams
 from agentmesh.edge.address import mesh_root, server_urls
 from agentmesh.edge.connection import NatsTransport, connect
-from agentmesh.errors import BadRequest, MeshError
+from agentmesh.errors import BadRequest, MeshError, Unavailable
 from agentmesh.subjects import Subjects
-from agentmesh_node import logs, telemetry
+from agentmesh_node import logs, telemetry, times
 from agentmesh_node.embedded import EmbeddedServer
 from agentmesh_node.host import Node, NodeSettings
 from agentmesh_node.load import load_agents
 from agentmesh_node.process import Told, complain, default_id, run
-from agentmesh_node.supervisor import Supervisor
+from agentmesh_node.supervisor import Supervisor, SupervisorSettings
 
 _log = logging.getLogger("agentmesh.service")
+_RETRY_S = 0.5
 
 
 class Where(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,6 +69,7 @@ def supervisor(*, id: str | None, where: Where) -> int:
     """Run a supervisor until it is told to end. Returns the exit code."""
     try:
         own_id = names.node_id(id or default_id())
+        settings = _supervisor_settings()
     except MeshError as error:
         return complain(error)
 
@@ -75,7 +77,7 @@ def supervisor(*, id: str | None, where: Where) -> int:
         async with contextlib.AsyncExitStack() as stack:
             await _observe(stack, "supervisor", own_id)
             await _make_streams(where, own_id)
-            part = await _start_supervisor(stack, where, own_id)
+            part = await _start_supervisor(stack, where, own_id, settings)
             told.ready(f"supervisor {own_id} ready: {','.join(where.servers)}")
             await told.stop(part)
 
@@ -86,6 +88,7 @@ def up(agents: Sequence[str], *, port: int, data: Path, sync_interval: str, capa
     """Run server, supervisor and one node until told to end. Returns the exit code."""
     try:
         settings = _node_settings("n1", load_agents(agents), capacity, {}, mesh_root(root))
+        supervisor_settings = _supervisor_settings()
     except MeshError as error:
         return complain(error)
     server = EmbeddedServer(data / "nats", port=port, sync_interval=sync_interval)
@@ -96,7 +99,7 @@ def up(agents: Sequence[str], *, port: int, data: Path, sync_interval: str, capa
             await stack.enter_async_context(server)
             where = Where(servers=[server.url], root=settings.root)
             await _make_streams(where, settings.node_id)
-            parts = [_background(stack, _keep(server)), await _start_supervisor(stack, where, "s1")]
+            parts = [_background(stack, _keep(server)), await _start_supervisor(stack, where, "s1", supervisor_settings)]
             hosted = await _start_node(stack, where, settings)
             await asyncio.to_thread(_write_url, data, server.url)
             parts.append(_background(stack, _asked_to_end(hosted)))
@@ -128,18 +131,49 @@ async def _make_streams(where: Where, name: str) -> None:
 
 async def _start_node(stack: contextlib.AsyncExitStack, where: Where, settings: NodeSettings) -> Node:
     transport = await _connect(stack, where, f"mesh-node-{settings.node_id}")
-    hosted = Node(transport, where.servers, settings)
-    stack.push_async_callback(hosted.close)
-    await hosted.start()
-    return hosted
+
+    async def begin() -> Node:
+        hosted = Node(transport, where.servers, settings)
+        try:
+            await hosted.start()
+        except BaseException:
+            await hosted.close()
+            raise
+        stack.push_async_callback(hosted.close)
+        return hosted
+
+    return await _when_available(begin, where.wait_s)
 
 
-async def _start_supervisor(stack: contextlib.AsyncExitStack, where: Where, own_id: str) -> asyncio.Task[None]:
+async def _when_available[T](begin: Callable[[], Awaitable[T]], seconds: float) -> T:
+    """What `begin` returns; tried again for so long while the store is not ready (new streams, an election).
+
+    Raises:
+        Unavailable: it is not ready in time.
+    """
+    deadline = asyncio.get_running_loop().time() + seconds
+    while True:
+        try:
+            return await begin()
+        except Unavailable as error:
+            if asyncio.get_running_loop().time() + _RETRY_S > deadline:
+                raise
+            _log.info("the store is not ready; trying again", extra={"reason": error.message})
+        await asyncio.sleep(_RETRY_S)
+
+
+async def _start_supervisor(
+    stack: contextlib.AsyncExitStack, where: Where, own_id: str, settings: SupervisorSettings
+) -> asyncio.Task[None]:
     """The supervisor's life as a task: it ends only with an error."""
     transport = await _connect(stack, where, f"mesh-supervisor-{own_id}")
-    supervisor = Supervisor(transport, Subjects(where.root), own_id)
-    await supervisor.start()
-    return _background(stack, supervisor.run_until_stopped())
+
+    async def begin() -> Supervisor:
+        supervisor = Supervisor(transport, Subjects(where.root), own_id, settings)
+        await supervisor.start()
+        return supervisor
+
+    return _background(stack, (await _when_available(begin, where.wait_s)).run_until_stopped())
 
 
 async def _asked_to_end(hosted: Node) -> None:
@@ -175,8 +209,17 @@ def _node_settings(
     node_id: str, kinds: Mapping[str, type[Agent[Any]]], capacity: int, labels: Mapping[str, str], root: str
 ) -> NodeSettings:
     return NodeSettings(
-        node_id=names.node_id(node_id), agents=dict(kinds), capacity=capacity, labels=dict(labels), root=names.root_token(root)
+        node_id=names.node_id(node_id),
+        agents=dict(kinds),
+        capacity=capacity,
+        labels=dict(labels),
+        root=names.root_token(root),
+        **times.read(times.NODE, os.environ),  # type: ignore[arg-type]  # by field, with the field's type
     )
+
+
+def _supervisor_settings() -> SupervisorSettings:
+    return SupervisorSettings(**times.read(times.SUPERVISOR, os.environ))  # type: ignore[arg-type]  # as above
 
 
 def parse_labels(texts: Sequence[str]) -> dict[str, str]:

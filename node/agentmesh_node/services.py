@@ -50,6 +50,8 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Idle time after which the journal says that there is nothing to do."""
     passivate_s: float = 300.0
     """Idle time after which only the agent's subscription is kept."""
+    stall_limit_s: float = 60.0
+    """How long the loop may hang until the process ends itself."""
     activations: int = 64
     """Agents that are activated at the same time, at most."""
     mailbox_limit: int = 1000

@@ -48,6 +48,11 @@ class StatusWriter:
         if self._task is None or self._task.done():
             self._task = asyncio.get_running_loop().create_task(self._write_all(), name=f"status {self._agent}")
 
+    @property
+    def busy(self) -> bool:
+        """Whether something that was set is not in the registry yet."""
+        return self._task is not None and not self._task.done()
+
     async def settled(self) -> None:
         """Return when all that was set is in the registry."""
         while self._task is not None and not self._task.done():
@@ -62,22 +67,23 @@ class StatusWriter:
                 await asyncio.wait((task,))
 
     async def _write_all(self) -> None:
-        wait = RETRY_S
+        wait, stale = RETRY_S, False
         while self._wanted:
             status, reason = self._wanted[0]
             try:
-                await self._write(status, reason)
+                await self._write(status, reason, look=stale)
             except (MeshError, ApiError, WrongLastSequence, Uncertain) as error:
                 log.debug("status not written: %s", error, extra={"agent": self._agent, "status": status})
                 await asyncio.sleep(wait)
-                wait = min(MAX_RETRY_S, wait * 2)
+                wait, stale = min(MAX_RETRY_S, wait * 2), True
                 continue
             self._wanted.popleft()
-            wait = RETRY_S
+            wait, stale = RETRY_S, False
 
-    async def _write(self, status: AgentStatus, reason: ErrorBody | None) -> None:
+    async def _write(self, status: AgentStatus, reason: ErrorBody | None, *, look: bool) -> None:
+        """Write over what the live copy shows; after a failure (`look`) over what the leader has."""
         key = spec_key(self._agent)
-        entry = self._s.specs.get(key)
+        entry = None if look else self._s.specs.get(key)
         if entry is None or decode_spec(entry).status == status:
             entry = await self._s.registry.get(key)
         if entry is None:

@@ -72,11 +72,15 @@ class Process:
 class Stage:
     """A running mesh of processes, and a client."""
 
-    def __init__(self, mesh: Mesh, processes: dict[str, Process], servers: Server | Cluster, hold: Path) -> None:
+    def __init__(
+        self, mesh: Mesh, processes: dict[str, Process], servers: Server | Cluster, logs: Path, options: tuple[str, ...]
+    ) -> None:
         self.mesh = mesh
         self.processes = processes
         self.servers = servers
-        self.hold = hold
+        self.logs = logs
+        self.options = options
+        self.hold = logs / "hold"
 
     async def leader(self) -> str:
         """Id of the leading supervisor."""
@@ -88,10 +92,11 @@ class Stage:
 
 
 @contextlib.asynccontextmanager
-async def stage(*, clustered: bool) -> AsyncIterator[Stage]:
-    """Server or servers, two supervisors, three nodes, a client. n1 holds turns."""
+async def stage(*, clustered: bool, nodes: Sequence[str] = NODES) -> AsyncIterator[Stage]:
+    """Server or servers, two supervisors, nodes, a client. n1 holds turns."""
     with tempfile.TemporaryDirectory(prefix="mesh-bench-") as directory, (Cluster() if clustered else Server()) as servers:
-        logs, hold = Path(directory), Path(directory) / "hold"
+        logs = Path(directory)
+        hold = logs / "hold"
         hold.touch()
         processes: dict[str, Process] = {}
         agents = ("--agents", str(HERE / "failover_agents.py"))
@@ -99,12 +104,12 @@ async def stage(*, clustered: bool) -> AsyncIterator[Stage]:
             for own_id in SUPERVISORS:
                 processes[own_id] = Process("supervisor", own_id, servers.url, logs, env={})
             await asyncio.gather(*(p.ready() for p in processes.values()))
-            for own_id in NODES:
+            for own_id in nodes:
                 env = {"MESH_BENCH_HOLD": str(hold)} if own_id == "n1" else {}
                 processes[own_id] = Process("node", own_id, servers.url, logs, *agents, env=env)
             await asyncio.gather(*(p.ready() for p in processes.values()))
             async with agentmesh_client.connect(servers.url) as mesh:
-                yield Stage(mesh, processes, servers, hold)
+                yield Stage(mesh, processes, servers, logs, agents)
         finally:
             for process in processes.values():
                 process.close()

@@ -20,7 +20,10 @@ STEADY_S = 1.0
 
 
 async def memory(stage: Stage) -> list[Figure]:
-    """Memory of a node process that holds many sleeping agents, less that of one which holds none, for each agent."""
+    """Memory of a node process that holds many sleeping agents, less that of one in an empty mesh, for each agent.
+
+    What a node knows of the registry is in it: the specs of all agents, also of those that live elsewhere.
+    """
     like = await sleepers.pattern(stage)
     figures = []
     for count in stage.sizes.sleepers:
@@ -33,14 +36,19 @@ async def memory(stage: Stage) -> list[Figure]:
 
 
 async def _memory(stage: Stage, like: sleepers.Pattern, count: int, root: str) -> float:
-    """kB for each of `count` agents. They are a mesh of their own, whose streams are gone afterwards."""
+    """kB for each of `count` agents, which are a mesh of their own."""
     subjects, transport = Subjects(root), await stage.transport()
-    await ensure(transport, subjects, replicas=stage.replicas)
-    await sleepers.put(transport, subjects, like, "full", [f"sleeper.{number}" for number in range(count)])
-    empty, full = await stage.node(root, "empty"), await stage.node(root, "full")
+    for needed in (subjects, Subjects(f"{root}-empty")):
+        await ensure(transport, needed, replicas=stage.replicas)
+    await sleepers.put(transport, subjects, like, root, [f"sleeper.{number}" for number in range(count)])
+    written = (await stream_state(transport, subjects.stream("journal"))).last_seq
+    empty, full = await stage.node(f"{root}-empty", "empty"), await stage.node(root, root)
     try:
-        await _subscribed(stage, "mesh-node-full", count)
-        return (await _steady(full.pid) - await _steady(empty.pid)) / count
+        await _subscribed(stage, f"mesh-node-{root}", count)
+        taken = (await _steady(full.pid) - await _steady(empty.pid)) / count
+        if (await stream_state(transport, subjects.stream("journal"))).last_seq != written:
+            raise RuntimeError("some agents did not sleep: their journals have new records")
+        return taken
     finally:
         await empty.end()
         await full.end()

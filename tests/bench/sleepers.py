@@ -11,11 +11,11 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from agentmesh.edge.jetstream import StoredMessage, read_all, stream_state
+from agentmesh.edge.jetstream import read_all, stream_state
 from agentmesh.edge.journal import RECORD
 from agentmesh.edge.registry import Registry
 from agentmesh.edge.transport import Transport
-from agentmesh.records import decode_record
+from agentmesh.records import decode_record, encode_record
 from agentmesh.subjects import Subjects, placement_key, spec_key
 from bench.stage import Stage
 
@@ -29,7 +29,8 @@ class Pattern(msgspec.Struct, frozen=True):
 
     spec: bytes
     placement: bytes
-    journal: list[StoredMessage]
+    journal: list[tuple[str, bytes]]
+    """Record ids and bodies."""
 
 
 async def pattern(stage: Stage) -> Pattern:
@@ -49,7 +50,14 @@ async def pattern(stage: Stage) -> Pattern:
     await mesh.stop("pattern")
     assert spec is not None and spec.value is not None
     assert placement is not None and placement.value is not None
-    return Pattern(spec.value, placement.value, journal)
+    return Pattern(spec.value, placement.value, [(message.headers[RECORD], _aged(message.data)) for message in journal])
+
+
+def _aged(body: bytes) -> bytes:
+    """A record as of the oldest generation there can be: in another registry the placements' revisions begin anew."""
+    record = decode_record(body)
+    snapshot = record.snapshot and msgspec.structs.replace(record.snapshot, generation=1)
+    return encode_record(msgspec.structs.replace(record, generation=1, snapshot=snapshot))
 
 
 async def put(t: Transport, subjects: Subjects, like: Pattern, node: str, names: Sequence[str]) -> None:
@@ -77,7 +85,7 @@ def _messages(
     subjects: Subjects, like: Pattern, node: str, names: Iterable[str]
 ) -> Iterable[tuple[str, bytes, dict[str, str] | None]]:
     for name in names:
-        for record in like.journal:
-            yield subjects.journal(name), record.data, {RECORD: record.headers[RECORD]}
+        for record_id, body in like.journal:
+            yield subjects.journal(name), body, {RECORD: record_id}
         yield subjects.registry_key(spec_key(name)), like.spec, None
         yield subjects.registry_key(placement_key(node, name)), like.placement, None

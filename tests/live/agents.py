@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 
 from agentmesh import Agent, Answer, Defer, Halt, Idle, Init, Proceed, Prompt, Timer, Undelivered
 from agentmesh.backend import Event, Response
+from agentmesh.errors import BadRequest
 from agentmesh_node.backends.scripted import Fail
 
 GATE_S = 0.01
@@ -77,7 +78,7 @@ class Recorder(Agent[Log]):
     """Notes what it gets, and answers with its prompt."""
 
     backend = "scripted"
-    script = staticmethod(steered)
+    script: ClassVar[Any] = staticmethod(steered)
 
     async def init_agent(self, options: dict[str, Any]) -> Init[Log]:
         return Init(Log(runs=options.get("runs"), options=options))
@@ -178,7 +179,7 @@ class Collector(Agent[Log]):
 class Sequel(Recorder):
     """A list of answers: the session holds the place in it."""
 
-    script = (
+    script: ClassVar[Any] = (
         [Event("result", {"text": "first answer", "session_id": "s-1"})],
         "second answer",
         "third answer",
@@ -208,3 +209,37 @@ class Gatherer(Agent[Log]):
         if len(state.events) == len(state.options["gates"]):
             self.reply(state.refs[0], " ".join(sorted(event["text"] for event in state.events)))
         return Idle(state)
+
+
+class Wordy(Recorder):
+    """Answers with as many characters as its prompt says, and keeps them."""
+
+    script: ClassVar[Any] = staticmethod(lambda prompt: "w" * int(prompt))
+
+
+class Unfit(Agent[Log]):
+    """Does what no agent may: at its start as the option `how` says, in a turn as the prompt says."""
+
+    backend = "scripted"
+
+    async def init_agent(self, options: dict[str, Any]) -> Any:
+        match options.get("how"):
+            case "raises":
+                raise RuntimeError("no disk")
+            case "returns":
+                return "a string"
+            case "returns_error":
+                return BadRequest("these options do not fit")
+            case "state":
+                return Init(object())
+            case "script":
+                return Init(Log(), backend={"script": 7})
+        return Init(Log())
+
+    async def handle_response(self, ref: str, response: Response, state: Log) -> Any:
+        match response.text:
+            case "return":
+                return 7
+            case "state":
+                return Idle(noted(state, events=lambda: "later"))
+        return Idle(noted(state, prompts=response.text))

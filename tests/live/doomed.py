@@ -10,10 +10,11 @@ import os
 import signal
 import sys
 from functools import partial
+from typing import Any
 
 from agentmesh.edge.transport import Headers, Message, Transport
-from agentmesh_node import __main__ as entry
 from agentmesh_node import service
+from agentmesh_node.__main__ import app
 from agentmesh_node.host import Node
 from support import Faulty
 
@@ -52,16 +53,14 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def main(when: str, where: str, *arguments: str) -> None:
-    make = partial(_make, when, where)
-    service.Node = make  # type: ignore[assignment, misc]
-    sys.argv[1:] = arguments
-    entry.main()
+def main(when: str, where: str, *arguments: str) -> int:
+    vars(service)["Node"] = partial(_make, when, where)
+    return int(app(arguments))
 
 
-def _make(when: str, where: str, transport: Transport, *arguments: object) -> Node:
-    return Node(Doomed(transport, when, where), *arguments)  # type: ignore[arg-type]
+def _make(when: str, where: str, transport: Transport, *arguments: Any) -> Node:
+    return Node(Doomed(transport, when, where), *arguments)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    raise SystemExit(main(*sys.argv[1:]))

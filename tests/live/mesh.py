@@ -243,6 +243,11 @@ class ProcessMesh(Observer):
         assert where is not None, f"{agent} has no node"
         return self.hosts[where]
 
+    def complain(self) -> None:
+        """Show what the processes have said: something went wrong."""
+        for log in sorted(self._logs.glob("*.log")):
+            print(f"--- {log.name}\n{log.read_text()[-3000:]}", file=sys.stderr)
+
     async def close(self) -> None:
         for host in self._all:
             await host.close()
@@ -263,8 +268,7 @@ async def process_mesh(
             mesh.client = client
             yield mesh
     except BaseException:
-        for log in sorted(logs.glob("*.log")):
-            print(f"--- {log.name}\n{log.read_text()[-3000:]}", file=sys.stderr)
+        mesh.complain()
         raise
     finally:
         await mesh.close()

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import gc
 import heapq
 import itertools
 from collections import deque
@@ -38,6 +39,7 @@ class Process:
         self.dead = False
         self.parked: deque[asyncio.Handle] = deque()
         self._loop = loop
+        loop.processes.append(self)
         self.context = contextvars.copy_context()
         self.context.run(_process.set, self)
 
@@ -59,7 +61,6 @@ class Process:
         """Vanish. Nothing of it runs any more."""
         self.dead = True
         self._loop.bury(self)
-        self.parked.clear()
 
 
 def current_process() -> Process | None:
@@ -84,11 +85,9 @@ class _Future(asyncio.Future[Any]):
 class _Task(asyncio.Task[Any]):
     """As `_Future`."""
 
-    _counter = itertools.count(1)
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._number = next(self._counter)
-        super().__init__(*args, **kwargs)
+    def __init__(self, *args: Any, loop: SimLoop, **kwargs: Any) -> None:
+        self._number = next(loop.numbers)
+        super().__init__(*args, loop=loop, **kwargs)
 
     def __hash__(self) -> int:
         return self._number
@@ -107,7 +106,8 @@ class SimLoop(asyncio.BaseEventLoop):
         super().__init__()  # type: ignore[no-untyped-call]
         self.now = 0.0
         self.steps = 0
-        self._numbers = itertools.count(1)
+        self.processes: list[Process] = []
+        self.numbers = itertools.count(1)
         self._dead: list[asyncio.Task[Any]] = []
         self.defects: list[str] = []
         """What callbacks and forgotten tasks have raised."""
@@ -118,7 +118,7 @@ class SimLoop(asyncio.BaseEventLoop):
         return self.now
 
     def create_future(self) -> asyncio.Future[Any]:
-        return _Future(next(self._numbers), self)
+        return _Future(next(self.numbers), self)
 
     def bury(self, process: Process) -> None:
         """Keep the tasks of a dead process: to collect them would run what they have in `finally`."""
@@ -146,12 +146,9 @@ class SimLoop(asyncio.BaseEventLoop):
             if one._cancelled:  # type: ignore[attr-defined]
                 continue
             process = one._context.get(_process)  # type: ignore[attr-defined]
-            if process is not None:
-                if process.dead:
-                    continue
-                if process.frozen:
-                    process.parked.append(one)
-                    continue
+            if process is not None and (process.frozen or process.dead):
+                process.parked.append(one)  # of a dead one it is kept for `finish`: a task whose wake-up is lost cannot end
+                continue
             self.steps += 1
             one._run()
         if self.steps > MAX_STEPS:
@@ -174,12 +171,12 @@ class SimLoop(asyncio.BaseEventLoop):
         for handle in self._scheduled:
             if handle._context.get(_process) is not None:  # type: ignore[attr-defined]
                 handle.cancel()
+        for process in self.processes:
+            process.dead = False
+            process.thaw()
         for _ in range(_ROUNDS):
             tasks = sorted(asyncio.all_tasks(self), key=hash)
             for task in tasks:
-                process = task.get_context().get(_process)
-                if process is not None:
-                    process.dead = process.frozen = False
                 task.cancel()
             if not tasks:
                 break
@@ -197,7 +194,13 @@ def run_sim[T](main: Callable[[SimLoop], Coroutine[Any, Any, T]]) -> T:
     loop = SimLoop()
     previous = asyncio._get_running_loop()
     assert previous is None
+    plain_task = asyncio.Task
+    asyncio.Task = _Task  # type: ignore[misc]  # for those that are made eagerly, past the loop's factory
+    gc.disable()  # or what is collected, and with it what is run in `finally`, would depend on the past of this interpreter
     try:
         return loop.run_until_complete(main(loop))
     finally:
         loop.finish()
+        asyncio.Task = plain_task  # type: ignore[misc]
+        gc.enable()
+        gc.collect()

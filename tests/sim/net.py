@@ -14,6 +14,7 @@ import itertools
 import random
 from collections import deque
 from collections.abc import Callable
+from typing import Any
 
 from agentmesh.edge.delivery import CLOSE_TIMEOUT_S, Gathering, LiveSubscription
 from agentmesh.edge.frames import check_pattern, publish_frame
@@ -292,11 +293,9 @@ class SimTransport:
         self._live = False
         self._link = None
         for future in self._waiting.values():
-            if not future.done():
-                future.set_exception(Disconnected())
+            _fail(future)
         for gathering in self._gathering.values():
-            if not gathering.done.done():
-                gathering.done.set_exception(Disconnected())
+            _fail(gathering.done)
         if not self._closing:
             self._reconnecting = self._loop.create_task(self._reconnect())
 
@@ -320,8 +319,7 @@ class SimTransport:
         for subscription in list(self._subscriptions.values()):
             await subscription.stop()
         for future in self._waiting.values():
-            if not future.done():
-                future.set_exception(Disconnected())
+            _fail(future)
 
     # --- sending --------------------------------------------------------------------------------------------------
     def _publish(self, subject: str, data: bytes, headers: Headers | None, reply: str) -> None:
@@ -458,3 +456,9 @@ class SimTransport:
 def _expire(future: asyncio.Future[Message]) -> None:
     if not future.done():
         future.set_exception(RequestTimeout())
+
+
+def _fail(future: asyncio.Future[Any]) -> None:
+    if not future.done():
+        future.set_exception(Disconnected())
+        future.exception()  # whoever waited may have been killed

@@ -208,7 +208,6 @@ def _run(core: Core, out: Out) -> None:
             "prompt_start",
             {
                 "ref": active.ref,
-                "turn": active.number,
                 "rewritten": active.text != active.original,
                 "prompt": active.text,
                 "original_prompt": active.original,
@@ -265,7 +264,6 @@ def on_ended(core: Core, item: Ended, out: Out) -> None:
         core.active = structs.replace(active, response=item.response)
         fields = {
             "ref": active.ref,
-            "turn": active.number,
             "duration_ms": item.response.duration_ms,
             "agent_state": core.work.state,
         }
@@ -288,7 +286,7 @@ def _failed(core: Core, error: ErrorBody, out: Out) -> None:
     active = core.active
     assert active is not None
     core.active = structs.replace(active, error=error)
-    fields = {"ref": active.ref, "turn": active.number, "reason": error.code, "agent_state": core.work.state}
+    fields = {"ref": active.ref, "reason": error.code, "agent_state": core.work.state}
     out.append(Emit("prompt_error", fields))
     core.phase = Phase.DECIDING
     if "handle_error" in core.config.hooks:

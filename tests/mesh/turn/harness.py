@@ -110,7 +110,6 @@ class Bench:
         """Records that halted the agent."""
         # What was seen.
         self.calls: list[str] = []
-        self.seen: list[Call] = []
         self.prompts: list[str] = []
         self.turns: list[RunTurn] = []
         self.emits: list[Emit] = []
@@ -119,7 +118,6 @@ class Bench:
         self.wakes: list[float] = []
         self.backoffs: list[float] = []
         self.generation = 0
-        self.steps = 0
         self._life = "life-1"
         self._ids = 0
         self._reset()
@@ -195,7 +193,6 @@ class Bench:
         assert repr(before) == image, f"step changed its input at {item}"
         if isinstance(item, Committed):
             assert self.folded() == self.core.ledger, "the journal says something else than its owner"
-        self.steps += 1
         for command in commands:
             self._perform(command)
 
@@ -282,7 +279,6 @@ class Bench:
     def _perform(self, command: Command) -> None:
         match command:
             case Call():
-                self.seen.append(command)
                 self.calls.append(command.hook)
                 self.trail.append(command.hook)
                 self.held.append(command)
@@ -344,8 +340,7 @@ class Bench:
     def _call(self, command: Call) -> Input:
         hook = command.hook
         if hook in SESSION_HOOKS:
-            custom = getattr(self.agent, hook, None)
-            return self._session(custom, command)
+            return self._session(getattr(self.agent, hook, None), command)
         args = tuple(a.exception() if isinstance(a, ErrorBody) else a for a in command.args)
         if command.state != NOTHING:
             args = (*args, self.codec.decode(command.state))
@@ -384,15 +379,7 @@ class Bench:
         self.feed(Committed(self.journal_seq, record.id, record.at, size))
 
     def _built(self, command: Append) -> Record:
-        return self._record(
-            command.kind,
-            change=command.change,
-            effects=command.effects,
-            done=command.done,
-            turn=command.turn,
-            snapshot=command.snapshot,
-            trace=command.trace,
-        )
+        return self._record(**msgspec.structs.asdict(command))
 
     def _record(self, kind: Any, **fields: Any) -> Record:
         self._ids += 1

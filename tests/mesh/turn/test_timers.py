@@ -223,7 +223,7 @@ def test_two_interrupts_put_by_together_kill_one_turn() -> None:
 def test_a_repetition_whose_original_runs_or_waits_neither_expires_nor_is_cancelled(takeover: bool) -> None:
     """Found by `test_any_interleaving`: the sender heard two outcomes of one request."""
     bench = Bench()
-    fields = {"lane": "peer-inbox", "sender": "p", "origin": "1.5.0", "tag": "t", "deadline": 1010.0}
+    fields: dict[str, Any] = {"lane": "peer-inbox", "sender": "p", "origin": "1.5.0", "tag": "t", "deadline": 1010.0}
     running, copy = bench.prompt("a", **fields), bench.prompt("a", **fields)
     bench.tick(1010.0)
     assert bench.cancel(copy) == {"cancelled": False}
