@@ -1,6 +1,6 @@
 # Each target sets up what it needs: a Python of 3.12 or newer is all that must be there.
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint check bench cases clean
+.PHONY: help demo test lint check bench sim cases clean
 
 PY := .venv/bin/python
 PYTEST := $(PY) -m pytest
@@ -28,6 +28,9 @@ check: lint test ## Everything: what must hold before a change is done
 
 bench: .venv/.stamp ## Measure asks against bare NATS requests
 	@$(PY) -m tests.bench $(ARGS)
+
+sim: .venv/.stamp ## Simulate: make sim SEED=1 SEEDS=1000, or MINUTES=5; one seed with ARGS=--trace shows each step
+	@$(PY) -m tests.sim --seed $(or $(SEED),1) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(MINUTES),--minutes $(MINUTES)) $(ARGS)
 
 cases: .venv/.stamp ## List the numbered cases of docs/semantics.md that no test shows
 	@$(PY) tests/cases.py

@@ -59,7 +59,12 @@ class Codec:
             message = f"the state is a {type(state).__name__}; this agent's State is {self._class.__name__}"
             return ErrorBody(code="bad_state", message=message)
         try:
-            return Raw(msgspec.json.encode(state))
+            raw = Raw(msgspec.json.encode(state))
+            # What is committed must be readable again: constructors do not check the types of their fields.
+            self._decoder.decode(raw)
+            return raw
+        except msgspec.DecodeError as error:
+            return ErrorBody(code="bad_state", message=f"the state could not be read again: {error}")
         except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError) as error:
             return ErrorBody(code="bad_state", message=f"the state cannot be encoded: {locate(state)}: {error}")
 

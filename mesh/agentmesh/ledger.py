@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from msgspec import UNSET, structs
+from msgspec import UNSET, Raw, structs
 
 from agentmesh.records import (
+    NOTHING,
     Awaited,
     CancelTimer,
     Change,
@@ -137,7 +138,16 @@ def fold(records: Iterable[tuple[int, Record]]) -> tuple[Ledger | None, int]:
     for seq, record in records:
         ledger = apply(ledger, record, seq)
         last = seq
-    return ledger, last
+    return (None if ledger is None else _detached(ledger)), last
+
+
+def _detached(ledger: Ledger) -> Ledger:
+    """`ledger` without a hold on the bytes of the records that it came from."""
+    return structs.replace(ledger, state=_copied(ledger.state), session=_copied(ledger.session))
+
+
+def _copied(raw: Raw) -> Raw:
+    return raw.copy() if raw != NOTHING else NOTHING
 
 
 def consume(ledger: Ledger, lane: str, seq: int, first: int | None) -> Ledger:

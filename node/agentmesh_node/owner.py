@@ -158,7 +158,7 @@ class Owner:
                 continue  # someone appended meanwhile, or the read was stale: look again
             start = owned(verdict.ledger, self.claim)
             break
-        self._begin(start)
+        await self._begin(start)
 
     async def _lease_boot(self, ledger: Any) -> str | None:
         """The boot id in this node's lease, where it can matter."""
@@ -167,7 +167,7 @@ class Owner:
         entry = await self._s.registry.get(node_key(self.claim.node))
         return decode_node(entry).boot if entry is not None else None
 
-    def _begin(self, ledger: Any) -> None:
+    async def _begin(self, ledger: Any) -> None:
         s = self._s
         self.core = new_core(s.config(self.name, self.spec, self.runner), ledger)
         deeds = Deeds(
@@ -188,6 +188,8 @@ class Owner:
         self._trimmer = Trimmer(self, s, ledger.positions)
         self._emit("activated", {"generation": self.claim.generation})
         self._performer.add(ledger.effects.items(), doubtful=True)
+        # First what waits: a chained prompt must not overtake events, nor an event's prompt the mail before it.
+        await self.mailbox.caught_up()
         if self.spec.status == "stopping" and (self.runner is None or ledger.phase == "new") and ledger.phase != "stopped":
             self.feed(Stop(self._stop_reason()))
         elif self.runner is None and ledger.phase != "stopped":
@@ -196,7 +198,6 @@ class Owner:
             self.feed(Start())
             if self.spec.status == "stopping":
                 self.feed(Stop(self._stop_reason()))
-        self.mailbox.catch_up()
         self._arm_rest()
 
     def _stop_reason(self) -> ErrorBody:

@@ -117,6 +117,8 @@ class Runner:
             log.error("callback misbehaved", extra={"agent": self._name, "callback": hook, "error": checked.item.error.message})
         elif checked.item.state != NOTHING:
             self._cached = (checked.item.state, checked.state)
+        else:
+            self._forget_state()  # a callback that gives no state back may still have changed the object
         return checked.item
 
     def _arguments(self, command: Call) -> tuple[Any, ...]:
@@ -302,6 +304,8 @@ class Runner:
         raw = self._codec.encode(state)
         if isinstance(raw, Raw):
             self._cached = (raw, state)
+        else:
+            self._forget_state()
         return raw
 
 

@@ -13,9 +13,10 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from agentmesh import Agent, Answer, Defer, Halt, Idle, Init, Proceed, Prompt, Timer, Undelivered
+from agentmesh import Agent, Answer, Defer, Halt, Idle, Init, Proceed, Prompt, Skip, Timer, Undelivered
 from agentmesh.backend import Event, Response
-from agentmesh.errors import BadRequest
+from agentmesh.errors import BadRequest, MeshError
+from agentmesh.wire import Outcome
 from agentmesh_node.backends.scripted import Fail
 
 GATE_S = 0.01
@@ -243,3 +244,33 @@ class Unfit(Agent[Log]):
             case "state":
                 return Idle(noted(state, events=lambda: "later"))
         return Idle(noted(state, prompts=response.text))
+
+
+class Picky(Recorder):
+    """Rewrites, skips and halts before a turn, as the prompt says; notes which callbacks ran, in `events`."""
+
+    async def pre_run(self, state: Log) -> Log:
+        return noted(state, events="pre_run")
+
+    async def pre_turn(self, prompt: str, state: Log) -> Any:
+        state = noted(state, events=f"pre_turn {prompt}")
+        match prompt:
+            case "skip me":
+                return Skip(state)
+            case "halt me":
+                return Halt(state)
+            case "raise in pre_turn":
+                raise RuntimeError("pre_turn")
+            case "nonsense in pre_turn":
+                return 7
+        return Proceed(prompt.replace("draft", "final"), state)
+
+    async def handle_error(self, ref: str, error: MeshError, state: Log) -> Idle[Log] | Prompt[Log] | Halt[Log]:
+        tries = sum(isinstance(event, str) and event.startswith("error") for event in state.events)
+        state = noted(state, events=f"error {error.code}")
+        if error.details.get("reason") == "again":
+            return Prompt("fail:again" if tries == 0 else "third time", state)
+        return Halt(state) if error.details.get("reason") == "halt" else Idle(state)
+
+    async def post_turn(self, outcome: Outcome, ref: str, state: Log) -> Log:
+        return noted(state, events=f"post_turn {outcome.ok}")

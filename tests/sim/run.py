@@ -39,6 +39,14 @@ class Verdict:
     digest: str
     """Of everything that was stored: the same for the same seed."""
 
+    def line(self) -> str:
+        """All of it but what is wrong, in one line."""
+        result = "FAILED" if self.wrong else "ok"
+        return (
+            f"seed {self.seed}: {result}; {self.operations} operations, {self.records} records, {self.virtual_s:.0f} virtual s "
+            f"in {self.real_s:.2f} s, {self.digest}; {', '.join(self.kinds) or 'no faults'}"
+        )
+
 
 def run_seed(
     seed: int,

@@ -107,8 +107,8 @@ class Stream:
         limit = config.get("max_msg_size", -1)
         if 0 <= limit < size:
             raise Refusal(400, 10054, "message size exceeds maximum allowed")
-        ttl = self._check_ttl(headers)
         self._check_expected(subject, headers)
+        ttl = self._check_ttl(headers)
         known = self._known(headers.get("Nats-Msg-Id"))
         if known is not None:
             return {"stream": self.name, "seq": known, "duplicate": True}

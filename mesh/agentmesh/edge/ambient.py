@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import os
+import secrets
 import time
 from collections.abc import Callable
 from typing import NamedTuple
-
-
-def _random_hex(size: int) -> str:
-    return os.urandom(size).hex()
 
 
 class Ambient(NamedTuple):
@@ -19,7 +15,7 @@ class Ambient(NamedTuple):
     """The time, in seconds since the epoch."""
     monotonic: Callable[[], float] = time.monotonic
     """A clock for durations, in seconds."""
-    token: Callable[[int], str] = _random_hex
+    token: Callable[[int], str] = secrets.token_hex
     """So many random bytes, in hexadecimal: an id that no stranger can guess."""
 
 

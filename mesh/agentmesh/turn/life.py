@@ -186,7 +186,7 @@ def on_stop(core: Core, item: Stop, out: Out) -> None:
 
 def begin_end(core: Core, reason: ErrorBody, out: Out, *, registry: bool = True) -> None:
     """End this life: `terminate_agent`, the backend's session, the `stopped` record."""
-    ran = core.ledger.phase in ("init", "ready") and core.phase not in (Phase.FAILED, Phase.BOOT)
+    ran = core.ledger.phase in ("init", "ready") and core.phase not in (Phase.FAILED, Phase.BOOT, Phase.RESTARTING)
     drop_draft(core)
     core.active = None
     core.reason = reason

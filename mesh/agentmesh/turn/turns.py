@@ -9,8 +9,7 @@ from msgspec import structs
 
 from agentmesh.agent import Answer as AgentAnswer
 from agentmesh.agent import Timer, Undelivered
-from agentmesh.ledger import HISTORY_TEXT
-from agentmesh.records import NOTHING, CancelTimer, Deferred, Echo, Queued, SetTimer, TurnInfo
+from agentmesh.records import NOTHING, CancelTimer, Echo, Queued, SetTimer
 from agentmesh.subjects import LANES
 from agentmesh.turn.crash import begin_crash
 from agentmesh.turn.draft import (
@@ -20,15 +19,14 @@ from agentmesh.turn.draft import (
     close_deferred,
     commit,
     consume,
-    deadline_timer,
     end_request,
     enqueue,
     forget_charges,
     is_repetition,
     mint,
     repeats,
-    resolve,
 )
+from agentmesh.turn.finish import finish_turn, outcome_of
 from agentmesh.turn.values import (
     Active,
     Call,
@@ -319,7 +317,7 @@ def on_decision(core: Core, item: Returned | Misbehaved | Raised, out: Out) -> N
 def _decided(core: Core, choice: Choice, out: Out) -> None:
     active = core.active
     assert active is not None
-    active = structs.replace(active, choice=choice, outcome=_outcome(core, active))
+    active = structs.replace(active, choice=choice, outcome=outcome_of(core, active))
     core.active = active
     if "post_turn" in core.config.hooks:
         core.phase = Phase.POST_TURN
@@ -398,7 +396,7 @@ def drain(core: Core, out: Out) -> None:
         out.append(Call(hook="handle_event", args=(event,), state=core.work.state, sender=sender, trace=trace))
         return
     if core.active is not None:
-        _finish(core, out)
+        finish_turn(core, out)
     elif core.work is not core.ledger or core.effects or core.asks:
         commit(core, "event", out)
     else:
@@ -478,64 +476,3 @@ def on_event_handled(core: Core, item: Returned | Misbehaved | Raised, out: Out)
         elif item.choice.kind == "halt" and _halt(core, out):
             return
     drain(core, out)
-
-
-# --- the record -----------------------------------------------------------------------------------------------------
-def _outcome(core: Core, active: Active) -> Outcome:
-    facts: dict[str, Any] = {"agent": core.config.name, "ref": active.ref, "turn": active.number, "node": core.ledger.node}
-    if active.response is None:
-        return Outcome(ok=False, error=active.error, **facts)
-    response = active.response
-    return Outcome(
-        ok=True,
-        text=response.text,
-        usage=response.usage,
-        duration_ms=response.duration_ms,
-        session_id=response.session_id,
-        **facts,
-    )
-
-
-def _finish(core: Core, out: Out) -> None:
-    """End the turn: its caller gets the outcome, or waits on because the request was deferred or is tried again."""
-    active = core.active
-    assert active is not None and active.choice is not None and active.outcome is not None
-    caller = active.caller
-    retried = core.work.next is not None and caller is not None and core.work.next.ref == active.ref
-    if caller is not None and active.choice.kind == "defer":
-        entry = Deferred(caller=caller, turn=active.number, exclusive=active.choice.exclusive)
-        core.work = structs.replace(core.work, deferred={**core.work.deferred, active.ref: entry})
-        if caller.deadline is not None:
-            core.effects = (*core.effects, SetTimer(id=deadline_timer(active.ref), due=caller.deadline))
-    elif caller is not None and not retried:
-        core.effects = (*core.effects, *resolve(core, caller, active.outcome))
-    if active.response is not None and active.response.usage:
-        core.work = structs.replace(core.work, usage=_added(core.work.usage, active.response.usage))
-    core.emits = (*core.emits, Emit("state_changed", {"from": "processing", "to": "idle"}))
-    commit(core, "turn", out, turn=_turn_info(core, active))
-
-
-def _turn_info(core: Core, active: Active) -> TurnInfo:
-    answer = active.outcome.text if active.outcome else None
-    return TurnInfo(
-        number=active.number,
-        ref=active.ref,
-        started=active.started,
-        ended=max(core.now, active.started),
-        node=core.ledger.node,
-        generation=core.ledger.generation,
-        sender=active.sender,
-        label=active.label,
-        prompt=active.text[:HISTORY_TEXT],
-        answer=None if answer is None else answer[:HISTORY_TEXT],
-        error=active.error,
-        usage=active.response.usage if active.response else None,
-    )
-
-
-def _added(total: dict[str, Any], usage: dict[str, Any]) -> dict[str, Any]:
-    out = dict(total)
-    for key, value in usage.items():
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            out[key] = out.get(key, 0) + value
-    return out
