@@ -26,7 +26,8 @@ lint: .venv/.stamp ## Lint, format, types, imports
 
 check: lint test ## Everything: what must hold before a change is done
 
-bench: .venv/.stamp ## Measure asks against bare NATS requests
+bench: .venv/.stamp ## Measure the mesh beside its floors, in a few minutes
+	@$(PY) -c 'import faststream' 2>/dev/null || $(PY) -m pip install --quiet -e '.[bench]' || true
 	@$(PY) -m tests.bench $(ARGS)
 
 sim: .venv/.stamp ## Simulate: make sim SEED=1 SEEDS=1000, or MINUTES=5; one seed with ARGS=--trace shows each step

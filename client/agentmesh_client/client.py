@@ -318,7 +318,9 @@ class Mesh:
             after_s=None if after_s is None else seconds(after_s, "after_s"),
             every_s=None if every_s is None else seconds(every_s, "every_s"),
         )
-        reply = await self._request(agent, request, Reply, timeout, repeat=at is not None)
+        # Only before it is due is a repetition sure to set the same timer: once that has fired, it would set another.
+        repeat = at is not None and wire.parse_time(instant(at, "at")) > self._ambient.now() + timeout
+        reply = await self._request(agent, request, Reply, timeout, repeat=repeat)
         due = None if reply.due is None else dt.datetime.fromtimestamp(wire.parse_time(reply.due), dt.UTC)
         return TimerSet(id=timer_id, due=due)
 

@@ -13,7 +13,7 @@ from agentmesh.edge.transport import Disconnected, Message
 from agentmesh.errors import BadRequest, MeshError, TooLarge
 from agentmesh.hands import timer_of, timer_token
 from agentmesh.ledger import is_taken
-from agentmesh.records import NOTHING, Resolve, SetTimer
+from agentmesh.records import NOTHING, Echo, Resolve, SetTimer
 from agentmesh.turn import state_of
 from agentmesh.turn.draft import depth
 from agentmesh.turn.values import AskTimer, Cancel, Core, DropTimer, Interrupt, Resume
@@ -134,21 +134,38 @@ async def _poll(owner: Owner, services: Services, ref: str, reply: str) -> None:
 
 async def _look_up(owner: Owner, services: Services, ref: str) -> dict[str, Any]:
     """`pending`, `completed` or `not_found`, as this owner can prove it."""
+    subject = services.subjects.result(owner.name, ref)
+    for _ in range(2):
+        # While one place is read, a request may move on to one that was looked at before: from the lane to this owner, from
+        # the ledger to the stored results. Once is enough for either.
+        known = _known(owner, ref)
+        if known is not None:
+            return known
+        stored = await get_last(services.transport, services.subjects.stream("result"), subject)
+        if stored is not None:
+            return _completed(stored.data)
+        if ref.isdigit() and await _in_lane(owner, services, int(ref)):
+            return {"status": "pending"}
+    return {"status": "not_found"}
+
+
+def _completed(outcome: bytes) -> dict[str, Any]:
+    return {"status": "completed", "outcome": msgspec.Raw(outcome)}
+
+
+def _known(owner: Owner, ref: str) -> dict[str, Any] | None:
+    """What this owner's memory says of a request."""
     core = owner.core
     assert core is not None
     if _pending(core, ref):
         return {"status": "pending"}
-    subject = services.subjects.result(owner.name, ref)
-    stored = await get_last(services.transport, services.subjects.stream("result"), subject)
-    if stored is not None:
-        return {"status": "completed", "outcome": msgspec.Raw(stored.data)}
-    for entry in owner.core.ledger.effects.values() if owner.core else ():
-        # Committed, but not stored yet.
-        if isinstance(entry.effect, Resolve) and entry.effect.outcome.ref == ref:
-            return {"status": "completed", "outcome": msgspec.Raw(wire.encode_outcome(entry.effect.outcome))}
-    if ref.isdigit() and await _in_lane(owner, services, int(ref)):
-        return {"status": "pending"}
-    return {"status": "not_found"}
+    for entry in core.ledger.effects.values():
+        effect = entry.effect
+        if isinstance(effect, Resolve) and effect.outcome.ref == ref:
+            return _completed(wire.encode_outcome(effect.outcome))  # committed; perhaps not stored yet
+        if isinstance(effect, Echo) and effect.ref == ref:
+            return {"status": "pending"}  # it gets the first one's outcome
+    return None
 
 
 def _pending(core: Core, ref: str) -> bool:

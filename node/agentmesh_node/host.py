@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.metadata import version
 
 import msgspec
@@ -14,17 +15,19 @@ from agentmesh import wire
 from agentmesh.edge.ambient import SYSTEM, Ambient
 from agentmesh.edge.jetstream import ApiError, Uncertain, WrongLastSequence
 from agentmesh.edge.registry import Entry, Registry, View, decode_placement, decode_spec
-from agentmesh.edge.transport import Message, Subscription, Transport
+from agentmesh.edge.transport import Message, Transport
 from agentmesh.errors import MeshError, StoreLost
 from agentmesh.ownership import Claim
 from agentmesh.subjects import EPOCH_KEY, Subjects, placement_key, spec_key
 from agentmesh.turn.values import Phase
 from agentmesh.wire import ControlRequest, ErrorBody, NodeLease, Spec
+from agentmesh_node.claiming import Lost
 from agentmesh_node.draining import Handover
 from agentmesh_node.gateway import Gateway
 from agentmesh_node.heartbeat import Carrier, Heartbeat, ThreadCarrier
 from agentmesh_node.mailbox import Mailbox
-from agentmesh_node.owner import Lost, Owner
+from agentmesh_node.owner import Owner
+from agentmesh_node.resident import Resident
 from agentmesh_node.restless import restless
 from agentmesh_node.selfcheck import SelfCheck
 from agentmesh_node.services import NodeSettings, Services
@@ -37,23 +40,6 @@ HANDOVER_S = 5.0
 """How long a draining node waits for its agents to be placed elsewhere."""
 WRITES = 64
 """Placements that are given up at the same time, at most."""
-
-
-class Resident:
-    """An agent placed on this node: one subscription while it sleeps, an owner while it is awake."""
-
-    __slots__ = ("activation", "broken", "generation", "gone", "incarnation", "name", "owner", "subscription", "waiting")
-
-    def __init__(self, name: str, generation: int, incarnation: str) -> None:
-        self.name = name
-        self.generation = generation
-        self.incarnation = incarnation
-        self.subscription: Subscription | None = None
-        self.owner: Owner | None = None
-        self.activation: asyncio.Task[None] | None = None
-        self.waiting: list[tuple[str, Message]] = []
-        self.gone = False
-        self.broken = False
 
 
 class Node:
@@ -282,20 +268,19 @@ class Node:
             self._taking = asyncio.get_running_loop().create_task(self._take_up(), name="take up placements")
 
     async def _take_up(self) -> None:
-        """Listen for what is newly placed, then wake those that have work."""
+        """Listen for what is newly placed, then wake those that have work: first those that somebody waits for."""
         while self._fresh:
             fresh, self._fresh = self._fresh, []
             for resident in fresh:
                 await self._listen(resident)
-            asleep = [r for r in fresh if not self._activate_at_once(r)]
+            asleep = {r.name: r for r in fresh if not r.gone and r.owner is None and not self._activate_at_once(r)}
             try:
-                names = await restless(self.services, [r.name for r in asleep])
+                names = await restless(self.services, list(asleep), lambda name: self._activate(asleep[name]))
             except (MeshError, ApiError) as error:
                 log.warning("cannot tell who has work; waking all: %s", error)
-                names = {r.name for r in asleep}
-            for resident in asleep:
-                if resident.name in names:
-                    self._activate(resident)
+                names = set(asleep)
+            for name in sorted(names):
+                self._activate(asleep[name])
 
     def _activate_at_once(self, resident: Resident) -> bool:
         entry = self._specs.get(spec_key(resident.name))
@@ -305,21 +290,21 @@ class Node:
         return True
 
     async def _listen(self, resident: Resident) -> None:
-        if resident.gone:
+        if resident.gone or resident.subscription is not None:
             return
-
-        def on_message(message: Message) -> None:
-            lane, _ = self.subjects.parse_live(message.subject) or ("", "")
-            if resident.owner is not None and resident.owner.core is not None:
-                resident.owner.live(lane, message)
-            elif not resident.gone:
-                if lane == "control":
-                    resident.waiting.append((lane, message))
-                self._activate(resident)
-
+        on_message = partial(self._on_live, resident)
         resident.subscription = await self._t.subscribe(self.subjects.live(resident.name), on_message)
         if self._residents.get(resident.name) is not resident:
             await resident.subscription.unsubscribe()
+
+    def _on_live(self, resident: Resident, message: Message) -> None:
+        lane, _ = self.subjects.parse_live(message.subject) or ("", "")
+        if resident.owner is not None and resident.owner.core is not None:
+            resident.owner.live(lane, message)
+        elif not resident.gone:
+            if lane == "control":
+                resident.waiting = (*resident.waiting, (lane, message))
+            self._activate(resident)
 
     async def _release(self, resident: Resident) -> None:
         """Stop acting for a placement: nothing more is done here, and the journal has all that counts."""
@@ -375,6 +360,7 @@ class Node:
             except Exception:
                 log.exception("activation failed", extra={"agent": resident.name})
             else:
+                resident.activation = None  # a finished task is half of what a sleeping agent would take
                 if resident.gone or owner.closed:
                     await owner.close()
                 return
@@ -400,7 +386,7 @@ class Node:
             resident.owner = None
             await owner.close()
             raise
-        waiting, resident.waiting = resident.waiting, []
+        waiting, resident.waiting = resident.waiting, ()
         for lane, message in waiting:
             owner.live(lane, message)
         return owner
@@ -492,25 +478,13 @@ class Node:
 
     def _on_gap(self) -> None:
         """Messages may have been missed: look again, at every lane."""
-        for resident in list(self._residents.values()):
+        for resident in self._residents.values():
             if resident.owner is not None and resident.owner.mailbox is not None:
                 resident.owner.mailbox.catch_up()
             else:
                 self._fresh.append(resident)
         if self._fresh and (self._taking is None or self._taking.done()):
-            self._taking = asyncio.get_running_loop().create_task(self._recheck(), name="re-check after a gap")
-
-    async def _recheck(self) -> None:
-        fresh, self._fresh = self._fresh, []
-        asleep = [r for r in fresh if not r.gone and r.owner is None]
-        try:
-            names = await restless(self.services, [r.name for r in asleep])
-        except (MeshError, ApiError):
-            names = {r.name for r in asleep}
-        for resident in asleep:
-            if resident.name in names:
-                self._activate(resident)
-        await self._take_up()
+            self._taking = asyncio.get_running_loop().create_task(self._take_up(), name="re-check after a gap")
 
 
 __all__ = ["Node", "NodeSettings"]

@@ -11,7 +11,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping
 
-from agentmesh.edge.jetstream import ApiError, StoredMessage, get_next, read
+from agentmesh.edge.jetstream import ApiError, StoredMessage, get_last, get_next, read
 from agentmesh.edge.transport import Message, Transport
 from agentmesh.errors import MeshError
 from agentmesh.subjects import LANES, Subjects
@@ -77,16 +77,16 @@ class Mailbox:
         if self._reader is None or self._reader.done():
             self._reader = asyncio.get_running_loop().create_task(self._read_all(), name=f"mailbox {self._agent}")
 
-    async def caught_up(self) -> None:
-        """Return when everything stored before this call is delivered, as the streams' leaders know it: a replica may lag
-        (design 3, The end: a sweep goes up to the lanes' last sequences, read from the leader)."""
+    async def caught_up(self, *, proven: bool = False) -> None:
+        """Return when everything stored before this call is delivered; `proven`: as the leader knows each lane, although
+        copies may have been lost and a replica lag (design 3, The end: a sweep goes up to the lanes' last sequences)."""
         wait = RETRY_S
         while True:
             self.catch_up()
             while self._reader is not None and not self._reader.done():
                 await asyncio.wait((self._reader,))
             try:
-                if await self._nothing_beyond():
+                if not proven or await self._nothing_beyond():
                     return
             except (MeshError, ApiError) as error:
                 log.debug("mail cannot be read now: %s", error, extra={"agent": self._agent})
@@ -111,6 +111,7 @@ class Mailbox:
         wait = RETRY_S
         while True:
             try:
+                await self._notice_last()
                 await self._read_stream("mail")
                 await self._read_stream("timer")
             except (MeshError, ApiError) as error:
@@ -123,6 +124,14 @@ class Mailbox:
                 self._behind = False
                 return
             await asyncio.sleep(RETRY_S)  # a replica lags behind what a live copy has shown
+
+    async def _notice_last(self) -> None:
+        """What the leader has: a replica that is read may lag behind it."""
+        for stream, subject in (("mail", self._subjects.mail_filter(self._agent)), ("timer", self._subjects.due(self._agent))):
+            name = self._subjects.stream("mail" if stream == "mail" else "timer")
+            last = await get_last(self._t, name, subject)
+            if last is not None:
+                self._noticed[stream] = max(self._noticed[stream], last.seq)
 
     def _complete(self) -> bool:
         high = {"mail": 0, "timer": 0}

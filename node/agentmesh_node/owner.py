@@ -15,13 +15,11 @@ from typing import Any
 import msgspec
 
 from agentmesh.decisions import NONE
-from agentmesh.edge.registry import decode_node
 from agentmesh.edge.transport import Message
 from agentmesh.errors import Fenced, StoreLost, Unavailable
-from agentmesh.ledger import fold
-from agentmesh.ownership import Claim, activation, judge, owned
-from agentmesh.records import Record, Resolve, decode_record, encode_record
-from agentmesh.subjects import LANES, node_key
+from agentmesh.ownership import Claim
+from agentmesh.records import Record, Resolve, encode_record
+from agentmesh.subjects import LANES
 from agentmesh.turn import new_core, step
 from agentmesh.turn.values import (
     Answer,
@@ -56,6 +54,7 @@ from agentmesh.turn.values import (
 )
 from agentmesh.wire import ErrorBody, Mail, Spec
 from agentmesh_node import controls
+from agentmesh_node.claiming import Lost, take
 from agentmesh_node.deeds import Deeds
 from agentmesh_node.live import LiveStream
 from agentmesh_node.mailbox import Mailbox
@@ -77,20 +76,6 @@ STOP_GRACE_S = 5.0
 """How long a running callback may hold up a stop before it is cancelled."""
 
 
-class Lost(Exception):
-    """This process does not own the agent (any more).
-
-    `final`: its placement is worth nothing and is to be deleted. `broken`: the store has lost data; nothing may be written
-    until an operator has restored it.
-    """
-
-    def __init__(self, reason: str, *, final: bool, broken: bool = False) -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.final = final
-        self.broken = broken
-
-
 class Owner:
     """One agent, owned by this process."""
 
@@ -109,6 +94,7 @@ class Owner:
         self._driving = False
         self._calling = False
         self._overdue = False
+        self._begun = False
         self._closed = False
         self._timers: set[asyncio.TimerHandle] = set()
         self._resting: asyncio.TimerHandle | None = None
@@ -134,41 +120,17 @@ class Owner:
             StoreLost: the store has lost committed records; nothing was written.
             Unavailable: it cannot be told now.
         """
-        s = self._s
-        while True:
-            bodies = await s.journal.read(self.name)
-            ledger, last = fold([(seq, decode_record(body)) for seq, body in bodies])
-            verdict = judge(self.claim, self.spec, ledger, lease_boot=await self._lease_boot(ledger))
-            if verdict.act == "yield":
-                raise Lost(verdict.reason, final=True)
-            if verdict.act == "over":
-                self._status.set("stopped", self.spec.reason)
-                await self._status.settled()
-                raise Lost("this life is over", final=True)
-            assert verdict.ledger is not None
-            if verdict.act == "finish":
-                start, self._fence = verdict.ledger, last
-                break
-            record = activation(self.claim, verdict, record_id=s.token(), at=s.now())
-            try:
-                self._fence = await s.journal.append(
-                    self.name, encode_record(record), record_id=record.id, expected=last, rollup=verdict.snapshot
-                )
-            except Fenced:
-                continue  # someone appended meanwhile, or the read was stale: look again
-            start = owned(verdict.ledger, self.claim)
-            break
-        await self._begin(start)
-
-    async def _lease_boot(self, ledger: Any) -> str | None:
-        """The boot id in this node's lease, where it can matter."""
-        if ledger is None or ledger.generation != self.claim.generation or ledger.boot == self.claim.boot:
-            return None
-        entry = await self._s.registry.get(node_key(self.claim.node))
-        return decode_node(entry).boot if entry is not None else None
+        taken = await take(self._s, self.name, self.spec, self.claim)
+        if taken is None:
+            self._status.set("stopped", self.spec.reason)
+            await self._status.settled()
+            raise Lost("this life is over", final=True)
+        ledger, self._fence = taken
+        await self._begin(ledger)
 
     async def _begin(self, ledger: Any) -> None:
         s = self._s
+        s.awake += 1
         self.core = new_core(s.config(self.name, self.spec, self.runner), ledger)
         deeds = Deeds(
             agent=self.name,
@@ -190,6 +152,7 @@ class Owner:
         self._performer.add(ledger.effects.items(), doubtful=True)
         # First what waits: a chained prompt must not overtake events, nor an event's prompt the mail before it.
         await self.mailbox.caught_up()
+        self._begun = True
         if self.spec.status == "stopping" and (self.runner is None or ledger.phase == "new") and ledger.phase != "stopped":
             self.feed(Stop(self._stop_reason()))
         elif self.runner is None and ledger.phase != "stopped":
@@ -197,7 +160,7 @@ class Owner:
         else:
             self.feed(Start())
             if self.spec.status == "stopping":
-                self.feed(Stop(self._stop_reason()))
+                self.stop(self.spec)
         self._arm_rest()
 
     def _stop_reason(self) -> ErrorBody:
@@ -208,6 +171,8 @@ class Owner:
         if self._closed:
             return
         self._closed = True
+        if self.core is not None:
+            self._s.awake -= 1
         for handle in self._timers:
             handle.cancel()
         if self._watchdog is not None:
@@ -278,8 +243,9 @@ class Owner:
     def stop(self, spec: Spec) -> None:
         """The registry says `stopping`."""
         self.spec = spec
-        self.feed(Stop(self._stop_reason()))
-        self._later(STOP_GRACE_S, self._hurry)
+        if self._begun:  # else `_begin` sees it: where the agent stands must be known before it is stopped
+            self.feed(Stop(self._stop_reason()))
+            self._later(STOP_GRACE_S, self._hurry)
 
     def _arrived(self, mail: list[Mail]) -> None:
         self.feed(Arrived(tuple(mail)))
@@ -489,12 +455,12 @@ class Owner:
     async def _sweep(self) -> None:
         """Feed in what the lanes hold up to their last sequences, read after the `stopped` record was committed."""
         assert self.mailbox is not None
-        await self.mailbox.caught_up()
+        await self.mailbox.caught_up(proven=True)
         self.feed(Swept())
 
     # --- rest ---------------------------------------------------------------------------------------------------------
     def _arm_rest(self) -> None:
-        self._later(self._s.settings.rest_s, self._rest)
+        self._later(self._s.rest_s(), self._rest)
 
     def _stir(self) -> None:
         """The rest is over: look again soon whether it comes back."""
@@ -511,13 +477,13 @@ class Owner:
         quiet = self._s.monotonic() - self._active_at
         if self._trimmer is not None:
             self._trimmer.quiet(quiet)
-        if core is None or core.phase is not Phase.IDLE or self._driving or quiet < settings.rest_s:
+        if core is None or core.phase is not Phase.IDLE or self._driving or quiet < self._s.rest_s():
             self._arm_rest()
         elif core.record != "rest":
             self.feed(Rest())
             self._arm_rest()
-        elif quiet < settings.passivate_s or self._status.busy or any(m.deadline is not None for m in core.prompts):
-            self._resting = self._later(max(settings.rest_s, settings.passivate_s - quiet), self._rest)
+        elif quiet < self._s.patience() or self._status.busy or any(m.deadline is not None for m in core.prompts):
+            self._resting = self._later(max(self._s.rest_s(), self._s.patience() - quiet), self._rest)
         else:
             self._ended(self, None)
 

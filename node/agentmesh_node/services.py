@@ -30,6 +30,8 @@ log = logging.getLogger("agentmesh.node")
 
 GROUP = "agentmesh.backends"
 DEFAULT_BACKEND = "scripted"
+CROWDED_REST_S = 0.2
+"""Idle time after which an agent rests, and sleeps, on a node that has too many awake."""
 
 
 class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,6 +54,8 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Idle time after which only the agent's subscription is kept."""
     stall_limit_s: float = 60.0
     """How long the loop may hang until the process ends itself."""
+    awake: int = 5000
+    """Agents that may be loaded (some 20 kB each); when more are, idle ones sleep almost at once."""
     activations: int = 64
     """Agents that are activated at the same time, at most."""
     mailbox_limit: int = 1000
@@ -89,6 +93,21 @@ class Services:
         self.events = Events(transport, self.subjects, settings.node_id, self.now, content=settings.content)
         self._backends: dict[str, Any] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
+        self.awake = 0
+        """Agents that are loaded now."""
+
+    @property
+    def crowded(self) -> bool:
+        """Whether more agents are loaded than should be."""
+        return self.awake > self.settings.awake
+
+    def rest_s(self) -> float:
+        """How long an idle agent waits until it rests, in seconds."""
+        return min(CROWDED_REST_S, self.settings.rest_s) if self.crowded else self.settings.rest_s
+
+    def patience(self) -> float:
+        """How long an agent that rests stays loaded, in seconds."""
+        return 0.0 if self.crowded else self.settings.passivate_s
 
     def spawn(self, work: Coroutine[Any, Any, Any]) -> None:
         """Run a short piece of work that is kept and, at the end, awaited."""

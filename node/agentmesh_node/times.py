@@ -24,6 +24,7 @@ NODE = (
     Setting("drain_s", "MESH_DRAIN_S", 0, 3600),
     Setting("rest_s", "MESH_REST_S", 0.1, 60),
     Setting("passivate_s", "MESH_PASSIVATE_S", 0.5, 86_400),
+    Setting("awake", "MESH_AWAKE", 0, 1_000_000, whole=True),
     Setting("activations", "MESH_ACTIVATIONS", 1, 1024, whole=True),
     Setting("stall_limit_s", "MESH_STALL_LIMIT_S", 1, 3600),
 )

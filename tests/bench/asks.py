@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import AsyncIterator
 from functools import partial
 
 from bench import peer
-from bench.clock import Call, latencies, quantile, rate
+from bench.clock import Call, quantile, rate, side_by_side
 from bench.figures import Bound, Figure
 from bench.stage import HERE, Stage
 
@@ -26,15 +27,16 @@ async def one_caller(stage: Stage) -> list[Figure]:
     peers = Figure(name="ask, one caller, p50", unit="ms", floor=FASTSTREAM)
     async with _peer(stage) as echo:
         for _ in range(stage.sizes.rounds):
-            floor = await latencies(floors.bare, calls)
-            ask = await latencies(lambda: mesh.ask("one", "hello"), calls)
+            others: list[Call] = [floors.queue, partial(floors.nc.request, "mesh.ask.one", b"hello", timeout=30)]
+            if echo is not None:
+                others.append(echo)
+            floor, ask, *rest = await side_by_side(floors.bare, partial(mesh.ask, "one", "hello"), *others, count=calls)
             for q, figure in bare.items():
                 figure.add(quantile(ask, q), quantile(floor, q))
-            queue.add(quantile(ask, 0.5), quantile(await latencies(floors.queue, calls), 0.5))
-            request = await latencies(lambda: floors.nc.request("mesh.ask.one", b"hello", timeout=30), calls)
-            plain.add(quantile(request, 0.5), quantile(floor, 0.5))
+            queue.add(quantile(ask, 0.5), quantile(rest[0], 0.5))
+            plain.add(quantile(rest[1], 0.5), quantile(floor, 0.5))
             if echo is not None:
-                peers.add(quantile(ask, 0.5), quantile(await latencies(echo, calls), 0.5))
+                peers.add(quantile(ask, 0.5), quantile(rest[2], 0.5))
     return [*bare.values(), queue, *_if_measured(peers), plain]
 
 
@@ -51,17 +53,17 @@ async def many_callers(stage: Stage) -> list[Figure]:
     peers = Figure(name=title, unit="/s", floor=FASTSTREAM, bound=Bound(limit=3, sense="at least"))
     async with _peer(stage) as echo:
         for _ in range(sizes.rounds):
-            floor = await rate([floors.bare] * sizes.callers, sizes.each)
+            floor = await rate([floors.bare] * sizes.callers, 4 * sizes.each)
             mine = await rate(asks, sizes.each)
             bare.add(mine, floor)
-            queue.add(mine, await rate([floors.queue] * sizes.callers, sizes.each))
+            queue.add(mine, await rate([floors.queue] * sizes.callers, 2 * sizes.each))
             if echo is not None:
-                peers.add(mine, await rate([echo] * sizes.callers, max(sizes.each // 5, 1)))
+                peers.add(mine, await rate([echo] * sizes.callers, sizes.each))
     return [bare, queue, *_if_measured(peers)]
 
 
 @contextlib.asynccontextmanager
-async def _peer(stage: Stage):  # type: ignore[no-untyped-def]
+async def _peer(stage: Stage) -> AsyncIterator[Call | None]:
     if not peer.installed():
         yield None
         return

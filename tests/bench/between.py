@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+from functools import partial
 
 from bench.asks import BARE
-from bench.clock import latencies, p50, quantile
+from bench.clock import p50s, quantile, side_by_side
 from bench.figures import Bound, Figure
 from bench.stage import Stage
 
 RING = 10
+LAPS = 10
 
 
 async def ring(stage: Stage) -> list[Figure]:
@@ -22,10 +24,15 @@ async def ring(stage: Stage) -> list[Figure]:
     half = Figure(name=f"hop from agent to agent, ring of {RING}, p50", unit="ms", floor=BARE, bound=Bound(limit=3.5))
     most = Figure(name=f"hop from agent to agent, ring of {RING}, p99", unit="ms", floor=BARE)
     for _ in range(sizes.rounds):
-        floor = await latencies(floors.bare, sizes.calls)
-        await mesh.ask(names[0], f"lap {sizes.hops}")
-        reports = [json.loads((await mesh.ask(name, "report")).text or "") for name in names]
-        hops = sorted(hop for report in reports for hop in report)
+        floor: list[float] = []
+        hops: list[float] = []
+        for _ in range(LAPS):
+            floor += (await side_by_side(floors.bare, count=sizes.hops // LAPS))[0]
+            await mesh.ask(names[0], f"lap {sizes.hops // LAPS}")
+        for name in names:
+            hops += json.loads((await mesh.ask(name, "report")).text or "")
+        floor.sort()
+        hops.sort()
         half.add(quantile(hops, 0.5), quantile(floor, 0.5))
         most.add(quantile(hops, 0.99), quantile(floor, 0.99))
     return [half, most]
@@ -46,6 +53,6 @@ async def fan(stage: Stage) -> list[Figure]:
 
     calls = max(sizes.calls // 20, 3)
     for _ in range(sizes.rounds):
-        floor = await p50(bare, calls, warm_up=2)
-        figure.add(await p50(lambda: mesh.ask("boss", str(sizes.workers)), calls, warm_up=2), floor)
+        floor, taken = await p50s(bare, partial(mesh.ask, "boss", str(sizes.workers)), count=calls, warm_up=2)
+        figure.add(taken, floor)
     return [figure]

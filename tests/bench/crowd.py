@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from agentmesh.edge.streams import ensure
 from agentmesh.subjects import Subjects
 from bench import sleepers
 from bench.asks import BARE
-from bench.clock import p50
+from bench.clock import p50s
 from bench.figures import Figure
 from bench.stage import Stage
 
@@ -25,9 +27,10 @@ async def crowds(stage: Stage) -> list[Figure]:
         figures[asked] = Figure(name=f"ask, {crowd:,} other agents on the node, p50", unit="ms", floor=BARE)
     mesh = await stage.client(subjects.root)
     for _ in range(sizes.rounds):
-        for asked, figure in figures.items():
-            floor = await p50(floors.bare, sizes.calls)
-            figure.add(await p50(lambda asked=asked: mesh.ask(asked, "hello"), sizes.calls), floor)  # type: ignore[misc]
+        asks = [partial(mesh.ask, asked, "hello") for asked in figures]
+        floor, *taken = await p50s(floors.bare, *asks, count=sizes.calls)
+        for figure, value in zip(figures.values(), taken, strict=True):
+            figure.add(value, floor)
     return list(figures.values())
 
 
@@ -40,7 +43,7 @@ async def states(stage: Stage) -> list[Figure]:
         await mesh.start_agent(name, kind="Echo", options={"ballast": size})
         figure = Figure(name=f"ask, state of {size // 1000:,} kB, p50", unit="ms", floor="JetStream publish of that size")
         for _ in range(sizes.rounds):
-            floor = await p50(lambda body=body: floors.publish(body), calls, warm_up=2)  # type: ignore[misc]
-            figure.add(await p50(lambda name=name: mesh.ask(name, "hello"), calls, warm_up=2), floor)  # type: ignore[misc]
+            floor, taken = await p50s(partial(floors.publish, body), partial(mesh.ask, name, "hello"), count=calls, warm_up=2)
+            figure.add(taken, floor)
         figures.append(figure)
     return figures

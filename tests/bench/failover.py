@@ -17,8 +17,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -92,9 +93,11 @@ class Stage:
 
 
 @contextlib.asynccontextmanager
-async def stage(*, clustered: bool, nodes: Sequence[str] = NODES) -> AsyncIterator[Stage]:
+async def stage(
+    *, clustered: bool, nodes: Sequence[str] = NODES, env: Mapping[str, str] = MappingProxyType({})
+) -> AsyncIterator[Stage]:
     """Server or servers, two supervisors, nodes, a client. n1 holds turns."""
-    with tempfile.TemporaryDirectory(prefix="mesh-bench-") as directory, (Cluster() if clustered else Server()) as servers:
+    with tempfile.TemporaryDirectory(prefix="mesh-bench-") as directory, Cluster() if clustered else Server() as servers:
         logs = Path(directory)
         hold = logs / "hold"
         hold.touch()
@@ -105,8 +108,8 @@ async def stage(*, clustered: bool, nodes: Sequence[str] = NODES) -> AsyncIterat
                 processes[own_id] = Process("supervisor", own_id, servers.url, logs, env={})
             await asyncio.gather(*(p.ready() for p in processes.values()))
             for own_id in nodes:
-                env = {"MESH_BENCH_HOLD": str(hold)} if own_id == "n1" else {}
-                processes[own_id] = Process("node", own_id, servers.url, logs, *agents, env=env)
+                hers = {**env, **({"MESH_BENCH_HOLD": str(hold)} if own_id == "n1" else {})}
+                processes[own_id] = Process("node", own_id, servers.url, logs, *agents, env=hers)
             await asyncio.gather(*(p.ready() for p in processes.values()))
             async with agentmesh_client.connect(servers.url) as mesh:
                 yield Stage(mesh, processes, servers, logs, agents)
@@ -284,7 +287,9 @@ def main() -> None:
     parser.add_argument("--busy", type=int, default=100, help="of those on n1, how many are in a turn")
     options = parser.parse_args()
     print("From the fault to each answer, ms. n1 is the victim; its busy agents' callers wait.")
-    print(f"{'fault':8} {'agents':>6} {'on n1':>6} {'busy':>5}  {'min':>8} {'p50':>8} {'p99':>8} {'max':>8}   errors  lost  doubled wrong")
+    print(
+        f"{'fault':8} {'agents':>6} {'on n1':>6} {'busy':>5}  {'min':>8} {'p50':>8} {'p99':>8} {'max':>8}   errors  lost  doubled wrong"
+    )
     for name in options.scenarios:
         asyncio.run(scenario(name, options.agents, options.busy))
 

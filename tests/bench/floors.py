@@ -70,6 +70,7 @@ async def serve(url: str, replicas: int) -> None:
     while True:
         with contextlib.suppress(TimeoutError):
             for message in await consumer.fetch(BATCH, timeout=WAIT_S):
+                assert message.headers
                 await nc.publish(message.headers["Reply-To"], message.data)
                 await message.ack()
 

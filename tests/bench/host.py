@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sys
 from pathlib import Path
@@ -23,7 +22,7 @@ async def host(told: Told, url: str, settings: dict[str, Any]) -> None:
     try:
         await node.start()
         told.ready(f"node {settings['node_id']} ready")
-        await told.stop(asyncio.create_task(node.drained.wait()))  # type: ignore[arg-type]
+        await told.stop()
     finally:
         await node.close()
         await transport.close()

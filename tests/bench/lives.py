@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
+from functools import partial
 
 from agentmesh.edge.transport import Message
 from agentmesh.subjects import Subjects
 from agentmesh_client import Mesh
-from bench.clock import p50, quantile
+from bench.clock import p50s, quantile
 from bench.figures import Bound, Figure
 from bench.stage import Stage
 
 REST_S = 0.05
 """Idle time after which this benchmark's node lets an agent go; 300 s by default."""
-ASLEEP_S = 0.5
+ASLEEP_S = 0.3
 WAIT_S = 30.0
 
 
@@ -27,8 +28,9 @@ async def start(stage: Stage) -> list[Figure]:
         name="start_agent until it runs, p50", unit="ms", floor="JetStream publish", bound=Bound(limit=10, of="value")
     )
     for _ in range(sizes.rounds):
-        floor = await p50(floors.publish, sizes.calls)
-        taken = await p50(lambda: mesh.start_agent(f"new.{next(numbers)}", kind="Echo"), sizes.starts, warm_up=1)
+        floor, taken = await p50s(
+            floors.publish, lambda: mesh.start_agent(f"new.{next(numbers)}", kind="Echo"), count=sizes.starts, warm_up=1
+        )
         figure.add(taken, floor)
     return [figure]
 
@@ -39,13 +41,14 @@ async def cold(stage: Stage) -> list[Figure]:
     mesh = await stage.client(root)
     await stage.supervisor(root)
     await stage.node(root, "n1", rest_s=REST_S, passivate_s=REST_S)
-    await mesh.start_agent("cold", kind="Echo")
-    watched = await _Activations.of(mesh, "cold")
     figure = Figure(name=f"ask to a sleeping agent, journal of {sizes.turns} turns", unit="ms", floor="ask to it awake")
-    for _ in range(sizes.rounds):
-        warm = await p50(lambda: mesh.ask("cold", "hello"), max(sizes.turns, 2), warm_up=0)
-        taken = sorted([await _ask_asleep(mesh, watched) for _ in range(sizes.colds)])
-        figure.add(quantile(taken, 0.5), warm)
+    for number in range(sizes.rounds):
+        name = f"cold.{number}"
+        await mesh.start_agent(name, kind="Echo")
+        watched = await _Activations.of(mesh, name)
+        (awake,) = await p50s(partial(mesh.ask, name, "hello"), count=sizes.turns, warm_up=0)
+        taken = sorted([await _ask_asleep(mesh, name, watched) for _ in range(sizes.colds)])
+        figure.add(quantile(taken, 0.5), awake)
     return [figure]
 
 
@@ -66,13 +69,13 @@ class _Activations:
         self.count += 1
 
 
-async def _ask_asleep(mesh: Mesh, watched: _Activations) -> float:
+async def _ask_asleep(mesh: Mesh, agent: str, watched: _Activations) -> float:
     """Milliseconds of an ask that was the agent's waking. Nothing tells that it sleeps: one that did not is asked again."""
     async with asyncio.timeout(WAIT_S):
         while True:
             await asyncio.sleep(ASLEEP_S)
             before, began = watched.count, time.perf_counter()
-            await mesh.ask("cold", "hello")
+            await mesh.ask(agent, "hello")
             taken = time.perf_counter() - began
             if watched.count > before:
                 return taken * 1e3

@@ -13,7 +13,7 @@ from agentmesh.subjects import Subjects
 from bench import sleepers
 from bench.figures import Bound, Figure
 from bench.stage import Stage
-from support import Server
+from support import Server, eventually
 
 WAIT_S = 300.0
 STEADY_S = 1.0
@@ -57,12 +57,13 @@ async def _memory(stage: Stage, like: sleepers.Pattern, count: int, root: str) -
 async def _subscribed(stage: Stage, connection: str, count: int) -> None:
     """Wait until a connection of that name has as many subscriptions: each sleeping agent is one."""
     assert isinstance(stage.server, Server)
-    async with asyncio.timeout(WAIT_S):
-        while True:
-            page = await asyncio.to_thread(stage.server.monitor, "connz")
-            if any(c.get("name") == connection and c["subscriptions"] >= count for c in page["connections"]):
-                return
-            await asyncio.sleep(0.1)
+    server = stage.server
+
+    async def all_there() -> bool:
+        page = await asyncio.to_thread(server.monitor, "connz")
+        return any(c.get("name") == connection and c["subscriptions"] >= count for c in page["connections"])
+
+    await eventually(all_there, WAIT_S, f"{count} subscriptions")
 
 
 async def _steady(pid: int) -> float:

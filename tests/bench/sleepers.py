@@ -6,18 +6,18 @@ its spec, its placement and its journal; these are read, and written again under
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from agentmesh.edge.jetstream import read_all, stream_state
+from agentmesh.edge.jetstream import StoredMessage, read_all, stream_state
 from agentmesh.edge.journal import RECORD
 from agentmesh.edge.registry import Registry
 from agentmesh.edge.transport import Transport
 from agentmesh.records import decode_record, encode_record
 from agentmesh.subjects import Subjects, placement_key, spec_key
 from bench.stage import Stage
+from support import eventually
 
 WAIT_S = 60.0
 CHUNK = 500
@@ -38,12 +38,13 @@ async def pattern(stage: Stage) -> Pattern:
     mesh = await stage.mesh()
     info = await mesh.start_agent("pattern", kind="Echo")
     subjects, t = mesh.subjects, mesh.transport
-    async with asyncio.timeout(WAIT_S):
-        while True:
-            journal = await read_all(t, subjects.stream("journal"), subjects.journal("pattern"))
-            if journal and decode_record(journal[-1].data).kind == "rest":
-                break
-            await asyncio.sleep(0.05)
+    journal: list[StoredMessage] = []
+
+    async def rests() -> bool:
+        journal[:] = await read_all(t, subjects.stream("journal"), subjects.journal("pattern"))
+        return bool(journal) and decode_record(journal[-1].data).kind == "rest"
+
+    await eventually(rests, WAIT_S, "the rest of an idle agent")
     registry = Registry(t, subjects)
     spec = await registry.get(spec_key("pattern"))
     placement = await registry.get(placement_key(info.node or "", "pattern"))
@@ -64,21 +65,23 @@ async def put(t: Transport, subjects: Subjects, like: Pattern, node: str, names:
     """Write the agents `names`, at rest and placed on `node`, which must not run yet.
 
     Raises:
-        RuntimeError: the server did not store all of it.
+        AssertionError: the server did not store all of it.
     """
     journal, registry = subjects.stream("journal"), subjects.stream("registry")
-    before = [(await stream_state(t, stream)).last_seq for stream in (journal, registry)]
-    messages = _messages(subjects, like, node, names)
-    count = 0
-    for subject, body, headers in messages:
+
+    async def stored() -> int:
+        return sum([(await stream_state(t, stream)).last_seq for stream in (journal, registry)])
+
+    wanted = await stored() + (len(like.journal) + 2) * len(names)
+    for number, (subject, body, headers) in enumerate(_messages(subjects, like, node, names), 1):
         await t.publish(subject, body, headers=headers)
-        count += 1
-        if count % CHUNK == 0:
-            await asyncio.gather(stream_state(t, journal), stream_state(t, registry))
-    wanted = (len(like.journal) * len(names), 2 * len(names))
-    async with asyncio.timeout(WAIT_S):
-        while [(await stream_state(t, s)).last_seq for s in (journal, registry)] != [b + w for b, w in zip(before, wanted, strict=True)]:
-            await asyncio.sleep(0.05)
+        if number % CHUNK == 0:
+            await stored()
+
+    async def complete() -> bool:
+        return await stored() == wanted
+
+    await eventually(complete, WAIT_S, f"the storage of {len(names)} agents")
 
 
 def _messages(

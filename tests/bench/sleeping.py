@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import statistics
 import time
 from collections.abc import Awaitable, Callable
@@ -48,8 +47,8 @@ async def until(condition: Callable[[], Awaitable[bool]]) -> float:
 
 async def measure(agents: int, passivate_s: float) -> None:
     """All of it."""
-    os.environ["MESH_PASSIVATE_S"] = str(passivate_s)
-    async with stage(clustered=False, nodes=("n1",)) as it:
+    env = {"MESH_PASSIVATE_S": str(passivate_s)}
+    async with stage(clustered=False, nodes=("n1",), env=env) as it:
         it.hold.unlink()
         mesh, node = it.mesh, it.processes["n1"]
         await mesh.start_agent("probe", kind="Worker", timeout=PATIENCE_S)
@@ -71,9 +70,11 @@ async def measure(agents: int, passivate_s: float) -> None:
 
         await until(all_sleep)
         asleep = resident_kb(node.popen.pid)
-        print(f"all sleep; {asleep} kB, {empty} kB when empty: {1024 * (asleep - empty) / agents:.0f} bytes per agent", flush=True)
+        print(
+            f"all sleep; {asleep} kB, {empty} kB when empty: {1024 * (asleep - empty) / agents:.0f} bytes per agent", flush=True
+        )
         await wake(mesh, names, "one")
-        it.processes["n2"] = Process("node", "n2", it.servers.url, it.logs, *it.options, env={})
+        it.processes["n2"] = Process("node", "n2", it.servers.url, it.logs, *it.options, env=env)
         await it.processes["n2"].ready()
         node.popen.kill()
         began = time.monotonic()
@@ -94,7 +95,9 @@ async def wake(mesh: Mesh, names: list[str], prompt: str) -> None:
         began = time.monotonic()
         await mesh.ask(agent, prompt, timeout=PATIENCE_S)
         times.append(1000 * (time.monotonic() - began))
-    print(f"asked {len(times)} sleeping agents: min {min(times):.1f}, median {statistics.median(times):.1f}, max {max(times):.1f} ms")
+    print(
+        f"asked {len(times)} sleeping agents: min {min(times):.1f}, median {statistics.median(times):.1f}, max {max(times):.1f} ms"
+    )
 
 
 def main() -> None:

@@ -188,4 +188,3 @@ async def _stage(server: Server | Cluster, sizes: Sizes) -> AsyncIterator[Stage]
                 yield Stage(server, sizes, stack, Path(logs))
         finally:
             await asyncio.to_thread(server.close)
-

@@ -17,7 +17,7 @@ from agentmesh import Agent, Answer, Defer, Halt, Idle, Init, Proceed, Prompt, S
 from agentmesh.backend import Event, Response
 from agentmesh.errors import BadRequest, MeshError
 from agentmesh.wire import Outcome
-from agentmesh_node.backends.scripted import Fail
+from agentmesh_node.backends.scripted import Delay, Fail, Raises
 
 GATE_S = 0.01
 
@@ -274,3 +274,55 @@ class Picky(Recorder):
 
     async def post_turn(self, outcome: Outcome, ref: str, state: Log) -> Log:
         return noted(state, events=f"post_turn {outcome.ok}")
+
+
+class Preparing(Recorder):
+    """Its `pre_run` waits for the option `gate`; without one it raises."""
+
+    async def pre_run(self, state: Log) -> Log:
+        if not state.options["gate"]:
+            raise RuntimeError("no gate")
+        await steered(f"gate:{state.options['gate']}")
+        return state
+
+
+class Failing(Recorder):
+    """Fails as its prompt says."""
+
+    @staticmethod
+    def script(prompt: str) -> Any:
+        text = Event("text", {"text": prompt})
+        ways: dict[str, Any] = {
+            "refuse": Fail("quota"),
+            "terminal": [text, Event("error", {"reason": "overloaded"})],
+            "unnamed": [Event("error", {})],
+            "silent": [text],
+            "crash": Raises(RuntimeError("the stream broke"), text),
+            "observer": [Event("text", {"text": "raise in the observer"}), Event("result", {"text": "never"})],
+            "hang": [Delay(3600), Event("result", {"text": "never"})],
+        }
+        return ways.get(prompt, prompt)
+
+    def handle_stream_event(self, event: Event, state: Log) -> Log:
+        if event.data.get("text") == "raise in the observer":
+            raise RuntimeError("the observer broke")
+        return noted(state, events=event.kind)
+
+
+class Leaving(Recorder):
+    """Leaves a line in the file of its runs when it ends or halts."""
+
+    async def terminate_agent(self, reason: MeshError, state: Log) -> None:
+        await asyncio.to_thread(add_line, Path(state.runs or ""), f"leaving: {reason.code}")
+
+    async def post_run(self, state: Log) -> None:
+        await asyncio.to_thread(add_line, Path(state.runs or ""), "leaving: halted")
+
+
+class Halting(Recorder):
+    """Its answer stops in the middle, unless the file that its prompt names exists."""
+
+    @staticmethod
+    def script(prompt: str) -> list[Any]:
+        pause = [] if Path(prompt).exists() else [Delay(3600)]
+        return [Event("text", {"text": "one"}), *pause, Event("text", {"text": "two"}), Event("result", {"text": "one two"})]

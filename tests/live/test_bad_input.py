@@ -85,7 +85,7 @@ def test_bad_names_are_refused_before_anything_is_written(server: Server, subjec
             assert agents[0] == []
             assert before > 0
 
-    run(main(), 120)
+    run(main(), 110)
 
 
 @pytest.mark.case(244)
@@ -101,7 +101,7 @@ def test_an_agent_that_names_another_badly_is_told_in_its_callback(server: Serve
             assert await events_of(mesh, "boss", 1) == ["last"], "the others raised, and left the agent as it was"
             assert [agent.name for agent in await mesh.client.list_agents()] == ["boss"]
 
-    run(main(), 120)
+    run(main(), 110)
 
 
 @pytest.mark.case(19)
@@ -116,7 +116,7 @@ def test_a_prompt_that_is_no_text_is_refused_by_the_client(server: Server, subje
                     await call("coder", prompt)
             assert await mail(mesh) == 0
 
-    run(main(), 120)
+    run(main(), 110)
 
 
 @pytest.mark.case(220)
@@ -143,7 +143,7 @@ def test_what_is_too_large_is_refused_and_the_connection_lives(server: Server, s
             assert len(mesh.nodes) == 1
             assert mesh.nodes["n1"].services.transport.connected
 
-    run(main(), 120)
+    run(main(), 110)
 
 
 @pytest.mark.case(220)
@@ -163,7 +163,7 @@ def test_an_answer_larger_than_a_message_is_a_typed_error(server: Server, subjec
             with pytest.raises(TooLarge):
                 await mesh.client.status("wordy", content=True)
 
-    run(main(), 120)
+    run(main(), 110)
 
 
 @pytest.mark.case(102)
@@ -188,7 +188,7 @@ def test_an_unknown_agent_is_not_found_quickly(server: Server, subjects: Subject
             assert await mesh.client.dead_letters("nobody") == []
             assert await mail(mesh) == 0
 
-    run(main(), 120)
+    run(main(), 110)
 
 
 @pytest.mark.case(4)
@@ -201,7 +201,7 @@ def test_a_taken_name_says_where_its_bearer_runs(server: Server, subjects: Subje
             assert caught.value.details["node"] == "n1"
             assert (await mesh.client.status("coder")).kind == "Puppet"
 
-    run(main(), 120)
+    run(main(), 110)
 
 
 @pytest.mark.case(221)
@@ -229,7 +229,7 @@ def test_an_agent_whose_kind_no_node_serves_waits_visibly_and_starts_when_one_co
             (entry,) = await mesh.client.list_agents()
             assert (entry.spec.status, entry.spec.reason) == ("running", None)
 
-    run(main(), 120)
+    run(main(), 110)
 
 
 @pytest.mark.case(6)
@@ -255,7 +255,7 @@ def test_code_that_cannot_begin_is_told_apart_and_frees_the_name(server: Server,
             await start(mesh, "odd")
             assert (await mesh.client.ask("odd", "fine")).text == "fine"
 
-    run(main(), 120)
+    run(main(), 110)
 
 
 @pytest.mark.case(21)
@@ -272,7 +272,7 @@ def test_a_wrong_return_value_ends_the_turn_and_not_the_agent(server: Server, su
             assert (await mesh.client.ask("odd", "fine")).text == "fine"
             assert (await mesh.client.status("odd", content=True)).agent_state["prompts"] == ["fine"]
 
-    run(main(), 120)
+    run(main(), 110)
 
 
 @pytest.mark.case(18)
@@ -297,7 +297,7 @@ def test_an_ask_never_hangs(server: Server, subjects: Subjects, tmp_path: Path) 
                 with pytest.raises(BadRequest):
                     await mesh.client.ask("coder", "x", timeout=timeout)  # type: ignore[arg-type]
 
-    run(main(), 120)
+    run(main(), 110)
 
 
 def test_a_server_that_is_down_at_start_is_one_clear_sentence(tmp_path: Path) -> None:
@@ -350,7 +350,7 @@ def test_a_server_lost_while_running_is_waited_for(fresh_server: Server, subject
             assert sorted(prompts) == ["asked meanwhile", "told meanwhile"]
             assert sum(record.turn is not None for record in await mesh.records("coder")) == 1
 
-    run(main(), 120)
+    run(main(), 110)
 
 
 def test_another_mesh_on_the_same_server_is_not_disturbed(server: Server) -> None:
@@ -363,4 +363,4 @@ def test_another_mesh_on_the_same_server_is_not_disturbed(server: Server) -> Non
             assert [record.turn.prompt for record in await two.records("coder") if record.turn] == ["in two"]
             assert json.dumps([event["agent"] for event in one.seen("prompt_start")]) == '["coder"]'
 
-    run(main(), 120)
+    run(main(), 110)

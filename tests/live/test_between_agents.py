@@ -68,7 +68,7 @@ def test_a_tagged_tell_brings_its_answer_back_once_with_the_senders_name(server:
             assert set(worker["senders"]) == {"boss"}
             assert len((await state_of(mesh, "boss"))["events"]) == 2, "an answer only where there is a tag"
 
-    run(main(), 120)
+    run(main(), 110)
 
 
 @pytest.mark.case(216)
@@ -90,7 +90,7 @@ def test_what_a_callback_asks_for_happens_only_if_its_record_commits(server: Ser
             assert (await state_of(mesh, "boss"))["events"] == []
             assert await mesh.client.whereis("child") is None
 
-    run(main(), 120)
+    run(main(), 110)
 
 
 @pytest.mark.case(200)
@@ -108,7 +108,7 @@ def test_a_coordinator_gathers_fifty_answers_and_its_caller_gets_one(server: Ser
             assert set(spread) == {"n1", "n2"}
             assert len(spread) == 50
 
-    run(main(), 120)
+    run(main(), 110)
 
 
 @pytest.mark.case(217)
@@ -139,7 +139,7 @@ def test_what_cannot_be_done_comes_back_and_holds_up_nothing_else(server: Server
             assert await events_of(mesh, "worker", 1) == ["arrives"]
             assert (await mesh.client.ask("boss", "still there?")).text == "still there?"
 
-    run(main(), 120)
+    run(main(), 110)
 
 
 @pytest.mark.case(217)
@@ -161,7 +161,7 @@ def test_a_failed_start_fails_the_later_effects_of_its_record_on_that_name(serve
             assert (await events_of(mesh, "boss", 3))[2]["text"] == "for anyone"
             assert (await state_of(mesh, "taken"))["prompts"] == ["for anyone"]
 
-    run(main(), 120)
+    run(main(), 110)
 
 
 @pytest.mark.case(200)
@@ -187,7 +187,7 @@ def test_a_deferred_request_is_answered_later_and_once(server: Server, subjects:
             await mesh.client.notify("desk", {"do": [["reply", {"ref": "999", "text": "to nobody"}]]})
             assert (await mesh.client.ask("desk", "fine")).text == "fine"
 
-    run(main(), 120)
+    run(main(), 110)
 
 
 @pytest.mark.case(200)
@@ -205,7 +205,7 @@ def test_a_deferred_request_ends_with_its_deadline_or_with_the_agent(server: Ser
             with pytest.raises(Stopped):
                 await open_one
 
-    run(main(), 120)
+    run(main(), 110)
 
 
 @pytest.mark.case(200)
@@ -225,7 +225,7 @@ def test_an_exclusive_deferral_holds_back_prompts_but_not_events(server: Server,
             assert (await first).text == "done"
             assert (await second).text == "my turn"
 
-    run(main(), 120)
+    run(main(), 110)
 
 
 def test_agents_start_and_stop_agents_and_linked_ones_end_with_their_parent(server: Server, subjects: Subjects) -> None:
@@ -260,7 +260,7 @@ def test_agents_start_and_stop_agents_and_linked_ones_end_with_their_parent(serv
             with pytest.raises(NotFound):
                 await mesh.client.ask("child.a", "anybody?")
 
-    run(main(), 120)
+    run(main(), 110)
 
 
 @pytest.mark.case(206)
@@ -277,7 +277,7 @@ def test_mail_between_agents_keeps_its_order_per_lane(server: Server, subjects: 
             for sender in ("a", "b"):
                 assert [event[1:] for event in found if event[0] == sender] == [[t, n] for t in range(20) for n in range(5)]
 
-    run(main(), 120)
+    run(main(), 110)
 
 
 def test_an_agent_may_write_to_itself(server: Server, subjects: Subjects) -> None:
@@ -290,4 +290,4 @@ def test_an_agent_may_write_to_itself(server: Server, subjects: Subjects) -> Non
             assert {event if isinstance(event, str) else event["answer"] for event in found} == {"from me", "me"}
             assert (await state_of(mesh, "selfish"))["senders"][-1] == "selfish"
 
-    run(main(), 120)
+    run(main(), 110)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from agentmesh.edge.jetstream import read_all, store
+from agentmesh.errors import Stopped, Unavailable
 from agentmesh.subjects import Subjects
 from agentmesh.wire import Outcome, decode_outcome
 from live.mesh import PATIENCE_S, LocalMesh, Observer, ProcessMesh, local_mesh, process_mesh
@@ -307,6 +308,59 @@ def test_mail_sent_while_no_node_is_up_is_served_when_one_comes(server: Server, 
             polled = [(await later.poll("coder", ref)).outcome for ref in refs]
             assert [outcome.text for outcome in polled if outcome] == [f"p{number}" for number in range(5)]
             assert (await state_of(mesh, "coder"))["events"] == ["an event"]
+
+    run(main(), LONG_S)
+
+
+@pytest.mark.case(243)
+def test_a_takeover_shows_in_a_turns_live_events(server: Server, subjects: Subjects, tmp_path: Path) -> None:
+    async def main() -> None:
+        async with process_mesh(server, subjects, tmp_path, "n1", "n2") as mesh:
+            gate = tmp_path / "gate"
+            await mesh.client.start_agent("coder", kind="Halting", timeout=PATIENCE_S)
+            seen: list[dict[str, Any]] = []
+            inbox = mesh.transport.new_inbox()
+            await mesh.transport.subscribe(inbox, lambda message: seen.append(json.loads(message.data)))
+            await store(mesh.transport, mesh.subjects.inbox("coder"), str(gate).encode(), headers={"Mesh-Stream-To": inbox})
+            await eventually(lambda: len(seen) == 2, PATIENCE_S, "the first half of the stream")
+            gate.touch()
+            await (await mesh.host_of("coder")).kill()
+            await eventually(lambda: seen[-1]["type"] == "outcome", PATIENCE_S, "the outcome")
+            first, last = seen[0]["owner"], seen[-1]["owner"]
+            assert last > first
+            types = ["start", "text", "start", "text", "text", "outcome"]
+            owners = [first, first, last, last, last, last]
+            assert [(event["type"], event["owner"]) for event in seen] == list(zip(types, owners, strict=True))
+
+    run(main(), LONG_S)
+
+
+@pytest.mark.case(101)
+@pytest.mark.case(97)
+def test_a_stop_that_finds_no_node_is_finished_by_the_next(server: Server, subjects: Subjects) -> None:
+    async def main() -> None:
+        async with local_mesh(server, subjects) as mesh:
+            for name in ("coder", "other"):
+                await mesh.client.start_agent(name, kind="Recorder")
+            await mesh.nodes["n1"].close()
+            asked = asyncio.create_task(mesh.client.ask("coder", "too late", timeout=PATIENCE_S))
+
+            async def stored() -> bool:
+                found = await read_all(mesh.transport, mesh.subjects.stream("mail"), mesh.subjects.inbox("coder"))
+                return bool(found)
+
+            await eventually(stored, PATIENCE_S, "the prompt in the mailbox")
+            with pytest.raises(Unavailable, match="marked `stopping`"):
+                await mesh.client.stop("coder", timeout=0.5)
+            await mesh.client.stop("other", wait=False)
+            # A node that has none of the agents' code can finish a stop.
+            await mesh.node("n2", serves={})
+            with pytest.raises(Stopped):
+                await asked
+            assert [agent.name for agent in await mesh.client.list_agents()] in ([], ["other"])
+            await mesh.node("n3")
+            info = await mesh.client.start_agent("other", kind="Recorder", timeout=PATIENCE_S)
+            assert info.node == "n3"
 
     run(main(), LONG_S)
 

@@ -51,7 +51,29 @@ def test_a_full_mailbox_refuses_loses_nothing_and_has_room_when_mail_is_consumed
             await eventually(room, 20, "room for new mail")
             assert (await mesh.client.poll("busy", refs[0])).status == "completed"
 
-    run(main(), 120)
+    run(main(), 110)
+
+
+@pytest.mark.case(208)
+def test_what_former_owners_have_consumed_and_not_purged_frees_room_too(server: Server, subjects: Subjects) -> None:
+    async def main() -> None:
+        async with local_mesh(server, subjects, mailbox_limit=20, rest_s=0.1) as mesh:
+            await start(mesh, "coder", kind="Recorder")
+            for node in ("n2", "n3"):
+                for number in range(9):  # less than half the bound: nothing is purged
+                    await mesh.client.ask("coder", f"{node} {number}", timeout=PATIENCE_S)
+                await mesh.node(node, mailbox_limit=20, rest_s=0.1)
+                owner = await mesh.client.whereis("coder")
+                await mesh.nodes.pop(owner or "").close()
+            await mesh.client.ask("coder", "who is it now?", timeout=PATIENCE_S)
+
+            async def room() -> bool:
+                found = await read_all(mesh.transport, mesh.subjects.stream("mail"), mesh.subjects.inbox("coder"))
+                return len(found) < 10
+
+            await eventually(room, 20, "room for new mail")
+
+    run(main(), 110)
 
 
 @pytest.mark.case(217)
@@ -69,7 +91,7 @@ def test_a_colleagues_full_mailbox_is_waited_for(server: Server, subjects: Subje
             found = await events_of(mesh, "boss", 30)
             assert [event["answer"] for event in found] == [f"p{turn}.{n}" for turn in range(3) for n in range(10)]
 
-    run(main(), 120)
+    run(main(), 110)
 
 
 @pytest.mark.case(207)
@@ -104,7 +126,7 @@ def test_a_repetition_is_recognised_also_when_the_first_was_purged(server: Serve
             assert (two.text, two.turn, two.ref) == (one.text, one.turn, second)
             assert (await state_of(mesh, "echo"))["prompts"].count("once") == 1
 
-    run(main(), 120)
+    run(main(), 110)
 
 
 @pytest.mark.case(209)
@@ -127,7 +149,7 @@ def test_a_prompt_that_crashes_its_agent_becomes_a_dead_letter_and_the_mail_behi
             await mesh.client.notify("frail", {"do": [["raise", {"message": "in an event"}]]})
             assert (await mesh.client.ask("frail", "still there?")).text == "still there?"
 
-    run(main(), 120)
+    run(main(), 110)
 
 
 @pytest.mark.case(210)
@@ -171,7 +193,7 @@ def test_dead_letters_are_listed_read_sent_again_and_purged(server: Server, subj
             assert await mesh.client.purge_dead_letters("frail") == 2
             assert await mesh.client.purge_dead_letters("frail") == 0
 
-    run(main(), 120)
+    run(main(), 110)
 
 
 @pytest.mark.case(229)
@@ -205,4 +227,4 @@ def test_an_agent_that_crashes_too_often_is_failed_and_resume_revives_it(server:
             assert entry.spec.status == "running"
             assert entry.spec.reason is None
 
-    run(main(), 120)
+    run(main(), 110)

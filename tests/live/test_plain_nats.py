@@ -95,7 +95,7 @@ def test_text_in_the_inbox_runs_a_turn_and_its_outcome_comes_to_the_reply_subjec
             assert outcome["node"] == "n1"
             assert await plain.result("coder", ref) == outcome
 
-    run(main(), 90)
+    run(main(), 110)
 
 
 @pytest.mark.case(242)
@@ -109,7 +109,7 @@ def test_an_ask_is_a_plain_request(server: Server, subjects: Subjects) -> None:
             braces = await plain.ask("coder", b"{not json")
             assert braces["text"] == "{not json", "text that begins with a brace is text, unless it is declared as JSON"
 
-    run(main(), 90)
+    run(main(), 110)
 
 
 @pytest.mark.case(242)
@@ -122,7 +122,7 @@ def test_an_ask_of_an_unknown_agent_is_answered_not_found(server: Server, subjec
             assert outcome["error"]["code"] == "not_found"
             assert "mesh start" in outcome["error"]["message"]
 
-    run(main(), 90)
+    run(main(), 110)
 
 
 BAD_PROMPTS = [
@@ -160,7 +160,7 @@ def test_a_malformed_prompt_is_a_dead_letter_and_its_caller_is_told(
             assert dead.headers["Mesh-Ref"] == str(ref)
             assert (await plain.ask("coder", b"and now a good one"))["ok"] is True
 
-    run(main(), 90)
+    run(main(), 110)
 
 
 async def eventually_last(plain: Plain, stream: str, subject: str) -> Any:
@@ -187,7 +187,7 @@ def test_a_malformed_ask_is_refused_at_once_and_nothing_is_stored(
             info = await plain.js.stream_info(f"{plain.root.upper()}_MAIL")
             assert info.state.messages == 0
 
-    run(main(), 90)
+    run(main(), 110)
 
 
 @pytest.mark.case(244)
@@ -203,7 +203,7 @@ def test_events_of_any_kind_harm_nobody(server: Server, subjects: Subjects) -> N
             )
             assert len(plain.mesh.seen("dead_lettered", "coder", reason="bad_request")) == 1
 
-    run(main(), 90)
+    run(main(), 110)
 
 
 @pytest.mark.case(220)
@@ -230,7 +230,7 @@ def test_nothing_is_published_to_a_forbidden_reply_subject(server: Server, subje
             assert published == []
             assert [record.kind for record in await plain.mesh.records("coder")].count("turn") == 1
 
-    run(main(), 90)
+    run(main(), 110)
 
 
 @pytest.mark.case(219)
@@ -251,7 +251,7 @@ def test_a_stranger_cannot_pose_as_an_agent(server: Server, subjects: Subjects) 
 
             await eventually(noted, PATIENCE_S, "three from outside")
 
-    run(main(), 90)
+    run(main(), 110)
 
 
 @pytest.mark.case(243)
@@ -273,7 +273,7 @@ def test_live_events_come_in_order_and_end_with_the_outcome(server: Server, subj
             assert got[2] | {"name": "grep", "id": "t1"} == got[2]
             assert got[-1]["outcome"] == await plain.result("talker", ref)
 
-    run(main(), 90)
+    run(main(), 110)
 
 
 @pytest.mark.case(213)
@@ -295,7 +295,7 @@ def test_a_prompt_past_its_deadline_is_answered_expired_without_a_turn(
             assert (await plain.result("coder", first))["text"] == "first"
             assert len(plain.mesh.seen("prompt_start", "coder")) == 1
 
-    run(main(), 90)
+    run(main(), 110)
 
 
 @pytest.mark.case(245)
@@ -315,7 +315,7 @@ def test_cancel_removes_a_prompt_that_waits_and_no_other(server: Server, subject
             assert (await plain.result("coder", third))["text"] == "third"
             assert await plain.control("coder", op="cancel", ref=str(waiting)) == {"v": 1, "cancelled": False}
 
-    run(main(), 90)
+    run(main(), 110)
 
 
 @pytest.mark.case(244)
@@ -347,7 +347,7 @@ def test_a_bad_control_request_is_answered_and_harms_nothing(
             assert reply["error"]["message"]
             assert (await plain.ask("coder", b"hello"))["ok"] is True
 
-    run(main(), 90)
+    run(main(), 110)
 
 
 @pytest.mark.case(23)
@@ -373,7 +373,7 @@ def test_poll_by_control_request(server: Server, subjects: Subjects, tmp_path: P
                 "outcome": outcome,
             }
 
-    run(main(), 90)
+    run(main(), 110)
 
 
 @pytest.mark.case(207)
@@ -386,7 +386,7 @@ def test_the_same_message_id_twice_is_one_turn(server: Server, subjects: Subject
             await plain.result("coder", first)
             assert (await plain.ask("coder", b"done"))["turn"] == 2
 
-    run(main(), 90)
+    run(main(), 110)
 
 
 @pytest.mark.case(102)
@@ -399,7 +399,7 @@ def test_mail_to_a_name_that_nobody_has_is_kept_for_who_takes_it(server: Server,
             await plain.mesh.client.start_agent("later", kind="Recorder")
             assert (await plain.result("later", ref))["text"] == "are you there yet?"
 
-    run(main(), 90)
+    run(main(), 110)
 
 
 def test_many_requesters_at_once(server: Server, subjects: Subjects) -> None:
@@ -409,4 +409,4 @@ def test_many_requesters_at_once(server: Server, subjects: Subjects) -> None:
             assert [outcome["text"] for outcome in outcomes] == [f"p{number}" for number in range(100)]
             assert sorted(outcome["turn"] for outcome in outcomes) == list(range(1, 101))
 
-    run(main(), 90)
+    run(main(), 110)

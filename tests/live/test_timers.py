@@ -53,7 +53,7 @@ def test_a_timer_comes_once_and_not_before_its_time(server: Server, subjects: Su
             assert past.due is not None
             assert (await events_of(mesh, "alarm", 3))[2]["event"] == "at once"
 
-    run(main(), 120)
+    run(main(), 110)
 
 
 @pytest.mark.case(232)
@@ -77,7 +77,7 @@ def test_a_timer_is_replaced_and_cancelled_by_its_id(server: Server, subjects: S
             await mesh.client.set_timer("alarm", "w", "from outside", after_s=0.3)
             assert (await events_of(mesh, "alarm", 2))[1]["event"] == "from outside"
 
-    run(main(), 120)
+    run(main(), 110)
 
 
 @pytest.mark.case(232)
@@ -105,7 +105,7 @@ def test_a_tick_in_mid_turn_is_deferred_and_a_cancelled_one_is_not_delivered(
     def cancel() -> str:
         return do(["cancel_timer", {"id": "cancelled"}])
 
-    run(main(), 120)
+    run(main(), 110)
 
 
 @pytest.mark.case(234)
@@ -119,7 +119,7 @@ def test_a_halted_agent_handles_its_ticks(server: Server, subjects: Subjects) ->
             assert await events_of(mesh, "alarm", 1) == [{"timer": "t", "event": "tick", "missed": 0}]
             assert (await mesh.client.status("alarm")).halted
 
-    run(main(), 120)
+    run(main(), 110)
 
 
 @pytest.mark.case(233)
@@ -147,7 +147,7 @@ def test_a_repeating_timer_merges_the_ticks_that_were_missed(server: Server, sub
 
             await eventually(gone, PATIENCE_S, "the rhythm's end")
 
-    run(main(), 120)
+    run(main(), 110)
 
 
 @pytest.mark.case(235)
@@ -166,7 +166,7 @@ def test_stopping_an_agent_removes_its_timers_and_its_successor_sees_none(server
             await mesh.client.set_timer("alarm", "t1", "new life", after_s=0.8)
             assert await events_of(mesh, "alarm", 1) == [{"timer": "t1", "event": "new life", "missed": 0}]
 
-    run(main(), 120)
+    run(main(), 110)
 
 
 @pytest.mark.case(236)
@@ -194,7 +194,7 @@ def test_any_client_sets_replaces_and_cancels_timers(server: Server, subjects: S
             finally:
                 await nc.close()
 
-    run(main(), 120)
+    run(main(), 110)
 
 
 @pytest.mark.case(231)
@@ -220,7 +220,7 @@ def test_a_timer_that_cannot_be_is_refused_where_it_is_asked_for(
             with pytest.raises(BadRequest):
                 await mesh.client.set_timer("alarm", "_deadline-7", 1, after_s=1)
 
-    run(main(), 120)
+    run(main(), 110)
 
 
 @pytest.mark.case(231)
@@ -246,4 +246,4 @@ def test_timers_outlive_their_node(server: Server, subjects: Subjects) -> None:
             assert first == {"timer": "once", "event": "once", "missed": 0}
             assert (second["timer"], third["timer"]) == ("again", "again")
 
-    run(main(), 120)
+    run(main(), 110)

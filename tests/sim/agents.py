@@ -6,6 +6,9 @@
     halt L           halt
     boom L           crash, always
     flaky L          crash, at times
+    once L           crash the first time
+    skip L           (to a `Prepared` one) is refused without a turn
+    lost L           tell an agent that does not exist
     timer L S        have L back as an event in S seconds
     drop L I         cancel timer I
     spawn L A        start agent A, and send it one prompt
@@ -22,7 +25,7 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from agentmesh import Agent, Answer, Defer, Halt, Idle, Init, Timer, Undelivered
+from agentmesh import Agent, Answer, Defer, Halt, Idle, Init, Proceed, Skip, Timer, Undelivered
 from agentmesh.backend import Response
 
 
@@ -40,6 +43,8 @@ class Cell(Agent[State]):
     dice: ClassVar[random.Random] = random.Random(0)
     slowness: ClassVar[float] = 0.2
     """Longest turn, in seconds."""
+    crashed: ClassVar[set[str]] = set()
+    """What `once` has crashed on: the world's memory, not the agent's."""
 
     async def script(prompt: str) -> str:  # type: ignore[misc]  # noqa: N805 - the backend calls it with the prompt alone
         if Cell.slowness and Cell.dice.random() < 0.5:
@@ -65,6 +70,11 @@ class Cell(Agent[State]):
                 return Halt(state)
             case "boom":
                 raise RuntimeError(label)
+            case "once" if label not in self.crashed:
+                self.crashed.add(label)
+                raise RuntimeError(label)
+            case "lost":
+                self.tell("nobody", f"add {label}@lost")
             case "flaky" if self.dice.random() < 0.5:
                 raise RuntimeError(label)
             case "timer":
@@ -96,3 +106,18 @@ class Cell(Agent[State]):
                 state.count += 1
                 state.log.append(f"event|{self.sender or '-'}|{event['label']}")
         return Idle(state)
+
+
+class Prepared(Cell):
+    """A cell that prepares before its first turn, looks at each prompt, and notes each halt."""
+
+    async def pre_run(self, state: State) -> State:
+        state.log.append("prepared|-|-")
+        return state
+
+    async def pre_turn(self, prompt: str, state: State) -> Proceed[State] | Skip[State]:
+        return Skip(state) if prompt.startswith("skip ") else Proceed(prompt, state)
+
+
+KINDS: dict[str, type[Agent[Any]]] = {"Cell": Cell, "Prepared": Prepared}
+"""What the nodes serve."""

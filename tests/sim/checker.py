@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import msgspec
 
@@ -17,7 +17,7 @@ from agentmesh.subjects import Subjects
 from agentmesh.wire import MSG_ID, Outcome, decode_outcome
 from sim.agents import State
 from sim.server import Server
-from sim.workload import IMMORTAL, Operation
+from sim.workload import Operation
 
 
 class Letter(msgspec.Struct, frozen=True):
@@ -46,6 +46,10 @@ class Evidence:
     """Every outcome ever stored."""
     told: Sequence[Outcome] = ()
     """Every outcome that was published to a caller."""
+
+    def lives(self, agent: str) -> list[Life]:
+        """What the journal of `agent` says of its incarnations, the oldest first."""
+        return _lives(agent, self.journals.get(agent, ()))
 
 
 @dataclasses.dataclass
@@ -99,8 +103,8 @@ def _outcome(body: bytes) -> Outcome | None:
 
 
 # --- judging ------------------------------------------------------------------------------------------------------
-def judge(evidence: Evidence) -> list[str]:
-    """What is wrong; nothing, if all is well."""
+def judge(evidence: Evidence, immortal: Collection[str]) -> list[str]:
+    """What is wrong; nothing, if all is well. `immortal` are the agents that nobody stops."""
     wrong: list[str] = []
     lives: list[Life] = []
     for agent, records in evidence.journals.items():
@@ -108,8 +112,8 @@ def judge(evidence: Evidence) -> list[str]:
         lives += _lives(agent, records)
     wrong += _answers(evidence)
     wrong += _consumption(evidence, lives)
-    wrong += _outcomes(evidence, lives)
-    wrong += _relays(evidence, lives)
+    wrong += _outcomes(evidence, lives, immortal)
+    wrong += _relays(evidence, lives, immortal)
     return wrong
 
 
@@ -203,14 +207,14 @@ def _consumption(evidence: Evidence, lives: Sequence[Life]) -> Iterable[str]:
             newest[lane] = max(newest.get(lane, 0), seq)
 
 
-def _outcomes(evidence: Evidence, lives: Sequence[Life]) -> Iterable[str]:
+def _outcomes(evidence: Evidence, lives: Sequence[Life], immortal: Collection[str]) -> Iterable[str]:
     """Each accepted request has one outcome, and the outcome says what happened; each accepted event was handled."""
     stored = {(o.agent, o.ref): o for o in evidence.results}
     logs = {agent: Counter(e for life in lives if life.agent == agent for e in life.log) for agent in {x.agent for x in lives}}
     consumed = {agent: {e.split("|")[2] for e in log if e.split("|")[0] in ("prompt", "event")} for agent, log in logs.items()}
     for letter in evidence.letters:
         if not letter.is_prompt:
-            if letter.agent in IMMORTAL and not letter.label.startswith("=") and letter.label not in consumed[letter.agent]:
+            if letter.agent in immortal and not letter.label.startswith("=") and letter.label not in consumed[letter.agent]:
                 yield f"{letter.agent} never handled the event {letter.label} ({letter.seq})"
             continue
         outcome = stored.get((letter.agent, str(letter.seq)))
@@ -224,7 +228,7 @@ def _outcomes(evidence: Evidence, lives: Sequence[Life]) -> Iterable[str]:
             yield f"request {letter.agent} {letter.seq} ({letter.text}) was answered, but no turn of it counts"
         if not outcome.ok and done and verb != "call":
             yield f"request {letter.agent} {letter.seq} ({letter.text}) counts, but was answered {_shown(outcome)}"
-        if not outcome.ok and letter.agent in IMMORTAL and verb not in ("boom", "flaky"):
+        if not outcome.ok and letter.agent in immortal and verb not in ("boom", "flaky"):
             yield f"request {letter.agent} {letter.seq} ({letter.text}) was answered {_shown(outcome)}"
     for op in evidence.operations:
         if op.ref is None or op.ref == "-":
@@ -242,13 +246,13 @@ def _is_repetition(letter: Letter, letters: Sequence[Letter]) -> bool:
     )
 
 
-def _relays(evidence: Evidence, lives: Sequence[Life]) -> Iterable[str]:
+def _relays(evidence: Evidence, lives: Sequence[Life], immortal: Collection[str]) -> Iterable[str]:
     """What is passed on arrives, and timers come back: effects happen exactly once."""
-    entries = Counter(entry for life in lives if life.agent in IMMORTAL for entry in life.log)
+    entries = Counter(entry for life in lives if life.agent in immortal for entry in life.log)
     labels = Counter(entry.split("|")[2] for entry in entries.elements() if entry.startswith("prompt|"))
     for letter in evidence.letters:
         words = letter.text.split()
-        if not words or labels[letter.label] == 0 or letter.agent not in IMMORTAL:
+        if not words or labels[letter.label] == 0 or letter.agent not in immortal:
             continue
         if words[0] in ("pass", "call") and int(words[2]) > 0:
             following = f"{letter.label.partition('@')[0]}@{words[2]}"

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 
 from agentmesh.edge.registry import Entry, decode_spec
 from agentmesh.ledger import fold
@@ -85,10 +85,10 @@ async def _run(
     load = loop.create_task(work.run(seconds))
     await storm.blow(seconds)
     await load
-    calm = await work.revive(lambda: settled(world), lambda: halted(world), PATIENCE_S)
-    wrong = [] if calm else [f"not done {PATIENCE_S:g} s after the last fault: {line}" for line in unsettled(world)]
+    calm = await work.revive(lambda: settled(world, IMMORTAL), lambda: halted(world), PATIENCE_S)
+    wrong = [] if calm else [f"not done {PATIENCE_S:g} s after the last fault: {line}" for line in unsettled(world, IMMORTAL)]
     evidence = gather(world.net.server, world.subjects, work.history)
-    wrong += judge(evidence)
+    wrong += judge(evidence, IMMORTAL)
     wrong += [f"defect: {line}" for line in loop.defects]
     digest = hashlib.sha256()
     for name, stream in sorted(world.net.server.streams.items()):
@@ -98,23 +98,24 @@ async def _run(
     return Verdict(seed, wrong, storm.log, storm.kinds, len(work.history), records, loop.time(), 0.0, digest.hexdigest()[:16])
 
 
-def settled(world: World) -> bool:
-    """Whether nothing is left to do."""
-    return next(iter(_open_ends(world)), None) is None
+def settled(world: World, wanted: Collection[str]) -> bool:
+    """Whether nothing is left to do; the agents `wanted` must run."""
+    return next(iter(_open_ends(world, wanted)), None) is None
 
 
-def unsettled(world: World) -> list[str]:
+def unsettled(world: World, wanted: Collection[str]) -> list[str]:
     """What is left to do."""
-    return list(_open_ends(world))
+    return list(_open_ends(world, wanted))
 
 
 def halted(world: World) -> list[str]:
     """Agents that do nothing until they are resumed."""
-    failed = [key[7:] for key, entry in _registry(world).items() if key[:7] == "agents." and decode_spec(entry).status == "failed"]
+    failed = [key[7:] for key, entry in registry_of(world).items() if key[:7] == "agents." and decode_spec(entry).status == "failed"]
     return sorted({*failed, *(name for name in IMMORTAL if (ledger := _ledger(world, name)) is not None and ledger.halted)})
 
 
-def _registry(world: World) -> dict[str, Entry]:
+def registry_of(world: World) -> dict[str, Entry]:
+    """The registry's keys as they stand."""
     head = len(world.subjects.registry_key(""))
     stored = world.net.server.streams[world.subjects.stream("registry")].live()
     return {m.subject[head:]: Entry(m.subject[head:], m.data, m.seq) for m in stored if m.data}
@@ -125,10 +126,10 @@ def _ledger(world: World, name: str) -> Ledger | None:
     return fold([(m.seq, decode_record(m.data)) for m in journal.view(world.subjects.journal(name), 0, 0.0)])[0]
 
 
-def _open_ends(world: World) -> Iterator[str]:
+def _open_ends(world: World, wanted: Collection[str]) -> Iterator[str]:
     journal = world.net.server.streams[world.subjects.stream("journal")]
-    keys = _registry(world)
-    yield from (f"{name} has no spec" for name in IMMORTAL if spec_key(name) not in keys)
+    keys = registry_of(world)
+    yield from (f"{name} has no spec" for name in wanted if spec_key(name) not in keys)
     for key in sorted(keys):
         if not key.startswith("agents."):
             continue

@@ -343,9 +343,11 @@ class Server:
 
 
 def _delete(stream: Stream, seq: int) -> dict[str, Any]:
-    if seq > stream.last_seq or not seq:
-        return _error(400, 10043, f"message [{seq}] not found")
-    return {"success": True} if stream.delete(seq) else _error(404, 10057, "no message found")
+    try:
+        stream.delete(seq)
+    except Refusal as refusal:
+        return {"error": refusal.body}
+    return {"success": True}
 
 
 def _error(code: int, err_code: int, description: str) -> dict[str, Any]:

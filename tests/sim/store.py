@@ -115,8 +115,9 @@ class Stream:
         if "Nats-Rollup" in headers and not config.get("allow_rollup_hdrs"):
             raise Refusal(500, 10111, "rollup not permitted")
         due = self._check_schedule(subject, headers)
+        before = self.last_on(subject)
         self._make_room(subject)
-        message = self._store(subject, dict(headers), data)
+        message = self._store(subject, before, {**headers, "Nats-Rollup": "sub"} if due is not None else dict(headers), data)
         if "Nats-Msg-Id" in headers:
             self._ids[headers["Nats-Msg-Id"]] = (message.seq, message.at)
         self._after(message, ttl, due)
@@ -135,10 +136,10 @@ class Stream:
         text = headers.get("Nats-TTL")
         if text is None:
             return None
-        if not self.config.get("allow_msg_ttl"):
-            raise Refusal(400, 10166, "per-message TTL is disabled")
         if not text.isdigit() or int(text) < 1:
             raise Refusal(400, 10165, "invalid per-message TTL")
+        if not self.config.get("allow_msg_ttl"):
+            raise Refusal(400, 10166, "per-message TTL is disabled")
         return float(text)
 
     def _check_expected(self, subject: str, headers: Mapping[str, str]) -> None:
@@ -170,8 +171,7 @@ class Stream:
         for seq in seqs[: len(seqs) - bound + 1]:
             self._remove(seq)
 
-    def _store(self, subject: str, headers: dict[str, str], data: bytes) -> Stored:
-        before = self.last_on(subject)
+    def _store(self, subject: str, before: Stored | None, headers: dict[str, str], data: bytes) -> Stored:
         self.last_seq += 1
         message = Stored(
             self.last_seq, subject, headers, data, self._wall(), self._clock(), before.seq if before is not None else 0
@@ -188,8 +188,6 @@ class Stream:
         if ttl is not None:
             self._later(ttl + self._lateness(), lambda: self._expire(message))
         if due is not None:
-            for seq in self._by_subject[message.subject][:-1]:
-                self._remove(seq)  # one schedule per subject: a new one replaces the old
             self._later(max(0.0, due - self._wall()) + self._lateness(), lambda: self._fire(message))
         self._stored(self, message)
 
@@ -204,7 +202,7 @@ class Stream:
         is_marker = "Nats-Marker-Reason" in message.headers or message.headers.get("KV-Operation") in ("PURGE", "DEL")
         if last and marker_ttl and not is_marker:
             headers = {"Nats-Marker-Reason": "MaxAge", "Nats-TTL": f"{marker_ttl}s", "Nats-Rollup": "sub"}
-            marker = self._store(message.subject, headers, b"")
+            marker = self._store(message.subject, message, headers, b"")
             self._after(marker, float(marker_ttl), None)
 
     def _fire(self, schedule: Stored) -> None:
@@ -213,7 +211,8 @@ class Stream:
             return
         headers = {k: v for k, v in schedule.headers.items() if k not in _SCHEDULE_HEADERS and k not in _OF_ONE_PUBLISH}
         headers |= {"Nats-Scheduler": schedule.subject, "Nats-Schedule-Next": "purge"}
-        fired = self._store(schedule.headers["Nats-Schedule-Target"], headers, schedule.data)
+        target = schedule.headers["Nats-Schedule-Target"]
+        fired = self._store(target, self.last_on(target), headers, schedule.data)
         self._remove(schedule.seq)
         self._stored(self, fired)
 
@@ -236,12 +235,19 @@ class Stream:
             self._remove(seq)
         return len(gone)
 
-    def delete(self, seq: int) -> bool:
-        """Remove one message; whether it was there."""
+    def delete(self, seq: int) -> None:
+        """Remove one message.
+
+        Raises:
+            Refusal: it is not there, or must stay.
+        """
+        if self.config.get("deny_delete"):
+            raise Refusal(500, 10057, "message delete not permitted")
+        if not seq or seq > self.last_seq:
+            raise Refusal(500, 10057, "stream store EOF")
         if seq not in self._live:
-            return False
+            raise Refusal(500, 10057, "no message found")
         self._remove(seq)
-        return True
 
     def restart(self) -> None:
         """What a restart of the server makes of it: the table of ids is rebuilt from what is stored."""

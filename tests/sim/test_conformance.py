@@ -18,6 +18,7 @@ from agentmesh.errors import MeshError
 from agentmesh.subjects import Subjects
 from sim.loop import Process, SimLoop, run_sim
 from sim.net import Network, SimTransport
+from sim.server import Faults
 from support import Server, connected, run
 
 S = Subjects()
@@ -79,7 +80,7 @@ class Session:
             headers["Nats-Msg-Id"] = f"id{dice.randint(1, 40)}"
         if dice.random() < 0.1:
             headers["Nats-Rollup"] = "sub"
-        if dice.random() < 0.1:
+        if expected is None and "Nats-Rollup" not in headers and dice.random() < 0.2:  # which of two faults is named is the server's affair
             headers["Nats-TTL"] = dice.choice(("3600", "0", "x"))
         body = dice.randbytes(dice.randint(0, 30)).hex().encode()
         reply = await self._t.request(subject, body, headers=headers, timeout=5)
@@ -138,7 +139,7 @@ class Session:
 
     async def _purge(self) -> Answer:
         role = self._role()
-        body: dict[str, Any] = {"filter": self._dice.choice([*SUBJECTS[role], *PATTERNS])}
+        body: dict[str, Any] = {"filter": self._dice.choice([*SUBJECTS[role], *PATTERNS[:-1]])}
         if self._dice.random() < 0.8:
             body["seq"] = self._dice.randint(2, 60)
         reply = await self._t.request(f"$JS.API.STREAM.PURGE.{S.stream(role)}", json.dumps(body).encode(), timeout=5)
@@ -174,10 +175,17 @@ def _real(server: Server, play: Play) -> list[Answer]:
     return run(main(), timeout=60)
 
 
+class _Late(Faults):
+    def lateness(self) -> float:
+        return 0.1
+
+
 def _simulated(play: Play) -> list[Answer]:
     async def main(loop: SimLoop) -> list[Answer]:
         process = Process(loop, "p")
-        transport = SimTransport(Network(loop, random.Random(1)), process, "p")
+        network = Network(loop, random.Random(1))
+        network.server.faults = _Late()
+        transport = SimTransport(network, process, "p")
 
         async def inside() -> list[Answer]:
             await transport.open()

@@ -18,7 +18,7 @@ from agentmesh_node.heartbeat import START_TIMEOUT_S
 from agentmesh_node.host import Node
 from agentmesh_node.services import NodeSettings
 from agentmesh_node.supervisor import Supervisor, SupervisorSettings
-from sim.agents import Cell
+from sim.agents import KINDS
 from sim.loop import Process, SimLoop
 from sim.net import Network, SimTransport
 from sim.server import EPOCH
@@ -100,7 +100,7 @@ class World:
 
         async def main(process: Process) -> None:
             transport = await self._transport(process)
-            chosen = NodeSettings(node_id=name, agents={"Cell": Cell}, **settings)
+            chosen = NodeSettings(node_id=name, agents=KINDS, **settings)
             node = Node(transport, "sim", chosen, ambient=self.ambient(), carrier=LoopCarrier(self, process))
             self.nodes[name] = node
             try:

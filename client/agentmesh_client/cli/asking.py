@@ -181,7 +181,10 @@ async def _notify(name: str, event: str, timeout: float, options: Options) -> in
 
     async with session(options) as mesh:
         await mesh.notify(name, json_or_text(event), timeout=timeout)
-    Printer(options).note(f"the event is in {name}'s mailbox")
+    printer = Printer(options)
+    if printer.as_json:
+        printer.value({"v": 1, "agent": name, "stored": True}, "")
+    printer.note(f"the event is in {name}'s mailbox")
     return exits.OK
 
 

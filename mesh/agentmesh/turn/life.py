@@ -179,6 +179,8 @@ def on_watchdog(core: Core, item: Watchdog, out: Out) -> None:
 # --- stop ---------------------------------------------------------------------------------------------------------
 def on_stop(core: Core, item: Stop, out: Out) -> None:
     """The spec says `stopping`: kill the task, tell the agent, then let the journal say so."""
+    if core.ledger.phase in ("stopped", "over"):
+        return  # it says so already: a finisher only finishes (design 3, The end)
     if core.phase is Phase.TURN and core.active is not None:
         out.append(KillTurn(core.active.number))
     begin_end(core, item.reason, out, registry=False)

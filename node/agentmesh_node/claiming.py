@@ -1,0 +1,65 @@
+"""Becoming the owner of an agent: by a record that fences every older one (design 3, "Who may act")."""
+
+from __future__ import annotations
+
+from agentmesh.edge.registry import decode_node
+from agentmesh.errors import Fenced
+from agentmesh.ledger import fold
+from agentmesh.ownership import Claim, activation, judge, owned
+from agentmesh.records import Ledger, decode_record, encode_record
+from agentmesh.subjects import node_key
+from agentmesh.wire import Spec
+from agentmesh_node.services import Services
+
+
+class Lost(Exception):
+    """This process does not own the agent (any more).
+
+    `final`: its placement is worth nothing and is to be deleted. `broken`: the store has lost data; nothing may be written
+    until an operator has restored it.
+    """
+
+    def __init__(self, reason: str, *, final: bool, broken: bool = False) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.final = final
+        self.broken = broken
+
+
+async def take(services: Services, name: str, spec: Spec, claim: Claim) -> tuple[Ledger, int] | None:
+    """Append the `activated` record and return the ledger with its sequence.
+
+    Where the journal says that this life is being finished, nothing is appended; where it is over, None is returned.
+
+    Raises:
+        Lost: this process may not act.
+        StoreLost: the store has lost committed records; nothing was written.
+        Unavailable: it cannot be told now.
+    """
+    while True:
+        bodies = await services.journal.read(name)
+        ledger, last = fold([(seq, decode_record(body)) for seq, body in bodies])
+        verdict = judge(claim, spec, ledger, lease_boot=await _lease_boot(services, claim, ledger))
+        if verdict.act == "yield":
+            raise Lost(verdict.reason, final=True)
+        if verdict.act == "over":
+            return None
+        assert verdict.ledger is not None
+        if verdict.act == "finish":
+            return verdict.ledger, last
+        record = activation(claim, verdict, record_id=services.token(), at=services.now())
+        try:
+            fence = await services.journal.append(
+                name, encode_record(record), record_id=record.id, expected=last, rollup=verdict.snapshot
+            )
+        except Fenced:
+            continue  # someone appended meanwhile, or the read was stale: look again
+        return owned(verdict.ledger, claim), fence
+
+
+async def _lease_boot(services: Services, claim: Claim, ledger: Ledger | None) -> str | None:
+    """The boot id in this node's lease, where it can matter."""
+    if ledger is None or ledger.generation != claim.generation or ledger.boot == claim.boot:
+        return None
+    entry = await services.registry.get(node_key(claim.node))
+    return decode_node(entry).boot if entry is not None else None

@@ -1,0 +1,44 @@
+"""The benchmarks run: every one of them, with tiny sizes. How fast anything is, no test says."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+from bench import cli, peer
+
+PROJECT = Path(__file__).parents[2]
+TARGETS = 7
+"""Figures that the design bounds, the one against FastStream apart."""
+
+
+def test_every_benchmark_runs(tmp_path: Path) -> None:
+    report = tmp_path / "bench.json"
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.bench", "--smoke", "--json", report],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        timeout=110,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+    run = json.loads(report.read_text())
+    assert run["smoke"] is True
+    assert list(run["benchmarks"]) == [*cli.ON_ONE_SERVER, *cli.ON_THEIR_OWN]
+    figures = [figure for figures in run["benchmarks"].values() for figure in figures]
+    for figure in figures:
+        assert figure["name"] in done.stdout
+        assert figure["values"] and all(math.isfinite(v) and v > 0 for v in figure["values"]), figure
+        assert len(figure["floors"]) == (len(figure["values"]) if figure["floor"] else 0), figure
+    assert sum(figure["bound"] is not None for figure in figures) == TARGETS + peer.installed()
+    assert any("FastStream" in (figure["floor"] or "") for figure in figures) == peer.installed()
+
+
+def test_an_unknown_benchmark_is_wrong_use() -> None:
+    done = subprocess.run([sys.executable, "-m", "tests.bench", "speed"], cwd=PROJECT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "no such benchmark: speed" in done.stderr

@@ -1,0 +1,191 @@
+"""A node that dies at its k-th call to the outside, for every k.
+
+`Counting` counts each call that a node makes through its transport: journal appends, publishes, registry writes, reads, purges,
+subscriptions. At the chosen one the node's process vanishes, before the call or just behind it, and comes back after a moment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import random
+from collections import defaultdict
+from collections.abc import Awaitable, Callable
+from typing import Any, Literal
+
+from agentmesh.edge.registry import decode_spec
+from agentmesh.edge.transport import Handler, Headers, Message, Subscription, Transport
+from agentmesh.wire import Outcome
+from agentmesh_client.client import Mesh
+from sim.agents import Cell
+from sim.checker import Evidence, gather, judge
+from sim.loop import SimLoop, run_sim
+from sim.run import registry_of, settled, unsettled
+from sim.world import World
+
+BACK_S = 0.2
+"""How long the node stays dead."""
+PATIENCE_S = 400.0
+
+type Moment = Literal["before", "after"]
+type Script = Callable[[Mesh, "Notes"], Awaitable[None]]
+
+
+class Counting:
+    """A transport that calls `at(k)` for its k-th call, before and after it is made."""
+
+    def __init__(self, inner: Transport, at: Callable[[int, Moment, str], Awaitable[None] | None]) -> None:
+        self._inner = inner
+        self._at = at
+        self.calls = 0
+
+    async def _make[T](self, what: str, call: Callable[[], Awaitable[T]]) -> T:
+        self.calls += 1
+        number = self.calls
+        if (dying := self._at(number, "before", what)) is not None:
+            await dying
+        pending = asyncio.ensure_future(call())
+        await asyncio.sleep(0)  # what is to be sent is on its way now
+        if (dying := self._at(number, "after", what)) is not None:
+            await dying
+        return await pending
+
+    @property
+    def max_payload(self) -> int:
+        return self._inner.max_payload
+
+    @property
+    def connected(self) -> bool:
+        return self._inner.connected
+
+    async def publish(self, subject: str, data: bytes = b"", *, headers: Headers | None = None, reply: str = "") -> None:
+        await self._make(subject, lambda: self._inner.publish(subject, data, headers=headers, reply=reply))
+
+    def post(self, subject: str, data: bytes = b"") -> None:
+        self._inner.post(subject, data)  # news for people: nothing depends on it
+
+    async def request(self, subject: str, data: bytes = b"", *, headers: Headers | None = None, timeout: float) -> Message:
+        return await self._make(subject, lambda: self._inner.request(subject, data, headers=headers, timeout=timeout))
+
+    async def request_many(self, subject: str, data: bytes = b"", *, timeout: float) -> list[Message]:
+        return await self._make(subject, lambda: self._inner.request_many(subject, data, timeout=timeout))
+
+    async def subscribe(self, subject: str, handler: Handler, *, queue: str = "") -> Subscription:
+        return await self._make(subject, lambda: self._inner.subscribe(subject, handler, queue=queue))
+
+    def on_gap(self, callback: Callable[[], None]) -> Callable[[], None]:
+        return self._inner.on_gap(callback)
+
+    async def flush(self, timeout: float = 5.0) -> None:
+        await self._inner.flush(timeout)
+
+    async def close(self) -> None:
+        await self._inner.close()
+
+
+@dataclasses.dataclass
+class Notes:
+    """What the client of a script was told."""
+
+    answers: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    async def ask(self, mesh: Mesh, agent: str, text: str) -> None:
+        """Ask, and note the answer."""
+        outcome = await mesh.ask_outcome(agent, text, timeout=200.0)
+        self.answers[text.split()[1]] = said(outcome)
+
+
+def said(outcome: Outcome) -> str:
+    """An outcome in a word or two."""
+    return outcome.text or "" if outcome.ok else f"error {outcome.error.code if outcome.error else '?'}"
+
+
+@dataclasses.dataclass
+class Final:
+    """How a run ended: what must be the same wherever the node died."""
+
+    answers: dict[str, str]
+    agents: dict[str, Any]
+    """Per agent: status, count, and what it consumed, in order for each kind and sender."""
+    dead: list[tuple[str, str]]
+    outcomes: dict[tuple[str, str], str]
+    """What is stored for each prompt, by agent and label."""
+    mail: list[tuple[str, str]]
+    """What the lanes were given, by lane and label; repetitions apart."""
+    wrong: list[str]
+    calls: int
+    seen: set[str]
+    """Kinds of records and effects that came up."""
+
+
+def play(script: Script, *, kill_at: int = 0, moment: Moment = "before") -> Final:
+    """Run `script` against one node that dies at its call `kill_at` (0: never)."""
+
+    async def main(loop: SimLoop) -> Final:
+        return await _play(loop, script, kill_at, moment)
+
+    return run_sim(main)
+
+
+async def _play(loop: SimLoop, script: Script, kill_at: int, moment: Moment) -> Final:
+    world = World(loop, "crash")
+    Cell.dice, Cell.slowness, Cell.crashed = random.Random(0), 0.0, set()
+    await world.prepare()
+    counting: list[Counting] = []
+    gone = loop.create_future()
+
+    def at(number: int, now: Moment, _what: str) -> Awaitable[None] | None:
+        if number != kill_at or now != moment or gone.done():
+            return None
+        gone.set_result(None)
+        return _die(world)
+
+    def wrap(transport: Transport) -> Transport:
+        if counting:
+            return transport  # it has died once
+        counting.append(Counting(transport, at))
+        return counting[0]
+
+    world.wrap["n1"] = wrap
+    world.supervisor("s1")
+    world.node("n1", passivate_s=2.0)
+    notes = Notes()
+
+    async def client() -> None:
+        async with world.client("c1") as mesh:
+            await script(mesh, notes)
+
+    await world.process("c1").spawn(client())
+    end = loop.time() + PATIENCE_S
+    while not settled(world, ()) and loop.time() < end:
+        await asyncio.sleep(0.25)
+    wrong = unsettled(world, ())
+    evidence = gather(world.net.server, world.subjects, [])
+    return _final(world, notes, evidence, [*wrong, *judge(evidence, ()), *loop.defects], counting[0].calls)
+
+
+async def _die(world: World) -> None:
+    world.kill("n1")
+    world.loop.call_later(BACK_S, world.restart, "n1", context=world.net.world)
+    await asyncio.Event().wait()
+
+
+def _final(world: World, notes: Notes, evidence: Evidence, wrong: list[str], calls: int) -> Final:
+    agents = {}
+    for key, entry in registry_of(world).items():
+        if not key.startswith("agents."):
+            continue
+        name = key.partition(".")[2]
+        consumed: dict[str, list[str]] = defaultdict(list)
+        for life in evidence.lives(name):
+            for line in life.log:
+                kind, sender, label = line.split("|")
+                consumed[f"{kind}|{sender}"].append("" if kind == "answer" else label)  # the tag is a ref: a sequence
+        agents[name] = (decode_spec(entry).status, dict(consumed))
+    dead = [(m.subject, m.headers["Mesh-Reason"]) for m in world.net.server.streams[world.subjects.stream("dead")].live()]
+    refs = {(x.agent, str(x.seq)): x.label for x in evidence.letters}
+    outcomes = {(o.agent, refs[o.agent, o.ref]): said(o) for o in evidence.results}
+    mail = {(f"{x.lane}.{x.agent}", x.label if not x.label.startswith("=") else "=") for x in evidence.letters}
+    seen = {record.kind for records in evidence.journals.values() for _, record in records}
+    seen |= {type(e).__name__ for records in evidence.journals.values() for _, record in records for e in record.effects}
+    return Final(notes.answers, agents, sorted(dead), outcomes, sorted(mail), wrong, calls, seen)
