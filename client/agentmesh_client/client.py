@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from agentmesh import wire
@@ -287,7 +287,12 @@ class Mesh:
         Raises:
             As `status`.
         """
-        return (await self._request(agent, ControlRequest(op="resume"), Reply, timeout, repeat=True)).resumed
+        resumed = (await self._request(agent, ControlRequest(op="resume"), Reply, timeout, repeat=True)).resumed
+        if resumed:
+            # An ask right behind it must not be refused by what the registry said before.
+            with suppress(TimeoutError):
+                await self._specs.wait(agent, lambda spec: spec is None or spec.status != "failed", seconds(timeout))
+        return resumed
 
     async def set_timer(
         self,

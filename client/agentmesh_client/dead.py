@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import datetime as dt
 
-from agentmesh.edge import jetstream
+from agentmesh.edge import jetstream, upkeep
 from agentmesh.edge.jetstream import StoredMessage
 from agentmesh.edge.transport import Transport
 from agentmesh.errors import BadRequest, NotFound
@@ -49,14 +49,14 @@ class DeadLetters:
         headers["Mesh-For"] = life
         # One id per letter: a retry of which nobody knows whether it was done can be repeated.
         stored = await self._mailer.put(subject, message.data, headers, message_id=f"{agent}.dead-{seq}", timeout=timeout)
-        await jetstream.delete(self._t, self._stream, seq)
+        await upkeep.delete(self._t, self._stream, seq)
         return str(stored.seq)
 
     async def purge(self, agent: str, seq: int | None) -> int:
         """Remove one, or all that there are now. Returns how many were removed."""
         if seq is not None:
             await self._find(agent, seq)
-            return int(await jetstream.delete(self._t, self._stream, seq))
+            return int(await upkeep.delete(self._t, self._stream, seq))
         last = await jetstream.get_last(self._t, self._stream, self._subjects.dead(agent_name(agent)))
         if last is None:
             return 0

@@ -15,6 +15,8 @@ and happens only if that record commits. docs/agent.md is the reference.
 
 from __future__ import annotations
 
+import sys
+import types
 import typing
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Generic, TypeVar, cast
@@ -23,7 +25,7 @@ import msgspec
 
 from agentmesh import hands
 from agentmesh.backend import Event, Response
-from agentmesh.errors import MeshError
+from agentmesh.errors import InvalidAgent, MeshError
 from agentmesh.wire import ErrorBody, Outcome, Restart
 
 S = TypeVar("S")
@@ -123,18 +125,20 @@ class Agent(Generic[S]):
     max_takeovers: ClassVar[int] = 5
     """Deaths of its node that one input may outlive before it becomes a dead letter."""
     state_version: ClassVar[int] = 1
-    """Raise it when State changes incompatibly, and define `migrate_state`."""
+    """Raise it when State changes incompatibly, and define `migrate_state(self, old, version)`, async or plain: it is given the
+    stored state as JSON data and the version of the class that wrote it, and returns a State. It runs when the versions differ,
+    and when the stored state does not fit; without it, a state that fits is taken as it is."""
     restart: ClassVar[Restart | None] = None
     """Restart policy, unless the spec has one."""
 
     # --- callbacks ------------------------------------------------------------------------------------------------
     async def init_agent(self, options: dict[str, Any]) -> Init[S]:
         """Make the first state. Runs once in a life."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define init_agent")
 
     async def handle_response(self, ref: str, response: Response, state: S) -> Idle[S] | Prompt[S] | Halt[S] | Defer[S]:
         """Decide after a successful turn."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define handle_response")
 
     async def handle_error(self, ref: str, error: MeshError, state: S) -> Idle[S] | Prompt[S] | Halt[S]:
         """Decide after a failed turn."""
@@ -145,7 +149,7 @@ class Agent(Generic[S]):
         return Idle(state)
 
     def handle_stream_event(self, event: Event, state: S) -> S:
-        """See each event of a turn as it comes. Runs with the prompt task, plain and quick."""
+        """See each event of a turn as it comes. Runs on the loop, with the prompt task: keep it quick. May be async too."""
         return state
 
     async def terminate_agent(self, reason: MeshError, state: S) -> None:
@@ -251,13 +255,34 @@ def overridden(cls: type[Agent[Any]]) -> frozenset[str]:
 
 
 def state_type(cls: type[Agent[Any]]) -> Any:
-    """The State of `class X(Agent[State])`, or Any where none is given."""
-    for klass in cls.__mro__:
-        for base in getattr(klass, "__orig_bases__", ()):
-            if typing.get_origin(base) is Agent:
-                (argument,) = typing.get_args(base)
-                return Any if isinstance(argument, TypeVar) else argument
-    return Any
+    """The State of `class X(Agent[State])`, also through generic bases; Any where none is given.
+
+    Raises:
+        InvalidAgent: State is written as a string that names nothing in the class's module.
+    """
+    argument = _state_argument(cls)
+    if isinstance(argument, typing.ForwardRef):
+        name = argument.__forward_arg__
+        try:
+            return vars(sys.modules[cls.__module__])[name]
+        except KeyError:
+            raise InvalidAgent(f"{cls.__name__}: there is no {name!r} in {cls.__module__} to be its State") from None
+    return Any if isinstance(argument, TypeVar) or argument is None else argument
+
+
+def _state_argument(cls: type) -> Any:
+    """What stands for `S` in the nearest base of `cls` that is an agent."""
+    for base in types.get_original_bases(cls):
+        origin = typing.get_origin(base) or base
+        given = typing.get_args(base)
+        if origin is Agent:
+            return given[0] if given else None
+        if not (isinstance(origin, type) and issubclass(origin, Agent)):
+            continue
+        argument = _state_argument(origin)
+        names: tuple[Any, ...] = getattr(origin, "__parameters__", ())
+        return given[names.index(argument)] if given and argument in names else argument
+    return None
 
 
 def agents_in(namespace: dict[str, Any]) -> dict[str, type[Agent[Any]]]:

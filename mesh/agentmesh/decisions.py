@@ -8,7 +8,8 @@ import msgspec
 from msgspec import Raw
 
 from agentmesh.agent import Agent, Defer, Halt, Idle, Init, Proceed, Prompt, Skip, state_type
-from agentmesh.errors import MeshError
+from agentmesh.backend import Response
+from agentmesh.errors import InvalidAgent, MeshError
 from agentmesh.hands import Ask
 from agentmesh.records import NOTHING
 from agentmesh.turn.values import Choice, Misbehaved, Returned
@@ -39,9 +40,16 @@ class Codec:
     """Encodes, decodes and checks the state of one class of agents."""
 
     def __init__(self, cls: type[Agent[Any]]) -> None:
+        """Raises:
+        InvalidAgent: what the class names as its State cannot be one.
+        """
         self.type = state_type(cls)
-        self._decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(self.type)
-        self._class = self.type if isinstance(self.type, type) and hasattr(self.type, "__annotations__") else None
+        try:
+            self._decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(self.type)
+        except TypeError as error:
+            raise InvalidAgent(f"{cls.__name__}: its State cannot be encoded: {error}") from None
+        named = self.type is not Any and isinstance(self.type, type) and hasattr(self.type, "__annotations__")
+        self._class = self.type if named else None
         if self._class is not None and issubclass(self._class, dict):
             self._class = dict  # a TypedDict is a dict at run time
 
@@ -81,10 +89,9 @@ class Codec:
             choice, state = _choice(value), value.state  # type: ignore[attr-defined]
         else:
             return Checked(Misbehaved(_wrong(hook, value, allowed)))
-        if choice.kind in ("prompt", "proceed") and (not isinstance(choice.text, str) or not choice.text):
-            what = "Proceed.prompt" if choice.kind == "proceed" else "Prompt.text"
-            code = _WRONG_CODE.get(hook, "bad_return")
-            return Checked(Misbehaved(ErrorBody(code=code, message=f"{hook}: {what} must be a non-empty string")))
+        problem = _problem(choice)
+        if problem is not None:
+            return Checked(Misbehaved(ErrorBody(code=_WRONG_CODE.get(hook, "bad_return"), message=f"{hook}: {problem}")))
         raw = self.encode(state)
         if isinstance(raw, ErrorBody):
             code = "init_failed" if hook == "init_agent" else raw.code
@@ -109,23 +116,88 @@ def _choice(value: Any) -> Choice:
     return Choice(kind="init", backend=value.backend)
 
 
+def _problem(choice: Choice) -> str | None:
+    """What is wrong with a decision's own fields: constructors do not check them, and the journal must stay readable."""
+    exclusive: Any = choice.exclusive
+    backend: Any = choice.backend
+    match choice.kind:
+        case "prompt" | "proceed":
+            what = "Proceed.prompt" if choice.kind == "proceed" else "Prompt.text"
+            if not _is_text(choice.text) or not choice.text:
+                return f"{what} must be a non-empty string"
+            if choice.label is not None and not _is_text(choice.label):
+                return "Prompt.label must be a string"
+        case "defer":
+            if not isinstance(exclusive, bool):
+                return "Defer.exclusive must be true or false"
+        case "init":
+            if not isinstance(backend, dict):
+                return f"Init.backend must be a dict, not a {type(backend).__name__}"
+            if plain(backend) is None:
+                return f"Init.backend must be JSON: {locate(backend, 'backend')} cannot be encoded"
+    return None
+
+
+def _is_text(value: Any) -> bool:
+    """Whether `value` is a string that can be encoded: lone surrogates cannot."""
+    if not isinstance(value, str):
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON data that shares nothing with it, or None if it cannot be encoded."""
+    try:
+        return msgspec.json.decode(msgspec.json.encode(value))
+    except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError):
+        return None
+
+
+def sound(error: ErrorBody) -> ErrorBody:
+    """`error` such that it can be encoded: user code puts anything into an exception."""
+    message, details = error.message, error.details
+    if not _is_text(message):
+        message = str(message).encode(errors="replace").decode()
+    if details:
+        found = plain(details)
+        details = found if isinstance(found, dict) else {"unencodable": repr(details)[:1000].encode(errors="replace").decode()}
+    return ErrorBody(code=error.code, message=message, details=details)
+
+
+def bad_response(response: Response) -> str | None:
+    """What a backend gave that no outcome can carry."""
+    if not _is_text(response.text):
+        return f"its text is a {type(response.text).__name__}, not a string that can be encoded"
+    if response.session_id is not None and not _is_text(response.session_id):
+        return f"its session_id is a {type(response.session_id).__name__}, not a string"
+    if response.usage is not None and not isinstance(plain(response.usage), dict):
+        return "its usage cannot be encoded"
+    return None
+
+
 def _wrong(hook: str, value: Any, allowed: tuple[type, ...]) -> ErrorBody:
     names = ", ".join(t.__name__ for t in allowed)
-    message = f"{hook} returned a {type(value).__name__}; it must return one of {names}"
+    what = f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
+    message = f"{hook} returned {what}; it must return one of {names}"
     return ErrorBody(code=_WRONG_CODE.get(hook, "bad_return"), message=message, details={"returned": type(value).__name__})
 
 
 def returned_error(hook: str, error: BaseException) -> ErrorBody:
     """An exception that a callback returned instead of raising: its way to refuse."""
     code = _WRONG_CODE.get(hook, "bad_return")
-    return ErrorBody(code=code, message=str(error) or type(error).__name__, details={"type": type(error).__name__})
+    return sound(ErrorBody(code=code, message=str(error) or type(error).__name__, details={"type": type(error).__name__}))
 
 
 def raised_error(error: BaseException) -> ErrorBody:
     """An exception that a callback raised."""
     if isinstance(error, MeshError):
-        return ErrorBody.of(error)
-    return ErrorBody(code="task_crashed", message=f"{type(error).__name__}: {error}", details={"type": type(error).__name__})
+        return sound(ErrorBody.of(error))
+    message = f"{type(error).__name__}: {error}"
+    return sound(ErrorBody(code="task_crashed", message=message, details={"type": type(error).__name__}))
 
 
 def locate(value: Any, path: str = "state", depth: int = 0) -> str:
@@ -148,4 +220,7 @@ def locate(value: Any, path: str = "state", depth: int = 0) -> str:
     return path
 
 
-__all__ = ["IDLE", "NONE", "NOTHING", "STATE", "Checked", "Codec", "locate", "raised_error", "returned_error"]
+__all__ = [
+    "IDLE", "NONE", "NOTHING", "STATE", "Checked", "Codec", "bad_response", "locate", "plain", "raised_error", "returned_error",
+    "sound",
+]  # fmt: skip

@@ -139,12 +139,19 @@ class Context:
         if not self._open:
             raise NotInCallback("this callback has returned: what it left running cannot ask for anything more")
         # Sizes are checked when the effect is built: a message above the server's limit would cost the node its connection.
-        size = len(msgspec.json.encode(ask))
+        try:
+            encoded = msgspec.json.encode(ask)
+            # Constructors do not check the types of their fields, and the journal must stay readable. What is kept shares
+            # nothing with what the agent may still change.
+            kept = msgspec.json.decode(encoded, type=type(ask))
+        except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError) as error:
+            raise BadRequest(f"this cannot be asked for: {error}") from None
+        size = len(encoded)
         if size > self._limit:
             raise BadRequest(
                 f"what this asks for takes {size} bytes; at most {self._limit} can be sent: pass a reference instead"
             )
-        self.asks.append(ask)
+        self.asks.append(kept)
 
 
 class _Closed(Context):

@@ -131,6 +131,16 @@ def apply(ledger: Ledger | None, record: Record, seq: int) -> Ledger:
     return settle(base, record.effects, record.done, seq=seq, nonce=record.id, at=record.at)
 
 
+def charged(ledger: Ledger, died: bool) -> Ledger:
+    """`ledger` as the next owner begins with it. An input that the last owner named, and did not come to the end of, is
+    charged if that owner died with its node; drains, moves and fences are free (design 4, "Poison")."""
+    key = ledger.trying
+    if key is None:
+        return ledger
+    takeovers = {**ledger.takeovers, key: ledger.takeovers.get(key, 0) + 1} if died else ledger.takeovers
+    return structs.replace(ledger, trying=None, takeovers=takeovers)
+
+
 def fold(records: Iterable[tuple[int, Record]]) -> tuple[Ledger | None, int]:
     """The ledger that `records` (sequence, record; oldest first) build up, and the newest sequence (0 for none)."""
     ledger: Ledger | None = None

@@ -7,7 +7,8 @@ from typing import Literal
 import msgspec
 from msgspec import structs
 
-from agentmesh.records import Ledger, Record
+from agentmesh.ledger import NO_CHANGE
+from agentmesh.records import Change, Ledger, Record
 from agentmesh.wire import Spec
 
 
@@ -70,8 +71,8 @@ def judge(claim: Claim, spec: Spec | None, ledger: Ledger | None, *, lease_boot:
     return Verdict(act="activate", ledger=ledger)
 
 
-def activation(claim: Claim, verdict: Verdict, *, record_id: str, at: float) -> Record:
-    """The `activated` record: from then on every older owner is fenced."""
+def activation(claim: Claim, verdict: Verdict, *, record_id: str, at: float, change: Change = NO_CHANGE) -> Record:
+    """The `activated` record: from then on every older owner is fenced. `change` charges an input with a node's death."""
     return Record(
         kind="activated",
         id=record_id,
@@ -82,6 +83,7 @@ def activation(claim: Claim, verdict: Verdict, *, record_id: str, at: float) -> 
         node=claim.node,
         boot=claim.boot,
         snapshot=verdict.ledger if verdict.snapshot else None,
+        change=change,
     )
 
 

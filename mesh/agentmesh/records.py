@@ -304,7 +304,7 @@ class Change(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 type RecordKind = Literal[
     "activated", "init", "ready", "turn", "event", "control", "refused", "step", "crashed", "gave_up",
-    "rest", "stopped", "swept", "tombstone",
+    "rest", "trying", "stopped", "swept", "tombstone",
 ]  # fmt: skip
 
 

@@ -113,6 +113,11 @@ class Census:
             self.bury(key, self._revisions[key])
         self.all_dirty()
 
+    def drop_missing(self, entries: Mapping[str, Entry], floor: int) -> None:
+        """Bury what a copy of the registry that is complete up to revision `floor` does not have."""
+        for key in [key for key, revision in self._revisions.items() if revision <= floor and key not in entries]:
+            self.bury(key, self._revisions[key])
+
     def forget_buried(self) -> None:
         """Free the memory of deleted keys. Only while no write is under way whose outcome could come late."""
         self._buried.clear()
@@ -198,6 +203,9 @@ class Census:
 
     def _take_placement(self, name: str, entry: Entry) -> None:
         node, _, agent = name.partition(".")
+        if not agent:
+            logger.error("placement_unreadable", extra={"key": entry.key, "reason": "it names no agent; delete the key"})
+            return
         try:
             life = decode_placement(entry).incarnation
         except BadRequest:

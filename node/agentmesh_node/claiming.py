@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from agentmesh.edge.registry import decode_node
 from agentmesh.errors import Fenced
-from agentmesh.ledger import fold
+from agentmesh.ledger import charged, diff, fold
 from agentmesh.ownership import Claim, activation, judge, owned
 from agentmesh.records import Ledger, decode_record, encode_record
 from agentmesh.subjects import node_key
@@ -26,7 +28,15 @@ class Lost(Exception):
         self.broken = broken
 
 
-async def take(services: Services, name: str, spec: Spec, claim: Claim) -> tuple[Ledger, int] | None:
+class Taken(NamedTuple):
+    """What a new owner begins with: the ledger, the journal's newest sequence, and whether the owner before died with its node."""
+
+    ledger: Ledger
+    fence: int
+    died: bool
+
+
+async def take(services: Services, name: str, spec: Spec, claim: Claim) -> Taken | None:
     """Append the `activated` record and return the ledger with its sequence.
 
     Where the journal says that this life is being finished, nothing is appended; where it is over, None is returned.
@@ -39,27 +49,32 @@ async def take(services: Services, name: str, spec: Spec, claim: Claim) -> tuple
     while True:
         bodies = await services.journal.read(name)
         ledger, last = fold([(seq, decode_record(body)) for seq, body in bodies])
-        verdict = judge(claim, spec, ledger, lease_boot=await _lease_boot(services, claim, ledger))
+        boot = await _lease_boot(services, claim, ledger)
+        verdict = judge(claim, spec, ledger, lease_boot=boot)
         if verdict.act == "yield":
             raise Lost(verdict.reason, final=True)
         if verdict.act == "over":
             return None
         assert verdict.ledger is not None
         if verdict.act == "finish":
-            return verdict.ledger, last
-        record = activation(claim, verdict, record_id=services.token(), at=services.now())
+            return Taken(verdict.ledger, last, False)
+        died = ledger is not None and not verdict.snapshot and ledger.boot not in (claim.boot, boot)
+        start = charged(verdict.ledger, died)
+        change = diff(verdict.ledger, start)
+        record = activation(claim, verdict, record_id=services.token(), at=services.now(), change=change)
         try:
             fence = await services.journal.append(
                 name, encode_record(record), record_id=record.id, expected=last, rollup=verdict.snapshot
             )
         except Fenced:
             continue  # someone appended meanwhile, or the read was stale: look again
-        return owned(verdict.ledger, claim), fence
+        return Taken(owned(start, claim), fence, died)
 
 
 async def _lease_boot(services: Services, claim: Claim, ledger: Ledger | None) -> str | None:
-    """The boot id in this node's lease, where it can matter."""
-    if ledger is None or ledger.generation != claim.generation or ledger.boot == claim.boot:
+    """The boot id in the lease of the last owner's node: whether that process lives, and, if it is this very node, whether it
+    has been started again."""
+    if ledger is None or ledger.boot == claim.boot or not ledger.node:
         return None
-    entry = await services.registry.get(node_key(claim.node))
+    entry = await services.registry.get(node_key(ledger.node))
     return decode_node(entry).boot if entry is not None else None

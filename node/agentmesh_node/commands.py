@@ -24,7 +24,13 @@ Labels = Annotated[
     tuple[str, ...],
     Parameter(name="--label", negative="", show_default=False, help="KEY=VALUE that agents may ask for; repeatable."),
 ]
+HealthPort = Annotated[
+    int | None, Parameter(help="Serve liveness (/livez) and readiness (/readyz) over HTTP on this port.")
+]
 Capacity = Annotated[int, Parameter(help="Most agents it takes; 0 is no bound.")]
+Content = Annotated[
+    bool, Parameter(negative="", help="Put prompts, events and states into lifecycle events; else MESH_CONTENT, else not.")
+]
 
 
 def up(
@@ -37,6 +43,7 @@ def up(
         str, Parameter(help="When data reaches the disk: 'always' survives a power cut, '2m' is faster.")
     ] = "always",
     capacity: Capacity = 0,
+    content: Content = False,
     root: Root = None,
 ) -> int:
     """Run a whole mesh here: NATS server, supervisor, node.
@@ -46,7 +53,7 @@ def up(
     """
     from agentmesh_node import service
 
-    return service.up(agents, port=port, data=data, sync_interval=sync_interval, capacity=capacity, root=root)
+    return service.up(agents, port=port, data=data, sync_interval=sync_interval, capacity=capacity, content=content, root=root)
 
 
 def node(
@@ -57,6 +64,9 @@ def node(
     id: Annotated[str | None, Parameter(help="The node's name in the mesh; by default made from the host's.")] = None,
     capacity: Capacity = 0,
     label: Labels = (),
+    content: Content = False,
+    workers: Annotated[int, Parameter(help="Processes to run; each is a node of its own, named ID-1, ID-2, ...")] = 1,
+    health_port: HealthPort = None,
     nats: Nats = None,
     root: Root = None,
     replicas: Replicas = None,
@@ -69,14 +79,16 @@ def node(
     from agentmesh_node import service
 
     return service.node(
-        agents, id=id, capacity=capacity, labels=label,
+        agents, id=id, capacity=capacity, labels=label, content=content,
         where=service.Where.find(nats, root, replicas=replicas, wait_s=wait),
+        hosting=service.Hosting(workers=workers, health_port=health_port),
     )  # fmt: skip
 
 
 def supervisor(
     *,
     id: Annotated[str | None, Parameter(help="The supervisor's name in the mesh; by default made from the host's.")] = None,
+    health_port: HealthPort = None,
     nats: Nats = None,
     root: Root = None,
     replicas: Replicas = None,
@@ -88,4 +100,5 @@ def supervisor(
     """
     from agentmesh_node import service
 
-    return service.supervisor(id=id, where=service.Where.find(nats, root, replicas=replicas, wait_s=wait))
+    where = service.Where.find(nats, root, replicas=replicas, wait_s=wait)
+    return service.supervisor(id=id, where=where, health_port=health_port)

@@ -36,7 +36,7 @@ def handle(owner: Owner, services: Services, message: Message) -> None:
     try:
         request = _decoder.decode(message.data)
         _take(owner, services, request, reply)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         services.spawn(answer(services, reply, failure(BadRequest(f"not a control request: {error}"))))
     except MeshError as error:
         services.spawn(answer(services, reply, failure(error)))

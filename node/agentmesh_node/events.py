@@ -1,29 +1,23 @@
 """Lifecycle facts: one vocabulary, published on `mesh.event.<agent>.<kind>` and offered to handlers in this process.
 
-Kinds and their fields, beside `v`, `agent`, `kind`, `time`, `node` and `turn`, which every fact has:
+Every fact has `agent`, `kind`, `time`, `node` and `turn`; `FIELDS` says what else each kind carries. Content (prompts, events,
+states) is told only where it is asked for: on the wire by `NodeSettings.content` (`mesh node --content`, `MESH_CONTENT=1`), to a
+handler by `handle(handler, content=True)`.
 
-    prompt_start      ref, rewritten, sender; with content: prompt, original_prompt, agent_state
-    prompt_stop       ref, duration_ms; with content: agent_state
-    prompt_error      ref, reason; with content: agent_state
-    event_received    lane, seq, sender; with content: event
-    state_changed     from, to
-    mailbox_queued    depth
-    halted            with content: agent_state
-    started           an agent's life began
-    activated         generation: this node took the agent up
-    sent              to, lane, tag, answer: mail went to another agent
-    stopped           reason
-    failed            reason
-    dead_lettered     lane, seq, reason
+    def watch(fact: Fact) -> None: ...
+
+    settings = NodeSettings(..., handlers=(watch,))      # from the node's first fact on, without content
+    remove = node.services.events.handle(watch)          # later
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
+from msgspec import Raw
 
 from agentmesh.edge.transport import Transport
 from agentmesh.records import NOTHING
@@ -32,51 +26,125 @@ from agentmesh.wire import format_time
 
 log = logging.getLogger("agentmesh.node")
 
-CONTENT = frozenset({"prompt", "original_prompt", "agent_state", "event"})
-"""Fields that are told only where content is asked for."""
-WITH_CONTENT = frozenset({"prompt_start", "prompt_stop", "prompt_error", "event_received", "halted"})
-KINDS = frozenset(
-    {
-        "prompt_start", "prompt_stop", "prompt_error", "event_received", "state_changed", "mailbox_queued", "halted",
-        "started", "activated", "sent", "stopped", "failed", "dead_lettered",
-    }
-)  # fmt: skip
+type Kind = Literal[
+    "prompt_start", "prompt_stop", "prompt_error", "event_received", "state_changed", "mailbox_queued", "halted",
+    "started", "activated", "sent", "stopped", "failed", "dead_lettered", "callback_blocked",
+]  # fmt: skip
+"""The first seven are GenAgent's."""
 
-type Handler = Callable[[str, str, dict[str, Any]], None]
+FIELDS: dict[Kind, frozenset[str]] = {
+    # A turn begins; `rewritten`: by `pre_turn`. `sender`: the agent that asked, or null.
+    "prompt_start": frozenset({"ref", "rewritten", "sender", "prompt", "original_prompt", "agent_state"}),
+    # The stream ended in a result; state as `handle_stream_event` left it.
+    "prompt_stop": frozenset({"ref", "duration_ms", "agent_state"}),
+    # The turn failed; `reason` is the error's code.
+    "prompt_error": frozenset({"ref", "reason", "message", "agent_state"}),
+    # An event has arrived; it may be handled later. `seq` is its sequence in the lane's stream.
+    "event_received": frozenset({"lane", "seq", "sender", "event"}),
+    # From null (a life begins), `idle` or `processing` to `idle` or `processing`.
+    "state_changed": frozenset({"from", "to"}),
+    # A prompt must wait; so many do now.
+    "mailbox_queued": frozenset({"depth"}),
+    # No turn begins until `resume`; behind `post_run`.
+    "halted": frozenset({"agent_state"}),
+    # A life has begun.
+    "started": frozenset(),
+    # This node took the agent up, under this generation.
+    "activated": frozenset({"generation"}),
+    # Mail went to another agent; `answer`: the outcome of a request of its.
+    "sent": frozenset({"to", "lane", "tag", "answer"}),
+    # The life is over.
+    "stopped": frozenset({"reason"}),
+    # Too many crashes: none of the agent's code runs until `resume`.
+    "failed": frozenset({"reason"}),
+    # An input was set aside; `reason` is the error's code.
+    "dead_lettered": frozenset({"lane", "seq", "reason"}),
+    # A callback held the node's loop for `seconds`.
+    "callback_blocked": frozenset({"callback", "seconds"}),
+}
+"""What each kind of fact carries, content included."""
+KINDS = frozenset(FIELDS)
+CONTENT = frozenset({"prompt", "original_prompt", "agent_state", "event", "message"})
+"""Fields that are told only where content is asked for."""
+WITH_CONTENT = frozenset(kind for kind, fields in FIELDS.items() if fields & CONTENT)
+
+
+class Fact(msgspec.Struct, frozen=True, kw_only=True):
+    """What a handler is told. `time` is in seconds since the epoch; `turn` the number of the running or newest turn."""
+
+    agent: str
+    kind: Kind
+    time: float
+    node: str
+    turn: int
+    fields: dict[str, Any]
+
+
+type Handler = Callable[[Fact], None]
+"""Called on the node's loop for each fact: quick, and without effect if it raises."""
 
 
 class Events:
     """Publishes facts. A fact is advisory: one that cannot be sent now is dropped, never waited for."""
 
-    def __init__(self, transport: Transport, subjects: Subjects, node: str, now: Callable[[], float], *, content: bool) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        subjects: Subjects,
+        node: str,
+        now: Callable[[], float],
+        *,
+        content: bool,
+        handlers: tuple[Handler, ...] = (),
+    ) -> None:
         self._t = transport
         self._subjects = subjects
-        self._node = node.encode()
+        self._node = node
+        self._node_bytes = node.encode()
         self._now = now
         self._content = content
-        self._handlers: list[Handler] = []
+        self._handlers: list[tuple[Handler, bool]] = [(handler, False) for handler in handlers]
         self._encoder = msgspec.json.Encoder()
 
-    def handle(self, handler: Handler) -> Callable[[], None]:
-        """Call `handler(agent, kind, fields)` for each fact, content included. Returns its remover."""
-        self._handlers.append(handler)
-        return lambda: self._handlers.remove(handler)
+    def handle(self, handler: Handler, *, content: bool = False) -> Callable[[], None]:
+        """Call `handler(fact)` for each fact from now on, on the loop. Returns what removes it.
+
+        Args:
+            content: whether its facts carry prompts, events and states.
+        """
+        entry = (handler, content)
+        self._handlers.append(entry)
+        return lambda: self._handlers.remove(entry)
 
     def emit(self, agent: str, kind: str, turn: int, fields: dict[str, Any]) -> None:
         """Tell a fact."""
-        for handler in self._handlers:
-            try:
-                handler(agent, kind, fields)
-            except Exception:
-                log.exception("a handler of lifecycle events failed", extra={"kind": kind})
-        if not self._content:
-            if kind in WITH_CONTENT:
-                fields = {k: v for k, v in fields.items() if k not in CONTENT}
-        elif fields.get("agent_state") is NOTHING:
-            fields = {k: v for k, v in fields.items() if k != "agent_state"}
+        for handler, content in tuple(self._handlers):
+            self._offer(handler, agent, kind, turn, _told(kind, fields, content=content))
+        fields = _told(kind, fields, content=self._content)
         # Names, kinds and node ids need no escaping; this is several times quicker than encoding a dict.
         tail = self._encoder.encode(fields)[1:] if fields else b"}"
         body = b'{"v":1,"agent":"%b","kind":"%b","time":"%b","node":"%b","turn":%d%b%b' % (
-            agent.encode(), kind.encode(), format_time(self._now()).encode(), self._node, turn, b"," if fields else b"", tail,
+            agent.encode(), kind.encode(), format_time(self._now()).encode(), self._node_bytes, turn,
+            b"," if fields else b"", tail,
         )  # fmt: skip
         self._t.post(self._subjects.event(agent, kind), body)
+
+    def _offer(self, handler: Handler, agent: str, kind: Any, turn: int, fields: dict[str, Any]) -> None:
+        # A copy: what one handler does to it reaches neither the next one nor the agent.
+        own = msgspec.json.decode(self._encoder.encode(fields))
+        try:
+            handler(Fact(agent=agent, kind=kind, time=self._now(), node=self._node, turn=turn, fields=own))
+        except Exception:
+            log.exception("a handler of lifecycle events failed", extra={"agent": agent, "kind": kind})
+
+
+def _told(kind: str, fields: dict[str, Any], *, content: bool) -> dict[str, Any]:
+    """The fields that may be told; a state that does not exist yet is left out."""
+    if kind not in WITH_CONTENT:
+        return fields
+    if not content:
+        return {k: v for k, v in fields.items() if k not in CONTENT}
+    state = fields.get("agent_state")
+    if isinstance(state, Raw) and state == NOTHING:
+        return {k: v for k, v in fields.items() if k != "agent_state"}
+    return fields

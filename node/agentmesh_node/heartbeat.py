@@ -33,7 +33,7 @@ CHECK_S = 0.25
 START_TIMEOUT_S = 15.0
 HUNG = 70
 """Exit code of a process whose loop hangs."""
-_ORDERS = ("drain", "cordon", "release")
+_ORDERS = ("drain", "cordon", "release", "sweep")
 """Requests that the node acts upon."""
 
 
@@ -250,7 +250,7 @@ class Heartbeat:
             self._revision = await registry.create(key, value, ttl_s=self._ttl_s)
             return True
         first = not self._started.done()
-        if not first and decode_node(entry).boot != self.facts.lease.boot:
+        if not first and _boot(entry) not in (None, self.facts.lease.boot):
             log.error("another process runs under this node's id; this one yields", extra={"node": self._node})
             self._tell(self._on_superseded)
             return False
@@ -263,7 +263,7 @@ class Heartbeat:
         facts = self.facts
         try:
             request = msgspec.json.decode(message.data, type=ControlRequest)
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, RecursionError):
             request = ControlRequest(op="")
         if request.op in _ORDERS:
             self._tell(lambda: self._on_request(request))

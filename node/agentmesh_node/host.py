@@ -14,17 +14,19 @@ import msgspec
 from agentmesh import wire
 from agentmesh.edge.ambient import SYSTEM, Ambient
 from agentmesh.edge.jetstream import ApiError, Uncertain, WrongLastSequence
-from agentmesh.edge.registry import Entry, Registry, View, decode_placement, decode_spec
+from agentmesh.edge.registry import Entry, Registry, View, decode_epoch, decode_placement, decode_spec, readable_spec
 from agentmesh.edge.transport import Message, Transport
-from agentmesh.errors import MeshError, StoreLost
+from agentmesh.errors import BadRequest, MeshError, StoreLost
 from agentmesh.ownership import Claim
 from agentmesh.subjects import EPOCH_KEY, Subjects, placement_key, spec_key
 from agentmesh.turn.values import Phase
 from agentmesh.wire import ControlRequest, ErrorBody, NodeLease, Spec
 from agentmesh_node.claiming import Lost
+from agentmesh_node.children import end_children
 from agentmesh_node.draining import Handover
 from agentmesh_node.gateway import Gateway
 from agentmesh_node.heartbeat import Carrier, Heartbeat, ThreadCarrier
+from agentmesh_node.latecomers import Sweeper
 from agentmesh_node.mailbox import Mailbox
 from agentmesh_node.owner import Owner
 from agentmesh_node.resident import Resident
@@ -38,6 +40,8 @@ RETRY_S = 0.05
 MAX_RETRY_S = 2.0
 HANDOVER_S = 5.0
 """How long a draining node waits for its agents to be placed elsewhere."""
+CUT_OFF_S = 2.0
+"""How long a draining node may be without a connection: it can hand nothing over, and the journals have all that counts."""
 WRITES = 64
 """Placements that are given up at the same time, at most."""
 
@@ -91,6 +95,12 @@ class Node:
         """The servers that this node uses."""
         return self._servers if isinstance(self._servers, str) else ",".join(self._servers)
 
+    def not_ready(self) -> str | None:
+        """Why this node takes no work now, or None."""
+        if self._draining or self.drained.is_set():
+            return "draining"
+        return None if self._t.connected else "no connection to NATS"
+
     # --- life -------------------------------------------------------------------------------------------------------
     async def start(self) -> None:
         """Join the mesh. Returns when the node's lease is in the registry and asks are served.
@@ -99,7 +109,7 @@ class Node:
             Unavailable: the registry cannot be read or written.
         """
         epoch = await self._registry.get(EPOCH_KEY)
-        number = int(epoch.value) if epoch is not None and epoch.value is not None else 1
+        number = decode_epoch(epoch) if epoch is not None else 1
         boot = self._ambient.token(8)
         self._services = Services(
             transport=self._t,
@@ -111,6 +121,7 @@ class Node:
             ambient=self._ambient,
         )
         await self._specs.start()
+        self._sweeper = Sweeper(self._services)
         self._heartbeat = Heartbeat(
             self._carrier,
             self.subjects,
@@ -189,11 +200,31 @@ class Node:
         if self._heartbeat is None or self._draining:
             return
         self._draining = True
+        leaving, cut_off = asyncio.ensure_future(self._leave(self._heartbeat)), asyncio.ensure_future(self._cut_off())
+        try:
+            await asyncio.wait((leaving, cut_off), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (leaving, cut_off):
+                task.cancel()
+            await asyncio.wait((leaving, cut_off))
+        if not leaving.cancelled():
+            leaving.result()
+
+    async def _cut_off(self) -> None:
+        """Return when there has been no connection for `CUT_OFF_S`."""
+        since = self._ambient.monotonic()
+        while self._ambient.monotonic() < since + CUT_OFF_S:
+            await asyncio.sleep(RETRY_S)
+            if self._t.connected:
+                since = self._ambient.monotonic()
+        log.warning("no connection: leaving without a handover; the supervisor moves the agents when the node's lease ends")
+
+    async def _leave(self, heartbeat: Heartbeat) -> None:
         handover = Handover(self.settings.node_id, self._registry, self._specs)
         await handover.start()
         try:
             # First the registry must say that this node takes nothing more; then its agents are given up.
-            await self._heartbeat.change(msgspec.structs.replace(self._heartbeat.facts.lease, draining=True))
+            await heartbeat.change(msgspec.structs.replace(heartbeat.facts.lease, draining=True))
             if self._gateway is not None:
                 await self._gateway.close()
             with contextlib.suppress(TimeoutError):
@@ -236,6 +267,8 @@ class Node:
                 resident = self._residents.get(name)
                 if resident is not None and (resident.owner is None or resident.owner.idle):
                     self.services.spawn(self._hand_over(resident))
+        elif request.op == "sweep":
+            self.services.spawn(self._sweeper.sweep(request.agents))
         else:
             self.drained.set()
 
@@ -260,7 +293,11 @@ class Node:
             if known.generation >= entry.revision:
                 return
             self.services.spawn(self._release(known))
-        placement = decode_placement(entry)
+        try:
+            placement = decode_placement(entry)
+        except BadRequest as error:  # the supervisor removes it
+            log.error("placement skipped: %s", error.message, extra={"agent": name})
+            return
         resident = Resident(name, entry.revision, placement.incarnation)
         self._residents[name] = resident
         self._fresh.append(resident)
@@ -284,7 +321,8 @@ class Node:
 
     def _activate_at_once(self, resident: Resident) -> bool:
         entry = self._specs.get(spec_key(resident.name))
-        if entry is not None and decode_spec(entry).status == "running":
+        spec = readable_spec(entry)
+        if spec is not None and spec.status == "running":
             return False
         self._activate(resident)
         return True
@@ -360,10 +398,12 @@ class Node:
             except Exception:
                 log.exception("activation failed", extra={"agent": resident.name})
             else:
-                resident.activation = None  # a finished task is half of what a sleeping agent would take
-                if resident.gone or owner.closed:
+                if resident.gone:
                     await owner.close()
-                return
+                if resident.gone or not owner.closed:
+                    resident.activation = None  # a finished task is half of what a sleeping agent would take
+                    return
+                # It was lost while it came up, and whoever saw that left the next try to this task.
             await asyncio.sleep(wait)
             wait = min(MAX_RETRY_S, wait * 2)
 
@@ -394,7 +434,8 @@ class Node:
     async def _spec(self, resident: Resident) -> Spec | None:
         """The spec, from the live copy if that shows this life, else from the leader."""
         entry = self._specs.get(spec_key(resident.name))
-        if entry is None or decode_spec(entry).incarnation != resident.incarnation:
+        spec = readable_spec(entry)
+        if spec is None or spec.incarnation != resident.incarnation:
             entry = await self._registry.get(spec_key(resident.name))
         return decode_spec(entry) if entry is not None else None
 
@@ -410,7 +451,7 @@ class Node:
         over = owner.core is not None and owner.core.phase is Phase.OVER
         if over:
             await owner.settled()
-            await self._end_children(resident.name)
+            await end_children(self._registry, self._specs, resident.name, resident.incarnation, self.services.now)
         if resident.owner is owner:
             resident.owner = None
         await owner.close()
@@ -441,38 +482,19 @@ class Node:
         await self._release(resident)
         await self._give_up(resident)
 
-    async def _end_children(self, name: str) -> None:
-        """Agents that were started with `link=True` end with their parent."""
-        for key, entry in list(self._specs.entries.items()):
-            spec = decode_spec(entry)
-            if spec.parent != name or spec.status in ("stopping", "stopped"):
-                continue
-            reason = ErrorBody(code="stopped", message=f"its parent {name} ended")
-            new = msgspec.structs.replace(spec, status="stopping", reason=reason, since=wire.format_time(self._ambient.now()))
-            with contextlib.suppress(WrongLastSequence, MeshError, Uncertain, ApiError):
-                await self._registry.update(key, wire.encode(new), entry.revision)
-
-    # --- what may have been missed ------------------------------------------------------------------------------------
-    def _checkable(self) -> list[tuple[str, Mailbox | None]]:
-        return [(r.name, r.owner.mailbox if r.owner is not None else None) for r in self._residents.values()]
-
-    def _wake(self, name: str) -> None:
-        resident = self._residents.get(name)
-        if resident is not None:
-            self._activate(resident)
-
     # --- specs and gaps -------------------------------------------------------------------------------------------------
     def _on_spec(self, entry: Entry) -> None:
         resident = self._residents.get(entry.key[len(spec_key("")) :])
         if resident is None or entry.value is None:
             return
-        spec = decode_spec(entry)
-        if spec.incarnation != resident.incarnation or spec.status not in ("stopping", "wanted"):
+        spec = readable_spec(entry)
+        if spec is None or spec.incarnation != resident.incarnation or spec.status == "stopped":
             return
         if resident.owner is None:
-            self._activate(resident)
-        elif spec.status == "wanted":
-            resident.owner.reassert()
+            if spec.status != "running":
+                self._activate(resident)
+        elif spec.status != "stopping":
+            resident.owner.reassert(spec)
         elif resident.owner.spec.status != "stopping":
             resident.owner.stop(spec)
 

@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from agentmesh.agent import Agent, agents_in
+from agentmesh.decisions import Codec
 from agentmesh.errors import InvalidAgent
 
 
@@ -23,7 +24,8 @@ def load_agents(sources: Iterable[str], *, directory: Path | None = None) -> dic
         directory: Where modules and relative paths are looked up first; the current directory by default.
 
     Raises:
-        InvalidAgent: a source cannot be imported or has no agents, or two sources have agents of one name.
+        InvalidAgent: a source cannot be imported or has no agents, two sources have agents of one name, or an agent's State
+            is no type that can be encoded.
     """
     directory = (directory or Path()).absolute()
     kinds: dict[str, type[Agent[Any]]] = {}
@@ -34,6 +36,7 @@ def load_agents(sources: Iterable[str], *, directory: Path | None = None) -> dic
         if not found:
             raise InvalidAgent(f"{source} defines no agents: write a class that derives from agentmesh.Agent")
         for kind, cls in found.items():
+            Codec(cls)
             if kinds.setdefault(kind, cls) is not cls:
                 raise InvalidAgent(f"{source} and {kinds[kind].__module__} both define an agent {kind}; rename one of them")
     return kinds

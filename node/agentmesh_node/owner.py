@@ -18,15 +18,17 @@ from agentmesh.decisions import NONE
 from agentmesh.edge.transport import Message
 from agentmesh.errors import Fenced, StoreLost, Unavailable
 from agentmesh.ownership import Claim
-from agentmesh.records import Record, Resolve, encode_record
+from agentmesh.records import Ledger, Record, Resolve, encode_record
 from agentmesh.subjects import LANES
 from agentmesh.turn import new_core, step
 from agentmesh.turn.values import (
     Answer,
     Append,
     Arrived,
+    AwaitLeave,
     Backoff,
     Call,
+    Cleared,
     Command,
     Committed,
     Core,
@@ -42,6 +44,7 @@ from agentmesh.turn.values import (
     Restarted,
     Retire,
     Returned,
+    ReturnLeave,
     RunTurn,
     SetStatus,
     Start,
@@ -56,6 +59,7 @@ from agentmesh.wire import ErrorBody, Mail, Spec
 from agentmesh_node import controls
 from agentmesh_node.claiming import Lost, take
 from agentmesh_node.deeds import Deeds
+from agentmesh_node.leave import Leave
 from agentmesh_node.live import LiveStream
 from agentmesh_node.mailbox import Mailbox
 from agentmesh_node.performer import Performer
@@ -96,6 +100,7 @@ class Owner:
         self._overdue = False
         self._begun = False
         self._closed = False
+        self._leave: Leave | None = None
         self._timers: set[asyncio.TimerHandle] = set()
         self._resting: asyncio.TimerHandle | None = None
         """Armed while the agent is at rest: when it has been so for long enough, only its subscription is kept."""
@@ -125,10 +130,10 @@ class Owner:
             self._status.set("stopped", self.spec.reason)
             await self._status.settled()
             raise Lost("this life is over", final=True)
-        ledger, self._fence = taken
-        await self._begin(ledger)
+        self._fence = taken.fence
+        await self._begin(taken.ledger, taken.died)
 
-    async def _begin(self, ledger: Any) -> None:
+    async def _begin(self, ledger: Ledger, died: bool) -> None:
         s = self._s
         s.awake += 1
         self.core = new_core(s.config(self.name, self.spec, self.runner), ledger)
@@ -158,7 +163,7 @@ class Owner:
         elif self.runner is None and ledger.phase != "stopped":
             raise Lost(f"this node does not serve the kind {self.spec.kind}", final=True)
         else:
-            self.feed(Start())
+            self.feed(Start(died))
             if self.spec.status == "stopping":
                 self.stop(self.spec)
         self._arm_rest()
@@ -189,6 +194,8 @@ class Owner:
         if self._performer is not None:
             await self._performer.close()
         await self._status.close()
+        if self._leave is not None:
+            await self._leave.give_back()
 
     @property
     def closed(self) -> bool:
@@ -403,6 +410,15 @@ class Owner:
             self.runner.renew()
         self._later(command.seconds, lambda: self.feed(Restarted()))
 
+    def _await_leave(self, command: AwaitLeave) -> None:
+        if self._leave is None:
+            self._leave = Leave(self._s.suspects, lambda: self.feed(Cleared()))
+
+    def _return_leave(self, command: ReturnLeave) -> None:
+        leave, self._leave = self._leave, None
+        if leave is not None:
+            self._s.spawn(leave.give_back())
+
     def _begin_sweep(self, command: Sweep) -> None:
         self._sweeper = asyncio.get_running_loop().create_task(self._sweep(), name=f"sweep {self.name}")
 
@@ -437,11 +453,12 @@ class Owner:
         self._shown = command
         self._status.set(command.status, command.reason)
 
-    def reassert(self) -> None:
-        """Say again in the registry how the agent is: its spec was made `wanted` while its node was thought lost, although
-        this owner goes on and its placement stands (design 5: specs show what runs)."""
-        if self._shown is not None and self._shown.status in ("running", "failed"):
-            self._status.set(self._shown.status, self._shown.reason)
+    def reassert(self, spec: Spec) -> None:
+        """Say again in the registry how the agent is, if its spec says otherwise: the leader made it `wanted` while this node
+        was thought lost, or a former owner that was frozen has written late (design 5: specs show what runs)."""
+        shown = self._shown
+        if shown is not None and shown.status in ("running", "failed") and spec.status != shown.status and not self._status.busy:
+            self._status.set(shown.status, shown.reason)
 
     async def settled(self) -> None:
         """Return when the registry shows what this owner last said."""
@@ -531,5 +548,7 @@ _PERFORM: dict[type, Callable[[Owner, Any], None]] = {
     Wake: Owner._wake_at,
     Backoff: Owner._back_off,
     Sweep: Owner._begin_sweep,
+    AwaitLeave: Owner._await_leave,
+    ReturnLeave: Owner._return_leave,
 }
 """The commands that are performed at once; the others are awaited."""

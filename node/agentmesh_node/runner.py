@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import inspect
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from time import perf_counter
 from typing import Any
 
 import msgspec
@@ -18,12 +20,12 @@ from msgspec import Raw
 from agentmesh import hands
 from agentmesh.agent import Agent
 from agentmesh.backend import Backend, Event, Response, Turn
-from agentmesh.decisions import NONE, Codec, raised_error
+from agentmesh.decisions import NONE, Codec, bad_response, plain, raised_error, sound
 from agentmesh.errors import BackendError, MeshError
 from agentmesh.records import NOTHING
 from agentmesh.turn.values import Call, Choice, Ended, Input, Misbehaved, Raised, Returned, RunTurn, Unreadable
-from agentmesh.wire import ErrorBody
-from agentmesh_node.stepping import timed
+from agentmesh.wire import ErrorBody, Outcome
+from agentmesh_node.stepping import BLOCK_LIMIT_S, timed
 from agentmesh_node.tracing import Span, Tracing
 
 log = logging.getLogger("agentmesh.node")
@@ -34,12 +36,14 @@ KILL_PATIENCE_S = 5.0
 
 
 class Ports(msgspec.Struct, frozen=True):
-    """What the runner needs of the world: time, randomness, and the size that an ask may have."""
+    """What the runner needs of the world: time, randomness, the size that an ask may have, and who hears of facts."""
 
     now: Callable[[], float]
     monotonic: Callable[[], float]
     token: Callable[[], str]
     limit: int
+    emit: Callable[[str, str, int, dict[str, Any]], None] = lambda agent, kind, turn, fields: None
+    """Tells a lifecycle fact: agent, kind, turn, fields (agentmesh_node.events)."""
 
 
 class Runner:
@@ -58,6 +62,8 @@ class Runner:
         self._cached: tuple[Raw, Any] = (NOTHING, None)
         self._turn: asyncio.Task[None] | None = None
         self._span: Span | None = None
+        self._number = 0
+        """The newest turn's."""
         self._hooks: dict[str, tuple[Callable[..., Any], bool]] = {}
 
     def _new_agent(self) -> Agent[Any]:
@@ -101,13 +107,12 @@ class Runner:
         try:
             with self._tracing.within(span, command.trace):
                 value = await self._invoke(hook, arguments)
-        except Exception as error:  # user code may raise anything
+        except (Exception, SystemExit, asyncio.CancelledError) as error:  # user code may raise anything
             self._forget_state()
+            if _is_cancelled(error):
+                raise
             log.exception("callback raised", extra={"agent": self._name, "callback": hook})
             return Raised(raised_error(error))
-        except asyncio.CancelledError:
-            self._forget_state()
-            raise
         finally:
             asks = context.close()
             hands.current_context.reset(token)
@@ -122,19 +127,17 @@ class Runner:
         return checked.item
 
     def _arguments(self, command: Call) -> tuple[Any, ...]:
-        arguments = command.args
-        if command.hook in _TOLD_ERRORS:
-            arguments = tuple(a.exception() if isinstance(a, ErrorBody) else a for a in arguments)
+        arguments = tuple(_own(argument) for argument in command.args) if command.hook in _SHARED else command.args
         return (*arguments, self._state(command.state)) if command.state != NOTHING else arguments
 
     def _context(self, command: Call) -> hands.Context:
         if command.hook == "terminate_agent":
-            return hands.closed(command.request)
+            return hands.closed(_own_request(command.request))
         ports = self._ports
         return hands.Context(
             now=ports.now,
             token=ports.token,
-            request=command.request,
+            request=_own_request(command.request),
             sender=command.sender,
             trace=self._tracing.headers,
             limit=ports.limit,
@@ -148,12 +151,20 @@ class Runner:
         function, is_async = known
         if is_async:
             return await timed(function(*arguments), hook, self._report_block)
-        # A thread cannot be killed: if this is cancelled, what it still returns is thrown away.
-        value = await asyncio.to_thread(function, *arguments)
-        return await value if inspect.isawaitable(value) else value
+        try:
+            value = await asyncio.to_thread(function, *arguments)
+        except asyncio.CancelledError as error:
+            if _is_cancelled(error):
+                # A thread cannot be killed: what it still returns is thrown away.
+                log.warning("a plain callback is left behind in its thread", extra={"agent": self._name, "callback": hook})
+            raise
+        return await timed(value, hook, self._report_block) if inspect.isawaitable(value) else value
 
     def _report_block(self, what: str, seconds: float) -> None:
-        log.warning("callback blocked the loop", extra={"agent": self._name, "callback": what, "seconds": round(seconds, 3)})
+        """A callback held the loop, and with it every other agent of the node: say which, in the log and as a fact."""
+        spent = round(seconds, 3)
+        log.warning("callback blocked the loop", extra={"agent": self._name, "callback": what, "seconds": spent})
+        self._ports.emit(self._name, "callback_blocked", self._number, {"callback": what, "seconds": spent})
 
     # --- backend ----------------------------------------------------------------------------------------------------
     async def _session(self, command: Call) -> Input:
@@ -166,39 +177,56 @@ class Runner:
             if self._backend is not None:
                 await self._backend.terminate_session(_decoded(command.args[0]))
             return Returned(NONE)
-        except Exception as error:
+        except (Exception, SystemExit, asyncio.CancelledError) as error:
+            if _is_cancelled(error):
+                raise
             log.exception("the backend failed", extra={"agent": self._name, "call": command.hook})
             return Raised(raised_error(error))
 
     async def _resume(self, command: Call) -> Input:
         raw, options, version = command.args
-        migrated = NOTHING
-        try:
-            self._state(command.state)
-        except msgspec.MsgspecError as error:
-            found = self._migrate(command.state, version, str(error))
-            if isinstance(found, ErrorBody):
-                return Unreadable(found)
-            migrated = found
+        taken = await self._readable(command.state, version)
+        if isinstance(taken, ErrorBody):
+            return Unreadable(taken)
         self._backend = self._factory(self._agent, options)
         session = _decoded(raw)
         resumed = await self._backend.resume_session(session)
         kept = raw if resumed == session else Raw(msgspec.json.encode(resumed))
-        return Returned(Choice(kind="session", session=kept), state=migrated)
+        return Returned(Choice(kind="session", session=kept), state=taken)
 
-    def _migrate(self, raw: Raw, version: int, problem: str) -> Raw | ErrorBody:
-        migrate = getattr(self._agent, "migrate_state", None)
-        if migrate is None:
-            return ErrorBody(
-                code="bad_state",
-                message=f"the stored state (version {version}) does not fit this class: {problem}; "
-                "give the class a migrate_state(old, version), or take its former version",
-            )
+    async def _readable(self, raw: Raw, version: int) -> Raw | ErrorBody:
+        """The state that replaces `raw`, which a class of `version` wrote; NOTHING where it stays, or why it cannot be read.
+
+        A state of this version is only read. One of another is migrated, or taken as it is where the class has no hook for that
+        and it fits; either way it is of this version from now on.
+        """
+        problem = ""
         try:
-            state = migrate(msgspec.json.decode(raw), version)
-        except Exception as error:  # noqa: BLE001 - user code
-            return ErrorBody(code="bad_state", message=f"migrate_state raised {type(error).__name__}: {error}")
-        return self._codec.encode(state)
+            self._state(raw)
+            if version == self._cls.state_version:
+                return NOTHING
+        except msgspec.MsgspecError as error:
+            problem = str(error)
+        if getattr(self._agent, "migrate_state", None) is not None:
+            return await self._migrate(raw, version)
+        if not problem:
+            return raw
+        return ErrorBody(
+            code="bad_state",
+            message=f"the stored state (version {version}) does not fit this class: {problem}; "
+            "give the class a migrate_state(old, version), or take its former version",
+        )
+
+    async def _migrate(self, raw: Raw, version: int) -> Raw | ErrorBody:
+        try:
+            state = await self._invoke("migrate_state", (msgspec.json.decode(raw), version))
+        except (Exception, SystemExit, asyncio.CancelledError) as error:
+            if _is_cancelled(error):
+                raise
+            log.exception("callback raised", extra={"agent": self._name, "callback": "migrate_state"})
+            return ErrorBody(code="bad_state", message=f"migrate_state raised {raised_error(error).message}")
+        found = self._codec.encode(state)
+        return ErrorBody(code=found.code, message=f"migrate_state: {found.message}") if isinstance(found, ErrorBody) else found
 
     def _with_session(self, session: Any) -> Returned:
         return Returned(Choice(kind="session", session=Raw(msgspec.json.encode(session))))
@@ -211,6 +239,7 @@ class Runner:
 
     def start_turn(self, command: RunTurn, feed: Callable[[Input], None], live: Callable[[Event], None] | None) -> bool:
         """Start the prompt task; `feed` gets its `Ended`. Returns whether it still runs: a quick one is over at once."""
+        self._number = command.number
         self._span = self._tracing.turn(self._name, command.request, command.number, command.trace)
         self._turn = asyncio.Task(
             self._run_turn(command, feed, live), loop=asyncio.get_running_loop(), name=f"turn {self._name}", eager_start=True
@@ -235,13 +264,13 @@ class Runner:
             self._span = None
 
     async def _run_turn(self, command: RunTurn, feed: Callable[[Input], None], live: Callable[[Event], None] | None) -> None:
-        token = hands.current_context.set(hands.closed(command.request))
+        token = hands.current_context.set(hands.closed(_own_request(command.request)))
         try:
             with self._tracing.within(self._span, command.trace):
                 ended = await self._consume(command, live)
-        except asyncio.CancelledError:
-            raise
-        except Exception as error:
+        except (Exception, SystemExit, asyncio.CancelledError) as error:
+            if _is_cancelled(error):
+                raise
             # After a crash, state and session are those of the dispatch.
             self._forget_state()
             log.exception("a turn crashed", extra={"agent": self._name, "ref": command.request.ref})
@@ -259,7 +288,7 @@ class Runner:
         try:
             stream = await backend.prompt(_decoded(command.session), command.prompt, turn)
         except BackendError as error:
-            return Ended(turn=number, error=ErrorBody.of(error))
+            return Ended(turn=number, error=sound(ErrorBody.of(error)))
         events, last, streamed = await self._read(stream.events, command, live)
         state = self._encode_streamed(streamed) if self._streams else NOTHING
         if isinstance(state, ErrorBody):
@@ -273,6 +302,9 @@ class Runner:
         session = backend.update_session(session, last.data)
         session_id = last.data.get("session_id") or (session.get("session_id") if isinstance(session, dict) else None)
         response = Response.of(events, round((self._ports.monotonic() - began) * 1000), session_id)
+        problem = bad_response(response)
+        if problem is not None:
+            raise BackendError(f"the backend's result cannot be passed on: {problem}", details={"reason": "bad_result"})
         return Ended(turn=number, response=response, state=state, session=_encoded(session))
 
     async def _read(
@@ -290,7 +322,7 @@ class Runner:
                 if live is not None:
                     live(event)
                 if self._streams:
-                    state = self._agent.handle_stream_event(event, state)
+                    state = await self._observe(event, state)
                 if event.terminal:
                     return events, event, state
         finally:
@@ -300,17 +332,57 @@ class Runner:
                     await close()
         return events, None, state
 
+    async def _observe(self, event: Event, state: Any) -> Any:
+        """`handle_stream_event`, on the loop: each call is timed as each step of an `async` callback is."""
+        began = perf_counter()
+        try:
+            value: Any = self._agent.handle_stream_event(event, state)
+        finally:
+            spent = perf_counter() - began
+            if spent > BLOCK_LIMIT_S:
+                self._report_block("handle_stream_event", spent)
+        return await timed(value, "handle_stream_event", self._report_block) if isinstance(value, Awaitable) else value
+
     def _encode_streamed(self, state: Any) -> Raw | ErrorBody:
         raw = self._codec.encode(state)
         if isinstance(raw, Raw):
             self._cached = (raw, state)
-        else:
-            self._forget_state()
-        return raw
+            return raw
+        self._forget_state()
+        return ErrorBody(code=raw.code, message=f"handle_stream_event: {raw.message}")
 
 
-_TOLD_ERRORS = frozenset({"handle_error", "terminate_agent"})
+_SHARED = frozenset({"init_agent", "handle_error", "terminate_agent", "post_turn"})
+"""Callbacks whose arguments the turn machine goes on using: they get their own."""
 _SESSION_HOOKS = frozenset({"start_session", "resume_session", "terminate_session"})
+
+
+def _own(argument: Any) -> Any:
+    """`argument` such that a callback may do to it what it likes."""
+    match argument:
+        case ErrorBody():
+            return ErrorBody(code=argument.code, message=argument.message, details=copy.deepcopy(argument.details)).exception()
+        case Outcome():
+            error = argument.error
+            if error is not None and error.details:
+                error = ErrorBody(code=error.code, message=error.message, details=copy.deepcopy(error.details))
+            return msgspec.structs.replace(argument, usage=copy.deepcopy(argument.usage), error=error)
+        case dict():
+            return copy.deepcopy(argument)
+    return argument
+
+
+def _own_request(request: hands.Request | None) -> hands.Request | None:
+    """The request with metadata of the callback's own."""
+    if request is None or not request.metadata:
+        return request
+    return msgspec.structs.replace(request, metadata=copy.deepcopy(request.metadata))
+
+
+def _is_cancelled(error: BaseException) -> bool:
+    """Whether this is the cancellation of the task that runs now, and not one that user code let escape."""
+    task = asyncio.current_task()
+    return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
 
 
 def _decoded(raw: Raw) -> Any:
@@ -324,12 +396,14 @@ def _encoded(session: Any) -> Raw:
 def _terminal(event: Event) -> ErrorBody:
     """A terminal error event: its reason; a missing one is `unknown`."""
     reason = str(event.data.get("reason") or "unknown")
-    return ErrorBody(code="backend_error", message=reason, details={**event.data, "reason": reason})
+    details = plain(event.data)
+    return sound(ErrorBody(code="backend_error", message=reason, details={**(details or {}), "reason": reason}))
 
 
-def _crash(error: Exception) -> ErrorBody:
+def _crash(error: BaseException) -> ErrorBody:
     if isinstance(error, BackendError):
-        return ErrorBody.of(error)
+        return sound(ErrorBody.of(error))
     if isinstance(error, MeshError):
-        return ErrorBody(code="task_crashed", message=str(error), details={"reason": error.code})
-    return ErrorBody(code="task_crashed", message=f"{type(error).__name__}: {error}", details={"reason": type(error).__name__})
+        return sound(ErrorBody(code="task_crashed", message=str(error), details={"reason": error.code}))
+    message, reason = f"{type(error).__name__}: {error}", type(error).__name__
+    return sound(ErrorBody(code="task_crashed", message=message, details={"reason": reason}))

@@ -19,11 +19,11 @@ from agentmesh.edge.address import mesh_root, server_urls
 from agentmesh.edge.connection import NatsTransport, connect
 from agentmesh.errors import BadRequest, MeshError, Unavailable
 from agentmesh.subjects import Subjects
-from agentmesh_node import logs, telemetry, times
+from agentmesh_node import health, logs, telemetry, times, workers
 from agentmesh_node.embedded import EmbeddedServer
 from agentmesh_node.host import Node, NodeSettings
 from agentmesh_node.load import load_agents
-from agentmesh_node.process import Told, complain, default_id, run
+from agentmesh_node.process import EXIT_OK, Told, complain, default_id, run
 from agentmesh_node.supervisor import Supervisor, SupervisorSettings
 
 _log = logging.getLogger("agentmesh.service")
@@ -46,26 +46,84 @@ class Where(msgspec.Struct, frozen=True, kw_only=True):
         return Where(servers=server_urls(nats), root=mesh_root(root), replicas=replicas, wait_s=wait_s)
 
 
-def node(agents: Sequence[str], *, id: str | None, capacity: int, labels: Sequence[str], where: Where) -> int:
+class Hosting(msgspec.Struct, frozen=True, kw_only=True):
+    """How a node's processes are run."""
+
+    workers: int = 1
+    """Processes; each is a node of its own."""
+    health_port: int | None = None
+    """Where liveness and readiness are served over HTTP."""
+
+
+def node(
+    agents: Sequence[str],
+    *,
+    id: str | None,
+    capacity: int,
+    labels: Sequence[str],
+    content: bool,
+    where: Where,
+    hosting: Hosting = Hosting(),  # noqa: B008 - a frozen value
+) -> int:
     """Run an agent node until it is told to end. Returns the exit code."""
     try:
-        settings = _node_settings(id or default_id(), load_agents(agents), capacity, parse_labels(labels), where.root)
+        own_id, kinds = id or default_id(), load_agents(agents)
+        settings = _node_settings(own_id, kinds, capacity, parse_labels(labels), root=where.root, content=content)
+        if hosting.workers < 1:
+            raise BadRequest(f"--workers {hosting.workers}: at least one process must run")
     except MeshError as error:
         return complain(error)
+    if hosting.workers > 1:
+        return _workers(settings, agents, labels, where, hosting)
 
     async def main(told: Told) -> None:
         async with contextlib.AsyncExitStack() as stack:
             await _observe(stack, "node", settings.node_id)
+            state = _Readiness()
+            await stack.enter_async_context(health.serving(hosting.health_port, state.not_ready))
             await _make_streams(where, settings.node_id)
-            hosted = await _start_node(stack, where, settings)
+            state.node = hosted = await _start_node(stack, where, settings)
             told.ready(f"node {settings.node_id} ready: kinds {_kinds(settings)}; {hosted.url}")
-            await told.stop(_background(stack, _asked_to_end(hosted)))
+            await told.stop(_background(stack, _asked_to_end(hosted)), _background(stack, workers.orphaned()))
             await hosted.drain()
 
     return run(main)
 
 
-def supervisor(*, id: str | None, where: Where) -> int:
+class _Readiness:
+    """Whether a node takes work."""
+
+    def __init__(self) -> None:
+        self.node: Node | None = None
+
+    def not_ready(self) -> str | None:
+        """Why it does not, or None."""
+        return "starting" if self.node is None else self.node.not_ready()
+
+
+def _workers(settings: NodeSettings, agents: Sequence[str], labels: Sequence[str], where: Where, hosting: Hosting) -> int:
+    """Run several processes that are nodes."""
+    arguments = ["--agents", ",".join(agents), "--capacity", str(settings.capacity), "--nats", ",".join(where.servers)]
+    arguments += ["--root", where.root, "--wait", str(where.wait_s)]
+    arguments += [part for label in labels for part in ("--label", label)]
+    arguments += ["--replicas", str(where.replicas)] if where.replicas is not None else []
+    arguments += ["--content"] if settings.content else []
+    code = EXIT_OK
+
+    async def main(told: Told) -> None:
+        nonlocal code
+        logs.configure("workers", settings.node_id)
+        line = f"node {settings.node_id} ready: {hosting.workers} workers; kinds {_kinds(settings)}; {','.join(where.servers)}"
+        try:
+            code = await workers.Workers(settings.node_id, hosting.workers, arguments).serve(told, line, hosting.health_port)
+        except workers.StartFailed as error:
+            complain(error)
+            code = error.exit_code
+
+    return run(main) or code
+
+
+def supervisor(*, id: str | None, where: Where, health_port: int | None = None) -> int:
     """Run a supervisor until it is told to end. Returns the exit code."""
     try:
         own_id = names.node_id(id or default_id())
@@ -76,6 +134,8 @@ def supervisor(*, id: str | None, where: Where) -> int:
     async def main(told: Told) -> None:
         async with contextlib.AsyncExitStack() as stack:
             await _observe(stack, "supervisor", own_id)
+            part: asyncio.Task[None] | None = None
+            await stack.enter_async_context(health.serving(health_port, lambda: "starting" if part is None else None))
             await _make_streams(where, own_id)
             part = await _start_supervisor(stack, where, own_id, settings)
             told.ready(f"supervisor {own_id} ready: {','.join(where.servers)}")
@@ -84,10 +144,12 @@ def supervisor(*, id: str | None, where: Where) -> int:
     return run(main)
 
 
-def up(agents: Sequence[str], *, port: int, data: Path, sync_interval: str, capacity: int, root: str | None) -> int:
+def up(
+    agents: Sequence[str], *, port: int, data: Path, sync_interval: str, capacity: int, content: bool, root: str | None
+) -> int:
     """Run server, supervisor and one node until told to end. Returns the exit code."""
     try:
-        settings = _node_settings("n1", load_agents(agents), capacity, {}, mesh_root(root))
+        settings = _node_settings("n1", load_agents(agents), capacity, {}, root=mesh_root(root), content=content)
         supervisor_settings = _supervisor_settings()
     except MeshError as error:
         return complain(error)
@@ -126,7 +188,8 @@ async def _connect(stack: contextlib.AsyncExitStack, where: Where, name: str) ->
 async def _make_streams(where: Where, name: str) -> None:
     async with contextlib.AsyncExitStack() as stack:
         transport = await _connect(stack, where, f"mesh-setup-{name}")
-        await streams.ensure(transport, Subjects(where.root), replicas=where.replicas)
+        kept = times.read(times.RESULTS, os.environ)
+        await streams.ensure(transport, Subjects(where.root), replicas=where.replicas, **kept)  # type: ignore[arg-type]  # by field
 
 
 async def _start_node(stack: contextlib.AsyncExitStack, where: Where, settings: NodeSettings) -> Node:
@@ -206,7 +269,7 @@ async def _keep(server: EmbeddedServer) -> None:
 
 
 def _node_settings(
-    node_id: str, kinds: Mapping[str, type[Agent[Any]]], capacity: int, labels: Mapping[str, str], root: str
+    node_id: str, kinds: Mapping[str, type[Agent[Any]]], capacity: int, labels: Mapping[str, str], *, root: str, content: bool
 ) -> NodeSettings:
     return NodeSettings(
         node_id=names.node_id(node_id),
@@ -214,6 +277,7 @@ def _node_settings(
         capacity=capacity,
         labels=dict(labels),
         root=names.root_token(root),
+        content=content or times.flag("MESH_CONTENT", os.environ),
         **times.read(times.NODE, os.environ),  # type: ignore[arg-type]  # by field, with the field's type
     )
 

@@ -22,7 +22,7 @@ from agentmesh.records import NOTHING
 from agentmesh.subjects import Subjects
 from agentmesh.turn.values import Config
 from agentmesh.wire import Restart, Spec
-from agentmesh_node.events import Events
+from agentmesh_node.events import Events, Handler
 from agentmesh_node.runner import Ports, Runner
 from agentmesh_node.tracing import Tracing
 
@@ -61,7 +61,9 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
     mailbox_limit: int = 1000
     """The bound of a mail lane, as its stream has it."""
     content: bool = False
-    """Whether lifecycle events carry prompts, answers and states."""
+    """Whether lifecycle facts on the wire carry prompts, events and states."""
+    handlers: tuple[Handler, ...] = ()
+    """Called in this process for each lifecycle fact (agentmesh_node.events), without content."""
 
 
 class Services:
@@ -90,9 +92,13 @@ class Services:
         self.boot = boot
         self.epoch = epoch
         self.tracing = Tracing(settings.node_id)
-        self.events = Events(transport, self.subjects, settings.node_id, self.now, content=settings.content)
+        self.events = Events(
+            transport, self.subjects, settings.node_id, self.now, content=settings.content, handlers=settings.handlers
+        )
         self._backends: dict[str, Any] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
+        self.suspects = asyncio.Semaphore(1)
+        """Held by the one agent that handles an input which may kill this process (design 4, "Poison")."""
         self.awake = 0
         """Agents that are loaded now."""
 
@@ -140,7 +146,7 @@ class Services:
         cls = self.settings.agents.get(spec.kind)
         if cls is None:
             return None
-        ports = Ports(self.now, self.monotonic, self.token, self.transport.max_payload - (128 << 10))
+        ports = Ports(self.now, self.monotonic, self.token, self.transport.max_payload - (128 << 10), self.events.emit)
         backend = self.backend_name(spec)
 
         def factory(agent: Agent[Any], options: Mapping[str, Any]) -> Backend:

@@ -31,6 +31,7 @@ from agentmesh.subjects import SUPERVISOR_KEY, Subjects, node_key
 from agentmesh.wire import ControlRequest, ErrorBody, NodeStats, encode
 from agentmesh_node.census import Census, Standing
 from agentmesh_node.gateway import Gateway
+from agentmesh_node.latecomers import Latecomers
 from agentmesh_node.leadership import FAILURES, Leadership, wait_for
 from agentmesh_node.pinger import Hearing, Pinger
 from agentmesh_node.placing import Announcer, Placing, needs_reason
@@ -41,6 +42,8 @@ PATTERNS = ("agents.>", "nodes.*", "placements.>", SUPERVISOR_KEY)
 """Registry keys that a supervisor follows."""
 _RETRY_S = 0.05
 _MAX_RETRY_S = 2.0
+_LEASE_S = 0.5
+"""How long the deletion of a dead node's lease may hold up the placing of its agents."""
 _ASKS_S = 2.0
 """How long asks that were taken may still be served when the supervisor ends."""
 _RELEASED_AT_ONCE = 1000
@@ -116,6 +119,13 @@ class Supervisor:
             in_flight=self.settings.writes_in_flight,
             may_act=lambda: self._leadership.leads,
             wall_clock=wall_clock,
+        )
+        self._latecomers = Latecomers(
+            transport,
+            subjects,
+            lambda: {name: spec for name, spec in self._census.specs.items() if spec.status == "stopped"},
+            lambda: sorted(node for node, lease in self._census.leases.items() if not lease.draining),
+            lambda: self._leadership.leads and not self._stale,
         )
         self._wake = asyncio.Event()
         self._stop = asyncio.Event()
@@ -213,6 +223,7 @@ class Supervisor:
             group.create_task(self._leader.run())
             group.create_task(self._leadership.run())
             group.create_task(self._lead())
+            group.create_task(self._latecomers.run())
 
     # --- what people ask ------------------------------------------------------------------------------------------
     @property
@@ -338,11 +349,15 @@ class Supervisor:
             self._judge(node)
 
     async def _drop_leases(self) -> None:
-        """Delete the leases of nodes judged dead, for all to see. One that was renewed meanwhile stays."""
+        """Delete the leases of nodes judged dead, for all to see. One that was renewed meanwhile stays.
+
+        Before their agents are placed elsewhere: whoever takes an agent over sees by the lease whether its last owner died.
+        """
         while self._doomed:
             node, revision = self._doomed.popitem()
             try:
-                await self._registry.delete(node_key(node), revision)
+                async with asyncio.timeout(_LEASE_S):
+                    await self._registry.delete(node_key(node), revision)
             except FAILURES as error:
                 logger.debug("lease_delete_failed", extra={"node": node, "reason": repr(error)})
 
@@ -357,8 +372,8 @@ class Supervisor:
                 self._stale = True  # no connection, or messages were missed
             if self._stale and not await self._regain_trust():
                 continue
-            await self._pass(loop.time())
             await self._drop_leases()
+            await self._pass(loop.time())
             await self._tell_reasons(loop.time())
 
     def _pause(self, now: float) -> float:
@@ -397,6 +412,8 @@ class Supervisor:
         if now >= self._replan_at:
             self._replan_at = now + self.settings.replan_s
             self._census.forget_buried()
+            # A write of our own is in the census at once; of its deletion, the copy that told of it may have been lost.
+            self._census.drop_missing(self._view.entries, self._view.floor)
             self._census.all_dirty()
             self._judge_all()
         elif self._settled_at and now >= self._settled_at:

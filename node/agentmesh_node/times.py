@@ -1,4 +1,4 @@
-"""Times that an operator may set, by environment variables, with their bounds (docs/operations.md has the table)."""
+"""Times and switches that an operator may set, by environment variables, with their bounds (docs/operations.md has the table)."""
 
 from __future__ import annotations
 
@@ -34,6 +34,11 @@ SUPERVISOR = (
     Setting("grace_s", "MESH_GRACE_S", 0.05, 30),
     Setting("settle_s", "MESH_SETTLE_S", 0.5, 120),
 )
+RESULTS = (
+    Setting("results_age_s", "MESH_RESULTS_AGE_S", 1, 30 * 86_400),
+    Setting("results_bytes", "MESH_RESULTS_BYTES", 1 << 20, 1 << 44, whole=True),
+)
+"""How long and how much of outcomes is kept, where this process is the one that makes the streams."""
 
 
 def read(settings: tuple[Setting, ...], environ: Mapping[str, str]) -> dict[str, float]:
@@ -56,3 +61,15 @@ def read(settings: tuple[Setting, ...], environ: Mapping[str, str]) -> dict[str,
             raise BadRequest(f"{setting.variable}={text} is out of bounds: from {setting.low:g} to {setting.high:g}")
         found[setting.field] = value
     return found
+
+
+def flag(variable: str, environ: Mapping[str, str]) -> bool:
+    """Whether `environ` sets a switch: 1 or 0, true or false, yes or no.
+
+    Raises:
+        BadRequest: it says something else.
+    """
+    text = environ.get(variable, "").strip().lower()
+    if text not in ("", "0", "1", "true", "false", "yes", "no"):
+        raise BadRequest(f"{variable}={text} is not a switch: write 1 or 0")
+    return text in ("1", "true", "yes")

@@ -12,7 +12,8 @@ import logging
 from collections import deque
 from typing import TYPE_CHECKING
 
-from agentmesh.edge.jetstream import ApiError, Uncertain, count, purge, read_all
+from agentmesh.edge.jetstream import ApiError, Uncertain, purge, read_all
+from agentmesh.edge.upkeep import count
 from agentmesh.errors import MeshError
 from agentmesh.records import Seen
 from agentmesh.subjects import LANES

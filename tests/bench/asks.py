@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from functools import partial
 
 from bench import peer
-from bench.clock import Call, quantile, rate, side_by_side
+from bench.clock import ASK_S, Call, quantile, rate, side_by_side
 from bench.figures import Bound, Figure
 from bench.stage import HERE, Stage
 
@@ -30,7 +30,9 @@ async def one_caller(stage: Stage) -> list[Figure]:
             others: list[Call] = [floors.queue, partial(floors.nc.request, "mesh.ask.one", b"hello", timeout=30)]
             if echo is not None:
                 others.append(echo)
-            floor, ask, *rest = await side_by_side(floors.bare, partial(mesh.ask, "one", "hello"), *others, count=calls)
+            floor, ask, *rest = await side_by_side(
+                floors.bare, partial(mesh.ask, "one", "hello", timeout=ASK_S), *others, count=calls
+            )
             for q, figure in bare.items():
                 figure.add(quantile(ask, q), quantile(floor, q))
             queue.add(quantile(ask, 0.5), quantile(rest[0], 0.5))
@@ -46,7 +48,7 @@ async def many_callers(stage: Stage) -> list[Figure]:
     names = [f"many.{number}" for number in range(sizes.callers)]
     for name in names:
         await mesh.start_agent(name, kind="Echo")
-    asks: list[Call] = [partial(mesh.ask, name, "hello") for name in names]
+    asks: list[Call] = [partial(mesh.ask, name, "hello", timeout=ASK_S) for name in names]
     title = f"asks/s, {sizes.callers} callers, {sizes.callers} agents"
     bare = Figure(name=title, unit="/s", floor=BARE, bound=Bound(limit=0.25, aim=0.4, sense="at least"))
     queue = Figure(name=title, unit="/s", floor=QUEUE)

@@ -7,7 +7,7 @@ import json
 from functools import partial
 
 from bench.asks import BARE
-from bench.clock import p50s, quantile, side_by_side
+from bench.clock import ASK_S, p50s, quantile, side_by_side
 from bench.figures import Bound, Figure
 from bench.stage import Stage
 
@@ -28,9 +28,9 @@ async def ring(stage: Stage) -> list[Figure]:
         hops: list[float] = []
         for _ in range(LAPS):
             floor += (await side_by_side(floors.bare, count=sizes.hops // LAPS))[0]
-            await mesh.ask(names[0], f"lap {sizes.hops // LAPS}")
+            await mesh.ask(names[0], f"lap {sizes.hops // LAPS}", timeout=ASK_S)
         for name in names:
-            hops += json.loads((await mesh.ask(name, "report")).text or "")
+            hops += json.loads((await mesh.ask(name, "report", timeout=ASK_S)).text or "")
         floor.sort()
         hops.sort()
         half.add(quantile(hops, 0.5), quantile(floor, 0.5))
@@ -53,6 +53,6 @@ async def fan(stage: Stage) -> list[Figure]:
 
     calls = max(sizes.calls // 20, 3)
     for _ in range(sizes.rounds):
-        floor, taken = await p50s(bare, partial(mesh.ask, "boss", str(sizes.workers)), count=calls, warm_up=2)
+        floor, taken = await p50s(bare, partial(mesh.ask, "boss", str(sizes.workers), timeout=ASK_S), count=calls, warm_up=2)
         figure.add(taken, floor)
     return [figure]

@@ -10,6 +10,8 @@ WARM_UP = 20
 """Calls before those that count: the first ones open caches and paths."""
 BLOCK = 25
 """Calls of one kind in a row, before the next kind has its turn."""
+ASK_S = 60.0
+"""Patience of an ask: one that is never answered ends the run soon enough to be looked into."""
 
 type Call = Callable[[], Awaitable[object]]
 

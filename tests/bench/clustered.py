@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from bench.clock import Call, quantile, rate, side_by_side
+from bench.clock import ASK_S, Call, quantile, rate, side_by_side
 from bench.figures import Bound, Figure
 from bench.stage import Sizes, Stage, cluster
 
@@ -24,7 +24,9 @@ async def _one_caller(stage: Stage) -> list[Figure]:
     most = Figure(name="three servers: ask, one caller, p99", unit="ms", floor=PUBLISH)
     queue = Figure(name="three servers: ask, one caller, p50", unit="ms", floor="JetStream queue")
     for _ in range(stage.sizes.rounds):
-        floor, ask, queued = await side_by_side(floors.publish, partial(mesh.ask, "one", "hello"), floors.queue, count=calls)
+        floor, ask, queued = await side_by_side(
+            floors.publish, partial(mesh.ask, "one", "hello", timeout=ASK_S), floors.queue, count=calls
+        )
         half.add(quantile(ask, 0.5), quantile(floor, 0.5))
         most.add(quantile(ask, 0.99), quantile(floor, 0.99))
         queue.add(quantile(ask, 0.5), quantile(queued, 0.5))
@@ -36,7 +38,7 @@ async def _many_callers(stage: Stage) -> list[Figure]:
     names = [f"many.{number}" for number in range(sizes.callers)]
     for name in names:
         await mesh.start_agent(name, kind="Echo")
-    asks: list[Call] = [partial(mesh.ask, name, "hello") for name in names]
+    asks: list[Call] = [partial(mesh.ask, name, "hello", timeout=ASK_S) for name in names]
     figure = Figure(name=f"three servers: asks/s, {sizes.callers} callers", unit="/s", floor=PUBLISH)
     for _ in range(sizes.rounds):
         floor = await rate([floors.publish] * sizes.callers, 2 * sizes.each)

@@ -8,7 +8,7 @@ from agentmesh.edge.streams import ensure
 from agentmesh.subjects import Subjects
 from bench import sleepers
 from bench.asks import BARE
-from bench.clock import p50s
+from bench.clock import ASK_S, p50s
 from bench.figures import Figure
 from bench.stage import Stage
 
@@ -27,7 +27,7 @@ async def crowds(stage: Stage) -> list[Figure]:
         figures[asked] = Figure(name=f"ask, {crowd:,} other agents on the node, p50", unit="ms", floor=BARE)
     mesh = await stage.client(subjects.root)
     for _ in range(sizes.rounds):
-        asks = [partial(mesh.ask, asked, "hello") for asked in figures]
+        asks = [partial(mesh.ask, asked, "hello", timeout=ASK_S) for asked in figures]
         floor, *taken = await p50s(floors.bare, *asks, count=sizes.calls)
         for figure, value in zip(figures.values(), taken, strict=True):
             figure.add(value, floor)
@@ -43,7 +43,9 @@ async def states(stage: Stage) -> list[Figure]:
         await mesh.start_agent(name, kind="Echo", options={"ballast": size})
         figure = Figure(name=f"ask, state of {size // 1000:,} kB, p50", unit="ms", floor="JetStream publish of that size")
         for _ in range(sizes.rounds):
-            floor, taken = await p50s(partial(floors.publish, body), partial(mesh.ask, name, "hello"), count=calls, warm_up=2)
+            floor, taken = await p50s(
+                partial(floors.publish, body), partial(mesh.ask, name, "hello", timeout=ASK_S), count=calls, warm_up=2
+            )
             figure.add(taken, floor)
         figures.append(figure)
     return figures

@@ -282,10 +282,12 @@ SCENARIOS: dict[str, Callable[[Stage], Awaitable[int | None]]] = {
 def main() -> None:
     """Run the scenarios that are asked for, all by default."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("scenarios", nargs="*", choices=[*SCENARIOS, []], default=list(SCENARIOS))
+    parser.add_argument("scenarios", nargs="*", default=list(SCENARIOS), help=f"of {', '.join(SCENARIOS)}; all by default")
     parser.add_argument("--agents", type=int, default=1000, help="agents over three nodes")
     parser.add_argument("--busy", type=int, default=100, help="of those on n1, how many are in a turn")
     options = parser.parse_args()
+    if unknown := set(options.scenarios) - SCENARIOS.keys():
+        parser.error(f"there is no scenario {', '.join(sorted(unknown))}")
     print("From the fault to each answer, ms. n1 is the victim; its busy agents' callers wait.")
     print(
         f"{'fault':8} {'agents':>6} {'on n1':>6} {'busy':>5}  {'min':>8} {'p50':>8} {'p99':>8} {'max':>8}   errors  lost  doubled wrong"

@@ -10,7 +10,7 @@ from functools import partial
 from agentmesh.edge.transport import Message
 from agentmesh.subjects import Subjects
 from agentmesh_client import Mesh
-from bench.clock import p50s, quantile
+from bench.clock import ASK_S, p50s, quantile
 from bench.figures import Bound, Figure
 from bench.stage import Stage
 
@@ -46,7 +46,7 @@ async def cold(stage: Stage) -> list[Figure]:
         name = f"cold.{number}"
         await mesh.start_agent(name, kind="Echo")
         watched = await _Activations.of(mesh, name)
-        (awake,) = await p50s(partial(mesh.ask, name, "hello"), count=sizes.turns, warm_up=0)
+        (awake,) = await p50s(partial(mesh.ask, name, "hello", timeout=ASK_S), count=sizes.turns, warm_up=0)
         taken = sorted([await _ask_asleep(mesh, name, watched) for _ in range(sizes.colds)])
         figure.add(quantile(taken, 0.5), awake)
     return [figure]
@@ -75,7 +75,7 @@ async def _ask_asleep(mesh: Mesh, agent: str, watched: _Activations) -> float:
         while True:
             await asyncio.sleep(ASLEEP_S)
             before, began = watched.count, time.perf_counter()
-            await mesh.ask(agent, "hello")
+            await mesh.ask(agent, "hello", timeout=ASK_S)
             taken = time.perf_counter() - began
             if watched.count > before:
                 return taken * 1e3

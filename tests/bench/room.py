@@ -11,6 +11,7 @@ from agentmesh.edge.streams import ensure
 from agentmesh.records import decode_record
 from agentmesh.subjects import Subjects
 from bench import sleepers
+from bench.clock import ASK_S
 from bench.figures import Bound, Figure
 from bench.stage import Stage
 from support import Server, eventually
@@ -97,7 +98,7 @@ async def journal(stage: Stage) -> list[Figure]:
         await mesh.start_agent(name, kind="Echo")
         before = await stream_state(mesh.transport, stream)
         for _ in range(10 * sizes.turns):
-            await mesh.ask(name, "hello")
+            await mesh.ask(name, "hello", timeout=ASK_S)
         found = await read_all(mesh.transport, stream, subjects.journal(name))
         turns = [m for m in found if (record := decode_record(m.data)).kind == "turn" and record.snapshot is None]
         turn.add(sum(len(message.data) for message in turns) / max(len(turns), 1))

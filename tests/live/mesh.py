@@ -63,6 +63,10 @@ class Observer:
         wanted = {"kind": kind, **({"agent": agent} if agent else {}), **fields}
         return [event for event in self.events if wanted.items() <= event.items()]
 
+    def seen_all(self, agent: str) -> list[dict[str, Any]]:
+        """What owners have said of the agent so far; supervisors speak of it too, but name no turn."""
+        return [event for event in self.events if event.get("agent") == agent and "turn" in event]
+
     async def saw(self, kind: str, agent: str | None = None, count: int = 1, **fields: Any) -> dict[str, Any]:
         """Wait for the `count`-th such event."""
         await eventually(lambda: len(self.seen(kind, agent, **fields)) >= count, PATIENCE_S, f"{kind} of {agent}, {fields}")
@@ -133,7 +137,9 @@ async def local_mesh(server: Server, subjects: Subjects, *nodes: str, **settings
     async with contextlib.AsyncExitStack() as stack:
         transport = await connect(server.url, name="observer")
         stack.push_async_callback(transport.close)
-        await ensure(transport, subjects, **({"mailbox_limit": settings["mailbox_limit"]} if "mailbox_limit" in settings else {}))
+        limits = {key: settings[key] for key in ("mailbox_limit", "results_age_s", "results_bytes") if key in settings}
+        await ensure(transport, subjects, **limits)
+        settings = {key: value for key, value in settings.items() if not key.startswith("results_")}
         mesh = LocalMesh(server, transport, subjects, stack)
         await mesh.listen()
         await mesh.supervisor()

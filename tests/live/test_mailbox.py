@@ -205,9 +205,13 @@ def test_an_agent_that_crashes_too_often_is_failed_and_resume_revives_it(server:
             behind = await mesh.client.tell("frail", "behind them")
 
             async def failed() -> bool:
-                return (await mesh.client.status("frail")).failed is not None
+                (entry,) = await mesh.client.list_agents()
+                return entry.spec.status == "failed"
 
             await eventually(failed, PATIENCE_S, "six crashes")
+            shown = (await mesh.client.status("frail")).failed
+            assert shown is not None
+            assert "broken" in shown.message
             with pytest.raises(AgentFailed, match="mesh resume frail"):
                 await mesh.client.ask("frail", "anybody?")
             (entry,) = await mesh.client.list_agents()

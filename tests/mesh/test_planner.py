@@ -8,8 +8,9 @@ from collections.abc import Mapping
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
-from agentmesh.planner import Placed, Plan, Wait, World, explain, plan
+from agentmesh.planner import End, Placed, Plan, Wait, World, explain, plan, surplus
 from agentmesh.wire import AgentStatus, NodeLease, Spec
 
 Placements = dict[tuple[str, str], Placed]
@@ -39,7 +40,8 @@ def perform(world: World, made: Plan) -> World:
         flat[action.node, action.agent] = Placed(action.incarnation, number)
     for gone in made.remove:
         assert flat.pop((gone.node, gone.agent)).revision == gone.revision
-    return World.of(world.specs, world.nodes, flat, world.held)
+    ended = {action.agent: structs.replace(world.specs[action.agent], status="stopping") for action in made.end}
+    return World.of({**world.specs, **ended}, world.nodes, flat, world.held)
 
 
 def owners(world: World) -> Mapping[str, list[str]]:
@@ -184,6 +186,34 @@ def test_an_agent_leaves_a_node_that_came_back_without_its_kind() -> None:
     assert [wait.agent for wait in made.wait] == ["a"]
 
 
+@pytest.mark.parametrize("parent", [None, spec(status="stopped"), spec(life="another")])
+def test_a_linked_agent_ends_with_its_parents_life(parent: Spec | None) -> None:
+    child = Spec(kind="A", incarnation="l1", status="running", parent="p", parent_life="l1")
+    specs = {"a": child} | ({"p": parent} if parent is not None else {})
+    made = plan(World.of(specs, {"n1": lease()}, on("n1", "a")), ["a"])
+    assert [action.agent for action in made.end] == ["a"]
+    assert made.end[0].reason.startswith("its parent p ended")
+    assert not made.remove, "somebody must own it to end it"
+
+
+@pytest.mark.parametrize("status", ["wanted", "running", "failed", "stopping"])
+def test_a_linked_agent_lives_while_its_parent_has_not_ended(status: AgentStatus) -> None:
+    child = Spec(kind="A", incarnation="l1", status="running", parent="p", parent_life="l1")
+    made = plan(World.of({"a": child, "p": spec(status=status)}, {"n1": lease()}, on("n1", "a")), ["a"])
+    assert made.end == ()
+
+
+# --- evening out --------------------------------------------------------------------------------------------------
+def test_surplus_moves_as_few_as_it_takes() -> None:
+    placements = {("n1", f"a{i}"): Placed("l1", i + 1) for i in range(9)}
+    specs = {f"a{i}": spec() for i in range(9)}
+    nodes = {"n1": lease(), "n2": lease(), "n3": lease()}
+    leaving = surplus(World.of(specs, nodes, placements))
+    assert {node: len(agents) for node, agents in leaving.items()} == {"n1": 6}
+    assert surplus(World.of(specs, {"n1": lease(), "n2": lease("B"), "n3": lease(cordoned=True)}, placements)) == {}
+    assert len(surplus(World.of(specs, {"n1": lease(), "n2": lease(capacity=2)}, placements))["n1"]) == 2
+
+
 def test_explain_says_where_and_why() -> None:
     world = World.of(
         {"a": spec(status="running"), "s": spec(status="stopped"), "n": spec()}, {"n1": lease()}, on("n1", revision=9)
@@ -201,11 +231,14 @@ AGENTS = tuple(f"a{i}" for i in range(14))
 labels = st.sampled_from(({}, {}, {"gpu": "yes"}, {"gpu": "no"}, {"gpu": "yes", "zone": "b"}))
 statuses = st.sampled_from(("wanted", "running", "failed", "stopping", "stopped"))
 specs = st.builds(
-    lambda kind, life, status, wanted: Spec(kind=kind, incarnation=life, status=status, labels=wanted),
+    lambda kind, life, status, wanted, parent: Spec(
+        kind=kind, incarnation=life, status=status, labels=wanted, parent=parent, parent_life="l1" if parent else None
+    ),
     st.sampled_from(KINDS),
     st.sampled_from(("l1", "l2")),
     statuses,
     labels,
+    st.sampled_from((None, None, None, "a0", "nobody")),
 )
 leases = st.builds(
     lambda kinds, has, capacity, draining, cordoned: NodeLease(
@@ -238,8 +271,9 @@ def worlds(draw: st.DrawFn) -> World:
 def test_a_plan_carried_out_leaves_nothing_to_do(world: World) -> None:
     first = plan(world)
     after = plan(perform(world, first))
-    assert (after.place, after.remove) == ((), ())
-    assert after.wait == first.wait
+    assert (after.place, after.remove, after.end) == ((), (), ())
+    ended = {action.agent for action in first.end}
+    assert [w for w in after.wait if w.agent not in ended] == [w for w in first.wait if w.agent not in ended]
 
 
 @given(worlds(), st.randoms(use_true_random=False))
@@ -358,6 +392,27 @@ def test_a_plan_for_some_agents_touches_no_others(world: World, some: set[str]) 
 @given(worlds(), st.sampled_from(AGENTS))
 def test_explain_always_has_a_sentence(world: World, agent: str) -> None:
     assert agent in explain(world, agent)
+
+
+@given(worlds())
+def test_surplus_given_up_and_placed_anew_leaves_nothing_to_even_out(world: World) -> None:
+    settled = perform(world, plan(world))
+    leaving = {(node, agent) for node, agents in surplus(settled).items() for agent in agents}
+    flat = {(node, agent): placed for agent, by_node in settled.placements.items() for node, placed in by_node.items()}
+    assert leaving <= flat.keys()
+    assert all(settled.nodes[node].cordoned is settled.nodes[node].draining is False for node, _ in leaving)
+    rest = World.of(settled.specs, settled.nodes, {k: v for k, v in flat.items() if k not in leaving}, settled.held)
+    made = plan(rest)
+    assert {agent for _, agent in leaving} <= {action.agent for action in made.place}, "one was taken away for nothing"
+
+
+def test_ten_thousand_agents_are_evened_out_in_time() -> None:
+    specs = {f"a{i}": spec("AB"[i % 2]) for i in range(10_000)}
+    placements = {("n0", agent): Placed("l1", i + 1) for i, agent in enumerate(specs)}
+    started = time.perf_counter()
+    leaving = surplus(World.of(specs, {f"n{i}": lease("A", "B") for i in range(20)}, placements))
+    assert len(leaving["n0"]) == 9_500
+    assert time.perf_counter() - started < 2.0
 
 
 def test_ten_thousand_agents_are_planned_in_time() -> None:

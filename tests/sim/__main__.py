@@ -44,9 +44,8 @@ def main() -> int:
             for line in (*verdict.faults, *verdict.wrong):
                 print(f"    {line}", flush=True)
     spent = time.monotonic() - began
-    print(
-        f"{count} seeds from {options.seed}: {len(failed)} failed {failed or ''}; {virtual / 60:.0f} virtual minutes in {spent:.0f} s"
-    )
+    head = f"{count} seeds from {options.seed}: {len(failed)} failed {failed or ''}"
+    print(f"{head}; {virtual / 60:.0f} virtual minutes in {spent:.0f} s")
     for seed in failed:
         print(f"    replay: make sim SEED={seed}")
     return 1 if failed else 0

@@ -46,7 +46,7 @@ class Cell(Agent[State]):
     crashed: ClassVar[set[str]] = set()
     """What `once` has crashed on: the world's memory, not the agent's."""
 
-    async def script(prompt: str) -> str:  # type: ignore[misc]  # noqa: N805 - the backend calls it with the prompt alone
+    async def script(prompt: str) -> str:  # type: ignore[misc]
         if Cell.slowness and Cell.dice.random() < 0.5:
             await asyncio.sleep(Cell.dice.uniform(0.0, Cell.slowness))
         return prompt
@@ -54,9 +54,7 @@ class Cell(Agent[State]):
     async def init_agent(self, options: dict[str, Any]) -> Init[State]:
         return Init(State(next=options.get("next", "")))
 
-    async def handle_response(
-        self, ref: str, response: Response, state: State
-    ) -> Idle[State] | Halt[State] | Defer[State]:
+    async def handle_response(self, ref: str, response: Response, state: State) -> Idle[State] | Halt[State] | Defer[State]:
         verb, label, *rest = response.text.split()
         state.count += 1
         state.log.append(f"prompt|{self.request.sender or '-'}|{label}")

@@ -132,7 +132,9 @@ def _chain(agent: str, records: Sequence[tuple[int, Record]]) -> Iterable[str]:
             if record.incarnation in over:
                 yield f"{where} wakes a life that has ended"
             newest, owner, phase = (record.epoch, record.generation), who, ""
-        elif phase == "over" or (owner is not None and who != owner):
+        elif phase == "over" and (who != owner or record.kind not in ("swept", "tombstone")):
+            yield f"{where} follows the tombstone"
+        elif owner is not None and who != owner:
             yield f"{where} is of {who}, but {owner} owns the agent"
         elif phase == "stopped" and record.kind not in ("swept", "gave_up", "tombstone", "control"):
             yield f"{where} follows the end of that life"

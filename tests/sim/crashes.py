@@ -157,7 +157,7 @@ async def _play(loop: SimLoop, script: Script, kill_at: int, moment: Moment) -> 
 
     await world.process("c1").spawn(client())
     end = loop.time() + PATIENCE_S
-    while not settled(world, ()) and loop.time() < end:
+    while not settled(world, ()) and loop.time() < end:  # noqa: ASYNC110 - the world is looked at from outside
         await asyncio.sleep(0.25)
     wrong = unsettled(world, ())
     evidence = gather(world.net.server, world.subjects, [])
@@ -186,6 +186,6 @@ def _final(world: World, notes: Notes, evidence: Evidence, wrong: list[str], cal
     refs = {(x.agent, str(x.seq)): x.label for x in evidence.letters}
     outcomes = {(o.agent, refs[o.agent, o.ref]): said(o) for o in evidence.results}
     mail = {(f"{x.lane}.{x.agent}", x.label if not x.label.startswith("=") else "=") for x in evidence.letters}
-    seen = {record.kind for records in evidence.journals.values() for _, record in records}
+    seen: set[str] = {record.kind for records in evidence.journals.values() for _, record in records}
     seen |= {type(e).__name__ for records in evidence.journals.values() for _, record in records for e in record.effects}
     return Final(notes.answers, agents, sorted(dead), outcomes, sorted(mail), wrong, calls, seen)

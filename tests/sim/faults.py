@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable
+from functools import partial
 
 from sim.net import Habits
 from sim.server import Faults
@@ -16,10 +17,13 @@ from sim.world import World
 KINDS = (
     "kill_node", "freeze_node", "cut_node", "cut_heartbeat", "reset", "kill_supervisor", "freeze_supervisor", "cut_supervisor",
     "cut_client", "server", "election", "lost_copies", "doubled_copies", "lost_replies", "delayed", "stale", "no_verdict",
-    "slow", "late_timers", "drain_node", 
+    "slow", "late_timers", "drain_node", "outage",
 )  # fmt: skip
 MOST_LATE_S = 9.0
 """Longest that one publish is held up: beyond every time-out, and well within the duplicate window."""
+
+OUTAGE_S = (110.0, 170.0)
+"""How long an outage lasts beyond the storm: the duplicate window has 120 s."""
 
 
 class Chances:
@@ -59,7 +63,7 @@ class ServerFaults(Faults):
         return self._dice.uniform(0.0, 0.02) if self._dice.random() < self._chances.stale else 0.0
 
     def copies(self, subject: str) -> int:
-        if subject.startswith("_INBOX.") or subject.startswith("mesh.node."):
+        if subject.startswith(("_INBOX.", "mesh.node.")):
             return 1
         throw = self._dice.random()
         if throw < self._chances.lost_copy:
@@ -105,6 +109,7 @@ class Storm:
         """Mean time between two faults, in seconds."""
         self.log: list[str] = []
         self._undo: list[Callable[[], None]] = []
+        self._dark = False
 
     async def blow(self, seconds: float) -> None:
         """Let things go wrong for so long, then end every fault."""
@@ -115,6 +120,8 @@ class Storm:
             await asyncio.sleep(pause)
             getattr(self, f"_{self._dice.choice(deeds)}")()
         await asyncio.sleep(max(0.0, end - self._world.loop.time()))
+        if self._dark:
+            await asyncio.sleep(self._dice.uniform(*OUTAGE_S))
         self.chances.clear()
         while self._undo:
             self._undo.pop()()
@@ -172,6 +179,16 @@ class Storm:
         if not self._world.processes[name].dead:
             self._world.kill(name)
             self._for(self._length() / 2, f"kill {name}", lambda: self._world.restart(name))
+
+    def _outage(self) -> None:
+        """Every node dies, and stays dead for longer than the server remembers ids."""
+        if self._dark:
+            return
+        self._dark = True
+        self._note("kill all nodes")
+        for name in sorted(self._world.nodes):
+            self._world.kill(name)
+            self._undo.append(partial(self._world.restart, name))
 
     def _drain_node(self) -> None:
         name = self._dice.choice(sorted(self._world.nodes))

@@ -103,7 +103,7 @@ class SimLoop(asyncio.BaseEventLoop):
     _scheduled: list[asyncio.TimerHandle]
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.now = 0.0
         self.steps = 0
         self.processes: list[Process] = []
@@ -130,7 +130,7 @@ class SimLoop(asyncio.BaseEventLoop):
 
     def _run_once(self) -> None:
         scheduled, ready = self._scheduled, self._ready
-        while scheduled and scheduled[0]._cancelled:  # type: ignore[attr-defined]
+        while scheduled and scheduled[0]._cancelled:
             self._timer_cancelled_count: int = self._timer_cancelled_count - 1
             heapq.heappop(scheduled)._scheduled = False  # type: ignore[attr-defined]
         if not ready and not self._stopping:  # type: ignore[attr-defined]
@@ -143,7 +143,7 @@ class SimLoop(asyncio.BaseEventLoop):
             ready.append(handle)
         for _ in range(len(ready)):
             one = ready.popleft()
-            if one._cancelled:  # type: ignore[attr-defined]
+            if one._cancelled:
                 continue
             process = one._context.get(_process)  # type: ignore[attr-defined]
             if process is not None and (process.frozen or process.dead):
@@ -196,7 +196,7 @@ def run_sim[T](main: Callable[[SimLoop], Coroutine[Any, Any, T]]) -> T:
     previous = asyncio._get_running_loop()
     assert previous is None
     plain_task = asyncio.Task
-    asyncio.Task = _Task  # type: ignore[misc]  # for those that are made eagerly, past the loop's factory
+    asyncio.Task = _Task  # type: ignore[misc, assignment]  # for those that are made eagerly, past the loop's factory
     gc.disable()  # or what is collected, and with it what is run in `finally`, would depend on the past of this interpreter
     try:
         return loop.run_until_complete(main(loop))

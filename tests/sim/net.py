@@ -445,7 +445,11 @@ class SimTransport:
         """See `Transport.on_gap`."""
         key = object()
         self._gap_callbacks[key] = callback
-        return lambda: self._gap_callbacks.pop(key, None) and None  # type: ignore[func-returns-value]
+
+        def remove() -> None:
+            self._gap_callbacks.pop(key, None)
+
+        return remove
 
     def gap(self) -> None:
         """Tell everybody that messages may have been missed."""

@@ -9,9 +9,10 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 
 from agentmesh.edge.registry import Entry, decode_spec
-from agentmesh.ledger import fold
+from agentmesh.ledger import fold, is_taken
 from agentmesh.records import Ledger, Record, decode_record
 from agentmesh.subjects import LANES, spec_key
+from agentmesh.wire import FOR
 from sim.agents import Cell
 from sim.checker import gather, judge
 from sim.faults import Storm
@@ -72,7 +73,7 @@ async def _run(
     world = World(loop, seed)
     if trace is not None:
         world.net.trace = lambda who, subject, body: trace(f"{loop.time():9.4f}  {who:<22} {subject}  {body}")
-    Cell.dice = world.dice("agents")
+    Cell.dice, Cell.crashed = world.dice("agents"), set()
     Cell.slowness = world.dice("slowness").choice((0.0, 0.2, 2.0))
     await world.prepare()
     for name in ("s1", "s2"):
@@ -110,7 +111,9 @@ def unsettled(world: World, wanted: Collection[str]) -> list[str]:
 
 def halted(world: World) -> list[str]:
     """Agents that do nothing until they are resumed."""
-    failed = [key[7:] for key, entry in registry_of(world).items() if key[:7] == "agents." and decode_spec(entry).status == "failed"]
+    failed = [
+        key[7:] for key, entry in registry_of(world).items() if key[:7] == "agents." and decode_spec(entry).status == "failed"
+    ]
     return sorted({*failed, *(name for name in IMMORTAL if (ledger := _ledger(world, name)) is not None and ledger.halted)})
 
 
@@ -139,6 +142,7 @@ def _open_ends(world: World, wanted: Collection[str]) -> Iterator[str]:
         if spec.status == "stopped":
             if record is not None and (record.kind != "tombstone" or record.incarnation != spec.incarnation):
                 yield f"{name} is stopped, but its journal ends with {record.kind}"
+            yield from _late(world, name)
             continue
         if spec.status != "running":
             yield f"{name} is {spec.status}"
@@ -147,6 +151,16 @@ def _open_ends(world: World, wanted: Collection[str]) -> Iterator[str]:
             yield f"the journal of {name} ends with {record.kind if record else 'nothing'}"
         else:
             yield from _left(world, name, record)
+
+
+def _late(world: World, name: str) -> Iterator[str]:
+    """Mail for a life that has ended is answered too."""
+    ledger = _ledger(world, name)
+    for lane in LANES.values():
+        stream = world.net.server.streams[world.subjects.stream(lane.stream)]
+        for message in stream.view(world.subjects.lane(lane.name, name), 0, 0.0):
+            if FOR in message.headers and (ledger is None or not is_taken(ledger, lane.name, message.seq)):
+                yield f"{name} is stopped, and nobody answered {lane.name} {message.seq}"
 
 
 def _owners(keys: Mapping[str, Entry], name: str) -> Iterator[str]:

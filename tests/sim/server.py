@@ -165,7 +165,11 @@ class Server:
 
     def _put(self, stream: Stream, subject: str, headers: Mapping[str, str], data: bytes) -> dict[str, Any]:
         if "Nats-Expected-Last-Subject-Sequence" in headers and self.faults.no_verdict(subject):
-            return {"error": {"code": 400, "err_code": 10164, "description": "wrong last sequence"}, "stream": stream.name, "seq": 0}
+            return {
+                "error": {"code": 400, "err_code": 10164, "description": "wrong last sequence"},
+                "stream": stream.name,
+                "seq": 0,
+            }
         try:
             return stream.publish(subject, headers, data)
         except Refusal as refusal:

@@ -251,9 +251,7 @@ class Stream:
 
     def restart(self) -> None:
         """What a restart of the server makes of it: the table of ids is rebuilt from what is stored."""
-        self._ids = {
-            m.headers["Nats-Msg-Id"]: (m.seq, m.at) for m in self._live.values() if m.headers.get("Nats-Msg-Id")
-        }
+        self._ids = {m.headers["Nats-Msg-Id"]: (m.seq, m.at) for m in self._live.values() if m.headers.get("Nats-Msg-Id")}
 
     # --- reading --------------------------------------------------------------------------------------------------
     def last_on(self, subject: str) -> Stored | None:

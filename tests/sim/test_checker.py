@@ -23,7 +23,16 @@ def _record(kind: str, log: list[str], *, owner: tuple[int, str, str] = _OWNER, 
     generation, node, boot = owner
     change = Change(state=Raw(msgspec.json.encode(State(count=len(log), log=list(log)))))
     return msgspec.convert(
-        {"kind": kind, "id": "r", "at": 0.0, "incarnation": life, "epoch": 1, "generation": generation, "node": node, "boot": boot},
+        {
+            "kind": kind,
+            "id": "r",
+            "at": 0.0,
+            "incarnation": life,
+            "epoch": 1,
+            "generation": generation,
+            "node": node,
+            "boot": boot,
+        },
         Record,
     ).__replace__(change=change, **fields)
 

@@ -80,7 +80,9 @@ class Session:
             headers["Nats-Msg-Id"] = f"id{dice.randint(1, 40)}"
         if dice.random() < 0.1:
             headers["Nats-Rollup"] = "sub"
-        if expected is None and "Nats-Rollup" not in headers and dice.random() < 0.2:  # which of two faults is named is the server's affair
+        if (
+            expected is None and "Nats-Rollup" not in headers and dice.random() < 0.2
+        ):  # which of two faults is named is the server's affair
             headers["Nats-TTL"] = dice.choice(("3600", "0", "x"))
         body = dice.randbytes(dice.randint(0, 30)).hex().encode()
         reply = await self._t.request(subject, body, headers=headers, timeout=5)
@@ -249,7 +251,11 @@ def test_core_messages_reach_whom_they_reach_on_the_real_server() -> None:
             ("q", "x.a", "group"),
             ("gone", "x.a", ""),
         ):
-            subscription = await t.subscribe(pattern, lambda message, name=name: got.append((name, message.subject)), queue=queue)
+
+            def note(message: Message, name: str = name) -> None:
+                got.append((name, message.subject))
+
+            subscription = await t.subscribe(pattern, note, queue=queue)
             if name == "gone":
                 await subscription.unsubscribe()
         await t.flush()

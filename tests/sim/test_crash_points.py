@@ -11,9 +11,8 @@ import datetime as dt
 import pytest
 
 from agentmesh_client.client import Mesh
-from sim.server import EPOCH
 from sim.crashes import Final, Notes, Script, play
-
+from sim.server import EPOCH
 
 START = dt.datetime.fromtimestamp(EPOCH, dt.UTC)
 """When the clock of the simulation begins."""
@@ -80,19 +79,20 @@ async def crashes(mesh: Mesh, notes: Notes) -> None:
 
 async def _there(mesh: Mesh, name: str) -> None:
     async with asyncio.timeout(300):
-        while await mesh.whereis(name) is None:
+        while await mesh.whereis(name) is None:  # noqa: ASYNC110 - a client that polls
             await asyncio.sleep(0.2)
 
 
 async def _gone(mesh: Mesh, name: str) -> None:
     async with asyncio.timeout(300):
-        while any(entry.name == name for entry in await mesh.list_agents()):
+        while any(entry.name == name for entry in await mesh.list_agents()):  # noqa: ASYNC110 - a client that polls
             await asyncio.sleep(0.2)
 
 
 SCRIPTS: tuple[Script, ...] = (turns, chain, lives, timers, crashes)
 RECORDS = {
-    "activated", "init", "ready", "turn", "event", "control", "refused", "crashed", "gave_up", "rest", "stopped", "swept", "tombstone",
+    "activated", "init", "ready", "turn", "event", "control", "refused", "crashed", "gave_up", "rest", "stopped", "swept",
+    "tombstone",
 }  # fmt: skip
 EFFECTS = {"Resolve", "SendMail", "StartAgent", "StopAgent", "SetTimer", "CancelTimer", "Bury"}
 

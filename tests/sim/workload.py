@@ -70,10 +70,9 @@ class Workload:
         await asyncio.gather(*runs)
 
     async def _client(self, name: str, dice: random.Random, end: float) -> None:
-        async with self._world.client(name) as mesh:
-            async with asyncio.TaskGroup() as group:
-                for number in range(self._threads):
-                    group.create_task(self._thread(mesh, f"{name}-{number}", random.Random(dice.random()), end))
+        async with self._world.client(name) as mesh, asyncio.TaskGroup() as group:
+            for number in range(self._threads):
+                group.create_task(self._thread(mesh, f"{name}-{number}", random.Random(dice.random()), end))
 
     async def _thread(self, mesh: Mesh, name: str, dice: random.Random, end: float) -> None:
         count = 0
@@ -84,7 +83,22 @@ class Workload:
 
     async def _one(self, mesh: Mesh, client: str, label: str, dice: random.Random) -> None:
         kind = dice.choices(
-            ("ask", "tell", "notify", "pass", "call", "timer", "halt", "flaky", "boom", "start", "stop", "spawn", "mortal", "resume"),
+            (
+                "ask",
+                "tell",
+                "notify",
+                "pass",
+                "call",
+                "timer",
+                "halt",
+                "flaky",
+                "boom",
+                "start",
+                "stop",
+                "spawn",
+                "mortal",
+                "resume",
+            ),
             (5, 5, 3, 3, 3, 2, 1, 1, 0.3, 1, 1, 1, 2, 4),
         )[0]
         match kind:
@@ -118,9 +132,7 @@ class Workload:
                 await self._tell(mesh, client, dice.choice(IMMORTAL), f"{kind} {label}")
 
     # --- operations -----------------------------------------------------------------------------------------------
-    async def _do(
-        self, client: str, kind: str, agent: str, label: str, act: Callable[[Operation], Awaitable[None]]
-    ) -> None:
+    async def _do(self, client: str, kind: str, agent: str, label: str, act: Callable[[Operation], Awaitable[None]]) -> None:
         op = Operation(client, kind, agent, label, self._world.loop.time())
         self.history.append(op)
         try:

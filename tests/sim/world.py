@@ -156,10 +156,8 @@ class World:
         self.boots += 1
 
         async def bounded() -> None:
-            try:
+            with contextlib.suppress(MeshError, TimeoutError):  # it ends with a message, and is started again
                 await main(process)
-            except (MeshError, TimeoutError):
-                pass  # it ends with a message, and is started again
             self.loop.call_later(RESTART_S, self._again, process, context=self.net.world)
 
         process.spawn(bounded())

@@ -37,7 +37,6 @@ _WRONG_SEQUENCE = 10071
 _NO_VERDICT = (10164, 10158)
 _TOO_LARGE = (10054, 10097)
 _NO_MESSAGE = 10037
-_NOT_DELETED = (10043, 10057)
 _RESOURCES = (10023, 10028, 10047)
 
 
@@ -285,17 +284,6 @@ async def stream_state(t: Transport, stream: str, *, timeout: float = 5.0) -> St
     return StreamState(state["messages"], state["first_seq"], state["last_seq"], info["config"])
 
 
-async def count(t: Transport, stream: str, filter: str, *, timeout: float = 5.0) -> dict[str, int]:
-    """How many messages each subject that matches `filter` has. Few must match: the server gives 100,000 at most.
-
-    Raises:
-        ApiError, Unavailable: see `stream_state`.
-    """
-    body = {"subjects_filter": filter}
-    info: dict[str, Any] = msgspec.json.decode(await api(t, f"STREAM.INFO.{stream}", body, timeout=timeout))
-    return dict(info["state"].get("subjects") or {})
-
-
 async def purge(t: Transport, stream: str, filter: str, *, below: int | None = None, timeout: float = 5.0) -> int:
     """Remove the messages of `filter`, only those with a sequence under `below` if it is given. Idempotent.
 
@@ -311,21 +299,6 @@ async def purge(t: Transport, stream: str, filter: str, *, below: int | None = N
         body["seq"] = below
     reply = msgspec.json.decode(await api(t, f"STREAM.PURGE.{stream}", body, timeout=timeout))
     return int(reply.get("purged", 0))
-
-
-async def delete(t: Transport, stream: str, seq: int, *, timeout: float = 5.0) -> bool:
-    """Remove one message. False if there is none of that sequence (any more).
-
-    Raises:
-        ApiError, Unavailable: see `api`.
-    """
-    try:
-        await api(t, f"STREAM.MSG.DELETE.{stream}", {"seq": seq, "no_erase": True}, timeout=timeout)
-    except ApiError as error:
-        if error.err_code in _NOT_DELETED:
-            return False
-        raise
-    return True
 
 
 # --- reading ------------------------------------------------------------------------------------------------------

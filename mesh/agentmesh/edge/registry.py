@@ -250,6 +250,11 @@ class View:
         from a gap until the copy has been loaded again."""
         return self._fresh and self._registry.transport.connected
 
+    @property
+    def floor(self) -> int:
+        """Revision up to which this copy is complete: a key that was written no later and is not here is gone."""
+        return self._floor
+
     def get(self, key: str) -> Entry | None:
         """The key, or None."""
         return self._entries.get(key)
@@ -355,8 +360,8 @@ class View:
             return
         if entry.value is None:
             self._gone[entry.key] = entry.revision
-            if self._entries.pop(entry.key, None) is None:
-                return
+            # Told even if it was not known here: whoever listens may know it from a write of its own.
+            self._entries.pop(entry.key, None)
         else:
             self._entries[entry.key] = entry
         self._tell(entry)
@@ -379,6 +384,7 @@ class View:
 _spec = msgspec.json.Decoder(Spec)
 _node = msgspec.json.Decoder(NodeLease)
 _placement = msgspec.json.Decoder(Placement)
+_epoch = msgspec.json.Decoder(int)
 
 
 def decode_spec(entry: Entry) -> Spec:
@@ -388,6 +394,19 @@ def decode_spec(entry: Entry) -> Spec:
         BadRequest: the value is malformed, or the key is gone.
     """
     return _decode(_spec, entry)
+
+
+def readable_spec(entry: Entry | None) -> Spec | None:
+    """The spec in `agents.<name>`; None if there is none or it is malformed, which the supervisor reports."""
+    try:
+        return decode_spec(entry) if entry is not None else None
+    except BadRequest:
+        return None
+
+
+def decode_epoch(entry: Entry) -> int:
+    """The number in `epoch`. Raises: as `decode_spec`."""
+    return _decode(_epoch, entry)
 
 
 def decode_node(entry: Entry) -> NodeLease:
@@ -405,5 +424,7 @@ def _decode[T](decoder: msgspec.json.Decoder[T], entry: Entry) -> T:
         raise BadRequest(f"registry key {entry.key} is gone")
     try:
         return decoder.decode(entry.value)
-    except msgspec.DecodeError as error:
-        raise BadRequest(f"registry key {entry.key} holds a malformed value: {error}") from None
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise BadRequest(
+            f"registry key {entry.key} holds a malformed value: {error}; write the key again or delete it, with any KV client"
+        ) from None

@@ -26,6 +26,8 @@ HEADER_ROOM = 64 * 1024
 PATIENCE_S = 30.0
 """How long `ensure` waits for a cluster to elect its leaders."""
 
+RESULTS_BYTES = 512 << 20
+"""How much of outcomes is kept by default. The server sets this aside on its disk when it makes the stream."""
 JOINING_S = 5.0
 """How long `ensure` waits for the servers that three replicas need."""
 
@@ -52,14 +54,21 @@ class ServerFacts(Protocol):
 
 
 def stream_configs(
-    subjects: Subjects, *, replicas: int, max_payload: int, mailbox_limit: int = 1000, results_age_s: float = 3600
+    subjects: Subjects,
+    *,
+    replicas: int,
+    max_payload: int,
+    mailbox_limit: int = 1000,
+    results_age_s: float = 3600,
+    results_bytes: int = RESULTS_BYTES,
 ) -> dict[str, dict[str, Any]]:
     """The exact JSON of each stream's creation, by stream name.
 
     Args:
         max_payload: the server's limit, in bytes.
         mailbox_limit: most messages in one lane of one agent.
-        results_age_s: how long outcomes are kept.
+        results_age_s: how long outcomes are kept, at most.
+        results_bytes: how much of them is kept; the oldest go first.
     """
     s = subjects
     mail = {
@@ -76,7 +85,9 @@ def stream_configs(
     }
     # The server needs rollups for schedules, and turns them on by itself.
     timer = {"discard": "old", "allow_msg_schedules": True, "allow_rollup_hdrs": True}
-    result = {"discard": "old", "max_age": int(results_age_s * _SECOND)}
+    age = int(results_age_s * _SECOND)
+    # By age and by size, not by number (semantics, case 27). The server wants no window that is longer than the age.
+    result = {"discard": "old", "max_age": age, "max_bytes": results_bytes, "duplicate_window": min(_DUPLICATE_WINDOW, age)}
     journal = {"discard": "new", "allow_rollup_hdrs": True, "allow_msg_ttl": True}
     registry = {
         "discard": "new",
@@ -112,7 +123,8 @@ def _common(replicas: int) -> dict[str, Any]:
 
 
 def _config(s: Subjects, role: StreamRole, replicas: int, extra: dict[str, Any]) -> dict[str, Any]:
-    config = {"name": s.stream(role), "subjects": s.stream_subjects(role), **_common(replicas), **extra}
+    # What is special to the stream first: it is what a mismatch is about.
+    config = {"name": s.stream(role), "subjects": s.stream_subjects(role), **extra, **{**_common(replicas), **extra}}
     republished = s.republished(role)
     if republished is not None:
         source, destination = republished
@@ -121,7 +133,13 @@ def _config(s: Subjects, role: StreamRole, replicas: int, extra: dict[str, Any])
 
 
 async def ensure(
-    t: Transport, subjects: Subjects, *, replicas: int | None = None, mailbox_limit: int = 1000, results_age_s: float = 3600
+    t: Transport,
+    subjects: Subjects,
+    *,
+    replicas: int | None = None,
+    mailbox_limit: int = 1000,
+    results_age_s: float = 3600,
+    results_bytes: int = RESULTS_BYTES,
 ) -> None:
     """Create what does not exist yet: the streams, the registry with its `epoch`, the blob bucket. Any number of processes
     may do so at once, and again.
@@ -130,7 +148,8 @@ async def ensure(
         replicas: copies of each stream. None: what exists is taken as it is; new streams get 3 on a cluster of three or
             more servers, else 1.
         mailbox_limit: most messages in one lane of one agent.
-        results_age_s: how long outcomes are kept.
+        results_age_s: how long outcomes are kept, at most.
+        results_bytes: how much of them is kept; the oldest go first.
 
     Raises:
         ServerTooOld: the server is older than 2.14.
@@ -149,6 +168,7 @@ async def ensure(
             max_payload=t.max_payload,
             mailbox_limit=mailbox_limit,
             results_age_s=results_age_s,
+            results_bytes=results_bytes,
         )
         for config in configs.values():
             await _patiently(partial(_ensure_stream, t, config, any_replicas=replicas is None))

@@ -23,6 +23,7 @@ from agentmesh.turn.draft import (
     is_repetition,
 )
 from agentmesh.turn.life import boot, finish
+from agentmesh.turn.poison import begin
 from agentmesh.turn.turns import go_on, kill
 from agentmesh.turn.values import (
     Answer,
@@ -289,8 +290,10 @@ def on_tick(core: Core, item: Tick, out: Out) -> None:
 
 
 def on_retire(core: Core, item: Retire, out: Out) -> None:
-    """Begin nothing more: what waits is the next owner's."""
+    """Begin nothing more: what waits is the next owner's. What runs is not charged if the hand-over cuts it off."""
     core.retiring = True
+    if core.phase is Phase.TURN and core.inflight is None and core.ledger.trying is not None:
+        commit_side(core, "control", begin, out)
 
 
 def on_rest(core: Core, item: Rest, out: Out) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from msgspec import structs
 
-from agentmesh.turn.draft import Out, bury, commit, consume, end_request, forget_charges
+from agentmesh.turn.draft import Out, commit
+from agentmesh.turn.poison import begin, give_up
 from agentmesh.turn.values import Call, Core, Emit, Misbehaved, Phase, Raised, Returned
 from agentmesh.wire import ErrorBody
 
@@ -39,6 +40,7 @@ def record_crash(core: Core, out: Out) -> None:
     reason = core.reason
     assert reason is not None
     active, restart = core.active, core.config.restart
+    begin(core)
     if active is not None:
         attempts = core.work.attempts.get(active.key, 0) + 1
         if attempts >= core.config.max_attempts:
@@ -68,14 +70,4 @@ def _give_up_input(core: Core, attempts: int, reason: ErrorBody) -> None:
     )
     if active.mail is not None:
         core.prompts = tuple(m for m in core.prompts if m is not active.mail)
-        consume(core, active.mail)
-        bury(core, active.mail.lane, active.mail.seq, error)
-    else:
-        if active.slot == "next":
-            core.work = structs.replace(core.work, next=None)
-        else:
-            core.work = structs.replace(core.work, queue=core.work.queue[1:])
-        bury(core, "self", 0, error, active.text)
-    if active.caller is not None:
-        end_request(core, active.caller, error)
-    forget_charges(core, active.key)
+    give_up(core, active, error)

@@ -62,6 +62,7 @@ def _turn_info(core: Core, active: Active) -> TurnInfo:
         answer=None if answer is None else answer[:HISTORY_TEXT],
         error=active.error,
         usage=active.response.usage if active.response else None,
+        takeovers=core.ledger.takeovers.get(active.key, 0),
     )
 
 

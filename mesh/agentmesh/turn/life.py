@@ -39,6 +39,7 @@ SWEEP_BATCH = 500
 # --- start --------------------------------------------------------------------------------------------------------
 def on_start(core: Core, item: Start, out: Out) -> None:
     """Go on from what the journal says."""
+    core.wary = item.died
     if core.ledger.phase == "stopped":
         core.phase = Phase.STOPPED
         out.append(Sweep())
@@ -86,6 +87,7 @@ def on_session(core: Core, item: Returned | Misbehaved | Raised | Unreadable, ou
         core.phase = Phase.FAILED
         core.reason = item.error
         out.append(SetStatus("failed", item.error))
+        out.append(Emit("failed", {"reason": item.error.message}))
     elif not isinstance(item, Returned):
         if fresh:
             begin_end(core, ErrorBody(code="backend_start_failed", message=item.error.message), out)

@@ -20,6 +20,7 @@ from agentmesh.turn.values import (
     Arrived,
     AskTimer,
     Cancel,
+    Cleared,
     Command,
     Committed,
     Config,
@@ -40,6 +41,7 @@ from agentmesh.turn.values import (
     Resume,
     Retire,
     Returned,
+    ReturnLeave,
     Start,
     Stop,
     Swept,
@@ -59,7 +61,7 @@ class Move(NamedTuple):
 
 
 P = Phase
-_NEXT = (P.IDLE, P.PRE_TURN, P.TURN, P.HANDLING, P.COMMITTING)
+_NEXT = (P.IDLE, P.PRE_TURN, P.TURN, P.HANDLING, P.COMMITTING, P.SUSPECT)
 """Where `go_on` leads."""
 _END = (P.ENDING, P.CLOSING, P.COMMITTING)
 """Where the end of a life begins."""
@@ -96,6 +98,10 @@ TABLE: dict[Phase, dict[type, Move]] = {
         GaveUp: Move(control.on_gave_up, (P.IDLE, P.COMMITTING)),
         Tick: Move(control.on_tick, (P.IDLE, P.COMMITTING)),
         Rest: Move(control.on_rest, (P.IDLE, P.COMMITTING)),
+        Stop: Move(life.on_stop, _END),
+    },
+    P.SUSPECT: {
+        Cleared: Move(turns.on_cleared, _NEXT),
         Stop: Move(life.on_stop, _END),
     },
     P.PRE_TURN: _callback(turns.on_pre_turn, P.TURN, P.POST_RUN, P.COMMITTING),
@@ -222,6 +228,9 @@ def _on_committed(core: Core, item: Any, out: list[Command]) -> None:
     out.extend(core.answers)
     core.answers = ()
     if not flight.side:
+        if core.cleared and flight.kind != "trying":
+            core.cleared = False
+            out.append(ReturnLeave())
         out.extend(core.emits)
         core.emits = ()
         THEN[flight.then][0](core, out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import msgspec
@@ -27,10 +28,12 @@ from agentmesh.turn.draft import (
     repeats,
 )
 from agentmesh.turn.finish import finish_turn, outcome_of
+from agentmesh.turn.poison import begin, beyond, give_up, hold_back
 from agentmesh.turn.values import (
     Active,
     Call,
     Choice,
+    Cleared,
     Core,
     Emit,
     Ended,
@@ -74,15 +77,19 @@ def dispatch(core: Core, out: Out) -> None:
         if active is None:
             if core.work is not before or core.effects:
                 commit(core, "refused", out)
+            else:
+                core.wary = False  # all that waited when the node died is handled
             return
         mail = active.mail
-        if mail is None or not _turn_away(core, mail):
+        if (mail is None or not _turn_away(core, mail)) and not _is_beyond(core, active):
             break
-    if core.work is not before:
-        # Put it back: the ones turned away come first.
+    turned_away = core.work is not before
+    if turned_away or hold_back(core, active.key, out):
+        # Put it back: something else comes first.
         if mail is not None:
             core.prompts = (mail, *core.prompts)
-        commit(core, "refused", out)
+        if turned_away:
+            commit(core, "refused", out)
         return
     _begin(core, active, out)
 
@@ -161,7 +168,17 @@ def _turn_away(core: Core, mail: Mail) -> bool:
     return True
 
 
+def _is_beyond(core: Core, active: Active) -> bool:
+    """Put a prompt away that too many nodes have died of; whether it was one."""
+    error = beyond(core, active.key)
+    if error is None:
+        return False
+    give_up(core, active, error)
+    return True
+
+
 def _begin(core: Core, active: Active, out: Out) -> None:
+    begin(core)
     core.active = active
     if active.mail is not None:
         consume(core, active.mail)
@@ -284,7 +301,7 @@ def _failed(core: Core, error: ErrorBody, out: Out) -> None:
     active = core.active
     assert active is not None
     core.active = structs.replace(active, error=error)
-    fields = {"ref": active.ref, "reason": error.code, "agent_state": core.work.state}
+    fields = {"ref": active.ref, "reason": error.code, "message": error.message, "agent_state": core.work.state}
     out.append(Emit("prompt_error", fields))
     core.phase = Phase.DECIDING
     if "handle_error" in core.config.hooks:
@@ -387,6 +404,8 @@ def drain(core: Core, out: Out) -> None:
     """Handle the next event that waits; with none left for this record, end it."""
     handles = "handle_event" in core.config.hooks
     while core.drains > 0 and (core.work.notices or core.events):
+        if core.wary and core.active is None and _comes_first(core, out):
+            return
         core.drains -= 1
         event, sender, trace = _next_event(core)
         if event is None or not handles:
@@ -401,6 +420,37 @@ def drain(core: Core, out: Out) -> None:
         commit(core, "event", out)
     else:
         core.phase = Phase.IDLE
+
+
+def _comes_first(core: Core, out: Out) -> bool:
+    """Whether a wary owner does something else before it takes the next event: each has a record of its own."""
+    if core.work is not core.ledger or core.effects or core.asks:
+        commit(core, "event", out)
+        return True
+    key = "notice" if core.work.notices else f"{core.events[0].lane}:{core.events[0].seq}"
+    error = beyond(core, key)
+    if error is None:
+        if hold_back(core, key, out):
+            return True
+        begin(core)
+        return False
+    if core.work.notices:
+        notice, *rest = core.work.notices
+        core.work = structs.replace(core.work, notices=tuple(rest))
+        bury(core, "self", 0, error, msgspec.json.encode(notice).decode())
+        forget_charges(core, key)
+    else:
+        mail, core.events = core.events[0], core.events[1:]
+        consume(core, mail)
+        bury(core, mail.lane, mail.seq, error)
+    commit(core, "event", out)
+    return True
+
+
+def on_cleared(core: Core, item: Cleared, out: Out) -> None:
+    """The node handles no other suspect: this one may begin."""
+    core.cleared = True
+    go_on(core, out)
 
 
 def _next_event(core: Core) -> tuple[Any, str | None, dict[str, str]]:
@@ -458,7 +508,8 @@ def _fired(core: Core, mail: Mail) -> Any:
         missed = max(0, int((core.now - entry.due) // entry.every))
         again = SetTimer(id=timer_id, due=entry.due + (missed + 1) * entry.every, every=entry.every, event=entry.event)
         core.effects = (*core.effects, again)
-    return Timer(timer_id, entry.event, entry.due, missed)
+    # A copy: what the callback does to it must not reach the next tick.
+    return Timer(timer_id, copy.deepcopy(entry.event), entry.due, missed)
 
 
 def _is_replaced(core: Core, timer_id: str) -> bool:

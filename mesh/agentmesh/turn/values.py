@@ -44,6 +44,8 @@ class Phase(StrEnum):
     """The record is being appended."""
     CRASHING = "crashing"
     """`terminate_agent` runs after a crash."""
+    SUSPECT = "suspect"
+    """The next input may be what kills nodes: it waits until this node handles no other such one."""
     RESTARTING = "restarting"
     """Back-off between a crash and the restart."""
     FAILED = "failed"
@@ -87,7 +89,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
 # --- inputs -------------------------------------------------------------------------------------------------------
 class Start(msgspec.Struct, frozen=True):
-    """The owner has activated the agent."""
+    """The owner has activated the agent. `died`: the node of the owner before is dead."""
+
+    died: bool = False
 
 
 class Arrived(msgspec.Struct, frozen=True):
@@ -216,6 +220,10 @@ class Retire(msgspec.Struct, frozen=True):
     """This owner is about to hand the agent over: it ends what it has begun and begins nothing more."""
 
 
+class Cleared(msgspec.Struct, frozen=True):
+    """No other suspect input is handled on this node: this agent's may begin."""
+
+
 class Stop(msgspec.Struct, frozen=True):
     """The spec says `stopping`."""
 
@@ -240,7 +248,7 @@ class Rest(msgspec.Struct, frozen=True):
 
 type Input = (
     Start | Arrived | Returned | Misbehaved | Raised | Unreadable | Ended | Watchdog | Committed | Done | GaveUp
-    | Interrupt | Resume | Cancel | AskTimer | DropTimer | Trim | Stop | Swept | Restarted | Tick | Rest | Retire
+    | Interrupt | Resume | Cancel | AskTimer | DropTimer | Trim | Stop | Swept | Restarted | Tick | Rest | Retire | Cleared
 )  # fmt: skip
 
 
@@ -313,6 +321,14 @@ class Wake(msgspec.Struct, frozen=True):
     at: float
 
 
+class AwaitLeave(msgspec.Struct, frozen=True):
+    """Feed `Cleared` once no other agent of this node handles a suspect input; from then on none may until `ReturnLeave`."""
+
+
+class ReturnLeave(msgspec.Struct, frozen=True):
+    """The suspect input is handled."""
+
+
 class Backoff(msgspec.Struct, frozen=True):
     """Make a fresh instance of the agent and feed `Restarted` after so many seconds."""
 
@@ -330,7 +346,10 @@ class Sweep(msgspec.Struct, frozen=True):
     """Read the lanes up to their last sequences (leader read), feed what they hold, then `Swept`."""
 
 
-type Command = Call | RunTurn | KillTurn | Append | Perform | Emit | Answer | Wake | Backoff | SetStatus | Sweep
+type Command = (
+    Call | RunTurn | KillTurn | Append | Perform | Emit | Answer | Wake | Backoff | SetStatus | Sweep
+    | AwaitLeave | ReturnLeave
+)  # fmt: skip
 
 
 # --- the machine's state ------------------------------------------------------------------------------------------
@@ -417,6 +436,10 @@ class Core(msgspec.Struct, kw_only=True):
     records: int = 0
     bytes: int = 0
     swept: bool = False
+    wary: bool = False
+    """The owner's predecessor died with its node: inputs are named before they begin."""
+    cleared: bool = False
+    """This agent may handle a suspect input."""
     retiring: bool = False
     """Nothing new begins: the agent is about to be handed over."""
     trace: dict[str, str] = {}

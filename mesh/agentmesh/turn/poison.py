@@ -1,0 +1,63 @@
+"""Inputs that kill the nodes that handle them (design 4, "Poison").
+
+After the death of a node nobody knows what it was doing: an agent's new owner is wary until it has handled all that waited. It
+names each input in a small record, just before it begins; if its node dies too and that record is still the last word, the next
+owner charges the input. An input charged twice is suspect, and waits until its node handles no other suspect: so a node
+that dies again charges the culprit, and no bystander more than twice. Beyond `max_takeovers` it becomes a dead letter.
+"""
+
+from __future__ import annotations
+
+from msgspec import structs
+
+from agentmesh.turn.draft import Out, bury, commit, consume, end_request, forget_charges
+from agentmesh.turn.values import Active, AwaitLeave, Core, Phase
+from agentmesh.wire import ErrorBody
+
+SUSPECT = 2
+"""Charges that make an input suspect."""
+
+
+def hold_back(core: Core, key: str, out: Out) -> bool:
+    """Do what must come before the input `key` may begin; False if that is nothing."""
+    if not core.wary:
+        return False
+    if core.ledger.takeovers.get(key, 0) >= SUSPECT and not core.cleared:
+        core.phase = Phase.SUSPECT
+        out.append(AwaitLeave())
+        return True
+    if core.ledger.trying == key:
+        return False
+    core.work = structs.replace(core.ledger, trying=key)
+    commit(core, "trying", out)
+    return True
+
+
+def beyond(core: Core, key: str) -> ErrorBody | None:
+    """Why the input `key` must not begin any more, or None."""
+    deaths = core.ledger.takeovers.get(key, 0)
+    if deaths < max(core.config.max_takeovers, SUSPECT + 1):  # nothing is given up that has not run alone
+        return None
+    return ErrorBody(code="dead_letter", message=f"{deaths} nodes died while they handled this", details={"takeovers": deaths})
+
+
+def begin(core: Core) -> None:
+    """Add to the draft that the input named by the last record is handled."""
+    if core.work.trying is not None:
+        core.work = structs.replace(core.work, trying=None)
+
+
+def give_up(core: Core, active: Active, error: ErrorBody) -> None:
+    """Add to the draft that a prompt, which is not among those that wait any more, becomes a dead letter; its caller is told."""
+    if active.mail is not None:
+        consume(core, active.mail)
+        bury(core, active.mail.lane, active.mail.seq, error)
+    else:
+        if active.slot == "next":
+            core.work = structs.replace(core.work, next=None)
+        else:
+            core.work = structs.replace(core.work, queue=core.work.queue[1:])
+        bury(core, "self", 0, error, active.text)
+    if active.caller is not None:
+        end_request(core, active.caller, error)
+    forget_charges(core, active.key)

@@ -1,0 +1,32 @@
+"""Agents that were started with `link=True` end with their parent.
+
+The parent's last owner sees to it at once. Should its node die just then, the leading supervisor does (`agentmesh.planner`, End).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+
+import msgspec
+
+from agentmesh import wire
+from agentmesh.edge.jetstream import ApiError, Uncertain, WrongLastSequence
+from agentmesh.edge.registry import Registry, View, decode_spec
+from agentmesh.errors import MeshError
+from agentmesh.wire import ErrorBody
+
+
+async def end_children(registry: Registry, specs: View, parent: str, life: str, now: Callable[[], float]) -> None:
+    """Have the children of that life of `parent` stopped. What cannot be written now is left to the leader."""
+    sign = b'"parent":%s' % msgspec.json.encode(parent)  # decoding a hundred thousand specs would hold up the loop
+    for key, entry in list(specs.entries.items()):
+        if entry.value is None or sign not in entry.value:
+            continue
+        spec = decode_spec(entry)
+        if spec.parent != parent or spec.parent_life not in (None, life) or spec.status in ("stopping", "stopped"):
+            continue
+        reason = ErrorBody(code="stopped", message=f"its parent {parent} ended")
+        new = msgspec.structs.replace(spec, status="stopping", reason=reason, since=wire.format_time(now()))
+        with contextlib.suppress(WrongLastSequence, MeshError, Uncertain, ApiError):
+            await registry.update(key, wire.encode(new), entry.revision)

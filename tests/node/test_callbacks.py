@@ -1,0 +1,556 @@
+"""What callbacks may do, well and badly, and what comes of it. No server, no owner: a runner and an agent's class."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import re
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any, TypedDict
+
+import msgspec
+import pytest
+from msgspec import Raw
+
+from agentmesh.agent import Agent, Defer, Halt, Idle, Init, Proceed, Prompt, state_type
+from agentmesh.backend import Event
+from agentmesh.decisions import Codec
+from agentmesh.errors import BackendError, InvalidAgent
+from agentmesh.hands import Request
+from agentmesh.records import NOTHING
+from agentmesh.turn.values import Call, Ended, Input, Misbehaved, Raised, Returned, RunTurn, Unreadable
+from agentmesh.wire import ErrorBody, Outcome
+from agentmesh_node.runner import Ports, Runner
+from agentmesh_node.tracing import Tracing
+from node.test_runner import Clock, Talker
+from support import run
+
+type Fact = tuple[str, str, int, dict[str, Any]]
+LOST = Outcome(agent="coder", ref="1", ok=False, error=ErrorBody(code="backend_error", message="m", details={"reason": ["r"]}))
+
+
+@pytest.fixture(autouse=True)
+def quiet(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    with caplog.at_level(logging.CRITICAL, logger="agentmesh.node"):
+        yield
+
+
+def runner_of(cls: type[Agent[Any]], backend: Talker | None = None, facts: list[Fact] | None = None) -> Runner:
+    clock = Clock()
+    told: list[Fact] = [] if facts is None else facts
+    ports = Ports(lambda: clock.now, lambda: clock.now, lambda: "t", 10_000, lambda *fact: told.append(fact))
+    talker = backend or Talker(clock, Event.result("done"))
+    return Runner(cls, "coder", lambda agent, options: talker, ports, Tracing("n1"))
+
+
+def call(cls: type[Agent[Any]], hook: str, *args: Any, state: bytes | None = b"[]", request: Request | None = None) -> Input:
+    """Run one callback."""
+    raw = NOTHING if state is None else Raw(state)
+    return run(runner_of(cls).call(Call(hook=hook, args=args, state=raw, request=request)))
+
+
+def turn(cls: type[Agent[Any]], *events: Event | Exception, state: bytes = b"[]", facts: list[Fact] | None = None) -> Ended:
+    """Run one prompt task."""
+    ended: list[Input] = []
+
+    async def main() -> None:
+        runner = runner_of(cls, Talker(Clock(), *events), facts)
+        await runner.call(Call(hook="start_session", args=({},), state=Raw(state)))
+        command = RunTurn(number=3, request=Request("17"), prompt="p", state=Raw(state), session=Raw(b"{}"), watchdog_s=60.0)
+        runner.start_turn(command, ended.append, None)
+        task = runner.turn_task
+        assert task is not None
+        await asyncio.wait_for(task, 10)
+
+    run(main())
+    (end,) = ended
+    assert isinstance(end, Ended)
+    return end
+
+
+def made(*, state: Any = list[Any], **body: Any) -> type[Agent[Any]]:
+    """An agent of that State with these callbacks."""
+    base: Any = Agent[state]
+    plain = {
+        "init_agent": lambda self, options: Init([]),
+        "handle_response": lambda self, ref, response, state: Idle(state),
+    }
+    return type("Made", (base.__origin__,), {**plain, **body, "__orig_bases__": (base,), "__module__": __name__})
+
+
+def error_of(end: Input) -> ErrorBody:
+    assert isinstance(end, Misbehaved | Raised | Unreadable), end
+    return end.error
+
+
+# --- where callbacks run --------------------------------------------------------------------------------------------
+def test_a_plain_callback_runs_in_a_worker_thread_and_an_async_one_on_the_loop() -> None:
+    ran: list[threading.Thread] = []
+
+    def plain(self: Any, event: Any, state: Any) -> Any:
+        ran.append(threading.current_thread())
+        self.notify("other", {"from": self.name, "sender": self.sender})
+        return Idle(state)
+
+    async def asynchronous(self: Any, event: Any, state: Any) -> Any:
+        ran.append(threading.current_thread())
+        return Idle(state)
+
+    end = call(made(handle_event=plain), "handle_event", 1)
+    assert isinstance(end, Returned)
+    assert len(end.asks) == 1, "the hands work in a thread, too"
+    assert isinstance(call(made(handle_event=asynchronous), "handle_event", 1), Returned)
+    assert ran[0] is not threading.main_thread()
+    assert ran[1] is threading.main_thread()
+
+
+def test_a_plain_callback_that_returns_an_awaitable_is_awaited() -> None:
+    async def later(state: Any) -> Any:
+        return Idle([*state, "later"])
+
+    end = call(made(handle_event=lambda self, event, state: later(state)), "handle_event", 1)
+    assert isinstance(end, Returned)
+    assert msgspec.json.decode(end.state) == ["later"]
+
+
+def test_a_callback_that_lets_a_cancellation_escape_has_raised() -> None:
+    async def careless(self: Any, *args: Any) -> Any:
+        task = asyncio.ensure_future(asyncio.sleep(60))
+        await asyncio.sleep(0)
+        task.cancel()
+        await task
+
+    assert "CancelledError" in error_of(call(made(handle_event=careless), "handle_event", 1)).message
+
+
+@pytest.mark.case(71)
+def test_so_has_a_stream() -> None:
+    class Careless(Talker):
+        async def _stream(self) -> Any:
+            yield Event.text("a")
+            raise asyncio.CancelledError
+
+    ended: list[Input] = []
+
+    async def main() -> None:
+        runner = runner_of(made(), Careless(Clock()))
+        await runner.call(Call(hook="start_session", args=({},), state=Raw(b"[]")))
+        command = RunTurn(number=3, request=Request("17"), prompt="p", state=Raw(b"[]"), session=Raw(b"{}"), watchdog_s=60.0)
+        runner.start_turn(command, ended.append, None)
+        assert runner.turn_task is not None
+        await asyncio.wait((runner.turn_task,), timeout=10)
+
+    run(main())
+    assert isinstance(ended[0], Ended)
+    assert ended[0].error is not None
+    assert ended[0].error.code == "task_crashed"
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_a_callback_that_exits_has_raised_and_ends_no_process(plain: bool) -> None:
+    def leave(self: Any, event: Any, state: Any) -> Any:
+        raise SystemExit(3)
+
+    async def leave_later(self: Any, event: Any, state: Any) -> Any:
+        raise SystemExit(3)
+
+    assert "SystemExit" in error_of(call(made(handle_event=leave if plain else leave_later), "handle_event", 1)).message
+
+
+# --- no trace -------------------------------------------------------------------------------------------------------
+HOOKS: dict[str, tuple[Any, ...]] = {
+    "handle_response": ("1", "response"),
+    "handle_error": ("1", ErrorBody(code="backend_error", message="m")),
+    "handle_event": ({"an": "event"},),
+    "terminate_agent": (ErrorBody(code="stopped", message="m"),),
+    "activate_agent": (),
+    "pre_run": (),
+    "pre_turn": ("prompt",),
+    "post_turn": (LOST, "1"),
+    "post_run": (),
+}
+
+
+@pytest.mark.parametrize("plain", [True, False])
+@pytest.mark.parametrize("hook", HOOKS)
+def test_a_callback_that_changes_its_state_and_raises_leaves_no_trace(hook: str, plain: bool) -> None:
+    def spoil(self: Any, *args: Any) -> Any:
+        args[-1].append("half")
+        if hook != "terminate_agent":
+            self.tell("other", "never sent")
+        raise RuntimeError("half way")
+
+    async def spoil_later(self: Any, *args: Any) -> Any:
+        spoil(self, *args)
+
+    seen: list[Any] = []
+
+    def next_event(self: Any, event: Any, state: Any) -> Any:
+        seen.append(list(state))
+        return Idle(state)
+
+    async def main() -> Input:
+        body = {hook: spoil if plain else spoil_later}
+        if hook != "handle_event":
+            body["handle_event"] = next_event
+        runner = runner_of(made(**body))
+        state = Raw(b'["before"]')
+        first = await runner.call(Call(hook=hook, args=HOOKS[hook], state=state, request=Request("1")))
+        if hook == "handle_event":
+            runner._hooks.clear()
+            runner._agent.__class__.handle_event = next_event  # type: ignore[method-assign]
+        await runner.call(Call(hook="handle_event", args=("next",), state=state))
+        return first
+
+    end = run(main())
+    assert isinstance(end, Raised), "what it asked for is dropped with it"
+    assert "half way" in end.error.message
+    assert seen == [["before"]]
+
+
+def test_nor_does_an_init_agent_that_changes_its_options() -> None:
+    def spoil(self: Any, options: Any) -> Any:
+        options["deep"].append("half")
+        raise RuntimeError("half way")
+
+    options = {"deep": ["given"]}
+    error_of(call(made(init_agent=spoil), "init_agent", options, state=None))
+    assert options == {"deep": ["given"]}
+
+
+def test_what_the_machine_goes_on_using_is_not_the_callbacks_to_change() -> None:
+    def spoil(self: Any, outcome: Any, *args: Any) -> Any:
+        outcome.error.details["reason"].append("forged")
+        self.request.metadata["deep"].append("forged")
+        raise RuntimeError("half way")
+
+    request = Request("1", metadata={"deep": ["given"]})
+    error_of(call(made(post_turn=spoil), "post_turn", LOST, "1", request=request))
+    assert LOST.error is not None
+    assert (LOST.error.details, request.metadata) == ({"reason": ["r"]}, {"deep": ["given"]})
+
+
+@pytest.mark.parametrize("hook", ["handle_error", "terminate_agent"])
+def test_an_error_that_a_callback_is_told_is_its_own(hook: str) -> None:
+    def spoil(self: Any, *args: Any) -> Any:
+        args[-2].details["reason"].append("forged")
+        raise RuntimeError("half way")
+
+    error = ErrorBody(code="backend_error", message="m", details={"reason": ["r"]})
+    error_of(call(made(**{hook: spoil}), hook, *(("1", error) if hook == "handle_error" else (error,))))
+    assert error.details == {"reason": ["r"]}
+
+
+# --- wrong return values ----------------------------------------------------------------------------------------------
+@pytest.mark.case(7)
+@pytest.mark.case(21)
+@pytest.mark.case(84)
+@pytest.mark.parametrize(
+    ("hook", "value", "code", "words"),
+    [
+        ("init_agent", None, "init_failed", "NoneType"),
+        ("init_agent", {"a": "state"}, "init_failed", "dict"),
+        ("init_agent", Idle([]), "init_failed", "Idle"),
+        ("init_agent", Init([object()]), "init_failed", r"state\[0\]"),
+        ("init_agent", Init([], backend=7), "init_failed", "backend"),  # type: ignore[arg-type]
+        ("init_agent", Init([], backend={"deep": {"f": len}}), "init_failed", r"backend\['deep'\]\['f'\]"),
+        ("handle_response", None, "bad_return", "handle_response returned a NoneType"),
+        ("handle_response", Proceed("p", []), "bad_return", "Proceed"),
+        ("handle_response", Idle, "bad_return", "the class Idle"),
+        ("handle_response", Prompt("", []), "bad_return", "Prompt.text"),
+        ("handle_response", Prompt(7, []), "bad_return", "Prompt.text"),  # type: ignore[arg-type]
+        ("handle_response", Prompt("\ud800", []), "bad_return", "Prompt.text"),
+        ("handle_response", Prompt("p", [], label=7), "bad_return", "label"),  # type: ignore[arg-type]
+        ("handle_response", Defer([], exclusive="yes"), "bad_return", "exclusive"),  # type: ignore[arg-type]
+        ("handle_response", Idle("text"), "bad_state", "handle_response"),
+        ("handle_response", Idle(["\ud800"]), "bad_state", r"state\[0\]"),
+        ("handle_response", ValueError("returned"), "bad_return", "returned"),
+        ("handle_error", Defer([]), "bad_return", "handle_error returned a Defer"),
+        ("handle_event", Defer([]), "bad_return", "handle_event returned a Defer"),
+        ("handle_event", Halt([{1j}]), "bad_state", "state"),
+        ("pre_turn", Idle([]), "pre_turn_invalid", "pre_turn returned a Idle"),
+        ("pre_turn", Proceed(None, []), "pre_turn_invalid", "Proceed.prompt"),  # type: ignore[arg-type]
+        ("pre_run", None, "bad_state", "pre_run"),
+        ("pre_run", ValueError("refused"), "pre_run_failed", "refused"),
+        ("post_turn", None, "bad_state", "post_turn"),
+    ],
+)
+def test_a_wrong_return_value_is_contained_and_named(hook: str, value: Any, code: str, words: str) -> None:
+    args = ({},) if hook == "init_agent" else HOOKS[hook]
+    state = None if hook == "init_agent" else b"[]"
+    error = error_of(call(made(**{hook: lambda self, *args: value}), hook, *args, state=state))
+    assert error.code == code
+    assert re.search(words, error.message), error.message
+
+
+def test_an_error_with_anything_in_it_can_be_written_down() -> None:
+    def strange(self: Any, event: Any, state: Any) -> Any:
+        raise BackendError("\ud800 odd", details={"object": object(), "\ud800": 1})
+
+    error = error_of(call(made(handle_event=strange), "handle_event", 1))
+    assert error.code == "backend_error"
+    assert msgspec.json.decode(msgspec.json.encode(error), type=ErrorBody) == error
+
+
+@pytest.mark.parametrize(
+    "hand",
+    [
+        lambda self: self.tell("other", "p", metadata=7),
+        lambda self: self.tell("other", "p", metadata={"f": len}),
+        lambda self: self.tell("other", "\ud800"),
+        lambda self: self.start_agent("other", kind="K", labels={"a": 1}),
+        lambda self: self.start_agent("other", kind="K", watchdog_s="long"),
+        lambda self: self.start_agent("other", kind="K", backend=7),
+        lambda self: self.reply(7, "text"),
+        lambda self: self.reply("1", 7),
+        lambda self: self.notify_after(1, "event", id="_mine"),
+        lambda self: self.notify("other", float),
+    ],
+)
+def test_what_cannot_be_asked_for_raises_where_it_is_asked(hand: Any) -> None:
+    def ask(self: Any, event: Any, state: Any) -> Any:
+        hand(self)
+        return Idle(state)
+
+    assert error_of(call(made(handle_event=ask), "handle_event", 1)).code == "bad_request"
+
+
+def test_what_is_asked_for_is_what_it_was_then() -> None:
+    def ask(self: Any, event: Any, state: Any) -> Any:
+        metadata = {"deep": ["then"]}
+        self.tell("other", "p", metadata=metadata)
+        metadata["deep"].append("later")
+        return Idle(state)
+
+    end = call(made(handle_event=ask), "handle_event", 1)
+    assert isinstance(end, Returned)
+    (ask_made,) = end.asks
+    assert ask_made.prompt.metadata == {"deep": ["then"]}  # type: ignore[union-attr]
+
+
+# --- the stream's callback --------------------------------------------------------------------------------------------
+def test_an_async_observer_is_awaited() -> None:
+    async def watch(self: Any, event: Event, state: Any) -> Any:
+        await asyncio.sleep(0)
+        return [*state, event.kind]
+
+    end = turn(made(handle_stream_event=watch), Event.text("a"), Event.result("done"))
+    assert msgspec.json.decode(end.state) == ["text", "result"]
+
+
+def test_an_observer_that_returns_no_state_ends_its_turn_by_name() -> None:
+    end = turn(made(handle_stream_event=lambda self, event, state: None), Event.result("done"))
+    assert end.error is not None
+    assert end.error.code == "bad_state"
+    assert end.error.message.startswith("handle_stream_event:")
+    assert end.state == NOTHING
+
+
+@pytest.mark.parametrize(
+    "data", [{"text": 7}, {"text": "\ud800"}, {"text": "a", "session_id": 7}, {"text": "a", "session_id": object()}]
+)
+def test_a_result_that_no_outcome_can_carry_fails_its_turn(data: dict[str, Any]) -> None:
+    end = turn(made(), Event("result", data))
+    assert end.response is None
+    assert end.error is not None
+    assert msgspec.json.encode(end.error)
+
+
+def test_a_strange_error_event_keeps_its_reason() -> None:
+    end = turn(made(), Event("error", {"reason": "overloaded", "object": object()}))
+    assert end.error is not None
+    assert (end.error.code, end.error.message, end.error.details) == ("backend_error", "overloaded", {"reason": "overloaded"})
+
+
+def test_usage_that_cannot_be_encoded_fails_its_turn() -> None:
+    end = turn(made(), Event("usage", {"tokens": object()}), Event.result("done"))
+    assert end.error is not None
+    assert "usage" in end.error.message
+
+
+# --- the loop is not a callback's to hold ------------------------------------------------------------------------------
+def block(self: Any, *args: Any) -> Any:
+    time.sleep(0.12)
+
+
+async def block_later(self: Any, *args: Any) -> Any:
+    await asyncio.sleep(0)
+    time.sleep(0.12)  # noqa: ASYNC251 - what is shown here
+    return Idle(args[-1])
+
+
+@pytest.mark.case(227)
+def test_a_callback_that_holds_the_loop_is_reported_by_name(caplog: pytest.LogCaptureFixture) -> None:
+    facts: list[Fact] = []
+    with caplog.at_level(logging.WARNING, logger="agentmesh.node"):
+        run(runner_of(made(handle_event=block_later), None, facts).call(Call(hook="handle_event", args=(1,), state=Raw(b"[]"))))
+    ((agent, kind, turn_number, fields),) = facts
+    assert (agent, kind, turn_number, fields["callback"]) == ("coder", "callback_blocked", 0, "handle_event")
+    assert 0.1 < fields["seconds"] < 5
+    (record,) = caplog.records
+    assert (vars(record)["agent"], vars(record)["callback"]) == ("coder", "handle_event")
+
+
+@pytest.mark.case(227)
+def test_so_is_a_plain_observer_of_the_stream() -> None:
+    facts: list[Fact] = []
+
+    def watch(self: Any, event: Event, state: Any) -> Any:
+        block(self)
+        return state
+
+    turn(made(handle_stream_event=watch), Event.result("done"), facts=facts)
+    ((_, kind, turn_number, fields),) = facts
+    assert (kind, turn_number, fields["callback"]) == ("callback_blocked", 3, "handle_stream_event")
+
+
+def test_a_plain_callback_may_take_its_time() -> None:
+    facts: list[Fact] = []
+    run(runner_of(made(post_run=block), None, facts).call(Call(hook="post_run", state=Raw(b"[]"))))
+    assert facts == []
+
+
+# --- states -----------------------------------------------------------------------------------------------------------
+class Struct(msgspec.Struct):
+    lines: list[str] = []
+    seen: Any = None
+
+
+@dataclasses.dataclass
+class Data:
+    lines: list[str] = dataclasses.field(default_factory=list)
+    seen: Any = None
+
+
+class Typed(TypedDict):
+    lines: list[str]
+    seen: Any
+
+
+STATES: dict[str, tuple[Any, Any]] = {
+    "struct": (Struct, Struct),
+    "dataclass": (Data, Data),
+    "typed dict": (Typed, dict),
+    "dict": (dict[str, Any], dict),
+    "none given": (Any, dict),
+}
+
+
+def change(state: Any, **fields: Any) -> Any:
+    for name, value in fields.items():
+        if isinstance(state, dict):
+            state[name] = value
+        else:
+            setattr(state, name, value)
+    return state
+
+
+@pytest.mark.case(21)
+@pytest.mark.parametrize("name", STATES)
+def test_each_type_of_state_is_encoded_and_a_bad_field_is_named(name: str) -> None:
+    declared, real = STATES[name]
+    given: list[Any] = []
+
+    def handle(self: Any, event: Any, state: Any) -> Any:
+        given.append(state)
+        return Idle(change(state, lines=["a", event]))
+
+    def fail(self: Any, event: Any, state: Any) -> Any:
+        return Idle(change(state, seen=[1, {"deep": object()}]))
+
+    stored = b'{"lines":["a"],"seen":null}'
+    end = call(made(state=declared, handle_event=handle), "handle_event", "b", state=stored)
+    assert isinstance(end, Returned)
+    assert msgspec.json.decode(end.state) == {"lines": ["a", "b"], "seen": None}
+    assert type(given[0]) is real
+    error = error_of(call(made(state=declared, handle_event=fail), "handle_event", "b", state=stored))
+    assert error.code == "bad_state"
+    assert "seen" in error.message
+    assert "[1]['deep']" in error.message
+
+
+@pytest.mark.parametrize("name", ["struct", "dataclass", "typed dict", "dict"])
+def test_a_state_of_another_type_is_named(name: str) -> None:
+    cls = made(state=STATES[name][0], handle_event=lambda self, event, state: Idle("text"))
+    assert error_of(call(cls, "handle_event", 1, state=b'{"lines":[],"seen":1}')).code == "bad_state"
+
+
+@pytest.mark.parametrize("name", ["struct", "dataclass", "typed dict"])
+def test_a_field_of_the_wrong_type_is_named(name: str) -> None:
+    cls = made(state=STATES[name][0], handle_event=lambda self, event, state: Idle(change(state, lines=[7])))
+    error = error_of(call(cls, "handle_event", 1, state=b'{"lines":[],"seen":1}'))
+    assert error.code == "bad_state"
+    assert "lines" in error.message
+
+
+def test_the_state_of_a_generic_base_or_a_name_is_found() -> None:
+    assert state_type(made(state=Struct)) is Struct
+    assert state_type(type("Heir", (made(state=Struct),), {})) is Struct
+    assert state_type(made(state="Struct")) is Struct
+    with pytest.raises(InvalidAgent, match="nowhere"):
+        Codec(made(state="nowhere"))
+    with pytest.raises(InvalidAgent, match="State"):
+        Codec(made(state=Struct | dict[str, Any]))
+
+
+# --- states of another version ------------------------------------------------------------------------------------------
+def resumed(cls: type[Agent[Any]], stored: bytes, version: int) -> Input:
+    return call(cls, "resume_session", Raw(b"{}"), {}, version, state=stored)
+
+
+def state_of(end: Input) -> Any:
+    assert isinstance(end, Returned), end
+    return msgspec.json.decode(end.state) if end.state != NOTHING else None
+
+
+def test_new_fields_with_defaults_and_fields_that_are_gone_read_old_states() -> None:
+    for name in ("struct", "dataclass"):
+        assert state_of(resumed(made(state=STATES[name][0]), b'{"lines":["a"],"gone":1}', 1)) is None
+
+
+def test_a_state_that_does_not_fit_says_what_to_do() -> None:
+    error = error_of(resumed(made(state=Struct), b'{"lines":{"not":"a list"}}', 1))
+    assert error.code == "bad_state"
+    assert "version 1" in error.message
+    assert "lines" in error.message
+    assert "migrate_state" in error.message
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_migrate_state_repairs_it(plain: bool) -> None:
+    def migrate(self: Any, old: Any, version: int) -> Struct:
+        return Struct(lines=[f"{key}={value}, version {version}" for key, value in old["lines"].items()])
+
+    async def migrate_later(self: Any, old: Any, version: int) -> Struct:
+        return migrate(self, old, version)
+
+    cls = made(state=Struct, state_version=2, migrate_state=migrate if plain else migrate_later)
+    assert state_of(resumed(cls, b'{"lines":{"a":1}}', 1)) == {"lines": ["a=1, version 1"], "seen": None}
+
+
+def test_it_runs_whenever_the_versions_differ() -> None:
+    def migrate(self: Any, old: Any, version: int) -> Struct:
+        return Struct(lines=[line.upper() for line in old["lines"]])
+
+    cls = made(state=Struct, state_version=2, migrate_state=migrate)
+    assert state_of(resumed(cls, b'{"lines":["a"]}', 1)) == {"lines": ["A"], "seen": None}
+    assert state_of(resumed(cls, b'{"lines":["A"]}', 2)) is None, "once"
+
+
+def test_without_it_a_state_that_fits_is_taken_as_it_is_and_is_of_the_new_version() -> None:
+    assert state_of(resumed(made(state=Struct, state_version=2), b'{"lines":["a"]}', 1)) == {"lines": ["a"]}
+
+
+@pytest.mark.parametrize(
+    ("migrate", "words"),
+    [
+        (lambda self, old, version: 1 / 0, "migrate_state raised ZeroDivisionError"),
+        (lambda self, old, version: None, "migrate_state: the state is a NoneType"),
+        (lambda self, old, version: Struct(lines=[7]), "migrate_state: the state could not be read again"),
+    ],
+)
+def test_a_bad_migration_changes_nothing_and_is_named(migrate: Any, words: str) -> None:
+    assert words in error_of(resumed(made(state=Struct, state_version=2, migrate_state=migrate), b'{"lines":{}}', 1)).message

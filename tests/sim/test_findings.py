@@ -1,0 +1,150 @@
+"""What the simulation has found, each as a small world of its own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import msgspec
+import pytest
+
+from agentmesh import wire
+from agentmesh.edge import jetstream
+from agentmesh.edge.registry import Registry, decode_spec
+from agentmesh.errors import MeshError
+from agentmesh.records import Ledger, decode_record
+from agentmesh.subjects import spec_key
+from agentmesh.turn import new_core, step
+from agentmesh.turn.values import Config, Stop
+from agentmesh.wire import ErrorBody, Restart, Spec
+from agentmesh_client.client import Mesh
+from sim.agents import Cell
+from sim.faults import Chances, ServerFaults
+from sim.loop import SimLoop, run_sim
+from sim.run import registry_of
+from sim.server import Faults
+from sim.world import World
+
+type Play = Callable[[World, Mesh], Awaitable[None]]
+
+
+def _play(play: Play, **node: float) -> None:
+    """Run `play` in a world of one supervisor, one node and one client."""
+
+    async def main(loop: SimLoop) -> None:
+        world = World(loop, play.__name__)
+        Cell.dice, Cell.slowness, Cell.crashed = world.dice("agents"), 0.0, set()
+        await world.prepare()
+        world.supervisor("s1")
+        world.node("n1", **node)
+
+        async def client() -> None:
+            async with world.client("c1") as mesh:
+                await play(world, mesh)
+
+        await world.process("c1").spawn(client())
+        assert loop.defects == []
+
+    run_sim(main)
+
+
+def _spec(world: World, name: str) -> Spec:
+    return decode_spec(registry_of(world)[spec_key(name)])
+
+
+async def _until(condition: Callable[[], bool], seconds: float) -> None:
+    async with asyncio.timeout(seconds):
+        while not condition():  # noqa: ASYNC110 - the world is looked at from outside
+            await asyncio.sleep(0.05)
+
+
+def _records(world: World, name: str) -> list[str]:
+    stream = world.net.server.streams[world.subjects.stream("journal")]
+    return [decode_record(m.data).kind for m in stream.history if m.subject == world.subjects.journal(name)]
+
+
+def test_a_node_thought_lost_that_goes_on_shows_its_agents_as_running_again() -> None:
+    async def play(world: World, mesh: Mesh) -> None:
+        await mesh.start_agent("a", kind="Cell")
+        world.net.cut_off("mesh-heartbeat-n1")
+        await _until(lambda: _spec(world, "a").status == "wanted", 20)
+        world.net.heal("mesh-heartbeat-n1")
+        await _until(lambda: _spec(world, "a").status == "running", 10)
+
+    _play(play)
+
+
+def test_an_agent_is_not_put_to_sleep_before_the_registry_shows_it_as_running() -> None:
+    async def play(world: World, mesh: Mesh) -> None:
+        faults = ServerFaults(world.dice("faults"), Chances())
+        world.net.server.faults = faults
+        await mesh.start_agent("a", kind="Cell", wait=False)
+        await _until(lambda: "activated" in _records(world, "a"), 10)
+        faults.leaderless.add(world.subjects.stream("registry"))
+        await asyncio.sleep(10)
+        faults.leaderless.clear()
+        await _until(lambda: _spec(world, "a").status == "running", 10)
+
+    _play(play, passivate_s=1.0)
+
+
+def test_a_status_that_a_former_owner_writes_late_is_put_right() -> None:
+    async def play(world: World, mesh: Mesh) -> None:
+        await mesh.start_agent("a", kind="Cell", restart=Restart(max=0))
+        await mesh.tell("a", "boom L1")
+        await _until(lambda: _spec(world, "a").status == "failed", 10)
+        registry = Registry(mesh.transport, world.subjects)
+        entry = await registry.get(spec_key("a"))
+        assert entry is not None
+        false = msgspec.structs.replace(decode_spec(entry), status="running", reason=None)
+        await registry.update(spec_key("a"), wire.encode(false), entry.revision)
+        await _until(lambda: _spec(world, "a").status == "failed", 10)
+        assert await mesh.resume("a")
+
+    _play(play)
+
+
+@pytest.mark.case(101)
+def test_a_stop_sweeps_what_lagging_replicas_do_not_show_yet() -> None:
+    class Lagging(Faults):
+        def lag(self) -> float:
+            return 0.5
+
+    async def play(world: World, mesh: Mesh) -> None:
+        await mesh.start_agent("a", kind="Cell")
+        await mesh.tell("a", "halt L1")
+        world.net.server.faults = Lagging()
+        ref = await mesh.tell("a", "add L2")
+        await mesh.stop("a")
+        results = world.net.server.streams[world.subjects.stream("result")]
+        stored = results.last_on(world.subjects.result("a", ref))
+        assert stored is not None
+        outcome = wire.decode_outcome(stored.data)
+        assert outcome.error is not None and outcome.error.code == "stopped"
+
+    _play(play)
+
+
+def test_a_stop_that_the_journal_says_already_is_not_said_again() -> None:
+    ledger = Ledger(incarnation="i", phase="stopped")
+    core = new_core(Config(name="a", kind="Cell"), ledger, record="stopped")
+    after, commands = step(core, Stop(ErrorBody(code="stopped")), 0.0)
+    assert commands == []
+    assert after.inflight is None
+
+
+def test_mail_for_a_life_that_has_ended_is_answered_although_it_comes_behind_the_last_sweep() -> None:
+    async def play(world: World, mesh: Mesh) -> None:
+        started = await mesh.start_agent("a", kind="Cell")
+        await mesh.stop("a")
+        headers = {wire.FOR: started.incarnation}
+        late = await jetstream.store(mesh.transport, world.subjects.inbox("a"), b"add L1", headers=headers)
+        results = world.net.server.streams[world.subjects.stream("result")]
+        await _until(lambda: results.last_on(world.subjects.result("a", str(late.seq))) is not None, 100)
+        await _until(lambda: _records(world, "a")[-2:] == ["swept", "tombstone"], 10)
+        await mesh.start_agent("a", kind="Cell")  # the next life knows that this mail is gone
+        assert (await mesh.ask("a", "add L2")).text == "add L2"
+        with pytest.raises(MeshError):
+            await mesh.stop("b")
+
+    _play(play)
