@@ -1,13 +1,13 @@
 # Each target sets up what it needs: a Python of 3.12 or newer is all that must be there.
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint check bench sim cases clean
+.PHONY: help demo test lint check bench bench-failover bench-sleeping sim cases clean
 
 PY := .venv/bin/python
 PYTEST := $(PY) -m pytest
 WORKERS ?= auto
 
 help: ## Show this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
 
 .venv/.stamp: pyproject.toml .ci/venv
 	@bash .ci/venv
@@ -29,6 +29,12 @@ check: lint test ## Everything: what must hold before a change is done
 bench: .venv/.stamp ## Measure the mesh beside its floors, in a few minutes
 	@$(PY) -c 'import faststream' 2>/dev/null || $(PY) -m pip install --quiet -e '.[bench]' || true
 	@$(PY) -m tests.bench $(ARGS)
+
+bench-failover: .venv/.stamp ## Kill nodes, leaders and servers under waiting callers; times and losses
+	@PYTHONPATH=tests $(PY) -m bench.failover $(ARGS)
+
+bench-sleeping: .venv/.stamp ## What 100,000 sleeping agents cost (ARGS="--agents 10000" for fewer)
+	@PYTHONPATH=tests $(PY) -m bench.sleeping $(ARGS)
 
 sim: .venv/.stamp ## Simulate: make sim SEED=1 SEEDS=1000, or MINUTES=5; one seed with ARGS=--trace shows each step
 	@$(PY) -m tests.sim --seed $(or $(SEED),1) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(MINUTES),--minutes $(MINUTES)) $(ARGS)

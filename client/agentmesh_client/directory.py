@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import logging
+from collections.abc import Callable, Iterable, Iterator
 
 from agentmesh.edge import jetstream
 from agentmesh.edge.registry import Entry, Registry, decode_node, decode_placement, decode_spec
 from agentmesh.edge.transport import Transport
-from agentmesh.errors import Unavailable
+from agentmesh.errors import BadRequest, Unavailable
 from agentmesh.subjects import Subjects, placement_key
 from agentmesh_client.results import AgentEntry, NodeEntry
+
+log = logging.getLogger("agentmesh.client")
 
 
 class Directory:
@@ -37,7 +40,7 @@ class Directory:
         specs = await self._load("agents.")
         placements = await self._load("placements.")
         nodes = _nodes_by_life(placements)
-        found = [(entry.key.partition(".")[2], decode_spec(entry)) for entry in specs]
+        found = [(entry.key.partition(".")[2], spec) for entry, spec in _readable(specs, decode_spec)]
         return [
             AgentEntry(name=name, spec=spec, node=nodes.get((name, spec.incarnation)))
             for name, spec in sorted(found, key=lambda one: one[0])
@@ -47,7 +50,7 @@ class Directory:
     async def nodes(self) -> list[NodeEntry]:
         """All live nodes by id."""
         entries = await self._load("nodes.")
-        found = [NodeEntry(id=entry.key.partition(".")[2], lease=decode_node(entry)) for entry in entries]
+        found = [NodeEntry(id=entry.key.partition(".")[2], lease=lease) for entry, lease in _readable(entries, decode_node)]
         return sorted(found, key=lambda node: node.id)
 
     async def _load(self, prefix: str) -> list[Entry]:
@@ -61,7 +64,17 @@ class Directory:
 
 def _nodes_by_life(placements: Iterable[Entry]) -> dict[tuple[str, str], str]:
     nodes: dict[tuple[str, str], str] = {}
-    for entry in sorted(placements, key=lambda one: one.revision):
-        _, node, agent = entry.key.split(".", 2)
-        nodes[agent, decode_placement(entry).incarnation] = node
+    for entry, placement in _readable(sorted(placements, key=lambda one: one.revision), decode_placement):
+        _, _, place = entry.key.partition(".")
+        node, _, agent = place.partition(".")
+        nodes[agent, placement.incarnation] = node
     return nodes
+
+
+def _readable[T](entries: Iterable[Entry], decode: Callable[[Entry], T]) -> Iterator[tuple[Entry, T]]:
+    """Each entry with its value; one that is malformed hides no other."""
+    for entry in entries:
+        try:
+            yield entry, decode(entry)
+        except BadRequest as error:
+            log.warning("%s", error.message)

@@ -30,6 +30,8 @@ class Poller:
         """See `Mesh.poll`."""
         agent_name(agent)
         token(ref, "ref")
+        if ref.isdecimal() and int(ref) > _LAST_REF:
+            return await self._last_look(agent, ref)
         stored = await jetstream.get_last_direct(
             self._transport, self._subjects.stream("result"), self._subjects.result(agent, ref)
         )
@@ -84,6 +86,10 @@ class Poller:
             f"nobody runs agent {agent!r} now, and only its owner can tell whether request {ref} is still open; poll again",
             details={"agent": agent, "ref": ref, "status": "wanted"},
         )
+
+
+_LAST_REF = 2**64 - 1
+"""A ref is a stream sequence: the server refuses to look for a larger one."""
 
 
 def _completed(body: bytes) -> PollResult:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import sys
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, ClassVar, Generic, TypeVar, cast
 
 import msgspec
@@ -29,6 +29,8 @@ from agentmesh.errors import InvalidAgent, MeshError
 from agentmesh.wire import ErrorBody, Outcome, Restart
 
 S = TypeVar("S")
+type Later[T] = T | Awaitable[T]
+"""What a callback returns, `async` or plain."""
 
 
 # --- what callbacks return ----------------------------------------------------------------------------------------
@@ -132,45 +134,46 @@ class Agent(Generic[S]):
     """Restart policy, unless the spec has one."""
 
     # --- callbacks ------------------------------------------------------------------------------------------------
-    async def init_agent(self, options: dict[str, Any]) -> Init[S]:
+    # Each may be `async` or plain in a subclass, and its signature allows for both.
+    def init_agent(self, options: dict[str, Any]) -> Later[Init[S] | Exception]:
         """Make the first state. Runs once in a life."""
         raise NotImplementedError(f"{type(self).__name__} must define init_agent")
 
-    async def handle_response(self, ref: str, response: Response, state: S) -> Idle[S] | Prompt[S] | Halt[S] | Defer[S]:
+    def handle_response(self, ref: str, response: Response, state: S) -> Later[Idle[S] | Prompt[S] | Halt[S] | Defer[S]]:
         """Decide after a successful turn."""
         raise NotImplementedError(f"{type(self).__name__} must define handle_response")
 
-    async def handle_error(self, ref: str, error: MeshError, state: S) -> Idle[S] | Prompt[S] | Halt[S]:
+    def handle_error(self, ref: str, error: MeshError, state: S) -> Later[Idle[S] | Prompt[S] | Halt[S]]:
         """Decide after a failed turn."""
         return Idle(state)
 
-    async def handle_event(self, event: Any, state: S) -> Idle[S] | Prompt[S] | Halt[S]:
+    def handle_event(self, event: Any, state: S) -> Later[Idle[S] | Prompt[S] | Halt[S]]:
         """Handle what comes from outside: JSON values, Answer, Undelivered, Timer."""
         return Idle(state)
 
-    def handle_stream_event(self, event: Event, state: S) -> S:
+    def handle_stream_event(self, event: Event, state: S) -> Later[S]:
         """See each event of a turn as it comes. Runs on the loop, with the prompt task: keep it quick. May be async too."""
         return state
 
-    async def terminate_agent(self, reason: MeshError, state: S) -> None:
+    def terminate_agent(self, reason: MeshError, state: S) -> Later[None]:
         """Tidy up when the agent stops or crashes."""
 
-    async def activate_agent(self, state: S) -> None:
+    def activate_agent(self, state: S) -> Later[None]:
         """Open local resources; runs each time a process takes the agent up."""
 
-    async def pre_run(self, state: S) -> S:
+    def pre_run(self, state: S) -> Later[S | Exception]:
         """Prepare before the first turn; runs once, after `init_agent`."""
         return state
 
-    async def pre_turn(self, prompt: str, state: S) -> Proceed[S] | Skip[S] | Halt[S]:
+    def pre_turn(self, prompt: str, state: S) -> Later[Proceed[S] | Skip[S] | Halt[S]]:
         """Look at, rewrite or refuse each prompt."""
         return Proceed(prompt, state)
 
-    async def post_turn(self, outcome: Outcome, ref: str, state: S) -> S:
+    def post_turn(self, outcome: Outcome, ref: str, state: S) -> Later[S]:
         """After each turn's decision, on success and on failure."""
         return state
 
-    async def post_run(self, state: S) -> None:
+    def post_run(self, state: S) -> Later[None]:
         """Once per halt."""
 
     # --- facts ----------------------------------------------------------------------------------------------------

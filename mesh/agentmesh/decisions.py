@@ -13,7 +13,7 @@ from agentmesh.errors import InvalidAgent, MeshError
 from agentmesh.hands import Ask
 from agentmesh.records import NOTHING
 from agentmesh.turn.values import Choice, Misbehaved, Returned
-from agentmesh.wire import ErrorBody
+from agentmesh.wire import ErrorBody, Restart
 
 _ALLOWED: dict[str, tuple[type, ...]] = {
     "init_agent": (Init,),
@@ -97,6 +97,34 @@ class Codec:
             code = "init_failed" if hook == "init_agent" else raw.code
             return Checked(Misbehaved(ErrorBody(code=code, message=f"{hook}: {raw.message}")))
         return Checked(Returned(choice, raw, asks), state)
+
+
+def check_class(cls: type[Agent[Any]]) -> None:
+    """Look a class of agents over before any of them runs.
+
+    Raises:
+        InvalidAgent: its State cannot be encoded, or an attribute is not what it must be.
+    """
+    Codec(cls)
+    found: Any = cls
+    wrong = [
+        f"{name} = {getattr(found, name)!r} must be {must}"
+        for name, fits, must in (
+            ("watchdog_s", lambda v: _is_number(v) and v > 0, "a number of seconds above 0"),
+            ("max_attempts", lambda v: _is_number(v, int) and v > 0, "a whole number above 0"),
+            ("max_takeovers", lambda v: _is_number(v, int) and v > 0, "a whole number above 0"),
+            ("state_version", lambda v: _is_number(v, int), "a whole number"),
+            ("restart", lambda v: v is None or isinstance(v, Restart), "a Restart"),
+            ("backend", lambda v: v is None or isinstance(v, str), "the name of a backend"),
+        )
+        if not fits(getattr(found, name))
+    ]
+    if wrong:
+        raise InvalidAgent(f"{cls.__name__}: {'; '.join(wrong)}")
+
+
+def _is_number(value: Any, kind: Any = (int, float)) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def _choice(value: Any) -> Choice:
@@ -221,6 +249,6 @@ def locate(value: Any, path: str = "state", depth: int = 0) -> str:
 
 
 __all__ = [
-    "IDLE", "NONE", "NOTHING", "STATE", "Checked", "Codec", "bad_response", "locate", "plain", "raised_error", "returned_error",
-    "sound",
+    "IDLE", "NONE", "NOTHING", "STATE", "Checked", "Codec", "bad_response", "check_class", "locate", "plain", "raised_error",
+    "returned_error", "sound",
 ]  # fmt: skip

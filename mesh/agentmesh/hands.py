@@ -109,6 +109,8 @@ class Context:
     ) -> None:
         if not isinstance(kind, str) or not kind:
             raise BadRequest("start_agent: name the agent's kind")
+        if isinstance(watchdog_s, int | float) and not 0 < watchdog_s <= MAX_PERIOD_S:
+            raise BadRequest("start_agent: watchdog_s is a number of seconds above 0")
         self._add(
             StartAgent(
                 name=names.agent_name(name),

@@ -103,7 +103,7 @@ class End(msgspec.Struct, frozen=True):
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """What to do: first every `place`, then every `remove` whose agent's `place` succeeded, then every `end`; `wait` is for
+    """What to do: first every `end`, then every `place`, then every `remove` whose agent's `place` succeeded; `wait` is for
     people to see."""
 
     place: tuple[Place, ...] = ()
@@ -215,6 +215,7 @@ class _Run:
             return None
         if spec.status != "stopping" and (orphaned := self._orphaned(spec)) is not None:
             self.end.append(End(agent, orphaned))
+            spec = msgspec.structs.replace(spec, status="stopping")
         node, placed = _newest(held, spec.incarnation)
         if placed.revision == 0:
             self._release(held)

@@ -30,6 +30,9 @@ MSG_ID = "Nats-Msg-Id"
 TRACE_HEADERS = ("traceparent", "tracestate", "baggage")
 
 VERSION = 1
+MAX_DEPTH = 100
+"""How deeply the JSON of a prompt or an event may be nested."""
+_TOO_DEEP = f"the JSON is nested deeper than {MAX_DEPTH} levels: send it flatter, or as text inside a string"
 MAX_TIME = 32_503_680_000.0
 """The year 3000, in seconds since the epoch."""
 
@@ -102,7 +105,7 @@ def decode_prompt(body: bytes, headers: Mapping[str, str]) -> PromptBody:
     if body[0] == 0x7B:  # {
         declared = headers.get("Content-Type", "").partition(";")[0].strip().lower() == "application/json"
         try:
-            raw = _json_decoder.decode(body)
+            raw = _any_json(body)
         except msgspec.DecodeError:
             if declared:
                 raise BadRequest("the prompt is declared as JSON but is not JSON") from None
@@ -132,17 +135,50 @@ def decode_event(body: bytes) -> Any:
     """The event in `body`: any JSON value, or text that is not JSON.
 
     Raises:
-        BadRequest: the body is not UTF-8.
+        BadRequest: the body is not UTF-8, or nested too deeply.
     """
     if body and body[0] in _JSON_HEADS:
         try:
-            return _json_decoder.decode(body)
+            return _any_json(body)
         except msgspec.DecodeError:
             pass
     try:
         return body.decode()
     except UnicodeDecodeError:
         raise BadRequest("the event is not UTF-8 text") from None
+
+
+def _any_json(body: bytes) -> Any:
+    """The JSON value in `body`.
+
+    Raises:
+        msgspec.DecodeError: it is none.
+        BadRequest: it is nested too deeply.
+    """
+    try:
+        value = _json_decoder.decode(body)
+    except RecursionError:
+        raise BadRequest(_TOO_DEEP) from None
+    if body.count(b"[") + body.count(b"{") > MAX_DEPTH:
+        check_depth(value)
+    return value
+
+
+def check_depth(value: Any) -> None:
+    """Refuse a JSON value nested deeper than `MAX_DEPTH`: whoever passes it on must be able to write it, on any stack.
+
+    Raises:
+        BadRequest: it is.
+    """
+    level = [value] if _nests(value) else []
+    for _ in range(MAX_DEPTH):
+        level = [child for node in level for child in (node.values() if isinstance(node, dict) else node) if _nests(child)]
+    if level:
+        raise BadRequest(_TOO_DEEP)
+
+
+def _nests(value: Any) -> bool:
+    return isinstance(value, dict | list)
 
 
 def parse_time(text: str) -> float:

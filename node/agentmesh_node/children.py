@@ -12,7 +12,7 @@ import msgspec
 
 from agentmesh import wire
 from agentmesh.edge.jetstream import ApiError, Uncertain, WrongLastSequence
-from agentmesh.edge.registry import Registry, View, decode_spec
+from agentmesh.edge.registry import Registry, View, readable_spec
 from agentmesh.errors import MeshError
 from agentmesh.wire import ErrorBody
 
@@ -23,8 +23,10 @@ async def end_children(registry: Registry, specs: View, parent: str, life: str, 
     for key, entry in list(specs.entries.items()):
         if entry.value is None or sign not in entry.value:
             continue
-        spec = decode_spec(entry)
-        if spec.parent != parent or spec.parent_life not in (None, life) or spec.status in ("stopping", "stopped"):
+        spec = readable_spec(entry)
+        if spec is None or spec.status in ("stopping", "stopped"):
+            continue
+        if spec.parent != parent or spec.parent_life not in (None, life):
             continue
         reason = ErrorBody(code="stopped", message=f"its parent {parent} ended")
         new = msgspec.structs.replace(spec, status="stopping", reason=reason, since=wire.format_time(now()))

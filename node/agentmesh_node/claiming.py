@@ -29,7 +29,7 @@ class Lost(Exception):
 
 
 class Taken(NamedTuple):
-    """What a new owner begins with: the ledger, the journal's newest sequence, and whether the owner before died with its node."""
+    """What a new owner begins with: the ledger, the journal's newest sequence, whether the owner before died with its node."""
 
     ledger: Ledger
     fence: int

@@ -73,6 +73,7 @@ def _timer(services: Services, request: ControlRequest) -> SetTimer:
     if (request.at is None) == (request.after_s is None):
         raise BadRequest("set_timer needs either 'at' or 'after_s'")
     due = wire.parse_time(request.at) if request.at is not None else services.now() + max(0.0, request.after_s or 0.0)
+    wire.check_depth(request.event)
     return timer_of(_needed(request.id, "id"), due, request.every_s, request.event)
 
 

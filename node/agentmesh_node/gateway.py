@@ -1,7 +1,7 @@
 """`mesh.ask.<agent>`: a plain NATS request, answered with the agent's outcome; durable underneath.
 
-Nodes and supervisors alike serve any agent: the prompt is put into the agent's mailbox with the requester's inbox as its reply subject, and the
-agent's owner answers there.
+Nodes and supervisors alike serve any agent: the prompt is put into the agent's mailbox with the requester's inbox as its reply
+subject, and the agent's owner answers there.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from agentmesh import wire
 from agentmesh.edge.ambient import SYSTEM, Ambient
 from agentmesh.edge.connection import connect
 from agentmesh.edge.jetstream import ApiError, Uncertain, WrongLastSequence
-from agentmesh.edge.registry import Registry, decode_node
+from agentmesh.edge.registry import Entry, Registry, decode_node
 from agentmesh.edge.transport import Disconnected, Message, Transport
 from agentmesh.errors import BadRequest, MeshError, Unavailable
 from agentmesh.subjects import Subjects, node_key
@@ -120,6 +120,8 @@ class Heartbeat:
         self._renew: asyncio.Event | None = None
         self._written: asyncio.Future[None] | None = None
         self._leaving = False
+        self._refused = False
+        """Whether the last renewal failed: an outage is one line in the log, not four a second."""
         self._ticker: asyncio.TimerHandle | None = None
         self._revision = 0
 
@@ -232,17 +234,23 @@ class Heartbeat:
         key, value = node_key(self._node), wire.encode(self.facts.lease)
         try:
             self._revision = await registry.update(key, value, self._revision, ttl_s=self._ttl_s)
-            return True
+            written = True
         except WrongLastSequence:
-            pass
+            try:
+                written = await self._rewrite(registry, key, value)
+            except (MeshError, ApiError, Uncertain, WrongLastSequence) as error:
+                return self._not_renewed(error)
         except (MeshError, ApiError, Uncertain) as error:
-            log.warning("lease not renewed: %s", error, extra={"node": self._node})
-            return False
-        try:
-            return await self._rewrite(registry, key, value)
-        except (MeshError, ApiError, Uncertain, WrongLastSequence) as error:
-            log.warning("lease not renewed: %s", error, extra={"node": self._node})
-            return False
+            return self._not_renewed(error)
+        if written and self._refused:
+            log.info("lease renewed again", extra={"node": self._node})
+            self._refused = False
+        return written
+
+    def _not_renewed(self, error: Exception) -> bool:
+        log.log(logging.DEBUG if self._refused else logging.WARNING, "lease not renewed: %s", error, extra={"node": self._node})
+        self._refused = True
+        return False
 
     async def _rewrite(self, registry: Registry, key: str, value: bytes) -> bool:
         entry = await registry.get(key)
@@ -286,3 +294,11 @@ class Heartbeat:
             await transport.publish(message.reply, body)
         except Disconnected:
             log.debug("a ping could not be answered: no connection")
+
+
+def _boot(entry: Entry) -> str | None:
+    """The process that a lease names; None if it is malformed, and so nobody's."""
+    try:
+        return decode_node(entry).boot
+    except BadRequest:
+        return None

@@ -20,10 +20,10 @@ from agentmesh.errors import BadRequest, MeshError, StoreLost
 from agentmesh.ownership import Claim
 from agentmesh.subjects import EPOCH_KEY, Subjects, placement_key, spec_key
 from agentmesh.turn.values import Phase
-from agentmesh.wire import ControlRequest, ErrorBody, NodeLease, Spec
-from agentmesh_node.claiming import Lost
+from agentmesh.wire import ControlRequest, NodeLease, Spec
 from agentmesh_node.children import end_children
-from agentmesh_node.draining import Handover
+from agentmesh_node.claiming import Lost
+from agentmesh_node.draining import Handover, give_up, unless_cut_off
 from agentmesh_node.gateway import Gateway
 from agentmesh_node.heartbeat import Carrier, Heartbeat, ThreadCarrier
 from agentmesh_node.latecomers import Sweeper
@@ -40,8 +40,6 @@ RETRY_S = 0.05
 MAX_RETRY_S = 2.0
 HANDOVER_S = 5.0
 """How long a draining node waits for its agents to be placed elsewhere."""
-CUT_OFF_S = 2.0
-"""How long a draining node may be without a connection: it can hand nothing over, and the journals have all that counts."""
 WRITES = 64
 """Placements that are given up at the same time, at most."""
 
@@ -200,24 +198,7 @@ class Node:
         if self._heartbeat is None or self._draining:
             return
         self._draining = True
-        leaving, cut_off = asyncio.ensure_future(self._leave(self._heartbeat)), asyncio.ensure_future(self._cut_off())
-        try:
-            await asyncio.wait((leaving, cut_off), return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in (leaving, cut_off):
-                task.cancel()
-            await asyncio.wait((leaving, cut_off))
-        if not leaving.cancelled():
-            leaving.result()
-
-    async def _cut_off(self) -> None:
-        """Return when there has been no connection for `CUT_OFF_S`."""
-        since = self._ambient.monotonic()
-        while self._ambient.monotonic() < since + CUT_OFF_S:
-            await asyncio.sleep(RETRY_S)
-            if self._t.connected:
-                since = self._ambient.monotonic()
-        log.warning("no connection: leaving without a handover; the supervisor moves the agents when the node's lease ends")
+        await unless_cut_off(self._leave(self._heartbeat), self._t, self._ambient.monotonic)
 
     async def _leave(self, heartbeat: Heartbeat) -> None:
         handover = Handover(self.settings.node_id, self._registry, self._specs)
@@ -229,23 +210,12 @@ class Node:
                 await self._gateway.close()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self.settings.drain_s + HANDOVER_S):
-                    await self._hand_over_all(handover)
+                    await handover.give_up_all(self._residents, self._hand_over)
             left = await handover.wait(HANDOVER_S)
             if left:
                 log.warning("agents were given up and have no owner yet", extra={"agents": len(left)})
         finally:
             await handover.close()
-
-    async def _hand_over_all(self, handover: Handover) -> None:
-        """Give up every placement, also those that the leader wrote before it knew of the drain."""
-        begun: set[Resident] = set()
-        while self._residents:
-            async with asyncio.TaskGroup() as group:
-                for resident in [r for r in self._residents.values() if r not in begun]:
-                    begun.add(resident)
-                    handover.giving_up(resident.name)
-                    group.create_task(self._hand_over(resident))
-            await asyncio.sleep(RETRY_S)
 
     async def _hand_over(self, resident: Resident) -> None:
         """Give up a placement by revision once no turn runs: the leader places the agent elsewhere."""
@@ -312,7 +282,7 @@ class Node:
                 await self._listen(resident)
             asleep = {r.name: r for r in fresh if not r.gone and r.owner is None and not self._activate_at_once(r)}
             try:
-                names = await restless(self.services, list(asleep), lambda name: self._activate(asleep[name]))
+                names = await restless(self.services, list(asleep), self._wake)
             except (MeshError, ApiError) as error:
                 log.warning("cannot tell who has work; waking all: %s", error)
                 names = set(asleep)
@@ -359,18 +329,6 @@ class Node:
         if owner is not None:
             await owner.close()
 
-    async def _give_up(self, resident: Resident) -> None:
-        """Delete the placement by revision: no agent is left without an owner, and no two owners fence each other for ever."""
-        key, wait = placement_key(self.settings.node_id, resident.name), RETRY_S
-        while not self._closing:
-            try:
-                await self._registry.delete(key, resident.generation)
-                return
-            except (MeshError, ApiError, Uncertain, WrongLastSequence) as error:
-                log.debug("placement not deleted: %s", error, extra={"agent": resident.name})
-            await asyncio.sleep(wait)
-            wait = min(MAX_RETRY_S, wait * 2)
-
     # --- activation -----------------------------------------------------------------------------------------------------
     def _activate(self, resident: Resident) -> None:
         if resident.gone or resident.broken or resident.owner is not None or self._closing:
@@ -398,9 +356,10 @@ class Node:
             except Exception:
                 log.exception("activation failed", extra={"agent": resident.name})
             else:
-                if resident.gone:
+                released = self._residents.get(resident.name) is not resident
+                if released:
                     await owner.close()
-                if resident.gone or not owner.closed:
+                if released or not owner.closed:
                     resident.activation = None  # a finished task is half of what a sleeping agent would take
                     return
                 # It was lost while it came up, and whoever saw that left the next try to this task.
@@ -480,7 +439,17 @@ class Node:
 
     async def _drop(self, resident: Resident) -> None:
         await self._release(resident)
-        await self._give_up(resident)
+        key = placement_key(self.settings.node_id, resident.name)
+        await give_up(self._registry, key, resident.generation, lambda: self._closing)
+
+    # --- what may have been missed ------------------------------------------------------------------------------------
+    def _checkable(self) -> list[tuple[str, Mailbox | None]]:
+        return [(r.name, r.owner.mailbox if r.owner is not None else None) for r in self._residents.values()]
+
+    def _wake(self, name: str) -> None:
+        resident = self._residents.get(name)
+        if resident is not None:
+            self._activate(resident)
 
     # --- specs and gaps -------------------------------------------------------------------------------------------------
     def _on_spec(self, entry: Entry) -> None:

@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from agentmesh.agent import Agent, agents_in
-from agentmesh.decisions import Codec
+from agentmesh.decisions import check_class
 from agentmesh.errors import InvalidAgent
 
 
@@ -24,8 +24,8 @@ def load_agents(sources: Iterable[str], *, directory: Path | None = None) -> dic
         directory: Where modules and relative paths are looked up first; the current directory by default.
 
     Raises:
-        InvalidAgent: a source cannot be imported or has no agents, two sources have agents of one name, or an agent's State
-            is no type that can be encoded.
+        InvalidAgent: a source cannot be imported or has no agents, two sources have agents of one name, or a class cannot
+            be an agent's (`agentmesh.decisions.check_class`).
     """
     directory = (directory or Path()).absolute()
     kinds: dict[str, type[Agent[Any]]] = {}
@@ -36,7 +36,7 @@ def load_agents(sources: Iterable[str], *, directory: Path | None = None) -> dic
         if not found:
             raise InvalidAgent(f"{source} defines no agents: write a class that derives from agentmesh.Agent")
         for kind, cls in found.items():
-            Codec(cls)
+            check_class(cls)
             if kinds.setdefault(kind, cls) is not cls:
                 raise InvalidAgent(f"{source} and {kinds[kind].__module__} both define an agent {kind}; rename one of them")
     return kinds

@@ -63,7 +63,9 @@ def _formatter(role: str, instance: str, *, as_json: bool) -> structlog.stdlib.P
     ]
     last: list[structlog.types.Processor] = [structlog.stdlib.ProcessorFormatter.remove_processors_meta]
     if as_json:
-        last += [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer(default=repr)]
+        # Without local variables: they hold prompts, and options that may be secrets.
+        tracebacks = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+        last += [structlog.processors.ExceptionRenderer(tracebacks), structlog.processors.JSONRenderer(default=repr)]
     else:
         keys = ["time", "level", "event", "logger", "role", "instance"]
         last += [structlog.processors.format_exc_info, structlog.processors.LogfmtRenderer(key_order=keys, drop_missing=True)]

@@ -489,7 +489,7 @@ class Owner:
 
     def _rest(self) -> None:
         """Say in the journal that there is nothing to do, some time after there was; later, leave the agent asleep."""
-        settings, core = self._s.settings, self.core
+        core = self.core
         self._resting = None
         quiet = self._s.monotonic() - self._active_at
         if self._trimmer is not None:
@@ -519,7 +519,7 @@ class Owner:
         self.feed(Retire())
         await self._idle()
         patience = self._s.monotonic() + SETTLE_S
-        while self._effects_open() and self._s.monotonic() < patience:
+        while self._effects_open() and self._s.monotonic() < patience:  # noqa: ASYNC110 - effects give no sign
             await asyncio.sleep(LOOK_S)
         self.feed(Rest())
         await self._idle()

@@ -93,13 +93,12 @@ class Placing:
     async def carry_out(self, made: Plan) -> bool:
         """Perform a plan. True if all of it was done; else the agents concerned are marked to be planned again."""
         since = format_time(self._wall_clock())
-        undone = await self._each(made.place, lambda action: self._place(action, since))
+        undone = await self._each(made.end, self._end)
+        undone |= await self._each(made.place, lambda action: self._place(action, since))
         self._tell()
         # Who could not be placed anew keeps what it has.
         removals = [action for action in made.remove if action.agent not in undone]
         undone |= await self._each(removals, self._remove)
-        self._tell()
-        undone |= await self._each(made.end, self._end)
         self._tell()
         self._census.mark(undone)
         return not undone
@@ -119,7 +118,9 @@ class Placing:
         for kind, reason, fields in news:
             self._announcer.announce(kind, reason, **fields)
 
-    async def _each[A: (Place, Remove, Wait, End)](self, actions: Sequence[A], perform: Callable[[A], Awaitable[bool]]) -> set[str]:
+    async def _each[A: (Place, Remove, Wait, End)](
+        self, actions: Sequence[A], perform: Callable[[A], Awaitable[bool]]
+    ) -> set[str]:
         """Perform all actions, some at a time. Returns the agents of those that were not done."""
         todo: deque[A] = deque(actions)
         undone: set[str] = set()

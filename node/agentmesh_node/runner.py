@@ -57,7 +57,7 @@ class Runner:
         self._tracing = tracing
         self._codec = Codec(cls)
         self._streams = cls.handle_stream_event is not Agent.handle_stream_event
-        self._agent = self._new_agent()
+        self._made: Agent[Any] | None = None
         self._backend: Backend | None = None
         self._cached: tuple[Raw, Any] = (NOTHING, None)
         self._turn: asyncio.Task[None] | None = None
@@ -66,14 +66,17 @@ class Runner:
         """The newest turn's."""
         self._hooks: dict[str, tuple[Callable[..., Any], bool]] = {}
 
-    def _new_agent(self) -> Agent[Any]:
-        agent = self._cls()
-        agent.__dict__["_name"] = self._name
-        return agent
+    @property
+    def _agent(self) -> Agent[Any]:
+        """The instance, made at its first use: what its constructor raises is that of the callback which needed it."""
+        if self._made is None:
+            self._made = self._cls()
+            self._made.__dict__["_name"] = self._name
+        return self._made
 
     def renew(self) -> None:
         """Forget the instance and its backend, as a restarted process would."""
-        self._agent = self._new_agent()
+        self._made = None
         self._backend = None
         self._hooks.clear()
         self._cached = (NOTHING, None)
@@ -207,7 +210,7 @@ class Runner:
                 return NOTHING
         except msgspec.MsgspecError as error:
             problem = str(error)
-        if getattr(self._agent, "migrate_state", None) is not None:
+        if getattr(self._cls, "migrate_state", None) is not None:
             return await self._migrate(raw, version)
         if not problem:
             return raw

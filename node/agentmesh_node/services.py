@@ -58,6 +58,8 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Agents that may be loaded (some 20 kB each); when more are, idle ones sleep almost at once."""
     activations: int = 64
     """Agents that are activated at the same time, at most."""
+    snapshot_records: int = 256
+    """Records of an agent's journal after which the next one is a snapshot: what a recovery reads at most."""
     mailbox_limit: int = 1000
     """The bound of a mail lane, as its stream has it."""
     content: bool = False
@@ -181,6 +183,7 @@ class Services:
             restart=restart,
             state_version=cls.state_version,
             options=spec.options,
+            snapshot_records=self.settings.snapshot_records,
         )
 
 

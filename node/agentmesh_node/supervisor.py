@@ -137,9 +137,7 @@ class Supervisor:
         self._dead_boots: dict[str, str] = {}
         self._doomed: dict[str, int] = {}
         self._waiting_since: dict[str, float] = {}
-        self._asks = Gateway(
-            transport, subjects, registry, token=partial(ambient.token, 8), spawn=lambda work: self._serve_ask(work)
-        )
+        self._asks = Gateway(transport, subjects, registry, token=partial(ambient.token, 8), spawn=self._serve_ask)
         self._serving: set[asyncio.Task[Any]] = set()
         self._subscription: Subscription | None = None
         self._forget_gap: Callable[[], None] = lambda: None
@@ -247,7 +245,7 @@ class Supervisor:
             return
         try:
             op = msgspec.json.decode(message.data, type=ControlRequest).op
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, RecursionError):
             op = ""
         try:
             if op == "ping":

@@ -87,7 +87,7 @@ class Workers:
         return next((code for code in self._codes.values() if code != EXIT_OK), EXIT_OK)
 
     async def _all_ready(self) -> None:
-        while self.not_ready() is not None:
+        while self.not_ready() is not None:  # noqa: ASYNC110 - a moment, once
             await asyncio.sleep(0.02)
 
     async def _all_ended(self, keepers: list[asyncio.Task[None]]) -> None:
@@ -139,5 +139,5 @@ class Workers:
 async def orphaned() -> None:
     """Return when the process that keeps this worker is gone; never, for a process that is no worker."""
     parent = os.environ.get(PARENT, "")
-    while not parent or os.getppid() == int(parent):
+    while not parent or os.getppid() == int(parent):  # noqa: ASYNC110 - nobody tells
         await asyncio.sleep(LOOK_S)

@@ -190,12 +190,11 @@ async def scenario(name: str, agents: int, busy: int) -> None:
         if name == "freeze":
             it.processes["n1"].signal(signal.SIGCONT)
         lost, doubled = await audit(it.mesh, names, set(on_victim[:busy]))
-        print(
-            f"{name:8} {agents:6} {len(on_victim):6} {len(times):5}  {times[0]:8.0f} {statistics.median(times):8.0f} "
-            f"{times[min(len(times) - 1, round(0.99 * len(times)))]:8.0f} {times[-1]:8.0f}   {len(waiting.errors):6} {lost:5} {doubled:8} {len(wrongly - {'n1'}):5}"
-            + (f"   exit {exit_code}" if exit_code is not None else ""),
-            flush=True,
-        )
+        p99 = times[min(len(times) - 1, round(0.99 * len(times)))]
+        figures = f"{times[0]:8.0f} {statistics.median(times):8.0f} {p99:8.0f} {times[-1]:8.0f}"
+        zeros = f"{len(waiting.errors):6} {lost:5} {doubled:8} {len(wrongly - {'n1'}):5}"
+        end = f"   exit {exit_code}" if exit_code is not None else ""
+        print(f"{name:8} {agents:6} {len(on_victim):6} {len(times):5}  {figures}   {zeros}{end}", flush=True)
         for agent, error in list(waiting.errors.items())[:3]:
             print(f"         {agent}: {error}")
 
@@ -289,9 +288,8 @@ def main() -> None:
     if unknown := set(options.scenarios) - SCENARIOS.keys():
         parser.error(f"there is no scenario {', '.join(sorted(unknown))}")
     print("From the fault to each answer, ms. n1 is the victim; its busy agents' callers wait.")
-    print(
-        f"{'fault':8} {'agents':>6} {'on n1':>6} {'busy':>5}  {'min':>8} {'p50':>8} {'p99':>8} {'max':>8}   errors  lost  doubled wrong"
-    )
+    columns = " ".join(f"{column:>8}" for column in ("min", "p50", "p99", "max"))
+    print(f"{'fault':8} {'agents':>6} {'on n1':>6} {'busy':>5}  {columns}   errors  lost  doubled wrong")
     for name in options.scenarios:
         asyncio.run(scenario(name, options.agents, options.busy))
 

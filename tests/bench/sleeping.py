@@ -40,7 +40,7 @@ async def until(condition: Callable[[], Awaitable[bool]]) -> float:
     """Seconds until `condition()` held."""
     began = time.monotonic()
     async with asyncio.timeout(LONG_S):
-        while not await condition():
+        while not await condition():  # noqa: ASYNC110 - another process's state
             await asyncio.sleep(LOOK_S)
     return time.monotonic() - began
 

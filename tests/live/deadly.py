@@ -44,6 +44,12 @@ class Deadly(Agent[Seen]):
         return Idle(Seen([*state.prompts, harm(response.text)]))
 
 
+def note(file: Path, line: str) -> None:
+    """Add a line to a file."""
+    with file.open("a") as lines:
+        lines.write(f"{line}\n")
+
+
 class Frail(Deadly):
     """Crashes, in the agent's own code; each start of `handle_response` is a line in the file of the option `runs`."""
 
@@ -53,8 +59,7 @@ class Frail(Deadly):
         return Init(Seen([options["runs"]]))
 
     async def handle_response(self, ref: str, response: Response, state: Seen) -> Idle[Seen]:
-        with Path(state.prompts[0]).open("a") as runs:
-            runs.write(f"{response.text}\n")
+        note(Path(state.prompts[0]), response.text)
         if response.text.startswith("crash"):
             raise RuntimeError("told to crash")
         return Idle(Seen([*state.prompts, response.text]))

@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from pathlib import Path
-from typing import Any, ClassVar, TypedDict
+from typing import Any, ClassVar, TypedDict, cast
 
 import msgspec
 
-from agentmesh import Agent, Event, Halt, Idle, Init, Proceed, Prompt, Response, Skip
+from agentmesh import Agent, Defer, Event, Halt, Idle, Init, Proceed, Prompt, Response, Skip
 from agentmesh.errors import BadRequest, MeshError
 from agentmesh.wire import Outcome
 from agentmesh_node.backends.scripted import Delay
@@ -126,6 +126,53 @@ class Hurried(Obedient):
     @staticmethod
     def script(prompt: str) -> list[Any]:
         return [Delay(3600 if prompt == "hang" else 0.9), Event("result", {"text": "in time"})]
+
+
+class Homeless(Obedient):
+    """Cannot be made."""
+
+    def __init__(self) -> None:
+        raise RuntimeError("no room")
+
+
+class Hostile(Obedient):
+    """Answers each prompt with what would spoil its journal, were it let in."""
+
+    max_attempts = 1
+
+    @staticmethod
+    def script(prompt: str) -> list[Any]:
+        ways: dict[str, list[Any]] = {
+            "text": [Event("result", {"text": 7})],
+            "surrogate": [Event("result", {"text": "\ud800"})],
+            "usage": [Event("usage", {"tokens": object()}), Event("result", {"text": "done"})],
+            "session": [Event("result", {"text": "done", "session_id": 7})],
+            "reason": [Event("error", {"reason": "odd", "object": object()})],
+        }
+        return ways.get(prompt, [Event("result", {"text": prompt})])
+
+    async def handle_response(self, ref: str, response: Response, state: Diary) -> Any:
+        state.trail.append(response.text)
+        match response.text:
+            case "label":
+                return Prompt("next", state, label=cast("Any", 7))
+            case "exclusive":
+                return Defer(state, exclusive=cast("Any", "yes"))
+            case "empty":
+                return Prompt("\ud800", state)
+            case "field":
+                state.trail.append(cast("Any", 7))
+            case "cancelled":
+                task = asyncio.ensure_future(asyncio.sleep(3600))
+                task.cancel()
+                await task
+            case "exits":
+                raise SystemExit(3)
+            case "error":
+                raise BadRequest("\ud800", details={"object": object()})
+            case "metadata":
+                self.tell("other", "prompt", metadata=cast("Any", 7))
+        return Idle(state)
 
 
 class Blocking(Obedient):

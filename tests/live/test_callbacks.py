@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from agentmesh.errors import AskTimeout, BackendError, Interrupted, NotFound, TurnTimeout
+from agentmesh.errors import AskTimeout, BackendError, InitFailed, Interrupted, NotFound, TurnTimeout
 from agentmesh.subjects import Subjects
+from agentmesh.wire import Restart
 from live import obedient
 from live.mesh import PATIENCE_S, LocalMesh, kinds, local_mesh
 from live.test_between_agents import start, state_of
 from support import Server, eventually, run
 
 
-def obedient_mesh(server: Server, subjects: Subjects, **settings: Any) -> Any:
+def obedient_mesh(server: Server, subjects: Subjects, **settings: Any) -> AbstractAsyncContextManager[LocalMesh]:
     return local_mesh(server, subjects, serves=kinds(obedient), **settings)
 
 
@@ -52,7 +55,8 @@ def test_a_pre_run_that_fails_ends_the_agent_and_terminate_agent_is_told_why(
 
             async def ended() -> bool:
                 (found,) = await mesh.client.list_agents(stopped=True)
-                return found.spec.status == "stopped" and found.spec.reason is not None and found.spec.reason.code == code
+                reason = found.spec.reason
+                return found.spec.status == "stopped" and reason is not None and reason.code == code
 
             await eventually(ended, PATIENCE_S, "its end with the reason")
 
@@ -230,6 +234,61 @@ def test_a_crash_of_handle_response_leaves_nothing_of_the_turn(server: Server, s
             assert (await state_of(mesh, "coder"))["trail"] == ["pre_run"]
             assert (await mesh.client.ask("coder", "fine", timeout=PATIENCE_S)).text == "fine"
             assert log.read_text().splitlines() == ["terminate_agent task_crashed"] * 3
+
+    run(main(), 110)
+
+
+@pytest.mark.case(6)
+def test_a_class_that_cannot_be_made_fails_its_start(server: Server, subjects: Subjects) -> None:
+    async def main() -> None:
+        async with obedient_mesh(server, subjects) as mesh:
+            with pytest.raises(InitFailed, match="no room"):
+                await mesh.client.start_agent("coder", kind="Homeless", timeout=PATIENCE_S)
+            await start(mesh, "coder", kind="Obedient")
+
+    run(main(), 110)
+
+
+CRASHING = ("cancelled", "exits", "error", "metadata")
+FAILING = {
+    "text": "backend_error",
+    "surrogate": "backend_error",
+    "usage": "backend_error",
+    "session": "backend_error",
+    "reason": "backend_error",
+    "label": "bad_return",
+    "exclusive": "bad_return",
+    "empty": "bad_return",
+    "field": "bad_state",
+    **dict.fromkeys(CRASHING, "failed"),
+}
+
+
+@pytest.mark.case(21)
+@pytest.mark.case(244)
+def test_nothing_that_an_agent_or_its_backend_gives_spoils_the_journal(
+    server: Server, subjects: Subjects, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.CRITICAL, logger="agentmesh.node")  # what is logged here no report of a test can carry
+
+    async def main() -> None:
+        async with obedient_mesh(server, subjects) as mesh:
+            restart = Restart(max=100)
+            await mesh.client.start_agent("coder", kind="Hostile", restart=restart, timeout=PATIENCE_S)
+            refs = {prompt: await mesh.client.tell("coder", prompt) for prompt in FAILING}
+            assert (await mesh.client.ask("coder", "fine", timeout=PATIENCE_S)).text == "fine"
+            codes = {}
+            for prompt, ref in refs.items():
+                outcome = (await mesh.client.poll("coder", ref)).outcome
+                codes[prompt] = outcome.error.code if outcome is not None and outcome.error is not None else None
+            assert codes == FAILING
+            assert len(await mesh.records("coder")) > len(FAILING), "each can be read"
+            await mesh.nodes["n1"].drain()
+            await mesh.nodes["n1"].close()
+            await mesh.node("n2", serves=kinds(obedient))
+            assert (await mesh.client.ask("coder", "again", timeout=PATIENCE_S)).node == "n2"
+            trail = (await state_of(mesh, "coder"))["trail"]
+            assert [line for line in trail if line in ("fine", "again", *FAILING)] == ["fine", "again"]
 
     run(main(), 110)
 

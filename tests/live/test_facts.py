@@ -166,7 +166,7 @@ def keeper(state: type[Any], start: Callable[[], Any], **body: Any) -> dict[str,
             state.lines[response.text] = len(state.lines)
         return Idle(state)
 
-    base: Any = Agent[state]
+    base: Any = Agent.__class_getitem__(state)  # type: ignore[attr-defined]
     callbacks = {"init_agent": init_agent, "handle_response": handle_response, "__orig_bases__": (base,)}
     return {"Keeper": type("Keeper", (Agent,), {**callbacks, **body})}
 

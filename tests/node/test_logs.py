@@ -64,3 +64,18 @@ def test_an_exception_is_part_of_its_line() -> None:
         logging.getLogger("agentmesh").exception("a turn crashed")
     (line,) = stream.getvalue().splitlines()
     assert json.loads(line)["exception"][0]["exc_value"] == "boom"
+
+
+def test_an_exception_shows_no_local_variables() -> None:
+    stream = io.StringIO()
+    logs.configure("node", "n1", stream=stream, environ={"MESH_LOG": "json"})
+
+    def fail(secret: str) -> None:
+        raise ValueError("it fails")
+
+    try:
+        fail("s3cret")
+    except ValueError:
+        logging.getLogger("agentmesh.host").exception("failed")
+    assert "it fails" in stream.getvalue()
+    assert "s3cret" not in stream.getvalue().replace('fail("s3cret")', "")

@@ -12,7 +12,7 @@ import pytest
 
 from agentmesh.edge.transport import Message
 from agentmesh.subjects import SUPERVISOR_KEY, Subjects, node_key, placement_key, spec_key
-from agentmesh.wire import ErrorBody, NodeStats, Placement, encode
+from agentmesh.wire import ErrorBody, NodeStats, Placement, decode_outcome, encode
 from supervised import running
 from support import Server, eventually, run
 
@@ -332,6 +332,55 @@ def test_after_a_cut_off_a_node_that_really_died_is_found(fresh_server: Server, 
             await mesh.placed("a", "n2", within=20)
 
     run(scenario(), timeout=60)
+
+
+# --- lives that hang together, and what people ask -----------------------------------------------------------------
+def test_the_leader_ends_linked_agents_whose_parent_has_ended(server: Server, subjects: Subjects) -> None:
+    async def scenario() -> None:
+        async with running(server, subjects) as mesh:
+            await mesh.leading("s1")
+            await mesh.node("n1")
+            revision = await mesh.want("p", status="running")
+            await mesh.want("child", status="running", parent="p", parent_life="life-p")
+            await mesh.want("stranger", status="running", parent="p", parent_life="an earlier life")
+            await mesh.until(lambda: mesh.spec("stranger").status == "stopping")
+            assert mesh.reason("stranger") == "its parent p ended; another agent bears that name"
+            assert mesh.spec("child").status == "running"
+            stopped = msgspec.structs.replace(mesh.spec("p"), status="stopped")
+            await mesh.registry.update(spec_key("p"), encode(stopped), revision)
+            await mesh.until(lambda: mesh.spec("child").status == "stopping")
+            assert mesh.reason("child") == "its parent p ended"
+            await mesh.placed("child", "n1")
+
+    run(scenario())
+
+
+def test_a_supervisor_serves_asks_where_no_node_does(server: Server, subjects: Subjects) -> None:
+    async def scenario() -> None:
+        async with running(server, subjects) as mesh:
+            await mesh.supervisor("s1")
+            reply = await mesh.transport.request(subjects.ask("nobody"), b"hello", timeout=5)
+            outcome = decode_outcome(reply.data)
+            assert outcome.error is not None and outcome.error.code == "not_found"
+
+    run(scenario())
+
+
+def test_only_the_leader_rebalances(server: Server, subjects: Subjects) -> None:
+    async def scenario() -> None:
+        async with running(server, subjects) as mesh:
+            await mesh.leading("s1")
+            await mesh.supervisor("s2")
+            refused = await mesh.transport.request(subjects.node("s2"), b'{"op":"rebalance"}', timeout=5)
+            assert json.loads(refused.data)["error"]["code"] == "unavailable"
+
+            async def done() -> bool:
+                reply = await mesh.transport.request(subjects.node("s1"), b'{"op":"rebalance"}', timeout=5)
+                return bool(json.loads(reply.data) == {"v": 1, "moving": 0})
+
+            await eventually(done)
+
+    run(scenario())
 
 
 # --- the process --------------------------------------------------------------------------------------------------

@@ -129,7 +129,7 @@ def play(script: Script, *, kill_at: int = 0, moment: Moment = "before") -> Fina
 
 async def _play(loop: SimLoop, script: Script, kill_at: int, moment: Moment) -> Final:
     world = World(loop, "crash")
-    Cell.dice, Cell.slowness, Cell.crashed = random.Random(0), 0.0, set()
+    Cell.dice, Cell.slowness, Cell.crashed, Cell.max_takeovers = random.Random(0), 0.0, set(), 5
     await world.prepare()
     counting: list[Counting] = []
     gone = loop.create_future()
@@ -148,7 +148,7 @@ async def _play(loop: SimLoop, script: Script, kill_at: int, moment: Moment) -> 
 
     world.wrap["n1"] = wrap
     world.supervisor("s1")
-    world.node("n1", passivate_s=2.0)
+    world.node("n1", passivate_s=2.0, snapshot_records=5)
     notes = Notes()
 
     async def client() -> None:
@@ -187,5 +187,6 @@ def _final(world: World, notes: Notes, evidence: Evidence, wrong: list[str], cal
     outcomes = {(o.agent, refs[o.agent, o.ref]): said(o) for o in evidence.results}
     mail = {(f"{x.lane}.{x.agent}", x.label if not x.label.startswith("=") else "=") for x in evidence.letters}
     seen: set[str] = {record.kind for records in evidence.journals.values() for _, record in records}
+    seen |= {"snapshot" for records in evidence.journals.values() for _, record in records if record.snapshot is not None}
     seen |= {type(e).__name__ for records in evidence.journals.values() for _, record in records for e in record.effects}
     return Final(notes.answers, agents, sorted(dead), outcomes, sorted(mail), wrong, calls, seen)

@@ -96,7 +96,8 @@ class Weather(Habits):
 class Storm:
     """The schedule of the faults of one run."""
 
-    def __init__(self, world: World, kinds: tuple[str, ...] | None = None) -> None:
+    def __init__(self, world: World, kinds: tuple[str, ...] | None = None, *, deaths: int = 10**6) -> None:
+        """`deaths`: most node processes that are killed; more could rightly cost an input its life (design 4, Poison)."""
         self._world = world
         self._dice = world.dice("faults")
         self.chances = Chances()
@@ -110,6 +111,7 @@ class Storm:
         self.log: list[str] = []
         self._undo: list[Callable[[], None]] = []
         self._dark = False
+        self._deaths_left = deaths
 
     async def blow(self, seconds: float) -> None:
         """Let things go wrong for so long, then end every fault."""
@@ -170,7 +172,9 @@ class Storm:
 
     # --- deeds ----------------------------------------------------------------------------------------------------
     def _kill_node(self) -> None:
-        self._kill(self._dice.choice(sorted(self._world.nodes)))
+        if self._deaths_left > 0:
+            self._deaths_left -= 1
+            self._kill(self._dice.choice(sorted(self._world.nodes)))
 
     def _kill_supervisor(self) -> None:
         self._kill(self._dice.choice(sorted(self._world.supervisors)))
@@ -182,9 +186,10 @@ class Storm:
 
     def _outage(self) -> None:
         """Every node dies, and stays dead for longer than the server remembers ids."""
-        if self._dark:
+        if self._dark or self._deaths_left < len(self._world.nodes):
             return
         self._dark = True
+        self._deaths_left -= len(self._world.nodes)
         self._note("kill all nodes")
         for name in sorted(self._world.nodes):
             self._world.kill(name)

@@ -174,7 +174,8 @@ class SimLoop(asyncio.BaseEventLoop):
         for process in self.processes:
             process.dead = False
             process.thaw()
-        self.run_until_complete(asyncio.sleep(0))  # let every task begin: one that never did would leave its coroutine unused
+        for _ in range(_ROUNDS):  # let every task begin: one that never did would leave its coroutine unused
+            self.run_until_complete(asyncio.sleep(0))
         for _ in range(_ROUNDS):
             tasks = sorted(asyncio.all_tasks(self), key=hash)
             for task in tasks:

@@ -75,14 +75,16 @@ async def _run(
         world.net.trace = lambda who, subject, body: trace(f"{loop.time():9.4f}  {who:<22} {subject}  {body}")
     Cell.dice, Cell.crashed = world.dice("agents"), set()
     Cell.slowness = world.dice("slowness").choice((0.0, 0.2, 2.0))
+    Cell.max_takeovers = world.dice("takeovers").choice((5, 1000))
     await world.prepare()
     for name in ("s1", "s2"):
         world.supervisor(name)
     for name in ("n1", "n2", "n3"):
-        world.node(name, passivate_s=world.dice(name).choice((3.0, 300.0)))
+        habits = world.dice(name)
+        world.node(name, passivate_s=habits.choice((3.0, 300.0)), snapshot_records=habits.choice((4, 16, 256)))
     work = Workload(world)
     await work.prepare()
-    storm = Storm(world, kinds)
+    storm = Storm(world, kinds, deaths=Cell.max_takeovers)
     load = loop.create_task(work.run(seconds))
     await storm.blow(seconds)
     await load

@@ -92,7 +92,7 @@ async def _gone(mesh: Mesh, name: str) -> None:
 SCRIPTS: tuple[Script, ...] = (turns, chain, lives, timers, crashes)
 RECORDS = {
     "activated", "init", "ready", "turn", "event", "control", "refused", "crashed", "gave_up", "rest", "stopped", "swept",
-    "tombstone",
+    "tombstone", "snapshot",
 }  # fmt: skip
 EFFECTS = {"Resolve", "SendMail", "StartAgent", "StopAgent", "SetTimer", "CancelTimer", "Bury"}
 

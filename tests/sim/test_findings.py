@@ -104,6 +104,23 @@ def test_a_status_that_a_former_owner_writes_late_is_put_right() -> None:
     _play(play)
 
 
+def test_an_agent_gets_an_owner_although_the_leader_missed_both_its_placement_and_the_end_of_that() -> None:
+    class Deaf(Faults):
+        def copies(self, subject: str) -> int:
+            return 0 if subject.startswith("mesh.registry.placements.") else 1
+
+    async def play(world: World, mesh: Mesh) -> None:
+        world.net.server.faults = Deaf()
+        await mesh.start_agent("a", kind="Cell", wait=False)
+        key = "placements.n1.a"
+        await _until(lambda: key in registry_of(world), 10)
+        assert await Registry(mesh.transport, world.subjects).delete(key, registry_of(world)[key].revision)
+        world.net.server.faults = Faults()
+        await _until(lambda: _spec(world, "a").status == "running", 60)
+
+    _play(play)
+
+
 @pytest.mark.case(101)
 def test_a_stop_sweeps_what_lagging_replicas_do_not_show_yet() -> None:
     class Lagging(Faults):

@@ -96,6 +96,28 @@ class Brief(Agent[Typed]):
         return Idle(state)
 
 
+class Plain(Agent[State]):
+    """Plain callbacks are as good; an exception that is returned refuses."""
+
+    def init_agent(self, options: dict[str, Any]) -> Init[State] | Exception:
+        return Init(State()) if options else ValueError("no options")
+
+    def handle_response(self, ref: str, response: Response, state: State) -> Idle[State]:
+        return Idle(state)
+
+    def handle_event(self, event: Any, state: State) -> Idle[State] | Halt[State]:
+        return Halt(state)
+
+    async def handle_stream_event(self, event: Event, state: State) -> State:
+        return state
+
+    def pre_run(self, state: State) -> State | Exception:
+        return state
+
+    def post_run(self, state: State) -> None:
+        self.notify("other", "halted")
+
+
 class WrongState(Agent[State]):
     async def init_agent(self, options: dict[str, Any]) -> Init[State]:
         return Init({"lines": []})  # type: ignore[arg-type]
@@ -128,7 +150,7 @@ def inferred() -> None:
     assert_type(Proceed("p", State()).prompt, str)
     assert_type(Skip(Typed(count=1)), Skip[Typed])
     Idle(State()).state = State()  # type: ignore[misc]
-    Prompt(State())  # type: ignore[call-arg]
+    Prompt(State())  # type: ignore[call-arg, arg-type]
 
 
 def hands(agent: Whole) -> None:
@@ -141,8 +163,7 @@ def hands(agent: Whole) -> None:
 
 def watch(fact: Fact) -> None:
     assert_type(fact.fields, dict[str, Any])
-    if fact.kind == "no such kind":  # type: ignore[comparison-overlap]
-        return
+    fact.turn = 7  # type: ignore[misc]
 
 
 NodeSettings(node_id="n1", agents={"Whole": Whole}, handlers=(watch,))

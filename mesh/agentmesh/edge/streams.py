@@ -124,7 +124,7 @@ def _common(replicas: int) -> dict[str, Any]:
 
 def _config(s: Subjects, role: StreamRole, replicas: int, extra: dict[str, Any]) -> dict[str, Any]:
     # What is special to the stream first: it is what a mismatch is about.
-    config = {"name": s.stream(role), "subjects": s.stream_subjects(role), **extra, **{**_common(replicas), **extra}}
+    config = {"name": s.stream(role), "subjects": s.stream_subjects(role), **extra, **_common(replicas), **extra}
     republished = s.republished(role)
     if republished is not None:
         source, destination = republished

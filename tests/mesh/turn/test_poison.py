@@ -10,7 +10,7 @@ from agentmesh import ledger as book
 from agentmesh.agent import Agent, Idle
 from agentmesh.records import Bury, decode_record
 from agentmesh.turn import machine
-from agentmesh.turn.values import AwaitLeave, Cleared, Command, Phase, ReturnLeave, Start
+from agentmesh.turn.values import AwaitLeave, Cleared, Command, ReturnLeave, Start
 from mesh.turn.harness import Bench as World
 from mesh.turn.harness import Plain, agent
 
@@ -66,6 +66,11 @@ def buried(bench: Bench) -> list[Bury]:
     return [effect for effect in bench.order if isinstance(effect, Bury)]
 
 
+def named(bench: Bench) -> str | None:
+    """The input that the journal says is being tried again."""
+    return bench.core.ledger.trying
+
+
 def kinds(bench: Bench) -> list[str]:
     return [decode_record(body).kind for _, body in bench.journal]
 
@@ -86,7 +91,7 @@ def test_a_prompt_that_outlives_five_nodes_becomes_a_dead_letter_and_its_caller_
     bench.finish()
     assert bench.outcomes[behind].text == "BEHIND"
     assert bench.core.ledger.takeovers == {}
-    assert bench.core.ledger.trying is None
+    assert named(bench) is None
 
 
 @pytest.mark.case(209)
@@ -94,7 +99,7 @@ def test_the_first_death_charges_nobody_and_moves_are_free() -> None:
     bench = Bench()
     ref = bench.prompt("slow")
     bench.die()
-    assert bench.core.ledger.trying == f"inbox:{ref}"
+    assert named(bench) == f"inbox:{ref}"
     assert bench.core.ledger.takeovers == {}
     for _ in range(10):
         bench.kill()  # a takeover from an owner whose node lives: a fence, a move
@@ -140,14 +145,14 @@ def test_an_input_charged_twice_waits_until_it_may_run_alone() -> None:
     bench.prompt("poison")
     for _ in range(3):
         bench.die()
-    assert bench.core.phase is Phase.SUSPECT
+    assert str(bench.core.phase) == "suspect"
     assert len(bench.turns) == 3
-    assert bench.core.ledger.trying is None, "a bystander that waits is not charged when the node dies again"
+    assert named(bench) is None, "a bystander that waits is not charged when the node dies again"
     bench.die()
     assert bench.core.ledger.takeovers == {"inbox:1": 2}
     bench.clear()
     assert bench.running().prompt == "poison"
-    assert bench.core.ledger.trying == "inbox:1"
+    assert named(bench) == "inbox:1"
     bench.finish()
     assert bench.leaves == 0, "leave was not given back"
 
@@ -187,5 +192,5 @@ def test_a_crash_while_an_input_is_named_ends_the_naming() -> None:
     bench.prompt("one")
     bench.die()
     bench.finish()
-    assert bench.core.ledger.trying is None
+    assert named(bench) is None
     assert bench.core.ledger.attempts == {}
