@@ -24,9 +24,7 @@ Labels = Annotated[
     tuple[str, ...],
     Parameter(name="--label", negative="", show_default=False, help="KEY=VALUE that agents may ask for; repeatable."),
 ]
-HealthPort = Annotated[
-    int | None, Parameter(help="Serve liveness (/livez) and readiness (/readyz) over HTTP on this port.")
-]
+HealthPort = Annotated[int | None, Parameter(help="Serve liveness (/livez) and readiness (/readyz) over HTTP on this port.")]
 Capacity = Annotated[int, Parameter(help="Most agents it takes; 0 is no bound.")]
 Content = Annotated[
     bool, Parameter(negative="", help="Put prompts, events and states into lifecycle events; else MESH_CONTENT, else not.")

@@ -44,6 +44,8 @@ _RETRY_S = 0.05
 _MAX_RETRY_S = 2.0
 _LEASE_S = 0.5
 """How long the deletion of a dead node's lease may hold up the placing of its agents."""
+RESTART_S = 0.5
+"""Pause before a part of the supervisor that failed begins again."""
 _ASKS_S = 2.0
 """How long asks that were taken may still be served when the supervisor ends."""
 _RELEASED_AT_ONCE = 1000
@@ -215,13 +217,27 @@ class Supervisor:
         task.add_done_callback(self._serving.discard)
 
     async def _serve(self) -> None:
+        parts = (
+            self._announcer.run,
+            self._nodes.run,
+            self._leader.run,
+            self._leadership.run,
+            self._lead,
+            self._latecomers.run,
+        )
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._announcer.run())
-            group.create_task(self._nodes.run())
-            group.create_task(self._leader.run())
-            group.create_task(self._leadership.run())
-            group.create_task(self._lead())
-            group.create_task(self._latecomers.run())
+            for part in parts:
+                group.create_task(self._keep(part))
+
+    async def _keep(self, part: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Run a part of the supervisor, again if it fails: no defect in one may end the others, or the process."""
+        while True:
+            try:
+                await part()
+                return
+            except Exception:
+                logger.exception("a part of the supervisor failed and begins again", extra={"part": part.__qualname__})
+            await asyncio.sleep(RESTART_S)
 
     # --- what people ask ------------------------------------------------------------------------------------------
     @property

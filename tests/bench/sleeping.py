@@ -95,9 +95,8 @@ async def wake(mesh: Mesh, names: list[str], prompt: str) -> None:
         began = time.monotonic()
         await mesh.ask(agent, prompt, timeout=PATIENCE_S)
         times.append(1000 * (time.monotonic() - began))
-    print(
-        f"asked {len(times)} sleeping agents: min {min(times):.1f}, median {statistics.median(times):.1f}, max {max(times):.1f} ms"
-    )
+    figures = f"min {min(times):.1f}, median {statistics.median(times):.1f}, max {max(times):.1f} ms"
+    print(f"asked {len(times)} sleeping agents: {figures}", flush=True)
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ that dies again charges the culprit, and no bystander more than twice. Beyond `m
 
 from __future__ import annotations
 
+import msgspec
 from msgspec import structs
 
 from agentmesh.turn.draft import Out, bury, commit, consume, end_request, forget_charges
@@ -61,3 +62,37 @@ def give_up(core: Core, active: Active, error: ErrorBody) -> None:
     if active.caller is not None:
         end_request(core, active.caller, error)
     forget_charges(core, active.key)
+
+
+def is_beyond(core: Core, active: Active) -> bool:
+    """Put a prompt away that too many nodes have died of; whether it was one."""
+    error = beyond(core, active.key)
+    if error is None:
+        return False
+    give_up(core, active, error)
+    return True
+
+
+def comes_first(core: Core, out: Out) -> bool:
+    """Whether a wary owner does something else before it takes the next event: each has a record of its own."""
+    if core.work is not core.ledger or core.effects or core.asks:
+        commit(core, "event", out)
+        return True
+    key = "notice" if core.work.notices else f"{core.events[0].lane}:{core.events[0].seq}"
+    error = beyond(core, key)
+    if error is None:
+        if hold_back(core, key, out):
+            return True
+        begin(core)
+        return False
+    if core.work.notices:
+        notice, *rest = core.work.notices
+        core.work = structs.replace(core.work, notices=tuple(rest))
+        bury(core, "self", 0, error, msgspec.json.encode(notice).decode())
+        forget_charges(core, key)
+    else:
+        mail, core.events = core.events[0], core.events[1:]
+        consume(core, mail)
+        bury(core, mail.lane, mail.seq, error)
+    commit(core, "event", out)
+    return True

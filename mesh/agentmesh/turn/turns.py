@@ -28,7 +28,7 @@ from agentmesh.turn.draft import (
     repeats,
 )
 from agentmesh.turn.finish import finish_turn, outcome_of
-from agentmesh.turn.poison import begin, beyond, give_up, hold_back
+from agentmesh.turn.poison import begin, comes_first, hold_back, is_beyond
 from agentmesh.turn.values import (
     Active,
     Call,
@@ -81,7 +81,7 @@ def dispatch(core: Core, out: Out) -> None:
                 core.wary = False  # all that waited when the node died is handled
             return
         mail = active.mail
-        if (mail is None or not _turn_away(core, mail)) and not _is_beyond(core, active):
+        if (mail is None or not _turn_away(core, mail)) and not is_beyond(core, active):
             break
     turned_away = core.work is not before
     if turned_away or hold_back(core, active.key, out):
@@ -165,15 +165,6 @@ def _turn_away(core: Core, mail: Mail) -> bool:
         return False
     consume(core, mail)
     end_request(core, caller_of(mail), error)
-    return True
-
-
-def _is_beyond(core: Core, active: Active) -> bool:
-    """Put a prompt away that too many nodes have died of; whether it was one."""
-    error = beyond(core, active.key)
-    if error is None:
-        return False
-    give_up(core, active, error)
     return True
 
 
@@ -404,7 +395,7 @@ def drain(core: Core, out: Out) -> None:
     """Handle the next event that waits; with none left for this record, end it."""
     handles = "handle_event" in core.config.hooks
     while core.drains > 0 and (core.work.notices or core.events):
-        if core.wary and core.active is None and _comes_first(core, out):
+        if core.wary and core.active is None and comes_first(core, out):
             return
         core.drains -= 1
         event, sender, trace = _next_event(core)
@@ -420,31 +411,6 @@ def drain(core: Core, out: Out) -> None:
         commit(core, "event", out)
     else:
         core.phase = Phase.IDLE
-
-
-def _comes_first(core: Core, out: Out) -> bool:
-    """Whether a wary owner does something else before it takes the next event: each has a record of its own."""
-    if core.work is not core.ledger or core.effects or core.asks:
-        commit(core, "event", out)
-        return True
-    key = "notice" if core.work.notices else f"{core.events[0].lane}:{core.events[0].seq}"
-    error = beyond(core, key)
-    if error is None:
-        if hold_back(core, key, out):
-            return True
-        begin(core)
-        return False
-    if core.work.notices:
-        notice, *rest = core.work.notices
-        core.work = structs.replace(core.work, notices=tuple(rest))
-        bury(core, "self", 0, error, msgspec.json.encode(notice).decode())
-        forget_charges(core, key)
-    else:
-        mail, core.events = core.events[0], core.events[1:]
-        consume(core, mail)
-        bury(core, mail.lane, mail.seq, error)
-    commit(core, "event", out)
-    return True
 
 
 def on_cleared(core: Core, item: Cleared, out: Out) -> None:
