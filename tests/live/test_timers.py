@@ -230,15 +230,23 @@ def test_timers_outlive_their_node(server: Server, subjects: Subjects) -> None:
         async with local_mesh(server, subjects, "n1") as mesh:
             await start(mesh, "alarm")
             timers = (
-                ["notify_after", {"seconds": 0.3, "event": "once", "id": "once"}],
-                ["notify_after", {"seconds": 0.4, "event": "again", "id": "again", "every": 1}],
+                ["notify_after", {"seconds": 1.0, "event": "once", "id": "once"}],
+                ["notify_after", {"seconds": 1.1, "event": "again", "id": "again", "every": 1}],
             )
             await mesh.client.ask("alarm", do(*timers))
+
+            async def stored(subject: str) -> int:
+                return len(await read_all(mesh.transport, mesh.subjects.stream("timer"), subject))
+
+            async def is_set() -> bool:
+                # The answer does not wait for the record's other effects.
+                return await stored(mesh.subjects.timer("alarm", "*")) + await stored(mesh.subjects.due("alarm")) >= 2
+
+            await eventually(is_set, PATIENCE_S, "both schedules")
             await mesh.nodes["n1"].close()
 
             async def fired() -> bool:
-                found = await read_all(mesh.transport, mesh.subjects.stream("timer"), mesh.subjects.due("alarm"))
-                return len(found) == 2
+                return await stored(mesh.subjects.due("alarm")) >= 2
 
             await eventually(fired, PATIENCE_S, "both timers, with nobody there")
             await mesh.node("n2")
