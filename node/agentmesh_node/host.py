@@ -307,8 +307,10 @@ class Node:
 
     def _on_live(self, resident: Resident, message: Message) -> None:
         lane, _ = self.subjects.parse_live(message.subject) or ("", "")
-        if resident.owner is not None and resident.owner.core is not None:
-            resident.owner.live(lane, message)
+        owner = resident.owner
+        # Until the lanes are read an owner's answers could be wrong: control requests wait for that, mail does not.
+        if owner is not None and owner.core is not None and (owner.begun or lane != "control"):
+            owner.live(lane, message)
         elif not resident.gone:
             if lane == "control":
                 resident.waiting = (*resident.waiting, (lane, message))

@@ -198,6 +198,11 @@ class Owner:
             await self._leave.give_back()
 
     @property
+    def begun(self) -> bool:
+        """Whether what waits for the agent is known, so that its state can be told."""
+        return self._begun
+
+    @property
     def closed(self) -> bool:
         """Whether this owner acts no more."""
         return self._closed
