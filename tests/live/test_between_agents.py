@@ -21,7 +21,7 @@ def do(*calls: Any) -> str:
 
 
 async def state_of(mesh: LocalMesh, agent: str) -> dict[str, Any]:
-    found: dict[str, Any] = (await mesh.client.status(agent, content=True)).agent_state
+    found: dict[str, Any] = (await mesh.client.status(agent, content=True, timeout=PATIENCE_S)).agent_state
     return found
 
 
