@@ -16,6 +16,8 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import msgspec
 
+from agentmesh.steps import Steps, UnjournaledSteps
+
 type EventKind = Literal["text", "thinking", "tool_use", "tool_result", "usage", "result", "error"]
 
 
@@ -29,6 +31,8 @@ class Event(msgspec.Struct, frozen=True):
 
     kind: EventKind
     data: dict[str, Any] = {}
+    replayed: bool = False
+    """It comes from a step that an earlier owner took: `handle_stream_event` sees it again, live readers do not."""
 
     @property
     def terminal(self) -> bool:
@@ -83,6 +87,8 @@ class Turn(msgspec.Struct, frozen=True):
     number: int
     metadata: dict[str, Any] = {}
     attachments: tuple[Any, ...] = ()
+    steps: Steps = msgspec.field(default_factory=UnjournaledSteps)
+    """What of this turn is durable already, and how to make more of it so."""
 
 
 class Stream(NamedTuple):

@@ -241,6 +241,7 @@ class Ledger(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     state_version: int = 1
     halted: bool = False
     failed: ErrorBody | None = None
+    """Why it has failed; of a life that has ended without being asked to, why it has."""
     backend_options: dict[str, Any] = {}
     session: Raw = NOTHING
     turn: int = 0

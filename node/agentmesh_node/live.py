@@ -1,4 +1,9 @@
-"""A turn's live events, as JSON messages to the caller's `Mesh-Stream-To`: in order, ending with the outcome."""
+"""A turn's live events, as JSON messages to the caller's `Mesh-Stream-To`: in order, ending with the outcome.
+
+Each bears `seq`, which counts from 1 in each run of the turn, `owner`, and `run`, a random id of that run: a turn may run again
+under the same owner too (its node was restarted under its id, or the agent's own code crashed), and a reader must be able to
+tell what is void then (semantics, case 243).
+"""
 
 from __future__ import annotations
 
@@ -18,7 +23,7 @@ class LiveStream:
 
     def __init__(self, services: Services, agent: str, ref: str, subject: str, owner: int) -> None:
         self._s = services
-        self._head = {"v": wire.VERSION, "agent": agent, "ref": ref, "owner": owner}
+        self._head = {"v": wire.VERSION, "agent": agent, "ref": ref, "owner": owner, "run": services.token()}
         self._subject = subject
         self._seq = 0
         self.ref = ref
@@ -44,10 +49,16 @@ class LiveStream:
         """Send what a reader wants to see of a backend's event."""
         match event.kind:
             case "text" | "thinking" | "tool_use" | "tool_result" | "usage":
-                self.send({"type": event.kind, **event.data})
+                self.send({**event.data, "type": event.kind})
             case _:
                 return  # the terminal event becomes the outcome, once it is committed
 
     def send(self, fields: dict[str, Any]) -> None:
+        """Send one message. What has no JSON form is left out, which a reader sees by the missing `seq`: to look on must not
+        make a turn fail."""
         self._seq += 1
-        self._s.transport.post(self._subject, msgspec.json.encode({**self._head, "seq": self._seq, **fields}))
+        try:
+            body = msgspec.json.encode({**fields, **self._head, "seq": self._seq})
+        except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError):
+            return
+        self._s.transport.post(self._subject, body)

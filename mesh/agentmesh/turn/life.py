@@ -41,8 +41,7 @@ def on_start(core: Core, item: Start, out: Out) -> None:
     """Go on from what the journal says."""
     core.wary = item.died
     if core.ledger.phase == "stopped":
-        core.phase = Phase.STOPPED
-        out.append(Sweep())
+        after_stop(core, out)
     elif core.ledger.failed is not None:
         core.phase = Phase.FAILED
         core.reason = core.ledger.failed
@@ -159,7 +158,7 @@ def after_crash(core: Core, out: Out) -> None:
         out.append(SetStatus("failed", core.ledger.failed))
     elif core.config.restart.policy == "temporary":
         assert reason is not None
-        out.append(SetStatus("stopping", reason))
+        core.work = structs.replace(core.work, failed=reason)
         record_stop(core, reason, out)
     else:
         core.phase = Phase.RESTARTING
@@ -185,17 +184,20 @@ def on_stop(core: Core, item: Stop, out: Out) -> None:
         return  # it says so already: a finisher only finishes (design 3, The end)
     if core.phase is Phase.TURN and core.active is not None:
         out.append(KillTurn(core.active.number))
-    begin_end(core, item.reason, out, registry=False)
+    begin_end(core, item.reason, out, asked=True)
 
 
-def begin_end(core: Core, reason: ErrorBody, out: Out, *, registry: bool = True) -> None:
-    """End this life: `terminate_agent`, the backend's session, the `stopped` record."""
+def begin_end(core: Core, reason: ErrorBody, out: Out, *, asked: bool = False) -> None:
+    """End this life: `terminate_agent`, the backend's session, the `stopped` record.
+
+    Unless it was asked for by the spec, `reason` goes into that record, and the registry hears of it only behind the commit: a
+    former owner that was frozen must not mark an agent that is well (design 3, Fence).
+    """
     ran = core.ledger.phase in ("init", "ready") and core.phase not in (Phase.FAILED, Phase.BOOT, Phase.RESTARTING)
     drop_draft(core)
     core.active = None
     core.reason = reason
-    if registry:
-        out.append(SetStatus("stopping", reason))
+    core.work = structs.replace(core.work, failed=None if asked else reason)
     core.phase = Phase.ENDING
     if ran and "terminate_agent" in core.config.hooks:
         out.append(Call(hook="terminate_agent", args=(reason,), state=core.ledger.state))
@@ -241,15 +243,16 @@ def record_stop(core: Core, reason: ErrorBody, out: Out) -> None:
         timers={},
         awaiting={},
         halted=False,
-        failed=None,
     )
     core.swept = False
     commit(core, "stopped", out, then="sweep")
 
 
 def after_stop(core: Core, out: Out) -> None:
-    """The record that ends this life stands: what is still in the lanes is swept."""
+    """The record that ends this life stands: the registry hears why, and what is still in the lanes is swept."""
     core.phase = Phase.STOPPED
+    if core.ledger.failed is not None:
+        out.append(SetStatus("stopping", core.ledger.failed))
     out.append(Sweep())
 
 
@@ -292,6 +295,8 @@ def finish(core: Core, out: Out) -> None:
         generation=old.generation,
         node=old.node,
         boot=old.boot,
+        failed=old.failed,
+        history=shortened(old.history),
         positions=old.positions,
         taken=old.taken,
         origins=old.origins,

@@ -1,0 +1,86 @@
+"""Steps: what of a turn is durable before the turn is over (design 6).
+
+A backend that loops over model calls and tools takes a step after each: the journal has it before the next call is made. A
+turn that lost its node begins again with the steps that were taken: the backend goes on behind the last of them, and only the
+call that was in flight is made again. A step is any JSON value; what it means is the backend's business.
+
+A wait inside a turn (another agent used as a tool) is durable as well: the request, and later its outcome, are steps of the
+mesh's own, which the backend sees only through `ask`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from agentmesh.errors import Unavailable
+from agentmesh.wire import Outcome
+
+
+class Steps(Protocol):
+    """The durable part of one turn, as its backend sees it."""
+
+    @property
+    def taken(self) -> tuple[Any, ...]:
+        """The steps taken so far, oldest first: also those of an owner that died in the middle of this turn."""
+
+    @property
+    def key(self) -> str:
+        """A name of this turn that stays the same however often it is tried, and that no other turn of any agent shares.
+
+        An idempotency key for a tool call is this, a slash, and the call's id.
+        """
+
+    async def take(self, step: Any) -> None:
+        """Commit `step`; returns when the journal has it.
+
+        Raises:
+            TooLarge: the step cannot be stored.
+        """
+
+    async def ask(
+        self,
+        wait: str,
+        agent: str,
+        prompt: str,
+        *,
+        timeout_s: float,
+        metadata: dict[str, Any] | None = None,
+        budget: dict[str, float] | None = None,
+    ) -> Outcome:
+        """Ask another agent durably, and wait for its outcome.
+
+        `wait` names this wait within the turn: asked again under that name, after a takeover too, the request is not sent
+        twice and gets the same outcome. Never raises for what the other agent does: a refusal, a circle (`cycle`), or no
+        outcome within `timeout_s` seconds (`timeout`) is an outcome with that error.
+        """
+
+
+class UnjournaledSteps:
+    """Steps kept in memory only: for a backend that runs outside the mesh, as in its conformance tests."""
+
+    def __init__(self, taken: tuple[Any, ...] = (), key: str = "turn") -> None:
+        self._taken = list(taken)
+        self._key = key
+
+    @property
+    def taken(self) -> tuple[Any, ...]:
+        return tuple(self._taken)
+
+    @property
+    def key(self) -> str:
+        return self._key
+
+    async def take(self, step: Any) -> None:
+        self._taken.append(step)
+
+    async def ask(
+        self,
+        wait: str,
+        agent: str,
+        prompt: str,
+        *,
+        timeout_s: float,
+        metadata: dict[str, Any] | None = None,
+        budget: dict[str, float] | None = None,
+    ) -> Outcome:
+        raise Unavailable(f"outside a mesh there is no agent {agent} to ask")
