@@ -1,18 +1,8 @@
-"""The `Transport` over nats-py. The only module that imports it.
+"""The `Transport` over nats-py: subscriptions, requests, and a connection that is there again whatever happens.
 
-nats-py does what is hard to do well: servers, authentication, TLS, reconnecting. Two of its ways are replaced here, because
-they cost most of a request's time and memory:
-
-- **Receiving.** nats-py gives each subscription a queue and a task. Here a message goes from the parser straight to its
-  handler; a task exists only while a handler's coroutine runs. A sleeping agent's subscription is one small object.
-- **Sending.** nats-py wakes a flusher task through a queue for each publish. Here the commands of one loop iteration are
-  written together by one `call_soon`.
-
-Both hook into `Client` methods whose shape the pinned version fixes (`nats-py==2.16.*`) and the tests of this module hold.
-
-Also replaced: nats-py leaves a request that is in flight at a disconnect to its time-out, sends what was pending at a
-disconnect after the reconnect, waits for a dead peer to take the last bytes, and closes for good on a protocol error. Here
-such a request fails at once, nothing is sent late, a dead socket is aborted, and a closed connection is opened again.
+Also replaced: nats-py leaves a request that is in flight at a disconnect to its time-out, and closes for good on a protocol
+error. Here such a request fails at once, nothing is sent late, and a closed connection is opened again. What is replaced
+within nats-py's own client is in `agentmesh.edge.client`.
 """
 
 from __future__ import annotations
@@ -23,14 +13,11 @@ import itertools
 import logging
 import secrets
 from collections.abc import Callable, Sequence
-from typing import Any
 from urllib.parse import urlsplit
 
-import nats.aio.client
-import nats.errors
-
+from agentmesh.edge.client import Client
 from agentmesh.edge.delivery import CLOSE_TIMEOUT_S, Gathering, LiveSubscription
-from agentmesh.edge.frames import NO_HEADERS, check_pattern, parse_headers, publish_frame
+from agentmesh.edge.frames import NO_HEADERS, check_pattern, publish_frame
 from agentmesh.edge.transport import Disconnected, Handler, Headers, Message, NoResponders, RequestTimeout, Subscription
 from agentmesh.errors import BadRequest, TooLarge, Unavailable
 
@@ -40,11 +27,8 @@ PING_INTERVAL_S = 5
 MAX_OUTSTANDING_PINGS = 2
 RECONNECT_WAIT_S = 0.25
 ATTEMPT_TIMEOUT_S = 2.0
-HIGH_WATER = 1 << 20
-"""Unsent bytes beyond which the next publisher waits for the socket."""
-
-_CONNECTED = nats.aio.client.Client.CONNECTED
-_PING = b"PING\r\n"
+LOOK_S = 0.25
+"""How often requests are looked at whose time may be over: one timer for all is cheaper than one for each."""
 
 
 async def connect(servers: str | Sequence[str], *, name: str, connect_timeout: float = 5.0, wait: bool = False) -> NatsTransport:
@@ -102,130 +86,6 @@ def _shown(url: str) -> str:
     return scheme + separator + rest.rpartition("@")[2]
 
 
-class _Client(nats.aio.client.Client):
-    """nats-py's client with direct delivery and direct sending; see the module's docstring."""
-
-    _transport: Any  # nats-py's TcpTransport, or None before the first connection
-    _subs: Any  # dict[int, LiveSubscription]
-
-    def __init__(self, on_down: Callable[[], None], on_closed: Callable[[], None]) -> None:
-        super().__init__()
-        self._on_down = on_down
-        self._on_closed = on_closed
-        self._flush_due = False
-        self.congested = False
-
-    @property
-    def up(self) -> bool:
-        return self._status == _CONNECTED
-
-    def send(self, frame: bytes) -> None:
-        """Queue `frame` for the end of this loop iteration."""
-        self._pending.append(frame)
-        self._pending_data_size += len(frame)
-        if not self._flush_due:
-            self._flush_due = True
-            asyncio.get_running_loop().call_soon(self.flush_now)
-        if self._pending_data_size > HIGH_WATER:
-            # A publisher in a loop gives nobody a turn: it must wait before its next message.
-            self.flush_now()
-            self.congested = True
-
-    def flush_now(self) -> None:
-        """Write what is queued."""
-        self._flush_due = False
-        pending = self._pending
-        if not pending or not self.up:
-            return
-        self._transport.write(pending[0] if len(pending) == 1 else b"".join(pending))
-        self._pending = []
-        self._pending_data_size = 0
-        if self._transport._io_writer.transport.get_write_buffer_size() > HIGH_WATER:
-            self.congested = True
-
-    async def uncongested(self) -> None:
-        """Give way, and wait until the socket takes bytes again."""
-        await asyncio.sleep(0)
-        try:
-            await self._transport.drain()
-        except OSError:
-            raise Disconnected from None
-        self.congested = False
-
-    def ping(self, answered: Callable[[object], None]) -> None:
-        """Send a PING behind everything queued. `answered` is called at its PONG."""
-        self.flush_now()
-        # A future of its own: nats-py sets its result unasked, which a cancelled one would not survive.
-        pong = asyncio.get_running_loop().create_future()
-        pong.add_done_callback(answered)
-        self._pongs.append(pong)
-        self._transport.write(_PING)
-
-    async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
-        subscription = self._subs.get(sid)
-        if subscription is None:
-            return
-        # Not UTF-8 is legal on the wire; an exception here would end nats-py's read loop.
-        to, answer_to = str(subject, "utf-8", "replace"), str(reply, "utf-8", "replace")
-        if headers:
-            status, fields = parse_headers(headers)
-            subscription.deliver(Message(to, data, fields, answer_to, status))
-        else:
-            subscription.deliver(Message(to, data, NO_HEADERS, answer_to))
-
-    async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
-        await super()._process_info(info, initial_connection)
-        # Servers come and go and limits change while connected; nats-py keeps what it was told first.
-        self._server_info = {**self._server_info, **info}
-        self._max_payload = self._server_info.get("max_payload", self._max_payload)
-
-    async def _process_op_err(self, e: Exception) -> None:
-        if not (self.is_closed or self.is_reconnecting):
-            self._go_down()
-        await super()._process_op_err(e)
-
-    async def _close(self, status: int, do_cbs: bool = True) -> None:
-        was_closed = self.is_closed
-        self._go_down()
-        try:
-            await super()._close(status, do_cbs=False)
-        except Exception:  # whatever it was, the connection must be opened again
-            log.exception("closing a connection failed")
-        if do_cbs and not was_closed:
-            self._on_closed()
-
-    async def _attempt_reconnect(self) -> None:
-        try:
-            await super()._attempt_reconnect()
-        except Exception:  # nats-py goes on after the errors that it expects, and gives up silently after others
-            log.exception("reconnecting failed")
-            await self._close(self.CLOSED)
-
-    async def _read_loop(self) -> None:
-        await super()._read_loop()
-        # nats-py ends the loop after an unexpected error and leaves the connection open and deaf.
-        if self.up and asyncio.current_task() is self._reading_task:
-            await self._process_op_err(nats.errors.Error("the read loop has ended"))
-
-    async def _connect_to_server(self, s: Any) -> None:
-        self._abort()  # what a failed attempt left behind
-        await super()._connect_to_server(s)
-
-    def _go_down(self) -> None:
-        self._abort()
-        self._on_down()
-
-    def _abort(self) -> None:
-        # Nothing pending may go out after a reconnect (its sender has been told that it failed), and closing must not
-        # wait for a peer that takes no bytes. Subscriptions are replayed from `_subs`.
-        self._pending = []
-        self._pending_data_size = 0
-        self.congested = False
-        writer = self._transport._io_writer if self._transport is not None else None
-        if writer is not None:
-            writer.transport.abort()
-
-
 class NatsTransport:
     """A connection to NATS. Make one with `connect`."""
 
@@ -236,7 +96,9 @@ class NatsTransport:
         self._loop = asyncio.get_running_loop()
         self._subscriptions: dict[int, LiveSubscription] = {}
         self._sids = itertools.count(1)
-        self._waiting: dict[str, asyncio.Future[Message]] = {}
+        self._waiting: dict[str, tuple[asyncio.Future[Message], float]] = {}
+        """Per reply subject: who waits, and until when (on the loop's clock)."""
+        self._looker: asyncio.TimerHandle | None = None
         self._gathering: dict[str, Gathering] = {}
         self._gap_callbacks: dict[object, Callable[[], None]] = {}
         self._tokens = itertools.count()
@@ -307,14 +169,11 @@ class NatsTransport:
         frame = publish_frame(subject, data, headers, reply, client._max_payload)
         if client.congested:
             await self._uncongested(client)
-        future: asyncio.Future[Message] = self._loop.create_future()
-        self._waiting[reply] = future
-        timer = self._loop.call_later(timeout, _expire, future)
+        future = self._wait(reply, timeout)
         client.send(frame)
         try:
             message = await future
         finally:
-            timer.cancel()
             del self._waiting[reply]
         if message.status == "503" and not message.data:
             raise NoResponders(subject)
@@ -351,8 +210,7 @@ class NatsTransport:
         if not self._live:
             raise Disconnected
         key = f"pong {next(self._tokens)}"
-        self._waiting[key] = future = self._loop.create_future()
-        timer = self._loop.call_later(timeout, _expire, future)
+        future = self._wait(key, timeout)
 
         def answered(_: object) -> None:
             if not future.done():
@@ -362,10 +220,26 @@ class NatsTransport:
         try:
             await future
         finally:
-            timer.cancel()
             del self._waiting[key]
 
-    async def _uncongested(self, client: _Client) -> None:
+    def _wait(self, key: str, timeout: float) -> asyncio.Future[Message]:
+        """What resolves to the message that `_waiting[key]` gets, or raises `RequestTimeout` after `timeout` seconds."""
+        future: asyncio.Future[Message] = self._loop.create_future()
+        self._waiting[key] = (future, self._loop.time() + timeout)
+        if timeout < 4 * LOOK_S:
+            self._loop.call_later(timeout, _expire, future)
+        elif self._looker is None:
+            self._looker = self._loop.call_later(LOOK_S, self._look)
+        return future
+
+    def _look(self) -> None:
+        now = self._loop.time()
+        for future, deadline in self._waiting.values():
+            if deadline <= now:
+                _expire(future)
+        self._looker = self._loop.call_later(LOOK_S, self._look) if self._waiting else None
+
+    async def _uncongested(self, client: Client) -> None:
         await client.uncongested()
         if not self._live or client is not self._client:
             raise Disconnected
@@ -402,10 +276,10 @@ class NatsTransport:
                 await self.flush(CLOSE_TIMEOUT_S)
 
     def _on_reply(self, message: Message) -> None:
-        future = self._waiting.get(message.subject)
-        if future is not None:
-            if not future.done():
-                future.set_result(message)
+        waiting = self._waiting.get(message.subject)
+        if waiting is not None:
+            if not waiting[0].done():
+                waiting[0].set_result(message)
             return
         gathering = self._gathering.get(message.subject)
         if gathering is not None and not gathering.done.done():
@@ -430,8 +304,8 @@ class NatsTransport:
                 log.exception("a gap callback failed")
 
     # --- life -------------------------------------------------------------------------------------------------
-    def _new_client(self) -> _Client:
-        return _Client(self._on_down, self._on_closed)
+    def _new_client(self) -> Client:
+        return Client(self._on_down, self._on_closed)
 
     async def _open(self) -> None:
         """Connect the client, trying for ever, and announce the subscriptions."""
@@ -458,7 +332,7 @@ class NatsTransport:
         if self._live and not self._closing:
             log.warning("%s: disconnected from NATS", self._name)
         self._live = False
-        for future in self._waiting.values():
+        for future, _ in self._waiting.values():
             if not future.done():
                 future.set_exception(Disconnected())
         for gathering in self._gathering.values():
@@ -500,6 +374,8 @@ class NatsTransport:
         with contextlib.suppress(RequestTimeout, Disconnected):
             await self.flush(CLOSE_TIMEOUT_S)
         self._closing = True
+        if self._looker is not None:
+            self._looker.cancel()
         if self._reopening is not None:
             self._reopening.cancel()
             await asyncio.wait((self._reopening,), timeout=CLOSE_TIMEOUT_S)

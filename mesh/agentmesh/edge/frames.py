@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import MappingProxyType
 
 from agentmesh.edge.transport import Headers
@@ -71,6 +72,41 @@ def parse_headers(block: bytes) -> tuple[str, dict[str, str]]:
         if colon:
             headers[name] = value.strip()
     return first[9:12], headers
+
+
+def take_messages(data: bytes, deliver: Callable[[int, bytes, bytes, bytes, bytes], None]) -> tuple[int, int, bytes]:
+    """Hand the whole messages in `data` to `deliver(sid, subject, reply, headers, body)`, in order.
+
+    Returns: up to where `data` was taken; how many bytes what is left needs at least (0: unknown); and the commands that are no
+        messages, which were taken too.
+    """
+    position, end = 0, len(data)
+    commands = b""
+    while position < end:
+        eol = data.find(b"\r\n", position)
+        if eol < 0:
+            break
+        parts = data[position:eol].split(b" ")
+        start = eol + 2
+        try:
+            if parts[0] == b"MSG":
+                head, total, reply = 0, int(parts[-1]), parts[3] if len(parts) > 4 else b""
+            elif parts[0] == b"HMSG":
+                head, total, reply = int(parts[-2]), int(parts[-1]), parts[3] if len(parts) > 5 else b""
+            else:
+                commands += data[position:start]
+                position = start
+                continue
+            subject, sid = parts[1], int(parts[2])
+        except (ValueError, IndexError):
+            # No server writes this. Who gets the commands ends the connection.
+            return end, 0, commands + data[position:]
+        stop = start + total
+        if stop + 2 > end:
+            return position, stop + 2 - position, commands
+        position = stop + 2
+        deliver(sid, subject, reply, data[start : start + head] if head else b"", data[start + head : stop])
+    return position, 0, commands
 
 
 def check_pattern(subject: str) -> None:

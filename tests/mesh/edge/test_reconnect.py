@@ -11,6 +11,7 @@ import pytest
 
 from agentmesh.edge import connection
 from agentmesh.edge.connection import NatsTransport, connect
+from agentmesh.edge.delivery import LiveSubscription
 from agentmesh.edge.transport import Disconnected, Message
 from agentmesh.subjects import Subjects
 from support import Server, connected, eventually, run
@@ -153,29 +154,44 @@ def test_a_busy_connection_is_opened_again_too(fresh_server: Server) -> None:
     run(main())
 
 
-@pytest.mark.parametrize("hook", ["_process_msg", "_process_connect_init"])
-def test_an_error_that_nats_py_does_not_expect_costs_one_reconnect(
-    server: Server, monkeypatch: pytest.MonkeyPatch, hook: str
-) -> None:
+def test_a_message_that_cannot_be_delivered_costs_one_reconnect(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         async with connected(server.url) as t:
             await _echo(t, "odd")
-            original = getattr(t._client, hook)
+            original = LiveSubscription.deliver
             failed: list[bool] = []
 
-            async def fail_once(*args: object) -> object:
+            def fail_once(subscription: LiveSubscription, message: Message) -> None:
                 if not failed:
                     failed.append(True)
                     raise RuntimeError("unexpected")
-                return await original(*args)
+                original(subscription, message)
 
-            monkeypatch.setattr(t._client, hook, fail_once)
-            if hook == "_process_msg":
-                with pytest.raises(Disconnected):
-                    await t.request("odd", timeout=20)
-            else:
-                t._client._abort()
-                await eventually(lambda: failed, what="the failed reconnect")
+            monkeypatch.setattr(LiveSubscription, "deliver", fail_once)
+            with pytest.raises(Disconnected):
+                await t.request("odd", timeout=20)
+            await eventually(lambda: t.connected, what="the reconnect")
+            assert (await t.request("odd", b"x", timeout=5)).data == b"x"
+
+    run(main())
+
+
+def test_an_error_that_nats_py_does_not_expect_costs_one_more_attempt(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        async with connected(server.url) as t:
+            await _echo(t, "odd")
+            original = t._client._process_connect_init
+            failed: list[bool] = []
+
+            async def fail_once() -> None:
+                if not failed:
+                    failed.append(True)
+                    raise RuntimeError("unexpected")
+                await original()
+
+            monkeypatch.setattr(t._client, "_process_connect_init", fail_once)
+            t._client._abort()
+            await eventually(lambda: failed, what="the failed reconnect")
             await eventually(lambda: t.connected, what="the reconnect")
             assert (await t.request("odd", b"x", timeout=5)).data == b"x"
 

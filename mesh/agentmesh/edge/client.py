@@ -1,0 +1,237 @@
+"""nats-py's client, with three of its ways replaced. The only module that imports it.
+
+nats-py does what is hard to do well: servers, authentication, TLS, reconnecting. What costs most of a message's time and memory
+is done here instead:
+
+- **Receiving.** nats-py's read loop wakes a task for each piece of data, and gives each subscription a queue and a task. Here
+  messages go from the socket straight to their handlers, in one step (`_Tap`); the read loop sees only what is no message.
+  A task exists only while a handler's coroutine runs. A sleeping agent's subscription is one small object.
+- **Sending.** nats-py wakes a flusher task through a queue for each publish. Here the commands of one loop iteration are
+  written together by one `call_soon`; while they are few, each is written at once, which saves its reader that moment.
+- **Ending.** nats-py sends what was pending at a disconnect after the reconnect, waits for a dead peer to take the last bytes,
+  and goes deaf after an unexpected error. Here a dead socket is aborted, and nothing pending outlives its connection.
+
+All hook into methods of `nats.aio.client.Client` whose shape the pinned version fixes (`nats-py==2.16.*`) and tests/mesh/edge
+hold.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import nats.aio.client
+import nats.errors
+
+from agentmesh.edge.frames import NO_HEADERS, parse_headers, take_messages
+from agentmesh.edge.transport import Disconnected, Message
+
+log = logging.getLogger("agentmesh.edge")
+
+HIGH_WATER = 1 << 20
+"""Unsent bytes beyond which the next publisher waits for the socket."""
+
+FEW = 4
+"""Commands of one loop iteration that are written one by one."""
+
+_CONNECTED = nats.aio.client.Client.CONNECTED
+_PING = b"PING\r\n"
+
+
+class _Tap(asyncio.Protocol):
+    """Stands between the socket and nats-py's stream reader: delivers whole messages, and passes on everything else.
+
+    Messages may so overtake the commands between them (PING, PONG, INFO, errors), never one another, and no command overtakes
+    a message. What is malformed is passed on too: nats-py ends the connection for it.
+    """
+
+    def __init__(self, stream: Any, deliver: Callable[[int, bytes, bytes, bytes, bytes], None]) -> None:
+        self._stream = stream
+        self._inner = stream.get_protocol()
+        self._deliver = deliver
+        self._rest = bytearray()
+        self._needed = 0
+        """Bytes that `_rest` must have before it is worth looking at again: those of a large message come in many pieces."""
+
+    def data_received(self, data: bytes) -> None:
+        if self._rest:
+            self._rest += data
+            if len(self._rest) < self._needed:
+                return
+            data = bytes(self._rest)
+            self._rest.clear()
+        try:
+            position, self._needed, commands = take_messages(data, self._deliver)
+        except Exception:  # whatever it was, what came with it is lost: only a new connection makes that known
+            log.exception("a message could not be delivered")
+            self._stream.abort()
+            return
+        if commands:
+            self._inner.data_received(commands)
+        if position < len(data):
+            self._rest += data[position:]
+
+    def eof_received(self) -> bool | None:
+        answer: bool | None = self._inner.eof_received()
+        return answer
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._inner.connection_lost(error)
+
+    def pause_writing(self) -> None:
+        self._inner.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._inner.resume_writing()
+
+
+class Client(nats.aio.client.Client):
+    """nats-py's client with direct delivery and direct sending; see the module's docstring."""
+
+    _transport: Any  # nats-py's TcpTransport, or None before the first connection
+    _subs: Any  # dict[int, LiveSubscription]
+
+    def __init__(self, on_down: Callable[[], None], on_closed: Callable[[], None]) -> None:
+        super().__init__()
+        self._on_down = on_down
+        self._on_closed = on_closed
+        self._flush_due = False
+        self._sent = 0
+        """Commands of this loop iteration."""
+        self._calm = True
+        """Whether the last iteration in which something was sent had few: gathering them would save nothing."""
+        self.congested = False
+
+    @property
+    def up(self) -> bool:
+        return self._status == _CONNECTED
+
+    def send(self, frame: bytes) -> None:
+        """Send `frame`, with whatever else is sent in this loop iteration."""
+        if not self._flush_due:
+            self._flush_due = True
+            self._sent = 0
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._sent += 1
+        if self._calm and self._sent <= FEW and not self._pending and self.up:
+            self._transport.write(frame)
+            return
+        self._pending.append(frame)
+        self._pending_data_size += len(frame)
+        if self._pending_data_size > HIGH_WATER:
+            # A publisher in a loop gives nobody a turn: it must wait before its next message.
+            self.flush_now()
+            self.congested = True
+
+    def _flush(self) -> None:
+        self._flush_due = False
+        self._calm = self._sent <= FEW
+        self.flush_now()
+        if self.up and self._transport._io_writer.transport.get_write_buffer_size() > HIGH_WATER:
+            self.congested = True
+
+    def flush_now(self) -> None:
+        """Write what is queued."""
+        pending = self._pending
+        if not pending or not self.up:
+            return
+        self._transport.write(pending[0] if len(pending) == 1 else b"".join(pending))
+        self._pending = []
+        self._pending_data_size = 0
+
+    async def uncongested(self) -> None:
+        """Give way, and wait until the socket takes bytes again."""
+        await asyncio.sleep(0)
+        try:
+            await self._transport.drain()
+        except OSError:
+            raise Disconnected from None
+        self.congested = False
+
+    def ping(self, answered: Callable[[object], None]) -> None:
+        """Send a PING behind everything queued. `answered` is called at its PONG."""
+        self.flush_now()
+        # A future of its own: nats-py sets its result unasked, which a cancelled one would not survive.
+        pong = asyncio.get_running_loop().create_future()
+        pong.add_done_callback(answered)
+        self._pongs.append(pong)
+        self._transport.write(_PING)
+
+    def take(self, sid: int, subject: bytes, reply: bytes, headers: bytes, data: bytes) -> None:
+        """Hand a message to its subscription."""
+        subscription = self._subs.get(sid)
+        if subscription is None:
+            return
+        # Not UTF-8 is legal on the wire; an exception here would end the connection.
+        to, answer_to = str(subject, "utf-8", "replace"), str(reply, "utf-8", "replace")
+        if headers:
+            status, fields = parse_headers(headers)
+            subscription.deliver(Message(to, data, fields, answer_to, status))
+        else:
+            subscription.deliver(Message(to, data, NO_HEADERS, answer_to))
+
+    async def _process_connect_init(self) -> None:
+        await super()._process_connect_init()
+        # The handshake (and TLS, which changes the transport) is over: from here on messages can come.
+        stream: Any = self._transport._io_writer.transport
+        reader: Any = self._transport._io_reader
+        tap = _Tap(stream, self.take)
+        stream.set_protocol(tap)
+        early = bytes(reader._buffer)
+        reader._buffer.clear()
+        if early:
+            tap.data_received(early)
+
+    async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
+        await super()._process_info(info, initial_connection)
+        # Servers come and go and limits change while connected; nats-py keeps what it was told first.
+        self._server_info = {**self._server_info, **info}
+        self._max_payload = self._server_info.get("max_payload", self._max_payload)
+
+    async def _process_op_err(self, e: Exception) -> None:
+        if not (self.is_closed or self.is_reconnecting):
+            self._go_down()
+        await super()._process_op_err(e)
+
+    async def _close(self, status: int, do_cbs: bool = True) -> None:
+        was_closed = self.is_closed
+        self._go_down()
+        try:
+            await super()._close(status, do_cbs=False)
+        except Exception:  # whatever it was, the connection must be opened again
+            log.exception("closing a connection failed")
+        if do_cbs and not was_closed:
+            self._on_closed()
+
+    async def _attempt_reconnect(self) -> None:
+        try:
+            await super()._attempt_reconnect()
+        except Exception:  # nats-py goes on after the errors that it expects, and gives up silently after others
+            log.exception("reconnecting failed")
+            await self._close(self.CLOSED)
+
+    async def _read_loop(self) -> None:
+        await super()._read_loop()
+        # nats-py ends the loop after an unexpected error and leaves the connection open and deaf.
+        if self.up and asyncio.current_task() is self._reading_task:
+            await self._process_op_err(nats.errors.Error("the read loop has ended"))
+
+    async def _connect_to_server(self, s: Any) -> None:
+        self._abort()  # what a failed attempt left behind
+        await super()._connect_to_server(s)
+
+    def _go_down(self) -> None:
+        self._abort()
+        self._on_down()
+
+    def _abort(self) -> None:
+        # Nothing pending may go out after a reconnect (its sender has been told that it failed), and closing must not
+        # wait for a peer that takes no bytes. Subscriptions are replayed from `_subs`.
+        self._pending = []
+        self._pending_data_size = 0
+        self.congested = False
+        writer = self._transport._io_writer if self._transport is not None else None
+        if writer is not None:
+            writer.transport.abort()
