@@ -80,6 +80,9 @@ class Fact(msgspec.Struct, frozen=True, kw_only=True):
     fields: dict[str, Any]
 
 
+MAX_HEADS = 16_384
+"""Beginnings of facts that are kept ready, one for each agent and kind that was told of lately."""
+
 type Handler = Callable[[Fact], None]
 """Called on the node's loop for each fact: quick, and without effect if it raises."""
 
@@ -96,15 +99,18 @@ class Events:
         *,
         content: bool,
         handlers: tuple[Handler, ...] = (),
+        later: Callable[[Callable[[], None]], object] = lambda action: action(),
     ) -> None:
         self._t = transport
         self._subjects = subjects
         self._node = node
-        self._node_bytes = node.encode()
+        self._later = later
         self._now = now
         self._content = content
         self._handlers: list[tuple[Handler, bool]] = [(handler, False) for handler in handlers]
         self._encoder = msgspec.json.Encoder()
+        self._gathered: list[tuple[str, str, int, dict[str, Any], float]] = []
+        self._heads: dict[tuple[str, str], tuple[str, bytes]] = {}
 
     def handle(self, handler: Handler, *, content: bool = False) -> Callable[[], None]:
         """Call `handler(fact)` for each fact from now on, on the loop. Returns what removes it.
@@ -118,16 +124,30 @@ class Events:
 
     def emit(self, agent: str, kind: str, turn: int, fields: dict[str, Any]) -> None:
         """Tell a fact."""
-        for handler, content in tuple(self._handlers):
-            self._offer(handler, agent, kind, turn, _told(kind, fields, content=content))
-        fields = _told(kind, fields, content=self._content)
-        # Names, kinds and node ids need no escaping; this is several times quicker than encoding a dict.
-        tail = self._encoder.encode(fields)[1:] if fields else b"}"
-        body = b'{"v":1,"agent":"%b","kind":"%b","time":"%b","node":"%b","turn":%d%b%b' % (
-            agent.encode(), kind.encode(), format_time(self._now()).encode(), self._node_bytes, turn,
-            b"," if fields else b"", tail,
-        )  # fmt: skip
-        self._t.post(self._subjects.event(agent, kind), body)
+        if self._handlers:
+            for handler, content in tuple(self._handlers):
+                self._offer(handler, agent, kind, turn, _told(kind, fields, content=content))
+        self._gathered.append((agent, kind, turn, fields, self._now()))
+        if len(self._gathered) == 1:
+            self._later(self.publish)  # behind what the turn sends itself: nobody waits for a fact
+
+    def publish(self) -> None:
+        """Send the facts that were gathered."""
+        gathered, self._gathered = self._gathered, []
+        for agent, kind, turn, fields, time in gathered:
+            told = _told(kind, fields, content=self._content) if kind in WITH_CONTENT else fields
+            subject, head = self._heads.get((agent, kind)) or self._head(agent, kind)
+            # Names, kinds and node ids need no escaping; this is several times quicker than encoding a dict.
+            tail = b"," + self._encoder.encode(told)[1:] if told else b"}"
+            self._t.post(subject, b'%b%b","turn":%d%b' % (head, format_time(time).encode(), turn, tail))
+
+    def _head(self, agent: str, kind: str) -> tuple[str, bytes]:
+        """The subject of such facts, and how their bodies begin."""
+        if len(self._heads) >= MAX_HEADS:
+            self._heads.clear()
+        body = f'{{"v":1,"agent":"{agent}","kind":"{kind}","node":"{self._node}","time":"'
+        head = self._heads[agent, kind] = (self._subjects.event(agent, kind), body.encode())
+        return head
 
     def _offer(self, handler: Handler, agent: str, kind: Any, turn: int, fields: dict[str, Any]) -> None:
         # A copy: what one handler does to it reaches neither the next one nor the agent.

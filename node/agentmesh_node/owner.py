@@ -17,8 +17,9 @@ import msgspec
 from agentmesh.decisions import NONE
 from agentmesh.edge.transport import Message
 from agentmesh.errors import Fenced, StoreLost, Unavailable
+from agentmesh.ledger import record_of
 from agentmesh.ownership import Claim
-from agentmesh.records import Ledger, Record, Resolve, encode_record
+from agentmesh.records import Ledger, Resolve, encode_record
 from agentmesh.subjects import LANES
 from agentmesh.turn import new_core, step
 from agentmesh.turn.values import (
@@ -40,9 +41,7 @@ from agentmesh.turn.values import (
     Perform,
     Phase,
     Raised,
-    Rest,
     Restarted,
-    Retire,
     Returned,
     ReturnLeave,
     RunTurn,
@@ -63,6 +62,7 @@ from agentmesh_node.leave import Leave
 from agentmesh_node.live import LiveStream
 from agentmesh_node.mailbox import Mailbox
 from agentmesh_node.performer import Performer
+from agentmesh_node.resting import Resting
 from agentmesh_node.runner import Runner
 from agentmesh_node.services import Services
 from agentmesh_node.status import KEEP_STOPPED_S, StatusWriter
@@ -72,8 +72,6 @@ log = logging.getLogger("agentmesh.node")
 
 STALL_S = 1.0
 """After a stall of more than this, an owner checks its fence before it performs effects (semantics, case 204)."""
-SETTLE_S = 1.0
-"""How long the effects of an agent that is handed over may take, before they are left to the next owner."""
 LOOK_S = 0.01
 """How often something that gives no sign is looked at."""
 STOP_GRACE_S = 5.0
@@ -102,16 +100,14 @@ class Owner:
         self._closed = False
         self._leave: Leave | None = None
         self._timers: set[asyncio.TimerHandle] = set()
-        self._resting: asyncio.TimerHandle | None = None
-        """Armed while the agent is at rest: when it has been so for long enough, only its subscription is kept."""
+        self._resting = Resting(self, services)
         self._watchdog: asyncio.TimerHandle | None = None
         self._sweeper: asyncio.Task[None] | None = None
         self._replies: dict[str, str] = {}
         self._live: LiveStream | None = None
-        self._active_at = services.monotonic()
         self.runner: Runner | None = services.runner(name, spec)
         self.mailbox: Mailbox | None = None
-        self._trimmer: Trimmer | None = None
+        self.trimmer: Trimmer | None = None
         self._performer: Performer | None = None
         self._shown: SetStatus | None = None
         self._status = StatusWriter(services, name, claim.incarnation)
@@ -126,8 +122,10 @@ class Owner:
             Unavailable: it cannot be told now.
         """
         taken = await take(self._s, self.name, self.spec, self.claim)
-        if taken is None:
-            self._status.set("stopped", self.spec.reason)
+        if taken.ledger.phase == "over":
+            if self.spec.status != "stopping":  # the last owner died before it could say so
+                self._status.set("stopping", taken.ledger.failed)
+            self._status.set("stopped", taken.ledger.failed)
             await self._status.settled()
             raise Lost("this life is over", final=True)
         self._fence = taken.fence
@@ -150,9 +148,15 @@ class Owner:
             emit=self._emit,
             live=self._tell_outcome,
         )
-        self._performer = Performer(deeds, lambda origins: self.feed(Done(origins)), lambda o, e: self.feed(GaveUp(o, e)))
+        self._performer = Performer(
+            deeds,
+            lambda origins: self.feed(Done(origins)),
+            lambda origin, error: self.feed(GaveUp(origin, error)),
+            now=s.now,
+            window_s=s.duplicate_window_s,
+        )
         self.mailbox = Mailbox(s.transport, s.subjects, self.name, ledger.positions, self._arrived)
-        self._trimmer = Trimmer(self, s, ledger.positions)
+        self.trimmer = Trimmer(self, s, ledger.positions)
         self._emit("activated", {"generation": self.claim.generation})
         self._performer.add(ledger.effects.items(), doubtful=True)
         # First what waits: a chained prompt must not overtake events, nor an event's prompt the mail before it.
@@ -166,7 +170,7 @@ class Owner:
             self.feed(Start(died))
             if self.spec.status == "stopping":
                 self.stop(self.spec)
-        self._arm_rest()
+        self._resting.arm()
 
     def _stop_reason(self) -> ErrorBody:
         return self.spec.reason or ErrorBody(code="stopped", message="")
@@ -189,6 +193,7 @@ class Owner:
         if self.runner is not None:
             await self.runner.kill_turn()
             self.runner.end_span("lost")
+            await self.runner.release()
         if self.mailbox is not None:
             await self.mailbox.close()
         if self._performer is not None:
@@ -217,9 +222,7 @@ class Owner:
             return
         # At once, in the step in which it arrived. A task is made only if something must be awaited.
         self._driving = True
-        self._active_at = self._s.monotonic()
-        if self._resting is not None:
-            self._stir()
+        self._resting.stir()
         waiting: list[Command] = []
         try:
             while self._queue and not waiting:
@@ -257,14 +260,16 @@ class Owner:
         self.spec = spec
         if self._begun:  # else `_begin` sees it: where the agent stands must be known before it is stopped
             self.feed(Stop(self._stop_reason()))
-            self._later(STOP_GRACE_S, self._hurry)
+            self.later(STOP_GRACE_S, self._hurry)
 
     def _arrived(self, mail: list[Mail]) -> None:
         self.feed(Arrived(tuple(mail)))
-        if self._trimmer is not None:
-            self._trimmer.arrived(mail)
+        if self.trimmer is not None:
+            self.trimmer.arrived(mail)
 
-    def _later(self, seconds: float, action: Callable[[], object]) -> asyncio.TimerHandle:
+    def later(self, seconds: float, action: Callable[[], object]) -> asyncio.TimerHandle:
+        """Call `action` after so many seconds, unless the owner is closed by then."""
+
         def fire() -> None:
             self._timers.discard(handle)
             if not self._closed:
@@ -273,6 +278,11 @@ class Owner:
         handle = asyncio.get_running_loop().call_later(max(0.0, seconds), fire)
         self._timers.add(handle)
         return handle
+
+    def call_off(self, handle: asyncio.TimerHandle) -> None:
+        """Cancel what `later` has returned."""
+        handle.cancel()
+        self._timers.discard(handle)
 
     # --- the loop ---------------------------------------------------------------------------------------------------
     async def _drive(self, waiting: list[Command]) -> None:
@@ -351,21 +361,16 @@ class Owner:
             self._overdue = True
             self._driver.cancel()
         if self.core is None or self.core.phase is not Phase.OVER:
-            self._later(STOP_GRACE_S, self._hurry)
+            self.later(STOP_GRACE_S, self._hurry)
 
     async def _append(self, command: Append) -> Committed:
         s = self._s
         assert self.core is not None
-        ledger = self.core.ledger
-        record = Record(
-            kind=command.kind,
+        record = record_of(
+            self.core.ledger,
+            command.kind,
             id=s.token(),
             at=s.now(),
-            incarnation=ledger.incarnation,
-            epoch=ledger.epoch,
-            generation=ledger.generation,
-            node=ledger.node,
-            boot=ledger.boot,
             change=command.change,
             effects=command.effects,
             done=command.done,
@@ -398,8 +403,8 @@ class Owner:
 
     def _answer(self, command: Answer) -> None:
         if command.token.startswith("trim-"):
-            assert self._trimmer is not None
-            self._s.spawn(self._trimmer.remembered(command.token))
+            assert self.trimmer is not None
+            self._s.spawn(self.trimmer.remembered(command.token))
         else:
             self._s.spawn(controls.answer(self._s, self._replies.pop(command.token, ""), command.body))
 
@@ -407,13 +412,14 @@ class Owner:
         self._emit(command.kind, command.fields)
 
     def _wake_at(self, command: Wake) -> None:
-        self._later(command.at - self._s.now() + 0.001, lambda: self.feed(Tick()))
+        self.later(command.at - self._s.now() + 0.001, lambda: self.feed(Tick()))
 
     def _back_off(self, command: Backoff) -> None:
         if self.runner is not None:
             self.runner.end_span("crash")
+            self._s.spawn(self.runner.release())
             self.runner.renew()
-        self._later(command.seconds, lambda: self.feed(Restarted()))
+        self.later(command.seconds, lambda: self.feed(Restarted()))
 
     def _await_leave(self, command: AwaitLeave) -> None:
         if self._leave is None:
@@ -481,67 +487,34 @@ class Owner:
         self.feed(Swept())
 
     # --- rest ---------------------------------------------------------------------------------------------------------
-    def _arm_rest(self) -> None:
-        self._later(self._s.rest_s(), self._rest)
-
-    def _stir(self) -> None:
-        """The rest is over: look again soon whether it comes back."""
-        assert self._resting is not None
-        self._resting.cancel()
-        self._timers.discard(self._resting)
-        self._resting = None
-        self._arm_rest()
-
-    def _rest(self) -> None:
-        """Say in the journal that there is nothing to do, some time after there was; later, leave the agent asleep."""
-        core = self.core
-        self._resting = None
-        quiet = self._s.monotonic() - self._active_at
-        if self._trimmer is not None:
-            self._trimmer.quiet(quiet)
-        if core is None or core.phase is not Phase.IDLE or self._driving or quiet < self._s.rest_s():
-            self._arm_rest()
-        elif core.record != "rest":
-            self.feed(Rest())
-            self._arm_rest()
-        elif quiet < self._s.patience() or self._status.busy or any(m.deadline is not None for m in core.prompts):
-            self._resting = self._later(max(self._s.rest_s(), self._s.patience() - quiet), self._rest)
-        else:
-            self._ended(self, None)
-
     @property
     def idle(self) -> bool:
         """Whether no turn runs and no record is in flight."""
         core = self.core
         return core is not None and core.active is None and not self._driving
 
-    async def retire(self) -> None:
-        """Begin nothing more, and return when the running turn is over; the caller bounds the wait.
-
-        Effects that are under way get a moment, for their callers' sake. If nothing is left to do the journal says so, and
-        the next owner can leave the agent asleep.
-        """
-        self.feed(Retire())
-        await self._idle()
-        patience = self._s.monotonic() + SETTLE_S
-        while self._effects_open() and self._s.monotonic() < patience:  # noqa: ASYNC110 - effects give no sign
-            await asyncio.sleep(LOOK_S)
-        self.feed(Rest())
-        await self._idle()
-
-    async def _idle(self) -> None:
-        while not self.idle and not self._closed:
-            driver = self._driver
-            turn_task = self.runner.turn_task if self.runner is not None else None
-            waiting = [t for t in (driver, turn_task) if t is not None and not t.done()]
-            if waiting:
-                await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-            else:
-                await asyncio.sleep(LOOK_S)
-
-    def _effects_open(self) -> bool:
+    @property
+    def settled_down(self) -> bool:
+        """Whether nothing is left to say or to do for which the agent would have to stay loaded."""
         core = self.core
-        return core is not None and not self._closed and len(core.done) < len(core.ledger.effects)
+        return core is not None and not self._status.busy and not any(m.deadline is not None for m in core.prompts)
+
+    def sleep(self) -> None:
+        """Leave the agent asleep: only its subscription is kept."""
+        self._ended(self, None)
+
+    async def retire(self) -> None:
+        """Begin nothing more, and return when the running turn is over (see `Resting.retire`)."""
+        await self._resting.retire()
+
+    async def pause(self) -> None:
+        """Return when something of what runs has ended, or soon, if nothing does."""
+        turn = self.runner.turn_task if self.runner is not None else None
+        waiting = [task for task in (self._driver, turn) if task is not None and not task.done()]
+        if waiting:
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        else:
+            await asyncio.sleep(LOOK_S)
 
 
 _PERFORM: dict[type, Callable[[Owner, Any], None]] = {
