@@ -14,6 +14,7 @@ from agentmesh.agent import (
     Undelivered,
 )
 from agentmesh.backend import Event, Response
+from agentmesh.tools import agent_tool, tool
 
 __all__ = [
     "Agent",
@@ -29,4 +30,6 @@ __all__ = [
     "Skip",
     "Timer",
     "Undelivered",
+    "agent_tool",
+    "tool",
 ]

@@ -120,6 +120,8 @@ class Agent(Generic[S]):
     """Entry-point name of the backend, unless the spec names one."""
     script: ClassVar[Any] = None
     """For the scripted backend: a function of the prompt, or a list used in order."""
+    tools: ClassVar[tuple[Any, ...]] = ()
+    """What its model may call: functions, `agent_tool(...)`, MCP servers (agentmesh.tools)."""
     watchdog_s: ClassVar[float] = 600.0
     """Longest turn, in seconds, unless the spec says otherwise."""
     max_attempts: ClassVar[int] = 3

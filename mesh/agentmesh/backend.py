@@ -6,7 +6,12 @@ travels in the agent's journal, so that another node can go on with it. GenAgent
 The order of calls, per agent: `start_session` once in a life; `resume_session` each time a process takes the agent up
 (after a start, a takeover, a wake); `prompt` once a turn; `update_session` after a turn that ended in `result`;
 `terminate_session` at the end of the life. Third parties register a factory under the entry-point group
-`agentmesh.backends`; the factory is called with the agent instance and the backend options.
+`agentmesh.backends`; the factory is called with the agent instance and the backend options, and where it has a parameter of
+that name also with `room=`, the `Room` that the node gives it.
+
+A backend that holds connections or child processes may define `async release()`: it is called when the agent sleeps, moves,
+crashes or ends in this process, perhaps more than once. The session stays as it is; `prompt` may come again.
+`agentmesh.testing.BackendConformance` checks all of this against any backend.
 """
 
 from __future__ import annotations
@@ -16,7 +21,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import msgspec
 
-from agentmesh.steps import Steps, UnjournaledSteps
+from agentmesh.steps import Allowance, Steps, UnjournaledSteps, Unlimited
 
 type EventKind = Literal["text", "thinking", "tool_use", "tool_result", "usage", "result", "error"]
 
@@ -24,9 +29,10 @@ type EventKind = Literal["text", "thinking", "tool_use", "tool_result", "usage",
 class Event(msgspec.Struct, frozen=True):
     """One normalised event of a turn.
 
-    `data` by kind: text `{"text"}` · thinking `{"text"}` · tool_use `{"id","name","input"}` · tool_result
-    `{"id","ok","text"}` · usage `{"input_tokens","output_tokens",...}` · result `{"text"?,"session_id"?}` · error
-    `{"reason","retry_after_s"?}`.
+    `data` by kind: text `{"text","restart"?}` (with `restart` the model's answer begins anew: what came since the last usage or
+    tool_result is void) · thinking `{"text"}` · tool_use `{"id","name","input"}` · tool_result `{"id","ok","text"}` · usage
+    `{"input_tokens","output_tokens","cache_read_input_tokens"?,"cache_write_input_tokens"?,"model"?}`, of the turn so far, cached
+    tokens not among the input · result `{"text"?,"session_id"?}` · error `{"reason","message"?,"retryable"?,"retry_after_s"?}`.
     """
 
     kind: EventKind
@@ -89,6 +95,23 @@ class Turn(msgspec.Struct, frozen=True):
     attachments: tuple[Any, ...] = ()
     steps: Steps = msgspec.field(default_factory=UnjournaledSteps)
     """What of this turn is durable already, and how to make more of it so."""
+    allowance: Allowance = msgspec.field(default_factory=Unlimited)
+    """What it may still spend."""
+
+
+class Room(msgspec.Struct, frozen=True):
+    """What a node offers a backend besides the agent and its options: a place for files, and the mesh for what must move along."""
+
+    agent: str
+    incarnation: str
+    """Tells this life of the agent from others under its name."""
+    directory: str
+    """An absolute path for this agent's files on this machine, of its own; made by whoever needs it. What lies there may be gone
+    the next time: another node has another."""
+    root: str = "mesh"
+    """The mesh's root token."""
+    transport: Any = None
+    """The node's connection, an `agentmesh.edge.transport.Transport`; None outside a mesh."""
 
 
 class Stream(NamedTuple):

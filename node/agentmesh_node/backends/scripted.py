@@ -3,7 +3,8 @@
 The script is the class attribute `script` of the agent, or the backend option `script` when it is plain data:
 
 - nothing: the answer is the prompt;
-- a function of the prompt, plain or `async`, which returns an item (an exception that it raises is an immediate error);
+- a function of the prompt, plain or `async`, which returns an item (an exception that it raises is an immediate error); it
+  gets the turn too, if it has a parameter `turn`, and if it is an async generator, what it yields are the steps of the answer;
 - a list of items, used in order; the session holds the place in it.
 
 An item is one of:
@@ -21,6 +22,7 @@ The option or class attribute `delay_s` (seconds) is waited before the first eve
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
@@ -72,7 +74,7 @@ class ScriptedBackend:
 
     def __init__(self, agent: Agent[Any], options: Mapping[str, Any]) -> None:
         script = options.get("script", getattr(type(agent), "script", None))
-        self._function: Callable[[str], Any] | None = None
+        self._function: Callable[[str, Turn], Any] | None = None
         self._items: Sequence[Any] = ()
         self._problem: str | None = None
         self.prompts: deque[str] = deque(maxlen=HISTORY)
@@ -136,7 +138,9 @@ class ScriptedBackend:
         elif self._function is None:
             item = prompt
         else:
-            item = await self._ask(self._function, prompt)
+            item = await self._ask(self._function, prompt, turn)
+            if isinstance(item, AsyncIterator):
+                return Stream(_Timed(item), session)
         events = _events(item)
         if self._delay_s:
             return Stream(_Timed([Delay(self._delay_s), *events]), session)
@@ -164,20 +168,22 @@ class ScriptedBackend:
         self._place += 1
         return item, {**session, "next": self._place, "prompts": list(self.prompts)}
 
-    async def _ask(self, function: Callable[[str], Any], prompt: str) -> Any:
+    async def _ask(self, function: Callable[[str, Turn], Any], prompt: str, turn: Turn) -> Any:
         try:
-            item = function(prompt)
+            item = function(prompt, turn)
             return await item if inspect.isawaitable(item) else item
         except Exception as error:
             raise _refusal(error) from error
 
 
-def _bound(script: Callable[..., Any], agent: Agent[Any]) -> Callable[[str], Any]:
-    """`script` as a function of the prompt: one that was written as a method gets its agent."""
+def _bound(script: Callable[..., Any], agent: Agent[Any]) -> Callable[[str, Turn], Any]:
+    """`script` as a function of prompt and turn: one that was written as a method gets its agent."""
     code = getattr(script, "__code__", None)
-    if code is not None and code.co_argcount > 1 and code.co_varnames[0] == "self":
-        return lambda prompt: script(agent, prompt)
-    return script
+    names: tuple[str, ...] = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount] if code is not None else ()
+    bound = functools.partial(script, agent) if len(names) > 1 and names[0] == "self" else script
+    if "turn" in names:
+        return lambda prompt, turn: bound(prompt, turn=turn)
+    return lambda prompt, turn: bound(prompt)
 
 
 def _events(item: Any) -> list[Any]:
@@ -266,11 +272,12 @@ class _Timed(AsyncIterator[Event]):
 
     __slots__ = ("_steps",)
 
-    def __init__(self, steps: Sequence[Step]) -> None:
-        self._steps = iter(steps)
+    def __init__(self, steps: Sequence[Step] | AsyncIterator[Any]) -> None:
+        self._steps = steps if isinstance(steps, AsyncIterator) else _one_by_one(steps)
 
     async def __anext__(self) -> Event:
-        for step in self._steps:
+        async for value in self._steps:
+            step = _step(value)
             if isinstance(step, Event):
                 return step
             if isinstance(step, Delay):
@@ -278,3 +285,14 @@ class _Timed(AsyncIterator[Event]):
             else:
                 raise step
         raise StopAsyncIteration
+
+    async def aclose(self) -> None:
+        """End the generator that the steps come from."""
+        close = getattr(self._steps, "aclose", None)
+        if close is not None:
+            await close()
+
+
+async def _one_by_one(steps: Sequence[Step]) -> AsyncIterator[Step]:
+    for step in steps:
+        yield step

@@ -1,0 +1,261 @@
+"""How an agent says which tools its model has.
+
+Each tool says what may be done with a call that was in flight when its node died (`effect`):
+
+- `pure`: it changes nothing. It may run again.
+- `idempotent`: running it again under the same key changes nothing more. It may run again; `ToolCall.key` is that key.
+- `once` (the default): it is never fired again blindly. After a takeover its `reconcile(key)` is asked what became of the call;
+  where there is none, or it cannot tell, the model is told that the outcome is unknown.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, get_args
+
+import msgspec
+
+from agentmesh import names
+from agentmesh.errors import BadRequest, InvalidAgent
+from agentmesh.tools.signature import Signature, ToolCall, signature_of
+
+__all__ = [
+    "AgentTool",
+    "Done",
+    "Effect",
+    "FunctionTool",
+    "McpHttp",
+    "McpStdio",
+    "NotDone",
+    "ToolCall",
+    "ToolError",
+    "ToolSpec",
+    "agent_tool",
+    "declared",
+    "tool",
+]
+
+type Effect = Literal["pure", "idempotent", "once"]
+EFFECTS: frozenset[str] = frozenset(get_args(Effect.__value__))
+DEFAULT_TIMEOUT_S = 60.0
+AGENT_TIMEOUT_S = 600.0
+_POLICY = "__agentmesh_tool__"
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+"""What model APIs take as the name of a tool."""
+
+
+class ToolError(Exception):
+    """Raised by a tool: the call has failed, and this message is all that the model gets to see."""
+
+
+class Done(msgspec.Struct, frozen=True):
+    """From `reconcile`: the call took effect, and this is its result."""
+
+    result: Any = None
+
+
+class NotDone(msgspec.Struct, frozen=True):
+    """From `reconcile`: the call certainly took no effect, and never will; it may be fired."""
+
+
+class ToolSpec(msgspec.Struct, frozen=True):
+    """A tool as a model sees it."""
+
+    name: str
+    description: str
+    schema: dict[str, Any]
+    """JSON schema of its input, an object."""
+
+
+class _Policy(msgspec.Struct, frozen=True):
+    effect: Effect = "once"
+    timeout_s: float = DEFAULT_TIMEOUT_S
+    reconcile: Callable[..., Any] | None = None
+    name: str | None = None
+    description: str | None = None
+
+
+class FunctionTool(msgspec.Struct, frozen=True):
+    """A function that a model may call."""
+
+    spec: ToolSpec
+    function: Callable[..., Any]
+    """Bound already, if it is a method of the agent."""
+    signature: Signature
+    effect: Effect
+    timeout_s: float
+    reconcile: Callable[..., Any] | None
+
+
+class AgentTool(msgspec.Struct, frozen=True):
+    """Another agent, asked durably: after a takeover the same question is not sent twice, and its answer is not lost."""
+
+    agent: str
+    spec: ToolSpec
+    timeout_s: float
+    budget: dict[str, float] | None = None
+
+
+class _Mcp(msgspec.Struct, frozen=True, kw_only=True):
+    """What the declarations of MCP servers share."""
+
+    name: str
+    """Its tools are called `<name>__<tool>` before the model."""
+    only: tuple[str, ...] | None = None
+    """The tools that the model may see, by the server's own names; all where it is None."""
+    effects: Mapping[str, Effect] = {}
+    """Effects by the server's own names of the tools. Where one is missing the server's hints count (`readOnlyHint` is `pure`,
+    `idempotentHint` is `idempotent`), else it is `once`."""
+    timeout_s: float = DEFAULT_TIMEOUT_S
+
+    def __post_init__(self) -> None:
+        _tool_name(self.name)
+        for name, effect in self.effects.items():
+            _effect(effect, f"{self.name}: the tool {name}")
+        _timeout(self.timeout_s, self.name)
+
+
+class McpStdio(_Mcp, frozen=True, kw_only=True):
+    """An MCP server that is a child process. Of the node's environment it gets PATH and the like, and what is named."""
+
+    command: str
+    args: tuple[str, ...] = ()
+    env: Mapping[str, str] = {}
+    """Variables as they are. No secrets here: name those in `env_from`."""
+    env_from: tuple[str, ...] = ()
+    """Variables that are handed on from the node's environment."""
+    cwd: str | None = None
+
+
+class McpHttp(_Mcp, frozen=True, kw_only=True):
+    """An MCP server behind a URL (streamable HTTP)."""
+
+    url: str
+    headers_from_env: Mapping[str, str] = {}
+    """Header names, and the variables of the node's environment that hold their values."""
+
+
+type Declared = FunctionTool | AgentTool | McpStdio | McpHttp
+
+
+def tool[F: Callable[..., Any]](
+    *,
+    effect: Effect = "once",
+    timeout_s: float = DEFAULT_TIMEOUT_S,
+    reconcile: Callable[..., Any] | None = None,
+    name: str | None = None,
+    description: str | None = None,
+) -> Callable[[F], F]:
+    """Say how a function is to be run as a tool. The function stays as it is; list it in the class's `tools`.
+
+    Args:
+        effect: what may be done with a call that was in flight when its node died; see the module.
+        timeout_s: longest run, in seconds; then it is cancelled, and the model gets an error result.
+        reconcile: for `once` only: a function, `async` or plain, of the call's key, that returns `Done(result)`, `NotDone()`, or
+            None when it cannot tell. May be a method of the agent if the tool is one.
+        name: how the model calls it; the function's name unless given.
+        description: what the model is told; the docstring unless given.
+
+    Raises:
+        InvalidAgent: an argument makes no sense.
+    """
+    if reconcile is not None and effect != "once":
+        raise InvalidAgent(f"a tool with the effect {effect!r} may run again: only one with 'once' has a use for reconcile")
+    _effect(effect, "a tool")
+    _timeout(timeout_s, name or "a tool")
+    policy = _Policy(effect, timeout_s, reconcile, name, description)
+
+    def mark(function: F) -> F:
+        setattr(function, _POLICY, policy)
+        return function
+
+    return mark
+
+
+def agent_tool(
+    agent: str,
+    *,
+    timeout_s: float = AGENT_TIMEOUT_S,
+    description: str | None = None,
+    name: str | None = None,
+    budget: dict[str, float] | None = None,
+) -> AgentTool:
+    """Another agent as a tool: the model gives it a prompt and gets its answer.
+
+    Args:
+        agent: the agent's name in the mesh.
+        timeout_s: longest wait for its answer, in seconds.
+        description: what the model is told about it.
+        name: how the model calls it; `ask_<agent>` unless given.
+        budget: bounds of what the other agent may spend on one question.
+
+    Raises:
+        InvalidAgent: no agent or tool can have that name.
+    """
+    try:
+        names.agent_name(agent)
+    except BadRequest as error:
+        raise InvalidAgent(f"agent_tool: {error.message}") from None
+    _timeout(timeout_s, agent)
+    called = _tool_name(name or f"ask_{agent}".replace(".", "_")[:64])
+    told = description or f"Ask the agent {agent}. It answers in text; it knows nothing of this conversation."
+    prompt = {"type": "string", "description": "The whole question, with all that is needed to answer it."}
+    schema = {"type": "object", "properties": {"prompt": prompt}, "required": ["prompt"], "additionalProperties": False}
+    return AgentTool(agent, ToolSpec(called, told, schema), timeout_s, budget)
+
+
+def declared(agent: Any) -> tuple[Declared, ...]:
+    """The tools in the `tools` of an agent's class, functions that are methods bound to `agent`.
+
+    Raises:
+        InvalidAgent: something in it is no tool, or two have one name.
+    """
+    listed: Sequence[Any] = getattr(type(agent), "tools", ())
+    found = tuple(_declared(item, agent) for item in listed)
+    seen: set[str] = set()
+    for item in found:
+        name = item.name if isinstance(item, _Mcp) else item.spec.name
+        if name in seen:
+            raise InvalidAgent(f"{type(agent).__name__}: two of its tools are called {name!r}; give one another name")
+        seen.add(name)
+    return found
+
+
+def _declared(item: Any, agent: Any) -> Declared:
+    if isinstance(item, AgentTool | McpStdio | McpHttp):
+        return item
+    if not callable(item):
+        raise InvalidAgent(f"{type(agent).__name__}.tools: {item!r} is no function, agent_tool, McpStdio or McpHttp")
+    policy: _Policy = getattr(item, _POLICY, _Policy())
+    method = _is_method(item)
+    function = item.__get__(agent) if method else item
+    reconcile = policy.reconcile
+    if reconcile is not None and _is_method(reconcile):
+        reconcile = reconcile.__get__(agent)
+    name = _tool_name(policy.name or str(getattr(item, "__name__", "")))
+    signature = signature_of(function, name)
+    spec = ToolSpec(name, policy.description or signature.description, signature.schema)
+    return FunctionTool(spec, function, signature, policy.effect, policy.timeout_s, reconcile)
+
+
+def _is_method(function: Any) -> bool:
+    """Whether this is a function that was written in a class, not bound yet."""
+    return inspect.isfunction(function) and next(iter(inspect.signature(function).parameters), "") == "self"
+
+
+def _tool_name(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise InvalidAgent(f"a tool cannot be called {name!r}: 1 to 64 letters, digits, '_' or '-'; give it a name")
+    return name
+
+
+def _effect(effect: str, whose: str) -> None:
+    if effect not in EFFECTS:
+        raise InvalidAgent(f"{whose}: the effect is 'pure', 'idempotent' or 'once', not {effect!r}")
+
+
+def _timeout(timeout_s: float, whose: str) -> None:
+    if not 0 < timeout_s <= 86_400:
+        raise InvalidAgent(f"{whose}: timeout_s is a number of seconds, up to a day, not {timeout_s!r}")

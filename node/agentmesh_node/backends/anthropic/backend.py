@@ -1,0 +1,76 @@
+"""The backend: sessions hold the conversation, turns run the tool loop on it."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from typing import Any
+
+from agentmesh.agent import Agent
+from agentmesh.backend import Stream, Turn
+from agentmesh_node.backends.anthropic.clients import Lease
+from agentmesh_node.backends.anthropic.model import AnthropicModel
+from agentmesh_node.backends.anthropic.options import read
+from agentmesh_node.loop import Bounds, Meter, ToolLoop
+from agentmesh_node.tools import Toolbox
+
+VERSION = 1
+
+
+class AnthropicBackend:
+    """A `Backend` on the Messages API.
+
+    The session is `{"v", "session_id", "messages"}`: the whole conversation, so that any node can go on with it.
+    """
+
+    def __init__(self, agent: Agent[Any], options: Mapping[str, Any], *, meter: Meter | None = None) -> None:
+        """
+        Raises:
+            BackendError: `details["reason"]` is `bad_options`.
+            InvalidAgent: the agent's tools cannot be used.
+        """
+        self._options = read(options)
+        self._toolbox = Toolbox(agent)
+        self._lease = Lease()
+        self.meter = meter
+        """Asked and told about each model call and each tool run."""
+
+    async def start_session(self) -> Any:
+        """An empty conversation."""
+        return {"v": VERSION, "session_id": secrets.token_hex(8), "messages": []}
+
+    async def resume_session(self, session: Any) -> Any:
+        """The conversation as it is; an empty one where there is none, as when the agent had another backend before."""
+        if isinstance(session, dict) and isinstance(session.get("messages"), list):
+            return session
+        return await self.start_session()
+
+    async def prompt(self, session: Any, prompt: str, turn: Turn) -> Stream:
+        """Begin a turn.
+
+        Raises:
+            BackendError: `no_credentials` or `not_installed`. All that goes wrong later is an error event.
+        """
+        session = {**session, "messages": list(session["messages"])}
+        options = self._options
+        loop = ToolLoop(
+            AnthropicModel(await self._lease.client(), options),
+            self._toolbox,
+            bounds=Bounds(options.max_iterations, options.parallel_tools),
+            meter=self.meter,
+            conversation=session["session_id"],
+        )
+        return Stream(loop.run(session["messages"], prompt, turn), session)
+
+    def update_session(self, session: Any, result: Mapping[str, Any]) -> Any:
+        """The loop has brought the conversation up to date already."""
+        return session
+
+    async def terminate_session(self, session: Any) -> None:
+        """Nothing of a session outlives its journal; what this process holds is let go."""
+        await self.release()
+
+    async def release(self) -> None:
+        """Close MCP sessions, and the API's client if no other agent of this process uses it."""
+        await self._toolbox.close()
+        await self._lease.give_back()

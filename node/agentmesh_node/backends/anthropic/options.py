@@ -1,0 +1,113 @@
+"""What an agent may say about its model: `Init(state, backend={...})`. All of it is journaled, so none of it is a secret.
+
+Address and credentials are not among it: they come from the node's environment, so that whoever may start an agent cannot have
+the node send its key elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from agentmesh.errors import BackendError
+
+DEFAULT_MODEL = "claude-sonnet-5-5"
+
+type Count = Annotated[int, msgspec.Meta(ge=1)]
+type Seconds = Annotated[float, msgspec.Meta(gt=0, le=86_400)]
+
+_BETAS = {
+    "clear_tool_uses_20250919": "context-management-2025-06-27",
+    "clear_thinking_20251015": "context-management-2025-06-27",
+    "compact_20260112": "compact-2026-01-12",
+}
+"""The beta that an edit of the context needs."""
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Options of the `anthropic` backend. What is not described here is passed to the API as it is, under its own name."""
+
+    model: str = DEFAULT_MODEL
+    max_tokens: Count = 8192
+    """Most tokens of one answer."""
+    system: str | list[dict[str, Any]] | None = None
+    thinking: dict[str, Any] | None = None
+    temperature: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
+    top_p: Annotated[float, msgspec.Meta(gt=0, le=1)] | None = None
+    top_k: Count | None = None
+    stop_sequences: list[str] | None = None
+    tool_choice: dict[str, Any] | None = None
+    output_config: dict[str, Any] | None = None
+    metadata: dict[str, Any] | None = None
+    service_tier: Literal["auto", "standard_only"] | None = None
+    server_tools: list[dict[str, Any]] = []
+    """Tools that the API itself runs (web search and the like), beside the agent's own."""
+    cache: Literal["5m", "1h"] | bool = True
+    """Prompt caching of everything that a conversation sends again: on, off, or on with this lifetime."""
+    context_management: dict[str, Any] | None = None
+    """Edits of long histories by the API, as `{"edits": [...]}`."""
+    compact_at: Annotated[int, msgspec.Meta(ge=50_000)] | None = None
+    """Input tokens at which the API replaces the history by a summary; the session then begins with that."""
+    betas: list[str] = []
+    """Beta features to switch on; those that `context_management` needs are added."""
+    timeout_s: Seconds = 600.0
+    """Longest silence of the API."""
+    attempts: Annotated[int, msgspec.Meta(ge=1, le=20)] = 4
+    """Tries of one model call, the first included, where the API says or implies that another may succeed."""
+    max_wait_s: Seconds = 60.0
+    """Longest wait between two tries. If the API asks for more the turn ends, and the error says how long."""
+    max_iterations: Count = 50
+    """Most model answers in one turn."""
+    parallel_tools: Count = 8
+    """Most tools that run at the same time."""
+
+    def parameters(self) -> dict[str, Any]:
+        """The parameters of every request, apart from messages and tools."""
+        found: dict[str, Any] = {"model": self.model, "max_tokens": self.max_tokens, "timeout": self.timeout_s}
+        for name in _PASSED:
+            value = getattr(self, name)
+            if value is not None:
+                found[name] = value
+        # The SDK has dropped these from its signature; models that still take them get them in the body.
+        extra = {name: getattr(self, name) for name in ("temperature", "top_p", "top_k") if getattr(self, name) is not None}
+        if extra:
+            found["extra_body"] = extra
+        if self.cache:
+            lifetime = {"ttl": self.cache} if isinstance(self.cache, str) else {}
+            found["cache_control"] = {"type": "ephemeral", **lifetime}
+        edits = self._edits()
+        if edits:
+            found["context_management"] = {**(self.context_management or {}), "edits": edits}
+        betas = dict.fromkeys([*self.betas, *(_BETAS[edit["type"]] for edit in edits if edit.get("type") in _BETAS)])
+        if betas:
+            found["betas"] = list(betas)
+        return found
+
+    def _edits(self) -> list[dict[str, Any]]:
+        edits = list((self.context_management or {}).get("edits", ()))
+        if self.compact_at is not None:
+            edits.append({"type": "compact_20260112", "trigger": {"type": "input_tokens", "value": self.compact_at}})
+        return edits
+
+
+_PASSED = ("system", "thinking", "stop_sequences", "tool_choice", "output_config", "metadata", "service_tier")
+
+
+def read(given: Mapping[str, Any]) -> Options:
+    """The options in `given`.
+
+    Raises:
+        BackendError: `details["reason"]` is `bad_options`: one is unknown, or has the wrong shape.
+    """
+    try:
+        options = msgspec.convert(dict(given), Options)
+        options.parameters()
+    except (msgspec.ValidationError, TypeError, AttributeError) as error:
+        known = ", ".join(Options.__struct_fields__)
+        raise BackendError(
+            f"the options of the anthropic backend cannot be used: {error}; it knows {known}",
+            details={"reason": "bad_options", "retryable": False},
+        ) from None
+    return options

@@ -1,0 +1,94 @@
+"""A call of a tool, its result, and the bounds within which any call runs."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from typing import Any
+
+import msgspec
+
+log = logging.getLogger("agentmesh.node")
+
+PATIENCE_S = 5.0
+"""How long a cancelled call may take to end before it is left behind and reported."""
+MAX_RESULT = 100_000
+"""Most characters of a result that a model gets, and the journal keeps."""
+
+
+class Call(msgspec.Struct, frozen=True):
+    """What a model wants to have run."""
+
+    id: str
+    name: str
+    input: Any = None
+
+
+class Result(msgspec.Struct, frozen=True):
+    """What became of a call, as the model gets to know it."""
+
+    id: str
+    name: str
+    ok: bool
+    text: str
+    error: str | None = None
+    """A stable word for what went wrong: `bad_input`, `unknown_tool`, `timeout`, `raised`, `unknown_outcome`, an error's code."""
+
+    @staticmethod
+    def of(call: Call, value: Any) -> Result:
+        """The result that `value` amounts to: text as it is, anything else as JSON."""
+        try:
+            text = value if isinstance(value, str) else "" if value is None else msgspec.json.encode(value).decode()
+        except (TypeError, ValueError, msgspec.MsgspecError, RecursionError) as error:
+            return Result.failed(call, "raised", f"the tool's result is no JSON: {error}")
+        return Result(call.id, call.name, True, shortened(text))
+
+    @staticmethod
+    def failed(call: Call, error: str, text: str) -> Result:
+        return Result(call.id, call.name, False, shortened(text), error)
+
+
+def shortened(text: str, most: int = MAX_RESULT) -> str:
+    """`text`, cut to `most` characters with a word on what is missing."""
+    if len(text) <= most:
+        return text
+    return f"{text[:most]}\n[cut: {len(text) - most} more characters]"
+
+
+class TimedOut(Exception):
+    """A bounded piece of work took too long, and was cancelled."""
+
+
+async def bounded[T](work: Coroutine[Any, Any, T], timeout_s: float, what: str) -> T:
+    """The result of `work`, which runs in a task of its own; work that does not heed its cancellation is left behind.
+
+    Raises:
+        TimedOut: it took longer than `timeout_s` seconds.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        done, _ = await asyncio.wait((task,), timeout=timeout_s)
+        if done:
+            return task.result()
+    except asyncio.CancelledError:
+        await _end(task, what)
+        raise
+    await _end(task, what)
+    raise TimedOut
+
+
+async def _end(task: asyncio.Future[Any], what: str) -> None:
+    """Cancel `task` and see it end; its outcome is of no interest any more."""
+    task.cancel()
+    _, pending = await asyncio.wait((task,), timeout=PATIENCE_S)
+    if pending:
+        _left.add(task)
+        task.add_done_callback(_left.discard)
+        log.error("a tool does not end when cancelled", extra={"tool": what})
+    elif not task.cancelled() and task.exception() is not None:
+        log.debug("a tool raised while it was cancelled", extra={"tool": what, "error": repr(task.exception())})
+
+
+_left: set[asyncio.Future[Any]] = set()
+"""Work that would not end: kept, so that it is not collected in mid-flight."""

@@ -1,0 +1,107 @@
+"""An agent's tools as one thing: what they are, and how a call of any of them runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from agentmesh.agent import Agent
+from agentmesh.backend import Turn
+from agentmesh.tools import AgentTool, Effect, FunctionTool, McpHttp, McpStdio, ToolCall, ToolSpec, declared
+from agentmesh_node.tools import functions
+from agentmesh_node.tools.calls import Call, Result, TimedOut, bounded
+from agentmesh_node.tools.mcp import McpServer
+
+GRACE_S = 30.0
+"""How much longer than its own time-out an ask may take before it is given up on this side."""
+
+
+class Toolbox:
+    """The tools of one agent in this process. MCP sessions are opened when first needed and closed by `close`."""
+
+    def __init__(self, agent: Agent[Any]) -> None:
+        """
+        Raises:
+            InvalidAgent: the class's `tools` cannot be used.
+        """
+        found = declared(agent)
+        self._listed = tuple(McpServer(item) if isinstance(item, McpStdio | McpHttp) else item for item in found)
+        self._own = {item.spec.name: item for item in self._listed if not isinstance(item, McpServer)}
+        self._servers = [item for item in self._listed if isinstance(item, McpServer)]
+
+    async def specs(self) -> tuple[ToolSpec, ...]:
+        """All tools, in the order in which they are listed: a stable order keeps the model's cache warm.
+
+        Raises:
+            BackendError: an MCP server cannot be used.
+        """
+        found: list[ToolSpec] = []
+        for item in self._listed:
+            if isinstance(item, McpServer):
+                found += await item.specs()
+            else:
+                found.append(item.spec)
+        return tuple(found)
+
+    def effect(self, name: str) -> Effect:
+        """What may be done with a call of this tool whose node died. Call `specs` first."""
+        item = self._find(name)
+        match item:
+            case FunctionTool():
+                return item.effect
+            case McpServer():
+                return item.effect(name)
+        return "idempotent"  # asking an agent is durable in itself; a tool that is unknown does nothing
+
+    def target(self, name: str) -> str | None:
+        """The agent that this tool asks, if it asks one."""
+        item = self._find(name)
+        return item.agent if isinstance(item, AgentTool) else None
+
+    async def run(self, call: Call, turn: Turn) -> Result:
+        """Run a call. Whatever a tool does ends as a result; what is raised is the mesh's own (a lost journal, cancellation)."""
+        item = self._find(call.name)
+        match item:
+            case FunctionTool():
+                return await functions.run(item, call, self._info(call, turn))
+            case AgentTool():
+                return await self._ask(item, call, turn)
+            case McpServer():
+                return await item.run(call, self._info(call, turn))
+        names = ", ".join(sorted(self._names())) or "none"
+        return Result.failed(call, "unknown_tool", f"there is no tool {call.name!r}; there are: {names}")
+
+    async def reconcile(self, call: Call, turn: Turn) -> Result | None:
+        """What became of a call of a `once` tool that may have been fired before; None if it may be fired now."""
+        item = self._find(call.name)
+        if isinstance(item, FunctionTool):
+            return await functions.reconcile(item, call, self._info(call, turn))
+        return Result.failed(call, "unknown_outcome", functions.UNKNOWN)
+
+    async def close(self) -> None:
+        """Close what is open. The toolbox can be used again."""
+        for server in self._servers:
+            await server.close()
+
+    def _find(self, name: str) -> FunctionTool | AgentTool | McpServer | None:
+        own = self._own.get(name)
+        return own or next((server for server in self._servers if server.knows(name)), None)
+
+    def _names(self) -> list[str]:
+        return [*self._own, *(name for server in self._servers for name in server.names)]
+
+    def _info(self, call: Call, turn: Turn) -> ToolCall:
+        return ToolCall(id=call.id, key=f"{turn.steps.key}/{call.id}", agent=turn.agent, ref=turn.ref)
+
+    async def _ask(self, item: AgentTool, call: Call, turn: Turn) -> Result:
+        prompt = call.input.get("prompt") if isinstance(call.input, dict) else None
+        if not isinstance(prompt, str) or not prompt.strip():
+            return Result.failed(call, "bad_input", "the input does not fit this tool: it needs a prompt, a text")
+        work = turn.steps.ask(call.id, item.agent, prompt, timeout_s=item.timeout_s, budget=item.budget)
+        try:
+            outcome = await bounded(work, item.timeout_s + GRACE_S, call.name)
+        except TimedOut:
+            return Result.failed(call, "timeout", functions.timed_out(item.timeout_s, again=True))
+        if outcome.ok:
+            return Result.of(call, outcome.text or "")
+        code, message = (outcome.error.code, outcome.error.message) if outcome.error else ("failed", "")
+        return Result.failed(call, code, f"{item.agent} did not answer: {code}: {message}")

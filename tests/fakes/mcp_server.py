@@ -1,0 +1,90 @@
+"""An MCP server for tests: as a child process (`python mcp_server.py FILE`), or as an ASGI application.
+
+Each process that starts notes its pid in FILE, a line each; each call of `pay` notes its key.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import anyio
+from mcp.server import MCPServer
+from mcp.server.mcpserver import Context
+from mcp.server.mcpserver.exceptions import ToolError
+from mcp.types import ImageContent, TextContent, ToolAnnotations
+
+KEY = "agentmesh/idempotencyKey"
+
+
+def made(notes: Path) -> MCPServer:
+    """The server. `notes` is the file that it writes to."""
+    server = MCPServer("fake")
+
+    def note(line: str) -> None:
+        with notes.open("a") as file:
+            file.write(f"{line}\n")
+
+    def noted(line: str) -> int:
+        return notes.read_text().splitlines().count(line)
+
+    note(f"pid {os.getpid()}")
+
+    @server.tool(annotations=ToolAnnotations(read_only_hint=True))
+    async def add(a: int, b: int) -> int:
+        """Add two numbers."""
+        return a + b
+
+    @server.tool(annotations=ToolAnnotations(idempotent_hint=True))
+    async def put(ctx: Context[Any, Any]) -> str:
+        """Put something, under the key of the call."""
+        return str((ctx.request_context.meta or {}).get(KEY))
+
+    @server.tool()
+    async def pay(amount: int) -> str:
+        """Pay. The process dies before it can answer if the amount is zero."""
+        note(f"pay {amount}")
+        if amount == 0:
+            os._exit(1)
+        return f"paid {amount}"
+
+    @server.tool(annotations=ToolAnnotations(read_only_hint=True))
+    async def look(fatal: bool = False) -> str:
+        """Look. The first process that looks dies of it, if told so."""
+        note("look")
+        if fatal and noted("look") == 1:
+            os._exit(1)
+        return "seen"
+
+    _odd_tools(server)
+    return server
+
+
+def _odd_tools(server: MCPServer) -> None:
+    """Tools that answer in odd ways."""
+
+    @server.tool(annotations=ToolAnnotations(read_only_hint=True))
+    async def hang() -> None:
+        """Never answer."""
+        await anyio.sleep_forever()
+
+    @server.tool()
+    async def fail() -> None:
+        """Fail."""
+        raise ToolError("the shelf is empty")
+
+    @server.tool()
+    async def environment() -> list[str]:
+        """Names and values of the environment."""
+        return sorted(f"{name}={value}" for name, value in os.environ.items())
+
+    @server.tool()
+    async def picture() -> list[TextContent | ImageContent]:
+        """Text and an image."""
+        return [TextContent(type="text", text="a cat"), ImageContent(type="image", data="AAAA", mime_type="image/png")]
+
+
+if __name__ == "__main__":
+    made(Path(sys.argv[1])).run("stdio")

@@ -1,0 +1,252 @@
+"""Tools of MCP servers: real servers of the official SDK, as child processes and behind HTTP."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
+
+from agentmesh.agent import Agent
+from agentmesh.backend import Turn
+from agentmesh.errors import BackendError
+from agentmesh.steps import UnjournaledSteps
+from agentmesh.tools import McpHttp, McpStdio
+from agentmesh_node.tools import Call, Result, Toolbox
+from fakes import mcp_server
+from support import eventually, run
+
+TURN = Turn("a", "1", 1, steps=UnjournaledSteps(key="turn-7"))
+
+
+@pytest.fixture
+def notes(tmp_path: Path) -> Path:
+    path = tmp_path / "notes"
+    path.touch()
+    return path
+
+
+def stdio(notes: Path, **how: Any) -> McpStdio:
+    return McpStdio(**{"name": "shop", "command": sys.executable, "args": (mcp_server.__file__, str(notes)), **how})
+
+
+def box(*declared: Any) -> Toolbox:
+    made: Agent[Any] = type("Having", (Agent,), {"tools": declared})()
+    return Toolbox(made)
+
+
+async def call(toolbox: Toolbox, name: str, **given: Any) -> Result:
+    return await toolbox.run(Call("c1", f"shop__{name}", given), TURN)
+
+
+def pids(notes: Path) -> list[int]:
+    return [int(line.split()[1]) for line in notes.read_text().splitlines() if line.startswith("pid")]
+
+
+def count(notes: Path, line: str) -> int:
+    return notes.read_text().splitlines().count(line)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_tools_of_a_child_process_are_listed_and_run_in_one_session(notes: Path) -> None:
+    async def check() -> None:
+        toolbox = box(stdio(notes))
+        specs = {spec.name: spec for spec in await toolbox.specs()}
+        assert specs["shop__add"].description == "Add two numbers."
+        assert specs["shop__add"].schema["properties"]["a"]["type"] == "integer"
+        assert await call(toolbox, "add", a=1, b=2) == Result("c1", "shop__add", True, "3")
+        assert await call(toolbox, "pay", amount=3) == Result("c1", "shop__pay", True, "paid 3")
+        (pid,) = pids(notes)
+        await toolbox.close()
+        await eventually(lambda: not alive(pid), what="the end of the server")
+        assert (await call(toolbox, "add", a=2, b=2)).text == "4", "a toolbox that was closed can be used again"
+        await toolbox.close()
+        assert len(pids(notes)) == 2
+
+    run(check(), 60)
+
+
+def test_effects_come_from_the_declaration_else_from_hints_else_once(notes: Path) -> None:
+    async def check() -> None:
+        toolbox = box(stdio(notes, effects={"pay": "idempotent", "look": "once"}, only=("add", "put", "pay", "look", "fail")))
+        names = [spec.name for spec in await toolbox.specs()]
+        await toolbox.close()
+        assert {name.removeprefix("shop__"): toolbox.effect(name) for name in names} == {
+            "add": "pure", "put": "idempotent", "pay": "idempotent", "look": "once", "fail": "once",
+        }  # fmt: skip
+
+    run(check(), 60)
+
+
+def test_what_a_server_says_reaches_the_model(notes: Path) -> None:
+    async def check() -> None:
+        toolbox = box(stdio(notes))
+        await toolbox.specs()
+        failed = await call(toolbox, "fail")
+        assert not failed.ok
+        assert "the shelf is empty" in failed.text
+        assert not (await call(toolbox, "add", a="one")).ok
+        assert (await toolbox.run(Call("c1", "shop__add", "1+1"), TURN)).error == "bad_input"
+        assert (await call(toolbox, "picture")).text == "a cat\n[image: image/png, left out]"
+        assert (await call(toolbox, "put")).text == "turn-7/c1", "an idempotent tool gets the call's key"
+        assert (await call(toolbox, "nothing")).error == "unknown_tool"
+        await toolbox.close()
+
+    run(check(), 60)
+
+
+def test_a_server_that_has_died_is_started_again(notes: Path) -> None:
+    async def check() -> None:
+        toolbox = box(stdio(notes))
+        await call_until_ready(toolbox)
+        os.kill(pids(notes)[0], signal.SIGKILL)
+        assert (await call(toolbox, "add", a=1, b=2)).text == "3", "the call may run again, so it does"
+        assert len(pids(notes)) == 2
+        await toolbox.close()
+
+    run(check(), 60)
+
+
+async def call_until_ready(toolbox: Toolbox) -> None:
+    await toolbox.specs()
+    assert (await call(toolbox, "add", a=1, b=1)).ok
+
+
+def test_a_call_that_may_run_again_is_made_again_when_the_server_dies_of_it(notes: Path) -> None:
+    async def check() -> None:
+        toolbox = box(stdio(notes))
+        await toolbox.specs()
+        assert (await call(toolbox, "look", fatal=True)).text == "seen"
+        assert count(notes, "look") == 2
+        await toolbox.close()
+
+    run(check(), 60)
+
+
+def test_a_once_call_is_not_made_again_when_the_server_dies_of_it(notes: Path) -> None:
+    async def check() -> None:
+        toolbox = box(stdio(notes))
+        await toolbox.specs()
+        found = await call(toolbox, "pay", amount=0)
+        assert (found.ok, found.error) == (False, "unknown_outcome")
+        assert count(notes, "pay 0") == 1
+        assert (await call(toolbox, "pay", amount=2)).text == "paid 2", "the next call starts the server again"
+        await toolbox.close()
+
+    run(check(), 60)
+
+
+def test_a_call_that_hangs_is_cut_off_and_the_session_goes_on(notes: Path) -> None:
+    async def check() -> None:
+        toolbox = box(stdio(notes, timeout_s=0.3))
+        await toolbox.specs()
+        assert (await call(toolbox, "hang")).error == "timeout"
+        assert (await call(toolbox, "add", a=1, b=2)).ok
+        assert len(pids(notes)) == 1
+        await toolbox.close()
+
+    run(check(), 60)
+
+
+def test_a_child_gets_what_is_named_of_the_environment_and_no_more(notes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-not-for-children")
+    monkeypatch.setenv("SHOP_TOKEN", "handed-on")
+
+    async def check() -> None:
+        toolbox = box(stdio(notes, env={"COLOUR": "red"}, env_from=("SHOP_TOKEN",)))
+        await toolbox.specs()
+        seen = (await call(toolbox, "environment")).text
+        assert "COLOUR=red" in seen
+        assert "SHOP_TOKEN=handed-on" in seen
+        assert "sk-not-for-children" not in seen
+        await toolbox.close()
+
+    run(check(), 60)
+
+
+@pytest.mark.parametrize(
+    ("broken", "said"),
+    [
+        ({"command": "/nowhere/no-such-server"}, "no-such-server"),
+        ({"args": ("-c", "raise SystemExit(1)")}, "cannot be used"),
+        ({"env_from": ("NO_SUCH_VARIABLE",)}, "NO_SUCH_VARIABLE"),
+    ],
+)
+def test_a_server_that_cannot_be_used_is_named_in_a_typed_error(notes: Path, broken: dict[str, Any], said: str) -> None:
+    async def check() -> None:
+        toolbox = box(stdio(notes, **broken))
+        with pytest.raises(BackendError, match=said) as caught:
+            await toolbox.specs()
+        assert caught.value.details["reason"] == "tools_unavailable"
+        assert "shop" in caught.value.message
+        await toolbox.close()
+
+    run(check(), 60)
+
+
+# --- HTTP -------------------------------------------------------------------------------------------------------------
+@contextmanager
+def served(notes: Path, seen: list[dict[str, str]]) -> Iterator[str]:
+    """The server's address; `seen` gets the headers of each request."""
+    application = mcp_server.made(notes).streamable_http_app(stateless_http=True)
+
+    async def watched(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            seen.append({name.decode(): value.decode() for name, value in scope["headers"]})
+        await application(scope, receive, send)
+
+    server = uvicorn.Server(uvicorn.Config(watched, port=0, log_level="error", lifespan="on"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    deadline = time.monotonic() + 30
+    while not server.started:
+        assert thread.is_alive() and time.monotonic() < deadline, "the server does not start"
+        time.sleep(0.01)
+    try:
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/mcp"
+    finally:
+        server.should_exit = True
+        thread.join(30)
+
+
+def test_tools_behind_http_run_with_headers_from_the_environment(notes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHOP_AUTH", "Bearer secret-token")
+    seen: list[dict[str, str]] = []
+
+    async def check(url: str) -> None:
+        toolbox = box(McpHttp(name="shop", url=url, headers_from_env={"Authorization": "SHOP_AUTH"}))
+        names = [spec.name for spec in await toolbox.specs()]
+        assert "shop__add" in names
+        assert (await call(toolbox, "add", a=1, b=2)).text == "3"
+        await toolbox.close()
+
+    with served(notes, seen) as url:
+        run(check(url), 60)
+    assert seen
+    assert {headers.get("authorization") for headers in seen} == {"Bearer secret-token"}
+
+
+def test_an_address_that_nobody_serves_is_a_typed_error_without_the_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def check() -> None:
+        toolbox = box(McpHttp(name="shop", url="http://user:pass-word@127.0.0.1:9/mcp"))
+        with pytest.raises(BackendError) as caught:
+            await toolbox.specs()
+        assert caught.value.details == {"reason": "tools_unavailable", "retryable": True}
+        assert "pass-word" not in str(caught.value)
+        await toolbox.close()
+
+    run(check(), 60)
