@@ -1,0 +1,301 @@
+"""The claude backend: Claude Code through claude-agent-sdk, one run of its process for each turn (design note 008)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib
+import logging
+import os
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from typing import Any
+
+import msgspec
+from opentelemetry import propagate
+
+from agentmesh.agent import Agent
+from agentmesh.backend import Event, Room, Stream, Turn
+from agentmesh.edge.jetstream import ApiError
+from agentmesh.errors import BackendError, MeshError, Unavailable
+from agentmesh.subjects import Subjects
+from agentmesh_node.backends.claude import attempts
+from agentmesh_node.backends.claude.attempts import Source
+from agentmesh_node.backends.claude.content import content
+from agentmesh_node.backends.claude.failures import failed, refused
+from agentmesh_node.backends.claude.files import Files
+from agentmesh_node.backends.claude.mirror import mirrored
+from agentmesh_node.backends.claude.options import (
+    SERVER,
+    command,
+    credential,
+    environment,
+    executable,
+    read,
+    secrets,
+)
+from agentmesh_node.backends.claude.store import JetStreamSessionStore
+from agentmesh_node.backends.claude.transcript import events as past_events
+from agentmesh_node.backends.claude.transcript import tokens
+from agentmesh_node.tools import Result, Toolbox
+
+log = logging.getLogger("agentmesh.node")
+
+GO_ON = "Continue from where you left off."
+GO_ON_WITH = GO_ON + " These of your tool calls have come to an end meanwhile:"
+
+
+class _Run(msgspec.Struct, frozen=True):
+    """One run of Claude Code, as it is decided before it begins."""
+
+    turn: Turn
+    session: str
+    """The session that it writes."""
+    source: Source
+    message: str
+    """uuid of what it is told."""
+    text: Any
+    """What it is told: text or content blocks."""
+
+
+class ClaudeBackend:
+    """A `Backend` on Claude Code.
+
+    The session is `{"session_id"}`, the name of a transcript in the mesh: whichever node takes the agent up finds it there.
+    Options, errors and limits: docs/backends.md.
+    """
+
+    def __init__(self, agent: Agent[Any], options: Mapping[str, Any], *, room: Room) -> None:
+        """
+        Raises:
+            BackendError: `details["reason"]` is `bad_options` or `not_installed`.
+            InvalidAgent: the agent's tools cannot be used.
+        """
+        self._options = read(options)
+        self._cli = executable(self._options)
+        self._toolbox = Toolbox(agent)
+        self._room = room
+        self._files = Files(room.directory, self._options.cwd)
+        self._store: JetStreamSessionStore | None = None
+        if room.transport is not None:
+            self._store = JetStreamSessionStore(room.transport, Subjects(room.root), room.agent, project=room.incarnation)
+        self._here: str | None = None
+        """The session whose transcript lies on this machine, whole."""
+
+    # --- sessions -----------------------------------------------------------------------------------------------------
+    async def start_session(self) -> Any:
+        """A session without a transcript: the first turn makes one."""
+        await asyncio.to_thread(self._files.prepare)
+        return {"session_id": None}
+
+    async def resume_session(self, session: Any) -> Any:
+        """The session as it is; an empty one where there is none, as when the agent had another backend before."""
+        if isinstance(session, dict) and "session_id" in session:
+            return session
+        return await self.start_session()
+
+    def update_session(self, session: Any, result: Mapping[str, Any]) -> Any:
+        """The session that the turn's run has written."""
+        return {"session_id": result["session_id"]}
+
+    async def terminate_session(self, session: Any) -> None:
+        """Remove the transcripts and this machine's files, but for the working directory."""
+        await self.release()
+        if self._store is not None:
+            await self._store.remove(self._room.incarnation)
+        await asyncio.to_thread(self._files.remove)
+
+    async def release(self) -> None:
+        """Close what is open to MCP servers. Claude Code itself runs only during turns."""
+        await self._toolbox.close()
+
+    # --- turns --------------------------------------------------------------------------------------------------------
+    async def prompt(self, session: Any, prompt: str, turn: Turn) -> Stream:
+        """Begin a turn. What goes wrong in it is an error event, and leaves the session as it was."""
+        return Stream(self._events(session, prompt, turn), session)
+
+    async def _events(self, session: Mapping[str, Any], prompt: str, turn: Turn) -> AsyncIterator[Event]:
+        """Everything that happens in the turn, up to one terminal event."""
+        taken = turn.steps.taken
+        base: str | None = session.get("session_id")
+        if attempts.lost(taken) >= attempts.MOST_LOST:
+            yield failed("lost", f"{attempts.MOST_LOST} owners in a row were lost with this prompt before the model had answered")
+            return
+        try:
+            await asyncio.to_thread(self._files.prepare)
+            own_id = attempts.prompt_id(turn, self._room.incarnation, base)
+            source, entries = await attempts.source(base, attempts.attempts(taken), own_id, self._load)
+            for event in past_events(source.standing, attempts.marked(taken)):
+                yield event
+            if source.standing.final is not None:
+                # The node was lost between the answer and its record.
+                yield Event("usage", {**tokens(source.standing)}, True)
+                yield Event.result(source.standing.final, session_id=source.session)
+                return
+            fresh = str(uuid.uuid4())
+            garbage = await self._begin(turn, fresh, {base, source.session})
+            await self._bring(source.session, entries)
+            await self._clear(garbage)
+            told = content(prompt, turn.attachments)
+        except BackendError as error:
+            yield _terminal(error)
+            return
+        except (Unavailable, ApiError) as error:
+            yield failed("store_unavailable", f"the conversation's transcript cannot be reached: {error}")
+            return
+        run = _Run(turn, fresh, source, own_id, told)
+        async with contextlib.aclosing(self._run(run)) as events:
+            async for event in events:
+                yield event
+
+    async def _begin(self, turn: Turn, session: str, needed: set[str | None]) -> list[tuple[str, str]]:
+        """Commit which session this attempt writes. Returns those that nobody needs any more.
+
+        They are listed before the step is taken: its commit proves that this process still was the owner when it saw them, so
+        what a later owner makes is never among them.
+        """
+        known = await self._store.sessions() if self._store is not None else set()
+        await turn.steps.take(attempts.begins(session))
+        life = self._room.incarnation
+        return [(project, name) for project, name in known if project != life or name not in needed]
+
+    async def _clear(self, garbage: list[tuple[str, str]]) -> None:
+        """Remove sessions. What cannot be removed now is found again in the next turn."""
+        if self._store is None or not garbage:
+            return
+        try:
+            for project, session in garbage:
+                await self._store.remove(project, session)
+        except (MeshError, ApiError) as error:
+            log.warning("old transcripts are left for now: %s", error, extra={"agent": self._room.agent})
+        await asyncio.to_thread(self._files.forget, await self._project(), [session for _, session in garbage])
+
+    # --- transcripts --------------------------------------------------------------------------------------------------
+    async def _load(self, session: str) -> list[Any] | None:
+        if self._store is None:
+            return await asyncio.to_thread(self._files.read, await self._project(), session)
+        return await self._store.load({"project_key": self._room.incarnation, "session_id": session})
+
+    async def _project(self) -> str:
+        """What Claude Code calls the working directory."""
+        sdk = await _module("claude_agent_sdk")
+        return str(await asyncio.to_thread(sdk.project_key_for_directory, self._files.cwd))
+
+    async def _bring(self, session: str | None, entries: list[Any] | None) -> None:
+        """Put the transcript of `session` on this machine, unless it is there."""
+        if session is None:
+            return
+        project = await self._project()
+        here = entries is None and (self._here == session or self._store is None)
+        if here and await asyncio.to_thread(self._files.renew, project, session):
+            return
+        main = entries if entries is not None else await self._load(session)
+        if not main:
+            raise refused("session_lost", f"the transcript {session} of this conversation is gone; start the agent anew")
+        parts = {"": main}
+        if self._store is not None:
+            key = {"project_key": self._room.incarnation, "session_id": session}
+            for subpath in await self._store.list_subkeys(key):  # type: ignore[arg-type]  # a TypedDict of the SDK
+                loaded = await self._store.load({**key, "subpath": subpath})  # type: ignore[typeddict-item]
+                parts[subpath] = [entry for entry in loaded or () if entry["type"] != "agent_metadata"]
+        await asyncio.to_thread(self._files.write, project, session, parts)
+
+    # --- the run ------------------------------------------------------------------------------------------------------
+    async def _run(self, run: _Run) -> AsyncGenerator[Event]:
+        messages = await _module("agentmesh_node.backends.claude.messages")
+        process = await _module("agentmesh_node.backends.claude.process")
+        tools = None
+        try:
+            specs = await self._toolbox.specs()
+            if specs:
+                own_tools = await _module("agentmesh_node.backends.claude.own_tools")
+                tools = own_tools.OwnTools(self._toolbox, specs, run.turn, run.session)
+            told, message = await self._told(run, tools)
+        except BackendError as error:
+            yield _terminal(error)
+            return
+        child = self._child(process.Child, run, own_tools=tools is not None)
+        reader = messages.Reader(run.session, tokens(run.source.standing))
+        servers = {SERVER: {"type": "sdk", "name": SERVER, "instance": tools.server()}} if tools is not None else {}
+        async with mirrored(self._store, message, run.turn.steps) as mirror:
+            conversation = self._conversation(child, mirror, servers, told, message)
+            try:
+                async with contextlib.aclosing(conversation) as said:
+                    async for one in said:
+                        for event in reader.events(one):
+                            if event.kind == "result":
+                                self._here = run.session
+                            yield event
+                            if event.terminal:
+                                return
+            except Exception as error:  # noqa: BLE001 - whatever the SDK raises is the turn's end, and no other
+                log.warning("a run of Claude Code broke off", extra={"agent": self._room.agent, "error": type(error).__name__})
+                yield messages.broken(error, child.errors)
+
+    async def _told(self, run: _Run, tools: Any) -> tuple[Any, str]:
+        """What Claude Code is told, and the uuid of that message: the prompt, or to go on."""
+        if not run.source.standing.begun:
+            return run.text, run.message
+        settled: list[Result] = await tools.settle(run.source.standing.open) if tools is not None else []
+        lines = [f"- {result.name} ({result.id}): {result.text}" for result in settled]
+        return "\n".join([GO_ON_WITH, *lines]) if lines else GO_ON, str(uuid.uuid4())
+
+    def _child(self, make: Any, run: _Run, *, own_tools: bool) -> Any:
+        """The child process, not yet started."""
+        options, node = self._options, os.environ
+        held = credential(node)
+        files = self._files
+        env = environment(options, node, home=str(files.home), config=str(files.config), cwd=str(files.cwd))
+        carrier: dict[str, str] = {}
+        propagate.inject(carrier)
+        env.update({name.upper(): value for name, value in carrier.items() if name in ("traceparent", "tracestate")})
+        line = command(options, self._cli, session=run.session, source=run.source.session, own_tools=own_tools)
+        return make(line, env=env, cwd=str(files.cwd), secrets=secrets(env, held), credential=held)
+
+    async def _conversation(
+        self, child: Any, mirror: Any, servers: dict[str, Any], told: Any, message: str
+    ) -> AsyncGenerator[Any]:
+        """The messages of one run. When this is closed the child is gone."""
+        sdk = await _module("claude_agent_sdk")
+        options = sdk.ClaudeAgentOptions(
+            cwd=str(self._files.cwd),
+            env={"CLAUDE_CONFIG_DIR": str(self._files.config)},
+            mcp_servers=servers,
+            session_store=mirror,
+            session_store_flush="eager",
+            verbatim_prompts=not self._options.expand_prompts,
+        )
+        client = sdk.ClaudeSDKClient(options, transport=child)
+        try:
+            async with asyncio.timeout(self._options.start_timeout_s):
+                await client.connect()
+                await client.query(_once(told, message))
+            async for one in client.receive_messages():
+                yield one
+        finally:
+            # The child first: it has an end whatever becomes of the SDK, which still has a transcript to store.
+            try:
+                await child.close()
+            finally:
+                await client.disconnect()
+
+
+def _terminal(error: BackendError) -> Event:
+    """The event that says what `error` says."""
+    details = {name: value for name, value in error.details.items() if name != "reason"}
+    return Event.error(str(error.details.get("reason", error.code)), message=error.message, **details)
+
+
+async def _once(told: Any, message: str) -> AsyncIterator[dict[str, Any]]:
+    yield {
+        "type": "user",
+        "uuid": message,
+        "session_id": "",
+        "message": {"role": "user", "content": told},
+        "parent_tool_use_id": None,
+    }
+
+
+async def _module(name: str) -> Any:
+    """A module that is slow to import, imported off the event loop the first time."""
+    return await asyncio.to_thread(importlib.import_module, name)

@@ -1,0 +1,73 @@
+"""What goes wrong with Claude Code, as a stable `reason`, and whether trying again may help. docs/backends.md has the table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from agentmesh.backend import Event
+from agentmesh.errors import BackendError, BudgetExceeded
+
+RETRY_AFTER_S = {
+    "rate_limited": 60.0, "overloaded": 30.0, "server_error": 10.0, "connection": 10.0, "crashed": 1.0, "bad_output": 1.0,
+    "start_timeout": 5.0, "store_unavailable": 5.0,
+}  # fmt: skip
+"""Reasons for which the same prompt may succeed later, and when it is worth a try if nothing better is known, in seconds."""
+NEXT = {
+    "unauthenticated": "check ANTHROPIC_API_KEY or CLAUDE_CODE_OAUTH_TOKEN in the node's environment",
+    "forbidden": "the credentials do not allow this",
+    "spend_limit": "the account's spending is at its limit",
+    "not_found": "check the option model",
+    "max_turns": "prompt it to go on, or raise the option max_turns",
+    "budget_exceeded": "raise the option max_budget_usd",
+    "store_unavailable": "its transcript cannot be kept, so it could not go on elsewhere",
+}
+"""What to do next, where the reason alone does not say it."""
+
+_BY_KIND = {
+    "authentication_failed": "unauthenticated",
+    "billing_error": "spend_limit",
+    "rate_limit": "rate_limited",
+    "overloaded": "overloaded",
+    "invalid_request": "bad_request",
+    "model_not_found": "not_found",
+}
+_BY_STATUS = {
+    400: "bad_request", 401: "unauthenticated", 402: "spend_limit", 403: "forbidden", 404: "not_found", 413: "too_long",
+    429: "rate_limited", 503: "overloaded", 529: "overloaded",
+}  # fmt: skip
+_BY_SUBTYPE = {"error_max_turns": "max_turns", "error_max_budget_usd": "budget_exceeded"}
+
+
+def reason_of(subtype: str, kind: str | None, status: int | None) -> str:
+    """The reason for a result that is an error: from its subtype, the kind of error that was said before, the API's status."""
+    if subtype in _BY_SUBTYPE:
+        return _BY_SUBTYPE[subtype]
+    if status in _BY_STATUS:
+        return _BY_STATUS[status]
+    if kind in _BY_KIND:
+        return _BY_KIND[kind]
+    if kind == "server_error" or (status or 0) >= 500:
+        return "server_error"
+    return "connection" if kind == "unknown" and status is None else "failed"
+
+
+def details(reason: str, retry_after_s: float | None = None, **more: Any) -> dict[str, Any]:
+    """What goes with an error of this reason."""
+    found: dict[str, Any] = {"reason": reason, "retryable": reason in RETRY_AFTER_S}
+    if reason in RETRY_AFTER_S:
+        found["retry_after_s"] = retry_after_s if retry_after_s is not None else RETRY_AFTER_S[reason]
+    if reason == "budget_exceeded":
+        found["code"] = BudgetExceeded.code
+    return {**found, **{name: value for name, value in more.items() if value is not None}}
+
+
+def failed(reason: str, message: str, retry_after_s: float | None = None, **more: Any) -> Event:
+    """The terminal event for a turn that failed."""
+    hint = NEXT.get(reason)
+    text = f"{message}; {hint}" if hint else message
+    return Event("error", {"message": text, **details(reason, retry_after_s, **more)})
+
+
+def refused(reason: str, message: str) -> BackendError:
+    """The error for what cannot even begin."""
+    return BackendError(message, details=details(reason))

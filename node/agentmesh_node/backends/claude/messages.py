@@ -1,0 +1,145 @@
+"""Claude Code's messages as events. Importing this module imports the SDK (1.5 s): do it in a thread."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import claude_agent_sdk as sdk
+
+from agentmesh.backend import Event
+from agentmesh_node.backends.claude.failures import failed, reason_of
+from agentmesh_node.backends.claude.process import Malformed
+from agentmesh_node.backends.claude.transcript import event_of, tokens_of
+
+TYPES = {
+    sdk.TextBlock: "text",
+    sdk.ThinkingBlock: "thinking",
+    sdk.ToolUseBlock: "tool_use",
+    sdk.ToolResultBlock: "tool_result",
+}
+
+
+class Reader:
+    """Reads one run. Text and thinking come as they are written; what a subagent says to itself is left out."""
+
+    def __init__(self, session: str, before: dict[str, int]) -> None:
+        """
+        Args:
+            session: the id that this run's session has.
+            before: tokens of the turn that an earlier run used.
+        """
+        self._session = session
+        self._before = before
+        self._streamed: set[str] = set()
+        self._message = ""
+        self._partial = False
+        """Whether text of an answer was given that has not come to its end."""
+        self._kind: str | None = None
+        self._retry_after_s: float | None = None
+        self._unkept: str | None = None
+
+    def events(self, message: Any) -> Iterator[Event]:
+        """The events that a message amounts to; kinds of messages that are not known amount to none."""
+        match message:
+            case sdk.StreamEvent(parent_tool_use_id=None):
+                yield from self._streaming(message.event)
+            case sdk.AssistantMessage(parent_tool_use_id=None):
+                yield from self._answer(message)
+            case sdk.UserMessage(parent_tool_use_id=None):
+                yield from _blocks(message.content)
+            case sdk.MirrorErrorMessage():
+                self._unkept = message.error
+            case sdk.RateLimitEvent():
+                self._note_limit(message.rate_limit_info)
+            case sdk.SystemMessage(subtype="api_retry"):
+                self._kind = str(message.data.get("error") or "") or self._kind
+            case sdk.ResultMessage():
+                yield from self._result(message)
+
+    def _streaming(self, event: dict[str, Any]) -> Iterator[Event]:
+        if event.get("type") == "message_start":
+            yield from self._restarted()
+            self._message = (event.get("message") or {}).get("id", "")
+        elif event.get("type") == "message_stop":
+            self._partial = False
+        delta = event.get("delta") or {}
+        if delta.get("type") == "text_delta":
+            self._streamed.add(self._message)
+            self._partial = True
+            yield Event("text", {"text": delta["text"]})
+        elif delta.get("type") == "thinking_delta" and delta.get("thinking"):
+            self._streamed.add(self._message)
+            yield Event("thinking", {"text": delta["thinking"]})
+
+    def _restarted(self) -> Iterator[Event]:
+        """An answer begins. If the one before it broke off, what that had said is void: it is asked for again."""
+        if self._partial:
+            self._partial = False
+            yield Event("text", {"text": "", "restart": True})
+
+    def _answer(self, message: sdk.AssistantMessage) -> Iterator[Event]:
+        if message.error is not None:
+            self._kind = message.error  # its text is the result's as well
+            return
+        if message.message_id not in self._streamed:
+            yield from self._restarted()
+        for event in _blocks(message.content):
+            if event.kind == "tool_use" or message.message_id not in self._streamed:
+                yield event
+
+    def _note_limit(self, info: sdk.RateLimitInfo) -> None:
+        if info.status == "rejected" and info.resets_at is not None:
+            self._retry_after_s = max(1.0, info.resets_at - time.time())
+
+    def _result(self, message: sdk.ResultMessage) -> Iterator[Event]:
+        cost = {} if message.total_cost_usd is None else {"cost_usd": message.total_cost_usd}
+        used = tokens_of(message.usage or {})
+        yield Event("usage", {**{name: used[name] + self._before.get(name, 0) for name in used}, **cost})
+        if message.is_error:
+            reason = reason_of(message.subtype, self._kind, message.api_error_status)
+            text = message.result or "; ".join(message.errors or ()) or message.subtype
+            after = self._retry_after_s if reason == "rate_limited" else None
+            yield failed(reason, text, after, status=message.api_error_status)
+        elif self._unkept is not None:
+            yield failed("store_unavailable", f"the transcript could not be stored: {self._unkept}")
+        else:
+            yield Event.result(message.result or "", session_id=self._session, turns=message.num_turns)
+
+
+def _blocks(content: Any) -> Iterator[Event]:
+    for block in content if isinstance(content, list) else ():
+        kind = TYPES.get(type(block))
+        if kind is not None:
+            event = event_of({"type": kind, **vars(block)})
+            if event is not None:
+                yield event
+
+
+def broken(error: Exception, said: str) -> Event:
+    """The terminal event for a run that broke off.
+
+    Args:
+        said: the last lines of the child's standard error.
+    """
+    match error:
+        case sdk.ResultError():
+            return failed(reason_of(error.subtype or "", None, error.api_error_status), _short(error))
+        case sdk.ProcessError():
+            return failed("crashed", f"Claude Code ended in mid-turn: {_last(said) or _short(error)}", exit_code=error.exit_code)
+        case Malformed() | sdk.ClaudeSDKError() | KeyError() | TypeError() | ValueError():
+            return failed("bad_output", f"Claude Code wrote what cannot be read: {_short(error)}")
+        case TimeoutError():
+            return failed("start_timeout", "Claude Code did not begin in time")
+        case OSError():
+            return failed("not_installed", f"Claude Code cannot be started: {error.strerror}")
+    return failed("crashed", f"Claude Code ended in mid-turn: {_last(said) or _short(error)}")
+
+
+def _short(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:300]
+
+
+def _last(said: str) -> str:
+    return said.strip().rpartition("\n")[2][:300]

@@ -1,0 +1,85 @@
+"""Keeps the transcript of one run in the mesh, and marks in the journal how far it is kept."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
+
+from agentmesh.errors import Fenced, MeshError
+from agentmesh.steps import Steps
+from agentmesh_node.backends.claude.store import JetStreamSessionStore
+from agentmesh_node.backends.claude.transcript import counts
+
+if TYPE_CHECKING:
+    from claude_agent_sdk import SessionKey, SessionStoreEntry
+
+log = logging.getLogger("agentmesh.node")
+
+
+class Mirror:
+    """What the SDK is given as its session store.
+
+    Behind each model answer and each round of tool results that is stored a step is taken. It commits what live readers were
+    shown of the turn so far, and it says that the turn gets on: a death of the node behind it does not count against the prompt.
+    """
+
+    def __init__(self, store: JetStreamSessionStore, message: str, steps: Steps) -> None:
+        """`message` is the uuid of what this run is told: what comes before it was copied from an earlier session."""
+        self._store = store
+        self._message = message
+        self._begun = False
+        self._steps = steps
+        self._kept: str | None = None
+        self._more = asyncio.Event()
+        self._marking: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Mirror:
+        self._marking = asyncio.create_task(self._mark(), name="mark a transcript")
+        return self
+
+    async def __aexit__(self, *raised: object) -> None:
+        assert self._marking is not None
+        self._marking.cancel()
+        await asyncio.wait((self._marking,))
+
+    async def append(self, key: SessionKey, entries: list[SessionStoreEntry]) -> None:
+        """Store what Claude Code has written. The SDK repeats it when it raises, and tells of what failed for good.
+
+        Raises:
+            Fenced, MailboxFull, Unavailable: as `JetStreamSessionStore.append`.
+        """
+        await self._store.append(key, entries)
+        if key.get("subpath"):
+            return
+        for entry in entries:
+            if self._begun and counts(entry):
+                self._kept = entry.get("uuid")
+                self._more.set()
+            self._begun = self._begun or entry.get("uuid") == self._message
+
+    async def load(self, key: SessionKey) -> list[SessionStoreEntry] | None:
+        return await self._store.load(key)
+
+    async def _mark(self) -> None:
+        try:
+            while True:
+                await self._more.wait()
+                self._more.clear()
+                await self._steps.take({"step": "kept", "entry": self._kept})
+        except Fenced:
+            log.info("another owner runs the turn now: its transcript is not marked any more")
+        except MeshError as error:
+            log.warning("the transcript of a turn is not marked: %s", error)
+
+
+@contextlib.asynccontextmanager
+async def mirrored(store: JetStreamSessionStore | None, message: str, steps: Steps) -> AsyncIterator[Mirror | None]:
+    """The mirror of one run; None where there is no mesh to keep its transcript."""
+    if store is None:
+        yield None
+        return
+    async with Mirror(store, message, steps) as mirror:
+        yield mirror

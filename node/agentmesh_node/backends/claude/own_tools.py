@@ -1,0 +1,104 @@
+"""The agent's own tools, offered to Claude Code as an MCP server inside the node. Importing this module imports mcp (1.3 s).
+
+The mesh runs them, so their effects hold: a `once` call is committed before it fires and never fired blindly again, and each
+result is committed. After a takeover `settle` says what became of the calls that were under way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from mcp.server.lowlevel import Server
+from mcp.types import CallToolResult, ListToolsResult, TextContent, Tool
+
+from agentmesh.backend import Turn
+from agentmesh.errors import TooLarge
+from agentmesh.tools import ToolSpec
+from agentmesh_node import tracing
+from agentmesh_node.backends.claude.options import PREFIX, SERVER
+from agentmesh_node.loop_steps import Intent, Ran
+from agentmesh_node.tools import Call, Result, Toolbox
+
+CALL_ID = "claudecode/toolUseId"
+"""Where Claude Code says which call of the model this is."""
+TOO_LARGE = "The result of this call is too large to be kept. Ask for less at a time."
+
+
+class OwnTools:
+    """The tools of one agent in one turn."""
+
+    def __init__(self, toolbox: Toolbox, specs: Sequence[ToolSpec], turn: Turn, conversation: str) -> None:
+        self._toolbox = toolbox
+        self._specs = specs
+        self._turn = turn
+        self._about = {"agent": turn.agent, "conversation": conversation}
+        self._numbers = itertools.count()
+        self._writing = asyncio.Lock()
+        self._intents: set[str] = set()
+        self._results: dict[str, Result] = {}
+        for step in turn.steps.taken:
+            kind = step.get("step") if isinstance(step, dict) else None
+            if kind == "intent":
+                self._intents.add(step["id"])
+            elif kind == "result":
+                result = msgspec.convert(step["result"], Result)
+                self._results[result.id] = result
+
+    def server(self) -> Server[Any]:
+        """The MCP server."""
+
+        async def listed(context: Any, params: Any) -> ListToolsResult:
+            return ListToolsResult(
+                tools=[
+                    Tool.model_validate({"name": spec.name, "description": spec.description, "inputSchema": spec.schema})
+                    for spec in self._specs
+                ]
+            )
+
+        async def called(context: Any, params: Any) -> CallToolResult:
+            meta = dict(params.meta or {})
+            call_id = str(meta.get(CALL_ID) or f"unnamed-{next(self._numbers)}")
+            result = await self.run(Call(call_id, params.name, params.arguments or {}))
+            return CallToolResult(content=[TextContent(type="text", text=result.text)], is_error=not result.ok)
+
+        return Server(SERVER, on_list_tools=listed, on_call_tool=called)
+
+    async def settle(self, calls: Sequence[Call]) -> list[Result]:
+        """What became of the calls of own tools that a lost process left without a result."""
+        own = [Call(call.id, call.name.removeprefix(PREFIX), call.input) for call in calls if call.name.startswith(PREFIX)]
+        return [await self.run(call) for call in own]
+
+    async def run(self, call: Call) -> Result:
+        """The result of a call: the one that is committed, or that of running it now."""
+        known = self._results.get(call.id)
+        if known is not None:
+            return known
+        with tracing.execute_tool(call.name, call.id, target=self._toolbox.target(call.name), **self._about) as span:
+            result = await self._run(call)
+            if not result.ok:
+                tracing.failed(span, result.error or "error")
+        try:
+            await self._take(Ran(result))
+        except TooLarge:
+            result = Result.failed(call, "too_large", TOO_LARGE)
+            await self._take(Ran(result))
+        self._results[call.id] = result
+        return result
+
+    async def _run(self, call: Call) -> Result:
+        if call.id in self._intents:
+            known = await self._toolbox.reconcile(call, self._turn)
+            if known is not None:
+                return known
+        elif self._toolbox.effect(call.name) == "once":
+            await self._take(Intent(call.id))
+            self._intents.add(call.id)
+        return await self._toolbox.run(call, self._turn)
+
+    async def _take(self, step: Intent | Ran) -> None:
+        async with self._writing:  # one at a time: the journal has an order
+            await self._turn.steps.take(msgspec.to_builtins(step))

@@ -1,0 +1,178 @@
+"""Claude Code in a mesh of processes: the real one, against a model server on loopback that counts what it is asked."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import threading
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agentmesh.errors import Interrupted
+from agentmesh.records import encode_record
+from agentmesh.subjects import Subjects
+from agentmesh_node.backends.claude.store import JetStreamSessionStore
+from fakes.messages import Answer, Call, FakeMessages, Tool
+from live import claude_agents
+from live.mesh import PATIENCE_S, ProcessMesh, process_mesh
+from node.claude_desk import KEY, childless, children
+from support import Server, eventually, run
+
+LONG_S = 110
+
+
+@pytest.fixture
+def fake() -> Iterator[FakeMessages]:
+    with FakeMessages() as found:
+        yield found
+
+
+@contextlib.asynccontextmanager
+async def claude_mesh(server: Server, subjects: Subjects, root: Path, fake: FakeMessages) -> AsyncIterator[ProcessMesh]:
+    """A supervisor, and two nodes that serve agents with Claude Code; their files lie under `root`."""
+    env = {
+        **{name: "" for name in os.environ if name.startswith(("ANTHROPIC_", "CLAUDE"))},
+        "ANTHROPIC_BASE_URL": fake.url,
+        "ANTHROPIC_API_KEY": KEY,
+        "MESH_FILES": str(root / "files"),
+        "MESH_DRAIN_S": "1",
+    }
+    agents = str(claude_agents.__file__)
+    async with process_mesh(server, subjects, root, env=env) as mesh:
+        try:
+            await asyncio.gather(*(mesh.start("node", own_id, "--agents", agents) for own_id in ("n1", "n2")))
+            yield mesh
+        except BaseException:
+            mesh.complain()
+            raise
+    await childless(root / "files")
+
+
+async def state_of(mesh: ProcessMesh) -> dict[str, Any]:
+    found: dict[str, Any] = (await mesh.client.status("coder", content=True, timeout=PATIENCE_S)).agent_state
+    return found
+
+
+def told(call: Call) -> str:
+    return json.dumps(call.messages)
+
+
+async def sessions(mesh: ProcessMesh) -> set[str]:
+    """The agent's transcripts in the mesh."""
+    return {session for _, session in await JetStreamSessionStore(mesh.transport, mesh.subjects, "coder").sessions()}
+
+
+def lends(to: Path) -> Tool:
+    return Tool("mcp__agent__lend", {"title": str(to)})
+
+
+@pytest.mark.parametrize("how", ["killed", "terminated"])
+def test_a_turn_goes_on_elsewhere_behind_what_was_paid_for(
+    server: Server, subjects: Subjects, tmp_path: Path, fake: FakeMessages, how: str
+) -> None:
+    lent, held, release = tmp_path / "lent", threading.Event(), threading.Event()
+
+    def script(call: Call) -> Any:
+        match call.number:
+            case 0:
+                return "welcome"
+            case 1:
+                return Answer(text="I lend it", tools=[lends(lent)])
+            case 2:
+                held.set()
+                release.wait(60)
+                return "lost on the way"
+            case 3:
+                return "it is lent"
+        return "and I remember"
+
+    fake.play(script)
+
+    async def main() -> None:
+        async with claude_mesh(server, subjects, tmp_path, fake) as mesh:
+            await mesh.client.start_agent("coder", kind="Coder", timeout=PATIENCE_S)
+            assert (await mesh.client.ask("coder", "hello", timeout=PATIENCE_S)).text == "welcome"
+            asked = asyncio.create_task(mesh.client.ask("coder", "lend me a book", timeout=PATIENCE_S))
+            await eventually(held.is_set, PATIENCE_S, "the call that is in flight")
+
+            async def kept() -> bool:
+                return any(b'"kept"' in encode_record(record) for record in await mesh.records("coder"))
+
+            await eventually(kept, PATIENCE_S, "the step behind the tool's result")
+            victim = await mesh.host_of("coder")
+            assert children(tmp_path / "files" / subjects.root / victim.id)
+            if how == "killed":
+                await victim.kill()
+            else:
+                assert await victim.terminate() == 0
+            # Nothing of Claude Code outlives its node.
+            await childless(tmp_path / "files" / subjects.root / victim.id)
+            release.set()
+            answer = await asked
+            assert (answer.text, answer.turn) == ("it is lent", 2)
+            assert answer.node in {"n1", "n2"} - {victim.id}
+            # One book was lent; of four model calls only the one that was in flight was made again.
+            assert len(lent.read_text().splitlines()) == 1
+            assert len(fake.calls) == 4
+            assert "welcome" in told(fake.calls[3])
+            assert "I lend it" in told(fake.calls[3])
+            state = await state_of(mesh)
+            assert state["texts"] == ["welcome", "it is lent"]
+            assert ["tool_result", True] in state["seen"]
+            assert (await mesh.client.ask("coder", "do you?", timeout=PATIENCE_S)).text == "and I remember"
+            assert "it is lent" in told(fake.calls[4])
+
+    run(main(), LONG_S)
+
+
+def test_an_interrupt_ends_claude_code_and_the_conversation_is_as_before(
+    server: Server, subjects: Subjects, tmp_path: Path, fake: FakeMessages
+) -> None:
+    started = tmp_path / "started"
+    forever = f"touch {started}; python3 -c 'import time; time.sleep(600)'"
+    fake.play(
+        ["welcome", Answer(text="this takes long", tools=[Tool("Bash", {"command": forever, "description": "wait"})]), "back"]
+    )
+
+    async def main() -> None:
+        async with claude_mesh(server, subjects, tmp_path, fake) as mesh:
+            await mesh.client.start_agent("coder", kind="Coder", timeout=PATIENCE_S)
+            await mesh.client.ask("coder", "hello", timeout=PATIENCE_S)
+            asked = asyncio.create_task(mesh.client.ask("coder", "take your time", timeout=PATIENCE_S))
+            await eventually(started.exists, PATIENCE_S, "the command")
+            await mesh.client.interrupt("coder")
+            with pytest.raises(Interrupted):
+                await asked
+            await childless(tmp_path / "files")
+            assert (await mesh.client.ask("coder", "still there?", timeout=PATIENCE_S)).text == "back"
+            assert "welcome" in told(fake.calls[-1])
+            assert "take your time" not in told(fake.calls[-1])
+            assert len(await sessions(mesh)) == 2
+
+    run(main(), LONG_S)
+
+
+def test_what_it_keeps_in_the_mesh_goes_with_the_agent(
+    server: Server, subjects: Subjects, tmp_path: Path, fake: FakeMessages
+) -> None:
+    fake.play(["welcome"])
+
+    async def main() -> None:
+        async with claude_mesh(server, subjects, tmp_path, fake) as mesh:
+            await mesh.client.start_agent("coder", kind="Coder", timeout=PATIENCE_S)
+            await mesh.client.ask("coder", "hello", timeout=PATIENCE_S)
+            assert len(await sessions(mesh)) == 1
+            assert KEY.encode() not in b"".join(map(encode_record, await mesh.records("coder")))
+            await mesh.client.stop("coder", timeout=PATIENCE_S)
+
+            async def cleared() -> bool:
+                return not await sessions(mesh)
+
+            await eventually(cleared, PATIENCE_S, "the end of the transcripts")
+
+    run(main(), LONG_S)
