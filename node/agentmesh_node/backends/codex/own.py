@@ -1,0 +1,84 @@
+"""The agent's own tools, which Codex calls through the node (its "dynamic tools")."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from agentmesh.backend import Turn
+from agentmesh_node.backends.codex.process import AppServer
+from agentmesh_node.backends.codex.steps import Intent, Ran, Step, Taken, step_value
+from agentmesh_node.tools import Call, Result, Toolbox
+from agentmesh_node.tools.calls import PATIENCE_S
+
+log = logging.getLogger("agentmesh.node")
+
+
+class OwnTools:
+    """The runs of one turn. Each is a task, so that a long one does not keep Codex's other news waiting."""
+
+    def __init__(self, toolbox: Toolbox, turn: Turn, taken: Taken, server: AppServer) -> None:
+        self._toolbox = toolbox
+        self._turn = turn
+        self._taken = taken
+        self._server = server
+        self._writing = asyncio.Lock()
+        self._running: set[asyncio.Task[None]] = set()
+        self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Raises when a run cannot be committed or answered: the turn cannot go on."""
+
+    def begin(self, request: Any, params: Mapping[str, Any]) -> None:
+        """Run the call that Codex asks for, and answer `request`."""
+        call = Call(str(params.get("callId", "")), str(params.get("tool", "")), params.get("arguments"))
+        task = asyncio.create_task(self._serve(request, call), name=f"tool {call.name}")
+        self._running.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._running.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not self.failed.done():
+            self.failed.set_exception(error)
+
+    async def _serve(self, request: Any, call: Call) -> None:
+        result = await self._result(call)
+        answer = [{"type": "inputText", "text": result.text}]
+        await self._server.reply(request, {"success": result.ok, "contentItems": answer})
+
+    async def _result(self, call: Call) -> Result:
+        """Run a call; one that an earlier owner of the turn made is gone through again, or asked after."""
+        former = self._taken.former(call)
+        if former is None:
+            await self._take(Intent(call))
+            result = await self._toolbox.run(call, self._turn)
+            await self._take(Ran(call, result))
+            return result
+        made, known = former
+        if known is None and self._toolbox.effect(made.name) == "once":
+            known = await self._toolbox.reconcile(made, self._turn)
+        if known is None:
+            # Under its first id: to the tool it is the same call.
+            known = await self._toolbox.run(made, self._turn)
+        await self._take(Ran(made, known))
+        return msgspec.structs.replace(known, id=call.id)
+
+    async def _take(self, step: Step) -> None:
+        async with self._writing:  # one at a time: the journal has an order
+            await self._turn.steps.take(step_value(step))
+
+    async def close(self) -> None:
+        """End the runs of a turn that is over."""
+        running = set(self._running)
+        for task in running:
+            task.cancel()
+        if running:
+            _, pending = await asyncio.wait(running, timeout=2 * PATIENCE_S)
+            if pending:
+                log.error("tools do not end when cancelled", extra={"tools": sorted(task.get_name() for task in pending)})
+        if self.failed.done() and not self.failed.cancelled():
+            self.failed.exception()  # it was seen, or the turn is over anyway
+        self.failed.cancel()

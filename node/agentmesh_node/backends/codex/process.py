@@ -1,0 +1,232 @@
+"""The child process: Codex's app server, which speaks JSON-RPC in lines over its standard input and output.
+
+Why not the Python SDK: it hands the node's whole environment to the child, and holds a thread of the loop's shared pool for each
+running turn. Why not `codex exec`: it gives no text as it comes, no error codes, and does not end when its node is killed. The
+app server ends when its input does, and ends the commands that it runs, so the kernel closing a dead node's pipes is enough.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import signal
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from agentmesh.errors import BackendError
+from agentmesh_node.backends.codex.settings import refused
+
+log = logging.getLogger("agentmesh.node")
+
+LINE_LIMIT = 64 << 20
+"""Longest line of the child that is read, in bytes."""
+CLOSE_S = 2.0
+"""How long the child may take to end once its input has ended, and once more when it is told to."""
+ERROR_LINES = 20
+"""How many of the child's last lines of standard error are kept."""
+DECLINED = {"decision": "decline"}
+NOT_SUPPORTED = -32601
+
+type Json = dict[str, Any]
+
+
+class AppServer:
+    """One run of Codex. Not to be shared by tasks, but for `reply`."""
+
+    def __init__(self, command: Sequence[str], *, env: Mapping[str, str], cwd: str, secrets: Sequence[str] = ()) -> None:
+        """
+        Args:
+            env: the child's whole environment.
+            secrets: texts that must not be read out of the child.
+        """
+        self._command = list(command)
+        self._env = dict(env)
+        self._cwd = cwd
+        self.strike = striker(secrets)
+        self._process: asyncio.subprocess.Process | None = None
+        self._errors: asyncio.Task[None] | None = None
+        self._tail: deque[str] = deque(maxlen=ERROR_LINES)
+        self._waiting: deque[Json] = deque()
+        """Messages that came while the answer to a request was awaited."""
+        self._ids = 0
+
+    @property
+    def pid(self) -> int | None:
+        """The child's process id, once it runs."""
+        return self._process.pid if self._process is not None else None
+
+    async def start(self) -> None:
+        """Start the child and greet it.
+
+        Raises:
+            BackendError: it does not start, or does not speak as it should.
+        """
+        try:
+            self._process = await asyncio.create_subprocess_exec(
+                *self._command,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                env=self._env,
+                cwd=self._cwd,
+                limit=LINE_LIMIT,
+                start_new_session=True,  # a terminal's Ctrl-C is the node's business
+            )
+        except OSError as error:
+            raise refused("not_installed", f"Codex cannot be started: {error}") from None
+        self._errors = asyncio.create_task(self._read_errors(), name="codex's standard error")
+        about = {"name": "agentmesh", "title": "agentmesh", "version": "1"}
+        await self.call("initialize", {"clientInfo": about, "capabilities": {"experimentalApi": True}})
+        await self._send({"method": "initialized"})
+
+    # --- speaking -----------------------------------------------------------------------------------------------------
+    async def call(self, method: str, params: Json) -> Json:
+        """The result of a request.
+
+        Raises:
+            BackendError: it is refused, or the child ends or writes what is no message.
+        """
+        self._ids += 1
+        await self._send({"id": self._ids, "method": method, "params": params})
+        while True:
+            message = await self._read()
+            if "method" in message or message.get("id") != self._ids:
+                self._waiting.append(message)
+                continue
+            if "error" in message:
+                told = message["error"]
+                text = str(told.get("message", told)) if isinstance(told, dict) else str(told)
+                raise refused("codex_refused", f"Codex refused {method}: {text}")
+            result = message.get("result")
+            return result if isinstance(result, dict) else {}
+
+    async def next(self) -> Json:
+        """The next notification or request of the child.
+
+        Raises:
+            BackendError: as `call`.
+        """
+        return self._waiting.popleft() if self._waiting else await self._read()
+
+    async def reply(self, to: Any, result: Json | None) -> None:
+        """Answer a request of the child; None says that nobody here can."""
+        if result is None:
+            error = {"code": NOT_SUPPORTED, "message": "nobody is there to answer this"}
+            await self._send({"id": to, "error": error})
+        else:
+            await self._send({"id": to, "result": result})
+
+    async def _send(self, message: Json) -> None:
+        process = self._process
+        assert process is not None
+        assert process.stdin is not None
+        try:
+            # One write per message: tasks that reply at the same time do not mix their lines.
+            process.stdin.write(json.dumps(message).encode() + b"\n")
+            await process.stdin.drain()
+        except (BrokenPipeError, ConnectionResetError):
+            raise await self._gone() from None
+
+    async def _read(self) -> Json:
+        assert self._process is not None
+        assert self._process.stdout is not None
+        try:
+            line = await self._process.stdout.readline()
+        except ValueError:
+            raise _malformed(f"a line longer than {LINE_LIMIT >> 20} MiB") from None
+        if not line:
+            raise await self._gone()
+        try:
+            message = json.loads(self.strike(line))
+        except (ValueError, RecursionError):
+            raise _malformed(f"{self.strike(line[:100])!r}, which is not JSON") from None
+        if not isinstance(message, dict):
+            raise _malformed("JSON that is no message")
+        return message
+
+    async def _gone(self) -> BackendError:
+        """The error for a child that has ended."""
+        assert self._process is not None
+        await _ended(self._process, CLOSE_S)
+        if self._errors is not None:
+            await asyncio.wait((self._errors,), timeout=CLOSE_S)
+        code = self._process.returncode
+        last = f": {self._tail[-1]}" if self._tail else ""
+        details = {"reason": "crashed", "retryable": True, "exit_code": code}
+        return BackendError(f"Codex ended in the middle of a turn (exit code {code}){last}", details=details)
+
+    async def _read_errors(self) -> None:
+        assert self._process is not None
+        assert self._process.stderr is not None
+        with contextlib.suppress(ValueError):  # a line beyond the limit: nothing more is read
+            async for line in self._process.stderr:
+                text = self.strike(line[:2000]).decode(errors="replace").rstrip()
+                if text:
+                    self._tail.append(text)
+                    log.debug("codex says on standard error: %s", text)
+
+    # --- the end ------------------------------------------------------------------------------------------------------
+    async def close(self) -> None:
+        """End the child and the commands that it runs. Takes at most some five seconds; may be called again."""
+        process = self._process
+        if process is None:
+            return
+        try:
+            if process.stdin is not None:
+                process.stdin.close()
+            await _ended(process, CLOSE_S)
+            if process.returncode is None:
+                _signal(process.pid, signal.SIGTERM)
+                await _ended(process, CLOSE_S)
+        finally:
+            # Without a wait, so that even a second cancellation leaves no process behind.
+            if process.returncode is None:
+                for pid in (*descendants(process.pid), process.pid):
+                    _signal(pid, signal.SIGKILL)
+            if self._errors is not None:
+                self._errors.cancel()
+        await _ended(process, CLOSE_S)
+        if self._errors is not None:
+            await asyncio.wait((self._errors,), timeout=CLOSE_S)
+
+
+def striker(secrets: Sequence[str]) -> Callable[[bytes], bytes]:
+    """A function that takes `secrets` out of data, as they look in plain text and within JSON."""
+    struck = [form for secret in secrets if secret for form in {secret.encode(), json.dumps(secret)[1:-1].encode()}]
+
+    def strike(data: bytes) -> bytes:
+        for form in struck:
+            data = data.replace(form, b"***")
+        return data
+
+    return strike
+
+
+def descendants(pid: int) -> list[int]:
+    """The children of a process and theirs, as far as this system tells."""
+    found: list[int] = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            for child in map(int, task.read_text().split()):
+                found += [child, *descendants(child)]
+    return found
+
+
+def _malformed(what: str) -> BackendError:
+    return BackendError(f"Codex wrote {what}", details={"reason": "bad_output", "retryable": True})
+
+
+def _signal(pid: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.kill(pid, number)
+
+
+async def _ended(process: asyncio.subprocess.Process, seconds: float) -> None:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await process.wait()

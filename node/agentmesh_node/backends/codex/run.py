@@ -1,0 +1,337 @@
+"""One turn of Codex: a child process for its time, its news as events, and steps by which another node can go on."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from agentmesh.backend import Event, Turn
+from agentmesh.edge.jetstream import Uncertain
+from agentmesh.errors import BackendError, BudgetExceeded, InfrastructureError, NotFound
+from agentmesh_node.backends.codex import settings
+from agentmesh_node.backends.codex.homes import Home
+from agentmesh_node.backends.codex.own import OwnTools
+from agentmesh_node.backends.codex.process import DECLINED, AppServer, striker
+from agentmesh_node.backends.codex.rollout import File, Rollout, Store, forget
+from agentmesh_node.backends.codex.settings import Options
+from agentmesh_node.backends.codex.steps import Saved, Taken, step_value
+from agentmesh_node.backends.codex.told import events_of, failure, is_tool, tokens
+from agentmesh_node.tools import Toolbox
+
+log = logging.getLogger("agentmesh.node")
+
+STORE_TRIES = 5
+STORE_WAIT_S = 0.5
+
+type Json = dict[str, Any]
+
+
+class Session(msgspec.Struct, frozen=True):
+    """The session's value."""
+
+    session_id: str | None = None
+    """The thread's id; None before the first turn has succeeded."""
+    rollout: Rollout | None = None
+    old: tuple[str, ...] = ()
+    """Parts that no session needs any more, to be deleted once this value is committed."""
+
+
+class Ground(msgspec.Struct, frozen=True):
+    """What the turns of one agent have in common."""
+
+    options: Options
+    directory: Path
+    store: Store
+    toolbox: Toolbox
+
+    @property
+    def cwd(self) -> Path:
+        """Where the agent works: the option's directory, else one of its own that stays on this node."""
+        return Path(self.options.cwd) if self.options.cwd is not None else self.directory / "work"
+
+
+class Run:
+    """One turn."""
+
+    def __init__(self, ground: Ground, session: Session, turn: Turn) -> None:
+        self._ground = ground
+        self._options = ground.options
+        self._session = session
+        self._turn = turn
+        self._taken = Taken(turn.steps.taken)
+        self._saved = self._taken.saved[-1] if self._taken.saved else None
+        self._usage: dict[str, int] = dict(self._saved.usage) if self._saved else {}
+        self._tool_calls = self._saved.tool_calls if self._saved else 0
+        self._untold: list[Event] = []
+        """Events since the last step."""
+        self._tools_ran = False
+        """Whether a tool has run since the last step."""
+        self._answers = 0
+        """Answers of the model that the rollout must tell of."""
+        self._text = ""
+        self._thread = ""
+        self._path = ""
+        self._heard = 0.0
+        """When Codex last told something other than that it tries again."""
+
+    async def events(self, prompt: str) -> AsyncGenerator[Event]:
+        """Everything that happens, up to one terminal event."""
+        for event in self._taken.events():
+            yield event
+        try:
+            home = await asyncio.to_thread(Home, self._ground.directory / "homes")
+            try:
+                async with aclosing(self._at_home(home, prompt)) as events:
+                    async for event in events:
+                        yield event
+            finally:
+                await asyncio.to_thread(home.remove)
+        except (BackendError, BudgetExceeded) as error:
+            yield failed(error)
+
+    async def _at_home(self, home: Home, prompt: str) -> AsyncGenerator[Event]:
+        key = settings.key_of(self._options, os.environ)
+        secrets = [key] if key is not None else []
+        file = File(home.path, self._ground.store, striker(secrets))
+        await self._restore(file)
+        server = await self._server(home.path, secrets)
+        tools = OwnTools(self._ground.toolbox, self._turn, self._taken, server)
+        try:
+            async with asyncio.timeout(self._options.start_timeout_s):
+                await server.start()
+                turn_id = await self._begin(server, home, prompt)
+            self._answers = file.answers()
+            async with aclosing(self._listen(server, tools, file, turn_id)) as events:
+                async for event in events:
+                    yield event
+        except TimeoutError:
+            limit = f"{self._options.start_timeout_s:g} s"
+            details = {"reason": "start_timeout", "retryable": True}
+            raise BackendError(f"Codex did not begin the turn within {limit}", details=details) from None
+        finally:
+            await tools.close()
+            await server.close()
+        # Only a turn that Codex completed comes here: its file is whole now that Codex has ended.
+        yield self._result(await self._kept(file))
+
+    # --- the beginning ------------------------------------------------------------------------------------------------
+    async def _restore(self, file: File) -> None:
+        """The thread's file, as the newest step of this turn left it, else as the session has it."""
+        if self._saved is not None:
+            with contextlib.suppress(NotFound):  # from a try of this turn that has ended since
+                await self._read(file, self._saved.rollout)
+                self._thread, self._path = self._saved.session_id, self._saved.rollout.path
+                return
+            self._saved = None
+        if self._session.session_id is None or self._session.rollout is None:
+            return
+        try:
+            await self._read(file, self._session.rollout)
+        except NotFound as error:
+            raise settings.refused("session_lost", f"the thread's stored rollout is gone: {error.message}") from None
+        self._thread, self._path = self._session.session_id, self._session.rollout.path
+
+    async def _read(self, file: File, rollout: Rollout) -> None:
+        try:
+            await file.restore(rollout)
+        except NotFound:
+            raise
+        except (InfrastructureError, Uncertain) as error:
+            details = {"reason": "store_unavailable", "retryable": True, "retry_after_s": 1.0}
+            raise BackendError(f"the thread's rollout cannot be read now: {error}", details=details) from None
+
+    async def _server(self, home: Path, secrets: Sequence[str]) -> AppServer:
+        env = settings.environment(self._options, os.environ, home)
+        program, tools = await asyncio.to_thread(settings.binary, os.environ)
+        if tools is not None:
+            env["PATH"] = f"{tools}:{env.get('PATH', os.defpath)}"
+        cwd = self._ground.cwd
+        if self._options.cwd is None:
+            await asyncio.to_thread(cwd.mkdir, parents=True, exist_ok=True)
+        elif not await asyncio.to_thread(cwd.is_dir):
+            raise settings.refused("bad_options", f"there is no directory {cwd} on this node; make it, or change the option cwd")
+        command = [program, "app-server", "--listen", "stdio://"]
+        return AppServer(command, env=env, cwd=str(cwd), secrets=secrets)
+
+    async def _begin(self, server: AppServer, home: Home, prompt: str) -> str:
+        """Start the thread or take it up, and start the turn; returns the turn's id at Codex."""
+        params = settings.thread_params(self._options, self._ground.cwd)
+        if self._thread:
+            told = await server.call("thread/resume", {**params, "threadId": self._thread, "excludeTurns": True})
+        else:
+            specs = await self._ground.toolbox.specs()
+            told = await server.call("thread/start", {**params, "dynamicTools": settings.dynamic_tools(specs)})
+        thread = told.get("thread") or {}
+        self._thread = str(thread.get("id", ""))
+        path = Path(str(thread.get("path") or ""))
+        if not self._thread or not path.is_relative_to(home.path):
+            raise settings.refused("bad_output", "Codex did not say where it keeps the thread")
+        self._path = str(path.relative_to(home.path))
+        # A turn that goes on has its prompt in the thread: nothing is said again.
+        said = [] if self._saved is not None else await asyncio.to_thread(home.inputs, prompt, self._turn.attachments)
+        start: Json = {"threadId": self._thread, "input": said}
+        if self._options.effort is not None:
+            start["effort"] = self._options.effort
+        if self._options.output_schema is not None:
+            start["outputSchema"] = self._options.output_schema
+        begun = await server.call("turn/start", start)
+        return str((begun.get("turn") or {}).get("id", ""))
+
+    # --- the turn -----------------------------------------------------------------------------------------------------
+    async def _listen(self, server: AppServer, tools: OwnTools, file: File, turn_id: str) -> AsyncGenerator[Event]:
+        """The events of the turn, until Codex has completed it.
+
+        Raises:
+            BackendError: Codex gave it up, or ended, or cannot be understood.
+        """
+        self._heard = asyncio.get_running_loop().time()
+        while True:
+            message = await _next(server, tools)
+            method, params = str(message.get("method", "")), message.get("params") or {}
+            if "id" in message:
+                await self._asked(server, tools, message["id"], method, params)
+                continue
+            if params.get("threadId") not in (None, self._thread):
+                continue
+            self._patience(method, params)
+            for event in events_of(method, params):
+                self._note(event)
+                yield event
+            if method == "item/completed":
+                self._item(params)
+            elif method == "thread/tokenUsage/updated" and params.get("turnId") == turn_id:
+                yield await self._answered(file, params)
+            elif method == "turn/completed" and (params.get("turn") or {}).get("id") == turn_id:
+                self._check(params["turn"])
+                return
+
+    async def _asked(self, server: AppServer, tools: OwnTools, request: Any, method: str, params: Json) -> None:
+        """Codex asks something: a tool of the agent's is run; nobody is there to approve of anything."""
+        if method == "item/tool/call":
+            tools.begin(request, params)
+        elif method.endswith("/requestApproval"):
+            log.info("codex asked for an approval, which was declined", extra={"agent": self._turn.agent, "request": method})
+            await server.reply(request, DECLINED)
+        else:
+            await server.reply(request, None)
+
+    def _patience(self, method: str, params: Json) -> None:
+        """Codex tries for ever to reach a provider that cannot be reached; a turn does not."""
+        now = asyncio.get_running_loop().time()
+        if not (method == "error" and params.get("willRetry")):
+            self._heard = now
+        elif now - self._heard >= self._options.unreachable_s:
+            error = params.get("error") or {}
+            told = str(error.get("additionalDetails") or error.get("message") or "no answer")
+            details = {"reason": "connection", "retryable": True, "retry_after_s": 30.0}
+            raise BackendError(f"the model's provider cannot be reached: {told}", details=details)
+
+    def _note(self, event: Event) -> None:
+        """Keep an event for the next step: text in one piece, as an answer that was given already is told."""
+        last = self._untold[-1] if self._untold else None
+        if last is not None and last.kind == event.kind and event.kind in ("text", "thinking"):
+            self._untold[-1] = Event(event.kind, {"text": last.data["text"] + event.data["text"]})
+        else:
+            self._untold.append(event)
+
+    def _item(self, params: Json) -> None:
+        item = params.get("item") or {}
+        if item.get("type") == "agentMessage":
+            self._text = str(item.get("text", ""))
+        elif is_tool(params):
+            self._tools_ran = True
+            self._tool_calls += 1
+
+    async def _answered(self, file: File, params: Json) -> Event:
+        """The model has answered, and the tools that it asked for have run: count, and take a step if there is more to come."""
+        self._answers += 1
+        for name, count in tokens(params.get("tokenUsage") or {}).items():
+            self._usage[name] = self._usage.get(name, 0) + count
+        event = Event("usage", {**self._usage, "model": self._options.model or "", "tool_calls": self._tool_calls})
+        self._note(event)
+        if self._tools_ran:
+            await self._step(file)
+        return event
+
+    async def _step(self, file: File) -> None:
+        """Store the thread and commit where it is. What cannot be stored now costs a takeover some repeated work, no more."""
+        former = set(file.saved.parts)
+        try:
+            rollout = await file.save(self._path, counted=self._answers)
+        except (InfrastructureError, Uncertain) as error:
+            log.warning("a step of codex was not taken", extra={"agent": self._turn.agent, "error": str(error)})
+            return
+        if rollout is None:
+            log.warning("codex lags behind in writing its rollout", extra={"agent": self._turn.agent})
+            return
+        saved = Saved(self._thread, rollout, tuple(self._untold), dict(self._usage), self._tool_calls)
+        await self._turn.steps.take(step_value(saved))
+        self._untold.clear()
+        self._tools_ran = False
+        kept = {*rollout.parts, *(self._session.rollout.parts if self._session.rollout is not None else ())}
+        await forget(self._ground.store, sorted(former - kept))
+
+    @staticmethod
+    def _check(turn: Json) -> None:
+        status = turn.get("status")
+        if status == "interrupted":
+            raise BackendError("Codex ended the turn early", details={"reason": "interrupted", "retryable": True})
+        if status != "completed":
+            raise failure(turn.get("error"))
+
+    # --- the end ------------------------------------------------------------------------------------------------------
+    async def _kept(self, file: File) -> Session:
+        """The session after the turn: the thread is stored.
+
+        Raises:
+            BackendError: it cannot be stored.
+        """
+        for tries in range(1, STORE_TRIES + 1):
+            try:
+                rollout = await file.save(self._path)
+            except (InfrastructureError, Uncertain) as error:
+                if tries == STORE_TRIES:
+                    details = {"reason": "store_unavailable", "retryable": True, "retry_after_s": 5.0}
+                    raise BackendError(f"the thread cannot be stored: {error}", details=details) from None
+                await asyncio.sleep(STORE_WAIT_S * tries)
+            else:
+                break
+        assert rollout is not None
+        before = self._session.rollout.parts if self._session.rollout is not None else ()
+        taken = tuple(part for saved in self._taken.saved for part in saved.rollout.parts)
+        unneeded = {*before, *taken} - set(rollout.parts)
+        return Session(self._thread, rollout, tuple(sorted(unneeded)))
+
+    def _result(self, session: Session) -> Event:
+        data: Json = {"session_id": session.session_id, "thread": msgspec.to_builtins(session)}
+        return Event.result(self._text, **data)
+
+
+async def _next(server: AppServer, tools: OwnTools) -> Json:
+    """The next message of the child, unless a tool's run has failed first."""
+    if tools.failed.done():
+        tools.failed.result()
+    reading = asyncio.ensure_future(server.next())
+    try:
+        await asyncio.wait((reading, tools.failed), return_when=asyncio.FIRST_COMPLETED)
+        if tools.failed.done():
+            tools.failed.result()
+        return await reading
+    finally:
+        if not reading.done():
+            reading.cancel()
+            await asyncio.wait((reading,))
+
+
+def failed(error: BackendError | BudgetExceeded) -> Event:
+    """The terminal event for an error: its reason and hints are the data."""
+    more = {name: value for name, value in error.details.items() if name != "reason"}
+    return Event.error(str(error.details.get("reason", error.code)), message=error.message, code=error.code, **more)

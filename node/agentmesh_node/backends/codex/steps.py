@@ -1,0 +1,105 @@
+"""What of a codex turn the journal keeps, and how it is read again after a takeover (design 6).
+
+After each answer of the model whose tools have run, the thread's rollout is stored and a `Saved` step names it: a turn that lost
+its node goes on from the newest. A run of one of the agent's own tools is framed by an `Intent` and a `Ran`: an answer that was
+not saved yet is asked for again, and a call in it that was made before is not made again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from agentmesh.backend import Event
+from agentmesh_node.backends.codex.rollout import Rollout
+from agentmesh_node.tools import Call, Result
+
+
+class Saved(msgspec.Struct, frozen=True, tag_field="step", tag="saved"):
+    """The thread was stored behind an answer and its tools."""
+
+    session_id: str
+    rollout: Rollout
+    events: tuple[Event, ...] = ()
+    """What was told since the step before."""
+    usage: dict[str, int] = {}
+    """Tokens of the turn so far."""
+    tool_calls: int = 0
+    """Tool runs of the turn so far."""
+
+
+class Intent(msgspec.Struct, frozen=True, tag_field="step", tag="intent"):
+    """One of the agent's own tools is about to be fired."""
+
+    call: Call
+
+
+class Ran(msgspec.Struct, frozen=True, tag_field="step", tag="ran"):
+    """It has come to its end."""
+
+    call: Call
+    result: Result
+
+
+type Step = Saved | Intent | Ran
+
+
+class Taken:
+    """The steps of an earlier owner."""
+
+    def __init__(self, steps: Sequence[Any]) -> None:
+        self.saved: list[Saved] = []
+        self._intents: list[Call] = []
+        self._ran: list[Ran] = []
+        for step in steps:
+            self._add(msgspec.convert(step, Step))
+
+    def _add(self, step: Step) -> None:
+        match step:
+            case Saved():
+                self.saved.append(step)
+                # The thread holds these calls and their results.
+                self._intents.clear()
+                self._ran.clear()
+            case Intent():
+                self._intents.append(step.call)
+            case Ran():
+                self._ran.append(step)
+
+    def events(self) -> list[Event]:
+        """What the earlier owner told of what is durable."""
+        found = [event for saved in self.saved for event in saved.events]
+        results = {ran.call.id: ran.result for ran in self._ran}
+        for call in self._intents:
+            found.append(Event("tool_use", {"id": call.id, "name": call.name, "input": call.input}))
+            result = results.get(call.id)
+            if result is not None:
+                found.append(Event("tool_result", {"id": call.id, "ok": result.ok, "text": result.text}))
+        return [msgspec.structs.replace(event, replayed=True) for event in found]
+
+    def former(self, call: Call) -> tuple[Call, Result | None] | None:
+        """The call of an earlier owner that this one repeats, with its result if it had one. Each is given once.
+
+        The model was asked again, so its call has another id: it is known by the tool and the input.
+        """
+        for ran in self._ran:
+            if _same(ran.call, call):
+                self._ran.remove(ran)
+                self._intents = [intent for intent in self._intents if intent.id != ran.call.id]
+                return ran.call, ran.result
+        for intent in self._intents:
+            if _same(intent, call):
+                self._intents.remove(intent)
+                return intent, None
+        return None
+
+
+def _same(one: Call, other: Call) -> bool:
+    return one.name == other.name and one.input == other.input
+
+
+def step_value(step: Step) -> Any:
+    """The step as JSON data."""
+    return msgspec.to_builtins(step)

@@ -1,0 +1,155 @@
+"""What Codex tells of a turn, in the mesh's words: events, tokens, errors."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from agentmesh.backend import Event
+from agentmesh.errors import BackendError
+from agentmesh_node.tools.calls import shortened
+
+MAX_OUTPUT = 32_000
+"""Most characters of a command's output in an event; the model saw what Codex showed it."""
+_AGAIN = re.compile(r"try again in (\d+(?:\.\d+)?)\s*(ms|s|m)\b")
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0}
+
+REASONS: dict[str, tuple[str, float | None]] = {
+    "contextWindowExceeded": ("too_long", None),
+    "sessionBudgetExceeded": ("spend_limit", None),
+    "usageLimitExceeded": ("spend_limit", None),
+    "rateLimitExceeded": ("rate_limited", 10.0),
+    "flexUnavailable": ("overloaded", 10.0),
+    "serverOverloaded": ("overloaded", 10.0),
+    "internalServerError": ("server_error", 5.0),
+    "unauthorized": ("unauthenticated", None),
+    "forbidden": ("forbidden", None),
+    "notFound": ("not_found", None),
+    "badRequest": ("bad_request", None),
+    "cyberPolicy": ("refused", None),
+    "misalignmentPolicyViolation": ("refused", None),
+    "tooManyDenials": ("denied", None),
+    "sandboxError": ("sandbox", None),
+    "httpConnectionFailed": ("connection", 5.0),
+    "responseStreamConnectionFailed": ("connection", 5.0),
+    "responseStreamDisconnected": ("stream_broken", 1.0),
+    "responseTooManyFailedAttempts": ("stream_broken", 5.0),
+}
+"""Codex's own words for errors: ours, and after how many seconds it may be tried again (None: not as it is)."""
+STATUSES: dict[int, str] = {
+    400: "badRequest", 401: "unauthorized", 403: "forbidden", 404: "notFound",
+    429: "rateLimitExceeded", 500: "internalServerError",
+    502: "serverOverloaded", 503: "serverOverloaded", 529: "serverOverloaded",
+}  # fmt: skip
+"""What an HTTP status says of an error; it says more than that the connection failed."""
+
+
+def failure(error: Mapping[str, Any] | None) -> BackendError:
+    """The error for a turn that Codex gave up; `details` has `reason`, `retryable` and perhaps `retry_after_s`."""
+    error = error or {}
+    message = str(error.get("message") or "Codex gave the turn up without a reason")
+    word, status = _word(error.get("codexErrorInfo"))
+    if status is not None:
+        word = STATUSES.get(status, word)
+    reason, after = REASONS.get(word, ("failed", None))
+    if word in ("other", "") and message.startswith("stream disconnected"):
+        reason, after = REASONS["responseStreamDisconnected"]
+    hinted = _AGAIN.search(message)
+    if hinted is not None and after is not None:
+        after = float(hinted[1]) * _UNITS[hinted[2]]
+    details: dict[str, Any] = {"reason": reason, "retryable": after is not None}
+    if after is not None:
+        details["retry_after_s"] = after
+    if status is not None:
+        details["status"] = status
+    return BackendError(message, details=details)
+
+
+def _word(info: Any) -> tuple[str, int | None]:
+    """Codex's word for an error, and the HTTP status behind it."""
+    if isinstance(info, str):
+        return info, None
+    if isinstance(info, Mapping) and info:
+        word, more = next(iter(info.items()))
+        status = more.get("httpStatusCode") if isinstance(more, Mapping) else None
+        return str(word), status if isinstance(status, int) else None
+    return "", None
+
+
+def tokens(usage: Mapping[str, Any]) -> dict[str, int]:
+    """The tokens of one answer of the model, as all backends count them: input without what a cache gave or took."""
+    last = usage.get("last") or {}
+    read, written = int(last.get("cachedInputTokens", 0)), int(last.get("cacheWriteInputTokens", 0))
+    found = {
+        "input_tokens": max(0, int(last.get("inputTokens", 0)) - read - written),
+        "output_tokens": int(last.get("outputTokens", 0)),
+        "cache_read_input_tokens": read,
+        "cache_write_input_tokens": written,
+    }
+    return {name: count for name, count in found.items() if count or name in ("input_tokens", "output_tokens")}
+
+
+def events_of(method: str, params: Mapping[str, Any]) -> list[Event]:
+    """The events that a notification amounts to; none for what is of no interest, and for what this version does not know."""
+    match method:
+        case "item/agentMessage/delta":
+            return [Event.text(str(params.get("delta", "")))]
+        case "item/reasoning/summaryTextDelta" | "item/reasoning/textDelta":
+            return [Event("thinking", {"text": str(params.get("delta", ""))})]
+        case "item/started":
+            return _started(params.get("item") or {})
+        case "item/completed":
+            return _completed(params.get("item") or {})
+    return []
+
+
+def is_tool(params: Mapping[str, Any]) -> bool:
+    """Whether a completed item was the run of a tool."""
+    return bool(_use(params.get("item") or {}))
+
+
+def _started(item: Mapping[str, Any]) -> list[Event]:
+    use = _use(item)
+    return [Event("tool_use", {"id": str(item.get("id", "")), "name": use[0], "input": use[1]})] if use else []
+
+
+def _completed(item: Mapping[str, Any]) -> list[Event]:
+    if not _use(item):
+        return []
+    text = shortened(_output(item), MAX_OUTPUT)
+    ok = item.get("status") == "completed" and item.get("exitCode") in (None, 0) and item.get("success") is not False
+    return [Event("tool_result", {"id": str(item.get("id", "")), "ok": ok, "text": text})]
+
+
+def _use(item: Mapping[str, Any]) -> tuple[str, Any] | None:
+    """Name and input of the tool that an item is the run of."""
+    match item.get("type"):
+        case "commandExecution":
+            return "shell", {"command": item.get("command"), "cwd": item.get("cwd")}
+        case "fileChange":
+            changes = [{"path": c.get("path"), "kind": _kind(c.get("kind"))} for c in item.get("changes") or ()]
+            return "apply_patch", {"changes": changes}
+        case "mcpToolCall":
+            return f"{item.get('server')}__{item.get('tool')}", item.get("arguments")
+        case "dynamicToolCall":
+            return str(item.get("tool")), item.get("arguments")
+        case "webSearch":
+            return "web_search", {"query": item.get("query")}
+    return None
+
+
+def _kind(kind: Any) -> Any:
+    return kind.get("type") if isinstance(kind, Mapping) else kind
+
+
+def _output(item: Mapping[str, Any]) -> str:
+    if item.get("aggregatedOutput"):
+        return str(item["aggregatedOutput"])
+    error = item.get("error")
+    if isinstance(error, Mapping):
+        return str(error.get("message", ""))
+    result = item.get("result")
+    contents = item.get("contentItems") or (result.get("content") if isinstance(result, Mapping) else None) or ()
+    text = "\n".join(str(part.get("text", "")) for part in contents if isinstance(part, Mapping))
+    return text or ("" if item.get("status") == "completed" else str(item.get("status", "")))
