@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import Any
 
 from agentmesh import wire
@@ -13,16 +13,18 @@ from agentmesh.edge import address, connection
 from agentmesh.edge.ambient import SYSTEM, Ambient
 from agentmesh.edge.registry import Registry
 from agentmesh.edge.transport import Transport
-from agentmesh.errors import AskTimeout, BadRequest, Unavailable
+from agentmesh.errors import BadRequest
 from agentmesh.names import agent_name, token
 from agentmesh.subjects import Subjects
 from agentmesh.wire import Attachment, ControlRequest, Outcome, Restart, RestartPolicy, Status
 from agentmesh_client.control import Control, Reply
 from agentmesh_client.dead import DeadLetters
 from agentmesh_client.directory import Directory
+from agentmesh_client.ends import Ends
 from agentmesh_client.history import Historian
 from agentmesh_client.patience import patiently
 from agentmesh_client.polling import Poller
+from agentmesh_client.prompting import Prompter, Prompting
 from agentmesh_client.prompts import instant, json_bytes, prompt_message, seconds
 from agentmesh_client.results import (
     AgentEntry,
@@ -37,7 +39,8 @@ from agentmesh_client.results import (
 from agentmesh_client.sending import Mailer
 from agentmesh_client.specs import Specs
 from agentmesh_client.starting import Starter, new_spec
-from agentmesh_client.waiting import Ask, Asks
+from agentmesh_client.streaming import LiveTurn
+from agentmesh_client.waiting import Asks
 
 CONTROL_S = 10.0
 """Default patience of control requests: an owner's takeover fits in, and so does the election of a stream's leader."""
@@ -50,6 +53,7 @@ async def connect(
     root: str | None = None,
     name: str = "agentmesh-client",
     connect_timeout: float = 5.0,
+    silent_timeout: float | None = None,
 ) -> AsyncIterator[Mesh]:
     """Connect to a mesh for the length of an `async with` block.
 
@@ -59,13 +63,16 @@ async def connect(
         root: the mesh's root token. Default: `MESH_ROOT`, else `mesh`.
         name: how the connection shows in the server's list.
         connect_timeout: seconds to wait for the first connection; afterwards the client reconnects for ever.
+        silent_timeout: seconds to wait for it where a server is there and does not answer. Default: `connect_timeout`.
 
     Raises:
         Unavailable: no server can be reached.
         BadRequest: the URL or the root is malformed.
     """
     subjects = Subjects(address.mesh_root(root))
-    transport = await connection.connect(address.server_urls(url), name=name, connect_timeout=connect_timeout)
+    transport = await connection.connect(
+        address.server_urls(url), name=name, connect_timeout=connect_timeout, silent_timeout=silent_timeout
+    )
     try:
         mesh = Mesh(transport, subjects, inbox=transport.new_inbox())
         await mesh.open()
@@ -91,7 +98,12 @@ class Mesh:
         registry = Registry(transport, subjects)
         self._specs = Specs(registry)
         self._asks = Asks(transport, subjects, inbox)
-        self._mailer = Mailer(transport, ambient)
+        self._mailer = Mailer(transport, ambient, subjects)
+        self._ends = Ends(
+            transport, subjects, registry, waiting=self._asks.waiting, look=lambda: self._asks.look_now(at_all=True)
+        )
+        self._specs.on_spec = self._ends.seen
+        self._prompter = Prompter(subjects, self._specs, self._asks, self._mailer, self._ends)
         self._directory = Directory(transport, subjects, registry)
         self._starter = Starter(registry, self._specs, self._directory, ambient)
         self._control = Control(transport, subjects, self._specs)
@@ -111,6 +123,7 @@ class Mesh:
         if self._forget_gaps is not None:
             self._forget_gaps()
         await self._asks.close()
+        await self._ends.close()
         await self._specs.close()
 
     def _on_gap(self) -> None:
@@ -175,31 +188,30 @@ class Mesh:
 
         `on_accepted` is called with the ref once the prompt is stored: whoever may want to `cancel` it needs that.
         """
-        body, headers = prompt_message(prompt, metadata, attachments)
-        patience = seconds(timeout)
-        life = self._specs.lives.get(agent)
-        if life is None:
-            life, patience = await self._life(agent, patience)
-        if deadline is not None:
-            headers[wire.DEADLINE] = instant(deadline, "deadline")
-        message_id = self._mailer.message_id(agent, idempotency_key)
-        ask = self._asks.open(agent)
-        headers[wire.FOR] = life
-        headers[wire.REPLY_TO] = ask.reply_to
-        timer = self._loop.call_later(patience, ask.give_up)
-        try:
-            stored = await self._mailer.put(
-                self.subjects.inbox(agent), body, headers, message_id=message_id, timeout=patience, answer=ask.outcome
-            )
-            ask.ref = str(stored.seq)
-            if on_accepted is not None:
-                on_accepted(ask.ref)
-            if stored.duplicate:
-                await self._asks.follow(ask)
-            return self._result(ask, await ask.outcome, timeout)
-        finally:
-            timer.cancel()
-            await self._asks.end(ask)
+        return await self._prompter.ask(
+            Prompting(agent, prompt, timeout, metadata, attachments, deadline, idempotency_key), on_accepted
+        )
+
+    def stream(
+        self,
+        agent: str,
+        prompt: str,
+        *,
+        timeout: float = 600.0,
+        metadata: Mapping[str, Any] | None = None,
+        attachments: Sequence[Attachment] | None = None,
+        deadline: dt.datetime | None = None,
+        idempotency_key: str | None = None,
+    ) -> AbstractAsyncContextManager[LiveTurn]:
+        """As `ask`, and watch the turn: an `async with` block over its live events, the outcome last (`streaming`, case 243).
+
+        The block begins when the prompt is stored. Leaving it early does not end the turn; `interrupt` does. Of a prompt that
+        repeats an `idempotency_key` only the outcome comes: the events go to whoever sent it first.
+
+        Raises:
+            As `ask`; what only an answer can bring is raised by `LiveTurn.response`, and is an event for who iterates.
+        """
+        return self._prompter.stream(Prompting(agent, prompt, timeout, metadata, attachments, deadline, idempotency_key))
 
     async def tell(
         self,
@@ -410,7 +422,8 @@ class Mesh:
     async def history(self, agent: str, content: bool = False, *, timeout: float = CONTROL_S) -> list[TurnEntry]:
         """The turns that an agent has had in this life, oldest first, from its journal; with `content` prompts and answers too.
 
-        The journal is cut short now and then: of older turns the newest 32 are remembered (semantics, case 246).
+        The journal is cut short now and then: of older turns the newest 32 are remembered (semantics, case 246). Those of a
+        stopped agent are kept, with shorter texts, for seven days or until the name is used again.
 
         Raises:
             NotFound: there is no such agent.
@@ -441,12 +454,6 @@ class Mesh:
         return await patiently(lambda: self._dead.purge(agent, seq), seconds(timeout))
 
     # --- inside ---------------------------------------------------------------------------------------------------
-    async def _life(self, agent: str, timeout: float) -> tuple[str, float]:
-        """The incarnation to address, and what is left of `timeout`."""
-        began = self._loop.time()
-        life = await patiently(lambda: self._specs.life(agent), timeout)
-        return life, max(timeout - (self._loop.time() - began), 0.05)
-
     async def _send(
         self,
         lane: Callable[[str], str],
@@ -460,7 +467,7 @@ class Mesh:
     ) -> str:
         life = self._specs.lives.get(agent)
         if life is None:
-            life, timeout = await self._life(agent, timeout)
+            life, timeout = await self._prompter.life(agent, timeout)
         headers[wire.FOR] = life
         if deadline is not None:
             headers[wire.DEADLINE] = instant(deadline, "deadline")
@@ -470,16 +477,3 @@ class Mesh:
 
     async def _request[T](self, agent: str, request: ControlRequest, reply: type[T], timeout: float, *, repeat: bool) -> T:
         return await self._control.ask(agent_name(agent), request, reply, timeout=seconds(timeout), repeat=repeat)
-
-    def _result(self, ask: Ask, outcome: Outcome | None, timeout: float) -> Outcome:
-        if outcome is not None:
-            if outcome.error is not None and outcome.error.code == "stopped":
-                self._specs.forget(ask.agent)  # the life that was addressed is over: look before the next ask
-            return outcome
-        details = {"agent": ask.agent, "ref": ask.ref}
-        if self._asks.closed:
-            raise Unavailable("the client was closed while the agent was asked; the turn goes on", details=details)
-        raise AskTimeout(
-            f"agent {ask.agent!r} did not answer within {timeout:g} s; the turn goes on: `mesh poll {ask.agent} {ask.ref}`",
-            details=details,
-        )

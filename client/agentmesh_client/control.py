@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 
 import msgspec
 
@@ -10,9 +11,11 @@ from agentmesh.edge.transport import Disconnected, Message, NoResponders, Reques
 from agentmesh.errors import AskTimeout, Unavailable
 from agentmesh.subjects import Subjects
 from agentmesh.wire import ControlRequest, ErrorBody, Outcome, encode
-from agentmesh_client.patience import pauses
+from agentmesh_client.patience import ABSENT_S, pauses, says_absent
 from agentmesh_client.specs import Specs, unknown, waiting
 
+LOOK_S = 1.0
+"""Wait for what the registry says of an agent that nobody answers for."""
 ATTEMPT_S = 2.0
 """Wait for one reply to a request that may be repeated."""
 
@@ -53,7 +56,8 @@ class Control:
             MeshError: the owner refused.
         """
         loop = asyncio.get_running_loop()
-        end = loop.time() + timeout
+        began = loop.time()
+        end = began + timeout
         subject, body = self._subjects.control(agent), encode(request)
         last: Exception | None = None
         for pause in pauses():
@@ -64,7 +68,7 @@ class Control:
                 return _decoded(message, reply)
             except NoResponders as error:
                 last = error
-                await self._check_absence(agent)
+                await self._check_absence(agent, loop.time() - began)
             except (RequestTimeout, Disconnected) as error:
                 last = error
                 if sent and not repeat:
@@ -74,12 +78,17 @@ class Control:
             await asyncio.sleep(pause)
         raise await self._gave_up(agent, request.op, timeout, last)
 
-    async def _check_absence(self, agent: str) -> None:
-        """Raise if waiting for an owner is in vain: no agent, or none of the live nodes can run it."""
+    async def _check_absence(self, agent: str, waited: float) -> None:
+        """Raise if waiting for an owner is in vain: no mesh, no agent, or none of the live nodes can run it."""
         try:
-            spec = await self._specs.read(agent)
-        except Unavailable:
+            async with asyncio.timeout(LOOK_S):
+                spec = await self._specs.read(agent)
+        except TimeoutError:
             return  # tried again with the request
+        except Unavailable as error:
+            if says_absent(error) and waited > ABSENT_S:
+                raise
+            return
         if spec is None or spec.status == "stopped":
             raise unknown(agent)
         if spec.status == "wanted" and spec.reason is not None:
@@ -87,8 +96,10 @@ class Control:
 
     async def _gave_up(self, agent: str, op: str, timeout: float, last: Exception | None) -> Exception:
         if isinstance(last, NoResponders):
-            spec = await self._specs.read(agent)
-            return unknown(agent) if spec is None or spec.status == "stopped" else waiting(agent, spec)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_S):
+                    spec = await self._specs.read(agent)
+                return unknown(agent) if spec is None or spec.status == "stopped" else waiting(agent, spec)
         if isinstance(last, Disconnected):
             return Unavailable("there is no connection to NATS now; it is being restored, try again")
         return AskTimeout(

@@ -38,7 +38,8 @@ class Historian:
 def turns(records: list[Record]) -> list[TurnInfo]:
     """The turns that `records`, oldest first, tell of; with the takeovers that each has lived through.
 
-    A snapshot stands for the records before it and remembers the newest turns of those. An `activated` record counts for the
+    A snapshot stands for the records before it and remembers the newest turns of those; a tombstone does so until it lapses, or
+    until the next life of the name begins. An `activated` record counts for the
     turn that follows it, unless the agent had just begun its life or was at rest: then nothing was taken over.
     """
     known: dict[int, TurnInfo] = {}
@@ -59,8 +60,6 @@ def turns(records: list[Record]) -> list[TurnInfo]:
         if record.turn is not None:
             known[record.turn.number] = msgspec.structs.replace(record.turn, takeovers=takeovers)
             takeovers = 0
-        if record.kind == "tombstone":
-            known.clear()
         before = record
     return [known[number] for number in sorted(known)]
 

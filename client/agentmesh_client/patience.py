@@ -10,6 +10,8 @@ from agentmesh.errors import MeshError, Unavailable
 
 FIRST_PAUSE_S = 0.02
 LONGEST_PAUSE_S = 1.0
+ABSENT_S = 2.0
+"""How long a server may say that it has no such mesh before that is believed: one that has just started learns of its streams."""
 
 
 def pauses() -> Iterator[float]:
@@ -30,15 +32,28 @@ async def patiently[T](call: Callable[[], Awaitable[T]], timeout: float) -> T:
         MeshError: `call` raised another one.
     """
     loop = asyncio.get_running_loop()
-    end = loop.time() + timeout
-    for pause in pauses():
-        try:
-            return await call()
-        except (Unavailable, Uncertain) as error:
-            if loop.time() + pause >= end:
-                raise as_unavailable(error) from error
-        await asyncio.sleep(pause)
-    raise AssertionError("pauses() never ends")
+    began = loop.time()
+    last: Exception = Unavailable(f"no NATS server has answered within {timeout:g} s; try again")
+    try:
+        # A server that takes requests and answers none (it hangs, or is cut off) must not cost more than the caller grants.
+        async with asyncio.timeout(timeout) as patience:
+            for pause in pauses():
+                try:
+                    return await call()
+                except (Unavailable, Uncertain) as error:
+                    last = error
+                    if says_absent(error) and loop.time() + pause >= began + ABSENT_S:
+                        break
+                await asyncio.sleep(pause)
+    except TimeoutError:
+        if not patience.expired():
+            raise
+    raise as_unavailable(last) from last
+
+
+def says_absent(error: Exception) -> bool:
+    """Whether the server said that there is no such mesh."""
+    return isinstance(error, Unavailable) and "missing" in error.details
 
 
 def as_unavailable(error: Exception) -> MeshError:

@@ -54,6 +54,8 @@ class Specs:
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
+        self.on_spec: Callable[[str, Spec], None] = lambda agent, spec: None
+        """Called with each spec that is seen."""
         self._known: dict[str, _Known] = {}
         self.lives: dict[str, str] = {}
         """Incarnations of the agents that take mail now, by name."""
@@ -94,6 +96,12 @@ class Specs:
             if agent not in self.lives:  # many may have waited for one read
                 await self._load(known)
         return _addressable(agent, known.spec)
+
+    def over(self, agent: str, life: str) -> bool:
+        """Whether that life is known to have ended, and the name has no other."""
+        known = self._known.get(agent)
+        spec = None if known is None else known.spec
+        return spec is not None and spec.status == "stopped" and spec.incarnation == life
 
     async def read(self, agent: str) -> Spec | None:
         """The spec as the leader has it now; None when there is none.
@@ -173,6 +181,8 @@ class Specs:
             self.lives[known.agent] = known.spec.incarnation
         else:
             self.lives.pop(known.agent, None)
+        if known.spec is not None:
+            self.on_spec(known.agent, known.spec)
 
     async def _change(self, known: _Known) -> None:
         """Return at the next change; after `RECHECK_S` the spec counts as unknown."""

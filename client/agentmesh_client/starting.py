@@ -136,6 +136,9 @@ class Starter:
             return None
         except WrongLastSequence:
             entry = await self._registry.get(spec_key(name))
+        except Unavailable:
+            await self._registry.get(spec_key(name))  # says so if there is no such mesh, which a publish cannot tell
+            raise
         if entry is None or entry.value is None:
             raise Unavailable(f"the registry does not yet agree on agent {name!r}; try again")
         return None if decode_spec(entry).incarnation == spec.incarnation else entry
@@ -176,8 +179,9 @@ class Starter:
         try:
             now = await self._specs.wait(name, lambda seen: _decided(seen, spec.incarnation), timeout)
         except TimeoutError:
-            seen = await self._specs.read(name)
-            raise waiting(name, seen or spec) from None
+            seen = await self._specs.read(name) or spec
+            node = await self.node_of(name, seen)
+            raise (waiting(name, seen) if node is None else _beginning(name, seen, node)) from None
         if now is None or now.incarnation != spec.incarnation:
             raise Stopped(f"agent {name!r} was stopped while it started, and the name has another life")
         if now.status != "running":
@@ -235,11 +239,21 @@ def _start_error(name: str, spec: Spec) -> MeshError:
         error = spec.reason.exception()
         if isinstance(error, StartError):
             error.details.setdefault("agent", name)
+            error.message = f"agent {name!r} could not start: {error.message}"
             return error
     if spec.status == "failed":
         return failed(name, spec)
     reason = "" if spec.reason is None else f" ({spec.reason.code}: {spec.reason.message})"
     return Stopped(f"agent {name!r} was stopped while it started{reason}", details={"agent": name})
+
+
+def _beginning(name: str, spec: Spec, node: str) -> Unavailable:
+    """The error for an agent whose node has it, and whose code takes longer to begin than the caller waits."""
+    return Unavailable(
+        f"agent {name!r} is on node {node!r}, but has not begun yet: its `init_agent`, its backend's start or its `pre_run` "
+        f"takes longer than you waited, or hangs; `mesh ps` shows when it runs, `mesh stop {name}` ends the attempt",
+        details={"agent": name, "status": spec.status, "kind": spec.kind, "node": node},
+    )
 
 
 def _info(name: str, spec: Spec, node: str | None) -> AgentInfo:

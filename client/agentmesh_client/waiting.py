@@ -1,15 +1,16 @@
 """Callers that wait for outcomes.
 
-One wildcard inbox subscription serves every ask of a client: `<inbox>.<n>` is the reply subject of the n-th. An owner answers
-there with a core message, and such a message can be lost (this client was disconnected, or too slow). The outcome itself is
-stored, so who waits looks it up: at once after a gap, and otherwise from time to time, all waiting asks in one read.
+One wildcard inbox subscription serves every ask of a client: `<inbox>.<n>` is the reply subject of the n-th, and its turn's live
+events, where they are wanted, go to `<inbox>.<n>-live`; on one subscription they arrive in the order in which they were sent. An
+owner answers with a core message, and such a message can be lost (this client was disconnected, or too slow). The outcome itself
+is stored, so who waits looks it up: at once after a gap, and otherwise from time to time, all waiting asks in one read.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -23,13 +24,14 @@ LOOK_S = 2.0
 """Time between two rounds of look-ups."""
 LONGEST_INTERVAL = 5
 """Rounds between two look-ups of one ask, at most; it begins at one and doubles, since turns last seconds to minutes."""
+_LIVE = "-live"
 _log = logging.getLogger("agentmesh.client")
 
 
 class Ask:
     """One caller's wait. `outcome` resolves to the outcome, or to None when the wait is over without one."""
 
-    __slots__ = ("agent", "followed", "interval", "key", "outcome", "ref", "reply_to", "round")
+    __slots__ = ("agent", "followed", "interval", "key", "life", "live", "outcome", "ref", "reply_to", "round")
 
     def __init__(self, agent: str, key: str, reply_to: str, outcome: asyncio.Future[Outcome | None], first_round: int) -> None:
         self.agent = agent
@@ -37,9 +39,18 @@ class Ask:
         self.reply_to = reply_to
         self.outcome = outcome
         self.ref: str | None = None
+        self.life = ""
+        """The incarnation that is asked."""
         self.round = first_round
         self.interval = 1
         self.followed: Subscription | None = None
+        self.live: Callable[[bytes], None] | None = None
+        """Takes the turn's live events, which go to `stream_to`."""
+
+    @property
+    def stream_to(self) -> str:
+        """Where the turn's live events are to go."""
+        return self.reply_to + _LIVE
 
     def answer(self, outcome: Outcome) -> None:
         """The outcome is here; copies of it may come later."""
@@ -106,14 +117,25 @@ class Asks:
         ask.round = 0
         self.look_now()
 
+    def waiting(self, agent: str, life: str) -> bool:
+        """Whether the outcome of a stored prompt for that life is waited for."""
+        return any(
+            ask.agent == agent and ask.life == life and ask.ref is not None and not ask.outcome.done()
+            for ask in self._waiting.values()
+        )
+
     def look_now(self, *, at_all: bool = False) -> None:
         """Look up results without delay: those that are due, or `at_all`."""
         self._all_due |= at_all
         self._hurry.set()
 
     def _on_reply(self, message: Message) -> None:
-        ask = self._waiting.get(message.subject[len(self._prefix) :])
+        key = message.subject[len(self._prefix) :]
+        ask = self._waiting.get(key)
         if ask is None:
+            ask = self._waiting.get(key.removesuffix(_LIVE))
+            if ask is not None and ask.live is not None:
+                ask.live(message.data)
             return  # a copy of an outcome that is known, or one whose caller has left
         try:
             ask.answer(decode_outcome(message.data))

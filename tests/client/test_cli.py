@@ -238,13 +238,14 @@ class _As(Server):
         return self._url
 
 
+@pytest.mark.parametrize("stream", [(), ("--stream",)], ids=["", "stream"])
 @pytest.mark.parametrize("waits", [True, False])
-def test_ctrl_c_withdraws_the_prompt(server: Server, subjects: Subjects, waits: bool) -> None:
+def test_ctrl_c_withdraws_the_prompt(server: Server, subjects: Subjects, waits: bool, stream: tuple[str, ...]) -> None:
     async def scenario() -> None:
         async with shell(server, subjects) as (w, sh), w.owner("coder") as owner:
             owner.go_on.clear()
             owner.replies = {"cancel": {"cancelled": waits}, "interrupt": {"interrupted": True}}
-            async with sh.started("ask", "coder", "hello") as process:
+            async with sh.started("ask", "coder", "hello", *stream) as process:
                 await eventually(lambda: owner.mail)
                 ref = owner.mail[0].ref
                 # The acknowledgement is on its way when the owner has the mail; a Ctrl-C before it withdraws nothing.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
@@ -258,6 +259,18 @@ def test_a_server_without_a_mesh_says_so(server: Server, subjects: Subjects) -> 
                 await mesh.list_agents()
             with pytest.raises(Unavailable):
                 await mesh.start_agent("coder", kind="Coder", timeout=0.5)
+            loop = asyncio.get_running_loop()
+            calls: list[Callable[[], Awaitable[object]]] = [
+                lambda: mesh.ask("coder", "hello", timeout=600),
+                lambda: mesh.tell("coder", "hello", timeout=600),
+                lambda: mesh.status("coder", timeout=600),
+                lambda: mesh.start_agent("coder", kind="Coder", timeout=600),
+            ]
+            for call in calls:
+                began = loop.time()
+                with pytest.raises(Unavailable, match="no such mesh"):
+                    await call()
+                assert loop.time() - began < 60, "a mesh that is not there is not waited for"
 
     run(scenario())
 

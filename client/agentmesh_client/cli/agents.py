@@ -58,7 +58,13 @@ async def start(
 
     settings = json_object(options_json, "--options")
     settings |= {key: json_or_text(value) for key, value in pairs(option, "--option").items()}
+    printer = Printer(options)
     async with session(options) as mesh:
+        kinds = {known for node in await mesh.nodes() for known in node.lease.kinds}
+        if kind not in kinds:
+            there = f"there are: {', '.join(sorted(kinds))}" if kinds else "there is no live node"
+            wait = "it is registered, and" if no_wait else f"waiting up to {timeout:g} s; it"
+            printer.note(f"no live node serves the kind {kind!r} ({there}); {wait} starts when such a node comes")
         agent = await mesh.start_agent(
             name,
             kind=kind,
@@ -70,7 +76,7 @@ async def start(
             timeout=timeout,
             wait=not no_wait,
         )
-    Printer(options).value(agent, f"{name} is {agent.status}" + (f" on {agent.node}" if agent.node else ""))
+    printer.value(agent, f"{name} is {agent.status}" + (f" on {agent.node}" if agent.node else ""))
     return exits.OK
 
 

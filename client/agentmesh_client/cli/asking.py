@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,11 +15,13 @@ from agentmesh_client.cli import exits
 from agentmesh_client.cli.common import DEFAULTS, AgentName, Options, Pairs, Text, json_object, json_or_text, read_text, session
 
 if TYPE_CHECKING:
+    from agentmesh.wire import Outcome
     from agentmesh_client import Mesh
 
 WITHDRAW_S = 5.0
 """Wait for the mesh to hear a Ctrl-C."""
 
+Flag = Annotated[bool, Parameter(negative="", show_default=False)]
 Ref = Annotated[str, Parameter(help="The request's ref, as `tell` prints it.")]
 
 
@@ -64,39 +66,83 @@ def ask(
     /,
     *,
     timeout: float = 600.0,
+    stream: Flag = False,
     extras: PromptOptions = NO_EXTRAS,
     options: Options = DEFAULTS,
 ) -> Coroutine[Any, Any, int]:
     """Prompt an agent and print its answer.
 
-    Ctrl-C withdraws the prompt: it is cancelled if it waits, its turn is interrupted if it runs.
+    Ctrl-C withdraws the prompt: it is cancelled if it waits, its turn is interrupted if it runs. A second one leaves at once.
 
     Parameters
     ----------
     timeout
         Seconds to wait for the answer; the turn goes on after that, and `mesh poll` shows what became of it.
+    stream
+        Show the turn as it runs: its text on stdout as it comes, its tool calls on stderr. With `-o jsonl`, a line of JSON per
+        event.
     """
-    return _ask(name, read_text(text), timeout, extras, options)
+    prompt = {"agent": name, "prompt": read_text(text), "timeout": timeout, **extras.arguments()}
+    return _ask(prompt, _streamed if stream else _awaited, options)
 
 
-async def _ask(name: str, text: str, timeout: float, extras: PromptOptions, options: Options) -> int:
+type _Asking = Callable[[Mesh, dict[str, Any], list[str], Options], Coroutine[Any, Any, Outcome]]
+"""Asks with the arguments of `Mesh.ask`, adds the ref to the list once it is known, prints an answer, and returns the outcome."""
+
+
+async def _awaited(mesh: Mesh, prompt: dict[str, Any], accepted: list[str], options: Options) -> Outcome:
+    from agentmesh_client.cli.output import Printer
+
+    outcome = await mesh.ask_outcome(**prompt, on_accepted=accepted.append)
+    if outcome.ok:
+        Printer(options).value(outcome, outcome.text or "")
+    elif options.output != "text":
+        Printer(options).failure(outcome)
+    return outcome
+
+
+async def _streamed(mesh: Mesh, prompt: dict[str, Any], accepted: list[str], options: Options) -> Outcome:
+    from agentmesh_client.cli.output import Printer
+    from agentmesh_client.cli.streaming import Screen, print_json
+
+    printer, screen = Printer(options), Screen(quiet=options.quiet)
+    async with mesh.stream(**prompt) as turn:
+        accepted.append(turn.ref)
+        try:
+            async for event in turn:
+                if options.output == "jsonl":
+                    print_json(event, prompt["agent"], turn.ref, printer)
+                elif options.output == "text":
+                    screen.show(event)
+        except BaseException:
+            screen.break_off()
+            raise
+        outcome = await turn.outcome()
+    if options.output == "text":
+        screen.end(outcome, turn.text)
+    elif options.output == "json":
+        printer.value(outcome, "")
+    return outcome
+
+
+async def _ask(prompt: dict[str, Any], asking: _Asking, options: Options) -> int:
     from agentmesh_client.cli.output import Printer
 
     printer = Printer(options)
     accepted: list[str] = []
-    async with session(options) as mesh:
+    async with session(options, prompt["timeout"]) as mesh:
         try:
-            outcome = await mesh.ask_outcome(name, text, timeout=timeout, on_accepted=accepted.append, **extras.arguments())
+            outcome = await asking(mesh, prompt, accepted, options)
         except asyncio.CancelledError:
             if accepted:
                 printer.note("withdrawing the prompt; Ctrl-C again leaves at once")
-                printer.note(await _withdraw(mesh, name, accepted[0]))
+                printer.note(await _withdraw(mesh, prompt["agent"], accepted[0]))
             raise
-    if not outcome.ok:
+    if outcome.ok:
+        return exits.OK
+    if not printer.as_json:  # as JSON it is data, and printed
         printer.failure(outcome)
-        return exits.FAILED
-    printer.value(outcome, outcome.text or "")
-    return exits.OK
+    return exits.FAILED
 
 
 async def _withdraw(mesh: Mesh, name: str, ref: str) -> str:
@@ -135,7 +181,7 @@ def tell(
 async def _tell(name: str, text: str, timeout: float, extras: PromptOptions, options: Options) -> int:
     from agentmesh_client.cli.output import Printer
 
-    async with session(options) as mesh:
+    async with session(options, timeout) as mesh:
         ref = await mesh.tell(name, text, timeout=timeout, **extras.arguments())
     Printer(options).value({"v": 1, "agent": name, "ref": ref}, ref)
     return exits.OK
@@ -152,7 +198,7 @@ async def poll(name: AgentName, ref: Ref, /, *, timeout: float = 10.0, options: 
     from agentmesh_client.cli.output import Printer
 
     printer = Printer(options)
-    async with session(options) as mesh:
+    async with session(options, timeout) as mesh:
         result = await mesh.poll(name, ref, timeout=timeout)
     outcome = result.outcome
     if outcome is not None and not outcome.ok:
@@ -179,7 +225,7 @@ def notify(name: AgentName, event: Text, /, *, timeout: float = 30.0, options: O
 async def _notify(name: str, event: str, timeout: float, options: Options) -> int:
     from agentmesh_client.cli.output import Printer
 
-    async with session(options) as mesh:
+    async with session(options, timeout) as mesh:
         await mesh.notify(name, json_or_text(event), timeout=timeout)
     printer = Printer(options)
     if printer.as_json:
@@ -196,7 +242,7 @@ async def cancel(name: AgentName, ref: Ref, /, *, timeout: float = 10.0, options
     timeout
         Seconds to wait for the agent's owner.
     """
-    async with session(options) as mesh:
+    async with session(options, timeout) as mesh:
         done = await mesh.cancel(name, ref, timeout=timeout)
     return _done(options, "cancelled", done, f"request {ref} does not wait")
 
@@ -211,7 +257,7 @@ async def interrupt(name: AgentName, /, *, ref: str | None = None, timeout: floa
     timeout
         Seconds to wait for the agent's owner.
     """
-    async with session(options) as mesh:
+    async with session(options, timeout) as mesh:
         done = await mesh.interrupt(name, ref, timeout=timeout)
     return _done(options, "interrupted", done, "no such turn was running")
 
@@ -224,7 +270,7 @@ async def resume(name: AgentName, /, *, timeout: float = 10.0, options: Options 
     timeout
         Seconds to wait for the agent's owner.
     """
-    async with session(options) as mesh:
+    async with session(options, timeout) as mesh:
         done = await mesh.resume(name, timeout=timeout)
     return _done(options, "resumed", done, f"{name} was neither halted nor failed")
 

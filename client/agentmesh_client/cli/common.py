@@ -45,8 +45,9 @@ CONNECT_S = 3.0
 
 
 @asynccontextmanager
-async def session(options: Options) -> AsyncIterator[Mesh]:
-    """A connection to the mesh that the options name.
+async def session(options: Options, timeout: float = CONNECT_S) -> AsyncIterator[Mesh]:
+    """A connection to the mesh that the options name. A server that is there and does not answer is waited for as long as the
+    verb's own `timeout` in seconds.
 
     Raises:
         NotPermitted: the server forbids what was tried (NATS reports that apart from the request, which only times out).
@@ -58,7 +59,9 @@ async def session(options: Options) -> AsyncIterator[Mesh]:
     level = logging.DEBUG if options.debug else logging.ERROR if options.quiet else logging.WARNING
     logging.basicConfig(level=level, format="mesh: %(message)s", stream=sys.stderr)
     try:
-        async with agentmesh_client.connect(options.nats, root=options.root, name="mesh", connect_timeout=CONNECT_S) as mesh:
+        async with agentmesh_client.connect(
+            options.nats, root=options.root, name="mesh", connect_timeout=CONNECT_S, silent_timeout=timeout
+        ) as mesh:
             try:
                 yield mesh
             except (Unavailable, AskTimeout) as error:

@@ -27,6 +27,8 @@ def code(error: Exception) -> int:
         return NOT_FOUND
     if isinstance(error, errors.AskTimeout):
         return TIMED_OUT
+    if isinstance(error, errors.StoreFull):
+        return FAILED  # the server is there, and refuses
     if isinstance(error, errors.Unavailable):
         # An agent that waits for a node is a wait that ended, not a mesh that cannot be reached.
         return TIMED_OUT if "status" in error.details else UNREACHABLE

@@ -41,6 +41,7 @@ VERBS = {
     "cordon": ("operating:cordon", "Have a node take no more agents."),
     "rebalance": ("operating:rebalance", "Even out the load of the nodes."),
     "events": ("operating:events", "Show what happens, as it happens."),
+    "doctor": ("doctor:doctor", "Examine the server and the mesh on it, and say what it guarantees."),
 }
 _GLOBAL_WITH_VALUE = ("--nats", "--root", "--output", "-o")
 _GLOBAL_FLAGS = ("--quiet", "--debug")

@@ -1,0 +1,95 @@
+"""A turn that is watched: by a program, and by `mesh ask --stream`, while its node is killed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agentmesh.subjects import Subjects
+from agentmesh_client import Ended, LiveEvent, Restarted, Started, Text, ToolResult, ToolUse, Usage
+from client.test_cli import Shell
+from live.mesh import PATIENCE_S, ProcessMesh, local_mesh, process_mesh
+from support import Server, run
+
+
+@pytest.mark.case(243)
+def test_a_program_sees_the_turn_as_its_backend_tells_it(server: Server, subjects: Subjects) -> None:
+    async def main() -> None:
+        async with local_mesh(server, subjects) as mesh:
+            await mesh.client.start_agent("talker", kind="Talker")
+            async with mesh.client.stream("talker", "go", timeout=PATIENCE_S) as turn:
+                events = [event async for event in turn]
+            assert [type(event) for event in events] == [Started, Text, ToolUse, ToolResult, Text, Usage, Ended]
+            assert turn.text == "thinking about gothere"
+            assert (await turn.response()).text == "it is there"
+            polled = await mesh.client.poll("talker", turn.ref)
+            assert isinstance(events[-1], Ended)
+            assert events[-1].outcome == polled.outcome
+
+    run(main(), 110)
+
+
+async def kill_in_mid_stream(mesh: ProcessMesh, gate: Path) -> None:
+    """Let the second run of the turn through, and end the process that runs the first."""
+    await asyncio.to_thread(gate.touch)
+    await (await mesh.host_of("coder")).kill()
+
+
+@pytest.mark.case(243)
+@pytest.mark.case(202)
+def test_a_node_killed_in_mid_stream_leaves_a_void_tail_that_a_program_can_strike(
+    server: Server, subjects: Subjects, tmp_path: Path
+) -> None:
+    async def main() -> None:
+        async with process_mesh(server, subjects, tmp_path, "n1", "n2") as mesh:
+            gate = tmp_path / "gate"
+            await mesh.client.start_agent("coder", kind="Halting", timeout=PATIENCE_S)
+            kept: list[LiveEvent] = []
+            async with mesh.client.stream("coder", str(gate), timeout=PATIENCE_S) as turn:
+                async for event in turn:
+                    if isinstance(event, Restarted):
+                        kept = [old for old in kept if old.n < event.void_from]
+                    kept.append(event)
+                    if isinstance(event, Text) and not gate.exists():
+                        await kill_in_mid_stream(mesh, gate)
+            assert [type(event) for event in kept] == [Started, Restarted, Text, Text, Ended]
+            assert "".join(event.text for event in kept if isinstance(event, Text)) == turn.text
+            response = await turn.response()
+            assert (turn.text, response.text) == ("onetwo", "one two")
+            assert [outcome.text for outcome in await mesh.results("coder")] == [response.text]
+
+    run(main(), 110)
+
+
+@pytest.mark.case(243)
+@pytest.mark.parametrize("output", ["text", "jsonl"])
+def test_the_command_says_that_a_tail_is_void_and_prints_the_answer(
+    server: Server, subjects: Subjects, tmp_path: Path, output: str
+) -> None:
+    async def main() -> None:
+        async with process_mesh(server, subjects, tmp_path, "n1", "n2") as mesh:
+            gate = tmp_path / "gate"
+            await mesh.client.start_agent("coder", kind="Halting", timeout=PATIENCE_S)
+            async with Shell(server, subjects).started("ask", "coder", str(gate), "--stream", "-o", output) as process:
+                assert process.stdout is not None
+                first = b""
+                while b"one" not in first:
+                    first += await asyncio.wait_for(process.stdout.read(1), PATIENCE_S)
+                await kill_in_mid_stream(mesh, gate)
+                out, err = await asyncio.wait_for(process.communicate(), PATIENCE_S)
+            assert process.returncode == 0, err.decode()
+            if output == "text":
+                assert (first + out).decode() == "one\nonetwo\none two\n"
+                assert "the turn begins again" in err.decode()
+                assert "is void" in err.decode()
+                return
+            events: list[dict[str, Any]] = [json.loads(line) for line in (first + out).splitlines()]
+            assert [event["type"] for event in events] == ["start", "text", "restart", "text", "text", "outcome"]
+            assert events[2]["void_from"] == events[1]["n"]
+            assert events[-1]["outcome"]["text"] == "one two"
+
+    run(main(), 110)
