@@ -8,7 +8,7 @@
     world.py     nodes, supervisors and clients, put together
     faults.py    what goes wrong, and when
     workload.py  what clients do
-    checker.py   what must hold of a run
+    checker.py   what a run leaves behind for the judge (tests/judge)
     run.py       one seed, from its world to its verdict
 
 `python -m tests.sim --seed N --seeds M` runs seeds N to N+M-1; a failing seed replays step by step.

@@ -1,54 +1,90 @@
-"""`python -m tests.sim --seed N [--seeds M] [--minutes X]`: run seeds; with one seed and `--trace`, step by step."""
+"""`python -m tests.sim --seed N [--seeds M] [--minutes X]`: run seeds on all cores; one with `--trace` step by step."""
 
 from __future__ import annotations
 
 import argparse
+import gc
 import itertools
+import multiprocessing
 import os
 import sys
 import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sim.run import Verdict
 
 ROOT = Path(__file__).parents[2]
+LIFE = 40
+"""Seeds that a worker runs before another process takes its place: it never frees what they leave behind."""
 
 
 def main() -> int:
     """Returns the exit code: 1 if a seed failed."""
-    parser = argparse.ArgumentParser(prog="python -m tests.sim", description="the whole mesh in one deterministic event loop")
-    parser.add_argument("--seed", type=int, default=1, help="the first seed")
-    parser.add_argument("--seeds", type=int, default=None, help="how many; by default one, or as many as the minutes allow")
-    parser.add_argument("--minutes", type=float, default=None, help="stop after this time")
-    parser.add_argument("--seconds", type=float, default=25.0, help="virtual seconds of faults and load in each run")
-    parser.add_argument("--faults", default=None, help="only these kinds of fault, joined by commas; 'none' for a calm run")
-    parser.add_argument("--trace", action="store_true", help="show every message and every fault")
-    parser.add_argument("--verbose", action="store_true", help="a line for each seed")
-    options = parser.parse_args()
-    from sim.run import quiet, run_seed
-
-    quiet()
+    options = _parser().parse_args()
     kinds = None if options.faults is None else tuple(kind for kind in options.faults.split(",") if kind != "none")
-    seeds = range(options.seed, options.seed + options.seeds) if options.seeds else itertools.count(options.seed)
-    if options.seeds is None and options.minutes is None:
-        seeds = range(options.seed, options.seed + 1)
-    began, count, failed, virtual = time.monotonic(), 0, [], 0.0
-    for seed in seeds:
-        if options.minutes is not None and time.monotonic() - began > 60 * options.minutes:
-            break
-        verdict = run_seed(seed, kinds=kinds, seconds=options.seconds, trace=print if options.trace else None)
+    seeds: Iterable[int] = itertools.count(options.seed)
+    if options.seeds or options.minutes is None:
+        seeds = range(options.seed, options.seed + (options.seeds or 1))
+    began = time.monotonic()
+    deadline = None if options.minutes is None else began + 60 * options.minutes
+    count, failed, virtual, seen = 0, [], 0.0, Counter[str]()
+    for verdict in _verdicts(seeds, deadline, options, kinds):
         count += 1
         virtual += verdict.virtual_s
+        seen.update(verdict.kinds)
         if options.verbose or verdict.wrong:
             print(verdict.line(), flush=True)
         if verdict.wrong:
-            failed.append(seed)
+            failed.append(verdict.seed)
             for line in (*verdict.faults, *verdict.wrong):
                 print(f"    {line}", flush=True)
     spent = time.monotonic() - began
-    head = f"{count} seeds from {options.seed}: {len(failed)} failed {failed or ''}"
-    print(f"{head}; {virtual / 60:.0f} virtual minutes in {spent:.0f} s")
-    for seed in failed:
-        print(f"    replay: make sim SEED={seed}")
+    if options.verbose:
+        print("runs with each kind of fault: " + ", ".join(f"{kind} {number}" for kind, number in sorted(seen.items())))
+    rate = f"{60 * count / spent:.0f} seeds a minute on {options.jobs} cores"
+    print(f"{count} seeds from {options.seed}: {len(failed)} failed {sorted(failed) or ''}; ", end="")
+    print(f"{virtual / 60:.0f} virtual minutes in {spent:.0f} s, {rate}")
+    for seed in sorted(failed):
+        print(f"    replay: make sim SEED={seed} ARGS=--trace")
     return 1 if failed else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m tests.sim", description="the whole mesh in one deterministic event loop")
+    parser.add_argument("--seed", type=int, default=1, help="the first seed")
+    parser.add_argument("--seeds", type=int, default=None, help="how many; by default one, or as many as the minutes allow")
+    parser.add_argument("--minutes", type=float, default=None, help="begin no run after this time")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes; by default one for each core")
+    parser.add_argument("--seconds", type=float, default=None, help="virtual seconds of faults and load; by default the seed's")
+    parser.add_argument("--faults", default=None, help="only these kinds of fault, joined by commas; 'none' for a calm run")
+    parser.add_argument("--loss", action="store_true", help="instead of faults, a store that is put back to an earlier state")
+    parser.add_argument("--trace", action="store_true", help="show every message and every fault")
+    parser.add_argument("--verbose", action="store_true", help="a line for each seed")
+    return parser
+
+
+def _verdicts(
+    seeds: Iterable[int], deadline: float | None, options: argparse.Namespace, kinds: tuple[str, ...] | None
+) -> Iterator[Verdict]:
+    """A verdict for each seed, as they come; no run begins behind the deadline."""
+    from sim.loss import run_loss
+    from sim.run import attempt, quiet, run_seed
+
+    quiet()
+    timely = itertools.takewhile(lambda _: deadline is None or time.monotonic() < deadline, seeds)
+    run = partial(attempt, run_loss if options.loss else run_seed, kinds=kinds, seconds=options.seconds)
+    if options.trace or options.jobs == 1 or seeds in (range(options.seed, options.seed + 1),):
+        yield from (run(seed, trace=print if options.trace else None) for seed in timely)
+        return
+    gc.freeze()  # what is imported is shared with all workers
+    with multiprocessing.get_context("fork").Pool(options.jobs, maxtasksperchild=LIFE) as pool:
+        for batch in itertools.batched(timely, LIFE * options.jobs):
+            yield from pool.imap_unordered(partial(run, collect=False), batch)
 
 
 if __name__ == "__main__":

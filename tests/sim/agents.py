@@ -23,18 +23,9 @@ import asyncio
 import random
 from typing import Any, ClassVar
 
-import msgspec
-
 from agentmesh import Agent, Answer, Defer, Halt, Idle, Init, Proceed, Skip, Timer, Undelivered
 from agentmesh.backend import Response
-
-
-class State(msgspec.Struct):
-    """What a cell knows. `log` has one entry for each thing consumed: `<kind>|<sender>|<label>`."""
-
-    next: str = ""
-    count: int = 0
-    log: list[str] = []
+from judge.evidence import State
 
 
 class Cell(Agent[State]):
@@ -43,6 +34,10 @@ class Cell(Agent[State]):
     dice: ClassVar[random.Random] = random.Random(0)
     slowness: ClassVar[float] = 0.2
     """Longest turn, in seconds."""
+    keep: ClassVar[int] = 0
+    """How many of the newest entries of its log it remembers; 0: all of them."""
+    bulk: ClassVar[int] = 0
+    """Bytes that a turn adds to its state, or takes away again: too many for a record to be one message."""
     crashed: ClassVar[set[str]] = set()
     """What `once` has crashed on: the world's memory, not the agent's."""
 
@@ -54,10 +49,17 @@ class Cell(Agent[State]):
     async def init_agent(self, options: dict[str, Any]) -> Init[State]:
         return Init(State(next=options.get("next", "")))
 
+    def _note(self, state: State, entry: str) -> None:
+        state.log.append(entry)
+        if self.keep and len(state.log) > self.keep:
+            state.dropped += len(state.log) - self.keep
+            del state.log[: -self.keep]
+
     async def handle_response(self, ref: str, response: Response, state: State) -> Idle[State] | Halt[State] | Defer[State]:
         verb, label, *rest = response.text.split()
         state.count += 1
-        state.log.append(f"prompt|{self.request.sender or '-'}|{label}")
+        self._note(state, f"prompt|{self.request.sender or '-'}|{label}")
+        state.pad = "" if state.pad else "x" * self.bulk
         match verb:
             case "pass" if int(rest[0]) > 0:
                 self.tell(state.next, f"pass {label.partition('@')[0]}@{rest[0]} {int(rest[0]) - 1}")
@@ -89,7 +91,7 @@ class Cell(Agent[State]):
     async def handle_event(self, event: Any, state: State) -> Idle[State]:
         match event:
             case Answer():
-                state.log.append(f"answer|{event.agent}|{event.tag}")
+                self._note(state, f"answer|{event.agent}|{event.tag}")
                 if event.outcome.ok:
                     self.reply(event.tag, event.outcome.text)
                 else:
@@ -97,12 +99,14 @@ class Cell(Agent[State]):
                     self.reply(event.tag, error=event.outcome.error.exception())
             case Timer():
                 state.count += 1
-                state.log.append(f"timer|-|{event.id}")
+                self._note(state, f"timer|-|{event.id}")
             case Undelivered():
-                state.log.append(f"undelivered|-|{event.effect['target']}:{event.error.code}")
+                self._note(state, f"undelivered|-|{event.effect['target']}:{event.error.code}")
+                if "tag" in event.effect:
+                    self.reply(event.effect["tag"], error=event.error.exception())
             case _:
                 state.count += 1
-                state.log.append(f"event|{self.sender or '-'}|{event['label']}")
+                self._note(state, f"event|{self.sender or '-'}|{event['label']}")
         return Idle(state)
 
 
@@ -110,7 +114,7 @@ class Prepared(Cell):
     """A cell that prepares before its first turn, looks at each prompt, and notes each halt."""
 
     async def pre_run(self, state: State) -> State:
-        state.log.append("prepared|-|-")
+        self._note(state, "prepared|-|-")
         return state
 
     async def pre_turn(self, prompt: str, state: State) -> Proceed[State] | Skip[State]:

@@ -17,8 +17,10 @@ from agentmesh.edge.registry import decode_spec
 from agentmesh.edge.transport import Handler, Headers, Message, Subscription, Transport
 from agentmesh.wire import Outcome
 from agentmesh_client.client import Mesh
+from judge.evidence import Evidence
+from judge.verdict import judge, lives_of
 from sim.agents import Cell
-from sim.checker import Evidence, gather, judge
+from sim.checker import gather
 from sim.loop import SimLoop, run_sim
 from sim.run import registry_of, settled, unsettled
 from sim.world import World
@@ -177,7 +179,7 @@ def _final(world: World, notes: Notes, evidence: Evidence, wrong: list[str], cal
             continue
         name = key.partition(".")[2]
         consumed: dict[str, list[str]] = defaultdict(list)
-        for life in evidence.lives(name):
+        for life in lives_of(name, evidence.journals.get(name, ())):
             for line in life.log:
                 kind, sender, label = line.split("|")
                 consumed[f"{kind}|{sender}"].append("" if kind == "answer" else label)  # the tag is a ref: a sequence

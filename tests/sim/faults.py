@@ -9,6 +9,7 @@ import asyncio
 import random
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 from sim.net import Habits
 from sim.server import Faults
@@ -17,13 +18,52 @@ from sim.world import World
 KINDS = (
     "kill_node", "freeze_node", "cut_node", "cut_heartbeat", "reset", "kill_supervisor", "freeze_supervisor", "cut_supervisor",
     "cut_client", "server", "election", "lost_copies", "doubled_copies", "lost_replies", "delayed", "stale", "no_verdict",
-    "slow", "late_timers", "drain_node", "outage",
+    "slow", "late_timers", "drain_node", "outage", "restarts", "skew", "full", "blobs",
 )  # fmt: skip
+LENGTHS_S = (4.0, 8.0, 8.0, 20.0)
+"""How long things may go wrong in a run: many short runs meet more than few long ones."""
 MOST_LATE_S = 9.0
 """Longest that one publish is held up: beyond every time-out, and well within the duplicate window."""
 
+_FULL_LIMITS = (3, 6, 12)
+"""Messages that a lane holds, where mailboxes are to be full."""
+_SMALL_PAYLOAD = 160 << 10
+_BULK = 170_000
+"""Bytes that a state weighs, where records are to exceed the server's limit."""
+_SKEWS_S = (2.0, 60.0)
+
 OUTAGE_S = (110.0, 170.0)
 """How long an outage lasts beyond the storm: the duplicate window has 120 s."""
+
+
+class Climate(NamedTuple):
+    """What a run has to bear from its beginning to its end."""
+
+    kinds: tuple[str, ...]
+    seconds: float
+    """How long things go wrong."""
+    mailbox_limit: int
+    max_payload: int
+    bulk: int
+    """Bytes that an agent adds to its state, at times."""
+    skew_s: float
+    """Most seconds by which a process's clock is wrong."""
+
+
+def climate(dice: random.Random, kinds: tuple[str, ...] | None = None, seconds: float | None = None) -> Climate:
+    """The climate that `dice` chooses; `kinds` of faults and the length are its choice too, unless they are given."""
+    count = dice.choice((1, 2, 3, 5, 8, len(KINDS)))
+    drawn = tuple(sorted(dice.sample(KINDS, count)))
+    kinds = drawn if kinds is None else kinds
+    limit, skew, length = dice.choice(_FULL_LIMITS), dice.choice(_SKEWS_S), dice.choice(LENGTHS_S)
+    return Climate(
+        kinds,
+        length if seconds is None else seconds,
+        limit if "full" in kinds else 1000,
+        _SMALL_PAYLOAD if "blobs" in kinds else 1 << 20,
+        _BULK if "blobs" in kinds else 0,
+        skew if "skew" in kinds else 0.0,
+    )
 
 
 class Chances:
@@ -96,7 +136,7 @@ class Weather(Habits):
 class Storm:
     """The schedule of the faults of one run."""
 
-    def __init__(self, world: World, kinds: tuple[str, ...] | None = None, *, deaths: int = 10**6) -> None:
+    def __init__(self, world: World, kinds: tuple[str, ...], *, deaths: int = 10**6) -> None:
         """`deaths`: most node processes that are killed; more could rightly cost an input its life (design 4, Poison)."""
         self._world = world
         self._dice = world.dice("faults")
@@ -104,8 +144,7 @@ class Storm:
         self._mishaps = ServerFaults(world.dice("server faults"), self.chances)
         world.net.server.faults = self._mishaps
         world.net.habits = Weather(world.dice("weather"), self.chances)
-        count = self._dice.choice((1, 2, 3, 5, 8, len(KINDS)))
-        self.kinds = kinds if kinds is not None else tuple(sorted(self._dice.sample(KINDS, count)))
+        self.kinds = kinds
         self.pause = self._dice.choice((0.3, 1.0, 3.0))
         """Mean time between two faults, in seconds."""
         self.log: list[str] = []
@@ -255,6 +294,13 @@ class Storm:
         if not net.down:
             net.stop_server()
             self._for(self._length() / 2, "server down", net.start_server)
+
+    def _restarts(self) -> None:
+        """The server is back almost at once: it has forgotten ids whose messages are gone, and everybody connects again."""
+        net = self._world.net
+        if not net.down:
+            net.stop_server()
+            self._for(self._dice.uniform(0.02, 0.3), "server restart", net.start_server)
 
     def _election(self) -> None:
         stream = self._dice.choice(sorted(self._world.net.server.streams))

@@ -75,12 +75,14 @@ class Link:
 class Network:
     """All links to one server."""
 
-    def __init__(self, loop: SimLoop, dice: random.Random) -> None:
+    def __init__(self, loop: SimLoop, dice: random.Random, *, max_payload: int = 1 << 20) -> None:
         self.dice = dice
         self.habits = Habits(dice)
         self.loop = loop
         self.world = contextvars.Context()
-        self.server = Server(clock=loop.time, later=self._later, deliver=self._deliver, choose=dice.randrange)
+        self.server = Server(
+            clock=loop.time, later=self._later, deliver=self._deliver, choose=dice.randrange, max_payload=max_payload
+        )
         self.down = False
         self.cut: set[str] = set()
         """Names of the transports that cannot reach the server."""

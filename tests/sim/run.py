@@ -5,22 +5,25 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import logging
+import random
 import time
+import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any
 
 from agentmesh.edge.registry import Entry, decode_spec
 from agentmesh.ledger import fold, is_taken
 from agentmesh.records import Ledger, Record, decode_record
 from agentmesh.subjects import LANES, spec_key
 from agentmesh.wire import FOR
+from judge.verdict import judge
 from sim.agents import Cell
-from sim.checker import gather, judge
-from sim.faults import Storm
+from sim.checker import body_of, gather
+from sim.faults import Storm, climate
 from sim.loop import SimLoop, run_sim
 from sim.workload import IMMORTAL, Workload
 from sim.world import World
 
-STORM_S = 25.0
 PATIENCE_S = 420.0
 """By when everything must be done once nothing goes wrong any more: some time beyond the duplicate window."""
 
@@ -53,27 +56,38 @@ def run_seed(
     seed: int,
     *,
     kinds: tuple[str, ...] | None = None,
-    seconds: float = STORM_S,
+    seconds: float | None = None,
     trace: Callable[[str], None] | None = None,
+    collect: bool = True,
 ) -> Verdict:
-    """Run one seed to its verdict. `trace` gets a line for each message and each fault."""
+    """Run one seed to its verdict. `kinds` of faults, and for how long there are such, are the seed's choice unless they are
+    given; `trace` gets a line for each message and each fault; `collect` as `run_sim` has it."""
     began = time.monotonic()
 
     async def main(loop: SimLoop) -> Verdict:
         return await _run(loop, seed, kinds, seconds, trace)
 
-    verdict = run_sim(main)
+    verdict = run_sim(main, collect=collect)
     verdict.real_s = time.monotonic() - began
     return verdict
 
 
+def attempt(run: Callable[..., Verdict], seed: int, **options: Any) -> Verdict:
+    """What `run` says of a seed; a run that comes to no end of its own has failed too."""
+    try:
+        return run(seed, **options)
+    except Exception:  # noqa: BLE001 - whatever it is, it is the verdict
+        return Verdict(seed, [traceback.format_exc()], [], (), 0, 0, 0.0, 0.0, "")
+
+
 async def _run(
-    loop: SimLoop, seed: int, kinds: tuple[str, ...] | None, seconds: float, trace: Callable[[str], None] | None
+    loop: SimLoop, seed: int, kinds: tuple[str, ...] | None, seconds: float | None, trace: Callable[[str], None] | None
 ) -> Verdict:
-    world = World(loop, seed)
+    sky = climate(random.Random(f"{seed}/climate"), kinds, seconds)
+    world = World(loop, seed, mailbox_limit=sky.mailbox_limit, max_payload=sky.max_payload, skew_s=sky.skew_s)
     if trace is not None:
         world.net.trace = lambda who, subject, body: trace(f"{loop.time():9.4f}  {who:<22} {subject}  {body}")
-    Cell.dice, Cell.crashed = world.dice("agents"), set()
+    Cell.dice, Cell.crashed, Cell.bulk = world.dice("agents"), set(), sky.bulk
     Cell.slowness = world.dice("slowness").choice((0.0, 0.2, 2.0))
     Cell.max_takeovers = world.dice("takeovers").choice((5, 1000))
     await world.prepare()
@@ -84,9 +98,9 @@ async def _run(
         world.node(name, passivate_s=habits.choice((3.0, 300.0)), snapshot_records=habits.choice((4, 16, 256)))
     work = Workload(world)
     await work.prepare()
-    storm = Storm(world, kinds, deaths=Cell.max_takeovers)
-    load = loop.create_task(work.run(seconds))
-    await storm.blow(seconds)
+    storm = Storm(world, sky.kinds, deaths=Cell.max_takeovers)
+    load = loop.create_task(work.run(sky.seconds))
+    await storm.blow(sky.seconds)
     await load
     calm = await work.revive(lambda: settled(world, IMMORTAL), lambda: halted(world), PATIENCE_S)
     wrong = [] if calm else [f"not done {PATIENCE_S:g} s after the last fault: {line}" for line in unsettled(world, IMMORTAL)]
@@ -128,7 +142,8 @@ def registry_of(world: World) -> dict[str, Entry]:
 
 def _ledger(world: World, name: str) -> Ledger | None:
     journal = world.net.server.streams[world.subjects.stream("journal")]
-    return fold([(m.seq, decode_record(m.data)) for m in journal.view(world.subjects.journal(name), 0, 0.0)])[0]
+    records = journal.view(world.subjects.journal(name), 0, 0.0)
+    return fold([(m.seq, decode_record(body_of(world.net.server, world.subjects, m))) for m in records])[0]
 
 
 def _open_ends(world: World, wanted: Collection[str]) -> Iterator[str]:
@@ -140,7 +155,7 @@ def _open_ends(world: World, wanted: Collection[str]) -> Iterator[str]:
             continue
         name, spec = key.partition(".")[2], decode_spec(keys[key])
         last = journal.last_on(world.subjects.journal(name))
-        record = decode_record(last.data) if last is not None else None
+        record = decode_record(body_of(world.net.server, world.subjects, last)) if last is not None else None
         if spec.status == "stopped":
             if record is not None and (record.kind != "tombstone" or record.incarnation != spec.incarnation):
                 yield f"{name} is stopped, but its journal ends with {record.kind}"

@@ -241,7 +241,7 @@ class Server:
         elif stream is None:
             self._reply(reply, _error(404, 10059, "stream not found"))
         elif call.startswith("STREAM.INFO."):
-            self._reply(reply, stream.info())
+            self._reply(reply, stream.info(body.get("subjects_filter", "")))
         elif call.startswith("STREAM.PURGE."):
             purged = stream.purge(body.get("filter", ">"), body.get("seq", 0))
             self._reply(reply, {"success": True, "purged": purged})

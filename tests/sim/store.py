@@ -10,6 +10,7 @@ import bisect
 import dataclasses
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from agentmesh.wire import format_time, parse_time
@@ -249,6 +250,28 @@ class Stream:
             raise Refusal(500, 10057, "no message found")
         self._remove(seq)
 
+    def backup(self) -> tuple[int, list[Stored]]:
+        """All that it holds now, for `restore`."""
+        return self.last_seq, list(self._live.values())
+
+    def restore(self, backup: tuple[int, list[Stored]]) -> None:
+        """Become what it was at the backup: whatever was stored since is lost, its sequences are given again."""
+        for message in self._live.values():
+            message.gone = self._clock()
+        self.last_seq, messages = backup
+        self._live, self._by_subject = {}, {}
+        self._removed.clear()
+        for old in messages:
+            message = dataclasses.replace(old, gone=None)
+            self._live[message.seq] = message
+            self._by_subject.setdefault(message.subject, []).append(message.seq)
+            if "Nats-TTL" in message.headers and message.headers["Nats-TTL"].isdigit():
+                self._later(float(message.headers["Nats-TTL"]), partial(self._expire, message))
+            if "Nats-Schedule" in message.headers:
+                due = parse_time(message.headers["Nats-Schedule"].removeprefix("@at "))
+                self._later(max(0.0, due - self._wall()), partial(self._fire, message))
+        self.restart()
+
     def restart(self) -> None:
         """What a restart of the server makes of it: the table of ids is rebuilt from what is stored."""
         self._ids = {m.headers["Nats-Msg-Id"]: (m.seq, m.at) for m in self._live.values() if m.headers.get("Nats-Msg-Id")}
@@ -310,10 +333,12 @@ class Stream:
                     newest[message.subject] = message
         return sorted(newest.values(), key=lambda m: m.seq)
 
-    def info(self) -> dict[str, Any]:
-        """What `STREAM.INFO` says."""
+    def info(self, subjects: str = "") -> dict[str, Any]:
+        """What `STREAM.INFO` says; with a pattern of `subjects` also how many messages each of those has."""
         first = next(iter(self._live), self.last_seq + 1 if self.last_seq else 0)
-        state = {"messages": len(self._live), "first_seq": first, "last_seq": self.last_seq}
+        state: dict[str, Any] = {"messages": len(self._live), "first_seq": first, "last_seq": self.last_seq}
+        if subjects:
+            state["subjects"] = {name: len(seqs) for name, seqs in self._by_subject.items() if matches(subjects, name)}
         return {"config": self.config, "state": state, "created": format_time(0.0)}
 
     def live(self) -> list[Stored]:

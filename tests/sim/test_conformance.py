@@ -157,9 +157,10 @@ class Session:
 
     async def _info(self) -> Answer:
         role = self._role()
-        reply = await self._t.request(f"$JS.API.STREAM.INFO.{S.stream(role)}", timeout=5)
+        body = {"subjects_filter": self._dice.choice([*SUBJECTS[role], *PATTERNS])}
+        reply = await self._t.request(f"$JS.API.STREAM.INFO.{S.stream(role)}", json.dumps(body).encode(), timeout=5)
         state = json.loads(reply.data)["state"]
-        return "info", role, state["messages"], state["first_seq"], state["last_seq"]
+        return "info", role, body, state["messages"], state["first_seq"], state["last_seq"], state.get("subjects") or {}
 
 
 def _shown(message: Message) -> Answer:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
-from typing import Any
-
-import msgspec
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from contextlib import AbstractAsyncContextManager
+from types import MappingProxyType
+from typing import Any, Protocol
 
 from agentmesh.errors import AskTimeout, MeshError, Unavailable
-from agentmesh.wire import Outcome
 from agentmesh_client.client import Mesh
-from sim.world import World
+from judge.evidence import Operation
 
 RING = ("r0", "r1", "r2")
 CHAIN = ("a0", "a1", "a2", "a3")
@@ -22,28 +21,54 @@ IMMORTAL = (*RING, *CHAIN, *COUNTERS)
 MORTAL = ("m0", "m1")
 """Agents that are started and stopped all the time."""
 ASK_S = 15.0
+WEIGHTS: Mapping[str, float] = MappingProxyType(
+    {
+        "ask": 5,
+        "tell": 5,
+        "notify": 3,
+        "pass": 3,
+        "call": 3,
+        "timer": 2,
+        "halt": 1,
+        "flaky": 1,
+        "boom": 0.3,
+        "start": 1,
+        "stop": 1,
+        "spawn": 1,
+        "mortal": 2,
+        "resume": 4,
+    }
+)
+"""How often clients do what, by default."""
 
 
-class Operation(msgspec.Struct):
-    """One call of a client. `ref`: it was accepted. Neither `ref` nor `error`: it was under way when the client ended."""
+class Place(Protocol):
+    """Where clients live: a simulated world, or a real mesh."""
 
-    client: str
-    kind: str
-    agent: str
-    label: str
-    began: float
-    ended: float | None = None
-    ref: str | None = None
-    outcome: Outcome | None = None
-    error: str | None = None
+    def dice(self, purpose: str) -> random.Random:
+        """A source of chance of its own for each purpose."""
+
+    def now(self) -> float:
+        """Seconds of its clock."""
+
+    def client(self, name: str) -> AbstractAsyncContextManager[Mesh]:
+        """A client, for work that `spawn` runs under that name."""
+
+    def spawn[T](self, name: str, work: Coroutine[Any, Any, T]) -> Awaitable[T]:
+        """Run `work` in the process of that name."""
 
 
 class Workload:
     """Some clients, each with a few tasks that do one thing after another."""
 
-    def __init__(self, world: World, *, clients: int = 2, threads: int = 2) -> None:
+    def __init__(
+        self, world: Place, *, clients: int = 2, threads: int = 2, weights: Mapping[str, float] = WEIGHTS, ask_s: float = ASK_S
+    ) -> None:
+        """`ask_s`: how long a client waits for an answer."""
         self._world = world
         self._dice = world.dice("workload")
+        self._kinds, self._weights = tuple(weights), tuple(weights.values())
+        self._ask_s = ask_s
         self._clients = [f"c{n}" for n in range(clients)]
         self._threads = threads
         self.history: list[Operation] = []
@@ -58,15 +83,15 @@ class Workload:
                         following = group[(index + 1) % len(group)] if rings or index + 1 < len(group) else ""
                         await mesh.start_agent(name, kind="Cell", options={"next": following}, restart="permanent")
 
-        await self._world.process("c-setup").spawn(start())
+        await self._world.spawn("c-setup", start())
 
     async def run(self, seconds: float) -> None:
         """Have all clients work for so long, and wait for what they have begun."""
-        end = self._world.loop.time() + seconds
+        end = self._world.now() + seconds
         runs = []
         for name in self._clients:
             dice = random.Random(self._dice.random())
-            runs.append(self._world.process(name).spawn(self._client(name, dice, end)))
+            runs.append(self._world.spawn(name, self._client(name, dice, end)))
         await asyncio.gather(*runs)
 
     async def _client(self, name: str, dice: random.Random, end: float) -> None:
@@ -76,31 +101,13 @@ class Workload:
 
     async def _thread(self, mesh: Mesh, name: str, dice: random.Random, end: float) -> None:
         count = 0
-        while self._world.loop.time() < end:
+        while self._world.now() < end:
             count += 1
             await self._one(mesh, name, f"{name}-{count}", dice)
             await asyncio.sleep(dice.choice((0.0, 0.01, 0.2, 1.0)) * dice.random())
 
     async def _one(self, mesh: Mesh, client: str, label: str, dice: random.Random) -> None:
-        kind = dice.choices(
-            (
-                "ask",
-                "tell",
-                "notify",
-                "pass",
-                "call",
-                "timer",
-                "halt",
-                "flaky",
-                "boom",
-                "start",
-                "stop",
-                "spawn",
-                "mortal",
-                "resume",
-            ),
-            (5, 5, 3, 3, 3, 2, 1, 1, 0.3, 1, 1, 1, 2, 4),
-        )[0]
+        kind = dice.choices(self._kinds, self._weights)[0]
         match kind:
             case "pass":
                 await self._tell(mesh, client, dice.choice(RING), f"pass {label} {dice.randint(1, 5)}")
@@ -133,13 +140,13 @@ class Workload:
 
     # --- operations -----------------------------------------------------------------------------------------------
     async def _do(self, client: str, kind: str, agent: str, label: str, act: Callable[[Operation], Awaitable[None]]) -> None:
-        op = Operation(client, kind, agent, label, self._world.loop.time())
+        op = Operation(client, kind, agent, label, self._world.now())
         self.history.append(op)
         try:
             await act(op)
         except MeshError as error:
             op.error = error.code
-        op.ended = self._world.loop.time()
+        op.ended = self._world.now()
 
     async def _tell(self, mesh: Mesh, client: str, agent: str, text: str) -> None:
         verb, label = text.split()[:2]
@@ -167,7 +174,7 @@ class Workload:
                 op.ref = ref
 
             try:
-                op.outcome = await mesh.ask_outcome(agent, text, timeout=ASK_S, on_accepted=accepted)
+                op.outcome = await mesh.ask_outcome(agent, text, timeout=self._ask_s, on_accepted=accepted)
             except AskTimeout:
                 op.error = "ask_timeout"
 
@@ -180,12 +187,12 @@ class Workload:
     # --- the end --------------------------------------------------------------------------------------------------
     async def revive(self, settled: Callable[[], bool], halted: Callable[[], list[str]], patience: float) -> bool:
         """Resume what is `halted`, until everything is `settled`; whether it was within `patience` seconds."""
-        end = self._world.loop.time() + patience
+        end = self._world.now() + patience
 
         async def work() -> bool:
             async with self._world.client("c-last") as mesh:
                 while not settled():
-                    if self._world.loop.time() > end:
+                    if self._world.now() > end:
                         return False
                     for name in halted():
                         try:
@@ -195,7 +202,7 @@ class Workload:
                     await asyncio.sleep(0.5)
             return True
 
-        return await self._world.process("c-last").spawn(work())
+        return await self._world.spawn("c-last", work())
 
 
 async def _start(mesh: Mesh, agent: str) -> None:

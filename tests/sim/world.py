@@ -23,7 +23,7 @@ from sim.loop import Process, SimLoop
 from sim.net import Network, SimTransport
 from sim.server import EPOCH
 
-SETTINGS = SupervisorSettings(ping_period_s=0.25, grace_s=0.5, replan_s=5.0)
+SETTINGS = SupervisorSettings(ping_period_s=1.0, grace_s=0.5, replan_s=5.0)
 RESTART_S = 1.0
 """After which an ended process is started again, as a service manager does it."""
 
@@ -61,11 +61,21 @@ class LoopCarrier:
 class World:
     """Everything of one run. `dice(purpose)` gives a source of chance of its own for each purpose."""
 
-    def __init__(self, loop: SimLoop, seed: int | str) -> None:
+    def __init__(
+        self, loop: SimLoop, seed: int | str, *, mailbox_limit: int = 1000, max_payload: int = 1 << 20, skew_s: float = 0.0
+    ) -> None:
+        """
+        Args:
+            mailbox_limit: most messages in one lane.
+            max_payload: the server's limit, in bytes; more than the 128 KiB that what an agent sends may leave of it.
+            skew_s: most seconds by which the clock of a process is ahead of the server's, or behind it.
+        """
         self.loop = loop
         self.seed = seed
         self.subjects = Subjects()
-        self.net = Network(loop, self.dice("network"))
+        self.net = Network(loop, self.dice("network"), max_payload=max_payload)
+        self._mailbox_limit = mailbox_limit
+        self._skew_s = skew_s
         self.processes: dict[str, Process] = {}
         self.nodes: dict[str, Node] = {}
         self.supervisors: dict[str, Supervisor] = {}
@@ -79,9 +89,19 @@ class World:
     def dice(self, purpose: str) -> random.Random:
         return random.Random(f"{self.seed}/{purpose}")
 
-    def ambient(self) -> Ambient:
+    def now(self) -> float:
+        """Seconds of virtual time."""
+        return self.loop.time()
+
+    def spawn[T](self, name: str, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Run `work` in the process of that name."""
+        return self.process(name).spawn(work)
+
+    def ambient(self, process: str) -> Ambient:
+        """Clock and randomness of a process: its clock goes wrong by the same amount for as long as the world lasts."""
+        began = EPOCH + self.dice(f"clock {process}").uniform(-self._skew_s, self._skew_s)
         return Ambient(
-            now=lambda: EPOCH + self.loop.time(),
+            now=lambda: began + self.loop.time(),
             monotonic=self.loop.time,
             token=lambda size: f"{self._tokens.getrandbits(size * 8):0{2 * size}x}",
         )
@@ -92,7 +112,7 @@ class World:
         process = Process(self.loop, "setup")
         transport = SimTransport(self.net, process, "setup")
         await transport.open()
-        await ensure(transport, self.subjects)
+        await ensure(transport, self.subjects, mailbox_limit=self._mailbox_limit)
         await transport.close()
 
     def node(self, name: str, **settings: Any) -> None:
@@ -100,8 +120,8 @@ class World:
 
         async def main(process: Process) -> None:
             transport = await self._transport(process)
-            chosen = NodeSettings(node_id=name, agents=KINDS, **settings)
-            node = Node(transport, "sim", chosen, ambient=self.ambient(), carrier=LoopCarrier(self, process))
+            chosen = NodeSettings(node_id=name, agents=KINDS, mailbox_limit=self._mailbox_limit, **settings)
+            node = Node(transport, "sim", chosen, ambient=self.ambient(name), carrier=LoopCarrier(self, process))
             self.nodes[name] = node
             try:
                 await node.start()
@@ -117,7 +137,7 @@ class World:
 
         async def main(process: Process) -> None:
             transport = await self._transport(process)
-            supervisor = Supervisor(transport, self.subjects, name, settings, ambient=self.ambient())
+            supervisor = Supervisor(transport, self.subjects, name, settings, ambient=self.ambient(name))
             self.supervisors[name] = supervisor
             await supervisor.start()
             await supervisor.run_until_stopped()
@@ -135,7 +155,7 @@ class World:
         """A client, for a task that `Process.spawn` runs in `process(name)`."""
         transport = SimTransport(self.net, self.process(name), name)
         await transport.open()
-        mesh = Mesh(transport, self.subjects, inbox=transport.new_inbox(), ambient=self.ambient())
+        mesh = Mesh(transport, self.subjects, inbox=transport.new_inbox(), ambient=self.ambient(name))
         await mesh.open()
         try:
             yield mesh

@@ -11,9 +11,8 @@ from msgspec import Raw
 
 from agentmesh.records import Change, Record
 from agentmesh.wire import Outcome
-from sim.agents import State
-from sim.checker import Evidence, Letter, judge
-from sim.workload import Operation
+from judge.evidence import Evidence, Letter, Operation, State
+from judge.verdict import judge
 
 AGENT = "k0"
 _OWNER = (5, "n1", "boot1")
@@ -63,6 +62,17 @@ def honest() -> Evidence:
 
 def test_an_honest_history_is_found_well() -> None:
     assert judge(honest(), {AGENT}) == []
+
+
+def test_an_agent_may_forget_what_its_journal_remembers() -> None:
+    evidence = honest()
+    records = list(evidence.journals[AGENT])
+    for index in (6, 7):
+        seq, record = records[index]
+        short = State(count=4, log=["prompt|-|L2", "prompt|-|L3"], dropped=2)
+        records[index] = (seq, msgspec.structs.replace(record, change=Change(state=Raw(msgspec.json.encode(short)))))
+    evidence.journals = {AGENT: records}
+    assert judge(evidence, {AGENT}) == []
 
 
 def _rewrite(evidence: Evidence, log: list[str]) -> None:
@@ -117,6 +127,43 @@ def waking_the_dead(evidence: Evidence) -> None:
     evidence.journals = {AGENT: [*evidence.journals[AGENT], *more]}
 
 
+def miscount(evidence: Evidence) -> None:
+    records = list(evidence.journals[AGENT])
+    seq, record = records[7]
+    state = State(count=5, log=["prompt|-|L1", "event|-|E1", "prompt|-|L2", "prompt|-|L3"])
+    records[7] = (seq, msgspec.structs.replace(record, change=Change(state=Raw(msgspec.json.encode(state)))))
+    evidence.journals = {AGENT: records}
+
+
+def unrecorded(evidence: Evidence) -> None:
+    records = list(evidence.journals[AGENT])
+    seq, record = records[7]
+    state = State(count=6, log=["prompt|-|L9"], dropped=5)
+    records[7] = (seq, msgspec.structs.replace(record, change=Change(state=Raw(msgspec.json.encode(state)))))
+    evidence.journals = {AGENT: records}
+
+
+def accepted_and_not_stored(evidence: Evidence) -> None:
+    evidence.operations = [*evidence.operations, Operation("c0", "tell", AGENT, "L5", 2.0, 3.0, "17")]
+
+
+def event_accepted_and_not_stored(evidence: Evidence) -> None:
+    evidence.operations = [*evidence.operations, Operation("c0", "notify", AGENT, "E2", 2.0, 3.0, "-")]
+
+
+def stored_in_another_order(evidence: Evidence) -> None:
+    evidence.operations = [
+        Operation("c0", "tell", AGENT, "L3", 0.0, 1.0, "13"),
+        Operation("c0", "tell", AGENT, "L2", 2.0, 3.0, "12"),
+    ]
+
+
+def effects_in_another_order(evidence: Evidence) -> None:
+    later, earlier = ({"Mesh-From": "k1", "Mesh-Origin": origin} for origin in ("1.30.0", "1.9.0"))
+    answers = [Letter(20, "peer-notify", AGENT, "", "=3", later), Letter(21, "peer-notify", AGENT, "", "=2", earlier)]
+    evidence.letters = [*evidence.letters, *answers]
+
+
 def two_answers(evidence: Evidence) -> None:
     evidence.told = [*evidence.told, Outcome(agent=AGENT, ref="12", ok=True, text="something else")]
 
@@ -147,6 +194,18 @@ def lost_timer(evidence: Evidence) -> None:
     ]
 
 
+def told_lost_although_it_came(evidence: Evidence) -> None:
+    log = ["prompt|-|L1", "event|-|E1", "prompt|-|L2", f"undelivered|-|{AGENT}:mailbox_full", "prompt|-|L3"]
+    _rewrite(evidence, log)
+
+
+def test_a_relay_that_met_a_full_mailbox_for_too_long_is_accounted_for() -> None:
+    evidence = honest()
+    lost_relay(evidence)
+    told_lost_although_it_came(evidence)
+    assert [line for line in judge(evidence, {AGENT}) if "relay" in line or "consumed 0" in line] == []
+
+
 @pytest.mark.parametrize(
     ("forge", "verdict"),
     [
@@ -159,12 +218,19 @@ def lost_timer(evidence: Evidence) -> None:
         (fenced_commit, "owns the agent"),
         (older_owner, "older than"),
         (waking_the_dead, "wakes a life that has ended"),
+        (miscount, "has counted 5, and consumed 4"),
+        (unrecorded, "no record shows 1 of the things"),
+        (accepted_and_not_stored, "was told that L5 is 17"),
+        (event_accepted_and_not_stored, "was told that the event E2"),
+        (stored_in_another_order, "c0 sent L2 to k0 after L3"),
+        (effects_in_another_order, "a newer one of k1 lies before it"),
         (two_answers, "was answered"),
         (two_outcomes, "2 stored outcomes"),
         (false_answer, "was answered"),
         (answered_without_a_turn, "no turn of it counts"),
         (lost_relay, "was consumed 0 times"),
         (lost_timer, "came 0 times"),
+        (told_lost_although_it_came, "could not be delivered which were"),
     ],
     ids=lambda value: value.__name__ if callable(value) else "",
 )

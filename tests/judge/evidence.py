@@ -1,0 +1,92 @@
+"""What a run leaves behind, and what the verdict rests on.
+
+A simulated run and a real one record it in ways of their own, but both record the same: each call of a client, each message
+that a stream ever stored (what was purged or rolled up later too), each outcome that was told to a caller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from agentmesh.records import Record
+from agentmesh.wire import Outcome, decode_outcome
+
+
+class State(msgspec.Struct):
+    """What an agent of a run knows.
+
+    `log` has one entry for each thing consumed, `<kind>|<sender>|<label>`. An agent may forget the oldest, so that long runs do
+    not grow its state: `dropped` says how many, and the journal's earlier records have them. `count` is the agent's own count of
+    prompts, events and timers.
+    """
+
+    next: str = ""
+    count: int = 0
+    log: list[str] = []
+    dropped: int = 0
+    pad: str = ""
+    """Weight: with it a record may be larger than a message."""
+
+
+class Operation(msgspec.Struct):
+    """One call of a client. `ref`: it was accepted. Neither `ref` nor `error`: it was under way when the client ended."""
+
+    client: str
+    kind: str
+    agent: str
+    label: str
+    began: float
+    ended: float | None = None
+    ref: str | None = None
+    outcome: Outcome | None = None
+    error: str | None = None
+
+
+class Letter(msgspec.Struct, frozen=True):
+    """One stored message of a mail lane. `text` is a prompt's text, or "" """
+
+    seq: int
+    lane: str
+    agent: str
+    text: str
+    label: str
+    headers: Mapping[str, str]
+
+    @property
+    def is_prompt(self) -> bool:
+        return self.lane in ("inbox", "peer-inbox")
+
+
+class Evidence(msgspec.Struct):
+    """All that the verdict rests on."""
+
+    operations: Sequence[Operation] = ()
+    letters: Sequence[Letter] = ()
+    journals: Mapping[str, Sequence[tuple[int, Record]]] = {}
+    """Every record ever appended, by agent."""
+    results: Sequence[Outcome] = ()
+    """Every outcome ever stored."""
+    told: Sequence[Outcome] = ()
+    """Every outcome that was published to a caller."""
+
+
+def letter_of(seq: int, lane: str, agent: str, body: bytes, headers: Mapping[str, str]) -> Letter:
+    """A stored message of a lane, as the agents of a run write it: a prompt is `<verb> <label> ...`; an event is an object with a
+    label, or the outcome of a tagged request."""
+    if lane in ("inbox", "peer-inbox"):
+        text = body.decode()
+        return Letter(seq, lane, agent, text, text.split()[1], headers)
+    value = msgspec.json.decode(body)
+    label = value["label"] if "label" in value else f"={value['ref']}"
+    return Letter(seq, lane, agent, "", label, headers)
+
+
+def outcome_of(body: bytes) -> Outcome | None:
+    """The outcome in what a caller was sent; None, if it is something else."""
+    try:
+        outcome = decode_outcome(body)
+    except msgspec.DecodeError:
+        return None
+    return outcome if outcome.ref else None

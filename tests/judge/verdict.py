@@ -1,0 +1,290 @@
+"""What must hold of a run (design 1), judged from what clients saw and what the streams have stored.
+
+It knows nothing of how the mesh works inside but its journal's records, and is itself tested on forged evidence.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+import msgspec
+
+from agentmesh import wire
+from agentmesh.ledger import apply
+from agentmesh.records import Ledger, Record
+from agentmesh.wire import Outcome
+from judge.evidence import Evidence, Letter, Operation, State
+
+COUNTED = ("prompt", "event", "timer")
+"""Kinds of log entries that an agent counts."""
+
+
+@dataclasses.dataclass
+class Life:
+    """What a journal says of one incarnation."""
+
+    agent: str
+    incarnation: str
+    log: list[str] = dataclasses.field(default_factory=list)
+    count: int = 0
+    ended: bool = False
+    unseen: int = 0
+    """Entries that no record shows: the recording has a hole there."""
+
+
+def judge(evidence: Evidence, immortal: Collection[str]) -> list[str]:
+    """What is wrong; nothing, if all is well. `immortal` are the agents that nobody stops."""
+    wrong: list[str] = []
+    lives: list[Life] = []
+    for agent, records in evidence.journals.items():
+        wrong += _chain(agent, records)
+        lives += lives_of(agent, records)
+    wrong += _counts(lives)
+    wrong += _answers(evidence)
+    wrong += _acceptance(evidence)
+    wrong += _sending(evidence)
+    wrong += _consumption(evidence, lives)
+    wrong += _outcomes(evidence, lives, immortal)
+    wrong += _relays(evidence, lives, immortal)
+    return wrong
+
+
+# --- journals -----------------------------------------------------------------------------------------------------
+def _chain(agent: str, records: Sequence[tuple[int, Record]]) -> Iterable[str]:
+    """One unbroken chain of owners: each record is of the owner that the last `activated` named, or finishes a stop."""
+    owner: tuple[int, str, str] | None = None
+    newest = (0, 0)
+    over: set[str] = set()
+    phase = ""
+    for seq, record in records:
+        who = (record.generation, record.node, record.boot)
+        where = f"{agent}: record {seq} ({record.kind})"
+        if record.kind == "activated":
+            if (record.epoch, record.generation) < newest:
+                yield f"{where} is of generation {record.generation}, older than {newest[1]}"
+            if record.incarnation in over:
+                yield f"{where} wakes a life that has ended"
+            newest, owner, phase = (record.epoch, record.generation), who, ""
+        elif phase == "over" and (who != owner or record.kind not in ("swept", "tombstone")):
+            yield f"{where} follows the tombstone"
+        elif owner is not None and who != owner:
+            yield f"{where} is of {who}, but {owner} owns the agent"
+        elif phase == "stopped" and record.kind not in ("swept", "gave_up", "tombstone", "control"):
+            yield f"{where} follows the end of that life"
+        elif owner is None:
+            yield f"{where} has no owner before it"
+        if record.kind == "stopped":
+            phase = "stopped"
+            over.add(record.incarnation)
+        elif record.kind == "tombstone":
+            phase = "over"
+
+
+def lives_of(agent: str, records: Sequence[tuple[int, Record]]) -> list[Life]:
+    """What the journal of `agent` says of its incarnations, the oldest first."""
+    lives: dict[str, Life] = {}
+    ledger: Ledger | None = None
+    for seq, record in records:
+        ledger = apply(ledger, record, seq)
+        life = lives.setdefault(record.incarnation, Life(agent, record.incarnation))
+        if record.kind in ("stopped", "tombstone"):
+            life.ended = True
+        elif bytes(ledger.state):
+            _grow(life, msgspec.json.decode(ledger.state, type=State), seq)
+    return list(lives.values())
+
+
+def _grow(life: Life, state: State, seq: int) -> None:
+    """Add what the state at record `seq` shows beyond the log that is known."""
+    life.count = state.count
+    missing = state.dropped - len(life.log)
+    if missing > 0:
+        life.unseen += missing
+        life.log += [f"unseen|-|{seq}.{index}" for index in range(missing)]
+    known = life.log[state.dropped :]
+    if state.log[: len(known)] != known:
+        life.log.append(f"rewritten|-|{seq}")
+    else:
+        life.log += state.log[len(known) :]
+
+
+def _counts(lives: Sequence[Life]) -> Iterable[str]:
+    """An agent has counted what it has consumed, no more and no less."""
+    for life in lives:
+        if life.unseen:
+            yield f"{life.agent}: no record shows {life.unseen} of the things that it consumed"
+            continue
+        consumed = sum(entry.split("|")[0] in COUNTED for entry in life.log)
+        if life.count != consumed:
+            yield f"{life.agent} has counted {life.count}, and consumed {consumed}"
+
+
+# --- what clients were told ---------------------------------------------------------------------------------------
+def _answers(evidence: Evidence) -> Iterable[str]:
+    """No two different answers for a ref, wherever they were seen."""
+    seen: dict[tuple[str, str], Outcome] = {}
+    stored: Counter[tuple[str, str]] = Counter((o.agent, o.ref) for o in evidence.results)
+    for key, count in stored.items():
+        if count > 1:
+            yield f"request {key} has {count} stored outcomes"
+    witnessed = [op.outcome for op in evidence.operations if op.outcome is not None and op.outcome.ref]
+    for outcome in (*evidence.results, *evidence.told, *witnessed):
+        first = seen.setdefault((outcome.agent, outcome.ref), outcome)
+        if (first.ok, first.text, first.error) != (outcome.ok, outcome.text, outcome.error):
+            yield f"request {outcome.agent} {outcome.ref} was answered {_shown(first)} and {_shown(outcome)}"
+
+
+def _shown(outcome: Outcome) -> str:
+    return f"ok {outcome.text!r}" if outcome.ok else f"error {outcome.error.code if outcome.error else '?'}"
+
+
+def _acceptance(evidence: Evidence) -> Iterable[str]:
+    """What a client was told to be accepted is stored, under the ref that it was told."""
+    stored = {(x.agent, x.label, str(x.seq)) for x in evidence.letters}
+    events = {(x.agent, x.label) for x in evidence.letters if x.lane == "notify"}
+    for op in evidence.operations:
+        if op.ref == "-" and op.kind == "notify" and (op.agent, op.label) not in events:
+            yield f"{op.client} was told that the event {op.label} to {op.agent} is stored, which it is not"
+        elif op.ref not in (None, "-") and (op.agent, op.label, op.ref) not in stored:
+            yield f"{op.client} was told that {op.label} is {op.ref}, which it is not"
+
+
+def _sending(evidence: Evidence) -> Iterable[str]:
+    """What a sender sent one after another lies in its lane in that order: a client's, and another agent's."""
+    newest: dict[tuple[str, str], tuple[int, Operation]] = {}
+    for op in sorted(evidence.operations, key=lambda op: op.began):
+        if op.ref in (None, "-"):
+            continue
+        seq = int(op.ref)
+        last, before = newest.get((op.client, op.agent), (0, op))
+        if seq <= last:
+            yield f"{op.client} sent {op.label} to {op.agent} after {before.label}, but it is stored before it: {seq}, {last}"
+        newest[op.client, op.agent] = max(last, seq), op
+    origins: dict[tuple[str, str, str], tuple[int, ...]] = {}
+    known: set[tuple[str, str, str, str]] = set()
+    for letter in sorted(evidence.letters, key=lambda letter: letter.seq):
+        sender, origin = letter.headers.get(wire.FROM, ""), letter.headers.get(wire.ORIGIN)
+        key = (letter.agent, letter.lane, sender)
+        if not letter.lane.startswith("peer-") or origin is None or (*key, origin) in known:
+            continue
+        known.add((*key, origin))
+        order = tuple(int(part) for part in origin.split("."))
+        if order < origins.get(key, ()):
+            where = f"{letter.lane} {letter.seq} of {letter.agent}"
+            yield f"{where} has the origin {origin}, but a newer one of {sender} lies before it"
+        origins[key] = max(order, origins.get(key, ()))
+
+
+# --- what agents did ----------------------------------------------------------------------------------------------
+def _consumption(evidence: Evidence, lives: Sequence[Life]) -> Iterable[str]:
+    """Each message consumed at most once, in the order of its lane; and what was consumed had been sent."""
+    order: dict[tuple[str, str], dict[str, int]] = defaultdict(dict)
+    for letter in evidence.letters:
+        order[letter.agent, letter.lane].setdefault(letter.label, letter.seq)
+    for agent, entries in _entries(lives).items():
+        for entry, count in entries.items():
+            if count > 1 and not entry.startswith("undelivered|"):
+                yield f"{agent} consumed {entry} {count} times"
+    for life in lives:
+        newest: dict[str, int] = {}
+        for entry in life.log:
+            kind, sender, label = entry.split("|")
+            if kind not in ("prompt", "event"):
+                continue
+            lane = {"prompt": "inbox", "event": "notify"}[kind]
+            lane = lane if sender == "-" else f"peer-{lane}"
+            seq = order[life.agent, lane].get(label)
+            if seq is None:
+                yield f"{life.agent} consumed {entry}, which nobody sent"
+                continue
+            if seq < newest.get(lane, 0):
+                yield f"{life.agent} consumed {entry} out of order: {seq} after {newest[lane]}"
+            newest[lane] = max(newest.get(lane, 0), seq)
+
+
+def _entries(lives: Sequence[Life]) -> dict[str, Counter[str]]:
+    """What each agent consumed in all its lives."""
+    entries: dict[str, Counter[str]] = defaultdict(Counter)
+    for life in lives:
+        entries[life.agent].update(life.log)
+    return entries
+
+
+def _outcomes(evidence: Evidence, lives: Sequence[Life], immortal: Collection[str]) -> Iterable[str]:
+    """Each accepted request has one outcome, and the outcome says what happened; each accepted event was handled."""
+    stored = {(o.agent, o.ref): o for o in evidence.results}
+    repeated = repetitions(evidence.letters)
+    consumed = {
+        agent: {label for kind, _, label in (entry.split("|") for entry in log) if kind in ("prompt", "event")}
+        for agent, log in _entries(lives).items()
+    }
+    for letter in evidence.letters:
+        done = letter.label in consumed.get(letter.agent, ())
+        if not letter.is_prompt:
+            if letter.agent in immortal and not letter.label.startswith("=") and not done:
+                yield f"{letter.agent} never handled the event {letter.label} ({letter.seq})"
+            continue
+        outcome = stored.get((letter.agent, str(letter.seq)))
+        if outcome is not None:
+            yield from _fits(letter, outcome, done, letter.agent in immortal)
+        elif letter.seq not in repeated:
+            yield f"request {letter.agent} {letter.seq} ({letter.text}) has no outcome"
+
+
+def _fits(letter: Letter, outcome: Outcome, done: bool, immortal: bool) -> Iterable[str]:
+    """Whether an outcome says what became of the prompt; `done`: a turn of it counts."""
+    verb = letter.text.split()[0]
+    if outcome.ok and not done:
+        yield f"request {letter.agent} {letter.seq} ({letter.text}) was answered, but no turn of it counts"
+    if not outcome.ok and done and verb != "call":
+        yield f"request {letter.agent} {letter.seq} ({letter.text}) counts, but was answered {_shown(outcome)}"
+    full = verb == "call" and outcome.error is not None and outcome.error.code == "mailbox_full"
+    if not outcome.ok and immortal and verb not in ("boom", "flaky") and not full:
+        yield f"request {letter.agent} {letter.seq} ({letter.text}) was answered {_shown(outcome)}"
+
+
+def repetitions(letters: Sequence[Letter]) -> set[int]:
+    """What was stored twice: mail between agents has no outcome of its own then, by its origin."""
+    first: dict[tuple[str, str, str], int] = {}
+    found: set[int] = set()
+    for letter in letters:
+        origin = letter.headers.get(wire.ORIGIN)
+        if origin is not None and first.setdefault((letter.agent, letter.label, origin), letter.seq) != letter.seq:
+            found.add(letter.seq)
+    return found
+
+
+def _relays(evidence: Evidence, lives: Sequence[Life], immortal: Collection[str]) -> Iterable[str]:
+    """What is passed on arrives, and timers come back: effects happen exactly once, or the agent is told that one did not."""
+    gone, repeated = _given_up(lives, immortal), repetitions(evidence.letters)
+    entries = Counter(entry for life in lives if life.agent in immortal for entry in life.log)
+    labels: Mapping[str, int] = Counter(entry.split("|")[2] for entry in entries.elements() if entry.startswith("prompt|"))
+    for letter in evidence.letters:
+        words = letter.text.split()
+        if not words or labels[letter.label] == 0 or letter.agent not in immortal or letter.seq in repeated:
+            continue
+        if words[0] in ("pass", "call") and int(words[2]) > 0:
+            following = f"{letter.label.partition('@')[0]}@{words[2]}"
+            if labels[following] == 0 and gone[letter.agent] > 0:
+                gone[letter.agent] -= 1
+            elif labels[following] != 1:
+                yield f"{letter.agent} passed {letter.label} on as {following}, which was consumed {labels[following]} times"
+        if words[0] == "timer" and entries[f"timer|-|{letter.label}"] != 1:
+            yield f"the timer {letter.label} of {letter.agent} came {entries[f'timer|-|{letter.label}']} times"
+    for agent, count in gone.items():
+        if count:
+            yield f"{agent} was told that {count} messages could not be delivered which were"
+
+
+def _given_up(lives: Sequence[Life], immortal: Collection[str]) -> Counter[str]:
+    """Per agent: how many of its messages to agents that live met full mailboxes for too long."""
+    gone: Counter[str] = Counter()
+    for life in lives:
+        for entry in life.log:
+            kind, _, label = entry.split("|")
+            target, _, code = label.partition(":")
+            if life.agent in immortal and kind == "undelivered" and code == "mailbox_full" and target in immortal:
+                gone[life.agent] += 1
+    return gone
