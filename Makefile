@@ -1,6 +1,6 @@
 # Each target sets up what it needs: a Python of 3.12 or newer is all that must be there.
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint check bench bench-failover bench-sleeping sim cases clean
+.PHONY: help demo test lint check bench bench-failover bench-sleeping sim chaos cases clean
 
 PY := .venv/bin/python
 PYTEST := $(PY) -m pytest
@@ -9,16 +9,20 @@ WORKERS ?= auto
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
 
+# What a user installs, and what the tests need besides: two coding agents are some 500 MB.
 .venv/.stamp: pyproject.toml .ci/venv
-	@bash .ci/venv
+	@bash .ci/venv all $@
+
+.venv/.stamp-dev: pyproject.toml .ci/venv
+	@bash .ci/venv all,claude,codex,dev $@
 
 demo: .venv/.stamp ## Watch an agent outlive its node, in half a minute
 	@$(PY) examples/triage/demo.py
 
-test: .venv/.stamp ## Run all tests
+test: .venv/.stamp-dev ## Run all tests
 	@$(PYTEST) -n $(WORKERS) $(ARGS)
 
-lint: .venv/.stamp ## Lint, format, types, imports
+lint: .venv/.stamp-dev ## Lint, format, types, imports
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
@@ -26,20 +30,23 @@ lint: .venv/.stamp ## Lint, format, types, imports
 
 check: lint test ## Everything: what must hold before a change is done
 
-bench: .venv/.stamp ## Measure the mesh beside its floors, in a few minutes
+bench: .venv/.stamp-dev ## Measure the mesh beside its floors, in a few minutes
 	@$(PY) -c 'import faststream' 2>/dev/null || $(PY) -m pip install --quiet -e '.[bench]' || true
 	@$(PY) -m tests.bench $(ARGS)
 
-bench-failover: .venv/.stamp ## Kill nodes, leaders and servers under waiting callers; times and losses
+bench-failover: .venv/.stamp-dev ## Kill nodes, leaders and servers under waiting callers; times and losses
 	@PYTHONPATH=tests $(PY) -m bench.failover $(ARGS)
 
-bench-sleeping: .venv/.stamp ## What 100,000 sleeping agents cost (ARGS="--agents 10000" for fewer)
+bench-sleeping: .venv/.stamp-dev ## What 100,000 sleeping agents cost (ARGS="--agents 10000" for fewer)
 	@PYTHONPATH=tests $(PY) -m bench.sleeping $(ARGS)
 
-sim: .venv/.stamp ## Simulate: make sim SEED=1 SEEDS=1000, or MINUTES=5; one seed with ARGS=--trace shows each step
+sim: .venv/.stamp-dev ## Simulate: make sim SEED=1 SEEDS=1000, or MINUTES=5; one seed with ARGS=--trace shows each step
 	@$(PY) -m tests.sim --seed $(or $(SEED),1) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(MINUTES),--minutes $(MINUTES)) $(ARGS)
 
-cases: .venv/.stamp ## List the numbered cases of docs/semantics.md that no test shows
+chaos: .venv/.stamp-dev ## Kill, stop and cut off a real mesh: make chaos SEED=1 SEEDS=3 MINUTES=4; prints what to do about a failed seed
+	@$(PY) -m tests.chaos --seed $(or $(SEED),1) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(MINUTES),--minutes $(MINUTES)) $(ARGS)
+
+cases: .venv/.stamp-dev ## List the numbered cases of docs/semantics.md that no test shows
 	@$(PY) tests/cases.py
 
 clean: ## Remove the virtual environment and caches
