@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 
 from agentmesh.edge.registry import Entry, decode_node, decode_placement, decode_spec
 from agentmesh.errors import BadRequest
+from agentmesh.names import agent_name
 from agentmesh.planner import Placed, Plan, Wait, World
 from agentmesh.wire import NodeLease, Spec
 
@@ -43,6 +44,7 @@ class Census:
         self._buried: dict[str, int] = {}
         self._unreadable: set[str] = set()
         self._dirty: set[str] = set()
+        self._first: set[str] = set()
 
     # --- what is known --------------------------------------------------------------------------------------------
     def world(self) -> World:
@@ -60,6 +62,10 @@ class Census:
     def nodes(self) -> set[str]:
         """Every node that matters: it has a lease, or placements."""
         return self.leases.keys() | self._on_node.keys()
+
+    def lives(self, node: str) -> bool:
+        """Whether `node` has a lease, and is not known to be gone."""
+        return node in self.leases and self._standing.get(node) is not Standing.GONE
 
     def matters(self, node: str) -> bool:
         """Whether `node` has a lease, or placements."""
@@ -142,13 +148,21 @@ class Census:
         """Let the next plan look at `agents`."""
         self._dirty.update(agents)
 
+    def hurry(self, agents: Iterable[str]) -> None:
+        """Of those that must be looked at, take these first."""
+        self._first.update(agents)
+
     def take_dirty(self, limit: int) -> set[str]:
         """The agents that the next plan must look at, at most `limit` of them; they are clean then."""
         self._dirty -= self._unreadable
+        first, self._first = self._first & self._dirty, set()
         if len(self._dirty) <= limit:
             dirty, self._dirty = self._dirty, set()
+        elif len(first) >= limit:
+            dirty, self._first = set(itertools.islice(first, limit)), first
+            self._dirty -= dirty
         else:
-            dirty = set(itertools.islice(self._dirty, limit))
+            dirty = first | set(itertools.islice(self._dirty - first, limit - len(first)))
             self._dirty -= dirty
         return dirty
 
@@ -167,6 +181,7 @@ class Census:
     # --- inside ---------------------------------------------------------------------------------------------------
     def _take_spec(self, agent: str, entry: Entry) -> None:
         try:
+            agent_name(agent)  # any NATS client can write any key
             spec = decode_spec(entry)
         except BadRequest as error:
             # Nothing is known of what should run: least harm is to leave the agent exactly as it is.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from agentmesh.edge.registry import decode_node
-from agentmesh.errors import Fenced
+from agentmesh.errors import Fenced, StoreLost
 from agentmesh.ledger import charged, diff, fold
 from agentmesh.ownership import Claim, activation, judge, owned
 from agentmesh.records import Ledger, decode_record, encode_record
@@ -36,10 +36,10 @@ class Taken(NamedTuple):
     died: bool
 
 
-async def take(services: Services, name: str, spec: Spec, claim: Claim) -> Taken | None:
+async def take(services: Services, name: str, spec: Spec, claim: Claim) -> Taken:
     """Append the `activated` record and return the ledger with its sequence.
 
-    Where the journal says that this life is being finished, nothing is appended; where it is over, None is returned.
+    Where the journal says that this life is being finished, or that it is over, nothing is appended.
 
     Raises:
         Lost: this process may not act.
@@ -49,14 +49,14 @@ async def take(services: Services, name: str, spec: Spec, claim: Claim) -> Taken
     while True:
         bodies = await services.journal.read(name)
         ledger, last = fold([(seq, decode_record(body)) for seq, body in bodies])
+        if ledger is None and spec.incarnation == claim.incarnation and spec.status in ("running", "failed"):
+            raise StoreLost(f"agent {name} has run, and its journal is empty; stop, and restore the store from its backup")
         boot = await _lease_boot(services, claim, ledger)
         verdict = judge(claim, spec, ledger, lease_boot=boot)
         if verdict.act == "yield":
             raise Lost(verdict.reason, final=True)
-        if verdict.act == "over":
-            return None
         assert verdict.ledger is not None
-        if verdict.act == "finish":
+        if verdict.act in ("finish", "over"):
             return Taken(verdict.ledger, last, False)
         died = ledger is not None and not verdict.snapshot and ledger.boot not in (claim.boot, boot)
         start = charged(verdict.ledger, died)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,9 @@ _decoder = msgspec.json.Decoder(ControlRequest)
 
 def handle(owner: Owner, services: Services, message: Message) -> None:
     """Take one request. Bad input is answered, and harms nothing."""
+    if not message.reply:
+        _take_probe(owner, message)
+        return
     try:
         reply = names.reply_subject(message.reply, services.subjects.root)
     except BadRequest:
@@ -40,6 +44,14 @@ def handle(owner: Owner, services: Services, message: Message) -> None:
         services.spawn(answer(services, reply, failure(BadRequest(f"not a control request: {error}"))))
     except MeshError as error:
         services.spawn(answer(services, reply, failure(error)))
+
+
+def _take_probe(owner: Owner, message: Message) -> None:
+    """Take what nobody waits for an answer to: a probe, or nothing."""
+    with contextlib.suppress(msgspec.DecodeError, RecursionError):
+        request = _decoder.decode(message.data)
+        if request.op == "probe" and request.probe is not None:
+            owner.prober.received(request.probe)
 
 
 def _take(owner: Owner, services: Services, request: ControlRequest, reply: str) -> None:

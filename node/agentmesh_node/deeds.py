@@ -151,8 +151,14 @@ class Deeds:
         headers[wire.FOR] = effect.life or (spec.incarnation if spec is not None else "")
         if effect.tag is not None:
             headers[wire.TAG] = effect.tag
+        elif effect.wait is not None:
+            headers[wire.TAG] = origin  # what the answer is matched by
+        if effect.deadline is not None:
+            headers[wire.DEADLINE] = wire.format_time(effect.deadline)
         if effect.path:
             headers[wire.PATH] = ",".join(effect.path)
+        if effect.budget is not None:
+            headers[wire.BUDGET] = wire.encode(effect.budget).decode()
         headers.update(effect.trace)
         subject = self._subjects.lane(effect.lane, effect.to)
         # Ids are stream-wide: the name first, so that they cannot meet another agent's; the nonce, so that none can be guessed.

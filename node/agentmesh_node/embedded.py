@@ -20,11 +20,13 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import IO
 
-from agentmesh.errors import ServerTooOld, Unavailable
+from agentmesh.errors import BadRequest, ServerTooOld, Unavailable
 
 OLDEST = (2, 14)
 """Oldest nats-server that the mesh runs on."""
 _POLL_S = 0.01
+MAX_PORT = 65_535
+_INTERVAL = re.compile(r"always|(\d+(\.\d+)?(ms|s|m|h))+")
 _VERSION = re.compile(r"v(\d+)\.(\d+)\.(\d+)")
 
 
@@ -64,6 +66,9 @@ class EmbeddedServer:
             `2m`. It costs a publish some 0.2 ms, more on a slow disk (nats.md 4.6). A killed process loses nothing either way.
         start_timeout_s: Longest wait for readiness; a big store takes long to open.
         binary: The nats-server to run; by default `find_binary()`.
+
+    Raises:
+        BadRequest: there is no such port or interval.
     """
 
     def __init__(
@@ -76,6 +81,10 @@ class EmbeddedServer:
         start_timeout_s: float = 30.0,
         binary: Path | None = None,
     ) -> None:
+        if not 0 <= port <= MAX_PORT:
+            raise BadRequest(f"{port} is no port: use a number from 1 to {MAX_PORT}, or 0 for a free one")
+        if not _INTERVAL.fullmatch(sync_interval):
+            raise BadRequest(f"{sync_interval!r} is no sync interval: write 'always', or a time such as '500ms', '10s' or '2m'")
         self.store = Path(store).absolute()
         self.host = host
         self._port = port
@@ -233,7 +242,7 @@ class EmbeddedServer:
         return None
 
     def _last_words(self) -> str:
-        lines = self.log_file.read_text(errors="replace").splitlines()
+        lines = [line for line in self.log_file.read_text(errors="replace").splitlines() if line.strip()]
         fatal = [line for line in lines if "[FTL]" in line] or lines or ["it said nothing"]
         return fatal[-1].rpartition("] ")[2]
 

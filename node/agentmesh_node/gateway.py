@@ -6,11 +6,13 @@ subject, and the agent's owner answers there.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 from agentmesh import names, wire
+from agentmesh.budget import limits_from
 from agentmesh.edge.jetstream import ApiError, Uncertain, WrongLastSequence, store
 from agentmesh.edge.registry import Registry, decode_spec
 from agentmesh.edge.transport import Disconnected, Message, Subscription, Transport
@@ -20,8 +22,10 @@ from agentmesh.wire import ErrorBody, Outcome
 
 log = logging.getLogger("agentmesh.node")
 
-_PASSED_ON = (wire.STREAM_TO, wire.DEADLINE, wire.MSG_ID, wire.FOR, "Content-Type", *wire.TRACE_HEADERS)
+_PASSED_ON = (wire.STREAM_TO, wire.DEADLINE, wire.BUDGET, wire.MSG_ID, wire.FOR, "Content-Type", *wire.TRACE_HEADERS)
 TRIES = 3
+AGAIN_S = 0.5
+"""Pause before a try of the same message: while the first one is still being stored, the server says so at once."""
 
 
 class Gateway:
@@ -85,6 +89,8 @@ class Gateway:
             names.reply_subject(headers[wire.STREAM_TO], self._subjects.root)
         if wire.DEADLINE in headers:
             wire.parse_time(headers[wire.DEADLINE])
+        if wire.BUDGET in headers:
+            limits_from(headers[wire.BUDGET])
         headers[wire.REPLY_TO] = reply
         headers.setdefault(wire.FOR, spec.incarnation)
         headers.setdefault(wire.MSG_ID, f"{agent}.{self._token()}")
@@ -96,6 +102,7 @@ class Gateway:
                 # The same id again: stored twice it cannot be.
                 if attempt == TRIES - 1:
                     raise
+            await asyncio.sleep(AGAIN_S)
 
     async def _refuse(self, reply: str, agent: str, error: MeshError) -> None:
         outcome = Outcome(agent=agent[:128], ref="", ok=False, error=ErrorBody.of(error))

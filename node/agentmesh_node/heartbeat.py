@@ -44,6 +44,7 @@ class Facts(msgspec.Struct):
     agents: int = 0
     awake: int = 0
     running: int = 0
+    busy: tuple[str, ...] = ()
     ticked: float = 0.0
 
 
@@ -120,8 +121,8 @@ class Heartbeat:
         self._renew: asyncio.Event | None = None
         self._written: asyncio.Future[None] | None = None
         self._leaving = False
-        self._refused = False
-        """Whether the last renewal failed: an outage is one line in the log, not four a second."""
+        self.refusal: str | None = None
+        """Why the last renewal failed: an outage is one line in the log, not four a second."""
         self._ticker: asyncio.TimerHandle | None = None
         self._revision = 0
 
@@ -242,14 +243,15 @@ class Heartbeat:
                 return self._not_renewed(error)
         except (MeshError, ApiError, Uncertain) as error:
             return self._not_renewed(error)
-        if written and self._refused:
+        if written and self.refusal is not None:
             log.info("lease renewed again", extra={"node": self._node})
-            self._refused = False
+            self.refusal = None
         return written
 
     def _not_renewed(self, error: Exception) -> bool:
-        log.log(logging.DEBUG if self._refused else logging.WARNING, "lease not renewed: %s", error, extra={"node": self._node})
-        self._refused = True
+        level = logging.WARNING if self.refusal is None else logging.DEBUG
+        log.log(level, "lease not renewed: %s", error, extra={"node": self._node})
+        self.refusal = str(error)
         return False
 
     async def _rewrite(self, registry: Registry, key: str, value: bytes) -> bool:
@@ -286,6 +288,7 @@ class Heartbeat:
                 agents=facts.agents,
                 awake=facts.awake,
                 running=facts.running,
+                busy=facts.busy if request.content else (),
                 lag_ms=round(max(0.0, self._monotonic() - facts.ticked - CHECK_S) * 1000, 1),
                 draining=facts.lease.draining,
             )

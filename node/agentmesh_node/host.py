@@ -15,6 +15,7 @@ from agentmesh import wire
 from agentmesh.edge.ambient import SYSTEM, Ambient
 from agentmesh.edge.jetstream import ApiError, Uncertain, WrongLastSequence
 from agentmesh.edge.registry import Entry, Registry, View, decode_epoch, decode_placement, decode_spec, readable_spec
+from agentmesh.edge.streams import duplicate_window
 from agentmesh.edge.transport import Message, Transport
 from agentmesh.errors import BadRequest, MeshError, StoreLost
 from agentmesh.ownership import Claim
@@ -33,6 +34,7 @@ from agentmesh_node.resident import Resident
 from agentmesh_node.restless import restless
 from agentmesh_node.selfcheck import SelfCheck
 from agentmesh_node.services import NodeSettings, Services
+from agentmesh_node.storewatch import StoreWatch
 
 log = logging.getLogger("agentmesh.node")
 
@@ -40,6 +42,8 @@ RETRY_S = 0.05
 MAX_RETRY_S = 2.0
 HANDOVER_S = 5.0
 """How long a draining node waits for its agents to be placed elsewhere."""
+MOST_BUSY = 256
+"""Agents in a turn that a node names to the supervisors, at most."""
 WRITES = 64
 """Placements that are given up at the same time, at most."""
 
@@ -71,12 +75,15 @@ class Node:
         self._placements = View(self._registry, [self._prefix + ">"], self._on_placement)
         self._residents: dict[str, Resident] = {}
         self._fresh: list[Resident] = []
+        self._unreadable: set[str] = set()
+        """Agents placed here whose specs are malformed: tried again when those change."""
         self._taking: asyncio.Task[None] | None = None
         self._slots = asyncio.Semaphore(settings.activations)
         self._writes = asyncio.Semaphore(WRITES)
         self._services: Services | None = None
         self._gateway: Gateway | None = None
         self._selfcheck: SelfCheck | None = None
+        self._watch = StoreWatch(transport, self.subjects)
         self._heartbeat: Heartbeat | None = None
         self._draining = False
         self._closing = False
@@ -97,7 +104,9 @@ class Node:
         """Why this node takes no work now, or None."""
         if self._draining or self.drained.is_set():
             return "draining"
-        return None if self._t.connected else "no connection to NATS"
+        if not self._t.connected:
+            return "no connection to NATS"
+        return (self._heartbeat.refusal if self._heartbeat is not None else None) or self._watch.trouble
 
     # --- life -------------------------------------------------------------------------------------------------------
     async def start(self) -> None:
@@ -117,6 +126,7 @@ class Node:
             boot=boot,
             epoch=number,
             ambient=self._ambient,
+            duplicate_window_s=await duplicate_window(self._t, self.subjects),
         )
         await self._specs.start()
         self._sweeper = Sweeper(self._services)
@@ -137,8 +147,9 @@ class Node:
         s = self._services
         self._gateway = Gateway(self._t, self.subjects, self._registry, token=s.token, spawn=s.spawn)
         await self._gateway.start()
-        self._selfcheck = SelfCheck(s, self._checkable, self._wake)
+        self._selfcheck = SelfCheck(s, self._checkable, self._wake, self._committed, self._lost)
         self._selfcheck.start()
+        self._watch.start()
         self._count()
 
     def _lease(self, boot: str, *, cordoned: bool = False) -> NodeLease:
@@ -161,7 +172,9 @@ class Node:
             facts.agents = len(self._residents)
             awake = [r.owner for r in self._residents.values() if r.owner is not None]
             facts.awake = len(awake)
-            facts.running = sum(1 for owner in awake if not owner.idle)
+            busy = [owner.name for owner in awake if not owner.idle]
+            facts.running = len(busy)
+            facts.busy = tuple(busy[:MOST_BUSY])
             facts.lease = msgspec.structs.replace(facts.lease, agents=facts.agents)
         self._counter = asyncio.get_running_loop().call_later(0.5, self._count)
 
@@ -173,6 +186,7 @@ class Node:
         self._remove_gap()
         if self._counter is not None:
             self._counter.cancel()
+        await self._watch.close()
         if self._selfcheck is not None:
             await self._selfcheck.close()
         if self._gateway is not None:
@@ -321,6 +335,7 @@ class Node:
         resident.gone = True
         if self._residents.get(resident.name) is resident:
             del self._residents[resident.name]
+            self._unreadable.discard(resident.name)
         if resident.subscription is not None:
             await resident.subscription.unsubscribe()
         activation = resident.activation
@@ -352,6 +367,11 @@ class Node:
                 return
             except StoreLost as error:
                 self._raise_alarm(resident, str(error))
+                return
+            except BadRequest as error:
+                log.error("not activated: %s", error.message, extra={"agent": resident.name})
+                self._unreadable.add(resident.name)
+                resident.activation = None
                 return
             except (MeshError, ApiError, Uncertain, WrongLastSequence) as error:
                 log.warning("activation is tried again: %s", error, extra={"agent": resident.name})
@@ -448,6 +468,15 @@ class Node:
     def _checkable(self) -> list[tuple[str, Mailbox | None]]:
         return [(r.name, r.owner.mailbox if r.owner is not None else None) for r in self._residents.values()]
 
+    def _committed(self) -> dict[str, int]:
+        loaded = {r.name: r.owner for r in self._residents.values() if r.owner is not None and r.owner.begun}
+        return {name: owner.committed for name, owner in loaded.items()}
+
+    def _lost(self, name: str) -> None:
+        resident = self._residents.get(name)
+        if resident is not None and resident.owner is not None:
+            resident.owner.lose_store()
+
     def _wake(self, name: str) -> None:
         resident = self._residents.get(name)
         if resident is not None:
@@ -462,7 +491,8 @@ class Node:
         if spec is None or spec.incarnation != resident.incarnation or spec.status == "stopped":
             return
         if resident.owner is None:
-            if spec.status != "running":
+            if spec.status != "running" or resident.name in self._unreadable:
+                self._unreadable.discard(resident.name)
                 self._activate(resident)
         elif spec.status != "stopping":
             resident.owner.reassert(spec)
@@ -470,7 +500,9 @@ class Node:
             resident.owner.stop(spec)
 
     def _on_gap(self) -> None:
-        """Messages may have been missed: look again, at every lane."""
+        """Messages may have been missed: look again, at every lane. And the server may have come back with an older store."""
+        if self._selfcheck is not None:
+            self.services.spawn(self._selfcheck.check_store())
         for resident in self._residents.values():
             if resident.owner is not None and resident.owner.mailbox is not None:
                 resident.owner.mailbox.catch_up()

@@ -12,17 +12,16 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from typing import Literal
 
-from agentmesh.edge.jetstream import ApiError, Uncertain, WrongLastSequence, get_last_many, read_all
+from agentmesh.edge.jetstream import ApiError, Uncertain, WrongLastSequence, get_last, get_last_many, read_all
 from agentmesh.edge.registry import decode_spec
 from agentmesh.edge.transport import Disconnected, NoResponders, RequestTimeout, Transport
 from agentmesh.errors import Fenced, MeshError
-from agentmesh.ledger import fold, settle
-from agentmesh.records import Change, Effect, Ledger, Record, decode_record, encode_record
+from agentmesh.ledger import fold, record_of, settle
+from agentmesh.records import Ledger, decode_record, encode_record
 from agentmesh.subjects import LANES, Subjects, spec_key
 from agentmesh.turn.late import put_away, rested
-from agentmesh.wire import ControlRequest, Mail, Spec, decode_mail, encode, parse_time
+from agentmesh.wire import ControlRequest, Mail, Spec, decode_mail, encode
 from agentmesh_node.deeds import Deeds
 from agentmesh_node.services import Services
 from agentmesh_node.status import KEEP_STOPPED_S
@@ -139,13 +138,14 @@ class Sweeper:
             return
         if ledger.phase != "over":
             return  # the stop itself is not finished: that is work to place
-        waiting, late = await self._mail(agent, ledger, spec)
+        waiting, late = await self._mail(agent, ledger)
         again = await s.registry.get(spec_key(agent))
         if entry is None or again is None or again.revision != entry.revision:
             return  # a next life has begun: that owner sees to all of it
         if late:
             change, effects = put_away(agent, ledger, waiting, late)
-            record = self._record("swept", ledger, change, effects)
+            # In the name of the life's last owner: a finisher makes itself no owner.
+            record = record_of(ledger, "swept", id=s.token(), at=s.now(), change=change, effects=effects)
             last = await s.journal.append(agent, encode_record(record), record_id=record.id, expected=last)
             ledger, _ = fold([(seq, decode_record(body)) for seq, body in await s.journal.read(agent)])
             assert ledger is not None
@@ -153,16 +153,18 @@ class Sweeper:
             return
         await self._perform(agent, ledger)
         kept = rested(settle(ledger, (), tuple(ledger.effects), seq=last, nonce="", at=s.now()))
-        record = self._record("tombstone", ledger, Change(), (), snapshot=kept)
+        record = record_of(ledger, "tombstone", id=s.token(), at=s.now(), snapshot=kept)
         await s.journal.append(
             agent, encode_record(record), record_id=record.id, expected=last, rollup=True, ttl_s=KEEP_STOPPED_S
         )
 
-    async def _mail(self, agent: str, ledger: Ledger, spec: Spec) -> tuple[list[Mail], list[Mail]]:
+    async def _mail(self, agent: str, ledger: Ledger) -> tuple[list[Mail], list[Mail]]:
         """What lies beyond the tombstone's positions, in stream order, and the part of it that is late: it names a life (which
-        is over, if the spec is still the same after this read), or names none and was stored before the spec became `stopped`."""
+        is over, if the spec is still the same after this read), or names none and was stored before the spec became `stopped`.
+        Both times are the server's: the clocks of nodes may be wrong."""
         s = self._s
-        since = parse_time(spec.since) if spec.since is not None else 0.0
+        stopped = await get_last(s.transport, s.subjects.stream("registry"), s.subjects.registry_key(spec_key(agent)))
+        since = stopped.time if stopped is not None else 0.0
         waiting: list[Mail] = []
         late: list[Mail] = []
         for lane in LANES.values():
@@ -177,31 +179,6 @@ class Sweeper:
                 if mail.for_life is not None or message.time < since:
                     late.append(mail)
         return sorted(waiting, key=_seq), sorted(late, key=_seq)
-
-    def _record(
-        self,
-        kind: Literal["swept", "tombstone"],
-        ledger: Ledger,
-        change: Change,
-        effects: tuple[Effect, ...],
-        *,
-        snapshot: Ledger | None = None,
-    ) -> Record:
-        """A record in the name of the life's last owner: a finisher makes itself no owner."""
-        s = self._s
-        return Record(
-            kind=kind,
-            id=s.token(),
-            at=s.now(),
-            incarnation=ledger.incarnation,
-            epoch=ledger.epoch,
-            generation=ledger.generation,
-            node=ledger.node,
-            boot=ledger.boot,
-            change=change,
-            effects=effects,
-            snapshot=snapshot,
-        )
 
     async def _perform(self, agent: str, ledger: Ledger) -> None:
         """Give every answer that is open, in order.

@@ -2,7 +2,7 @@
 
 Each bears `seq`, which counts from 1 in each run of the turn, `owner`, and `run`, a random id of that run: a turn may run again
 under the same owner too (its node was restarted under its id, or the agent's own code crashed), and a reader must be able to
-tell what is void then (semantics, case 243).
+tell what is void then (semantics, case 243): `step` says how many steps were durable when it was sent.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ class LiveStream:
         self._subject = subject
         self._seq = 0
         self.ref = ref
+        self.step = 0
+        """How many steps of the turn are durable: what was sent before the newest of them is not void when the turn moves."""
 
     @staticmethod
     def open(services: Services, agent: str, command: RunTurn, owner: int) -> LiveStream | None:
@@ -34,6 +36,7 @@ class LiveStream:
         if command.stream_to is None:
             return None
         stream = LiveStream(services, agent, command.request.ref, command.stream_to, owner)
+        stream.step = len(command.steps)
         stream.send({"type": "start"})
         return stream
 
@@ -46,7 +49,9 @@ class LiveStream:
         stream.send({"type": "outcome", "outcome": msgspec.Raw(wire.encode_outcome(effect.outcome))})
 
     def event(self, event: Event) -> None:
-        """Send what a reader wants to see of a backend's event."""
+        """Send what a reader wants to see of a backend's event; what comes again from an earlier owner's step it has seen."""
+        if event.replayed:
+            return
         match event.kind:
             case "text" | "thinking" | "tool_use" | "tool_result" | "usage":
                 self.send({**event.data, "type": event.kind})
@@ -58,7 +63,7 @@ class LiveStream:
         make a turn fail."""
         self._seq += 1
         try:
-            body = msgspec.json.encode({**fields, **self._head, "seq": self._seq})
+            body = msgspec.json.encode({**fields, **self._head, "step": self.step, "seq": self._seq})
         except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError):
             return
         self._s.transport.post(self._subject, body)

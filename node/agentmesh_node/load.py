@@ -49,7 +49,7 @@ def _import(source: str, directory: Path) -> ModuleType:
         return _module(source, directory)
     except InvalidAgent:
         raise
-    except Exception as error:  # whatever the user's code raises when it is imported
+    except (Exception, SystemExit) as error:  # whatever the user's code raises when it is imported
         raise InvalidAgent(f"{source} cannot be imported: {type(error).__name__}: {error}") from error
 
 

@@ -7,6 +7,7 @@ record is in flight, what arrives waits; the prompt task runs beside, so that it
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 from collections import deque
 from collections.abc import Callable
@@ -50,7 +51,9 @@ from agentmesh.turn.values import (
     Stop,
     Sweep,
     Swept,
+    Taken,
     Tick,
+    WaitOver,
     Wake,
     Watchdog,
 )
@@ -62,10 +65,12 @@ from agentmesh_node.leave import Leave
 from agentmesh_node.live import LiveStream
 from agentmesh_node.mailbox import Mailbox
 from agentmesh_node.performer import Performer
+from agentmesh_node.prober import Prober
 from agentmesh_node.resting import Resting
 from agentmesh_node.runner import Runner
 from agentmesh_node.services import Services
 from agentmesh_node.status import KEEP_STOPPED_S, StatusWriter
+from agentmesh_node.stepkeeper import StepKeeper
 from agentmesh_node.trimmer import Trimmer
 
 log = logging.getLogger("agentmesh.node")
@@ -105,6 +110,7 @@ class Owner:
         self._sweeper: asyncio.Task[None] | None = None
         self._replies: dict[str, str] = {}
         self._live: LiveStream | None = None
+        self._steps: StepKeeper | None = None
         self.runner: Runner | None = services.runner(name, spec)
         self.mailbox: Mailbox | None = None
         self.trimmer: Trimmer | None = None
@@ -191,7 +197,7 @@ class Owner:
                 task.cancel()
                 await asyncio.wait((task,), timeout=STOP_GRACE_S)
         if self.runner is not None:
-            await self.runner.kill_turn()
+            await self._kill_turn()
             self.runner.end_span("lost")
             await self.runner.release()
         if self.mailbox is not None:
@@ -206,6 +212,16 @@ class Owner:
     def begun(self) -> bool:
         """Whether what waits for the agent is known, so that its state can be told."""
         return self._begun
+
+    @property
+    def committed(self) -> int:
+        """The sequence of the newest record that this owner knows to be stored."""
+        return self._fence
+
+    def lose_store(self) -> None:
+        """The store does not have that record any more: stop, and write nothing."""
+        if not self._closed:
+            self._ended(self, Lost("the journal ends before a record that was committed", final=False, broken=True))
 
     @property
     def closed(self) -> bool:
@@ -437,11 +453,29 @@ class Owner:
     def _run_turn(self, command: RunTurn) -> None:
         assert self.runner is not None
         self._live = LiveStream.open(self._s, self.name, command, self.claim.generation)
+        self._steps = StepKeeper(self._s, command, self.feed, lambda: self.prober.arm())
         number = command.number
-        if self.runner.start_turn(command, self._turn_ended, self._live.event if self._live else None):
+        if self.runner.start_turn(command, self._turn_ended, self._live.event if self._live else None, self._steps):
             self._watchdog = asyncio.get_running_loop().call_later(command.watchdog_s, lambda: self.feed(Watchdog(number)))
 
+    @functools.cached_property
+    def prober(self) -> Prober:
+        """Made when it is needed: most agents never wait in mid-turn."""
+        return Prober(self, self._s)
+
+    def _step_taken(self, command: Taken) -> None:
+        assert self._steps is not None
+        self._steps.step_taken(command)
+        if self._live is not None:
+            self._live.step = command.steps
+
+    def _wait_over(self, command: WaitOver) -> None:
+        assert self._steps is not None
+        self._steps.wait_over(command)
+
     def _turn_ended(self, item: Input) -> None:
+        if self._steps is not None:
+            self._steps.close()
         if self._watchdog is not None:
             self._watchdog.cancel()
             self._watchdog = None
@@ -453,6 +487,8 @@ class Owner:
             self._watchdog = None
         assert self.runner is not None
         await self.runner.kill_turn()
+        if self._steps is not None:
+            self._steps.close()
 
     def _tell_outcome(self, effect: Resolve) -> None:
         LiveStream.close_with(self._s, self.name, effect, self.claim.generation, self._live)
@@ -528,5 +564,7 @@ _PERFORM: dict[type, Callable[[Owner, Any], None]] = {
     Sweep: Owner._begin_sweep,
     AwaitLeave: Owner._await_leave,
     ReturnLeave: Owner._return_leave,
+    Taken: Owner._step_taken,
+    WaitOver: Owner._wait_over,
 }
 """The commands that are performed at once; the others are awaited."""

@@ -15,7 +15,7 @@ import msgspec
 from agentmesh.edge.jetstream import ApiError, Uncertain, WrongLastSequence
 from agentmesh.edge.transport import Disconnected
 from agentmesh.errors import MeshError, RequestError, TooLarge
-from agentmesh.records import Echo, Open, Resolve, SendMail, StartAgent, StopAgent, target_of
+from agentmesh.records import Echo, Effect, Open, Resolve, SendMail, StartAgent, StopAgent, target_of
 from agentmesh.wire import ErrorBody
 from agentmesh_node.deeds import Deeds, Refused
 
@@ -26,8 +26,8 @@ MAX_WAIT_S = 0.5
 """Longest pause between two attempts: a stream whose leader was just elected should not wait long for what it was refused."""
 PATIENCE_S = 30.0
 """How long a full mailbox, or a name that is being stopped, is tried before the effect comes back as `Undelivered`."""
-WINDOW_S = 120.0
-"""The streams' duplicate window: so long must refusals last before an effect that may have been done is given up."""
+UNKNOWN_AFTER_S = 6 * 24 * 3600.0
+"""Age of a record from which nobody can tell whether its open effects were done: what would show it lapses after seven days."""
 
 
 class Item(msgspec.Struct):
@@ -48,10 +48,21 @@ class Performer:
         deeds: Deeds,
         done: Callable[[tuple[str, ...]], None],
         gave_up: Callable[[str, ErrorBody], None],
+        *,
+        now: Callable[[], float],
+        window_s: float,
     ) -> None:
+        """
+        Args:
+            done: told the origins that the server has acknowledged.
+            gave_up: told the origin that is closed without, and why.
+            window_s: the streams' duplicate window: so long must refusals last before what may have been done is given up.
+        """
         self._deeds = deeds
         self._done = done
         self._gave_up = gave_up
+        self._now = now
+        self._window_s = window_s
         self._queues: dict[str, deque[Item]] = {}
         self._workers: dict[str, asyncio.Task[None]] = {}
         self._failed_starts: dict[str, set[str]] = {}
@@ -107,6 +118,10 @@ class Performer:
 
     async def _attempt(self, item: Item) -> bool:
         """Try once. Whether that was the end of it."""
+        if item.doubtful and self._now() - item.open.at > UNKNOWN_AFTER_S and _lapses(item.open.effect):
+            error = ErrorBody(code="unknown", message="it was called for over six days ago, and may have been done since")
+            self._close(item, error)
+            return True
         try:
             if self._failed_starts:
                 self._check_failed_start(item)
@@ -140,20 +155,44 @@ class Performer:
     async def _give_up(self, item: Item, error: ErrorBody, *, patience: float) -> bool:
         """Whether the refusal is the end of it. Outcomes and answers are never given up."""
         effect = item.open.effect
-        if isinstance(effect, Resolve | Echo) or (isinstance(effect, SendMail) and effect.outcome is not None):
+        if _always_told(effect):
             return False
         now = asyncio.get_running_loop().time()
         if item.refused_since is None:
             item.refused_since = now
         if isinstance(effect, SendMail) and item.doubtful:
             # It may have been delivered. Refusals count only when the window is over and no trace of it is found.
-            if await self._deeds.was_delivered(item.origin, effect):
+            try:
+                delivered = await self._deeds.was_delivered(item.origin, effect)
+            except (MeshError, ApiError) as trouble:
+                log.debug("whether an effect was done cannot be told now: %s", trouble, extra={"agent": self._deeds.agent})
+                return False
+            if delivered:
                 self._done((item.origin,))
                 return True
-            patience = max(patience, WINDOW_S)
+            patience = max(patience, self._window_s)
         if now - item.refused_since < patience:
             return False
+        self._close(item, error)
+        return True
+
+    def _close(self, item: Item, error: ErrorBody) -> None:
+        """The effect comes back to its agent as `Undelivered`."""
+        effect = item.open.effect
+        log.warning(
+            "an effect is given up",
+            extra={"agent": self._deeds.agent, "target": target_of(effect), "code": error.code, "error": error.message},
+        )
         if isinstance(effect, StartAgent):
             self._failed_starts.setdefault(item.origin.rpartition(".")[0], set()).add(effect.name)
         self._gave_up(item.origin, error)
-        return True
+
+
+def _lapses(effect: Effect) -> bool:
+    """Whether what shows that an effect was done is kept for some days only. Of timers the agent's own table tells."""
+    return isinstance(effect, SendMail | StartAgent | StopAgent) and not _always_told(effect)
+
+
+def _always_told(effect: Effect) -> bool:
+    """Whether an effect is never given up: outcomes and answers, for which somebody waits."""
+    return isinstance(effect, Resolve | Echo) or (isinstance(effect, SendMail) and effect.outcome is not None)

@@ -9,13 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import itertools
 from collections.abc import Callable, Set
+
+import msgspec
 
 from agentmesh.edge.transport import Disconnected, NoResponders, RequestTimeout, Transport
 from agentmesh.subjects import Subjects
-from agentmesh.wire import ControlRequest, encode
+from agentmesh.wire import ControlRequest, NodeStats, encode
 
 _PING = encode(ControlRequest(op="ping"))
+_PING_FOR_MORE = encode(ControlRequest(op="ping", content=True))
+MORE_EVERY = 10
+"""Pings of which one also asks which agents are busy: that answer is longer."""
 
 
 class Hearing(enum.Enum):
@@ -33,9 +39,10 @@ class Hearing(enum.Enum):
 
 
 class _Peer:
-    __slots__ = ("era", "hearing", "silent_since", "task")
+    __slots__ = ("busy", "era", "hearing", "silent_since", "task")
 
     def __init__(self) -> None:
+        self.busy: tuple[str, ...] = ()
         self.era = 0
         self.hearing = Hearing.UNKNOWN
         self.silent_since: float | None = None
@@ -89,6 +96,11 @@ class Pinger:
         peer = self._peers.get(peer_id)
         return Hearing.UNKNOWN if peer is None else peer.hearing
 
+    def busy(self, peer_id: str) -> tuple[str, ...]:
+        """Agents of a node that were in a turn when it last said so: many of them still are, for turns are long."""
+        peer = self._peers.get(peer_id)
+        return () if peer is None else peer.busy
+
     def forget(self, peer_id: str) -> None:
         """Judge a process anew: another one has taken its id. A ping on its way no longer counts."""
         if peer_id in self._peers:
@@ -123,9 +135,9 @@ class Pinger:
 
     async def _listen(self, peer_id: str, peer: _Peer) -> None:
         loop = asyncio.get_running_loop()
-        while True:
+        for count in itertools.count():
             era, sent = peer.era, loop.time()
-            heard = await self._ping(peer_id)
+            heard = await self._ping(peer_id, peer if count % MORE_EVERY == 0 else None)
             if era == peer.era:
                 if heard is Hearing.SILENT and peer.silent_since is not None and sent - peer.silent_since >= self._grace:
                     heard = Hearing.DEAD
@@ -134,15 +146,19 @@ class Pinger:
             pause = self._period / 4 if heard is Hearing.SILENT else self._period
             await asyncio.sleep(max(0.0, sent + pause - loop.time()))
 
-    async def _ping(self, peer_id: str) -> Hearing:
+    async def _ping(self, peer_id: str, more: _Peer | None) -> Hearing:
+        """One ping; what a node tells beyond its being there is noted in `more`."""
+        body = _PING if more is None else _PING_FOR_MORE
         try:
-            await self._transport.request(self._subjects.node(peer_id), _PING, timeout=self._period)
+            reply = await self._transport.request(self._subjects.node(peer_id), body, timeout=self._period)
         except NoResponders:
             return Hearing.SILENT
         except RequestTimeout:
             return Hearing.HANGS
         except Disconnected:
             return Hearing.UNKNOWN
+        if more is not None:
+            more.busy = _busy(reply.data)
         return Hearing.ANSWERS
 
     def _set(self, peer_id: str, peer: _Peer, hearing: Hearing, sent: float = 0.0) -> None:
@@ -154,3 +170,14 @@ class Pinger:
         if hearing is not peer.hearing:
             peer.hearing = hearing
             self._on_change(peer_id, hearing)
+
+
+def _busy(body: bytes) -> tuple[str, ...]:
+    """The busy agents that a reply names; none if it is not what it should be."""
+    try:
+        return _stats.decode(body).busy
+    except (msgspec.DecodeError, RecursionError):
+        return ()
+
+
+_stats = msgspec.json.Decoder(NodeStats)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import time
 from collections import deque
@@ -89,17 +90,39 @@ class Placing:
         self._may_act = may_act
         self._wall_clock = wall_clock
         self._news: list[tuple[str, str, dict[str, Any]]] = []
+        self._later: dict[tuple[str, str], Remove] = {}
 
     async def carry_out(self, made: Plan) -> bool:
-        """Perform a plan. True if all of it was done; else the agents concerned are marked to be planned again."""
+        """Perform a plan. True if all of it was done; else the agents concerned are marked to be planned again.
+
+        What a node that is gone still has is left to `tidy`: nobody acts on it, and others wait for their placements.
+        """
         since = format_time(self._wall_clock())
         undone = await self._each(made.end, self._end)
         undone |= await self._each(made.place, lambda action: self._place(action, since))
         self._tell()
         # Who could not be placed anew keeps what it has.
         removals = [action for action in made.remove if action.agent not in undone]
-        undone |= await self._each(removals, self._remove)
+        leftovers = [action for action in removals if not self._census.lives(action.node)]
+        self._later.update(((action.node, action.agent), action) for action in leftovers)
+        undone |= await self._each([action for action in removals if self._census.lives(action.node)], self._remove)
         self._tell()
+        self._census.mark(undone)
+        return not undone
+
+    @property
+    def untidy(self) -> bool:
+        """Whether there is something for `tidy` to do."""
+        return bool(self._later)
+
+    def forget(self) -> None:
+        """Everything is planned anew: what was left for later will be part of that."""
+        self._later.clear()
+
+    async def tidy(self, limit: int) -> bool:
+        """Delete up to `limit` placements on nodes that are gone. True if that could be done. Their move has been told of."""
+        keys = list(itertools.islice(self._later, limit))
+        undone = await self._each([self._later.pop(key) for key in keys], self._delete)
         self._census.mark(undone)
         return not undone
 
@@ -165,12 +188,17 @@ class Placing:
             self._news.append(("moved", action.reason, fields | {"from_node": action.previous}))
         return True
 
-    async def _remove(self, action: Remove) -> bool:
+    async def _delete(self, action: Remove) -> bool:
         key = placement_key(action.node, action.agent)
         if not await self._registry.delete(key, action.revision):
             await self._look(key)
             return False
         self._census.bury(key, action.revision)
+        return True
+
+    async def _remove(self, action: Remove) -> bool:
+        if not await self._delete(action):
+            return False
         fields = {"agent": action.agent, "node": action.node, "generation": action.revision}
         self._news.append(("removed", action.reason, fields))
         return True

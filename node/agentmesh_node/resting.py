@@ -73,7 +73,7 @@ class Resting:
         await self._idle()
 
     def _rest(self) -> None:
-        """Say that there is nothing to do, if that is so: whoever reads it may leave the agent asleep, whatever fills its lanes."""
+        """Say that there is nothing to do, once no lane is crowded: asleep, the agent would not hear whom it refuses."""
         trimmer = self._owner.trimmer
         if trimmer is None or trimmer.at_ease:
             self._owner.feed(Rest())

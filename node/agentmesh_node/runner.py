@@ -10,7 +10,7 @@ import contextlib
 import copy
 import inspect
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from time import perf_counter
 from typing import Any
 
@@ -20,11 +20,14 @@ from msgspec import Raw
 from agentmesh import hands
 from agentmesh.agent import Agent
 from agentmesh.backend import Backend, Event, Response, Turn
+from agentmesh.budget import Prices
 from agentmesh.decisions import NONE, Codec, bad_response, plain, raised_error, sound
-from agentmesh.errors import BackendError, MeshError
+from agentmesh.errors import BackendError, BudgetExceeded, MeshError
 from agentmesh.records import NOTHING
+from agentmesh.steps import Steps, UnjournaledSteps
 from agentmesh.turn.values import Call, Choice, Ended, Input, Misbehaved, Raised, Returned, RunTurn, Unreadable
 from agentmesh.wire import ErrorBody, Outcome
+from agentmesh_node.metering import Meter, MeteredSteps
 from agentmesh_node.stepping import BLOCK_LIMIT_S, timed
 from agentmesh_node.tracing import Span, Tracing
 
@@ -44,6 +47,8 @@ class Ports(msgspec.Struct, frozen=True):
     limit: int
     emit: Callable[[str, str, int, dict[str, Any]], None] = lambda agent, kind, turn, fields: None
     """Tells a lifecycle fact: agent, kind, turn, fields (agentmesh_node.events)."""
+    prices: Prices = msgspec.field(default_factory=Prices)
+    """What models cost."""
 
 
 class Runner:
@@ -64,6 +69,9 @@ class Runner:
         self._span: Span | None = None
         self._number = 0
         """The newest turn's."""
+        self._steps: Steps = UnjournaledSteps()
+        self._meter: Meter | None = None
+        """The newest turn's."""
         self._hooks: dict[str, tuple[Callable[..., Any], bool]] = {}
 
     @property
@@ -80,6 +88,22 @@ class Runner:
         self._backend = None
         self._hooks.clear()
         self._cached = (NOTHING, None)
+
+    async def release(self) -> None:
+        """Let go of what the backend holds in this process: the agent sleeps, moves, crashed, or has ended.
+
+        A backend that holds connections or child processes defines `async release()`; the session stays as it is.
+        """
+        release = getattr(self._backend, "release", None)
+        if release is None:
+            return
+        try:
+            async with asyncio.timeout(KILL_PATIENCE_S):
+                await release()
+        except (Exception, asyncio.CancelledError) as error:
+            if _is_cancelled(error):
+                raise
+            log.exception("the backend does not let go", extra={"agent": self._name})
 
     # --- state ----------------------------------------------------------------------------------------------------
     def _state(self, raw: Raw) -> Any:
@@ -144,6 +168,7 @@ class Runner:
             sender=command.sender,
             trace=self._tracing.headers,
             limit=ports.limit,
+            budget=self._meter.left() if self._meter is not None and command.request is not None else None,
         )
 
     async def _invoke(self, hook: str, arguments: tuple[Any, ...]) -> Any:
@@ -240,8 +265,16 @@ class Runner:
         """The prompt task, if one was started."""
         return self._turn
 
-    def start_turn(self, command: RunTurn, feed: Callable[[Input], None], live: Callable[[Event], None] | None) -> bool:
+    def start_turn(
+        self,
+        command: RunTurn,
+        feed: Callable[[Input], None],
+        live: Callable[[Event], None] | None,
+        steps: Steps | None = None,
+    ) -> bool:
         """Start the prompt task; `feed` gets its `Ended`. Returns whether it still runs: a quick one is over at once."""
+        self._meter = Meter(command, self._ports.prices, self._ports.monotonic)
+        self._steps = MeteredSteps(steps if steps is not None else UnjournaledSteps(), self._meter)
         self._number = command.number
         self._span = self._tracing.turn(self._name, command.request, command.number, command.trace)
         self._turn = asyncio.Task(
@@ -280,19 +313,31 @@ class Runner:
             ended = Ended(turn=command.number, error=_crash(error))
         finally:
             hands.current_context.reset(token)
+        if ended.error is not None and self._meter is not None:
+            ended = msgspec.structs.replace(ended, usage=self._meter.usage())
         feed(ended)
 
     async def _consume(self, command: RunTurn, live: Callable[[Event], None] | None) -> Ended:
-        backend, number = self._backend, command.number
+        backend, number, meter = self._backend, command.number, self._meter
         assert backend is not None
+        assert meter is not None
         began = self._ports.monotonic()
         request = command.request
-        turn = Turn(self._name, request.ref, number, request.metadata, request.attachments)
+        turn = Turn(self._name, request.ref, number, request.metadata, request.attachments, self._steps, meter)
         try:
+            meter.check()
             stream = await backend.prompt(_decoded(command.session), command.prompt, turn)
-        except BackendError as error:
+        except (BackendError, BudgetExceeded) as error:
             return Ended(turn=number, error=sound(ErrorBody.of(error)))
-        events, last, streamed = await self._read(stream.events, command, live)
+        try:
+            if meter.patience_s is None:
+                events, last, streamed = await self._read(stream.events, command, live)
+            else:
+                async with _within(meter):
+                    events, last, streamed = await self._read(stream.events, command, live)
+        except BudgetExceeded as error:
+            # The session as at the turn's beginning: what was cut off in the middle has no whole one.
+            return Ended(turn=number, error=sound(ErrorBody.of(error)))
         state = self._encode_streamed(streamed) if self._streams else NOTHING
         if isinstance(state, ErrorBody):
             return Ended(turn=number, error=state)
@@ -305,6 +350,7 @@ class Runner:
         session = backend.update_session(session, last.data)
         session_id = last.data.get("session_id") or (session.get("session_id") if isinstance(session, dict) else None)
         response = Response.of(events, round((self._ports.monotonic() - began) * 1000), session_id)
+        response = msgspec.structs.replace(response, usage=meter.usage())
         problem = bad_response(response)
         if problem is not None:
             raise BackendError(f"the backend's result cannot be passed on: {problem}", details={"reason": "bad_result"})
@@ -322,6 +368,8 @@ class Runner:
         try:
             async for event in stream:
                 events.append(event)
+                if self._meter is not None:
+                    self._meter.observe(event)
                 if live is not None:
                     live(event)
                 if self._streams:
@@ -358,6 +406,22 @@ class Runner:
 _SHARED = frozenset({"init_agent", "handle_error", "terminate_agent", "post_turn"})
 """Callbacks whose arguments the turn machine goes on using: they get their own."""
 _SESSION_HOOKS = frozenset({"start_session", "resume_session", "terminate_session"})
+
+
+@contextlib.asynccontextmanager
+async def _within(meter: Meter) -> AsyncIterator[None]:
+    """The time that a turn's budget leaves.
+
+    Raises:
+        BudgetExceeded: it is over.
+    """
+    try:
+        async with asyncio.timeout(meter.patience_s) as bound:
+            yield
+    except TimeoutError:
+        if not bound.expired():
+            raise
+        raise meter.exceeded() from None
 
 
 def _own(argument: Any) -> Any:
@@ -399,8 +463,10 @@ def _encoded(session: Any) -> Raw:
 def _terminal(event: Event) -> ErrorBody:
     """A terminal error event: its reason; a missing one is `unknown`."""
     reason = str(event.data.get("reason") or "unknown")
+    message = str(event.data.get("message") or reason)
+    code = BudgetExceeded.code if event.data.get("code") == BudgetExceeded.code else BackendError.code
     details = plain(event.data)
-    return sound(ErrorBody(code="backend_error", message=reason, details={**(details or {}), "reason": reason}))
+    return sound(ErrorBody(code=code, message=message, details={**(details or {}), "reason": reason}))
 
 
 def _crash(error: BaseException) -> ErrorBody:

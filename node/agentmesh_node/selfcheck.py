@@ -1,4 +1,4 @@
-"""Looks for mail that the plain subscriptions missed (design 4).
+"""Looks for mail that the plain subscriptions missed (design 4), and for records that the store has lost (design 3).
 
 A subscription can lose a message without anybody noticing. So every lane's last sequence is compared with what its owner has
 seen, or with what a sleeping agent's `rest` record says: a group of agents at a time, spread over a minute.
@@ -16,6 +16,7 @@ from agentmesh.errors import MeshError
 from agentmesh_node.mailbox import Mailbox
 from agentmesh_node.restless import GROUP, restless
 from agentmesh_node.services import Services
+from agentmesh_node.storecheck import missing
 
 log = logging.getLogger("agentmesh.node")
 
@@ -24,19 +25,24 @@ PERIOD_S = 60.0
 
 
 class SelfCheck:
-    """Checks a node's agents, round after round. `agents()` gives (name, mailbox; None asleep); `wake(name)` wakes one."""
+    """Checks a node's agents, round after round. `agents()` gives (name, mailbox; None asleep); `wake(name)` wakes one;
+    `committed()` gives the newest record of each loaded agent; `lost(name)` hears of one that the store has not any more."""
 
     def __init__(
         self,
         services: Services,
         agents: Callable[[], Sequence[tuple[str, Mailbox | None]]],
         wake: Callable[[str], None],
+        committed: Callable[[], dict[str, int]],
+        lost: Callable[[str], None],
         *,
         period_s: float = PERIOD_S,
     ) -> None:
         self._s = services
         self._agents = agents
         self._wake = wake
+        self._committed = committed
+        self._lost = lost
         self._period_s = period_s
         self._task: asyncio.Task[None] | None = None
 
@@ -51,6 +57,7 @@ class SelfCheck:
 
     async def _run(self) -> None:
         while True:
+            await self.check_store()
             agents = list(self._agents())
             groups = max(1, math.ceil(len(agents) / GROUP))
             for index in range(groups):
@@ -59,6 +66,16 @@ class SelfCheck:
                     await self._check(agents[index * GROUP : (index + 1) * GROUP])
                 except (MeshError, ApiError) as error:
                     log.debug("self-check not possible now: %s", error)
+
+    async def check_store(self) -> None:
+        """Compare the journals with what was committed: also to be called when the store may be another one than before."""
+        try:
+            lost = await missing(self._s.transport, self._s.subjects, self._committed())
+        except (MeshError, ApiError) as error:
+            log.debug("the store cannot be checked now: %s", error)
+            return
+        for name in sorted(lost):
+            self._lost(name)
 
     async def _check(self, agents: Sequence[tuple[str, Mailbox | None]]) -> None:
         asleep = [name for name, mailbox in agents if mailbox is None]

@@ -151,9 +151,9 @@ def up(
     try:
         settings = _node_settings("n1", load_agents(agents), capacity, {}, root=mesh_root(root), content=content)
         supervisor_settings = _supervisor_settings()
+        server = EmbeddedServer(data / "nats", port=port, sync_interval=sync_interval)
     except MeshError as error:
         return complain(error)
-    server = EmbeddedServer(data / "nats", port=port, sync_interval=sync_interval)
 
     async def main(told: Told) -> None:
         async with contextlib.AsyncExitStack() as stack:
@@ -188,8 +188,8 @@ async def _connect(stack: contextlib.AsyncExitStack, where: Where, name: str) ->
 async def _make_streams(where: Where, name: str) -> None:
     async with contextlib.AsyncExitStack() as stack:
         transport = await _connect(stack, where, f"mesh-setup-{name}")
-        kept = times.read(times.RESULTS, os.environ)
-        await streams.ensure(transport, Subjects(where.root), replicas=where.replicas, **kept)  # type: ignore[arg-type]  # by field
+        wanted = times.read(times.STREAMS, os.environ)
+        await streams.ensure(transport, Subjects(where.root), replicas=where.replicas, **wanted)  # type: ignore[arg-type]  # by field
 
 
 async def _start_node(stack: contextlib.AsyncExitStack, where: Where, settings: NodeSettings) -> Node:
@@ -271,6 +271,8 @@ async def _keep(server: EmbeddedServer) -> None:
 def _node_settings(
     node_id: str, kinds: Mapping[str, type[Agent[Any]]], capacity: int, labels: Mapping[str, str], *, root: str, content: bool
 ) -> NodeSettings:
+    if capacity < 0:
+        raise BadRequest(f"--capacity {capacity}: write the most agents that the node takes, or 0 for no bound")
     return NodeSettings(
         node_id=names.node_id(node_id),
         agents=dict(kinds),
@@ -278,6 +280,7 @@ def _node_settings(
         labels=dict(labels),
         root=names.root_token(root),
         content=content or times.flag("MESH_CONTENT", os.environ),
+        files=os.environ.get("MESH_FILES", ""),
         **times.read(times.NODE, os.environ),  # type: ignore[arg-type]  # by field, with the field's type
     )
 

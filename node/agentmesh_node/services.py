@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
+import os
+import tempfile
 from collections.abc import Coroutine, Mapping
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from agentmesh.agent import Agent, overridden
-from agentmesh.backend import Backend
+from agentmesh.backend import Backend, Room
 from agentmesh.edge.ambient import SYSTEM, Ambient
 from agentmesh.edge.blobs import Blobs
 from agentmesh.edge.journal import Journal
 from agentmesh.edge.registry import Registry, View
+from agentmesh.edge.streams import DUPLICATE_WINDOW_S
 from agentmesh.edge.transport import Transport
 from agentmesh.errors import BackendError
 from agentmesh.records import NOTHING
@@ -23,6 +28,7 @@ from agentmesh.subjects import Subjects
 from agentmesh.turn.values import Config
 from agentmesh.wire import Restart, Spec
 from agentmesh_node.events import Events, Handler
+from agentmesh_node.metering import prices_of, spec_limits
 from agentmesh_node.runner import Ports, Runner
 from agentmesh_node.tracing import Tracing
 
@@ -30,6 +36,8 @@ log = logging.getLogger("agentmesh.node")
 
 GROUP = "agentmesh.backends"
 DEFAULT_BACKEND = "scripted"
+CLOCKS_DIFFER_S = 60.0
+"""What the clocks of nodes may differ by."""
 CROWDED_REST_S = 0.2
 """Idle time after which an agent rests, and sleeps, on a node that has too many awake."""
 
@@ -64,6 +72,9 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
     """The bound of a mail lane, as its stream has it."""
     content: bool = False
     """Whether lifecycle facts on the wire carry prompts, events and states."""
+    files: str = ""
+    """Directory under which backends keep their agents' files, each node in a part of its own; by default one of this user's
+    under the system's temporary directory."""
     handlers: tuple[Handler, ...] = ()
     """Called in this process for each lifecycle fact (agentmesh_node.events), without content."""
 
@@ -81,6 +92,7 @@ class Services:
         boot: str,
         epoch: int,
         ambient: Ambient = SYSTEM,
+        duplicate_window_s: float = DUPLICATE_WINDOW_S,
     ) -> None:
         self.now = ambient.now
         self.monotonic = ambient.monotonic
@@ -93,11 +105,23 @@ class Services:
         self.journal = Journal(transport, self.subjects, blobs=Blobs(transport, self.subjects, ambient=ambient))
         self.boot = boot
         self.epoch = epoch
+        self.duplicate_window_s = duplicate_window_s
+        """How long the server drops repetitions of a message id, as the mail's stream is configured."""
+        self.remember_s = duplicate_window_s + CLOCKS_DIFFER_S
+        """How long an agent knows the ids of mail that was purged."""
         self.tracing = Tracing(settings.node_id)
         self.events = Events(
-            transport, self.subjects, settings.node_id, self.now, content=settings.content, handlers=settings.handlers
+            transport,
+            self.subjects,
+            settings.node_id,
+            self.now,
+            content=settings.content,
+            handlers=settings.handlers,
+            later=asyncio.get_running_loop().call_soon,
         )
         self._backends: dict[str, Any] = {}
+        self._files = files_of(settings)
+        self.prices = prices_of()
         self._tasks: set[asyncio.Task[Any]] = set()
         self.suspects = asyncio.Semaphore(1)
         """Held by the one agent that handles an input which may kill this process (design 4, "Poison")."""
@@ -137,6 +161,7 @@ class Services:
             for task in self._tasks:
                 task.cancel()
             await asyncio.wait(self._tasks, timeout=5.0)
+        self.events.publish()
 
     def token(self) -> str:
         """A random id of one subject token, which no stranger can guess."""
@@ -148,11 +173,16 @@ class Services:
         cls = self.settings.agents.get(spec.kind)
         if cls is None:
             return None
-        ports = Ports(self.now, self.monotonic, self.token, self.transport.max_payload - (128 << 10), self.events.emit)
+        limit = self.transport.max_payload - (128 << 10)
+        ports = Ports(self.now, self.monotonic, self.token, limit, self.events.emit, self.prices)
         backend = self.backend_name(spec)
 
         def factory(agent: Agent[Any], options: Mapping[str, Any]) -> Backend:
-            return self._backend(backend)(agent, options)  # type: ignore[no-any-return]
+            make = self._backend(backend)
+            if takes_room(make):
+                room = Room(name, spec.incarnation, str(self._files / name), self.settings.root, self.transport)
+                return make(agent, options, room=room)  # type: ignore[no-any-return]
+            return make(agent, options)  # type: ignore[no-any-return]
 
         return Runner(cls, name, factory, ports, self.tracing)
 
@@ -183,8 +213,24 @@ class Services:
             restart=restart,
             state_version=cls.state_version,
             options=spec.options,
+            budget=spec_limits(name, spec.budget),
             snapshot_records=self.settings.snapshot_records,
+            remember_s=self.remember_s,
         )
+
+
+def takes_room(factory: Any) -> bool:
+    """Whether a backend's factory has a parameter `room`."""
+    try:
+        return "room" in inspect.signature(factory).parameters
+    except (TypeError, ValueError):  # a callable without a readable signature
+        return False
+
+
+def files_of(settings: NodeSettings) -> Path:
+    """Where the node's backends keep files, absolute."""
+    top = Path(settings.files).absolute() if settings.files else Path(tempfile.gettempdir()) / f"agentmesh-{os.getuid()}"
+    return top / settings.root / settings.node_id
 
 
 __all__ = ["NOTHING", "NodeSettings", "Services"]

@@ -39,6 +39,8 @@ RESULTS = (
     Setting("results_bytes", "MESH_RESULTS_BYTES", 1 << 20, 1 << 44, whole=True),
 )
 """How long and how much of outcomes is kept, where this process is the one that makes the streams."""
+STREAMS = (*RESULTS, Setting("duplicate_window_s", "MESH_DUPLICATE_WINDOW_S", 1, 86_400))
+"""All that this process would make the streams with. Where they exist they must agree with it."""
 
 
 def read(settings: tuple[Setting, ...], environ: Mapping[str, str]) -> dict[str, float]:

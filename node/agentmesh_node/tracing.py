@@ -89,3 +89,61 @@ class _Nothing:
 
 
 _NOTHING = _Nothing()
+
+
+# --- spans of a backend's loop ------------------------------------------------------------------------------------------
+def chat(provider: str, model: str, *, agent: str, conversation: str) -> Span:
+    """A call to a model, a child of the turn. The caller ends it. A stream outlives its first step, so it is not made current."""
+    return trace.get_tracer(semconv.SCOPE).start_span(
+        semconv.chat(model),
+        kind=SpanKind.CLIENT,
+        attributes={
+            semconv.OPERATION: semconv.OPERATION_CHAT,
+            semconv.PROVIDER: provider,
+            semconv.REQUEST_MODEL: model,
+            **_about(agent, conversation),
+        },
+    )
+
+
+def tokens(span: Span, model: str, usage: Mapping[str, int]) -> None:
+    """What a model call used. The conventions count cached tokens among the input."""
+    read, written = usage.get("cache_read_input_tokens", 0), usage.get("cache_write_input_tokens", 0)
+    span.set_attributes(
+        {
+            semconv.RESPONSE_MODEL: model,
+            semconv.INPUT_TOKENS: usage.get("input_tokens", 0) + read + written,
+            semconv.OUTPUT_TOKENS: usage.get("output_tokens", 0),
+            semconv.CACHE_READ_TOKENS: read,
+            semconv.CACHE_WRITE_TOKENS: written,
+        }
+    )
+
+
+@contextmanager
+def execute_tool(tool: str, call: str, *, target: str | None, agent: str, conversation: str) -> Iterator[Span]:
+    """A tool run, current while it lasts."""
+    with trace.get_tracer(semconv.SCOPE).start_as_current_span(
+        semconv.execute_tool(tool),
+        kind=SpanKind.INTERNAL,
+        record_exception=False,  # its text may hold content
+        set_status_on_exception=False,
+        attributes={
+            semconv.OPERATION: semconv.OPERATION_EXECUTE_TOOL,
+            semconv.TOOL_NAME: tool,
+            semconv.TOOL_CALL_ID: call,
+            **({semconv.TRANSFER_TARGET: target} if target else {}),
+            **_about(agent, conversation),
+        },
+    ) as span:
+        yield span
+
+
+def failed(span: Span, error: str) -> None:
+    """Mark a span as failed, with a code and no more."""
+    span.set_attribute(semconv.ERROR_TYPE, error)
+    span.set_status(Status(StatusCode.ERROR, error))
+
+
+def _about(agent: str, conversation: str) -> dict[str, str]:
+    return {semconv.AGENT_NAME: agent, **({semconv.CONVERSATION_ID: conversation} if conversation else {})}
