@@ -13,7 +13,7 @@ from agentmesh.edge.registry import Registry, View, decode_spec
 from agentmesh.edge.streams import ensure
 from agentmesh.edge.transport import Message, Subscription
 from agentmesh.subjects import SUPERVISOR_KEY, Subjects, node_key, placement_key, spec_key
-from agentmesh.wire import AgentStatus, NodeLease, NodeStats, Spec, encode
+from agentmesh.wire import AgentStatus, ControlRequest, NodeLease, NodeStats, Spec, encode
 from agentmesh_node.supervisor import Supervisor, SupervisorSettings
 from support import Server, eventually
 
@@ -28,7 +28,10 @@ class FakeNode:
         self.name = name
         self.lease = lease
         self.answers = True
+        self.busy: tuple[str, ...] = ()
         self.pings = 0
+        self.told = 0
+        """How often it was asked who is busy."""
         self._ttl = ttl_s
         self._subjects = mesh.subjects
         self._transport = transport
@@ -62,6 +65,9 @@ class FakeNode:
         self.pings += 1
         if self.answers:
             stats = NodeStats(node=self.name, boot=self.lease.boot, agents=0, running=0, lag_ms=0.0, draining=False)
+            if msgspec.json.decode(message.data, type=ControlRequest).content:
+                stats = msgspec.structs.replace(stats, busy=self.busy)
+                self.told += 1
             await self._transport.publish(message.reply, encode(stats))
 
 

@@ -1,4 +1,4 @@
-"""Every error of the mesh: one tree, each leaf with a stable `code`.
+"""Every error of the mesh: one tree; what is raised has a stable `code`.
 
     MeshError
     ├── RequestError         the request was refused; nothing happened
@@ -25,6 +25,9 @@
     │   ├── BackendStartFailed    backend_start_failed   └── PreRunCrashed  pre_run_crashed
     └── InfrastructureError  the mesh itself cannot do it now
         ├── Unavailable           unavailable       no server, or no leader: try again
+        │   ├── NoLeader          no_leader         too few servers of a stream are up: bring the others back
+        │   ├── StoreFull         store_full        the server's storage is full: free space, or raise the limit
+        │   └── StreamMissing     stream_missing    a stream of the mesh is gone: restore it, or make it anew
         ├── AskTimeout            timeout           the caller's own patience ended; the turn still runs: poll the ref
         ├── ServerTooOld          server_too_old    upgrade nats-server
         ├── ConfigMismatch        config_mismatch   a stream exists with another configuration
@@ -250,6 +253,24 @@ class Unavailable(InfrastructureError):
     code = "unavailable"
 
 
+class NoLeader(Unavailable):
+    """A stream has no leader: too few of the servers that hold it are up and reach each other."""
+
+    code = "no_leader"
+
+
+class StoreFull(Unavailable):
+    """The server's storage is full; free space on its disk, or raise its limit."""
+
+    code = "store_full"
+
+
+class StreamMissing(Unavailable):
+    """A stream of the mesh does not exist (any more); restore it from its backup, or start a process of the mesh to make it."""
+
+    code = "stream_missing"
+
+
 class AskTimeout(InfrastructureError):
     """The caller's own patience ended; the turn still runs: poll its ref (`details['ref']`)."""
 
@@ -288,18 +309,19 @@ class UnknownError(MeshError):
         self.code = code
 
 
-def _leaves(cls: type[MeshError]) -> list[type[MeshError]]:
-    subs = cls.__subclasses__()
-    return [cls] if not subs else [leaf for sub in subs for leaf in _leaves(sub)]
+def _coded(cls: type[MeshError]) -> list[type[MeshError]]:
+    """The classes below `cls` that have a code of their own."""
+    below = [found for sub in cls.__subclasses__() for found in _coded(sub)]
+    return [cls, *below] if "code" in vars(cls) else below
 
 
 class _Codes:
     by_code: ClassVar[dict[str, type[MeshError]]] = {}
 
 
-for _leaf in _leaves(MeshError):
-    if _leaf not in (UnknownError, AskTimeout):  # `timeout` on the wire is the turn's
-        _Codes.by_code[_leaf.code] = _leaf
+for _class in _coded(MeshError):
+    if _class not in (MeshError, UnknownError, AskTimeout):  # `timeout` on the wire is the turn's
+        _Codes.by_code[_class.code] = _class
 
 
 def error_for(code: str, message: str, details: Mapping[str, Any] | None = None) -> MeshError:

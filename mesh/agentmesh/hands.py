@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from agentmesh import names
+from agentmesh.budget import Limits
 from agentmesh.errors import BadRequest, MeshError, NotInCallback
 from agentmesh.records import CancelTimer, Effect, SendMail, SetTimer, StartAgent, StopAgent
 from agentmesh.wire import Attachment, ErrorBody, PromptBody, Restart, check_time
@@ -44,7 +45,7 @@ type Ask = Effect | Reply
 class Context:
     """What one call of a callback may know and ask for."""
 
-    __slots__ = ("_limit", "_now", "_open", "_token", "_trace", "asks", "request", "sender")
+    __slots__ = ("_budget", "_limit", "_now", "_open", "_token", "_trace", "asks", "request", "sender")
 
     def __init__(
         self,
@@ -55,8 +56,11 @@ class Context:
         sender: str | None = None,
         trace: Callable[[], dict[str, str]] = dict,
         limit: int = 900_000,
+        budget: Limits | None = None,
     ) -> None:
+        """`budget`: what is left of the request being handled, for what is asked of others because of it."""
         self._now = now
+        self._budget = budget
         self._token = token
         self._trace = trace
         self._limit = limit
@@ -81,7 +85,8 @@ class Context:
         if tag is not None and (not tag or len(tag) > 256 or not tag.isprintable()):
             raise BadRequest("tell: a tag is 1 to 256 printable characters")
         body = PromptBody(prompt=prompt, metadata=metadata or {})
-        self._add(SendMail(to=names.agent_name(target), lane="peer-inbox", prompt=body, tag=tag, trace=self._trace()))
+        to = names.agent_name(target)
+        self._add(SendMail(to=to, lane="peer-inbox", prompt=body, tag=tag, budget=self._budget, trace=self._trace()))
 
     def notify(self, target: str, event: Any) -> None:
         self._add(SendMail(to=names.agent_name(target), lane="peer-notify", event=_json(event), trace=self._trace()))

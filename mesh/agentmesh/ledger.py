@@ -7,6 +7,8 @@ exactly what the owner saw when it committed.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import compress
+from operator import is_not
 from typing import Any
 
 from msgspec import UNSET, Raw, structs
@@ -20,15 +22,18 @@ from agentmesh.records import (
     Ledger,
     Open,
     Record,
+    RecordKind,
     SendMail,
     SetTimer,
+    Step,
     TimerEntry,
     TurnInfo,
 )
 
-MAPS = ("positions", "taken", "origins", "deferred", "attempts", "takeovers", "timers", "awaiting", "seen")
+MAPS = ("positions", "taken", "origins", "deferred", "attempts", "takeovers", "timers", "awaiting", "steps", "waits", "seen")
 SCALARS = tuple(f for f in Change.__struct_fields__ if f not in MAPS)
 FIELDS = Ledger.__struct_fields__
+_INDICES = range(len(FIELDS))
 UNTOLD = frozenset(FIELDS) - set(Change.__struct_fields__)
 """What a change does not tell, because every record bears it, or because it follows from the effects."""
 NO_CHANGE = Change()
@@ -36,13 +41,18 @@ HISTORY = 32
 """Turns that a snapshot remembers for `mesh history`."""
 HISTORY_TEXT = 1000
 """Characters of a prompt or an answer that the history keeps."""
+TOMBSTONE_TEXT = 200
+"""The same in a tombstone: it outlives its agent by days, and there may be many."""
 
 
 def diff(old: Ledger, new: Ledger) -> Change:
     """The change that turns `old` into `new` (effects apart: a record names those itself)."""
     changed: dict[str, Any] = {}
-    for field, before, after in zip(FIELDS, structs.astuple(old), structs.astuple(new), strict=True):
-        if before is after or field in UNTOLD:
+    olds, news = structs.astuple(old), structs.astuple(new)
+    # Every turn comes this way, and most fields are the very same: those are passed over without a step of Python.
+    for index in compress(_INDICES, map(is_not, olds, news)):
+        field, before, after = FIELDS[index], olds[index], news[index]
+        if field in UNTOLD:
             continue
         if field not in MAPS:
             changed[field] = after
@@ -86,12 +96,12 @@ def settle(ledger: Ledger, effects: tuple[Effect, ...], done: tuple[str, ...], *
     """`ledger` after the record at `seq` is committed: its effects are open, those it names done are closed.
 
     What needs an effect's origin is filed here, because an origin exists only once the record has a sequence: timers that
-    are set, and tagged requests that await their answer.
+    are set, tagged requests that await their answer, and the requests of waits inside a turn.
     """
     if not effects and not done:
         return ledger
     open_ = {k: v for k, v in ledger.effects.items() if k not in done} if done else dict(ledger.effects)
-    timers, awaiting = ledger.timers, ledger.awaiting
+    timers, awaiting, waits = ledger.timers, ledger.awaiting, ledger.waits
     for index, effect in enumerate(effects):
         origin = origin_of(ledger.epoch, seq, index)
         open_[origin] = Open(effect, nonce, at)
@@ -101,7 +111,9 @@ def settle(ledger: Ledger, effects: tuple[Effect, ...], done: tuple[str, ...], *
             timers = {k: v for k, v in timers.items() if k != effect.id}
         elif isinstance(effect, SendMail) and effect.tag is not None and effect.outcome is None:
             awaiting = {**awaiting, origin: Awaited(effect.to, effect.tag)}
-    return structs.replace(ledger, effects=open_, timers=timers, awaiting=awaiting)
+        elif isinstance(effect, SendMail) and effect.wait is not None and effect.wait in waits:
+            waits = {**waits, effect.wait: structs.replace(waits[effect.wait], origin=origin)}
+    return structs.replace(ledger, effects=open_, timers=timers, awaiting=awaiting, waits=waits)
 
 
 def remember(ledger: Ledger, turn: TurnInfo | None) -> Ledger:
@@ -109,6 +121,40 @@ def remember(ledger: Ledger, turn: TurnInfo | None) -> Ledger:
     if turn is None:
         return ledger
     return structs.replace(ledger, history=(*ledger.history, turn)[-HISTORY:])
+
+
+def shortened(history: tuple[TurnInfo, ...]) -> tuple[TurnInfo, ...]:
+    """`history` as a tombstone keeps it."""
+    return tuple(
+        structs.replace(
+            turn,
+            prompt=turn.prompt[:TOMBSTONE_TEXT],
+            answer=None if turn.answer is None else turn.answer[:TOMBSTONE_TEXT],
+        )
+        for turn in history
+    )
+
+
+def record_of(ledger: Ledger, kind: RecordKind, *, id: str, at: float, **parts: Any) -> Record:
+    """A record of the owner that `ledger` names: whoever appends it speaks in that owner's name (design 3, Fence).
+
+    Args:
+        ledger: what the journal says; incarnation, epoch, generation, node and boot are its.
+        id: random, new for each record.
+        at: seconds since the epoch.
+        parts: the other fields of `Record`.
+    """
+    return Record(
+        kind=kind,
+        id=id,
+        at=at,
+        incarnation=ledger.incarnation,
+        epoch=ledger.epoch,
+        generation=ledger.generation,
+        node=ledger.node,
+        boot=ledger.boot,
+        **parts,
+    )
 
 
 def apply(ledger: Ledger | None, record: Record, seq: int) -> Ledger:
@@ -153,7 +199,8 @@ def fold(records: Iterable[tuple[int, Record]]) -> tuple[Ledger | None, int]:
 
 def _detached(ledger: Ledger) -> Ledger:
     """`ledger` without a hold on the bytes of the records that it came from."""
-    return structs.replace(ledger, state=_copied(ledger.state), session=_copied(ledger.session))
+    steps = {index: Step(_copied(step.value)) for index, step in ledger.steps.items()}
+    return structs.replace(ledger, state=_copied(ledger.state), session=_copied(ledger.session), steps=steps)
 
 
 def _copied(raw: Raw) -> Raw:

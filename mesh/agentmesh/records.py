@@ -15,6 +15,7 @@ from typing import Any, Literal
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
+from agentmesh.budget import Limits
 from agentmesh.wire import Attachment, ErrorBody, Outcome, PromptBody, Restart
 
 RECORD_VERSION = 1
@@ -43,6 +44,13 @@ class SendMail(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, ta
     life: str | None = None
     """The incarnation that is meant; None: the one that the registry shows when it is sent."""
     path: tuple[str, ...] = ()
+    """The agents that now wait up the chain, the sender last: a request with a path is a wait inside a turn (design 6)."""
+    wait: str | None = None
+    """The sender's name of that wait. The request's tag is then its origin, by which the answer is matched."""
+    deadline: float | None = None
+    """Not to be begun later than this (seconds since the epoch)."""
+    budget: Limits | None = None
+    """What the request may cost."""
     trace: dict[str, str] = {}
 
 
@@ -142,7 +150,11 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     sender: str | None = None
     life: str | None = None
     tag: str | None = None
+    path: tuple[str, ...] = ()
+    """The agents that wait for this outcome in the middle of a turn, the sender last; empty if the sender's turn is over."""
     deadline: float | None = None
+    budget: Limits | None = None
+    """What the request may cost, this turn and those that it asks included."""
     trace: dict[str, str] = {}
 
 
@@ -193,6 +205,35 @@ class Awaited(msgspec.Struct, frozen=True):
 
     agent: str
     tag: str
+
+
+class Turning(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The turn that has taken steps: what the next owner must know to go on with it."""
+
+    key: str
+    """Its input, as the counters of crashes call it (`Active.key`)."""
+    number: int
+    prompt: str
+    """What `pre_turn` made of the prompt when the first step was taken."""
+    began: float = 0.0
+    """When it was begun for the first time (seconds since the epoch)."""
+
+
+class Step(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A step as its backend gave it. (A struct, because null in a change means that a key goes.)"""
+
+    value: Raw = NOTHING
+
+
+class Wait(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A wait inside a turn: what another agent was asked, and its outcome once that is known."""
+
+    agent: str
+    since: float
+    deadline: float
+    origin: str = ""
+    """The request's; empty if none was sent."""
+    outcome: Outcome | None = None
 
 
 class Seen(msgspec.Struct, frozen=True):
@@ -267,6 +308,12 @@ class Ledger(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     takeovers: dict[str, int] = {}
     timers: dict[str, TimerEntry] = {}
     awaiting: dict[str, Awaited] = {}
+    turning: Turning | None = None
+    """The turn that has taken steps, until its input is dealt with."""
+    steps: dict[str, Step] = {}
+    """Its steps, per index: a record that takes one says nothing of the others."""
+    waits: dict[str, Wait] = {}
+    """Its waits, per name."""
     seen: dict[str, Seen] = {}
     """Per digest of a `Nats-Msg-Id`: mail purged while the server might still be asked to drop its repetition."""
     effects: dict[str, Open] = {}
@@ -291,6 +338,7 @@ class Change(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     queue: tuple[Queued, ...] | UnsetType = UNSET
     notices: tuple[Notice, ...] | UnsetType = UNSET
     trying: str | UnsetType | None = UNSET
+    turning: Turning | UnsetType | None = UNSET
 
     positions: dict[str, int | None] | UnsetType = UNSET
     taken: dict[str, tuple[int, ...] | None] | UnsetType = UNSET
@@ -300,6 +348,8 @@ class Change(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     takeovers: dict[str, int | None] | UnsetType = UNSET
     timers: dict[str, TimerEntry | None] | UnsetType = UNSET
     awaiting: dict[str, Awaited | None] | UnsetType = UNSET
+    steps: dict[str, Step | None] | UnsetType = UNSET
+    waits: dict[str, Wait | None] | UnsetType = UNSET
     seen: dict[str, Seen | None] | UnsetType = UNSET
 
 
@@ -331,6 +381,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     snapshot: Ledger | None = None
     trace: dict[str, str] = {}
     step: Any = None
+    """Nothing writes this: steps are part of the ledger, so they stand in `change`."""
     positions: dict[str, int] | None = None
     """`rest`: every lane's position, so that a new owner sees from this record alone whether there is work."""
     v: int = RECORD_VERSION

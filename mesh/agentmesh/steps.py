@@ -55,6 +55,34 @@ class Steps(Protocol):
         """
 
 
+class Allowance(Protocol):
+    """What a turn may still spend (agentmesh.budget), as its backend sees it.
+
+    The mesh counts by the turn's events and ends a turn that goes on beyond its budget. A backend that asks here does better: its
+    model is told in time, and no call is begun that may not be made.
+    """
+
+    def check(self) -> None:
+        """May another call be made?
+
+        Raises:
+            BudgetExceeded: the budget is spent; the turn ends with this error.
+        """
+
+    def note(self) -> str | None:
+        """What to tell the model with its next request; once, when most of the budget is spent."""
+
+
+class Unlimited:
+    """The allowance of a turn without a budget."""
+
+    def check(self) -> None:
+        return None
+
+    def note(self) -> str | None:
+        return None
+
+
 class UnjournaledSteps:
     """Steps kept in memory only: for a backend that runs outside the mesh, as in its conformance tests."""
 

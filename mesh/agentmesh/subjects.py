@@ -15,6 +15,7 @@ Templates, with the mesh's root token first (default `mesh`):
     mesh.result.<agent>.<ref>    outcomes                             stream MESH_RESULT, republished to mesh.done.<agent>.<ref>
     mesh.journal.<agent>         the agent's records                  stream MESH_JOURNAL
     mesh.dead.<agent>            dead letters                         stream MESH_DEAD
+    mesh.session.<agent>.<project>.<session>.<part>   transcripts of backends' sessions   stream MESH_SESSION
     mesh.event.<agent>.<kind>    lifecycle facts                      core
     mesh.node.<id>               ping, drain, cordon                  core request
     mesh.registry.<key>          committed registry changes           core, republished by the bucket
@@ -30,7 +31,7 @@ import msgspec
 
 from agentmesh.names import root_token
 
-type StreamRole = Literal["mail", "timer", "result", "journal", "dead", "registry"]
+type StreamRole = Literal["mail", "timer", "result", "journal", "dead", "session", "registry"]
 type InputKind = Literal["prompt", "event", "answer"]
 
 
@@ -138,6 +139,16 @@ class Subjects(msgspec.Struct, frozen=True):
     def event(self, agent: str, kind: str) -> str:
         return f"{self.root}.event.{agent}.{kind}"
 
+    def session(self, agent: str, project: str = "*", session: str = "*", part: str = "*") -> str:
+        """Where the transcript of one part of a session is kept; `*` stands for any. The last three are any text (`as_token`)."""
+        tokens = ".".join(text if text == "*" else as_token(text) for text in (project, session, part))
+        return f"{self.root}.session.{agent}.{tokens}"
+
+    def parse_session(self, subject: str) -> tuple[str, str, str]:
+        """`(project, session, part)` of a transcript's subject."""
+        project, session, part = subject.rsplit(".", 3)[1:]
+        return of_token(project), of_token(session), of_token(part)
+
     def event_all(self) -> str:
         return f"{self.root}.event.>"
 
@@ -213,6 +224,22 @@ class Subjects(msgspec.Struct, frozen=True):
 
     def blob_meta(self, encoded_name: str) -> str:
         return f"$O.{self.blobs}.M.{encoded_name}"
+
+
+_PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-")
+
+
+def as_token(text: str) -> str:
+    """`text` as one token of a subject, so that `of_token` gives it back: what is not plain becomes `_` and two hex digits."""
+    return "".join(chr(b) if chr(b) in _PLAIN else f"_{b:02x}" for b in text.encode()) or "_"
+
+
+def of_token(token: str) -> str:
+    """The text that `as_token` made `token` of."""
+    if token == "_":
+        return ""
+    first, *escaped = token.split("_")
+    return (first.encode() + b"".join(bytes.fromhex(part[:2]) + part[2:].encode() for part in escaped)).decode()
 
 
 def spec_key(agent: str) -> str:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from agentmesh.budget import Limits, limits_from
 from agentmesh.errors import BadRequest, MeshError, error_for
 from agentmesh.names import reply_subject
 from agentmesh.subjects import Lane
@@ -26,6 +27,7 @@ FROM_LIFE = "Mesh-From-Life"
 ORIGIN = "Mesh-Origin"
 TAG = "Mesh-Tag"
 PATH = "Mesh-Path"
+BUDGET = "Mesh-Budget"
 MSG_ID = "Nats-Msg-Id"
 TRACE_HEADERS = ("traceparent", "tracestate", "baggage")
 
@@ -74,6 +76,10 @@ class Mail(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     tag: str | None = None
     path: tuple[str, ...] = ()
     msg_id: str | None = None
+    budget: Limits | None = None
+    """What the request may cost (header `Mesh-Budget`)."""
+    stored: str | None = None
+    """When the server stored it, in its own words (RFC 3339); set where `msg_id` is."""
     trace: dict[str, str] = {}
     problem: str | None = None
     schedule: str | None = None
@@ -230,7 +236,8 @@ def decode_mail(lane: Lane, seq: int, body: bytes, headers: Mapping[str, str], *
         if "traceparent" in headers:
             fields["trace"] = {k: headers[k] for k in TRACE_HEADERS if k in headers}
         fields["for_life"] = headers.get(FOR)
-        fields["msg_id"] = headers.get(MSG_ID)
+        if MSG_ID in headers:
+            fields["msg_id"], fields["stored"] = headers[MSG_ID], headers.get("Nats-Time-Stamp")
         if lane.trusted:
             path = headers.get(PATH)
             fields.update(
@@ -250,6 +257,8 @@ def decode_mail(lane: Lane, seq: int, body: bytes, headers: Mapping[str, str], *
                 fields["stream_to"] = reply_subject(headers[STREAM_TO], root)
             if DEADLINE in headers:
                 fields["deadline"] = parse_time(headers[DEADLINE])
+            if BUDGET in headers:
+                fields["budget"] = limits_from(headers[BUDGET])
             fields["prompt"] = decode_prompt(body, headers)
         else:
             if DEADLINE in headers:
@@ -395,6 +404,20 @@ class SupervisorLease(msgspec.Struct, frozen=True, kw_only=True):
 
 
 # --- control ------------------------------------------------------------------------------------------------------
+class Probe(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Looks for a circle of waits (agentmesh.turn.circles)."""
+
+    id: str
+    """Random: only the agent that sent it can tell that it has come back."""
+    root: str
+    """The agent that sent it; `since` and `origin` tell for which of its waits."""
+    since: float
+    origin: str
+    sender: str
+    """The agent that handed it on: it waits for the outcome of `request`, an origin."""
+    request: str
+
+
 class ControlRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A request to `mesh.live.control.<agent>` or `mesh.node.<id>`."""
 
@@ -408,6 +431,7 @@ class ControlRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     every_s: float | None = None
     on: bool = True
     agents: tuple[str, ...] = ()
+    probe: Probe | None = None
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
@@ -442,3 +466,5 @@ class NodeStats(msgspec.Struct, frozen=True, kw_only=True):
     draining: bool
     awake: int = 0
     """Agents that are loaded; the others are a subscription each."""
+    busy: tuple[str, ...] = ()
+    """Some of the agents that are in a turn, where the ping asks for content: should the node die, they come first."""

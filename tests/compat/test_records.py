@@ -44,14 +44,17 @@ def test_there_is_one_of_each_kind_of_record_and_effect() -> None:
     assert effects == set(get_args(Effect.__value__))
 
 
-def test_the_snapshot_uses_every_field() -> None:
-    record = decode_record((HERE / f"v{RECORD_VERSION}" / "record-snapshot.json").read_bytes())
-    assert record.snapshot is not None
-    bare = Ledger(incarnation=record.incarnation)
-    same = {f for f in Ledger.__struct_fields__ if getattr(record.snapshot, f) == getattr(bare, f)}
-    assert same == {"incarnation", "epoch"}
-    unset = {f for f in Change.__struct_fields__ if getattr(record.change, f) is msgspec.UNSET}
-    assert unset == set()
+def test_the_snapshots_use_every_field() -> None:
+    records = [decode_record(body) for body in bodies(f"v{RECORD_VERSION}/record-snapshot*.json").values()]
+    used: set[str] = set()
+    told: set[str] = set()
+    for record in records:
+        assert record.snapshot is not None
+        bare = Ledger(incarnation=record.incarnation)
+        used |= {f for f in Ledger.__struct_fields__ if getattr(record.snapshot, f) != getattr(bare, f)}
+        told |= {f for f in Change.__struct_fields__ if getattr(record.change, f) is not msgspec.UNSET}
+    assert set(Ledger.__struct_fields__) - used == {"incarnation", "epoch"}
+    assert told == set(Change.__struct_fields__)
 
 
 def test_the_snapshot_and_its_change_mean_what_they_meant() -> None:
@@ -63,3 +66,15 @@ def test_the_snapshot_and_its_change_mean_what_they_meant() -> None:
     assert ledger.origins == {"boss/peer-inbox": "1.72.1"}
     assert list(ledger.effects) == ["1.88.0"] and list(ledger.deferred) == ["17"]
     assert [turn.number for turn in ledger.history] == [9]
+
+
+def test_a_step_means_what_it_meant() -> None:
+    record = decode_record((HERE / "v1" / "record-step-taken.json").read_bytes())
+    ledger = book.apply(None, record, 90)
+    assert ledger.turning is not None and ledger.turning.key == "peer-inbox:41"
+    assert [bytes(step.value) for step in ledger.steps.values()] == [b'{"call":"tool-1","result":[1,{"a":null}]}', b"null"]
+    open_, ended = ledger.waits["toolu_1"], ledger.waits["toolu_2"]
+    assert (open_.origin, open_.outcome) == ("1.90.0", None), "a wait is known by the origin of its request"
+    assert ended.outcome is not None and ended.outcome.error is not None and ended.outcome.error.code == "cycle"
+    over = book.apply(ledger, decode_record((HERE / "v1" / "record-snapshot-steps.json").read_bytes()), 91)
+    assert (over.turning, over.steps, over.waits) == (None, {}, {})

@@ -235,6 +235,8 @@ class Unfit(Agent[Log]):
                 return Init(object())
             case "script":
                 return Init(Log(), backend={"script": 7})
+            case "hangs":
+                await asyncio.Event().wait()
         return Init(Log())
 
     async def handle_response(self, ref: str, response: Response, state: Log) -> Any:

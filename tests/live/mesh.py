@@ -11,7 +11,7 @@ import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import msgspec
 
@@ -29,11 +29,19 @@ from agentmesh_client import Mesh
 from agentmesh_node.host import Node, NodeSettings
 from agentmesh_node.supervisor import Supervisor
 from live import agents as live_agents
-from support import Server, eventually
+from support import eventually
 
 AGENTS = Path(live_agents.__file__)
 PATIENCE_S = 60.0
 """How long anything may take on a machine that does other things too."""
+
+
+class Addressed(Protocol):
+    """A server, or several of them."""
+
+    @property
+    def url(self) -> str:
+        """Addresses for clients, joined by commas."""
 
 
 def kinds(module: ModuleType = live_agents) -> dict[str, type[Agent[Any]]]:
@@ -86,7 +94,7 @@ class Observer:
 class LocalMesh(Observer):
     """A mesh on one event loop. Nothing runs in it but what a test starts."""
 
-    def __init__(self, server: Server, transport: NatsTransport, subjects: Subjects, stack: contextlib.AsyncExitStack) -> None:
+    def __init__(self, server: Addressed, transport: NatsTransport, subjects: Subjects, stack: contextlib.AsyncExitStack) -> None:
         super().__init__(transport, subjects)
         self.server = server
         self._stack = stack
@@ -132,7 +140,7 @@ class LocalMesh(Observer):
 
 
 @contextlib.asynccontextmanager
-async def local_mesh(server: Server, subjects: Subjects, *nodes: str, **settings: Any) -> AsyncIterator[LocalMesh]:
+async def local_mesh(server: Addressed, subjects: Subjects, *nodes: str, **settings: Any) -> AsyncIterator[LocalMesh]:
     """A supervisor, the nodes named (n1 if none is), and a client, all on this loop."""
     async with contextlib.AsyncExitStack() as stack:
         transport = await connect(server.url, name="observer")
@@ -221,7 +229,9 @@ class Host:
 class ProcessMesh(Observer):
     """A mesh of processes on one server; only the client runs here."""
 
-    def __init__(self, server: Server, transport: NatsTransport, subjects: Subjects, logs: Path, env: Mapping[str, str]) -> None:
+    def __init__(
+        self, server: Addressed, transport: NatsTransport, subjects: Subjects, logs: Path, env: Mapping[str, str]
+    ) -> None:
         super().__init__(transport, subjects)
         self.server = server
         self.hosts: dict[str, Host] = {}
@@ -261,7 +271,7 @@ class ProcessMesh(Observer):
 
 @contextlib.asynccontextmanager
 async def process_mesh(
-    server: Server, subjects: Subjects, logs: Path, *nodes: str, env: Mapping[str, str] | None = None
+    server: Addressed, subjects: Subjects, logs: Path, *nodes: str, env: Mapping[str, str] | None = None
 ) -> AsyncIterator[ProcessMesh]:
     """A supervisor and the nodes named, each a process, and a client here."""
     transport = await connect(server.url, name="observer")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import socket
 import subprocess
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 import agentmesh_client
-from agentmesh.edge.jetstream import stream_state
+from agentmesh.edge.jetstream import store, stream_state
 from agentmesh.errors import (
     AlreadyStarted,
     AskTimeout,
@@ -25,7 +26,7 @@ from agentmesh.errors import (
     TooLarge,
     Unavailable,
 )
-from agentmesh.subjects import Subjects
+from agentmesh.subjects import Subjects, spec_key
 from live.mesh import PATIENCE_S, LocalMesh, local_mesh
 from live.test_between_agents import do, events_of, start
 from support import Server, eventually, run
@@ -254,6 +255,49 @@ def test_code_that_cannot_begin_is_told_apart_and_frees_the_name(server: Server,
                 await mesh.client.start_agent("odd", kind="Unfit", options={"how": "script"}, timeout=PATIENCE_S)
             await start(mesh, "odd")
             assert (await mesh.client.ask("odd", "fine")).text == "fine"
+
+    run(main(), 110)
+
+
+def test_a_start_that_hangs_names_the_node_and_the_callbacks(server: Server, subjects: Subjects) -> None:
+    async def main() -> None:
+        async with local_mesh(server, subjects) as mesh:
+            with pytest.raises(Unavailable, match=r"on node 'n1', but has not begun yet: its `init_agent`") as caught:
+                await mesh.client.start_agent("odd", kind="Unfit", options={"how": "hangs"}, timeout=1)
+            assert caught.value.details["node"] == "n1"
+            await mesh.client.stop("odd", timeout=PATIENCE_S)
+
+    run(main(), 110)
+
+
+def test_an_agent_with_a_malformed_spec_is_reported_once_and_goes_on_when_that_is_mended(
+    server: Server, subjects: Subjects, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        async with local_mesh(server, subjects) as mesh:
+            await start(mesh, "coder")
+            key = spec_key("coder")
+            await mesh.nodes["n1"].close()
+            good = await mesh.registry.get(key)
+            assert good is not None and good.value is not None
+            revision = await mesh.registry.update(key, b"{", good.revision)
+            ref = await store(mesh.transport, mesh.subjects.inbox("coder"), b"hello")
+            await mesh.node("n1")
+
+            def reports() -> int:
+                return sum("not activated" in record.message for record in caplog.records)
+
+            await eventually(lambda: reports() == 1, PATIENCE_S, "the report")
+            (activation,) = [r.activation for r in mesh.nodes["n1"]._residents.values()]
+            assert activation is None, "nothing is tried again before it can succeed"
+            await mesh.registry.update(key, good.value, revision)
+            polled = functools.partial(mesh.client.poll, "coder", str(ref.seq), timeout=PATIENCE_S)
+
+            async def answered() -> bool:
+                return (await polled()).done
+
+            await eventually(answered, PATIENCE_S, "the answer")
+            assert reports() == 1
 
     run(main(), 110)
 

@@ -55,7 +55,10 @@ def test_history_shows_who_asked_when_where_and_content_only_on_demand(server: S
             with pytest.raises(NotFound):
                 await mesh.client.history("nobody")
             await mesh.client.stop("worker")
-            assert await mesh.client.history("worker") == []
+            ended = await mesh.client.history("worker", content=True)
+            assert [(turn.turn, turn.prompt) for turn in ended] == [(1, "count them"), (2, "fail:quota"), (3, "third")]
+            await start(mesh, "worker")
+            assert await mesh.client.history("worker") == [], "the next life has a history of its own"
 
     run(main(), 110)
 

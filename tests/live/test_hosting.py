@@ -42,6 +42,8 @@ class Echo(Counter):
 def project(tmp_path: Path) -> Path:
     """A directory with a user's agents."""
     (tmp_path / "my_agents.py").write_text(AGENTS)
+    (tmp_path / "broken_agents.py").write_text("class X(")
+    (tmp_path / "ending_agents.py").write_text("import sys\nsys.exit(3)")
     return tmp_path
 
 
@@ -112,7 +114,12 @@ def test_without_a_server_a_node_says_so_and_ends_with_5(project: Path) -> None:
         (["node", "--agents", "my_agents", "--id", "a.b"], "not a node id"),
         (["node", "--agents", "my_agents", "--label", "gpu"], "write KEY=VALUE"),
         (["node", "--agents", "my_agents", "--root", "No Root"], "cannot be a mesh's root"),
+        (["node", "--agents", "my_agents", "--capacity", "-1"], "--capacity -1"),
+        (["node", "--agents", "broken_agents"], "broken_agents cannot be imported: SyntaxError"),
+        (["node", "--agents", "ending_agents"], "ending_agents cannot be imported: SystemExit: 3"),
         (["supervisor", "--id", "*"], "not a node id"),
+        (["up", "my_agents", "--port", "99999"], "99999 is no port"),
+        (["up", "my_agents", "--sync-interval", "often"], "is no sync interval"),
         (["up", "my_agents.txt"], "there is no module 'my_agents.txt'"),
     ],
 )

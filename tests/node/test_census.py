@@ -144,6 +144,14 @@ def test_an_agent_whose_spec_cannot_be_read_is_never_planned() -> None:
     assert census.take_dirty(10) == {"a"}
 
 
+def test_a_key_that_is_no_agents_name_is_never_planned() -> None:
+    census = Census()
+    for revision, name in enumerate(("_hidden", "a..b", ".".join("a" * 9), "good"), start=1):
+        census.observe(Entry(spec_key(name), encode(Spec(kind="A", incarnation="l", status="wanted")), revision))
+    census.all_dirty()
+    assert census.take_dirty(10) == {"good"}
+
+
 def test_old_news_changes_nothing() -> None:
     census = Census()
     key = placement_key("n1", "a")
@@ -175,3 +183,17 @@ def test_much_to_look_at_comes_in_parts() -> None:
     parts = [census.take_dirty(10) for _ in range(4)]
     assert [len(part) for part in parts] == [10, 10, 5, 0]
     assert len(set().union(*parts)) == 25
+
+
+def test_who_is_urgent_comes_first_and_only_if_there_is_something_to_look_at() -> None:
+    census = Census()
+    for number in range(30):
+        census.observe(Entry(spec_key(f"a{number}"), encode(Spec(kind="A", incarnation="l", status="running")), number + 1))
+    census.hurry([f"a{number}" for number in range(15, 30)] + ["unknown"])
+    first, second = census.take_dirty(10), census.take_dirty(10)
+    urgent = {f"a{number}" for number in range(15, 30)}
+    assert first < urgent
+    assert len(second & urgent) == 5
+    assert first | second | census.take_dirty(10) == {f"a{number}" for number in range(30)}
+    census.hurry(["a1"])
+    assert census.take_dirty(10) == set()

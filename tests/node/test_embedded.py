@@ -7,10 +7,11 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from agentmesh.errors import ServerTooOld, Unavailable
+from agentmesh.errors import BadRequest, ServerTooOld, Unavailable
 from agentmesh_node import embedded
 from agentmesh_node.embedded import EmbeddedServer
 from support import run
@@ -115,10 +116,20 @@ def test_a_server_left_behind_by_a_killed_process_is_ended_first(tmp_path: Path)
 
 def test_a_server_that_cannot_run_says_why(tmp_path: Path) -> None:
     async def scenario() -> None:
-        with pytest.raises(Unavailable, match=r"ended at once: .*see .*nats-server\.log"):
-            await EmbeddedServer(tmp_path, sync_interval="now and then").start()
+        with pytest.raises(Unavailable, match=r"ended at once: .*203\.0\.113\.1.*; see .*nats-server\.log"):
+            await EmbeddedServer(tmp_path, host="203.0.113.1").start()
 
     run(scenario())
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"port": 65_536}, {"port": -1}, {"sync_interval": "now and then"}, {"sync_interval": ""}, {"sync_interval": "1d"}],
+)
+def test_settings_that_no_server_can_have_are_refused(tmp_path: Path, settings: dict[str, Any]) -> None:
+    with pytest.raises(BadRequest, match=r"use a number|write 'always'"):
+        EmbeddedServer(tmp_path, **settings)
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_old_or_absent_server_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

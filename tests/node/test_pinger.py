@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import selectors
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 
 from agentmesh.edge.transport import Disconnected, Headers, Message, NoResponders, RequestTimeout
 from agentmesh.subjects import Subjects
+from agentmesh.wire import NodeStats, encode
 from agentmesh_node.pinger import Hearing, Pinger
 
 PERIOD, GRACE = 0.1, 0.25
@@ -55,7 +57,11 @@ class ScriptedTransport:
             await asyncio.sleep(timeout)
         if problem is not None:
             raise problem
-        return Message(subject, b"{}", {})
+        return Message(subject, self.tells(json.loads(data)), {})
+
+    def tells(self, request: dict[str, Any]) -> bytes:
+        """A node's answer to one ping."""
+        return b"{}"
 
 
 class Listener:
@@ -168,5 +174,36 @@ def test_a_round_does_not_wait_for_ever() -> None:
         assert not await listener.pinger.heard_all(1.0)
         running.cancel()
         await asyncio.wait((running,))
+
+    run(scenario())
+
+
+def test_one_ping_in_ten_asks_who_is_busy_and_the_last_answer_is_kept() -> None:
+    async def scenario() -> None:
+        listener = Listener(lambda now: NoResponders if now > 2.5 else None)
+        requests: list[dict[str, Any]] = []
+
+        def tells(request: dict[str, Any]) -> bytes:
+            requests.append(request)
+            number = sum(1 for one in requests if one.get("content"))
+            stats = NodeStats(node="n1", boot="b", agents=9, running=1, lag_ms=0.0, draining=False, busy=(f"agent{number}",))
+            return encode(stats)
+
+        listener.transport.tells = tells  # type: ignore[method-assign]
+        await listener.listen(2.9)
+        assert [number for number, request in enumerate(requests) if request.get("content")] == [0, 10, 20]
+        assert listener.states[-1] is Hearing.DEAD
+        assert listener.pinger.busy("n1") == ("agent3",)
+        assert listener.pinger.busy("n2") == ()
+
+    run(scenario())
+
+
+def test_an_answer_that_cannot_be_read_names_nobody_and_is_an_answer() -> None:
+    async def scenario() -> None:
+        listener = Listener(lambda _: None)
+        await listener.listen(0.5)
+        assert listener.states == [Hearing.ANSWERS]
+        assert listener.pinger.busy("n1") == ()
 
     run(scenario())

@@ -10,8 +10,8 @@ from agentmesh.edge.connection import NatsTransport
 from agentmesh.edge.registry import Entry, Registry
 from agentmesh.edge.streams import ensure
 from agentmesh.planner import Place, Plan, Remove, Wait
-from agentmesh.subjects import Subjects, placement_key, spec_key
-from agentmesh.wire import Placement, Spec, encode
+from agentmesh.subjects import Subjects, node_key, placement_key, spec_key
+from agentmesh.wire import NodeLease, Placement, Spec, encode
 from agentmesh_node.census import Census
 from agentmesh_node.placing import Announcer, Placing
 from support import Server, connected, run
@@ -34,6 +34,11 @@ class Bench:
             in_flight=4,
             may_act=lambda: self.may_act,
         )
+
+    async def live(self, *nodes: str) -> None:
+        """Let these nodes have a lease."""
+        for node in nodes:
+            await self.write(node_key(node), encode(NodeLease(boot="b")))
 
     async def write(self, key: str, value: bytes, *, seen: bool = True) -> int:
         revision = await self.registry.create(key, value)
@@ -59,12 +64,36 @@ def place(node: str, revision: int = 0, agent: str = "a") -> Place:
 def test_a_move_places_first_and_then_removes_and_the_census_knows_at_once(server: Server, subjects: Subjects) -> None:
     async def scenario() -> None:
         async with bench(server, subjects) as it:
+            await it.live("n1", "n2")
             old = await it.write(placement_key("n1", "a"), LIFE)
             assert await it.placing.carry_out(Plan(place=(place("n2"),), remove=(Remove("a", "n1", old, "moved"),)))
             assert await it.exists("n2")
             assert not await it.exists("n1")
             assert it.census.placements["a"].keys() == {"n2"}
             assert it.census.placements["a"]["n2"].revision > old
+
+    run(scenario())
+
+
+def test_what_a_dead_node_leaves_behind_is_removed_later_and_some_at_a_time(server: Server, subjects: Subjects) -> None:
+    async def scenario() -> None:
+        async with bench(server, subjects) as it:
+            await it.live("n2")
+            names = ("a", "b", "c")
+            old = {name: await it.write(placement_key("n1", name), LIFE) for name in names}
+            moves = tuple(place("n2", agent=name) for name in names)
+            leftovers = tuple(Remove(name, "n1", old[name], "n1 is gone") for name in names)
+            assert await it.placing.carry_out(Plan(place=moves, remove=leftovers))
+            assert [await it.exists("n2", name) for name in names] == [True] * 3
+            assert [await it.exists("n1", name) for name in names] == [True] * 3, "whoever waits for a placement comes first"
+            assert await it.placing.tidy(2)
+            assert [await it.exists("n1", name) for name in names] == [False, False, True]
+            await it.registry.update(placement_key("n1", "c"), LIFE, old["c"])
+            assert it.placing.untidy
+            assert not await it.placing.tidy(2), "it was written again meanwhile: that needs another plan"
+            assert await it.exists("n1", "c")
+            assert "c" in it.census.take_dirty(10)
+            assert not it.placing.untidy
 
     run(scenario())
 
@@ -86,6 +115,7 @@ def test_whoever_could_not_be_placed_keeps_what_it_has_and_the_truth_is_learnt(s
 def test_a_placement_that_has_changed_is_not_removed(server: Server, subjects: Subjects) -> None:
     async def scenario() -> None:
         async with bench(server, subjects) as it:
+            await it.live("n1")
             key = placement_key("n1", "a")
             old = await it.write(key, LIFE)
             newer = await it.registry.update(key, LIFE, old)

@@ -13,6 +13,7 @@ import pytest
 from agentmesh.edge.transport import Message
 from agentmesh.subjects import SUPERVISOR_KEY, Subjects, node_key, placement_key, spec_key
 from agentmesh.wire import ErrorBody, NodeStats, Placement, decode_outcome, encode
+from agentmesh_node import supervisor
 from supervised import running
 from support import Server, eventually, run
 
@@ -171,6 +172,31 @@ def test_agents_of_a_killed_node_move_within_a_second_and_its_lease_goes(server:
             assert asyncio.get_running_loop().time() - begun < 1.0
             await mesh.until(lambda: all(mesh.homes(f"a{number}") == ["n2"] for number in range(200)))
             await mesh.until(lambda: mesh.view.get(node_key("n1")) is None)
+
+    run(scenario())
+
+
+def test_agents_that_were_in_a_turn_when_their_node_died_are_placed_first(
+    server: Server, subjects: Subjects, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "_AGENTS_AT_ONCE", 5)
+
+    async def scenario() -> None:
+        async with running(server, subjects) as mesh:
+            await mesh.leading("s1", writes_in_flight=1)
+            doomed = await mesh.node("n1")
+            names = [f"a{number}" for number in range(40)]
+            for name in names:
+                await mesh.want(name)
+            await mesh.until(lambda: all(mesh.homes(name) == ["n1"] for name in names))
+            doomed.busy = ("a33", "a17", "a39", "unknown")
+            told = doomed.told
+            await eventually(lambda: doomed.told > told, what="a ping that asks who is busy")
+            await mesh.node("n2")
+            await doomed.die()
+            await mesh.until(lambda: all(mesh.homes(name) == ["n2"] for name in names))
+            by_age = sorted(names, key=lambda name: mesh.generation("n2", name))
+            assert {"a33", "a17", "a39"} < set(by_age[:5])
 
     run(scenario())
 

@@ -31,23 +31,36 @@ LOOK_S = 0.25
 """How often requests are looked at whose time may be over: one timer for all is cheaper than one for each."""
 
 
-async def connect(servers: str | Sequence[str], *, name: str, connect_timeout: float = 5.0, wait: bool = False) -> NatsTransport:
+async def connect(
+    servers: str | Sequence[str],
+    *,
+    name: str,
+    connect_timeout: float = 5.0,
+    silent_timeout: float | None = None,
+    wait: bool = False,
+) -> NatsTransport:
     """Connect, and stay connected: whatever happens later, the transport reconnects by itself for ever.
 
     Args:
         servers: URLs (`nats://` or `tls://`, user and password or a token may be in them), as a list or joined by commas.
         name: shown in the server's connection list.
         connect_timeout: seconds until the first connection must stand.
+        silent_timeout: the same where a server is there and says nothing (it hangs, or is overloaded); as `connect_timeout` if
+            that is longer.
         wait: keep trying instead of raising when none can be reached.
 
     Raises:
         BadRequest: no usable URL.
-        Unavailable: no server could be reached within `connect_timeout`.
+        Unavailable: no server could be reached in time.
     """
     transport = NatsTransport(_urls(servers), name)
+    began = asyncio.get_running_loop().time()
     try:
-        async with asyncio.timeout(None if wait else connect_timeout):
+        async with asyncio.timeout(None if wait else connect_timeout) as limit:
+            if not wait and silent_timeout is not None and silent_timeout > connect_timeout:
+                transport.on_silence = lambda: limit.reschedule(began + silent_timeout)
             await transport._open()
+        transport.on_silence = lambda: None
         transport._live = True
     except TimeoutError:
         await transport.close()
@@ -92,6 +105,8 @@ class NatsTransport:
     def __init__(self, urls: list[str], name: str) -> None:
         self.urls = urls
         self.last_error = "no attempt was made"
+        self.on_silence: Callable[[], None] = lambda: None
+        """Called while it connects, when a server that is there does not answer."""
         self._name = name
         self._loop = asyncio.get_running_loop()
         self._subscriptions: dict[int, LiveSubscription] = {}
@@ -126,6 +141,11 @@ class NatsTransport:
         """Version of the connected server (of the last one, while disconnected)."""
         version = self._client.connected_server_version
         return version.major, version.minor, version.patch
+
+    @property
+    def server_name(self) -> str:
+        """What the connected server calls itself."""
+        return str(self._client._server_info.get("server_name", ""))
 
     @property
     def clustered(self) -> bool:
@@ -341,6 +361,8 @@ class NatsTransport:
 
     async def _on_error(self, error: Exception) -> None:
         self.last_error = str(error) or type(error).__name__
+        if isinstance(error, TimeoutError):
+            self.on_silence()
         level = logging.WARNING if self.connected else logging.DEBUG
         log.log(level, "%s: connection error: %s", self._name, self.last_error)
 

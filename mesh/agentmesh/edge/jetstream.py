@@ -15,7 +15,7 @@ import msgspec
 
 from agentmesh.edge.frames import NO_HEADERS, parse_headers
 from agentmesh.edge.transport import Disconnected, Headers, Message, NoResponders, RequestTimeout, Transport
-from agentmesh.errors import BadRequest, MailboxFull, MeshError, TooLarge, Unavailable
+from agentmesh.errors import BadRequest, MailboxFull, MeshError, NoLeader, StoreFull, StreamMissing, TooLarge, Unavailable
 from agentmesh.wire import MSG_ID, format_time, parse_time
 
 API = "$JS.API"
@@ -34,10 +34,13 @@ PAGE_BYTES = 4 << 20
 
 _FULL = 10077
 _WRONG_SEQUENCE = 10071
-_NO_VERDICT = (10164, 10158)
+_NO_VERDICT = 10164
+_IN_PROCESS = 10158
 _TOO_LARGE = (10054, 10097)
 _NO_MESSAGE = 10037
-_RESOURCES = (10023, 10028, 10047)
+_STORE_FULL = (10002, 10023, 10028, 10047)
+NO_STREAM = 10059
+_NO_META_LEADER = 10008
 
 
 class Stored(NamedTuple):
@@ -161,7 +164,7 @@ async def store(
         MailboxFull: the subject is at its bound. Nothing was stored.
         TooLarge: headers and body exceed a limit. Nothing was stored.
         Unavailable: no connection, or no leader. Nothing was stored.
-        Uncertain: no acknowledgement came; it may be stored.
+        Uncertain: no acknowledgement came, or an earlier try of `msg_id` is still being stored; it may be stored.
         BadRequest: the server refuses it for another reason. Nothing was stored.
     """
     fields = headers
@@ -203,19 +206,28 @@ def _refused(error: _Error, subject: str) -> NoReturn:
     if code == _WRONG_SEQUENCE:
         number = _last_number.search(text)
         raise WrongLastSequence(int(number[1]) if number else None)
-    if code in _NO_VERDICT:
+    if code == _NO_VERDICT:
         raise WrongLastSequence(None)
+    if code == _IN_PROCESS:
+        # An earlier try of the same id is on its way to the replicas: whether it will be stored shows when it is tried again.
+        raise Uncertain(f"a message of the same id for {subject} is being stored")
     raise _definite(error, subject)
 
 
 def _definite(error: _Error, subject: str) -> MeshError:
     code, text = error.err_code, error.description
     details = {"err_code": code, "subject": subject}
-    if code == _FULL and "maximum" in text:
+    if code == _FULL and "per subject" in text:
         return MailboxFull(f"{subject} is full; send again later", details=details)
+    if code in _STORE_FULL or (code == _FULL and ("maximum" in text or "no space" in text)):
+        return StoreFull(
+            f"{subject}: the server's storage is full ({text}); free space on its disk, or raise the limit that is reached "
+            "(the server's max_file_store, the account's max_file, or the stream's own)",
+            details=details,
+        )
     if code in _TOO_LARGE:
         return TooLarge(f"{subject}: {text}", details=details)
-    if code == _FULL or code in _RESOURCES or error.code in (429, 503):
+    if code == _FULL or error.code in (429, 503):
         return Unavailable(f"{subject}: {text}; try again", details=details)
     return BadRequest(f"{subject}: {text}", details=details)
 
@@ -255,11 +267,32 @@ async def api(t: Transport, call: str, body: Mapping[str, Any] | None = None, *,
     return reply.data
 
 
+def leaderless() -> NoLeader:
+    """The error for servers that are too few to elect a leader."""
+    return NoLeader(
+        "JetStream has no leader: too few servers of the cluster are up and reach each other; bring the others back",
+        details={"err_code": _NO_META_LEADER},
+    )
+
+
+def missing(stream: str) -> StreamMissing:
+    """The error for a stream that the server does not know."""
+    absent = ", so there is no such mesh" if stream.startswith("KV_") else ""
+    return StreamMissing(
+        f"this server has no stream {stream}{absent}: start it (`mesh up`), or check its root and the server's address; if the "
+        "stream was deleted, restore it from its backup, or start a node or a supervisor, which makes it anew, empty",
+        details={"missing": stream},
+    )
+
+
 async def _ask(t: Transport, subject: str, body: bytes, timeout: float) -> Message:
     try:
         return await t.request(subject, body, timeout=timeout)
     except NoResponders:
-        raise Unavailable(f"nobody answers {subject} now (JetStream is off, or the stream has no leader)") from None
+        raise NoLeader(
+            f"nobody answers {subject} now: the stream has no leader, as too few of its servers are up, or JetStream is off; "
+            "bring its servers back"
+        ) from None
     except (RequestTimeout, Disconnected) as error:
         raise Unavailable(f"no answer to {subject}: {type(error).__name__}") from None
 
@@ -267,6 +300,8 @@ async def _ask(t: Transport, subject: str, body: bytes, timeout: float) -> Messa
 def _raise_error(error: _Error | None) -> None:
     if error is None:
         return
+    if error.err_code == _NO_META_LEADER:
+        raise leaderless()
     if error.code in (429, 503):
         raise Unavailable(f"JetStream: {error.description}; try again", details={"err_code": error.err_code})
     raise ApiError(error.code, error.err_code, error.description)
@@ -325,8 +360,12 @@ async def _leader_get(t: Transport, stream: str, body: Mapping[str, Any], timeou
     got = _got.decode(reply.data)
     if got.error is not None and got.error.err_code == _NO_MESSAGE:
         return None
+    if got.error is not None and got.error.err_code == NO_STREAM:
+        # A server that has just started may not know of it yet: whoever asks goes on for a moment before he believes it.
+        raise missing(stream)
+    if got.error is not None and got.error.err_code == _NO_META_LEADER:
+        raise leaderless()
     if got.error is not None or got.message is None:
-        # No such stream, too: a server that has just started may not know of it yet, so nothing is concluded from it.
         text = got.error.description if got.error is not None else "an answer without a message"
         raise Unavailable(f"stream {stream} cannot be read now: {text}; try again")
     raw = got.message

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Set
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
+from agentmesh.edge.ambient import SYSTEM
 from agentmesh.edge.jetstream import ApiError, Uncertain, WrongLastSequence, api, stream_state
 from agentmesh.edge.registry import MARKER_TTL_S, Registry
 from agentmesh.edge.transport import Transport
@@ -28,12 +29,16 @@ PATIENCE_S = 30.0
 
 RESULTS_BYTES = 512 << 20
 """How much of outcomes is kept by default. The server sets this aside on its disk when it makes the stream."""
+SESSION_MESSAGES = 100_000
+"""Most messages in one part of a backend's session: what would come behind them is refused."""
+DUPLICATE_WINDOW_S = 120.0
+"""How long a stream drops repetitions of a message id by default."""
 JOINING_S = 5.0
 """How long `ensure` waits for the servers that three replicas need."""
 
 _RETRY_S = 0.25
 _SECOND = 1_000_000_000
-_DUPLICATE_WINDOW = 120 * _SECOND
+_MICROSECONDS = 1_000_000
 _IN_USE = 10058
 _OVERLAP = 10065
 _NO_STREAM = 10059
@@ -61,6 +66,7 @@ def stream_configs(
     mailbox_limit: int = 1000,
     results_age_s: float = 3600,
     results_bytes: int = RESULTS_BYTES,
+    duplicate_window_s: float = DUPLICATE_WINDOW_S,
 ) -> dict[str, dict[str, Any]]:
     """The exact JSON of each stream's creation, by stream name.
 
@@ -69,8 +75,9 @@ def stream_configs(
         mailbox_limit: most messages in one lane of one agent.
         results_age_s: how long outcomes are kept, at most.
         results_bytes: how much of them is kept; the oldest go first.
+        duplicate_window_s: how long repetitions of a message id are dropped.
     """
-    s = subjects
+    s, window = subjects, int(duplicate_window_s * _SECOND)
     mail = {
         "discard": "new",
         "discard_new_per_subject": True,
@@ -87,7 +94,7 @@ def stream_configs(
     timer = {"discard": "old", "allow_msg_schedules": True, "allow_rollup_hdrs": True}
     age = int(results_age_s * _SECOND)
     # By age and by size, not by number (semantics, case 27). The server wants no window that is longer than the age.
-    result = {"discard": "old", "max_age": age, "max_bytes": results_bytes, "duplicate_window": min(_DUPLICATE_WINDOW, age)}
+    result = {"discard": "old", "max_age": age, "max_bytes": results_bytes, "duplicate_window": min(window, age)}
     journal = {"discard": "new", "allow_rollup_hdrs": True, "allow_msg_ttl": True}
     registry = {
         "discard": "new",
@@ -103,28 +110,31 @@ def stream_configs(
         "result": result,
         "journal": journal,
         "dead": {"discard": "old"},
+        # Transcripts stay until their agent stops or moves on to a later session: neither age nor size may cut one.
+        "session": {"discard": "new", "discard_new_per_subject": True, "max_msgs_per_subject": SESSION_MESSAGES},
         "registry": registry,
     }
-    configs = {s.stream(role): _config(s, role, replicas, extra) for role, extra in extras.items()}
+    common = _common(replicas, window)
+    configs = {s.stream(role): _config(s, role, common, extra) for role, extra in extras.items()}
     blobs = {"name": s.blob_stream, "subjects": s.blob_subjects(), "discard": "new", "allow_rollup_hdrs": True}
-    configs[s.blob_stream] = {**_common(replicas), **blobs}
+    configs[s.blob_stream] = {**common, **blobs}
     return configs
 
 
-def _common(replicas: int) -> dict[str, Any]:
+def _common(replicas: int, window: int) -> dict[str, Any]:
     return {
         "retention": "limits",
         "storage": "file",
         "num_replicas": replicas,
         "max_consumers": -1,
         "allow_direct": True,
-        "duplicate_window": _DUPLICATE_WINDOW,
+        "duplicate_window": window,
     }
 
 
-def _config(s: Subjects, role: StreamRole, replicas: int, extra: dict[str, Any]) -> dict[str, Any]:
+def _config(s: Subjects, role: StreamRole, common: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
     # What is special to the stream first: it is what a mismatch is about.
-    config = {"name": s.stream(role), "subjects": s.stream_subjects(role), **extra, **_common(replicas), **extra}
+    config = {"name": s.stream(role), "subjects": s.stream_subjects(role), **extra, **common, **extra}
     republished = s.republished(role)
     if republished is not None:
         source, destination = republished
@@ -140,6 +150,8 @@ async def ensure(
     mailbox_limit: int = 1000,
     results_age_s: float = 3600,
     results_bytes: int = RESULTS_BYTES,
+    duplicate_window_s: float | None = None,
+    now: Callable[[], float] = SYSTEM.now,
 ) -> None:
     """Create what does not exist yet: the streams, the registry with its `epoch`, the blob bucket. Any number of processes
     may do so at once, and again.
@@ -150,12 +162,17 @@ async def ensure(
         mailbox_limit: most messages in one lane of one agent.
         results_age_s: how long outcomes are kept, at most.
         results_bytes: how much of them is kept; the oldest go first.
+        duplicate_window_s: how long repetitions of a message id are dropped. None: what exists is taken as it is; new streams
+            get two minutes.
+        now: the time. A stream that was deleted in a mesh that has worked begins at it, in microseconds: beyond all that was.
 
     Raises:
         ServerTooOld: the server is older than 2.14.
         ConfigMismatch: a stream exists with another configuration; `details` name stream, field, wanted and found.
         Unavailable: JetStream is off, or has no leader for 30 s.
     """
+    given = {"num_replicas": replicas, "duplicate_window": duplicate_window_s}
+    taken_as_is = frozenset(field for field, value in given.items() if value is None)
     clustered = False
     if isinstance(t, ServerFacts):
         _check_version(t.server_version)
@@ -169,9 +186,11 @@ async def ensure(
             mailbox_limit=mailbox_limit,
             results_age_s=results_age_s,
             results_bytes=results_bytes,
+            duplicate_window_s=duplicate_window_s or DUPLICATE_WINDOW_S,
         )
+        first_seq = int(now() * _MICROSECONDS) if await _has_worked(t, configs) else 1
         for config in configs.values():
-            await _patiently(partial(_ensure_stream, t, config, any_replicas=replicas is None))
+            await _patiently(partial(_ensure_stream, t, config, taken_as_is, first_seq))
         await _patiently(partial(_ensure_epoch, t, subjects))
 
     try:
@@ -179,7 +198,9 @@ async def ensure(
         await ensure_all(replicas or (3 if clustered else 1))
     except _TooFewServers as error:
         if replicas is not None:
-            raise Unavailable(f"the cluster has too few servers for {replicas} replicas: {error}") from None
+            raise Unavailable(
+                f"the cluster has too few servers for {replicas} replicas ({error}); start more, or ask for fewer (--replicas)"
+            ) from None
         await ensure_all(1)
 
 
@@ -210,17 +231,51 @@ async def _patiently(step: Callable[[], Awaitable[None]]) -> None:
         await asyncio.sleep(_RETRY_S)
 
 
-async def _ensure_stream(t: Transport, config: dict[str, Any], *, any_replicas: bool) -> None:
+async def duplicate_window(t: Transport, subjects: Subjects, *, timeout: float = 5.0) -> float:
+    """How long the mesh's mail drops repetitions of a message id, in seconds, as its stream is configured.
+
+    Raises:
+        Unavailable: it cannot be told now.
+    """
+    try:
+        state = await stream_state(t, subjects.stream("mail"), timeout=timeout)
+    except ApiError as error:
+        raise Unavailable(
+            f"the mail of mesh {subjects.root!r} cannot be read: {error}; start the mesh, or check its root"
+        ) from None
+    return float(state.config["duplicate_window"]) / _SECOND
+
+
+async def _has_worked(t: Transport, names: Iterable[str]) -> bool:
+    """Whether a stream of this mesh has ever stored what a process of the mesh would miss."""
+    newest = 0
+
+    async def look(name: str) -> None:
+        nonlocal newest
+        try:
+            newest = max(newest, (await stream_state(t, name)).last_seq)
+        except ApiError as error:
+            if error.err_code != _NO_STREAM:
+                raise BadRequest(f"stream {name}: {error}") from None
+
+    for name in names:
+        await _patiently(partial(look, name))
+    return newest > 1  # 1: the registry's epoch, written with the streams
+
+
+async def _ensure_stream(t: Transport, config: dict[str, Any], taken_as_is: Set[str], first_seq: int) -> None:
     name = config["name"]
     try:
         state = await stream_state(t, name)
     except ApiError as error:
         if error.err_code != _NO_STREAM:
             raise BadRequest(f"stream {name}: {error}") from None
-        if await _create(t, config):
+        # A stream that begins anew in a mesh that has worked must not give a sequence again: refs, positions in lanes and
+        # generations are sequences.
+        if await _create(t, {**config, "first_seq": first_seq} if first_seq > 1 else config):
             return
         state = await stream_state(t, name)
-    _compare(config, state.config, any_replicas=any_replicas)
+    _compare(config, state.config, taken_as_is)
 
 
 async def _create(t: Transport, config: dict[str, Any]) -> bool:
@@ -243,20 +298,25 @@ async def _create(t: Transport, config: dict[str, Any]) -> bool:
     return True
 
 
-def _compare(wanted: dict[str, Any], found: dict[str, Any], *, any_replicas: bool) -> None:
-    for field, value in wanted.items():
-        if field == "num_replicas" and any_replicas:
-            continue
-        there = found.get(field)
-        if field == "republish" and isinstance(there, dict):
-            there = {"src": there.get("src"), "dest": there.get("dest")}
-        # The server leaves fields out that are at their zero.
-        if (there or False) != (value or False):
+def _compare(wanted: dict[str, Any], found: dict[str, Any], taken_as_is: Set[str]) -> None:
+    for field, value, there in differences(wanted, found):
+        if field not in taken_as_is:
             raise ConfigMismatch(
                 f"stream {wanted['name']} exists with {field} = {there!r}, this mesh wants {value!r}; "
                 "change the option, or the stream",
                 details={"stream": wanted["name"], "field": field, "wanted": value, "found": there},
             )
+
+
+def differences(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """Where a stream's configuration is not what is wanted: field, what is wanted, what is there."""
+    for field, value in wanted.items():
+        there = found.get(field)
+        if field == "republish" and isinstance(there, dict):
+            there = {"src": there.get("src"), "dest": there.get("dest")}
+        # The server leaves fields out that are at their zero.
+        if (there or False) != (value or False):
+            yield field, value, there
 
 
 async def _ensure_epoch(t: Transport, subjects: Subjects) -> None:

@@ -24,6 +24,7 @@ from agentmesh.turn.draft import (
 )
 from agentmesh.turn.life import boot, finish
 from agentmesh.turn.poison import begin
+from agentmesh.turn.steps import end_undelivered, expire_waits, file_answer, take_answers
 from agentmesh.turn.turns import go_on, kill
 from agentmesh.turn.values import (
     Answer,
@@ -47,8 +48,6 @@ from agentmesh.turn.values import (
 )
 from agentmesh.wire import ErrorBody, Mail, format_time
 
-DUPLICATE_WINDOW_S = 120.0
-"""How long a stream drops repetitions of an id."""
 MAX_SEEN = 4096
 """Ids of purged mail that an agent remembers; the oldest go first."""
 
@@ -56,7 +55,8 @@ MAX_SEEN = 4096
 # --- mail ---------------------------------------------------------------------------------------------------------
 def on_arrived(core: Core, item: Arrived, out: Out) -> None:
     """File new mail; an idle agent takes it up at once."""
-    known = {(m.lane, m.seq) for m in (*core.prompts, *core.events)} if core.prompts or core.events else set()
+    held = (*core.prompts, *core.events, *core.answered)
+    known = {(m.lane, m.seq) for m in held} if held else set()
     if core.active is not None and core.active.mail is not None:
         known.add((core.active.mail.lane, core.active.mail.seq))
     prompts: list[Mail] = []
@@ -72,6 +72,8 @@ def on_arrived(core: Core, item: Arrived, out: Out) -> None:
             prompts.append(mail)
             if mail.deadline is not None:
                 out.append(Wake(mail.deadline))
+        elif lane.kind == "answer":
+            file_answer(core, mail)
         else:
             core.events = (*core.events, mail)
             out.append(Emit("event_received", {"lane": mail.lane, "seq": mail.seq, "sender": mail.sender, "event": mail.event}))
@@ -81,6 +83,8 @@ def on_arrived(core: Core, item: Arrived, out: Out) -> None:
         core.prompts = merged if in_order else tuple(sorted(merged, key=lambda m: m.seq))
     if idle:
         go_on(core, out)
+    elif core.answered:
+        take_answers(core, out)
     waiting = len({m.seq for m in core.prompts} & {m.seq for m in prompts})
     for number in range(depth(core) - waiting + 1, depth(core) + 1):
         out.append(Emit("mailbox_queued", {"depth": number}))
@@ -213,7 +217,7 @@ def on_trim(core: Core, item: Trim, out: Out) -> None:
     """Remember the ids of mail that is about to be purged, for as long as the server would have known them."""
 
     def change(draft: Core) -> None:
-        kept = {k: v for k, v in draft.work.seen.items() if v.at > draft.now - DUPLICATE_WINDOW_S}
+        kept = {k: v for k, v in draft.work.seen.items() if v.at > draft.now - core.config.remember_s}
         kept.update(item.seen)
         newest = sorted(kept.items(), key=lambda pair: pair[1].at)[-MAX_SEEN:]
         draft.work = structs.replace(draft.work, seen=dict(newest))
@@ -242,6 +246,9 @@ def on_gave_up(core: Core, item: GaveUp, out: Out) -> None:
     core.done = (*core.done, item.origin)
     if core.phase is Phase.STOPPED:
         finish(core, out)
+        return
+    if isinstance(entry.effect, SendMail) and entry.effect.wait is not None:
+        end_undelivered(core, item.origin, entry.effect.wait, item.error, out)
         return
     notice = Notice(effect=describe(entry.effect), error=item.error)
 
@@ -274,7 +281,11 @@ def describe(effect: Effect) -> dict[str, object]:
 
 # --- time ---------------------------------------------------------------------------------------------------------
 def on_tick(core: Core, item: Tick, out: Out) -> None:
-    """Answer `expired` to prompts whose deadline passed while they wait."""
+    """End the waits of the running turn that have lasted too long; answer `expired` to prompts whose deadline passed while
+    they wait."""
+    if core.ledger.waits and core.phase is Phase.TURN and expire_waits(core, out):
+        core.stash = (*core.stash, item)
+        return
     late = [m for m in core.prompts if m.deadline is not None and m.deadline <= core.now and not _is_copy(core, m)]
     if not late:
         return
@@ -298,7 +309,9 @@ def on_retire(core: Core, item: Retire, out: Out) -> None:
 
 def on_rest(core: Core, item: Rest, out: Out) -> None:
     """An idle agent with no open effect and nothing queued says so before it sleeps: a new owner can leave it asleep."""
-    busy = core.work.next or core.work.queue or core.events or core.work.notices or (core.prompts and not core.work.halted)
+    work = core.work
+    waiting = work.next or work.queue or work.notices or core.events or core.answered
+    busy = waiting or (core.prompts and not work.halted)
     if busy or core.record == "rest" or len(core.done) < len(core.ledger.effects):
         return
     commit(core, "rest", out)

@@ -25,7 +25,7 @@ from agentmesh.records import (
 )
 from agentmesh.subjects import LANES
 from agentmesh.turn.values import Answer, Append, Command, Core, Emit, Inflight, Phase, Then
-from agentmesh.wire import ErrorBody, Mail, Outcome
+from agentmesh.wire import ErrorBody, Mail, Outcome, parse_time
 
 type Out = list[Command]
 
@@ -44,7 +44,9 @@ def caller_of(mail: Mail) -> Caller:
         sender=mail.sender,
         life=mail.sender_life,
         tag=mail.tag,
+        path=mail.path,
         deadline=mail.deadline,
+        budget=mail.budget,
         trace=mail.trace,
     )
 
@@ -60,7 +62,7 @@ def resolve(core: Core, caller: Caller, outcome: Outcome) -> tuple[Effect, ...]:
     if caller.sender is not None and caller.tag is not None:
         answer = SendMail(
             to=caller.sender,
-            lane="peer-notify",
+            lane="peer-answer" if caller.path else "peer-notify",
             outcome=outcome,
             tag=caller.tag,
             life=caller.life,
@@ -84,7 +86,10 @@ def bury(core: Core, lane: str, seq: int, reason: ErrorBody, text: str | None = 
 def consume(core: Core, mail: Mail) -> None:
     """Add to the draft that `mail` is taken, and what taking it says about its sender."""
     # Each lane waits in its own order, so the first found is the oldest.
-    waiting = core.prompts if LANES[mail.lane].kind == "prompt" else core.events
+    kind = LANES[mail.lane].kind
+    waiting = core.prompts if kind == "prompt" else core.events
+    if kind == "answer":
+        waiting = tuple(sorted((*core.answered, *core.events), key=lambda m: m.seq))
     first = next((m.seq for m in waiting if m.lane == mail.lane), None)
     running = core.active.mail if core.active is not None else None
     ahead = running is not None and running is not mail and running.lane == mail.lane
@@ -92,15 +97,17 @@ def consume(core: Core, mail: Mail) -> None:
         # A record in mid-turn: as far as the journal knows, the prompt of the turn still waits.
         first = running.seq
     work = book.consume(core.work, mail.lane, mail.seq, first)
-    if mail.sender is not None and mail.origin is not None:
+    if mail.sender is not None and mail.origin is not None and kind != "answer":
         work = book.witness(work, mail.sender, mail.lane, mail.seq, mail.origin)
     core.work = work
     forget_charges(core, f"{mail.lane}:{mail.seq}")
 
 
 def forget_charges(core: Core, key: str) -> None:
-    """Add to the draft that an input is dealt with: what it was charged with counts no longer."""
+    """Add to the draft that an input is dealt with: neither what it was charged with nor the steps of its turn count longer."""
     work = core.work
+    if work.turning is not None and work.turning.key == key:
+        core.work = work = structs.replace(work, turning=None, steps={}, waits={})
     if key in work.attempts or key in work.takeovers:
         core.work = structs.replace(
             work,
@@ -121,12 +128,16 @@ def digest(msg_id: str) -> str:
     return hashlib.blake2b(msg_id.encode(), digest_size=12).hexdigest()
 
 
-def repeats(ledger: Ledger, mail: Mail) -> str | None:
-    """The ref of the purged message that this one repeats, if its id is remembered."""
+def repeats(core: Core, mail: Mail) -> str | None:
+    """The ref of the purged message that this one repeats, if its id is remembered and was still in use when it was stored."""
+    ledger = core.work
     if mail.msg_id is None or not ledger.seen:
         return None
     seen = ledger.seen.get(digest(mail.msg_id))
-    return seen.ref if seen is not None and seen.ref != mail.ref else None
+    if seen is None or seen.ref == mail.ref:
+        return None
+    late = mail.stored is not None and parse_time(mail.stored) > seen.at + core.config.remember_s
+    return None if late else seen.ref
 
 
 def apply_replies(core: Core) -> None:
@@ -172,6 +183,10 @@ def depth(core: Core) -> int:
     return len(core.prompts) + len(core.work.queue) + (core.work.next is not None)
 
 
+def _snapshot_is_due(core: Core) -> bool:
+    return core.records + 1 >= core.config.snapshot_records or core.bytes >= core.config.snapshot_bytes
+
+
 def commit(
     core: Core,
     kind: RecordKind,
@@ -183,8 +198,7 @@ def commit(
 ) -> None:
     """Append the draft; `then` follows once it stands. Nothing of it has happened until `Committed`."""
     apply_replies(core)
-    due = core.records + 1 >= core.config.snapshot_records or core.bytes >= core.config.snapshot_bytes
-    whole = snapshot or (core.ledger if due else None)
+    whole = snapshot or (core.ledger if _snapshot_is_due(core) else None)
     change = book.diff(core.ledger if whole is None else whole, core.work)
     core.inflight = Inflight(
         kind=kind, effects=core.effects, done=core.done, base=core.work, then=then, turn=turn, snapshot=whole is not None
@@ -194,14 +208,21 @@ def commit(
     out.append(Append(kind=kind, change=change, effects=core.effects, done=core.done, turn=turn, snapshot=whole, trace=trace))
 
 
+def append_side(core: Core, kind: RecordKind, base: Ledger, effects: tuple[Effect, ...], out: Out) -> None:
+    """Append a record in mid-turn that makes `base` of the journal's ledger. The turn's draft is the caller's business."""
+    whole = core.ledger if _snapshot_is_due(core) else None
+    core.inflight = Inflight(kind=kind, effects=effects, done=core.done, base=base, snapshot=whole is not None, side=True)
+    change = book.diff(core.ledger, base)
+    out.append(Append(kind=kind, change=change, effects=effects, done=core.done, snapshot=whole))
+
+
 def commit_side(core: Core, kind: RecordKind, change: Callable[[Core], None], out: Out) -> None:
     """Append a record in mid-turn: `change` is made to the journal's ledger now, and to the turn's draft as well."""
     draft = (core.work, core.effects, core.asks, core.emits)
     core.work, core.effects, core.asks, core.emits = core.ledger, (), (), ()
     change(core)
     base, effects, emits = core.work, core.effects, core.emits
-    core.inflight = Inflight(kind=kind, effects=effects, done=core.done, base=base, side=True)
-    out.append(Append(kind=kind, change=book.diff(core.ledger, base), effects=effects, done=core.done))
+    append_side(core, kind, base, effects, out)
     core.work, core.effects, core.asks = draft[0], (), ()
     change(core)
     core.effects, core.asks, core.emits = draft[1], draft[2], (*draft[3], *emits)

@@ -6,6 +6,7 @@ from typing import Any
 
 from msgspec import structs
 
+from agentmesh.budget import DELEGATED, NOTHING_SPENT, Limits, as_usage, spending_of
 from agentmesh.ledger import HISTORY_TEXT
 from agentmesh.records import Deferred, SetTimer, TurnInfo
 from agentmesh.turn.draft import Out, commit, deadline_timer, resolve
@@ -16,7 +17,7 @@ from agentmesh.wire import Outcome
 def outcome_of(core: Core, active: Active) -> Outcome:
     facts: dict[str, Any] = {"agent": core.config.name, "ref": active.ref, "turn": active.number, "node": core.ledger.node}
     if active.response is None:
-        return Outcome(ok=False, error=active.error, **facts)
+        return Outcome(ok=False, error=active.error, usage=active.usage, **facts)
     response = active.response
     return Outcome(
         ok=True,
@@ -26,6 +27,19 @@ def outcome_of(core: Core, active: Active) -> Outcome:
         session_id=response.session_id,
         **facts,
     )
+
+
+def budget_of(core: Core, active: Active) -> Limits:
+    """What the turn may cost: the spec's bounds and its request's, whichever is tighter."""
+    asked = active.caller.budget if active.caller is not None else None
+    return core.config.budget if asked is None else core.config.budget.tighter(asked)
+
+
+def count_answer(core: Core, outcome: Outcome) -> None:
+    """Add to the draft what a request cost that the agent sent with a tag: it counts for who asked."""
+    spent = spending_of(outcome.usage)
+    if spent != NOTHING_SPENT:
+        core.work = structs.replace(core.work, usage=_added(core.work.usage, {DELEGATED: as_usage(spent)}))
 
 
 def finish_turn(core: Core, out: Out) -> None:
@@ -41,8 +55,8 @@ def finish_turn(core: Core, out: Out) -> None:
             core.effects = (*core.effects, SetTimer(id=deadline_timer(active.ref), due=caller.deadline))
     elif caller is not None and not retried:
         core.effects = (*core.effects, *resolve(core, caller, active.outcome))
-    if active.response is not None and active.response.usage:
-        core.work = structs.replace(core.work, usage=_added(core.work.usage, active.response.usage))
+    if active.outcome.usage:
+        core.work = structs.replace(core.work, usage=_added(core.work.usage, active.outcome.usage))
     core.emits = (*core.emits, Emit("state_changed", {"from": "processing", "to": "idle"}))
     commit(core, "turn", out, turn=_turn_info(core, active))
 
@@ -61,7 +75,7 @@ def _turn_info(core: Core, active: Active) -> TurnInfo:
         prompt=active.text[:HISTORY_TEXT],
         answer=None if answer is None else answer[:HISTORY_TEXT],
         error=active.error,
-        usage=active.response.usage if active.response else None,
+        usage=active.outcome.usage if active.outcome else None,
         takeovers=core.ledger.takeovers.get(active.key, 0),
     )
 
@@ -69,6 +83,9 @@ def _turn_info(core: Core, active: Active) -> TurnInfo:
 def _added(total: dict[str, Any], usage: dict[str, Any]) -> dict[str, Any]:
     out = dict(total)
     for key, value in usage.items():
-        if isinstance(value, int | float) and not isinstance(value, bool):
+        if isinstance(value, dict):
+            former = out.get(key)
+            out[key] = _added(former if isinstance(former, dict) else {}, value)
+        elif isinstance(value, int | float) and not isinstance(value, bool):
             out[key] = out.get(key, 0) + value
     return out

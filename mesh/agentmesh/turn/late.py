@@ -44,6 +44,8 @@ def rested(ledger: Ledger) -> Ledger:
         node=ledger.node,
         boot=ledger.boot,
         phase="over",
+        failed=ledger.failed,
+        history=ledger.history,
         positions=ledger.positions,
         taken=ledger.taken,
         origins=ledger.origins,

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from msgspec import structs
 
+from agentmesh.ledger import shortened
 from agentmesh.records import NOTHING, CancelTimer, Ledger
 from agentmesh.turn.crash import begin_crash, drop_draft
 from agentmesh.turn.draft import Out, caller_of, commit, consume, end_request, is_repetition
+from agentmesh.turn.steps import release_answers, withdraw
 from agentmesh.turn.turns import go_on, kill
 from agentmesh.turn.values import (
     Backoff,
@@ -183,6 +185,7 @@ def on_stop(core: Core, item: Stop, out: Out) -> None:
     if core.ledger.phase in ("stopped", "over"):
         return  # it says so already: a finisher only finishes (design 3, The end)
     if core.phase is Phase.TURN and core.active is not None:
+        withdraw(core)
         out.append(KillTurn(core.active.number))
     begin_end(core, item.reason, out, asked=True)
 
@@ -242,6 +245,9 @@ def record_stop(core: Core, reason: ErrorBody, out: Out) -> None:
         deferred={},
         timers={},
         awaiting={},
+        turning=None,
+        steps={},
+        waits={},
         halted=False,
     )
     core.swept = False
@@ -265,6 +271,7 @@ def on_swept(core: Core, item: Swept, out: Out) -> None:
         consume(core, mail)
         if not repeated:
             end_request(core, caller_of(mail), error)
+    release_answers(core)
     while core.events:
         mail, core.events = core.events[0], core.events[1:]
         consume(core, mail)

@@ -10,16 +10,19 @@ committed and a phase is reached that has a move for it. What follows a committe
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from msgspec import structs
+
 from agentmesh.records import Ledger
-from agentmesh.turn import control, crash, draft, life, turns
+from agentmesh.turn import control, crash, draft, life, steps, turns
 from agentmesh.turn.values import (
     Arrived,
+    AskAgent,
     AskTimer,
     Cancel,
+    Circled,
     Cleared,
     Command,
     Committed,
@@ -45,6 +48,7 @@ from agentmesh.turn.values import (
     Start,
     Stop,
     Swept,
+    TakeStep,
     Then,
     Tick,
     Trim,
@@ -115,6 +119,9 @@ TABLE: dict[Phase, dict[type, Move]] = {
         Trim: Move(control.on_trim, (P.TURN,)),
         GaveUp: Move(control.on_gave_up, (P.TURN,)),
         Tick: Move(control.on_tick, (P.TURN,)),
+        TakeStep: Move(steps.on_step, (P.TURN,)),
+        AskAgent: Move(steps.on_step, (P.TURN,)),
+        Circled: Move(steps.on_circled, (P.TURN,)),
         Stop: Move(life.on_stop, _END),
     },
     P.DECIDING: {
@@ -184,11 +191,10 @@ def new_core(config: Config, ledger: Ledger, *, record: Any = "activated") -> Co
 
 def step(core: Core, item: Input, now: float) -> tuple[Core, list[Command]]:
     """The core after `item`, and what is to be done, in order. `core` itself is not changed."""
-    core = copy.copy(core)
-    core.now = max(now, core.now)
+    core = structs.replace(core, now=max(now, core.now))
     out: list[Command] = []
     _feed(core, item, out)
-    while (waiting := _ready(core)) is not None:
+    while core.stash and (waiting := _ready(core)) is not None:
         core.stash = tuple(i for i in core.stash if i is not waiting)
         _feed(core, waiting, out)
     return core, out
@@ -196,7 +202,7 @@ def step(core: Core, item: Input, now: float) -> tuple[Core, list[Command]]:
 
 def _ready(core: Core) -> Input | None:
     """The next input of those put by that can be taken now. A stop overtakes the others: it makes them moot."""
-    if not core.stash or core.inflight is not None:
+    if core.inflight is not None:
         return None
     fitting = [i for i in core.stash if type(i) in TABLE[core.phase] or isinstance(i, Interrupt)]
     return next((i for i in fitting if isinstance(i, Stop)), fitting[0] if fitting else None)
@@ -234,6 +240,8 @@ def _on_committed(core: Core, item: Any, out: list[Command]) -> None:
         out.extend(core.emits)
         core.emits = ()
         THEN[flight.then][0](core, out)
+    elif core.answered:
+        steps.take_answers(core, out)
 
 
 def state_of(core: Core) -> str:

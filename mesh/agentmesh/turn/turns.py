@@ -27,8 +27,9 @@ from agentmesh.turn.draft import (
     mint,
     repeats,
 )
-from agentmesh.turn.finish import finish_turn, outcome_of
+from agentmesh.turn.finish import budget_of, count_answer, finish_turn, outcome_of
 from agentmesh.turn.poison import begin, comes_first, hold_back, is_beyond
+from agentmesh.turn.steps import delegated_so_far, release_answers, resumed, taken_so_far, turn_key, withdraw
 from agentmesh.turn.values import (
     Active,
     Call,
@@ -58,6 +59,8 @@ def go_on(core: Core, out: Out) -> None:
     core.drains = MAX_DRAIN
     if core.retiring:
         return
+    if core.answered:
+        release_answers(core)
     if core.work.notices or core.events:
         drain(core, out)
         return
@@ -149,7 +152,7 @@ def _turn_away(core: Core, mail: Mail) -> bool:
     if is_repetition(core.work, mail):
         consume(core, mail)
         return True
-    first = repeats(core.work, mail)
+    first = repeats(core, mail)
     if first is not None:
         consume(core, mail)
         core.effects = (*core.effects, Echo(ref=mail.ref, of=first, reply_to=mail.reply_to, stream_to=mail.stream_to))
@@ -193,9 +196,9 @@ def _call(core: Core, hook: str, args: tuple[Any, ...] = ()) -> Call:
 
 
 def _run(core: Core, out: Out) -> None:
-    active = core.active
-    assert active is not None
+    assert core.active is not None
     core.phase = Phase.TURN
+    active = core.active = resumed(core, core.active)
     out.append(
         RunTurn(
             number=active.number,
@@ -204,6 +207,11 @@ def _run(core: Core, out: Out) -> None:
             state=core.work.state,
             session=core.work.session,
             watchdog_s=core.config.watchdog_s,
+            key=turn_key(core, active),
+            steps=taken_so_far(core, active),
+            budget=budget_of(core, active),
+            elapsed_s=max(0.0, core.now - active.started),
+            delegated=delegated_so_far(core, active),
             stream_to=active.caller.stream_to if active.caller else None,
             trace=active.trace,
         )
@@ -222,6 +230,8 @@ def _run(core: Core, out: Out) -> None:
             },
         )
     )
+    if core.answered:
+        take_answers(core, out)
 
 
 # --- pre_turn -----------------------------------------------------------------------------------------------------
@@ -262,6 +272,7 @@ def on_ended(core: Core, item: Ended, out: Out) -> None:
     active = core.active
     if active is None or item.turn != active.number:
         return  # a late result of a killed turn
+    withdraw(core)
     if item.state != NOTHING:
         core.work = structs.replace(core.work, state=item.state)
     if item.session != NOTHING:
@@ -277,6 +288,7 @@ def on_ended(core: Core, item: Ended, out: Out) -> None:
         core.phase = Phase.DECIDING
         out.append(_call(core, "handle_response", (active.ref, item.response)))
     else:
+        core.active = structs.replace(active, usage=item.usage)
         _failed(core, item.error or ErrorBody(code="backend_error", message="unknown"), out)
 
 
@@ -284,6 +296,7 @@ def kill(core: Core, error: ErrorBody, out: Out) -> None:
     """End the running turn from outside: `interrupted` or `timeout`."""
     active = core.active
     assert active is not None
+    withdraw(core)
     out.append(KillTurn(active.number))
     _failed(core, error, out)
 
@@ -426,7 +439,8 @@ def _next_event(core: Core) -> tuple[Any, str | None, dict[str, str]]:
         core.work = structs.replace(core.work, notices=tuple(rest))
         return Undelivered(notice.effect, notice.error), None, {}
     mail, core.events = core.events[0], core.events[1:]
-    stale = is_repetition(core.work, mail) or (mail.for_life is not None and mail.for_life != core.ledger.incarnation)
+    repeated = is_repetition(core.work, mail) or repeats(core, mail) is not None
+    stale = repeated or (mail.for_life is not None and mail.for_life != core.ledger.incarnation)
     late = mail.deadline is not None and mail.deadline <= core.now
     consume(core, mail)
     if stale or late or LANES[mail.lane].kind == "answer":
@@ -451,6 +465,7 @@ def _answered(core: Core, mail: Mail) -> Any:
     mine = next((o for o, a in core.work.awaiting.items() if (a.agent, a.tag) == (mail.sender, mail.tag)), None)
     if mine is not None:
         core.work = structs.replace(core.work, awaiting={k: v for k, v in core.work.awaiting.items() if k != mine})
+        count_answer(core, outcome)
     return AgentAnswer(mail.tag, mail.sender, outcome)
 
 

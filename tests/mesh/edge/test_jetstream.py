@@ -191,7 +191,7 @@ def test_what_is_known_of_a_publish_that_went_wrong(server: Server, subjects: Su
     ("error", "kind"),
     [
         ({"code": 400, "err_code": 10164, "description": "wrong last sequence"}, js.WrongLastSequence),
-        ({"code": 400, "err_code": 10158, "description": "in process"}, js.WrongLastSequence),
+        ({"code": 400, "err_code": 10158, "description": "in process"}, js.Uncertain),
         ({"code": 503, "err_code": 10077, "description": "maximum messages per subject exceeded"}, MailboxFull),
         ({"code": 503, "err_code": 10077, "description": "no space left on device"}, Unavailable),
         ({"code": 500, "err_code": 10047, "description": "insufficient storage resources available"}, Unavailable),

@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from agentmesh.records import SendMail
-from agentmesh.turn.values import GaveUp, Phase, Restarted, Tick
+from agentmesh.turn.values import Circled, GaveUp, Phase, Restarted, Tick
 from agentmesh.wire import Restart
 from mesh.turn.genagent import ERROR, MAX_ATTEMPTS, PRE, RESPONSE, Model, Scripted
 from mesh.turn.harness import Bench, error, table_is_kept
+from mesh.turn.stepping import Stepping
 
 EXAMPLES, STEPS = 250, 50
 """At least 10,000 steps in all."""
@@ -191,7 +192,7 @@ class Walk:
 
     def __init__(self, draw: Any, snapshot_records: int) -> None:
         self.draw = draw
-        self.bench = Bench(
+        self.bench = Stepping(
             Scripted, hold=ALL_HOOKS, start=False, max_attempts=MAX_ATTEMPTS, restart=PATIENT, snapshot_records=snapshot_records
         )
         self.bench.auto_commit = self.bench.auto_done = self.bench.auto_restart = False
@@ -200,6 +201,7 @@ class Walk:
         self.events: list[int] = []
         self.raised: set[int] = set()
         self.given_up = Counter[str]()
+        self.asked: set[str] = set()
         self.origin = 0
         self.ids = 0
 
@@ -214,7 +216,9 @@ class Walk:
         if bench.undone:
             now |= {"effects": 2, "give_up": 1}
         if bench.task is not None:
-            now |= {"finish": 6, "fail": 2}
+            now |= {"finish": 6, "fail": 2, "take": 4, "ask": 3, "circle": 1}
+        if self.requests():
+            now["answer"] = 3
         if bench.phase() is Phase.RESTARTING:
             now["restart"] = 5
         return now
@@ -261,6 +265,28 @@ class Walk:
         else:
             self.bench.fail()
 
+    def take(self) -> None:
+        self.bench.take(self.ids)
+
+    def ask(self) -> None:
+        """A new wait of the turn, or one that it had before."""
+        known = [name for name in self.asked if name.startswith(self.bench.running().key)]
+        name = self.draw(st.sampled_from([*known, f"{self.bench.running().key}/{self.ids}"]))
+        self.asked.add(name)
+        self.bench.ask(name, agent=self.draw(st.sampled_from(["helper", "helper", "coder"])), seconds=6)
+
+    def circle(self) -> None:
+        for name, wait in list(self.bench.core.ledger.waits.items())[:1]:
+            self.bench.feed(Circled(name, wait.origin))
+
+    def requests(self) -> list[tuple[str, SendMail]]:
+        return [(o, e) for o, e in self.bench.performed.items() if isinstance(e, SendMail) and e.wait is not None]
+
+    def answer(self) -> None:
+        """Another agent answers a request, for the first time or again."""
+        origin, request = self.draw(st.sampled_from(self.requests()))
+        self.bench.answer_to(origin, request.to, f"to {request.wait}", deliver=self.draw(st.booleans()))
+
     def interrupt(self) -> None:
         self.bench.interrupt(f"i{self.ids}")
 
@@ -301,6 +327,7 @@ class Walk:
         bench = self.bench
         bench.auto_commit = bench.auto_done = bench.auto_restart = True
         bench.hold.clear()
+        bench.feed_backlog()  # an owner looks again from time to time
         for turn in range(500):
             bench.do_effects()
             if bench.held:
@@ -339,6 +366,9 @@ class Walk:
         assert ledger.taken == {} and ledger.attempts == {} and ledger.awaiting == {}
         assert all(seq <= ledger.positions.get(lane, 0) for lane, seq in bench.mail)
         assert not [key for key in ledger.origins if "@" in key]
+        sent = Counter(e.wait for _, e in self.requests())
+        assert all(count == 1 for count in sent.values()), "a request of a wait was sent twice"
+        bench.rested()
 
 
 @settings(

@@ -1,0 +1,296 @@
+"""Steps and waits: what of a running turn is durable before the turn is over (design 6, "Long tool loops commit steps").
+
+A step record changes the journal's ledger only. The turn's draft has neither steps nor waits from its beginning, so the record
+that ends the turn removes them, and so does any other that deals with the turn's input (`draft.forget_charges`). A turn that is
+tried again, by another owner or after a crash of the agent's code, finds them in the ledger.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from msgspec import Raw, structs
+
+from agentmesh.records import Effect, Ledger, SendMail, Step, Turning, Wait
+from agentmesh.turn.draft import Out, append_side, commit, commit_side, consume
+from agentmesh.turn.values import (
+    Active,
+    AskAgent,
+    Circled,
+    Core,
+    Phase,
+    Taken,
+    TakeStep,
+    WaitOver,
+    Wake,
+)
+from agentmesh.wire import ErrorBody, Mail, Outcome
+
+MAX_STEP_BYTES = 16 << 20
+"""The largest step, as JSON."""
+MAX_STEPS_BYTES = 64 << 20
+"""What all the steps of a turn may take: each owner that takes the turn over reads them."""
+MAX_PATH = 32
+"""Agents that a path names at most, the newest. Circles that are longer are found by probes."""
+
+
+# --- a turn that begins, or begins again ------------------------------------------------------------------------------
+def turn_key(core: Core, active: Active) -> str:
+    """The turn's name, the same however often it is tried, and no other's: life, number and input together."""
+    ledger = core.ledger
+    return f"{core.config.name}.{ledger.incarnation}.{ledger.epoch}.{active.number}.{active.key}"
+
+
+def resumed(core: Core, active: Active) -> Active:
+    """`active`, as it was when its first step was taken: a new rewriting by `pre_turn` does not fit the steps."""
+    turning = core.ledger.turning
+    if turning is None or turning.key != active.key:
+        return active
+    return structs.replace(active, text=turning.prompt, number=turning.number, started=turning.began or active.started)
+
+
+def taken_so_far(core: Core, active: Active) -> tuple[Raw, ...]:
+    """The steps that earlier tries of this turn took, oldest first."""
+    if not core.ledger.steps or not _is_own(core.ledger, active):
+        return ()
+    steps = core.ledger.steps
+    return tuple(steps[index].value for index in sorted(steps, key=int))
+
+
+def delegated_so_far(core: Core, active: Active) -> dict[str, Any]:
+    """What those told that they spent who answered waits of earlier tries, by the names of the waits."""
+    if not core.ledger.waits or not _is_own(core.ledger, active):
+        return {}
+    ended = ((name, wait.outcome) for name, wait in core.ledger.waits.items())
+    return {name: outcome.usage for name, outcome in ended if outcome is not None and outcome.usage}
+
+
+def withdraw(core: Core) -> None:
+    """The prompt task ends: what it has asked for and not got yet is asked for no longer."""
+    if core.stash:
+        core.stash = tuple(i for i in core.stash if not isinstance(i, TakeStep | AskAgent | Circled))
+
+
+def _is_own(ledger: Ledger, active: Active | None) -> bool:
+    return active is not None and ledger.turning is not None and ledger.turning.key == active.key
+
+
+# --- steps ------------------------------------------------------------------------------------------------------------
+def on_step(core: Core, item: TakeStep | AskAgent, out: Out) -> None:
+    """Commit a step or a wait. What was asked for while a record was on its way goes into one record."""
+    active = core.active
+    assert active is not None
+    batch = [item, *(i for i in core.stash if isinstance(i, TakeStep | AskAgent))]
+    withdrawn = {id(i) for i in batch}
+    core.stash = tuple(i for i in core.stash if id(i) not in withdrawn)
+    draft = _Draft(core, active)
+    for wanted in batch:
+        if wanted.turn != active.number:
+            continue
+        if isinstance(wanted, TakeStep):
+            draft.step(wanted, out)
+        else:
+            draft.ask(wanted, out)
+    if draft.changed:
+        _commit(core, draft.ledger(), tuple(draft.effects), tuple(draft.answers), out)
+    else:
+        take_answers(core, out)
+
+
+class _Draft:
+    """The draft of one step record."""
+
+    def __init__(self, core: Core, active: Active) -> None:
+        own = _is_own(core.ledger, active)
+        self._core = core
+        self._active = active
+        self._steps = dict(core.ledger.steps) if own else {}
+        self._waits = dict(core.ledger.waits) if own else {}
+        self._bytes = sum(_size(step.value) for step in self._steps.values())
+        self.changed = False
+        self.effects: list[Effect] = []
+        self.answers: list[Taken | WaitOver] = []
+
+    def step(self, item: TakeStep, out: Out) -> None:
+        """Add a step; one that is too large is refused at once."""
+        size = _size(item.value)
+        if size > MAX_STEP_BYTES or self._bytes + size > MAX_STEPS_BYTES:
+            whole = f"the turn's steps would take {self._bytes + size} bytes; the most is {MAX_STEPS_BYTES}"
+            alone = f"the step takes {size} bytes; the most is {MAX_STEP_BYTES}"
+            error = ErrorBody(code="too_large", message=alone if size > MAX_STEP_BYTES else whole)
+            out.append(Taken(item.token, len(self._steps), error))
+            return
+        self._bytes += size
+        self._steps[str(len(self._steps))] = Step(item.value)
+        self.answers.append(Taken(item.token, len(self._steps)))
+        self.changed = True
+
+    def ask(self, item: AskAgent, out: Out) -> None:
+        """Add a wait, or take up the one of that name: its request is not sent twice."""
+        core, wait = self._core, self._waits.get(item.wait)
+        if wait is None:
+            wait = self._waits[item.wait] = self._opened(item)
+            self.changed = True
+            if wait.outcome is not None:
+                self.answers.append(WaitOver(item.wait, wait.outcome))
+        elif wait.outcome is not None:
+            # Not at once, if it is part of this very record.
+            (self.answers if self.changed else out).append(WaitOver(item.wait, wait.outcome))
+        if wait.outcome is None:
+            out.append(Wake(max(wait.deadline, core.now)))
+
+    def _opened(self, item: AskAgent) -> Wait:
+        core, caller = self._core, self._active.caller
+        name, above = core.config.name, caller.path if caller is not None else ()
+        wait = Wait(agent=item.agent, since=core.now, deadline=item.deadline)
+        if item.agent == name or item.agent in above:
+            chain = " waits for ".join((*above, name, item.agent))
+            return structs.replace(wait, outcome=_circle(core, wait, f"that would never end: {chain}"))
+        request = SendMail(
+            to=item.agent,
+            lane="peer-inbox",
+            prompt=item.prompt,
+            path=(*above, name)[-MAX_PATH:],
+            wait=item.wait,
+            deadline=item.deadline,
+            budget=item.budget,
+            trace=item.trace,
+        )
+        self.effects.append(request)
+        return wait
+
+    def ledger(self) -> Ledger:
+        """The journal's ledger with the draft in it."""
+        turning = self._core.ledger.turning
+        if turning is None or not _is_own(self._core.ledger, self._active):
+            active = self._active
+            turning = Turning(key=active.key, number=active.number, prompt=active.text, began=active.started)
+        return structs.replace(self._core.ledger, turning=turning, steps=self._steps, waits=self._waits)
+
+
+def _size(value: Raw) -> int:
+    return memoryview(value).nbytes
+
+
+def _commit(core: Core, base: Ledger, effects: tuple[Effect, ...], answers: tuple[Taken | WaitOver, ...], out: Out) -> None:
+    """Append a step record. The turn has come on: the death of this node will not count against its input."""
+    if base.trying is not None:
+        base = structs.replace(base, trying=None)
+    core.answers = (*core.answers, *answers)
+    append_side(core, "step", base, effects, out)
+
+
+# --- waits ------------------------------------------------------------------------------------------------------------
+def file_answer(core: Core, mail: Mail) -> None:
+    """Put an answer where it belongs: with the wait that is open for it, or among the events, whose next record drops it."""
+    if claim(core.ledger, mail) is not None:
+        core.answered = (*core.answered, mail)
+    else:
+        core.events = (*core.events, mail)
+
+
+def claim(ledger: Ledger, mail: Mail) -> str | None:
+    """The open wait that `mail` answers: the one whose request's origin it bears, from whom was asked."""
+    if mail.tag is None or mail.for_life not in (None, ledger.incarnation):
+        return None
+    waits = ledger.waits.items()
+    return next((n for n, w in waits if w.outcome is None and (w.origin, w.agent) == (mail.tag, mail.sender)), None)
+
+
+def release_answers(core: Core) -> None:
+    """Leave answers that nothing waits for any more to be dropped."""
+    kept = tuple(m for m in core.answered if claim(core.ledger, m) is not None)
+    core.events = (*core.events, *(m for m in core.answered if m not in kept))
+    core.answered = kept
+
+
+def take_answers(core: Core, out: Out) -> None:
+    """Give the running turn what it waits for, in a record of its own: events that wait cannot hold it up."""
+    if core.phase is not Phase.TURN or core.inflight is not None or not _is_own(core.ledger, core.active):
+        return
+    release_answers(core)
+    mails, core.answered = core.answered, ()
+    ended: dict[str, Outcome] = {}
+    for mail in mails:
+        name = claim(core.ledger, mail)
+        if name is not None and name not in ended:  # else it is a repetition
+            ended[name] = _outcome_in(mail)
+    if not ended:
+        return
+
+    def change(draft: Core) -> None:
+        for mail in mails:
+            consume(draft, mail)
+        _end(draft, ended)
+
+    core.answers = (*core.answers, *(WaitOver(name, outcome) for name, outcome in ended.items()))
+    commit_side(core, "step", change, out)
+
+
+def _outcome_in(mail: Mail) -> Outcome:
+    try:
+        return msgspec.convert(mail.event, Outcome)
+    except msgspec.ValidationError as error:
+        body = ErrorBody(code="bad_request", message=f"what came back is no outcome: {error}")
+        return Outcome(agent=mail.sender or "", ref="", ok=False, error=body)
+
+
+def _end(core: Core, outcomes: dict[str, Outcome]) -> None:
+    """Add outcomes to the waits of a ledger that has them (a turn's draft has none)."""
+    waits = core.work.waits
+    ended = {name: structs.replace(waits[name], outcome=outcome) for name, outcome in outcomes.items() if name in waits}
+    if ended:
+        core.work = structs.replace(core.work, waits={**waits, **ended}, trying=None)
+
+
+def _failed(core: Core, wait: Wait, error: ErrorBody) -> Outcome:
+    return Outcome(agent=wait.agent, ref="", ok=False, error=error, node=core.ledger.node)
+
+
+def _circle(core: Core, wait: Wait, why: str) -> Outcome:
+    return _failed(core, wait, ErrorBody(code="cycle", message=why))
+
+
+def on_circled(core: Core, item: Circled, out: Out) -> None:
+    """A wait that is part of a circle, and the one that is to end."""
+    wait = core.ledger.waits.get(item.wait)
+    if wait is None or wait.outcome is not None or wait.origin != item.origin or not _is_own(core.ledger, core.active):
+        return
+    outcome = _circle(core, wait, f"{wait.agent} waits, directly or by way of others, for {core.config.name}")
+    _end_waits(core, {item.wait: outcome}, out)
+
+
+def expire_waits(core: Core, out: Out) -> bool:
+    """End the waits of the running turn whose time is over; whether there were any."""
+    if not _is_own(core.ledger, core.active):
+        return False
+    late = {n: w for n, w in core.ledger.waits.items() if w.outcome is None and w.deadline <= core.now}
+    if late:
+        _end_waits(core, {name: _failed(core, wait, _timeout(wait)) for name, wait in late.items()}, out)
+    return bool(late)
+
+
+def _timeout(wait: Wait) -> ErrorBody:
+    return ErrorBody(code="timeout", message=f"{wait.agent} gave no answer within {wait.deadline - wait.since:g} s")
+
+
+def _end_waits(core: Core, outcomes: dict[str, Outcome], out: Out) -> None:
+    waits = core.ledger.waits
+    ended = {name: structs.replace(waits[name], outcome=outcome) for name, outcome in outcomes.items()}
+    base = structs.replace(core.ledger, waits={**waits, **ended})
+    _commit(core, base, (), tuple(WaitOver(name, outcome) for name, outcome in outcomes.items()), out)
+
+
+def end_undelivered(core: Core, origin: str, name: str, error: ErrorBody, out: Out) -> None:
+    """A request could not be delivered: that is the outcome of its wait, if it is still open."""
+    wait = core.ledger.waits.get(name)
+    if wait is None or wait.origin != origin or wait.outcome is not None:
+        return  # its turn is over, or has given it up: nobody is to be told
+    outcomes = {name: _failed(core, wait, error)}
+    if core.phase is Phase.TURN:
+        core.answers = (*core.answers, WaitOver(name, outcomes[name]))
+        commit_side(core, "gave_up", lambda draft: _end(draft, outcomes), out)
+    else:
+        _end(core, outcomes)
+        commit(core, "gave_up", out, then="failed" if core.phase is Phase.FAILED else "go_on")
