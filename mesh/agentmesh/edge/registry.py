@@ -35,9 +35,16 @@ from agentmesh.wire import NodeLease, Placement, Spec
 log = logging.getLogger("agentmesh.edge")
 
 MARKER_TTL_S = 10
-"""Seconds for which a deleted or expired key leaves a marker."""
+"""Seconds for which an expired key leaves a marker."""
+DELETED_TTL_S = 3600
+"""Seconds for which a deleted key leaves a marker. A server that is killed and started again brings back a value whose marker
+has vanished meanwhile (nats-server 2.15.0, a single one too): a placement that was deleted long ago, so that an agent without an
+owner seems to have one. A marker that is still there keeps it away; so it lasts until the server has surely saved its index."""
 RESYNC_S = 30.0
 """How often a view reads the registry again although nothing seems missed."""
+RESYNC_SHARE = 0.02
+"""Most of its time that a view spends on that. A registry of 100,000 agents takes seconds to read, and every process reads it:
+the server would be busy with little else."""
 
 _OPERATION = "KV-Operation"
 _MARKER = "Nats-Marker-Reason"
@@ -160,12 +167,12 @@ class Registry:
         return await self._write(key, value, revision, {} if ttl_s is None else {TTL: str(ttl_s)})
 
     async def delete(self, key: str, revision: int) -> bool:
-        """Delete the key if `revision` is still its newest. The marker vanishes by itself.
+        """Delete the key if `revision` is still its newest. The marker vanishes by itself after `DELETED_TTL_S`.
 
         Returns: False if it has another revision, or was gone.
         """
         # PURGE and not DEL: the server takes it for a marker, so its expiry leaves no second one.
-        headers = {_OPERATION: "PURGE", ROLLUP: "sub", TTL: str(MARKER_TTL_S)}
+        headers = {_OPERATION: "PURGE", ROLLUP: "sub", TTL: str(DELETED_TTL_S)}
         try:
             await self._write(key, b"", revision, headers)
         except WrongLastSequence:
@@ -211,7 +218,7 @@ class View:
     """A live copy of the keys that match some patterns.
 
     It subscribes first, then loads, and applies changes by revision, so that an older one never replaces a newer. After a
-    gap, and every `resync_s` seconds, it loads again.
+    gap, and every `resync_s` seconds (less often if that would take more than `RESYNC_SHARE` of the time), it loads again.
     """
 
     def __init__(
@@ -233,6 +240,7 @@ class View:
         """Revision up to which the last load is complete: older changes are known."""
         self._fresh = False
         self._gaps = 0
+        self._load_took_s = 0.0
         self._wake = asyncio.Event()
         self._waiters: set[asyncio.Future[None]] = set()
         self._watches: list[Watch] = []
@@ -304,7 +312,7 @@ class View:
                     self._waiters.discard(waiter)
 
     async def _keep_fresh(self) -> None:
-        wait = self._resync_s if self._fresh else 0.0
+        wait = self._pause() if self._fresh else 0.0
         while True:
             try:
                 async with asyncio.timeout(wait):
@@ -314,10 +322,13 @@ class View:
             self._wake.clear()
             try:
                 await self._load()
-                wait = self._resync_s
+                wait = self._pause()
             except MeshError as error:
                 log.debug("the registry cannot be read again now: %s", error)
                 wait = _RELOAD_WAIT_S
+
+    def _pause(self) -> float:
+        return max(self._resync_s, self._load_took_s / RESYNC_SHARE)
 
     # --- changes ----------------------------------------------------------------------------------------------
     def _on_gap(self) -> None:
@@ -327,7 +338,7 @@ class View:
         self._notify_waiters()
 
     async def _load(self) -> None:
-        gaps = self._gaps
+        gaps, began = self._gaps, asyncio.get_running_loop().time()
         loaded: dict[str, Entry] = {}
         floors: list[int] = []
         for pattern in self._patterns:
@@ -336,6 +347,7 @@ class View:
             floors.append(revision)
         self._merge(loaded, min(floors, default=0))
         self._fresh = gaps == self._gaps
+        self._load_took_s = asyncio.get_running_loop().time() - began
         self._notify_waiters()
 
     def _merge(self, loaded: dict[str, Entry], floor: int) -> None:

@@ -12,7 +12,7 @@ from agentmesh.edge import jetstream as js
 from agentmesh.edge import registry as registry_module
 from agentmesh.edge.connection import NatsTransport
 from agentmesh.edge.jetstream import Uncertain, WrongLastSequence
-from agentmesh.edge.registry import Entry, Registry, View, decode_node, decode_placement, decode_spec
+from agentmesh.edge.registry import RESYNC_SHARE, Entry, Registry, View, decode_node, decode_placement, decode_spec
 from agentmesh.edge.streams import ensure
 from agentmesh.errors import BadRequest, Unavailable
 from agentmesh.subjects import Subjects
@@ -113,7 +113,7 @@ def test_a_renewed_lease_lives_on_and_a_write_without_ttl_is_for_ever(server: Se
 def test_markers_vanish_and_the_key_can_be_created_then_too(
     server: Server, subjects: Subjects, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(registry_module, "MARKER_TTL_S", 1)
+    monkeypatch.setattr(registry_module, "DELETED_TTL_S", 1)
     monkeypatch.setattr("agentmesh.edge.streams.MARKER_TTL_S", 1)
 
     async def main() -> None:
@@ -318,6 +318,25 @@ def test_a_view_follows(server: Server, subjects: Subjects) -> None:
     run(main())
 
 
+def test_a_view_of_a_registry_that_takes_long_to_read_reads_it_less_often(server: Server, subjects: Subjects) -> None:
+    class Slow(Faulty):
+        """A connection on which reading takes time."""
+
+        async def request_many(self, *arguments: Any, **options: Any) -> Any:
+            await asyncio.sleep(0.05)  # stands for the time that 100,000 keys take
+            return await super().request_many(*arguments, **options)
+
+    async def main() -> None:
+        async with connected(server.url) as inner:
+            await _registry(inner, subjects)
+            view = View(Registry(Slow(inner), subjects), ["agents.>"], resync_s=0.01)
+            await view.start()
+            assert view._pause() >= 0.05 / RESYNC_SHARE
+            await view.close()
+
+    run(main())
+
+
 def test_a_view_heals_what_it_missed(server: Server, subjects: Subjects) -> None:
     """The feed is deaf; only a gap report and the resync bring the truth."""
 
@@ -383,6 +402,40 @@ def test_older_news_never_replaces_newer(server: Server, subjects: Subjects) -> 
             view._merge({}, revision + 5)
             assert view.get("agents.b") == ("agents.b", b"heard", revision + 6)
             await view.close()
+
+    run(main())
+
+
+def test_a_deleted_key_stays_so_when_the_server_is_killed(
+    fresh_server: Server, subjects: Subjects, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agentmesh.edge.streams.MARKER_TTL_S", 1)
+
+    async def main() -> None:
+        async with connected(fresh_server.url) as t:
+            registry = await _registry(t, subjects)
+            keys = [f"placements.n1.a{number}" for number in range(5)]
+            for key in keys:
+                assert await registry.delete(key, await registry.create(key, b"x"))
+            await registry.create("nodes.n1", b"x", ttl_s=1)
+            lease = subjects.registry_key("nodes.n1")
+
+            async def expired() -> bool:  # and its marker too, which is gone as soon as any may be
+                return await js.get_last(t, subjects.stream("registry"), lease) is None
+
+            await eventually(expired, what="the end of a lease and of its marker")
+            await asyncio.to_thread(fresh_server.kill)
+            await asyncio.to_thread(fresh_server.start)
+
+            async def loaded() -> bool:
+                try:
+                    assert (await registry.load_pattern("placements.>"))[0] == []
+                except Unavailable:
+                    return False
+                return True
+
+            await eventually(loaded)
+            assert [await registry.get(key) for key in keys] == [None] * len(keys)
 
     run(main())
 
