@@ -14,8 +14,9 @@ from typing import Any, NamedTuple, NoReturn
 import msgspec
 
 from agentmesh.edge.frames import NO_HEADERS, parse_headers
+from agentmesh.edge.refusals import NO_META_LEADER, NO_STREAM, ServerError, definite, leaderless, missing
 from agentmesh.edge.transport import Disconnected, Headers, Message, NoResponders, RequestTimeout, Transport
-from agentmesh.errors import BadRequest, MailboxFull, MeshError, NoLeader, StoreFull, StreamMissing, TooLarge, Unavailable
+from agentmesh.errors import BadRequest, MeshError, NoLeader, Unavailable
 from agentmesh.wire import MSG_ID, format_time, parse_time
 
 API = "$JS.API"
@@ -32,15 +33,10 @@ MATCHES_PER_WILDCARD = 5
 PAGE_BYTES = 4 << 20
 """Most bytes of a page when the caller sets no bound."""
 
-_FULL = 10077
 _WRONG_SEQUENCE = 10071
 _NO_VERDICT = 10164
 _IN_PROCESS = 10158
-_TOO_LARGE = (10054, 10097)
 _NO_MESSAGE = 10037
-_STORE_FULL = (10002, 10023, 10028, 10047)
-NO_STREAM = 10059
-_NO_META_LEADER = 10008
 
 
 class Stored(NamedTuple):
@@ -101,16 +97,10 @@ class ApiError(Exception):
         self.description = description
 
 
-class _Error(msgspec.Struct):
-    code: int = 0
-    err_code: int = 0
-    description: str = ""
-
-
 class _Ack(msgspec.Struct):
     seq: int = 0
     duplicate: bool = False
-    error: _Error | None = None
+    error: ServerError | None = None
 
 
 class _RawMessage(msgspec.Struct):
@@ -123,11 +113,11 @@ class _RawMessage(msgspec.Struct):
 
 class _GetReply(msgspec.Struct):
     message: _RawMessage | None = None
-    error: _Error | None = None
+    error: ServerError | None = None
 
 
 class _Reply(msgspec.Struct):
-    error: _Error | None = None
+    error: ServerError | None = None
 
 
 _ack = msgspec.json.Decoder(_Ack)
@@ -201,7 +191,7 @@ def _acknowledged(reply: Message, subject: str) -> Stored:
     return Stored(ack.seq, ack.duplicate)
 
 
-def _refused(error: _Error, subject: str) -> NoReturn:
+def _refused(error: ServerError, subject: str) -> NoReturn:
     code, text = error.err_code, error.description
     if code == _WRONG_SEQUENCE:
         number = _last_number.search(text)
@@ -211,25 +201,7 @@ def _refused(error: _Error, subject: str) -> NoReturn:
     if code == _IN_PROCESS:
         # An earlier try of the same id is on its way to the replicas: whether it will be stored shows when it is tried again.
         raise Uncertain(f"a message of the same id for {subject} is being stored")
-    raise _definite(error, subject)
-
-
-def _definite(error: _Error, subject: str) -> MeshError:
-    code, text = error.err_code, error.description
-    details = {"err_code": code, "subject": subject}
-    if code == _FULL and "per subject" in text:
-        return MailboxFull(f"{subject} is full; send again later", details=details)
-    if code in _STORE_FULL or (code == _FULL and ("maximum" in text or "no space" in text)):
-        return StoreFull(
-            f"{subject}: the server's storage is full ({text}); free space on its disk, or raise the limit that is reached "
-            "(the server's max_file_store, the account's max_file, or the stream's own)",
-            details=details,
-        )
-    if code in _TOO_LARGE:
-        return TooLarge(f"{subject}: {text}", details=details)
-    if code == _FULL or error.code in (429, 503):
-        return Unavailable(f"{subject}: {text}; try again", details=details)
-    return BadRequest(f"{subject}: {text}", details=details)
+    raise definite(error, subject)
 
 
 async def schedule(
@@ -267,24 +239,6 @@ async def api(t: Transport, call: str, body: Mapping[str, Any] | None = None, *,
     return reply.data
 
 
-def leaderless() -> NoLeader:
-    """The error for servers that are too few to elect a leader."""
-    return NoLeader(
-        "JetStream has no leader: too few servers of the cluster are up and reach each other; bring the others back",
-        details={"err_code": _NO_META_LEADER},
-    )
-
-
-def missing(stream: str) -> StreamMissing:
-    """The error for a stream that the server does not know."""
-    absent = ", so there is no such mesh" if stream.startswith("KV_") else ""
-    return StreamMissing(
-        f"this server has no stream {stream}{absent}: start it (`mesh up`), or check its root and the server's address; if the "
-        "stream was deleted, restore it from its backup, or start a node or a supervisor, which makes it anew, empty",
-        details={"missing": stream},
-    )
-
-
 async def _ask(t: Transport, subject: str, body: bytes, timeout: float) -> Message:
     try:
         return await t.request(subject, body, timeout=timeout)
@@ -297,10 +251,10 @@ async def _ask(t: Transport, subject: str, body: bytes, timeout: float) -> Messa
         raise Unavailable(f"no answer to {subject}: {type(error).__name__}") from None
 
 
-def _raise_error(error: _Error | None) -> None:
+def _raise_error(error: ServerError | None) -> None:
     if error is None:
         return
-    if error.err_code == _NO_META_LEADER:
+    if error.err_code == NO_META_LEADER:
         raise leaderless()
     if error.code in (429, 503):
         raise Unavailable(f"JetStream: {error.description}; try again", details={"err_code": error.err_code})
@@ -363,7 +317,7 @@ async def _leader_get(t: Transport, stream: str, body: Mapping[str, Any], timeou
     if got.error is not None and got.error.err_code == NO_STREAM:
         # A server that has just started may not know of it yet: whoever asks goes on for a moment before he believes it.
         raise missing(stream)
-    if got.error is not None and got.error.err_code == _NO_META_LEADER:
+    if got.error is not None and got.error.err_code == NO_META_LEADER:
         raise leaderless()
     if got.error is not None or got.message is None:
         text = got.error.description if got.error is not None else "an answer without a message"
