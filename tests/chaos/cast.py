@@ -12,11 +12,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from agentmesh_node.process import EXIT_INTERRUPTED
 from support import Server
 
 READY_S = 60.0
 END_S = 30.0
 """How long a process may take to end when it is told to, before it is killed."""
+_IN_ORDER = (0, EXIT_INTERRUPTED, -signal.SIGTERM, -signal.SIGKILL)
+"""Exit codes of a process that was told to end: drained, or not ready yet, or killed meanwhile."""
 _AGAIN_S = 1.0
 """After which a process that ended by itself is started again, as a service manager does it."""
 
@@ -29,16 +32,23 @@ class Kept:
     ) -> None:
         self.id = own_id
         self.ends: list[int] = []
-        """Exit codes of the times that it ended by itself."""
+        """Exit codes of the times that it ended by itself, or otherwise than it was told to."""
         self._command = command
         self._log = log
         self._env = env
         self._note = note
         self._process: asyncio.subprocess.Process | None = None
+        self._told: asyncio.subprocess.Process | None = None
+        """The last one that was told to end."""
         self._ready = asyncio.Event()
         self._wanted = asyncio.Event()
         self._wanted.set()
         self._keeper: asyncio.Task[None] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """Id of the process, while it runs."""
+        return self._process.pid if self._process is not None and self._process.returncode is None else None
 
     async def start(self) -> None:
         """Start it, and return when it says that it is ready.
@@ -72,11 +82,11 @@ class Kept:
                     stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=log,
                 )  # fmt: skip
             if not self._wanted.is_set():
-                self._signal(signal.SIGKILL)  # its fault came while it was being started
+                await self.kill()  # its fault came while it was being started
             await self._watch(process)
             code = await process.wait()
             self._ready.clear()
-            if self._wanted.is_set():
+            if process is not self._told:
                 self.ends.append(code)
                 self._note(f"{self.id} ended by itself with {code}")
                 await asyncio.sleep(_AGAIN_S)
@@ -90,19 +100,21 @@ class Kept:
     async def kill(self) -> None:
         """SIGKILL; it stays dead until `begin`."""
         self._wanted.clear()
+        self._told = self._process
         self._signal(signal.SIGKILL)
 
     async def terminate(self) -> None:
         """SIGTERM; it stays down until `begin`."""
         self._wanted.clear()
-        self._signal(signal.SIGTERM)
-        process = self._process
+        process = self._told = self._process
         if process is None:
             return
+        self._signal(signal.SIGTERM)
         try:
             async with asyncio.timeout(END_S):
                 code = await process.wait()
-            if code not in (0, -signal.SIGTERM):
+            if code not in _IN_ORDER:
+                self.ends.append(code)
                 self._note(f"{self.id} ended with {code} when it was told to")
         except TimeoutError:
             self._note(f"{self.id} does not end; it is killed")

@@ -23,13 +23,13 @@ THREADS = 6
 """Tasks of each client."""
 ASK_S = 60.0
 """How long a caller waits: longer than servers take to elect a leader twice."""
-PATIENCE_S = 300.0
+PATIENCE_S = 180.0
 """By when everything must be done once nothing goes wrong any more: well beyond the duplicate window."""
 BACK_S = 60.0
 """How long servers and processes may take to be well again behind the storm."""
 WEIGHTS: Mapping[str, float] = MappingProxyType(
     {
-        "ask": 8, "tell": 8, "notify": 5, "pass": 5, "call": 4, "timer": 1, "halt": 0.1, "flaky": 0.1,
+        "ask": 8, "tell": 8, "notify": 5, "pass": 5, "call": 4, "steps": 2, "wait": 1, "timer": 1, "halt": 0.1, "flaky": 0.1,
         "start": 0.3, "stop": 0.3, "spawn": 0.3, "mortal": 1, "resume": 0.3,
     }
 )  # fmt: skip
@@ -76,7 +76,7 @@ async def run_seed(
         wrong += await stage.recorder.finish()
         evidence = stage.recorder.evidence(work.history)
         answered = stage.recorder.answered()
-    wrong += [f"{own_id} ended by itself with {code}" for own_id, kept in stage.processes.items() for code in kept.ends if code]
+    wrong += [f"{own_id} ended with {code}" for own_id, kept in stage.processes.items() for code in kept.ends if code]
     wrong += await asyncio.to_thread(judge, evidence, IMMORTAL)
     history = History(seed=seed, seconds=seconds, faults=faults, notes=notes.lines, wrong=wrong, evidence=evidence)
     result = Result(

@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import msgspec
 import pytest
-from msgspec import Raw
+from msgspec import UNSET, Raw
 
-from agentmesh.records import Change, Record
+from agentmesh.records import Change, Record, Step, Turning
 from agentmesh.wire import Outcome
 from judge.evidence import Evidence, Letter, Operation, State
 from judge.verdict import judge
@@ -194,6 +194,67 @@ def lost_timer(evidence: Evidence) -> None:
     ]
 
 
+def _stepping(evidence: Evidence, *taken: str, number: int = 3) -> None:
+    """Let the last turn but one be one of steps; each record takes the step of that index."""
+    turning = Turning(key="inbox:13", number=number, prompt="steps L3 2")
+    at = len(evidence.journals[AGENT]) - 2
+    records = list(evidence.journals[AGENT])
+    log = ["prompt|-|L1", "event|-|E1", "prompt|-|L2"]
+    for index in taken:
+        record = _record("step", log, owner=(9, "n2", "boot2"))
+        change = msgspec.structs.replace(record.change, turning=turning, steps={index: Step(Raw(b"1"))})
+        records.insert(at, (6, msgspec.structs.replace(record, change=change)))
+        at += 1
+    seq, record = records[at]
+    over = msgspec.structs.replace(record.change, turning=None, steps=dict.fromkeys(taken))
+    records[at] = (seq, msgspec.structs.replace(record, change=over))
+    evidence.journals = {AGENT: records}
+
+
+def lost_step(evidence: Evidence) -> None:
+    _stepping(evidence, "0", "2")
+
+
+def forgotten_steps(evidence: Evidence) -> None:
+    _stepping(evidence, "0", "1", "2")
+    records = list(evidence.journals[AGENT])
+    seq, record = records[8]
+    kept = msgspec.structs.replace(record.change, steps={"1": None})
+    records[8] = (seq, msgspec.structs.replace(record, change=kept))
+    evidence.journals = {AGENT: records}
+
+
+def steps_that_outlive_their_turn(evidence: Evidence) -> None:
+    _stepping(evidence, "0")
+    records = list(evidence.journals[AGENT])
+    seq, record = records[-2]
+    records[-2] = (seq, msgspec.structs.replace(record, change=msgspec.structs.replace(record.change, steps=UNSET)))
+    evidence.journals = {AGENT: records}
+
+
+def test_steps_that_were_taken_one_after_another_are_found_well() -> None:
+    evidence = honest()
+    _stepping(evidence, "0", "1", "2")
+    assert judge(evidence, {AGENT}) == []
+
+
+def _waiting(evidence: Evidence, answer: str, label: str) -> None:
+    """Let L2 be a request that waited for `label`, which this very agent consumed as L3."""
+    evidence.letters = [
+        Letter(12, "inbox", AGENT, f"wait L2@2 {AGENT} x", "L2", {}) if letter.seq == 12 else letter
+        for letter in evidence.letters
+    ]
+    evidence.letters = [msgspec.structs.replace(x, label=label) if x.seq == 13 else x for x in evidence.letters]
+    evidence.results = [
+        msgspec.structs.replace(o, text=f"wait L2@2 => {answer}") if o.ref == "12" else o for o in evidence.results
+    ]
+    evidence.operations, evidence.told = [], []
+
+
+def wait_whose_request_never_came(evidence: Evidence) -> None:
+    _waiting(evidence, "an answer", "L3")
+
+
 def told_lost_although_it_came(evidence: Evidence) -> None:
     log = ["prompt|-|L1", "event|-|E1", "prompt|-|L2", f"undelivered|-|{AGENT}:mailbox_full", "prompt|-|L3"]
     _rewrite(evidence, log)
@@ -230,6 +291,10 @@ def test_a_relay_that_met_a_full_mailbox_for_too_long_is_accounted_for() -> None
         (answered_without_a_turn, "no turn of it counts"),
         (lost_relay, "was consumed 0 times"),
         (lost_timer, "came 0 times"),
+        (lost_step, "leaves the steps"),
+        (forgotten_steps, "and had 2 before"),
+        (steps_that_outlive_their_turn, "of a turn that is over"),
+        (wait_whose_request_never_came, "and that was consumed 0 times"),
         (told_lost_although_it_came, "could not be delivered which were"),
     ],
     ids=lambda value: value.__name__ if callable(value) else "",

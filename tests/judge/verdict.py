@@ -40,6 +40,7 @@ def judge(evidence: Evidence, immortal: Collection[str]) -> list[str]:
     lives: list[Life] = []
     for agent, records in evidence.journals.items():
         wrong += _chain(agent, records)
+        wrong += _steps(agent, records)
         lives += lives_of(agent, records)
     wrong += _counts(lives)
     wrong += _answers(evidence)
@@ -80,6 +81,27 @@ def _chain(agent: str, records: Sequence[tuple[int, Record]]) -> Iterable[str]:
             over.add(record.incarnation)
         elif record.kind == "tombstone":
             phase = "over"
+
+
+def _steps(agent: str, records: Sequence[tuple[int, Record]]) -> Iterable[str]:
+    """Each step of a turn is committed once, behind the one before it, and none outlives its turn."""
+    ledger: Ledger | None = None
+    count: Counter[tuple[str, str, int]] = Counter()
+    for seq, record in records:
+        before, ledger = ledger, apply(ledger, record, seq)
+        where = f"{agent}: record {seq} ({record.kind})"
+        turning = ledger.turning
+        if turning is None:
+            if ledger.steps or ledger.waits:
+                yield f"{where} leaves steps or waits of a turn that is over"
+            continue
+        turn = (ledger.incarnation, turning.key, turning.number)
+        known = len(before.steps) if before is not None and before.turning == turning else 0
+        if sorted(ledger.steps, key=int) != [str(number) for number in range(len(ledger.steps))] or len(ledger.steps) < known:
+            yield f"{where} leaves the steps {list(ledger.steps)}, after {known} of them"
+        if len(ledger.steps) < count[turn]:
+            yield f"{where}: the turn has {len(ledger.steps)} steps, and had {count[turn]} before"
+        count[turn] = max(count[turn], len(ledger.steps))
 
 
 def lives_of(agent: str, records: Sequence[tuple[int, Record]]) -> list[Life]:
@@ -261,6 +283,7 @@ def _relays(evidence: Evidence, lives: Sequence[Life], immortal: Collection[str]
     gone, repeated = _given_up(lives, immortal), repetitions(evidence.letters)
     entries = Counter(entry for life in lives if life.agent in immortal for entry in life.log)
     labels: Mapping[str, int] = Counter(entry.split("|")[2] for entry in entries.elements() if entry.startswith("prompt|"))
+    outcomes = {(o.agent, o.ref): o for o in evidence.results}
     for letter in evidence.letters:
         words = letter.text.split()
         if not words or labels[letter.label] == 0 or letter.agent not in immortal or letter.seq in repeated:
@@ -271,11 +294,23 @@ def _relays(evidence: Evidence, lives: Sequence[Life], immortal: Collection[str]
                 gone[letter.agent] -= 1
             elif labels[following] != 1:
                 yield f"{letter.agent} passed {letter.label} on as {following}, which was consumed {labels[following]} times"
+        if words[0] == "wait" and len(words) > 2:
+            yield from _waited(letter, outcomes.get((letter.agent, str(letter.seq))), labels)
         if words[0] == "timer" and entries[f"timer|-|{letter.label}"] != 1:
             yield f"the timer {letter.label} of {letter.agent} came {entries[f'timer|-|{letter.label}']} times"
     for agent, count in gone.items():
         if count:
             yield f"{agent} was told that {count} messages could not be delivered which were"
+
+
+def _waited(letter: Letter, outcome: Outcome | None, labels: Mapping[str, int]) -> Iterable[str]:
+    """A request of a wait is consumed once, if its asker got an answer; never, if there was a circle."""
+    asked = f"{letter.label.partition('@')[0]}@{len(letter.text.split()) - 2}"
+    said = (outcome.text or "") if outcome is not None else ""
+    answer = said.partition(" => ")[2]
+    most = 0 if answer == "!cycle" and labels[asked] == 0 else 1
+    if labels[asked] > most or (answer and not answer.startswith("!") and labels[asked] != 1):
+        yield f"{letter.agent} waited for {asked}, was told {answer!r}, and that was consumed {labels[asked]} times"
 
 
 def _given_up(lives: Sequence[Life], immortal: Collection[str]) -> Counter[str]:
