@@ -131,7 +131,7 @@ def test_the_environment_is_built_and_not_inherited() -> None:
         "PATH": "/bin", "LC_ALL": "C", "ANTHROPIC_API_KEY": KEY, "AWS_SECRET_ACCESS_KEY": "not for it",
         "NATS_PASSWORD": "nor this",
         "OTEL_EXPORTER_OTLP_HEADERS": "x-token=a-secret-value", "HOME": "/root", "CLAUDE_CONFIG_DIR": "/r/.claude",
-        "GIT_EDITOR": "ed",
+        "GIT_EDITOR": "ed", "HTTPS_PROXY": "http://user:a-proxys-password@proxy:3128",
         "TRACEPARENT": "00-of-the-nodes-own-start",
     }  # fmt: skip
     env = environment(Options(pass_env=("GIT_EDITOR", "NOT_SET")), node, home="/h", config="/c", cwd="/w")
@@ -139,7 +139,7 @@ def test_the_environment_is_built_and_not_inherited() -> None:
     assert (env["HOME"], env["CLAUDE_CONFIG_DIR"], env["PWD"], env["GIT_EDITOR"]) == ("/h", "/c", "/w", "ed")
     held = credential(node)
     assert held == ("CLAUDE_CODE_API_KEY_FILE_DESCRIPTOR", KEY)
-    assert set(secrets(env, held)) == {KEY, "x-token=a-secret-value"}
+    assert set(secrets(env, held)) == {KEY, "x-token=a-secret-value", "a-proxys-password"}
 
 
 def test_no_value_of_an_option_becomes_a_flag() -> None:

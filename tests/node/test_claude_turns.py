@@ -6,8 +6,7 @@ import asyncio
 import base64
 import contextlib
 import json
-import threading
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,29 +14,12 @@ import pytest
 
 from agentmesh.steps import UnjournaledSteps
 from agentmesh.subjects import Subjects
-from agentmesh.tools import ToolCall, tool
 from agentmesh.wire import Attachment
 from fakes.messages import Answer, Call, FakeMessages, Refusal, Tool
-from node.claude_desk import KEY, Plain, childless, children, desk, play, pointed_at, text
+from node.claude_desk import KEY, Librarian, childless, children, desk, play, pointed_at, results, runs, text
 from support import Server, eventually, run
 
 SLOW = 60.0
-
-
-def results(call: Call) -> list[str]:
-    """The texts of all tool results in a request."""
-    found = []
-    for message in call.messages:
-        if message["role"] == "user" and isinstance(message["content"], list):
-            for block in message["content"]:
-                if block["type"] == "tool_result":
-                    content = block["content"]
-                    found.append(content if isinstance(content, str) else "".join(part["text"] for part in content))
-    return found
-
-
-def runs(command: str) -> Tool:
-    return Tool("Bash", {"command": command, "description": "a test"})
 
 
 @pytest.fixture
@@ -112,25 +94,6 @@ def test_it_reads_and_runs_what_it_may_in_the_working_directory(
     run(main(), timeout=SLOW)
 
 
-class Librarian(Plain):
-    """Has tools of its own."""
-
-    def __init__(self) -> None:
-        self.seen: list[ToolCall] = []
-
-    @tool(effect="once")
-    async def lend(self, title: str, call: ToolCall) -> str:
-        """Lend a book.
-
-        Args:
-            title: of the book.
-        """
-        self.seen.append(call)
-        return f"lent {title}"
-
-    tools = (lend,)
-
-
 def test_its_own_tools_are_run_by_the_mesh(server: Server, subjects: Subjects, tmp_path: Path, fake: FakeMessages) -> None:
     fake.play([Answer(tools=[Tool("mcp__agent__lend", {"title": "Emma"}, id="toolu_lend")]), "there you are"])
 
@@ -150,6 +113,39 @@ def test_its_own_tools_are_run_by_the_mesh(server: Server, subjects: Subjects, t
             assert kinds[0] == "session"
             assert kinds.index("intent") < kinds.index("result")
             await backend.release()
+
+    run(main(), timeout=SLOW)
+
+
+def test_what_a_subagent_says_stays_with_it_and_what_it_uses_is_counted(
+    server: Server, subjects: Subjects, tmp_path: Path, fake: FakeMessages
+) -> None:
+    def script(call: Call) -> Any:
+        said = json.dumps(call.messages)
+        if "the inner work" in said and "delegate" not in said:
+            if not results(call):
+                return Answer(tools=[Tool("mcp__agent__lend", {"title": "Emma"})])
+            return Answer(text="the inner answer", input_tokens=100)
+        if "the inner answer" in said:
+            return "the outer answer"
+        inner = {"description": "inner", "prompt": "the inner work", "subagent_type": "general-purpose"}
+        return Answer(text="I ask another", tools=[Tool("Agent", inner)])
+
+    fake.play(script)
+
+    async def main() -> None:
+        async with desk(server, subjects, tmp_path) as room:
+            agent = Librarian()
+            backend = room.backend(agent=agent)
+            events, session = await play(backend, await backend.start_session(), "delegate", room.turn())
+            assert len(agent.seen) == 1
+            assert text(events) == "I ask anotherthe outer answer"
+            assert [e.data["name"] for e in events if e.kind == "tool_use"] == ["Agent"]
+            assert events[-2].data["input_tokens"] == 130
+            # Another machine gets the subagent's transcript along with the conversation's.
+            events, _ = await play(room.backend("n2"), session, "delegate more", room.turn())
+            assert events[-1].kind == "result"
+            assert len(list((tmp_path / "n2").rglob("subagents/*.jsonl"))) >= 1
 
     run(main(), timeout=SLOW)
 
@@ -271,6 +267,47 @@ def test_without_a_server_for_its_transcript_a_turn_is_an_error_and_begins_nothi
     run(main(), timeout=SLOW)
 
 
+@pytest.mark.parametrize(
+    "case",
+    [
+        ("ANTHROPIC_API_KEY", "x-api-key", KEY),
+        ("CLAUDE_CODE_OAUTH_TOKEN", "authorization", f"Bearer {KEY}"),
+        ("ANTHROPIC_AUTH_TOKEN", "authorization", f"Bearer {KEY}"),
+    ],
+)
+def test_the_nodes_credential_reaches_the_model_server(
+    server: Server, subjects: Subjects, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: tuple[str, str, str]
+) -> None:
+    variable, header, value = case
+
+    async def main(fake: FakeMessages) -> None:
+        async with desk(server, subjects, tmp_path) as room:
+            backend = room.backend()
+            events, _ = await play(backend, await backend.start_session(), "hello", room.turn())
+            assert events[-1].kind == "result", events[-1].data
+            assert fake.calls[0].headers[header] == value
+
+    with FakeMessages(["in"]) as fake:
+        pointed_at(fake, monkeypatch)
+        monkeypatch.delenv("ANTHROPIC_API_KEY")
+        monkeypatch.setenv(variable, KEY)
+        run(main(fake), timeout=SLOW)
+
+
+def test_a_model_server_that_is_not_there(
+    server: Server, subjects: Subjects, tmp_path: Path, fake: FakeMessages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake.close()
+
+    async def main() -> None:
+        async with desk(server, subjects, tmp_path) as room:
+            backend = room.backend()
+            events, _ = await play(backend, await backend.start_session(), "hello", room.turn())
+            assert (events[-1].data["reason"], events[-1].data["retryable"]) == ("connection", True), events[-1].data
+
+    run(main(), timeout=SLOW)
+
+
 def test_a_budget_is_each_turns_own(server: Server, subjects: Subjects, tmp_path: Path, fake: FakeMessages) -> None:
     fake.play(["a small answer"])
 
@@ -330,189 +367,5 @@ def test_it_gets_the_context_of_the_turns_span(server: Server, subjects: Subject
             finally:
                 context.detach(token)
             assert [e.data["text"] for e in events if e.kind == "tool_result"] == [f"traced: {trace}"]
-
-    run(main(), timeout=SLOW)
-
-
-# --- lost owners --------------------------------------------------------------------------------------------------
-async def lose(playing: Coroutine[Any, Any, Any], until: Callable[[], Any]) -> None:
-    """Play a turn until `until()`, then no further."""
-    task = asyncio.create_task(playing)
-    try:
-        await eventually(until, timeout=30, what="the point at which the node is lost")
-    finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
-
-
-def test_a_turn_that_lost_its_node_goes_on_behind_its_last_tool_result(
-    server: Server, subjects: Subjects, tmp_path: Path, fake: FakeMessages
-) -> None:
-    release = threading.Event()
-
-    def script(call: Call) -> Any:
-        if call.number == 1:
-            release.wait(30)
-        return Answer(text="first", tools=[runs("echo counted >> count; cat count")]) if call.number == 0 else "finished"
-
-    fake.play(script)
-
-    async def main() -> None:
-        async with desk(server, subjects, tmp_path) as room:
-            steps = UnjournaledSteps(key="coder/1")
-            first = room.backend("n1", allowed_tools=["Bash"])
-            before = await first.start_session()
-
-            async def under_way() -> bool:
-                """The second answer is being waited for, and the tool's result is committed."""
-                if len(fake.calls) < 2 or steps.taken[-1]["step"] != "kept":
-                    return False
-                kept: Any = {"project_key": "life", "session_id": steps.taken[0]["session"]}
-                entries: Any = await room.store.load(kept)
-                return [e["type"] for e in entries if e.get("uuid") == steps.taken[-1]["entry"]] == ["user"]
-
-            await lose(play(first, before, "work", room.turn(steps, number=1)), under_way)
-            release.set()
-            second = room.backend("n2", allowed_tools=["Bash"])
-            events, after = await play(second, await second.resume_session(before), "work", room.turn(steps, number=1))
-            assert events[-1].data["text"] == "finished"
-            # What the first node had paid for is there, and was not asked for again: one call was in flight, and made again.
-            assert len(fake.calls) == 3
-            assert results(fake.calls[2]) == ["counted"]
-            assert [(e.kind, e.replayed) for e in events if e.kind in ("tool_use", "tool_result")] == [
-                ("tool_use", True),
-                ("tool_result", True),
-            ]
-            usage = next(e for e in reversed(events) if e.kind == "usage")
-            assert usage.data["output_tokens"] > 5  # both answers
-            events, _ = await play(second, after, "more", room.turn())
-            assert events[-1].kind == "result"
-            assert json.dumps(fake.calls[-1].messages).count("counted") >= 1
-
-    run(main(), timeout=SLOW)
-
-
-def test_a_turn_lost_before_any_answer_begins_anew(
-    server: Server, subjects: Subjects, tmp_path: Path, fake: FakeMessages
-) -> None:
-    release = threading.Event()
-
-    def script(call: Call) -> Any:
-        if call.number == 0:
-            release.wait(30)
-        return "answered"
-
-    fake.play(script)
-
-    async def main() -> None:
-        async with desk(server, subjects, tmp_path) as room:
-            steps = UnjournaledSteps(key="coder/1")
-            first = room.backend("n1")
-            before = await first.start_session()
-            await lose(play(first, before, "hello", room.turn(steps, number=1)), lambda: len(fake.calls) == 1)
-            release.set()
-            second = room.backend("n2")
-            events, after = await play(second, before, "hello", room.turn(steps, number=1))
-            assert events[-1].data["text"] == "answered"
-            assert json.dumps(fake.calls[1].messages).count("hello") == 1
-            # The transcript of the lost attempt is gone.
-            assert await room.store.sessions() == {("life", after["session_id"])}
-
-    run(main(), timeout=SLOW)
-
-
-def test_an_answer_that_was_given_whole_is_not_paid_again(
-    server: Server, subjects: Subjects, tmp_path: Path, fake: FakeMessages
-) -> None:
-    fake.play(["the whole answer", "next"])
-
-    async def main() -> None:
-        async with desk(server, subjects, tmp_path) as room:
-            steps = UnjournaledSteps(key="coder/1")
-            first = room.backend("n1")
-            before = await first.start_session()
-            await play(first, before, "hello", room.turn(steps, number=1))  # and the node is lost before its record
-            second = room.backend("n2")
-            events, after = await play(second, before, "hello", room.turn(steps, number=1))
-            assert events[-1].data["text"] == "the whole answer"
-            assert len(fake.calls) == 1
-            events, _ = await play(second, after, "go on", room.turn(number=2))
-            assert events[-1].data["text"] == "next"
-            assert "the whole answer" in json.dumps(fake.calls[-1].messages)
-
-    run(main(), timeout=SLOW)
-
-
-def test_a_once_tool_that_was_fired_is_not_fired_again_after_a_takeover(
-    server: Server, subjects: Subjects, tmp_path: Path, fake: FakeMessages
-) -> None:
-    fired: list[str] = []
-
-    class Stuck(Plain):
-        @tool(effect="once")
-        async def lend(self, title: str) -> str:
-            """Lend a book."""
-            fired.append(title)
-            await asyncio.Event().wait()
-            return "never said"
-
-        tools = (lend,)
-
-    def script(call: Call) -> Any:
-        return Answer(text="I lend it", tools=[Tool("mcp__agent__lend", {"title": "Emma"})]) if call.number == 0 else "I see"
-
-    fake.play(script)
-
-    async def main() -> None:
-        async with desk(server, subjects, tmp_path) as room:
-            steps = UnjournaledSteps(key="coder/1")
-            first = room.backend("n1", agent=Stuck())
-            before = await first.start_session()
-
-            def under_way() -> bool:
-                return fired == ["Emma"] and any(s["step"] == "kept" for s in steps.taken)
-
-            await lose(play(first, before, "lend me Emma", room.turn(steps, number=1)), under_way)
-            second = room.backend("n2", agent=Stuck())
-            events, _ = await play(second, before, "lend me Emma", room.turn(steps, number=1))
-            assert events[-1].data["text"] == "I see"
-            assert fired == ["Emma"]
-            # The answer that asked for the call was not paid again, and the model is told that the outcome is not known.
-            assert len(fake.calls) == 2
-            assert "unknown" in fake.calls[1].prompt
-            await childless(tmp_path)
-
-    run(main(), timeout=SLOW)
-
-
-def test_owners_that_are_lost_again_and_again_give_the_prompt_up(
-    server: Server, subjects: Subjects, tmp_path: Path, fake: FakeMessages
-) -> None:
-    async def main() -> None:
-        async with desk(server, subjects, tmp_path) as room:
-            steps = UnjournaledSteps(tuple({"step": "session", "session": f"s{n}"} for n in range(5)))
-            backend = room.backend()
-            events, _ = await play(backend, await backend.start_session(), "hello", room.turn(steps))
-            assert (events[-1].kind, events[-1].data["reason"]) == ("error", "lost")
-            assert fake.calls == []
-
-    run(main(), timeout=SLOW)
-
-
-def test_a_transcript_that_is_gone_is_an_error_and_no_new_conversation(
-    server: Server, subjects: Subjects, tmp_path: Path, fake: FakeMessages
-) -> None:
-    fake.play(["one"])
-
-    async def main() -> None:
-        async with desk(server, subjects, tmp_path) as room:
-            first = room.backend("n1")
-            _, session = await play(first, await first.start_session(), "hello", room.turn())
-            await room.store.remove("life")
-            second = room.backend("n2")
-            events, after = await play(second, session, "again", room.turn())
-            assert (events[-1].kind, events[-1].data["reason"]) == ("error", "session_lost")
-            assert after == session
 
     run(main(), timeout=SLOW)

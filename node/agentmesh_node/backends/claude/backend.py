@@ -8,7 +8,7 @@ import importlib
 import logging
 import os
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -17,7 +17,7 @@ from opentelemetry import propagate
 from agentmesh.agent import Agent
 from agentmesh.backend import Event, Room, Stream, Turn
 from agentmesh.edge.jetstream import ApiError
-from agentmesh.errors import BackendError, MeshError, Unavailable
+from agentmesh.errors import BackendError, BudgetExceeded, MeshError, Unavailable
 from agentmesh.subjects import Subjects
 from agentmesh_node.backends.claude import attempts
 from agentmesh_node.backends.claude.attempts import Source
@@ -27,6 +27,7 @@ from agentmesh_node.backends.claude.files import Files
 from agentmesh_node.backends.claude.mirror import mirrored
 from agentmesh_node.backends.claude.options import (
     SERVER,
+    Options,
     command,
     credential,
     environment,
@@ -129,15 +130,15 @@ class ClaudeBackend:
                 yield event
             if source.standing.final is not None:
                 # The node was lost between the answer and its record.
-                yield Event("usage", {**tokens(source.standing)}, True)
                 yield Event.result(source.standing.final, session_id=source.session)
                 return
+            turn.allowance.check()
             fresh = str(uuid.uuid4())
             garbage = await self._begin(turn, fresh, {base, source.session})
             await self._bring(source.session, entries)
             await self._clear(garbage)
             told = content(prompt, turn.attachments)
-        except BackendError as error:
+        except (BackendError, BudgetExceeded) as error:
             yield _terminal(error)
             return
         except (Unavailable, ApiError) as error:
@@ -210,39 +211,39 @@ class ClaudeBackend:
             if specs:
                 own_tools = await _module("agentmesh_node.backends.claude.own_tools")
                 tools = own_tools.OwnTools(self._toolbox, specs, run.turn, run.session)
-            told, message = await self._told(run, tools)
+            settled = await tools.settle(run.source.standing.open) if tools is not None else []
         except BackendError as error:
             yield _terminal(error)
             return
+        for result in settled:
+            yield Event("tool_result", {"id": result.id, "ok": result.ok, "text": result.text})
+        told, message = _told(run, settled)
         child = self._child(process.Child, run, own_tools=tools is not None)
         reader = messages.Reader(run.session, tokens(run.source.standing))
-        servers = {SERVER: {"type": "sdk", "name": SERVER, "instance": tools.server()}} if tools is not None else {}
         async with mirrored(self._store, message, run.turn.steps) as mirror:
+            server = {"type": "sdk", "name": SERVER, "instance": tools.server(mirror)} if tools is not None else None
+            servers = {SERVER: server} if server is not None else {}
             conversation = self._conversation(child, mirror, servers, told, message)
+            ended = False
             try:
                 async with contextlib.aclosing(conversation) as said:
                     async for one in said:
                         for event in reader.events(one):
                             if event.kind == "result":
                                 self._here = run.session
+                            ended = event.terminal
                             yield event
-                            if event.terminal:
+                            if ended:
                                 return
-            except Exception as error:  # noqa: BLE001 - whatever the SDK raises is the turn's end, and no other
+            except Exception as error:
                 log.warning("a run of Claude Code broke off", extra={"agent": self._room.agent, "error": type(error).__name__})
+                if ended:  # what goes wrong behind the result changes nothing of it
+                    raise
                 yield messages.broken(error, child.errors)
-
-    async def _told(self, run: _Run, tools: Any) -> tuple[Any, str]:
-        """What Claude Code is told, and the uuid of that message: the prompt, or to go on."""
-        if not run.source.standing.begun:
-            return run.text, run.message
-        settled: list[Result] = await tools.settle(run.source.standing.open) if tools is not None else []
-        lines = [f"- {result.name} ({result.id}): {result.text}" for result in settled]
-        return "\n".join([GO_ON_WITH, *lines]) if lines else GO_ON, str(uuid.uuid4())
 
     def _child(self, make: Any, run: _Run, *, own_tools: bool) -> Any:
         """The child process, not yet started."""
-        options, node = self._options, os.environ
+        options, node = _bounded(self._options, run.turn.allowance.usd_left()), os.environ
         held = credential(node)
         files = self._files
         env = environment(options, node, home=str(files.home), config=str(files.config), cwd=str(files.cwd))
@@ -280,10 +281,26 @@ class ClaudeBackend:
                 await client.disconnect()
 
 
-def _terminal(error: BackendError) -> Event:
+def _told(run: _Run, settled: Sequence[Result]) -> tuple[Any, str]:
+    """What Claude Code is told, and the uuid of that message: the prompt, or to go on."""
+    if not run.source.standing.begun:
+        return run.text, run.message
+    lines = [f"- {result.name} ({result.id}): {result.text}" for result in settled]
+    return "\n".join([GO_ON_WITH, *lines]) if lines else GO_ON, str(uuid.uuid4())
+
+
+def _terminal(error: BackendError | BudgetExceeded) -> Event:
     """The event that says what `error` says."""
     details = {name: value for name, value in error.details.items() if name != "reason"}
-    return Event.error(str(error.details.get("reason", error.code)), message=error.message, **details)
+    return Event.error(str(error.details.get("reason", error.code)), message=error.message, code=error.code, **details)
+
+
+def _bounded(options: Options, usd_left: float | None) -> Options:
+    """`options` with the tighter of both bounds on money."""
+    own = options.max_budget_usd
+    if usd_left is None or (own is not None and own <= usd_left):
+        return options
+    return msgspec.structs.replace(options, max_budget_usd=usd_left)
 
 
 async def _once(told: Any, message: str) -> AsyncIterator[dict[str, Any]]:

@@ -46,9 +46,10 @@ def reason_of(subtype: str, kind: str | None, status: int | None) -> str:
         return _BY_STATUS[status]
     if kind in _BY_KIND:
         return _BY_KIND[kind]
-    if kind == "server_error" or (status or 0) >= 500:
-        return "server_error"
-    return "connection" if kind == "unknown" and status is None else "failed"
+    if status is not None:
+        return "server_error" if status >= 500 else "failed"
+    # Without a status the API was not reached, or its answer broke off.
+    return "connection" if kind in ("server_error", "unknown") else "failed"
 
 
 def details(reason: str, retry_after_s: float | None = None, **more: Any) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import claude_agent_sdk as sdk
@@ -11,7 +11,7 @@ import claude_agent_sdk as sdk
 from agentmesh.backend import Event
 from agentmesh_node.backends.claude.failures import failed, reason_of
 from agentmesh_node.backends.claude.process import Malformed
-from agentmesh_node.backends.claude.transcript import event_of, tokens_of
+from agentmesh_node.backends.claude.transcript import added, event_of, tokens_of
 
 TYPES = {
     sdk.TextBlock: "text",
@@ -32,10 +32,13 @@ class Reader:
         """
         self._session = session
         self._before = before
+        self._total = before
+        self._counters: dict[str, Any] = {}
+        self._model = ""
         self._streamed: set[str] = set()
         self._message = ""
         self._partial = False
-        """Whether text of an answer was given that has not come to its end."""
+        """Whether text was given of a block that has not come whole."""
         self._kind: str | None = None
         self._retry_after_s: float | None = None
         self._unkept: str | None = None
@@ -59,11 +62,17 @@ class Reader:
                 yield from self._result(message)
 
     def _streaming(self, event: dict[str, Any]) -> Iterator[Event]:
-        if event.get("type") == "message_start":
-            yield from self._restarted()
-            self._message = (event.get("message") or {}).get("id", "")
-        elif event.get("type") == "message_stop":
-            self._partial = False
+        match event.get("type"):
+            case "message_start":
+                yield from self._restarted()
+                begun = event.get("message") or {}
+                self._message, self._model = begun.get("id", ""), begun.get("model", "")
+                self._counters = dict(begun.get("usage") or {})
+            case "message_delta":
+                self._counters.update(event.get("usage") or {})
+            case "message_stop":
+                self._total = added(self._total, tokens_of(self._counters))
+                yield Event("usage", {**self._total, "model": self._model})
         delta = event.get("delta") or {}
         if delta.get("type") == "text_delta":
             self._streamed.add(self._message)
@@ -83,7 +92,9 @@ class Reader:
         if message.error is not None:
             self._kind = message.error  # its text is the result's as well
             return
-        if message.message_id not in self._streamed:
+        if message.message_id == self._message:
+            self._partial = False
+        else:
             yield from self._restarted()
         for event in _blocks(message.content):
             if event.kind == "tool_use" or message.message_id not in self._streamed:
@@ -94,9 +105,11 @@ class Reader:
             self._retry_after_s = max(1.0, info.resets_at - time.time())
 
     def _result(self, message: sdk.ResultMessage) -> Iterator[Event]:
-        cost = {} if message.total_cost_usd is None else {"cost_usd": message.total_cost_usd}
-        used = tokens_of(message.usage or {})
-        yield Event("usage", {**{name: used[name] + self._before.get(name, 0) for name in used}, **cost})
+        # Of what an earlier run has cost nothing is known but the tokens: then nothing is said of the cost.
+        known = message.total_cost_usd is not None and not self._before
+        cost = {"cost_usd": message.total_cost_usd} if known else {}
+        used = added(self._before, _by_models(message.model_usage or {}) or tokens_of(message.usage or {}))
+        yield Event("usage", {**used, "model": self._model, **cost})
         if message.is_error:
             reason = reason_of(message.subtype, self._kind, message.api_error_status)
             text = message.result or "; ".join(message.errors or ()) or message.subtype
@@ -106,6 +119,22 @@ class Reader:
             yield failed("store_unavailable", f"the transcript could not be stored: {self._unkept}")
         else:
             yield Event.result(message.result or "", session_id=self._session, turns=message.num_turns)
+
+
+def _by_models(usage: Mapping[str, Any]) -> dict[str, int]:
+    """The tokens of all models together: those of subagents, too, which the result's own counters leave out."""
+    total: dict[str, int] = {}
+    for one in usage.values():
+        total = added(
+            total,
+            {
+                "input_tokens": one.get("inputTokens", 0),
+                "output_tokens": one.get("outputTokens", 0),
+                "cache_read_input_tokens": one.get("cacheReadInputTokens", 0),
+                "cache_write_input_tokens": one.get("cacheCreationInputTokens", 0),
+            },
+        )
+    return total
 
 
 def _blocks(content: Any) -> Iterator[Event]:

@@ -5,18 +5,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING
 
 from agentmesh.errors import Fenced, MeshError
 from agentmesh.steps import Steps
 from agentmesh_node.backends.claude.store import JetStreamSessionStore
-from agentmesh_node.backends.claude.transcript import counts
+from agentmesh_node.backends.claude.transcript import calls_in, counts
 
 if TYPE_CHECKING:
     from claude_agent_sdk import SessionKey, SessionStoreEntry
 
 log = logging.getLogger("agentmesh.node")
+
+STORED_S = 15.0
+"""How long a call of an own tool waits for the transcript to be stored, up to the call."""
 
 
 class Mirror:
@@ -34,6 +37,8 @@ class Mirror:
         self._steps = steps
         self._kept: str | None = None
         self._more = asyncio.Event()
+        self._calls: set[str] = set()
+        self._called = asyncio.Condition()
         self._marking: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Mirror:
@@ -43,7 +48,7 @@ class Mirror:
     async def __aexit__(self, *raised: object) -> None:
         assert self._marking is not None
         self._marking.cancel()
-        await asyncio.wait((self._marking,))
+        await asyncio.wait((self._marking,), timeout=STORED_S)
 
     async def append(self, key: SessionKey, entries: list[SessionStoreEntry]) -> None:
         """Store what Claude Code has written. The SDK repeats it when it raises, and tells of what failed for good.
@@ -52,7 +57,8 @@ class Mirror:
             Fenced, MailboxFull, Unavailable: as `JetStreamSessionStore.append`.
         """
         await self._store.append(key, entries)
-        if key.get("subpath"):
+        await self._note_calls(entries)
+        if key.get("subpath"):  # a subagent's: its answers are no progress of the turn's own
             return
         for entry in entries:
             if self._begun and counts(entry):
@@ -62,6 +68,22 @@ class Mirror:
 
     async def load(self, key: SessionKey) -> list[SessionStoreEntry] | None:
         return await self._store.load(key)
+
+    async def _note_calls(self, entries: Sequence[SessionStoreEntry]) -> None:
+        found = {call.id for call in calls_in(entries)}
+        if found:
+            async with self._called:
+                self._calls |= found
+                self._called.notify_all()
+
+    async def stored(self, call: str) -> bool:
+        """Wait until the answer in which the model makes this call is stored; False if that takes too long."""
+        try:
+            async with asyncio.timeout(STORED_S), self._called:
+                await self._called.wait_for(lambda: call in self._calls)
+        except TimeoutError:
+            return False
+        return True
 
     async def _mark(self) -> None:
         try:

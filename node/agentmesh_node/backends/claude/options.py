@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -173,6 +174,7 @@ def credential(node: Mapping[str, str]) -> tuple[str, str] | None:
 def secrets(env: Mapping[str, str], held: tuple[str, str] | None) -> list[str]:
     """The texts that may not come out of the child, longest first."""
     found = {value for name, value in env.items() if SECRET_NAME.search(name)}
+    found.update(urlsplit(value).password or "" for value in env.values() if "://" in value and "@" in value)
     if held is not None:
         found.add(held[1])
     return sorted((value for value in found if len(value) >= SHORTEST_SECRET), key=len, reverse=True)

@@ -19,12 +19,14 @@ from agentmesh.backend import Turn
 from agentmesh.errors import TooLarge
 from agentmesh.tools import ToolSpec
 from agentmesh_node import tracing
+from agentmesh_node.backends.claude.mirror import Mirror
 from agentmesh_node.backends.claude.options import PREFIX, SERVER
 from agentmesh_node.loop_steps import Intent, Ran
 from agentmesh_node.tools import Call, Result, Toolbox
 
 CALL_ID = "claudecode/toolUseId"
 """Where Claude Code says which call of the model this is."""
+NOT_STORED = "The call was not made: the conversation cannot be stored at the moment. Try again."
 TOO_LARGE = "The result of this call is too large to be kept. Ask for less at a time."
 
 
@@ -48,8 +50,8 @@ class OwnTools:
                 result = msgspec.convert(step["result"], Result)
                 self._results[result.id] = result
 
-    def server(self) -> Server[Any]:
-        """The MCP server."""
+    def server(self, mirror: Mirror | None) -> Server[Any]:
+        """The MCP server of one run, whose transcript `mirror` keeps."""
 
         async def listed(context: Any, params: Any) -> ListToolsResult:
             return ListToolsResult(
@@ -62,7 +64,12 @@ class OwnTools:
         async def called(context: Any, params: Any) -> CallToolResult:
             meta = dict(params.meta or {})
             call_id = str(meta.get(CALL_ID) or f"unnamed-{next(self._numbers)}")
-            result = await self.run(Call(call_id, params.name, params.arguments or {}))
+            call = Call(call_id, params.name, params.arguments or {})
+            if mirror is not None and self._toolbox.effect(call.name) != "pure" and not await mirror.stored(call.id):
+                # A later owner would not know of this call, and the model might make it again under another name.
+                result = Result.failed(call, "not_stored", NOT_STORED)
+            else:
+                result = await self.run(call)
             return CallToolResult(content=[TextContent(type="text", text=result.text)], is_error=not result.ok)
 
         return Server(SERVER, on_list_tools=listed, on_call_tool=called)

@@ -69,14 +69,17 @@ def _final(turn: Sequence[Mapping[str, Any]]) -> str | None:
 
 
 def _open(turn: Sequence[Mapping[str, Any]]) -> tuple[Call, ...]:
-    calls: dict[str, Call] = {}
-    for entry in turn:
-        for block in blocks(entry["message"]):
-            if block.get("type") == "tool_use":
-                calls[block["id"]] = Call(block["id"], block["name"], block.get("input"))
-            elif block.get("type") == "tool_result":
-                calls.pop(block.get("tool_use_id", ""), None)
-    return tuple(calls.values())
+    answered = {block.get("tool_use_id") for entry in turn for block in blocks(entry["message"])}
+    return tuple(call for call in calls_in(turn) if call.id not in answered)
+
+
+def calls_in(entries: Sequence[Mapping[str, Any]]) -> Iterator[Call]:
+    """The calls of tools that the model makes in `entries`."""
+    for entry in entries:
+        if entry.get("type") == "assistant":
+            for block in blocks(entry.get("message") or {}):
+                if block.get("type") == "tool_use":
+                    yield Call(block["id"], block["name"], block.get("input"))
 
 
 def events(turn: Standing, marked: str | None) -> Iterator[Event]:
@@ -88,6 +91,9 @@ def events(turn: Standing, marked: str | None) -> Iterator[Event]:
             event = event_of(block, replayed=at <= upto)
             if event is not None:
                 yield event
+    if turn.entries:
+        models = [entry["message"]["model"] for entry in turn.entries if "model" in entry["message"]]
+        yield Event("usage", {**tokens(turn), "model": models[-1] if models else ""}, replayed=True)
 
 
 def event_of(block: Mapping[str, Any], *, replayed: bool = False) -> Event | None:
@@ -119,9 +125,13 @@ def tokens(turn: Standing) -> dict[str, int]:
     """What the answers of the turn used."""
     total: dict[str, int] = {}
     for usage in {entry["message"].get("id"): entry["message"].get("usage") for entry in turn.entries}.values():
-        for name, count in tokens_of(usage or {}).items():
-            total[name] = total.get(name, 0) + count
+        total = added(total, tokens_of(usage or {}))
     return total
+
+
+def added(one: Mapping[str, int], other: Mapping[str, int]) -> dict[str, int]:
+    """Both counts together."""
+    return {name: one.get(name, 0) + other.get(name, 0) for name in {**one, **other}}
 
 
 def tokens_of(usage: Mapping[str, Any]) -> dict[str, int]:
