@@ -10,6 +10,9 @@
     workload.py  what clients do
     checker.py   what a run leaves behind for the judge (tests/judge)
     run.py       one seed, from its world to its verdict
+    loss.py      instead of faults: a store that is put back to an earlier state
 
-`python -m tests.sim --seed N --seeds M` runs seeds N to N+M-1; a failing seed replays step by step.
+A seed chooses its climate (how long, which kinds of fault, how large a lane, a message and a state may be, how wrong the clocks
+are), the schedule of its faults, and all that clients do. `python -m tests.sim --seed N --seeds M` runs seeds N to N+M-1 on all
+cores; one core runs some 300 in a minute. A failing seed replays step by step: `make sim SEED=N ARGS=--trace`.
 """

@@ -11,6 +11,8 @@
     lost L           tell an agent that does not exist
     timer L S        have L back as an event in S seconds
     drop L I         cancel timer I
+    steps L N        take N steps, each behind a call
+    wait L A B ...   ask A in mid-turn, which asks B, and so on
     spawn L A        start agent A, and send it one prompt
     end L A          stop agent A
 
@@ -21,11 +23,16 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import Counter
+from collections.abc import AsyncIterator
 from typing import Any, ClassVar
 
 from agentmesh import Agent, Answer, Defer, Halt, Idle, Init, Proceed, Skip, Timer, Undelivered
-from agentmesh.backend import Response
+from agentmesh.backend import Event, Response, Turn
 from judge.evidence import State
+
+WAIT_S = 1200.0
+"""How long a wait inside a turn may last: longer than any run, so that a circle which nobody finds shows."""
 
 
 class Cell(Agent[State]):
@@ -41,10 +48,30 @@ class Cell(Agent[State]):
     crashed: ClassVar[set[str]] = set()
     """What `once` has crashed on: the world's memory, not the agent's."""
 
-    async def script(prompt: str) -> str:  # type: ignore[misc]
+    called: ClassVar[Counter[tuple[str, int]]] = Counter()
+    """How often a turn made each of its calls: the world's memory too."""
+
+    async def script(prompt: str, turn: Turn) -> AsyncIterator[Event]:  # type: ignore[misc]
+        verb, label, *rest = prompt.split()
+        await Cell._work()
+        if verb == "steps":
+            for number in range(len(turn.steps.taken), int(rest[0])):
+                Cell.called[turn.steps.key, number] += 1
+                await Cell._work()
+                await turn.steps.take(f"{label}#{number}")
+        if verb == "wait" and rest:
+            following = f"{label.partition('@')[0]}@{len(rest)}"
+            request = " ".join(("wait", following, *rest[1:]))
+            outcome = await turn.steps.ask("w", rest[0], request, timeout_s=WAIT_S)
+            assert outcome.error is None or outcome.error.code != "timeout"
+            prompt = f"{prompt} => {outcome.text if outcome.ok or outcome.error is None else f'!{outcome.error.code}'}"
+        yield Event.result(prompt)
+
+    @staticmethod
+    async def _work() -> None:
+        """Take a while, at times."""
         if Cell.slowness and Cell.dice.random() < 0.5:
             await asyncio.sleep(Cell.dice.uniform(0.0, Cell.slowness))
-        return prompt
 
     async def init_agent(self, options: dict[str, Any]) -> Init[State]:
         return Init(State(next=options.get("next", "")))

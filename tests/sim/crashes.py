@@ -132,6 +132,7 @@ def play(script: Script, *, kill_at: int = 0, moment: Moment = "before") -> Fina
 async def _play(loop: SimLoop, script: Script, kill_at: int, moment: Moment) -> Final:
     world = World(loop, "crash")
     Cell.dice, Cell.slowness, Cell.crashed, Cell.max_takeovers = random.Random(0), 0.0, set(), 5
+    Cell.called.clear()
     await world.prepare()
     counting: list[Counting] = []
     gone = loop.create_future()
@@ -163,6 +164,9 @@ async def _play(loop: SimLoop, script: Script, kill_at: int, moment: Moment) -> 
         await asyncio.sleep(0.25)
     wrong = unsettled(world, ())
     evidence = gather(world.net.server, world.subjects, [])
+    again = sum(Cell.called.values()) - len(Cell.called)
+    if again > 1:
+        wrong.append(f"{again} calls of turns were made again, and only one can have been in flight")
     return _final(world, notes, evidence, [*wrong, *judge(evidence, ()), *loop.defects], counting[0].calls)
 
 

@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-MAX_STEPS = 20_000_000
+MAX_STEPS = 2_000_000
 """Callbacks of one run: more means that something spins."""
 _ROUNDS = 8
 """How often what still runs is cancelled in the end: clean-up waits for other clean-up."""

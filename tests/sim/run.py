@@ -88,6 +88,7 @@ async def _run(
     if trace is not None:
         world.net.trace = lambda who, subject, body: trace(f"{loop.time():9.4f}  {who:<22} {subject}  {body}")
     Cell.dice, Cell.crashed, Cell.bulk = world.dice("agents"), set(), sky.bulk
+    Cell.called.clear()
     Cell.slowness = world.dice("slowness").choice((0.0, 0.2, 2.0))
     Cell.max_takeovers = world.dice("takeovers").choice((5, 1000))
     await world.prepare()

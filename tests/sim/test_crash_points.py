@@ -77,6 +77,25 @@ async def crashes(mesh: Mesh, notes: Notes) -> None:
     await notes.ask(mesh, "a", "add L4")
 
 
+async def steps(mesh: Mesh, notes: Notes) -> None:
+    """A turn of many steps, with an event and a cancelled prompt in the middle; another of them behind it."""
+    await mesh.start_agent("a", kind="Prepared")
+    ref = await mesh.tell("a", "steps L1 7")
+    await mesh.notify("a", {"label": "E1"})
+    await notes.ask(mesh, "a", "steps L2 2")
+    await mesh.poll("a", ref, timeout=200)
+
+
+async def waits(mesh: Mesh, notes: Notes) -> None:
+    """Waits inside turns: a chain, one on an agent that does not exist, and one that would be a circle."""
+    for name in ("a", "b", "c"):
+        await mesh.start_agent(name, kind="Cell")
+    await notes.ask(mesh, "a", "wait L1 b c")
+    await notes.ask(mesh, "b", "wait L2 nobody")
+    await notes.ask(mesh, "c", "wait L3 a c")
+    await notes.ask(mesh, "b", "add L4")
+
+
 async def _there(mesh: Mesh, name: str) -> None:
     async with asyncio.timeout(300):
         while await mesh.whereis(name) is None:  # noqa: ASYNC110 - a client that polls
@@ -89,9 +108,9 @@ async def _gone(mesh: Mesh, name: str) -> None:
             await asyncio.sleep(0.2)
 
 
-SCRIPTS: tuple[Script, ...] = (turns, chain, lives, timers, crashes)
+SCRIPTS: tuple[Script, ...] = (turns, chain, lives, timers, crashes, steps, waits)
 RECORDS = {
-    "activated", "init", "ready", "turn", "event", "control", "refused", "crashed", "gave_up", "rest", "stopped", "swept",
+    "activated", "init", "ready", "turn", "event", "control", "refused", "step", "crashed", "gave_up", "rest", "stopped", "swept",
     "tombstone", "snapshot",
 }  # fmt: skip
 EFFECTS = {"Resolve", "SendMail", "StartAgent", "StopAgent", "SetTimer", "CancelTimer", "Bury"}

@@ -28,6 +28,8 @@ WEIGHTS: Mapping[str, float] = MappingProxyType(
         "notify": 3,
         "pass": 3,
         "call": 3,
+        "steps": 2,
+        "wait": 2,
         "timer": 2,
         "halt": 1,
         "flaky": 1,
@@ -114,6 +116,8 @@ class Workload:
             case "call":
                 depth = dice.randint(1, len(CHAIN) - 1)
                 await self._ask(mesh, client, CHAIN[0], f"call {label} {depth}", dice)
+            case "steps" | "wait":
+                await self._long(mesh, client, kind, label, dice)
             case "notify":
                 await self._do(
                     client, "notify", agent := dice.choice(IMMORTAL), label, lambda op: self._notify(mesh, op, agent, label)
@@ -129,14 +133,21 @@ class Workload:
             case "spawn":
                 verb = dice.choice(("spawn", "end"))
                 await self._tell(mesh, client, dice.choice(COUNTERS), f"{verb} {label} {dice.choice(MORTAL)}")
-            case "mortal":
-                await self._ask(mesh, client, dice.choice(MORTAL), f"add {label}", dice)
-            case "ask":
-                await self._ask(mesh, client, dice.choice(IMMORTAL), f"add {label}", dice)
+            case "mortal" | "ask":
+                await self._ask(mesh, client, dice.choice(MORTAL if kind == "mortal" else IMMORTAL), f"add {label}", dice)
             case "tell":
                 await self._tell(mesh, client, dice.choice(IMMORTAL), f"add {label}")
             case _:
                 await self._tell(mesh, client, dice.choice(IMMORTAL), f"{kind} {label}")
+
+    async def _long(self, mesh: Mesh, client: str, kind: str, label: str, dice: random.Random) -> None:
+        """A turn with steps, or one that waits for others. Agents wait for each other, and for themselves: circles come about,
+        within one chain of waits and across several."""
+        if kind == "steps":
+            await self._ask(mesh, client, dice.choice(IMMORTAL), f"steps {label} {dice.randint(1, 8)}", dice)
+            return
+        first, *others = dice.choices((*RING, *CHAIN[2:]), k=dice.randint(2, 4))
+        await self._ask(mesh, client, first, f"wait {label} {' '.join(others)}", dice)
 
     # --- operations -----------------------------------------------------------------------------------------------
     async def _do(self, client: str, kind: str, agent: str, label: str, act: Callable[[Operation], Awaitable[None]]) -> None:
@@ -164,7 +175,7 @@ class Workload:
                         raise
             raise Unavailable("not confirmed")
 
-        await self._do(client, verb, agent, label, act)
+        await self._do(client, f"tell {verb}", agent, label, act)
 
     async def _ask(self, mesh: Mesh, client: str, agent: str, text: str, dice: random.Random) -> None:
         verb, label = text.split()[:2]
@@ -178,7 +189,7 @@ class Workload:
             except AskTimeout:
                 op.error = "ask_timeout"
 
-        await self._do(client, verb, agent, label, act)
+        await self._do(client, f"ask {verb}", agent, label, act)
 
     async def _notify(self, mesh: Mesh, op: Operation, agent: str, label: str) -> None:
         await mesh.notify(agent, {"label": label}, timeout=20.0, idempotency_key=f"e-{label}")

@@ -76,6 +76,8 @@ class World:
         self.net = Network(loop, self.dice("network"), max_payload=max_payload)
         self._mailbox_limit = mailbox_limit
         self._skew_s = skew_s
+        self.ahead: dict[str, float] = {}
+        """By process: seconds by which the clock of those that are started from now on is ahead."""
         self.processes: dict[str, Process] = {}
         self.nodes: dict[str, Node] = {}
         self.supervisors: dict[str, Supervisor] = {}
@@ -99,7 +101,8 @@ class World:
 
     def ambient(self, process: str) -> Ambient:
         """Clock and randomness of a process: its clock goes wrong by the same amount for as long as the world lasts."""
-        began = EPOCH + self.dice(f"clock {process}").uniform(-self._skew_s, self._skew_s)
+        skew = self.dice(f"clock {process}").uniform(-self._skew_s, self._skew_s)
+        began = EPOCH + skew + self.ahead.get(process, 0.0)
         return Ambient(
             now=lambda: began + self.loop.time(),
             monotonic=self.loop.time,
@@ -120,7 +123,7 @@ class World:
 
         async def main(process: Process) -> None:
             transport = await self._transport(process)
-            chosen = NodeSettings(node_id=name, agents=KINDS, mailbox_limit=self._mailbox_limit, **settings)
+            chosen = NodeSettings(**{"node_id": name, "agents": KINDS, "mailbox_limit": self._mailbox_limit, **settings})
             node = Node(transport, "sim", chosen, ambient=self.ambient(name), carrier=LoopCarrier(self, process))
             self.nodes[name] = node
             try:
