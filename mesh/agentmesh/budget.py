@@ -52,9 +52,14 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
         return max(shares, default=0.0)
 
     def reached(self, spent: Spending) -> tuple[str, ...]:
-        """The bounds that are spent."""
-        bounds = ((name, getattr(self, name)) for name in FIELDS)
-        return tuple(name for name, bound in bounds if bound is not None and getattr(spent, name) >= bound)
+        """The bounds at which a turn ends: those that are spent. The last tool call that is allowed may still be answered, so
+        that bound ends a turn only with one call more."""
+        bounds = ((name, getattr(self, name), getattr(spent, name)) for name in FIELDS)
+        return tuple(
+            name
+            for name, bound, amount in bounds
+            if bound is not None and (amount > bound if name == "tool_calls" else amount >= bound)
+        )
 
 
 FIELDS = Limits.__struct_fields__
@@ -203,6 +208,19 @@ def prices_from(given: Any) -> Prices:
     return Prices({**PRICES, **own})
 
 
+class Purse(msgspec.Struct, frozen=True):
+    """What a turn begins with."""
+
+    limits: Limits = NO_LIMITS
+    elapsed_s: float = 0.0
+    """How long ago it was begun, if steps of an earlier try are left."""
+    delegated: dict[str, Any] = {}
+    """What those told that they spent who were asked in an earlier try, by the names of the waits."""
+
+
+EMPTY_PURSE = Purse()
+
+
 # --- an account -------------------------------------------------------------------------------------------------------
 class Account(msgspec.Struct, frozen=True, kw_only=True):
     """What one turn may spend and has spent. A value: each method returns the next."""
@@ -282,7 +300,7 @@ class Account(msgspec.Struct, frozen=True, kw_only=True):
     def summary(self) -> dict[str, Any]:
         """The turn's usage, as its outcome has it."""
         found = dict(self.usage)
-        for name in COSTS:
+        for name in (*COSTS, "tool_calls"):
             found.pop(name, None)
         if self.usd is not None and (self.usd or self.usage):
             found["usd"] = round(self.usd, 9)
