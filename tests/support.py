@@ -34,7 +34,7 @@ from agentmesh.edge.transport import (
     Transport,
 )
 
-START_S = 20.0
+START_S = 60.0
 """How long a server, or a cluster's first election, may take."""
 _POLL_S = 0.01
 
@@ -289,6 +289,11 @@ class Server:
                 return bool(response.status == 200)
         except (urllib.error.URLError, OSError):
             return False
+
+    @property
+    def monitor_url(self) -> str:
+        """Address of its monitoring pages."""
+        return self._monitor
 
     def monitor(self, path: str) -> Any:
         """JSON of the monitoring page `path` (`"connz"`, `"jsz"`)."""

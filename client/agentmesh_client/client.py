@@ -25,7 +25,7 @@ from agentmesh_client.history import Historian
 from agentmesh_client.patience import patiently
 from agentmesh_client.polling import Poller
 from agentmesh_client.prompting import Prompter, Prompting
-from agentmesh_client.prompts import instant, json_bytes, prompt_message, seconds
+from agentmesh_client.prompts import budget_header, instant, json_bytes, prompt_message, seconds
 from agentmesh_client.results import (
     AgentEntry,
     AgentInfo,
@@ -109,7 +109,7 @@ class Mesh:
         self._control = Control(transport, subjects, self._specs)
         self._poller = Poller(transport, subjects, self._specs, self._control)
         self._historian = Historian(transport, subjects, self._specs)
-        self._dead = DeadLetters(transport, subjects, self._specs, self._mailer)
+        self._dead = DeadLetters(transport, subjects, self._specs, self._mailer, self._control)
         self._forget_gaps: Callable[[], None] | None = None
 
     async def open(self) -> None:
@@ -141,6 +141,7 @@ class Mesh:
         attachments: Sequence[Attachment] | None = None,
         deadline: dt.datetime | None = None,
         idempotency_key: str | None = None,
+        budget: Mapping[str, float] | None = None,
     ) -> Response:
         """Prompt an agent and wait for its answer.
 
@@ -152,9 +153,11 @@ class Mesh:
             attachments: files, made by `attachment`.
             deadline: later than this the prompt is answered `expired` without a turn.
             idempotency_key: one token; a second prompt with it, within two minutes, gets the first one's outcome.
+            budget: what the answer may cost, that of the agents asked on the way included: some of `tokens`, `usd`, `wall_s`
+                (seconds of the turn) and `tool_calls` (agentmesh.budget).
 
         Raises:
-            BadRequest: the prompt is no text, or has none.
+            BadRequest: the prompt is no text, or has none; or the budget cannot be read.
             NotFound: there is no such agent.
             AgentFailed: it has failed and waits for `resume`.
             MailboxFull, TooLarge, NotPermitted: nothing was stored.
@@ -169,6 +172,7 @@ class Mesh:
             attachments=attachments,
             deadline=deadline,
             idempotency_key=idempotency_key,
+            budget=budget,
         )
         return Response.of(outcome)
 
@@ -182,6 +186,7 @@ class Mesh:
         attachments: Sequence[Attachment] | None = None,
         deadline: dt.datetime | None = None,
         idempotency_key: str | None = None,
+        budget: Mapping[str, float] | None = None,
         on_accepted: Callable[[str], None] | None = None,
     ) -> Outcome:
         """As `ask`, but an error that the agent answered with is returned, not raised: the outcome as it stands on the wire.
@@ -189,7 +194,7 @@ class Mesh:
         `on_accepted` is called with the ref once the prompt is stored: whoever may want to `cancel` it needs that.
         """
         return await self._prompter.ask(
-            Prompting(agent, prompt, timeout, metadata, attachments, deadline, idempotency_key), on_accepted
+            Prompting(agent, prompt, timeout, metadata, attachments, deadline, idempotency_key, budget), on_accepted
         )
 
     def stream(
@@ -202,6 +207,7 @@ class Mesh:
         attachments: Sequence[Attachment] | None = None,
         deadline: dt.datetime | None = None,
         idempotency_key: str | None = None,
+        budget: Mapping[str, float] | None = None,
     ) -> AbstractAsyncContextManager[LiveTurn]:
         """As `ask`, and watch the turn: an `async with` block over its live events, the outcome last (`streaming`, case 243).
 
@@ -211,7 +217,7 @@ class Mesh:
         Raises:
             As `ask`; what only an answer can bring is raised by `LiveTurn.response`, and is an event for who iterates.
         """
-        return self._prompter.stream(Prompting(agent, prompt, timeout, metadata, attachments, deadline, idempotency_key))
+        return self._prompter.stream(Prompting(agent, prompt, timeout, metadata, attachments, deadline, idempotency_key, budget))
 
     async def tell(
         self,
@@ -223,6 +229,7 @@ class Mesh:
         attachments: Sequence[Attachment] | None = None,
         deadline: dt.datetime | None = None,
         idempotency_key: str | None = None,
+        budget: Mapping[str, float] | None = None,
     ) -> str:
         """Prompt an agent without waiting for its answer. Returns the ref, which `poll` takes.
 
@@ -230,6 +237,8 @@ class Mesh:
             As `ask`, save for what only an answer can bring.
         """
         body, headers = prompt_message(prompt, metadata, attachments)
+        if budget is not None:
+            headers[wire.BUDGET] = budget_header(budget)
         return await self._send(
             self.subjects.inbox, agent, body, headers, deadline=deadline, key=idempotency_key, timeout=seconds(timeout)
         )
@@ -435,7 +444,9 @@ class Mesh:
         return await patiently(lambda: self._dead.list(agent, content=content), seconds(timeout))
 
     async def retry_dead_letter(self, agent: str, seq: int, *, timeout: float = 30.0) -> str:
-        """Send a dead letter again, as mail from outside without its deadline, and remove it. Returns the new ref.
+        """Send a dead letter again, without its deadline, and remove it. Returns the new ref.
+
+        One that came from another agent comes from that again, which its owner sees to; all others come from outside.
 
         Its first caller was answered with the error; the new outcome can be polled by the new ref.
 

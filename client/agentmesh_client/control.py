@@ -30,6 +30,7 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
     status: str | None = None
     outcome: Outcome | None = None
     due: str | None = None
+    ref: str | None = None
 
 
 class _Failure(msgspec.Struct, frozen=True):
@@ -91,7 +92,8 @@ class Control:
             return
         if spec is None or spec.status == "stopped":
             raise unknown(agent)
-        if spec.status == "wanted" and spec.reason is not None:
+        # A node that has just come takes a moment to be given what waited for it.
+        if spec.status == "wanted" and spec.reason is not None and waited > ABSENT_S:
             raise waiting(agent, spec)
 
     async def _gave_up(self, agent: str, op: str, timeout: float, last: Exception | None) -> Exception:

@@ -11,7 +11,8 @@ from agentmesh.edge.transport import Transport
 from agentmesh.errors import BadRequest, NotFound
 from agentmesh.names import agent_name
 from agentmesh.subjects import LANES, Subjects
-from agentmesh.wire import FROM, TRACE_HEADERS, ErrorBody
+from agentmesh.wire import FROM, TRACE_HEADERS, ControlRequest, ErrorBody
+from agentmesh_client.control import Control, Reply
 from agentmesh_client.results import DeadLetter
 from agentmesh_client.sending import Mailer
 from agentmesh_client.specs import Specs
@@ -24,11 +25,12 @@ _KEPT = ("Content-Type", *TRACE_HEADERS)
 class DeadLetters:
     """Lists, reads, sends again and removes dead letters."""
 
-    def __init__(self, transport: Transport, subjects: Subjects, specs: Specs, mailer: Mailer) -> None:
+    def __init__(self, transport: Transport, subjects: Subjects, specs: Specs, mailer: Mailer, control: Control) -> None:
         self._t = transport
         self._subjects = subjects
         self._specs = specs
         self._mailer = mailer
+        self._control = control
         self._stream = subjects.stream("dead")
 
     async def list(self, agent: str, *, content: bool) -> list[DeadLetter]:
@@ -43,6 +45,12 @@ class DeadLetters:
         life = await self._specs.life(agent)
         lane = message.headers.get(LANE, "inbox")
         known = LANES.get(lane)
+        if known is not None and known.trusted and FROM in message.headers:
+            # Only a node may speak in another agent's name: the owner sends it again.
+            request = ControlRequest(op="resend", ref=str(seq))
+            ref = (await self._control.ask(agent, request, Reply, timeout=timeout, repeat=True)).ref
+            await upkeep.delete(self._t, self._stream, seq)
+            return ref or ""
         prompt = lane == "self" or (known is not None and known.kind == "prompt")
         subject = self._subjects.inbox(agent) if prompt else self._subjects.notify(agent)
         headers = {key: message.headers[key] for key in _KEPT if key in message.headers}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import re
+import urllib.error
 import urllib.request
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,8 @@ import msgspec
 
 from agentmesh.edge import connection
 from agentmesh.edge.ambient import SYSTEM
-from agentmesh.edge.jetstream import NO_STREAM, ApiError, api
+from agentmesh.edge.jetstream import API, ApiError, api
+from agentmesh.edge.refusals import NO_STREAM
 from agentmesh.edge.registry import Registry
 from agentmesh.edge.streams import differences, stream_configs
 from agentmesh.edge.transport import Disconnected, Message, NoResponders, RequestTimeout
@@ -22,19 +24,10 @@ from agentmesh.errors import MeshError, Unavailable
 from agentmesh.subjects import SUPERVISOR_KEY, Subjects
 from agentmesh.wire import SupervisorLease
 from agentmesh_client.directory import Directory
+from agentmesh_client.permission import last_report, refusal
 
 MODEL_KEYS = ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "CLAUDE_CODE_OAUTH_TOKEN", "OPENAI_API_KEY", "CODEX_API_KEY")
-OPTIONS = frozenset(
-    (
-        "num_replicas",
-        "duplicate_window",
-        "max_age",
-        "max_bytes",
-        "max_msgs_per_subject",
-        "max_msg_size",
-        "discard_new_per_subject",
-    )
-)
+OPTIONS = frozenset(("num_replicas", "duplicate_window", "max_age", "max_bytes", "max_msgs_per_subject"))
 """Fields of a stream that whoever makes it may choose."""
 UNLIMITED = {"max_age": 0, "max_bytes": -1, "max_msgs": -1}
 """What no stream but those that say so themselves may have: it would drop or refuse what the mesh counts on."""
@@ -62,7 +55,6 @@ class StreamFacts(msgspec.Struct, kw_only=True):
 class Facts(msgspec.Struct, kw_only=True):
     """All that could be found out."""
 
-    v: int = 1
     server: str
     version: str
     cluster: bool
@@ -75,6 +67,8 @@ class Facts(msgspec.Struct, kw_only=True):
     sync: dict[str, str]
     """When each server writes to its disk (`always`, or seconds as in `120s`), by its name; empty: this user cannot know."""
     sync_source: str | None
+    server_errors: list[str] = []
+    """What the servers whose monitoring pages are known say about their health."""
     clock_skew_s: float | None
     """How far the server's clock is ahead of this machine's."""
     user: str
@@ -103,10 +97,15 @@ async def gather(
         monitors: base URLs of the servers' monitoring pages, for `sync_interval`.
         system: address of a server with a user of the system account, for the same.
         directory: where `mesh up` may have left its server's configuration, for the same.
+
+    Raises:
+        NotPermitted: this user may not ask about streams.
+        Unavailable: a monitoring page, or the servers by `system`, cannot be asked.
     """
     account = await _account(transport)
     streams, skew = await _streams(transport, subjects)
     sync, source = await _sync(monitors, system, directory)
+    ailing = [text for texts in await asyncio.gather(*(asyncio.to_thread(_ailing, url) for url in monitors)) for text in texts]
     user = await _user(transport)
     permissions = user.get("permissions") or {}
     nodes, supervisor = await _members(transport, subjects)
@@ -121,6 +120,7 @@ async def gather(
         streams=streams,
         sync=sync,
         sync_source=source,
+        server_errors=ailing,
         clock_skew_s=skew,
         user=str(user.get("user", "")),
         publish=permissions.get("publish") or {},
@@ -134,10 +134,27 @@ async def gather(
 async def _account(t: connection.NatsTransport) -> dict[str, Any] | None:
     """JetStream's account information; None where JetStream is off or cannot answer."""
     try:
-        info: dict[str, Any] = msgspec.json.decode(await api(t, "INFO", timeout=LOOK_S))
+        return await _ask(t, "INFO")
     except (ApiError, Unavailable):
         return None
-    return info
+
+
+async def _ask(t: connection.NatsTransport, call: str) -> dict[str, Any]:
+    """The reply to a request of JetStream's API.
+
+    Raises:
+        ApiError, Unavailable: see `api`.
+        NotPermitted: this user may not ask.
+    """
+    try:
+        reply: dict[str, Any] = msgspec.json.decode(await api(t, call, timeout=LOOK_S))
+    except Unavailable:
+        # NATS says so apart from the request, which only times out.
+        forbidden = refusal(last_report(t), f"{API}.{call}")
+        if forbidden is not None:
+            raise forbidden from None
+        raise
+    return reply
 
 
 # --- streams ------------------------------------------------------------------------------------------------------
@@ -148,7 +165,7 @@ async def _streams(t: connection.NatsTransport, subjects: Subjects) -> tuple[lis
     for name, wanted in stream_configs(subjects, replicas=1, max_payload=t.max_payload).items():
         sent = SYSTEM.now()
         try:
-            info = msgspec.json.decode(await api(t, f"STREAM.INFO.{name}", timeout=LOOK_S))
+            info = await _ask(t, f"STREAM.INFO.{name}")
         except (ApiError, Unavailable) as error:
             gone = isinstance(error, ApiError) and error.err_code == NO_STREAM
             found.append(StreamFacts(name=name, exists=not gone))
@@ -216,6 +233,23 @@ def _page(url: str) -> dict[str, Any]:
         with urllib.request.urlopen(f"{url.rstrip('/')}/varz", timeout=LOOK_S) as response:
             return msgspec.json.decode(response.read(), type=dict[str, Any])
     except (OSError, msgspec.DecodeError) as error:
+        raise Unavailable(f"the monitoring page {url} cannot be read: {error}") from None
+
+
+def _ailing(url: str) -> list[str]:
+    """What a server finds wrong with itself."""
+    try:
+        with urllib.request.urlopen(f"{url.rstrip('/')}/healthz?details=true", timeout=LOOK_S):
+            return []
+    except urllib.error.HTTPError as error:
+        with error:
+            try:
+                said = msgspec.json.decode(error.read(), type=dict[str, Any])
+            except msgspec.DecodeError:
+                said = {}
+        found = [str(one.get("error", one)) for one in said.get("errors") or ()]
+        return found or [str(said.get("error") or f"{url} answers {error.code}")]
+    except OSError as error:
         raise Unavailable(f"the monitoring page {url} cannot be read: {error}") from None
 
 

@@ -15,7 +15,7 @@ from agentmesh.subjects import Subjects
 from agentmesh.wire import Attachment, Outcome
 from agentmesh_client.ends import Ends
 from agentmesh_client.patience import patiently
-from agentmesh_client.prompts import instant, prompt_message, seconds
+from agentmesh_client.prompts import budget_header, instant, prompt_message, seconds
 from agentmesh_client.sending import Mailer
 from agentmesh_client.specs import Specs
 from agentmesh_client.streaming import LiveTurn
@@ -32,6 +32,7 @@ class Prompting(NamedTuple):
     attachments: Sequence[Attachment] | None
     deadline: dt.datetime | None
     key: str | None
+    budget: Mapping[str, float] | None = None
 
 
 class Prompter:
@@ -91,6 +92,8 @@ class Prompter:
         headers[wire.FOR] = life
         if given.deadline is not None:
             headers[wire.DEADLINE] = instant(given.deadline, "deadline")
+        if given.budget is not None:
+            headers[wire.BUDGET] = budget_header(given.budget)
         return body, headers, patience
 
     async def _send(self, given: Prompting, ask: Ask, body: bytes, headers: dict[str, str], patience: float) -> None:

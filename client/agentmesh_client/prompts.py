@@ -10,8 +10,9 @@ from typing import Any
 
 import msgspec
 
+from agentmesh.budget import limits_from
 from agentmesh.errors import BadRequest
-from agentmesh.wire import Attachment, PromptBody, encode_prompt, format_time
+from agentmesh.wire import Attachment, PromptBody, encode, encode_prompt, format_time
 
 
 def attachment(filename: str, content: bytes) -> Attachment:
@@ -62,6 +63,15 @@ def seconds(value: object, what: str = "timeout") -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
         raise BadRequest(f"{what} is a number of seconds above 0; this is {value!r}")
     return float(value)
+
+
+def budget_header(budget: Mapping[str, float]) -> str:
+    """The header `Mesh-Budget` for bounds by name.
+
+    Raises:
+        BadRequest: one is unknown, or no number that is 0 or more.
+    """
+    return encode(limits_from(budget)).decode()
 
 
 def instant(moment: dt.datetime, what: str) -> str:

@@ -21,6 +21,8 @@ from agentmesh.wire import Outcome
 from agentmesh_client.patience import pauses
 from agentmesh_client.permission import last_report, refusal
 
+SHORTEST_PAUSE_S = 1e-6
+"""A pause shorter than this is none: no clock would show that it has passed."""
 ATTEMPT_S = 5.0
 """Wait for one publish acknowledgement."""
 REPEATABLE_S = 100.0
@@ -151,7 +153,7 @@ class _Retry:
         """Wait before the next attempt. False if there is to be none."""
         left = self._end - _now()
         pause = min(next(self._pauses), left - LAST_ATTEMPT_S)  # the last attempt is made when time is nearly up, not before
-        if pause <= 0:
+        if pause < SHORTEST_PAUSE_S:
             return False
         if self._answer is None:
             await asyncio.sleep(pause)

@@ -14,6 +14,7 @@ from typing import Any, get_args
 
 import msgspec
 
+from agentmesh.budget import limits_from
 from agentmesh.edge.ambient import SYSTEM, Ambient
 from agentmesh.edge.jetstream import WrongLastSequence
 from agentmesh.edge.registry import Entry, Registry, decode_spec
@@ -71,6 +72,7 @@ def new_spec(
         "since": format_time(ambient.now()),
     }
     body = json_bytes(draft, "the agent's options, labels or budget")
+    limits_from(budget)
     try:
         return msgspec.json.decode(body, type=Spec)  # what a node will read: anything else is refused here
     except msgspec.ValidationError as error:

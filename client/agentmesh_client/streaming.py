@@ -138,6 +138,8 @@ class Reader:
         self._over: set[str] = set()
         self._marks: list[tuple[int, int, int]] = []
         """Per step: how many steps were durable, the number of the first event behind them, and the length of the text."""
+        self._answer = (1, 0)
+        """Where the model's answer that is under way begins: the number of its first event, and the length of the text."""
 
     def read(self, body: bytes) -> list[LiveEvent]:
         """The events that a message amounts to. The outcome is none of them: it has a way of its own (`ended`)."""
@@ -154,11 +156,13 @@ class Reader:
         missed, self._seq = head.seq - self._seq - 1, head.seq
         if missed:
             events.append(Missed(n=self._next(), count=missed))
-        if self._marks[-1][0] != head.step:
+        if self._marks[-1][0] != head.step and head.type != "tool_result":  # a result is shown once it is durable
             self._marks.append((head.step, self._n + 1, len(self.text)))
         content = self._content(head.type, body)
         if content is not None:
             events.append(content)
+        if not isinstance(content, Text | Thinking):
+            self._answer = (self._n + 1, len(self.text))
         return events
 
     def ended(self, outcome: Outcome) -> Ended:
@@ -204,8 +208,8 @@ class Reader:
         return event
 
     def _begin_anew(self) -> Restarted:
-        """The model's answer broke off and is asked for again: what it had shown since the last step is void."""
-        _, void_from, length = self._marks[-1]
+        """The model's answer broke off and is asked for again: what it had shown is void, and nothing before it."""
+        void_from, length = self._answer
         self.text = self.text[:length]
         return Restarted(n=self._next(), owner=self._owner, void_from=void_from)
 

@@ -30,6 +30,7 @@ class Finding(msgspec.Struct, frozen=True):
 class Diagnosis(msgspec.Struct, kw_only=True):
     """What `mesh doctor` says. The classes are those of docs/guarantees.md."""
 
+    v: int = 1
     guarantee: Class
     meaning: str
     findings: list[Finding]
@@ -71,12 +72,12 @@ def meaning(kind: Class, facts: Facts) -> str:
     lag = ", ".join(sorted({value for value in facts.sync.values() if value != "always"})) or "two minutes by default"
     texts: dict[Class, str] = {
         "power": "what was acknowledged outlives the death of every process and a power cut of every server",
-        "replicated": "what was acknowledged outlives the death of every process and a power cut of one server; if most servers lose "
-        f"power at the same moment, acknowledged work of the last sync interval ({lag}) can be lost",
-        "process": "what was acknowledged outlives the death of every process; a power cut of the server can lose acknowledged work "
-        f"of its last sync interval ({lag})",
-        "unknown": "what was acknowledged outlives the death of every process; whether it outlives a power cut of the server depends "
-        "on its sync_interval, which cannot be read from here",
+        "replicated": "what was acknowledged outlives the death of every process and a power cut of one server; if most servers "
+        f"lose power at the same moment, acknowledged work of the last sync interval ({lag}) can be lost",
+        "process": "what was acknowledged outlives the death of every process; a power cut of the server can lose acknowledged "
+        f"work of its last sync interval ({lag})",
+        "unknown": "what was acknowledged outlives the death of every process; whether it outlives a power cut of the server "
+        "depends on its sync_interval, which cannot be read from here",
         "broken": "nothing is guaranteed: streams are missing, have no leader, or are not kept on disk",
     }
     return texts[kind]
@@ -88,6 +89,8 @@ def _findings(facts: Facts) -> Iterator[Finding]:
         yield Finding("problem", f"nats-server {facts.version} is too old: upgrade to {'.'.join(map(str, MIN_SERVER))} or newer")
     if not facts.jetstream:
         yield Finding("problem", "JetStream does not answer: switch it on, for this account too, or bring its servers back")
+    for text in facts.server_errors:
+        yield Finding("problem", f"a server says: {text}; mend that (free space on its disk, for one), and restart it")
     for stream in facts.streams:
         yield from _of_stream(stream)
     yield from _of_replicas(facts)
@@ -117,10 +120,8 @@ def _of_replicas(facts: Facts) -> Iterator[Finding]:
     there = [stream for stream in facts.streams if stream.replicas]
     lone = [stream.name for stream in there if stream.replicas < 3]
     if lone and facts.cluster:
-        names = "no stream" if len(lone) == len(there) else f"not each stream ({', '.join(lone)} has fewer)"
-        yield Finding(
-            "warning", f"{names} has three replicas: the loss of one server stops the mesh (`nats stream edit --replicas 3`)"
-        )
+        which = "all streams" if len(lone) == len(there) else ", ".join(lone)
+        yield Finding("warning", f"{which}: fewer than three replicas, so one server's loss stops the mesh (`nats stream edit`)")
     elif lone:
         yield Finding("warning", "one server holds everything: nothing moves while it is away")
 
@@ -129,8 +130,8 @@ def _of_sync(facts: Facts) -> Iterator[Finding]:
     if not facts.sync:
         yield Finding(
             "warning",
-            "sync_interval cannot be read without rights of the system account: give --monitor URL (each server's monitoring page) "
-            "or --system URL (a user of the system account), or look for sync_interval in the server's configuration (default 2m)",
+            "sync_interval cannot be read without rights of the system account: give --monitor URL (each server's monitoring "
+            "page) or --system URL (a user of the system account), or look for it in the server's configuration (default 2m)",
         )
     for name, value in sorted(facts.sync.items()):
         if value != "always":

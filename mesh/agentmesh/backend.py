@@ -100,7 +100,7 @@ class Turn(msgspec.Struct, frozen=True):
 
 
 class Room(msgspec.Struct, frozen=True):
-    """What a node offers a backend besides the agent and its options: a place for files, and the mesh for what must move along."""
+    """What a node offers a backend besides the agent and its options: a place for files, and the mesh for what moves along."""
 
     agent: str
     incarnation: str

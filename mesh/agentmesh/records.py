@@ -224,6 +224,11 @@ class Step(msgspec.Struct, frozen=True, omit_defaults=True):
 
     value: Raw = NOTHING
 
+    @property
+    def size(self) -> int:
+        """Its bytes as JSON."""
+        return memoryview(self.value).nbytes
+
 
 class Wait(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A wait inside a turn: what another agent was asked, and its outcome once that is known."""

@@ -35,6 +35,7 @@ class Steps(Protocol):
 
         Raises:
             TooLarge: the step cannot be stored.
+            BadRequest: it is no JSON value.
         """
 
     async def ask(
@@ -72,6 +73,9 @@ class Allowance(Protocol):
     def note(self) -> str | None:
         """What to tell the model with its next request; once, when most of the budget is spent."""
 
+    def usd_left(self) -> float | None:
+        """US dollars that may still be spent; None where there is no bound on money."""
+
 
 class Unlimited:
     """The allowance of a turn without a budget."""
@@ -80,6 +84,9 @@ class Unlimited:
         return None
 
     def note(self) -> str | None:
+        return None
+
+    def usd_left(self) -> float | None:
         return None
 
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from agentmesh import names, wire
-from agentmesh.edge.jetstream import ApiError, get_last, read
+from agentmesh.edge.jetstream import ApiError, Uncertain, get_last, read
 from agentmesh.edge.transport import Disconnected, Message
-from agentmesh.errors import BadRequest, MeshError, TooLarge
+from agentmesh.errors import BadRequest, MeshError, TooLarge, Unavailable
 from agentmesh.hands import timer_of, timer_token
 from agentmesh.ledger import is_taken
 from agentmesh.records import NOTHING, Echo, Resolve, SetTimer
@@ -19,6 +19,7 @@ from agentmesh.turn import state_of
 from agentmesh.turn.draft import depth
 from agentmesh.turn.values import AskTimer, Cancel, Core, DropTimer, Interrupt, Resume
 from agentmesh.wire import ControlRequest, ErrorBody, Status
+from agentmesh_node.resending import resend
 from agentmesh_node.services import Services
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("agentmesh.node")
 _decoder = msgspec.json.Decoder(ControlRequest)
+MAX_PROBE = 2048
+"""Bytes of a probe, which is handed on: some names and numbers."""
 
 
 def handle(owner: Owner, services: Services, message: Message) -> None:
@@ -48,6 +51,8 @@ def handle(owner: Owner, services: Services, message: Message) -> None:
 
 def _take_probe(owner: Owner, message: Message) -> None:
     """Take what nobody waits for an answer to: a probe, or nothing."""
+    if len(message.data) > MAX_PROBE:
+        return
     with contextlib.suppress(msgspec.DecodeError, RecursionError):
         request = _decoder.decode(message.data)
         if request.op == "probe" and request.probe is not None:
@@ -61,6 +66,8 @@ def _take(owner: Owner, services: Services, request: ControlRequest, reply: str)
             services.spawn(answer(services, reply, status(owner, services, content=request.content)))
         case "poll":
             services.spawn(_poll(owner, services, _needed(request.ref, "ref"), reply))
+        case "resend":
+            services.spawn(_resend(owner, services, _needed(request.ref, "ref"), reply))
         case "interrupt":
             owner.ask_later(Interrupt(token, request.ref), token, reply)
         case "resume":
@@ -142,6 +149,18 @@ async def _poll(owner: Owner, services: Services, ref: str, reply: str) -> None:
         await answer(services, reply, await _look_up(owner, services, ref))
     except (MeshError, ApiError) as error:
         shown = error if isinstance(error, MeshError) else BadRequest(str(error))
+        await answer(services, reply, failure(shown))
+
+
+async def _resend(owner: Owner, services: Services, letter: str, reply: str) -> None:
+    """Send a dead letter again that came from another agent."""
+    try:
+        if not letter.isdecimal():
+            raise BadRequest(f"a dead letter is named by its sequence, a number; this is {letter[:40]!r}")
+        ref = await resend(services, owner.name, owner.claim.incarnation, int(letter))
+        await answer(services, reply, {"ref": str(ref)})
+    except (MeshError, ApiError, Uncertain) as error:
+        shown = error if isinstance(error, MeshError) else Unavailable(str(error))
         await answer(services, reply, failure(shown))
 
 

@@ -13,6 +13,7 @@ from agentmesh import wire
 from agentmesh.edge.jetstream import (
     WrongLastSequence,
     get_last,
+    get_next,
     purge,
     read,
     read_all,
@@ -162,7 +163,11 @@ class Deeds:
         headers.update(effect.trace)
         subject = self._subjects.lane(effect.lane, effect.to)
         # Ids are stream-wide: the name first, so that they cannot meet another agent's; the nonce, so that none can be guessed.
-        await store(self._t, subject, body, headers=headers, msg_id=f"{effect.to}.{self.agent}.{origin}.{nonce}")
+        msg_id = f"{effect.to}.{self.agent}.{origin}.{nonce}"
+        stored = await store(self._t, subject, body, headers=headers, msg_id=msg_id)
+        if stored.duplicate and not await self._lies_in(subject, stored.seq) and not await self.was_delivered(origin, effect):
+            # Somebody else has used this id. Should it be a repetition after all, the receiver knows the origin.
+            await store(self._t, subject, body, headers=headers, msg_id=f"{msg_id}.{self._token()}")
         self._emit("sent", {"to": effect.to, "lane": effect.lane, "tag": effect.tag, "answer": effect.outcome is not None})
 
     def _letter(self, effect: SendMail) -> tuple[bytes, dict[str, str]]:
@@ -174,6 +179,11 @@ class Deeds:
         if effect.prompt is not None:
             return wire.encode_prompt(effect.prompt)
         return msgspec.json.encode(effect.event), {}
+
+    async def _lies_in(self, subject: str, seq: int) -> bool:
+        """Whether message `seq` of the mail is one of `subject`, as the leader knows it."""
+        found = await get_next(self._t, self._subjects.stream("mail"), subject, seq)
+        return found is not None and found.seq == seq
 
     async def _spec_of(self, name: str) -> Spec | None:
         """The spec of `name`: from the live copy, or, where that has none, from the leader."""

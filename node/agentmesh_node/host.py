@@ -7,11 +7,9 @@ import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from functools import partial
-from importlib.metadata import version
 
 import msgspec
 
-from agentmesh import wire
 from agentmesh.edge.ambient import SYSTEM, Ambient
 from agentmesh.edge.jetstream import ApiError, Uncertain, WrongLastSequence
 from agentmesh.edge.registry import Entry, Registry, View, decode_epoch, decode_placement, decode_spec, readable_spec
@@ -21,7 +19,7 @@ from agentmesh.errors import BadRequest, MeshError, StoreLost
 from agentmesh.ownership import Claim
 from agentmesh.subjects import EPOCH_KEY, Subjects, placement_key, spec_key
 from agentmesh.turn.values import Phase
-from agentmesh.wire import ControlRequest, NodeLease, Spec
+from agentmesh.wire import ControlRequest, Spec
 from agentmesh_node.children import end_children
 from agentmesh_node.claiming import Lost
 from agentmesh_node.draining import Handover, give_up, unless_cut_off
@@ -30,6 +28,7 @@ from agentmesh_node.heartbeat import Carrier, Heartbeat, ThreadCarrier
 from agentmesh_node.latecomers import Sweeper
 from agentmesh_node.mailbox import Mailbox
 from agentmesh_node.owner import Owner
+from agentmesh_node.report import count, first_lease
 from agentmesh_node.resident import Resident
 from agentmesh_node.restless import restless
 from agentmesh_node.selfcheck import SelfCheck
@@ -42,8 +41,6 @@ RETRY_S = 0.05
 MAX_RETRY_S = 2.0
 HANDOVER_S = 5.0
 """How long a draining node waits for its agents to be placed elsewhere."""
-MOST_BUSY = 256
-"""Agents in a turn that a node names to the supervisors, at most."""
 WRITES = 64
 """Placements that are given up at the same time, at most."""
 
@@ -106,7 +103,7 @@ class Node:
             return "draining"
         if not self._t.connected:
             return "no connection to NATS"
-        return (self._heartbeat.refusal if self._heartbeat is not None else None) or self._watch.trouble
+        return self._watch.trouble or (self._heartbeat.refusal if self._heartbeat is not None else None)
 
     # --- life -------------------------------------------------------------------------------------------------------
     async def start(self) -> None:
@@ -134,7 +131,7 @@ class Node:
             self._carrier,
             self.subjects,
             self.settings.node_id,
-            self._lease(boot),
+            first_lease(self.settings, boot, self._ambient.now()),
             ttl_s=self.settings.lease_ttl_s,
             stall_limit_s=self.settings.stall_limit_s,
             on_request=self._on_request,
@@ -152,30 +149,9 @@ class Node:
         self._watch.start()
         self._count()
 
-    def _lease(self, boot: str, *, cordoned: bool = False) -> NodeLease:
-        s = self.settings
-        return NodeLease(
-            boot=boot,
-            kinds=tuple(sorted(s.agents)),
-            labels=s.labels,
-            capacity=s.capacity,
-            agents=len(self._residents),
-            version=version("agentmesh"),
-            started=wire.format_time(self._ambient.now()),
-            draining=self._draining,
-            cordoned=cordoned,
-        )
-
     def _count(self) -> None:
         if self._heartbeat is not None:
-            facts = self._heartbeat.facts
-            facts.agents = len(self._residents)
-            awake = [r.owner for r in self._residents.values() if r.owner is not None]
-            facts.awake = len(awake)
-            busy = [owner.name for owner in awake if not owner.idle]
-            facts.running = len(busy)
-            facts.busy = tuple(busy[:MOST_BUSY])
-            facts.lease = msgspec.structs.replace(facts.lease, agents=facts.agents)
+            count(self._heartbeat.facts, len(self._residents), self._residents.values())
         self._counter = asyncio.get_running_loop().call_later(0.5, self._count)
 
     async def close(self) -> None:
@@ -325,7 +301,7 @@ class Node:
         # Until the lanes are read an owner's answers could be wrong: control requests wait for that, mail does not.
         if owner is not None and owner.core is not None and (owner.begun or lane != "control"):
             owner.live(lane, message)
-        elif not resident.gone:
+        elif not resident.gone and (lane != "control" or message.reply):  # a probe, which has no reply, wakes nobody
             if lane == "control":
                 resident.waiting = (*resident.waiting, (lane, message))
             self._activate(resident)
@@ -350,6 +326,8 @@ class Node:
     def _activate(self, resident: Resident) -> None:
         if resident.gone or resident.broken or resident.owner is not None or self._closing:
             return
+        if resident.name in self._unreadable:
+            return  # reported, and tried again when its spec changes
         if resident.activation is None or resident.activation.done():
             resident.activation = asyncio.get_running_loop().create_task(
                 self._bring_up(resident), name=f"activate {resident.name}"
@@ -368,12 +346,12 @@ class Node:
             except StoreLost as error:
                 self._raise_alarm(resident, str(error))
                 return
-            except BadRequest as error:
-                log.error("not activated: %s", error.message, extra={"agent": resident.name})
-                self._unreadable.add(resident.name)
-                resident.activation = None
-                return
             except (MeshError, ApiError, Uncertain, WrongLastSequence) as error:
+                if isinstance(error, BadRequest) and readable_spec(self._specs.get(spec_key(resident.name))) is None:
+                    log.error("not activated: %s", error.message, extra={"agent": resident.name})
+                    self._unreadable.add(resident.name)
+                    resident.activation = None
+                    return
                 log.warning("activation is tried again: %s", error, extra={"agent": resident.name})
             except Exception:
                 log.exception("activation failed", extra={"agent": resident.name})

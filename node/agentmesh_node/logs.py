@@ -19,6 +19,8 @@ LOG_VARIABLE = "MESH_LOG"
 """`json` or `text`; by default text on a terminal, else JSON."""
 LEVEL_VARIABLE = "MESH_LOG_LEVEL"
 """A level's name; `info` by default."""
+CHATTY = ("httpx2", "mcp")
+"""Libraries whose `info` is a line for each request: they are heard at `debug`."""
 
 
 def configure(
@@ -40,6 +42,8 @@ def configure(
     root.addHandler(handler)
     level = environ.get(LEVEL_VARIABLE, "info").upper()
     root.setLevel(level if level in logging.getLevelNamesMapping() else "INFO")
+    for chatty in CHATTY:
+        logging.getLogger(chatty).setLevel(logging.NOTSET if root.level <= logging.DEBUG else logging.WARNING)
     return handler
 
 

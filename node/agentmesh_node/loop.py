@@ -143,6 +143,8 @@ class _Run:
         self._whole = self._before
         """The history up to the last whole exchange: what is kept of it if the turn fails."""
         self._text = ""
+        self._paused = False
+        """The newest message is the model's: the provider paused."""
 
     async def events(self, prompt: str) -> AsyncGenerator[Event]:
         """Everything that happens, up to one terminal event."""
@@ -187,6 +189,7 @@ class _Run:
             self._history.clear()
         self._history.append(reply.message)
         self._text = self._text + reply.text if reply.goes_on or not reply.calls else ""
+        self._paused = reply.goes_on
         if not reply.calls:
             self._whole = list(self._history)
 
@@ -204,6 +207,7 @@ class _Run:
             yield reply
             return
         note = await self._meter.before_call(Metered("model", self._model.name, self._turn))
+        note = None if self._paused else note  # there is no message of ours to put it behind
         self._note(note)
         async with aclosing(self._ask(specs)) as asked:
             async for part in asked:
@@ -257,7 +261,8 @@ class _Run:
                 results[call.id] = known
                 await self._meter.after_call(Metered("tool", call.name, self._turn, replayed=True))
                 yield ran(known, replayed=True)
-        waiting = {asyncio.create_task(self._tool(call), name=f"tool {call.name}") for call in calls if call.id not in results}
+        tasks = {asyncio.create_task(self._tool(call), name=f"tool {call.name}") for call in calls if call.id not in results}
+        waiting = set(tasks)
         try:
             while waiting:
                 done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
@@ -268,7 +273,7 @@ class _Run:
                         yield ran(kept, replayed=False)
                     results[kept.id] = kept
         finally:
-            await _end(waiting)
+            await _end(tasks)
         self._history.append(self._model.results([results[call.id] for call in calls]))
         self._whole = list(self._history)
 
@@ -296,7 +301,11 @@ class _Run:
             known = await self._toolbox.reconcile(call, self._turn)
             if known is not None:
                 return known
-        await self._meter.before_call(Metered("tool", call.name, self._turn))
+        try:
+            await self._meter.before_call(Metered("tool", call.name, self._turn))
+        except BudgetExceeded as error:
+            # A result and not the end: what ran beside it belongs into the history. The next model call ends the turn.
+            return Result.failed(call, error.code, f"this call was not made: {error.message}")
         if self._toolbox.effect(call.name) == "once" and not self._taken.intended(call):
             await self._take(Intent(call.id))
         return await self._toolbox.run(call, self._turn)
@@ -307,14 +316,15 @@ class _Run:
 
 
 async def _end(tasks: set[asyncio.Task[Result]]) -> None:
-    """End the tools of a turn that is over."""
-    if not tasks:
-        return
-    for task in tasks:
-        task.cancel()
-    _, pending = await asyncio.wait(tasks, timeout=2 * PATIENCE_S)
+    """End the tools of a turn that is over, one way or the other."""
+    pending = {task for task in tasks if task.cancel()}
+    if pending:
+        _, pending = await asyncio.wait(pending, timeout=2 * PATIENCE_S)
     if pending:
         log.error("tools do not end when cancelled", extra={"tools": sorted(task.get_name() for task in pending)})
+    for task in tasks - pending:
+        if not task.cancelled():
+            task.exception()  # the first one ended the turn; the others are of no interest any more
 
 
 def _failed(error: BackendError | BudgetExceeded) -> Event:

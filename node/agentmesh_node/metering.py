@@ -1,8 +1,8 @@
 """What a turn spends: counted from its events, held against its budget, and told to those that it asks.
 
-Whatever the backend, its events say what it used: the newest `usage` the tokens of the turn so far, each `tool_use` a tool run. A
-turn that goes on after a takeover tells the events of its steps again, and the journal has what was told by those that were asked;
-so the count needs no record of its own.
+Whatever the backend, its events say what it used: the newest `usage` the tokens of the turn so far, each `tool_use` a tool run.
+A turn that goes on after a takeover tells the events of its steps again, and the journal has what was told by those that were
+asked; so the count needs no record of its own.
 """
 
 from __future__ import annotations
@@ -17,10 +17,9 @@ from typing import Any
 import msgspec
 
 from agentmesh.backend import Event
-from agentmesh.budget import NO_LIMITS, Account, Limits, Prices, limits_from, prices_from
+from agentmesh.budget import NO_LIMITS, TOKENS, Account, Limits, Prices, Purse, limits_from, prices_from
 from agentmesh.errors import BadRequest, BudgetExceeded
 from agentmesh.steps import Steps
-from agentmesh.turn.values import RunTurn
 from agentmesh.wire import Outcome
 
 log = logging.getLogger("agentmesh.node")
@@ -56,19 +55,27 @@ def spec_limits(agent: str, budget: Any) -> Limits:
         return Limits(tokens=0)
 
 
+_FRESH = Account()
+
+
 class Meter:
     """The account of one run of a turn; it is the turn's `Allowance` (agentmesh.steps)."""
 
-    def __init__(self, command: RunTurn, prices: Prices, monotonic: Callable[[], float]) -> None:
-        account = Account(limits=command.budget)
-        for wait, usage in command.delegated.items():
+    def __init__(self, purse: Purse, prices: Prices, monotonic: Callable[[], float]) -> None:
+        limited = purse.limits is not NO_LIMITS and purse.limits != NO_LIMITS
+        # Most turns have no bounds, and many spend nothing: those pay for little more than this.
+        account = _FRESH if not limited else Account(limits=purse.limits)
+        for wait, usage in purse.delegated.items():
             account = account.delegated(wait, usage)
         self._account = account
+        self._limited = limited
         self._prices = prices
         self._monotonic = monotonic
-        self._began = monotonic() - command.elapsed_s
+        self._began = monotonic() - purse.elapsed_s
         self._noted = False
         self._over = False
+        self._before: dict[str, Any] = {}
+        """The summary as an earlier owner had it: that much was counted there."""
 
     @property
     def elapsed_s(self) -> float:
@@ -78,7 +85,7 @@ class Meter:
     @property
     def patience_s(self) -> float | None:
         """How long it may still run."""
-        bound = self._account.limits.wall_s
+        bound = self._account.limits.wall_s if self._limited else None
         return None if bound is None else max(0.0, bound - self.elapsed_s)
 
     # --- what the backend asks --------------------------------------------------------------------------------------
@@ -88,15 +95,20 @@ class Meter:
         Raises:
             BudgetExceeded: it may not.
         """
-        self._account.check(self.elapsed_s)
+        if self._limited:
+            self._account.check(self.elapsed_s)
 
     def note(self) -> str | None:
         """What the model is to be told, once: that most of the budget is spent."""
-        if self._noted:
+        if self._noted or not self._limited:
             return None
         note = self._account.note(self.elapsed_s)
         self._noted = note is not None
         return note
+
+    def usd_left(self) -> float | None:
+        """US dollars that may still be spent."""
+        return self._account.left(self.elapsed_s).usd if self._limited else None
 
     # --- what the runner tells --------------------------------------------------------------------------------------
     def observe(self, event: Event) -> None:
@@ -111,11 +123,20 @@ class Meter:
             self._over = self._is_over()
         elif event.kind == "tool_use":
             self._account = self._account.called()
-            bound = self._account.limits.tool_calls
-            if self._over or (bound is not None and self._account.tool_calls > bound):
+            if not event.replayed:
                 self.check()
         elif self._over and not event.terminal and not event.replayed:
             self.check()
+
+        if event.replayed:
+            self._before = self._account.summary()
+
+    def made(self) -> dict[str, Any]:
+        """What this run has spent itself: tokens by name, `usd`, `tool_calls`, and the `model`."""
+        found = self._account.summary()
+        names = (*TOKENS, "usd", "tool_calls")
+        spent = {name: found[name] - self._before.get(name, 0) for name in names if name in found}
+        return {**{name: amount for name, amount in spent.items() if amount > 0}, "model": str(found.get("model") or "")}
 
     def _is_over(self) -> bool:
         try:
@@ -134,11 +155,11 @@ class Meter:
 
     def usage(self) -> dict[str, Any] | None:
         """What the turn has spent, as its outcome has it; None where it is nothing."""
-        return self._account.summary() or None
+        return None if self._account is _FRESH else self._account.summary() or None
 
     def left(self) -> Limits | None:
         """What those that it asks may spend; None where there is no bound."""
-        return self._account.left(self.elapsed_s) if self._account.limits != NO_LIMITS else None
+        return self._account.left(self.elapsed_s) if self._limited else None
 
     def answered(self, wait: str, outcome: Outcome) -> None:
         """Count what was spent by one that was asked."""

@@ -23,6 +23,7 @@ from agentmesh.ownership import Claim
 from agentmesh.records import Ledger, Resolve, encode_record
 from agentmesh.subjects import LANES
 from agentmesh.turn import new_core, step
+from agentmesh.turn.step_values import Taken, WaitOver
 from agentmesh.turn.values import (
     Answer,
     Append,
@@ -51,9 +52,7 @@ from agentmesh.turn.values import (
     Stop,
     Sweep,
     Swept,
-    Taken,
     Tick,
-    WaitOver,
     Wake,
     Watchdog,
 )
@@ -110,7 +109,7 @@ class Owner:
         self._sweeper: asyncio.Task[None] | None = None
         self._replies: dict[str, str] = {}
         self._live: LiveStream | None = None
-        self._steps: StepKeeper | None = None
+        self.steps: StepKeeper | None = None
         self.runner: Runner | None = services.runner(name, spec)
         self.mailbox: Mailbox | None = None
         self.trimmer: Trimmer | None = None
@@ -453,9 +452,9 @@ class Owner:
     def _run_turn(self, command: RunTurn) -> None:
         assert self.runner is not None
         self._live = LiveStream.open(self._s, self.name, command, self.claim.generation)
-        self._steps = StepKeeper(self._s, command, self.feed, lambda: self.prober.arm())
+        self.steps = StepKeeper(self._s, command, self.feed, self._begin_to_wait)
         number = command.number
-        if self.runner.start_turn(command, self._turn_ended, self._live.event if self._live else None, self._steps):
+        if self.runner.start_turn(command, self._turn_ended, self._live.event if self._live else None, self.steps):
             self._watchdog = asyncio.get_running_loop().call_later(command.watchdog_s, lambda: self.feed(Watchdog(number)))
 
     @functools.cached_property
@@ -463,19 +462,22 @@ class Owner:
         """Made when it is needed: most agents never wait in mid-turn."""
         return Prober(self, self._s)
 
+    def _begin_to_wait(self) -> None:
+        self.prober.arm()
+
     def _step_taken(self, command: Taken) -> None:
-        assert self._steps is not None
-        self._steps.step_taken(command)
+        assert self.steps is not None
+        self.steps.step_taken(command)
         if self._live is not None:
             self._live.step = command.steps
 
     def _wait_over(self, command: WaitOver) -> None:
-        assert self._steps is not None
-        self._steps.wait_over(command)
+        assert self.steps is not None
+        self.steps.wait_over(command)
 
     def _turn_ended(self, item: Input) -> None:
-        if self._steps is not None:
-            self._steps.close()
+        if self.steps is not None:
+            self.steps.close()
         if self._watchdog is not None:
             self._watchdog.cancel()
             self._watchdog = None
@@ -487,8 +489,8 @@ class Owner:
             self._watchdog = None
         assert self.runner is not None
         await self.runner.kill_turn()
-        if self._steps is not None:
-            self._steps.close()
+        if self.steps is not None:
+            self.steps.close()
 
     def _tell_outcome(self, effect: Resolve) -> None:
         LiveStream.close_with(self._s, self.name, effect, self.claim.generation, self._live)

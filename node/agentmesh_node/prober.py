@@ -5,6 +5,7 @@ Probes are core messages to the waited-for agent's owner. One that is lost is se
 
 from __future__ import annotations
 
+import asyncio
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ import msgspec
 
 from agentmesh import wire
 from agentmesh.turn.circles import begun, handed_on, holds, open_waits
-from agentmesh.turn.values import Circled
+from agentmesh.turn.step_values import Circled
 from agentmesh.wire import ControlRequest, Probe
 from agentmesh_node.services import Services
 
@@ -43,25 +44,27 @@ class Prober:
         self._s = services
         self._sent: OrderedDict[str, Sent] = OrderedDict()
         self._seen: OrderedDict[str, None] = OrderedDict()
-        self._armed = False
         self._pause = FIRST_S
+        self._next: asyncio.TimerHandle | None = None
 
     def arm(self) -> None:
-        """The running turn begins to wait."""
+        """The running turn begins to wait, for one more agent perhaps."""
         self._pause = FIRST_S
-        if not self._armed:
-            self._armed = True
-            self._owner.later(self._pause, self._round)
+        loop = asyncio.get_running_loop()
+        if self._next is not None and self._next.when() > loop.time() + FIRST_S:
+            self._owner.call_off(self._next)
+            self._next = None
+        if self._next is None:
+            self._next = self._owner.later(FIRST_S, self._round)
 
     def _round(self) -> None:
-        self._armed = False
-        core = self._owner.core
-        if core is None or core.active is None or not core.ledger.waits:
+        self._next = None
+        core, steps = self._owner.core, self._owner.steps
+        if core is None or steps is None or not steps.waiting:
             return
-        for name, wait in open_waits(core).items():
+        for name, wait in open_waits(core).items():  # none, as long as the journal cannot be written
             self._send(name, wait.origin, again=False)
-        self._armed = True
-        self._owner.later(self._pause, self._round)
+        self._next = self._owner.later(self._pause, self._round)
         self._pause = min(LONGEST_S, 2 * self._pause)
 
     def _send(self, name: str, origin: str, *, again: bool) -> None:

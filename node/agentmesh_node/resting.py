@@ -54,9 +54,16 @@ class Resting:
             self._rest()
             self.arm()
         elif quiet < self._s.patience() or not owner.settled_down:
-            self._asleep_at = owner.later(max(self._s.rest_s(), self._s.patience() - quiet), self._look)
+            self._asleep_at = owner.later(max(self._s.rest_s(), self._next(quiet) - quiet), self._look)
         else:
             owner.sleep()
+
+    def _next(self, quiet: float) -> float:
+        """How quiet it is to have been at the next look: then it may sleep, or mail is old enough to be purged."""
+        trimmer, window = self._owner.trimmer, self._s.duplicate_window_s
+        if trimmer is None or not trimmer.lingering:
+            return self._s.patience()
+        return min(self._s.patience(), window + 1.0 if quiet <= window else quiet)
 
     async def retire(self) -> None:
         """Begin nothing more, and return when the running turn is over; the caller bounds the wait.

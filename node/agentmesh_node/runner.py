@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 from msgspec import Raw
 
-from agentmesh import hands
+from agentmesh import hands, semconv
 from agentmesh.agent import Agent
 from agentmesh.backend import Backend, Event, Response, Turn
 from agentmesh.budget import Prices
@@ -27,6 +27,7 @@ from agentmesh.records import NOTHING
 from agentmesh.steps import Steps, UnjournaledSteps
 from agentmesh.turn.values import Call, Choice, Ended, Input, Misbehaved, Raised, Returned, RunTurn, Unreadable
 from agentmesh.wire import ErrorBody, Outcome
+from agentmesh_node.counters import Counters
 from agentmesh_node.metering import Meter, MeteredSteps
 from agentmesh_node.stepping import BLOCK_LIMIT_S, timed
 from agentmesh_node.tracing import Span, Tracing
@@ -49,6 +50,8 @@ class Ports(msgspec.Struct, frozen=True):
     """Tells a lifecycle fact: agent, kind, turn, fields (agentmesh_node.events)."""
     prices: Prices = msgspec.field(default_factory=Prices)
     """What models cost."""
+    counters: Counters = msgspec.field(default_factory=Counters)
+    """Where it is counted what turns spend."""
 
 
 class Runner:
@@ -273,7 +276,7 @@ class Runner:
         steps: Steps | None = None,
     ) -> bool:
         """Start the prompt task; `feed` gets its `Ended`. Returns whether it still runs: a quick one is over at once."""
-        self._meter = Meter(command, self._ports.prices, self._ports.monotonic)
+        self._meter = Meter(command.purse, self._ports.prices, self._ports.monotonic)
         self._steps = MeteredSteps(steps if steps is not None else UnjournaledSteps(), self._meter)
         self._number = command.number
         self._span = self._tracing.turn(self._name, command.request, command.number, command.trace)
@@ -313,9 +316,19 @@ class Runner:
             ended = Ended(turn=command.number, error=_crash(error))
         finally:
             hands.current_context.reset(token)
+            self._count()
         if ended.error is not None and self._meter is not None:
             ended = msgspec.structs.replace(ended, usage=self._meter.usage())
         feed(ended)
+
+    def _count(self) -> None:
+        """The run is over, by itself or killed: what it has spent is spent."""
+        if self._meter is None or not self._meter.usage():
+            return
+        made = self._meter.made()
+        self._ports.counters.spent(self._cls.__name__, made)
+        if self._span is not None and made.get("usd"):
+            self._span.set_attribute(semconv.COST, made["usd"])
 
     async def _consume(self, command: RunTurn, live: Callable[[Event], None] | None) -> Ended:
         backend, number, meter = self._backend, command.number, self._meter

@@ -61,11 +61,11 @@ class SelfCheck:
             agents = list(self._agents())
             groups = max(1, math.ceil(len(agents) / GROUP))
             for index in range(groups):
-                await asyncio.sleep(self._period_s / groups)
                 try:
                     await self._check(agents[index * GROUP : (index + 1) * GROUP])
                 except (MeshError, ApiError) as error:
                     log.debug("self-check not possible now: %s", error)
+                await asyncio.sleep(self._period_s / groups)
 
     async def check_store(self) -> None:
         """Compare the journals with what was committed: also to be called when the store may be another one than before."""

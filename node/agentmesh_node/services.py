@@ -27,6 +27,7 @@ from agentmesh.records import NOTHING
 from agentmesh.subjects import Subjects
 from agentmesh.turn.values import Config
 from agentmesh.wire import Restart, Spec
+from agentmesh_node.counters import Counters
 from agentmesh_node.events import Events, Handler
 from agentmesh_node.metering import prices_of, spec_limits
 from agentmesh_node.runner import Ports, Runner
@@ -122,6 +123,7 @@ class Services:
         self._backends: dict[str, Any] = {}
         self._files = files_of(settings)
         self.prices = prices_of()
+        self._counters = Counters()
         self._tasks: set[asyncio.Task[Any]] = set()
         self.suspects = asyncio.Semaphore(1)
         """Held by the one agent that handles an input which may kill this process (design 4, "Poison")."""
@@ -174,7 +176,7 @@ class Services:
         if cls is None:
             return None
         limit = self.transport.max_payload - (128 << 10)
-        ports = Ports(self.now, self.monotonic, self.token, limit, self.events.emit, self.prices)
+        ports = Ports(self.now, self.monotonic, self.token, limit, self.events.emit, self.prices, self._counters)
         backend = self.backend_name(spec)
 
         def factory(agent: Agent[Any], options: Mapping[str, Any]) -> Backend:

@@ -12,7 +12,8 @@ from msgspec import Raw
 from agentmesh import names, wire
 from agentmesh.budget import Limits, limits_from
 from agentmesh.errors import BadRequest, MeshError, NotInCallback, TooLarge
-from agentmesh.turn.values import AskAgent, Input, RunTurn, Taken, TakeStep, WaitOver
+from agentmesh.turn.step_values import AskAgent, Taken, TakeStep, WaitOver
+from agentmesh.turn.values import Input, RunTurn
 from agentmesh.wire import ErrorBody, Outcome, PromptBody
 from agentmesh_node.services import Services
 
@@ -64,11 +65,8 @@ class StepKeeper:
         token = self._s.token()
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._takes[token] = value, future
-        try:
-            self._feed(TakeStep(self._command.number, token, value))
-            await future
-        finally:
-            self._takes.pop(token, None)
+        self._feed(TakeStep(self._command.number, token, value))
+        await future
 
     async def ask(
         self,
@@ -102,6 +100,8 @@ class StepKeeper:
     def _request(self, wait: str, agent: str, prompt: PromptBody, timeout_s: float, budget: Limits | None) -> AskAgent:
         if not isinstance(wait, str) or not 0 < len(wait) <= MAX_WAIT_NAME:
             raise BadRequest(f"a wait's name is a text of 1 to {MAX_WAIT_NAME} characters")
+        if not timeout_s >= 0:  # NaN is none either
+            raise BadRequest(f"timeout_s is a number of seconds, not {timeout_s}")
         if not prompt.prompt:
             raise BadRequest("the prompt is empty")
         size = len(_encoded(prompt))
@@ -113,7 +113,7 @@ class StepKeeper:
             wait=wait,
             agent=names.agent_name(agent),
             prompt=prompt,
-            deadline=wire.check_time(self._s.now() + max(0.0, timeout_s)),
+            deadline=wire.check_time(self._s.now() + timeout_s),
             budget=budget,
             trace=self._s.tracing.headers(),
         )
@@ -125,18 +125,23 @@ class StepKeeper:
     # --- the machine's side -----------------------------------------------------------------------------------------
     def step_taken(self, command: Taken) -> None:
         """The journal has a step, or refuses it."""
-        entry = self._takes.get(command.token)
+        entry = self._takes.pop(command.token, None)
         if entry is None:
             return
         value, future = entry
         if command.error is None:
-            self._steps.append(value)
+            self._steps.append(value)  # also if whoever took it waits for it no longer
         if future.done():
             return
         if command.error is None:
             future.set_result(None)
         else:
             future.set_exception(command.error.exception())
+
+    @property
+    def waiting(self) -> bool:
+        """Whether the turn waits for an agent."""
+        return any(not future.done() for future in self._waits.values())
 
     def wait_over(self, command: WaitOver) -> None:
         """A wait has its outcome."""

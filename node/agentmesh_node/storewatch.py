@@ -19,6 +19,11 @@ log = logging.getLogger("agentmesh.node")
 
 PERIOD_S = 2.0
 """Time between two looks, each at one stream: the API of a server has better things to do."""
+_FIRST: tuple[StreamRole, ...] = ("registry", "mail", "journal")
+"""Without these nothing goes."""
+_ROLES: tuple[StreamRole, ...] = (*_FIRST, *(role for role in get_args(StreamRole.__value__) if role not in _FIRST))
+PROBE = "_probe"
+"""No agent's name: tokens that begin so are the mesh's own."""
 LOOK_S = 5.0
 """Wait for one answer."""
 
@@ -30,6 +35,8 @@ class StoreWatch:
         self._t = transport
         self._subjects = subjects
         self._period_s = period_s
+        # Of the streams that every turn needs it is tried whether they can be written.
+        self._probes = {"mail": subjects.inbox(PROBE), "journal": subjects.journal(PROBE)}
         self._troubles: dict[str, Unavailable] = {}
         self._task: asyncio.Task[None] | None = None
 
@@ -51,14 +58,14 @@ class StoreWatch:
 
     async def _run(self) -> None:
         while True:
-            for role in get_args(StreamRole.__value__):
+            for role in _ROLES:
                 await asyncio.sleep(self._period_s)
-                await self._look(self._subjects.stream(role))
+                await self._look(self._subjects.stream(role), self._probes.get(role))
 
-    async def _look(self, stream: str) -> None:
+    async def _look(self, stream: str, probe: str | None) -> None:
         if not self._t.connected:
             return  # that is said already, and no stream's fault
-        trouble = await explain(self._t, stream, timeout=LOOK_S)
+        trouble = await explain(self._t, stream, probe=probe, timeout=LOOK_S)
         known = self._troubles.pop(stream, None)
         if trouble is not None:
             self._troubles[stream] = trouble

@@ -1,7 +1,7 @@
 """OpenTelemetry for a process that hosts: exported when an OTLP endpoint is named in the environment, else free of cost.
 
 Spans are made everywhere through `opentelemetry-api`, whose no-op carries a caller's context onward unchanged. Only `setup`
-imports the SDK, and only if `OTEL_EXPORTER_OTLP_ENDPOINT` or `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT` is set; the other standard
+imports the SDK, and only if `OTEL_EXPORTER_OTLP_ENDPOINT`, or the one for traces or for metrics, is set; the other standard
 variables (headers, timeout, sampler, batch sizes) then hold too.
 """
 
@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from opentelemetry import propagate, trace
+from opentelemetry import metrics, propagate, trace
 from opentelemetry.baggage.propagation import W3CBaggagePropagator
 from opentelemetry.propagators.composite import CompositePropagator
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
@@ -21,10 +21,12 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from agentmesh import semconv
 
 if TYPE_CHECKING:
+    from opentelemetry.sdk.metrics import MeterProvider
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import TracerProvider
 
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+METRICS_ENDPOINTS = ("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 EXPORT_EVERY_MS = 500
 _log = logging.getLogger("agentmesh.telemetry")
 
@@ -32,17 +34,20 @@ _log = logging.getLogger("agentmesh.telemetry")
 class Telemetry:
     """What `setup` has started. `provider` is None when nothing is exported."""
 
-    def __init__(self, provider: TracerProvider | None) -> None:
+    def __init__(self, provider: TracerProvider | None, meters: MeterProvider | None = None) -> None:
         self.provider = provider
+        self.meters = meters
 
     def shutdown(self) -> None:
         """Export what is pending and stop; bounded by the exporter's time-out (10 s by default). Blocks: call it in a thread."""
         if self.provider is not None:
             self.provider.shutdown()
+        if self.meters is not None:
+            self.meters.shutdown()
 
 
 def setup(role: str, instance_id: str, environ: Mapping[str, str] | None = None) -> Telemetry:
-    """Set the process's propagators and, where an endpoint is set, its tracer provider. Call it once, early.
+    """Set the process's propagators and, where endpoints are set, its tracer and meter providers. Call it once, early.
 
     Args:
         role: `node`, `supervisor` or `client`; the resource's `service.name` becomes `mesh-<role>`.
@@ -53,15 +58,18 @@ def setup(role: str, instance_id: str, environ: Mapping[str, str] | None = None)
     """
     propagate.set_global_textmap(CompositePropagator([TraceContextTextMapPropagator(), W3CBaggagePropagator()]))
     environ = os.environ if environ is None else environ
-    if not any(environ.get(name) for name in ENDPOINTS):
-        return Telemetry(None)
+    traced, metered = (any(environ.get(name) for name in names) for names in (ENDPOINTS, METRICS_ENDPOINTS))
     try:
-        provider = _provider(role, instance_id)
+        provider = _provider(role, instance_id) if traced else None
+        meters = _meters(role, instance_id) if metered else None
     except ImportError as error:
-        _log.warning("no traces are exported: %s; pip install 'agentmesh[otlp]'", error)
+        _log.warning("neither traces nor metrics are exported: %s; pip install 'agentmesh[otlp]'", error)
         return Telemetry(None)
-    trace.set_tracer_provider(provider)
-    return Telemetry(provider)
+    if provider is not None:
+        trace.set_tracer_provider(provider)
+    if meters is not None:
+        metrics.set_meter_provider(meters)
+    return Telemetry(provider, meters)
 
 
 def _provider(role: str, instance_id: str) -> TracerProvider:
@@ -75,6 +83,15 @@ def _provider(role: str, instance_id: str) -> TracerProvider:
     delay = None if os.environ.get("OTEL_BSP_SCHEDULE_DELAY") else EXPORT_EVERY_MS
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(), schedule_delay_millis=delay))
     return provider
+
+
+def _meters(role: str, instance_id: str) -> MeterProvider:
+    from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter  # noqa: PLC0415
+    from opentelemetry.sdk.metrics import MeterProvider  # noqa: PLC0415
+    from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader  # noqa: PLC0415
+
+    reader = PeriodicExportingMetricReader(OTLPMetricExporter())
+    return MeterProvider([reader], resource=_resource(role, instance_id), shutdown_on_exit=False)
 
 
 def _resource(role: str, instance_id: str) -> Resource:

@@ -50,6 +50,14 @@ class Trimmer:
         """Whether every lane has room, as far as consumed mail goes."""
         return self._counted and not self._busy and not any(self._due(lane) for lane in LANES)
 
+    @property
+    def lingering(self) -> bool:
+        """Whether consumed mail waits to grow older than the window."""
+        return any(self._old(lane) for lane in LANES)
+
+    def _old(self, lane: str) -> bool:
+        return self._position(lane) > 0 and (bool(self._recent[lane]) or lane in self._inherited)
+
     def arrived(self, mail: list[Mail]) -> None:
         """Take note of new mail; begin to purge where half a lane is consumed."""
         for item in mail:
@@ -137,7 +145,7 @@ class Trimmer:
             self._s.spawn(self._count_inherited())
         elif seconds > self._s.duplicate_window_s:
             for lane in LANES:
-                if self._position(lane) and (self._recent[lane] or lane in self._inherited):
+                if self._old(lane):
                     self._busy = True
                     self._s.spawn(self.remembered(self._planned(lane, self._position(lane))))
                     return

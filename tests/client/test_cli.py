@@ -26,7 +26,7 @@ from agentmesh_client.cli import exits, main, output
 from agentmesh_client.permission import refusal
 from client.fake_owner import World, place, world
 from client.test_control import STATUS
-from support import Server, eventually, run
+from support import Cluster, Server, eventually, run
 
 COMMAND = (sys.executable, "-m", "agentmesh_client.cli.main")
 
@@ -34,7 +34,7 @@ COMMAND = (sys.executable, "-m", "agentmesh_client.cli.main")
 class Shell:
     """Runs `mesh` as its users do."""
 
-    def __init__(self, server: Server, subjects: Subjects, directory: Path | None = None) -> None:
+    def __init__(self, server: Server | Cluster, subjects: Subjects, directory: Path | None = None) -> None:
         clean = {name: value for name, value in os.environ.items() if not name.startswith("MESH_")}
         self.environ = {**clean, "MESH_NATS_URL": server.url, "MESH_ROOT": subjects.root, "COLUMNS": "200"}
         self._directory = directory

@@ -99,6 +99,40 @@ def test_what_led_to_a_durable_step_survives_a_takeover() -> None:
     assert reader.text == "one two "
 
 
+@pytest.mark.case(215)
+def test_a_tool_result_that_was_shown_behind_its_step_is_not_void() -> None:
+    reader, events = read(
+        message("start", 1),
+        message("text", 2, text="I look. "),
+        message("tool_use", 3, id="t", name="grep"),
+        message("tool_result", 4, id="t", step=2),
+        message("start", 1, owner=9, run="b", step=2),
+    )
+    assert events[-1] == Restarted(n=5, owner=9, void_from=5), "nothing is void"
+    assert reader.text == "I look. "
+
+
+def test_an_answer_that_the_model_begins_again_voids_itself_and_nothing_before_it() -> None:
+    reader, events = read(
+        message("start", 1),
+        message("text", 2, text="I look. "),
+        message("tool_result", 3, id="t"),
+        message("thinking", 4, text="well"),
+        message("text", 5, text="It is"),
+        message("text", 6, text="", restart=True),
+        message("text", 7, text="It "),
+        message("text", 8, text="", restart=True),
+        message("text", 9, text="There."),
+    )
+    assert events[5:] == [
+        Restarted(n=6, owner=5, void_from=4),
+        Text(n=7, text="It "),
+        Restarted(n=8, owner=5, void_from=7),
+        Text(n=9, text="There."),
+    ]
+    assert reader.text == "I look. There."
+
+
 def test_a_turn_that_runs_again_under_the_same_owner_is_a_restart_also_if_its_start_was_lost() -> None:
     _, events = read(message("start", 1), message("text", 2, text="a"), message("text", 2, run="b", text="b"))
     assert events[2:] == [Restarted(n=3, owner=5, void_from=2), Missed(n=4, count=1), Text(n=5, text="b")]
@@ -315,7 +349,12 @@ def test_an_answer_that_the_stream_did_not_show_is_printed_at_the_end() -> None:
         answer="the answer",
     )
     assert out == "half of a wrong\nthe an\nthe answer\n"
-    assert "the turn begins again (owner 9), what was shown of it is void" in err
+    assert "the turn (owner 9) begins again, what was shown of it is void" in err
+
+
+def test_an_answer_that_begins_again_is_called_so() -> None:
+    _, err = shown(Started(n=1, owner=5), Text(n=2, text="It"), Restarted(n=3, owner=5, void_from=2))
+    assert "the answer begins again, what was shown of it is void" in err
 
 
 def test_the_last_line_has_tokens_cost_and_time() -> None:

@@ -85,10 +85,16 @@ class Observer:
         found = await read_all(self.transport, self.subjects.stream("journal"), self.subjects.journal(agent))
         return [decode_record(message.data) for message in found]
 
-    async def results(self, agent: str) -> list[Outcome]:
-        """All stored outcomes of an agent's requests, by age."""
-        found = await read_all(self.transport, self.subjects.stream("result"), self.subjects.result(agent, "*"))
-        return [decode_outcome(message.data) for message in found]
+    async def results(self, agent: str, count: int = 0) -> list[Outcome]:
+        """All stored outcomes of an agent's requests, by age; `count` of them are waited for, since a caller is told first."""
+
+        async def stored() -> list[Outcome] | None:
+            found = await read_all(self.transport, self.subjects.stream("result"), self.subjects.result(agent, "*"))
+            return [decode_outcome(message.data) for message in found] if len(found) >= count else None
+
+        while (found := await stored()) is None:
+            await eventually(stored, PATIENCE_S, f"{count} outcomes of {agent}")
+        return found
 
 
 class LocalMesh(Observer):

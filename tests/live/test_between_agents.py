@@ -103,7 +103,7 @@ def test_a_coordinator_gathers_fifty_answers_and_its_caller_gets_one(server: Ser
             answer = await mesh.client.ask("lead", " ".join(names), timeout=PATIENCE_S)
             assert answer.text == " ".join(names)
             assert answer.turn == 1
-            assert [outcome.ok for outcome in await mesh.results("lead")] == [True]
+            assert [outcome.ok for outcome in await mesh.results("lead", 1)] == [True]
             spread = [agent.node for agent in await mesh.client.list_agents() if agent.name.startswith("w.")]
             assert set(spread) == {"n1", "n2"}
             assert len(spread) == 50
@@ -183,7 +183,7 @@ def test_a_deferred_request_is_answered_later_and_once(server: Server, subjects:
             assert (await first).text == "late answer"
             with pytest.raises(BackendError, match="no idea"):
                 await second
-            assert [outcome.text for outcome in await mesh.results("desk")] == ["not deferred", "late answer", None]
+            assert [outcome.text for outcome in await mesh.results("desk", 3)] == ["not deferred", "late answer", None]
             await mesh.client.notify("desk", {"do": [["reply", {"ref": "999", "text": "to nobody"}]]})
             assert (await mesh.client.ask("desk", "fine")).text == "fine"
 

@@ -324,7 +324,7 @@ def test_what_a_killed_task_still_says_is_dropped(server: Server, subjects: Subj
                 await asked
             assert (await mesh.client.ask("coder", "fine")).text == "fine"
             assert (await state_of(mesh, "coder"))["trail"].count("handle_response") == 1
-            assert [outcome.ok for outcome in await mesh.results("coder")] == [False, True]
+            assert [outcome.ok for outcome in await mesh.results("coder", 2)] == [False, True]
             await start(mesh, "slow", kind="Hurried")
             answer = await mesh.client.ask("slow", "go", timeout=PATIENCE_S)
             assert answer.duration_ms is not None

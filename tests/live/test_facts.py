@@ -134,7 +134,7 @@ def test_a_state_that_cannot_be_encoded_fails_its_turn_alone(server: Server, sub
             assert await state_of(mesh, "coder") == {"x": "good"}
             await mesh.client.ask("coder", "better")
             assert await state_of(mesh, "coder") == {"x": "better"}
-            assert [outcome.ok for outcome in await mesh.results("coder")] == [True, False, True]
+            assert [outcome.ok for outcome in await mesh.results("coder", 3)] == [True, False, True]
 
     run(main(), 110)
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,8 @@ def test_pre_run_may_be_slow_or_fail(server: Server, subjects: Subjects, tmp_pat
             assert mesh.seen("prompt_start", "slow") == []
             gate.touch()
             assert (await asked).text == "hello"
-            await mesh.client.start_agent("broken", kind="Preparing", options={"gate": ""})
+            with contextlib.suppress(PreRunCrashed):  # it may be over before the caller is told that it had begun
+                await mesh.client.start_agent("broken", kind="Preparing", options={"gate": ""})
 
             async def ended() -> bool:
                 found = {agent.name: agent.spec for agent in await mesh.client.list_agents(stopped=True)}
@@ -279,7 +281,7 @@ def test_handle_error_may_try_again_for_the_same_caller_or_halt(server: Server, 
             await start(mesh, "coder", kind="Picky")
             answer = await mesh.client.ask("coder", "fail:again", timeout=PATIENCE_S)
             assert answer.text == "third time"
-            assert [outcome.ref for outcome in await mesh.results("coder")] == [answer.ref]
+            assert [outcome.ref for outcome in await mesh.results("coder", 1)] == [answer.ref]
             events = (await state_of(mesh, "coder"))["events"]
             assert events.count("error backend_error") == 2
             assert events.count("post_turn False") == 2

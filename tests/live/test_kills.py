@@ -60,7 +60,7 @@ def test_killed_in_mid_turn_the_turn_runs_again_elsewhere_and_its_caller_gets_on
             assert (await behind).text == "behind it"
             assert runs.read_text().splitlines() == ["before", prompt, prompt, "behind it"]
             assert (await state_of(mesh, "coder"))["prompts"] == ["before", "the answer", "behind it"]
-            assert [outcome.text for outcome in await mesh.results("coder")] == ["before", "the answer", "behind it"]
+            assert [outcome.text for outcome in await mesh.results("coder", 3)] == ["before", "the answer", "behind it"]
             turns = await mesh.client.history("coder")
             assert [(turn.turn, turn.takeovers) for turn in turns] == [(1, 0), (2, 1), (3, 0)]
 
@@ -151,7 +151,7 @@ async def done_once(mesh: ProcessMesh, boss: str, ref: str) -> None:
     worker, child = await state_of(mesh, "worker"), await state_of(mesh, "child")
     assert (worker["prompts"], worker["events"]) == (["work"], ["note", "last"])
     assert (child["prompts"], child["events"]) == (["grow"], ["last"])
-    assert (await mesh.results(boss))[0].ref == ref
+    assert (await mesh.results(boss, 1))[0].ref == ref
     assert sum(record.kind == "turn" for record in await mesh.records(boss)) == 2
 
 
@@ -177,7 +177,7 @@ def test_a_frozen_owner_that_wakes_after_the_takeover_commits_nothing(server: Se
             assert [record.id for record in await mesh.records("coder")][: len(before)] == before
             turns = [record for record in await mesh.records("coder") if record.turn is not None]
             assert [record.node for record in turns] == [answer.node]
-            assert [outcome.node for outcome in await mesh.results("coder")] == [answer.node]
+            assert [outcome.node for outcome in await mesh.results("coder", 1)] == [answer.node]
             await mesh.client.ask("coder", do(["notify", {"target": "peer", "event": "last"}]))
 
             async def last_arrived() -> bool:
@@ -284,7 +284,7 @@ def test_a_coordinator_gathers_its_answers_although_every_node_dies_once(
                 gate.touch()
             answer = await asked
             assert answer.text == "w0 w1 w2"
-            assert len(await mesh.results("boss")) == 1
+            assert len(await mesh.results("boss", 1)) == 1
             for number in range(3):
                 assert len((await state_of(mesh, f"boss.w{number}"))["prompts"]) == 1
 

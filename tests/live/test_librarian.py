@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from shelf import Shelf
 
 from agentmesh.subjects import Subjects
 from agentmesh.tools import ToolError
@@ -16,8 +16,6 @@ from live.mesh import PATIENCE_S, process_mesh
 from support import Server, run
 
 LIBRARIAN = Path(__file__).parents[2] / "examples" / "librarian"
-sys.path.insert(0, str(LIBRARIAN))
-from shelf import Shelf  # noqa: E402
 
 
 @pytest.fixture

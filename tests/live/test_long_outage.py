@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +14,7 @@ from typing import Any
 import pytest
 
 from agentmesh.edge.jetstream import store
-from agentmesh.edge.streams import ensure
+from agentmesh.edge.streams import duplicate_window, ensure
 from agentmesh.edge.transport import Message
 from agentmesh.subjects import Subjects
 from agentmesh.wire import FROM, ORIGIN
@@ -22,6 +25,7 @@ from support import Server, connected, eventually, run
 
 LONG_S = 110
 WINDOW_S = 1.0
+VARIABLE = "MESH_DUPLICATE_WINDOW_S"
 DOOMED = Path(__file__).with_name("doomed.py")
 TELL = do(["tell", {"target": "receiver", "prompt": "once", "tag": "t"}])
 ANSWER = {"answer": "t", "agent": "receiver", "ok": True, "text": "once", "code": None}
@@ -135,5 +139,38 @@ def test_mail_to_an_agent_that_has_gone_meanwhile_is_given_up_only_if_it_never_a
 
     async def took_effect(mesh: ProcessMesh) -> bool:
         return bool((await state_of(mesh, "receiver"))["prompts"] == ["once"])
+
+    run(main(), LONG_S)
+
+
+def test_the_process_that_makes_the_streams_sets_the_window_and_all_others_agree(
+    server: Server, subjects: Subjects, tmp_path: Path
+) -> None:
+    async def main() -> None:
+        clean = {name: value for name, value in os.environ.items() if not name.startswith(("MESH_", "OTEL_"))}
+        where = ("--nats", server.url, "--root", subjects.root)
+        hosts = []
+        try:
+            for own_id, window in (("first", {VARIABLE: "7"}), ("second", {})):
+                host = Host(own_id, tmp_path / f"{own_id}.log")
+                hosts.append(host)
+                await host.start("supervisor", "--id", own_id, *where, env=clean | window)
+            async with connected(server.url) as transport:
+                assert await duplicate_window(transport, subjects) == 7
+            command = [sys.executable, "-m", "agentmesh_node", "supervisor", "--id", "third", *where]
+            other = await asyncio.to_thread(
+                subprocess.run,
+                command,
+                env=clean | {VARIABLE: "9"},
+                capture_output=True,
+                text=True,
+                timeout=PATIENCE_S,
+                check=False,
+            )
+            assert other.returncode == 1
+            assert "duplicate_window" in other.stderr, "it says what does not agree"
+        finally:
+            for host in hosts:
+                await host.close()
 
     run(main(), LONG_S)

@@ -53,7 +53,7 @@ def test_a_turn_that_loses_its_node_goes_on_behind_its_last_step(
             prompt = program(*(["call", str(calls), word] for word in words))
             asked = asyncio.create_task(mesh.client.ask("doer", prompt, timeout=PATIENCE_S))
             for death in deaths:
-                await eventually(lambda at=death: len(set(lines(calls))) >= at, PATIENCE_S, f"call {death}")  # type: ignore[misc]
+                await eventually(lambda at=death: len(set(lines(calls))) >= at, PATIENCE_S, f"call {death}")
                 victim = await mesh.host_of("doer")
                 await victim.kill()
             answer = await asked

@@ -87,7 +87,7 @@ def test_killed_while_the_model_answers_only_that_call_is_made_again(server: Ser
             assert answer.usage["output_tokens"] == 5 * (CALLS + 1), (
                 "the tokens of both owners, but not of the call that was lost"
             )
-            assert [outcome.text for outcome in await mesh.results("teller")] == ["tenth: 10"]
+            assert [outcome.text for outcome in await mesh.results("teller", 1)] == ["tenth: 10"]
 
     with FakeMessages() as fake:
         run(main(fake), LONG_S)

@@ -12,6 +12,7 @@ import pytest
 from agentmesh.subjects import Subjects
 from agentmesh_client import Ended, LiveEvent, Restarted, Started, Text, ToolResult, ToolUse, Usage
 from client.test_cli import Shell
+from live import steppers
 from live.mesh import PATIENCE_S, ProcessMesh, local_mesh, process_mesh
 from support import Server, run
 
@@ -60,7 +61,32 @@ def test_a_node_killed_in_mid_stream_leaves_a_void_tail_that_a_program_can_strik
             assert "".join(event.text for event in kept if isinstance(event, Text)) == turn.text
             response = await turn.response()
             assert (turn.text, response.text) == ("onetwo", "one two")
-            assert [outcome.text for outcome in await mesh.results("coder")] == [response.text]
+            assert [outcome.text for outcome in await mesh.results("coder", 1)] == [response.text]
+
+    run(main(), 110)
+
+
+@pytest.mark.case(243)
+@pytest.mark.case(215)
+def test_what_led_to_a_durable_step_is_not_void_when_the_node_dies(server: Server, subjects: Subjects, tmp_path: Path) -> None:
+    async def main() -> None:
+        async with process_mesh(server, subjects, tmp_path) as mesh:
+            for node in ("n1", "n2"):
+                await mesh.start("node", node, "--agents", str(steppers.__file__))
+            calls, gate = str(tmp_path / "calls"), tmp_path / "gate"
+            await mesh.client.start_agent("coder", kind="Doer", timeout=PATIENCE_S)
+            program = [["call", calls, "one"], ["call", calls, "two"], ["gate", str(gate)], ["call", calls, "three"]]
+            events: list[LiveEvent] = []
+            async with mesh.client.stream("coder", json.dumps(program), timeout=PATIENCE_S) as turn:
+                async for event in turn:
+                    events.append(event)
+                    if isinstance(event, ToolResult) and event.text == "two":
+                        await kill_in_mid_stream(mesh, gate)
+            assert [type(event) for event in events] == [Started, ToolResult, ToolResult, Restarted, ToolResult, Ended]
+            again = events[3]
+            assert isinstance(again, Restarted)
+            assert again.void_from == again.n, "what was shown was durable, and does not come again"
+            assert [event.text for event in events if isinstance(event, ToolResult)] == ["one", "two", "three"]
 
     run(main(), 110)
 
@@ -84,7 +110,7 @@ def test_the_command_says_that_a_tail_is_void_and_prints_the_answer(
             assert process.returncode == 0, err.decode()
             if output == "text":
                 assert (first + out).decode() == "one\nonetwo\none two\n"
-                assert "the turn begins again" in err.decode()
+                assert "begins again" in err.decode()
                 assert "is void" in err.decode()
                 return
             events: list[dict[str, Any]] = [json.loads(line) for line in (first + out).splitlines()]

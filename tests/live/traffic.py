@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from agentmesh.errors import MeshError
+from agentmesh.errors import MeshError, Unavailable
 from agentmesh.wire import Outcome
 from live.mesh import PATIENCE_S, LocalMesh, ProcessMesh
 from support import eventually
@@ -111,7 +111,10 @@ class Traffic:
 
     async def _complete(self, agent: str, calls: Sequence[Call]) -> bool:
         """Whether every acknowledged request has its outcome."""
-        stored = await self._mesh.results(agent)
+        try:
+            stored = await self._mesh.results(agent)
+        except Unavailable:
+            return False  # an election: look again
         refs = Counter(outcome.ref for outcome in stored)
         assert max(refs.values()) == 1, f"{agent}: two outcomes of one request: {refs.most_common(3)}"
         texts = {outcome.ref: outcome.text for outcome in stored}

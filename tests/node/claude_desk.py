@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -16,10 +17,14 @@ from agentmesh.edge.connection import NatsTransport
 from agentmesh.edge.streams import ensure
 from agentmesh.steps import UnjournaledSteps
 from agentmesh.subjects import Subjects
+from agentmesh.tools import ToolCall, tool
 from agentmesh_node.backends.claude import ClaudeBackend
 from agentmesh_node.backends.claude.store import JetStreamSessionStore
-from fakes.messages import FakeMessages
+from fakes.messages import Call, FakeMessages, Tool
 from support import Server, connected, eventually
+
+if importlib.util.find_spec("claude_agent_sdk") is None:
+    pytest.skip("the extra claude is not installed", allow_module_level=True)
 
 KEY = "sk-ant-a-key-of-the-tests"
 
@@ -103,3 +108,38 @@ def pointed_at(fake: FakeMessages, monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(name)
     monkeypatch.setenv("ANTHROPIC_BASE_URL", fake.url)
     monkeypatch.setenv("ANTHROPIC_API_KEY", KEY)
+
+
+def results(call: Call) -> list[str]:
+    """The texts of all tool results in a request."""
+    found = []
+    for message in call.messages:
+        if message["role"] == "user" and isinstance(message["content"], list):
+            for block in message["content"]:
+                if block["type"] == "tool_result":
+                    content = block["content"]
+                    found.append(content if isinstance(content, str) else "".join(part["text"] for part in content))
+    return found
+
+
+def runs(command: str) -> Tool:
+    return Tool("Bash", {"command": command, "description": "a test"})
+
+
+class Librarian(Plain):
+    """Has tools of its own."""
+
+    def __init__(self) -> None:
+        self.seen: list[ToolCall] = []
+
+    @tool(effect="once")
+    async def lend(self, title: str, call: ToolCall) -> str:
+        """Lend a book.
+
+        Args:
+            title: of the book.
+        """
+        self.seen.append(call)
+        return f"lent {title}"
+
+    tools = (lend,)

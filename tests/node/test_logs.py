@@ -23,6 +23,8 @@ def clean_root() -> Iterator[None]:
     for handler in [h for h in root.handlers if h not in before]:
         root.removeHandler(handler)
     root.setLevel(level)
+    for chatty in logs.CHATTY:
+        logging.getLogger(chatty).setLevel(logging.NOTSET)
 
 
 def logged(stream: io.StringIO, **environ: str) -> str:
@@ -79,3 +81,12 @@ def test_an_exception_shows_no_local_variables() -> None:
         logging.getLogger("agentmesh.host").exception("failed")
     assert "it fails" in stream.getvalue()
     assert "s3cret" not in stream.getvalue().replace('fail("s3cret")', "")
+
+
+@pytest.mark.parametrize(("level", "heard"), [("info", False), ("debug", True)])
+def test_a_line_for_each_request_is_worth_its_place_at_debug_only(level: str, heard: bool) -> None:
+    stream = io.StringIO()
+    logged(stream, MESH_LOG_LEVEL=level)
+    logging.getLogger("httpx2").info("HTTP Request: POST")
+    logging.getLogger("httpx2").warning("slow")
+    assert ("HTTP Request" in stream.getvalue(), "slow" in stream.getvalue()) == (heard, True)

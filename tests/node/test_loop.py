@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
@@ -425,11 +426,40 @@ def test_what_an_earlier_owner_spent_counts_but_is_not_asked_for() -> None:
     assert [(c.kind, c.replayed) for c in purse.told] == [("model", True), ("tool", True), ("model", True)]
 
 
-@pytest.mark.parametrize("calls", [0, 1, 2])
+@pytest.mark.parametrize("calls", [0, 2])
 def test_a_turn_ends_when_the_budget_is_spent(calls: int) -> None:
     events = run(read(loop(Lines(wants(("1", "look")), says("ok")), meter=Purse(calls))))
     assert events[-1].kind == "error"
     assert (events[-1].data["code"], events[-1].data["limit"]) == ("budget_exceeded", "calls")
+
+
+def test_a_tool_that_the_budget_forbids_is_not_run_and_what_ran_beside_it_is_kept() -> None:
+    history: list[Any] = []
+    events = run(read(loop(Lines(wants(("1", "pay"), ("2", "look")), says("ok")), meter=Purse(2)), history))
+    assert events[-1].data["code"] == "budget_exceeded"
+    assert (ran["pay"], ran["look"]) == (1, 0)
+    assert history[-1] == ["results", "1=paid", "2=this call was not made: all spent"], "it is known that it was paid"
+
+
+def test_tools_that_fail_together_end_the_turn_once(caplog: pytest.LogCaptureFixture) -> None:
+    class Broken(Purse):
+        async def after_call(self, call: Metered) -> None:
+            if call.kind == "tool":
+                raise DiedError
+
+    async def check() -> None:
+        with pytest.raises(DiedError):
+            await read(loop(Lines(wants(("1", "look"), ("2", "look"))), meter=Broken(9)))
+        gc.collect()
+
+    run(check())
+    assert "never retrieved" not in caplog.text
+
+
+def test_a_note_waits_while_the_provider_pauses() -> None:
+    history: list[Any] = []
+    run(read(loop(Lines(says("well, ", goes_on=True), says("ok")), meter=Purse(2, "wrap up")), history))
+    assert history == [["user", "go"], ["model", "well, "], ["model", "ok"]]
 
 
 def test_a_note_reaches_the_model_and_stays_where_it_was_said() -> None:

@@ -70,6 +70,35 @@ def test_a_function_of_the_prompt_plain_async_or_a_method() -> None:
     assert run_answers(backend(of_the_agent), "x") == ["Coder heard x"]
 
 
+def test_an_async_generator_of_prompt_and_turn_yields_its_steps() -> None:
+    ended: list[str] = []
+
+    async def script(self: Agent[Any], prompt: str, turn: Turn) -> Any:
+        try:
+            for number in range(len(turn.steps.taken), 2):
+                await turn.steps.take(number)
+                yield Event.text(f"{prompt}{number}")
+            yield {"kind": "result", "data": {"text": f"{type(self).__name__} {turn.agent} {turn.steps.taken}"}}
+            yield Event.text("behind the end")
+        finally:
+            ended.append(prompt)
+
+    async def main() -> None:
+        made = backend(script)
+        turn = Turn(agent="coder", ref="1", number=1)
+        stream = await made.prompt(await made.start_session(), "p", turn)
+        events = []
+        async for event in stream.events:
+            events.append(event)
+            if event.terminal:
+                break
+        assert [event.data["text"] for event in events] == ["p0", "p1", "Coder coder (0, 1)"]
+        await stream.events.aclose()  # type: ignore[attr-defined]
+        assert ended == ["p"], "what the script has open is closed with the stream"
+
+    asyncio.run(asyncio.wait_for(main(), 10))
+
+
 @pytest.mark.case(108)
 @pytest.mark.parametrize(
     ("item", "reason"),

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from agentmesh.edge import streams
 from agentmesh.errors import BadRequest
 from agentmesh_node import times
 from agentmesh_node.services import NodeSettings
 from agentmesh_node.supervisor import SupervisorSettings
 
+STREAMS = SimpleNamespace(results_age_s=3600, results_bytes=streams.RESULTS_BYTES, duplicate_window_s=streams.DUPLICATE_WINDOW_S)
 PAGE = Path(__file__).parents[2] / "docs" / "operations.md"
 
 
@@ -36,11 +39,11 @@ def test_nonsense_is_refused(variable: str, value: str, complaint: str) -> None:
 
 @pytest.mark.parametrize(
     ("settings", "defaults"),
-    [(times.NODE, NodeSettings(node_id="n", agents={})), (times.SUPERVISOR, SupervisorSettings())],
-    ids=["node", "supervisor"],
+    [(times.NODE, NodeSettings(node_id="n", agents={})), (times.SUPERVISOR, SupervisorSettings()), (times.STREAMS, STREAMS)],
+    ids=["node", "supervisor", "streams"],
 )
 def test_the_page_for_operators_has_each_with_its_default_and_bounds(
-    settings: tuple[times.Setting, ...], defaults: NodeSettings | SupervisorSettings
+    settings: tuple[times.Setting, ...], defaults: object
 ) -> None:
     rows = {match[1]: match for match in re.finditer(r"^\| `(\w+)` \| ([\d.]+) \| ([\d.]+) to ([\d.]+)", PAGE.read_text(), re.M)}
     for setting in settings:

@@ -300,6 +300,22 @@ def test_a_tool_that_hangs_is_cut_off_and_its_outcome_is_left_open_only_if_it_fi
     assert ended == ["look", "pay"], "it was cancelled, not left running"
 
 
+def test_a_plain_tool_that_hangs_is_left_behind_in_its_thread_and_the_log_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    free = threading.Event()
+
+    @tool(effect="pure", timeout_s=0.05)
+    def hang() -> None:
+        free.wait(30)
+
+    async def check() -> None:
+        found = await result(having(hang), "hang", {})
+        free.set()
+        assert found.error == "timeout"
+
+    run(check())
+    assert "a plain tool is left behind in its thread" in caplog.text
+
+
 def test_work_that_does_not_heed_its_cancellation_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("agentmesh_node.tools.calls.PATIENCE_S", 0.05)
 

@@ -27,6 +27,7 @@ async def start(
     label: Pairs = None,
     restart: Literal["permanent", "transient", "temporary"] | None = None,
     watchdog: float | None = None,
+    budget: str | None = None,
     timeout: float = 30.0,
     no_wait: Flag = False,
     options: Options = DEFAULTS,
@@ -49,6 +50,8 @@ async def start(
         What happens when the agent's own code crashes; by default permanent.
     watchdog
         Longest turn, in seconds.
+    budget
+        What each turn may cost, as JSON: {"usd": 1, "tokens": 100000, "wall_s": 60, "tool_calls": 20}, or some of these.
     timeout
         Seconds to wait for a node.
     no_wait
@@ -73,6 +76,7 @@ async def start(
             labels=pairs(label, "--label"),
             restart=restart,
             watchdog_s=watchdog,
+            budget=json_object(budget, "--budget") if budget is not None else None,
             timeout=timeout,
             wait=not no_wait,
         )

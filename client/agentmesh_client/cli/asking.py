@@ -38,6 +38,14 @@ class PromptOptions:
     """Seconds after which the prompt is answered `expired` without a turn."""
     key: str | None = None
     """Idempotency key: within two minutes, a second prompt with it takes no effect and gets the first one's ref."""
+    budget_usd: float | None = None
+    """US dollars that the answer may cost, that of agents asked on the way included."""
+    budget_tokens: int | None = None
+    """Tokens that it may take."""
+    budget_wall: float | None = None
+    """Seconds that its turn may take."""
+    budget_tools: int | None = None
+    """Tool calls that it may make."""
 
     def arguments(self) -> dict[str, Any]:
         """The keyword arguments of `Mesh.ask` and `Mesh.tell`."""
@@ -54,7 +62,17 @@ class PromptOptions:
             "attachments": files,
             "deadline": None if self.deadline is None else now + dt.timedelta(seconds=self.deadline),
             "idempotency_key": self.key,
+            "budget": self._budget(),
         }
+
+    def _budget(self) -> dict[str, float] | None:
+        bounds = {
+            "usd": self.budget_usd,
+            "tokens": self.budget_tokens,
+            "wall_s": self.budget_wall,
+            "tool_calls": self.budget_tools,
+        }
+        return {name: bound for name, bound in bounds.items() if bound is not None} or None
 
 
 NO_EXTRAS = PromptOptions()

@@ -19,6 +19,7 @@ from agentmesh_client.streaming import (
     LiveEvent,
     Missed,
     Restarted,
+    Started,
     Text,
     ToolResult,
     ToolUse,
@@ -44,6 +45,7 @@ class Screen:
         self._calls: dict[str, tuple[str, float]] = {}
         self._open_call: str | None = None
         self._text_open = False
+        self._owner = 0
 
     def show(self, event: LiveEvent) -> None:
         """Show one event."""
@@ -57,10 +59,13 @@ class Screen:
             case ToolResult():
                 self._tool_ended(event)
             case Restarted():
-                self._calls.clear()
                 void = ", what was shown of it is void" if event.void_from < event.n else ""
                 self._break_text()
-                self._note(f"the turn begins again (owner {event.owner}){void}")
+                what = "the answer" if event.owner == self._owner else f"the turn (owner {event.owner})"
+                self._owner = event.owner
+                self._note(f"{what} begins again{void}")
+            case Started(owner=owner):
+                self._owner = owner
             case Missed(count=count):
                 self._note(f"{count} live events were lost; the answer is complete all the same")
             case _:
@@ -134,7 +139,7 @@ def totals(outcome: Outcome, seconds: float) -> str:
         for key, word in (("input_tokens", "in"), ("output_tokens", "out"))
         if isinstance(usage.get(key), int | float)
     ]
-    cost = usage.get("cost_usd", usage.get("total_cost_usd"))
+    cost = usage.get("usd", usage.get("cost_usd"))
     if isinstance(cost, int | float):
         parts.append(f"${cost:.4f}")
     return ", ".join([*parts, f"{seconds:.2f} s"])

@@ -6,13 +6,21 @@ from typing import Any
 
 import msgspec
 
-from agentmesh.edge.jetstream import NO_STREAM, ApiError, api, missing
+from agentmesh.edge.jetstream import ApiError, api, purge
+from agentmesh.edge.refusals import NO_STREAM, missing
 from agentmesh.edge.transport import Transport
-from agentmesh.errors import NoLeader, Unavailable
+from agentmesh.errors import NoLeader, StoreFull, Unavailable
+
+_NO_SPACE = "no space left"
 
 
-async def explain(t: Transport, stream: str, *, timeout: float = 1.0) -> Unavailable | None:
-    """Why nobody takes what belongs in `stream`: an error that says what to do, or None if nothing is wrong with the stream."""
+async def explain(t: Transport, stream: str, *, probe: str | None = None, timeout: float = 1.0) -> Unavailable | None:
+    """Why nobody takes what belongs in `stream`: an error that says what to do, or None if nothing is wrong with the stream.
+
+    Args:
+        probe: a subject of the stream that nobody uses. Purging it changes nothing, and shows whether the stream can still be
+            written: one whose disk has failed goes on to answer all questions, and acknowledges nothing.
+    """
     try:
         info: dict[str, Any] = msgspec.json.decode(await api(t, f"STREAM.INFO.{stream}", timeout=timeout))
     except ApiError as error:
@@ -21,10 +29,27 @@ async def explain(t: Transport, stream: str, *, timeout: float = 1.0) -> Unavail
         return error
     cluster = info.get("cluster") or {}
     if not cluster or cluster.get("leader"):
-        return None
+        return None if probe is None else await _written(t, stream, probe, timeout)
     replicas = cluster.get("replicas") or []
     away = ", ".join(sorted(replica["name"] for replica in replicas if replica.get("offline")))
     return NoLeader(
         f"stream {stream} has no leader: {away or 'too many of its servers'} cannot be reached; bring them back",
         details={"stream": stream},
     )
+
+
+async def _written(t: Transport, stream: str, probe: str, timeout: float) -> Unavailable | None:
+    """What keeps `stream` from being written, as its server says it."""
+    try:
+        await purge(t, stream, probe, timeout=timeout)
+    except ApiError as error:
+        full = _NO_SPACE in error.description
+        kind = StoreFull if full else Unavailable
+        cure = "free space on its server's disk" if full else "mend its server's disk"
+        return kind(
+            f"stream {stream} cannot be written ({error.description}); {cure}, and restart that server",
+            details={"stream": stream, "err_code": error.err_code},
+        )
+    except Unavailable as error:
+        return error
+    return None

@@ -171,37 +171,39 @@ async def ensure(
         ConfigMismatch: a stream exists with another configuration; `details` name stream, field, wanted and found.
         Unavailable: JetStream is off, or has no leader for 30 s.
     """
-    given = {"num_replicas": replicas, "duplicate_window": duplicate_window_s}
-    taken_as_is = frozenset(field for field, value in given.items() if value is None)
     clustered = False
     if isinstance(t, ServerFacts):
         _check_version(t.server_version)
         clustered = t.clustered
-
-    async def ensure_all(copies: int) -> None:
-        configs = stream_configs(
-            subjects,
-            replicas=copies,
-            max_payload=t.max_payload,
-            mailbox_limit=mailbox_limit,
-            results_age_s=results_age_s,
-            results_bytes=results_bytes,
-            duplicate_window_s=duplicate_window_s or DUPLICATE_WINDOW_S,
-        )
-        first_seq = int(now() * _MICROSECONDS) if await _has_worked(t, configs) else 1
-        for config in configs.values():
-            await _patiently(partial(_ensure_stream, t, config, taken_as_is, first_seq))
-        await _patiently(partial(_ensure_epoch, t, subjects))
-
+    given = {"num_replicas": replicas, "duplicate_window": duplicate_window_s}
+    taken_as_is = frozenset(field for field, value in given.items() if value is None)
+    configs = partial(
+        stream_configs,
+        subjects,
+        max_payload=t.max_payload,
+        mailbox_limit=mailbox_limit,
+        results_age_s=results_age_s,
+        results_bytes=results_bytes,
+        duplicate_window_s=duplicate_window_s or DUPLICATE_WINDOW_S,
+    )
     try:
         # In a cluster 3 is tried first: how many servers it has is not known for sure while it starts.
-        await ensure_all(replicas or (3 if clustered else 1))
+        await _ensure_all(t, configs(replicas=replicas or (3 if clustered else 1)), taken_as_is, now)
     except _TooFewServers as error:
         if replicas is not None:
             raise Unavailable(
                 f"the cluster has too few servers for {replicas} replicas ({error}); start more, or ask for fewer (--replicas)"
             ) from None
-        await ensure_all(1)
+        await _ensure_all(t, configs(replicas=1), taken_as_is, now)
+    await _patiently(partial(_ensure_epoch, t, subjects))
+
+
+async def _ensure_all(
+    t: Transport, configs: Mapping[str, dict[str, Any]], taken_as_is: Set[str], now: Callable[[], float]
+) -> None:
+    first_seq = int(now() * _MICROSECONDS) if await _has_worked(t, configs) else 1
+    for config in configs.values():
+        await _patiently(partial(_ensure_stream, t, config, taken_as_is, first_seq))
 
 
 def _check_version(version: tuple[int, int, int]) -> None:

@@ -184,7 +184,10 @@ def depth(core: Core) -> int:
 
 
 def _snapshot_is_due(core: Core) -> bool:
-    return core.records + 1 >= core.config.snapshot_records or core.bytes >= core.config.snapshot_bytes
+    if core.records + 1 >= core.config.snapshot_records:
+        return True
+    # A turn's steps are part of each snapshot: with as much behind the last one as they weigh, they are not written too often.
+    return core.bytes >= core.config.snapshot_bytes and core.bytes >= sum(s.size for s in core.ledger.steps.values())
 
 
 def commit(

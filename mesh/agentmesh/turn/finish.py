@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 from msgspec import structs
 
-from agentmesh.budget import DELEGATED, NOTHING_SPENT, Limits, as_usage, spending_of
+from agentmesh.agent import Answer
+from agentmesh.budget import DELEGATED, NOTHING_SPENT, Purse, as_usage, spending_of
 from agentmesh.ledger import HISTORY_TEXT
-from agentmesh.records import Deferred, SetTimer, TurnInfo
+from agentmesh.records import Caller, Deferred, SetTimer, TurnInfo
 from agentmesh.turn.draft import Out, commit, deadline_timer, resolve
+from agentmesh.turn.steps import delegated_so_far
 from agentmesh.turn.values import Active, Core, Emit
-from agentmesh.wire import Outcome
+from agentmesh.wire import Mail, Outcome
 
 
 def outcome_of(core: Core, active: Active) -> Outcome:
@@ -29,17 +32,35 @@ def outcome_of(core: Core, active: Active) -> Outcome:
     )
 
 
-def budget_of(core: Core, active: Active) -> Limits:
-    """What the turn may cost: the spec's bounds and its request's, whichever is tighter."""
+def purse_of(core: Core, active: Active) -> Purse:
+    """What the turn may cost: the spec's bounds and its request's, whichever is tighter; and what earlier tries have spent."""
     asked = active.caller.budget if active.caller is not None else None
-    return core.config.budget if asked is None else core.config.budget.tighter(asked)
+    limits = core.config.budget if asked is None else core.config.budget.tighter(asked)
+    return Purse(limits, max(0.0, core.now - active.started), delegated_so_far(core, active))
 
 
-def count_answer(core: Core, outcome: Outcome) -> None:
-    """Add to the draft what a request cost that the agent sent with a tag: it counts for who asked."""
-    spent = spending_of(outcome.usage)
-    if spent != NOTHING_SPENT:
-        core.work = structs.replace(core.work, usage=_added(core.work.usage, {DELEGATED: as_usage(spent)}))
+def charged(active: Active) -> Caller | None:
+    """Whom a request answers that is tried again, with what is left of its budget."""
+    caller = active.caller
+    if caller is None or caller.budget is None:
+        return caller
+    return structs.replace(caller, budget=caller.budget.less(spending_of(active.usage)))
+
+
+def answered(core: Core, mail: Mail) -> Any:
+    """The event for the answer to a request that was sent with a tag. What that cost counts for who asked."""
+    try:
+        outcome = msgspec.convert(mail.event, Outcome)
+    except msgspec.ValidationError:
+        return mail.event
+    assert mail.tag is not None and mail.sender is not None
+    mine = next((o for o, a in core.work.awaiting.items() if (a.agent, a.tag) == (mail.sender, mail.tag)), None)
+    if mine is not None:
+        core.work = structs.replace(core.work, awaiting={k: v for k, v in core.work.awaiting.items() if k != mine})
+        spent = spending_of(outcome.usage)
+        if spent != NOTHING_SPENT:
+            core.work = structs.replace(core.work, usage=_added(core.work.usage, {DELEGATED: as_usage(spent)}))
+    return Answer(mail.tag, mail.sender, outcome)
 
 
 def finish_turn(core: Core, out: Out) -> None:

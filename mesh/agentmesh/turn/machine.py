@@ -17,12 +17,11 @@ from msgspec import structs
 
 from agentmesh.records import Ledger
 from agentmesh.turn import control, crash, draft, life, steps, turns
+from agentmesh.turn.step_values import AskAgent, Circled, TakeStep
 from agentmesh.turn.values import (
     Arrived,
-    AskAgent,
     AskTimer,
     Cancel,
-    Circled,
     Cleared,
     Command,
     Committed,
@@ -48,7 +47,6 @@ from agentmesh.turn.values import (
     Start,
     Stop,
     Swept,
-    TakeStep,
     Then,
     Tick,
     Trim,

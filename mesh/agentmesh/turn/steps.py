@@ -14,17 +14,8 @@ from msgspec import Raw, structs
 
 from agentmesh.records import Effect, Ledger, SendMail, Step, Turning, Wait
 from agentmesh.turn.draft import Out, append_side, commit, commit_side, consume
-from agentmesh.turn.values import (
-    Active,
-    AskAgent,
-    Circled,
-    Core,
-    Phase,
-    Taken,
-    TakeStep,
-    WaitOver,
-    Wake,
-)
+from agentmesh.turn.step_values import AskAgent, Circled, Taken, TakeStep, WaitOver
+from agentmesh.turn.values import Active, Core, Phase, Wake
 from agentmesh.wire import ErrorBody, Mail, Outcome
 
 MAX_STEP_BYTES = 16 << 20
@@ -39,7 +30,8 @@ MAX_PATH = 32
 def turn_key(core: Core, active: Active) -> str:
     """The turn's name, the same however often it is tried, and no other's: life, number and input together."""
     ledger = core.ledger
-    return f"{core.config.name}.{ledger.incarnation}.{ledger.epoch}.{active.number}.{active.key}"
+    number = ledger.turning.number if ledger.turning is not None and _is_own(ledger, active) else active.number
+    return f"{core.config.name}.{ledger.incarnation}.{ledger.epoch}.{number}.{active.key}"
 
 
 def resumed(core: Core, active: Active) -> Active:
@@ -107,14 +99,15 @@ class _Draft:
         self._active = active
         self._steps = dict(core.ledger.steps) if own else {}
         self._waits = dict(core.ledger.waits) if own else {}
-        self._bytes = sum(_size(step.value) for step in self._steps.values())
+        self._bytes = sum(step.size for step in self._steps.values())
         self.changed = False
         self.effects: list[Effect] = []
         self.answers: list[Taken | WaitOver] = []
 
     def step(self, item: TakeStep, out: Out) -> None:
         """Add a step; one that is too large is refused at once."""
-        size = _size(item.value)
+        step = Step(item.value)
+        size = step.size
         if size > MAX_STEP_BYTES or self._bytes + size > MAX_STEPS_BYTES:
             whole = f"the turn's steps would take {self._bytes + size} bytes; the most is {MAX_STEPS_BYTES}"
             alone = f"the step takes {size} bytes; the most is {MAX_STEP_BYTES}"
@@ -122,7 +115,7 @@ class _Draft:
             out.append(Taken(item.token, len(self._steps), error))
             return
         self._bytes += size
-        self._steps[str(len(self._steps))] = Step(item.value)
+        self._steps[str(len(self._steps))] = step
         self.answers.append(Taken(item.token, len(self._steps)))
         self.changed = True
 
@@ -169,10 +162,6 @@ class _Draft:
         return structs.replace(self._core.ledger, turning=turning, steps=self._steps, waits=self._waits)
 
 
-def _size(value: Raw) -> int:
-    return memoryview(value).nbytes
-
-
 def _commit(core: Core, base: Ledger, effects: tuple[Effect, ...], answers: tuple[Taken | WaitOver, ...], out: Out) -> None:
     """Append a step record. The turn has come on: the death of this node will not count against its input."""
     if base.trying is not None:
@@ -215,7 +204,7 @@ def take_answers(core: Core, out: Out) -> None:
     for mail in mails:
         name = claim(core.ledger, mail)
         if name is not None and name not in ended:  # else it is a repetition
-            ended[name] = _outcome_in(mail)
+            ended[name] = _outcome_in(core, mail, core.ledger.waits[name])
     if not ended:
         return
 
@@ -228,12 +217,14 @@ def take_answers(core: Core, out: Out) -> None:
     commit_side(core, "step", change, out)
 
 
-def _outcome_in(mail: Mail) -> Outcome:
+def _outcome_in(core: Core, mail: Mail, wait: Wait) -> Outcome:
     try:
-        return msgspec.convert(mail.event, Outcome)
+        outcome = msgspec.convert(mail.event, Outcome)
     except msgspec.ValidationError as error:
-        body = ErrorBody(code="bad_request", message=f"what came back is no outcome: {error}")
-        return Outcome(agent=mail.sender or "", ref="", ok=False, error=body)
+        return _failed(core, wait, ErrorBody(code="bad_request", message=f"what came back is no outcome: {error}"))
+    if outcome.error is not None and outcome.error.code == "expired":
+        return _failed(core, wait, _timeout(wait))  # the request's deadline is the wait's, by another clock
+    return outcome
 
 
 def _end(core: Core, outcomes: dict[str, Outcome]) -> None:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-import msgspec
 from msgspec import structs
 
-from agentmesh.agent import Answer as AgentAnswer
 from agentmesh.agent import Timer, Undelivered
 from agentmesh.records import NOTHING, CancelTimer, Echo, Queued, SetTimer
 from agentmesh.subjects import LANES
@@ -27,9 +25,9 @@ from agentmesh.turn.draft import (
     mint,
     repeats,
 )
-from agentmesh.turn.finish import budget_of, count_answer, finish_turn, outcome_of
+from agentmesh.turn.finish import answered, charged, finish_turn, outcome_of, purse_of
 from agentmesh.turn.poison import begin, comes_first, hold_back, is_beyond
-from agentmesh.turn.steps import delegated_so_far, release_answers, resumed, taken_so_far, turn_key, withdraw
+from agentmesh.turn.steps import release_answers, resumed, take_answers, taken_so_far, turn_key, withdraw
 from agentmesh.turn.values import (
     Active,
     Call,
@@ -45,7 +43,7 @@ from agentmesh.turn.values import (
     Returned,
     RunTurn,
 )
-from agentmesh.wire import ErrorBody, Mail, Outcome
+from agentmesh.wire import ErrorBody, Mail
 
 MAX_DRAIN = 256
 """Events that one record handles at most, for an idle agent."""
@@ -209,9 +207,7 @@ def _run(core: Core, out: Out) -> None:
             watchdog_s=core.config.watchdog_s,
             key=turn_key(core, active),
             steps=taken_so_far(core, active),
-            budget=budget_of(core, active),
-            elapsed_s=max(0.0, core.now - active.started),
-            delegated=delegated_so_far(core, active),
+            purse=purse_of(core, active),
             stream_to=active.caller.stream_to if active.caller else None,
             trace=active.trace,
         )
@@ -365,7 +361,7 @@ def _transition(core: Core, out: Out) -> None:
             ref=active.ref if retry else mint(core),
             text=choice.text,
             label=choice.label,
-            caller=active.caller if retry else None,
+            caller=charged(active) if retry else None,
             metadata=active.metadata if retry else {},
             attachments=active.attachments if retry else (),
             trace=active.trace,
@@ -452,21 +448,8 @@ def _next_event(core: Core) -> tuple[Any, str | None, dict[str, str]]:
     if mail.lane == "due":
         return _fired(core, mail), None, mail.trace
     if mail.tag is not None and mail.sender is not None:
-        return _answered(core, mail), mail.sender, mail.trace
+        return answered(core, mail), mail.sender, mail.trace
     return mail.event, mail.sender, mail.trace
-
-
-def _answered(core: Core, mail: Mail) -> Any:
-    try:
-        outcome = msgspec.convert(mail.event, Outcome)
-    except msgspec.ValidationError:
-        return mail.event
-    assert mail.tag is not None and mail.sender is not None
-    mine = next((o for o, a in core.work.awaiting.items() if (a.agent, a.tag) == (mail.sender, mail.tag)), None)
-    if mine is not None:
-        core.work = structs.replace(core.work, awaiting={k: v for k, v in core.work.awaiting.items() if k != mine})
-        count_answer(core, outcome)
-    return AgentAnswer(mail.tag, mail.sender, outcome)
 
 
 def _fired(core: Core, mail: Mail) -> Any:

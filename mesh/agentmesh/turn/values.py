@@ -9,10 +9,11 @@ import msgspec
 from msgspec import Raw
 
 from agentmesh.backend import Response
-from agentmesh.budget import NO_LIMITS, Limits
+from agentmesh.budget import EMPTY_PURSE, NO_LIMITS, Limits, Purse
 from agentmesh.hands import Ask, Request
 from agentmesh.records import NOTHING, Caller, Change, Effect, Ledger, Open, Queued, RecordKind, Seen, SetTimer, TurnInfo
-from agentmesh.wire import AgentStatus, Attachment, ErrorBody, Mail, Outcome, PromptBody, Restart
+from agentmesh.turn.step_values import AskAgent, Circled, Taken, TakeStep, WaitOver
+from agentmesh.wire import AgentStatus, Attachment, ErrorBody, Mail, Outcome, Restart
 
 
 class Phase(StrEnum):
@@ -80,12 +81,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     restart: Restart = Restart()
     state_version: int = 1
     options: dict[str, Any] = {}
-    budget: Limits = NO_LIMITS
-    """What each turn may cost."""
+    budget: Limits = NO_LIMITS  # of each turn
     snapshot_records: int = 256
-    """Records after which the next one is a snapshot."""
     snapshot_bytes: int = 1 << 20
-    """Bytes of records after which the next one is a snapshot."""
+    """Records, and bytes of records, after which the next one is a snapshot."""
     max_effects: int = 1000
     """Open effects above which no new prompt begins."""
     remember_s: float = 180.0
@@ -150,35 +149,7 @@ class Ended(msgspec.Struct, frozen=True, kw_only=True):
     error: ErrorBody | None = None
     state: Raw = NOTHING
     session: Raw = NOTHING
-    usage: dict[str, Any] | None = None
-    """What a turn that failed has cost."""
-
-
-class TakeStep(msgspec.Struct, frozen=True):
-    """The prompt task of turn `turn` has taken a step; `Taken` answers `token`."""
-
-    turn: int
-    token: str
-    value: Raw
-
-
-class AskAgent(msgspec.Struct, frozen=True, kw_only=True):
-    """The prompt task of turn `turn` waits for another agent's outcome; `WaitOver` brings it."""
-
-    turn: int
-    wait: str
-    agent: str
-    prompt: PromptBody
-    deadline: float
-    budget: Limits | None = None
-    trace: dict[str, str] = {}
-
-
-class Circled(msgspec.Struct, frozen=True):
-    """Whom this wait waits for waits for it, by way of others: the circle is proven."""
-
-    wait: str
-    origin: str
+    usage: dict[str, Any] | None = None  # of a turn that failed
 
 
 class Watchdog(msgspec.Struct, frozen=True):
@@ -312,12 +283,7 @@ class RunTurn(msgspec.Struct, frozen=True, kw_only=True):
     """The turn's name, which it keeps however often it is tried."""
     steps: tuple[Raw, ...] = ()
     """The steps taken when it was tried before."""
-    budget: Limits = NO_LIMITS
-    """What it may cost."""
-    elapsed_s: float = 0.0
-    """How long ago it was begun, if steps of an earlier try are left."""
-    delegated: dict[str, Any] = {}
-    """What those told that they spent who were asked in an earlier try, by the names of the waits."""
+    purse: Purse = EMPTY_PURSE
     stream_to: str | None = None
     trace: dict[str, str] = {}
 
@@ -358,21 +324,6 @@ class Answer(msgspec.Struct, frozen=True):
 
     token: str
     body: dict[str, Any]
-
-
-class Taken(msgspec.Struct, frozen=True):
-    """The step that came with `token` is committed, as one of `steps` so far; or it cannot be, because of `error`."""
-
-    token: str
-    steps: int
-    error: ErrorBody | None = None
-
-
-class WaitOver(msgspec.Struct, frozen=True):
-    """The running turn's wait of that name has its outcome, and the journal has it."""
-
-    wait: str
-    outcome: Outcome
 
 
 class Wake(msgspec.Struct, frozen=True):
@@ -434,8 +385,7 @@ class Active(msgspec.Struct, frozen=True, kw_only=True):
     refused: bool = False
     response: Response | None = None
     error: ErrorBody | None = None
-    usage: dict[str, Any] | None = None
-    """What it has cost, if it failed."""
+    usage: dict[str, Any] | None = None  # of a turn that failed
     outcome: Outcome | None = None
     choice: Choice | None = None
 

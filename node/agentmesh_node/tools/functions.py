@@ -83,6 +83,9 @@ async def _call(function: Callable[..., Any], arguments: dict[str, Any], name: s
     except asyncio.CancelledError as error:
         task = asyncio.current_task()
         if task is not None and task.cancelling():
+            if not inspect.iscoroutinefunction(function):
+                # A thread cannot be killed: what it still returns is thrown away.
+                log.warning("a plain tool is left behind in its thread", extra={"tool": name})
             raise
         return _Raised(error)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - user code may raise anything

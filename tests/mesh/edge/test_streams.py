@@ -24,7 +24,7 @@ def test_every_field_arrives_as_it_was_asked_for(server: Server, subjects: Subje
             await ensure(t, subjects, mailbox_limit=77, results_age_s=120)
             configs = stream_configs(subjects, replicas=1, max_payload=t.max_payload, mailbox_limit=77, results_age_s=120)
             assert set(configs) == {
-                f"{subjects.root.upper()}_{role}" for role in ("MAIL", "TIMER", "RESULT", "JOURNAL", "DEAD")
+                f"{subjects.root.upper()}_{role}" for role in ("MAIL", "TIMER", "RESULT", "JOURNAL", "DEAD", "SESSION")
             } | {f"KV_{subjects.root}-registry", f"OBJ_{subjects.root}-blobs"}
             for name, wanted in configs.items():
                 found = (await js.stream_state(t, name)).config

@@ -12,7 +12,8 @@ import msgspec
 from msgspec import Raw
 
 from agentmesh.records import SendMail, Wait
-from agentmesh.turn.values import Arrived, AskAgent, Command, GaveUp, RunTurn, Taken, TakeStep, WaitOver
+from agentmesh.turn.step_values import AskAgent, Taken, TakeStep, WaitOver
+from agentmesh.turn.values import Arrived, Command, GaveUp, RunTurn
 from agentmesh.wire import ErrorBody, Mail, Outcome, PromptBody
 from mesh.turn.harness import Bench
 
@@ -115,6 +116,8 @@ class Stepping(Bench):
                     told.append(self._wanted[token])
                     assert len(told) == command.steps
             case WaitOver(wait=name, outcome=outcome):
+                if self.task is None:
+                    return  # it has ended without waiting for it
                 key = self.running().key, name
                 assert self.outcomes_of_waits.setdefault(key, outcome) == outcome, "a wait with two outcomes"
                 self.over[name] = outcome

@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from agentmesh.records import SendMail
-from agentmesh.turn.values import Circled, GaveUp, Phase, Restarted, Tick
+from agentmesh.turn.step_values import Circled
+from agentmesh.turn.values import GaveUp, Phase, Restarted, Tick
 from agentmesh.wire import Restart
 from mesh.turn.genagent import ERROR, MAX_ATTEMPTS, PRE, RESPONSE, Model, Scripted
-from mesh.turn.harness import Bench, error, table_is_kept
+from mesh.turn.harness import error, table_is_kept
 from mesh.turn.stepping import Stepping
 
 EXAMPLES, STEPS = 250, 50
@@ -40,7 +41,7 @@ class Mesh(RuleBasedStateMachine):
         super().__init__()
         self.table = table_is_kept()
         self.table.__enter__()
-        self.bench = Bench(Scripted, max_attempts=MAX_ATTEMPTS, restart=PATIENT, snapshot_records=5)
+        self.bench = Stepping(Scripted, max_attempts=MAX_ATTEMPTS, restart=PATIENT, snapshot_records=5)
         self.model = Model()
         self.ids = 0
         self.refs: list[str] = []
@@ -87,6 +88,12 @@ class Mesh(RuleBasedStateMachine):
         else:
             self.bench.fail(code)
         self.model.fail(code, self.bench.now)
+
+    @precondition(lambda self: self.model.current is not None)
+    @rule()
+    def take(self) -> None:
+        """A step changes nothing that others see; the bench watches that the turn keeps it."""
+        self.bench.take(self.number())
 
     @rule()
     def interrupt(self) -> None:
@@ -162,6 +169,7 @@ class Mesh(RuleBasedStateMachine):
         """In the end nobody is left waiting."""
         self.bench.stop()
         assert set(self.bench.outcomes) == set(self.refs)
+        self.bench.rested()
 
 
 Mesh.TestCase.settings = settings(

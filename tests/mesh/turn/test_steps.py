@@ -11,7 +11,8 @@ from msgspec import Raw
 from agentmesh.agent import Idle, Proceed, Prompt, Skip
 from agentmesh.records import decode_record
 from agentmesh.turn import steps as machine_steps
-from agentmesh.turn.values import Phase, Stop, TakeStep
+from agentmesh.turn.step_values import TakeStep
+from agentmesh.turn.values import Phase, Stop
 from mesh.turn.harness import agent, error
 from mesh.turn.stepping import Stepping
 from mesh.turn.test_poison import Bench as Mortal
@@ -269,6 +270,20 @@ def test_a_long_turn_is_read_from_its_newest_snapshot(every: int) -> None:
     assert bench.given() == list(range(12))
     bench.finish()
     bench.rested()
+
+
+def test_a_turn_of_heavy_steps_does_not_write_them_again_and_again() -> None:
+    bench = Stepping(snapshot_bytes=1000)
+    bench.prompt("work")
+    snapshots = []
+    for number in range(64):
+        before = len(bench.journal)
+        bench.take("x" * 600)
+        if len(bench.journal) <= before:
+            snapshots.append(number)
+    assert len(snapshots) <= 8, f"snapshots at {snapshots}: all of them would take the square of what the steps take"
+    bench.kill()
+    assert len(bench.given()) == 64
 
 
 def test_deaths_count_only_if_no_step_followed() -> None:

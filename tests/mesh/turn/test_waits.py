@@ -8,8 +8,9 @@ import pytest
 
 from agentmesh.agent import Defer, Idle, Prompt
 from agentmesh.records import SendMail
+from agentmesh.turn.step_values import Circled
 from agentmesh.turn.steps import MAX_PATH
-from agentmesh.turn.values import Arrived, Circled, GaveUp, Phase
+from agentmesh.turn.values import Arrived, GaveUp, Phase
 from agentmesh.wire import Outcome
 from mesh.turn.agents import log_event
 from mesh.turn.harness import agent, error
@@ -253,6 +254,22 @@ def test_a_wait_has_its_time_and_so_has_its_request(bench: Stepping) -> None:
     assert code(bench.over["w1"]) == "timeout" and "w2" not in bench.over
     assert bench.code(late) == "expired", "one tick serves both"
     bench.answer_wait("w2")
+    bench.finish()
+    bench.rested()
+
+
+@pytest.mark.parametrize(
+    ("body", "told"), [({"ok": False, "error": {"code": "expired"}}, "timeout"), ("nonsense", "bad_request")]
+)
+def test_what_else_may_come_back(bench: Stepping, body: Any, told: str) -> None:
+    """The other side's clock is ahead; or what it sent is no outcome."""
+    bench.prompt("work")
+    bench.ask("w1")
+    origin, request = bench.request("w1")
+    event = {"agent": request.to, "ref": "1", **body} if isinstance(body, dict) else body
+    mail = bench.post("peer-answer", event=event, sender=request.to, tag=origin)
+    bench.feed(Arrived((mail,)))
+    assert code(bench.over["w1"]) == told
     bench.finish()
     bench.rested()
 

@@ -43,7 +43,11 @@ class CodexBackend:
         """
         self._own_directory = room is None
         directory = Path(room.directory if room is not None else tempfile.mkdtemp(prefix="agentmesh-codex-"))
-        self._ground = Ground(settings.options_from(options), directory / "codex", store or _store(room), Toolbox(agent))
+        self._ground = Ground(
+            settings.options_from(options), directory / "codex", _store(room) if store is None else store, Toolbox(agent)
+        )
+        self._last: Run | None = None
+        """The newest turn of this process."""
 
     async def start_session(self) -> Any:
         """Begin a thread; Codex is not started before the first prompt.
@@ -71,9 +75,12 @@ class CodexBackend:
     async def prompt(self, session: Any, prompt: str, turn: Turn) -> Stream:
         """Begin a turn. One that fails leaves the session as it was: the thread goes on from its last whole turn."""
         value = _session(session)
-        # The value in hand is committed: what it says is unneeded, nobody needs.
-        await forget(self._ground.store, value.old)
-        return Stream(Run(self._ground, value, turn).events(prompt), session)
+        run = Run(self._ground, value, turn)
+        # The value in hand is committed: what it says is unneeded, nobody needs. Nor what a turn left behind that failed.
+        left = self._last.made - run.needed if self._last is not None else set()
+        await forget(self._ground.store, sorted({*value.old, *left}))
+        self._last = run
+        return Stream(run.events(prompt), session)
 
     def update_session(self, session: Any, result: Mapping[str, Any]) -> Any:
         """The session that the turn's result brings."""
@@ -82,7 +89,8 @@ class CodexBackend:
     async def terminate_session(self, session: Any) -> None:
         """Remove what is stored of the thread, and the agent's files on this node."""
         value = _session(session)
-        await forget(self._ground.store, (*value.old, *(value.rollout.parts if value.rollout is not None else ())))
+        parts = value.rollout.parts if value.rollout is not None else ()
+        await forget(self._ground.store, sorted({*value.old, *parts, *(self._last.made if self._last is not None else ())}))
         await self.release()
         await asyncio.to_thread(shutil.rmtree, self._ground.directory, ignore_errors=True)
 

@@ -40,6 +40,9 @@ class MemoryStore:
         self._parts: dict[str, bytes] = {}
         self._names = itertools.count(1)
 
+    def __len__(self) -> int:
+        return len(self._parts)
+
     async def put(self, data: bytes) -> str:
         name = f"part-{next(self._names)}"
         self._parts[name] = data
@@ -77,6 +80,8 @@ class File:
         self._saved = b""
         """What the parts hold."""
         self._rollout = Rollout("")
+        self.made: set[str] = set()
+        """The parts that were stored by this run of the turn."""
 
     @property
     def saved(self) -> Rollout:
@@ -120,6 +125,7 @@ class File:
         new = data if whole else data[len(self._saved) :]
         parts = () if whole else self._rollout.parts
         name = await self._store.put(await asyncio.to_thread(zlib.compress, new))
+        self.made.add(name)
         self._saved, self._rollout = data, Rollout(path, (*parts, name))
         return self._rollout
 

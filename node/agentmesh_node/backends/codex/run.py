@@ -79,8 +79,20 @@ class Run:
         self._text = ""
         self._thread = ""
         self._path = ""
+        self._file: File | None = None
         self._heard = 0.0
         """When Codex last told something other than that it tries again."""
+
+    @property
+    def made(self) -> set[str]:
+        """The parts that this run has stored."""
+        return self._file.made if self._file is not None else set()
+
+    @property
+    def needed(self) -> set[str]:
+        """The parts that this turn may begin from."""
+        rollouts = [self._session.rollout, *(saved.rollout for saved in self._taken.saved)]
+        return {part for rollout in rollouts if rollout is not None for part in rollout.parts}
 
     async def events(self, prompt: str) -> AsyncGenerator[Event]:
         """Everything that happens, up to one terminal event."""
@@ -100,22 +112,16 @@ class Run:
     async def _at_home(self, home: Home, prompt: str) -> AsyncGenerator[Event]:
         key = settings.key_of(self._options, os.environ)
         secrets = [key] if key is not None else []
-        file = File(home.path, self._ground.store, striker(secrets))
+        file = self._file = File(home.path, self._ground.store, striker(secrets))
         await self._restore(file)
         server = await self._server(home.path, secrets)
         tools = OwnTools(self._ground.toolbox, self._turn, self._taken, server)
         try:
-            async with asyncio.timeout(self._options.start_timeout_s):
-                await server.start()
-                turn_id = await self._begin(server, home, prompt)
+            turn_id = await self._begun(server, home, prompt)
             self._answers = file.answers()
             async with aclosing(self._listen(server, tools, file, turn_id)) as events:
                 async for event in events:
                     yield event
-        except TimeoutError:
-            limit = f"{self._options.start_timeout_s:g} s"
-            details = {"reason": "start_timeout", "retryable": True}
-            raise BackendError(f"Codex did not begin the turn within {limit}", details=details) from None
         finally:
             await tools.close()
             await server.close()
@@ -160,6 +166,16 @@ class Run:
             raise settings.refused("bad_options", f"there is no directory {cwd} on this node; make it, or change the option cwd")
         command = [program, "app-server", "--listen", "stdio://"]
         return AppServer(command, env=env, cwd=str(cwd), secrets=secrets)
+
+    async def _begun(self, server: AppServer, home: Home, prompt: str) -> str:
+        try:
+            async with asyncio.timeout(self._options.start_timeout_s):
+                await server.start()
+                return await self._begin(server, home, prompt)
+        except TimeoutError:
+            limit = f"{self._options.start_timeout_s:g} s"
+            details = {"reason": "start_timeout", "retryable": True}
+            raise BackendError(f"Codex did not begin the turn within {limit}", details=details) from None
 
     async def _begin(self, server: AppServer, home: Home, prompt: str) -> str:
         """Start the thread or take it up, and start the turn; returns the turn's id at Codex."""
@@ -208,10 +224,30 @@ class Run:
             if method == "item/completed":
                 self._item(params)
             elif method == "thread/tokenUsage/updated" and params.get("turnId") == turn_id:
+                tools_ran = self._tools_ran
                 yield await self._answered(file, params)
+                if tools_ran:
+                    await self._budgeted(server, turn_id)
             elif method == "turn/completed" and (params.get("turn") or {}).get("id") == turn_id:
                 self._check(params["turn"])
                 return
+
+    async def _budgeted(self, server: AppServer, turn_id: str) -> None:
+        """The turn goes on: may it, and is the model to be told that it should not for long?
+
+        Raises:
+            BudgetExceeded: it may not.
+        """
+        self._turn.allowance.check()
+        note = self._turn.allowance.note()
+        if note is not None:
+            said = [{"type": "text", "text": note}]
+            try:
+                await server.call("turn/steer", {"threadId": self._thread, "expectedTurnId": turn_id, "input": said})
+            except BackendError as error:
+                if error.details.get("reason") != "codex_refused":
+                    raise
+                log.info("codex was not told of the budget: its turn is ending", extra={"agent": self._turn.agent})
 
     async def _asked(self, server: AppServer, tools: OwnTools, request: Any, method: str, params: Json) -> None:
         """Codex asks something: a tool of the agent's is run; nobody is there to approve of anything."""

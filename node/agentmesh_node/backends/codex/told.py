@@ -128,7 +128,7 @@ def _use(item: Mapping[str, Any]) -> tuple[str, Any] | None:
         case "commandExecution":
             return "shell", {"command": item.get("command"), "cwd": item.get("cwd")}
         case "fileChange":
-            changes = [{"path": c.get("path"), "kind": _kind(c.get("kind"))} for c in item.get("changes") or ()]
+            changes = [{"path": c.get("path"), "kind": _kind(c.get("kind"))} for c in _objects(item.get("changes"))]
             return "apply_patch", {"changes": changes}
         case "mcpToolCall":
             return f"{item.get('server')}__{item.get('tool')}", item.get("arguments")
@@ -143,6 +143,11 @@ def _kind(kind: Any) -> Any:
     return kind.get("type") if isinstance(kind, Mapping) else kind
 
 
+def _objects(value: Any) -> list[Mapping[str, Any]]:
+    """The objects in a list; none of what is no list."""
+    return [part for part in value if isinstance(part, Mapping)] if isinstance(value, list) else []
+
+
 def _output(item: Mapping[str, Any]) -> str:
     if item.get("aggregatedOutput"):
         return str(item["aggregatedOutput"])
@@ -150,6 +155,6 @@ def _output(item: Mapping[str, Any]) -> str:
     if isinstance(error, Mapping):
         return str(error.get("message", ""))
     result = item.get("result")
-    contents = item.get("contentItems") or (result.get("content") if isinstance(result, Mapping) else None) or ()
-    text = "\n".join(str(part.get("text", "")) for part in contents if isinstance(part, Mapping))
+    contents = item.get("contentItems") or (result.get("content") if isinstance(result, Mapping) else None)
+    text = "\n".join(str(part.get("text", "")) for part in _objects(contents))
     return text or ("" if item.get("status") == "completed" else str(item.get("status", "")))

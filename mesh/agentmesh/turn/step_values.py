@@ -1,0 +1,53 @@
+"""Inputs and commands of the turn machine for steps and waits inside a turn (agentmesh.turn.steps). Plain values."""
+
+from __future__ import annotations
+
+import msgspec
+from msgspec import Raw
+
+from agentmesh.budget import Limits
+from agentmesh.wire import ErrorBody, Outcome, PromptBody
+
+
+# --- inputs -------------------------------------------------------------------------------------------------------
+class TakeStep(msgspec.Struct, frozen=True):
+    """The prompt task of turn `turn` has taken a step; `Taken` answers `token`."""
+
+    turn: int
+    token: str
+    value: Raw
+
+
+class AskAgent(msgspec.Struct, frozen=True, kw_only=True):
+    """The prompt task of turn `turn` waits for another agent's outcome; `WaitOver` brings it."""
+
+    turn: int
+    wait: str
+    agent: str
+    prompt: PromptBody
+    deadline: float
+    budget: Limits | None = None
+    trace: dict[str, str] = {}
+
+
+class Circled(msgspec.Struct, frozen=True):
+    """Whom this wait waits for waits for it, by way of others: the circle is proven."""
+
+    wait: str
+    origin: str
+
+
+# --- commands -----------------------------------------------------------------------------------------------------
+class Taken(msgspec.Struct, frozen=True):
+    """The step that came with `token` is committed, as one of `steps` so far; or it cannot be, because of `error`."""
+
+    token: str
+    steps: int
+    error: ErrorBody | None = None
+
+
+class WaitOver(msgspec.Struct, frozen=True):
+    """The running turn's wait of that name has its outcome, and the journal has it."""
+
+    wait: str
+    outcome: Outcome

@@ -1,0 +1,37 @@
+"""Sending a dead letter of another agent again: only a node may speak in an agent's name (protocol, "Subjects")."""
+
+from __future__ import annotations
+
+from agentmesh import wire
+from agentmesh.edge.jetstream import get_next, store
+from agentmesh.errors import BadRequest, NotFound
+from agentmesh.subjects import LANES
+from agentmesh_node.services import Services
+
+_KEPT = (wire.FROM, wire.FROM_LIFE, "Content-Type", *wire.TRACE_HEADERS)
+"""What goes along: its sender was told, so nobody waits for an answer; its origin is consumed, so it gets none."""
+
+
+async def resend(services: Services, agent: str, life: str, seq: int) -> int:
+    """Put the dead letter `seq` of `agent` into its lane again, from the same sender, for the agent's present `life`. The letter
+    stays; a repetition of this changes nothing for as long as the mail's duplicate window lasts.
+
+    Returns: the sequence in the lane: a prompt's ref.
+
+    Raises:
+        NotFound: there is no such letter.
+        BadRequest: it came from no agent.
+        MailboxFull, TooLarge, Unavailable, Uncertain: as `store`.
+    """
+    s = services
+    letter = await get_next(s.transport, s.subjects.stream("dead"), s.subjects.dead(agent), seq)
+    if letter is None or letter.seq != seq:
+        raise NotFound(f"agent {agent!r} has no dead letter {seq}; see `mesh dead ls {agent}`")
+    lane = LANES.get(letter.headers.get("Mesh-Lane", ""))
+    if lane is None or not lane.trusted or wire.FROM not in letter.headers:
+        raise BadRequest(f"dead letter {seq} came from no agent: send it as mail of your own")
+    headers = {key: letter.headers[key] for key in _KEPT if key in letter.headers}
+    headers[wire.FOR] = life
+    subject = s.subjects.lane(lane.name, agent)
+    stored = await store(s.transport, subject, letter.data, headers=headers, msg_id=f"{agent}.dead-{seq}")
+    return stored.seq

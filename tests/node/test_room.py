@@ -1,0 +1,37 @@
+"""What a node gives a backend besides the agent and its options."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from agentmesh.backend import Room
+from agentmesh_node.backends.scripted import ScriptedBackend
+from agentmesh_node.services import NodeSettings, files_of, takes_room
+
+
+class Roomy:
+    def __init__(self, agent: Any, options: Any, *, room: Room) -> None:
+        self.room = room
+
+
+def plain(agent: Any, options: Any) -> None:
+    """A factory as it always was."""
+
+
+def test_only_a_factory_that_asks_for_a_room_gets_one() -> None:
+    assert takes_room(Roomy)
+    assert not takes_room(plain)
+    assert not takes_room(ScriptedBackend)
+    assert not takes_room(dict)  # has no signature to read
+
+
+def test_each_node_has_files_of_its_own(tmp_path: Path) -> None:
+    one = files_of(NodeSettings(node_id="n1", agents={}, root="r", files=str(tmp_path)))
+    other = files_of(NodeSettings(node_id="n2", agents={}, root="r", files=str(tmp_path)))
+    assert one != other
+    assert {one.parents[1], other.parents[1]} == {tmp_path}
+    default = files_of(NodeSettings(node_id="n1", agents={}))
+    assert default.is_absolute()
+    assert Path(tempfile.gettempdir()) in default.parents
