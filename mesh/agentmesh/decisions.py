@@ -224,7 +224,10 @@ def raised_error(error: BaseException) -> ErrorBody:
     """An exception that a callback raised."""
     if isinstance(error, MeshError):
         return sound(ErrorBody.of(error))
-    message = f"{type(error).__name__}: {error}"
+    try:
+        message = f"{type(error).__name__}: {error}"
+    except Exception:  # noqa: BLE001 - an exception's text is user code as well
+        message = type(error).__name__
     return sound(ErrorBody(code="task_crashed", message=message, details={"type": type(error).__name__}))
 
 

@@ -187,9 +187,10 @@ class _Run:
         """The answer joins the history."""
         if reply.compacted:
             self._history.clear()
-        self._history.append(reply.message)
+        if reply.message is not None:
+            self._history.append(reply.message)
         self._text = self._text + reply.text if reply.goes_on or not reply.calls else ""
-        self._paused = reply.goes_on
+        self._paused = reply.goes_on and reply.message is not None
         if not reply.calls:
             self._whole = list(self._history)
 

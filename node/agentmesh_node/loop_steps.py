@@ -19,7 +19,7 @@ class Reply(msgspec.Struct, frozen=True, tag_field="step", tag="answer", omit_de
     """An answer of the model."""
 
     message: Any
-    """As it goes into the history: the provider's own JSON."""
+    """As it goes into the history: the provider's own JSON; None where there is nothing that could be sent again."""
     text: str = ""
     thinking: str = ""
     calls: tuple[Call, ...] = ()

@@ -7,7 +7,6 @@ record is in flight, what arrives waits; the prompt task runs beside, so that it
 from __future__ import annotations
 
 import asyncio
-import functools
 import logging
 from collections import deque
 from collections.abc import Callable
@@ -20,7 +19,7 @@ from agentmesh.edge.transport import Message
 from agentmesh.errors import Fenced, StoreLost, Unavailable
 from agentmesh.ledger import record_of
 from agentmesh.ownership import Claim
-from agentmesh.records import Ledger, Resolve, encode_record
+from agentmesh.records import Ledger, encode_record
 from agentmesh.subjects import LANES
 from agentmesh.turn import new_core, step
 from agentmesh.turn.step_values import Taken, WaitOver
@@ -54,14 +53,12 @@ from agentmesh.turn.values import (
     Swept,
     Tick,
     Wake,
-    Watchdog,
 )
 from agentmesh.wire import ErrorBody, Mail, Spec
 from agentmesh_node import controls
 from agentmesh_node.claiming import Lost, take
 from agentmesh_node.deeds import Deeds
 from agentmesh_node.leave import Leave
-from agentmesh_node.live import LiveStream
 from agentmesh_node.mailbox import Mailbox
 from agentmesh_node.performer import Performer
 from agentmesh_node.prober import Prober
@@ -71,6 +68,7 @@ from agentmesh_node.services import Services
 from agentmesh_node.status import KEEP_STOPPED_S, StatusWriter
 from agentmesh_node.stepkeeper import StepKeeper
 from agentmesh_node.trimmer import Trimmer
+from agentmesh_node.turning import TurnRun
 
 log = logging.getLogger("agentmesh.node")
 
@@ -105,11 +103,9 @@ class Owner:
         self._leave: Leave | None = None
         self._timers: set[asyncio.TimerHandle] = set()
         self._resting = Resting(self, services)
-        self._watchdog: asyncio.TimerHandle | None = None
         self._sweeper: asyncio.Task[None] | None = None
         self._replies: dict[str, str] = {}
-        self._live: LiveStream | None = None
-        self.steps: StepKeeper | None = None
+        self._turn = TurnRun(self, services)
         self.runner: Runner | None = services.runner(name, spec)
         self.mailbox: Mailbox | None = None
         self.trimmer: Trimmer | None = None
@@ -151,7 +147,7 @@ class Owner:
             token=s.token,
             now=s.now,
             emit=self._emit,
-            live=self._tell_outcome,
+            live=self._turn.tell_outcome,
         )
         self._performer = Performer(
             deeds,
@@ -189,14 +185,12 @@ class Owner:
             self._s.awake -= 1
         for handle in self._timers:
             handle.cancel()
-        if self._watchdog is not None:
-            self._watchdog.cancel()
         for task in (self._driver, self._sweeper):
             if task is not None and task is not asyncio.current_task() and not task.done():
                 task.cancel()
                 await asyncio.wait((task,), timeout=STOP_GRACE_S)
         if self.runner is not None:
-            await self._kill_turn()
+            await self._turn.kill()
             self.runner.end_span("lost")
             await self.runner.release()
         if self.mailbox is not None:
@@ -348,7 +342,7 @@ class Owner:
                 elif isinstance(command, Append):
                     following = await self._append(command)
                 elif isinstance(command, KillTurn):
-                    await self._kill_turn()
+                    await self._turn.kill()
                 else:
                     _PERFORM[type(command)](self, command)
             commands = self._step(following) if following is not None else []
@@ -449,51 +443,24 @@ class Owner:
         self._sweeper = asyncio.get_running_loop().create_task(self._sweep(), name=f"sweep {self.name}")
 
     # --- turns ------------------------------------------------------------------------------------------------------
-    def _run_turn(self, command: RunTurn) -> None:
-        assert self.runner is not None
-        self._live = LiveStream.open(self._s, self.name, command, self.claim.generation)
-        self.steps = StepKeeper(self._s, command, self.feed, self._begin_to_wait)
-        number = command.number
-        if self.runner.start_turn(command, self._turn_ended, self._live.event if self._live else None, self.steps):
-            self._watchdog = asyncio.get_running_loop().call_later(command.watchdog_s, lambda: self.feed(Watchdog(number)))
+    @property
+    def steps(self) -> StepKeeper | None:
+        """The steps of the running turn."""
+        return self._turn.steps
 
-    @functools.cached_property
+    @property
     def prober(self) -> Prober:
-        """Made when it is needed: most agents never wait in mid-turn."""
-        return Prober(self, self._s)
+        """What finds circles of agents that wait for one another."""
+        return self._turn.prober
 
-    def _begin_to_wait(self) -> None:
-        self.prober.arm()
+    def _run_turn(self, command: RunTurn) -> None:
+        self._turn.start(command)
 
     def _step_taken(self, command: Taken) -> None:
-        assert self.steps is not None
-        self.steps.step_taken(command)
-        if self._live is not None:
-            self._live.step = command.steps
+        self._turn.step_taken(command)
 
     def _wait_over(self, command: WaitOver) -> None:
-        assert self.steps is not None
-        self.steps.wait_over(command)
-
-    def _turn_ended(self, item: Input) -> None:
-        if self.steps is not None:
-            self.steps.close()
-        if self._watchdog is not None:
-            self._watchdog.cancel()
-            self._watchdog = None
-        self.feed(item)
-
-    async def _kill_turn(self) -> None:
-        if self._watchdog is not None:
-            self._watchdog.cancel()
-            self._watchdog = None
-        assert self.runner is not None
-        await self.runner.kill_turn()
-        if self.steps is not None:
-            self.steps.close()
-
-    def _tell_outcome(self, effect: Resolve) -> None:
-        LiveStream.close_with(self._s, self.name, effect, self.claim.generation, self._live)
+        self._turn.wait_over(command)
 
     # --- registry and telemetry ---------------------------------------------------------------------------------------
     def _set_status(self, command: SetStatus) -> None:

@@ -137,7 +137,7 @@ class Runner:
         try:
             with self._tracing.within(span, command.trace):
                 value = await self._invoke(hook, arguments)
-        except (Exception, SystemExit, asyncio.CancelledError) as error:  # user code may raise anything
+        except BaseException as error:  # user code may raise anything
             self._forget_state()
             if _is_cancelled(error):
                 raise
@@ -208,7 +208,7 @@ class Runner:
             if self._backend is not None:
                 await self._backend.terminate_session(_decoded(command.args[0]))
             return Returned(NONE)
-        except (Exception, SystemExit, asyncio.CancelledError) as error:
+        except BaseException as error:
             if _is_cancelled(error):
                 raise
             log.exception("the backend failed", extra={"agent": self._name, "call": command.hook})
@@ -251,7 +251,7 @@ class Runner:
     async def _migrate(self, raw: Raw, version: int) -> Raw | ErrorBody:
         try:
             state = await self._invoke("migrate_state", (msgspec.json.decode(raw), version))
-        except (Exception, SystemExit, asyncio.CancelledError) as error:
+        except BaseException as error:
             if _is_cancelled(error):
                 raise
             log.exception("callback raised", extra={"agent": self._name, "callback": "migrate_state"})
@@ -307,7 +307,7 @@ class Runner:
         try:
             with self._tracing.within(self._span, command.trace):
                 ended = await self._consume(command, live)
-        except (Exception, SystemExit, asyncio.CancelledError) as error:
+        except BaseException as error:
             if _is_cancelled(error):
                 raise
             # After a crash, state and session are those of the dispatch.
@@ -318,7 +318,8 @@ class Runner:
             hands.current_context.reset(token)
             self._count()
         if ended.error is not None and self._meter is not None:
-            ended = msgspec.structs.replace(ended, usage=self._meter.usage())
+            # What a backend says that cannot be encoded must not keep the turn's record from being written.
+            ended = msgspec.structs.replace(ended, usage=plain(self._meter.usage()))
         feed(ended)
 
     def _count(self) -> None:
@@ -460,7 +461,9 @@ def _own_request(request: hands.Request | None) -> hands.Request | None:
 
 
 def _is_cancelled(error: BaseException) -> bool:
-    """Whether this is the cancellation of the task that runs now, and not one that user code let escape."""
+    """Whether this is the cancellation of the task that runs now (or its coroutine's end), not one that user code let escape."""
+    if isinstance(error, GeneratorExit):
+        return True
     task = asyncio.current_task()
     return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
 

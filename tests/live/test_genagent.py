@@ -341,9 +341,9 @@ def test_streams_usage_and_sessions(server: Server, subjects: Subjects) -> None:
         async with local_mesh(server, subjects) as mesh:
             await start(mesh, "talker", kind="Talker")
             answer = await mesh.client.ask("talker", "go")
-            assert (answer.text, answer.usage) == ("it is there", {"input_tokens": 3, "output_tokens": 4})
+            assert (answer.text, answer.usage) == ("it is there", {"input_tokens": 3, "output_tokens": 4, "tool_calls": 1})
             await mesh.client.ask("talker", "again")
-            assert (await mesh.client.status("talker")).usage == {"input_tokens": 6, "output_tokens": 8}
+            assert (await mesh.client.status("talker")).usage == {"input_tokens": 6, "output_tokens": 8, "tool_calls": 2}
             await start(mesh, "serial", kind="Sequel")
             answers = [await mesh.client.ask("serial", "next") for _ in range(3)]
             assert [(one.text, one.session_id) for one in answers] == [

@@ -215,6 +215,26 @@ def test_a_pause_of_the_api_is_not_the_end_of_the_turn(fake: FakeMessages) -> No
     assert [m["role"] for m in fake.calls[1].messages] == ["user", "assistant"]
 
 
+@pytest.mark.parametrize("blank", [Answer(), Answer(text="\n\n")])
+def test_an_answer_of_nothing_is_not_sent_back(fake: FakeMessages, blank: Answer) -> None:
+    """The API refuses messages without content, and texts of white space alone."""
+    fake.play([Answer(text="\n\n", tools=(Tool("double", {"number": 2}, "c1"),)), blank, "here"])
+
+    async def check() -> None:
+        async with Chat(Doubling) as chat:
+            said = await chat.say("two times two?")
+            assert (said[-1].kind, said[-1].data["text"]) == ("result", "")
+            assert (await chat.say("are you there?"))[-1].data["text"] == "here"
+
+    run(check())
+    assert [(m["role"], [b["type"] for b in m["content"]]) for m in fake.calls[-1].messages] == [
+        ("user", ["text"]),
+        ("assistant", ["tool_use"]),
+        ("user", ["tool_result"]),
+        ("user", ["text"]),
+    ]
+
+
 def test_a_summary_by_the_api_replaces_the_history(fake: FakeMessages) -> None:
     summary = {"type": "compaction", "content": "they greeted", "encrypted_content": "e30="}
     fake.play(["hello", Answer(blocks=(summary,), text="go on"), "done"])

@@ -147,15 +147,23 @@ def test_so_has_a_stream() -> None:
     assert ended[0].error.code == "task_crashed"
 
 
+class OutOfLine(BaseException):
+    """What is no `Exception`, and has no text."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, OutOfLine])
 @pytest.mark.parametrize("plain", [True, False])
-def test_a_callback_that_exits_has_raised_and_ends_no_process(plain: bool) -> None:
+def test_a_callback_that_exits_has_raised_and_ends_no_process(plain: bool, error: type[BaseException]) -> None:
     def leave(self: Any, event: Any, state: Any) -> Any:
-        raise SystemExit(3)
+        raise error
 
     async def leave_later(self: Any, event: Any, state: Any) -> Any:
-        raise SystemExit(3)
+        raise error
 
-    assert "SystemExit" in error_of(call(made(handle_event=leave if plain else leave_later), "handle_event", 1)).message
+    assert error.__name__ in error_of(call(made(handle_event=leave if plain else leave_later), "handle_event", 1)).message
 
 
 # --- no trace -------------------------------------------------------------------------------------------------------

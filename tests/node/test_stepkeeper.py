@@ -85,7 +85,7 @@ def test_a_step_that_its_taker_gave_up_waiting_for_is_taken_all_the_same() -> No
     run(main())
 
 
-@pytest.mark.parametrize("value", [object(), float, {1: {2: object()}}], ids=repr)
+@pytest.mark.parametrize("value", [object(), float, {1: {2: object()}}], ids=["object", "class", "deep"])
 def test_a_step_is_a_json_value(value: Any) -> None:
     async def main() -> None:
         desk = Desk()

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
+import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from enum import Enum
 from typing import Annotated, Any, Literal
 
@@ -169,6 +172,14 @@ def test_what_cannot_be_a_tool_is_refused_by_name(wrong: Any) -> None:
         declared(having(wrong))
 
 
+def test_one_tool_without_its_comma_is_refused_with_a_hint() -> None:
+    class Forgetful(Agent[Any]):
+        tools = pack
+
+    with pytest.raises(InvalidAgent, match=r"comma: tools = \(it,\)"):
+        declared(Forgetful())
+
+
 def test_two_tools_of_one_name_are_refused() -> None:
     with pytest.raises(InvalidAgent, match="'pack'"):
         declared(having(pack, pack))
@@ -238,6 +249,63 @@ async def cancels() -> str:
     raise asyncio.CancelledError
 
 
+class OutOfLine(BaseException):
+    """What is no `Exception`, as some test and cancellation frameworks raise it."""
+
+
+async def raises_out_of_line() -> str:
+    raise OutOfLine("odd")
+
+
+def raises_a_group_out_of_line() -> str:
+    raise BaseExceptionGroup("several", [OutOfLine("odd")])
+
+
+async def is_interrupted() -> str:
+    raise KeyboardInterrupt
+
+
+class Wordless(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
+async def raises_without_words() -> str:
+    raise Wordless
+
+
+async def lists_a_file_that_is_no_utf8() -> str:
+    return os.fsdecode(b"caf\xe9.txt")
+
+
+async def raises_what_is_no_utf8() -> str:
+    raise FileNotFoundError(os.fsdecode(b"caf\xe9.txt"))
+
+
+async def is_not_all_there() -> Any:
+    return 2**64, Unset()
+
+
+class Unset(msgspec.Struct):
+    """Fails when it is encoded."""
+
+    value: int = msgspec.field(default=0)
+
+    def __post_init__(self) -> None:
+        del self.value
+
+
+async def yields() -> AsyncIterator[int]:
+    yield 1
+
+
+async def cancels_its_own_task() -> None:
+    task = asyncio.current_task()
+    assert task is not None
+    task.cancel()
+    await asyncio.Event().wait()
+
+
 async def endless_text() -> str:
     return "x" * (MAX_RESULT + 5)
 
@@ -252,6 +320,15 @@ async def endless_text() -> str:
         (raises, False, "KeyError: 'drawer'"),
         (exits, False, "SystemExit: 3"),
         (cancels, False, "CancelledError"),
+        (raises_out_of_line, False, "OutOfLine: odd"),
+        (raises_a_group_out_of_line, False, "BaseExceptionGroup: several (1 sub-exception)"),
+        (is_interrupted, False, "KeyboardInterrupt"),
+        (raises_without_words, False, "Wordless"),
+        (lists_a_file_that_is_no_utf8, True, "caf?.txt"),
+        (raises_what_is_no_utf8, False, "FileNotFoundError: caf?.txt"),
+        (is_not_all_there, False, "the tool's result is no JSON: Struct field 'value' is unset"),
+        (yields, False, "the tool's result is no JSON: Encoding objects of type async_generator is unsupported"),
+        (cancels_its_own_task, False, "CancelledError"),
         (endless_text, True, "x" * MAX_RESULT + "\n[cut: 5 more characters]"),
     ],
 )
@@ -314,6 +391,38 @@ def test_a_plain_tool_that_hangs_is_left_behind_in_its_thread_and_the_log_says_s
 
     run(check())
     assert "a plain tool is left behind in its thread" in caplog.text
+
+
+def test_plain_tools_that_hang_take_no_thread_from_others_and_keep_no_process() -> None:
+    """More of them than the loop's executor has threads; the process ends while all of them still hang."""
+    program = """
+import asyncio, os, threading
+from typing import Any
+from agentmesh.agent import Agent
+from agentmesh.backend import Turn
+from agentmesh.tools import tool
+from agentmesh_node.tools import Call, Toolbox
+
+@tool(effect="pure", timeout_s=0.05)
+def hang() -> None:
+    threading.Event().wait()
+
+@tool(effect="pure", timeout_s=30)
+def quick() -> str:
+    return "done"
+
+class Having(Agent[Any]):
+    tools = (hang, quick)
+
+async def main() -> None:
+    box, turn = Toolbox(Having()), Turn("a", "1", 1)
+    await asyncio.gather(*(box.run(Call(str(n), "hang", {}), turn) for n in range((os.cpu_count() or 1) + 40)))
+    print(await asyncio.to_thread(lambda: "free"), (await box.run(Call("q", "quick", {}), turn)).text)
+
+asyncio.run(main())
+"""
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert (ran.returncode, ran.stdout) == (0, "free done\n"), ran.stderr
 
 
 def test_work_that_does_not_heed_its_cancellation_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -269,6 +269,29 @@ def test_a_sender_that_waits_when_the_spec_turns_to_stopped_asks_for_the_sweep_t
     play(story)
 
 
+def test_mail_that_names_no_life_is_swept_if_it_was_stored_before_the_spec_became_stopped_and_else_left_to_the_next() -> None:
+    async def story(scene: Scene) -> None:
+        await scene.start("a")
+        await scene.mesh.stop("a", wait=False)
+        await scene.until(lambda: scene.spec("a").status == "stopping", "the wish")
+        faults = leaderless(scene, "registry")
+        await scene.until(lambda: scene.kinds("a")[-1] == "tombstone", "the last sweep")
+        inbox = scene.world.subjects.inbox("a")
+        before = await store(scene.mesh.transport, inbox, b"behind the sweep")
+        faults.leaderless.clear()
+        await scene.until(lambda: scene.spec("a").status == "stopped", "the end")
+        after = await store(scene.mesh.transport, inbox, b"for whoever comes")
+        await scene.until(lambda: str(before.seq) in scene.results("a"), "the leader's round", 200.0)
+        error = scene.results("a")[str(before.seq)].error
+        assert error is not None and error.code == "stopped"
+        await scene.start("a")
+        await scene.until(lambda: str(after.seq) in scene.results("a"), "the next life's turn")
+        assert scene.results("a")[str(after.seq)].text == "for whoever comes"
+        assert scene.kinds("a").count("swept") == 1
+
+    play(story)
+
+
 def test_mail_for_another_life_is_answered_stopped() -> None:
     async def story(scene: Scene) -> None:
         await scene.start("a")

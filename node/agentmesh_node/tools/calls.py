@@ -40,7 +40,7 @@ class Result(msgspec.Struct, frozen=True):
         """The result that `value` amounts to: text as it is, anything else as JSON."""
         try:
             text = value if isinstance(value, str) else "" if value is None else msgspec.json.encode(value).decode()
-        except (TypeError, ValueError, msgspec.MsgspecError, RecursionError) as error:
+        except Exception as error:  # noqa: BLE001 - encoding may run user code, and numbers may be too large
             return Result.failed(call, "raised", f"the tool's result is no JSON: {error}")
         return Result(call.id, call.name, True, shortened(text))
 
@@ -50,10 +50,12 @@ class Result(msgspec.Struct, frozen=True):
 
 
 def shortened(text: str, most: int = MAX_RESULT) -> str:
-    """`text`, cut to `most` characters with a word on what is missing."""
-    if len(text) <= most:
-        return text
-    return f"{text[:most]}\n[cut: {len(text) - most} more characters]"
+    """`text`, cut to `most` characters with a word on what is missing, and such that the journal can keep it.
+
+    What UTF-8 cannot hold (lone surrogates, as in file names that are no UTF-8) becomes question marks.
+    """
+    kept = text[:most].encode(errors="replace").decode()
+    return kept if len(text) <= most else f"{kept}\n[cut: {len(text) - most} more characters]"
 
 
 class TimedOut(Exception):

@@ -12,15 +12,9 @@ from agentmesh.errors import BadRequest
 from agentmesh.tools import Done, FunctionTool, NotDone, ToolCall, ToolError
 from agentmesh_node.stepping import timed
 from agentmesh_node.tools.calls import Call, Result, TimedOut, bounded
+from agentmesh_node.tools.threads import Raised, in_thread
 
 log = logging.getLogger("agentmesh.node")
-
-
-class _Raised:
-    """What user code raised, carried as a value: a SystemExit must not end the loop."""
-
-    def __init__(self, error: BaseException) -> None:
-        self.error = error
 
 
 async def run(tool: FunctionTool, call: Call, info: ToolCall) -> Result:
@@ -32,10 +26,10 @@ async def run(tool: FunctionTool, call: Call, info: ToolCall) -> Result:
     if tool.signature.call is not None:
         arguments[tool.signature.call] = info
     try:
-        value = await bounded(_call(tool.function, arguments, call.name), tool.timeout_s, call.name)
+        value = await _bounded(tool.function, arguments, tool.timeout_s, call.name)
     except TimedOut:
         return Result.failed(call, "timeout", timed_out(tool.timeout_s, again=tool.effect != "once"))
-    if isinstance(value, _Raised):
+    if isinstance(value, Raised):
         return Result.failed(call, "raised", _told(value.error))
     return Result.of(call, value)
 
@@ -45,14 +39,14 @@ async def reconcile(tool: FunctionTool, call: Call, info: ToolCall) -> Result | 
     found: Any = None
     if tool.reconcile is not None:
         try:
-            found = await bounded(_call(tool.reconcile, {"key": info.key}, call.name), tool.timeout_s, call.name)
+            found = await _bounded(tool.reconcile, {"key": info.key}, tool.timeout_s, call.name)
         except TimedOut:
             log.warning("a tool's reconcile took too long", extra={"agent": info.agent, "tool": call.name})
     if isinstance(found, Done):
         return Result.of(call, found.result)
     if isinstance(found, NotDone):
         return None
-    if isinstance(found, _Raised):
+    if isinstance(found, Raised):
         log.warning("a tool's reconcile raised", extra={"agent": info.agent, "tool": call.name, "error": repr(found.error)})
     return Result.failed(call, "unknown_outcome", UNKNOWN)
 
@@ -69,6 +63,21 @@ def timed_out(seconds: float, *, again: bool) -> str:
     return f"The tool did not answer within {seconds:g} s and was cancelled.{effect}"
 
 
+async def _bounded(function: Callable[..., Any], arguments: dict[str, Any], timeout_s: float, name: str) -> Any:
+    """What the function returns, or what it raised.
+
+    Raises:
+        TimedOut: it took too long.
+    """
+    try:
+        return await bounded(_call(function, arguments, name), timeout_s, name)
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        return Raised(error)  # it has cancelled its own task, not the turn's
+
+
 async def _call(function: Callable[..., Any], arguments: dict[str, Any], name: str) -> Any:
     """What the function returns, on the loop if it is `async` and in a thread if it is plain, or what it raised."""
 
@@ -78,7 +87,7 @@ async def _call(function: Callable[..., Any], arguments: dict[str, Any], name: s
     try:
         if inspect.iscoroutinefunction(function):
             return await timed(function(**arguments), name, report)
-        value = await asyncio.to_thread(function, **arguments)
+        value = await in_thread(function, arguments, name)
         return await timed(value, name, report) if inspect.isawaitable(value) else value
     except asyncio.CancelledError as error:
         task = asyncio.current_task()
@@ -87,13 +96,16 @@ async def _call(function: Callable[..., Any], arguments: dict[str, Any], name: s
                 # A thread cannot be killed: what it still returns is thrown away.
                 log.warning("a plain tool is left behind in its thread", extra={"tool": name})
             raise
-        return _Raised(error)
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - user code may raise anything
-        return _Raised(error)
+        return Raised(error)
+    except BaseException as error:  # noqa: BLE001 - let through, it would end the task of the turn, and nobody would be told
+        return Raised(error)
 
 
 def _told(error: BaseException) -> str:
+    try:
+        text = str(error)
+    except Exception:  # noqa: BLE001 - an exception's text is user code as well
+        text = ""
     if isinstance(error, ToolError):
-        return str(error) or "the tool failed"
-    text = str(error)
+        return text or "the tool failed"
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -184,11 +184,20 @@ class McpServer:
         return value
 
     def _unavailable(self, error: BaseException) -> BackendError:
-        # Only the type: the text of a transport's error may hold an address with its credentials.
-        said = str(error) if isinstance(error, FileNotFoundError) else type(error).__name__
+        told = self.declaration
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        if isinstance(error, BackendError):
+            return error
+        if isinstance(told, McpStdio) and isinstance(error, FileNotFoundError | PermissionError | NotADirectoryError):
+            said = f"its command {told.command!r} cannot be run: {error.strerror}"
+        elif isinstance(error, TimeoutError):
+            said = f"it did not answer within {OPEN_S:g} s"
+        else:
+            # Only the type: the text of a transport's error may hold an address with its credentials.
+            said = "it ended before it answered" if _is_closed(error) else type(error).__name__
         return BackendError(
-            f"the MCP server {self.declaration.name} cannot be used: {said}",
-            details={"reason": "tools_unavailable", "retryable": True},
+            f"the MCP server {told.name} cannot be used: {said}", details={"reason": "tools_unavailable", "retryable": True}
         )
 
     async def close(self) -> None:
@@ -233,6 +242,14 @@ def _refusal(error: Exception) -> str | None:
     if isinstance(error, MCPError) and error.code not in (CONNECTION_CLOSED, REQUEST_TIMEOUT):
         return error.message
     return None
+
+
+def _is_closed(error: BaseException) -> bool:
+    """Whether the session ended under a request."""
+    from mcp import MCPError  # noqa: PLC0415 - loaded already where this is called
+    from mcp.types import CONNECTION_CLOSED  # noqa: PLC0415
+
+    return isinstance(error, MCPError) and error.code == CONNECTION_CLOSED
 
 
 def _text(answer: Any) -> str:

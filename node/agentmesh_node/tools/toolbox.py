@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from agentmesh.agent import Agent
 from agentmesh.backend import Turn
+from agentmesh.errors import BackendError
 from agentmesh.tools import AgentTool, Effect, FunctionTool, McpHttp, McpStdio, ToolCall, ToolSpec, declared
 from agentmesh_node.tools import functions
 from agentmesh_node.tools.calls import Call, Result, TimedOut, bounded
@@ -32,7 +34,7 @@ class Toolbox:
         """All tools, in the order in which they are listed: a stable order keeps the model's cache warm.
 
         Raises:
-            BackendError: an MCP server cannot be used.
+            BackendError: an MCP server cannot be used, or has a tool under the name of another.
         """
         found: list[ToolSpec] = []
         for item in self._listed:
@@ -40,6 +42,13 @@ class Toolbox:
                 found += await item.specs()
             else:
                 found.append(item.spec)
+        names = Counter(spec.name for spec in found)
+        if len(names) < len(found):
+            twice = ", ".join(sorted(name for name, count in names.items() if count > 1))
+            raise BackendError(
+                f"more than one tool is called {twice}; rename the function, or limit the MCP server by only=(...)",
+                details={"reason": "tools_unavailable", "retryable": False},
+            )
         return tuple(found)
 
     def effect(self, name: str) -> Effect:

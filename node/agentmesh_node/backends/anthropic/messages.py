@@ -48,9 +48,10 @@ def reply(message: BetaMessage) -> Reply:
     blocks = [block.model_dump(mode="json", exclude_unset=True) for block in message.content]
     calls = tuple(Call(b["id"], b["name"], b.get("input")) for b in blocks if b["type"] == "tool_use")
     stop = _usable(message, calls)
-    kept, compacted = _compacted(blocks)
+    # Models give empty answers and blank texts, but the API takes neither back: they would end every further turn.
+    kept, compacted = _compacted([block for block in blocks if block["type"] != "text" or block["text"].strip()])
     return Reply(
-        message={"role": "assistant", "content": kept},
+        message={"role": "assistant", "content": kept} if kept else None,
         text="".join(b["text"] for b in kept if b["type"] == "text"),
         thinking="".join(b["thinking"] for b in kept if b["type"] == "thinking"),
         calls=calls,

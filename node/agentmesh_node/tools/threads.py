@@ -1,0 +1,43 @@
+"""Plain functions in threads of their own.
+
+Not in the loop's executor: it has a few threads, which tools that hang would take from all other agents of the node one by one,
+and the process would not end before they do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+
+class Raised:
+    """What user code raised, carried as a value: a SystemExit or KeyboardInterrupt must not end the loop."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+
+async def in_thread(function: Callable[..., Any], arguments: Mapping[str, Any], name: str) -> Any:
+    """What the function returns, or `Raised`. Cancelled, it leaves the thread behind: what that still returns is thrown away."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[Any] = loop.create_future()
+    context = contextvars.copy_context()
+
+    def deliver(value: Any) -> None:
+        if not future.done():
+            future.set_result(value)
+
+    def work() -> None:
+        try:
+            value = context.run(function, **arguments)
+        except BaseException as error:  # noqa: BLE001 - user code may raise anything
+            value = Raised(error)
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(deliver, value)
+
+    threading.Thread(target=work, name=f"tool {name}", daemon=True).start()
+    return await future
