@@ -39,6 +39,8 @@ GROUP = "agentmesh.backends"
 DEFAULT_BACKEND = "scripted"
 CLOCKS_DIFFER_S = 60.0
 """What the clocks of nodes may differ by."""
+IDS = 256
+"""Random ids that are made at a time."""
 CROWDED_REST_S = 0.2
 """Idle time after which an agent rests, and sleeps, on a node that has too many awake."""
 
@@ -98,6 +100,7 @@ class Services:
         self.now = ambient.now
         self.monotonic = ambient.monotonic
         self._random = ambient.token
+        self._ids: list[str] = []
         self.transport = transport
         self.settings = settings
         self.subjects = Subjects(settings.root)
@@ -166,8 +169,12 @@ class Services:
         self.events.publish()
 
     def token(self) -> str:
-        """A random id of one subject token, which no stranger can guess."""
-        return self._random(8)
+        """A random id of one subject token, which no stranger can guess. Only for the loop's own thread."""
+        if not self._ids:
+            # Each call to the system for randomness lets another thread run first; every record needs an id.
+            many = self._random(8 * IDS)
+            self._ids = [many[at : at + 16] for at in range(0, 16 * IDS, 16)]
+        return self._ids.pop()
 
     # --- an agent's parts -------------------------------------------------------------------------------------------
     def runner(self, name: str, spec: Spec) -> Runner | None:
@@ -176,7 +183,7 @@ class Services:
         if cls is None:
             return None
         limit = self.transport.max_payload - (128 << 10)
-        ports = Ports(self.now, self.monotonic, self.token, limit, self.events.emit, self.prices, self._counters)
+        ports = Ports(self.now, self.monotonic, lambda: self._random(8), limit, self.events.emit, self.prices, self._counters)
         backend = self.backend_name(spec)
 
         def factory(agent: Agent[Any], options: Mapping[str, Any]) -> Backend:
