@@ -172,9 +172,13 @@ class BackendConformance:
                 session = await backend.start_session()
                 begun = asyncio.Event()
                 task = asyncio.ensure_future(self._until_cancelled(backend, session, endless, begun))
-                await begun.wait()
+                first = asyncio.ensure_future(begun.wait())
+                await asyncio.wait((task, first), timeout=self.patience_s / 2, return_when=asyncio.FIRST_COMPLETED)
+                first.cancel()
+                over = task.done()
                 task.cancel()
                 await asyncio.wait((task,))
+                assert begun.is_set() and not over, f"endless_prompt must give an event and then take long: {task}"
                 assert task.cancelled(), "the reader's cancellation must come through"
                 await self._turn(backend, session, self.prompts[0])
 

@@ -158,6 +158,12 @@ class Deaf(Sound):
             yield Event.error("cancelled")
 
 
+class Hasty(Sound):
+    async def events(self, prompt: str, turn: Turn) -> AsyncIterator[Event]:
+        async for event in super().events("soon done", turn):
+            yield event
+
+
 class Forgetful(Sound):
     async def events(self, prompt: str, turn: Turn) -> AsyncIterator[Event]:
         await turn.steps.take({"n": 1})
@@ -209,6 +215,7 @@ def test_the_suite_passes_a_sound_backend() -> None:
         (Scribbler, "test_a_turn_leaves_the_session_that_it_was_given_alone"),
         (Mute, "test_a_turn_that_fails_says_why_and_the_next_one_is_answered"),
         (Deaf, "test_a_turn_that_is_cancelled_ends_at_once_and_the_next_one_is_answered"),
+        (Hasty, "test_a_turn_that_is_cancelled_ends_at_once_and_the_next_one_is_answered"),
         (Forgetful, "test_a_turn_whose_steps_are_all_taken_takes_no_more"),
         (Misshapen, "test_events_have_the_shapes_of_their_kinds"),
         (Restless, "test_a_session_that_is_resumed_again_is_not_changed_again"),

@@ -173,11 +173,9 @@ def test_what_cannot_be_a_tool_is_refused_by_name(wrong: Any) -> None:
 
 
 def test_one_tool_without_its_comma_is_refused_with_a_hint() -> None:
-    class Forgetful(Agent[Any]):
-        tools = pack
-
+    forgetful: Agent[Any] = type("Forgetful", (Agent,), {"tools": pack})()
     with pytest.raises(InvalidAgent, match=r"comma: tools = \(it,\)"):
-        declared(Forgetful())
+        declared(forgetful)
 
 
 def test_two_tools_of_one_name_are_refused() -> None:

@@ -20,7 +20,7 @@ from agentmesh.backend import Turn
 from agentmesh.errors import BackendError
 from agentmesh.steps import UnjournaledSteps
 from agentmesh.tools import McpHttp, McpStdio
-from agentmesh_node.tools import Call, Result, Toolbox
+from agentmesh_node.tools import Call, Result, Toolbox, mcp
 from fakes import mcp_server
 from support import eventually, run
 
@@ -178,11 +178,43 @@ def test_a_child_gets_what_is_named_of_the_environment_and_no_more(notes: Path, 
     run(check(), 60)
 
 
+def test_a_server_that_writes_what_is_no_message_does_not_fill_the_log(
+    notes: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mcp, "_seldom", mcp.Seldom())
+    serve = f"import runpy; runpy.run_path({mcp_server.__file__!r}, run_name='__main__')"
+    flood = f"print('no message\\n' * 1000, flush=True); {serve}"
+
+    async def check() -> None:
+        toolbox = box(stdio(notes, args=("-c", flood, str(notes))))
+        assert (await toolbox.specs())[0].name == "shop__add"
+        await toolbox.close()
+
+    run(check(), 60)
+    said = [record for record in caplog.records if record.name.startswith("mcp")]
+    assert 0 < len(said) <= mcp.Seldom.MOST
+
+
+def test_a_server_s_tool_under_the_name_of_another_is_refused(notes: Path) -> None:
+    async def shop__add(a: int) -> int:
+        return a
+
+    async def check() -> None:
+        toolbox = box(shop__add, stdio(notes))
+        with pytest.raises(BackendError, match="more than one tool is called shop__add;") as caught:
+            await toolbox.specs()
+        assert caught.value.details == {"reason": "tools_unavailable", "retryable": False}
+        await toolbox.close()
+
+    run(check(), 60)
+
+
 @pytest.mark.parametrize(
     ("broken", "said"),
     [
-        ({"command": "/nowhere/no-such-server"}, "no-such-server"),
-        ({"args": ("-c", "raise SystemExit(1)")}, "cannot be used"),
+        ({"command": "no-such-server"}, "'no-such-server' cannot be run: No such file"),
+        ({"command": "/"}, "'/' cannot be run: Permission denied"),
+        ({"args": ("-c", "raise SystemExit(1)")}, "it ended before it answered"),
         ({"env_from": ("NO_SUCH_VARIABLE",)}, "NO_SUCH_VARIABLE"),
     ],
 )

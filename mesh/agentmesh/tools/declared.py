@@ -214,7 +214,7 @@ def declared(agent: Any) -> tuple[Declared, ...]:
     """
     listed: Sequence[Any] = getattr(type(agent), "tools", ())
     if not isinstance(listed, Sequence):
-        raise InvalidAgent(f"{type(agent).__name__}.tools is no tuple but {listed!r}; one tool alone needs a comma: tools = (it,)")
+        raise InvalidAgent(f"{type(agent).__name__}.tools is no tuple: {listed!r}; one tool alone needs a comma: tools = (it,)")
     found = tuple(_declared(item, agent) for item in listed)
     seen: set[str] = set()
     for item in found:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import time
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
@@ -216,6 +217,27 @@ class McpServer:
             await asyncio.wait((task,), timeout=PATIENCE_S)
 
 
+class Seldom(logging.Filter):
+    """Lets a logger through `MOST` times a minute: the SDK logs each line of a child that is no message."""
+
+    MOST = 10
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._since = time.monotonic()
+        self._count = 0
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        now = time.monotonic()
+        if now - self._since > 60:
+            self._since, self._count = now, 0
+        self._count += 1
+        return self._count <= self.MOST
+
+
+_seldom = Seldom()
+
+
 def _sdk() -> tuple[Any, Any, Any, Any]:
     """The SDK's modules: importing them takes more than a second, so this runs in a thread."""
     try:
@@ -226,6 +248,7 @@ def _sdk() -> tuple[Any, Any, Any, Any]:
         raise BackendError(
             "MCP servers need an extra: install agentmesh[tools]", details={"reason": "tools_unavailable", "retryable": False}
         ) from None
+    logging.getLogger(stdio.__name__).addFilter(_seldom)
     return mcp, stdio, streamable_http, httpx2
 
 
