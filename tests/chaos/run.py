@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
@@ -50,6 +51,18 @@ class Notes:
         self._say(self.lines[-1])
 
 
+@contextlib.asynccontextmanager
+async def _unheard() -> AsyncIterator[None]:
+    """The connections of the clients in this process are cut on purpose: what they log of it is no news."""
+    logger = logging.getLogger("agentmesh")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
 async def run_seed(
     seed: int, seconds: float, logs: Path, say: Callable[[str], None], *, weights: Mapping[str, float] = WEIGHTS,
     patience: float = PATIENCE_S,
@@ -63,11 +76,10 @@ async def run_seed(
         weights: how often clients do what.
         patience: seconds within which all must be done behind the last fault.
     """
-    logging.getLogger("agentmesh").setLevel(logging.CRITICAL)  # the clients' connections are cut on purpose
     notes = Notes(say)
     stage = Stage(seed, logs, notes.add)
     faults = schedule(seed, seconds)
-    async with stage.running():
+    async with _unheard(), stage.running():
         work = Workload(stage, clients=len(CLIENTS), threads=THREADS, weights=weights, ask_s=ASK_S)
         await work.prepare()
         notes.add(f"seed {seed}: {len(faults)} faults in {seconds:.0f} s")
