@@ -111,12 +111,14 @@ class Census:
             node, _, agent = name.partition(".")
             self._drop_placement(node, agent)
 
-    def reconcile(self, entries: Mapping[str, Entry]) -> None:
-        """Become what a freshly read registry says, whatever was missed before; everybody is looked at again."""
+    def reconcile(self, entries: Mapping[str, Entry], floor: int) -> None:
+        """Become what a copy of the registry says that is complete up to revision `floor`; everybody is looked at again.
+
+        What is newer than the floor stays: the copy may have missed a write of our own, which is known from its answer.
+        """
         for entry in entries.values():
             self.observe(entry)
-        for key in [key for key in self._revisions if key not in entries]:
-            self.bury(key, self._revisions[key])
+        self.drop_missing(entries, floor)
         self.all_dirty()
 
     def drop_missing(self, entries: Mapping[str, Entry], floor: int) -> None:

@@ -160,7 +160,7 @@ class Supervisor:
         """
         try:
             await self._view.start()
-            self._census.reconcile(self._view.entries)
+            self._census.reconcile(self._view.entries, self._view.floor)
             self._leadership.observe(self._view.get(SUPERVISOR_KEY))
             self._subscription = await self._transport.subscribe(self._subjects.node(self.id), self._answer)
             self._forget_gap = self._transport.on_gap(self._cut_off)
@@ -415,7 +415,7 @@ class Supervisor:
         except TimeoutError:
             return False
         self._stale = False
-        self._census.reconcile(self._view.entries)
+        self._census.reconcile(self._view.entries, self._view.floor)
         self._settled_at = asyncio.get_running_loop().time() + self.settings.settle_s
         self._placing.forget()
         self._dead_boots.clear()

@@ -114,9 +114,20 @@ def test_a_census_that_missed_changes_becomes_right_again(steps: list[tuple[str,
             attentive.observe(entry)
             if number % 3:
                 dozing.observe(entry)
-    dozing.reconcile(registry.entries)
+    dozing.reconcile(registry.entries, registry.last)
     assert dozing.world() == attentive.world()
     assert dozing.take_dirty(1000) >= dozing.specs.keys() | dozing.placements.keys()
+
+
+def test_a_write_of_our_own_outlives_a_copy_that_missed_it() -> None:
+    """Else the placement would be forgotten for good: the copy, once it has it, has nothing new to tell."""
+    census = Census()
+    key = placement_key("n1", "a")
+    census.observe(Entry(key, encode(Placement(incarnation="l1")), 7))
+    census.reconcile({}, floor=6)
+    assert census.placements["a"].keys() == {"n1"}
+    census.reconcile({}, floor=7)
+    assert "a" not in census.placements
 
 
 def test_who_waits_is_looked_at_again_when_a_node_or_room_comes() -> None:
