@@ -92,7 +92,8 @@ def _findings(facts: Facts) -> Iterator[Finding]:
     for text in facts.server_errors:
         yield Finding("problem", f"a server says: {text}; mend that (free space on its disk, for one), and restart it")
     for stream in facts.streams:
-        yield from _of_stream(stream)
+        if facts.jetstream or stream.replicas:  # else it is said above why nothing is known of it
+            yield from _of_stream(stream)
     yield from _of_replicas(facts)
     yield from _of_sync(facts)
     yield from _of_window(facts)

@@ -77,7 +77,7 @@ class Triage(Agent[Job]):
         for service in planned:
             reader = f"{self.name}.{service}"
             own = "\n".join(" ".join(line) for line in lines if line.service == service)
-            self.start_agent(reader, kind="Reader", backend=state.readers, if_exists="use")
+            self.start_agent(reader, kind="Reader", backend=state.readers, if_exists="use", link=True)
             self.tell(reader, READ.format(service=service, lines=own), tag=service)
         return Defer(msgspec.structs.replace(state, ref=ref, planned=planned, findings={}), exclusive=True)
 

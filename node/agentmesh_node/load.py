@@ -5,11 +5,14 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+import sysconfig
+import traceback
 from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import agentmesh
 from agentmesh.agent import Agent, agents_in
 from agentmesh.decisions import check_class
 from agentmesh.errors import InvalidAgent
@@ -47,10 +50,25 @@ def _import(source: str, directory: Path) -> ModuleType:
         if source.endswith(".py") or "/" in source:
             return _file(directory / source)
         return _module(source, directory)
-    except InvalidAgent:
-        raise
+    except InvalidAgent as error:  # ours, or what a declaration in the user's file is refused with
+        raise InvalidAgent(f"{error.message}{_line_in(error)}") from error
     except (Exception, SystemExit) as error:  # whatever the user's code raises when it is imported
-        raise InvalidAgent(f"{source} cannot be imported: {type(error).__name__}: {error}") from error
+        raise InvalidAgent(f"{source} cannot be imported: {type(error).__name__}: {error}{_line_in(error)}") from error
+
+
+def _line_in(error: BaseException) -> str:
+    """Where in the user's own files `error` came from, as ` (agents.py, line 3)`; a SyntaxError says so itself."""
+    if isinstance(error, SyntaxError):
+        return ""
+    installed = sysconfig.get_paths()
+    foreign = [installed[name] for name in ("stdlib", "purelib", "platlib")]
+    foreign += [str(Path(module).parent) for module in (__file__, agentmesh.__file__)]
+    own = [
+        f"{Path(frame.filename).name}, line {frame.lineno}"
+        for frame in traceback.extract_tb(error.__traceback__)
+        if Path(frame.filename).is_absolute() and not any(Path(frame.filename).is_relative_to(root) for root in foreign)
+    ]
+    return f" ({own[-1]})" if own else ""
 
 
 def _module(name: str, directory: Path) -> ModuleType:

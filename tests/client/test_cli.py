@@ -91,6 +91,26 @@ def test_ask_prints_the_answer_alone(server: Server, subjects: Subjects) -> None
     run(scenario(), timeout=60)
 
 
+def test_ask_says_what_a_long_silence_comes_from(server: Server, subjects: Subjects) -> None:
+    async def scenario() -> None:
+        async with shell(server, subjects) as (w, sh):
+            async with sh.started("ask", "coder", "anybody?") as asking:
+                assert asking.stderr is not None
+                assert b"no node runs coder now" in await asking.stderr.readline()
+            await place(w.registry, "coder", "life1")
+            owner = w.owner("coder")
+            owner.go_on.clear()
+            owner.replies["status"] = {**STATUS, "halted": True}
+            async with owner, sh.started("ask", "coder", "hello") as asking:
+                assert asking.stderr is not None
+                assert b"coder is halted; the prompt waits until `mesh resume coder`" in await asking.stderr.readline()
+                owner.go_on.set()
+                out, err = await asking.communicate()
+                assert (asking.returncode, out, err) == (exits.OK, b"echo: hello\n", b"")
+
+    run(scenario(), timeout=60)
+
+
 def test_a_failed_task_exits_1_and_its_outcome_is_data(server: Server, subjects: Subjects) -> None:
     async def scenario() -> None:
         failing = errors.BackendError("no credit", details={"retry_after_s": 3})
@@ -187,6 +207,9 @@ def test_exit_codes_tell_what_went_wrong(server: Server, subjects: Subjects) -> 
             ):
                 assert "mesh: " in (await sh.run(*usage, expect=exits.USAGE))[1]
             assert "there is no agent 'nobody'" in (await sh.run("ask", "nobody", "hi", expect=exits.NOT_FOUND))[1]
+            for asked in (["-o", "json"], ["-o=jsonl"], ["--output", "json"], ["--output=json"]):
+                failed = json.loads((await sh.run("ask", "nobody", "hi", *asked, expect=exits.NOT_FOUND))[1])
+                assert (failed["ok"], failed["error"]["code"]) == (False, "not_found")
             owner.go_on.clear()
             _, err = await sh.run("ask", "coder", "hi", "--timeout", "0.3", expect=exits.TIMED_OUT)
             assert "mesh poll coder" in err
@@ -339,6 +362,8 @@ def test_a_broken_hosting_verb_breaks_no_other(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(main, "entry_points", lambda group: verbs if group == main.GROUP else [])
     assert main.main(["up", "--port", "5"]) == 7
     assert capsys.readouterr().out == "port 5\n"
+    assert main.main(["up", "--nowhere"]) == exits.USAGE
+    assert "See `mesh up --help`." in capsys.readouterr().err
     assert main.main(["later"]) == 8
     assert main.main(["node", "--x"]) == exits.FAILED
     assert "`mesh node` (somewhere:node) cannot be loaded" in capsys.readouterr().err
@@ -348,6 +373,25 @@ def test_a_broken_hosting_verb_breaks_no_other(monkeypatch: pytest.MonkeyPatch, 
     assert "no such module" in shown
     assert main.main(["zork"]) == exits.USAGE
     assert "zork" in capsys.readouterr().err
+
+
+def test_events_ends_quietly_when_its_reader_has_left(server: Server, subjects: Subjects) -> None:
+    async def scenario() -> None:
+        async with shell(server, subjects) as (w, mesh), mesh.started("events", "nobody") as events:
+            assert events.stdout is not None and events.stderr is not None
+            assert b"no node runs an agent 'nobody' now" in await events.stderr.readline()
+            assert b"waiting for events" in await events.stderr.readline()
+            transport = events._transport.get_pipe_transport(1)  # type: ignore[attr-defined]
+            transport.close()  # as `| head` does
+
+            async def over() -> bool:
+                await w.transport.publish(subjects.event("nobody", "started"), b'{"kind": "started"}')
+                return events.returncode is not None
+
+            await eventually(over, 30)
+            assert (events.returncode, await events.stderr.read()) == (exits.OK, b"")
+
+    run(scenario())
 
 
 def test_the_installed_entry_points_are_hosting_verbs() -> None:

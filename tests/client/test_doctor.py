@@ -283,6 +283,12 @@ def test_each_trouble_is_found(given: Facts, level: str, says: str) -> None:
     assert diagnosis.healthy == (level != "problem")
 
 
+def test_without_jetstream_one_finding_says_so_and_not_one_for_each_stream() -> None:
+    silent = [StreamFacts(name=name, exists=True) for name in ("S", "T")]
+    diagnosis = judge(facts(jetstream=False, streams=silent))
+    assert [f.text[:25] for f in diagnosis.findings if f.level == "problem"] == ["JetStream does not answer"]
+
+
 def test_each_class_is_explained() -> None:
     page = (Path(__file__).parents[2] / "docs" / "guarantees.md").read_text()
     for kind in verdicts.Class.__value__.__args__:

@@ -68,7 +68,16 @@ def test_a_file_named_like_a_known_module_does_not_replace_it(tmp_path: Path) ->
     [
         ("empty_agents", "x = 1", "defines no agents"),
         ("broken_agents", "def (", "cannot be imported: SyntaxError"),
-        ("raising_agents", "raise RuntimeError('no key')", "cannot be imported: RuntimeError: no key"),
+        (
+            "raising_agents",
+            "raise RuntimeError('no key')",
+            r"cannot be imported: RuntimeError: no key \(raising_agents.py, line 1\)",
+        ),
+        (
+            "misusing_agents",
+            "from agentmesh import tool\n\ntool(effect='twice')",
+            r"not 'twice' \(misusing_agents.py, line 3\)",
+        ),
         ("needy_agents", "import not_installed_here", "No module named 'not_installed_here'"),
     ],
 )

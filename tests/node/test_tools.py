@@ -18,7 +18,7 @@ from agentmesh.agent import Agent
 from agentmesh.backend import Turn
 from agentmesh.errors import BadRequest, InvalidAgent
 from agentmesh.steps import UnjournaledSteps
-from agentmesh.tools import Done, McpStdio, NotDone, ToolCall, ToolError, agent_tool, declared, tool
+from agentmesh.tools import Done, FunctionTool, McpStdio, NotDone, ToolCall, ToolError, agent_tool, declared, tool
 from agentmesh.wire import ErrorBody, Outcome
 from agentmesh_node.tools import Call, Result, Toolbox
 from agentmesh_node.tools.calls import MAX_RESULT, TimedOut, bounded
@@ -186,9 +186,10 @@ def test_two_tools_of_one_name_are_refused() -> None:
 @pytest.mark.parametrize(
     "made",
     [
-        lambda: tool(effect="twice"),  # type: ignore[arg-type]
+        lambda: tool(effect="twice"),  # type: ignore[call-overload]
         lambda: tool(effect="pure", reconcile=print),
         lambda: tool(timeout_s=0),
+        lambda: tool("pure"),  # type: ignore[call-overload]
         lambda: agent_tool("no such name!"),
         lambda: agent_tool("ok", name="no such name!"),
         lambda: McpStdio(name="bad name", command="x"),
@@ -198,6 +199,19 @@ def test_two_tools_of_one_name_are_refused() -> None:
 def test_declarations_that_make_no_sense_are_refused(made: Callable[[], Any]) -> None:
     with pytest.raises(InvalidAgent):
         made()
+
+
+def test_a_bare_decorator_has_all_defaults() -> None:
+    @tool
+    def bare(text: str) -> str:
+        return text
+
+    class Holder:
+        tools = (bare,)
+
+    (found,) = declared(Holder())
+    assert isinstance(found, FunctionTool)
+    assert (found.spec.name, found.effect, bare("x")) == ("bare", "once", "x")
 
 
 def test_a_method_is_a_tool_of_its_instance() -> None:

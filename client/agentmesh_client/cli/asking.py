@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,9 +18,12 @@ from agentmesh_client.cli.common import DEFAULTS, AgentName, Options, Pairs, Tex
 if TYPE_CHECKING:
     from agentmesh.wire import Outcome
     from agentmesh_client import Mesh
+    from agentmesh_client.cli.output import Printer
 
 WITHDRAW_S = 5.0
 """Wait for the mesh to hear a Ctrl-C."""
+SILENCE_S = 3.0
+"""Without an answer for so long, whoever sits in front of the terminal is told what it waits for."""
 
 Flag = Annotated[bool, Parameter(negative="", show_default=False)]
 Ref = Annotated[str, Parameter(help="The request's ref, as `tell` prints it.")]
@@ -150,7 +154,8 @@ async def _ask(prompt: dict[str, Any], asking: _Asking, options: Options) -> int
     accepted: list[str] = []
     async with session(options, prompt["timeout"]) as mesh:
         try:
-            outcome = await asking(mesh, prompt, accepted, options)
+            async with _explained(mesh, prompt["agent"], printer):
+                outcome = await asking(mesh, prompt, accepted, options)
         except asyncio.CancelledError:
             if accepted:
                 printer.note("withdrawing the prompt; Ctrl-C again leaves at once")
@@ -161,6 +166,30 @@ async def _ask(prompt: dict[str, Any], asking: _Asking, options: Options) -> int
     if not printer.as_json:  # as JSON it is data, and printed
         printer.failure(outcome)
     return exits.FAILED
+
+
+@asynccontextmanager
+async def _explained(mesh: Mesh, name: str, printer: Printer) -> AsyncIterator[None]:
+    """While the answer is waited for, say once what may keep it from ever coming."""
+    explaining = asyncio.create_task(_explain(mesh, name, printer))
+    try:
+        yield
+    finally:
+        explaining.cancel()
+        await asyncio.gather(explaining, return_exceptions=True)
+
+
+async def _explain(mesh: Mesh, name: str, printer: Printer) -> None:
+    from agentmesh.errors import MeshError
+
+    await asyncio.sleep(SILENCE_S)
+    try:
+        if await mesh.whereis(name) is None:
+            printer.note(f"no node runs {name} now (`mesh ps` says why); the prompt waits for one")
+        elif (await mesh.status(name)).halted:
+            printer.note(f"{name} is halted; the prompt waits until `mesh resume {name}`")
+    except MeshError as error:
+        printer.note(f"still trying: {exits.sentence(error)}")
 
 
 async def _withdraw(mesh: Mesh, name: str, ref: str) -> str:

@@ -13,6 +13,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from importlib.metadata import EntryPoint, entry_points, version
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from agentmesh_client.cli import exits
@@ -61,8 +62,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:  # noqa: BLE001 - the top of the program
         if "--debug" in tokens:
             traceback.print_exception(error)
-        print(f"mesh: {exits.sentence(error)}", file=sys.stderr)
+        print(_complaint(error, tokens), file=sys.stderr)
         return exits.code(error)
+
+
+def _complaint(error: Exception, tokens: Sequence[str]) -> str:
+    """What stderr gets: a sentence, or the wire's error object where the output was asked for as JSON."""
+    if not _wants_json(tokens):
+        return f"mesh: {exits.sentence(error)}"
+    from agentmesh.errors import MeshError
+    from agentmesh.wire import VERSION, encode
+
+    told = error if isinstance(error, MeshError) else MeshError(exits.sentence(error))
+    body = {"code": told.code, "message": told.message, "details": told.details}
+    return encode({"v": VERSION, "ok": False, "error": body}).decode()
+
+
+def _wants_json(tokens: Sequence[str]) -> bool:
+    """Whether `-o json` or `-o jsonl`, in any spelling, is among the arguments."""
+    said = [second for first, second in pairwise(tokens) if first in ("-o", "--output")]
+    said += [token.partition("=")[2] for token in tokens if token.startswith(("-o=", "--output="))]
+    return bool(said) and said[-1].startswith("json")
 
 
 def verb_first(tokens: list[str]) -> list[str]:
@@ -84,22 +104,21 @@ def _run(tokens: list[str]) -> int:
     except ImportError:
         print("mesh: the command line needs the extra `cli`: install agentmesh[cli]", file=sys.stderr)
         return exits.FAILED
+    app = app_for(tokens)
     try:
-        command, bound, _ = app_for(tokens).parse_args(tokens, print_error=False, exit_on_error=False)
+        command, bound, _ = app.parse_args(tokens, print_error=False, exit_on_error=False)
     except CycloptsError as error:
-        print(f"mesh: {error}\nSee `mesh {_verb(tokens)}--help`.", file=sys.stderr)
+        verb = f"{tokens[0]} " if tokens and tokens[0] in app else ""
+        print(f"mesh: {error}\nSee `mesh {verb}--help`.", file=sys.stderr)
         return exits.USAGE
     result: object = command(*bound.args, **bound.kwargs)
     if inspect.iscoroutine(result):
         import asyncio  # not needed for help
 
         result = asyncio.run(result)
-    sys.stdout.flush()  # a reader that has left shows here, not at exit
+    if sys.stdout is not None:  # it is None in a process that was started with it closed
+        sys.stdout.flush()  # a reader that has left shows here, not at exit
     return result if isinstance(result, int) and not isinstance(result, bool) else exits.OK
-
-
-def _verb(tokens: Sequence[str]) -> str:
-    return f"{tokens[0]} " if tokens and tokens[0] in VERBS else ""
 
 
 def app_for(tokens: Sequence[str]) -> App:

@@ -94,14 +94,22 @@ async def events(
         else:
             wanted = [subjects.event("_supervisor", "*")]
 
+        unprintable: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
         def show(message: Message) -> None:
-            _show(printer, message.data)
+            try:
+                _show(printer, message.data)
+            except OSError as error:  # whoever read the output has left, or it has no room: this verb has no other end
+                if not unprintable.done():
+                    unprintable.set_exception(error)
 
         for subject in wanted:
             await mesh.transport.subscribe(subject, show)
         await mesh.transport.flush()
+        if agent is not None and not every and await mesh.whereis(agent) is None:
+            printer.note(f"no node runs an agent {agent!r} now; see `mesh ps` for the names in use")
         printer.note("waiting for events; Ctrl-C ends")
-        await asyncio.Event().wait()
+        await unprintable
     return exits.OK
 
 

@@ -111,4 +111,4 @@ def age(moment: str | None, now: dt.datetime | None = None) -> str:
 
 
 def _colour_wanted() -> bool:
-    return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    return sys.stdout is not None and sys.stdout.isatty() and not os.environ.get("NO_COLOR")

@@ -13,7 +13,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, overload
 
 import msgspec
 
@@ -140,6 +140,11 @@ class McpHttp(_Mcp, frozen=True, kw_only=True):
 type Declared = FunctionTool | AgentTool | McpStdio | McpHttp
 
 
+@overload
+def tool[F: Callable[..., Any]](function: F, /) -> F: ...
+
+
+@overload
 def tool[F: Callable[..., Any]](
     *,
     effect: Effect = "once",
@@ -147,10 +152,23 @@ def tool[F: Callable[..., Any]](
     reconcile: Callable[..., Any] | None = None,
     name: str | None = None,
     description: str | None = None,
-) -> Callable[[F], F]:
+) -> Callable[[F], F]: ...
+
+
+def tool(
+    function: Callable[..., Any] | None = None,
+    /,
+    *,
+    effect: Effect = "once",
+    timeout_s: float = DEFAULT_TIMEOUT_S,
+    reconcile: Callable[..., Any] | None = None,
+    name: str | None = None,
+    description: str | None = None,
+) -> Callable[..., Any]:
     """Say how a function is to be run as a tool. The function stays as it is; list it in the class's `tools`.
 
     Args:
+        function: what a bare `@tool` decorates: a `once` tool with all defaults, as one that is listed without it.
         effect: what may be done with a call that was in flight when its node died; see the module.
         timeout_s: longest run, in seconds; then it is cancelled, and the model gets an error result.
         reconcile: for `once` only: a function, `async` or plain, of the call's key, that returns `Done(result)`, `NotDone()`, or
@@ -167,11 +185,15 @@ def tool[F: Callable[..., Any]](
     _timeout(timeout_s, name or "a tool")
     policy = _Policy(effect, timeout_s, reconcile, name, description)
 
-    def mark(function: F) -> F:
+    def mark[F: Callable[..., Any]](function: F) -> F:
         setattr(function, _POLICY, policy)
         return function
 
-    return mark
+    if function is None:
+        return mark
+    if not callable(function):
+        raise InvalidAgent(f"@tool decorates a function; its settings have names, as in @tool(effect={function!r})")
+    return mark(function)
 
 
 def agent_tool(
