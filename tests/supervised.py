@@ -14,7 +14,9 @@ from agentmesh.edge.streams import ensure
 from agentmesh.edge.transport import Message, Subscription
 from agentmesh.subjects import SUPERVISOR_KEY, Subjects, node_key, placement_key, spec_key
 from agentmesh.wire import AgentStatus, ControlRequest, NodeLease, NodeStats, Spec, encode
-from agentmesh_node.supervisor import Supervisor, SupervisorSettings
+from agentmesh_node.carrier import ThreadCarrier
+from agentmesh_node.supervisor import Supervisor
+from agentmesh_node.supervisor_settings import SupervisorSettings
 from support import Server, eventually
 
 FOREVER = 3600
@@ -76,7 +78,7 @@ class Mesh:
 
     def __init__(self, server: Server, subjects: Subjects, stack: contextlib.AsyncExitStack) -> None:
         self.subjects = subjects
-        self._server = server
+        self.url = server.url
         self.stack = stack
 
     async def start(self) -> None:
@@ -88,7 +90,7 @@ class Mesh:
         self.stack.push_async_callback(self.view.close)
 
     async def connect(self, name: str) -> NatsTransport:
-        transport = await connect(self._server.url, name=name)
+        transport = await connect(self.url, name=name)
         self.stack.push_async_callback(transport.close)
         return transport
 
@@ -98,9 +100,9 @@ class Mesh:
         await node.start()
         return node
 
-    async def supervisor(self, name: str, cls: type[Supervisor] = Supervisor, **settings: Any) -> Supervisor:
+    async def supervisor(self, name: str, **settings: Any) -> Supervisor:
         transport = await self.connect(name)
-        made = cls(transport, self.subjects, name, SupervisorSettings(**settings))
+        made = Supervisor(transport, self.subjects, name, SupervisorSettings(**settings), carrier=ThreadCarrier(self.url))
         self.stack.push_async_callback(made.close)
         await made.start()
         return made

@@ -15,7 +15,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -157,6 +157,9 @@ class Faulty:
 
     def post(self, subject: str, data: bytes = b"") -> None:
         self._inner.post(subject, data)
+
+    def post_all(self, messages: Iterable[tuple[str, bytes]]) -> None:
+        self._inner.post_all(messages)
 
     async def request(self, subject: str, data: bytes = b"", *, headers: Headers | None = None, timeout: float) -> Message:
         fault = self._take(subject)

@@ -164,17 +164,8 @@ class Mesh:
             TurnError: the request ended without an answer; the class follows the code.
             AskTimeout: `timeout` ended; `details["ref"]` can be polled.
         """
-        outcome = await self.ask_outcome(
-            agent,
-            prompt,
-            timeout=timeout,
-            metadata=metadata,
-            attachments=attachments,
-            deadline=deadline,
-            idempotency_key=idempotency_key,
-            budget=budget,
-        )
-        return Response.of(outcome)
+        given = Prompting(agent, prompt, timeout, metadata, attachments, deadline, idempotency_key, budget)
+        return Response.of(await self._prompter.ask(given))
 
     async def ask_outcome(
         self,

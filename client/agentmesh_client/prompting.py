@@ -122,8 +122,8 @@ class Prompter:
             return outcome
         details = {"agent": ask.agent, "ref": ask.ref}
         if self._asks.closed:
-            raise Unavailable("the client was closed while the agent was asked; the turn goes on", details=details)
+            raise Unavailable("the client was closed while the agent was asked; the request stands", details=details)
         raise AskTimeout(
-            f"agent {ask.agent!r} did not answer within {timeout:g} s; the turn goes on: `mesh poll {ask.agent} {ask.ref}`",
+            f"agent {ask.agent!r} did not answer within {timeout:g} s; the request stands: `mesh poll {ask.agent} {ask.ref}`",
             details=details,
         )

@@ -16,7 +16,8 @@ crashes or ends in this process, perhaps more than once. The session stays as it
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any, Literal, NamedTuple, Protocol
 
 import msgspec
@@ -81,8 +82,8 @@ class Response(msgspec.Struct, frozen=True):
         text = events[-1].data.get("text") if events else None
         if text is None:
             text = "".join(e.data.get("text", "") for e in events if e.kind == "text")
-        usage = next((e.data for e in reversed(events) if e.kind == "usage"), None)
-        return Response(text, tuple(events), usage, session_id, duration_ms)
+        usages = [e.data for e in events if e.kind == "usage"]
+        return Response(text, tuple(events), usages[-1] if usages else None, session_id, duration_ms)
 
 
 class Turn(msgspec.Struct, frozen=True):
@@ -112,6 +113,8 @@ class Room(msgspec.Struct, frozen=True):
     """The mesh's root token."""
     transport: Any = None
     """The node's connection, an `agentmesh.edge.transport.Transport`; None outside a mesh."""
+    place: Callable[[], AbstractAsyncContextManager[Any]] = nullcontext
+    """Held while a child process of a turn runs: entering it waits while as many run as the node allows this backend."""
 
 
 class Stream(NamedTuple):

@@ -8,8 +8,8 @@ import msgspec
 from msgspec import Raw
 
 from agentmesh.agent import Agent, Defer, Halt, Idle, Init, Proceed, Prompt, Skip, state_type
-from agentmesh.backend import Response
-from agentmesh.errors import InvalidAgent, MeshError
+from agentmesh.backend import Event, Response
+from agentmesh.errors import BackendError, BudgetExceeded, InvalidAgent, MeshError
 from agentmesh.hands import Ask
 from agentmesh.records import NOTHING
 from agentmesh.turn.values import Choice, Misbehaved, Returned
@@ -22,6 +22,7 @@ _ALLOWED: dict[str, tuple[type, ...]] = {
     "handle_event": (Idle, Prompt, Halt),
     "pre_turn": (Proceed, Skip, Halt),
 }
+_encode = msgspec.json.Encoder().encode
 _STATE_HOOKS = ("pre_run", "post_turn")
 _WRONG_CODE = {"init_agent": "init_failed", "pre_turn": "pre_turn_invalid", "pre_run": "pre_run_failed"}
 NONE = Choice(kind="none")
@@ -61,23 +62,23 @@ class Codec:
         """
         return self._decoder.decode(raw)
 
-    def encode(self, state: Any) -> Raw | ErrorBody:
-        """`state` as JSON, or what is wrong with it, naming the field."""
+    def encode(self, state: Any, before: Raw = NOTHING) -> Raw | ErrorBody:
+        """`state` as JSON, or what is wrong with it, naming the field. A state that is still as `before` is `before` itself."""
         if self._class is not None and not isinstance(state, self._class):
             message = f"the state is a {type(state).__name__}; this agent's State is {self._class.__name__}"
             return ErrorBody(code="bad_state", message=message)
         try:
-            raw = Raw(msgspec.json.encode(state))
+            raw = Raw(_encode(state))
             # What is committed must be readable again: constructors do not check the types of their fields.
             self._decoder.decode(raw)
-            return raw
+            return before if raw == before else raw
         except msgspec.DecodeError as error:
             return ErrorBody(code="bad_state", message=f"the state could not be read again: {error}")
         except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError) as error:
             return ErrorBody(code="bad_state", message=f"the state cannot be encoded: {locate(state)}: {error}")
 
-    def check(self, hook: str, value: Any, asks: tuple[Ask, ...]) -> Checked:
-        """What callback `hook` returned, as the machine's input."""
+    def check(self, hook: str, value: Any, asks: tuple[Ask, ...], before: Raw = NOTHING) -> Checked:
+        """What callback `hook` returned, as the machine's input; `before` is the state that it was given."""
         allowed = _ALLOWED.get(hook)
         if allowed is None and hook not in _STATE_HOOKS:
             return Checked(Returned(NONE, asks=asks))
@@ -89,10 +90,10 @@ class Codec:
             choice, state = _choice(value), value.state  # type: ignore[attr-defined]
         else:
             return Checked(Misbehaved(_wrong(hook, value, allowed)))
-        problem = _problem(choice)
+        problem = _problem(choice) if choice is not IDLE else None
         if problem is not None:
             return Checked(Misbehaved(ErrorBody(code=_WRONG_CODE.get(hook, "bad_return"), message=f"{hook}: {problem}")))
-        raw = self.encode(state)
+        raw = self.encode(state, before)
         if isinstance(raw, ErrorBody):
             code = "init_failed" if hook == "init_agent" else raw.code
             return Checked(Misbehaved(ErrorBody(code=code, message=f"{hook}: {raw.message}")))
@@ -170,6 +171,8 @@ def _is_text(value: Any) -> bool:
     """Whether `value` is a string that can be encoded: lone surrogates cannot."""
     if not isinstance(value, str):
         return False
+    if value.isascii():
+        return True
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -231,6 +234,25 @@ def raised_error(error: BaseException) -> ErrorBody:
     return sound(ErrorBody(code="task_crashed", message=message, details={"type": type(error).__name__}))
 
 
+def terminal_error(event: Event) -> ErrorBody:
+    """A terminal error event: its reason; a missing one is `unknown`."""
+    reason = str(event.data.get("reason") or "unknown")
+    message = str(event.data.get("message") or reason)
+    code = BudgetExceeded.code if event.data.get("code") == BudgetExceeded.code else BackendError.code
+    details = plain(event.data)
+    return sound(ErrorBody(code=code, message=message, details={**(details or {}), "reason": reason}))
+
+
+def crash_error(error: BaseException) -> ErrorBody:
+    """What escaped from a prompt task."""
+    if isinstance(error, BackendError):
+        return sound(ErrorBody.of(error))
+    if isinstance(error, MeshError):
+        return sound(ErrorBody(code="task_crashed", message=str(error), details={"reason": error.code}))
+    message, reason = f"{type(error).__name__}: {error}", type(error).__name__
+    return sound(ErrorBody(code="task_crashed", message=message, details={"reason": reason}))
+
+
 def locate(value: Any, path: str = "state", depth: int = 0) -> str:
     """The path of the first part of `value` that cannot be encoded."""
     if depth > 50:
@@ -252,6 +274,6 @@ def locate(value: Any, path: str = "state", depth: int = 0) -> str:
 
 
 __all__ = [
-    "IDLE", "NONE", "NOTHING", "STATE", "Checked", "Codec", "bad_response", "check_class", "locate", "plain", "raised_error",
-    "returned_error", "sound",
+    "IDLE", "NONE", "NOTHING", "STATE", "Checked", "Codec", "bad_response", "check_class", "crash_error", "locate", "plain",
+    "raised_error", "returned_error", "sound", "terminal_error",
 ]  # fmt: skip

@@ -277,6 +277,12 @@ class AskTimeout(InfrastructureError):
     code = "timeout"
 
 
+class Busy(InfrastructureError):
+    """This process has no thread left for that; what hangs in one must end, or the process be restarted."""
+
+    code = "busy"
+
+
 class ServerTooOld(InfrastructureError):
     """The NATS server is too old."""
 

@@ -23,6 +23,7 @@ from agentmesh.records import (
     Open,
     Record,
     RecordKind,
+    Resolve,
     SendMail,
     SetTimer,
     Step,
@@ -33,10 +34,12 @@ from agentmesh.records import (
 MAPS = ("positions", "taken", "origins", "deferred", "attempts", "takeovers", "timers", "awaiting", "steps", "waits", "seen")
 SCALARS = tuple(f for f in Change.__struct_fields__ if f not in MAPS)
 FIELDS = Ledger.__struct_fields__
-_INDICES = range(len(FIELDS))
 UNTOLD = frozenset(FIELDS) - set(Change.__struct_fields__)
 """What a change does not tell, because every record bears it, or because it follows from the effects."""
+_TOLD = tuple(None if field in UNTOLD else (index, field, field in MAPS) for index, field in enumerate(FIELDS))
+"""Per field of a ledger, what `diff` must know of it."""
 NO_CHANGE = Change()
+NO_TRACE: dict[str, str] = {}
 HISTORY = 32
 """Turns that a snapshot remembers for `mesh history`."""
 HISTORY_TEXT = 1000
@@ -50,15 +53,16 @@ def diff(old: Ledger, new: Ledger) -> Change:
     changed: dict[str, Any] = {}
     olds, news = structs.astuple(old), structs.astuple(new)
     # Every turn comes this way, and most fields are the very same: those are passed over without a step of Python.
-    for index in compress(_INDICES, map(is_not, olds, news)):
-        field, before, after = FIELDS[index], olds[index], news[index]
-        if field in UNTOLD:
+    for told in compress(_TOLD, map(is_not, olds, news)):
+        if told is None:
             continue
-        if field not in MAPS:
+        index, field, is_map = told
+        before, after = olds[index], news[index]
+        if not is_map:
             changed[field] = after
             continue
         delta: dict[str, Any] = {key: value for key, value in after.items() if before.get(key) != value}
-        delta.update((key, None) for key in before if key not in after)
+        delta |= {key: None for key in before if key not in after}
         if delta:
             changed[field] = delta
     return Change(**changed) if changed else NO_CHANGE
@@ -105,6 +109,8 @@ def settle(ledger: Ledger, effects: tuple[Effect, ...], done: tuple[str, ...], *
     for index, effect in enumerate(effects):
         origin = origin_of(ledger.epoch, seq, index)
         open_[origin] = Open(effect, nonce, at)
+        if isinstance(effect, Resolve):
+            continue  # the most frequent of all, and there is nothing to file
         if isinstance(effect, SetTimer):
             timers = {**timers, effect.id: TimerEntry(origin, effect.due, effect.every, effect.event)}
         elif isinstance(effect, CancelTimer):
@@ -135,14 +141,27 @@ def shortened(history: tuple[TurnInfo, ...]) -> tuple[TurnInfo, ...]:
     )
 
 
-def record_of(ledger: Ledger, kind: RecordKind, *, id: str, at: float, **parts: Any) -> Record:
+def record_of(
+    ledger: Ledger,
+    kind: RecordKind,
+    *,
+    id: str,
+    at: float,
+    change: Change = NO_CHANGE,
+    effects: tuple[Effect, ...] = (),
+    done: tuple[str, ...] = (),
+    turn: TurnInfo | None = None,
+    snapshot: Ledger | None = None,
+    trace: dict[str, str] = NO_TRACE,
+    positions: dict[str, int] | None = None,
+) -> Record:
     """A record of the owner that `ledger` names: whoever appends it speaks in that owner's name (design 3, Fence).
 
     Args:
         ledger: what the journal says; incarnation, epoch, generation, node and boot are its.
         id: random, new for each record.
         at: seconds since the epoch.
-        parts: the other fields of `Record`.
+        change, effects, done, turn, snapshot, trace, positions: as in `Record`.
     """
     return Record(
         kind=kind,
@@ -153,7 +172,13 @@ def record_of(ledger: Ledger, kind: RecordKind, *, id: str, at: float, **parts: 
         generation=ledger.generation,
         node=ledger.node,
         boot=ledger.boot,
-        **parts,
+        change=change,
+        effects=effects,
+        done=done,
+        turn=turn,
+        snapshot=snapshot,
+        trace=trace,
+        positions=positions,
     )
 
 
@@ -215,13 +240,12 @@ def consume(ledger: Ledger, lane: str, seq: int, first: int | None) -> Ledger:
     beyond = ledger.taken.get(lane, ())
     if first is not None and first < seq:
         return structs.replace(ledger, taken=_with(ledger.taken, lane, tuple(sorted((*beyond, seq)))))
-    # The common case: the oldest goes first.
-    position = max((seq, ledger.positions.get(lane, 0), *(s for s in beyond if first is None or s < first)))
-    positions = {**ledger.positions, lane: position}
-    if not beyond:
-        return structs.replace(ledger, positions=positions)
+    position = max(seq, ledger.positions.get(lane, 0))
+    if not beyond:  # the common case: the oldest goes first
+        return structs.replace(ledger, positions={**ledger.positions, lane: position})
+    position = max((position, *(s for s in beyond if first is None or s < first)))
     rest = tuple(s for s in beyond if s > position)
-    return structs.replace(ledger, positions=positions, taken=_with(ledger.taken, lane, rest))
+    return structs.replace(ledger, positions={**ledger.positions, lane: position}, taken=_with(ledger.taken, lane, rest))
 
 
 def is_taken(ledger: Ledger, lane: str, seq: int) -> bool:

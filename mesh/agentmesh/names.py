@@ -18,7 +18,7 @@ MAX_REPLY_SUBJECT = 256
 _TOKEN = r"[A-Za-z0-9_-]{1,64}"
 _NAME = re.compile(rf"{_TOKEN}(?:\.{_TOKEN}){{0,7}}")
 _ONE_TOKEN = re.compile(_TOKEN)
-_SUBJECT = re.compile(r"(?!.*(?:^|\.)[*>](?:\.|$))[^\s.]+(?:\.[^\s.]+)*")
+_SUBJECT = re.compile(r"(?:(?![*>]\.)[^\s.]+\.)*(?![*>]$)[^\s.]+")
 _ROOT = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
 
 
@@ -81,7 +81,7 @@ def reply_subject(text: str, root: str) -> str:
     Raises:
         BadRequest: it is longer than 256 bytes, lies under the mesh's root, begins with `$`, or is no literal subject.
     """
-    if len(text.encode()) > MAX_REPLY_SUBJECT:
+    if len(text) > MAX_REPLY_SUBJECT or (not text.isascii() and len(text.encode()) > MAX_REPLY_SUBJECT):
         raise BadRequest(f"the reply subject has more than {MAX_REPLY_SUBJECT} bytes")
     if text.startswith(("$", root + ".")) or text == root:
         raise BadRequest(f"the reply subject {_shown(text)} lies in a reserved subject space; use an inbox of your own")

@@ -392,13 +392,14 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     v: int = RECORD_VERSION
 
 
+_HEAD = b'{"v":%d,' % RECORD_VERSION
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(Record)
 
 
 def encode_record(record: Record) -> bytes:
     """JSON of a record, with `v` written out."""
-    return b'{"v":%d,' % RECORD_VERSION + _encoder.encode(record)[1:]
+    return _HEAD + _encoder.encode(record)[1:]
 
 
 def decode_record(body: bytes) -> Record:

@@ -5,8 +5,10 @@ Evolution: fields are only added, with defaults; readers ignore fields they do n
 
 from __future__ import annotations
 
+import binascii
 import datetime as dt
 import functools
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -91,7 +93,8 @@ class Mail(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return str(self.seq)
 
 
-_JSON_HEADS = frozenset(b'{["-0123456789tfn')
+_JSON_HEADS = b'{["-0123456789tfn'
+_JSON_SPACE = b" \t\r\n"
 _prompt_decoder = msgspec.json.Decoder(PromptBody)
 _json_decoder = msgspec.json.Decoder()
 
@@ -100,7 +103,7 @@ def decode_prompt(body: bytes, headers: Mapping[str, str]) -> PromptBody:
     """The prompt in `body`: plain text, or JSON when it begins with `{` and says so.
 
     Raises:
-        BadRequest: empty, not UTF-8, or JSON of another shape.
+        BadRequest: empty, not UTF-8, JSON of another shape, or an attachment that is not base64.
     """
     if not body:
         raise BadRequest("the prompt is empty")
@@ -111,22 +114,32 @@ def decode_prompt(body: bytes, headers: Mapping[str, str]) -> PromptBody:
     if body[0] == 0x7B:  # {
         declared = headers.get("Content-Type", "").partition(";")[0].strip().lower() == "application/json"
         try:
-            raw = _any_json(body)
+            raw = _json_of(body)
         except msgspec.DecodeError:
             if declared:
                 raise BadRequest("the prompt is declared as JSON but is not JSON") from None
             raw = None
         if declared or (isinstance(raw, dict) and isinstance(raw.get("prompt"), str)):
+            _check_depth_of(body, raw)
             try:
                 decoded = _prompt_decoder.decode(body)
             except msgspec.ValidationError as error:
                 raise BadRequest(f"the prompt's JSON has another shape: {error}") from None
             if not decoded.prompt:
                 raise BadRequest("the prompt is empty")
+            for attachment in decoded.attachments:
+                _check_base64(attachment)
             return decoded
     if not text.strip():
         raise BadRequest("the prompt is empty")
     return PromptBody(prompt=text)
+
+
+def _check_base64(attachment: Attachment) -> None:
+    try:
+        binascii.a2b_base64(attachment.content, strict_mode=True)
+    except ValueError:  # also what is not ASCII
+        raise BadRequest(f"the content of the attachment {attachment.filename[:80]!r} is not base64") from None
 
 
 def encode_prompt(body: PromptBody) -> tuple[bytes, dict[str, str]]:
@@ -143,31 +156,38 @@ def decode_event(body: bytes) -> Any:
     Raises:
         BadRequest: the body is not UTF-8, or nested too deeply.
     """
-    if body and body[0] in _JSON_HEADS:
+    head = body[:1] if body[:1] not in _JSON_SPACE else body.lstrip(_JSON_SPACE)[:1]
+    if head and head in _JSON_HEADS:
         try:
-            return _any_json(body)
+            value = _json_of(body)
         except msgspec.DecodeError:
             pass
+        else:
+            _check_depth_of(body, value)
+            return value
     try:
         return body.decode()
     except UnicodeDecodeError:
         raise BadRequest("the event is not UTF-8 text") from None
 
 
-def _any_json(body: bytes) -> Any:
+def _json_of(body: bytes) -> Any:
     """The JSON value in `body`.
 
     Raises:
         msgspec.DecodeError: it is none.
-        BadRequest: it is nested too deeply.
+        BadRequest: it is nested so deeply that nobody can tell.
     """
     try:
-        value = _json_decoder.decode(body)
+        return _json_decoder.decode(body)
     except RecursionError:
         raise BadRequest(_TOO_DEEP) from None
+
+
+def _check_depth_of(body: bytes, value: Any) -> None:
+    """As `check_depth`, of the value in `body`: most bodies have too few brackets to be deep."""
     if body.count(b"[") + body.count(b"{") > MAX_DEPTH:
         check_depth(value)
-    return value
 
 
 def check_depth(value: Any) -> None:
@@ -191,15 +211,22 @@ def parse_time(text: str) -> float:
     """Seconds since the epoch of an RFC 3339 time.
 
     Raises:
-        BadRequest: it is not one, has no offset, or no clock will ever show it.
+        BadRequest: it is not one, or has no offset.
     """
+    leap = text[16:19] == ":60"  # a leap second ends where the next minute begins
+    plain = f"{text[:17]}59{text[19:]}" if leap else text
     try:
-        moment = dt.datetime.fromisoformat(text)
+        moment = dt.datetime.fromisoformat(plain if plain[-1:] != "z" else f"{plain[:-1]}Z")
     except ValueError:
         raise BadRequest(f"{text[:40]!r} is not an RFC 3339 time") from None
     if moment.tzinfo is None:
         raise BadRequest(f"{text[:40]!r} has no time zone; write Z for UTC")
-    return check_time(moment.timestamp())
+    return moment.timestamp() + leap
+
+
+def _deadline(text: str) -> float:
+    """A deadline, in seconds since the epoch: 0 stands for all that passed before, `MAX_TIME` for all that never will."""
+    return min(MAX_TIME, max(0.0, parse_time(text)))
 
 
 def check_time(seconds: float) -> float:
@@ -215,9 +242,8 @@ def check_time(seconds: float) -> float:
 
 def format_time(seconds: float) -> str:
     """RFC 3339, UTC, microseconds."""
-    whole = int(seconds // 1)
-    micros = int((seconds - whole) * 1_000_000)
-    return f"{_second(whole)}.{micros:06d}Z"
+    whole = math.floor(seconds)
+    return f"{_second(whole)}.{int((seconds - whole) * 1_000_000):06d}Z"
 
 
 @functools.lru_cache(maxsize=16)
@@ -233,7 +259,7 @@ def decode_mail(lane: Lane, seq: int, body: bytes, headers: Mapping[str, str], *
     """
     fields: dict[str, Any] = {}
     if headers:
-        if "traceparent" in headers:
+        if "traceparent" in headers or "baggage" in headers:  # W3C: baggage goes without a trace, too
             fields["trace"] = {k: headers[k] for k in TRACE_HEADERS if k in headers}
         fields["for_life"] = headers.get(FOR)
         if MSG_ID in headers:
@@ -256,13 +282,13 @@ def decode_mail(lane: Lane, seq: int, body: bytes, headers: Mapping[str, str], *
             if STREAM_TO in headers:
                 fields["stream_to"] = reply_subject(headers[STREAM_TO], root)
             if DEADLINE in headers:
-                fields["deadline"] = parse_time(headers[DEADLINE])
+                fields["deadline"] = _deadline(headers[DEADLINE])
             if BUDGET in headers:
                 fields["budget"] = limits_from(headers[BUDGET])
             fields["prompt"] = decode_prompt(body, headers)
         else:
             if DEADLINE in headers:
-                fields["deadline"] = parse_time(headers[DEADLINE])
+                fields["deadline"] = _deadline(headers[DEADLINE])
             fields["event"] = decode_event(body)
     except BadRequest as error:
         fields["problem"] = error.message

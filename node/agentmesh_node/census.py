@@ -11,6 +11,8 @@ import itertools
 import logging
 from collections.abc import Iterable, Mapping
 
+import msgspec
+
 from agentmesh.edge.registry import Entry, decode_node, decode_placement, decode_spec
 from agentmesh.errors import BadRequest
 from agentmesh.names import agent_name
@@ -45,6 +47,8 @@ class Census:
         self._unreadable: set[str] = set()
         self._dirty: set[str] = set()
         self._first: set[str] = set()
+        self._room = False
+        """Whether those who wait must be looked at: there may be room for one of them now."""
 
     # --- what is known --------------------------------------------------------------------------------------------
     def world(self) -> World:
@@ -59,6 +63,13 @@ class Census:
             doubted,
         )
 
+    def copy(self) -> World:
+        """As `world`, but of its own: for another thread."""
+        now = self.world()
+        return msgspec.structs.replace(
+            now, specs=dict(now.specs), placements={agent: dict(by_node) for agent, by_node in now.placements.items()}
+        )
+
     def nodes(self) -> set[str]:
         """Every node that matters: it has a lease, or placements."""
         return self.leases.keys() | self._on_node.keys()
@@ -70,6 +81,10 @@ class Census:
     def matters(self, node: str) -> bool:
         """Whether `node` has a lease, or placements."""
         return node in self.leases or node in self._on_node
+
+    def keys(self) -> list[str]:
+        """Every key that exists."""
+        return list(self._revisions)
 
     def revision(self, key: str) -> int:
         """Newest revision seen of `key`; 0 if it does not exist."""
@@ -111,20 +126,15 @@ class Census:
             node, _, agent = name.partition(".")
             self._drop_placement(node, agent)
 
-    def reconcile(self, entries: Mapping[str, Entry], floor: int) -> None:
-        """Become what a copy of the registry says that is complete up to revision `floor`; everybody is looked at again.
+    def drop_missing(self, keys: Iterable[str], entries: Mapping[str, Entry], floor: int) -> None:
+        """Bury those of `keys` that a copy of the registry, complete up to revision `floor`, does not have.
 
         What is newer than the floor stays: the copy may have missed a write of our own, which is known from its answer.
         """
-        for entry in entries.values():
-            self.observe(entry)
-        self.drop_missing(entries, floor)
-        self.all_dirty()
-
-    def drop_missing(self, entries: Mapping[str, Entry], floor: int) -> None:
-        """Bury what a copy of the registry that is complete up to revision `floor` does not have."""
-        for key in [key for key, revision in self._revisions.items() if revision <= floor and key not in entries]:
-            self.bury(key, self._revisions[key])
+        for key in keys:
+            revision = self._revisions.get(key)
+            if revision is not None and revision <= floor and key not in entries:
+                self.bury(key, revision)
 
     def forget_buried(self) -> None:
         """Free the memory of deleted keys. Only while no write is under way whose outcome could come late."""
@@ -156,21 +166,23 @@ class Census:
 
     def take_dirty(self, limit: int) -> set[str]:
         """The agents that the next plan must look at, at most `limit` of them; they are clean then."""
+        self._ask_who_waits()
         self._dirty -= self._unreadable
         first, self._first = self._first & self._dirty, set()
         if len(self._dirty) <= limit:
             dirty, self._dirty = self._dirty, set()
-        elif len(first) >= limit:
-            dirty, self._first = set(itertools.islice(first, limit)), first
-            self._dirty -= dirty
-        else:
-            dirty = first | set(itertools.islice(self._dirty - first, limit - len(first)))
-            self._dirty -= dirty
+            return dirty
+        dirty = set(itertools.islice(first, limit))
+        self._first = first - dirty
+        self._dirty -= dirty
+        while len(dirty) < limit:
+            dirty.add(self._dirty.pop())
         return dirty
 
     @property
     def dirty(self) -> int:
         """How many agents must be looked at."""
+        self._ask_who_waits()
         return len(self._dirty)
 
     def note_waits(self, looked_at: set[str], plan: Plan) -> None:
@@ -243,10 +255,17 @@ class Census:
             if node not in self.leases:
                 self._standing.pop(node, None)
         self._dirty.add(agent)
-        self._dirty.update(self.waits)  # there may be room for one of them now
+        self._room = True
+
+    def _ask_who_waits(self) -> None:
+        # Once for all changes since: many placements go at a time, and many may wait.
+        if self._room:
+            self._room = False
+            self._dirty.update(self.waits)
 
     def _node_changed(self, node: str) -> None:
-        self._dirty.update(self._on_node.get(node, ()), self.waits)
+        self._dirty.update(self._on_node.get(node, ()))
+        self._room = True
         if node not in self.leases and node not in self._on_node:
             self._standing.pop(node, None)
 

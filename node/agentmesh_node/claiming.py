@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from agentmesh.edge.registry import decode_node
-from agentmesh.errors import Fenced, StoreLost
+from agentmesh.errors import Fenced, StoreLost, Unavailable
 from agentmesh.ledger import charged, diff, fold
 from agentmesh.ownership import Claim, activation, judge, owned
 from agentmesh.records import Ledger, decode_record, encode_record
@@ -26,6 +26,12 @@ class Lost(Exception):
         self.reason = reason
         self.final = final
         self.broken = broken
+
+    @staticmethod
+    def by(error: Fenced | StoreLost | Unavailable) -> Lost:
+        """What an append that failed says of the ownership."""
+        reason = "another owner has appended" if isinstance(error, Fenced) else str(error)
+        return Lost(reason, final=False, broken=isinstance(error, StoreLost))
 
 
 class Taken(NamedTuple):

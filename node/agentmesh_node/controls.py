@@ -14,6 +14,7 @@ from agentmesh.edge.transport import Disconnected, Message
 from agentmesh.errors import BadRequest, MeshError, TooLarge, Unavailable
 from agentmesh.hands import timer_of, timer_token
 from agentmesh.ledger import is_taken
+from agentmesh.outcomes import capped, outcome_limit
 from agentmesh.records import NOTHING, Echo, Resolve, SetTimer
 from agentmesh.turn import state_of
 from agentmesh.turn.draft import depth
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("agentmesh.node")
 _decoder = msgspec.json.Decoder(ControlRequest)
+MAX_SEQUENCE = 2**63 - 1
+"""A ref above it was never issued: the server reads no larger sequence."""
 MAX_PROBE = 2048
 """Bytes of a probe, which is handed on: some names and numbers."""
 
@@ -69,7 +72,8 @@ def _take(owner: Owner, services: Services, request: ControlRequest, reply: str)
         case "resend":
             services.spawn(_resend(owner, services, _needed(request.ref, "ref"), reply))
         case "interrupt":
-            owner.ask_later(Interrupt(token, request.ref), token, reply)
+            spent = owner.runner.spent() if owner.runner is not None else None
+            owner.ask_later(Interrupt(token, request.ref, spent), token, reply)
         case "resume":
             owner.ask_later(Resume(token), token, reply)
         case "cancel":
@@ -93,6 +97,9 @@ def _timer(services: Services, request: ControlRequest) -> SetTimer:
         raise BadRequest("set_timer needs either 'at' or 'after_s'")
     due = wire.parse_time(request.at) if request.at is not None else services.now() + max(0.0, request.after_s or 0.0)
     wire.check_depth(request.event)
+    size, limit = len(msgspec.json.encode(request.event)), outcome_limit(services.transport.max_payload, mailed=True)
+    if size > limit:
+        raise TooLarge(f"the event takes {size} bytes; a timer can carry {limit}: send a reference instead")
     return timer_of(_needed(request.id, "id"), due, request.every_s, request.event)
 
 
@@ -176,9 +183,21 @@ async def _look_up(owner: Owner, services: Services, ref: str) -> dict[str, Any]
         stored = await get_last(services.transport, services.subjects.stream("result"), subject)
         if stored is not None:
             return _completed(stored.data)
-        if ref.isdigit() and await _in_lane(owner, services, int(ref)):
+        if ref.isdecimal() and int(ref) <= MAX_SEQUENCE and await _in_lane(owner, services, int(ref)):
             return {"status": "pending"}
     return {"status": "not_found"}
+
+
+async def is_gone(owner: Owner, services: Services, ref: str) -> bool:
+    """Whether a request that this agent has consumed was answered, and its outcome is kept no more.
+
+    False also where that cannot be told just now: ask again.
+    """
+    before = owner.core
+    if before is None or before.inflight is not None:
+        return False  # the record on its way may hold the outcome
+    found = await _look_up(owner, services, ref)
+    return found["status"] == "not_found" and owner.core is before
 
 
 def _completed(outcome: bytes) -> dict[str, Any]:
@@ -194,7 +213,8 @@ def _known(owner: Owner, ref: str) -> dict[str, Any] | None:
     for entry in core.ledger.effects.values():
         effect = entry.effect
         if isinstance(effect, Resolve) and effect.outcome.ref == ref:
-            return _completed(wire.encode_outcome(effect.outcome))  # committed; perhaps not stored yet
+            outcome = capped(effect.outcome, outcome_limit(core.config.max_payload))
+            return _completed(wire.encode_outcome(outcome))  # committed; perhaps not stored yet
         if isinstance(effect, Echo) and effect.ref == ref:
             return {"status": "pending"}  # it gets the first one's outcome
     return None
@@ -224,4 +244,4 @@ async def _in_lane(owner: Owner, services: Services, seq: int) -> bool:
     return False
 
 
-__all__ = ["ErrorBody", "answer", "failure", "handle", "status"]
+__all__ = ["ErrorBody", "answer", "failure", "handle", "is_gone", "status"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
@@ -25,6 +25,7 @@ from agentmesh.edge.registry import Entry, Registry, View, decode_spec
 from agentmesh.edge.transport import Transport
 from agentmesh.errors import Unavailable
 from agentmesh.ledger import fold, origin_key
+from agentmesh.outcomes import capped, outcome_limit
 from agentmesh.records import (
     Bury,
     CancelTimer,
@@ -44,8 +45,6 @@ from agentmesh.wire import By, ErrorBody, Outcome, Restart, Spec
 log = logging.getLogger("agentmesh.node")
 
 APPLIED_TTL_S = 7 * 24 * 3600
-HEADER_ROOM = 4096
-"""Room that a message's headers may need beside its body, in bytes."""
 
 
 class Refused(Exception):
@@ -73,7 +72,12 @@ class Deeds:
         now: Callable[[], float],
         emit: Callable[[str, dict[str, Any]], None],
         live: Callable[[Resolve], None],
+        is_gone: Callable[[str], Awaitable[bool]],
     ) -> None:
+        """
+        Args:
+            is_gone: whether a request was answered, and its outcome is kept no more.
+        """
         self.agent = agent
         self._life = life
         self._t = transport
@@ -85,8 +89,9 @@ class Deeds:
         self._now = now
         self._emit = emit
         self._live = live
+        self._is_gone = is_gone
 
-    async def perform(self, origin: str, entry: Open) -> None:
+    def perform(self, origin: str, entry: Open) -> Awaitable[None]:
         """Do the effect, or find that it is done.
 
         Raises:
@@ -96,28 +101,33 @@ class Deeds:
         effect: Effect = entry.effect
         match effect:
             case Resolve():
-                await self._resolve(effect)
+                return self._resolve(effect)
             case Echo():
-                await self._echo(effect)
+                return self._echo(effect)
             case SendMail():
-                await self._mail(origin, entry.nonce, effect)
+                return self._mail(origin, entry.nonce, effect)
             case StartAgent():
-                await self._start(origin, effect)
+                return self._start(origin, effect)
             case StopAgent():
-                await self._stop(origin, effect)
+                return self._stop(origin, effect)
             case SetTimer():
-                await self._set_timer(origin, effect)
+                return self._set_timer(origin, effect)
             case CancelTimer():
-                await self._cancel_timer(origin, effect)
+                return self._cancel_timer(origin, effect)
             case Bury():
-                await self._bury(origin, entry.nonce, effect)
+                return self._bury(origin, entry.nonce, effect)
 
     # --- outcomes -------------------------------------------------------------------------------------------------
-    async def _resolve(self, effect: Resolve) -> None:
+    def _resolve(self, effect: Resolve) -> Awaitable[None]:
+        return self._tell(msgspec.structs.replace(effect, outcome=self._capped(effect.outcome, mailed=False)))
+
+    def _capped(self, outcome: Outcome, *, mailed: bool) -> Outcome:
+        """The outcome as everybody is told it: a record of an older version may hold one that is too large."""
+        return capped(outcome, outcome_limit(self._t.max_payload, mailed=mailed))
+
+    async def _tell(self, effect: Resolve) -> None:
         """Tell who waits, and store the outcome under the ref: the first one stored stays."""
         body = wire.encode_outcome(effect.outcome)
-        if len(body) > self._t.max_payload - HEADER_ROOM:
-            body = wire.encode_outcome(_too_large(effect.outcome, len(body)))
         if effect.reply_to is not None:
             await self._t.publish(effect.reply_to, body)
         if effect.stream_to is not None:
@@ -129,13 +139,18 @@ class Deeds:
                 raise
 
     async def _echo(self, effect: Echo) -> None:
-        """Give a repeated request the first one's outcome, once that is stored."""
+        """Give a repeated request the first one's outcome, once that is stored; an error where it is stored no more."""
         stream = self._subjects.stream("result")
         stored = await get_last(self._t, stream, self._subjects.result(self.agent, effect.of))
         if stored is None:
-            raise Unavailable(f"the request {effect.of} has no outcome yet")
-        outcome = msgspec.structs.replace(wire.decode_outcome(stored.data), ref=effect.ref)
-        await self._resolve(Resolve(outcome=outcome, reply_to=effect.reply_to, stream_to=effect.stream_to))
+            if not await self._is_gone(effect.of):
+                raise Unavailable(f"the request {effect.of} has no outcome yet")
+            message = f"this repeats the request {effect.of}, which was answered; its outcome is kept no more"
+            outcome = Outcome(agent=self.agent, ref=effect.ref, ok=False, error=ErrorBody(code="not_found", message=message))
+        else:
+            outcome = msgspec.structs.replace(wire.decode_outcome(stored.data), ref=effect.ref)
+        # Not measured again: with a longer ref it may be past the bound, and yet must be the same one.
+        await self._tell(Resolve(outcome=outcome, reply_to=effect.reply_to, stream_to=effect.stream_to))
 
     # --- mail -----------------------------------------------------------------------------------------------------
     async def _mail(self, origin: str, nonce: str, effect: SendMail) -> None:
@@ -172,10 +187,7 @@ class Deeds:
 
     def _letter(self, effect: SendMail) -> tuple[bytes, dict[str, str]]:
         if effect.outcome is not None:
-            body = wire.encode_outcome(effect.outcome)
-            if len(body) > self._t.max_payload - (64 << 10) - HEADER_ROOM:
-                body = wire.encode_outcome(_too_large(effect.outcome, len(body)))
-            return body, {}
+            return wire.encode_outcome(self._capped(effect.outcome, mailed=True)), {}
         if effect.prompt is not None:
             return wire.encode_prompt(effect.prompt)
         return msgspec.json.encode(effect.event), {}
@@ -329,8 +341,3 @@ async def keep_applied(registry: Registry, name: str, by: By) -> None:
 
 def _hash(sender: str) -> str:
     return hashlib.sha256(sender.encode()).hexdigest()[:16]
-
-
-def _too_large(outcome: Outcome, size: int) -> Outcome:
-    error = ErrorBody(code="too_large", message=f"the outcome takes {size} bytes, more than a message can hold")
-    return msgspec.structs.replace(outcome, ok=False, text=None, usage=None, session_id=None, error=error)

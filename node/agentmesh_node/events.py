@@ -37,8 +37,8 @@ FIELDS: dict[Kind, frozenset[str]] = {
     "prompt_start": frozenset({"ref", "rewritten", "sender", "prompt", "original_prompt", "agent_state"}),
     # The stream ended in a result; state as `handle_stream_event` left it.
     "prompt_stop": frozenset({"ref", "duration_ms", "agent_state"}),
-    # The turn failed; `reason` is the error's code.
-    "prompt_error": frozenset({"ref", "reason", "message", "agent_state"}),
+    # The turn failed; `reason` is the error's code, `details` what the backend gave as its reason.
+    "prompt_error": frozenset({"ref", "reason", "message", "details", "agent_state"}),
     # An event has arrived; it may be handled later. `seq` is its sequence in the lane's stream.
     "event_received": frozenset({"lane", "seq", "sender", "event"}),
     # From null (a life begins), `idle` or `processing` to `idle` or `processing`.
@@ -64,7 +64,7 @@ FIELDS: dict[Kind, frozenset[str]] = {
 }
 """What each kind of fact carries, content included."""
 KINDS = frozenset(FIELDS)
-CONTENT = frozenset({"prompt", "original_prompt", "agent_state", "event", "message"})
+CONTENT = frozenset({"prompt", "original_prompt", "agent_state", "event", "message", "details"})
 """Fields that are told only where content is asked for."""
 WITH_CONTENT = frozenset(kind for kind, fields in FIELDS.items() if fields & CONTENT)
 
@@ -80,6 +80,8 @@ class Fact(msgspec.Struct, frozen=True, kw_only=True):
     fields: dict[str, Any]
 
 
+GATHER_S = 0.005
+"""How long a node gathers facts before it sends them: so they stand in the way of no record and no reply, and cost less."""
 MAX_HEADS = 16_384
 """Beginnings of facts that are kept ready, one for each agent and kind that was told of lately."""
 
@@ -110,7 +112,7 @@ class Events:
         self._handlers: list[tuple[Handler, bool]] = [(handler, False) for handler in handlers]
         self._encoder = msgspec.json.Encoder()
         self._gathered: list[tuple[str, str, int, dict[str, Any], float]] = []
-        self._heads: dict[tuple[str, str], tuple[str, bytes]] = {}
+        self._heads: dict[tuple[str, str], tuple[str, str]] = {}
 
     def handle(self, handler: Handler, *, content: bool = False) -> Callable[[], None]:
         """Call `handler(fact)` for each fact from now on, on the loop. Returns what removes it.
@@ -129,24 +131,26 @@ class Events:
                 self._offer(handler, agent, kind, turn, _told(kind, fields, content=content))
         self._gathered.append((agent, kind, turn, fields, self._now()))
         if len(self._gathered) == 1:
-            self._later(self.publish)  # behind what the turn sends itself: nobody waits for a fact
+            self._later(self.publish)
 
     def publish(self) -> None:
         """Send the facts that were gathered."""
         gathered, self._gathered = self._gathered, []
+        encode, heads, messages = self._encoder.encode, self._heads, []
         for agent, kind, turn, fields, time in gathered:
             told = _told(kind, fields, content=self._content) if kind in WITH_CONTENT else fields
-            subject, head = self._heads.get((agent, kind)) or self._head(agent, kind)
+            subject, head = heads.get((agent, kind)) or self._head(agent, kind)
             # Names, kinds and node ids need no escaping; this is several times quicker than encoding a dict.
-            tail = b"," + self._encoder.encode(told)[1:] if told else b"}"
-            self._t.post(subject, b'%b%b","turn":%d%b' % (head, format_time(time).encode(), turn, tail))
+            body = f'{head}{format_time(time)}","turn":{turn}'.encode()
+            messages.append((subject, body + (b"," + encode(told)[1:] if told else b"}")))
+        self._t.post_all(messages)
 
-    def _head(self, agent: str, kind: str) -> tuple[str, bytes]:
+    def _head(self, agent: str, kind: str) -> tuple[str, str]:
         """The subject of such facts, and how their bodies begin."""
         if len(self._heads) >= MAX_HEADS:
             self._heads.clear()
         body = f'{{"v":1,"agent":"{agent}","kind":"{kind}","node":"{self._node}","time":"'
-        head = self._heads[agent, kind] = (self._subjects.event(agent, kind), body.encode())
+        head = self._heads[agent, kind] = (self._subjects.event(agent, kind), body)
         return head
 
     def _offer(self, handler: Handler, agent: str, kind: Any, turn: int, fields: dict[str, Any]) -> None:

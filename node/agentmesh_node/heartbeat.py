@@ -9,30 +9,24 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import threading
-from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
 import msgspec
 
 from agentmesh import wire
 from agentmesh.edge.ambient import SYSTEM, Ambient
-from agentmesh.edge.connection import connect
 from agentmesh.edge.jetstream import ApiError, Uncertain, WrongLastSequence
 from agentmesh.edge.registry import Entry, Registry, decode_node
 from agentmesh.edge.transport import Disconnected, Message, Transport
 from agentmesh.errors import BadRequest, MeshError, Unavailable
+from agentmesh.names import reply_subject
 from agentmesh.subjects import Subjects, node_key
-from agentmesh.wire import ControlRequest, ErrorBody, NodeLease, NodeStats
+from agentmesh.wire import ControlRequest, NodeLease, NodeStats
+from agentmesh_node.carrier import CHECK_S, STALL_LIMIT_S, START_TIMEOUT_S, Carrier
 
 log = logging.getLogger("agentmesh.node")
 
-STALL_LIMIT_S = 60.0
-CHECK_S = 0.25
-START_TIMEOUT_S = 15.0
-HUNG = 70
-"""Exit code of a process whose loop hangs."""
 _ORDERS = ("drain", "cordon", "release", "sweep")
 """Requests that the node acts upon."""
 
@@ -46,48 +40,6 @@ class Facts(msgspec.Struct):
     running: int = 0
     busy: tuple[str, ...] = ()
     ticked: float = 0.0
-
-
-class Carrier(Protocol):
-    """Where a heartbeat runs, and on which connection: apart from what it speaks for."""
-
-    async def connect(self, name: str) -> Transport:
-        """A connection of its own."""
-
-    def start(self, name: str, main: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Begin to run `main`."""
-
-    async def join(self, timeout: float) -> None:
-        """Return when `main` has ended, or after `timeout` seconds."""
-
-    def end_process(self) -> None:
-        """End the whole process, at once."""
-
-
-class ThreadCarrier:
-    """A thread with a loop of its own."""
-
-    def __init__(self, servers: str | Sequence[str]) -> None:
-        self._servers = servers
-        self._thread: threading.Thread | None = None
-
-    async def connect(self, name: str) -> Transport:
-        """See `Carrier.connect`."""
-        return await connect(self._servers, name=name, connect_timeout=START_TIMEOUT_S)
-
-    def start(self, name: str, main: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """See `Carrier.start`."""
-        self._thread = threading.Thread(target=lambda: asyncio.run(main()), name=name, daemon=True)
-        self._thread.start()
-
-    async def join(self, timeout: float) -> None:
-        """See `Carrier.join`."""
-        if self._thread is not None:
-            await asyncio.to_thread(self._thread.join, timeout)
-
-    def end_process(self) -> None:
-        """See `Carrier.end_process`. Without a word to anybody: the loop that could say it hangs."""
-        os._exit(HUNG)
 
 
 class Heartbeat:
@@ -261,26 +213,30 @@ class Heartbeat:
             return True
         first = not self._started.done()
         if not first and _boot(entry) not in (None, self.facts.lease.boot):
-            log.error("another process runs under this node's id; this one yields", extra={"node": self._node})
+            log.error("another process runs under this id; this one yields: give one another --id", extra={"node": self._node})
             self._tell(self._on_superseded)
             return False
         self._revision = await registry.update(key, value, entry.revision, ttl_s=self._ttl_s)
         return True
 
     async def _answer(self, transport: Transport, message: Message) -> None:
-        if not message.reply:
-            return
+        try:
+            reply = reply_subject(message.reply, self._subjects.root)
+        except BadRequest:
+            return  # nobody can be told, and a stranger's word brings nothing into the mesh's own subjects (case 220)
         facts = self.facts
+        problem: str | None = None
         try:
             request = msgspec.json.decode(message.data, type=ControlRequest)
-        except (msgspec.DecodeError, RecursionError):
-            request = ControlRequest(op="")
-        if request.op in _ORDERS:
+        except (msgspec.DecodeError, RecursionError) as error:
+            request, problem = ControlRequest(op=""), str(error)
+        if problem is not None:
+            body = refusal(BadRequest(f"not a request: {problem}"))
+        elif request.op in _ORDERS:
             self._tell(lambda: self._on_request(request))
             body = msgspec.json.encode({"v": wire.VERSION, "ok": True})
-        elif request.op != "ping":
-            error = ErrorBody.of(BadRequest(f"a node knows the requests ping, {', '.join(_ORDERS)}"))
-            body = wire.encode({"v": wire.VERSION, "error": error})
+        elif request.op not in ("ping", "stats"):
+            body = refusal(BadRequest(f"a node knows the requests ping, stats, {', '.join(_ORDERS)}"))
         else:
             stats = NodeStats(
                 node=self._node,
@@ -288,15 +244,21 @@ class Heartbeat:
                 agents=facts.agents,
                 awake=facts.awake,
                 running=facts.running,
-                busy=facts.busy if request.content else (),
+                busy=facts.busy if request.content or request.op == "stats" else (),
                 lag_ms=round(max(0.0, self._monotonic() - facts.ticked - CHECK_S) * 1000, 1),
                 draining=facts.lease.draining,
             )
             body = wire.encode(stats)
         try:
-            await transport.publish(message.reply, body)
+            await transport.publish(reply, body)
         except Disconnected:
             log.debug("a ping could not be answered: no connection")
+
+
+def refusal(error: MeshError) -> bytes:
+    """An error as the reply to a request at `mesh.node.<id>` (protocol, Control): `details` is always there."""
+    shown = {"code": error.code, "message": error.message, "details": error.details}
+    return msgspec.json.encode({"v": wire.VERSION, "error": shown})
 
 
 def _boot(entry: Entry) -> str | None:

@@ -20,11 +20,12 @@ from agentmesh.ownership import Claim
 from agentmesh.subjects import EPOCH_KEY, Subjects, placement_key, spec_key
 from agentmesh.turn.values import Phase
 from agentmesh.wire import ControlRequest, Spec
+from agentmesh_node.carrier import Carrier, ThreadCarrier
 from agentmesh_node.children import end_children
 from agentmesh_node.claiming import Lost
 from agentmesh_node.draining import Handover, give_up, unless_cut_off
 from agentmesh_node.gateway import Gateway
-from agentmesh_node.heartbeat import Carrier, Heartbeat, ThreadCarrier
+from agentmesh_node.heartbeat import Heartbeat
 from agentmesh_node.latecomers import Sweeper
 from agentmesh_node.mailbox import Mailbox
 from agentmesh_node.owner import Owner

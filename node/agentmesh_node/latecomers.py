@@ -12,13 +12,14 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 from agentmesh.edge.jetstream import ApiError, Uncertain, WrongLastSequence, get_last, get_last_many, read_all
 from agentmesh.edge.registry import decode_spec
 from agentmesh.edge.transport import Disconnected, NoResponders, RequestTimeout, Transport
 from agentmesh.errors import Fenced, MeshError
 from agentmesh.ledger import fold, record_of, settle
-from agentmesh.records import Ledger, decode_record, encode_record
+from agentmesh.records import Ledger, Resolve, decode_record, encode_record
 from agentmesh.subjects import LANES, Subjects, spec_key
 from agentmesh.turn.late import put_away, rested
 from agentmesh.wire import ControlRequest, Mail, Spec, decode_mail, encode
@@ -199,6 +200,7 @@ class Sweeper:
             now=s.now,
             emit=lambda kind, fields: s.events.emit(agent, kind, ledger.turn, fields),
             live=lambda effect: None,
+            is_gone=partial(_is_answered, ledger),
         )
         for origin, entry in ledger.effects.items():
             for number in range(1, TRIES + 1):
@@ -213,3 +215,8 @@ class Sweeper:
 
 def _seq(mail: Mail) -> int:
     return mail.seq
+
+
+async def _is_answered(ledger: Ledger, ref: str) -> bool:
+    """Whether a request to an agent that has ended was answered: all were, and what is not yet stored is open."""
+    return not any(isinstance(entry.effect, Resolve) and entry.effect.outcome.ref == ref for entry in ledger.effects.values())

@@ -4,17 +4,20 @@ One supervisor at a time holds the key, by compare-and-set, with a TTL that it r
 so in any case when the TTL ends; and by compare-and-set on its revision when the leader has no subscription any more (*no
 responders* throughout the grace: a killed leader is replaced in half a second). Two that both believe they lead do no harm:
 whatever they write is a compare-and-set, and an owner commits only behind the fence. The lease saves work, it guards nothing.
+
+It runs beside the loop that plans and places (`lookout`), so that a long plan does not cost the lead. A leader that cannot act
+must not keep it either: `at_work()` says whether that loop still turns and reaches a server; if not, the lease is given back.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable
 
 import msgspec
 
+from agentmesh.edge.ambient import SYSTEM, Ambient
 from agentmesh.edge.jetstream import ApiError, Uncertain, WrongLastSequence
 from agentmesh.edge.registry import Entry, Registry
 from agentmesh.edge.transport import Disconnected, NoResponders, RequestTimeout
@@ -46,7 +49,8 @@ class Leadership:
     """Holds the lease or waits for it, while `run` runs.
 
     `on_change(leads, reason)` is called when this process begins or ceases to lead. `may_claim()` says whether its view of the
-    registry can be trusted now. `pinger` hears whether the present leader is there; it is run by the caller.
+    registry can be trusted now, `at_work()` whether it can act at all. `pinger` hears whether the present leader is there; it is
+    run by the caller. `leads`, `leader` and `term` may be read from any thread.
     """
 
     def __init__(
@@ -57,16 +61,21 @@ class Leadership:
         supervisor_id: str,
         ttl_s: int,
         may_claim: Callable[[], bool],
+        at_work: Callable[[], bool],
         on_change: Callable[[bool, str], None],
-        wall_clock: Callable[[], float] = time.time,
+        ambient: Ambient = SYSTEM,
     ) -> None:
         self._registry = registry
         self._pinger = pinger
         self._id = supervisor_id
         self._ttl = ttl_s
         self._may_claim = may_claim
+        self._at_work = at_work
         self._on_change = on_change
-        self._wall_clock = wall_clock
+        self._wall_clock = ambient.now
+        self._monotonic = ambient.monotonic
+        self.term = 0
+        """How often this process has begun to lead."""
         self._leading = False
         self._since = ""
         self._revision = 0
@@ -78,7 +87,7 @@ class Leadership:
     @property
     def leads(self) -> bool:
         """Whether this process leads: it has the lease, and renewed it within its TTL by its own clock."""
-        return self._leading and asyncio.get_running_loop().time() < self._renewed_at + self._ttl
+        return self._leading and self._monotonic() < self._renewed_at + self._ttl
 
     @property
     def leader(self) -> str | None:
@@ -91,7 +100,7 @@ class Leadership:
             return
         lease = _decode(entry)
         self._seen = None if lease is None or entry is None else (lease, entry.revision)
-        self._seen_at = asyncio.get_running_loop().time()
+        self._seen_at = self._monotonic()
         if self._leading:
             if lease is None:
                 self._lose("the lease is gone")
@@ -119,11 +128,11 @@ class Leadership:
                 self._lose("it could not renew its lease in time")
             await wait_for(self._wake, pause)
 
-    async def resign(self) -> None:
+    async def resign(self, reason: str = "it is shutting down") -> None:
         """Give the lease back, so that another leads at once. Best effort: otherwise it lapses."""
         if not self._leading:
             return
-        self._lose("it is shutting down")
+        self._lose(reason)
         try:
             async with asyncio.timeout(1.0):
                 await self._registry.delete(SUPERVISOR_KEY, self._revision)
@@ -133,7 +142,10 @@ class Leadership:
     # --- inside ---------------------------------------------------------------------------------------------------
     async def _step(self) -> float:
         """Do what is due; return how long to wait, in seconds, before looking again."""
-        now = asyncio.get_running_loop().time()
+        now = self._monotonic()
+        if not self._at_work():
+            await self.resign("it cannot act: its loop or its connection hangs")
+            return _RETRY_S
         if self._leading:
             due = self._renewed_at + self._ttl / 3
             if now < due:
@@ -166,7 +178,7 @@ class Leadership:
         return lease.id == self._id and lease.since == self._since
 
     async def _claim(self, reason: str) -> None:
-        started = asyncio.get_running_loop().time()
+        started = self._monotonic()
         self._since = format_time(self._wall_clock())
         value = encode(SupervisorLease(id=self._id, since=self._since))
         try:
@@ -179,11 +191,12 @@ class Leadership:
             await self._look()
             return
         self._renewed_at = started
+        self.term += 1
         self._leading = True
         self._on_change(True, reason)
 
     async def _renew(self) -> None:
-        started = asyncio.get_running_loop().time()
+        started = self._monotonic()
         value = encode(SupervisorLease(id=self._id, since=self._since))
         try:
             async with asyncio.timeout(self._ttl / 3):

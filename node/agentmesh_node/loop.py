@@ -19,7 +19,7 @@ from agentmesh.backend import Event, Turn
 from agentmesh.errors import BackendError, BudgetExceeded, TooLarge
 from agentmesh.tools import ToolSpec
 from agentmesh_node import tracing
-from agentmesh_node.loop_steps import Intent, Ran, Reply, Step, Taken, Total, answered, called, ran
+from agentmesh_node.loop_steps import Ids, Intent, Ran, Reply, Step, Taken, Total, answered, called, ran, sound
 from agentmesh_node.tools import Call, Result, Toolbox
 from agentmesh_node.tools.calls import PATIENCE_S
 
@@ -137,6 +137,9 @@ class _Run:
         self._turn = turn
         self._taken = Taken(turn.steps.taken)
         self._total = Total()
+        self._ids = Ids()
+        self._calls: tuple[Call, ...] = ()
+        """Those of the newest answer, each with an id of its own. The answer itself, and what it is told, have the provider's."""
         self._places = asyncio.Semaphore(loop.bounds.parallel)
         self._writing = asyncio.Lock()
         self._before = list(history)
@@ -174,7 +177,7 @@ class _Run:
                 yield Event.result(self._text, stop_reason=reply.stop, model=reply.model)
                 return
             if reply.calls:
-                async with aclosing(self._tools(reply.calls)) as results:
+                async with aclosing(self._tools(reply.calls, self._calls)) as results:
                     async for event in results:
                         yield event
         most = self._bounds.iterations
@@ -229,7 +232,8 @@ class _Run:
 
     def _told(self, reply: Reply, *, replayed: bool) -> list[Event]:
         self._total.add(reply)
-        return [self._total.event(replayed=replayed), *(called(call, replayed=replayed) for call in reply.calls)]
+        self._calls = self._ids.of(reply.calls)
+        return [self._total.event(replayed=replayed), *(called(call, replayed=replayed) for call in self._calls)]
 
     async def _count(self, reply: Reply, *, replayed: bool) -> None:
         await self._meter.after_call(Metered("model", reply.model, self._turn, reply.usage, replayed))
@@ -241,7 +245,7 @@ class _Run:
                 async for part in parts:
                     if isinstance(part, Reply):
                         tracing.tokens(span, part.model, part.usage)
-                    yield part
+                    yield sound(part) if isinstance(part, Reply) else part
         except BackendError as error:
             tracing.failed(span, str(error.details.get("reason", error.code)))
             raise
@@ -253,8 +257,9 @@ class _Run:
             self._history[-1] = self._model.noted(self._history[-1], note)
 
     # --- tools --------------------------------------------------------------------------------------------------------
-    async def _tools(self, calls: Sequence[Call]) -> AsyncGenerator[Event]:
-        """Run what the model asked for, at the same time, and hand the results over in the order of the calls."""
+    async def _tools(self, given: Sequence[Call], calls: Sequence[Call]) -> AsyncGenerator[Event]:
+        """Run what the model asked for, at the same time, and hand the results over in the order of the calls, under the ids
+        that the model has `given`."""
         results: dict[str, Result] = {}
         for call in calls:
             known = self._taken.result(call)
@@ -275,7 +280,8 @@ class _Run:
                     results[kept.id] = kept
         finally:
             await _end(tasks)
-        self._history.append(self._model.results([results[call.id] for call in calls]))
+        told = [msgspec.structs.replace(results[call.id], id=raw.id) for raw, call in zip(given, calls, strict=True)]
+        self._history.append(self._model.results(told))
         self._whole = list(self._history)
 
     async def _tool(self, call: Call) -> Result:

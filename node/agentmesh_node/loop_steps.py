@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from agentmesh.backend import Event
+from agentmesh.unicode import well_formed
 from agentmesh_node.tools import Call, Result
 
 
@@ -53,6 +54,40 @@ class Ran(msgspec.Struct, frozen=True, tag_field="step", tag="result"):
 type Step = Reply | Intent | Ran
 
 
+def sound(reply: Reply) -> Reply:
+    """`reply` with texts that the journal can keep: what it holds goes into the history and to tools as well."""
+    return msgspec.convert(well_formed(msgspec.to_builtins(reply)), Reply)
+
+
+class Ids:
+    """Gives each call of a turn an id of its own: providers repeat them, or give none. The first to have one keeps it.
+
+    It follows from the order of the calls, so a later owner that goes through the answers again gives the same.
+    """
+
+    def __init__(self) -> None:
+        self._used: set[str] = set()
+
+    def of(self, calls: Sequence[Call]) -> tuple[Call, ...]:
+        return tuple(
+            call if (found := self.add(call.id)) == call.id else msgspec.structs.replace(call, id=found) for call in calls
+        )
+
+    def add(self, given: str) -> str:
+        """Use `given`, or, where that is taken, the next like it."""
+        found = self.next(given)
+        self._used.add(found)
+        return found
+
+    def next(self, given: str) -> str:
+        """What `add` would give."""
+        found, number = given or "call", 1
+        while found in self._used:
+            number += 1
+            found = f"{given or 'call'}#{number}"
+        return found
+
+
 class Taken:
     """The steps of an earlier owner, to be gone through again without a call."""
 
@@ -60,6 +95,7 @@ class Taken:
         self._answers: list[Reply] = []
         self._results: dict[str, Result] = {}
         self._intents: set[str] = set()
+        self._ended = Ids()
         for step in steps:
             self._add(msgspec.convert(step, Step))
         self._answers.reverse()
@@ -69,9 +105,10 @@ class Taken:
             case Reply():
                 self._answers.append(step)
             case Intent():
-                self._intents.add(step.id)
+                # A journal from before ids were made distinct may name one again whose call has ended: the next call's.
+                self._intents.add(self._ended.next(step.id))
             case Ran():
-                self._results[step.result.id] = step.result
+                self._results[self._ended.add(step.result.id)] = step.result
 
     def answer(self) -> Reply | None:
         """The next answer, if it was given already."""

@@ -33,7 +33,7 @@ class Mailbox:
         subjects: Subjects,
         agent: str,
         positions: Mapping[str, int],
-        deliver: Callable[[list[Mail]], None],
+        deliver: Callable[[tuple[Mail, ...]], None],
     ) -> None:
         self._t = transport
         self._subjects = subjects
@@ -57,14 +57,15 @@ class Mailbox:
         if self._behind:
             self._noticed[lane.stream] = max(self._noticed[lane.stream], seq)
             return
-        if seq <= self._seen[lane_name]:
+        seen = self._seen[lane_name]
+        if seq <= seen:
             return
-        if previous > self._seen[lane_name]:
+        if previous > seen:
             self._noticed[lane.stream] = max(self._noticed[lane.stream], seq)
             self.catch_up()
             return
         self._seen[lane_name] = seq
-        self._deliver([decode_mail(lane, seq, message.data, headers, root=self._subjects.root)])
+        self._deliver((decode_mail(lane, seq, message.data, headers, root=self._subjects.root),))
 
     def knows(self, lane: str, seq: int) -> bool:
         """Whether the message is delivered, or being read."""
@@ -164,4 +165,4 @@ class Mailbox:
             self._seen[lane.name] = message.seq
             mail.append(decode_mail(lane, message.seq, message.data, message.headers, root=self._subjects.root))
         if mail:
-            self._deliver(mail)
+            self._deliver(tuple(mail))

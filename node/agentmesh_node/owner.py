@@ -17,9 +17,8 @@ import msgspec
 from agentmesh.decisions import NONE
 from agentmesh.edge.transport import Message
 from agentmesh.errors import Fenced, StoreLost, Unavailable
-from agentmesh.ledger import record_of
 from agentmesh.ownership import Claim
-from agentmesh.records import Ledger, encode_record
+from agentmesh.records import Ledger
 from agentmesh.subjects import LANES
 from agentmesh.turn import new_core, step
 from agentmesh.turn.step_values import Taken, WaitOver
@@ -32,7 +31,6 @@ from agentmesh.turn.values import (
     Call,
     Cleared,
     Command,
-    Committed,
     Core,
     Done,
     Emit,
@@ -56,6 +54,7 @@ from agentmesh.turn.values import (
 )
 from agentmesh.wire import ErrorBody, Mail, Spec
 from agentmesh_node import controls
+from agentmesh_node.appending import Appender
 from agentmesh_node.claiming import Lost, take
 from agentmesh_node.deeds import Deeds
 from agentmesh_node.leave import Leave
@@ -65,15 +64,13 @@ from agentmesh_node.prober import Prober
 from agentmesh_node.resting import Resting
 from agentmesh_node.runner import Runner
 from agentmesh_node.services import Services
-from agentmesh_node.status import KEEP_STOPPED_S, StatusWriter
+from agentmesh_node.status import StatusWriter
 from agentmesh_node.stepkeeper import StepKeeper
 from agentmesh_node.trimmer import Trimmer
 from agentmesh_node.turning import TurnRun
 
 log = logging.getLogger("agentmesh.node")
 
-STALL_S = 1.0
-"""After a stall of more than this, an owner checks its fence before it performs effects (semantics, case 204)."""
 LOOK_S = 0.01
 """How often something that gives no sign is looked at."""
 STOP_GRACE_S = 5.0
@@ -92,7 +89,7 @@ class Owner:
         self._s = services
         self._ended = ended
         self.core: Core | None = None
-        self._fence = 0
+        self._appender = Appender(services, name, committed=0)
         self._queue: deque[Input] = deque()
         self._driver: asyncio.Task[None] | None = None
         self._driving = False
@@ -129,7 +126,7 @@ class Owner:
             self._status.set("stopped", taken.ledger.failed)
             await self._status.settled()
             raise Lost("this life is over", final=True)
-        self._fence = taken.fence
+        self._appender.committed = taken.fence
         await self._begin(taken.ledger, taken.died)
 
     async def _begin(self, ledger: Ledger, died: bool) -> None:
@@ -148,6 +145,7 @@ class Owner:
             now=s.now,
             emit=self._emit,
             live=self._turn.tell_outcome,
+            is_gone=lambda ref: controls.is_gone(self, s, ref),
         )
         self._performer = Performer(
             deeds,
@@ -209,7 +207,7 @@ class Owner:
     @property
     def committed(self) -> int:
         """The sequence of the newest record that this owner knows to be stored."""
-        return self._fence
+        return self._appender.committed
 
     def lose_store(self) -> None:
         """The store does not have that record any more: stop, and write nothing."""
@@ -271,8 +269,8 @@ class Owner:
             self.feed(Stop(self._stop_reason()))
             self.later(STOP_GRACE_S, self._hurry)
 
-    def _arrived(self, mail: list[Mail]) -> None:
-        self.feed(Arrived(tuple(mail)))
+    def _arrived(self, mail: tuple[Mail, ...]) -> None:
+        self.feed(Arrived(mail))
         if self.trimmer is not None:
             self.trimmer.arrived(mail)
 
@@ -297,17 +295,11 @@ class Owner:
     async def _drive(self, waiting: list[Command]) -> None:
         lost: Lost | None = None
         try:
-            await self._await(waiting)
-            while self._queue and not self._closed:
-                await self._await(self._step(self._queue.popleft()))
-        except Fenced:
-            lost = Lost("another owner has appended", final=False)
-        except StoreLost as error:
-            lost = Lost(str(error), final=False, broken=True)
+            await self._perform(waiting)
         except Lost as error:
             lost = error
-        except Unavailable as error:
-            lost = Lost(str(error), final=False)
+        except (Fenced, StoreLost, Unavailable) as error:
+            lost = Lost.by(error)
         except asyncio.CancelledError:
             raise
         except Exception:
@@ -332,20 +324,27 @@ class Owner:
             perform(self, command)
         return []
 
-    async def _await(self, commands: list[Command]) -> None:
-        """Perform commands of which some are awaited, and what their ends bring forth."""
-        while commands:
+    async def _perform(self, commands: list[Command]) -> None:
+        """Perform commands of which some are awaited, and what their ends and the inputs that wait bring forth."""
+        while True:
             following: Input | None = None
             for command in commands:
                 if isinstance(command, Call):
                     following = await self._call(command)
                 elif isinstance(command, Append):
-                    following = await self._append(command)
+                    assert self.core is not None
+                    following = await self._appender.append(command, self.core)
+                    if command.turn is not None and self.runner is not None:
+                        self.runner.end_span(command.turn.error.code if command.turn.error else None)
                 elif isinstance(command, KillTurn):
                     await self._turn.kill()
                 else:
                     _PERFORM[type(command)](self, command)
-            commands = self._step(following) if following is not None else []
+            if following is None and self._queue and not self._closed:
+                following = self._queue.popleft()
+            if following is None:
+                return
+            commands = self._step(following)
 
     async def _call(self, command: Call) -> Input:
         if self.runner is None:
@@ -372,40 +371,6 @@ class Owner:
         if self.core is None or self.core.phase is not Phase.OVER:
             self.later(STOP_GRACE_S, self._hurry)
 
-    async def _append(self, command: Append) -> Committed:
-        s = self._s
-        assert self.core is not None
-        record = record_of(
-            self.core.ledger,
-            command.kind,
-            id=s.token(),
-            at=s.now(),
-            change=command.change,
-            effects=command.effects,
-            done=command.done,
-            turn=command.turn,
-            snapshot=command.snapshot,
-            trace=command.trace,
-            positions=self.core.work.positions if command.kind == "rest" else None,
-        )
-        body = encode_record(record)
-        began = s.monotonic()
-        self._fence = await s.journal.append(
-            self.name,
-            body,
-            record_id=record.id,
-            expected=self._fence,
-            rollup=command.snapshot is not None,
-            ttl_s=KEEP_STOPPED_S if command.kind == "tombstone" else None,
-        )
-        if s.monotonic() - began > STALL_S and command.effects:
-            newest = await s.journal.last(self.name)
-            if newest is not None and newest[0] != self._fence:
-                raise Fenced(f"{self.name}: another owner has appended during a stall")
-        if command.kind == "turn" and self.runner is not None:
-            self.runner.end_span(command.turn.error.code if command.turn and command.turn.error else None)
-        return Committed(self._fence, record.id, record.at, len(body))
-
     def _add_effects(self, command: Perform) -> None:
         assert self._performer is not None
         self._performer.add(command.effects)
@@ -418,7 +383,11 @@ class Owner:
             self._s.spawn(controls.answer(self._s, self._replies.pop(command.token, ""), command.body))
 
     def _tell_fact(self, command: Emit) -> None:
-        self._emit(command.kind, command.fields)
+        core = self.core
+        assert core is not None
+        turn = core.active.number if core.active is not None else core.ledger.turn
+        turn = turn if command.turn is None else command.turn
+        self._s.events.emit(self.name, command.kind, turn, command.fields)
 
     def _wake_at(self, command: Wake) -> None:
         self.later(command.at - self._s.now() + 0.001, lambda: self.feed(Tick()))
@@ -453,15 +422,6 @@ class Owner:
         """What finds circles of agents that wait for one another."""
         return self._turn.prober
 
-    def _run_turn(self, command: RunTurn) -> None:
-        self._turn.start(command)
-
-    def _step_taken(self, command: Taken) -> None:
-        self._turn.step_taken(command)
-
-    def _wait_over(self, command: WaitOver) -> None:
-        self._turn.wait_over(command)
-
     # --- registry and telemetry ---------------------------------------------------------------------------------------
     def _set_status(self, command: SetStatus) -> None:
         if command.status == "stopping":
@@ -473,17 +433,15 @@ class Owner:
         """Say again in the registry how the agent is, if its spec says otherwise: the leader made it `wanted` while this node
         was thought lost, or a former owner that was frozen has written late (design 5: specs show what runs)."""
         shown = self._shown
-        if shown is not None and shown.status in ("running", "failed") and spec.status != shown.status and not self._status.busy:
-            self._status.set(shown.status, shown.reason)
+        if shown is not None and shown.status in ("running", "failed") and spec.status != shown.status:
+            self._status.again(shown.status, shown.reason)
 
     async def settled(self) -> None:
         """Return when the registry shows what this owner last said."""
         await self._status.settled()
 
     def _emit(self, kind: str, fields: dict[str, Any]) -> None:
-        core = self.core
-        turn = 0 if core is None else core.active.number if core.active is not None else core.ledger.turn
-        self._s.events.emit(self.name, kind, turn, fields)
+        self._tell_fact(Emit(kind, fields))
 
     async def _sweep(self) -> None:
         """Feed in what the lanes hold up to their last sequences, read after the `stopped` record was committed."""
@@ -523,7 +481,7 @@ class Owner:
 
 
 _PERFORM: dict[type, Callable[[Owner, Any], None]] = {
-    RunTurn: Owner._run_turn,
+    RunTurn: lambda owner, command: owner._turn.start(command),
     Emit: Owner._tell_fact,
     Perform: Owner._add_effects,
     Answer: Owner._answer,
@@ -533,7 +491,7 @@ _PERFORM: dict[type, Callable[[Owner, Any], None]] = {
     Sweep: Owner._begin_sweep,
     AwaitLeave: Owner._await_leave,
     ReturnLeave: Owner._return_leave,
-    Taken: Owner._step_taken,
-    WaitOver: Owner._wait_over,
+    Taken: lambda owner, command: owner._turn.step_taken(command),
+    WaitOver: lambda owner, command: owner._turn.wait_over(command),
 }
 """The commands that are performed at once; the others are awaited."""

@@ -17,16 +17,17 @@ from typing import Any
 import msgspec
 from msgspec import Raw
 
-from agentmesh import hands, semconv
+from agentmesh import hands, semconv, unicode
 from agentmesh.agent import Agent
 from agentmesh.backend import Backend, Event, Response, Turn
 from agentmesh.budget import Prices
-from agentmesh.decisions import NONE, Codec, bad_response, plain, raised_error, sound
-from agentmesh.errors import BackendError, BudgetExceeded, MeshError
+from agentmesh.decisions import NONE, Codec, bad_response, crash_error, plain, raised_error, sound, terminal_error
+from agentmesh.errors import BackendError, BudgetExceeded
 from agentmesh.records import NOTHING
 from agentmesh.steps import Steps, UnjournaledSteps
 from agentmesh.turn.values import Call, Choice, Ended, Input, Misbehaved, Raised, Returned, RunTurn, Unreadable
 from agentmesh.wire import ErrorBody, Outcome
+from agentmesh_node.callback_threads import CallbackThreads
 from agentmesh_node.counters import Counters
 from agentmesh_node.metering import Meter, MeteredSteps
 from agentmesh_node.stepping import BLOCK_LIMIT_S, timed
@@ -52,6 +53,8 @@ class Ports(msgspec.Struct, frozen=True):
     """What models cost."""
     counters: Counters = msgspec.field(default_factory=Counters)
     """Where it is counted what turns spend."""
+    threads: CallbackThreads = msgspec.field(default_factory=CallbackThreads)
+    """Where plain callbacks run."""
 
 
 class Runner:
@@ -133,10 +136,9 @@ class Runner:
             return Raised(ErrorBody(code="bad_state", message=f"the stored state cannot be read: {error}"))
         context = self._context(command)
         token = hands.current_context.set(context)
-        span = self._span if self._span is not None and command.request is not None else None
+        entered = self._tracing.enter(self._span if command.request is not None else None, command.trace)
         try:
-            with self._tracing.within(span, command.trace):
-                value = await self._invoke(hook, arguments)
+            value = await self._invoke(hook, arguments)
         except BaseException as error:  # user code may raise anything
             self._forget_state()
             if _is_cancelled(error):
@@ -145,8 +147,9 @@ class Runner:
             return Raised(raised_error(error))
         finally:
             asks = context.close()
+            self._tracing.leave(entered)
             hands.current_context.reset(token)
-        checked = self._codec.check(hook, value, asks)
+        checked = self._codec.check(hook, value, asks, command.state)
         if isinstance(checked.item, Misbehaved):
             self._forget_state()
             log.error("callback misbehaved", extra={"agent": self._name, "callback": hook, "error": checked.item.error.message})
@@ -174,16 +177,20 @@ class Runner:
             budget=self._meter.left() if self._meter is not None and command.request is not None else None,
         )
 
-    async def _invoke(self, hook: str, arguments: tuple[Any, ...]) -> Any:
+    def _invoke(self, hook: str, arguments: tuple[Any, ...]) -> Awaitable[Any]:
+        """Begin to call a callback; what it gives is awaited."""
         known = self._hooks.get(hook)
         if known is None:
             function = getattr(self._agent, hook)
             known = self._hooks[hook] = (function, inspect.iscoroutinefunction(function))
         function, is_async = known
         if is_async:
-            return await timed(function(*arguments), hook, self._report_block)
+            return timed(function(*arguments), hook, self._report_block)
+        return self._in_thread(function, arguments, hook)
+
+    async def _in_thread(self, function: Callable[..., Any], arguments: tuple[Any, ...], hook: str) -> Any:
         try:
-            value = await asyncio.to_thread(function, *arguments)
+            value = await self._ports.threads.run(self._name, function, arguments)
         except asyncio.CancelledError as error:
             if _is_cancelled(error):
                 # A thread cannot be killed: what it still returns is thrown away.
@@ -222,7 +229,7 @@ class Runner:
         self._backend = self._factory(self._agent, options)
         session = _decoded(raw)
         resumed = await self._backend.resume_session(session)
-        kept = raw if resumed == session else Raw(msgspec.json.encode(resumed))
+        kept = raw if resumed == session else _encoded(resumed)
         return Returned(Choice(kind="session", session=kept), state=taken)
 
     async def _readable(self, raw: Raw, version: int) -> Raw | ErrorBody:
@@ -260,7 +267,7 @@ class Runner:
         return ErrorBody(code=found.code, message=f"migrate_state: {found.message}") if isinstance(found, ErrorBody) else found
 
     def _with_session(self, session: Any) -> Returned:
-        return Returned(Choice(kind="session", session=Raw(msgspec.json.encode(session))))
+        return Returned(Choice(kind="session", session=_encoded(session)))
 
     # --- turns --------------------------------------------------------------------------------------------------------
     @property
@@ -304,23 +311,29 @@ class Runner:
 
     async def _run_turn(self, command: RunTurn, feed: Callable[[Input], None], live: Callable[[Event], None] | None) -> None:
         token = hands.current_context.set(hands.closed(_own_request(command.request)))
+        entered = self._tracing.enter(self._span, command.trace)
         try:
-            with self._tracing.within(self._span, command.trace):
-                ended = await self._consume(command, live)
+            ended = await self._consume(command, live)
         except BaseException as error:
             if _is_cancelled(error):
                 raise
             # After a crash, state and session are those of the dispatch.
             self._forget_state()
             log.exception("a turn crashed", extra={"agent": self._name, "ref": command.request.ref})
-            ended = Ended(turn=command.number, error=_crash(error))
+            ended = Ended(turn=command.number, error=crash_error(error))
         finally:
+            self._tracing.leave(entered)
             hands.current_context.reset(token)
             self._count()
         if ended.error is not None and self._meter is not None:
             # What a backend says that cannot be encoded must not keep the turn's record from being written.
             ended = msgspec.structs.replace(ended, usage=plain(self._meter.usage()))
         feed(ended)
+
+    def spent(self) -> dict[str, Any] | None:
+        """What the newest turn has spent so far, as its outcome has it; None where it is nothing."""
+        found = plain(self._meter.usage()) if self._meter is not None else None
+        return found if isinstance(found, dict) else None
 
     def _count(self) -> None:
         """The run is over, by itself or killed: what it has spent is spent."""
@@ -352,7 +365,7 @@ class Runner:
         except BudgetExceeded as error:
             # The session as at the turn's beginning: what was cut off in the middle has no whole one.
             return Ended(turn=number, error=sound(ErrorBody.of(error)))
-        state = self._encode_streamed(streamed) if self._streams else NOTHING
+        state = self._encode_streamed(streamed, command.state) if self._streams else NOTHING
         if isinstance(state, ErrorBody):
             return Ended(turn=number, error=state)
         session = stream.session
@@ -360,11 +373,12 @@ class Runner:
             missing = ErrorBody(code="no_terminal_event", message="the backend's stream ended without a result")
             return Ended(turn=number, error=missing, state=state, session=_encoded(session))
         if last.kind == "error":
-            return Ended(turn=number, error=_terminal(last), state=state, session=_encoded(session))
+            return Ended(turn=number, error=terminal_error(last), state=state, session=_encoded(session))
         session = backend.update_session(session, last.data)
         session_id = last.data.get("session_id") or (session.get("session_id") if isinstance(session, dict) else None)
         response = Response.of(events, round((self._ports.monotonic() - began) * 1000), session_id)
-        response = msgspec.structs.replace(response, usage=meter.usage())
+        if response.usage is not (usage := meter.usage()):
+            response = msgspec.structs.replace(response, usage=usage)
         problem = bad_response(response)
         if problem is not None:
             raise BackendError(f"the backend's result cannot be passed on: {problem}", details={"reason": "bad_result"})
@@ -380,7 +394,9 @@ class Runner:
         events: list[Event] = []
         state = self._state(command.state) if self._streams else None
         try:
-            async for event in stream:
+            async for given in stream:
+                data = unicode.well_formed(given.data)
+                event = given if data is given.data else msgspec.structs.replace(given, data=data)
                 events.append(event)
                 if self._meter is not None:
                     self._meter.observe(event)
@@ -408,8 +424,8 @@ class Runner:
                 self._report_block("handle_stream_event", spent)
         return await timed(value, "handle_stream_event", self._report_block) if isinstance(value, Awaitable) else value
 
-    def _encode_streamed(self, state: Any) -> Raw | ErrorBody:
-        raw = self._codec.encode(state)
+    def _encode_streamed(self, state: Any, before: Raw) -> Raw | ErrorBody:
+        raw = self._codec.encode(state, before)
         if isinstance(raw, Raw):
             self._cached = (raw, state)
             return raw
@@ -473,22 +489,4 @@ def _decoded(raw: Raw) -> Any:
 
 
 def _encoded(session: Any) -> Raw:
-    return Raw(msgspec.json.encode(session))
-
-
-def _terminal(event: Event) -> ErrorBody:
-    """A terminal error event: its reason; a missing one is `unknown`."""
-    reason = str(event.data.get("reason") or "unknown")
-    message = str(event.data.get("message") or reason)
-    code = BudgetExceeded.code if event.data.get("code") == BudgetExceeded.code else BackendError.code
-    details = plain(event.data)
-    return sound(ErrorBody(code=code, message=message, details={**(details or {}), "reason": reason}))
-
-
-def _crash(error: BaseException) -> ErrorBody:
-    if isinstance(error, BackendError):
-        return sound(ErrorBody.of(error))
-    if isinstance(error, MeshError):
-        return sound(ErrorBody(code="task_crashed", message=str(error), details={"reason": error.code}))
-    message, reason = f"{type(error).__name__}: {error}", type(error).__name__
-    return sound(ErrorBody(code="task_crashed", message=message, details={"reason": reason}))
+    return Raw(unicode.encode(session))

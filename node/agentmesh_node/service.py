@@ -20,13 +20,17 @@ from agentmesh.edge.connection import NatsTransport, connect
 from agentmesh.errors import BadRequest, MeshError, Unavailable
 from agentmesh.subjects import Subjects
 from agentmesh_node import health, logs, telemetry, times, workers
+from agentmesh_node.carrier import ThreadCarrier
 from agentmesh_node.embedded import EmbeddedServer
 from agentmesh_node.host import Node, NodeSettings
 from agentmesh_node.load import load_agents
 from agentmesh_node.process import EXIT_OK, Told, complain, default_id, run
-from agentmesh_node.supervisor import Supervisor, SupervisorSettings
+from agentmesh_node.supervisor import Supervisor
+from agentmesh_node.supervisor_settings import SupervisorSettings
 
 _log = logging.getLogger("agentmesh.service")
+DEVELOPMENT = "dev"
+"""The id of node and supervisor of `mesh up`."""
 _RETRY_S = 0.5
 
 
@@ -149,7 +153,7 @@ def up(
 ) -> int:
     """Run server, supervisor and one node until told to end. Returns the exit code."""
     try:
-        settings = _node_settings("n1", load_agents(agents), capacity, {}, root=mesh_root(root), content=content)
+        settings = _node_settings(DEVELOPMENT, load_agents(agents), capacity, {}, root=mesh_root(root), content=content)
         supervisor_settings = _supervisor_settings()
         server = EmbeddedServer(data / "nats", port=port, sync_interval=sync_interval)
     except MeshError as error:
@@ -161,7 +165,7 @@ def up(
             await stack.enter_async_context(server)
             where = Where(servers=[server.url], root=settings.root)
             await _make_streams(where, settings.node_id)
-            parts = [_background(stack, _keep(server)), await _start_supervisor(stack, where, "s1", supervisor_settings)]
+            parts = [_background(stack, _keep(server)), await _start_supervisor(stack, where, DEVELOPMENT, supervisor_settings)]
             hosted = await _start_node(stack, where, settings)
             await asyncio.to_thread(_write_url, data, server.url)
             parts.append(_background(stack, _asked_to_end(hosted)))
@@ -232,7 +236,7 @@ async def _start_supervisor(
     transport = await _connect(stack, where, f"mesh-supervisor-{own_id}")
 
     async def begin() -> Supervisor:
-        supervisor = Supervisor(transport, Subjects(where.root), own_id, settings)
+        supervisor = Supervisor(transport, Subjects(where.root), own_id, settings, carrier=ThreadCarrier(where.servers))
         await supervisor.start()
         return supervisor
 

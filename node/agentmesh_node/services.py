@@ -8,6 +8,8 @@ import logging
 import os
 import tempfile
 from collections.abc import Coroutine, Mapping
+from contextlib import AbstractAsyncContextManager, nullcontext
+from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -27,8 +29,9 @@ from agentmesh.records import NOTHING
 from agentmesh.subjects import Subjects
 from agentmesh.turn.values import Config
 from agentmesh.wire import Restart, Spec
+from agentmesh_node.callback_threads import CallbackThreads
 from agentmesh_node.counters import Counters
-from agentmesh_node.events import Events, Handler
+from agentmesh_node.events import GATHER_S, Events, Handler
 from agentmesh_node.metering import prices_of, spec_limits
 from agentmesh_node.runner import Ports, Runner
 from agentmesh_node.tracing import Tracing
@@ -69,6 +72,10 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Agents that may be loaded (some 20 kB each); when more are, idle ones sleep almost at once."""
     activations: int = 64
     """Agents that are activated at the same time, at most."""
+    children: int = 0
+    """Child processes (Claude Code, Codex) of one backend that run at the same time, at most; 0 is no bound. Further turns wait,
+    and their watchdogs run meanwhile. A turn that asks another agent keeps its place: bound to fewer than such turns, they wait
+    for one another until they time out."""
     snapshot_records: int = 256
     """Records of an agent's journal after which the next one is a snapshot: what a recovery reads at most."""
     mailbox_limit: int = 1000
@@ -121,12 +128,14 @@ class Services:
             self.now,
             content=settings.content,
             handlers=settings.handlers,
-            later=asyncio.get_running_loop().call_soon,
+            later=partial(asyncio.get_running_loop().call_later, GATHER_S),
         )
         self._backends: dict[str, Any] = {}
         self._files = files_of(settings)
         self.prices = prices_of()
         self._counters = Counters()
+        self._threads = CallbackThreads()
+        self._places: dict[str, asyncio.Semaphore] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self.suspects = asyncio.Semaphore(1)
         """Held by the one agent that handles an input which may kill this process (design 4, "Poison")."""
@@ -183,17 +192,32 @@ class Services:
         if cls is None:
             return None
         limit = self.transport.max_payload - (128 << 10)
-        ports = Ports(self.now, self.monotonic, lambda: self._random(8), limit, self.events.emit, self.prices, self._counters)
+        ports = Ports(
+            now=self.now,
+            monotonic=self.monotonic,
+            token=lambda: self._random(8),
+            limit=limit,
+            emit=self.events.emit,
+            prices=self.prices,
+            counters=self._counters,
+            threads=self._threads,
+        )
         backend = self.backend_name(spec)
+        place = partial(self._place, backend)
 
         def factory(agent: Agent[Any], options: Mapping[str, Any]) -> Backend:
             make = self._backend(backend)
             if takes_room(make):
-                room = Room(name, spec.incarnation, str(self._files / name), self.settings.root, self.transport)
+                room = Room(name, spec.incarnation, str(self._files / name), self.settings.root, self.transport, place)
                 return make(agent, options, room=room)  # type: ignore[no-any-return]
             return make(agent, options)  # type: ignore[no-any-return]
 
         return Runner(cls, name, factory, ports, self.tracing)
+
+    def _place(self, backend: str) -> AbstractAsyncContextManager[Any]:
+        """One of the places for this backend's child processes."""
+        bound = self.settings.children
+        return self._places.setdefault(backend, asyncio.Semaphore(bound)) if bound else nullcontext()
 
     def backend_name(self, spec: Spec) -> str:
         """The spec's backend, else the class's, else the scripted one."""
@@ -223,6 +247,7 @@ class Services:
             state_version=cls.state_version,
             options=spec.options,
             budget=spec_limits(name, spec.budget),
+            max_payload=self.transport.max_payload,
             snapshot_records=self.settings.snapshot_records,
             remember_s=self.remember_s,
         )

@@ -48,6 +48,14 @@ class StatusWriter:
         if self._task is None or self._task.done():
             self._task = asyncio.get_running_loop().create_task(self._write_all(), name=f"status {self._agent}")
 
+    def again(self, status: AgentStatus, reason: ErrorBody | None) -> None:
+        """Show `status` once more, since somebody else has written another one.
+
+        Also while it is being written: that may have been found done, by a read from before.
+        """
+        if len(self._wanted) < 2:
+            self.set(status, reason)
+
     @property
     def busy(self) -> bool:
         """Whether something that was set is not in the registry yet."""

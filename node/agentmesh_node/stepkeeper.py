@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 from msgspec import Raw
 
-from agentmesh import names, wire
+from agentmesh import names, unicode, wire
 from agentmesh.budget import Limits, limits_from
 from agentmesh.errors import BadRequest, MeshError, NotInCallback, TooLarge
 from agentmesh.turn.step_values import AskAgent, Taken, TakeStep, WaitOver
@@ -159,13 +159,13 @@ class StepKeeper:
 
 
 def _encoded(value: Any) -> Raw:
-    """`value` as JSON that can be read again.
+    """`value` as JSON that can be read again. Lone surrogates in its texts are replaced: models give them, and the turn goes on.
 
     Raises:
         BadRequest: it cannot be written, or not be read again.
     """
     try:
-        raw = Raw(msgspec.json.encode(value))
+        raw = Raw(unicode.encode(value))
         msgspec.json.decode(raw)
     except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError) as error:
         raise BadRequest(f"a step is a JSON value: {error}") from None

@@ -21,11 +21,17 @@ type Report = Callable[[str, float], None]
 def timed(awaitable: Awaitable[Any], what: str, report: Report) -> Generator[Any, Any, Any]:
     """Await `awaitable`; call `report(what, seconds)` after each of its steps that takes longer than the limit."""
     steps = awaitable.__await__()
-    send: Callable[[], Any] = lambda: next(steps)  # noqa: E731
+    value: Any = None
+    error: BaseException | None = None
     while True:
         began = perf_counter()
         try:
-            waiting_for = send()
+            if error is not None:
+                waiting_for = steps.throw(error)
+            elif value is not None:
+                waiting_for = steps.send(value)
+            else:
+                waiting_for = next(steps)
         except StopIteration as stop:
             return stop.value
         finally:
@@ -33,9 +39,6 @@ def timed(awaitable: Awaitable[Any], what: str, report: Report) -> Generator[Any
             if spent > BLOCK_LIMIT_S:
                 report(what, spent)
         try:
-            value = yield waiting_for
-        except BaseException as error:  # noqa: BLE001 - handed on into the awaitable, cancellation included
-            caught = error
-            send = lambda: steps.throw(caught)  # noqa: B023, E731
-        else:
-            send = lambda: steps.send(value)  # noqa: B023, E731
+            value, error = (yield waiting_for), None
+        except BaseException as caught:  # noqa: BLE001 - handed on into the awaitable, cancellation included
+            error = caught

@@ -1,10 +1,13 @@
 """The supervisor: places agents on nodes, and moves them when a node dies (design 5).
 
-Any number of supervisors may run. One leads (`leadership`); it hears whether nodes live (`pinger`), keeps an index of the
-registry (`census`), asks the pure planner what to do about each change, and does it (`placing`). The others keep the same index,
-so that they can go on at once.
+Any number of supervisors may run. One leads (`leadership`); it hears whether nodes live (`pinger`, both run by `lookout`), keeps
+an index of the registry (`census`), asks the pure planner what to do about each change, and does it (`placing`). The others keep
+the same index, so that they can go on at once.
 
     registry change, ping, lease ->  census  ->  planner.plan  ->  placing  ->  registry
+
+What concerns every agent is done in parts, and between two of them the loop turns: each plan is made of the census as it is at
+that moment and carried out by compare-and-set, so it need not know what changes meanwhile.
 
 When it has been cut off, a supervisor first makes its view whole again and pings everybody anew (case 226). It holds no state
 that the registry does not have: any other can take its place at any moment.
@@ -22,55 +25,41 @@ from typing import Any
 import msgspec
 
 from agentmesh.edge.ambient import SYSTEM, Ambient
+from agentmesh.edge.parts import in_parts
 from agentmesh.edge.registry import Entry, Registry, View
 from agentmesh.edge.transport import Disconnected, Message, NoResponders, RequestTimeout, Subscription, Transport
 from agentmesh.errors import BadRequest, MeshError, Unavailable
-from agentmesh.names import node_id
+from agentmesh.names import node_id, reply_subject
 from agentmesh.planner import explain, plan, surplus
-from agentmesh.subjects import SUPERVISOR_KEY, Subjects, node_key
-from agentmesh.wire import ControlRequest, ErrorBody, NodeStats, encode
+from agentmesh.subjects import Subjects, node_key
+from agentmesh.wire import ControlRequest, NodeStats, encode
+from agentmesh_node.carrier import Carrier
 from agentmesh_node.census import Census, Standing
 from agentmesh_node.gateway import Gateway
+from agentmesh_node.heartbeat import refusal
 from agentmesh_node.latecomers import Latecomers
-from agentmesh_node.leadership import FAILURES, Leadership, wait_for
-from agentmesh_node.pinger import Hearing, Pinger
+from agentmesh_node.leadership import FAILURES, wait_for
+from agentmesh_node.lookout import Lookout, keep
+from agentmesh_node.pinger import Hearing
 from agentmesh_node.placing import Announcer, Placing, needs_reason
+from agentmesh_node.supervisor_settings import SupervisorSettings
 
 logger = logging.getLogger("agentmesh.supervisor")
 
-PATTERNS = ("agents.>", "nodes.*", "placements.>", SUPERVISOR_KEY)
+PATTERNS = ("agents.>", "nodes.*", "placements.>")
 """Registry keys that a supervisor follows."""
 _RETRY_S = 0.05
 _MAX_RETRY_S = 2.0
 _LEASE_S = 0.5
 """How long the deletion of a dead node's lease may hold up the placing of its agents."""
-RESTART_S = 0.5
-"""Pause before a part of the supervisor that failed begins again."""
 _ASKS_S = 2.0
 """How long asks that were taken may still be served when the supervisor ends."""
 _RELEASED_AT_ONCE = 1000
 _REASONS_AT_ONCE = 256
 _AGENTS_AT_ONCE = 1024
 """Most agents of one plan: its placements take a quarter of a second, and who is found to be more urgent comes next."""
-
-
-class SupervisorSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """How a supervisor works. The defaults meet the bounds of design 8; tests may want other values."""
-
-    lease_ttl_s: int = 3
-    """TTL of the leader's lease, whole seconds (the server knows no shorter), renewed every third of it."""
-    ping_period_s: float = 0.1
-    """How often each node, and by the standbys the leader, is pinged."""
-    grace_s: float = 0.25
-    """How long no-responders must last until a process counts as dead."""
-    settle_s: float = 3.0
-    """After an election or a cut-off, how long a node that still answers may be without a lease: a node's lease TTL."""
-    replan_s: float = 5.0
-    """How often everything is planned although nothing seems to have changed."""
-    reason_delay_s: float = 0.25
-    """How long an agent must have waited until its spec says why: most waits end at once."""
-    writes_in_flight: int = 64
-    """Most registry writes under way at one time."""
+_BREATH_S = 0.001
+"""Pause between two plans of a backlog: the loop turns, and the lookout's thread need not fight for the interpreter."""
 
 
 class Supervisor:
@@ -78,6 +67,7 @@ class Supervisor:
 
     Args:
         supervisor_id: one token; differs from the ids of all other supervisors and of all nodes.
+        carrier: where its lease and its pings run, apart from the loop that plans and places.
 
     Raises:
         BadRequest: `supervisor_id` is not a valid id.
@@ -90,6 +80,7 @@ class Supervisor:
         supervisor_id: str,
         settings: SupervisorSettings | None = None,
         *,
+        carrier: Carrier,
         ambient: Ambient = SYSTEM,
     ) -> None:
         self.id = node_id(supervisor_id)
@@ -103,23 +94,23 @@ class Supervisor:
         self._view = View(registry, PATTERNS, self._observe)
         self._census = Census()
         self._announcer = Announcer(transport, subjects, self.id, wall_clock)
-        self._nodes = self._pinger(self._heard)
-        self._leader = self._pinger(self._heard_leader)
-        self._leadership = Leadership(
-            registry,
-            self._leader,
-            supervisor_id=self.id,
-            ttl_s=self.settings.lease_ttl_s,
+        self._lookout = Lookout(
+            carrier,
+            subjects,
+            self.id,
+            self.settings,
             may_claim=lambda: self._view.fresh,
-            on_change=self._led,
-            wall_clock=wall_clock,
+            on_led=self._led,
+            on_heard=self._heard,
+            on_gap=self._cut_off,
+            ambient=ambient,
         )
         self._placing = Placing(
             registry,
             self._census,
             self._announcer,
             in_flight=self.settings.writes_in_flight,
-            may_act=lambda: self._leadership.leads,
+            may_act=lambda: self._lookout.leads,
             wall_clock=wall_clock,
         )
         self._latecomers = Latecomers(
@@ -127,7 +118,7 @@ class Supervisor:
             subjects,
             lambda: {name: spec for name, spec in self._census.specs.items() if spec.status == "stopped"},
             lambda: sorted(node for node, lease in self._census.leases.items() if not lease.draining),
-            lambda: self._leadership.leads and not self._stale,
+            lambda: self._lookout.leads and not self._stale,
         )
         self._wake = asyncio.Event()
         self._stop = asyncio.Event()
@@ -145,12 +136,6 @@ class Supervisor:
         self._forget_gap: Callable[[], None] = lambda: None
         self._main: asyncio.Task[None] | None = None
 
-    def _pinger(self, on_change: Callable[[str, Hearing], None]) -> Pinger:
-        settings = self.settings
-        return Pinger(
-            self._transport, self._subjects, period_s=settings.ping_period_s, grace_s=settings.grace_s, on_change=on_change
-        )
-
     # --- life -----------------------------------------------------------------------------------------------------
     async def start(self) -> None:
         """Begin: follow the registry, answer pings, stand for election. Returns when it takes part.
@@ -160,12 +145,12 @@ class Supervisor:
         """
         try:
             await self._view.start()
-            self._census.reconcile(self._view.entries, self._view.floor)
-            self._leadership.observe(self._view.get(SUPERVISOR_KEY))
+            await self._reconcile()
             self._subscription = await self._transport.subscribe(self._subjects.node(self.id), self._answer)
             self._forget_gap = self._transport.on_gap(self._cut_off)
             await self._asks.start()
             await self._transport.flush()  # or the others would not hear it yet, and take its lease
+            await self._lookout.start()
         except (Disconnected, RequestTimeout) as error:
             await self.close()
             raise Unavailable("the connection to NATS was lost while the supervisor began; try again") from error
@@ -198,7 +183,8 @@ class Supervisor:
         if main is not None:
             main.cancel()
             await asyncio.wait((main,))
-            await self._leadership.resign()
+        await self._lookout.close()
+        if main is not None:
             await self._announcer.flush()
         self._forget_gap()
         await self._asks.close()
@@ -217,38 +203,23 @@ class Supervisor:
         task.add_done_callback(self._serving.discard)
 
     async def _serve(self) -> None:
-        parts = (
-            self._announcer.run,
-            self._nodes.run,
-            self._leader.run,
-            self._leadership.run,
-            self._lead,
-            self._latecomers.run,
-        )
         async with asyncio.TaskGroup() as group:
-            for part in parts:
-                group.create_task(self._keep(part))
+            for part in (self._announcer.run, self._lead, self._latecomers.run, self._prove):
+                group.create_task(keep(part))
 
-    async def _keep(self, part: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Run a part of the supervisor, again if it fails: no defect in one may end the others, or the process."""
-        while True:
-            try:
-                await part()
-                return
-            except Exception:
-                logger.exception("a part of the supervisor failed and begins again", extra={"part": part.__qualname__})
-            await asyncio.sleep(RESTART_S)
+    async def _prove(self) -> None:
+        await self._lookout.prove(self._transport)
 
     # --- what people ask ------------------------------------------------------------------------------------------
     @property
     def leads(self) -> bool:
         """Whether this supervisor leads."""
-        return self._leadership.leads
+        return self._lookout.leads
 
     @property
     def leader(self) -> str | None:
         """Id of the leader, as far as this supervisor knows."""
-        return self._leadership.leader
+        return self._lookout.leader
 
     def explain(self, agent: str) -> str:
         """Where `agent` runs, or why it does not."""
@@ -257,23 +228,25 @@ class Supervisor:
     # --- what comes in --------------------------------------------------------------------------------------------
     async def _answer(self, message: Message) -> None:
         """Requests to `mesh.node.<id>`: standbys see by a ping that the leader is there."""
-        if not message.reply:
-            return
+        try:
+            reply = reply_subject(message.reply, self._subjects.root)
+        except BadRequest:
+            return  # nobody can be told (case 220)
         try:
             op = msgspec.json.decode(message.data, type=ControlRequest).op
         except (msgspec.DecodeError, RecursionError):
             op = ""
         try:
-            if op == "ping":
+            if op in ("ping", "stats"):
                 body = encode(NodeStats(node=self.id, boot=self.boot, agents=0, running=0, lag_ms=0.0, draining=False))
             elif op == "rebalance":
                 body = encode({"v": 1, "moving": await self._rebalance()})
             else:
-                raise BadRequest("a supervisor knows the requests ping and rebalance")
+                raise BadRequest("a supervisor knows the requests ping, stats and rebalance")
         except MeshError as error:
-            body = encode({"v": 1, "error": ErrorBody.of(error)})
+            body = refusal(error)
         with contextlib.suppress(Disconnected):
-            await self._transport.publish(message.reply, body)
+            await self._transport.publish(reply, body)
 
     async def _rebalance(self) -> int:
         """Ask the nodes that have too many agents to hand some over; those are then placed as all others are.
@@ -283,9 +256,9 @@ class Supervisor:
         Raises:
             Unavailable: another supervisor leads, or this one is not sure of its view.
         """
-        if not self._leadership.leads or self._stale:
+        if not self._lookout.leads or self._stale:
             raise Unavailable(f"{self.leader or 'no supervisor'} leads, not {self.id}; ask again")
-        leaving = surplus(self._census.world())
+        leaving = await asyncio.to_thread(surplus, self._census.copy())
         for node, agents in leaving.items():
             reason = f"{node} has more agents than others that could run them"
             self._announcer.announce("rebalancing", reason, node=node, agents=len(agents))
@@ -297,12 +270,9 @@ class Supervisor:
 
     def _observe(self, entry: Entry) -> None:
         """A registry change, from the view."""
-        if entry.key == SUPERVISOR_KEY:
-            self._leadership.observe(entry)
-            return
         self._census.observe(entry)
         role, _, name = entry.key.partition(".")
-        if role == "nodes" and self._leadership.leads:
+        if role == "nodes" and self._lookout.leads:
             self._judge(name)
         self._wake.set()
 
@@ -311,26 +281,22 @@ class Supervisor:
         if hearing is Hearing.DEAD:
             lease = self._census.leases.get(node)
             self._dead_boots[node] = lease.boot if lease is not None else ""
-        if self._leadership.leads:
+        if self._lookout.leads:
             self._judge(node)
             self._wake.set()
-
-    def _heard_leader(self, _leader: str, _hearing: Hearing) -> None:
-        self._leadership.wake()
 
     def _cut_off(self) -> None:
         """Messages may have been missed, and silence was perhaps our own: trust nothing."""
         self._stale = True
-        self._nodes.forget_all()
-        self._leader.forget_all()
+        self._lookout.forget_all()
+        self._lookout.wake()
         self._wake.set()
-        self._leadership.wake()
 
     def _led(self, leads: bool, reason: str) -> None:
         self._announcer.announce("leading" if leads else "standing_by", reason)
         self._stale = True
         if not leads:
-            self._nodes.watch(set())
+            self._lookout.watch(set())
         self._wake.set()
 
     # --- who lives ------------------------------------------------------------------------------------------------
@@ -339,10 +305,10 @@ class Supervisor:
         if not self._census.matters(node):
             return
         lease = self._census.leases.get(node)
-        hearing = self._nodes.hearing(node)
+        hearing = self._lookout.hearing(node)
         if hearing is Hearing.DEAD and lease is not None and self._dead_boots.get(node) != lease.boot:
-            self._nodes.forget(node)  # another process under this id; calls back
-            return
+            self._lookout.forget(node)  # another process under this id
+            hearing = Hearing.UNKNOWN
         if hearing is Hearing.DEAD:
             standing, reason = Standing.GONE, f"no responders for {self.settings.grace_s:g} s"
         elif lease is None:
@@ -358,7 +324,7 @@ class Supervisor:
             level = logging.WARNING if standing is Standing.GONE else logging.INFO
             self._announcer.announce(f"node_{standing.value}", reason, level=level, node=node)
             if standing is Standing.GONE:
-                self._census.hurry(self._nodes.busy(node))
+                self._census.hurry(self._lookout.busy(node))
 
     def _judge_all(self) -> None:
         for node in sorted(self._census.nodes()):
@@ -371,6 +337,8 @@ class Supervisor:
         """
         while self._doomed:
             node, revision = self._doomed.popitem()
+            if self._census.lives(node):
+                continue  # it was heard again meanwhile
             try:
                 async with asyncio.timeout(_LEASE_S):
                     await self._registry.delete(node_key(node), revision)
@@ -382,7 +350,7 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         while True:
             await wait_for(self._wake, self._pause(loop.time()))
-            if not self._leadership.leads:
+            if not self._lookout.leads:
                 continue
             if not self._view.fresh:
                 self._stale = True  # no connection, or messages were missed
@@ -395,7 +363,7 @@ class Supervisor:
 
     def _pause(self, now: float) -> float:
         """Seconds until something is due without any change."""
-        if not self._leadership.leads:
+        if not self._lookout.leads:
             return self.settings.replan_s
         if self._stale:
             return self.settings.ping_period_s
@@ -415,15 +383,32 @@ class Supervisor:
         except TimeoutError:
             return False
         self._stale = False
-        self._census.reconcile(self._view.entries, self._view.floor)
+        await self._reconcile()
         self._settled_at = asyncio.get_running_loop().time() + self.settings.settle_s
         self._placing.forget()
         self._dead_boots.clear()
-        self._nodes.forget_all()
-        self._nodes.watch(self._census.nodes())
-        await self._nodes.heard_all(2 * self.settings.ping_period_s)
+        self._lookout.forget_all()
+        self._lookout.watch(self._census.nodes())
+        await self._lookout.heard_all(2 * self.settings.ping_period_s)
         self._judge_all()
-        return not self._stale and self._leadership.leads
+        return self._sure
+
+    @property
+    def _sure(self) -> bool:
+        """Whether this supervisor may conclude something from what it does not see: it leads, and has missed nothing."""
+        return self._lookout.leads and self._view.fresh and not self._stale
+
+    async def _reconcile(self) -> None:
+        """Let the census become what the view says; everybody is looked at again. In parts: the view goes on meanwhile."""
+        async for entries in in_parts(list(self._view.entries.values())):
+            for entry in entries:
+                self._census.observe(entry)
+        await self._drop_missing()
+        self._census.all_dirty()
+
+    async def _drop_missing(self) -> None:
+        async for keys in in_parts(self._census.keys()):
+            self._census.drop_missing(keys, self._view.entries, self._view.floor)
 
     async def _pass(self, now: float) -> None:
         """One plan over what has changed, and its performance."""
@@ -431,13 +416,15 @@ class Supervisor:
             self._replan_at = now + self.settings.replan_s
             self._census.forget_buried()
             # A write of our own is in the census at once; of its deletion, the copy that told of it may have been lost.
-            self._census.drop_missing(self._view.entries, self._view.floor)
+            await self._drop_missing()
             self._census.all_dirty()
             self._judge_all()
         elif self._settled_at and now >= self._settled_at:
             self._settled_at = 0.0
             self._judge_all()
-        self._nodes.watch(self._census.nodes())
+        if not self._sure:
+            return
+        self._lookout.watch(self._census.nodes())
         looked_at = self._census.take_dirty(_AGENTS_AT_ONCE)
         self._retry_at = None
         if not looked_at:
@@ -448,6 +435,7 @@ class Supervisor:
         self._done(await self._placing.carry_out(made))
         if len(looked_at) == _AGENTS_AT_ONCE:
             self._wake.set()  # there may be more of them
+            await asyncio.sleep(_BREATH_S)
 
     async def _tidy(self) -> None:
         """Delete what dead nodes leave behind, when few wait for a placement."""

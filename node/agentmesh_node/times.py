@@ -26,10 +26,13 @@ NODE = (
     Setting("passivate_s", "MESH_PASSIVATE_S", 0.5, 86_400),
     Setting("awake", "MESH_AWAKE", 0, 1_000_000, whole=True),
     Setting("activations", "MESH_ACTIVATIONS", 1, 1024, whole=True),
+    Setting("children", "MESH_CHILDREN", 0, 10_000, whole=True),
     Setting("stall_limit_s", "MESH_STALL_LIMIT_S", 1, 3600),
 )
 SUPERVISOR = (
     Setting("lease_ttl_s", "MESH_LEADER_TTL_S", 1, 60, whole=True),
+    Setting("hang_s", "MESH_LEADER_HANG_S", 1, 60),
+    Setting("stall_limit_s", "MESH_STALL_LIMIT_S", 1, 3600),
     Setting("ping_period_s", "MESH_PING_PERIOD_S", 0.02, 10),
     Setting("grace_s", "MESH_GRACE_S", 0.05, 30),
     Setting("settle_s", "MESH_SETTLE_S", 0.5, 120),

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from contextvars import Token
 
 from opentelemetry import context as otel_context
 from opentelemetry import propagate, trace
+from opentelemetry.context import Context
 from opentelemetry.trace import Link, SpanKind, Status, StatusCode
 
 from agentmesh import semconv
@@ -57,38 +58,22 @@ class Tracing:
             span.set_status(Status(StatusCode.ERROR, error))
         span.end()
 
-    @contextmanager
-    def _attached(self, context: Any) -> Iterator[None]:
-        token = otel_context.attach(context)
-        try:
-            yield
-        finally:
-            otel_context.detach(token)
-
-    def within(self, span: Span | None, headers: Mapping[str, str]) -> Any:
-        """A context manager in which `span`, or else the sender's context in `headers`, is current."""
+    def enter(self, span: Span | None, headers: Mapping[str, str]) -> Token[Context] | None:
+        """Make `span` current, or else the sender's context in `headers`, until `leave` gets what this returns."""
         if span is not None:
-            return self._attached(trace.set_span_in_context(span))
-        if headers:
-            return self._attached(propagate.extract(headers))
-        return _NOTHING
+            return otel_context.attach(trace.set_span_in_context(span))
+        return otel_context.attach(propagate.extract(headers)) if headers else None
+
+    def leave(self, entered: Token[Context] | None) -> None:
+        """Make current what was so before `enter`."""
+        if entered is not None:
+            otel_context.detach(entered)
 
     def headers(self) -> dict[str, str]:
         """The current context as message headers."""
         carrier: dict[str, str] = {}
         propagate.inject(carrier)
         return carrier
-
-
-class _Nothing:
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, *_: object) -> None:
-        return None
-
-
-_NOTHING = _Nothing()
 
 
 # --- spans of a backend's loop ------------------------------------------------------------------------------------------

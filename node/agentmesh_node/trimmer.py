@@ -58,7 +58,7 @@ class Trimmer:
     def _old(self, lane: str) -> bool:
         return self._position(lane) > 0 and (bool(self._recent[lane]) or lane in self._inherited)
 
-    def arrived(self, mail: list[Mail]) -> None:
+    def arrived(self, mail: tuple[Mail, ...]) -> None:
         """Take note of new mail; begin to purge where half a lane is consumed."""
         for item in mail:
             self._recent[item.lane].append((item.seq, item.msg_id, item.stored))
@@ -68,8 +68,8 @@ class Trimmer:
         """Whether `lane` is half full and half of that is consumed."""
         if lane in self._crowded:
             return True
-        recent, quarter = self._recent[lane], max(1, self._half // 2)
-        return len(recent) >= self._half and recent[quarter - 1][0] <= self._position(lane)
+        recent = self._recent[lane]
+        return len(recent) >= self._half and recent[max(1, self._half // 2) - 1][0] <= self._position(lane)
 
     def _position(self, lane: str) -> int:
         core = self._owner.core

@@ -47,7 +47,10 @@ class TurnRun:
         self._live = LiveStream.open(self._s, owner.name, command, owner.claim.generation)
         self.steps = StepKeeper(self._s, command, owner.feed, self._begin_to_wait)
         if self._runner.start_turn(command, self._ended, self._live.event if self._live else None, self.steps):
-            self._watchdog = asyncio.get_running_loop().call_later(command.watchdog_s, lambda: owner.feed(Watchdog(number)))
+            self._watchdog = asyncio.get_running_loop().call_later(command.watchdog_s, self._late, number)
+
+    def _late(self, number: int) -> None:
+        self._owner.feed(Watchdog(number, self._runner.spent()))
 
     def _begin_to_wait(self) -> None:
         self.prober.arm()

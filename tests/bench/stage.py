@@ -19,6 +19,7 @@ from agentmesh.edge.connection import NatsTransport, connect
 from agentmesh.edge.streams import ensure
 from agentmesh.subjects import Subjects
 from agentmesh_client import Mesh
+from bench.by_hand import ByHand
 from bench.floors import Floors
 from bench.host import AGENTS
 from support import Cluster, Server
@@ -103,6 +104,7 @@ class Stage:
         self._logs = logs
         self._mesh: Mesh | None = None
         self._floors: Floors | None = None
+        self._by_hand: ByHand | None = None
         self._count = 0
 
     @property
@@ -163,6 +165,14 @@ class Stage:
             self._floors = Floors(nc)
             await self._floors.start()
         return self._floors
+
+    async def by_hand(self) -> ByHand:
+        """The mesh's writes by hand, their other side in a process of its own."""
+        if self._by_hand is None:
+            await self.spawn(str(HERE / "by_hand.py"), self.url, str(self.replicas))
+            self._by_hand = ByHand(await self.transport())
+            await self._by_hand.start()
+        return self._by_hand
 
 
 @contextlib.asynccontextmanager

@@ -121,7 +121,7 @@ def _supervisors(dice: random.Random, seconds: float) -> list[Fault]:
     while (at := at + dice.expovariate(1 / pause)) < seconds:
         kind, length = _pick(dice, _SUPERVISOR_FAULTS), _length(dice)
         target, instead = dice.choice((LEADING_SUPERVISOR, *SUPERVISORS)), dice.choice(SUPERVISORS)
-        extra = _cut(dice) if kind == "cut" else {}
+        extra = _cut(dice, PARTS) if kind == "cut" else {}
         if at < free_at or at + length > seconds:
             continue
         faults.append(_fault(at, kind, target, length, instead=instead, **extra))

@@ -23,7 +23,8 @@ from collections.abc import Mapping, Sequence
 
 CHUNK = 64 * 1024
 _NAME = re.compile(rb'"name":\s*"([^"]*)"')
-_HEARTBEAT = b"heartbeat"
+_HEARTBEATS = (b"heartbeat", b"lookout")
+"""In the names of connections that a node's heartbeat and its like in a supervisor have for themselves."""
 
 
 class Party:
@@ -98,7 +99,7 @@ class Connection:
         with contextlib.suppress(OSError):
             while data := await reader.read(CHUNK):
                 if direction == "out" and self._heartbeat is None and (found := _NAME.search(data)):
-                    self._heartbeat = _HEARTBEAT in found[1]
+                    self._heartbeat = any(name in found[1] for name in _HEARTBEATS)
                     self.obey()
                 await self._passes[direction].wait()
                 writer.write(data)

@@ -26,6 +26,7 @@ from agentmesh.records import Record, decode_record
 from agentmesh.subjects import Subjects
 from agentmesh.wire import Outcome, decode_outcome
 from agentmesh_client import Mesh
+from agentmesh_node.carrier import ThreadCarrier
 from agentmesh_node.host import Node, NodeSettings
 from agentmesh_node.supervisor import Supervisor
 from live import agents as live_agents
@@ -114,7 +115,7 @@ class LocalMesh(Observer):
     async def supervisor(self, own_id: str = "s1") -> Supervisor:
         """Start a supervisor."""
         transport = await self._transport(own_id)
-        made = Supervisor(transport, self.subjects, own_id)
+        made = Supervisor(transport, self.subjects, own_id, carrier=ThreadCarrier(self.server.url))
         self._stack.push_async_callback(made.close)
         await made.start()
         return made
@@ -138,6 +139,13 @@ class LocalMesh(Observer):
         await made.start()
         self.nodes[own_id] = made
         return made
+
+    async def told(self) -> None:
+        """Return when all facts that this mesh's nodes know of have arrived: they gather them for a moment."""
+        for node in self.nodes.values():
+            node.services.events.publish()
+            await node.services.transport.flush()
+        await self.transport.flush()
 
     async def _transport(self, name: str) -> NatsTransport:
         transport = await connect(self.server.url, name=name)

@@ -405,6 +405,8 @@ def test_another_mesh_on_the_same_server_is_not_disturbed(server: Server) -> Non
             assert (await one.client.ask("coder", "in one")).ref == "1"
             assert (await two.client.ask("coder", "in two")).ref == "1"
             assert [record.turn.prompt for record in await two.records("coder") if record.turn] == ["in two"]
+            await one.told()
+            await two.told()
             assert json.dumps([event["agent"] for event in one.seen("prompt_start")]) == '["coder"]'
 
     run(main(), 110)

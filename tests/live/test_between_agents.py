@@ -219,6 +219,7 @@ def test_an_exclusive_deferral_holds_back_prompts_but_not_events(server: Server,
             await mesh.saw("mailbox_queued", "desk", depth=1)
             await mesh.client.notify("desk", "an event")
             assert (await events_of(mesh, "desk", 1)) == ["an event"]
+            await mesh.told()
             assert len(mesh.seen("prompt_start", "desk")) == 1
             ref = (await state_of(mesh, "desk"))["refs"][0]
             await mesh.client.notify("desk", {"do": [["reply", {"ref": ref, "text": "done"}]]})

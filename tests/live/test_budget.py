@@ -14,7 +14,7 @@ from agentmesh import wire
 from agentmesh.agent import agents_in
 from agentmesh.edge.jetstream import read_all
 from agentmesh.edge.registry import decode_spec
-from agentmesh.errors import BadRequest, BudgetExceeded
+from agentmesh.errors import BadRequest, BudgetExceeded, TurnError
 from agentmesh.subjects import Subjects, spec_key
 from agentmesh.wire import Outcome
 from agentmesh_client.cli import exits
@@ -120,6 +120,32 @@ def test_time_that_is_over_ends_a_turn(server: Server, subjects: Subjects, fake:
             with pytest.raises(BudgetExceeded) as caught:
                 await mesh.client.ask("boss", "dig", timeout=PATIENCE_S, budget={"wall_s": 1.0})
             assert caught.value.details["reached"] == ["wall_s"]
+
+    run(main(), LONG_S)
+
+
+@pytest.mark.parametrize("by", ["interrupt", "watchdog"])
+def test_a_turn_that_is_killed_has_spent_what_it_has_spent(
+    by: str, server: Server, subjects: Subjects, fake: FakeMessages
+) -> None:
+    fake.play(lambda call: endless(call) if call.answers == 0 else Answer(text="slow " * 500, delay_s=0.2))
+
+    async def main() -> None:
+        async with local_mesh(server, subjects, serves=SERVES) as mesh:
+            await mesh.client.start_agent("boss", kind="Spender", watchdog_s=4.0 if by == "watchdog" else 600.0)
+            asked = asyncio.create_task(mesh.client.ask("boss", "dig", timeout=PATIENCE_S))
+            await eventually(lambda: len(fake.calls) == 2, PATIENCE_S, "the second call of the model")
+            if by == "interrupt":
+                assert await mesh.client.interrupt("boss")
+            with pytest.raises(TurnError) as caught:
+                await asked
+            assert caught.value.code == ("interrupted" if by == "interrupt" else "timeout")
+            outcome = await stored(mesh, "boss")
+            assert outcome.usage is not None
+            assert outcome.usage["input_tokens"] + outcome.usage["output_tokens"] >= EACH
+            assert outcome.usage["usd"] > 0
+            total = (await mesh.client.status("boss")).usage
+            assert total["usd"] == outcome.usage["usd"], "it counts for the agent"
 
     run(main(), LONG_S)
 

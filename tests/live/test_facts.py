@@ -43,6 +43,7 @@ def test_facts_carry_content_only_where_it_is_asked_for(server: Server, subjects
     async def main() -> None:
         async with local_mesh(server, subjects, serves=kinds(obedient), content=content) as mesh:
             await live_a_life(mesh)
+            await mesh.told()
             for event in mesh.seen_all("coder"):
                 extra = event.keys() - STANDARD
                 allowed = FIELDS[event["kind"]]
@@ -76,6 +77,7 @@ def test_handlers_in_the_process_hear_the_same_facts_and_may_ask_for_content(ser
         async with local_mesh(server, subjects, serves=kinds(obedient), handlers=(failing, plain.append)) as mesh:
             remove = mesh.nodes["n1"].services.events.handle(full.append, content=True)
             await live_a_life(mesh)
+            await mesh.told()
             seen = mesh.seen_all("coder")
             heard = [fact for fact in plain if fact.agent == "coder"][: len(seen)]
             assert [fact.kind for fact in heard] == [event["kind"] for event in seen]

@@ -66,6 +66,7 @@ def test_pre_run_may_be_slow_or_fail(server: Server, subjects: Subjects, tmp_pat
             await mesh.client.start_agent("slow", kind="Preparing", options={"gate": str(gate)})
             asked = asyncio.create_task(mesh.client.ask("slow", "hello", timeout=PATIENCE_S))
             await mesh.client.notify("slow", "waits as well")
+            await mesh.told()
             assert mesh.seen("prompt_start", "slow") == []
             gate.touch()
             assert (await asked).text == "hello"
@@ -100,6 +101,7 @@ def test_callers_are_served_one_by_one_in_order(server: Server, subjects: Subjec
                 await mesh.saw("mailbox_queued", "coder", depth=number)
             gate.touch()
             assert [(await task).text for task in (first, *rest)] == [f"p{number}" for number in range(6)]
+            await mesh.told()
             kinds = [event["kind"] for event in mesh.events if event["kind"] in ("prompt_start", "prompt_stop")]
             assert kinds == ["prompt_start", "prompt_stop"] * 6
 
@@ -265,6 +267,7 @@ def test_every_way_that_a_turn_can_fail_is_told_apart(server: Server, subjects: 
                     await mesh.client.ask("coder", prompt, timeout=PATIENCE_S)
                 await idle(mesh, "coder")
             assert (await mesh.client.ask("coder", "fine")).text == "fine"
+            await mesh.told()
             reasons = [event["reason"] for event in mesh.seen("prompt_error", "coder")]
             codes = ["backend_error"] * 3 + ["no_terminal_event", "task_crashed", "task_crashed", "timeout"]
             assert reasons == codes
@@ -324,6 +327,7 @@ def test_pre_turn_rewrites_skips_and_halts(server: Server, subjects: Subjects) -
             with pytest.raises(PreTurnHalted):
                 await mesh.client.ask("picky", "halt me")
             assert (await mesh.client.status("picky")).halted
+            await mesh.told()
             assert len(mesh.seen("prompt_start", "picky")) == 1
 
     run(main(), 110)
@@ -434,10 +438,12 @@ def test_lifecycle_events_say_what_happened(server: Server, subjects: Subjects) 
             stop = await mesh.saw("prompt_stop", "coder")
             assert (stop["ref"], stop["turn"]) == (answer.ref, 1)
             assert stop["duration_ms"] >= 0
+            await mesh.told()
             changes = [(event["from"], event["to"]) for event in mesh.seen("state_changed", "coder")]
             assert changes == [(None, "idle"), ("idle", "processing"), ("processing", "idle")]
             await mesh.client.notify("coder", "idle to idle is silent")
             await events_of(mesh, "coder", 1)
+            await mesh.told()
             assert len(mesh.seen("state_changed", "coder")) == 3
             known: list[Any] = [event["kind"] for event in mesh.events if event.get("agent") == "coder"]
             assert known.index("started") < known.index("prompt_start") < known.index("prompt_stop") < known.index("halted")

@@ -8,7 +8,7 @@ from pathlib import Path
 import nats
 import pytest
 
-from agentmesh.edge.jetstream import read_all, stream_state
+from agentmesh.edge.jetstream import get_last, purge, read_all, stream_state
 from agentmesh.errors import AgentFailed, MailboxFull, NotFound
 from agentmesh.subjects import Subjects
 from live.mesh import PATIENCE_S, LocalMesh, local_mesh
@@ -129,6 +129,47 @@ def test_a_repetition_is_recognised_also_when_the_first_was_purged(server: Serve
     run(main(), 110)
 
 
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_repetition_of_what_has_no_outcome_any_more_ends_with_an_error(kept: bool, server: Server, subjects: Subjects) -> None:
+    """One whose first has an outcome to come waits for it, in the same place."""
+
+    async def main() -> None:
+        async with local_mesh(server, subjects, mailbox_limit=20) as mesh:
+            await start(mesh, "echo", kind="Recorder")
+            first = (await mesh.client.ask("echo", "once", idempotency_key="job-7")).ref
+            inbox = mesh.subjects.inbox("echo")
+
+            async def purged() -> bool:
+                found = await read_all(mesh.transport, mesh.subjects.stream("mail"), inbox)
+                return all(message.seq > int(first) for message in found)
+
+            for number in range(12):
+                await mesh.client.ask("echo", f"p{number}")
+            await eventually(purged, PATIENCE_S, "the purge of what was consumed")
+            result = mesh.subjects.result("echo", first)
+
+            async def stored_outcome() -> bool:
+                return await get_last(mesh.transport, mesh.subjects.stream("result"), result) is not None
+
+            await eventually(stored_outcome, PATIENCE_S, "the first one's outcome")
+            if not kept:
+                await purge(mesh.transport, mesh.subjects.stream("result"), result, below=1 << 40)
+            server.restart()  # now it knows only the ids of what is stored
+            if kept:
+                again = await mesh.client.ask("echo", "once", idempotency_key="job-7", timeout=PATIENCE_S)
+                assert again.ref != first
+            else:
+                with pytest.raises(NotFound, match="kept no more"):
+                    await mesh.client.ask("echo", "once", idempotency_key="job-7", timeout=PATIENCE_S)
+            assert (await state_of(mesh, "echo"))["prompts"].count("once") == 1
+
+            found = await mesh.results("echo", 14 if kept else 13)
+            codes = [outcome.error.code for outcome in found if outcome.error is not None]
+            assert codes == ([] if kept else ["not_found"]), "it is stored like any other outcome: the effect is closed"
+
+    run(main(), 110)
+
+
 @pytest.mark.case(209)
 @pytest.mark.case(21)
 def test_a_prompt_that_crashes_its_agent_becomes_a_dead_letter_and_the_mail_behind_it_is_served(
@@ -230,5 +271,38 @@ def test_an_agent_that_crashes_too_often_is_failed_and_resume_revives_it(server:
             (entry,) = await mesh.client.list_agents()
             assert entry.spec.status == "running"
             assert entry.spec.reason is None
+
+    run(main(), 110)
+
+
+def test_a_failed_agents_consumed_mail_is_purged_and_resume_finds_the_rest(server: Server, subjects: Subjects) -> None:
+    async def main() -> None:
+        async with local_mesh(server, subjects, mailbox_limit=4, rest_s=0.1) as mesh:
+            await mesh.client.start_agent("frail", kind="Puppet")
+            for number in range(2):
+                await mesh.client.tell("frail", CRASH, idempotency_key=f"frail-{number}")
+            behind = await mesh.client.tell("frail", "behind them", idempotency_key="frail-behind")
+
+            async def failed() -> bool:
+                (entry,) = await mesh.client.list_agents()
+                return entry.spec.status == "failed"
+
+            await eventually(failed, PATIENCE_S, "six crashes")
+
+            async def purged() -> bool:
+                found = await read_all(mesh.transport, mesh.subjects.stream("mail"), mesh.subjects.inbox("frail"))
+                return [str(message.seq) for message in found] == [behind]
+
+            await eventually(purged, PATIENCE_S, "the purge of what was consumed")
+            assert (await mesh.client.status("frail")).failed is not None
+            assert await mesh.client.resume("frail") is True
+
+            async def served() -> bool:
+                return (await mesh.client.poll("frail", behind)).done
+
+            await eventually(served, PATIENCE_S, "the mail behind the poison")
+            outcome = (await mesh.client.poll("frail", behind)).outcome
+            assert outcome is not None
+            assert outcome.ok
 
     run(main(), 110)

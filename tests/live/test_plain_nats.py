@@ -198,9 +198,10 @@ def test_events_of_any_kind_harm_nobody(server: Server, subjects: Subjects) -> N
                 await plain.put("notify", "coder", body)
             assert (await plain.ask("coder", b"hello"))["ok"] is True
             state = (await plain.control("coder", op="status", content=True))["agent_state"]
-            assert state["events"] == [{"a": 1}, [1, 2], "{half", "plain text", 17, ""], (
+            assert state["events"] == [{"a": 1}, [1, 2], "{half", "plain text", 17, "", None], (
                 "bytes that are no text are a dead letter"
             )
+            await plain.mesh.told()
             assert len(plain.mesh.seen("dead_lettered", "coder", reason="bad_request")) == 1
 
     run(main(), 110)
@@ -293,6 +294,7 @@ def test_a_prompt_past_its_deadline_is_answered_expired_without_a_turn(
             assert (await plain.result("coder", waiting))["error"]["code"] == "expired", "although a turn still runs"
             gate.touch()
             assert (await plain.result("coder", first))["text"] == "first"
+            await plain.mesh.told()
             assert len(plain.mesh.seen("prompt_start", "coder")) == 1
 
     run(main(), 110)

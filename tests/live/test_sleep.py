@@ -54,11 +54,13 @@ def test_sleeping_agents_stay_asleep_when_another_node_takes_them(server: Server
             for number in range(20):
                 await mesh.client.start_agent(f"a{number}", kind="Recorder")
             await asleep(mesh.nodes["n1"], 20)
+            await mesh.told()
             activations = len(mesh.seen("activated"))
             other = await mesh.node("n2", rest_s=0.1, passivate_s=0.3)
             await mesh.nodes["n1"].drain()
             await mesh.nodes["n1"].close()
             await asleep(other, 20)
+            await mesh.told()
             assert len(mesh.seen("activated")) == activations
             assert (await mesh.client.ask("a7", "there?")).node == "n2"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import logging
 import re
 import threading
@@ -24,7 +25,7 @@ from agentmesh.wire import ErrorBody, Outcome
 from agentmesh_node.runner import Ports, Runner
 from agentmesh_node.tracing import Tracing
 from node.test_runner import Clock, Talker
-from support import run
+from support import eventually, run
 
 type Fact = tuple[str, str, int, dict[str, Any]]
 LOST = Outcome(agent="coder", ref="1", ok=False, error=ErrorBody(code="backend_error", message="m", details={"reason": ["r"]}))
@@ -357,9 +358,7 @@ def test_an_observer_that_returns_no_state_ends_its_turn_by_name() -> None:
     assert end.state == NOTHING
 
 
-@pytest.mark.parametrize(
-    "data", [{"text": 7}, {"text": "\ud800"}, {"text": "a", "session_id": 7}, {"text": "a", "session_id": object()}]
-)
+@pytest.mark.parametrize("data", [{"text": 7}, {"text": "a", "session_id": 7}, {"text": "a", "session_id": object()}])
 def test_a_result_that_no_outcome_can_carry_fails_its_turn(data: dict[str, Any]) -> None:
     end = turn(made(), Event("result", data))
     assert end.response is None
@@ -419,3 +418,43 @@ def test_a_plain_callback_may_take_its_time() -> None:
     facts: list[Fact] = []
     run(runner_of(made(post_run=block), None, facts).call(Call(hook="post_run", state=Raw(b"[]"))))
     assert facts == []
+
+
+def test_hanging_plain_callbacks_of_other_agents_do_not_hold_one_up() -> None:
+    hang = threading.Event()
+    begun = threading.Event()
+
+    def wait(self: Any, event: Any, state: Any) -> Any:
+        begun.set()
+        hang.wait()
+        return Idle(state)
+
+    async def main() -> None:
+        few = concurrent.futures.ThreadPoolExecutor(max_workers=1)  # the loop's own, as on a small machine
+        asyncio.get_running_loop().set_default_executor(few)
+        command = Call(hook="handle_event", args=(1,), state=Raw(b"[]"))
+        hung = [asyncio.create_task(runner_of(made(handle_event=wait)).call(command)) for _ in range(3)]
+        try:
+            await eventually(begun.is_set)
+            quick = runner_of(made(handle_event=lambda self, event, state: Idle([event])))
+            assert isinstance(await asyncio.wait_for(quick.call(command), 20), Returned)
+            assert not any(task.done() for task in hung)
+        finally:
+            hang.set()
+            await asyncio.gather(*hung)
+
+    run(main())
+
+
+def test_a_backends_lone_surrogates_become_text_that_can_be_kept() -> None:
+    """In each kind of event, also in the tool's input and the reason of an error; the turn goes on."""
+    odd = "a\ud800b"
+    end = turn(
+        made(), Event.text(odd), Event("tool_use", {"id": odd, "name": "n", "input": {odd: [odd]}}), Event.result(session_id=odd)
+    )
+    assert end.response is not None
+    assert (end.response.text, end.response.session_id) == ("a\ufffdb", "a\ufffdb")
+    assert end.response.events[1].data["input"] == {"a\ufffdb": ["a\ufffdb"]}
+    failed = turn(made(), Event.error("odd", message=odd))
+    assert failed.error is not None
+    assert failed.error.message == "a\ufffdb"

@@ -114,7 +114,10 @@ def test_a_census_that_missed_changes_becomes_right_again(steps: list[tuple[str,
             attentive.observe(entry)
             if number % 3:
                 dozing.observe(entry)
-    dozing.reconcile(registry.entries, registry.last)
+    for entry in registry.entries.values():
+        dozing.observe(entry)
+    dozing.drop_missing(dozing.keys(), registry.entries, registry.last)
+    dozing.all_dirty()
     assert dozing.world() == attentive.world()
     assert dozing.take_dirty(1000) >= dozing.specs.keys() | dozing.placements.keys()
 
@@ -124,9 +127,9 @@ def test_a_write_of_our_own_outlives_a_copy_that_missed_it() -> None:
     census = Census()
     key = placement_key("n1", "a")
     census.observe(Entry(key, encode(Placement(incarnation="l1")), 7))
-    census.reconcile({}, floor=6)
+    census.drop_missing(census.keys(), {}, floor=6)
     assert census.placements["a"].keys() == {"n1"}
-    census.reconcile({}, floor=7)
+    census.drop_missing(census.keys(), {}, floor=7)
     assert "a" not in census.placements
 
 

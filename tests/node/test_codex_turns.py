@@ -137,6 +137,29 @@ def test_nothing_stays_stored_of_a_turn_that_failed(fake: ResponsesServer, tmp_p
     run(main(), PATIENCE_S)
 
 
+def test_turns_wait_for_a_place_and_give_it_back_also_when_they_are_killed(fake: ResponsesServer, tmp_path: Path) -> None:
+    fake.script = [Reply((), end="open"), say("served")]
+
+    async def main() -> None:
+        places = asyncio.Semaphore(1)
+        rooms = [Room("coder", "life", str(tmp_path / str(number)), place=lambda: places) for number in range(2)]
+        first, second = (CodexBackend(Plain(), options(fake), room=room, store=MemoryStore()) for room in rooms)
+        hung = asyncio.create_task(play(first, await first.start_session(), "first"))
+        await asyncio.to_thread(fake.wait_for_calls, 1)
+        waiting = asyncio.create_task(play(second, await second.start_session(), "second"))
+        assert places.locked()
+        done, _ = await asyncio.wait((waiting,), timeout=0.5)
+        assert not done
+        assert len(fake.requests) == 1, "no second child has asked"
+        hung.cancel()
+        events, _ = await waiting
+        assert events[-1].kind == "result"
+        await asyncio.wait((hung,))
+        assert not places.locked()
+
+    run(main(), PATIENCE_S)
+
+
 def test_a_turn_that_lost_its_node_goes_on_behind_its_last_step(fake: ResponsesServer, tmp_path: Path) -> None:
     work = tmp_path / "work"
     work.mkdir()

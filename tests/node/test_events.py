@@ -6,7 +6,7 @@ import ast
 import logging
 import re
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -93,8 +93,8 @@ class Wire:
     def __init__(self) -> None:
         self.sent: list[tuple[str, dict[str, Any]]] = []
 
-    def post(self, subject: str, data: bytes = b"") -> None:
-        self.sent.append((subject, msgspec.json.decode(data)))
+    def post_all(self, messages: Iterable[tuple[str, bytes]]) -> None:
+        self.sent += [(subject, msgspec.json.decode(data)) for subject, data in messages]
 
 
 def events(wire: Wire, *, content: bool = False, handlers: Any = ()) -> Events:
@@ -143,6 +143,23 @@ def test_handlers_neither_harm_one_another_nor_the_fact(caplog: pytest.LogCaptur
         facts.emit("coder", "mailbox_queued", 1, {"depth": 3})
     assert [fact.fields["depth"] for fact in heard] == [2, 2, 3, 3]
     assert [body["depth"] for _, body in wire.sent] == [2, 3]
+
+
+def test_facts_are_gathered_and_sent_in_order_each_with_its_own_time() -> None:
+    wire, clock = Wire(), iter((1.0, 2.0, 3.0))
+    later: list[Callable[[], None]] = []
+    transport = typing.cast("Any", wire)
+    facts = Events(transport, Subjects("mesh"), "n1", lambda: next(clock), content=False, later=later.append)
+    for depth in (1, 2):
+        facts.emit("coder", "mailbox_queued", 1, {"depth": depth})
+    assert (wire.sent, len(later)) == ([], 1)
+    later.pop()()
+    assert [(body["depth"], body["time"]) for _, body in wire.sent] == [(1, format_time(1.0)), (2, format_time(2.0))]
+    facts.emit("coder", "mailbox_queued", 1, {"depth": 3})
+    assert len(later) == 1
+    facts.publish()  # as a node does that ends
+    later.pop()()
+    assert [body["depth"] for _, body in wire.sent] == [1, 2, 3]
 
 
 # --- switches -------------------------------------------------------------------------------------------------------------

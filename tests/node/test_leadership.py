@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
 import pytest
 
 from agentmesh.edge.registry import Entry
 from agentmesh.subjects import SUPERVISOR_KEY, Subjects, placement_key
 from agentmesh.wire import Placement, SupervisorLease, encode
+from agentmesh_node import lookout
+from agentmesh_node.carrier import ThreadCarrier
 from agentmesh_node.leadership import Leadership
 from agentmesh_node.supervisor import Supervisor
 from supervised import running
@@ -23,7 +24,7 @@ def test_a_standby_leads_within_two_seconds_of_the_leaders_death_and_handles_a_n
     async def scenario() -> None:
         async with running(server, subjects) as mesh:
             dying = await mesh.connect("s1")
-            leader = Supervisor(dying, subjects, "s1")
+            leader = Supervisor(dying, subjects, "s1", carrier=ThreadCarrier(server.url))
             mesh.stack.push_async_callback(leader.close)
             await leader.start()
             await eventually(lambda: leader.leads)
@@ -132,20 +133,16 @@ class AlwaysLeads(Leadership):
         await asyncio.Event().wait()
 
 
-class Usurper(Supervisor):
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self._leadership = AlwaysLeads(
-            self._registry, self._leader, supervisor_id=self.id, ttl_s=3, may_claim=lambda: True, on_change=self._led
-        )
-
-
 @pytest.mark.case(225)
-def test_two_supervisors_that_both_believe_they_lead_leave_one_placement_each(server: Server, subjects: Subjects) -> None:
+def test_two_supervisors_that_both_believe_they_lead_leave_one_placement_each(
+    server: Server, subjects: Subjects, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lookout, "Leadership", AlwaysLeads)
+
     async def scenario() -> None:
         async with running(server, subjects) as mesh:
             agents = [f"a{number}" for number in range(60)]
-            both = [await mesh.supervisor(name, Usurper) for name in ("s1", "s2")]
+            both = [await mesh.supervisor(name) for name in ("s1", "s2")]
             nodes = [await mesh.node(f"n{number}") for number in range(4)]
             await asyncio.gather(*(mesh.want(agent) for agent in agents))
             await mesh.until(lambda: all(len(mesh.homes(agent)) == 1 for agent in agents))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 from collections import Counter
 from typing import Any
@@ -11,6 +12,7 @@ import msgspec
 import pytest
 
 from agentmesh.edge.transport import Message
+from agentmesh.planner import Plan, World, plan
 from agentmesh.subjects import SUPERVISOR_KEY, Subjects, node_key, placement_key, spec_key
 from agentmesh.wire import ErrorBody, NodeStats, Placement, decode_outcome, encode
 from agentmesh_node import supervisor
@@ -152,6 +154,39 @@ def test_a_malformed_spec_leaves_its_agent_as_it_is(server: Server, subjects: Su
             await mesh.want("probe")
             await mesh.placed("probe", "n1")
             assert mesh.generation("n1", "a") == generation
+
+    run(scenario())
+
+
+def test_between_two_plans_the_loop_turns(server: Server, subjects: Subjects, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the plans for 100,000 agents, a thousand at a time, would hold it for a second (docs/design/014)."""
+    steps: list[str] = []
+
+    def planned(world: World, agents: set[str]) -> Plan:
+        steps.append("plan")
+        return plan(world, agents)
+
+    monkeypatch.setattr(supervisor, "_AGENTS_AT_ONCE", 5)
+    monkeypatch.setattr(supervisor, "plan", planned)
+
+    async def turn() -> None:
+        while True:
+            steps.append("turn")
+            await asyncio.sleep(0)
+
+    async def scenario() -> None:
+        async with running(server, subjects) as mesh:
+            await mesh.leading("s1", replan_s=0.05)
+            await mesh.node("n1")
+            for number in range(40):
+                await mesh.want(f"a{number}")
+            await mesh.until(lambda: all(mesh.homes(f"a{number}") for number in range(40)))
+            steps.clear()
+            turning = asyncio.create_task(turn())
+            await eventually(lambda: steps.count("plan") >= 16)
+            turning.cancel()
+            await asyncio.wait((turning,))
+            assert all(pair != ("plan", "plan") for pair in itertools.pairwise(steps))
 
     run(scenario())
 

@@ -12,7 +12,7 @@ from agentmesh.edge import streams
 from agentmesh.errors import BadRequest
 from agentmesh_node import times
 from agentmesh_node.services import NodeSettings
-from agentmesh_node.supervisor import SupervisorSettings
+from agentmesh_node.supervisor_settings import SupervisorSettings
 
 STREAMS = SimpleNamespace(results_age_s=3600, results_bytes=streams.RESULTS_BYTES, duplicate_window_s=streams.DUPLICATE_WINDOW_S)
 PAGE = Path(__file__).parents[2] / "docs" / "operations.md"

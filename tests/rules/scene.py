@@ -143,7 +143,12 @@ class Scene:
             now=services.now,
             emit=lambda kind, fields: None,
             live=lambda effect: None,
+            is_gone=_never,
         )
+
+
+async def _never(ref: str) -> bool:
+    return False
 
 
 def play(

@@ -12,7 +12,8 @@ from agentmesh.edge.jetstream import read_all, store
 from agentmesh.edge.streams import ensure
 from agentmesh.subjects import Subjects
 from agentmesh.wire import NodeLease
-from agentmesh_node.heartbeat import Heartbeat, ThreadCarrier
+from agentmesh_node.carrier import ThreadCarrier
+from agentmesh_node.heartbeat import Heartbeat
 from live.mesh import PATIENCE_S, LocalMesh, local_mesh
 from support import Server, connected, eventually, run
 

@@ -10,7 +10,7 @@ import asyncio
 import dataclasses
 import random
 from collections import defaultdict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Literal
 
 from agentmesh.edge.registry import decode_spec
@@ -65,6 +65,9 @@ class Counting:
 
     def post(self, subject: str, data: bytes = b"") -> None:
         self._inner.post(subject, data)  # news for people: nothing depends on it
+
+    def post_all(self, messages: Iterable[tuple[str, bytes]]) -> None:
+        self._inner.post_all(messages)
 
     async def request(self, subject: str, data: bytes = b"", *, headers: Headers | None = None, timeout: float) -> Message:
         return await self._make(subject, lambda: self._inner.request(subject, data, headers=headers, timeout=timeout))

@@ -261,7 +261,9 @@ class Storm:
         self._cut(f"mesh-heartbeat-{self._dice.choice(sorted(self._world.nodes))}")
 
     def _cut_supervisor(self) -> None:
-        self._cut(self._dice.choice(sorted(self._world.supervisors)))
+        name = self._dice.choice(sorted(self._world.supervisors))
+        lookout = f"mesh-lookout-{name}"
+        self._cut(*self._dice.choice(((name, lookout), (name,), (lookout,))))
 
     def _cut_client(self) -> None:
         self._cut(self._dice.choice(self._clients()))

@@ -93,7 +93,7 @@ def _owned(world: World, journal: list[Any]) -> dict[str, Owned]:
     for name, node in sorted(world.nodes.items()):
         for agent, resident in sorted(node._residents.items()):
             if resident.owner is not None and resident.owner.core is not None:
-                lost = resident.owner._fence > newest.get(world.subjects.journal(agent), 0)
+                lost = resident.owner.committed > newest.get(world.subjects.journal(agent), 0)
                 found[agent] = Owned(name, resident, resident.incarnation, lost)
     return found
 

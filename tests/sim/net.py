@@ -13,7 +13,7 @@ import contextvars
 import itertools
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from agentmesh.edge.delivery import CLOSE_TIMEOUT_S, Gathering, LiveSubscription
@@ -343,6 +343,11 @@ class SimTransport:
         """See `Transport.post`."""
         with contextlib.suppress(Disconnected, TooLarge):
             self._publish(subject, data, None, "")
+
+    def post_all(self, messages: Iterable[tuple[str, bytes]]) -> None:
+        """See `Transport.post_all`."""
+        for subject, data in messages:
+            self.post(subject, data)
 
     async def request(self, subject: str, data: bytes = b"", *, headers: Headers | None = None, timeout: float) -> Message:
         """See `Transport.request`."""

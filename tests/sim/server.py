@@ -282,7 +282,7 @@ class Server:
         if found.data:
             message["data"] = base64.b64encode(found.data).decode()
         if found.headers:
-            message["hdrs"] = base64.b64encode(header_block(found.headers)).decode()
+            message["hdrs"] = base64.b64encode(header_block(found.headers).encode()).decode()
         return {"message": message}
 
     def _direct(self, stream: Stream | None, body: Mapping[str, Any], reply: str) -> None:

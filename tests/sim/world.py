@@ -14,10 +14,11 @@ from agentmesh.edge.transport import Transport
 from agentmesh.errors import MeshError, Unavailable
 from agentmesh.subjects import Subjects
 from agentmesh_client.client import Mesh
-from agentmesh_node.heartbeat import START_TIMEOUT_S
+from agentmesh_node.carrier import START_TIMEOUT_S
 from agentmesh_node.host import Node
 from agentmesh_node.services import NodeSettings
-from agentmesh_node.supervisor import Supervisor, SupervisorSettings
+from agentmesh_node.supervisor import Supervisor
+from agentmesh_node.supervisor_settings import SupervisorSettings
 from sim.agents import KINDS
 from sim.loop import Process, SimLoop
 from sim.net import Network, SimTransport
@@ -31,7 +32,7 @@ type Wrap = Callable[[Transport], Transport]
 
 
 class LoopCarrier:
-    """Runs a node's heartbeat in the same loop, on a connection of its own."""
+    """Runs a process's signs of life in the same loop, on a connection of their own."""
 
     def __init__(self, world: World, process: Process) -> None:
         self._world = world
@@ -140,7 +141,9 @@ class World:
 
         async def main(process: Process) -> None:
             transport = await self._transport(process)
-            supervisor = Supervisor(transport, self.subjects, name, settings, ambient=self.ambient(name))
+            supervisor = Supervisor(
+                transport, self.subjects, name, settings, carrier=LoopCarrier(self, process), ambient=self.ambient(name)
+            )
             self.supervisors[name] = supervisor
             await supervisor.start()
             await supervisor.run_until_stopped()

@@ -97,9 +97,12 @@ class Client(nats.aio.client.Client):
         super().__init__()
         self._on_down = on_down
         self._on_closed = on_closed
+        self._loop = asyncio.get_running_loop()
+        self._stream: Any = None
+        """The connected socket's own transport, TLS included."""
         self._flush_due = False
         self._sent = 0
-        """Commands of this loop iteration."""
+        """Commands of this loop iteration that somebody waits for."""
         self._calm = True
         """Whether the last iteration in which something was sent had few: gathering them would save nothing."""
         self.congested = False
@@ -109,15 +112,27 @@ class Client(nats.aio.client.Client):
         return self._status == _CONNECTED
 
     def send(self, frame: bytes) -> None:
-        """Send `frame`, with whatever else is sent in this loop iteration."""
+        """Send `frame`: at once, or with whatever else is sent in this loop iteration."""
         if not self._flush_due:
-            self._flush_due = True
-            self._sent = 0
-            asyncio.get_running_loop().call_soon(self._flush)
+            self._schedule_flush()
         self._sent += 1
-        if self._calm and self._sent <= FEW and not self._pending and self.up:
-            self._transport.write(frame)
+        if self._calm and self._sent <= FEW and not self._pending and self._status == _CONNECTED:
+            self._stream.write(frame)
             return
+        self._queue(frame)
+
+    def send_along(self, frame: bytes) -> None:
+        """Send `frame` with whatever else is sent in this loop iteration: nobody waits for it."""
+        if not self._flush_due:
+            self._schedule_flush()
+        self._queue(frame)
+
+    def _schedule_flush(self) -> None:
+        self._flush_due = True
+        self._sent = 0
+        self._loop.call_soon(self._flush)
+
+    def _queue(self, frame: bytes) -> None:
         self._pending.append(frame)
         self._pending_data_size += len(frame)
         if self._pending_data_size > HIGH_WATER:
@@ -127,9 +142,10 @@ class Client(nats.aio.client.Client):
 
     def _flush(self) -> None:
         self._flush_due = False
-        self._calm = self._sent <= FEW
+        if self._sent:
+            self._calm = self._sent <= FEW
         self.flush_now()
-        if self.up and self._transport._io_writer.transport.get_write_buffer_size() > HIGH_WATER:
+        if self.up and self._stream.get_write_buffer_size() > HIGH_WATER:
             self.congested = True
 
     def flush_now(self) -> None:
@@ -137,7 +153,7 @@ class Client(nats.aio.client.Client):
         pending = self._pending
         if not pending or not self.up:
             return
-        self._transport.write(pending[0] if len(pending) == 1 else b"".join(pending))
+        self._stream.write(pending[0] if len(pending) == 1 else b"".join(pending))
         self._pending = []
         self._pending_data_size = 0
 
@@ -154,10 +170,10 @@ class Client(nats.aio.client.Client):
         """Send a PING behind everything queued. `answered` is called at its PONG."""
         self.flush_now()
         # A future of its own: nats-py sets its result unasked, which a cancelled one would not survive.
-        pong = asyncio.get_running_loop().create_future()
+        pong = self._loop.create_future()
         pong.add_done_callback(answered)
         self._pongs.append(pong)
-        self._transport.write(_PING)
+        self._stream.write(_PING)
 
     def take(self, sid: int, subject: bytes, reply: bytes, headers: bytes, data: bytes) -> None:
         """Hand a message to its subscription."""
@@ -165,7 +181,8 @@ class Client(nats.aio.client.Client):
         if subscription is None:
             return
         # Not UTF-8 is legal on the wire; an exception here would end the connection.
-        to, answer_to = str(subject, "utf-8", "replace"), str(reply, "utf-8", "replace")
+        to = str(subject, "utf-8", "replace")
+        answer_to = str(reply, "utf-8", "replace") if reply else ""
         if headers:
             status, fields = parse_headers(headers)
             subscription.deliver(Message(to, data, fields, answer_to, status))
@@ -175,7 +192,7 @@ class Client(nats.aio.client.Client):
     async def _process_connect_init(self) -> None:
         await super()._process_connect_init()
         # The handshake (and TLS, which changes the transport) is over: from here on messages can come.
-        stream: Any = self._transport._io_writer.transport
+        stream = self._stream = self._transport._io_writer.transport
         reader: Any = self._transport._io_reader
         tap = _Tap(stream, self.take)
         stream.set_protocol(tap)

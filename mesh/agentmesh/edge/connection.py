@@ -12,7 +12,7 @@ import contextlib
 import itertools
 import logging
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from urllib.parse import urlsplit
 
 from agentmesh.edge.client import Client
@@ -174,11 +174,21 @@ class NatsTransport:
 
     def post(self, subject: str, data: bytes = b"") -> None:
         """See `Transport.post`."""
+        self.post_all(((subject, data),))
+
+    def post_all(self, messages: Iterable[tuple[str, bytes]]) -> None:
+        """See `Transport.post_all`."""
         client = self._client
         if not client.up or client.congested:
             return
-        with contextlib.suppress(TooLarge):
-            client.send(publish_frame(subject, data, None, "", client._max_payload))
+        frames = []
+        for subject, data in messages:
+            try:
+                frames.append(publish_frame(subject, data, None, "", client._max_payload))
+            except TooLarge:
+                continue
+        if frames:
+            client.send_along(b"".join(frames))
 
     async def request(self, subject: str, data: bytes = b"", *, headers: Headers | None = None, timeout: float) -> Message:
         """See `Transport.request`."""

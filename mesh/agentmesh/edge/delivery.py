@@ -60,16 +60,13 @@ class LiveSubscription:
         if self._worker is not None:
             self._enqueue(message)
             return
-        pending = self._call(message)
-        if pending is not None:
-            self._worker = asyncio.get_running_loop().create_task(self._work(pending))
-
-    def _call(self, message: Message) -> Awaitable[None] | None:
         try:
-            return self._handler(message)
+            pending = self._handler(message)
         except Exception:  # the next message must not suffer
             log.exception("a handler of %s failed", self._subject)
-            return None
+            return
+        if pending is not None:
+            self._worker = asyncio.get_running_loop().create_task(self._work(pending))
 
     def _enqueue(self, message: Message) -> None:
         if self._backlog is None:
@@ -82,28 +79,24 @@ class LiveSubscription:
             log.warning("the handler of %s is too slow: messages are dropped", self._subject)
             self._owner.gap()
 
-    async def _work(self, pending: Awaitable[None]) -> None:
+    async def _work(self, pending: Awaitable[None] | None) -> None:
         try:
-            next_one: Awaitable[None] | None = pending
-            while next_one is not None:
+            while True:
                 try:
-                    await next_one
+                    if pending is not None:
+                        await pending
+                    if not self._backlog:
+                        return
+                    pending = self._handler(self._backlog.popleft())
                 except Exception:
                     log.exception("a handler of %s failed", self._subject)
-                next_one = self._next()
+                    pending = None
         finally:
             self._worker = None
             self._backlog = None
             if self._dropped:
                 self._dropped = 0
                 self._owner.gap()
-
-    def _next(self) -> Awaitable[None] | None:
-        while self._backlog:
-            pending = self._call(self._backlog.popleft())
-            if pending is not None:
-                return pending
-        return None
 
     @property
     def frame(self) -> bytes:

@@ -15,9 +15,6 @@ NO_HEADERS: Headers = MappingProxyType({})
 _HEADER_LINE = "NATS/1.0\r\n"
 _MAX_KNOWN_NAMES = 1024
 _known_names: set[str] = set()
-_MAX_KNOWN_SUBJECTS = 65_536
-_known_subjects: set[str] = set()
-"""Subjects that were checked: a process publishes to the same ones again and again."""
 
 
 def publish_frame(subject: str, data: bytes, headers: Headers | None, reply: str, max_payload: int) -> bytes:
@@ -28,38 +25,36 @@ def publish_frame(subject: str, data: bytes, headers: Headers | None, reply: str
             connection, so it is checked here (design 3, Effects).
         BadRequest: the subject, the reply or a header name is malformed (it could smuggle in other commands).
     """
-    if subject not in _known_subjects:
-        _check_address(subject)
-    if reply and (not reply.isprintable() or " " in reply):
-        _check_address(reply)
+    if not subject or not subject.isprintable() or " " in subject:
+        raise _no_subject(subject)
+    if not reply.isprintable() or " " in reply:
+        raise _no_subject(reply)
     if len(subject) + len(reply) > MAX_ADDRESS:
         raise TooLarge(f"subject and reply have more than {MAX_ADDRESS} bytes")
+    total = len(data)
     try:
         if not headers:
-            if len(data) > max_payload:
-                raise _too_large(len(data), max_payload)
-            return b"%b%b\r\n" % (f"PUB {subject} {reply} {len(data)}\r\n".encode(), data)
+            if total > max_payload:
+                raise _too_large(total, max_payload)
+            return b"".join((f"PUB {subject} {reply} {total}\r\n".encode(), data, b"\r\n"))
         block = header_block(headers)
-        total = len(block) + len(data)
+        size = len(block) if block.isascii() else len(block.encode())
+        total += size
         if total > max_payload:
             raise _too_large(total, max_payload)
-        return b"%b%b%b\r\n" % (f"HPUB {subject} {reply} {len(block)} {total}\r\n".encode(), block, data)
+        return b"".join((f"HPUB {subject} {reply} {size} {total}\r\n{block}".encode(), data, b"\r\n"))
     except UnicodeEncodeError:
         raise BadRequest("a subject or header holds characters that are not Unicode text") from None
 
 
-def header_block(headers: Headers) -> bytes:
+def header_block(headers: Headers) -> str:
     """`headers` on the wire. Line breaks in a value become spaces, as nats-py does it."""
     text = _HEADER_LINE
     for name, value in headers.items():
         if name not in _known_names:
             _learn_name(name)
-        text += f"{name}: {value}\r\n"
-    text += "\r\n"
-    lines = len(headers) + 2
-    if text.count("\n") != lines or text.count("\r") != lines:
-        return header_block({name: " ".join(value.splitlines()) for name, value in headers.items()})
-    return text.encode()
+        text += f"{name}: {value if value.isprintable() else _one_line(value)}\r\n"
+    return text + "\r\n"
 
 
 def parse_headers(block: bytes) -> tuple[str, dict[str, str]]:
@@ -115,18 +110,12 @@ def check_pattern(subject: str) -> None:
     Raises:
         BadRequest: `subject` has empty tokens, or wildcards that are not whole tokens or not in their place.
     """
-    _check_address(subject)
+    if not subject or not subject.isprintable() or " " in subject:
+        raise _no_subject(subject)
     tokens = subject.split(".")
     misplaced = ">" in tokens[:-1] or any(len(token) > 1 and ("*" in token or ">" in token) for token in tokens)
     if misplaced or "" in tokens or len(subject.encode()) > MAX_ADDRESS:
         raise BadRequest(f"{subject[:80]!r} is not a subject to subscribe to")
-
-
-def _check_address(subject: str) -> None:
-    if not subject or not subject.isprintable() or " " in subject:
-        raise BadRequest(f"{subject[:80]!r} is not a subject")
-    if len(_known_subjects) < _MAX_KNOWN_SUBJECTS:
-        _known_subjects.add(subject)
 
 
 def _learn_name(name: str) -> None:
@@ -135,6 +124,14 @@ def _learn_name(name: str) -> None:
         raise BadRequest(f"{name[:80]!r} is not a header name")
     if len(_known_names) < _MAX_KNOWN_NAMES:
         _known_names.add(name)
+
+
+def _one_line(value: str) -> str:
+    return " ".join(value.splitlines()) if "\n" in value or "\r" in value else value
+
+
+def _no_subject(text: str) -> BadRequest:
+    return BadRequest(f"{text[:80]!r} is not a subject")
 
 
 def _too_large(size: int, limit: int) -> TooLarge:

@@ -27,6 +27,7 @@ from agentmesh.edge.jetstream import (
     store,
     stream_state,
 )
+from agentmesh.edge.parts import in_parts
 from agentmesh.edge.transport import Message, Subscription, Transport
 from agentmesh.errors import BadRequest, MeshError, Unavailable
 from agentmesh.subjects import Subjects
@@ -128,9 +129,10 @@ class Registry:
         messages = await read_all(self._t, self._stream, self._subjects.registry_key(pattern))
         # A key that changed during the read may appear twice; the later one counts.
         newest = {message.subject: message for message in messages}
-        entries = [self._entry(message) for message in newest.values()]
-        revision = max(state.last_seq, messages[-1].seq if messages else 0)
-        return [entry for entry in entries if entry.value is not None], revision
+        entries: list[Entry] = []
+        async for part in in_parts(newest.values()):
+            entries += [entry for message in part if (entry := self._entry(message)).value is not None]
+        return entries, max(state.last_seq, messages[-1].seq if messages else 0)
 
     # --- writing ----------------------------------------------------------------------------------------------
     async def create(self, key: str, value: bytes, *, ttl_s: int | None = None) -> int:
@@ -237,7 +239,9 @@ class View:
         self._gone: dict[str, int] = {}
         """Revisions of deletions that the last load may not have seen."""
         self._floor = 0
-        """Revision up to which the last load is complete: older changes are known."""
+        """Revision up to which this copy is complete: that of the last load."""
+        self._old_news = 0
+        """Revision up to which the feed has nothing to tell: it is in the last load, or in the one that is being taken in."""
         self._fresh = False
         self._gaps = 0
         self._load_took_s = 0.0
@@ -345,29 +349,34 @@ class View:
             entries, revision = await self._registry.load_pattern(pattern)
             loaded.update((entry.key, entry) for entry in entries)
             floors.append(revision)
-        self._merge(loaded, min(floors, default=0))
+        await self._merge(loaded, min(floors, default=0))
         self._fresh = gaps == self._gaps
         self._load_took_s = asyncio.get_running_loop().time() - began
         self._notify_waiters()
 
-    def _merge(self, loaded: dict[str, Entry], floor: int) -> None:
-        """Replace the copy by what was loaded, but for what the feed has brought that is newer."""
+    async def _merge(self, loaded: dict[str, Entry], floor: int) -> None:
+        """Replace the copy by what was loaded, but for what the feed has brought that is newer, or brings meanwhile."""
+        self._old_news = floor
+        async for keys in in_parts(list(self._entries)):
+            for key in keys:
+                known = self._entries.get(key)
+                if known is not None and known.revision <= floor and key not in loaded:
+                    del self._entries[key]
+                    self._tell(Entry(key, None, floor))
+        async for entries in in_parts(loaded.values()):
+            for entry in entries:
+                known = self._entries.get(entry.key)
+                newest = max(known.revision if known else 0, self._gone.get(entry.key, 0))
+                if entry.revision > newest:
+                    self._entries[entry.key] = entry
+                    self._tell(entry)
         self._floor = floor
-        for key in [key for key, entry in self._entries.items() if key not in loaded and entry.revision <= floor]:
-            del self._entries[key]
-            self._tell(Entry(key, None, floor))
-        for entry in loaded.values():
-            known = self._entries.get(entry.key)
-            newest = max(known.revision if known else 0, self._gone.get(entry.key, 0))
-            if entry.revision > newest:
-                self._entries[entry.key] = entry
-                self._tell(entry)
         self._gone = {key: revision for key, revision in self._gone.items() if revision > floor}
 
     def _apply(self, entry: Entry) -> None:
         """One change from the feed."""
         known = self._entries.get(entry.key)
-        newest = max(self._floor, known.revision if known else 0, self._gone.get(entry.key, 0))
+        newest = max(self._old_news, known.revision if known else 0, self._gone.get(entry.key, 0))
         if entry.revision <= newest:
             return
         if entry.value is None:

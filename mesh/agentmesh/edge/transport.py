@@ -6,7 +6,7 @@ replace the server and nothing else. `agentmesh.edge.connection` holds the adapt
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import NamedTuple, Protocol
 
 type Headers = Mapping[str, str]
@@ -69,6 +69,9 @@ class Transport(Protocol):
     def post(self, subject: str, data: bytes = b"") -> None:
         """Send a core message that may be lost: dropped where it cannot be sent at once (no connection, a congested socket,
         too large)."""
+
+    def post_all(self, messages: Iterable[tuple[str, bytes]]) -> None:
+        """`post` for each subject and its data, in order: cheaper for many."""
 
     async def request(self, subject: str, data: bytes = b"", *, headers: Headers | None = None, timeout: float) -> Message:
         """Send and wait for one reply.

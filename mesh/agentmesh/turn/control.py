@@ -55,19 +55,34 @@ MAX_SEEN = 4096
 # --- mail ---------------------------------------------------------------------------------------------------------
 def on_arrived(core: Core, item: Arrived, out: Out) -> None:
     """File new mail; an idle agent takes it up at once."""
-    held = (*core.prompts, *core.events, *core.answered)
-    known = {(m.lane, m.seq) for m in held} if held else set()
+    idle = core.phase is Phase.IDLE and core.inflight is None
+    prompts = _file(core, item.mail, out)
+    if prompts:
+        _queue(core, prompts)
+    if idle:
+        go_on(core, out)
+    elif core.answered:
+        take_answers(core, out)
+    if prompts and core.prompts:
+        waiting = len({m.seq for m in core.prompts} & {m.seq for m in prompts})
+        for number in range(depth(core) - waiting + 1, depth(core) + 1):
+            out.append(Emit("mailbox_queued", {"depth": number}))
+
+
+def _file(core: Core, arrived: tuple[Mail, ...], out: Out) -> list[Mail]:
+    """Put events and answers where they wait, and return the prompts; mail that is known already is passed over."""
+    known = {(m.lane, m.seq) for m in (*core.prompts, *core.events, *core.answered)}
     if core.active is not None and core.active.mail is not None:
         known.add((core.active.mail.lane, core.active.mail.seq))
     prompts: list[Mail] = []
-    idle = core.phase is Phase.IDLE and core.inflight is None
-    for mail in item.mail:
-        if (mail.lane, mail.seq) in known or is_taken(core.work, mail.lane, mail.seq):
+    for mail in arrived:
+        place = mail.lane, mail.seq
+        if place in known or is_taken(core.work, *place):
             continue
-        known.add((mail.lane, mail.seq))
+        known.add(place)
         lane = LANES[mail.lane]
-        if lane.stream == "mail":
-            core.high = max(core.high, mail.seq)
+        if mail.seq > core.high and lane.stream == "mail":
+            core.high = mail.seq
         if lane.kind == "prompt":
             prompts.append(mail)
             if mail.deadline is not None:
@@ -77,17 +92,15 @@ def on_arrived(core: Core, item: Arrived, out: Out) -> None:
         else:
             core.events = (*core.events, mail)
             out.append(Emit("event_received", {"lane": mail.lane, "seq": mail.seq, "sender": mail.sender, "event": mail.event}))
-    if prompts:
-        merged = (*core.prompts, *prompts)
-        in_order = all(a.seq < b.seq for a, b in pairwise(merged[max(0, len(core.prompts) - 1) :]))
-        core.prompts = merged if in_order else tuple(sorted(merged, key=lambda m: m.seq))
-    if idle:
-        go_on(core, out)
-    elif core.answered:
-        take_answers(core, out)
-    waiting = len({m.seq for m in core.prompts} & {m.seq for m in prompts})
-    for number in range(depth(core) - waiting + 1, depth(core) + 1):
-        out.append(Emit("mailbox_queued", {"depth": number}))
+    return prompts
+
+
+def _queue(core: Core, prompts: list[Mail]) -> None:
+    """Put new prompts where they belong: in stream order, which is mostly the order in which they came."""
+    merged = (*core.prompts, *prompts)
+    if len(merged) > 1 and not all(a.seq < b.seq for a, b in pairwise(merged[max(0, len(core.prompts) - 1) :])):
+        merged = tuple(sorted(merged, key=lambda m: m.seq))
+    core.prompts = merged
 
 
 # --- interrupt, resume, cancel --------------------------------------------------------------------------------------
@@ -98,7 +111,7 @@ def on_interrupt(core: Core, item: Interrupt, out: Out) -> None:
         # Interrupting an idle agent does nothing, and is fine.
         out.append(Answer(item.token, {"interrupted": hit}))
     if hit:
-        kill(core, ErrorBody(code="interrupted", message="the turn was interrupted"), out)
+        kill(core, ErrorBody(code="interrupted", message="the turn was interrupted"), item.usage, out)
 
 
 def bound(core: Core, item: Input) -> Input:
@@ -229,7 +242,7 @@ def on_trim(core: Core, item: Trim, out: Out) -> None:
 # --- effects ------------------------------------------------------------------------------------------------------
 def on_done(core: Core, item: Done, out: Out) -> None:
     """The server has these; the next record says so."""
-    core.done = (*core.done, *(o for o in item.origins if o in core.ledger.effects and o not in core.done))
+    core.done = (*core.done, *[o for o in item.origins if o in core.ledger.effects and o not in core.done])
     if core.inflight is not None:
         return
     if core.phase is Phase.STOPPED:

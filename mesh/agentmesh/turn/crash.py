@@ -6,7 +6,7 @@ from msgspec import structs
 
 from agentmesh.turn.draft import Out, commit
 from agentmesh.turn.poison import begin, give_up
-from agentmesh.turn.values import Call, Core, Emit, Misbehaved, Phase, Raised, Returned
+from agentmesh.turn.values import TO_IDLE, Call, Core, Emit, Misbehaved, Phase, Raised, Returned
 from agentmesh.wire import ErrorBody
 
 
@@ -23,7 +23,7 @@ def begin_crash(core: Core, error: ErrorBody, out: Out) -> None:
     drop_draft(core)
     core.reason = error
     if core.active is not None:
-        out.append(Emit("state_changed", {"from": "processing", "to": "idle"}))
+        out.append(TO_IDLE)
     if "terminate_agent" in core.config.hooks:
         core.phase = Phase.CRASHING
         out.append(Call(hook="terminate_agent", args=(error,), state=core.ledger.state))

@@ -10,6 +10,7 @@ from msgspec import structs
 
 from agentmesh import ledger as book
 from agentmesh.hands import Reply
+from agentmesh.outcomes import capped, outcome_limit
 from agentmesh.records import (
     Bury,
     Caller,
@@ -17,6 +18,7 @@ from agentmesh.records import (
     Deferred,
     Effect,
     Ledger,
+    Open,
     Queued,
     RecordKind,
     Resolve,
@@ -33,6 +35,11 @@ type Out = list[Command]
 def deadline_timer(ref: str) -> str:
     """Id of the timer that ends a deferred request at its deadline."""
     return f"_deadline-{ref}"
+
+
+def key_of(mail: Mail) -> str:
+    """What the ledger calls an input that is mail, where it counts what handling it has caused."""
+    return f"{mail.lane}:{mail.seq}"
 
 
 def caller_of(mail: Mail) -> Caller:
@@ -58,18 +65,20 @@ def failed_outcome(core: Core, ref: str, error: ErrorBody) -> Outcome:
 
 def resolve(core: Core, caller: Caller, outcome: Outcome) -> tuple[Effect, ...]:
     """The effects that give a request its one outcome: stored and told to who waits, and mailed to an agent that tagged it."""
-    effects: tuple[Effect, ...] = (Resolve(outcome=outcome, reply_to=caller.reply_to, stream_to=caller.stream_to),)
-    if caller.sender is not None and caller.tag is not None:
-        answer = SendMail(
-            to=caller.sender,
-            lane="peer-answer" if caller.path else "peer-notify",
-            outcome=outcome,
-            tag=caller.tag,
-            life=caller.life,
-            trace=core.active.trace if core.active and core.active.caller is caller else caller.trace,
-        )
-        effects = (*effects, answer)
-    return effects
+    mailed = caller.sender is not None and caller.tag is not None
+    outcome = capped(outcome, outcome_limit(core.config.max_payload, mailed=mailed))
+    told = Resolve(outcome=outcome, reply_to=caller.reply_to, stream_to=caller.stream_to)
+    if caller.sender is None or caller.tag is None:
+        return (told,)
+    answer = SendMail(
+        to=caller.sender,
+        lane="peer-answer" if caller.path else "peer-notify",
+        outcome=outcome,
+        tag=caller.tag,
+        life=caller.life,
+        trace=core.active.trace if core.active and core.active.caller is caller else caller.trace,
+    )
+    return told, answer
 
 
 def end_request(core: Core, caller: Caller, error: ErrorBody) -> None:
@@ -90,17 +99,20 @@ def consume(core: Core, mail: Mail) -> None:
     waiting = core.prompts if kind == "prompt" else core.events
     if kind == "answer":
         waiting = tuple(sorted((*core.answered, *core.events), key=lambda m: m.seq))
-    first = next((m.seq for m in waiting if m.lane == mail.lane), None)
+    first = next((m.seq for m in waiting if m.lane == mail.lane), None) if waiting else None
     running = core.active.mail if core.active is not None else None
-    ahead = running is not None and running is not mail and running.lane == mail.lane
-    if running is not None and ahead and not book.is_taken(core.work, running.lane, running.seq):
+    if running is not None and running is not mail and _still_waits(core.work, running, mail.lane):
         # A record in mid-turn: as far as the journal knows, the prompt of the turn still waits.
         first = running.seq
     work = book.consume(core.work, mail.lane, mail.seq, first)
     if mail.sender is not None and mail.origin is not None and kind != "answer":
         work = book.witness(work, mail.sender, mail.lane, mail.seq, mail.origin)
     core.work = work
-    forget_charges(core, f"{mail.lane}:{mail.seq}")
+    forget_charges(core, key_of(mail))
+
+
+def _still_waits(ledger: Ledger, mail: Mail, lane: str) -> bool:
+    return mail.lane == lane and not book.is_taken(ledger, lane, mail.seq)
 
 
 def forget_charges(core: Core, key: str) -> None:
@@ -179,7 +191,7 @@ def enqueue(core: Core, text: str, label: str | None, trace: dict[str, str]) -> 
 
 
 def depth(core: Core) -> int:
-    """Prompts that wait."""
+    """How many prompts wait."""
     return len(core.prompts) + len(core.work.queue) + (core.work.next is not None)
 
 
@@ -200,7 +212,8 @@ def commit(
     snapshot: Ledger | None = None,
 ) -> None:
     """Append the draft; `then` follows once it stands. Nothing of it has happened until `Committed`."""
-    apply_replies(core)
+    if core.asks:
+        apply_replies(core)
     whole = snapshot or (core.ledger if _snapshot_is_due(core) else None)
     change = book.diff(core.ledger if whole is None else whole, core.work)
     core.inflight = Inflight(
@@ -231,24 +244,25 @@ def commit_side(core: Core, kind: RecordKind, change: Callable[[Core], None], ou
     core.effects, core.asks, core.emits = draft[1], draft[2], (*draft[3], *emits)
 
 
-def settle(core: Core, *, seq: int, nonce: str, at: float, size: int) -> tuple[Inflight, dict[str, Any]]:
-    """The record in flight is committed: the ledger is what it says, and its effects are open."""
+def settle(core: Core, *, seq: int, nonce: str, at: float, size: int) -> tuple[Inflight, tuple[tuple[str, Open], ...]]:
+    """The record in flight is committed: the ledger is what it says, and its effects, which are returned, are open."""
     flight = core.inflight
     assert flight is not None
     core.inflight = None
     base = book.remember(flight.base, flight.turn)
-    before = core.ledger.effects
     core.ledger = book.settle(base, flight.effects, flight.done, seq=seq, nonce=nonce, at=at)
     if flight.side:
         core.work = book.settle(core.work, flight.effects, flight.done, seq=seq, nonce=nonce, at=at)
     else:
         core.work = core.ledger
         core.effects = ()
-    core.done = tuple(o for o in core.done if o not in flight.done)
+    if flight.done:
+        core.done = tuple(o for o in core.done if o not in flight.done)
     core.record = flight.kind
     core.records = 0 if flight.snapshot else core.records + 1
     core.bytes = 0 if flight.snapshot else core.bytes + size
-    return flight, {k: v for k, v in core.ledger.effects.items() if k not in before}
+    opened = tuple(core.ledger.effects.items())[-len(flight.effects) :] if flight.effects else ()
+    return flight, opened
 
 
 def answer_later(core: Core, token: str, body: dict[str, Any]) -> None:

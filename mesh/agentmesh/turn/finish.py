@@ -13,22 +13,23 @@ from agentmesh.ledger import HISTORY_TEXT
 from agentmesh.records import Caller, Deferred, SetTimer, TurnInfo
 from agentmesh.turn.draft import Out, commit, deadline_timer, resolve
 from agentmesh.turn.steps import delegated_so_far
-from agentmesh.turn.values import Active, Core, Emit
+from agentmesh.turn.values import TO_IDLE, Active, Core
 from agentmesh.wire import Mail, Outcome
 
 
 def outcome_of(core: Core, active: Active) -> Outcome:
-    facts: dict[str, Any] = {"agent": core.config.name, "ref": active.ref, "turn": active.number, "node": core.ledger.node}
-    if active.response is None:
-        return Outcome(ok=False, error=active.error, usage=active.usage, **facts)
     response = active.response
     return Outcome(
-        ok=True,
-        text=response.text,
-        usage=response.usage,
-        duration_ms=response.duration_ms,
-        session_id=response.session_id,
-        **facts,
+        agent=core.config.name,
+        ref=active.ref,
+        ok=response is not None,
+        text=response.text if response is not None else None,
+        usage=response.usage if response is not None else active.usage,
+        duration_ms=response.duration_ms if response is not None else None,
+        session_id=response.session_id if response is not None else None,
+        error=active.error if response is None else None,
+        turn=active.number,
+        node=core.ledger.node,
     )
 
 
@@ -78,7 +79,7 @@ def finish_turn(core: Core, out: Out) -> None:
         core.effects = (*core.effects, *resolve(core, caller, active.outcome))
     if active.outcome.usage:
         core.work = structs.replace(core.work, usage=_added(core.work.usage, active.outcome.usage))
-    core.emits = (*core.emits, Emit("state_changed", {"from": "processing", "to": "idle"}))
+    core.emits = (*core.emits, TO_IDLE)
     commit(core, "turn", out, turn=_turn_info(core, active))
 
 

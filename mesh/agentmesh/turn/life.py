@@ -176,7 +176,7 @@ def on_restarted(core: Core, item: Restarted, out: Out) -> None:
 def on_watchdog(core: Core, item: Watchdog, out: Out) -> None:
     if core.active is not None and core.active.number == item.turn:
         limit = core.config.watchdog_s
-        kill(core, ErrorBody(code="timeout", message=f"the turn ran longer than {limit:g} s and was killed"), out)
+        kill(core, ErrorBody(code="timeout", message=f"the turn ran longer than {limit:g} s and was killed"), item.usage, out)
 
 
 # --- stop ---------------------------------------------------------------------------------------------------------
@@ -310,8 +310,12 @@ def finish(core: Core, out: Out) -> None:
         seen=old.seen,
     )
     core.done = ()
-    core.emits = (*core.emits, Emit("stopped", {"reason": core.reason.message if core.reason else ""}))
+    core.emits = (*core.emits, Emit("stopped", {"reason": _why(core.reason)}, turn=old.turn))
     commit(core, "tombstone", out, then="over", snapshot=core.work)
+
+
+def _why(reason: ErrorBody | None) -> str:
+    return (reason.message or reason.code) if reason is not None else "stopped"
 
 
 def after_tombstone(core: Core, out: Out) -> None:

@@ -137,6 +137,7 @@ TABLE: dict[Phase, dict[type, Move]] = {
         Cancel: Move(control.on_cancel, (P.FAILED, P.COMMITTING)),
         AskTimer: Move(control.on_ask_timer, (P.COMMITTING,)),
         DropTimer: Move(control.on_drop_timer, (P.FAILED, P.COMMITTING)),
+        Trim: Move(control.on_trim, (P.COMMITTING,)),
         Tick: Move(control.on_tick, (P.FAILED, P.COMMITTING)),
         Resume: Move(control.on_resume_failed, (P.COMMITTING, P.SESSION)),
         GaveUp: Move(control.on_gave_up, (P.FAILED, P.COMMITTING)),
@@ -189,7 +190,7 @@ def new_core(config: Config, ledger: Ledger, *, record: Any = "activated") -> Co
 
 def step(core: Core, item: Input, now: float) -> tuple[Core, list[Command]]:
     """The core after `item`, and what is to be done, in order. `core` itself is not changed."""
-    core = structs.replace(core, now=max(now, core.now))
+    core = structs.replace(core, now=now if now > core.now else core.now)
     out: list[Command] = []
     _feed(core, item, out)
     while core.stash and (waiting := _ready(core)) is not None:
@@ -208,14 +209,14 @@ def _ready(core: Core) -> Input | None:
 
 def _feed(core: Core, item: Input, out: list[Command]) -> None:
     kind = type(item)
-    if kind in ANYWHERE:
-        ANYWHERE[kind](core, item, out)
+    if (anywhere := ANYWHERE.get(kind)) is not None:
+        anywhere(core, item, out)
     elif kind is Committed:
         if core.inflight is not None:
             _on_committed(core, item, out)
-    elif kind in TABLE[core.phase]:
+    elif (move := TABLE[core.phase].get(kind)) is not None:
         if core.inflight is None:
-            TABLE[core.phase][kind].handler(core, item, out)
+            move.handler(core, item, out)
         else:  # a record in mid-turn is on its way
             core.stash = (*core.stash, control.bound(core, item))
     elif kind in ELSEWHERE and not (kind is Resume and core.work.halted):
@@ -228,9 +229,10 @@ def _on_committed(core: Core, item: Any, out: list[Command]) -> None:
     """The record stands: its effects may be performed, its callers answered; then go on."""
     flight, opened = draft.settle(core, seq=item.seq, nonce=item.id, at=item.at, size=item.size)
     if opened:
-        out.append(Perform(tuple(opened.items())))
-    out.extend(core.answers)
-    core.answers = ()
+        out.append(Perform(opened))
+    if core.answers:
+        out.extend(core.answers)
+        core.answers = ()
     if not flight.side:
         if core.cleared and flight.kind != "trying":
             core.cleared = False

@@ -11,7 +11,7 @@ from __future__ import annotations
 import msgspec
 from msgspec import structs
 
-from agentmesh.turn.draft import Out, bury, commit, consume, end_request, forget_charges
+from agentmesh.turn.draft import Out, bury, commit, consume, end_request, forget_charges, key_of
 from agentmesh.turn.values import Active, AwaitLeave, Core, Phase
 from agentmesh.wire import ErrorBody
 
@@ -66,7 +66,7 @@ def give_up(core: Core, active: Active, error: ErrorBody) -> None:
 
 def is_beyond(core: Core, active: Active) -> bool:
     """Put a prompt away that too many nodes have died of; whether it was one."""
-    error = beyond(core, active.key)
+    error = beyond(core, active.key) if core.ledger.takeovers else None
     if error is None:
         return False
     give_up(core, active, error)
@@ -78,7 +78,7 @@ def comes_first(core: Core, out: Out) -> bool:
     if core.work is not core.ledger or core.effects or core.asks:
         commit(core, "event", out)
         return True
-    key = "notice" if core.work.notices else f"{core.events[0].lane}:{core.events[0].seq}"
+    key = "notice" if core.work.notices else key_of(core.events[0])
     error = beyond(core, key)
     if error is None:
         if hold_back(core, key, out):

@@ -22,6 +22,7 @@ from agentmesh.turn.draft import (
     enqueue,
     forget_charges,
     is_repetition,
+    key_of,
     mint,
     repeats,
 )
@@ -29,6 +30,7 @@ from agentmesh.turn.finish import answered, charged, finish_turn, outcome_of, pu
 from agentmesh.turn.poison import begin, comes_first, hold_back, is_beyond
 from agentmesh.turn.steps import release_answers, resumed, take_answers, taken_so_far, turn_key, withdraw
 from agentmesh.turn.values import (
+    TO_PROCESSING,
     Active,
     Call,
     Choice,
@@ -45,6 +47,7 @@ from agentmesh.turn.values import (
 )
 from agentmesh.wire import ErrorBody, Mail
 
+_NO_EVENT = object()  # not None: `null` is an event (protocol, An event)
 MAX_DRAIN = 256
 """Events that one record handles at most, for an idle agent."""
 
@@ -101,19 +104,22 @@ def _choose(core: Core) -> Active | None:
     number = work.turn + 1
     if work.next is not None:
         return _from_queue(work.next, "next", number, core.now)
-    held = any(entry.exclusive for entry in work.deferred.values())
-    head = core.prompts[0] if core.prompts and not held else None
+    head = core.prompts[0] if core.prompts else None
+    if head is not None and work.deferred and any(entry.exclusive for entry in work.deferred.values()):
+        head = None
     if work.queue and (head is None or work.queue[0].place < head.seq):
         return _from_queue(work.queue[0], "queue", number, core.now)
     if head is None:
         return None
     core.prompts = core.prompts[1:]
-    body = head.prompt
+    body, key = head.prompt, key_of(head)
+    text = body.prompt if body else ""
     return Active(
         ref=head.ref,
+        key=key,
         number=number,
-        text=body.prompt if body else "",
-        original=body.prompt if body else "",
+        text=text,
+        original=text,
         started=core.now,
         mail=head,
         caller=caller_of(head),
@@ -121,13 +127,14 @@ def _choose(core: Core) -> Active | None:
         metadata=body.metadata if body else {},
         attachments=body.attachments if body else (),
         trace=head.trace,
-        attempt=core.ledger.attempts.get(f"{head.lane}:{head.seq}", 0) + 1,
+        attempt=core.ledger.attempts.get(key, 0) + 1,
     )
 
 
 def _from_queue(item: Queued, slot: Any, number: int, now: float) -> Active:
     return Active(
         ref=item.ref,
+        key=f"ref:{item.ref}",
         number=number,
         text=item.text,
         original=item.text,
@@ -147,10 +154,10 @@ def _from_queue(item: Queued, slot: Any, number: int, now: float) -> Active:
 def _turn_away(core: Core, mail: Mail) -> bool:
     """Put `mail` away if it needs no turn; whether it did."""
     error: ErrorBody | None = None
-    if is_repetition(core.work, mail):
+    if mail.origin is not None and is_repetition(core.work, mail):
         consume(core, mail)
         return True
-    first = repeats(core, mail)
+    first = repeats(core, mail) if core.work.seen else None
     if first is not None:
         consume(core, mail)
         core.effects = (*core.effects, Echo(ref=mail.ref, of=first, reply_to=mail.reply_to, stream_to=mail.stream_to))
@@ -174,12 +181,13 @@ def _begin(core: Core, active: Active, out: Out) -> None:
     core.active = active
     if active.mail is not None:
         consume(core, active.mail)
+        core.work = structs.replace(core.work, turn=active.number)
     elif active.slot == "next":
-        core.work = structs.replace(core.work, next=None)
+        core.work = structs.replace(core.work, next=None, turn=active.number)
+        forget_charges(core, active.key)
     else:
-        core.work = structs.replace(core.work, queue=core.work.queue[1:])
-    core.work = structs.replace(core.work, turn=active.number)
-    forget_charges(core, active.key)
+        core.work = structs.replace(core.work, queue=core.work.queue[1:], turn=active.number)
+        forget_charges(core, active.key)
     if "pre_turn" in core.config.hooks:
         core.phase = Phase.PRE_TURN
         out.append(_call(core, "pre_turn", (active.text,)))
@@ -191,6 +199,14 @@ def _call(core: Core, hook: str, args: tuple[Any, ...] = ()) -> Call:
     active = core.active
     assert active is not None
     return Call(hook=hook, args=args, state=core.work.state, request=active.request(), trace=active.trace)
+
+
+def _returned(core: Core, item: Returned) -> None:
+    """Add to the draft the state that a callback gave back, and what it asks for."""
+    if item.state != core.work.state:
+        core.work = structs.replace(core.work, state=item.state)
+    if item.asks:
+        core.asks = (*core.asks, *item.asks)
 
 
 def _run(core: Core, out: Out) -> None:
@@ -212,7 +228,7 @@ def _run(core: Core, out: Out) -> None:
             trace=active.trace,
         )
     )
-    out.append(Emit("state_changed", {"from": "idle", "to": "processing"}))
+    out.append(TO_PROCESSING)
     out.append(
         Emit(
             "prompt_start",
@@ -236,13 +252,11 @@ def on_pre_turn(core: Core, item: Returned | Misbehaved | Raised, out: Out) -> N
     assert active is not None
     if isinstance(item, Returned) and item.choice.kind == "proceed":
         core.active = structs.replace(active, text=item.choice.text)
-        core.work = structs.replace(core.work, state=item.state)
-        core.asks = (*core.asks, *item.asks)
+        _returned(core, item)
         _run(core, out)
         return
     if isinstance(item, Returned):
-        core.work = structs.replace(core.work, state=item.state)
-        core.asks = (*core.asks, *item.asks)
+        _returned(core, item)
         halt = item.choice.kind == "halt"
         error = ErrorBody(code="pre_turn_halted" if halt else "pre_turn_skipped", message="pre_turn refused this prompt")
     elif isinstance(item, Misbehaved):
@@ -269,17 +283,13 @@ def on_ended(core: Core, item: Ended, out: Out) -> None:
     if active is None or item.turn != active.number:
         return  # a late result of a killed turn
     withdraw(core)
-    if item.state != NOTHING:
+    if item.state not in (NOTHING, core.work.state):
         core.work = structs.replace(core.work, state=item.state)
-    if item.session != NOTHING:
+    if item.session not in (NOTHING, core.work.session):
         core.work = structs.replace(core.work, session=item.session)
     if item.response is not None:
         core.active = structs.replace(active, response=item.response)
-        fields = {
-            "ref": active.ref,
-            "duration_ms": item.response.duration_ms,
-            "agent_state": core.work.state,
-        }
+        fields = {"ref": active.ref, "duration_ms": item.response.duration_ms, "agent_state": core.work.state}
         out.append(Emit("prompt_stop", fields))
         core.phase = Phase.DECIDING
         out.append(_call(core, "handle_response", (active.ref, item.response)))
@@ -288,12 +298,12 @@ def on_ended(core: Core, item: Ended, out: Out) -> None:
         _failed(core, item.error or ErrorBody(code="backend_error", message="unknown"), out)
 
 
-def kill(core: Core, error: ErrorBody, out: Out) -> None:
-    """End the running turn from outside: `interrupted` or `timeout`."""
-    active = core.active
-    assert active is not None
+def kill(core: Core, error: ErrorBody, usage: dict[str, Any] | None, out: Out) -> None:
+    """End the running turn from outside: `interrupted` or `timeout`. What it has spent is spent."""
+    assert core.active is not None
+    core.active = structs.replace(core.active, usage=usage)
     withdraw(core)
-    out.append(KillTurn(active.number))
+    out.append(KillTurn(core.active.number))
     _failed(core, error, out)
 
 
@@ -301,8 +311,8 @@ def _failed(core: Core, error: ErrorBody, out: Out) -> None:
     active = core.active
     assert active is not None
     core.active = structs.replace(active, error=error)
-    fields = {"ref": active.ref, "reason": error.code, "message": error.message, "agent_state": core.work.state}
-    out.append(Emit("prompt_error", fields))
+    told = {"reason": error.code, "message": error.message, "details": error.details}
+    out.append(Emit("prompt_error", {"ref": active.ref, **told, "agent_state": core.work.state}))
     core.phase = Phase.DECIDING
     if "handle_error" in core.config.hooks:
         out.append(_call(core, "handle_error", (active.ref, error)))
@@ -315,8 +325,7 @@ def on_decision(core: Core, item: Returned | Misbehaved | Raised, out: Out) -> N
     active = core.active
     assert active is not None
     if isinstance(item, Returned):
-        core.work = structs.replace(core.work, state=item.state)
-        core.asks = (*core.asks, *item.asks)
+        _returned(core, item)
         _decided(core, item.choice, out)
     elif active.error is None and isinstance(item, Raised):
         begin_crash(core, item.error, out)
@@ -345,8 +354,7 @@ def _decided(core: Core, choice: Choice, out: Out) -> None:
 
 def on_post_turn(core: Core, item: Returned | Misbehaved | Raised, out: Out) -> None:
     if isinstance(item, Returned):
-        core.work = structs.replace(core.work, state=item.state)
-        core.asks = (*core.asks, *item.asks)
+        _returned(core, item)
     _transition(core, out)
 
 
@@ -408,7 +416,7 @@ def drain(core: Core, out: Out) -> None:
             return
         core.drains -= 1
         event, sender, trace = _next_event(core)
-        if event is None or not handles:
+        if event is _NO_EVENT or not handles:
             continue
         core.phase = Phase.HANDLING
         core.trace = trace
@@ -429,7 +437,7 @@ def on_cleared(core: Core, item: Cleared, out: Out) -> None:
 
 
 def _next_event(core: Core) -> tuple[Any, str | None, dict[str, str]]:
-    """Take the oldest event: `(what handle_event sees, sender, trace)`; None where there is nothing to handle."""
+    """Take the oldest event: `(what handle_event sees, sender, trace)`; `_NO_EVENT` where there is nothing to handle."""
     if core.work.notices:
         notice, *rest = core.work.notices
         core.work = structs.replace(core.work, notices=tuple(rest))
@@ -440,11 +448,10 @@ def _next_event(core: Core) -> tuple[Any, str | None, dict[str, str]]:
     late = mail.deadline is not None and mail.deadline <= core.now
     consume(core, mail)
     if stale or late or LANES[mail.lane].kind == "answer":
-        # An answer that no running turn waits for is dropped.
-        return None, None, {}
+        return _NO_EVENT, None, {}  # so is an answer that no running turn waits for
     if mail.problem is not None:
         bury(core, mail.lane, mail.seq, ErrorBody(code="bad_request", message=mail.problem))
-        return None, None, {}
+        return _NO_EVENT, None, {}
     if mail.lane == "due":
         return _fired(core, mail), None, mail.trace
     if mail.tag is not None and mail.sender is not None:
@@ -457,7 +464,7 @@ def _fired(core: Core, mail: Mail) -> Any:
     timer_id = (mail.schedule or "").rpartition(".")[2]
     entry = core.work.timers.get(timer_id)
     if entry is None or entry.origin != mail.origin or _is_replaced(core, timer_id):
-        return None
+        return _NO_EVENT
     core.work = structs.replace(core.work, timers={k: v for k, v in core.work.timers.items() if k != timer_id})
     if timer_id.startswith("_deadline-"):
         ref = timer_id.removeprefix("_deadline-")
@@ -465,7 +472,7 @@ def _fired(core: Core, mail: Mail) -> Any:
         if deferred is not None:
             close_deferred(core, ref, structs.replace(deferred, caller=structs.replace(deferred.caller, deadline=None)))
             end_request(core, deferred.caller, ErrorBody(code="expired", message="the deadline passed before the reply"))
-        return None
+        return _NO_EVENT
     missed = 0
     if entry.every is not None:
         # A repeating timer keeps its rhythm: the record that consumes a tick arms the next, and merges what was missed.
@@ -484,8 +491,7 @@ def _is_replaced(core: Core, timer_id: str) -> bool:
 def on_event_handled(core: Core, item: Returned | Misbehaved | Raised, out: Out) -> None:
     """`handle_event` ended. What raised or misbehaved leaves no trace; later events still run."""
     if isinstance(item, Returned):
-        core.work = structs.replace(core.work, state=item.state)
-        core.asks = (*core.asks, *item.asks)
+        _returned(core, item)
         if item.choice.kind == "prompt":
             enqueue(core, item.choice.text, item.choice.label, core.trace)
         elif item.choice.kind == "halt" and _halt(core, out):

@@ -85,6 +85,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     snapshot_records: int = 256
     snapshot_bytes: int = 1 << 20
     """Records, and bytes of records, after which the next one is a snapshot."""
+    max_payload: int = 1 << 20
+    """The server's limit in bytes: an outcome that does not fit becomes `too_large`."""
     max_effects: int = 1000
     """Open effects above which no new prompt begins."""
     remember_s: float = 180.0
@@ -156,6 +158,8 @@ class Watchdog(msgspec.Struct, frozen=True):
     """The turn has run too long."""
 
     turn: int
+    usage: dict[str, Any] | None = None
+    """What it has spent so far."""
 
 
 class Committed(msgspec.Struct, frozen=True):
@@ -185,6 +189,8 @@ class Interrupt(msgspec.Struct, frozen=True):
 
     token: str = ""
     ref: str | None = None
+    usage: dict[str, Any] | None = None
+    """What the running turn has spent so far."""
 
 
 class Resume(msgspec.Struct, frozen=True):
@@ -317,6 +323,12 @@ class Emit(msgspec.Struct, frozen=True):
 
     kind: str
     fields: dict[str, Any] = {}
+    turn: int | None = None
+    """The turn that it tells of, where the ledger no longer knows: a tombstone has none."""
+
+
+TO_PROCESSING = Emit("state_changed", {"from": "idle", "to": "processing"})
+TO_IDLE = Emit("state_changed", {"from": "processing", "to": "idle"})
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -368,6 +380,8 @@ class Active(msgspec.Struct, frozen=True, kw_only=True):
     """The prompt being handled: where it came from, whom to answer, and how far it has come."""
 
     ref: str
+    key: str
+    """What the ledger calls this input, where it counts crashes."""
     number: int
     text: str
     started: float
@@ -388,11 +402,6 @@ class Active(msgspec.Struct, frozen=True, kw_only=True):
     usage: dict[str, Any] | None = None  # of a turn that failed
     outcome: Outcome | None = None
     choice: Choice | None = None
-
-    @property
-    def key(self) -> str:
-        """What the counters of crashes call this input."""
-        return f"{self.mail.lane}:{self.mail.seq}" if self.mail else f"ref:{self.ref}"
 
     def request(self) -> Request:
         return Request(self.ref, self.label, self.sender, self.metadata, self.attachments)

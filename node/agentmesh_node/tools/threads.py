@@ -13,6 +13,8 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from agentmesh.errors import Busy
+
 
 class Raised:
     """What user code raised, carried as a value: a SystemExit or KeyboardInterrupt must not end the loop."""
@@ -21,13 +23,28 @@ class Raised:
         self.error = error
 
 
-async def in_thread(function: Callable[..., Any], arguments: Mapping[str, Any], name: str) -> Any:
-    """What the function returns, or `Raised`. Cancelled, it leaves the thread behind: what that still returns is thrown away."""
+async def in_thread(
+    function: Callable[..., Any],
+    arguments: Mapping[str, Any],
+    name: str,
+    *,
+    kind: str = "tool",
+    over: Callable[[], None] = lambda: None,
+) -> Any:
+    """What the function returns, or `Raised`. Cancelled, it leaves the thread behind: what that still returns is thrown away.
+
+    Args:
+        over: called on the loop when the thread is done with the function, also one that was left behind.
+
+    Raises:
+        Busy: the system gives no more threads.
+    """
     loop = asyncio.get_running_loop()
     future: asyncio.Future[Any] = loop.create_future()
     context = contextvars.copy_context()
 
     def deliver(value: Any) -> None:
+        over()
         if not future.done():
             future.set_result(value)
 
@@ -39,5 +56,9 @@ async def in_thread(function: Callable[..., Any], arguments: Mapping[str, Any], 
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
             loop.call_soon_threadsafe(deliver, value)
 
-    threading.Thread(target=work, name=f"tool {name}", daemon=True).start()
+    try:
+        threading.Thread(target=work, name=f"{kind} {name}", daemon=True).start()
+    except RuntimeError as error:
+        over()
+        raise Busy(f"this process can start no more threads: {error}") from error
     return await future

@@ -267,6 +267,22 @@ def test_what_exceeds_a_limit_is_refused_before_it_costs_the_connection(server: 
     run(main())
 
 
+def test_posts_keep_their_order_and_one_that_is_too_large_is_left_out(server: Server) -> None:
+    async def main() -> None:
+        seen: list[bytes] = []
+        async with connected(server.url) as t:
+            await t.subscribe("posts", lambda message: seen.append(message.data))
+            await t.publish("posts", b"1")
+            t.post_all([("posts", b"2"), ("posts", b"x" * (t.max_payload + 1)), ("posts", b"3")])
+            t.post("posts", b"4")
+            await t.publish("posts", b"5")
+            await eventually(lambda: len(seen) == 5, what="all but one")
+            assert seen == [b"1", b"2", b"3", b"4", b"5"]
+            assert t.connected
+
+    run(main())
+
+
 @pytest.mark.parametrize("subject", ["", "a b", "a\r\nPUB x 0", "a\tb", "a\x00b", "\udc80"])
 def test_malformed_subjects_and_headers_are_refused(server: Server, subject: str) -> None:
     async def main() -> None:

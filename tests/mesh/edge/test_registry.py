@@ -12,6 +12,7 @@ from agentmesh.edge import jetstream as js
 from agentmesh.edge import registry as registry_module
 from agentmesh.edge.connection import NatsTransport
 from agentmesh.edge.jetstream import Uncertain, WrongLastSequence
+from agentmesh.edge.parts import PART
 from agentmesh.edge.registry import RESYNC_SHARE, Entry, Registry, View, decode_node, decode_placement, decode_spec
 from agentmesh.edge.streams import ensure
 from agentmesh.errors import BadRequest, Unavailable
@@ -393,14 +394,43 @@ def test_older_news_never_replaces_newer(server: Server, subjects: Subjects) -> 
             assert view.get("agents.a") == ("agents.a", b"new", revision)
             # A deletion heard while a load is under way wins over what that load had read before.
             view._apply(Entry("agents.a", None, revision + 5))
-            view._merge({"agents.a": Entry("agents.a", b"new", revision)}, revision)
+            await view._merge({"agents.a": Entry("agents.a", b"new", revision)}, revision)
             assert view.get("agents.a") is None
             view._apply(Entry("agents.a", b"between", revision + 4))
             assert view.get("agents.a") is None
             # A creation heard during a load that did not see it stays.
             view._apply(Entry("agents.b", b"heard", revision + 6))
-            view._merge({}, revision + 5)
+            await view._merge({}, revision + 5)
             assert view.get("agents.b") == ("agents.b", b"heard", revision + 6)
+            await view.close()
+
+    run(main())
+
+
+def test_what_the_feed_brings_while_a_large_load_is_taken_in_wins_over_it(server: Server, subjects: Subjects) -> None:
+    async def main() -> None:
+        async with connected(server.url) as t:
+            registry = await _registry(t, subjects)
+            floor = 10 * PART
+            view = View(registry, ["agents.>"], None)
+            await view.start()
+            view._apply(Entry("agents.gone", b"x", 1))
+            loaded = {f"agents.a{number}": Entry(f"agents.a{number}", b"loaded", number + 2) for number in range(3 * PART)}
+            last, before_last = f"agents.a{3 * PART - 1}", f"agents.a{3 * PART - 2}"
+            merging = asyncio.create_task(view._merge(loaded, floor))
+            while "agents.a0" not in view.entries:  # noqa: ASYNC110 - one part must be in, and not all
+                await asyncio.sleep(0)
+            assert last not in view.entries
+            assert view.floor < floor, "not complete yet"
+            view._apply(Entry(last, b"newer", floor + 1))
+            view._apply(Entry(before_last, None, floor + 2))
+            view._apply(Entry("agents.gone", b"old news", floor - 1))
+            await merging
+            assert view.floor == floor
+            assert view.get(last) == Entry(last, b"newer", floor + 1)
+            assert view.get(before_last) is None
+            assert view.get("agents.gone") is None
+            assert len(view.entries) == 3 * PART - 1
             await view.close()
 
     run(main())

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from msgspec import UNSET, Raw
 
 from agentmesh.agent import Halt, Idle, Proceed, Prompt, Skip
 from agentmesh.backend import Event, Response
-from agentmesh.records import Bury, Resolve
+from agentmesh.records import Bury, Resolve, decode_record
 from agentmesh.turn import state_of
 from agentmesh.turn.values import Arrived, Ended, Phase, RunTurn
 from agentmesh.wire import PromptBody
@@ -39,6 +40,19 @@ def test_ask_returns_the_outcome_and_handle_response_sees_the_events() -> None:
     bench.finish(response=Response("hello", events, duration_ms=3))
     assert bench.answer(ref) == "hello"
     assert got[0].events == events and got[0].events[-1].terminal
+
+
+def test_a_turn_tells_the_journal_only_what_it_has_changed() -> None:
+    bench = Bench(agent(handle_response=lambda self, ref, response, state: Idle(state)))
+    for session in (b'{"turns":1}', b'{"turns":1}', b'{"turns":2}'):
+        bench.prompt("a")
+        bench.finish(session=Raw(session))
+    records = [decode_record(body) for _, body in bench.journal]
+    changes = [record.change for record in records if record.kind == "turn"]
+    assert [change.state for change in changes] == [UNSET, UNSET, UNSET]
+    assert [change.session for change in changes] == [Raw(b'{"turns":1}'), UNSET, Raw(b'{"turns":2}')]
+    folded = bench.folded()
+    assert folded is not None and (folded.state, folded.session) == (bench.core.ledger.state, Raw(b'{"turns":2}'))
 
 
 @pytest.mark.case(14)

@@ -30,7 +30,7 @@ def core_of(name: str, edges: list[Edge]) -> Core:
     core = Core(config=Config(name=name, kind="k"), ledger=ledger, work=ledger, phase=Phase.TURN)
     runs, *waiting = held or [("", "")]
     caller = Caller(ref="1", sender=runs[0], tag=runs[1], path=(runs[0],)) if runs[0] else None
-    core.active = Active(ref="1", number=1, text="p", started=0.0, mail=Mail(lane="inbox", seq=1), caller=caller)
+    core.active = Active(ref="1", key="inbox:1", number=1, text="p", started=0.0, mail=Mail(lane="inbox", seq=1), caller=caller)
     core.prompts = tuple(Mail(lane="peer-inbox", seq=n, sender=s, origin=o, tag=o) for n, (s, o) in enumerate(waiting, 2))
     return core
 
@@ -132,7 +132,7 @@ def test_what_does_not_wait_hands_nothing_on() -> None:
     for changed in (
         structs.replace(core, phase=Phase.DECIDING),
         structs.replace(core, ledger=structs.replace(core.ledger, turning=None)),
-        structs.replace(core, active=structs.replace(active_of(core), mail=Mail(lane="inbox", seq=9))),
+        structs.replace(core, active=structs.replace(active_of(core), key="inbox:9", mail=Mail(lane="inbox", seq=9))),
         structs.replace(
             core, ledger=structs.replace(core.ledger, waits={"w0": structs.replace(core.ledger.waits["w0"], outcome=done)})
         ),

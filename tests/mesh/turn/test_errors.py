@@ -9,7 +9,7 @@ from msgspec import Raw
 
 from agentmesh.agent import Halt, Idle, Prompt
 from agentmesh.turn import state_of
-from agentmesh.turn.values import Phase, Watchdog
+from agentmesh.turn.values import Interrupt, Phase, Watchdog
 from mesh.turn.harness import Bench, Plain, agent, error
 
 
@@ -91,6 +91,15 @@ def test_a_turn_that_outlives_the_watchdog_is_killed() -> None:
     bench.watchdog()
     assert bench.task is None and "kill" in bench.trail
     assert bench.code(ref) == "timeout" and seen == ["timeout"]
+
+
+def test_what_a_killed_turn_has_spent_is_in_its_outcome_and_counts() -> None:
+    for kill in (Interrupt(usage={"input_tokens": 7}), Watchdog(1, usage={"input_tokens": 7})):
+        bench = Bench()
+        ref = bench.prompt("a")
+        bench.feed(kill)
+        assert bench.outcomes[ref].usage == {"input_tokens": 7}
+        assert bench.core.work.usage == {"input_tokens": 7}
 
 
 @pytest.mark.case(70)

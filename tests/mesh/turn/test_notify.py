@@ -188,3 +188,11 @@ def test_events_overtake_queued_prompts() -> None:
     bench.event("e")
     bench.finish()
     assert bench.state == ["A", "e"] and bench.running().prompt == "b"
+
+
+@pytest.mark.case(51)
+def test_null_is_an_event_like_any_other() -> None:
+    bench = Bench(agent(handle_event=log_event))
+    for event in (None, 1, None, 2):
+        bench.event(event)
+    assert bench.state == [None, 1, None, 2]

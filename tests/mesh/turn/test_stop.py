@@ -345,3 +345,13 @@ def test_an_outcome_of_the_stop_names_the_reason() -> None:
     bench.stop("the operator said so")
     assert bench.error(ref).code == "stopped"
     assert len(bench.effects(Resolve)) == 1
+
+
+@pytest.mark.case(97)
+def test_the_fact_of_a_stop_says_why_and_at_which_turn() -> None:
+    bench = Bench(Plain)
+    bench.prompt("a")
+    bench.finish()
+    bench.stop()
+    (fact,) = [e for e in bench.emits if e.kind == "stopped"]
+    assert (fact.fields["reason"], fact.turn) == ("stopped", 1)

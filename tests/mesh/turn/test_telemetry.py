@@ -8,6 +8,8 @@ import msgspec
 import pytest
 
 from agentmesh.agent import Halt, Idle, Proceed
+from agentmesh.turn.values import Ended
+from agentmesh.wire import ErrorBody
 from mesh.turn.harness import Bench, Plain, agent
 
 
@@ -81,3 +83,13 @@ def test_state_changed_alternates_over_a_crash_too() -> None:
     bench.drain()
     changes = [(f["from"], f["to"]) for f in bench.facts("state_changed")]
     assert changes == [(None, "idle"), *[("idle", "processing"), ("processing", "idle")] * 2]
+
+
+@pytest.mark.case(105)
+def test_prompt_error_carries_the_raw_reason() -> None:
+    bench = Bench()
+    bench.prompt("a")
+    error = ErrorBody(code="backend_error", message="nope", details={"reason": "nope"})
+    bench.feed(Ended(turn=bench.running().number, error=error))
+    (fact,) = bench.facts("prompt_error")
+    assert (fact["reason"], fact["details"]) == ("backend_error", {"reason": "nope"})

@@ -220,7 +220,7 @@ class ClaudeBackend:
         told, message = _told(run, settled)
         child = self._child(process.Child, run, own_tools=tools is not None)
         reader = messages.Reader(run.session, tokens(run.source.standing))
-        async with mirrored(self._store, message, run.turn.steps) as mirror:
+        async with self._room.place(), mirrored(self._store, message, run.turn.steps) as mirror:
             server = {"type": "sdk", "name": SERVER, "instance": tools.server(mirror)} if tools is not None else None
             servers = {SERVER: server} if server is not None else {}
             conversation = self._conversation(child, mirror, servers, told, message)

@@ -11,6 +11,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,11 @@ class CodexBackend:
         self._own_directory = room is None
         directory = Path(room.directory if room is not None else tempfile.mkdtemp(prefix="agentmesh-codex-"))
         self._ground = Ground(
-            settings.options_from(options), directory / "codex", _store(room) if store is None else store, Toolbox(agent)
+            settings.options_from(options),
+            directory / "codex",
+            _store(room) if store is None else store,
+            Toolbox(agent),
+            room.place if room is not None else nullcontext,
         )
         self._last: Run | None = None
         """The newest turn of this process."""

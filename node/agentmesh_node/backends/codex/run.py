@@ -6,8 +6,8 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,8 @@ class Ground(msgspec.Struct, frozen=True):
     directory: Path
     store: Store
     toolbox: Toolbox
+    place: Callable[[], AbstractAsyncContextManager[Any]] = nullcontext
+    """Held while Codex runs (see `agentmesh.backend.Room`)."""
 
     @property
     def cwd(self) -> Path:
@@ -99,13 +101,14 @@ class Run:
         for event in self._taken.events():
             yield event
         try:
-            home = await asyncio.to_thread(Home, self._ground.directory / "homes")
-            try:
-                async with aclosing(self._at_home(home, prompt)) as events:
-                    async for event in events:
-                        yield event
-            finally:
-                await asyncio.to_thread(home.remove)
+            async with self._ground.place():
+                home = await asyncio.to_thread(Home, self._ground.directory / "homes")
+                try:
+                    async with aclosing(self._at_home(home, prompt)) as events:
+                        async for event in events:
+                            yield event
+                finally:
+                    await asyncio.to_thread(home.remove)
         except (BackendError, BudgetExceeded) as error:
             yield failed(error)
 

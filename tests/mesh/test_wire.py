@@ -1,0 +1,89 @@
+"""Prompts, events and headers as strangers write them (protocol: A prompt, An event)."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from agentmesh.errors import BadRequest
+from agentmesh.subjects import LANES
+from agentmesh.wire import MAX_DEPTH, MAX_TIME, decode_event, decode_mail, decode_prompt, parse_time
+
+
+def nested(levels: int) -> Any:
+    value: Any = 1
+    for _ in range(levels):
+        value = {"a": value}
+    return value
+
+
+@pytest.mark.parametrize(
+    ("body", "event"),
+    [
+        (b'\n{"a":1}', {"a": 1}),
+        (b' {"a": [1]}', {"a": [1]}),
+        (b"\t5 ", 5),
+        (b" null", None),
+        (b"\r\n true\n", True),
+        (b" half {", " half {"),
+        (b"  ", "  "),
+    ],
+)
+def test_white_space_around_json_is_part_of_json(body: bytes, event: Any) -> None:
+    assert decode_event(body) == event
+
+
+@pytest.mark.parametrize("content", ["***", "aGk", "aGk=\n", "aGk=aGk=", "ü", "_-8="])
+def test_an_attachment_that_is_not_base64_is_refused(content: str) -> None:
+    body = json.dumps({"prompt": "p", "attachments": [{"filename": "f", "content": content}]}).encode()
+    with pytest.raises(BadRequest, match="base64"):
+        decode_prompt(body, {})
+
+
+@pytest.mark.parametrize("content", ["", "aGk=", "+/8="])
+def test_an_attachment_in_base64_is_taken(content: str) -> None:
+    body = json.dumps({"prompt": "p", "attachments": [{"filename": "f", "content": content}]}).encode()
+    assert decode_prompt(body, {}).attachments[0].content == content
+
+
+@pytest.mark.parametrize(
+    ("text", "same"),
+    [
+        ("2026-01-02t03:04:05z", "2026-01-02T03:04:05Z"),
+        ("2026-01-02T03:04:05.5z", "2026-01-02T03:04:05.5+00:00"),
+        ("2016-12-31T23:59:60Z", "2017-01-01T00:00:00Z"),
+        ("2016-12-31T15:59:60.25-08:00", "2017-01-01T00:00:00.25Z"),
+    ],
+)
+def test_every_form_of_rfc_3339_is_read(text: str, same: str) -> None:
+    assert parse_time(text) == parse_time(same)
+
+
+@pytest.mark.parametrize(
+    "text", ["2026-01-02T03:04:61Z", "2026-01-02T03:60:00Z", "2026-13-01T00:00:00Z", "60", "2026-01-02T03:04"]
+)
+def test_what_is_no_rfc_3339_time_is_refused(text: str) -> None:
+    with pytest.raises(BadRequest):
+        parse_time(text)
+
+
+@pytest.mark.parametrize(("text", "deadline"), [("0001-01-01T00:00:00Z", 0.0), ("9999-12-31T23:59:59-23:00", MAX_TIME)])
+def test_a_deadline_may_lie_in_any_year(text: str, deadline: float) -> None:
+    mail = decode_mail(LANES["inbox"], 1, b"p", {"Mesh-Deadline": text}, root="mesh")
+    assert (mail.problem, mail.deadline) == (None, deadline)
+
+
+def test_deep_json_that_claims_to_be_no_prompt_is_text() -> None:
+    body = json.dumps(nested(MAX_DEPTH + 1)).encode()
+    assert decode_prompt(body, {}).prompt == body.decode()
+    with pytest.raises(BadRequest, match=str(MAX_DEPTH)):
+        decode_prompt(body, {"Content-Type": "application/json"})
+    with pytest.raises(BadRequest, match=str(MAX_DEPTH)):
+        decode_prompt(json.dumps({"prompt": "p", "metadata": nested(MAX_DEPTH + 1)}).encode(), {})
+
+
+def test_baggage_travels_without_a_trace() -> None:
+    mail = decode_mail(LANES["inbox"], 1, b"p", {"baggage": "user=7"}, root="mesh")
+    assert mail.trace == {"baggage": "user=7"}
