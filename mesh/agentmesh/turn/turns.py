@@ -311,8 +311,8 @@ def _failed(core: Core, error: ErrorBody, out: Out) -> None:
     active = core.active
     assert active is not None
     core.active = structs.replace(active, error=error)
-    told = {"reason": error.code, "message": error.message, "details": error.details}
-    out.append(Emit("prompt_error", {"ref": active.ref, **told, "agent_state": core.work.state}))
+    code, said, more, state = error.code, error.message, error.details, core.work.state
+    out.append(Emit("prompt_error", {"ref": active.ref, "reason": code, "message": said, "details": more, "agent_state": state}))
     core.phase = Phase.DECIDING
     if "handle_error" in core.config.hooks:
         out.append(_call(core, "handle_error", (active.ref, error)))
