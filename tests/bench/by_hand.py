@@ -4,7 +4,7 @@ The caller stores mail and waits for its reply. The other side takes the mail fr
 record behind the newest one, replies, stores the outcome and posts the facts: the messages of an ask, as many and as large. There
 is no turn machine, no agent's code, no backend, no client library; nothing is recovered, and nothing is left out that is written.
 
-Both sides use the mesh's connection layer (`agentmesh.edge`) and not nats-py's own: that takes two to three times as much of a
+Both sides use the mesh's connection layer (`agentmesh.edge`) and not nats-py's own: that takes about twice as much of a
 core for each message, and would hide what the rest of the mesh adds.
 
 The other side runs in a process of its own: `python by_hand.py URL REPLICAS`.

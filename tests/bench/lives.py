@@ -17,6 +17,8 @@ from bench.stage import Stage
 REST_S = 0.05
 """Idle time after which this benchmark's node lets an agent go; 300 s by default."""
 ASLEEP_S = 0.3
+TOLD_S = 0.05
+"""Within so much a node has told what happened: it gathers facts for some milliseconds."""
 WAIT_S = 30.0
 
 
@@ -77,5 +79,6 @@ async def _ask_asleep(mesh: Mesh, agent: str, watched: _Activations) -> float:
             before, began = watched.count, time.perf_counter()
             await mesh.ask(agent, "hello", timeout=ASK_S)
             taken = time.perf_counter() - began
+            await asyncio.sleep(TOLD_S)
             if watched.count > before:
                 return taken * 1e3
