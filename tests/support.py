@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import inspect
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -259,10 +261,15 @@ class Server:
         deadline = time.monotonic() + START_S
         while not (self._read_ports() and self._healthy()):
             if self._process is None or self._process.poll() is not None:
-                raise AssertionError(f"nats-server has ended:\n{self.log[-4000:]}")
+                raise AssertionError(f"nats-server has ended:\n{self._said()}")
             if time.monotonic() > deadline:
-                raise AssertionError(f"nats-server is not ready after {START_S} s:\n{self.log[-4000:]}")
+                raise AssertionError(f"nats-server is not ready after {START_S} s:\n{self._said()}")
             time.sleep(_POLL_S)
+
+    def _said(self) -> str:
+        """The end of its log, without what it says of each question whether it is ready."""
+        lines = [line for line in self.log.splitlines() if "Healthcheck failed" not in line]
+        return "\n".join(lines[-40:])
 
     def _config(self) -> str:
         lines = [
@@ -356,7 +363,7 @@ class Cluster:
     """Three servers with JetStream on loopback, as one cluster."""
 
     def __init__(self, *, durable: bool = False) -> None:
-        routes = _free_ports(3)
+        routes = free_ports(3)
         listed = ", ".join(f'"nats://127.0.0.1:{port}"' for port in routes)
         self.servers = [
             Server(
@@ -380,15 +387,20 @@ class Cluster:
             server.wait_ready()
         return self
 
-    def stream_leader(self, stream: str) -> Server:
-        """The server that leads `stream`."""
+    def stream_leader(self, stream: str, timeout: float = 10) -> Server:
+        """The server that leads `stream`. A server learns of an election a moment later than the voters."""
+        deadline = time.monotonic() + timeout
+        while (leader := self._stream_leader_now(stream)) is None:
+            if time.monotonic() > deadline:
+                raise AssertionError(f"{stream} has no leader")
+            time.sleep(_POLL_S)
+        return leader
+
+    def _stream_leader_now(self, stream: str) -> Server | None:
         page = self.servers[0].monitor("jsz?streams=true&acc=$G")
-        details = [d for account in page["account_details"] for d in account["stream_detail"] if d["name"] == stream]
+        details = [d for account in page.get("account_details") or () for d in account["stream_detail"] if d["name"] == stream]
         leader = details[0]["cluster"].get("leader") if details else None
-        for server in self.servers:
-            if server.name == leader:
-                return server
-        raise AssertionError(f"{stream} has no leader")
+        return next((server for server in self.servers if server.name == leader), None)
 
     def close(self) -> None:
         """End all and remove their stores."""
@@ -406,12 +418,33 @@ class Cluster:
         self.close()
 
 
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
+_ports_held: dict[int, int] = {}
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of loopback that nobody listens on, this process's until it ends.
+
+    They lie below those that the system gives to connections and to listeners on port 0, and a locked file each keeps the other
+    processes of a test run from the same choice.
+    """
+    found: list[int] = []
+    while len(found) < count:
+        port = random.randrange(10_000, 32_000)
+        if port not in _ports_held and _hold(port):
+            found.append(port)
+    return found
+
+
+def _hold(port: int) -> bool:
+    folder = Path(tempfile.gettempdir(), f"agentmesh-test-ports-{os.getuid()}")
+    folder.mkdir(exist_ok=True)
+    lock = os.open(folder / str(port), os.O_CREAT | os.O_RDWR)
     try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+    except OSError:
+        os.close(lock)
+        return False
+    _ports_held[port] = lock
+    return True

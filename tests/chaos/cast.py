@@ -6,14 +6,13 @@ import asyncio
 import contextlib
 import json
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from agentmesh_node.process import EXIT_INTERRUPTED
-from support import Server
+from support import Server, free_ports
 
 READY_S = 60.0
 END_S = 30.0
@@ -152,7 +151,7 @@ class Servers:
     """Three NATS servers as one cluster. They tell no client of each other: who is cut off stays so."""
 
     def __init__(self, names: Sequence[str]) -> None:
-        routes = _free_ports(len(names))
+        routes = free_ports(len(names))
         listed = ", ".join(f'"nats://127.0.0.1:{port}"' for port in routes)
         self.by_name = {
             name: Server(
@@ -248,14 +247,3 @@ class Wires:
             with contextlib.suppress(ProcessLookupError):
                 self._process.kill()
             await self._process.wait()
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()

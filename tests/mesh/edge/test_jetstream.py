@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -409,30 +411,39 @@ def test_a_schedule_fires_once_is_replaced_and_can_be_purged(server: Server, sub
 
 
 # --- three servers ------------------------------------------------------------------------------------------------
+async def _patiently[T](step: Callable[[], Awaitable[T]]) -> T:
+    """The result of `step`, tried until the cluster can give it: it elects leaders when it likes, and makes a new stream known
+    to its servers only after it has acknowledged the creation."""
+    result: list[T] = []
+
+    async def tried() -> bool:
+        with contextlib.suppress(Unavailable, js.Uncertain):
+            result.append(await step())
+        return bool(result)
+
+    await eventually(tried, timeout=25, what="an answer of the cluster")
+    return result[0]
+
+
 def test_three_replicas_and_the_death_of_a_leader(subjects: Subjects) -> None:
     with Cluster() as cluster:
 
         async def main() -> None:
             async with connected(cluster.url) as t:
-                stream, root = await _stream(t, subjects, num_replicas=3, storage="file")
-                last = 0
+                stream, root = await _patiently(partial(_stream, t, subjects, num_replicas=3, storage="file"))
+                stored: dict[int, bytes] = {}
                 for n in range(50):
-                    last = (await js.store(t, f"{root}.a", str(n).encode(), expected=last)).seq
-                    newest = await js.get_last(t, stream, f"{root}.a")
+                    body = str(n).encode()
+                    seq = (await _patiently(partial(js.store, t, f"{root}.a", body, timeout=2))).seq
+                    stored[seq] = body
+                    newest = await _patiently(partial(js.get_last, t, stream, f"{root}.a"))
                     assert newest is not None
-                    assert newest.seq == last
-                assert len(await js.read_all(t, stream, f"{root}.a")) == 50
+                    assert (newest.seq, newest.data) == (seq, body), "what is acknowledged is read"
                 leader = cluster.stream_leader(stream)
                 await asyncio.to_thread(leader.kill)
+                seq = (await _patiently(partial(js.store, t, f"{root}.a", b"again", timeout=1))).seq
+                assert seq > max(stored)
+                messages = await _patiently(partial(js.read_all, t, stream, f"{root}.a"))
+                assert stored.items() <= {message.seq: message.data for message in messages}.items()
 
-                async def back() -> bool:
-                    try:
-                        await js.store(t, f"{root}.b", b"again", timeout=1)
-                    except (Unavailable, js.Uncertain):
-                        return False
-                    return True
-
-                await eventually(back, timeout=25, what="a new leader")
-                assert len(await js.read_all(t, stream, f"{root}.a")) == 50
-
-        run(main(), timeout=60)
+        run(main(), timeout=100)
