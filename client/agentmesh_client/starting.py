@@ -21,7 +21,7 @@ from agentmesh.edge.registry import Entry, Registry, decode_spec
 from agentmesh.errors import AlreadyStarted, BadRequest, MeshError, StartError, Stopped, Unavailable
 from agentmesh.names import agent_name, token
 from agentmesh.subjects import spec_key
-from agentmesh.wire import Restart, RestartPolicy, Spec, encode, format_time
+from agentmesh.wire import Restart, RestartPolicy, Spec, check_depth_of, encode, format_time
 from agentmesh_client.directory import Directory
 from agentmesh_client.patience import patiently, pauses
 from agentmesh_client.prompts import json_bytes, seconds
@@ -74,9 +74,11 @@ def new_spec(
     body = json_bytes(draft, "the agent's options, labels or budget")
     limits_from(budget)
     try:
-        return msgspec.json.decode(body, type=Spec)  # what a node will read: anything else is refused here
+        spec = msgspec.json.decode(body, type=Spec)  # what a node will read: anything else is refused here
     except msgspec.ValidationError as error:
         raise BadRequest(f"the agent cannot be described so: {error}") from None
+    check_depth_of(body, [spec.options, spec.budget])
+    return spec
 
 
 class Starter:

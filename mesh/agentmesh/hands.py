@@ -16,7 +16,7 @@ from agentmesh import names
 from agentmesh.budget import Limits
 from agentmesh.errors import BadRequest, MeshError, NotInCallback
 from agentmesh.records import CancelTimer, Effect, SendMail, SetTimer, StartAgent, StopAgent
-from agentmesh.wire import Attachment, ErrorBody, PromptBody, Restart, check_time
+from agentmesh.wire import Attachment, ErrorBody, PromptBody, Restart, check_depth_of, check_time
 
 MAX_PERIOD_S = 3_155_760_000.0
 
@@ -153,6 +153,8 @@ class Context:
             kept = msgspec.json.decode(encoded, type=type(ask))
         except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError) as error:
             raise BadRequest(f"this cannot be asked for: {error}") from None
+        if isinstance(kept, SendMail) and kept.prompt is not None:
+            check_depth_of(encoded, kept.prompt.metadata)
         size = len(encoded)
         if size > self._limit:
             raise BadRequest(
@@ -214,9 +216,12 @@ def _json(value: Any) -> Any:
     """`value` as plain JSON data, detached from what the agent may still change.
 
     Raises:
-        BadRequest: it cannot be encoded.
+        BadRequest: it cannot be encoded, or is nested so deeply that its receiver would refuse it.
     """
     try:
-        return msgspec.json.decode(msgspec.json.encode(value))
+        body = msgspec.json.encode(value)
+        plain = msgspec.json.decode(body)
+        check_depth_of(body, plain)
+        return plain
     except (TypeError, msgspec.MsgspecError, OverflowError, RecursionError) as error:
         raise BadRequest(f"this value cannot be sent: {error}") from None

@@ -120,7 +120,7 @@ def decode_prompt(body: bytes, headers: Mapping[str, str]) -> PromptBody:
                 raise BadRequest("the prompt is declared as JSON but is not JSON") from None
             raw = None
         if declared or (isinstance(raw, dict) and isinstance(raw.get("prompt"), str)):
-            _check_depth_of(body, raw)
+            check_depth_of(body, raw)
             try:
                 decoded = _prompt_decoder.decode(body)
             except msgspec.ValidationError as error:
@@ -163,7 +163,7 @@ def decode_event(body: bytes) -> Any:
         except msgspec.DecodeError:
             pass
         else:
-            _check_depth_of(body, value)
+            check_depth_of(body, value)
             return value
     try:
         return body.decode()
@@ -184,8 +184,8 @@ def _json_of(body: bytes) -> Any:
         raise BadRequest(_TOO_DEEP) from None
 
 
-def _check_depth_of(body: bytes, value: Any) -> None:
-    """As `check_depth`, of the value in `body`: most bodies have too few brackets to be deep."""
+def check_depth_of(body: bytes, value: Any) -> None:
+    """As `check_depth`, of a value in the JSON `body`: most bodies have too few brackets to be deep."""
     if body.count(b"[") + body.count(b"{") > MAX_DEPTH:
         check_depth(value)
 

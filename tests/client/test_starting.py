@@ -24,8 +24,9 @@ from agentmesh.errors import (
     Unavailable,
 )
 from agentmesh.subjects import Subjects, node_key, placement_key
-from agentmesh.wire import By, ErrorBody, NodeLease, Restart, Spec
+from agentmesh.wire import MAX_DEPTH, By, ErrorBody, NodeLease, Restart, Spec
 from agentmesh_client import connect
+from agentmesh_client.starting import new_spec
 from client.fake_owner import place, world
 from support import Server, eventually, run
 
@@ -194,6 +195,7 @@ def test_a_stop_that_nobody_finishes_says_so_and_is_joined_by_the_next(server: S
             await w.mesh.stop("coder", wait=False)
             stop = asyncio.create_task(w.mesh.stop("coder", timeout=10))
             start = asyncio.create_task(w.mesh.start_agent("coder", kind="Coder", timeout=10))
+            await eventually(lambda: len(w.mesh._specs._known["coder"].waiters) == 2, what="both waiting for the end")
             async with w.placer():
                 await stop
                 assert (await start).node == "n1", "a start that meets a stop waits for the name"
@@ -273,6 +275,15 @@ def test_a_server_without_a_mesh_says_so(server: Server, subjects: Subjects) -> 
                 assert loop.time() - began < 60, "a mesh that is not there is not waited for"
 
     run(scenario())
+
+
+def test_options_nested_deeper_than_a_node_could_write_are_refused() -> None:
+    deep: dict[str, object] = {}
+    for _ in range(MAX_DEPTH + 1):
+        deep = {"deeper": deep}
+    with pytest.raises(BadRequest, match="nested deeper"):
+        new_spec(kind="Coder", options=deep)
+    assert new_spec(kind="Coder", options={"list": [[]] * 200}).options == {"list": [[]] * 200}, "wide is not deep"
 
 
 def test_a_malformed_spec_is_reported_and_hangs_nobody(server: Server, subjects: Subjects) -> None:

@@ -270,9 +270,12 @@ def test_a_start_that_hangs_names_the_node_and_the_callbacks(server: Server, sub
     run(main(), 110)
 
 
+@pytest.mark.parametrize("damage", ["cut off", "nested"])
 def test_an_agent_with_a_malformed_spec_is_reported_once_and_goes_on_when_that_is_mended(
-    server: Server, subjects: Subjects, caplog: pytest.LogCaptureFixture
+    server: Server, subjects: Subjects, caplog: pytest.LogCaptureFixture, damage: str
 ) -> None:
+    deep = b'{"a":' * 2000 + b"1" + b"}" * 2000
+
     async def main() -> None:
         async with local_mesh(server, subjects) as mesh:
             await start(mesh, "coder")
@@ -280,7 +283,9 @@ def test_an_agent_with_a_malformed_spec_is_reported_once_and_goes_on_when_that_i
             await mesh.nodes["n1"].close()
             good = await mesh.registry.get(key)
             assert good is not None and good.value is not None
-            revision = await mesh.registry.update(key, b"{", good.revision)
+            bad = b"{" if damage == "cut off" else good.value.replace(b'"options":{}', b'"options":%b' % deep)
+            assert bad != good.value
+            revision = await mesh.registry.update(key, bad, good.revision)
             ref = await store(mesh.transport, mesh.subjects.inbox("coder"), b"hello")
             await mesh.node("n1")
 

@@ -21,7 +21,7 @@ from agentmesh.errors import BackendError
 from agentmesh.hands import Request
 from agentmesh.records import NOTHING
 from agentmesh.turn.values import Call, Ended, Input, Misbehaved, Raised, Returned, RunTurn, Unreadable
-from agentmesh.wire import ErrorBody, Outcome
+from agentmesh.wire import MAX_DEPTH, ErrorBody, Outcome
 from agentmesh_node.runner import Ports, Runner
 from agentmesh_node.tracing import Tracing
 from node.test_runner import Clock, Talker
@@ -302,6 +302,10 @@ def test_an_error_with_anything_in_it_can_be_written_down() -> None:
     assert msgspec.json.decode(msgspec.json.encode(error), type=ErrorBody) == error
 
 
+def nested(levels: int) -> Any:
+    return {"deeper": nested(levels - 1)} if levels else "end"
+
+
 @pytest.mark.parametrize(
     "hand",
     [
@@ -317,6 +321,9 @@ def test_an_error_with_anything_in_it_can_be_written_down() -> None:
         lambda self: self.reply("1", 7),
         lambda self: self.notify_after(1, "event", id="_mine"),
         lambda self: self.notify("other", float),
+        lambda self: self.notify("other", nested(MAX_DEPTH + 1)),
+        lambda self: self.tell("other", "p", metadata=nested(MAX_DEPTH + 1)),
+        lambda self: self.start_agent("other", kind="K", options=nested(MAX_DEPTH + 1)),
     ],
 )
 def test_what_cannot_be_asked_for_raises_where_it_is_asked(hand: Any) -> None:

@@ -31,7 +31,7 @@ from agentmesh.edge.parts import in_parts
 from agentmesh.edge.transport import Message, Subscription, Transport
 from agentmesh.errors import BadRequest, MeshError, Unavailable
 from agentmesh.subjects import Subjects
-from agentmesh.wire import NodeLease, Placement, Spec
+from agentmesh.wire import NodeLease, Placement, Spec, check_depth_of
 
 log = logging.getLogger("agentmesh.edge")
 
@@ -414,7 +414,13 @@ def decode_spec(entry: Entry) -> Spec:
     Raises:
         BadRequest: the value is malformed, or the key is gone.
     """
-    return _decode(_spec, entry)
+    spec = _decode(_spec, entry)
+    try:
+        # Options and budget go into the agent's records: who writes those must be able to.
+        check_depth_of(entry.value or b"", [spec.options, spec.budget])
+    except BadRequest as error:
+        raise _malformed(entry, error.message) from None
+    return spec
 
 
 def readable_spec(entry: Entry | None) -> Spec | None:
@@ -446,6 +452,10 @@ def _decode[T](decoder: msgspec.json.Decoder[T], entry: Entry) -> T:
     try:
         return decoder.decode(entry.value)
     except (msgspec.DecodeError, RecursionError) as error:
-        raise BadRequest(
-            f"registry key {entry.key} holds a malformed value: {error}; write the key again or delete it, with any KV client"
-        ) from None
+        raise _malformed(entry, str(error)) from None
+
+
+def _malformed(entry: Entry, why: str) -> BadRequest:
+    return BadRequest(
+        f"registry key {entry.key} holds a malformed value: {why}; write the key again or delete it, with any KV client"
+    )
