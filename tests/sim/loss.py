@@ -58,7 +58,7 @@ async def _run(loop: SimLoop, seed: int) -> Verdict:
     for name in ("n1", "n2"):
         world.node(name, snapshot_records=dice.choice((4, 256)))
     # Nothing that fails by itself or waits for another: who does not answer in the end has stopped.
-    weights = {kind: weight for kind, weight in WEIGHTS.items() if kind not in ("boom", "flaky", "halt", "wait")}
+    weights = {kind: weight for kind, weight in WEIGHTS.items() if kind not in ("boom", "flaky", "halt", "wait", "plain")}
     work = Workload(world, ask_s=5.0, weights=weights)
     await work.prepare()
     before, between = dice.uniform(0.5, 4.0), dice.uniform(0.2, 4.0)

@@ -9,6 +9,8 @@ from contextlib import AbstractAsyncContextManager
 from types import MappingProxyType
 from typing import Any, Protocol
 
+from agentmesh import wire
+from agentmesh.edge.transport import Disconnected, NoResponders, RequestTimeout
 from agentmesh.errors import AskTimeout, MeshError, Unavailable
 from agentmesh_client.client import Mesh
 from judge.evidence import Operation
@@ -21,9 +23,13 @@ IMMORTAL = (*RING, *CHAIN, *COUNTERS)
 MORTAL = ("m0", "m1")
 """Agents that are started and stopped all the time."""
 ASK_S = 15.0
+PLAIN_TRIES = 3
+PLAIN_PAUSE_S = 0.5
+"""Between two tries of a plain request that nobody took."""
 WEIGHTS: Mapping[str, float] = MappingProxyType(
     {
         "ask": 5,
+        "plain": 2,
         "tell": 5,
         "notify": 3,
         "pass": 3,
@@ -135,10 +141,11 @@ class Workload:
                 await self._tell(mesh, client, dice.choice(COUNTERS), f"{verb} {label} {dice.choice(MORTAL)}")
             case "mortal" | "ask":
                 await self._ask(mesh, client, dice.choice(MORTAL if kind == "mortal" else IMMORTAL), f"add {label}", dice)
-            case "tell":
-                await self._tell(mesh, client, dice.choice(IMMORTAL), f"add {label}")
+            case "plain":
+                agent = dice.choice((*IMMORTAL, *MORTAL))
+                await self._do(client, "plain ask", agent, label, lambda op: self._plain(mesh, op, agent, label))
             case _:
-                await self._tell(mesh, client, dice.choice(IMMORTAL), f"{kind} {label}")
+                await self._tell(mesh, client, dice.choice(IMMORTAL), f"{'add' if kind == 'tell' else kind} {label}")
 
     async def _long(self, mesh: Mesh, client: str, kind: str, label: str, dice: random.Random) -> None:
         """A turn with steps, or one that waits for others. Agents wait for each other, and for themselves: circles come about,
@@ -190,6 +197,27 @@ class Workload:
                 op.error = "ask_timeout"
 
         await self._do(client, f"ask {verb}", agent, label, act)
+
+    async def _plain(self, mesh: Mesh, op: Operation, agent: str, label: str) -> None:
+        """A request of plain NATS, repeated under its id as long as no answer comes."""
+        headers = {wire.MSG_ID: f"{agent}.q-{label}"}
+        op.error = "ask_timeout"
+        for _ in range(PLAIN_TRIES):
+            try:
+                subject = mesh.subjects.ask(agent)
+                reply = await mesh.transport.request(
+                    subject, f"add {label}".encode(), headers=headers, timeout=self._ask_s / PLAIN_TRIES
+                )
+            except (RequestTimeout, NoResponders, Disconnected):
+                await asyncio.sleep(PLAIN_PAUSE_S)
+                continue
+            outcome = wire.decode_outcome(reply.data)
+            op.error = None if outcome.error is None else outcome.error.code
+            if outcome.ref:
+                op.ref, op.outcome, op.error = outcome.ref, outcome, None
+            elif op.error == "unavailable":
+                continue
+            return
 
     async def _notify(self, mesh: Mesh, op: Operation, agent: str, label: str) -> None:
         await mesh.notify(agent, {"label": label}, timeout=20.0, idempotency_key=f"e-{label}")
