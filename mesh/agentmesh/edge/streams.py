@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Set
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
@@ -19,6 +20,8 @@ from agentmesh.edge.registry import MARKER_TTL_S, Registry
 from agentmesh.edge.transport import Transport
 from agentmesh.errors import BadRequest, ConfigMismatch, ServerTooOld, Unavailable
 from agentmesh.subjects import EPOCH_KEY, StreamRole, Subjects
+
+log = logging.getLogger("agentmesh.edge")
 
 MIN_SERVER = (2, 14)
 """Oldest nats-server that has what the mesh needs (schedules, delete markers, republish of them)."""
@@ -37,6 +40,8 @@ JOINING_S = 5.0
 """How long `ensure` waits for the servers that three replicas need."""
 
 _RETRY_S = 0.25
+_TELL_S = 2.0
+"""After so long a wait for the server its reason is logged: a cluster that has just been started takes less."""
 _SECOND = 1_000_000_000
 _MICROSECONDS = 1_000_000
 _IN_USE = 10058
@@ -220,6 +225,7 @@ async def _patiently(step: Callable[[], Awaitable[None]]) -> None:
     """Repeat `step` while the server cannot do it yet, as after a start of the cluster."""
     loop = asyncio.get_running_loop()
     started = loop.time()
+    told = False
     while True:
         try:
             await step()
@@ -227,6 +233,9 @@ async def _patiently(step: Callable[[], Awaitable[None]]) -> None:
         except (Unavailable, Uncertain) as error:
             if loop.time() >= started + PATIENCE_S:
                 raise Unavailable(f"the mesh's streams cannot be created: {error}") from None
+            if not told and loop.time() >= started + _TELL_S:
+                told = True
+                log.warning("waiting %g s at most for the mesh's streams: %s", PATIENCE_S, error)
         except _TooFewServers:
             if loop.time() >= started + JOINING_S:
                 raise

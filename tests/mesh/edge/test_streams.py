@@ -102,8 +102,11 @@ def test_an_old_server_is_refused(server: Server, subjects: Subjects) -> None:
     run(main())
 
 
-def test_without_jetstream_it_gives_up(server: Server, subjects: Subjects, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streams, "PATIENCE_S", 0.3)
+def test_without_jetstream_it_says_so_and_gives_up(
+    server: Server, subjects: Subjects, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(streams, "PATIENCE_S", 0.6)
+    monkeypatch.setattr(streams, "_TELL_S", 0.1)
 
     class Nobody(Faulty):
         async def request(self, *args: Any, **kwargs: Any) -> Message:
@@ -115,6 +118,8 @@ def test_without_jetstream_it_gives_up(server: Server, subjects: Subjects, monke
                 await ensure(Nobody(t), subjects)
 
     run(main())
+    (warning,) = (record.getMessage() for record in caplog.records if record.levelname == "WARNING")
+    assert "JetStream is off" in warning
 
 
 def test_every_lane_takes_names_of_every_length_and_republishes(server: Server, subjects: Subjects) -> None:
