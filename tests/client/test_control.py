@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
-import time
 from typing import Any
 
 import pytest
@@ -125,11 +124,10 @@ def test_an_owner_that_is_away_is_told_apart_from_none(server: Server, subjects:
             with pytest.raises(Unavailable, match="waits for another") as caught:
                 await w.mesh.interrupt("coder", timeout=0.2)
             assert caught.value.details["status"] == "running"
-            began = time.monotonic()
             await w.write_spec("coder", status="wanted", reason=ErrorBody(code="no_node", message="no node has label gpu"))
-            with pytest.raises(Unavailable, match="no node has label gpu"):
-                await w.mesh.status("coder", timeout=30)
-            assert time.monotonic() - began < 5
+            async with asyncio.timeout(20):
+                with pytest.raises(Unavailable, match="no node has label gpu"):
+                    await w.mesh.status("coder", timeout=120)
 
     run(scenario())
 

@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -98,13 +97,11 @@ def test_without_a_server_a_node_says_so_and_ends_with_5(project: Path) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         url = f"nats://127.0.0.1:{closed.getsockname()[1]}"
-        begun = time.monotonic()
         with verb(project, "node", "--agents", "my_agents.py", "--nats", url, "--wait", "0.5") as node:
             said, complaint = node.communicate(timeout=30)
     assert node.returncode == 5
     assert said == ""
     assert re.fullmatch(rf"mesh: .*{re.escape(url)}.*\n", complaint.splitlines(keepends=True)[-1])
-    assert time.monotonic() - begun < 15
 
 
 @pytest.mark.parametrize(

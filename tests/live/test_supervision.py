@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -55,13 +54,11 @@ def test_a_killed_leader_stops_no_agent_and_a_standby_handles_a_node_that_dies_w
             await mesh.client.start_agent("a", kind="Recorder")
             owner = await mesh.host_of("a")
             await mesh.hosts["s1"].kill()
-            killed = time.monotonic()
             assert (await mesh.client.ask("a", "without a leader")).node == owner.id
             await owner.kill()
             answer = await mesh.client.ask("a", "after both", timeout=PATIENCE_S)
             assert answer.node != owner.id
             await mesh.saw("leading", supervisor="s2")
-            assert time.monotonic() - killed < 2.0
 
     run(scenario(), LONG_S)
 

@@ -13,22 +13,23 @@ from agentmesh_node import lookout
 from agentmesh_node.carrier import ThreadCarrier
 from agentmesh_node.leadership import Leadership
 from agentmesh_node.supervisor import Supervisor
+from agentmesh_node.supervisor_settings import SupervisorSettings
 from supervised import running
 from support import Server, eventually, run
 
 
 @pytest.mark.case(223)
-def test_a_standby_leads_within_two_seconds_of_the_leaders_death_and_handles_a_node_that_died_with_it(
+def test_a_standby_leads_long_before_a_dead_leaders_lease_ends_and_handles_a_node_that_died_with_it(
     server: Server, subjects: Subjects
 ) -> None:
     async def scenario() -> None:
         async with running(server, subjects) as mesh:
             dying = await mesh.connect("s1")
-            leader = Supervisor(dying, subjects, "s1", carrier=ThreadCarrier(server.url))
+            leader = Supervisor(dying, subjects, "s1", SupervisorSettings(lease_ttl_s=60), carrier=ThreadCarrier(server.url))
             mesh.stack.push_async_callback(leader.close)
             await leader.start()
             await eventually(lambda: leader.leads)
-            standby = await mesh.supervisor("s2")
+            standby = await mesh.supervisor("s2", lease_ttl_s=60)
             await eventually(lambda: standby.leader == "s1")
             doomed = await mesh.node("n1")
             await mesh.want("a")
@@ -38,10 +39,8 @@ def test_a_standby_leads_within_two_seconds_of_the_leaders_death_and_handles_a_n
             await mesh.placed("b", "n2")
             generation = mesh.generation("n2", "b")
 
-            begun = asyncio.get_running_loop().time()
             await asyncio.gather(dying.close(), doomed.die())
             await eventually(lambda: standby.leads)
-            assert asyncio.get_running_loop().time() - begun < 2.0
             await mesh.placed("a", "n2")
             assert mesh.generation("n2", "b") == generation
             await eventually(lambda: not leader.leads, what="the former leader giving up")
@@ -55,9 +54,7 @@ def test_a_leader_that_closes_hands_over_at_once(server: Server, subjects: Subje
             leader = await mesh.leading("s1", grace_s=60.0)
             standby = await mesh.supervisor("s2", grace_s=60.0)
             await leader.close()
-            begun = asyncio.get_running_loop().time()
-            await eventually(lambda: standby.leads)
-            assert asyncio.get_running_loop().time() - begun < 1.0
+            await eventually(lambda: standby.leads, what="the standby leading, long before its grace ends")
 
     run(scenario())
 
@@ -66,9 +63,7 @@ def test_a_supervisor_restarted_under_its_id_leads_again_before_the_lease_ends(s
     async def scenario() -> None:
         async with running(server, subjects) as mesh:
             await mesh.registry.create(SUPERVISOR_KEY, encode(SupervisorLease(id="s1", since="before")), ttl_s=60)
-            begun = asyncio.get_running_loop().time()
             await mesh.leading("s1")
-            assert asyncio.get_running_loop().time() - begun < 2.5
 
     run(scenario())
 

@@ -25,5 +25,6 @@ def test_what_a_process_has_made_before_its_work_begins_is_not_collected_again()
     line, told = done.stdout.splitlines()
     before, frozen, young, enabled = json.loads(told)
     assert line == "ready"
-    assert (before, enabled) == (0, True) and frozen > 10_000
+    assert frozen > before + 10_000  # Python 3.12 begins with some of its own
+    assert enabled
     assert young == 10_000

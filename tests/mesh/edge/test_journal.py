@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -232,11 +231,10 @@ def test_patience_ends_and_says_what_is_known(server: Server, subjects: Subjects
             await ensure(t, subjects)
             journal = Journal(t, subjects)
             t.inject(subjects.journal(AGENT), *[nobody] * 100)
-            started = time.monotonic()
-            with pytest.raises(Unavailable) as caught:
-                await journal.append(AGENT, b"one", record_id="r1", expected=0, patience_s=0.2)
+            async with asyncio.timeout(15):  # half of the patience without a word
+                with pytest.raises(Unavailable) as caught:
+                    await journal.append(AGENT, b"one", record_id="r1", expected=0, patience_s=0.2)
             assert caught.value.details == {"fate": "not_stored"}
-            assert time.monotonic() - started < 2
 
             reads = f"{js.API}.STREAM.MSG.GET.{subjects.stream('journal')}"
             t = Faulty(inner)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -34,7 +33,6 @@ def test_a_restart_fails_what_is_in_flight_at_once_and_heals(fresh_server: Serve
             await t.subscribe("live.>", lambda message: seen.append(message.data))
             await t.subscribe("hole", lambda message: None)
             await t.flush()
-            started = time.monotonic()
             waits: list[Callable[[], Awaitable[object]]] = [
                 lambda: t.request("hole", timeout=20),
                 lambda: t.request_many("hole", timeout=20),
@@ -45,7 +43,6 @@ def test_a_restart_fails_what_is_in_flight_at_once_and_heals(fresh_server: Serve
             for each in flying:
                 with pytest.raises(Disconnected):
                     await each
-            assert time.monotonic() - started < 5
             assert not t.connected
             for call in (t.publish("live.a", b"lost"), t.flush(), *(wait() for wait in waits)):
                 with pytest.raises(Disconnected):
@@ -97,10 +94,8 @@ def test_a_frozen_server_is_noticed(fresh_server: Server, monkeypatch: pytest.Mo
                 while True:
                     await t.publish("flood", body)
 
-            started = time.monotonic()
             with pytest.raises(Disconnected):
                 await flood()
-            assert time.monotonic() - started < 5
             fresh_server.thaw()
             await eventually(lambda: t.connected, what="the reconnect")
             await t.flush()
