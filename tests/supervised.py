@@ -135,11 +135,11 @@ class Mesh:
         reason = self.spec(agent).reason
         return reason.message if reason else None
 
-    async def placed(self, agent: str, *nodes: str, within: float = 10) -> None:
+    async def placed(self, agent: str, *nodes: str, within: float = 20) -> None:
         """Wait until exactly `nodes` hold a placement of `agent`."""
         await self.until(lambda: self.homes(agent) == sorted(nodes), within, f"{agent} on {nodes}")
 
-    async def until(self, predicate: Callable[[], bool], within: float = 10, what: str = "the condition") -> None:
+    async def until(self, predicate: Callable[[], bool], within: float = 20, what: str = "the condition") -> None:
         try:
             await self.view.wait_for(predicate, within)
         except TimeoutError:

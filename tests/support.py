@@ -41,7 +41,7 @@ START_S = 60.0
 _POLL_S = 0.01
 
 
-def run[T](coro: Coroutine[Any, Any, T], timeout: float = 30) -> T:
+def run[T](coro: Coroutine[Any, Any, T], timeout: float = 60) -> T:
     """`asyncio.run`, bounded: a test that hangs fails."""
 
     async def bounded() -> T:
@@ -52,7 +52,7 @@ def run[T](coro: Coroutine[Any, Any, T], timeout: float = 30) -> T:
 
 
 async def eventually(
-    predicate: Callable[[], object] | Callable[[], Awaitable[object]], timeout: float = 10, what: str = "the condition"
+    predicate: Callable[[], object] | Callable[[], Awaitable[object]], timeout: float = 20, what: str = "the condition"
 ) -> None:
     """Return once `predicate()` (a function or a coroutine function) holds.
 

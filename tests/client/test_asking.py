@@ -144,7 +144,7 @@ def test_a_callers_timeout_ends_its_wait_only(server: Server, subjects: Subjects
             await w.write_spec("coder")
             owner.go_on.clear()
             with pytest.raises(AskTimeout) as caught:
-                await w.mesh.ask("coder", "hello", timeout=0.2)
+                await w.mesh.ask("coder", "hello", timeout=2)
             ref = caught.value.details["ref"]
             owner.replies["poll"] = {"status": "pending"}
             assert not (await w.mesh.poll("coder", ref)).done

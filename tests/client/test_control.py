@@ -122,7 +122,7 @@ def test_an_owner_that_is_away_is_told_apart_from_none(server: Server, subjects:
                 await w.mesh.interrupt("coder")
             await w.write_spec("coder")
             with pytest.raises(Unavailable, match="waits for another") as caught:
-                await w.mesh.interrupt("coder", timeout=0.2)
+                await w.mesh.interrupt("coder", timeout=2)
             assert caught.value.details["status"] == "running"
             await w.write_spec("coder", status="wanted", reason=ErrorBody(code="no_node", message="no node has label gpu"))
             async with asyncio.timeout(20):
@@ -138,7 +138,7 @@ def test_an_owner_that_does_not_answer_ends_in_a_timeout(server: Server, subject
             await w.write_spec("coder")
             owner.replies = {"interrupt": None}
             with pytest.raises(AskTimeout):
-                await w.mesh.interrupt("coder", timeout=0.2)
+                await w.mesh.interrupt("coder", timeout=2)
             await eventually(lambda: owner.requests)
             assert owner.requests == [{"op": "interrupt"}], "an interrupt of whatever runs must not be repeated"
 

@@ -116,12 +116,12 @@ def test_without_an_owner_the_mailbox_tells(server: Server, subjects: Subjects) 
             await purge(w.transport, subjects.stream("mail"), subjects.inbox("coder"), below=int(gone) + 1)
             kept = await w.mesh.tell("coder", "hello again")
 
-            assert (await w.mesh.poll("coder", kept, timeout=0.2)).status == "pending"
+            assert (await w.mesh.poll("coder", kept, timeout=2)).status == "pending"
             for never in (others, "99999", "chained-1", "0"):
                 with pytest.raises(NotFound):
-                    await w.mesh.poll("coder", never, timeout=0.2)
+                    await w.mesh.poll("coder", never, timeout=2)
             for consumed in (mine, gone):  # a deferred request looks the same: only its owner knows
                 with pytest.raises(Unavailable, match="only its owner"):
-                    await w.mesh.poll("coder", consumed, timeout=0.2)
+                    await w.mesh.poll("coder", consumed, timeout=2)
 
     run(scenario())

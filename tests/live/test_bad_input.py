@@ -263,7 +263,7 @@ def test_a_start_that_hangs_names_the_node_and_the_callbacks(server: Server, sub
     async def main() -> None:
         async with local_mesh(server, subjects) as mesh:
             with pytest.raises(Unavailable, match=r"on node 'n1', but has not begun yet: its `init_agent`") as caught:
-                await mesh.client.start_agent("odd", kind="Unfit", options={"how": "hangs"}, timeout=1)
+                await mesh.client.start_agent("odd", kind="Unfit", options={"how": "hangs"}, timeout=3)
             assert caught.value.details["node"] == "n1"
             await mesh.client.stop("odd", timeout=PATIENCE_S)
 
@@ -331,7 +331,7 @@ def test_an_ask_never_hangs(server: Server, subjects: Subjects, tmp_path: Path) 
             await start(mesh, "coder")
             gate = tmp_path / "gate"
             with pytest.raises(AskTimeout, match="mesh poll coder") as caught:
-                await mesh.client.ask("coder", f"gate:{gate} late", timeout=0.3)
+                await mesh.client.ask("coder", f"gate:{gate} late", timeout=2)
             ref = caught.value.details["ref"]
             assert (await mesh.client.poll("coder", ref)).status == "pending"
             gate.touch()

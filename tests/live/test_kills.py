@@ -351,7 +351,7 @@ def test_a_stop_that_finds_no_node_is_finished_by_the_next(server: Server, subje
 
             await eventually(stored, PATIENCE_S, "the prompt in the mailbox")
             with pytest.raises(Unavailable, match="marked `stopping`"):
-                await mesh.client.stop("coder", timeout=0.5)
+                await mesh.client.stop("coder", timeout=2)
             await mesh.client.stop("other", wait=False)
             # A node that has none of the agents' code can finish a stop.
             await mesh.node("n2", serves={})

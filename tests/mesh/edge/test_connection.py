@@ -366,7 +366,7 @@ def test_wrong_credentials_are_unavailable_with_the_servers_reason() -> None:
 
         async def main() -> None:
             with pytest.raises(Unavailable, match=r"(?i)authorization violation"):
-                await connect(server.url, name="t", connect_timeout=0.7)
+                await connect(server.url, name="t", connect_timeout=3)
             good = server.url.replace("nats://", "nats://a:b@")
             async with connected(good) as t:
                 await t.flush()
