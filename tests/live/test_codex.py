@@ -13,6 +13,7 @@ import pytest
 from agentmesh.agent import agents_in
 from agentmesh.edge.jetstream import read_all
 from agentmesh.errors import BackendError, Interrupted
+from agentmesh.records import encode_record
 from agentmesh.subjects import Subjects
 from fakes.responses import Call, Reply, ResponsesServer, Text, say, shell
 from live import codexes
@@ -89,6 +90,11 @@ def test_an_interrupt_ends_codex_and_its_commands_and_the_thread_goes_on(
     run(main(), LONG_S)
 
 
+async def saved(mesh: ProcessMesh) -> bool:
+    """Whether a step names the thread as it is behind an answer whose tools have run."""
+    return any(b'"step":"saved"' in encode_record(record) for record in await mesh.records("coder"))
+
+
 def test_a_turn_whose_node_is_killed_goes_on_elsewhere_and_pays_for_no_answer_twice(
     fake: ResponsesServer, server: Server, subjects: Subjects, tmp_path: Path
 ) -> None:
@@ -105,6 +111,7 @@ def test_a_turn_whose_node_is_killed_goes_on_elsewhere_and_pays_for_no_answer_tw
             await mesh.client.ask("coder", "hi", timeout=PATIENCE_S)
             asked = asyncio.create_task(mesh.client.ask("coder", "mark it", timeout=PATIENCE_S))
             await asyncio.to_thread(fake.wait_for_calls, 3, PATIENCE_S)
+            await eventually(lambda: saved(mesh), PATIENCE_S, "the step behind the tools, which may be taken after the call")
             victim = await mesh.host_of("coder")
             await victim.kill()
             answer = await asked

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 WITHDRAW_S = 5.0
 """Wait for the mesh to hear a Ctrl-C."""
+ACCEPTED_S = 1.0
+"""How long Ctrl-C waits to be told that the prompt is stored, if it comes before that."""
 SILENCE_S = 3.0
 """Without an answer for so long, whoever sits in front of the terminal is told what it waits for."""
 
@@ -108,14 +110,16 @@ def ask(
     return _ask(prompt, _streamed if stream else _awaited, options)
 
 
-type _Asking = Callable[[Mesh, dict[str, Any], list[str], Options], Coroutine[Any, Any, Outcome]]
-"""Asks with the arguments of `Mesh.ask`, adds the ref to the list once it is known, prints an answer, and returns the outcome."""
+type Accepted = asyncio.Future[str]
+"""The ref of the prompt, once it is stored."""
+type _Asking = Callable[[Mesh, dict[str, Any], Accepted, Options], Coroutine[Any, Any, Outcome]]
+"""Asks with the arguments of `Mesh.ask`, gives the future the ref once it is known, prints an answer, returns the outcome."""
 
 
-async def _awaited(mesh: Mesh, prompt: dict[str, Any], accepted: list[str], options: Options) -> Outcome:
+async def _awaited(mesh: Mesh, prompt: dict[str, Any], accepted: Accepted, options: Options) -> Outcome:
     from agentmesh_client.cli.output import Printer
 
-    outcome = await mesh.ask_outcome(**prompt, on_accepted=accepted.append)
+    outcome = await mesh.ask_outcome(**prompt, on_accepted=accepted.set_result)
     if outcome.ok:
         Printer(options).value(outcome, outcome.text or "")
     elif options.output != "text":
@@ -123,13 +127,13 @@ async def _awaited(mesh: Mesh, prompt: dict[str, Any], accepted: list[str], opti
     return outcome
 
 
-async def _streamed(mesh: Mesh, prompt: dict[str, Any], accepted: list[str], options: Options) -> Outcome:
+async def _streamed(mesh: Mesh, prompt: dict[str, Any], accepted: Accepted, options: Options) -> Outcome:
     from agentmesh_client.cli.output import Printer
     from agentmesh_client.cli.streaming import Screen, print_json
 
     printer, screen = Printer(options), Screen(quiet=options.quiet)
     async with mesh.stream(**prompt) as turn:
-        accepted.append(turn.ref)
+        accepted.set_result(turn.ref)
         try:
             async for event in turn:
                 if options.output == "jsonl":
@@ -151,21 +155,30 @@ async def _ask(prompt: dict[str, Any], asking: _Asking, options: Options) -> int
     from agentmesh_client.cli.output import Printer
 
     printer = Printer(options)
-    accepted: list[str] = []
+    accepted: Accepted = asyncio.get_running_loop().create_future()
     async with session(options, prompt["timeout"]) as mesh:
+        running = asyncio.create_task(asking(mesh, prompt, accepted, options))
         try:
             async with _explained(mesh, prompt["agent"], printer):
-                outcome = await asking(mesh, prompt, accepted, options)
+                outcome = await asyncio.shield(running)
         except asyncio.CancelledError:
-            if accepted:
+            # A prompt that has just been sent may be stored: it can be withdrawn once its ref is known.
+            await asyncio.wait((running, accepted), timeout=ACCEPTED_S, return_when=asyncio.FIRST_COMPLETED)
+            await _end(running)
+            if accepted.done():
                 printer.note("withdrawing the prompt; Ctrl-C again leaves at once")
-                printer.note(await _withdraw(mesh, prompt["agent"], accepted[0]))
+                printer.note(await _withdraw(mesh, prompt["agent"], accepted.result()))
             raise
     if outcome.ok:
         return exits.OK
     if not printer.as_json:  # as JSON it is data, and printed
         printer.failure(outcome)
     return exits.FAILED
+
+
+async def _end(task: asyncio.Task[Any]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 @asynccontextmanager
@@ -175,8 +188,7 @@ async def _explained(mesh: Mesh, name: str, printer: Printer) -> AsyncIterator[N
     try:
         yield
     finally:
-        explaining.cancel()
-        await asyncio.gather(explaining, return_exceptions=True)
+        await _end(explaining)
 
 
 async def _explain(mesh: Mesh, name: str, printer: Printer) -> None:
