@@ -89,6 +89,10 @@ class Gateway:
             await self._refuse(reply, agent, error, message.headers.get(wire.STREAM_TO))
         except (Uncertain, ApiError, WrongLastSequence) as error:
             await self._refuse(reply, agent, Unavailable(f"the prompt may not have been stored: {error}; ask again"))
+        except Disconnected:
+            # What goes over it goes to who asked, or waits for another's outcome: he repeats the ask, and hears from a process
+            # that is connected.
+            log.debug("an ask was left: no connection", extra={"agent": agent})
 
     async def _put(self, agent: str, reply: str, message: Message) -> None:
         entry = await self._registry.get(spec_key(agent))
