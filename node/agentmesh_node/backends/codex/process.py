@@ -2,7 +2,8 @@
 
 Why not the Python SDK: it hands the node's whole environment to the child, and holds a thread of the loop's shared pool for each
 running turn. Why not `codex exec`: it gives no text as it comes, no error codes, and does not end when its node is killed. The
-app server ends when its input does, and ends the commands that it runs, so the kernel closing a dead node's pipes is enough.
+app server ends when its input does, and so when the kernel closes a dead node's pipes. It ends the commands that it runs, but not
+one that it is just starting: on Linux a keeper stands between it and the node, which ends what is left.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ import contextlib
 import json
 import logging
 import os
+import shutil
 import signal
+import sys
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +26,7 @@ from agentmesh_node.backends.codex.settings import refused
 
 log = logging.getLogger("agentmesh.node")
 
+KEEPER = Path(__file__).with_name("keeper.py")
 LINE_LIMIT = 64 << 20
 """Longest line of the child that is read, in bytes."""
 CLOSE_S = 2.0
@@ -60,6 +64,13 @@ class AppServer:
         """The child's process id, once it runs."""
         return self._process.pid if self._process is not None else None
 
+    def _kept(self) -> list[str]:
+        """The command under its keeper, where there can be one."""
+        program = shutil.which(self._command[0], path=self._env.get("PATH", os.defpath))
+        if sys.platform != "linux" or program is None:
+            return self._command
+        return [sys.executable, "-I", "-S", str(KEEPER), program, *self._command[1:]]
+
     async def start(self) -> None:
         """Start the child and greet it.
 
@@ -68,7 +79,7 @@ class AppServer:
         """
         try:
             self._process = await asyncio.create_subprocess_exec(
-                *self._command,
+                *self._kept(),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,

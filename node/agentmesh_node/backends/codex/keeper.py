@@ -1,0 +1,61 @@
+"""Runs the command that it is given, and ends what that leaves behind.
+
+    python -I -S keeper.py <command> <arguments>...
+
+Codex ends the commands that it runs when it ends itself, but for one that it is just starting: that goes on without a parent. On
+Linux the kernel hands such processes to this program, which kills them. It needs nothing of the node, so it does so also when
+the node was killed: Codex ends with the pipe that the node held, and this program behind Codex. Nothing is imported that is not
+needed: this runs before every turn.
+"""
+
+import os
+import signal
+import sys
+
+PR_SET_CHILD_SUBREAPER = 36
+HANDED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+def main() -> None:
+    import ctypes  # noqa: PLC0415 - as all that is not needed to be imported as a module
+
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    try:
+        child = os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ)
+    except OSError as error:
+        sys.exit(f"{sys.argv[1]} cannot be run: {error}")
+    for number in HANDED_ON:
+        signal.signal(number, lambda number, _: os.kill(child, number))
+    silence = os.open(os.devnull, os.O_RDWR)
+    for stream in (0, 1, 2):  # the pipes are the command's: they must end when it does
+        os.dup2(silence, stream)
+    end = -1
+    while True:
+        gone, status = os.wait()
+        if gone == child:
+            end = os.waitstatus_to_exitcode(status)
+            break
+    for number in HANDED_ON:
+        signal.signal(number, signal.SIG_IGN)
+    _kill_all()
+    if end < 0:
+        if -end != signal.SIGKILL:
+            signal.signal(-end, signal.SIG_DFL)
+        os.kill(os.getpid(), -end)
+    sys.exit(end)
+
+
+def _kill_all() -> None:
+    """Kill all descendants. A child of one that dies becomes a child of this process, and is seen next."""
+    while True:
+        with open("/proc/thread-self/children") as children:
+            for child in children.read().split():
+                os.kill(int(child), signal.SIGKILL)
+        try:
+            os.wait()
+        except ChildProcessError:
+            return
+
+
+if __name__ == "__main__":
+    main()
