@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -21,6 +22,17 @@ from support import Server, eventually
 
 FOREVER = 3600
 """TTL of a lease that does not end within a test."""
+
+
+class Undertaker(ThreadCarrier):
+    """A carrier whose process is not ended, but told so."""
+
+    def __init__(self, servers: str) -> None:
+        super().__init__(servers)
+        self.ended = threading.Event()
+
+    def end_process(self) -> None:
+        self.ended.set()
 
 
 class FakeNode:

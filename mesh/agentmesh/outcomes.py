@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from agentmesh.wire import ErrorBody, Outcome, encode_outcome
-
-_MAIL_ROOM = 64 << 10
-_HEADER_ROOM = 4096
+from agentmesh.wire import HEADER_ROOM, MAIL_ROOM, ErrorBody, Outcome, encode_outcome
 
 
 def outcome_limit(max_payload: int, *, mailed: bool = False) -> int:
@@ -17,7 +14,7 @@ def outcome_limit(max_payload: int, *, mailed: bool = False) -> int:
         max_payload: the server's limit, in bytes. Mail is limited to 64 KiB less (protocol, "Subjects"), headers included.
         mailed: an agent asked, and gets the outcome as mail too.
     """
-    return max_payload - _HEADER_ROOM - (_MAIL_ROOM if mailed else 0)
+    return max_payload - HEADER_ROOM - (MAIL_ROOM if mailed else 0)
 
 
 def capped(outcome: Outcome, limit: int) -> Outcome:

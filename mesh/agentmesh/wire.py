@@ -34,8 +34,12 @@ MSG_ID = "Nats-Msg-Id"
 TRACE_HEADERS = ("traceparent", "tracestate", "baggage")
 
 VERSION = 1
+HEADER_ROOM = 4096
+"""Room that a message's own headers may need beside its body, in bytes."""
+MAIL_ROOM = 64 * 1024
+"""What a mail's size limit leaves of the server's `max_payload`, so that a body can always be passed on with headers."""
 MAX_DEPTH = 100
-"""How deeply the JSON of a prompt or an event may be nested."""
+"""How deeply the JSON of a prompt, an event, or a spec's options may be nested."""
 _TOO_DEEP = f"the JSON is nested deeper than {MAX_DEPTH} levels: send it flatter, or as text inside a string"
 MAX_TIME = 32_503_680_000.0
 """The year 3000, in seconds since the epoch."""

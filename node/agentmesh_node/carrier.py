@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from agentmesh.edge.connection import connect
 from agentmesh.edge.transport import Transport
+from agentmesh.errors import Unavailable
 
 START_TIMEOUT_S = 15.0
 """How long the first connection may take."""
@@ -39,6 +40,22 @@ class Carrier(Protocol):
 
     def end_process(self) -> None:
         """End the whole process, at once."""
+
+
+async def begin(
+    carrier: Carrier, name: str, main: Callable[[], Coroutine[Any, Any, None]], started: asyncio.Future[None], what: str
+) -> None:
+    """Start `main` and return when it has set `started`.
+
+    Raises:
+        Unavailable: `what` does not work now, within START_TIMEOUT_S.
+    """
+    carrier.start(name, main)
+    try:
+        async with asyncio.timeout(START_TIMEOUT_S):
+            await started
+    except TimeoutError:
+        raise Unavailable(f"{what}; is the NATS server reachable?") from None
 
 
 class ThreadCarrier:

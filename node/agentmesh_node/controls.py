@@ -11,7 +11,7 @@ import msgspec
 from agentmesh import names, wire
 from agentmesh.edge.jetstream import ApiError, Uncertain, get_last, read
 from agentmesh.edge.transport import Disconnected, Message
-from agentmesh.errors import BadRequest, MeshError, TooLarge, Unavailable
+from agentmesh.errors import BadRequest, MeshError, TooLarge, Unavailable, failure
 from agentmesh.hands import timer_of, timer_token
 from agentmesh.ledger import is_taken
 from agentmesh.outcomes import capped, outcome_limit
@@ -104,11 +104,6 @@ def _timer(services: Services, request: ControlRequest) -> SetTimer:
 
 
 # --- replies ------------------------------------------------------------------------------------------------------
-def failure(error: MeshError) -> dict[str, Any]:
-    """An error as a reply's body."""
-    return {"error": {"code": error.code, "message": error.message, "details": error.details}}
-
-
 async def answer(services: Services, reply: str, body: Any) -> None:
     """Send a reply. A requester that cannot be reached asks again."""
     if not reply:

@@ -19,11 +19,11 @@ from agentmesh.edge.ambient import SYSTEM, Ambient
 from agentmesh.edge.jetstream import ApiError, Uncertain, WrongLastSequence
 from agentmesh.edge.registry import Entry, Registry, decode_node
 from agentmesh.edge.transport import Disconnected, Message, Transport
-from agentmesh.errors import BadRequest, MeshError, Unavailable
+from agentmesh.errors import BadRequest, MeshError, failure
 from agentmesh.names import reply_subject
 from agentmesh.subjects import Subjects, node_key
 from agentmesh.wire import ControlRequest, NodeLease, NodeStats
-from agentmesh_node.carrier import CHECK_S, STALL_LIMIT_S, START_TIMEOUT_S, Carrier
+from agentmesh_node.carrier import CHECK_S, STALL_LIMIT_S, Carrier, begin
 
 log = logging.getLogger("agentmesh.node")
 
@@ -86,12 +86,7 @@ class Heartbeat:
             Unavailable: that takes too long.
         """
         self._tick()
-        self._carrier.start(f"heartbeat {self._node}", self._run)
-        try:
-            async with asyncio.timeout(START_TIMEOUT_S):
-                await self._started
-        except TimeoutError:
-            raise Unavailable("the node's lease cannot be written; is the NATS server reachable?") from None
+        await begin(self._carrier, f"heartbeat {self._node}", self._run, self._started, "the node's lease cannot be written")
 
     def _tick(self) -> None:
         self.facts.ticked = self._monotonic()
@@ -256,9 +251,8 @@ class Heartbeat:
 
 
 def refusal(error: MeshError) -> bytes:
-    """An error as the reply to a request at `mesh.node.<id>` (protocol, Control): `details` is always there."""
-    shown = {"code": error.code, "message": error.message, "details": error.details}
-    return msgspec.json.encode({"v": wire.VERSION, "error": shown})
+    """An error as the reply to a request at `mesh.node.<id>`."""
+    return msgspec.json.encode({"v": wire.VERSION, **failure(error)})
 
 
 def _boot(entry: Entry) -> str | None:

@@ -18,9 +18,8 @@ from typing import Any, NamedTuple
 from agentmesh.edge.ambient import SYSTEM, Ambient
 from agentmesh.edge.registry import Registry, View
 from agentmesh.edge.transport import Disconnected, RequestTimeout, Transport
-from agentmesh.errors import Unavailable
 from agentmesh.subjects import SUPERVISOR_KEY, Subjects
-from agentmesh_node.carrier import CHECK_S, START_TIMEOUT_S, Carrier
+from agentmesh_node.carrier import CHECK_S, Carrier, begin
 from agentmesh_node.leadership import Leadership
 from agentmesh_node.pinger import Hearing, Pinger
 from agentmesh_node.supervisor_settings import SupervisorSettings
@@ -116,12 +115,7 @@ class Lookout:
             Unavailable: the registry cannot be read now.
         """
         self._tick()
-        self._carrier.start(f"lookout {self._id}", self._run)
-        try:
-            async with asyncio.timeout(START_TIMEOUT_S):
-                await self._started
-        except TimeoutError:
-            raise Unavailable("the leader's lease cannot be read; is the NATS server reachable?") from None
+        await begin(self._carrier, f"lookout {self._id}", self._run, self._started, "the leader's lease cannot be read")
 
     async def close(self) -> None:
         """Give the lead back, if this supervisor has it, and end."""

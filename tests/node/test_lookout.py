@@ -17,23 +17,12 @@ from agentmesh_node.lookout import Lookout
 from agentmesh_node.pinger import Hearing
 from agentmesh_node.supervisor import Supervisor
 from agentmesh_node.supervisor_settings import SupervisorSettings
-from supervised import Mesh, running
+from supervised import Mesh, Undertaker, running
 from support import Faulty, Server, eventually, run
 
 BOUND_S = 60.0
 PATIENCE_S = 20.0
 LONG_S = 600.0
-
-
-class Undertaker(ThreadCarrier):
-    """A carrier whose process is not ended, but told so."""
-
-    def __init__(self, servers: str) -> None:
-        super().__init__(servers)
-        self.ended = threading.Event()
-
-    def end_process(self) -> None:
-        self.ended.set()
 
 
 class Held(Faulty):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 
 import pytest
 
@@ -12,9 +11,9 @@ from agentmesh.edge.jetstream import read_all, store
 from agentmesh.edge.streams import ensure
 from agentmesh.subjects import Subjects
 from agentmesh.wire import NodeLease
-from agentmesh_node.carrier import ThreadCarrier
 from agentmesh_node.heartbeat import Heartbeat
 from live.mesh import PATIENCE_S, LocalMesh, local_mesh
+from supervised import Undertaker
 from support import Server, connected, eventually, run
 
 BOUND_S = 110
@@ -67,17 +66,6 @@ def test_a_body_at_the_payload_limit_that_must_become_a_dead_letter_costs_no_con
             assert lost == []
 
     run(main(), BOUND_S)
-
-
-class Undertaker(ThreadCarrier):
-    """Carries a heartbeat whose process is not ended, but told so."""
-
-    def __init__(self, servers: str) -> None:
-        super().__init__(servers)
-        self.ended = threading.Event()
-
-    def end_process(self) -> None:
-        self.ended.set()
 
 
 def test_a_loop_that_hangs_is_ended_from_the_heartbeat_s_thread(server: Server, subjects: Subjects) -> None:

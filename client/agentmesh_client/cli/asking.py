@@ -110,13 +110,13 @@ def ask(
     return _ask(prompt, _streamed if stream else _awaited, options)
 
 
-type Accepted = asyncio.Future[str]
+type _Accepted = asyncio.Future[str]
 """The ref of the prompt, once it is stored."""
-type _Asking = Callable[[Mesh, dict[str, Any], Accepted, Options], Coroutine[Any, Any, Outcome]]
+type _Asking = Callable[[Mesh, dict[str, Any], _Accepted, Options], Coroutine[Any, Any, Outcome]]
 """Asks with the arguments of `Mesh.ask`, gives the future the ref once it is known, prints an answer, returns the outcome."""
 
 
-async def _awaited(mesh: Mesh, prompt: dict[str, Any], accepted: Accepted, options: Options) -> Outcome:
+async def _awaited(mesh: Mesh, prompt: dict[str, Any], accepted: _Accepted, options: Options) -> Outcome:
     from agentmesh_client.cli.output import Printer
 
     outcome = await mesh.ask_outcome(**prompt, on_accepted=accepted.set_result)
@@ -127,7 +127,7 @@ async def _awaited(mesh: Mesh, prompt: dict[str, Any], accepted: Accepted, optio
     return outcome
 
 
-async def _streamed(mesh: Mesh, prompt: dict[str, Any], accepted: Accepted, options: Options) -> Outcome:
+async def _streamed(mesh: Mesh, prompt: dict[str, Any], accepted: _Accepted, options: Options) -> Outcome:
     from agentmesh_client.cli.output import Printer
     from agentmesh_client.cli.streaming import Screen, print_json
 
@@ -155,7 +155,7 @@ async def _ask(prompt: dict[str, Any], asking: _Asking, options: Options) -> int
     from agentmesh_client.cli.output import Printer
 
     printer = Printer(options)
-    accepted: Accepted = asyncio.get_running_loop().create_future()
+    accepted: _Accepted = asyncio.get_running_loop().create_future()
     async with session(options, prompt["timeout"]) as mesh:
         running = asyncio.create_task(asking(mesh, prompt, accepted, options))
         try:

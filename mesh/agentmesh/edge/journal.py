@@ -25,6 +25,7 @@ from agentmesh.edge.jetstream import (
 from agentmesh.edge.transport import Transport
 from agentmesh.errors import Fenced, MeshError, NotFound, StoreLost, Unavailable
 from agentmesh.subjects import Subjects
+from agentmesh.wire import HEADER_ROOM
 
 log = logging.getLogger("agentmesh.edge")
 
@@ -33,8 +34,6 @@ RECORD = "Mesh-Record"
 BLOB = "Mesh-Blob"
 """Header: name of the blob that holds the body, which says the same."""
 
-HEADER_ROOM = 4096
-"""What a record's headers may take of the server's payload limit."""
 _ACK_S = 2.0
 """Wait for one acknowledgement: a stream's leader that dies takes it along, and the verdict can be asked of the next one."""
 _LOOK_S = 1.0

@@ -20,13 +20,12 @@ from agentmesh.edge.registry import MARKER_TTL_S, Registry
 from agentmesh.edge.transport import Transport
 from agentmesh.errors import BadRequest, ConfigMismatch, ServerTooOld, Unavailable
 from agentmesh.subjects import EPOCH_KEY, StreamRole, Subjects
+from agentmesh.wire import MAIL_ROOM
 
 log = logging.getLogger("agentmesh.edge")
 
 MIN_SERVER = (2, 14)
 """Oldest nats-server that has what the mesh needs (schedules, delete markers, republish of them)."""
-HEADER_ROOM = 64 * 1024
-"""What a mail's size limit leaves of the server's `max_payload`, so that a body can always be passed on with headers."""
 PATIENCE_S = 30.0
 """How long `ensure` waits for a cluster to elect its leaders."""
 
@@ -90,7 +89,7 @@ def stream_configs(
         # No max_bytes and no max_msgs: a stranger's flood on one lane must not fill the others.
         "max_msgs": -1,
         "max_bytes": -1,
-        "max_msg_size": max_payload - HEADER_ROOM,
+        "max_msg_size": max_payload - MAIL_ROOM,
         # A stranger's `Nats-Rollup: all` would empty the stream.
         "allow_rollup_hdrs": False,
         "allow_msg_ttl": False,

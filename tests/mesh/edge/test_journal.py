@@ -15,6 +15,7 @@ from agentmesh.edge.streams import ensure
 from agentmesh.edge.transport import Headers, Message, RequestTimeout, Transport
 from agentmesh.errors import Fenced, StoreLost, Unavailable
 from agentmesh.subjects import Subjects
+from agentmesh.wire import HEADER_ROOM
 from support import (
     Cluster,
     Fault,
@@ -293,7 +294,7 @@ def test_a_large_record_goes_to_the_blobs_and_a_rollup_removes_it(server: Server
             await ensure(t, subjects)
             journal = Journal(t, subjects)
             large = b"x" * (t.max_payload + 1)
-            edge = b"y" * (t.max_payload - journal_module.HEADER_ROOM)
+            edge = b"y" * (t.max_payload - HEADER_ROOM)
             first = await journal.append(AGENT, large, record_id="r1", expected=0)
             second = await journal.append(AGENT, edge, record_id="r2", expected=first)
             third = await journal.append(AGENT, edge + b"y", record_id="r3", expected=second)

@@ -15,6 +15,7 @@ from agentmesh.edge.streams import ensure, stream_configs
 from agentmesh.edge.transport import Message
 from agentmesh.errors import BadRequest, ConfigMismatch, MailboxFull, ServerTooOld, TooLarge, Unavailable
 from agentmesh.subjects import LANES, Subjects
+from agentmesh.wire import MAIL_ROOM
 from support import Cluster, Faulty, Server, connected, eventually, run
 
 
@@ -189,7 +190,7 @@ def test_what_a_stranger_may_not_do_to_mail(server: Server, subjects: Subjects) 
             for headers in ({"Nats-Rollup": "all"}, {"Nats-Rollup": "sub"}, {"Nats-TTL": "1s"}):
                 with pytest.raises(BadRequest):
                     await js.store(t, subjects.inbox("a"), b"x", headers=headers)
-            body = b"x" * (t.max_payload - streams.HEADER_ROOM)
+            body = b"x" * (t.max_payload - MAIL_ROOM)
             await js.store(t, subjects.inbox("a"), body)
             with pytest.raises(TooLarge):
                 await js.store(t, subjects.inbox("a"), body + b"x")

@@ -29,6 +29,7 @@ from agentmesh.edge.jetstream import (
 from agentmesh.edge.transport import Transport
 from agentmesh.errors import Fenced, Unavailable
 from agentmesh.subjects import Subjects
+from agentmesh.wire import HEADER_ROOM
 
 if TYPE_CHECKING:
     from claude_agent_sdk import SessionKey, SessionListSubkeysKey, SessionStoreEntry, SessionStoreListEntry
@@ -39,7 +40,6 @@ PART = "Mesh-Part"
 """Header: `k/n`, the place of this message among those of one large line."""
 MAIN = "main"
 SUB = "sub/"
-HEADER_ROOM = 4096
 TRIES = 5
 """How often a message is sent whose fate a lost acknowledgement leaves open."""
 

@@ -20,12 +20,14 @@ def main() -> None:
     import ctypes  # noqa: PLC0415 - as all that is not needed to be imported as a module
 
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    signal.pthread_sigmask(signal.SIG_BLOCK, HANDED_ON)  # what comes before it can be handed on waits
     try:
-        child = os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ)
+        child = os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ, setsigmask=())
     except OSError as error:
         sys.exit(f"{sys.argv[1]} cannot be run: {error}")
     for number in HANDED_ON:
         signal.signal(number, lambda number, _: os.kill(child, number))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDED_ON)
     silence = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):  # the pipes are the command's: they must end when it does
         os.dup2(silence, stream)
