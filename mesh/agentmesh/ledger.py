@@ -96,13 +96,22 @@ def origin_key(origin: str) -> tuple[int, ...]:
         return (-1,)
 
 
-def settle(ledger: Ledger, effects: tuple[Effect, ...], done: tuple[str, ...], *, seq: int, nonce: str, at: float) -> Ledger:
-    """`ledger` after the record at `seq` is committed: its effects are open, those it names done are closed.
+def settle(
+    ledger: Ledger,
+    effects: tuple[Effect, ...],
+    done: tuple[str, ...],
+    *,
+    seq: int,
+    nonce: str,
+    at: float,
+    turn: TurnInfo | None = None,
+) -> Ledger:
+    """`ledger` after the record at `seq` is committed: its effects are open, those it names done closed, its turn remembered.
 
     What needs an effect's origin is filed here, because an origin exists only once the record has a sequence: timers that
     are set, tagged requests that await their answer, and the requests of waits inside a turn.
     """
-    if not effects and not done:
+    if not effects and not done and turn is None:
         return ledger
     open_ = {k: v for k, v in ledger.effects.items() if k not in done} if done else dict(ledger.effects)
     timers, awaiting, waits = ledger.timers, ledger.awaiting, ledger.waits
@@ -119,14 +128,8 @@ def settle(ledger: Ledger, effects: tuple[Effect, ...], done: tuple[str, ...], *
             awaiting = {**awaiting, origin: Awaited(effect.to, effect.tag)}
         elif isinstance(effect, SendMail) and effect.wait is not None and effect.wait in waits:
             waits = {**waits, effect.wait: structs.replace(waits[effect.wait], origin=origin)}
-    return structs.replace(ledger, effects=open_, timers=timers, awaiting=awaiting, waits=waits)
-
-
-def remember(ledger: Ledger, turn: TurnInfo | None) -> Ledger:
-    """`ledger` with `turn` at the end of its short history."""
-    if turn is None:
-        return ledger
-    return structs.replace(ledger, history=(*ledger.history, turn)[-HISTORY:])
+    history = ledger.history if turn is None else (*ledger.history[1 - HISTORY :], turn)
+    return structs.replace(ledger, effects=open_, timers=timers, awaiting=awaiting, waits=waits, history=history)
 
 
 def shortened(history: tuple[TurnInfo, ...]) -> tuple[TurnInfo, ...]:
@@ -198,8 +201,7 @@ def apply(ledger: Ledger | None, record: Record, seq: int) -> Ledger:
         node=record.node,
         boot=record.boot,
     )
-    base = remember(base, record.turn)
-    return settle(base, record.effects, record.done, seq=seq, nonce=record.id, at=record.at)
+    return settle(base, record.effects, record.done, seq=seq, nonce=record.id, at=record.at, turn=record.turn)
 
 
 def charged(ledger: Ledger, died: bool) -> Ledger:
@@ -232,20 +234,23 @@ def _copied(raw: Raw) -> Raw:
     return raw.copy() if raw != NOTHING else NOTHING
 
 
-def consume(ledger: Ledger, lane: str, seq: int, first: int | None) -> Ledger:
-    """`ledger` with message `seq` of `lane` taken; `first` is the oldest of that lane that still waits, or None.
+def consume(ledger: Ledger, lane: str, seq: int, first: int | None, turn: int | None = None) -> Ledger:
+    """`ledger` with message `seq` of `lane` taken; `first` is the oldest of that lane that still waits, or None; `turn` is the
+    number of the turn that takes it, if one does.
 
     A position means "everything up to here": a message taken ahead of an older one waits in `taken` until the older one goes.
     """
-    beyond = ledger.taken.get(lane, ())
+    number = ledger.turn if turn is None else turn
+    beyond = ledger.taken.get(lane, ()) if ledger.taken else ()
     if first is not None and first < seq:
-        return structs.replace(ledger, taken=_with(ledger.taken, lane, tuple(sorted((*beyond, seq)))))
+        return structs.replace(ledger, taken=_with(ledger.taken, lane, tuple(sorted((*beyond, seq)))), turn=number)
     position = max(seq, ledger.positions.get(lane, 0))
     if not beyond:  # the common case: the oldest goes first
-        return structs.replace(ledger, positions={**ledger.positions, lane: position})
+        return structs.replace(ledger, positions={**ledger.positions, lane: position}, turn=number)
     position = max((position, *(s for s in beyond if first is None or s < first)))
     rest = tuple(s for s in beyond if s > position)
-    return structs.replace(ledger, positions={**ledger.positions, lane: position}, taken=_with(ledger.taken, lane, rest))
+    positions = {**ledger.positions, lane: position}
+    return structs.replace(ledger, positions=positions, taken=_with(ledger.taken, lane, rest), turn=number)
 
 
 def is_taken(ledger: Ledger, lane: str, seq: int) -> bool:

@@ -100,11 +100,8 @@ class Subjects(msgspec.Struct, frozen=True):
 
     def parse_live(self, subject: str) -> tuple[str, str] | None:
         """`(lane, agent)` of a subject under `mesh.live`, or None."""
-        head = f"{self.root}.live."
-        if not subject.startswith(head):
-            return None
-        lane, dot, agent = subject[len(head) :].partition(".")
-        return (lane, agent) if dot else None
+        root, *rest = subject.split(".", 3)
+        return (rest[1], rest[2]) if root == self.root and len(rest) == 3 and rest[0] == "live" else None
 
     def parse_lane(self, subject: str) -> tuple[str, str] | None:
         """`(lane, agent)` of a stored mail subject, or None."""

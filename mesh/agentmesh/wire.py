@@ -261,23 +261,20 @@ def decode_mail(lane: Lane, seq: int, body: bytes, headers: Mapping[str, str], *
 
     On open lanes the sender headers are ignored: a stranger can neither pose as an agent nor spoil its watermark.
     """
+    found = headers.get
     fields: dict[str, Any] = {}
-    if headers:
-        if "traceparent" in headers or "baggage" in headers:  # W3C: baggage goes without a trace, too
-            fields["trace"] = {k: headers[k] for k in TRACE_HEADERS if k in headers}
-        fields["for_life"] = headers.get(FOR)
-        if MSG_ID in headers:
-            fields["msg_id"], fields["stored"] = headers[MSG_ID], headers.get("Nats-Time-Stamp")
-        if lane.trusted:
-            path = headers.get(PATH)
-            fields.update(
-                sender=headers.get(FROM),
-                sender_life=headers.get(FROM_LIFE),
-                origin=headers.get(ORIGIN),
-                tag=headers.get(TAG),
-                path=tuple(path.split(",")) if path else (),
-                schedule=headers.get("Nats-Scheduler"),
-            )
+    if "traceparent" in headers or "baggage" in headers:  # W3C: baggage goes without a trace, too
+        fields["trace"] = {k: headers[k] for k in TRACE_HEADERS if k in headers}
+    if lane.trusted:
+        path = found(PATH)
+        fields.update(
+            sender=found(FROM),
+            sender_life=found(FROM_LIFE),
+            origin=found(ORIGIN),
+            tag=found(TAG),
+            path=tuple(path.split(",")) if path else (),
+            schedule=found("Nats-Scheduler"),
+        )
     try:
         if lane.kind == "prompt":
             # The addresses first: the caller of a malformed prompt can then still be told.
@@ -296,7 +293,9 @@ def decode_mail(lane: Lane, seq: int, body: bytes, headers: Mapping[str, str], *
             fields["event"] = decode_event(body)
     except BadRequest as error:
         fields["problem"] = error.message
-    return Mail(lane=lane.name, seq=seq, **fields)
+    msg_id = found(MSG_ID)
+    stored = None if msg_id is None else found("Nats-Time-Stamp")
+    return Mail(lane=lane.name, seq=seq, for_life=found(FOR), msg_id=msg_id, stored=stored, **fields)
 
 
 # --- outcomes -----------------------------------------------------------------------------------------------------

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+from functools import partial
+
+from agentmesh.edge.journal import Settling
 from agentmesh.errors import Fenced
 from agentmesh.ledger import record_of
-from agentmesh.records import encode_record
+from agentmesh.records import Record, encode_record
 from agentmesh.turn.values import Append, Committed, Core
 from agentmesh_node.services import Services
 from agentmesh_node.status import KEEP_STOPPED_S
 
 STALL_S = 1.0
 """After a stall of more than this, an owner checks its fence before it performs effects (semantics, case 204)."""
+
+type Ending = Callable[[], Awaitable[Committed]]
+"""Goes on with an append that has met trouble; returns and raises as `Appender.append`."""
 
 
 class Appender:
@@ -24,6 +31,34 @@ class Appender:
         self.committed = committed
         """The sequence of the newest record that this owner knows to be stored."""
 
+    def append_soon(self, command: Append, core: Core, appended: Callable[[Committed | Ending], None]) -> bool:
+        """`append` without a task that waits: `appended` is called once, in the step in which the acknowledgement arrives, with
+        what `append` returns, or with what is to be awaited instead.
+
+        Returns: False where this record takes more than a publish, or cannot be sent at once: `append` it. Nothing was sent then.
+        """
+        if command.kind == "tombstone":
+            return False
+        s = self._s
+        record = self._record(command, core)
+        body = encode_record(record)
+        began = s.monotonic()
+
+        def answered(result: int | Settling) -> None:
+            if type(result) is int and s.monotonic() - began <= STALL_S:
+                self.committed = result
+                appended(Committed(result, record.id, record.at, len(body)))
+            else:
+                appended(partial(self._settle, result, command, record, len(body), began))
+
+        return s.journal.append_soon(
+            self._agent, body, answered, record_id=record.id, expected=self.committed, rollup=command.snapshot is not None
+        )
+
+    async def _settle(self, result: int | Settling, command: Append, record: Record, size: int, began: float) -> Committed:
+        self.committed = result if isinstance(result, int) else await result()
+        return await self._committed(command, record, size, began)
+
     async def append(self, command: Append, core: Core) -> Committed:
         """Append the record that the turn machine wants, in the name of the owner that `core.ledger` names.
 
@@ -31,19 +66,7 @@ class Appender:
             Fenced, StoreLost, Unavailable: as `Journal.append`. Nothing of the record may take effect.
         """
         s = self._s
-        record = record_of(
-            core.ledger,
-            command.kind,
-            id=s.token(),
-            at=s.now(),
-            change=command.change,
-            effects=command.effects,
-            done=command.done,
-            turn=command.turn,
-            snapshot=command.snapshot,
-            trace=command.trace,
-            positions=core.work.positions if command.kind == "rest" else None,
-        )
+        record = self._record(command, core)
         body = encode_record(record)
         began = s.monotonic()
         self.committed = await s.journal.append(
@@ -54,8 +77,27 @@ class Appender:
             rollup=command.snapshot is not None,
             ttl_s=KEEP_STOPPED_S if command.kind == "tombstone" else None,
         )
-        if s.monotonic() - began > STALL_S and command.effects:
-            newest = await s.journal.last(self._agent)
+        return await self._committed(command, record, len(body), began)
+
+    async def _committed(self, command: Append, record: Record, size: int, began: float) -> Committed:
+        """The end of an append. After a stall, only if no other owner has appended meanwhile."""
+        if self._s.monotonic() - began > STALL_S and command.effects:
+            newest = await self._s.journal.last(self._agent)
             if newest is not None and newest[0] != self.committed:
                 raise Fenced(f"{self._agent}: another owner has appended during a stall")
-        return Committed(self.committed, record.id, record.at, len(body))
+        return Committed(self.committed, record.id, record.at, size)
+
+    def _record(self, command: Append, core: Core) -> Record:
+        return record_of(
+            core.ledger,
+            command.kind,
+            id=self._s.token(),
+            at=self._s.now(),
+            change=command.change,
+            effects=command.effects,
+            done=command.done,
+            turn=command.turn,
+            snapshot=command.snapshot,
+            trace=command.trace,
+            positions=core.work.positions if command.kind == "rest" else None,
+        )

@@ -22,6 +22,7 @@ from agentmesh.edge.jetstream import (
 )
 from agentmesh.edge.journal import Journal
 from agentmesh.edge.registry import Entry, Registry, View, decode_spec
+from agentmesh.edge.soon import store_soon
 from agentmesh.edge.transport import Transport
 from agentmesh.errors import Unavailable
 from agentmesh.ledger import fold, origin_key
@@ -118,6 +119,23 @@ class Deeds:
                 return self._bury(origin, entry.nonce, effect)
 
     # --- outcomes -------------------------------------------------------------------------------------------------
+    def tell_soon(self, effect: Resolve, told: Callable[[Exception | None], None]) -> bool:
+        """Tell who waits, and store the outcome, without a task that waits: `told` is called once, with what went wrong if
+        something did, in the step in which that is known.
+
+        Returns: False where it takes more than this, or cannot be sent at once: `perform` it.
+        """
+        body = wire.encode_outcome(effect.outcome)
+        if effect.stream_to is not None or len(body) > outcome_limit(self._t.max_payload):
+            return False
+        if effect.reply_to is not None and not self._t.send(effect.reply_to, body):
+            return False
+
+        def stored(result: int | Exception) -> None:
+            told(result if isinstance(result, Exception) and not _is_stored(result) else None)
+
+        return store_soon(self._t, self._subjects.result(self.agent, effect.outcome.ref), body, stored, expected=0)
+
     def _resolve(self, effect: Resolve) -> Awaitable[None]:
         return self._tell(msgspec.structs.replace(effect, outcome=self._capped(effect.outcome, mailed=False)))
 
@@ -135,7 +153,7 @@ class Deeds:
         try:
             await store(self._t, self._subjects.result(self.agent, effect.outcome.ref), body, expected=0)
         except WrongLastSequence as error:
-            if error.last is None:
+            if not _is_stored(error):
                 raise
 
     async def _echo(self, effect: Echo) -> None:
@@ -341,3 +359,8 @@ async def keep_applied(registry: Registry, name: str, by: By) -> None:
 
 def _hash(sender: str) -> str:
     return hashlib.sha256(sender.encode()).hexdigest()[:16]
+
+
+def _is_stored(error: Exception) -> bool:
+    """Whether an outcome was refused because there is one already: the first one stored stays."""
+    return isinstance(error, WrongLastSequence) and error.last is not None

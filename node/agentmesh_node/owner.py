@@ -1,47 +1,37 @@
-"""The owner of one agent: carries inputs into the turn machine and performs what it wants, in order.
+"""The owner of one agent: takes its mail and all else that comes in, and performs what the turn machine wants.
 
-Dull on purpose: what is to be done is decided in `agentmesh.turn`. One input is handled at a time. While a callback runs or a
-record is in flight, what arrives waits; the prompt task runs beside, so that it can be killed.
+Dull on purpose: what is to be done is decided in `agentmesh.turn`, and `driving` keeps the order. The prompt task runs beside the
+inputs, so that it can be killed.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
-from agentmesh.decisions import NONE
 from agentmesh.edge.transport import Message
-from agentmesh.errors import Fenced, StoreLost, Unavailable
 from agentmesh.ownership import Claim
 from agentmesh.records import Ledger
 from agentmesh.subjects import LANES
-from agentmesh.turn import new_core, step
+from agentmesh.turn import new_core
 from agentmesh.turn.step_values import Taken, WaitOver
 from agentmesh.turn.values import (
     Answer,
-    Append,
     Arrived,
     AwaitLeave,
     Backoff,
-    Call,
     Cleared,
-    Command,
     Core,
     Done,
     Emit,
     GaveUp,
     Input,
-    KillTurn,
     Perform,
-    Phase,
-    Raised,
     Restarted,
-    Returned,
     ReturnLeave,
     RunTurn,
     SetStatus,
@@ -54,9 +44,9 @@ from agentmesh.turn.values import (
 )
 from agentmesh.wire import ErrorBody, Mail, Spec
 from agentmesh_node import controls
-from agentmesh_node.appending import Appender
 from agentmesh_node.claiming import Lost, take
 from agentmesh_node.deeds import Deeds
+from agentmesh_node.driving import STOP_GRACE_S, Driver
 from agentmesh_node.leave import Leave
 from agentmesh_node.mailbox import Mailbox
 from agentmesh_node.performer import Performer
@@ -73,8 +63,6 @@ log = logging.getLogger("agentmesh.node")
 
 LOOK_S = 0.01
 """How often something that gives no sign is looked at."""
-STOP_GRACE_S = 5.0
-"""How long a running callback may hold up a stop before it is cancelled."""
 
 
 class Owner:
@@ -88,13 +76,8 @@ class Owner:
         self.claim = claim
         self._s = services
         self._ended = ended
-        self.core: Core | None = None
-        self._appender = Appender(services, name, committed=0)
-        self._queue: deque[Input] = deque()
-        self._driver: asyncio.Task[None] | None = None
-        self._driving = False
-        self._calling = False
-        self._overdue = False
+        self._driver = Driver(self, services, _PERFORM)
+        self._emit_fact = services.events.emit
         self._begun = False
         self._closed = False
         self._leave: Leave | None = None
@@ -126,13 +109,13 @@ class Owner:
             self._status.set("stopped", taken.ledger.failed)
             await self._status.settled()
             raise Lost("this life is over", final=True)
-        self._appender.committed = taken.fence
+        self._driver.appender.committed = taken.fence
         await self._begin(taken.ledger, taken.died)
 
     async def _begin(self, ledger: Ledger, died: bool) -> None:
         s = self._s
         s.awake += 1
-        self.core = new_core(s.config(self.name, self.spec, self.runner), ledger)
+        self._driver.core = new_core(s.config(self.name, self.spec, self.runner), ledger)
         deeds = Deeds(
             agent=self.name,
             life=self.claim.incarnation,
@@ -183,7 +166,7 @@ class Owner:
             self._s.awake -= 1
         for handle in self._timers:
             handle.cancel()
-        for task in (self._driver, self._sweeper):
+        for task in (self._driver.task, self._sweeper):
             if task is not None and task is not asyncio.current_task() and not task.done():
                 task.cancel()
                 await asyncio.wait((task,), timeout=STOP_GRACE_S)
@@ -200,6 +183,11 @@ class Owner:
             await self._leave.give_back()
 
     @property
+    def core(self) -> Core | None:
+        """What the turn machine knows of the agent; None until this owner has made itself the owner."""
+        return self._driver.core
+
+    @property
     def begun(self) -> bool:
         """Whether what waits for the agent is known, so that its state can be told."""
         return self._begun
@@ -207,7 +195,11 @@ class Owner:
     @property
     def committed(self) -> int:
         """The sequence of the newest record that this owner knows to be stored."""
-        return self._appender.committed
+        return self._driver.appender.committed
+
+    def end(self, lost: Lost | None) -> None:
+        """This owner can do no more: why, or None where the agent's life is over."""
+        self._ended(self, lost)
 
     def lose_store(self) -> None:
         """The store does not have that record any more: stop, and write nothing."""
@@ -221,34 +213,13 @@ class Owner:
 
     # --- inputs -----------------------------------------------------------------------------------------------------
     def feed(self, item: Input) -> None:
-        """Take an input: at once, or behind what is being handled."""
-        if self._closed:
-            return
-        self._queue.append(item)
-        if self._driving or self.core is None:
-            return
-        # At once, in the step in which it arrived. A task is made only if something must be awaited.
-        self._driving = True
+        """Take an input: at once, in the step in which it arrived, or behind what is being handled."""
+        if not self._closed:
+            self._driver.feed(item)
+
+    def stir(self) -> None:
+        """Something has come in, so the agent is not at rest."""
         self._resting.stir()
-        waiting: list[Command] = []
-        try:
-            while self._queue and not waiting:
-                waiting = self._step(self._queue.popleft())
-        except Exception:
-            log.exception("owner failed", extra={"agent": self.name})
-            self._driving = False
-            self._ended(self, Lost("a defect", final=False))
-            return
-        if waiting:
-            driver = asyncio.Task(
-                self._drive(waiting), loop=asyncio.get_running_loop(), name=f"owner {self.name}", eager_start=True
-            )
-            if not driver.done():
-                self._driver = driver
-            return
-        self._driving = False
-        if self.core.phase is Phase.OVER:
-            self._ended(self, None)
 
     def live(self, lane: str, message: Message) -> None:
         """Take what came on the agent's one subscription."""
@@ -267,7 +238,7 @@ class Owner:
         self.spec = spec
         if self._begun:  # else `_begin` sees it: where the agent stands must be known before it is stopped
             self.feed(Stop(self._stop_reason()))
-            self.later(STOP_GRACE_S, self._hurry)
+            self.later(STOP_GRACE_S, self._driver.hurry)
 
     def _arrived(self, mail: tuple[Mail, ...]) -> None:
         self.feed(Arrived(mail))
@@ -291,86 +262,7 @@ class Owner:
         handle.cancel()
         self._timers.discard(handle)
 
-    # --- the loop ---------------------------------------------------------------------------------------------------
-    async def _drive(self, waiting: list[Command]) -> None:
-        lost: Lost | None = None
-        try:
-            await self._perform(waiting)
-        except Lost as error:
-            lost = error
-        except (Fenced, StoreLost, Unavailable) as error:
-            lost = Lost.by(error)
-        except asyncio.CancelledError:
-            raise
-        except Exception:
-            log.exception("owner failed", extra={"agent": self.name})
-            lost = Lost("a defect", final=False)
-        finally:
-            self._driving = False
-            self._driver = None
-        if lost is not None:
-            self._ended(self, lost)
-        elif self.core is not None and self.core.phase is Phase.OVER and not self._queue:
-            self._ended(self, None)
-
-    def _step(self, item: Input) -> list[Command]:
-        """One input: perform what can be performed at once, and return what must be awaited, with what follows it."""
-        assert self.core is not None
-        self.core, commands = step(self.core, item, self._s.now())
-        for index, command in enumerate(commands):
-            perform = _PERFORM.get(type(command))
-            if perform is None:
-                return commands[index:]
-            perform(self, command)
-        return []
-
-    async def _perform(self, commands: list[Command]) -> None:
-        """Perform commands of which some are awaited, and what their ends and the inputs that wait bring forth."""
-        while True:
-            following: Input | None = None
-            for command in commands:
-                if isinstance(command, Call):
-                    following = await self._call(command)
-                elif isinstance(command, Append):
-                    assert self.core is not None
-                    following = await self._appender.append(command, self.core)
-                    if command.turn is not None and self.runner is not None:
-                        self.runner.end_span(command.turn.error.code if command.turn.error else None)
-                elif isinstance(command, KillTurn):
-                    await self._turn.kill()
-                else:
-                    _PERFORM[type(command)](self, command)
-            if following is None and self._queue and not self._closed:
-                following = self._queue.popleft()
-            if following is None:
-                return
-            commands = self._step(following)
-
-    async def _call(self, command: Call) -> Input:
-        if self.runner is None:
-            return Returned(NONE)
-        self._calling = True
-        try:
-            return await self.runner.call(command)
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if not self._overdue or task is None:
-                raise
-            # Cancelled by `_hurry` and by nobody else: the callback ends, the owner goes on.
-            self._overdue = False
-            task.uncancel()
-            return Raised(ErrorBody(code="timeout", message=f"{command.hook} held up the stop for {STOP_GRACE_S:g} s"))
-        finally:
-            self._calling = False
-
-    def _hurry(self) -> None:
-        """While the agent stops, no callback may take longer than the grace."""
-        if self._calling and self._driver is not None:
-            self._overdue = True
-            self._driver.cancel()
-        if self.core is None or self.core.phase is not Phase.OVER:
-            self.later(STOP_GRACE_S, self._hurry)
-
+    # --- commands ---------------------------------------------------------------------------------------------------
     def _add_effects(self, command: Perform) -> None:
         assert self._performer is not None
         self._performer.add(command.effects)
@@ -383,11 +275,11 @@ class Owner:
             self._s.spawn(controls.answer(self._s, self._replies.pop(command.token, ""), command.body))
 
     def _tell_fact(self, command: Emit) -> None:
-        core = self.core
+        core, turn = self.core, command.turn
         assert core is not None
-        turn = core.active.number if core.active is not None else core.ledger.turn
-        turn = turn if command.turn is None else command.turn
-        self._s.events.emit(self.name, command.kind, turn, command.fields)
+        if turn is None:
+            turn = core.active.number if core.active is not None else core.ledger.turn
+        self._emit_fact(self.name, command.kind, turn, command.fields)
 
     def _wake_at(self, command: Wake) -> None:
         self.later(command.at - self._s.now() + 0.001, lambda: self.feed(Tick()))
@@ -412,6 +304,10 @@ class Owner:
         self._sweeper = asyncio.get_running_loop().create_task(self._sweep(), name=f"sweep {self.name}")
 
     # --- turns ------------------------------------------------------------------------------------------------------
+    async def kill_turn(self) -> None:
+        """End the prompt task; nothing of it runs on."""
+        await self._turn.kill()
+
     @property
     def steps(self) -> StepKeeper | None:
         """The steps of the running turn."""
@@ -454,7 +350,7 @@ class Owner:
     def idle(self) -> bool:
         """Whether no turn runs and no record is in flight."""
         core = self.core
-        return core is not None and core.active is None and not self._driving
+        return core is not None and core.active is None and not self._driver.busy
 
     @property
     def settled_down(self) -> bool:
@@ -473,7 +369,7 @@ class Owner:
     async def pause(self) -> None:
         """Return when something of what runs has ended, or soon, if nothing does."""
         turn = self.runner.turn_task if self.runner is not None else None
-        waiting = [task for task in (self._driver, turn) if task is not None and not task.done()]
+        waiting = [task for task in (self._driver.task, turn) if task is not None and not task.done()]
         if waiting:
             await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         else:

@@ -72,14 +72,40 @@ class Performer:
         """Begin to perform `effects`, in order per target."""
         for origin, entry in effects:
             target = target_of(entry.effect)
+            item = Item(origin, entry, doubtful)
             queue = self._queues.get(target)
             if queue is not None:
-                queue.append(Item(origin, entry, doubtful))
+                queue.append(item)
                 continue
-            self._queues[target] = deque((Item(origin, entry, doubtful),))
-            task = asyncio.Task(self._work(target), loop=asyncio.get_running_loop(), name=f"effects {target}", eager_start=True)
-            if not task.done():
-                self._workers[target] = task
+            queue = self._queues[target] = deque((item,))
+            if doubtful or not isinstance(entry.effect, Resolve) or not self._told_soon(target, item, entry.effect):
+                self._begin(target)
+
+    def _told_soon(self, target: str, item: Item, effect: Resolve) -> bool:
+        """Give an outcome to who waits for it, without a task: the most frequent effect, and one that is hardly ever refused.
+        Whether that is on its way; if it fails, it is tried again as any other."""
+        queue = self._queues[target]
+
+        def told(error: Exception | None) -> None:
+            if self._queues.get(target) is not queue:
+                return  # closed
+            if error is not None:
+                item.doubtful = item.doubtful or isinstance(error, Uncertain)
+                self._begin(target)
+                return
+            queue.popleft()
+            if not queue:
+                del self._queues[target]
+            self._done((item.origin,))
+            if queue and self._queues.get(target) is queue:
+                self._begin(target)
+
+        return self._deeds.tell_soon(effect, told)
+
+    def _begin(self, target: str) -> None:
+        task = asyncio.Task(self._work(target), loop=asyncio.get_running_loop(), name=f"effects {target}", eager_start=True)
+        if not task.done():
+            self._workers[target] = task
 
     async def close(self) -> None:
         """Stop. What is not done stays open in the journal."""

@@ -63,6 +63,7 @@ class Runner:
     def __init__(self, cls: type[Agent[Any]], name: str, backend: BackendFactory, ports: Ports, tracing: Tracing) -> None:
         self._cls = cls
         self._name = name
+        self._title = f"turn {name}"
         self._factory = backend
         self._ports = ports
         self._tracing = tracing
@@ -286,11 +287,12 @@ class Runner:
         self._meter = Meter(command.purse, self._ports.prices, self._ports.monotonic)
         self._steps = MeteredSteps(steps if steps is not None else UnjournaledSteps(), self._meter)
         self._number = command.number
-        self._span = self._tracing.turn(self._name, command.request, command.number, command.trace)
-        self._turn = asyncio.Task(
-            self._run_turn(command, feed, live), loop=asyncio.get_running_loop(), name=f"turn {self._name}", eager_start=True
+        if self._tracing.on:
+            self._span = self._tracing.turn(self._name, command.request, command.number, command.trace)
+        task = self._turn = asyncio.Task(
+            self._run_turn(command, feed, live), loop=asyncio.get_running_loop(), name=self._title, eager_start=True
         )
-        return not self._turn.done()
+        return not task.done()
 
     async def kill_turn(self) -> None:
         """End the prompt task: when this returns nothing of it runs on, or it is reported and its result will be dropped."""

@@ -39,6 +39,9 @@ class Doomed(Faulty):
             await self.flush()
             die()
 
+    def send(self, subject: str, data: bytes = b"") -> bool:
+        return not self._is_it(subject, data) and super().send(subject, data)  # what is doomed is published, which waits
+
     async def request(self, subject: str, data: bytes = b"", *, headers: Headers | None = None, timeout: float) -> Message:
         doomed = self._is_it(subject, data)
         if doomed and self._when == "BEFORE":

@@ -10,7 +10,7 @@ import pytest
 
 from agentmesh.edge.jetstream import Uncertain
 from agentmesh.errors import MailboxFull, Unavailable
-from agentmesh.records import Effect, Open, Resolve, SendMail, SetTimer, StartAgent
+from agentmesh.records import Echo, Effect, Open, Resolve, SendMail, SetTimer, StartAgent
 from agentmesh.wire import ErrorBody, Outcome
 from agentmesh_node import performer
 from agentmesh_node.deeds import Deeds, Refused
@@ -35,6 +35,9 @@ class Script:
         self._blind = blind
         self.attempts = 0
         self.looks = 0
+
+    def tell_soon(self, effect: Resolve, told: Callable[[Exception | None], None]) -> bool:
+        return False
 
     async def perform(self, origin: str, entry: Open) -> None:
         self.attempts += 1
@@ -63,7 +66,10 @@ class Case:
             now=lambda: NOW,
             window_s=window_s,
         )
-        self._performer.add([("1.1.0", Open(effect, "nonce", NOW - age_s))], doubtful=doubtful)
+        self.add("1.1.0", effect, doubtful=doubtful, age_s=age_s)
+
+    def add(self, origin: str, effect: Effect, *, doubtful: bool = False, age_s: float = 0.0) -> None:
+        self._performer.add([(origin, Open(effect, "nonce", NOW - age_s))], doubtful=doubtful)
 
     async def until(self, condition: Callable[[Case], bool]) -> None:
         try:
@@ -164,5 +170,76 @@ def test_closing_leaves_the_effect_open() -> None:
         attempts = case.script.attempts
         await asyncio.sleep(0)
         assert (case.done, case.gave_up, case.script.attempts) == ([], [], attempts)
+
+    run(main())
+
+
+# --- outcomes, told without a task --------------------------------------------------------------------------------------
+class Teller(Script):
+    """Deeds that tell an outcome soon: `end` ends it."""
+
+    def __init__(self, *ends: Exception | None) -> None:
+        super().__init__(*ends)
+        self.told: list[Callable[[Exception | None], None]] = []
+
+    def tell_soon(self, effect: Resolve, told: Callable[[Exception | None], None]) -> bool:
+        self.told.append(told)
+        return True
+
+
+def telling(script: Teller, *, doubtful: bool = False) -> Case:
+    return Case(script, OUTCOME, doubtful=doubtful, age_s=0, window_s=3600)
+
+
+def test_an_outcome_is_told_without_a_task() -> None:
+    async def main() -> None:
+        case = telling(script := Teller(None))
+        assert case.done == [] and script.attempts == 0
+        script.told[0](None)
+        assert case.done == ["1.1.0"] and script.attempts == 0
+        await case.until(lambda case: True)
+
+    run(main())
+
+
+@pytest.mark.parametrize("error", [Uncertain("?"), Unavailable("no leader")])
+def test_an_outcome_that_could_not_be_told_is_tried_as_any_other_effect(error: Exception) -> None:
+    async def main() -> None:
+        case = telling(script := Teller(Unavailable("no leader"), None))
+        script.told[0](error)
+        await case.until(lambda case: case.done == ["1.1.0"])
+        assert script.attempts == 2
+
+    run(main())
+
+
+def test_what_follows_an_outcome_on_its_target_waits_for_it() -> None:
+    async def main() -> None:
+        case = telling(script := Teller(None))
+        case.add("1.2.0", Echo(ref="1", of="0"))
+        await asyncio.sleep(0)
+        assert script.attempts == 0
+        script.told[0](None)
+        await case.until(lambda case: case.done == ["1.1.0", "1.2.0"])
+
+    run(main())
+
+
+def test_an_outcome_that_a_former_owner_may_have_told_is_not_told_soon() -> None:
+    async def main() -> None:
+        case = telling(script := Teller(None), doubtful=True)
+        await case.until(lambda case: case.done == ["1.1.0"])
+        assert script.told == []
+
+    run(main())
+
+
+def test_an_end_that_comes_after_the_close_is_nobodys() -> None:
+    async def main() -> None:
+        case = telling(script := Teller(None))
+        await case.until(lambda case: True)
+        script.told[0](None)
+        script.told[0](Unavailable("no leader"))
+        assert (case.done, script.attempts) == ([], 0)
 
     run(main())

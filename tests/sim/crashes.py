@@ -10,11 +10,11 @@ import asyncio
 import dataclasses
 import random
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any, Literal
 
 from agentmesh.edge.registry import decode_spec
-from agentmesh.edge.transport import Handler, Headers, Message, Subscription, Transport
+from agentmesh.edge.transport import Answered, Handler, Headers, Message, Subscription, Transport
 from agentmesh.wire import Outcome
 from agentmesh_client.client import Mesh
 from judge.evidence import Evidence
@@ -33,10 +33,14 @@ type Moment = Literal["before", "after"]
 type Script = Callable[[Mesh, "Notes"], Awaitable[None]]
 
 
+class Vanished(BaseException):
+    """What runs now belongs to a process that is dead: nothing more of this step may happen."""
+
+
 class Counting:
     """A transport that calls `at(k)` for its k-th call, before and after it is made."""
 
-    def __init__(self, inner: Transport, at: Callable[[int, Moment, str], Awaitable[None] | None]) -> None:
+    def __init__(self, inner: Transport, at: Callable[[int, Moment, str], Coroutine[Any, Any, None] | None]) -> None:
         self._inner = inner
         self._at = at
         self.calls = 0
@@ -52,6 +56,14 @@ class Counting:
             await dying
         return await pending
 
+    def _make_now[T](self, what: str, call: Callable[[], T]) -> T:
+        self.calls += 1
+        number = self.calls
+        _vanish(self._at(number, "before", what))
+        made = call()
+        _vanish(self._at(number, "after", what))
+        return made
+
     @property
     def max_payload(self) -> int:
         return self._inner.max_payload
@@ -62,6 +74,16 @@ class Counting:
 
     async def publish(self, subject: str, data: bytes = b"", *, headers: Headers | None = None, reply: str = "") -> None:
         await self._make(subject, lambda: self._inner.publish(subject, data, headers=headers, reply=reply))
+
+    def send(self, subject: str, data: bytes = b"") -> bool:
+        return self._make_now(subject, lambda: self._inner.send(subject, data))
+
+    def call(
+        self, subject: str, data: bytes = b"", *, headers: Headers | None = None, timeout: float, answered: Answered
+    ) -> bool:
+        return self._make_now(
+            subject, lambda: self._inner.call(subject, data, headers=headers, timeout=timeout, answered=answered)
+        )
 
     def post(self, subject: str, data: bytes = b"") -> None:
         self._inner.post(subject, data)  # news for people: nothing depends on it
@@ -86,6 +108,13 @@ class Counting:
 
     async def close(self) -> None:
         await self._inner.close()
+
+
+def _vanish(dying: Coroutine[Any, Any, None] | None) -> None:
+    """Die in the middle of a step that awaits nothing."""
+    if dying is not None:
+        dying.send(None)  # up to where it waits for ever
+        raise Vanished
 
 
 @dataclasses.dataclass
@@ -140,7 +169,7 @@ async def _play(loop: SimLoop, script: Script, kill_at: int, moment: Moment) -> 
     counting: list[Counting] = []
     gone = loop.create_future()
 
-    def at(number: int, now: Moment, _what: str) -> Awaitable[None] | None:
+    def at(number: int, now: Moment, _what: str) -> Coroutine[Any, Any, None] | None:
         if number != kill_at or now != moment or gone.done():
             return None
         gone.set_result(None)
@@ -170,7 +199,13 @@ async def _play(loop: SimLoop, script: Script, kill_at: int, moment: Moment) -> 
     again = sum(Cell.called.values()) - len(Cell.called)
     if again > 1:
         wrong.append(f"{again} calls of turns were made again, and only one can have been in flight")
-    return _final(world, notes, evidence, [*wrong, *judge(evidence, ()), *loop.defects], counting[0].calls)
+    return _final(
+        world,
+        notes,
+        evidence,
+        [*wrong, *judge(evidence, ()), *(d for d in loop.defects if Vanished.__name__ not in d)],
+        counting[0].calls,
+    )
 
 
 async def _die(world: World) -> None:

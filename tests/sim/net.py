@@ -18,7 +18,16 @@ from typing import Any
 
 from agentmesh.edge.delivery import CLOSE_TIMEOUT_S, Gathering, LiveSubscription
 from agentmesh.edge.frames import check_pattern, publish_frame
-from agentmesh.edge.transport import Disconnected, Handler, Headers, Message, NoResponders, RequestTimeout, Subscription
+from agentmesh.edge.transport import (
+    Answered,
+    Disconnected,
+    Handler,
+    Headers,
+    Message,
+    NoResponders,
+    RequestTimeout,
+    Subscription,
+)
 from agentmesh.errors import TooLarge
 from sim.loop import Process, SimLoop
 from sim.server import Server
@@ -240,6 +249,7 @@ class SimTransport:
         self._sids = itertools.count(1)
         self._tokens = itertools.count(1)
         self._waiting: dict[str, asyncio.Future[Message]] = {}
+        self._called: dict[str, tuple[Answered, asyncio.TimerHandle]] = {}
         self._gathering: dict[str, Gathering] = {}
         self._gap_callbacks: dict[object, Callable[[], None]] = {}
         self._reconnecting: asyncio.Task[None] | None = None
@@ -298,6 +308,8 @@ class SimTransport:
             _fail(future)
         for gathering in self._gathering.values():
             _fail(gathering.done)
+        for reply in list(self._called):
+            self._tell(reply, Disconnected())
         if not self._closing:
             self._reconnecting = self._loop.create_task(self._reconnect())
 
@@ -339,6 +351,14 @@ class SimTransport:
         """See `Transport.publish`."""
         self._publish(subject, data, headers, reply)
 
+    def send(self, subject: str, data: bytes = b"") -> bool:
+        """See `Transport.send`."""
+        try:
+            self._publish(subject, data, None, "")
+        except Disconnected:
+            return False
+        return True
+
     def post(self, subject: str, data: bytes = b"") -> None:
         """See `Transport.post`."""
         with contextlib.suppress(Disconnected, TooLarge):
@@ -364,6 +384,24 @@ class SimTransport:
         if message.status == "503" and not message.data:
             raise NoResponders(subject)
         return message
+
+    def call(
+        self, subject: str, data: bytes = b"", *, headers: Headers | None = None, timeout: float, answered: Answered
+    ) -> bool:
+        """See `Transport.call`."""
+        reply = f"{self._inbox}{next(self._tokens)}"
+        try:
+            self._publish(subject, data, headers, reply)
+        except Disconnected:
+            return False
+        timer = self._loop.call_later(timeout, self._tell, reply, RequestTimeout())
+        self._called[reply] = answered, timer
+        return True
+
+    def _tell(self, reply: str, outcome: Message | Exception) -> None:
+        if (called := self._called.pop(reply, None)) is not None:
+            called[1].cancel()
+            called[0](outcome)
 
     async def request_many(self, subject: str, data: bytes = b"", *, timeout: float) -> list[Message]:
         """See `Transport.request_many`."""
@@ -439,6 +477,9 @@ class SimTransport:
             subscription.deliver(message)
 
     def _on_reply(self, message: Message) -> None:
+        if message.subject in self._called:
+            self._tell(message.subject, message if message.status != "503" or message.data else NoResponders())
+            return
         future = self._waiting.get(message.subject)
         if future is not None:
             if not future.done():

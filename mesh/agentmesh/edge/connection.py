@@ -17,9 +17,18 @@ from urllib.parse import urlsplit
 
 from agentmesh.edge.client import Client
 from agentmesh.edge.delivery import CLOSE_TIMEOUT_S, Gathering, LiveSubscription
-from agentmesh.edge.frames import NO_HEADERS, check_pattern, publish_frame
-from agentmesh.edge.transport import Disconnected, Handler, Headers, Message, NoResponders, RequestTimeout, Subscription
-from agentmesh.errors import BadRequest, TooLarge, Unavailable
+from agentmesh.edge.frames import NO_HEADERS, check_pattern, publish_frame, publish_head
+from agentmesh.edge.transport import (
+    Answered,
+    Disconnected,
+    Handler,
+    Headers,
+    Message,
+    NoResponders,
+    RequestTimeout,
+    Subscription,
+)
+from agentmesh.errors import BadRequest, Unavailable
 
 log = logging.getLogger("agentmesh.edge")
 
@@ -27,6 +36,8 @@ PING_INTERVAL_S = 5
 MAX_OUTSTANDING_PINGS = 2
 RECONNECT_WAIT_S = 0.25
 ATTEMPT_TIMEOUT_S = 2.0
+MAX_HEADS = 16_384
+"""Subjects for which the beginning of a command is kept ready."""
 LOOK_S = 0.25
 """How often requests are looked at whose time may be over: one timer for all is cheaper than one for each."""
 
@@ -113,7 +124,11 @@ class NatsTransport:
         self._sids = itertools.count(1)
         self._waiting: dict[str, tuple[asyncio.Future[Message], float]] = {}
         """Per reply subject: who waits, and until when (on the loop's clock)."""
+        self._called: dict[str, tuple[Answered, float]] = {}
+        """The same of those who are called."""
         self._looker: asyncio.TimerHandle | None = None
+        self._heads: dict[str, bytes] = {}
+        """How commands begin that post to subjects of late."""
         self._gathering: dict[str, Gathering] = {}
         self._gap_callbacks: dict[object, Callable[[], None]] = {}
         self._tokens = itertools.count()
@@ -172,6 +187,14 @@ class NatsTransport:
             await self._uncongested(client)
         client.send(frame)
 
+    def send(self, subject: str, data: bytes = b"") -> bool:
+        """See `Transport.send`."""
+        client = self._client
+        if not self._live or client.congested:
+            return False
+        client.send(publish_frame(subject, data, None, "", client._max_payload))
+        return True
+
     def post(self, subject: str, data: bytes = b"") -> None:
         """See `Transport.post`."""
         self.post_all(((subject, data),))
@@ -181,14 +204,18 @@ class NatsTransport:
         client = self._client
         if not client.up or client.congested:
             return
-        frames = []
+        limit, heads, frames = client._max_payload, self._heads, []
         for subject, data in messages:
-            try:
-                frames.append(publish_frame(subject, data, None, "", client._max_payload))
-            except TooLarge:
-                continue
+            if len(data) <= limit:
+                frames.append(b"%b%d\r\n%b\r\n" % (heads.get(subject) or self._head(subject), len(data), data))
         if frames:
             client.send_along(b"".join(frames))
+
+    def _head(self, subject: str) -> bytes:
+        if len(self._heads) >= MAX_HEADS:
+            self._heads.clear()
+        head = self._heads[subject] = publish_head(subject)
+        return head
 
     async def request(self, subject: str, data: bytes = b"", *, headers: Headers | None = None, timeout: float) -> Message:
         """See `Transport.request`."""
@@ -208,6 +235,21 @@ class NatsTransport:
         if message.status == "503" and not message.data:
             raise NoResponders(subject)
         return message
+
+    def call(
+        self, subject: str, data: bytes = b"", *, headers: Headers | None = None, timeout: float, answered: Answered
+    ) -> bool:
+        """See `Transport.call`."""
+        client = self._client
+        if not self._live or client.congested:
+            return False
+        reply = f"{self._inbox}{next(self._tokens)}"
+        frame = publish_frame(subject, data, headers, reply, client._max_payload)
+        self._called[reply] = answered, self._loop.time() + timeout
+        if self._looker is None:
+            self._looker = self._loop.call_later(LOOK_S, self._look)
+        client.send(frame)
+        return True
 
     async def request_many(self, subject: str, data: bytes = b"", *, timeout: float) -> list[Message]:
         """See `Transport.request_many`."""
@@ -267,7 +309,21 @@ class NatsTransport:
         for future, deadline in self._waiting.values():
             if deadline <= now:
                 _expire(future)
-        self._looker = self._loop.call_later(LOOK_S, self._look) if self._waiting else None
+        self._looker = None
+        for reply in [reply for reply, (_, deadline) in self._called.items() if deadline <= now]:
+            self._tell(reply, RequestTimeout())
+        if self._looker is None and (self._waiting or self._called):
+            self._looker = self._loop.call_later(LOOK_S, self._look)
+
+    def _tell(self, reply: str, outcome: Message | Exception) -> None:
+        """Tell who called with this reply subject how it ended."""
+        called = self._called.pop(reply, None)
+        if called is None:
+            return
+        try:
+            called[0](outcome)
+        except Exception:
+            log.exception("who was to be told of a reply failed")
 
     async def _uncongested(self, client: Client) -> None:
         await client.uncongested()
@@ -306,6 +362,10 @@ class NatsTransport:
                 await self.flush(CLOSE_TIMEOUT_S)
 
     def _on_reply(self, message: Message) -> None:
+        called = self._called.pop(message.subject, None)
+        if called is not None:
+            called[0](message if message.status != "503" or message.data else NoResponders())
+            return
         waiting = self._waiting.get(message.subject)
         if waiting is not None:
             if not waiting[0].done():
@@ -368,6 +428,8 @@ class NatsTransport:
         for gathering in self._gathering.values():
             if not gathering.done.done():
                 gathering.done.set_exception(Disconnected())
+        for reply in list(self._called):
+            self._tell(reply, Disconnected())
 
     async def _on_error(self, error: Exception) -> None:
         self.last_error = str(error) or type(error).__name__

@@ -13,6 +13,7 @@ MAX_ADDRESS = 4000
 NO_HEADERS: Headers = MappingProxyType({})
 
 _HEADER_LINE = "NATS/1.0\r\n"
+_END = b"\r\n"
 _MAX_KNOWN_NAMES = 1024
 _known_names: set[str] = set()
 
@@ -25,26 +26,34 @@ def publish_frame(subject: str, data: bytes, headers: Headers | None, reply: str
             connection, so it is checked here (design 3, Effects).
         BadRequest: the subject, the reply or a header name is malformed (it could smuggle in other commands).
     """
-    if not subject or not subject.isprintable() or " " in subject:
-        raise _no_subject(subject)
-    if not reply.isprintable() or " " in reply:
-        raise _no_subject(reply)
-    if len(subject) + len(reply) > MAX_ADDRESS:
-        raise TooLarge(f"subject and reply have more than {MAX_ADDRESS} bytes")
-    total = len(data)
+    addresses = f"{subject} {reply}"
+    if not subject or not addresses.isprintable() or addresses.count(" ") != 1 or len(addresses) > MAX_ADDRESS + 1:
+        raise _unusable(subject, reply)
+    size = len(data)
     try:
-        if not headers:
-            if total > max_payload:
-                raise _too_large(total, max_payload)
-            return b"".join((f"PUB {subject} {reply} {total}\r\n".encode(), data, b"\r\n"))
-        block = header_block(headers)
-        size = len(block) if block.isascii() else len(block.encode())
-        total += size
-        if total > max_payload:
-            raise _too_large(total, max_payload)
-        return b"".join((f"HPUB {subject} {reply} {size} {total}\r\n{block}".encode(), data, b"\r\n"))
+        if headers:
+            block = header_block(headers)
+            head = len(block) if block.isascii() else len(block.encode())
+            size += head
+            command = f"HPUB {addresses} {head} {size}\r\n{block}".encode()
+        else:
+            command = f"PUB {addresses} {size}\r\n".encode()
     except UnicodeEncodeError:
         raise BadRequest("a subject or header holds characters that are not Unicode text") from None
+    if size > max_payload:
+        raise TooLarge(
+            f"the message has {size} bytes, the server takes {max_payload}", details={"size": size, "limit": max_payload}
+        )
+    return b"".join((command, data, _END))
+
+
+def publish_head(subject: str) -> bytes:
+    """How every command begins that publishes to `subject` a message with neither headers nor reply: its size and body follow.
+
+    Raises:
+        TooLarge, BadRequest: see `publish_frame`.
+    """
+    return publish_frame(subject, b"", None, "", 0).removesuffix(b"0\r\n\r\n")
 
 
 def header_block(headers: Headers) -> str:
@@ -77,30 +86,29 @@ def take_messages(data: bytes, deliver: Callable[[int, bytes, bytes, bytes, byte
     """
     position, end = 0, len(data)
     commands = b""
-    while position < end:
-        eol = data.find(b"\r\n", position)
-        if eol < 0:
-            break
+    while (eol := data.find(_END, position)) >= 0:
         parts = data[position:eol].split(b" ")
         start = eol + 2
+        kind = parts[0]
         try:
-            if parts[0] == b"MSG":
-                head, total, reply = 0, int(parts[-1]), parts[3] if len(parts) > 4 else b""
-            elif parts[0] == b"HMSG":
-                head, total, reply = int(parts[-2]), int(parts[-1]), parts[3] if len(parts) > 5 else b""
+            if kind == b"MSG":
+                head, stop = start, start + int(parts[-1])
+                reply = parts[3] if len(parts) > 4 else b""
+            elif kind == b"HMSG":
+                head, stop = start + int(parts[-2]), start + int(parts[-1])
+                reply = parts[3] if len(parts) > 5 else b""
             else:
                 commands += data[position:start]
                 position = start
                 continue
-            subject, sid = parts[1], int(parts[2])
+            sid = int(parts[2])
         except (ValueError, IndexError):
             # No server writes this. Who gets the commands ends the connection.
             return end, 0, commands + data[position:]
-        stop = start + total
         if stop + 2 > end:
             return position, stop + 2 - position, commands
         position = stop + 2
-        deliver(sid, subject, reply, data[start : start + head] if head else b"", data[start + head : stop])
+        deliver(sid, parts[1], reply, data[start:head], data[head:stop])
     return position, 0, commands
 
 
@@ -134,5 +142,8 @@ def _no_subject(text: str) -> BadRequest:
     return BadRequest(f"{text[:80]!r} is not a subject")
 
 
-def _too_large(size: int, limit: int) -> TooLarge:
-    return TooLarge(f"the message has {size} bytes, the server takes {limit}", details={"size": size, "limit": limit})
+def _unusable(subject: str, reply: str) -> BadRequest | TooLarge:
+    for text in (subject, reply):
+        if not text.isprintable() or " " in text or (text is subject and not text):
+            return _no_subject(text)
+    return TooLarge(f"subject and reply have more than {MAX_ADDRESS} bytes")

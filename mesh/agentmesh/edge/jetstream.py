@@ -157,29 +157,43 @@ async def store(
         Uncertain: no acknowledgement came, or an earlier try of `msg_id` is still being stored; it may be stored.
         BadRequest: the server refuses it for another reason. Nothing was stored.
     """
-    fields = headers
-    if expected is not None or msg_id is not None or ttl_s is not None or rollup:
-        fields = dict(headers) if headers else {}
-        if expected is not None:
-            fields[EXPECTED_SEQ] = str(expected)
-        if msg_id is not None:
-            fields[MSG_ID] = msg_id
-        if ttl_s is not None:
-            fields[TTL] = str(ttl_s)
-        if rollup:
-            fields[ROLLUP] = "sub"
     if not t.connected:
         raise Unavailable("there is no connection to a NATS server now; try again")
+    fields = conditions(headers, expected, msg_id, ttl_s, rollup)
     try:
         reply = await t.request(subject, data, headers=fields, timeout=timeout)
-    except NoResponders:
-        raise Unavailable(f"no stream takes {subject} now (none exists, or it has no leader); try again") from None
-    except (RequestTimeout, Disconnected) as error:
-        raise Uncertain(f"no acknowledgement for {subject}: {type(error).__name__}") from None
-    return _acknowledged(reply, subject)
+    except (NoResponders, RequestTimeout, Disconnected) as error:
+        raise unanswered(error, subject) from None
+    return acknowledged(reply, subject)
 
 
-def _acknowledged(reply: Message, subject: str) -> Stored:
+def conditions(
+    headers: Headers | None, expected: int | None, msg_id: str | None, ttl_s: int | None, rollup: bool
+) -> Headers | None:
+    """The headers of a publish, its conditions among them."""
+    if expected is None and msg_id is None and ttl_s is None and not rollup:
+        return headers
+    fields = dict(headers) if headers else {}
+    if expected is not None:
+        fields[EXPECTED_SEQ] = str(expected)
+    if msg_id is not None:
+        fields[MSG_ID] = msg_id
+    if ttl_s is not None:
+        fields[TTL] = str(ttl_s)
+    if rollup:
+        fields[ROLLUP] = "sub"
+    return fields
+
+
+def unanswered(error: Exception, subject: str) -> Unavailable | Uncertain:
+    """What it means for a publish that its request ended like this."""
+    if isinstance(error, NoResponders):
+        return Unavailable(f"no stream takes {subject} now (none exists, or it has no leader); try again")
+    return Uncertain(f"no acknowledgement for {subject}: {type(error).__name__}")
+
+
+def acknowledged(reply: Message, subject: str) -> Stored:
+    """What the reply to a publish says; raises as `store`."""
     try:
         ack = _ack.decode(reply.data)
     except msgspec.DecodeError:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 
 import msgspec
 
@@ -22,6 +24,7 @@ from agentmesh.edge.jetstream import (
     read_all,
     store,
 )
+from agentmesh.edge.soon import store_soon
 from agentmesh.edge.transport import Transport
 from agentmesh.errors import Fenced, MeshError, NotFound, StoreLost, Unavailable
 from agentmesh.subjects import Subjects
@@ -42,6 +45,9 @@ _FIRST_WAIT_S = 0.05
 _LONGEST_WAIT_S = 0.5
 _LOSS_PROOF_S = 1.0
 """The loss of a record must be seen twice, this far apart, before it is believed."""
+
+type Settling = Callable[[], Awaitable[int]]
+"""Finds out what became of an append, and gets it done."""
 
 
 class Journal:
@@ -92,21 +98,64 @@ class Journal:
             stored = await store(self._t, subject, body, headers=headers, expected=expected, rollup=rollup, ttl_s=ttl_s)
             seq = stored.seq
         except (WrongLastSequence, Uncertain, Unavailable) as trouble:
-            attempt = _Append(
-                transport=self._t,
-                stream=self._stream,
-                subject=subject,
-                body=body,
-                headers=headers,
-                expected=expected,
-                rollup=rollup,
-                ttl_s=ttl_s,
-                deadline=deadline,
-            )
-            seq = await attempt.settle(trouble)
+            seq = await self._attempt(subject, body, headers, expected, deadline, rollup=rollup, ttl_s=ttl_s).settle(trouble)
         if rollup and agent in self._blob_names:
             await self._drop_blobs(agent, keep=headers.get(BLOB))
         return seq
+
+    def append_soon(
+        self,
+        agent: str,
+        body: bytes,
+        appended: Callable[[int | Settling], None],
+        *,
+        record_id: str,
+        expected: int,
+        rollup: bool = False,
+        patience_s: float = 30,
+    ) -> bool:
+        """`append` without a task that waits, for what most records are: small, and stored at once.
+
+        `appended` gets the record's sequence, in the step in which the acknowledgement arrives. Where there is none, or it is a
+        refusal, it gets a function to be awaited instead, which goes on as `append` does, and returns and raises the same.
+
+        Returns: False where this one needs more than a publish, or cannot be sent at once: nothing was sent, so `append` it.
+        """
+        if len(body) > self._t.max_payload - HEADER_ROOM or (rollup and agent in self._blob_names):
+            return False
+        subject, headers = self._subjects.journal(agent), {RECORD: record_id}
+        deadline = asyncio.get_running_loop().time() + patience_s
+
+        def stored(result: int | Exception) -> None:
+            if isinstance(result, int):
+                appended(result)
+            else:
+                appended(partial(self._attempt(subject, body, headers, expected, deadline, rollup=rollup).settle, result))
+
+        return store_soon(self._t, subject, body, stored, headers=headers, expected=expected, rollup=rollup)
+
+    def _attempt(
+        self,
+        subject: str,
+        body: bytes,
+        headers: dict[str, str],
+        expected: int,
+        deadline: float,
+        *,
+        rollup: bool,
+        ttl_s: int | None = None,
+    ) -> _Append:
+        return _Append(
+            transport=self._t,
+            stream=self._stream,
+            subject=subject,
+            body=body,
+            headers=headers,
+            expected=expected,
+            rollup=rollup,
+            ttl_s=ttl_s,
+            deadline=deadline,
+        )
 
     async def read(self, agent: str) -> list[tuple[int, bytes]]:
         """All records in order, as (sequence, body), proven complete.
@@ -189,6 +238,8 @@ class _Append:
 
     async def settle(self, trouble: Exception) -> int:
         """Find out what became of the first try, and try the same again until the store gives a verdict."""
+        if not isinstance(trouble, WrongLastSequence | Uncertain | Unavailable):
+            raise trouble  # refused for good
         wait = _FIRST_WAIT_S
         while True:
             if isinstance(trouble, Uncertain):

@@ -11,6 +11,8 @@ from typing import NamedTuple, Protocol
 
 type Headers = Mapping[str, str]
 type Handler = Callable[[Message], Awaitable[None] | None]
+type Answered = Callable[[Message | Exception], None]
+"""Takes the reply to a request, or what `Transport.request` would have raised instead."""
 
 
 class Message(NamedTuple):
@@ -66,6 +68,15 @@ class Transport(Protocol):
             TooLarge: it exceeds `max_payload` or the control line; nothing was sent, the connection lives.
         """
 
+    def send(self, subject: str, data: bytes = b"") -> bool:
+        """`publish` for who cannot wait.
+
+        Returns: False where it cannot be sent at once (no connection, or the socket takes no more now). Nothing was sent then.
+
+        Raises:
+            TooLarge: nothing was sent.
+        """
+
     def post(self, subject: str, data: bytes = b"") -> None:
         """Send a core message that may be lost: dropped where it cannot be sent at once (no connection, a congested socket,
         too large)."""
@@ -78,6 +89,19 @@ class Transport(Protocol):
 
         Raises:
             NoResponders, RequestTimeout, Disconnected, TooLarge.
+        """
+
+    def call(
+        self, subject: str, data: bytes = b"", *, headers: Headers | None = None, timeout: float, answered: Answered
+    ) -> bool:
+        """`request` without a task that waits: `answered` is called once, in the step in which the reply arrives or is known not
+        to come. It must not raise.
+
+        Returns: False where it cannot be sent at once (no connection, or the socket takes no more now). Then nothing was sent,
+            and `answered` is never called: use `request`, which waits.
+
+        Raises:
+            TooLarge: nothing was sent.
         """
 
     async def request_many(self, subject: str, data: bytes = b"", *, timeout: float) -> list[Message]:

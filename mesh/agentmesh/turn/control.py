@@ -71,9 +71,7 @@ def on_arrived(core: Core, item: Arrived, out: Out) -> None:
 
 def _file(core: Core, arrived: tuple[Mail, ...], out: Out) -> list[Mail]:
     """Put events and answers where they wait, and return the prompts; mail that is known already is passed over."""
-    known = {(m.lane, m.seq) for m in (*core.prompts, *core.events, *core.answered)}
-    if core.active is not None and core.active.mail is not None:
-        known.add((core.active.mail.lane, core.active.mail.seq))
+    known = _known(core) if core.prompts or core.events or core.answered or core.active is not None else set()
     prompts: list[Mail] = []
     for mail in arrived:
         place = mail.lane, mail.seq
@@ -93,6 +91,14 @@ def _file(core: Core, arrived: tuple[Mail, ...], out: Out) -> list[Mail]:
             core.events = (*core.events, mail)
             out.append(Emit("event_received", {"lane": mail.lane, "seq": mail.seq, "sender": mail.sender, "event": mail.event}))
     return prompts
+
+
+def _known(core: Core) -> set[tuple[str, int]]:
+    """Lane and sequence of the mail that waits or is being handled."""
+    known = {(m.lane, m.seq) for m in (*core.prompts, *core.events, *core.answered)}
+    if core.active is not None and core.active.mail is not None:
+        known.add((core.active.mail.lane, core.active.mail.seq))
+    return known
 
 
 def _queue(core: Core, prompts: list[Mail]) -> None:
@@ -242,7 +248,8 @@ def on_trim(core: Core, item: Trim, out: Out) -> None:
 # --- effects ------------------------------------------------------------------------------------------------------
 def on_done(core: Core, item: Done, out: Out) -> None:
     """The server has these; the next record says so."""
-    core.done = (*core.done, *[o for o in item.origins if o in core.ledger.effects and o not in core.done])
+    opened, done = core.ledger.effects, core.done
+    core.done = (*done, *[origin for origin in item.origins if origin in opened and origin not in done])
     if core.inflight is not None:
         return
     if core.phase is Phase.STOPPED:

@@ -92,23 +92,25 @@ def bury(core: Core, lane: str, seq: int, reason: ErrorBody, text: str | None = 
     core.emits = (*core.emits, Emit("dead_lettered", {"lane": lane, "seq": seq, "reason": reason.code}))
 
 
-def consume(core: Core, mail: Mail) -> None:
-    """Add to the draft that `mail` is taken, and what taking it says about its sender."""
+def consume(core: Core, mail: Mail, *, turn: int | None = None) -> None:
+    """Add to the draft that `mail` is taken, and what taking it says about its sender; `turn`: by the turn of that number."""
     # Each lane waits in its own order, so the first found is the oldest.
-    kind = LANES[mail.lane].kind
+    lane = mail.lane
+    kind = LANES[lane].kind
     waiting = core.prompts if kind == "prompt" else core.events
     if kind == "answer":
         waiting = tuple(sorted((*core.answered, *core.events), key=lambda m: m.seq))
-    first = next((m.seq for m in waiting if m.lane == mail.lane), None) if waiting else None
+    first = next((m.seq for m in waiting if m.lane == lane), None) if waiting else None
     running = core.active.mail if core.active is not None else None
-    if running is not None and running is not mail and _still_waits(core.work, running, mail.lane):
+    if running is not None and running is not mail and _still_waits(core.work, running, lane):
         # A record in mid-turn: as far as the journal knows, the prompt of the turn still waits.
         first = running.seq
-    work = book.consume(core.work, mail.lane, mail.seq, first)
+    work = book.consume(core.work, lane, mail.seq, first, turn)
     if mail.sender is not None and mail.origin is not None and kind != "answer":
-        work = book.witness(work, mail.sender, mail.lane, mail.seq, mail.origin)
+        work = book.witness(work, mail.sender, lane, mail.seq, mail.origin)
     core.work = work
-    forget_charges(core, key_of(mail))
+    if work.turning is not None or work.attempts or work.takeovers:
+        forget_charges(core, key_of(mail))
 
 
 def _still_waits(ledger: Ledger, mail: Mail, lane: str) -> bool:
@@ -249,8 +251,7 @@ def settle(core: Core, *, seq: int, nonce: str, at: float, size: int) -> tuple[I
     flight = core.inflight
     assert flight is not None
     core.inflight = None
-    base = book.remember(flight.base, flight.turn)
-    core.ledger = book.settle(base, flight.effects, flight.done, seq=seq, nonce=nonce, at=at)
+    core.ledger = book.settle(flight.base, flight.effects, flight.done, seq=seq, nonce=nonce, at=at, turn=flight.turn)
     if flight.side:
         core.work = book.settle(core.work, flight.effects, flight.done, seq=seq, nonce=nonce, at=at)
     else:

@@ -212,8 +212,7 @@ def _feed(core: Core, item: Input, out: list[Command]) -> None:
     if (anywhere := ANYWHERE.get(kind)) is not None:
         anywhere(core, item, out)
     elif kind is Committed:
-        if core.inflight is not None:
-            _on_committed(core, item, out)
+        _on_committed(core, item, out)
     elif (move := TABLE[core.phase].get(kind)) is not None:
         if core.inflight is None:
             move.handler(core, item, out)
@@ -227,6 +226,8 @@ def _feed(core: Core, item: Input, out: list[Command]) -> None:
 
 def _on_committed(core: Core, item: Any, out: list[Command]) -> None:
     """The record stands: its effects may be performed, its callers answered; then go on."""
+    if core.inflight is None:
+        return
     flight, opened = draft.settle(core, seq=item.seq, nonce=item.id, at=item.at, size=item.size)
     if opened:
         out.append(Perform(opened))

@@ -64,8 +64,7 @@ def go_on(core: Core, out: Out) -> None:
         release_answers(core)
     if core.work.notices or core.events:
         drain(core, out)
-        return
-    if not core.work.halted and len(core.ledger.effects) - len(core.done) <= core.config.max_effects:
+    elif not core.work.halted and len(core.ledger.effects) - len(core.done) <= core.config.max_effects:
         dispatch(core, out)
 
 
@@ -180,8 +179,7 @@ def _begin(core: Core, active: Active, out: Out) -> None:
     begin(core)
     core.active = active
     if active.mail is not None:
-        consume(core, active.mail)
-        core.work = structs.replace(core.work, turn=active.number)
+        consume(core, active.mail, turn=active.number)
     elif active.slot == "next":
         core.work = structs.replace(core.work, next=None, turn=active.number)
         forget_charges(core, active.key)
@@ -212,13 +210,14 @@ def _returned(core: Core, item: Returned) -> None:
 def _run(core: Core, out: Out) -> None:
     assert core.active is not None
     core.phase = Phase.TURN
-    active = core.active = resumed(core, core.active)
+    active, state = resumed(core, core.active), core.work.state
+    core.active = active
     out.append(
         RunTurn(
             number=active.number,
             request=active.request(),
             prompt=active.text,
-            state=core.work.state,
+            state=state,
             session=core.work.session,
             watchdog_s=core.config.watchdog_s,
             key=turn_key(core, active),
@@ -237,7 +236,7 @@ def _run(core: Core, out: Out) -> None:
                 "rewritten": active.text != active.original,
                 "prompt": active.text,
                 "original_prompt": active.original,
-                "agent_state": core.work.state,
+                "agent_state": state,
                 "sender": active.sender,
             },
         )

@@ -112,6 +112,77 @@ def test_cancelled_request_leaves_nothing_behind(server: Server) -> None:
     run(main())
 
 
+# --- calls --------------------------------------------------------------------------------------------------------
+def test_a_call_is_told_once_how_it_ended(server: Server) -> None:
+    async def main() -> None:
+        told: dict[str, list[Message | Exception]] = {}
+
+        async with connected(server.url) as t:
+
+            def call(subject: str, timeout: float = 5.0, body: bytes = b"") -> bool:
+                return t.call(subject, body, timeout=timeout, answered=told.setdefault(subject, []).append)
+
+            late: list[Message] = []
+            await t.subscribe("calls.silent", late.append)
+            await t.subscribe("calls.empty", lambda message: t.publish(message.reply))
+            await _echo(t, "calls.echo")
+            assert call("calls.echo", body=b"body") and call("calls.empty") and call("calls.nobody")
+            assert call("calls.silent", timeout=0.01)
+            assert call("calls.silent.too", timeout=600)
+            await eventually(
+                lambda: all(told[f"calls.{name}"] for name in ("echo", "empty", "nobody", "silent")), what="the ends"
+            )
+            for message in late:
+                await t.publish(message.reply, b"too late")
+            await t.flush()
+            (echoed,), (empty,), (nobody,), (silent,) = (told[f"calls.{n}"] for n in ("echo", "empty", "nobody", "silent"))
+            assert isinstance(echoed, Message) and echoed.data == b"body"
+            assert isinstance(empty, Message) and empty.data == b""
+            assert isinstance(nobody, NoResponders)
+            assert isinstance(silent, RequestTimeout)
+
+    run(main())
+
+
+def test_a_call_that_cannot_be_sent_is_never_told(server: Server) -> None:
+    async def main() -> None:
+        told: list[Message | Exception] = []
+        async with connected(server.url) as t:
+            with pytest.raises(TooLarge):
+                t.call("calls.big", b"x" * (t.max_payload + 1), timeout=5, answered=told.append)
+            with pytest.raises(TooLarge):
+                t.send("calls.big", b"x" * (t.max_payload + 1))
+            t._client.congested = True
+            assert not t.call("calls.busy", timeout=5, answered=told.append)
+            assert not t.send("calls.busy")
+            t._client.congested = False
+        assert not t.call("calls.closed", timeout=5, answered=told.append)
+        assert not t.send("calls.closed")
+        assert told == []
+
+    run(main())
+
+
+def test_one_who_is_told_badly_harms_no_other(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        told: list[Message | Exception] = []
+
+        def bad(outcome: Message | Exception) -> None:
+            raise RuntimeError("a defect")
+
+        async with connected(server.url) as t:
+            await _echo(t, "calls.defect")
+            await t.subscribe("calls.hole", lambda message: None)
+            t.call("calls.defect", timeout=5, answered=bad)
+            t.call("calls.hole", timeout=0.01, answered=bad)
+            t.call("calls.hole", timeout=0.01, answered=told.append)
+            t.call("calls.defect", timeout=5, answered=told.append)
+            await eventually(lambda: len(told) == 2, what="the others")
+        assert "a defect" in caplog.text
+
+    run(main())
+
+
 # --- subscriptions ------------------------------------------------------------------------------------------------
 def test_plain_and_async_handlers_see_messages_in_order(server: Server) -> None:
     async def main() -> None:

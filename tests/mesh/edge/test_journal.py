@@ -10,10 +10,10 @@ import pytest
 from agentmesh.edge import jetstream as js
 from agentmesh.edge import journal as journal_module
 from agentmesh.edge.blobs import Blobs
-from agentmesh.edge.journal import Journal
+from agentmesh.edge.journal import Journal, Settling
 from agentmesh.edge.streams import ensure
 from agentmesh.edge.transport import Headers, Message, RequestTimeout, Transport
-from agentmesh.errors import Fenced, StoreLost, Unavailable
+from agentmesh.errors import BadRequest, Fenced, StoreLost, Unavailable
 from agentmesh.subjects import Subjects
 from agentmesh.wire import HEADER_ROOM
 from support import (
@@ -118,6 +118,72 @@ def test_own_record_committed_but_the_acknowledgement_lost(
             assert await journal.last(AGENT) == (second, b"two", "r2")
 
     run(main())
+
+
+async def _append_soon(journal: Journal, body: bytes, *, record_id: str, expected: int, rollup: bool = False) -> int:
+    """`append_soon` to its end, as an owner does it."""
+    told: asyncio.Future[int | Settling] = asyncio.get_running_loop().create_future()
+    sent = journal.append_soon(AGENT, body, told.set_result, record_id=record_id, expected=expected, rollup=rollup)
+    assert sent
+    end = await told
+    return end if isinstance(end, int) else await end()
+
+
+@pytest.mark.parametrize(
+    "faults", [[], [reply_lost], [cut_off], [never_sent], [nobody], [NO_VERDICT], [never_sent, nobody, NO_VERDICT, reply_lost]]
+)
+def test_an_append_without_a_task_ends_as_one_with(server: Server, subjects: Subjects, faults: list[Fault]) -> None:
+    async def main() -> None:
+        async with connected(server.url) as inner:
+            t = Faulty(inner)
+            await ensure(t, subjects)
+            journal = Journal(t, subjects)
+            first = await _append_soon(journal, b"one", record_id="r1", expected=0)
+            t.inject(subjects.journal(AGENT), *faults)
+            second = await _append_soon(journal, b"two", record_id="r2", expected=first)
+            assert await journal.read(AGENT) == [(first, b"one"), (second, b"two")]
+            with pytest.raises(Fenced):
+                await _append_soon(journal, b"stale", record_id="r3", expected=first)
+            third = await _append_soon(journal, b"all", record_id="r4", expected=second, rollup=True)
+            assert await journal.read(AGENT) == [(third, b"all")]
+
+    run(main())
+
+
+def test_a_record_that_takes_more_than_a_publish_is_not_appended_soon(server: Server, subjects: Subjects) -> None:
+    async def main() -> None:
+        async with connected(server.url) as t:
+            await ensure(t, subjects)
+            journal = Journal(t, subjects)
+
+            def soon(body: bytes, expected: int, *, rollup: bool = False) -> bool:
+                return journal.append_soon(AGENT, body, _never, record_id="r", expected=expected, rollup=rollup)
+
+            large = b"x" * t.max_payload
+            assert not soon(large, 0)
+            first = await journal.append(AGENT, large, record_id="r1", expected=0)
+            assert not soon(b"all", first, rollup=True)  # the blob of the first becomes garbage
+            assert await journal.last(AGENT) == (first, large, "r1")
+
+    run(main())
+
+
+def test_a_record_that_the_server_refuses_for_good_is_not_tried_again(server: Server, subjects: Subjects) -> None:
+    async def main() -> None:
+        async with connected(server.url) as inner:
+            t = Faulty(inner)
+            await ensure(t, subjects)
+            journal = Journal(t, subjects)
+            t.inject(subjects.journal(AGENT), replaced(b'{"error":{"code":400,"err_code":10025,"description":"no"}}'))
+            with pytest.raises(BadRequest):
+                await _append_soon(journal, b"one", record_id="r1", expected=0)
+            assert await journal.last(AGENT) is None
+
+    run(main())
+
+
+def _never(end: object) -> None:
+    raise AssertionError(f"told {end!r} of what was not sent")
 
 
 @pytest.mark.parametrize("faults", [[never_sent], [nobody, nobody], [NO_VERDICT], [never_sent, nobody, NO_VERDICT, reply_lost]])

@@ -38,12 +38,15 @@ def test_a_restart_fails_what_is_in_flight_at_once_and_heals(fresh_server: Serve
                 lambda: t.request_many("hole", timeout=20),
             ]
             flying = [asyncio.ensure_future(wait()) for wait in waits]
+            told: list[Message | Exception] = []
+            assert t.call("hole", timeout=20, answered=told.append)
             await t.flush()
             fresh_server.kill()
             for each in flying:
                 with pytest.raises(Disconnected):
                     await each
             assert not t.connected
+            assert [type(end) for end in told] == [Disconnected]
             for call in (t.publish("live.a", b"lost"), t.flush(), *(wait() for wait in waits)):
                 with pytest.raises(Disconnected):
                     await call

@@ -1,0 +1,42 @@
+"""Publishes whose acknowledgement is a call and not a wait: for what every turn stores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from agentmesh.edge.jetstream import Uncertain, WrongLastSequence, acknowledged, conditions, unanswered
+from agentmesh.edge.transport import Headers, Message, Transport
+from agentmesh.errors import MeshError
+
+
+def store_soon(
+    t: Transport,
+    subject: str,
+    data: bytes,
+    stored: Callable[[int | Exception], None],
+    *,
+    headers: Headers | None = None,
+    expected: int | None = None,
+    rollup: bool = False,
+    timeout: float = 5.0,
+) -> bool:
+    """`store` without a task that waits: `stored` gets the sequence, or what `store` would have raised once the message was sent,
+    in the step in which the acknowledgement arrives (`Transport.call`).
+
+    Returns: False where it cannot be sent at once: nothing was sent, and `stored` is never called.
+
+    Raises:
+        TooLarge: nothing was sent.
+    """
+
+    def answered(reply: Message | Exception) -> None:
+        if type(reply) is Message:
+            try:
+                result: int | Exception = acknowledged(reply, subject).seq
+            except (WrongLastSequence, Uncertain, MeshError) as error:
+                result = error
+        else:
+            result = unanswered(reply, subject)  # type: ignore[arg-type]  # a message is told apart above
+        stored(result)
+
+    return t.call(subject, data, headers=conditions(headers, expected, None, None, rollup), timeout=timeout, answered=answered)
