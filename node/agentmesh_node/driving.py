@@ -2,6 +2,7 @@
 
 While a callback runs or a record is in flight, what arrives waits. The acknowledgement of a record goes on with its agent in the
 very step in which it is read from the socket (`Transport.call`), so no task has to be woken between it and the caller's answer.
+What costs something is done in rounds with what other agents have to do (`rounds`).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from agentmesh.decisions import NONE
 from agentmesh.errors import Fenced, StoreLost, Unavailable
 from agentmesh.turn import step
-from agentmesh.turn.values import Append, Call, Command, Committed, Core, Input, KillTurn, Phase, Raised, Returned
+from agentmesh.turn.values import Append, Call, Command, Committed, Core, Emit, Input, KillTurn, Phase, Raised, Returned
 from agentmesh.wire import ErrorBody
 from agentmesh_node.appending import Appender, Ending
 from agentmesh_node.claiming import Lost
@@ -29,6 +30,8 @@ log = logging.getLogger("agentmesh.node")
 
 STOP_GRACE_S = 5.0
 """How long a running callback may hold up a stop before it is cancelled."""
+
+DEFECT = Lost("a defect", final=False)
 
 type Deed = Callable[[Owner, Any], None]
 
@@ -47,6 +50,7 @@ class Driver:
         self._owner = owner
         self._perform_now = perform
         self._now = services.now
+        self._rounds = services.rounds
         self._loop = asyncio.get_running_loop()
         self._title = f"owner {owner.name}"
         self._queue: deque[Input] = deque()
@@ -54,7 +58,7 @@ class Driver:
         self._overdue = False
 
     def feed(self, item: Input) -> None:
-        """Take an input: at once, or behind what is being handled."""
+        """Take an input: in its turn, and behind what is being handled."""
         if self.busy or self.core is None:
             self._queue.append(item)
             return
@@ -63,47 +67,57 @@ class Driver:
         if self._queue:
             self._queue.append(item)
             item = self._queue.popleft()
-        self._advance(item)
+        self._rounds.put(self._take, item)
 
-    def _advance(self, item: Input | None) -> None:
-        """Handle `item`, and what waits behind it, as far as nothing must be awaited."""
+    def _take(self, item: Input) -> None:
+        """Carry an input into the machine."""
+        if self._owner.closed:
+            return
+        assert self.core is not None
         try:
-            while item is not None:
-                left = self._step(item)
-                if left is not None:
-                    if left:
-                        self._await(self._perform(left))
-                    return
-                item = self._queue.popleft() if self._queue else None
+            self.core, commands = step(self.core, item, self._now())
+            self._begin(commands)
         except Exception:
             log.exception("owner failed", extra={"agent": self._owner.name})
-            self._handled(Lost("a defect", final=False))
-            return
-        self._handled(None)
+            self._lose(DEFECT)
 
-    def _handled(self, lost: Lost | None) -> None:
-        """Nothing is being handled any more."""
+    def _begin(self, commands: list[Command]) -> None:
+        """Perform commands: facts at once, what is behind them in its turn. With none left, go on with what waits."""
+        for index, command in enumerate(commands):
+            if type(command) is not Emit:
+                self._rounds.put(self._go_on, commands[index:])
+                return
+            self._perform_now[Emit](self._owner, command)
+        self._next()
+
+    def _go_on(self, commands: list[Command]) -> None:
+        """Perform the first of `commands`, and begin with the others; or leave all that is to be awaited to a task."""
+        if self._owner.closed:
+            return
+        command, *others = commands
+        perform = self._perform_now.get(type(command))
+        try:
+            if perform is not None:
+                perform(self._owner, command)
+                self._begin(others)
+            elif others or not self._flies(command):
+                self._await(self._perform(commands))
+        except Exception:
+            log.exception("owner failed", extra={"agent": self._owner.name})
+            self._lose(DEFECT)
+
+    def _next(self) -> None:
+        """An input is handled: the next one, or rest."""
+        if self._queue and not self._owner.closed:
+            self._rounds.put(self._take, self._queue.popleft())
+            return
         self.busy = False
-        if lost is not None:
-            self._owner.end(lost)
-        elif self.core is not None and self.core.phase is Phase.OVER and not self._queue:
+        if self.core is not None and self.core.phase is Phase.OVER:
             self._owner.end(None)
 
-    def _step(self, item: Input) -> list[Command] | None:
-        """One input: perform what can be performed at once.
-
-        Returns: what must be awaited, with what follows it; None if there is nothing; an empty list while a record is on its way,
-            whose end goes on by itself.
-        """
-        assert self.core is not None
-        self.core, commands = step(self.core, item, self._now())
-        for command in commands:
-            perform = self._perform_now.get(type(command))
-            if perform is None:
-                # The first of its kind, so the first that is equal to it.
-                return [] if command is commands[-1] and self._flies(command) else commands[commands.index(command) :]
-            perform(self._owner, command)
-        return None
+    def _lose(self, lost: Lost) -> None:
+        self.busy = False
+        self._owner.end(lost)
 
     # --- records ----------------------------------------------------------------------------------------------------
     def _flies(self, command: Command) -> bool:
@@ -119,14 +133,14 @@ class Driver:
             return
         if isinstance(end, Committed):
             self._end_span(command)
-            self._advance(end)
+            self._rounds.put(self._take, end)
         else:
             self._await(self._settle(command, end))
 
-    async def _settle(self, command: Append, end: Ending) -> bool:
+    async def _settle(self, command: Append, end: Ending) -> Committed:
         committed = await end()
         self._end_span(command)
-        return await self._perform([], committed)
+        return committed
 
     def _end_span(self, command: Append) -> None:
         runner = self._owner.runner
@@ -134,56 +148,48 @@ class Driver:
             runner.end_span(command.turn.error.code if command.turn.error else None)
 
     # --- what is awaited --------------------------------------------------------------------------------------------
-    def _await(self, work: Coroutine[Any, Any, bool]) -> None:
+    def _await(self, work: Coroutine[Any, Any, Input | None]) -> None:
         task = asyncio.Task(self._drive(work), loop=self._loop, name=self._title, eager_start=True)
         if not task.done():
             self.task = task
 
-    async def _drive(self, work: Coroutine[Any, Any, bool]) -> None:
-        """Do `work`, which says whether it leaves a record on its way."""
-        lost: Lost | None = None
+    async def _drive(self, work: Coroutine[Any, Any, Input | None]) -> None:
+        """Do `work`, and go on with the input that it ends in."""
         try:
-            if await work:
-                return
+            following = await work
         except Lost as error:
-            lost = error
+            self._lose(error)
         except (Fenced, StoreLost, Unavailable) as error:
-            lost = Lost.by(error)
+            self._lose(Lost.by(error))
         except asyncio.CancelledError:
             self.busy = False
             raise
         except Exception:
             log.exception("owner failed", extra={"agent": self._owner.name})
-            lost = Lost("a defect", final=False)
+            self._lose(DEFECT)
+        else:
+            if following is not None:
+                self._rounds.put(self._take, following)
+            else:
+                self._next()
         finally:
             self.task = None
-        self._handled(lost)
 
-    async def _perform(self, commands: list[Command], following: Input | None = None) -> bool:
-        """Perform commands of which some are awaited, and what their ends, `following`, and the inputs that wait bring forth.
-
-        Returns: whether a record is on its way at the end, whose end goes on by itself.
-        """
-        while True:
-            for command in commands:
-                if isinstance(command, Call):
-                    following = await self._call(command)
-                elif isinstance(command, Append):
-                    assert self.core is not None
-                    following = await self.appender.append(command, self.core)
-                    self._end_span(command)
-                elif isinstance(command, KillTurn):
-                    await self._owner.kill_turn()
-                else:
-                    self._perform_now[type(command)](self._owner, command)
-            if following is None and self._queue and not self._owner.closed:
-                following = self._queue.popleft()
-            if following is None:
-                return False
-            left = self._step(following)
-            if left is not None and not left:
-                return True
-            commands, following = left or [], None
+    async def _perform(self, commands: list[Command]) -> Input | None:
+        """Perform commands of which some are awaited, in order. Returns the input that the last one ended in."""
+        following: Input | None = None
+        for command in commands:
+            if isinstance(command, Call):
+                following = await self._call(command)
+            elif isinstance(command, Append):
+                assert self.core is not None
+                following = await self.appender.append(command, self.core)
+                self._end_span(command)
+            elif isinstance(command, KillTurn):
+                await self._owner.kill_turn()
+            else:
+                self._perform_now[type(command)](self._owner, command)
+        return following
 
     async def _call(self, command: Call) -> Input:
         runner = self._owner.runner

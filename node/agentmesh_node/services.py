@@ -33,6 +33,7 @@ from agentmesh_node.callback_threads import CallbackThreads
 from agentmesh_node.counters import Counters
 from agentmesh_node.events import GATHER_S, Events, Handler
 from agentmesh_node.metering import prices_of, spec_limits
+from agentmesh_node.rounds import Rounds
 from agentmesh_node.runner import Ports, Runner
 from agentmesh_node.tracing import Tracing
 
@@ -120,6 +121,7 @@ class Services:
         """How long the server drops repetitions of a message id, as the mail's stream is configured."""
         self.remember_s = duplicate_window_s + CLOCKS_DIFFER_S
         """How long an agent knows the ids of mail that was purged."""
+        self.rounds = Rounds(transport)
         self.tracing = Tracing(settings.node_id)
         self.events = Events(
             transport,

@@ -252,6 +252,8 @@ class SimTransport:
         self._called: dict[str, tuple[Answered, asyncio.TimerHandle]] = {}
         self._gathering: dict[str, Gathering] = {}
         self._gap_callbacks: dict[object, Callable[[], None]] = {}
+        self._read_callbacks: list[Callable[[], None]] = []
+        self.reading = False
         self._reconnecting: asyncio.Task[None] | None = None
         self._inbox = self.new_inbox() + "."
         self._add(self._inbox + "*", "", self._on_reply)
@@ -474,7 +476,15 @@ class SimTransport:
     def receive(self, link: Link, sid: int, message: Message) -> None:
         """A message has come."""
         if link is self._link and (subscription := self._subscriptions.get(sid)) is not None:
+            self.reading = True
             subscription.deliver(message)
+            self.reading = False
+            for callback in self._read_callbacks:
+                callback()
+
+    def on_read(self, callback: Callable[[], None]) -> None:
+        """See `Transport.on_read`."""
+        self._read_callbacks.append(callback)
 
     def _on_reply(self, message: Message) -> None:
         if message.subject in self._called:

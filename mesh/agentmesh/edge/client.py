@@ -47,7 +47,14 @@ class _Tap(asyncio.Protocol):
     a message. What is malformed is passed on too: nats-py ends the connection for it.
     """
 
-    def __init__(self, stream: Any, deliver: Callable[[int, bytes, bytes, bytes, bytes], None]) -> None:
+    def __init__(
+        self,
+        stream: Any,
+        deliver: Callable[[int, bytes, bytes, bytes, bytes], None],
+        reading: Callable[[bool], None] = lambda begins: None,
+    ) -> None:
+        """`reading` is told when the messages of one read begin to be delivered, and when they have been."""
+        self._reading = reading
         self._stream = stream
         self._inner = stream.get_protocol()
         self._deliver = deliver
@@ -62,12 +69,15 @@ class _Tap(asyncio.Protocol):
                 return
             data = bytes(self._rest)
             self._rest.clear()
+        self._reading(True)
         try:
             position, self._needed, commands = take_messages(data, self._deliver)
         except Exception:  # whatever it was, what came with it is lost: only a new connection makes that known
             log.exception("a message could not be delivered")
             self._stream.abort()
             return
+        finally:
+            self._reading(False)
         if commands:
             self._inner.data_received(commands)
         if position < len(data):
@@ -93,8 +103,13 @@ class Client(nats.aio.client.Client):
     _transport: Any  # nats-py's TcpTransport, or None before the first connection
     _subs: Any  # dict[int, LiveSubscription]
 
-    def __init__(self, on_down: Callable[[], None], on_closed: Callable[[], None]) -> None:
+    def __init__(
+        self, on_down: Callable[[], None], on_closed: Callable[[], None], on_read: Callable[[], None] = lambda: None
+    ) -> None:
         super().__init__()
+        self._on_read = on_read
+        self.reading = False
+        """Whether the messages of one read are being delivered."""
         self._on_down = on_down
         self._on_closed = on_closed
         self._loop = asyncio.get_running_loop()
@@ -189,12 +204,17 @@ class Client(nats.aio.client.Client):
         else:
             subscription.deliver(Message(to, data, NO_HEADERS, answer_to))
 
+    def _read(self, begins: bool) -> None:
+        self.reading = begins
+        if not begins:
+            self._on_read()
+
     async def _process_connect_init(self) -> None:
         await super()._process_connect_init()
         # The handshake (and TLS, which changes the transport) is over: from here on messages can come.
         stream = self._stream = self._transport._io_writer.transport
         reader: Any = self._transport._io_reader
-        tap = _Tap(stream, self.take)
+        tap = _Tap(stream, self.take, self._read)
         stream.set_protocol(tap)
         early = bytes(reader._buffer)
         reader._buffer.clear()

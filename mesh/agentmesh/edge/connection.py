@@ -131,6 +131,7 @@ class NatsTransport:
         """How commands begin that post to subjects of late."""
         self._gathering: dict[str, Gathering] = {}
         self._gap_callbacks: dict[object, Callable[[], None]] = {}
+        self._read_callbacks: list[Callable[[], None]] = []
         self._tokens = itertools.count()
         self._inbox = f"{self.new_inbox()}."
         self._live = False
@@ -150,6 +151,15 @@ class NatsTransport:
     def connected(self) -> bool:
         """Whether a server is connected at this moment."""
         return self._live
+
+    @property
+    def reading(self) -> bool:
+        """See `Transport.reading`."""
+        return self._client.reading
+
+    def on_read(self, callback: Callable[[], None]) -> None:
+        """See `Transport.on_read`."""
+        self._read_callbacks.append(callback)
 
     @property
     def server_version(self) -> tuple[int, int, int]:
@@ -395,7 +405,11 @@ class NatsTransport:
 
     # --- life -------------------------------------------------------------------------------------------------
     def _new_client(self) -> Client:
-        return Client(self._on_down, self._on_closed)
+        return Client(self._on_down, self._on_closed, self._on_read)
+
+    def _on_read(self) -> None:
+        for callback in self._read_callbacks:
+            callback()
 
     async def _open(self) -> None:
         """Connect the client, trying for ever, and announce the subscriptions."""

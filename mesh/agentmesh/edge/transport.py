@@ -60,6 +60,13 @@ class Transport(Protocol):
     def connected(self) -> bool:
         """Whether a server is connected at this moment."""
 
+    @property
+    def reading(self) -> bool:
+        """Whether messages that came in one read are being handed to their handlers now."""
+
+    def on_read(self, callback: Callable[[], None]) -> None:
+        """Call `callback` at the end of each read that brought messages. It must not raise."""
+
     async def publish(self, subject: str, data: bytes = b"", *, headers: Headers | None = None, reply: str = "") -> None:
         """Send a core message.
 

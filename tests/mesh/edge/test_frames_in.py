@@ -56,13 +56,15 @@ def test_however_the_bytes_are_cut_each_message_is_delivered_once_and_commands_a
 ) -> None:
     data = b"".join(item if isinstance(item, bytes) else _wire(item) for item in items)
     stream, got = _Stream(), list[Got]()
-    tap = _Tap(stream, lambda *message: got.append(message))
+    reads: list[bool] = []
+    tap = _Tap(stream, lambda *message: got.append(message), reads.append)
     for cut in cuts:
         tap.data_received(data[:cut])
         data = data[cut:]
     tap.data_received(data)
     assert got == [item for item in items if not isinstance(item, bytes)]
     assert stream.passed == b"".join(item for item in items if isinstance(item, bytes))
+    assert reads == [True, False] * (len(reads) // 2)
 
 
 def test_what_no_server_writes_is_passed_on_for_the_connection_to_end() -> None:
