@@ -1,6 +1,6 @@
 # Each target sets up what it needs: a Python of 3.12 or newer is all that must be there.
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint check bench bench-failover bench-sleeping sim chaos cases clean
+.PHONY: help demo test lint check bench bench-failover bench-sleeping bench-paired sim chaos cases clean
 
 PY := .venv/bin/python
 PYTEST := $(PY) -m pytest
@@ -39,6 +39,9 @@ bench-failover: .venv/.stamp-dev ## Kill nodes, leaders and servers under waitin
 
 bench-sleeping: .venv/.stamp-dev ## What 100,000 sleeping agents cost (ARGS="--agents 10000" for fewer)
 	@PYTHONPATH=tests $(PY) -m bench.sleeping $(ARGS)
+
+bench-paired: .venv/.stamp-dev ## This checkout's node beside another version's: make bench-paired OTHER=/tmp/other (a git worktree)
+	@PYTHONPATH=tests $(PY) -m bench.paired $(OTHER) $(ARGS)
 
 sim: .venv/.stamp-dev ## Simulate: make sim SEED=1 SEEDS=1000, or MINUTES=5; one seed with ARGS=--trace shows each step
 	@$(PY) -m tests.sim --seed $(or $(SEED),1) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(MINUTES),--minutes $(MINUTES)) $(ARGS)

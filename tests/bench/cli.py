@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.rounds is not None:
         sizes = msgspec.structs.replace(sizes, rounds=max(options.rounds, 1))
     where = report.machine()
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
         results = runner.run(run([n for n in names if not options.benchmarks or n in options.benchmarks], sizes))
     where.load_after = report.load()
     print(report.table(results))
@@ -87,7 +87,8 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """Makes uvloop's loops where it is installed."""
     with contextlib.suppress(ImportError):
         import uvloop
 

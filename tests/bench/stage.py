@@ -113,14 +113,16 @@ class Stage:
         return self.server.url
 
     # --- processes ------------------------------------------------------------------------------------------------
-    async def spawn(self, *arguments: str) -> Child:
-        """Start a Python process, and wait until it is ready."""
+    async def spawn(self, *arguments: str, checkout: Path | None = None) -> Child:
+        """Start a Python process, with the code of another `checkout` where one is given, and wait until it is ready."""
         self._count += 1
         log = self._logs / f"{self._count}.log"
+        parts = [] if checkout is None else [checkout / part for part in ("mesh", "node", "client", "tests")]
+        code = {"PYTHONPATH": os.pathsep.join(map(str, parts))} if parts else {}
         with log.open("wb") as errors:
             process = await asyncio.create_subprocess_exec(
                 sys.executable, *arguments, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=errors,
-                env={key: value for key, value in os.environ.items() if not key.startswith(("MESH_", "OTEL_"))},
+                env={key: value for key, value in os.environ.items() if not key.startswith(("MESH_", "OTEL_"))} | code,
             )  # fmt: skip
         child = Child(process, log)
         self._stack.push_async_callback(child.end)

@@ -42,3 +42,19 @@ def test_an_unknown_benchmark_is_wrong_use() -> None:
     done = subprocess.run([sys.executable, "-m", "tests.bench", "speed"], cwd=PROJECT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     assert "no such benchmark: speed" in done.stderr
+
+
+def test_two_versions_are_compared() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.paired", PROJECT, "--smoke", "--rounds", "2"],
+        cwd=PROJECT / "tests",
+        capture_output=True,
+        text=True,
+        timeout=110,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in done.stdout.splitlines()[2:]]
+    assert [row[0] for row in rows] == [
+        "ask, one caller, p50", "asks/s, 8 callers, 8 agents", "the node's processor for each of them",
+    ]  # fmt: skip
+    assert all(row[5] == f"{PROJECT.name}, its node" for row in rows)
