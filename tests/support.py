@@ -160,8 +160,8 @@ class Faulty:
     def reading(self) -> bool:
         return self._inner.reading
 
-    def on_read(self, callback: Callable[[], None]) -> None:
-        self._inner.on_read(callback)
+    def on_read(self, callback: Callable[[], None]) -> Callable[[], None]:
+        return self._inner.on_read(callback)
 
     async def publish(self, subject: str, data: bytes = b"", *, headers: Headers | None = None, reply: str = "") -> None:
         await self._inner.publish(subject, data, headers=headers, reply=reply)

@@ -23,13 +23,32 @@ type Ending = Callable[[], Awaitable[Committed]]
 class Appender:
     """Writes one owner's journal. One record is in flight at a time."""
 
-    __slots__ = ("_agent", "_s", "committed")
+    __slots__ = ("_agent", "_began", "_s", "committed")
 
     def __init__(self, services: Services, agent: str, committed: int) -> None:
         self._s = services
         self._agent = agent
         self.committed = committed
         """The sequence of the newest record that this owner knows to be stored."""
+        self._began = 0.0
+        """When the newest record was sent, or the fence behind it was looked at."""
+
+    @property
+    def stalled(self) -> bool:
+        """Whether so much time has passed since the newest record that another owner may have taken over meanwhile."""
+        return self._s.monotonic() - self._began > STALL_S
+
+    async def check_fence(self) -> None:
+        """Find out whether the newest record is still this owner's.
+
+        Raises:
+            Fenced: it is another's: nothing of this owner's may take effect.
+            Unavailable: as `Journal.last`.
+        """
+        newest = await self._s.journal.last(self._agent)
+        if newest is not None and newest[0] != self.committed:
+            raise Fenced(f"{self._agent}: another owner has appended during a stall")
+        self._began = self._s.monotonic()
 
     def append_soon(self, command: Append, core: Core, appended: Callable[[Committed | Ending], None]) -> bool:
         """`append` without a task that waits: `appended` is called once, in the step in which the acknowledgement arrives, with
@@ -42,22 +61,22 @@ class Appender:
         s = self._s
         record = self._record(command, core)
         body = encode_record(record)
-        began = s.monotonic()
+        self._began = s.monotonic()
 
         def answered(result: int | Settling) -> None:
-            if type(result) is int and s.monotonic() - began <= STALL_S:
+            if isinstance(result, int):
                 self.committed = result
                 appended(Committed(result, record.id, record.at, len(body)))
             else:
-                appended(partial(self._settle, result, command, record, len(body), began))
+                appended(partial(self._settle, result, record, len(body)))
 
         return s.journal.append_soon(
             self._agent, body, answered, record_id=record.id, expected=self.committed, rollup=command.snapshot is not None
         )
 
-    async def _settle(self, result: int | Settling, command: Append, record: Record, size: int, began: float) -> Committed:
-        self.committed = result if isinstance(result, int) else await result()
-        return await self._committed(command, record, size, began)
+    async def _settle(self, settling: Settling, record: Record, size: int) -> Committed:
+        self.committed = await settling()
+        return Committed(self.committed, record.id, record.at, size)
 
     async def append(self, command: Append, core: Core) -> Committed:
         """Append the record that the turn machine wants, in the name of the owner that `core.ledger` names.
@@ -65,11 +84,10 @@ class Appender:
         Raises:
             Fenced, StoreLost, Unavailable: as `Journal.append`. Nothing of the record may take effect.
         """
-        s = self._s
         record = self._record(command, core)
         body = encode_record(record)
-        began = s.monotonic()
-        self.committed = await s.journal.append(
+        self._began = self._s.monotonic()
+        self.committed = await self._s.journal.append(
             self._agent,
             body,
             record_id=record.id,
@@ -77,15 +95,7 @@ class Appender:
             rollup=command.snapshot is not None,
             ttl_s=KEEP_STOPPED_S if command.kind == "tombstone" else None,
         )
-        return await self._committed(command, record, len(body), began)
-
-    async def _committed(self, command: Append, record: Record, size: int, began: float) -> Committed:
-        """The end of an append. After a stall, only if no other owner has appended meanwhile."""
-        if self._s.monotonic() - began > STALL_S and command.effects:
-            newest = await self._s.journal.last(self._agent)
-            if newest is not None and newest[0] != self.committed:
-                raise Fenced(f"{self._agent}: another owner has appended during a stall")
-        return Committed(self.committed, record.id, record.at, size)
+        return Committed(self.committed, record.id, record.at, len(body))
 
     def _record(self, command: Append, core: Core) -> Record:
         return record_of(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -66,7 +67,8 @@ def _take(owner: Owner, services: Services, request: ControlRequest, reply: str)
     token = services.token()
     match request.op:
         case "status":
-            services.spawn(answer(services, reply, status(owner, services, content=request.content)))
+            # Behind the mail that came ahead of it: what is asked for is the agent as it is after that.
+            services.rounds.put(partial(_tell_status, owner, services, content=request.content), reply)
         case "poll":
             services.spawn(_poll(owner, services, _needed(request.ref, "ref"), reply))
         case "resend":
@@ -84,6 +86,10 @@ def _take(owner: Owner, services: Services, request: ControlRequest, reply: str)
             owner.ask_later(DropTimer(timer_token(_needed(request.id, "id")), token), token, reply)
         case _:
             raise BadRequest(f"unknown operation {request.op[:40]!r}")
+
+
+def _tell_status(owner: Owner, services: Services, reply: str, *, content: bool) -> None:
+    services.spawn(answer(services, reply, status(owner, services, content=content)))
 
 
 def _needed(value: str | None, what: str) -> str:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from agentmesh.decisions import NONE
 from agentmesh.errors import Fenced, StoreLost, Unavailable
 from agentmesh.turn import step
-from agentmesh.turn.values import Append, Call, Command, Committed, Core, Emit, Input, KillTurn, Phase, Raised, Returned
+from agentmesh.turn.values import Append, Call, Command, Committed, Core, Emit, Input, KillTurn, Perform, Phase, Raised, Returned
 from agentmesh.wire import ErrorBody
 from agentmesh_node.appending import Appender, Ending
 from agentmesh_node.claiming import Lost
@@ -97,7 +97,9 @@ class Driver:
         command, *others = commands
         perform = self._perform_now.get(type(command))
         try:
-            if perform is not None:
+            if type(command) is Perform and self.appender.stalled:
+                self._await(self._perform_checked(commands))
+            elif perform is not None:
                 perform(self._owner, command)
                 self._begin(others)
             elif others or not self._flies(command):
@@ -131,11 +133,15 @@ class Driver:
         """The record that was on its way stands, or its fate must be found out."""
         if self._owner.closed:
             return
-        if isinstance(end, Committed):
-            self._end_span(command)
-            self._rounds.put(self._take, end)
-        else:
-            self._await(self._settle(command, end))
+        try:
+            if isinstance(end, Committed):
+                self._end_span(command)
+                self._rounds.put(self._take, end)
+            else:
+                self._await(self._settle(command, end))
+        except Exception:
+            log.exception("owner failed", extra={"agent": self._owner.name})
+            self._lose(DEFECT)
 
     async def _settle(self, command: Append, end: Ending) -> Committed:
         committed = await end()
@@ -190,6 +196,11 @@ class Driver:
             else:
                 self._perform_now[type(command)](self._owner, command)
         return following
+
+    async def _perform_checked(self, commands: list[Command]) -> Input | None:
+        """Effects after a stall: only if no other owner has taken over meanwhile (semantics, case 204)."""
+        await self.appender.check_fence()
+        return await self._perform(commands)
 
     async def _call(self, command: Call) -> Input:
         runner = self._owner.runner

@@ -100,7 +100,10 @@ class Performer:
             if queue and self._queues.get(target) is queue:
                 self._begin(target)
 
-        return self._deeds.tell_soon(effect, told)
+        try:
+            return self._deeds.tell_soon(effect, told)
+        except MeshError:
+            return False  # the way with a task says what is to become of it
 
     def _begin(self, target: str) -> None:
         task = asyncio.Task(self._work(target), loop=asyncio.get_running_loop(), name=f"effects {target}", eager_start=True)

@@ -8,6 +8,7 @@ other: each stage is done for all of them before the next one begins. Where one 
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -23,7 +24,13 @@ class Rounds:
         self._loop = asyncio.get_running_loop()
         self._pieces: deque[tuple[Callable[[Any], None], Any]] = deque()
         self._due = False
-        transport.on_read(self._do)
+        self._context = contextvars.copy_context()
+        """Whose turn it was that put the first piece is nothing that the others' code may see: trace, baggage, a user's own."""
+        self._forget_reads = transport.on_read(self._do)
+
+    def close(self) -> None:
+        """Do nothing more at the end of reads."""
+        self._forget_reads()
 
     def put(self, work: Callable[[Any], None], subject: Any) -> None:
         """Call `work(subject)` in its turn: at the end of the read that brought it, or soon."""
@@ -31,7 +38,7 @@ class Rounds:
         if not self._due:
             self._due = True
             if not self._t.reading:
-                self._loop.call_soon(self._do)
+                self._loop.call_soon(self._do, context=self._context)
 
     def _do(self) -> None:
         pieces = self._pieces
@@ -42,4 +49,4 @@ class Rounds:
         finally:
             self._due = bool(pieces)
             if pieces:  # one has raised after all: the others must not suffer
-                self._loop.call_soon(self._do)
+                self._loop.call_soon(self._do, context=self._context)

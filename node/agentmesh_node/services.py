@@ -173,6 +173,7 @@ class Services:
 
     async def close(self) -> None:
         """End what was spawned."""
+        self.rounds.close()
         while self._tasks:
             for task in self._tasks:
                 task.cancel()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections.abc import Callable
 from typing import cast
 
@@ -18,8 +19,9 @@ class Reads:
         self.reading = False
         self._ends: list[Callable[[], None]] = []
 
-    def on_read(self, callback: Callable[[], None]) -> None:
+    def on_read(self, callback: Callable[[], None]) -> Callable[[], None]:
         self._ends.append(callback)
+        return lambda: self._ends.remove(callback)
 
     def read(self, deliver: Callable[[], None]) -> None:
         """One read whose messages `deliver` hands on."""
@@ -69,6 +71,36 @@ def test_what_is_put_outside_a_read_is_done_soon() -> None:
         assert done == ["late"]
         reads.read(lambda: rounds.put(done.append, "read"))
         assert done == ["late", "read"]
+
+    run(main())
+
+
+def test_no_piece_sees_the_context_of_who_put_another() -> None:
+    tenant: contextvars.ContextVar[str] = contextvars.ContextVar("tenant", default="nobody's")
+
+    async def main() -> None:
+        rounds, _ = _rounds()
+        seen: list[str] = []
+
+        async def turn() -> None:
+            tenant.set("a's")
+            rounds.put(lambda agent: seen.append(f"{agent} {tenant.get()}"), "a")
+
+        await asyncio.create_task(turn())
+        rounds.put(lambda agent: seen.append(f"{agent} {tenant.get()}"), "b")
+        await asyncio.sleep(0)
+        assert seen == ["a nobody's", "b nobody's"]
+
+    run(main())
+
+
+def test_closed_it_does_nothing_at_the_end_of_reads() -> None:
+    async def main() -> None:
+        rounds, reads = _rounds()
+        done: list[str] = []
+        rounds.close()
+        reads.read(lambda: rounds.put(done.append, "late"))
+        assert done == []
 
     run(main())
 

@@ -482,9 +482,10 @@ class SimTransport:
             for callback in self._read_callbacks:
                 callback()
 
-    def on_read(self, callback: Callable[[], None]) -> None:
+    def on_read(self, callback: Callable[[], None]) -> Callable[[], None]:
         """See `Transport.on_read`."""
         self._read_callbacks.append(callback)
+        return lambda: self._read_callbacks.remove(callback)
 
     def _on_reply(self, message: Message) -> None:
         if message.subject in self._called:

@@ -157,9 +157,10 @@ class NatsTransport:
         """See `Transport.reading`."""
         return self._client.reading
 
-    def on_read(self, callback: Callable[[], None]) -> None:
+    def on_read(self, callback: Callable[[], None]) -> Callable[[], None]:
         """See `Transport.on_read`."""
-        self._read_callbacks.append(callback)
+        self._read_callbacks = [*self._read_callbacks, callback]
+        return lambda: self._read_callbacks.remove(callback)
 
     @property
     def server_version(self) -> tuple[int, int, int]:
@@ -409,7 +410,10 @@ class NatsTransport:
 
     def _on_read(self) -> None:
         for callback in self._read_callbacks:
-            callback()
+            try:
+                callback()
+            except Exception:
+                log.exception("what follows a read failed")
 
     async def _open(self) -> None:
         """Connect the client, trying for ever, and announce the subscriptions."""

@@ -35,6 +35,8 @@ def store_soon(
                 result: int | Exception = acknowledged(reply, subject).seq
             except (WrongLastSequence, Uncertain, MeshError) as error:
                 result = error
+            except Exception as error:  # noqa: BLE001 - whatever the reply is, whoever waits must be told
+                result = Uncertain(f"the answer for {subject} cannot be read: {error!r}")
         else:
             result = unanswered(reply, subject)  # type: ignore[arg-type]  # a message is told apart above
         stored(result)

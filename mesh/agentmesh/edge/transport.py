@@ -64,8 +64,8 @@ class Transport(Protocol):
     def reading(self) -> bool:
         """Whether messages that came in one read are being handed to their handlers now."""
 
-    def on_read(self, callback: Callable[[], None]) -> None:
-        """Call `callback` at the end of each read that brought messages. It must not raise."""
+    def on_read(self, callback: Callable[[], None]) -> Callable[[], None]:
+        """Call `callback` at the end of each read. Returns its remover."""
 
     async def publish(self, subject: str, data: bytes = b"", *, headers: Headers | None = None, reply: str = "") -> None:
         """Send a core message.

@@ -182,6 +182,24 @@ def test_a_record_that_the_server_refuses_for_good_is_not_tried_again(server: Se
     run(main())
 
 
+@pytest.mark.parametrize(
+    "reply",
+    [b"\xff", b"[" * 5000, b'{"error":{"code":400,"err_code":10071,"description":"%b"}}' % (b"9" * 5000)],
+    ids=["bytes", "nested", "number"],
+)
+def test_a_reply_that_makes_no_sense_is_one_of_unknown_fate(server: Server, subjects: Subjects, reply: bytes) -> None:
+    async def main() -> None:
+        async with connected(server.url) as inner:
+            t = Faulty(inner)
+            await ensure(t, subjects)
+            journal = Journal(t, subjects)
+            t.inject(subjects.journal(AGENT), replaced(reply))
+            seq = await _append_soon(journal, b"one", record_id="r1", expected=0)
+            assert await journal.last(AGENT) == (seq, b"one", "r1")
+
+    run(main())
+
+
 def _never(end: object) -> None:
     raise AssertionError(f"told {end!r} of what was not sent")
 
