@@ -328,8 +328,7 @@ class NatsTransport:
 
     def _tell(self, reply: str, outcome: Message | Exception) -> None:
         """Tell who called with this reply subject how it ended."""
-        called = self._called.pop(reply, None)
-        if called is None:
+        if (called := self._called.pop(reply, None)) is None:
             return
         try:
             called[0](outcome)
@@ -373,8 +372,7 @@ class NatsTransport:
                 await self.flush(CLOSE_TIMEOUT_S)
 
     def _on_reply(self, message: Message) -> None:
-        called = self._called.pop(message.subject, None)
-        if called is not None:
+        if (called := self._called.pop(message.subject, None)) is not None:
             called[0](message if message.status != "503" or message.data else NoResponders())
             return
         waiting = self._waiting.get(message.subject)
