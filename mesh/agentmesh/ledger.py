@@ -241,7 +241,7 @@ def consume(ledger: Ledger, lane: str, seq: int, first: int | None, turn: int | 
     A position means "everything up to here": a message taken ahead of an older one waits in `taken` until the older one goes.
     """
     number = ledger.turn if turn is None else turn
-    beyond = ledger.taken.get(lane, ()) if ledger.taken else ()
+    beyond = ledger.taken.get(lane, ())
     if first is not None and first < seq:
         return structs.replace(ledger, taken=_with(ledger.taken, lane, tuple(sorted((*beyond, seq)))), turn=number)
     position = max(seq, ledger.positions.get(lane, 0))

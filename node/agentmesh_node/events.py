@@ -67,10 +67,6 @@ KINDS = frozenset(FIELDS)
 CONTENT = frozenset({"prompt", "original_prompt", "agent_state", "event", "message", "details"})
 """Fields that are told only where content is asked for."""
 WITH_CONTENT = frozenset(kind for kind, fields in FIELDS.items() if fields & CONTENT)
-_WITHOUT_CONTENT: dict[str, tuple[str, ...]] = {
-    kind: tuple(sorted(FIELDS[kind] - CONTENT)) for kind in FIELDS if FIELDS[kind] & CONTENT
-}
-"""Of those kinds: the fields that are always told."""
 
 
 class Fact(msgspec.Struct, frozen=True, kw_only=True):
@@ -133,19 +129,16 @@ class Events:
         if self._handlers:
             for handler, content in tuple(self._handlers):
                 self._offer(handler, agent, kind, turn, _told(kind, fields, content=content))
-        gathered = self._gathered
-        gathered.append((agent, kind, turn, fields, self._now()))
-        if len(gathered) == 1:
+        self._gathered.append((agent, kind, turn, fields, self._now()))
+        if len(self._gathered) == 1:
             self._later(self.publish)
 
     def publish(self) -> None:
         """Send the facts that were gathered."""
         gathered, self._gathered = self._gathered, []
-        encode, heads, content, messages = self._encoder.encode, self._heads, self._content, []
+        encode, heads, messages = self._encoder.encode, self._heads, []
         for agent, kind, turn, fields, time in gathered:
-            told, names = fields, _WITHOUT_CONTENT.get(kind)
-            if names is not None:
-                told = _told(kind, fields, content=True) if content else {name: fields[name] for name in names}
+            told = _told(kind, fields, content=self._content) if kind in WITH_CONTENT else fields
             subject, head = heads.get((agent, kind)) or self._head(agent, kind)
             # Names, kinds and node ids need no escaping; this is several times quicker than encoding a dict.
             body = f'{head}{format_time(time)}","turn":{turn}'.encode()

@@ -248,8 +248,7 @@ def on_trim(core: Core, item: Trim, out: Out) -> None:
 # --- effects ------------------------------------------------------------------------------------------------------
 def on_done(core: Core, item: Done, out: Out) -> None:
     """The server has these; the next record says so."""
-    opened, done = core.ledger.effects, core.done
-    core.done = (*done, *[origin for origin in item.origins if origin in opened and origin not in done])
+    core.done = (*core.done, *[o for o in item.origins if o in core.ledger.effects and o not in core.done])
     if core.inflight is not None:
         return
     if core.phase is Phase.STOPPED:

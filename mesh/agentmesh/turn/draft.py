@@ -109,8 +109,7 @@ def consume(core: Core, mail: Mail, *, turn: int | None = None) -> None:
     if mail.sender is not None and mail.origin is not None and kind != "answer":
         work = book.witness(work, mail.sender, lane, mail.seq, mail.origin)
     core.work = work
-    if work.turning is not None or work.attempts or work.takeovers:
-        forget_charges(core, key_of(mail))
+    forget_charges(core, key_of(mail))
 
 
 def _still_waits(ledger: Ledger, mail: Mail, lane: str) -> bool:
