@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from operator import methodcaller
 from types import MappingProxyType
 
 from agentmesh.edge.transport import Headers
@@ -16,6 +17,7 @@ _HEADER_LINE = "NATS/1.0\r\n"
 _END = b"\r\n"
 _MAX_KNOWN_NAMES = 1024
 _known_names: set[str] = set()
+_parted = methodcaller("partition", ":")
 
 
 def publish_frame(subject: str, data: bytes, headers: Headers | None, reply: str, max_payload: int) -> bytes:
@@ -70,11 +72,7 @@ def parse_headers(block: bytes) -> tuple[str, dict[str, str]]:
     """Status code (`""` if there is none) and headers of a received block. Of a repeated name the last value counts:
     the server appends its own, so a stranger cannot forge `Nats-Sequence`."""
     first, _, rest = block.decode("utf-8", "replace").partition("\r\n")
-    headers: dict[str, str] = {}
-    for line in rest.split("\r\n"):
-        name, colon, value = line.partition(":")
-        if colon:
-            headers[name] = value.strip()
+    headers = {name: value.strip() for name, colon, value in map(_parted, rest.split("\r\n")) if colon}
     return first[9:12], headers
 
 
