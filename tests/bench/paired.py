@@ -1,7 +1,9 @@
 """Two versions of a node beside each other: `python -m bench.paired OTHER`, where OTHER is a checkout of the other version.
 
 Two runs of the benchmarks, one after the other, differ by more than most changes are worth: machines drift by a quarter within
-minutes. Here both nodes are on one server, each under a root of its own, and the same caller's asks alternate between them.
+minutes. Here both nodes are on one server, each under a root of its own, and the same caller's asks alternate between them. Two
+processes of the very same code differ too, by up to six percent for as long as they live (where their memory lies, how their
+dicts hash), so each round has new ones: what all rounds agree on is the change.
 Server, supervisors and caller are this checkout's; so it shows what a change to the node is worth, and none to the client.
 """
 
@@ -9,8 +11,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import sys
+import time
 from functools import partial
 from pathlib import Path
 
@@ -25,6 +27,8 @@ from bench.stage import FULL, SMOKE, Child, Sizes, Stage, single
 
 HERE = Path(__file__).parents[2]
 ROOTS = ("theirs", "ours")
+SLICE = 10
+"""Asks of each caller in a row, before the other version has its turn."""
 
 
 class Side:
@@ -33,7 +37,11 @@ class Side:
     def __init__(self, mesh: Mesh, node: Child, callers: int) -> None:
         self.one: Call = partial(mesh.ask, "many.0", "hello", timeout=ASK_S)
         self.all: list[Call] = [partial(mesh.ask, f"many.{number}", "hello", timeout=ASK_S) for number in range(callers)]
-        self._node = node
+        self.asks = 0
+        self.seconds = 0.0
+        self.cpu_s = 0.0
+        """What the node used of its processors for those asks."""
+        self._cpu_clock = ~node.pid << 3 | 2  # as clock_getcpuclockid(3) makes it (Linux)
 
     @staticmethod
     async def of(stage: Stage, root: str, checkout: Path) -> Side:
@@ -46,34 +54,45 @@ class Side:
             await mesh.start_agent(f"many.{number}", kind="Echo")
         return Side(mesh, node, callers)
 
-    def cpu_s(self) -> float:
-        """What the node has used of its processors so far (Linux)."""
-        fields = Path(f"/proc/{self._node.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    async def ask_all(self, each: int) -> None:
+        """All callers ask, and what that takes is added up."""
+        count = len(self.all) * each
+        before = time.clock_gettime(self._cpu_clock)
+        self.seconds += count / await rate(self.all, each)
+        spent = time.clock_gettime(self._cpu_clock) - before
+        self.cpu_s += spent * each / (each + 1)  # one ask of each caller comes before the clock starts
+        self.asks += count
 
-    async def asks(self, each: int) -> tuple[float, float]:
-        """Asks a second by all callers at once, and microseconds of the node for each."""
-        before = self.cpu_s()
-        found = await rate(self.all, each)
-        return found, (self.cpu_s() - before) * 1e6 / (len(self.all) * (each + 1))
+    @property
+    def rate(self) -> float:
+        """Asks a second."""
+        return self.asks / self.seconds
+
+    @property
+    def cpu_us(self) -> float:
+        """Microseconds of the node's processors for an ask."""
+        return self.cpu_s / self.asks * 1e6
 
 
 async def compare(other: Path, sizes: Sizes) -> list[Figure]:
     """This checkout's node beside the one of `other`."""
-    async with single(sizes) as stage:
-        theirs, ours = [await Side.of(stage, root, where) for root, where in zip(ROOTS, (other, HERE), strict=True)]
-        beside = f"{other.name or other}, its node"
-        half = Figure(name="ask, one caller, p50", unit="ms", floor=beside)
-        many = Figure(name=f"asks/s, {sizes.callers} callers, {sizes.callers} agents", unit="/s", floor=beside)
-        spent = Figure(name="the node's processor for each of them", unit="us", floor=beside)
-        for number in range(sizes.rounds):
+    beside = f"{other.name or other}, its node"
+    half = Figure(name="ask, one caller, p50", unit="ms", floor=beside)
+    many = Figure(name=f"asks/s, {sizes.callers} callers, {sizes.callers} agents", unit="/s", floor=beside)
+    spent = Figure(name="the node's processor for each of them", unit="us", floor=beside)
+    for number in range(sizes.rounds):
+        async with single(sizes) as stage:
+            order = slice(None, None, -1 if number % 2 else 1)  # whose processes are older changes, too
+            sides = {root: await Side.of(stage, root, where) for root, where in [*zip(ROOTS, (other, HERE), strict=True)][order]}
+            theirs, ours = (sides[root] for root in ROOTS)
             mine, floor = await side_by_side(ours.one, theirs.one, count=sizes.calls)
             half.add(quantile(mine, 0.5), quantile(floor, 0.5))
-            order = (ours, theirs) if number % 2 else (theirs, ours)  # who comes first has the emptier streams
-            found = {side: await side.asks(sizes.each) for side in order}
-            many.add(found[ours][0], found[theirs][0])
-            spent.add(max(found[ours][1], 1.0), max(found[theirs][1], 1.0))
-        return [half, many, spent]
+            for turn in range(max(2, sizes.each // SLICE)):
+                for side in (ours, theirs) if turn % 2 else (theirs, ours):
+                    await side.ask_all(min(SLICE, sizes.each))
+            many.add(ours.rate, theirs.rate)
+            spent.add(ours.cpu_us, theirs.cpu_us)
+    return [half, many, spent]
 
 
 def main() -> int:
