@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from agentmesh import wire
+from agentmesh.edge.jetstream import Stored
 from agentmesh.errors import AskTimeout, Unavailable
 from agentmesh.subjects import Subjects
 from agentmesh.wire import Attachment, Outcome
@@ -51,10 +52,11 @@ class Prompter:
         ask = self._asks.open(given.agent)
         timer = asyncio.get_running_loop().call_later(patience, ask.give_up)
         try:
-            await self._send(given, ask, body, headers, patience)
-            if on_accepted is not None and ask.ref is not None:
-                on_accepted(ask.ref)
-            await ask.outcome
+            if on_accepted is not None or not await self._answered_soon(given, ask, body, headers, patience):
+                await self._send(given, ask, body, headers, patience)
+                if on_accepted is not None and ask.ref is not None:
+                    on_accepted(ask.ref)
+                await ask.outcome
             return self._result(given.timeout, ask)
         finally:
             timer.cancel()
@@ -107,11 +109,45 @@ class Prompter:
             timeout=patience,
             answer=ask.outcome,
         )
-        ask.ref, ask.life = str(stored.seq), headers[wire.FOR]
-        if self._specs.over(ask.agent, ask.life):
-            self._ends.ended(ask.agent, ask.life)
+        self._accept(ask, headers[wire.FOR], stored)
         if stored.duplicate:
             await self._asks.follow(ask)
+
+    async def _answered_soon(self, given: Prompting, ask: Ask, body: bytes, headers: dict[str, str], patience: float) -> bool:
+        """Store the prompt and wait for the end of `ask`, without a wake-up when it is stored, as most are at once.
+
+        Returns: False where nothing could be sent at once.
+        """
+        headers[wire.REPLY_TO] = ask.reply_to
+        subject, life = self._subjects.inbox(given.agent), headers[wire.FOR]
+        message_id = self._mailer.message_id(given.agent, given.key)
+        began, first = asyncio.get_running_loop().time(), ask.outcome
+
+        def stored(news: Stored | Exception) -> None:
+            if isinstance(news, Stored) and not news.duplicate:
+                self._accept(ask, life, news)
+            else:
+                ask.interrupt(news)
+
+        if not self._mailer.put_soon(subject, body, headers, stored, message_id=message_id, timeout=patience):
+            return False
+        await first
+        if (news := ask.news) is not None:
+            if not isinstance(news, Stored):
+                news = await self._mailer.put_again(
+                    subject, body, headers, news, message_id=message_id, began=began, timeout=patience, answer=ask.outcome
+                )
+            self._accept(ask, life, news)
+            if news.duplicate:
+                await self._asks.follow(ask)
+            await ask.outcome
+        return True
+
+    def _accept(self, ask: Ask, life: str, stored: Stored) -> None:
+        """The prompt is stored: its ref is known, and an answer may be looked up."""
+        ask.ref, ask.life = str(stored.seq), life
+        if self._specs.over(ask.agent, life):
+            self._ends.ended(ask.agent, life)
 
     def _result(self, timeout: float, ask: Ask) -> Outcome:
         """What the wait, which is over, has brought."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from contextlib import suppress
 from typing import NoReturn
 
@@ -12,6 +13,7 @@ from opentelemetry import propagate
 from agentmesh.edge.ambient import SYSTEM, Ambient
 from agentmesh.edge.diagnosis import explain
 from agentmesh.edge.jetstream import Stored, Uncertain, store
+from agentmesh.edge.soon import store_soon
 from agentmesh.edge.streams import DUPLICATE_WINDOW_S, duplicate_window
 from agentmesh.edge.transport import Transport
 from agentmesh.errors import Unavailable
@@ -25,6 +27,8 @@ SHORTEST_PAUSE_S = 1e-6
 """A pause shorter than this is none: no clock would show that it has passed."""
 ATTEMPT_S = 5.0
 """Wait for one publish acknowledgement."""
+SHORT_S = 2.0
+"""Less time than this has no room for a `Transport.call`, whose time-outs are looked at four times a second."""
 REPEATABLE_S = 100.0
 """A publish of unknown fate is repeated for this long, as long as the mesh's duplicate window is not known."""
 REPEATABLE_SHARE = REPEATABLE_S / DUPLICATE_WINDOW_S
@@ -75,17 +79,62 @@ class Mailer:
             MailboxFull, TooLarge, BadRequest, NotPermitted: it was refused.
             Unavailable: it could not be stored, or (`details["uncertain"]`) nobody can tell whether it was.
         """
-        if otel_context.get_current():  # an empty context has nothing to carry
-            propagate.inject(headers)
+        _carry_context(headers)
         began = _now()
         try:
-            # Half of a short time: another try must fit in.
             return await store(
-                self._transport, subject, body, headers=headers, msg_id=message_id, timeout=min(timeout / 2, ATTEMPT_S)
+                self._transport, subject, body, headers=headers, msg_id=message_id, timeout=_first_timeout(timeout)
             )
         except (Unavailable, Uncertain) as error:
             retry = _Retry(began, timeout, answer)
             retry.failed(error)
+        return await self._repeat(retry, subject, body, headers, message_id)
+
+    def put_soon(
+        self,
+        subject: str,
+        body: bytes,
+        headers: dict[str, str],
+        stored: Callable[[Stored | Exception], None],
+        *,
+        message_id: str,
+        timeout: float,
+    ) -> bool:
+        """The first attempt of `put`, without a task that waits: `stored` is called with what came of it, in the step in which
+        that is known. `put_again` goes on where it is no `Stored`.
+
+        Returns: False where nothing can be sent at once, or time is short: `put` it. `stored` is never called then.
+
+        Raises:
+            TooLarge, BadRequest: it cannot be sent at all.
+        """
+        if timeout < SHORT_S:
+            return False
+        _carry_context(headers)
+        return store_soon(
+            self._transport, subject, body, stored, headers=headers, msg_id=message_id, timeout=_first_timeout(timeout)
+        )
+
+    async def put_again(
+        self,
+        subject: str,
+        body: bytes,
+        headers: dict[str, str],
+        failed: Exception,
+        *,
+        message_id: str,
+        began: float,
+        timeout: float,
+        answer: asyncio.Future[Outcome | None],
+    ) -> Stored:
+        """`put`, after a first attempt that `began` at that time of the loop and has `failed`. Returns and raises as `put`."""
+        if not isinstance(failed, Unavailable | Uncertain):
+            raise failed
+        retry = _Retry(began, timeout, answer)
+        retry.failed(failed)
+        return await self._repeat(retry, subject, body, headers, message_id)
+
+    async def _repeat(self, retry: _Retry, subject: str, body: bytes, headers: dict[str, str], message_id: str) -> Stored:
         while await retry.pause():
             if not retry.uncertain and self._subjects is not None:
                 await self._find_out(retry)
@@ -116,6 +165,16 @@ class Mailer:
                     self._transport, self._subjects, timeout=min(LEARN_S, retry.attempt_timeout())
                 )
         return retry.within(REPEATABLE_S if self._window_s is None else self._window_s * REPEATABLE_SHARE)
+
+
+def _carry_context(headers: dict[str, str]) -> None:
+    if otel_context.get_current():  # an empty context has nothing to carry
+        propagate.inject(headers)
+
+
+def _first_timeout(timeout: float) -> float:
+    """Seconds that the first attempt may take. Half of a short time: another try must fit in."""
+    return min(timeout / 2, ATTEMPT_S)
 
 
 class _Retry:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from agentmesh.edge import jetstream
+from agentmesh.edge.jetstream import Stored
 from agentmesh.edge.transport import Message, Subscription, Transport
 from agentmesh.errors import MeshError
 from agentmesh.subjects import Subjects
@@ -31,7 +32,7 @@ _log = logging.getLogger("agentmesh.client")
 class Ask:
     """One caller's wait. `outcome` resolves to the outcome, or to None when the wait is over without one."""
 
-    __slots__ = ("agent", "followed", "interval", "key", "life", "live", "outcome", "ref", "reply_to", "round")
+    __slots__ = ("agent", "followed", "interval", "key", "life", "live", "news", "outcome", "ref", "reply_to", "round")
 
     def __init__(self, agent: str, key: str, reply_to: str, outcome: asyncio.Future[Outcome | None], first_round: int) -> None:
         self.agent = agent
@@ -44,6 +45,8 @@ class Ask:
         self.round = first_round
         self.interval = 1
         self.followed: Subscription | None = None
+        self.news: Stored | Exception | None = None
+        """Why the wait was interrupted: what came of storing the prompt."""
         self.live: Callable[[bytes], None] | None = None
         """Takes the turn's live events, which go to `stream_to`."""
 
@@ -56,6 +59,13 @@ class Ask:
         """The outcome is here; copies of it may come later."""
         if not self.outcome.done():
             self.outcome.set_result(outcome)
+
+    def interrupt(self, news: Stored | Exception) -> None:
+        """Who waits must do something, and then wait on. Not if the outcome is here: it proves that the prompt was stored."""
+        waiting = self.outcome
+        if not waiting.done():
+            self.news, self.outcome = news, waiting.get_loop().create_future()
+            waiting.set_result(None)
 
     def give_up(self) -> None:
         """The caller's patience has ended, or the client closes."""

@@ -11,6 +11,7 @@ import msgspec
 
 from agentmesh import wire
 from agentmesh.edge.jetstream import (
+    Stored,
     WrongLastSequence,
     get_last,
     get_next,
@@ -131,7 +132,7 @@ class Deeds:
         if effect.reply_to is not None and not self._t.send(effect.reply_to, body):
             return False
 
-        def stored(result: int | Exception) -> None:
+        def stored(result: Stored | Exception) -> None:
             told(result if isinstance(result, Exception) and not _is_stored(result) else None)
 
         return store_soon(self._t, self._subjects.result(self.agent, effect.outcome.ref), body, stored, expected=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from opentelemetry import trace
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 
 from agentmesh.edge.jetstream import get_last
+from agentmesh.edge.transport import Answered, Message, NoResponders, RequestTimeout
 from agentmesh.errors import (
     AgentFailed,
     AskTimeout,
@@ -296,19 +298,31 @@ def test_events_arrive_as_they_were_given(server: Server, subjects: Subjects) ->
     run(scenario())
 
 
+def requests_of(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The subjects of what `mesh` requests from now on, whichever way."""
+    sent: list[str] = []
+    request, call = mesh.transport.request, mesh.transport.call
+
+    async def requested(subject: str, *args: Any, **kwargs: Any) -> Any:
+        sent.append(subject)
+        return await request(subject, *args, **kwargs)
+
+    def called(subject: str, *args: Any, **kwargs: Any) -> bool:
+        done = call(subject, *args, **kwargs)
+        sent.extend([subject] if done else [])
+        return done
+
+    monkeypatch.setattr(mesh.transport, "request", requested)
+    monkeypatch.setattr(mesh.transport, "call", called)
+    return sent
+
+
 def test_an_ask_of_a_known_agent_costs_one_request(server: Server, subjects: Subjects, monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario() -> None:
         async with world(server, subjects) as w, w.owner("coder"):
             await w.write_spec("coder")
             await w.mesh.ask("coder", "first", timeout=5)
-            sent: list[str] = []
-            request = w.mesh.transport.request
-
-            async def counted(subject: str, *args: Any, **kwargs: Any) -> Any:
-                sent.append(subject)
-                return await request(subject, *args, **kwargs)
-
-            monkeypatch.setattr(w.mesh.transport, "request", counted)
+            sent = requests_of(w.mesh, monkeypatch)
             tasks = len(asyncio.all_tasks())
             await w.mesh.ask("coder", "second", timeout=5)
             assert sent == [subjects.inbox("coder")]
@@ -317,18 +331,53 @@ def test_an_ask_of_a_known_agent_costs_one_request(server: Server, subjects: Sub
     run(scenario())
 
 
+FULL = b'{"error":{"code":503,"err_code":10077,"description":"maximum messages per subject exceeded"}}'
+
+
+@pytest.mark.case(207)
+@pytest.mark.parametrize("trouble", ["lost ack", "nobody there", "ack behind the answer", "not now", "full"])
+def test_whatever_becomes_of_the_first_attempt_a_prompt_is_one_turn(
+    server: Server, subjects: Subjects, monkeypatch: pytest.MonkeyPatch, trouble: str
+) -> None:
+    async def scenario() -> None:
+        async with world(server, subjects) as w, w.owner("coder") as owner:
+            await w.write_spec("coder")
+            await w.mesh.ask("coder", "first", timeout=10)
+            call = w.mesh.transport.call
+            late: list[Callable[[], None]] = []
+
+            def troubled(subject: str, *args: Any, answered: Answered, **kwargs: Any) -> bool:
+                monkeypatch.undo()
+                match trouble:
+                    case "lost ack":
+                        call(subject, *args, answered=lambda _: answered(RequestTimeout()), **kwargs)
+                    case "ack behind the answer":
+                        call(subject, *args, answered=lambda _: late.append(lambda: answered(RequestTimeout())), **kwargs)
+                    case "nobody there":
+                        answered(NoResponders())
+                    case "full":
+                        answered(Message("", FULL, {}))
+                return trouble != "not now"
+
+            monkeypatch.setattr(w.mesh.transport, "call", troubled)
+            if trouble == "full":
+                with pytest.raises(MailboxFull):
+                    await w.mesh.ask("coder", "second", timeout=10)
+                return
+            answer = await w.mesh.ask("coder", "second", timeout=10)
+            for tell in late:
+                tell()
+            assert answer.text == "echo: second"
+            assert [mail.ref for mail in owner.mail][1:] == [answer.ref]
+
+    run(scenario())
+
+
 def test_many_first_asks_share_one_read_of_the_spec(server: Server, subjects: Subjects, monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario() -> None:
         async with world(server, subjects) as w, w.owner("coder"):
             await w.write_spec("coder")
-            sent: list[str] = []
-            request = w.mesh.transport.request
-
-            async def counted(subject: str, *args: Any, **kwargs: Any) -> Any:
-                sent.append(subject)
-                return await request(subject, *args, **kwargs)
-
-            monkeypatch.setattr(w.mesh.transport, "request", counted)
+            sent = requests_of(w.mesh, monkeypatch)
             await asyncio.gather(*(w.mesh.ask("coder", "hello", timeout=10) for _ in range(20)))
             assert len([subject for subject in sent if "MSG.GET" in subject]) == 1
             assert sent.count(subjects.inbox("coder")) == 20

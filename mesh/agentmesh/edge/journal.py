@@ -17,6 +17,7 @@ import msgspec
 from agentmesh.edge.blobs import Blobs
 from agentmesh.edge.jetstream import (
     ApiError,
+    Stored,
     StoredMessage,
     Uncertain,
     WrongLastSequence,
@@ -126,9 +127,9 @@ class Journal:
         subject, headers = self._subjects.journal(agent), {RECORD: record_id}
         deadline = asyncio.get_running_loop().time() + patience_s
 
-        def stored(result: int | Exception) -> None:
-            if isinstance(result, int):
-                appended(result)
+        def stored(result: Stored | Exception) -> None:
+            if isinstance(result, Stored):
+                appended(result.seq)
             else:
                 appended(partial(self._attempt(subject, body, headers, expected, deadline, rollup=rollup).settle, result))
 

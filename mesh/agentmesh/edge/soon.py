@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from agentmesh.edge.jetstream import Uncertain, WrongLastSequence, acknowledged, conditions, unanswered
+from agentmesh.edge.jetstream import Stored, Uncertain, WrongLastSequence, acknowledged, conditions, unanswered
 from agentmesh.edge.transport import Headers, Message, Transport
 from agentmesh.errors import MeshError
 
@@ -13,14 +13,15 @@ def store_soon(
     t: Transport,
     subject: str,
     data: bytes,
-    stored: Callable[[int | Exception], None],
+    stored: Callable[[Stored | Exception], None],
     *,
     headers: Headers | None = None,
     expected: int | None = None,
+    msg_id: str | None = None,
     rollup: bool = False,
     timeout: float = 5.0,
 ) -> bool:
-    """`store` without a task that waits: `stored` gets the sequence, or what `store` would have raised once the message was sent,
+    """`store` without a task that waits: `stored` gets what `store` returns, or would have raised once the message was sent,
     in the step in which the acknowledgement arrives (`Transport.call`).
 
     Returns: False where it cannot be sent at once: nothing was sent, and `stored` is never called.
@@ -32,7 +33,7 @@ def store_soon(
     def answered(reply: Message | Exception) -> None:
         if type(reply) is Message:
             try:
-                result: int | Exception = acknowledged(reply, subject).seq
+                result: Stored | Exception = acknowledged(reply, subject)
             except (WrongLastSequence, Uncertain, MeshError) as error:
                 result = error
             except Exception as error:  # noqa: BLE001 - whatever the reply is, whoever waits must be told
@@ -41,4 +42,5 @@ def store_soon(
             result = unanswered(reply, subject)  # type: ignore[arg-type]  # a message is told apart above
         stored(result)
 
-    return t.call(subject, data, headers=conditions(headers, expected, None, None, rollup), timeout=timeout, answered=answered)
+    fields = conditions(headers, expected, msg_id, None, rollup)
+    return t.call(subject, data, headers=fields, timeout=timeout, answered=answered)
