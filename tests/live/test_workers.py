@@ -87,7 +87,7 @@ def test_workers_are_nodes_that_are_kept_alive_and_drain_together(server: Server
             assert await http_get(port, "/readyz") == (200, "ok")
             for number in range(4):
                 await mesh.client.start_agent(f"a{number}", kind="Recorder")
-            os.kill(worker_pid("n-1"), signal.SIGKILL)
+            os.kill(worker_pid(node.pid, "n-1"), signal.SIGKILL)
 
             async def back() -> bool:
                 now = await boots(mesh)
@@ -126,14 +126,15 @@ def test_a_worker_that_cannot_start_ends_the_command_with_its_code() -> None:
     assert "no NATS server answers" in ended.stderr
 
 
-def worker_pid(own_id: str) -> int:
-    """The process that runs as node `own_id`."""
+def worker_pid(keeper: int, own_id: str) -> int:
+    """The process that runs as node `own_id`, a child of the process `keeper`: other tests have nodes of the same name."""
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
                 words = (entry / "cmdline").read_bytes().split(b"\0")
+                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
             except OSError:
                 continue
-            if b"agentmesh_node" in words and own_id.encode() in words:
+            if parent == keeper and own_id.encode() in words:
                 return int(entry.name)
     raise AssertionError(f"no process runs as {own_id}")
