@@ -12,7 +12,7 @@ import msgspec
 
 from agentmesh.budget import limits_from
 from agentmesh.errors import BadRequest
-from agentmesh.wire import Attachment, PromptBody, encode, encode_prompt, format_time
+from agentmesh.wire import Attachment, PromptBody, encode, encode_prompt
 
 
 def attachment(filename: str, content: bytes) -> Attachment:
@@ -78,8 +78,12 @@ def instant(moment: dt.datetime, what: str) -> str:
     """RFC 3339 of `moment`.
 
     Raises:
-        BadRequest: it is no datetime, or has no time zone.
+        BadRequest: it is no datetime, has no time zone, or lies beyond the year 9999.
     """
     if not isinstance(moment, dt.datetime) or moment.tzinfo is None:
         raise BadRequest(f"{what} is a datetime with a time zone (datetime.now(timezone.utc) + ...)")
-    return format_time(moment.timestamp())
+    try:
+        utc = moment.astimezone(dt.UTC)
+    except (ValueError, OverflowError):
+        raise BadRequest(f"{what} is a time between the years 1 and 9999") from None
+    return utc.isoformat(timespec="microseconds").replace("+00:00", "Z")

@@ -26,7 +26,7 @@ from agentmesh.errors import (
     Unavailable,
 )
 from agentmesh.subjects import Subjects
-from agentmesh.wire import ErrorBody
+from agentmesh.wire import MAX_TIME, ErrorBody
 from agentmesh_client import Mesh, attachment, waiting
 from client.fake_owner import World, world
 from support import Server, eventually, run
@@ -52,6 +52,16 @@ def test_an_ask_returns_the_answer_with_all_that_the_outcome_says(server: Server
                 3,
                 "s1",
             )
+
+    run(scenario())
+
+
+def test_a_deadline_may_be_the_last_moment_that_a_datetime_can_be(server: Server, subjects: Subjects) -> None:
+    async def scenario() -> None:
+        async with world(server, subjects) as w, w.owner("coder") as owner:
+            await w.write_spec("coder")
+            await w.mesh.ask("coder", "hello", timeout=5, deadline=dt.datetime.max.replace(tzinfo=dt.UTC))
+            assert [mail.deadline for mail in owner.mail] == [MAX_TIME]
 
     run(scenario())
 
@@ -94,6 +104,7 @@ def test_times_and_keys_and_events_are_checked(server: Server, subjects: Subject
                 {"timeout": "5"},
                 {"timeout": float("nan")},
                 {"deadline": dt.datetime.now()},
+                {"deadline": dt.datetime.max.replace(tzinfo=dt.timezone(dt.timedelta(hours=-3)))},
                 {"idempotency_key": "two tokens"},
                 {"metadata": {"when": object()}},
             ]

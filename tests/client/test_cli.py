@@ -201,6 +201,8 @@ def test_exit_codes_tell_what_went_wrong(server: Server, subjects: Subjects) -> 
                 ["ask", "coder"],
                 ["nonsense"],
                 ["ask", "a b", "hi"],
+                ["ask", "coder", "hi", "--deadline", "nan"],
+                ["ask", "coder", "hi", "--deadline", "1e300"],
                 ["poll", "coder", "7", "-o", "xml"],
                 ["start", "x"],
             ):

@@ -62,11 +62,16 @@ class PromptOptions:
             files = [attachment(Path(name).name, Path(name).read_bytes()) for name in self.attach or ()]
         except OSError as error:
             raise BadRequest(f"a file cannot be attached: {error}") from None
-        now = dt.datetime.now(dt.UTC)
+        try:
+            deadline = None if self.deadline is None else dt.datetime.now(dt.UTC) + dt.timedelta(seconds=self.deadline)
+        except (ValueError, OverflowError):
+            raise BadRequest(
+                f"--deadline is a number of seconds from now, before the year 9999; this is {self.deadline!r}"
+            ) from None
         return {
             "metadata": json_object(self.metadata, "--metadata"),
             "attachments": files,
-            "deadline": None if self.deadline is None else now + dt.timedelta(seconds=self.deadline),
+            "deadline": deadline,
             "idempotency_key": self.key,
             "budget": self._budget(),
         }

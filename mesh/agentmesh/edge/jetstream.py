@@ -120,6 +120,9 @@ class _Reply(msgspec.Struct):
     error: ServerError | None = None
 
 
+LAST_SCHEDULE = 9_214_646_400.0
+"""The beginning of 2262. The server counts nanoseconds in 64 bits, which end that year: it would store later messages at once."""
+
 _ack = msgspec.json.Decoder(_Ack)
 _got = msgspec.json.Decoder(_GetReply)
 _reply = msgspec.json.Decoder(_Reply)
@@ -235,7 +238,7 @@ async def schedule(
     Raises: as `store`.
     """
     fields = dict(headers or ())
-    fields[SCHEDULE] = f"@at {format_time(at)}"
+    fields[SCHEDULE] = f"@at {format_time(min(at, LAST_SCHEDULE))}"
     fields[SCHEDULE_TARGET] = target
     return await store(t, subject, data, headers=fields, expected=expected, timeout=timeout)
 

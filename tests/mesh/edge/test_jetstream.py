@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import datetime as dt
 import json
 import socket
 import time
@@ -406,6 +407,25 @@ def test_a_schedule_fires_once_is_replaced_and_can_be_purged(server: Server, sub
             assert page.messages[0].headers["Mesh-Origin"] == "1.2.0"
             assert page.messages[0].headers["Nats-Scheduler"] == f"{root}.timer.a.1"
             assert await js.get_last(t, stream, f"{root}.timer.a.1") is None
+
+    run(main())
+
+
+@pytest.mark.case(231)
+@pytest.mark.parametrize("far", [dt.datetime(2261, 12, 31, tzinfo=dt.UTC), dt.datetime(3000, 1, 1, tzinfo=dt.UTC)])
+def test_a_schedule_in_centuries_is_not_due_now(server: Server, subjects: Subjects, far: dt.datetime) -> None:
+    async def main() -> None:
+        async with connected(server.url) as t:
+            stream, root = await _stream(t, subjects, allow_msg_schedules=True, allow_rollup_hdrs=True)
+            await js.schedule(t, f"{root}.timer.a.1", f"{root}.due.a", far.timestamp(), b"far")
+            await js.schedule(t, f"{root}.timer.b.1", f"{root}.due.b", time.time() + 1, b"soon")
+
+            async def fired() -> bool:
+                return await js.get_last(t, stream, f"{root}.due.b") is not None
+
+            await eventually(fired, what="the timer that was set later")
+            assert await js.get_last(t, stream, f"{root}.due.a") is None
+            assert await js.get_last(t, stream, f"{root}.timer.a.1") is not None
 
     run(main())
 
