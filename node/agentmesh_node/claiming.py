@@ -57,6 +57,11 @@ async def take(services: Services, name: str, spec: Spec, claim: Claim) -> Taken
         ledger, last = fold([(seq, decode_record(body)) for seq, body in bodies])
         if ledger is None and spec.incarnation == claim.incarnation and spec.status in ("running", "failed"):
             raise StoreLost(f"agent {name} has run, and its journal is empty; stop, and restore the store from its backup")
+        if ledger is not None and await services.ends.beyond({name: ledger.positions}):
+            raise StoreLost(
+                f"agent {name} has consumed mail that its stream has never given: its stream was put back, or lost data; "
+                "stop, and restore all streams of the mesh from one moment"
+            )
         boot = await _lease_boot(services, claim, ledger)
         verdict = judge(claim, spec, ledger, lease_boot=boot)
         if verdict.act == "yield":

@@ -34,6 +34,7 @@ from agentmesh_node.resident import Resident
 from agentmesh_node.restless import restless
 from agentmesh_node.selfcheck import SelfCheck
 from agentmesh_node.services import NodeSettings, Services
+from agentmesh_node.storecheck import Stored
 from agentmesh_node.storewatch import StoreWatch
 
 log = logging.getLogger("agentmesh.node")
@@ -145,7 +146,7 @@ class Node:
         s = self._services
         self._gateway = Gateway(self._t, self.subjects, self._registry, token=s.token, spawn=s.spawn)
         await self._gateway.start()
-        self._selfcheck = SelfCheck(s, self._checkable, self._wake, self._committed, self._lost)
+        self._selfcheck = SelfCheck(s, self._checkable, self._wake, self._loaded, self._lost)
         self._selfcheck.start()
         self._watch.start()
         self._count()
@@ -447,9 +448,9 @@ class Node:
     def _checkable(self) -> list[tuple[str, Mailbox | None]]:
         return [(r.name, r.owner.mailbox if r.owner is not None else None) for r in self._residents.values()]
 
-    def _committed(self) -> dict[str, int]:
-        loaded = {r.name: r.owner for r in self._residents.values() if r.owner is not None and r.owner.begun}
-        return {name: owner.committed for name, owner in loaded.items()}
+    def _loaded(self) -> dict[str, Stored]:
+        owners = [r.owner for r in self._residents.values() if r.owner is not None and r.owner.begun]
+        return {o.name: Stored(o.committed, o.core.ledger.positions) for o in owners if o.core is not None}
 
     def _lost(self, name: str) -> None:
         resident = self._residents.get(name)

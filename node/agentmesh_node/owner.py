@@ -202,9 +202,9 @@ class Owner:
         self._ended(self, lost)
 
     def lose_store(self) -> None:
-        """The store does not have that record any more: stop, and write nothing."""
+        """The store does not have all that was committed any more: stop, and write nothing."""
         if not self._closed:
-            self._ended(self, Lost("the journal ends before a record that was committed", final=False, broken=True))
+            self._ended(self, Lost("the store ends before what was committed or consumed", final=False, broken=True))
 
     @property
     def closed(self) -> bool:

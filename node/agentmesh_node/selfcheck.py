@@ -16,7 +16,7 @@ from agentmesh.errors import MeshError
 from agentmesh_node.mailbox import Mailbox
 from agentmesh_node.restless import GROUP, restless
 from agentmesh_node.services import Services
-from agentmesh_node.storecheck import missing
+from agentmesh_node.storecheck import Stored, missing
 
 log = logging.getLogger("agentmesh.node")
 
@@ -26,14 +26,14 @@ PERIOD_S = 60.0
 
 class SelfCheck:
     """Checks a node's agents, round after round. `agents()` gives (name, mailbox; None asleep); `wake(name)` wakes one;
-    `committed()` gives the newest record of each loaded agent; `lost(name)` hears of one that the store has not any more."""
+    `loaded()` says what is known of each loaded agent; `lost(name)` hears of one of which the store has not all that any more."""
 
     def __init__(
         self,
         services: Services,
         agents: Callable[[], Sequence[tuple[str, Mailbox | None]]],
         wake: Callable[[str], None],
-        committed: Callable[[], dict[str, int]],
+        loaded: Callable[[], dict[str, Stored]],
         lost: Callable[[str], None],
         *,
         period_s: float = PERIOD_S,
@@ -41,7 +41,7 @@ class SelfCheck:
         self._s = services
         self._agents = agents
         self._wake = wake
-        self._committed = committed
+        self._loaded = loaded
         self._lost = lost
         self._period_s = period_s
         self._task: asyncio.Task[None] | None = None
@@ -68,9 +68,11 @@ class SelfCheck:
                 await asyncio.sleep(self._period_s / groups)
 
     async def check_store(self) -> None:
-        """Compare the journals with what was committed: also to be called when the store may be another one than before."""
+        """Compare the store with what was committed: also to be called when it may be another one than before."""
         try:
-            lost = await missing(self._s.transport, self._s.subjects, self._committed())
+            loaded = self._loaded()
+            lost = await missing(self._s.transport, self._s.subjects, {name: known.record for name, known in loaded.items()})
+            lost |= await self._s.ends.beyond({name: known.positions for name, known in loaded.items()})
         except (MeshError, ApiError) as error:
             log.debug("the store cannot be checked now: %s", error)
             return

@@ -35,6 +35,7 @@ from agentmesh_node.events import GATHER_S, Events, Handler
 from agentmesh_node.metering import prices_of, spec_limits
 from agentmesh_node.rounds import Rounds
 from agentmesh_node.runner import Ports, Runner
+from agentmesh_node.storecheck import StreamEnds
 from agentmesh_node.tracing import Tracing
 
 log = logging.getLogger("agentmesh.node")
@@ -115,6 +116,7 @@ class Services:
         self.registry = registry
         self.specs = specs
         self.journal = Journal(transport, self.subjects, blobs=Blobs(transport, self.subjects, ambient=ambient))
+        self.ends = StreamEnds(transport, self.subjects)
         self.boot = boot
         self.epoch = epoch
         self.duplicate_window_s = duplicate_window_s
@@ -174,6 +176,7 @@ class Services:
     async def close(self) -> None:
         """End what was spawned."""
         self.rounds.close()
+        self.ends.close()
         while self._tasks:
             for task in self._tasks:
                 task.cancel()

@@ -1,22 +1,33 @@
-"""Whether the store still has what this process has committed (design 3, "Is the newest record mine?").
+"""Whether the store still has what was committed (design 3, "Is the newest record mine?").
 
 An append would find out by itself. But an agent that has nothing to write would go on as if nothing had happened, and on streams
 that were put back sequences are given again, so that its new mail looks like old mail. So the journals of loaded agents are
-compared with what their owners know: at once after a reconnect, and with each round of the self-check.
+compared with what their owners know, and the ends of the streams of mail and timers with what was consumed of them: at once after
+a reconnect, with each round of the self-check, and the latter before an agent is taken up.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from typing import NamedTuple
 
-from agentmesh.edge.jetstream import StoredMessage, get_last, get_last_many
+from agentmesh.edge.jetstream import StoredMessage, get_last, get_last_many, stream_state
 from agentmesh.edge.transport import Transport
-from agentmesh.subjects import Subjects
+from agentmesh.subjects import LANES, Subjects
 
 GROUP = 500
 PROOF_S = 1.0
 """A loss must be seen twice, so far apart, before it is believed."""
+
+
+class Stored(NamedTuple):
+    """What a loaded agent's owner takes for stored."""
+
+    record: int
+    """Sequence of its newest record."""
+    positions: dict[str, int]
+    """Per lane the sequence up to which it has consumed."""
 
 
 async def missing(t: Transport, subjects: Subjects, committed: Mapping[str, int]) -> set[str]:
@@ -44,3 +55,50 @@ async def missing(t: Transport, subjects: Subjects, committed: Mapping[str, int]
 
 def _seq(message: StoredMessage | None) -> int:
     return 0 if message is None else message.seq
+
+
+class StreamEnds:
+    """How far the streams of mail and timers reach: what a journal has consumed lies before that, or the store has lost it."""
+
+    def __init__(self, transport: Transport, subjects: Subjects) -> None:
+        self._t = transport
+        self._subjects = subjects
+        self._known: dict[str, int] = {}
+        """Per stream a sequence that it has given. Streams only grow, unless a server comes back with an older store."""
+        self._looking = asyncio.Lock()
+        self._forget_gaps = transport.on_gap(self._known.clear)
+
+    def close(self) -> None:
+        """Listen for gaps no longer."""
+        self._forget_gaps()
+
+    async def beyond(self, positions: Mapping[str, Mapping[str, int]]) -> set[str]:
+        """The agents in `positions` (each with its positions by lane) that have consumed what its stream has never given.
+
+        Raises:
+            ApiError, Unavailable: it cannot be told now.
+        """
+        suspects = set(positions)
+        for look in range(3):
+            if look:
+                # A server that has just become the leader may lag behind itself.
+                await asyncio.sleep(PROOF_S)
+            suspects = {name for name in sorted(suspects) if not await self._has_given(positions[name])}
+            if not suspects:
+                break
+        return suspects
+
+    async def _has_given(self, positions: Mapping[str, int]) -> bool:
+        for lane, seq in positions.items():
+            stream = LANES[lane].stream
+            if seq > self._known.get(stream, 0):
+                await self._look(stream, seq)
+            if seq > self._known.get(stream, 0):
+                return False
+        return True
+
+    async def _look(self, stream: str, seq: int) -> None:
+        async with self._looking:  # of many agents that are taken up at once, one asks
+            if seq > self._known.get(stream, 0):
+                state = await stream_state(self._t, self._subjects.stream("mail" if stream == "mail" else "timer"))
+                self._known[stream] = max(state.last_seq, self._known.get(stream, 0))

@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from agentmesh.edge.jetstream import Uncertain, api, purge, read_all, store
@@ -281,6 +282,41 @@ def test_a_deleted_journal_stops_its_agents_and_paints_nothing_over(
             # What is new has a journal of its own.
             await mesh.client.start_agent("newcomer", kind="Recorder", timeout=PATIENCE_S)
             await serves(mesh, "newcomer")
+
+    with caplog.at_level(logging.CRITICAL):
+        run(main(), LONG_S)
+
+
+@pytest.mark.parametrize("taken_up", ["awake", "anew"])
+def test_a_mail_stream_that_was_put_back_alone_stops_its_agents(
+    fresh_server: Server, subjects: Subjects, caplog: pytest.LogCaptureFixture, taken_up: str
+) -> None:
+    """Its sequences are given again: what is new would be taken for consumed, and be answered with older outcomes."""
+
+    async def main() -> None:
+        async with local_mesh(fresh_server, subjects) as mesh:
+            await mesh.client.start_agent("coder", kind="Recorder")
+            for number in range(3):
+                await mesh.client.ask("coder", f"before {number}")
+            if taken_up == "anew":
+                await mesh.nodes["n1"].close()
+            stream = subjects.stream("mail")
+            config = msgspec.json.decode(await api(mesh.transport, f"STREAM.INFO.{stream}"))["config"]
+            await delete(mesh, stream)
+            await api(mesh.transport, f"STREAM.CREATE.{stream}", config | {"first_seq": 0})
+            if taken_up == "anew":
+                await mesh.node("n2")
+            else:
+                await asyncio.to_thread(fresh_server.restart)  # the node looks at the store when it is connected again
+            await mesh.client.tell("coder", "meanwhile", timeout=PATIENCE_S)
+
+            def stopped() -> bool:
+                lost = [r for r in caplog.records if r.levelno == logging.CRITICAL and getattr(r, "agent", "") == "coder"]
+                return bool(lost)
+
+            await eventually(stopped, PATIENCE_S, "the alarm")
+            turns = [record.turn.prompt for record in await mesh.records("coder") if record.turn is not None]
+            assert turns == ["before 0", "before 1", "before 2"], "nothing more was written"
 
     with caplog.at_level(logging.CRITICAL):
         run(main(), LONG_S)
