@@ -306,6 +306,7 @@ class Node:
         elif not resident.gone and (lane != "control" or message.reply):  # a probe, which has no reply, wakes nobody
             if lane == "control":
                 resident.waiting = (*resident.waiting, (lane, message))
+            self.services.ends.heard(lane, message)
             self._activate(resident)
 
     async def _release(self, resident: Resident) -> None:

@@ -9,11 +9,12 @@ a reconnect, with each round of the self-check, and the latter before an agent i
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Mapping
 from typing import NamedTuple
 
 from agentmesh.edge.jetstream import StoredMessage, get_last, get_last_many, stream_state
-from agentmesh.edge.transport import Transport
+from agentmesh.edge.transport import Message, Transport
 from agentmesh.subjects import LANES, Subjects
 
 GROUP = 500
@@ -72,6 +73,12 @@ class StreamEnds:
         """Listen for gaps no longer."""
         self._forget_gaps()
 
+    def heard(self, lane: str, message: Message) -> None:
+        """Take note of mail that has just been stored: most agents are taken up because of it, and need not ask then."""
+        if lane in LANES:
+            with contextlib.suppress(KeyError, ValueError):
+                self._note(LANES[lane].stream, int(message.headers["Nats-Sequence"]))
+
     async def beyond(self, positions: Mapping[str, Mapping[str, int]]) -> set[str]:
         """The agents in `positions` (each with its positions by lane) that have consumed what its stream has never given.
 
@@ -101,4 +108,7 @@ class StreamEnds:
         async with self._looking:  # of many agents that are taken up at once, one asks
             if seq > self._known.get(stream, 0):
                 state = await stream_state(self._t, self._subjects.stream("mail" if stream == "mail" else "timer"))
-                self._known[stream] = max(state.last_seq, self._known.get(stream, 0))
+                self._note(stream, state.last_seq)
+
+    def _note(self, stream: str, seq: int) -> None:
+        self._known[stream] = max(seq, self._known.get(stream, 0))
