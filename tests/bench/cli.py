@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
         results = runner.run(run([n for n in names if not options.benchmarks or n in options.benchmarks], sizes))
     where.load_after = report.load()
-    print(report.table(results))
+    print(report.table(results, verdicts=not options.smoke))
     if options.json is not None:
         options.json.write_bytes(report.as_json(where, results, smoke=options.smoke))
     return 0

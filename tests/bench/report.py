@@ -57,16 +57,16 @@ def as_json(where: Machine, results: Mapping[str, Sequence[Figure]], *, smoke: b
     return msgspec.json.format(body, indent=2) + b"\n"
 
 
-def table(results: Mapping[str, Sequence[Figure]]) -> str:
-    """The figures as a Markdown table, a line each."""
+def table(results: Mapping[str, Sequence[Figure]], *, verdicts: bool = True) -> str:
+    """The figures as a Markdown table, a line each; with `verdicts` also the targets, and whether they are met."""
     head = ["figure", "unit", "min", "median", "max", "beside", "its median", "ratio (min to max)", "target", ""]
-    lines = [_cells(figure) for figures in results.values() for figure in figures]
+    lines = [_cells(figure, verdicts) for figures in results.values() for figure in figures]
     widths = [max(len(line[column]) for line in [head, *lines]) for column in range(len(head))]
     rows = [head, ["-" * width for width in widths], *lines]
     return "\n".join("| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows)
 
 
-def _cells(figure: Figure) -> list[str]:
+def _cells(figure: Figure, verdicts: bool) -> list[str]:
     values = Spread.of(figure.values)
     cells = [figure.name, figure.unit, *map(_number, (values.min, values.median, values.max))]
     if figure.floors:
@@ -78,6 +78,8 @@ def _cells(figure: Figure) -> list[str]:
         ]
     else:
         cells += ["", "", ""]
+    if not verdicts:
+        return [*cells, "", ""]
     return [*cells, _target(figure.bound, figure.unit), {None: "", True: "met", False: "MISSED"}[figure.met]]
 
 
