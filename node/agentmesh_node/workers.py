@@ -106,7 +106,8 @@ class Workers:
         while not self._stopping:
             began = loop.time()
             code, was_ready = await self._run(own_id)
-            self._codes[own_id] = code
+            # One that was about to start again when all were told to end had nothing to drain, and ends at once.
+            self._codes[own_id] = code if was_ready or not self._stopping else EXIT_OK
             if self._stopping or (code == EXIT_OK and was_ready):
                 return
             if own_id not in self._were_ready:
