@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from agentmesh.edge.jetstream import StoredMessage, read_all, stream_state
+from agentmesh.edge.jetstream import StoredMessage, get_last, read_all, stream_state
 from agentmesh.edge.journal import RECORD
 from agentmesh.edge.registry import Registry
 from agentmesh.edge.transport import Transport
@@ -79,7 +79,10 @@ async def put(t: Transport, subjects: Subjects, like: Pattern, node: str, names:
             await stored()
 
     async def complete() -> bool:
-        return await stored() == wanted
+        # More than these may be stored: nodes that run already renew their leases. Each stream stores in order, so the last one
+        # of each shows that the server has come to the end.
+        ends = (journal, subjects.journal(names[-1])), (registry, subjects.registry_key(placement_key(node, names[-1])))
+        return await stored() >= wanted and all([await get_last(t, *end) is not None for end in ends])
 
     await eventually(complete, WAIT_S, f"the storage of {len(names)} agents")
 
