@@ -34,7 +34,7 @@ from agentmesh_node.resident import Resident
 from agentmesh_node.restless import restless
 from agentmesh_node.selfcheck import SelfCheck
 from agentmesh_node.services import NodeSettings, Services
-from agentmesh_node.storecheck import Stored
+from agentmesh_node.storecheck import Believed
 from agentmesh_node.storewatch import StoreWatch
 
 log = logging.getLogger("agentmesh.node")
@@ -449,9 +449,9 @@ class Node:
     def _checkable(self) -> list[tuple[str, Mailbox | None]]:
         return [(r.name, r.owner.mailbox if r.owner is not None else None) for r in self._residents.values()]
 
-    def _loaded(self) -> dict[str, Stored]:
+    def _loaded(self) -> dict[str, Believed]:
         owners = [r.owner for r in self._residents.values() if r.owner is not None and r.owner.begun]
-        return {o.name: Stored(o.committed, o.core.ledger.positions) for o in owners if o.core is not None}
+        return {o.name: Believed(o.committed, o.core.ledger.positions) for o in owners if o.core is not None}
 
     def _lost(self, name: str) -> None:
         resident = self._residents.get(name)

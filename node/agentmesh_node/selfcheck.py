@@ -16,7 +16,7 @@ from agentmesh.errors import MeshError
 from agentmesh_node.mailbox import Mailbox
 from agentmesh_node.restless import GROUP, restless
 from agentmesh_node.services import Services
-from agentmesh_node.storecheck import Stored, missing
+from agentmesh_node.storecheck import Believed, missing
 
 log = logging.getLogger("agentmesh.node")
 
@@ -33,7 +33,7 @@ class SelfCheck:
         services: Services,
         agents: Callable[[], Sequence[tuple[str, Mailbox | None]]],
         wake: Callable[[str], None],
-        loaded: Callable[[], dict[str, Stored]],
+        loaded: Callable[[], dict[str, Believed]],
         lost: Callable[[str], None],
         *,
         period_s: float = PERIOD_S,

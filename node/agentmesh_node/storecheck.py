@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from agentmesh.edge.jetstream import StoredMessage, get_last, get_last_many, stream_state
 from agentmesh.edge.transport import Message, Transport
@@ -22,7 +22,7 @@ PROOF_S = 1.0
 """A loss must be seen twice, so far apart, before it is believed."""
 
 
-class Stored(NamedTuple):
+class Believed(NamedTuple):
     """What a loaded agent's owner takes for stored."""
 
     record: int
@@ -104,10 +104,10 @@ class StreamEnds:
                 return False
         return True
 
-    async def _look(self, stream: str, seq: int) -> None:
+    async def _look(self, stream: Literal["mail", "timer"], seq: int) -> None:
         async with self._looking:  # of many agents that are taken up at once, one asks
             if seq > self._known.get(stream, 0):
-                state = await stream_state(self._t, self._subjects.stream("mail" if stream == "mail" else "timer"))
+                state = await stream_state(self._t, self._subjects.stream(stream))
                 self._note(stream, state.last_seq)
 
     def _note(self, stream: str, seq: int) -> None:

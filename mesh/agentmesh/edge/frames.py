@@ -70,7 +70,7 @@ def header_block(headers: Headers) -> str:
 
 def parse_headers(block: bytes) -> tuple[str, dict[str, str]]:
     """Status code (`""` if there is none) and headers of a received block. Of a repeated name the last value counts:
-    the server appends its own, so a stranger cannot forge `Nats-Sequence`."""
+    the server appends its own to what it has stored, so a stranger's mail cannot forge `Nats-Sequence`."""
     first, _, rest = block.decode("utf-8", "replace").partition("\r\n")
     headers = {name: value.strip() for name, colon, value in map(_parted, rest.split("\r\n")) if colon}
     return first[9:12], headers
