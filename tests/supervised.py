@@ -15,16 +15,16 @@ from agentmesh.edge.streams import ensure
 from agentmesh.edge.transport import Message, Subscription
 from agentmesh.subjects import SUPERVISOR_KEY, Subjects, node_key, placement_key, spec_key
 from agentmesh.wire import AgentStatus, ControlRequest, NodeLease, NodeStats, Spec, encode
-from agentmesh_node.carrier import ThreadCarrier
-from agentmesh_node.supervisor import Supervisor
-from agentmesh_node.supervisor_settings import SupervisorSettings
+from agentmesh_node.liveness_thread import LivenessThread
+from agentmesh_node.settings import SupervisorSettings
+from agentmesh_node.supervisor.supervisor import Supervisor
 from support import Server, eventually
 
 FOREVER = 3600
 """TTL of a lease that does not end within a test."""
 
 
-class Undertaker(ThreadCarrier):
+class Undertaker(LivenessThread):
     """A carrier whose process is not ended, but told so."""
 
     def __init__(self, servers: str) -> None:
@@ -114,7 +114,7 @@ class Mesh:
 
     async def supervisor(self, name: str, **settings: Any) -> Supervisor:
         transport = await self.connect(name)
-        made = Supervisor(transport, self.subjects, name, SupervisorSettings(**settings), carrier=ThreadCarrier(self.url))
+        made = Supervisor(transport, self.subjects, name, SupervisorSettings(**settings), carrier=LivenessThread(self.url))
         self.stack.push_async_callback(made.close)
         await made.start()
         return made

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from agentmesh.wire import Attachment, NodeLease, Outcome, Restart, Spec, Status
     from agentmesh_client.client import Mesh, connect
-    from agentmesh_client.prompts import attachment
     from agentmesh_client.results import (
         AgentEntry,
         AgentInfo,
@@ -41,6 +40,7 @@ if TYPE_CHECKING:
         ToolUse,
         Usage,
     )
+    from agentmesh_client.validation import attachment
 
 __all__ = [
     "AgentEntry",
@@ -76,7 +76,7 @@ __all__ = [
 _HOMES = {
     "agentmesh.wire": ("Attachment", "NodeLease", "Outcome", "Restart", "Spec", "Status"),
     "agentmesh_client.client": ("Mesh", "connect"),
-    "agentmesh_client.prompts": ("attachment",),
+    "agentmesh_client.validation": ("attachment",),
     "agentmesh_client.results": (
         "AgentEntry",
         "AgentInfo",

@@ -10,22 +10,23 @@ from typing import Any
 
 from agentmesh import wire
 from agentmesh.edge import address, connection
-from agentmesh.edge.ambient import SYSTEM, Ambient
+from agentmesh.edge.clock import SYSTEM, Ambient
 from agentmesh.edge.registry import Registry
 from agentmesh.edge.transport import Transport
 from agentmesh.errors import BadRequest
 from agentmesh.names import agent_name, token
 from agentmesh.subjects import Subjects
 from agentmesh.wire import Attachment, ControlRequest, Outcome, Restart, RestartPolicy, Status
+from agentmesh_client.asks import AskSender, PromptOptions
 from agentmesh_client.control import Control, Reply
 from agentmesh_client.dead import DeadLetters
 from agentmesh_client.directory import Directory
-from agentmesh_client.ends import Ends
 from agentmesh_client.history import Historian
-from agentmesh_client.patience import patiently
+from agentmesh_client.late_prompts import LatePrompts
+from agentmesh_client.lifecycle import Starter, new_spec
+from agentmesh_client.mailer import Mailer
+from agentmesh_client.pending_asks import PendingAsks
 from agentmesh_client.polling import Poller
-from agentmesh_client.prompting import Prompter, Prompting
-from agentmesh_client.prompts import budget_header, instant, json_bytes, prompt_message, seconds
 from agentmesh_client.results import (
     AgentEntry,
     AgentInfo,
@@ -36,11 +37,10 @@ from agentmesh_client.results import (
     TimerSet,
     TurnEntry,
 )
-from agentmesh_client.sending import Mailer
-from agentmesh_client.specs import Specs
-from agentmesh_client.starting import Starter, new_spec
+from agentmesh_client.retry import patiently
+from agentmesh_client.spec_cache import SpecCache
 from agentmesh_client.streaming import LiveTurn
-from agentmesh_client.waiting import Asks
+from agentmesh_client.validation import budget_header, instant, json_bytes, prompt_message, seconds
 
 CONTROL_S = 10.0
 """Default patience of control requests: an owner's takeover fits in, and so does the election of a stream's leader."""
@@ -96,14 +96,14 @@ class Mesh:
         self._ambient = ambient
         self.subjects = subjects
         registry = Registry(transport, subjects)
-        self._specs = Specs(registry)
-        self._asks = Asks(transport, subjects, inbox)
+        self._specs = SpecCache(registry)
+        self._asks = PendingAsks(transport, subjects, inbox)
         self._mailer = Mailer(transport, ambient, subjects)
-        self._ends = Ends(
+        self._ends = LatePrompts(
             transport, subjects, registry, waiting=self._asks.waiting, look=lambda: self._asks.look_now(at_all=True)
         )
         self._specs.on_spec = self._ends.seen
-        self._prompter = Prompter(subjects, self._specs, self._asks, self._mailer, self._ends)
+        self._prompter = AskSender(subjects, self._specs, self._asks, self._mailer, self._ends)
         self._directory = Directory(transport, subjects, registry)
         self._starter = Starter(registry, self._specs, self._directory, ambient)
         self._control = Control(transport, subjects, self._specs)
@@ -164,7 +164,7 @@ class Mesh:
             TurnError: the request ended without an answer; the class follows the code.
             AskTimeout: `timeout` ended; `details["ref"]` can be polled.
         """
-        given = Prompting(agent, prompt, timeout, metadata, attachments, deadline, idempotency_key, budget)
+        given = PromptOptions(agent, prompt, timeout, metadata, attachments, deadline, idempotency_key, budget)
         return Response.of(await self._prompter.ask(given))
 
     async def ask_outcome(
@@ -185,7 +185,7 @@ class Mesh:
         `on_accepted` is called with the ref once the prompt is stored: whoever may want to `cancel` it needs that.
         """
         return await self._prompter.ask(
-            Prompting(agent, prompt, timeout, metadata, attachments, deadline, idempotency_key, budget), on_accepted
+            PromptOptions(agent, prompt, timeout, metadata, attachments, deadline, idempotency_key, budget), on_accepted
         )
 
     def stream(
@@ -208,7 +208,9 @@ class Mesh:
         Raises:
             As `ask`; what only an answer can bring is raised by `LiveTurn.response`, and is an event for who iterates.
         """
-        return self._prompter.stream(Prompting(agent, prompt, timeout, metadata, attachments, deadline, idempotency_key, budget))
+        return self._prompter.stream(
+            PromptOptions(agent, prompt, timeout, metadata, attachments, deadline, idempotency_key, budget)
+        )
 
     async def tell(
         self,

@@ -11,8 +11,8 @@ from agentmesh.edge.transport import Disconnected, Message, NoResponders, Reques
 from agentmesh.errors import AskTimeout, Unavailable
 from agentmesh.subjects import Subjects
 from agentmesh.wire import ControlRequest, ErrorBody, Outcome, encode
-from agentmesh_client.patience import ABSENT_S, pauses, says_absent
-from agentmesh_client.specs import Specs, unknown, waiting
+from agentmesh_client.retry import ABSENT_S, pauses, says_absent
+from agentmesh_client.spec_cache import SpecCache, unknown, waiting
 
 LOOK_S = 1.0
 """Wait for what the registry says of an agent that nobody answers for."""
@@ -40,7 +40,7 @@ class _Failure(msgspec.Struct, frozen=True):
 class Control:
     """Sends control requests, and waits through takeovers."""
 
-    def __init__(self, transport: Transport, subjects: Subjects, specs: Specs) -> None:
+    def __init__(self, transport: Transport, subjects: Subjects, specs: SpecCache) -> None:
         self._transport = transport
         self._subjects = subjects
         self._specs = specs

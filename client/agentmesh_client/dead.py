@@ -13,9 +13,9 @@ from agentmesh.names import agent_name
 from agentmesh.subjects import LANES, Subjects
 from agentmesh.wire import FROM, TRACE_HEADERS, ControlRequest, ErrorBody
 from agentmesh_client.control import Control, Reply
+from agentmesh_client.mailer import Mailer
 from agentmesh_client.results import DeadLetter
-from agentmesh_client.sending import Mailer
-from agentmesh_client.specs import Specs
+from agentmesh_client.spec_cache import SpecCache
 
 REASON, REASON_TEXT, LANE, REF = "Mesh-Reason", "Mesh-Reason-Text", "Mesh-Lane", "Mesh-Ref"
 _KEPT = ("Content-Type", *TRACE_HEADERS)
@@ -25,7 +25,7 @@ _KEPT = ("Content-Type", *TRACE_HEADERS)
 class DeadLetters:
     """Lists, reads, sends again and removes dead letters."""
 
-    def __init__(self, transport: Transport, subjects: Subjects, specs: Specs, mailer: Mailer, control: Control) -> None:
+    def __init__(self, transport: Transport, subjects: Subjects, specs: SpecCache, mailer: Mailer, control: Control) -> None:
         self._t = transport
         self._subjects = subjects
         self._specs = specs

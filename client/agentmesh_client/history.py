@@ -13,13 +13,13 @@ from agentmesh.names import agent_name
 from agentmesh.records import Record, TurnInfo, decode_record
 from agentmesh.subjects import Subjects
 from agentmesh_client.results import TurnEntry
-from agentmesh_client.specs import Specs, unknown
+from agentmesh_client.spec_cache import SpecCache, unknown
 
 
 class Historian:
     """Reads journals. Needs no owner: an agent that nobody runs has its history too."""
 
-    def __init__(self, transport: Transport, subjects: Subjects, specs: Specs) -> None:
+    def __init__(self, transport: Transport, subjects: Subjects, specs: SpecCache) -> None:
         self._journal = Journal(transport, subjects)
         self._specs = specs
 

@@ -12,7 +12,7 @@ from agentmesh.subjects import Subjects
 from agentmesh.wire import ControlRequest, Outcome, decode_outcome
 from agentmesh_client.control import Control, Reply
 from agentmesh_client.results import PollResult
-from agentmesh_client.specs import Specs
+from agentmesh_client.spec_cache import SpecCache
 
 _PENDING = PollResult(status="pending")
 
@@ -20,7 +20,7 @@ _PENDING = PollResult(status="pending")
 class Poller:
     """Answers `poll`: from the stored result, else from the owner, else from the stored mail."""
 
-    def __init__(self, transport: Transport, subjects: Subjects, specs: Specs, control: Control) -> None:
+    def __init__(self, transport: Transport, subjects: Subjects, specs: SpecCache, control: Control) -> None:
         self._transport = transport
         self._subjects = subjects
         self._specs = specs

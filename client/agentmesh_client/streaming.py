@@ -25,8 +25,8 @@ from typing import Any
 import msgspec
 
 from agentmesh.wire import Outcome
+from agentmesh_client.pending_asks import PendingAsk
 from agentmesh_client.results import Response
-from agentmesh_client.waiting import Ask
 
 BUFFER = 10_000
 """Most events that wait for a slow reader; then the oldest are dropped, and show as `Missed`."""
@@ -220,7 +220,7 @@ _HEAD = frozenset({"v", "agent", "ref", "type", *_Head.__struct_fields__})
 class LiveTurn:
     """A prompt that was accepted, and the events of its turn. Made by `Mesh.stream`; iterate over it once."""
 
-    def __init__(self, ask: Ask, result: Callable[[Ask], Outcome]) -> None:
+    def __init__(self, ask: PendingAsk, result: Callable[[PendingAsk], Outcome]) -> None:
         """`result` is called when the wait for `ask` is over, and raises if that brought no outcome."""
         self._ask = ask
         self._result = result

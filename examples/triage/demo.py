@@ -25,8 +25,8 @@ import agentmesh_client
 from agentmesh import semconv
 from agentmesh.errors import MeshError
 from agentmesh_client import Mesh
-from agentmesh_node import telemetry
-from agentmesh_node.embedded import EmbeddedServer
+from agentmesh_node.process.nats_server import EmbeddedServer
+from agentmesh_node.telemetry import otel
 
 HERE = Path(__file__).parent
 COORDINATOR = "triage"
@@ -161,7 +161,7 @@ def verdict(show: Timeline) -> list[str]:
 async def main(log: Path) -> int:
     """Run the demo; returns the exit code."""
     show = Timeline(COORDINATOR)
-    started = telemetry.setup("client", "demo")
+    started = otel.setup("client", "demo")
     try:
         async with asyncio.timeout(LIMIT_S):
             with trace.get_tracer(semconv.SCOPE).start_as_current_span("triage demo"):

@@ -23,7 +23,7 @@ from typing import Any, ClassVar, Generic, TypeVar, cast
 
 import msgspec
 
-from agentmesh import hands
+from agentmesh import callback_context
 from agentmesh.backend import Event, Response
 from agentmesh.errors import InvalidAgent, MeshError
 from agentmesh.wire import ErrorBody, Outcome, Restart
@@ -185,31 +185,31 @@ class Agent(Generic[S]):
         return cast("str", self.__dict__.get("_name", ""))
 
     @property
-    def request(self) -> hands.Request:
+    def request(self) -> callback_context.Request:
         """The prompt being handled: ref, label, sender, metadata, attachments.
 
         Raises:
             NotInCallback: no prompt is being handled.
         """
-        return hands.current().request_or_raise()
+        return callback_context.current().request_or_raise()
 
     @property
     def sender(self) -> str | None:
         """The agent that sent the event being handled; None for the world outside."""
-        return hands.current().sender
+        return callback_context.current().sender
 
     # --- hands ----------------------------------------------------------------------------------------------------
     def tell(self, target: str, prompt: str, *, tag: str | None = None, metadata: dict[str, Any] | None = None) -> None:
         """Send a prompt to another agent. With `tag`, its outcome comes back once as `Answer(tag, agent, outcome)`."""
-        hands.current().tell(target, prompt, tag, metadata)
+        callback_context.current().tell(target, prompt, tag, metadata)
 
     def notify(self, target: str, event: Any) -> None:
         """Send an event to another agent."""
-        hands.current().notify(target, event)
+        callback_context.current().notify(target, event)
 
     def reply(self, ref: str, text: str | None = None, *, error: MeshError | str | None = None) -> None:
         """Answer a deferred request: with `text`, or with an error. The first reply to a ref wins."""
-        hands.current().reply(ref, text, error)
+        callback_context.current().reply(ref, text, error)
 
     def start_agent(
         self,
@@ -225,26 +225,26 @@ class Agent(Generic[S]):
         link: bool = False,
     ) -> None:
         """Start an agent. A taken name comes back as `Undelivered`, unless `if_exists="use"`; with `link` it ends with this."""
-        hands.current().start_agent(
+        callback_context.current().start_agent(
             name, kind=kind, backend=backend, options=options or {}, labels=labels or {}, restart=restart,
             watchdog_s=watchdog_s, use=if_exists == "use", link=link,
         )  # fmt: skip
 
     def stop_agent(self, name: str) -> None:
         """Stop another agent."""
-        hands.current().stop_agent(name)
+        callback_context.current().stop_agent(name)
 
     def notify_after(self, seconds: float, event: Any, *, id: str | None = None, every: float | None = None) -> str:
         """Have `event` back as a `Timer` after `seconds`, then each `every` seconds. Returns the timer's id."""
-        return hands.current().timer(event, after=seconds, at=None, timer_id=id, every=every)
+        return callback_context.current().timer(event, after=seconds, at=None, timer_id=id, every=every)
 
     def notify_at(self, time: float, event: Any, *, id: str | None = None, every: float | None = None) -> str:
         """Have `event` back as a `Timer` at `time` (seconds since the epoch). Returns the timer's id."""
-        return hands.current().timer(event, after=None, at=time, timer_id=id, every=every)
+        return callback_context.current().timer(event, after=None, at=time, timer_id=id, every=every)
 
     def cancel_timer(self, id: str) -> None:
         """Cancel a timer; one that has fired but was not handled yet is then not delivered."""
-        hands.current().cancel_timer(id)
+        callback_context.current().cancel_timer(id)
 
 
 HOOKS = (

@@ -26,7 +26,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     """What the node may do.
 
     - `activate`: append `record` (made from `ledger`, the state that it starts with) and act as the owner;
-    - `finish`: append nothing but what finishes the stop that the journal already says;
+    - `outcome`: append nothing but what finishes the stop that the journal already says;
     - `over`: the journal ends in a tombstone of this life: only the registry must still say so;
     - `yield`: the placement is worth nothing: delete it by revision.
     """

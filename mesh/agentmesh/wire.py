@@ -434,7 +434,7 @@ class SupervisorLease(msgspec.Struct, frozen=True, kw_only=True):
 
 # --- control ------------------------------------------------------------------------------------------------------
 class Probe(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Looks for a circle of waits (agentmesh.turn.circles)."""
+    """Looks for a circle of waits (agentmesh.turn.wait_cycles)."""
 
     id: str
     """Random: only the agent that sent it can tell that it has come back."""

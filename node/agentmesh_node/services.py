@@ -18,8 +18,8 @@ import msgspec
 
 from agentmesh.agent import Agent, overridden
 from agentmesh.backend import Backend, Room
-from agentmesh.edge.ambient import SYSTEM, Ambient
 from agentmesh.edge.blobs import Blobs
+from agentmesh.edge.clock import SYSTEM, Ambient
 from agentmesh.edge.journal import Journal
 from agentmesh.edge.registry import Registry, View
 from agentmesh.edge.streams import DUPLICATE_WINDOW_S
@@ -29,14 +29,14 @@ from agentmesh.records import NOTHING
 from agentmesh.subjects import Subjects
 from agentmesh.turn.values import Config
 from agentmesh.wire import Restart, Spec
-from agentmesh_node.callback_threads import CallbackThreads
-from agentmesh_node.counters import Counters
-from agentmesh_node.events import GATHER_S, Events, Handler
-from agentmesh_node.metering import prices_of, spec_limits
-from agentmesh_node.rounds import Rounds
-from agentmesh_node.runner import Ports, Runner
-from agentmesh_node.storecheck import StreamEnds
-from agentmesh_node.tracing import Tracing
+from agentmesh_node.run_queue import RunQueue
+from agentmesh_node.store_loss import StreamEnds
+from agentmesh_node.telemetry.events import GATHER_S, Events, Handler
+from agentmesh_node.telemetry.metrics import TurnMetrics
+from agentmesh_node.telemetry.tracing import Tracing
+from agentmesh_node.turns.budget_meter import prices_of, spec_limits
+from agentmesh_node.turns.runner import Ports, Runner
+from agentmesh_node.user_code.callback_threads import CallbackThreads
 
 log = logging.getLogger("agentmesh.node")
 
@@ -88,7 +88,7 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Directory under which backends keep their agents' files, each node in a part of its own; by default one of this user's
     under the system's temporary directory."""
     handlers: tuple[Handler, ...] = ()
-    """Called in this process for each lifecycle fact (agentmesh_node.events), without content."""
+    """Called in this process for each lifecycle fact (agentmesh_node.telemetry.events), without content."""
 
 
 class Services:
@@ -123,7 +123,7 @@ class Services:
         """How long the server drops repetitions of a message id, as the mail's stream is configured."""
         self.remember_s = duplicate_window_s + CLOCKS_DIFFER_S
         """How long an agent knows the ids of mail that was purged."""
-        self.rounds = Rounds(transport)
+        self.rounds = RunQueue(transport)
         self.tracing = Tracing(settings.node_id)
         self.events = Events(
             transport,
@@ -137,7 +137,7 @@ class Services:
         self._backends: dict[str, Any] = {}
         self._files = files_of(settings)
         self.prices = prices_of()
-        self._counters = Counters()
+        self._counters = TurnMetrics()
         self._threads = CallbackThreads()
         self._places: dict[str, asyncio.Semaphore] = {}
         self._tasks: set[asyncio.Task[Any]] = set()

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from agentmesh.edge.connection import connect
-from agentmesh_node.host import Node, NodeSettings
-from agentmesh_node.load import load_agents
-from agentmesh_node.process import Told, run
+from agentmesh_node.host.node import Node, NodeSettings
+from agentmesh_node.process.agent_loader import load_agents
+from agentmesh_node.process.signals import StopSignal, run
 
 AGENTS = Path(__file__).with_name("agents.py")
 
 
-async def host(told: Told, url: str, settings: dict[str, Any]) -> None:
+async def host(told: StopSignal, url: str, settings: dict[str, Any]) -> None:
     """One node until the process is told to end."""
     transport = await connect(url, name=f"mesh-node-{settings['node_id']}")
     node = Node(transport, url, NodeSettings(agents=load_agents([str(AGENTS)]), **settings))

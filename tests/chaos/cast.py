@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from agentmesh_node.process import EXIT_INTERRUPTED
+from agentmesh_node.process.signals import EXIT_INTERRUPTED
 from support import Server, free_ports
 
 READY_S = 60.0

@@ -27,7 +27,7 @@ from agentmesh.errors import (
 )
 from agentmesh.subjects import Subjects
 from agentmesh.wire import MAX_TIME, ErrorBody
-from agentmesh_client import Mesh, attachment, waiting
+from agentmesh_client import Mesh, attachment, pending_asks
 from client.fake_owner import World, world
 from support import Server, eventually, run
 
@@ -35,7 +35,7 @@ from support import Server, eventually, run
 @pytest.fixture
 def slow_looks(monkeypatch: pytest.MonkeyPatch) -> None:
     """No look-ups from time to time: only what hurries them can bring a result."""
-    monkeypatch.setattr(waiting, "LOOK_S", 1000.0)
+    monkeypatch.setattr(pending_asks, "LOOK_S", 1000.0)
 
 
 def test_an_ask_returns_the_answer_with_all_that_the_outcome_says(server: Server, subjects: Subjects) -> None:
@@ -175,7 +175,7 @@ def test_a_callers_timeout_ends_its_wait_only(server: Server, subjects: Subjects
 
 
 def test_a_lost_reply_is_found_in_the_stored_results(server: Server, subjects: Subjects, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(waiting, "LOOK_S", 0.05)
+    monkeypatch.setattr(pending_asks, "LOOK_S", 0.05)
 
     async def scenario() -> None:
         async with world(server, subjects) as w, w.owner("coder") as owner:
@@ -519,7 +519,7 @@ def test_a_reply_that_is_no_outcome_does_not_answer(server: Server, subjects: Su
 
 
 def test_names_in_use_are_bounded(server: Server, subjects: Subjects, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agentmesh_client.specs.MOST_NAMES", 3)
+    monkeypatch.setattr("agentmesh_client.spec_cache.MOST_NAMES", 3)
 
     async def check(w: World, mesh: Mesh) -> None:
         for n in range(8):

@@ -18,10 +18,10 @@ from agentmesh.edge.registry import Registry
 from agentmesh.edge.streams import ensure
 from agentmesh.subjects import SUPERVISOR_KEY, Subjects, node_key
 from agentmesh.wire import NodeLease, SupervisorLease
-from agentmesh_client import verdicts
 from agentmesh_client.cli import exits
-from agentmesh_client.facts import Facts, StreamFacts
-from agentmesh_client.verdicts import judge
+from agentmesh_client.doctor import diagnosis
+from agentmesh_client.doctor.diagnosis import judge
+from agentmesh_client.doctor.facts import Facts, StreamFacts
 from client.test_cli import Shell
 from support import Cluster, Server, eventually, run
 
@@ -291,6 +291,6 @@ def test_without_jetstream_one_finding_says_so_and_not_one_for_each_stream() -> 
 
 def test_each_class_is_explained() -> None:
     page = (Path(__file__).parents[2] / "docs" / "guarantees.md").read_text()
-    for kind in verdicts.Class.__value__.__args__:
-        assert verdicts.meaning(kind, facts())
+    for kind in diagnosis.Class.__value__.__args__:
+        assert diagnosis.meaning(kind, facts())
         assert f"`{kind}`" in page

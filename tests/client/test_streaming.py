@@ -26,8 +26,8 @@ from agentmesh_client import (
     ToolResult,
     ToolUse,
     Usage,
+    pending_asks,
     streaming,
-    waiting,
 )
 from agentmesh_client.cli.streaming import Screen, totals
 from agentmesh_client.streaming import Reader
@@ -216,7 +216,7 @@ def test_a_stream_shows_events_as_they_come_and_ends_with_the_outcome(server: Se
 def test_the_outcome_comes_from_the_store_when_every_message_was_lost(
     server: Server, subjects: Subjects, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(waiting, "LOOK_S", 0.1)
+    monkeypatch.setattr(pending_asks, "LOOK_S", 0.1)
 
     async def scenario() -> None:
         async with world(server, subjects) as w, w.owner("coder") as owner:

@@ -13,9 +13,9 @@ from functools import partial
 from typing import Any
 
 from agentmesh.edge.transport import Headers, Message, Transport
-from agentmesh_node import service
 from agentmesh_node.__main__ import app
-from agentmesh_node.host import Node
+from agentmesh_node.host.node import Node
+from agentmesh_node.process import main as process_main
 from support import Faulty
 
 
@@ -57,7 +57,7 @@ def die() -> None:
 
 
 def main(when: str, where: str, *arguments: str) -> int:
-    vars(service)["Node"] = partial(_make, when, where)
+    vars(process_main)["Node"] = partial(_make, when, where)
     return int(app(arguments))
 
 

@@ -26,9 +26,9 @@ from agentmesh.records import Record, decode_record
 from agentmesh.subjects import Subjects
 from agentmesh.wire import Outcome, decode_outcome
 from agentmesh_client import Mesh
-from agentmesh_node.carrier import ThreadCarrier
-from agentmesh_node.host import Node, NodeSettings
-from agentmesh_node.supervisor import Supervisor
+from agentmesh_node.host.node import Node, NodeSettings
+from agentmesh_node.liveness_thread import LivenessThread
+from agentmesh_node.supervisor.supervisor import Supervisor
 from live import agents as live_agents
 from support import eventually
 
@@ -115,7 +115,7 @@ class LocalMesh(Observer):
     async def supervisor(self, own_id: str = "s1") -> Supervisor:
         """Start a supervisor."""
         transport = await self._transport(own_id)
-        made = Supervisor(transport, self.subjects, own_id, carrier=ThreadCarrier(self.server.url))
+        made = Supervisor(transport, self.subjects, own_id, carrier=LivenessThread(self.server.url))
         self._stack.push_async_callback(made.close)
         await made.start()
         return made

@@ -19,7 +19,7 @@ from agentmesh_client import Ended, Restarted, ToolResult, ToolUse
 from fakes import mcp_server
 from fakes.messages import Answer, FakeMessages, Refusal, Tool
 from live.mesh import PATIENCE_S, local_mesh
-from node.test_tools_mcp import alive, pids
+from node.tools.test_mcp import alive, pids
 from support import Server, eventually, run
 
 

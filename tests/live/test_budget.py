@@ -23,8 +23,8 @@ from fakes.messages import Answer, Call, FakeMessages, Item, Tool
 from fakes.responses import Reply, ResponsesServer, say, shell
 from live import claude_agents, codexes, spenders
 from live.mesh import PATIENCE_S, LocalMesh, local_mesh, process_mesh
-from node.claude_desk import childless, pointed_at
-from node.codex import KEY, KEY_NAME, options
+from node.backends.claude_desk import childless, pointed_at
+from node.backends.codex import KEY, KEY_NAME, options
 from support import Server, eventually, run
 
 LONG_S = 110

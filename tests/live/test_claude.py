@@ -22,7 +22,7 @@ from agentmesh_node.backends.claude.transcript import counts
 from fakes.messages import Answer, Call, FakeMessages, Tool
 from live import claude_agents
 from live.mesh import PATIENCE_S, ProcessMesh, process_mesh
-from node.claude_desk import KEY, childless, children
+from node.backends.claude_desk import KEY, childless, children
 from support import Server, eventually, run
 
 LONG_S = 110

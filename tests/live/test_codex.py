@@ -18,7 +18,7 @@ from agentmesh.subjects import Subjects
 from fakes.responses import Call, Reply, ResponsesServer, Text, say, shell
 from live import codexes
 from live.mesh import PATIENCE_S, Host, ProcessMesh, local_mesh, process_mesh
-from node.codex import KEY, KEY_NAME, options, processes
+from node.backends.codex import KEY, KEY_NAME, options, processes
 from support import Server, eventually, run
 
 LONG_S = 110

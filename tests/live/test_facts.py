@@ -13,7 +13,7 @@ from agentmesh import Agent, Idle, Init, Response
 from agentmesh.edge.jetstream import stream_state
 from agentmesh.errors import BackendError, BadState, NotFound, TurnTimeout
 from agentmesh.subjects import Subjects
-from agentmesh_node.events import CONTENT, FIELDS, Fact
+from agentmesh_node.telemetry.events import CONTENT, FIELDS, Fact
 from live import obedient
 from live.mesh import PATIENCE_S, LocalMesh, kinds, local_mesh, process_mesh
 from live.test_between_agents import start, state_of

@@ -12,9 +12,9 @@ from agentmesh.edge.jetstream import read_all
 from agentmesh.errors import MailboxFull
 from agentmesh.subjects import Subjects
 from agentmesh.wire import ControlRequest, encode
-from agentmesh_node.host import Node
-from agentmesh_node.owner import Owner
-from agentmesh_node.resident import Resident
+from agentmesh_node.host.node import Node
+from agentmesh_node.host.placed_agent import PlacedAgent
+from agentmesh_node.owner.owner import Owner
 from live.mesh import PATIENCE_S, LocalMesh, local_mesh
 from support import Server, eventually, run
 
@@ -29,7 +29,7 @@ def test_activations_are_bounded_and_the_heartbeat_goes_on(
     most = 0
     bring_up = Node._own
 
-    async def counted(self: Node, resident: Resident) -> Owner:
+    async def counted(self: Node, resident: PlacedAgent) -> Owner:
         nonlocal most
         under_way.add(resident.name)
         most = max(most, len(under_way))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from agentmesh.subjects import Subjects
-from agentmesh_node.host import Node
+from agentmesh_node.host.node import Node
 from live.mesh import PATIENCE_S, local_mesh
 from support import Server, eventually, run
 

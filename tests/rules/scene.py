@@ -16,8 +16,8 @@ from agentmesh.records import Ledger, Record, decode_record
 from agentmesh.subjects import LANES, spec_key
 from agentmesh.wire import Outcome, Spec, decode_outcome
 from agentmesh_client.client import Mesh
-from agentmesh_node.deeds import Deeds
-from agentmesh_node.owner import Owner
+from agentmesh_node.owner.effect_handlers import EffectHandlers
+from agentmesh_node.owner.owner import Owner
 from live.agents import Log, Puppet
 from sim.agents import Cell
 from sim.checker import body_of
@@ -128,10 +128,10 @@ class Scene:
             assert self.world.loop.time() < end, f"{what}: not within {seconds} s"
             await asyncio.sleep(0.02)
 
-    def deeds(self, node: str, agent: str) -> Deeds:
+    def deeds(self, node: str, agent: str) -> EffectHandlers:
         """The hands of a node that acts for `agent`: to do again what was done, or might have been."""
         services = self.world.nodes[node].services
-        return Deeds(
+        return EffectHandlers(
             agent=agent,
             life=self.spec(agent).incarnation,
             transport=services.transport,

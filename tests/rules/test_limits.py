@@ -11,7 +11,7 @@ from agentmesh.edge.jetstream import read_all, store
 from agentmesh.edge.streams import ensure
 from agentmesh.subjects import Subjects
 from agentmesh.wire import NodeLease
-from agentmesh_node.heartbeat import Heartbeat
+from agentmesh_node.host.heartbeat import Heartbeat
 from live.mesh import PATIENCE_S, LocalMesh, local_mesh
 from supervised import Undertaker
 from support import Server, connected, eventually, run

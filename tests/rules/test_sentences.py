@@ -16,8 +16,8 @@ from agentmesh.errors import Stopped
 from agentmesh.records import Open, StartAgent, StopAgent
 from agentmesh.subjects import applied_key
 from agentmesh.wire import Outcome
-from agentmesh_node import latecomers
-from agentmesh_node.deeds import _hash
+from agentmesh_node.owner.effect_handlers import _hash
+from agentmesh_node.supervisor import late_mail
 from rules.scene import PATIENCE_S, Scene, do, open_gate, play, told
 from rules.test_attacks import Deaf, HeldUp, leaderless
 from sim.agents import Cell
@@ -237,7 +237,7 @@ def test_a_tombstone_keeps_lane_positions_and_the_next_life_begins_with_a_snapsh
 
 def test_a_waiting_sender_asks_at_once_for_the_sweep_of_what_slipped_in_behind_the_end() -> None:
     async def story(scene: Scene) -> None:
-        assert latecomers.PERIOD_S == 60.0
+        assert late_mail.PERIOD_S == 60.0
         await scene.start("a")
         await scene.mesh.ask("a", "hello")
         life = scene.spec("a").incarnation

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from agentmesh.errors import AskTimeout, MeshError
 from agentmesh.records import decode_record
-from agentmesh_node.resident import Resident
+from agentmesh_node.host.placed_agent import PlacedAgent
 from sim.agents import Cell
 from sim.loop import SimLoop, run_sim
 from sim.run import Verdict
@@ -32,7 +32,7 @@ class Owned(NamedTuple):
     """An agent that was loaded when the store lost data. `lost`: a record that its owner had committed."""
 
     node: str
-    resident: Resident
+    resident: PlacedAgent
     life: str
     lost: bool
 

@@ -16,8 +16,8 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from agentmesh.edge.delivery import CLOSE_TIMEOUT_S, Gathering, LiveSubscription
 from agentmesh.edge.frames import check_pattern, publish_frame
+from agentmesh.edge.subscription import CLOSE_TIMEOUT_S, Gathering, LiveSubscription
 from agentmesh.edge.transport import (
     Answered,
     Disconnected,

@@ -14,7 +14,7 @@ from agentmesh.edge.registry import Registry, decode_spec
 from agentmesh.errors import MeshError
 from agentmesh.records import Ledger, decode_record
 from agentmesh.subjects import spec_key
-from agentmesh.turn import new_core, step
+from agentmesh.turn import advance, new_core
 from agentmesh.turn.values import Config, Stop
 from agentmesh.wire import ErrorBody, Restart, Spec
 from agentmesh_client.client import Mesh
@@ -145,7 +145,7 @@ def test_a_stop_sweeps_what_lagging_replicas_do_not_show_yet() -> None:
 def test_a_stop_that_the_journal_says_already_is_not_said_again() -> None:
     ledger = Ledger(incarnation="i", phase="stopped")
     core = new_core(Config(name="a", kind="Cell"), ledger, record="stopped")
-    after, commands = step(core, Stop(ErrorBody(code="stopped")), 0.0)
+    after, commands = advance(core, Stop(ErrorBody(code="stopped")), 0.0)
     assert commands == []
     assert after.inflight is None
 

@@ -8,17 +8,17 @@ import random
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from agentmesh.edge.ambient import Ambient
+from agentmesh.edge.clock import Ambient
 from agentmesh.edge.streams import ensure
 from agentmesh.edge.transport import Transport
 from agentmesh.errors import MeshError, Unavailable
 from agentmesh.subjects import Subjects
 from agentmesh_client.client import Mesh
-from agentmesh_node.carrier import START_TIMEOUT_S
-from agentmesh_node.host import Node
+from agentmesh_node.host.node import Node
+from agentmesh_node.liveness_thread import START_TIMEOUT_S
 from agentmesh_node.services import NodeSettings
-from agentmesh_node.supervisor import Supervisor
-from agentmesh_node.supervisor_settings import SupervisorSettings
+from agentmesh_node.settings import SupervisorSettings
+from agentmesh_node.supervisor.supervisor import Supervisor
 from sim.agents import KINDS
 from sim.loop import Process, SimLoop
 from sim.net import Network, SimTransport

@@ -24,11 +24,11 @@ from agentmesh import (
     Timer,
     Undelivered,
 )
+from agentmesh.callback_context import Request
 from agentmesh.errors import MeshError
-from agentmesh.hands import Request
 from agentmesh.wire import ErrorBody, Outcome
-from agentmesh_node.events import Fact
 from agentmesh_node.services import NodeSettings
+from agentmesh_node.telemetry.events import Fact
 
 
 class State(msgspec.Struct):

@@ -12,8 +12,8 @@ from agentmesh_client.cli import exits
 from agentmesh_client.cli.common import DEFAULTS, Options, session
 
 if TYPE_CHECKING:
-    from agentmesh_client.facts import Facts, StreamFacts
-    from agentmesh_client.verdicts import Diagnosis
+    from agentmesh_client.doctor.diagnosis import Diagnosis
+    from agentmesh_client.doctor.facts import Facts, StreamFacts
 
 Urls = Annotated[list[str] | None, Parameter(negative="")]
 
@@ -33,8 +33,8 @@ async def doctor(*, monitor: Urls = None, system: str | None = None, options: Op
     from agentmesh.edge.address import URL_FILE
     from agentmesh.edge.connection import NatsTransport
     from agentmesh_client.cli.output import Printer
-    from agentmesh_client.facts import gather
-    from agentmesh_client.verdicts import judge
+    from agentmesh_client.doctor.diagnosis import judge
+    from agentmesh_client.doctor.facts import gather
 
     async with session(options) as mesh:
         transport = mesh.transport

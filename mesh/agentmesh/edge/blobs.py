@@ -13,7 +13,7 @@ from functools import partial
 
 import msgspec
 
-from agentmesh.edge.ambient import SYSTEM, Ambient
+from agentmesh.edge.clock import SYSTEM, Ambient
 from agentmesh.edge.jetstream import get_last, purge, read_all, store
 from agentmesh.edge.transport import Transport
 from agentmesh.errors import NotFound, Unavailable

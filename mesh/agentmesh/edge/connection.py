@@ -2,7 +2,7 @@
 
 Also replaced: nats-py leaves a request that is in flight at a disconnect to its time-out, and closes for good on a protocol
 error. Here such a request fails at once, nothing is sent late, and a closed connection is opened again. What is replaced
-within nats-py's own client is in `agentmesh.edge.client`.
+within nats-py's own client is in `agentmesh.edge.nats_client`.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import secrets
 from collections.abc import Callable, Iterable, Sequence
 from urllib.parse import urlsplit
 
-from agentmesh.edge.client import Client
-from agentmesh.edge.delivery import CLOSE_TIMEOUT_S, Gathering, LiveSubscription
 from agentmesh.edge.frames import NO_HEADERS, check_pattern, publish_frame, publish_head
+from agentmesh.edge.nats_client import Client
+from agentmesh.edge.subscription import CLOSE_TIMEOUT_S, Gathering, LiveSubscription
 from agentmesh.edge.transport import (
     Answered,
     Disconnected,

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from agentmesh.edge.jetstream import ApiError, api, purge
-from agentmesh.edge.refusals import NO_STREAM, missing
+from agentmesh.edge.server_errors import NO_STREAM, missing
 from agentmesh.edge.transport import Transport
 from agentmesh.errors import NoLeader, StoreFull, Unavailable
 

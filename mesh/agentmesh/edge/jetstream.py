@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, NoReturn
 import msgspec
 
 from agentmesh.edge.frames import NO_HEADERS, parse_headers
-from agentmesh.edge.refusals import NO_META_LEADER, NO_STREAM, ServerError, definite, leaderless, missing
+from agentmesh.edge.server_errors import NO_META_LEADER, NO_STREAM, ServerError, definite, leaderless, missing
 from agentmesh.edge.transport import Disconnected, Headers, Message, NoResponders, RequestTimeout, Transport
 from agentmesh.errors import BadRequest, MeshError, NoLeader, Unavailable
 from agentmesh.wire import MSG_ID, format_time, parse_time

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from agentmesh.edge.batches import in_parts
 from agentmesh.edge.jetstream import (
     EXPECTED_SEQ,
     ROLLUP,
@@ -27,7 +28,6 @@ from agentmesh.edge.jetstream import (
     store,
     stream_state,
 )
-from agentmesh.edge.parts import in_parts
 from agentmesh.edge.transport import Message, Subscription, Transport
 from agentmesh.errors import BadRequest, MeshError, Unavailable
 from agentmesh.subjects import Subjects

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Se
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
-from agentmesh.edge.ambient import SYSTEM
+from agentmesh.edge.clock import SYSTEM
 from agentmesh.edge.jetstream import ApiError, Uncertain, WrongLastSequence, api, stream_state
 from agentmesh.edge.registry import MARKER_TTL_S, Registry
 from agentmesh.edge.transport import Transport

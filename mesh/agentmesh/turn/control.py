@@ -10,6 +10,7 @@ from msgspec import structs
 from agentmesh.ledger import is_taken
 from agentmesh.records import CancelTimer, Effect, Notice, Queued, SendMail, StartAgent, StopAgent, target_of
 from agentmesh.subjects import LANES
+from agentmesh.turn.dispatch import go_on, kill
 from agentmesh.turn.draft import (
     Out,
     answer_later,
@@ -22,10 +23,9 @@ from agentmesh.turn.draft import (
     forget_charges,
     is_repetition,
 )
-from agentmesh.turn.life import boot, finish
+from agentmesh.turn.lifecycle import boot, finish
 from agentmesh.turn.poison import begin
 from agentmesh.turn.steps import end_undelivered, expire_waits, file_answer, take_answers
-from agentmesh.turn.turns import go_on, kill
 from agentmesh.turn.values import (
     Answer,
     Arrived,

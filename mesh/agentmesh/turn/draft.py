@@ -9,7 +9,7 @@ from typing import Any
 from msgspec import structs
 
 from agentmesh import ledger as book
-from agentmesh.hands import Reply
+from agentmesh.callback_context import Reply
 from agentmesh.outcomes import capped, outcome_limit
 from agentmesh.records import (
     Bury,

@@ -1,6 +1,6 @@
 """The turn machine: one pure function over one table.
 
-`step(core, input, now)` gives the new core and the commands that it wants performed, in order. It has no clock, no
+`advance(core, input, now)` gives the new core and the commands that it wants performed, in order. It has no clock, no
 randomness and no I/O, and it never raises for an input from outside: one that does not fit is answered or dropped.
 
 How to read the table: for a phase, which inputs mean something, what handles them, and the phases that can follow. Every
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from msgspec import structs
 
 from agentmesh.records import Ledger
-from agentmesh.turn import control, crash, draft, life, steps, turns
+from agentmesh.turn import control, crash, dispatch, draft, lifecycle, steps
 from agentmesh.turn.step_values import AskAgent, Circled, TakeStep
 from agentmesh.turn.values import (
     Arrived,
@@ -79,16 +79,16 @@ def _callback(handler: Callable[[Core, Any, list[Command]], None], *to: Phase) -
 
 TABLE: dict[Phase, dict[type, Move]] = {
     P.BOOT: {
-        Start: Move(life.on_start, (P.INIT, P.SESSION, P.FAILED, P.STOPPED)),
-        Stop: Move(life.on_stop, _END),  # by a node that has none of the agent's code, or before its life began
+        Start: Move(lifecycle.on_start, (P.INIT, P.SESSION, P.FAILED, P.STOPPED)),
+        Stop: Move(lifecycle.on_stop, _END),  # by a node that has none of the agent's code, or before its life began
     },
-    P.INIT: _callback(life.on_init, P.SESSION, *_END),
+    P.INIT: _callback(lifecycle.on_init, P.SESSION, *_END),
     P.SESSION: {
-        **_callback(life.on_session, P.COMMITTING, P.ACTIVATE, P.PRE_RUN, *_NEXT, *_CRASH, *_END),
-        Unreadable: Move(life.on_session, (P.FAILED,)),
+        **_callback(lifecycle.on_session, P.COMMITTING, P.ACTIVATE, P.PRE_RUN, *_NEXT, *_CRASH, *_END),
+        Unreadable: Move(lifecycle.on_session, (P.FAILED,)),
     },
-    P.ACTIVATE: _callback(life.on_activate, P.PRE_RUN, *_NEXT, *_CRASH),
-    P.PRE_RUN: _callback(life.on_pre_run, P.COMMITTING, *_END),
+    P.ACTIVATE: _callback(lifecycle.on_activate, P.PRE_RUN, *_NEXT, *_CRASH),
+    P.PRE_RUN: _callback(lifecycle.on_pre_run, P.COMMITTING, *_END),
     P.IDLE: {
         Arrived: Move(control.on_arrived, _NEXT),
         Done: Move(control.on_done, _NEXT),
@@ -100,17 +100,17 @@ TABLE: dict[Phase, dict[type, Move]] = {
         GaveUp: Move(control.on_gave_up, (P.IDLE, P.COMMITTING)),
         Tick: Move(control.on_tick, (P.IDLE, P.COMMITTING)),
         Rest: Move(control.on_rest, (P.IDLE, P.COMMITTING)),
-        Stop: Move(life.on_stop, _END),
+        Stop: Move(lifecycle.on_stop, _END),
     },
     P.SUSPECT: {
-        Cleared: Move(turns.on_cleared, _NEXT),
-        Stop: Move(life.on_stop, _END),
+        Cleared: Move(dispatch.on_cleared, _NEXT),
+        Stop: Move(lifecycle.on_stop, _END),
     },
-    P.PRE_TURN: _callback(turns.on_pre_turn, P.TURN, P.POST_RUN, P.COMMITTING),
+    P.PRE_TURN: _callback(dispatch.on_pre_turn, P.TURN, P.POST_RUN, P.COMMITTING),
     P.TURN: {
-        Ended: Move(turns.on_ended, (P.TURN, P.DECIDING, *_TAIL)),
+        Ended: Move(dispatch.on_ended, (P.TURN, P.DECIDING, *_TAIL)),
         Interrupt: Move(control.on_interrupt, (P.TURN, P.DECIDING, *_TAIL)),
-        Watchdog: Move(life.on_watchdog, (P.TURN, P.DECIDING, *_TAIL)),
+        Watchdog: Move(lifecycle.on_watchdog, (P.TURN, P.DECIDING, *_TAIL)),
         Cancel: Move(control.on_cancel, (P.TURN,)),
         AskTimer: Move(control.on_ask_timer, (P.TURN,)),
         DropTimer: Move(control.on_drop_timer, (P.TURN,)),
@@ -120,19 +120,19 @@ TABLE: dict[Phase, dict[type, Move]] = {
         TakeStep: Move(steps.on_step, (P.TURN,)),
         AskAgent: Move(steps.on_step, (P.TURN,)),
         Circled: Move(steps.on_circled, (P.TURN,)),
-        Stop: Move(life.on_stop, _END),
+        Stop: Move(lifecycle.on_stop, _END),
     },
     P.DECIDING: {
-        Returned: Move(turns.on_decision, _TAIL),
-        Misbehaved: Move(turns.on_decision, _TAIL),
-        Raised: Move(turns.on_decision, (*_TAIL, *_CRASH)),
+        Returned: Move(dispatch.on_decision, _TAIL),
+        Misbehaved: Move(dispatch.on_decision, _TAIL),
+        Raised: Move(dispatch.on_decision, (*_TAIL, *_CRASH)),
     },
-    P.POST_TURN: _callback(turns.on_post_turn, P.POST_RUN, P.HANDLING, P.COMMITTING),
-    P.HANDLING: _callback(turns.on_event_handled, P.HANDLING, P.POST_RUN, P.COMMITTING),
-    P.POST_RUN: _callback(turns.on_post_run, P.HANDLING, P.COMMITTING),
+    P.POST_TURN: _callback(dispatch.on_post_turn, P.POST_RUN, P.HANDLING, P.COMMITTING),
+    P.HANDLING: _callback(dispatch.on_event_handled, P.HANDLING, P.POST_RUN, P.COMMITTING),
+    P.POST_RUN: _callback(dispatch.on_post_run, P.HANDLING, P.COMMITTING),
     P.COMMITTING: {},  # what follows stands in `THEN`
     P.CRASHING: _callback(crash.on_crashing, P.COMMITTING),
-    P.RESTARTING: {Restarted: Move(life.on_restarted, (P.SESSION,)), Stop: Move(life.on_stop, _END)},
+    P.RESTARTING: {Restarted: Move(lifecycle.on_restarted, (P.SESSION,)), Stop: Move(lifecycle.on_stop, _END)},
     P.FAILED: {
         Cancel: Move(control.on_cancel, (P.FAILED, P.COMMITTING)),
         AskTimer: Move(control.on_ask_timer, (P.COMMITTING,)),
@@ -141,12 +141,12 @@ TABLE: dict[Phase, dict[type, Move]] = {
         Tick: Move(control.on_tick, (P.FAILED, P.COMMITTING)),
         Resume: Move(control.on_resume_failed, (P.COMMITTING, P.SESSION)),
         GaveUp: Move(control.on_gave_up, (P.FAILED, P.COMMITTING)),
-        Stop: Move(life.on_stop, _END),
+        Stop: Move(lifecycle.on_stop, _END),
     },
-    P.ENDING: _callback(life.on_ending, P.CLOSING),
-    P.CLOSING: _callback(life.on_closing, P.COMMITTING),
+    P.ENDING: _callback(lifecycle.on_ending, P.CLOSING),
+    P.CLOSING: _callback(lifecycle.on_closing, P.COMMITTING),
     P.STOPPED: {
-        Swept: Move(life.on_swept, (P.STOPPED, P.COMMITTING)),
+        Swept: Move(lifecycle.on_swept, (P.STOPPED, P.COMMITTING)),
         Done: Move(control.on_done, (P.STOPPED, P.COMMITTING)),
         GaveUp: Move(control.on_gave_up, (P.STOPPED, P.COMMITTING)),
     },
@@ -171,14 +171,14 @@ def _failed(core: Core, out: list[Command]) -> None:
 
 
 THEN: dict[Then, tuple[Callable[[Core, list[Command]], None], tuple[Phase, ...]]] = {
-    "go_on": (turns.go_on, _NEXT),
-    "activate": (life.activate, (P.ACTIVATE, P.PRE_RUN, *_NEXT)),
-    "boot": (life.boot, (P.SESSION,)),
+    "go_on": (dispatch.go_on, _NEXT),
+    "activate": (lifecycle.activate, (P.ACTIVATE, P.PRE_RUN, *_NEXT)),
+    "boot": (lifecycle.boot, (P.SESSION,)),
     "failed": (_failed, (P.FAILED,)),
-    "after_crash": (life.after_crash, (P.FAILED, P.RESTARTING, P.COMMITTING)),
-    "sweep": (life.after_stop, (P.STOPPED,)),
-    "swept": (life.after_sweep, (P.STOPPED, P.COMMITTING)),
-    "over": (life.after_tombstone, (P.OVER,)),
+    "after_crash": (lifecycle.after_crash, (P.FAILED, P.RESTARTING, P.COMMITTING)),
+    "sweep": (lifecycle.after_stop, (P.STOPPED,)),
+    "swept": (lifecycle.after_sweep, (P.STOPPED, P.COMMITTING)),
+    "over": (lifecycle.after_tombstone, (P.OVER,)),
 }
 """What follows a committed record, and the phases that leads to."""
 
@@ -188,7 +188,7 @@ def new_core(config: Config, ledger: Ledger, *, record: Any = "activated") -> Co
     return Core(config=config, ledger=ledger, work=ledger, record=record)
 
 
-def step(core: Core, item: Input, now: float) -> tuple[Core, list[Command]]:
+def advance(core: Core, item: Input, now: float) -> tuple[Core, list[Command]]:
     """The core after `item`, and what is to be done, in order. `core` itself is not changed."""
     core = structs.replace(core, now=now if now > core.now else core.now)
     out: list[Command] = []
@@ -250,4 +250,4 @@ def state_of(core: Core) -> str:
     return "processing" if core.active is not None else "idle"
 
 
-__all__ = ["DEFERRED", "ELSEWHERE", "TABLE", "Emit", "Move", "new_core", "state_of", "step"]
+__all__ = ["DEFERRED", "ELSEWHERE", "TABLE", "Emit", "Move", "advance", "new_core", "state_of"]

@@ -10,7 +10,7 @@ from msgspec import Raw
 
 from agentmesh.backend import Response
 from agentmesh.budget import EMPTY_PURSE, NO_LIMITS, Limits, Purse
-from agentmesh.hands import Ask, Request
+from agentmesh.callback_context import Ask, Request
 from agentmesh.records import NOTHING, Caller, Change, Effect, Ledger, Open, Queued, RecordKind, Seen, SetTimer, TurnInfo
 from agentmesh.turn.step_values import AskAgent, Circled, Taken, TakeStep, WaitOver
 from agentmesh.wire import AgentStatus, Attachment, ErrorBody, Mail, Outcome, Restart

@@ -10,9 +10,9 @@ from typing import Any
 
 from agentmesh.errors import BadRequest
 from agentmesh.tools import Done, FunctionTool, NotDone, ToolCall, ToolError
-from agentmesh_node.stepping import timed
 from agentmesh_node.tools.calls import Call, Result, TimedOut, bounded
-from agentmesh_node.tools.threads import Raised, in_thread
+from agentmesh_node.user_code.block_detector import timed
+from agentmesh_node.user_code.threads import Raised, in_thread
 
 log = logging.getLogger("agentmesh.node")
 

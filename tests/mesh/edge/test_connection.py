@@ -9,7 +9,7 @@ from collections.abc import Awaitable
 
 import pytest
 
-from agentmesh.edge import delivery
+from agentmesh.edge import subscription
 from agentmesh.edge.connection import NatsTransport, connect
 from agentmesh.edge.transport import Message, NoResponders, RequestTimeout
 from agentmesh.errors import BadRequest, TooLarge, Unavailable
@@ -265,7 +265,7 @@ def test_unsubscribe_and_queue_groups(server: Server) -> None:
 
 
 def test_a_slow_handler_drops_at_its_bound_and_reports_the_gap(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(delivery, "MAX_BACKLOG", 10)
+    monkeypatch.setattr(subscription, "MAX_BACKLOG", 10)
 
     async def main() -> None:
         release = asyncio.Event()

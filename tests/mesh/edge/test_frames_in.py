@@ -8,8 +8,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentmesh.edge.client import _Tap
 from agentmesh.edge.frames import take_messages
+from agentmesh.edge.nats_client import _Tap
 
 type Got = tuple[int, bytes, bytes, bytes, bytes]
 

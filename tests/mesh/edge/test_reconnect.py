@@ -10,7 +10,7 @@ import pytest
 
 from agentmesh.edge import connection
 from agentmesh.edge.connection import NatsTransport, connect
-from agentmesh.edge.delivery import LiveSubscription
+from agentmesh.edge.subscription import LiveSubscription
 from agentmesh.edge.transport import Disconnected, Message
 from agentmesh.subjects import Subjects
 from support import Server, connected, eventually, run

@@ -11,9 +11,9 @@ from nats.js.errors import KeyNotFoundError
 
 from agentmesh.edge import jetstream as js
 from agentmesh.edge import registry as registry_module
+from agentmesh.edge.batches import PART
 from agentmesh.edge.connection import NatsTransport
 from agentmesh.edge.jetstream import Uncertain, WrongLastSequence
-from agentmesh.edge.parts import PART
 from agentmesh.edge.registry import RESYNC_SHARE, Entry, Registry, View, decode_node, decode_placement, decode_spec
 from agentmesh.edge.streams import ensure
 from agentmesh.errors import BadRequest, Unavailable

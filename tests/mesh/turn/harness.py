@@ -19,11 +19,11 @@ from unittest import mock
 import msgspec
 from msgspec import Raw
 
-from agentmesh import hands
+from agentmesh import callback_context
 from agentmesh import ledger as book
 from agentmesh.agent import Agent, Idle, Init, overridden
 from agentmesh.backend import Event, Response
-from agentmesh.decisions import NONE, Codec, raised_error
+from agentmesh.callback_results import NONE, Codec, raised_error
 from agentmesh.records import NOTHING, Effect, Ledger, Open, Record, Resolve, SendMail, decode_record, encode_record
 from agentmesh.turn import machine
 from agentmesh.turn.draft import depth
@@ -189,7 +189,7 @@ class Bench:
 
     def _step(self, item: Input) -> None:
         before, image = self.core, repr(self.core)
-        self.core, commands = machine.step(before, item, self.now)
+        self.core, commands = machine.advance(before, item, self.now)
         assert repr(before) == image, f"step changed its input at {item}"
         if isinstance(item, Committed):
             assert self.folded() == self.core.ledger, "the journal says something else than its owner"
@@ -345,19 +345,19 @@ class Bench:
         if command.state != NOTHING:
             args = (*args, self.codec.decode(command.state))
         self._ids += 1
-        context = hands.Context(
+        context = callback_context.Context(
             now=lambda: self.now, token=lambda: f"tok{self._ids}", request=command.request, sender=command.sender
         )
         if hook == "terminate_agent":
-            context = hands.closed(command.request)
-        token = hands.current_context.set(context)
+            context = callback_context.closed(command.request)
+        token = callback_context.current_context.set(context)
         try:
             value = getattr(self.agent, hook)(*args)
         except Exception as raised:  # noqa: BLE001 - an agent's code may raise anything
             return Raised(raised_error(raised))
         finally:
             asks = context.close()
-            hands.current_context.reset(token)
+            callback_context.current_context.reset(token)
         return self.codec.check(hook, value, asks).item
 
     def _session(self, custom: Callable[..., Any] | None, command: Call) -> Input:

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from agentmesh.records import Caller, Deferred, Ledger, Queued, Turning, Wait
-from agentmesh.turn.circles import begun, handed_on, holds, open_waits
 from agentmesh.turn.values import Active, Config, Core, Phase
+from agentmesh.turn.wait_cycles import begun, handed_on, holds, open_waits
 from agentmesh.wire import Mail, Outcome, Probe
 
 type Edge = tuple[str, str]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from agentmesh.agent import Idle, Proceed, Prompt
-from agentmesh.turn.turns import MAX_DRAIN
+from agentmesh.turn.dispatch import MAX_DRAIN
 from agentmesh.turn.values import Arrived
 from mesh.turn.agents import Halting, log_event
 from mesh.turn.harness import Bench, agent

@@ -9,7 +9,7 @@ import pytest
 from agentmesh.agent import Defer, Halt, Idle, Proceed, Prompt
 from agentmesh.backend import Response
 from agentmesh.records import CancelTimer, Resolve
-from agentmesh.turn.life import MAX_BACKOFF_S, SWEEP_BATCH
+from agentmesh.turn.lifecycle import MAX_BACKOFF_S, SWEEP_BATCH
 from agentmesh.turn.values import Phase, Restarted
 from agentmesh.wire import PromptBody, Restart
 from mesh.turn.harness import Bench, Plain, agent

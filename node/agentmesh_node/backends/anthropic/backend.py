@@ -11,8 +11,8 @@ from agentmesh.backend import Stream, Turn
 from agentmesh_node.backends.anthropic.clients import Lease
 from agentmesh_node.backends.anthropic.model import AnthropicModel
 from agentmesh_node.backends.anthropic.options import read
-from agentmesh_node.loop import Bounds, Meter, ToolLoop
 from agentmesh_node.tools import Toolbox
+from agentmesh_node.tools.loop import Bounds, CallGuard, ToolLoop
 
 VERSION = 1
 
@@ -23,7 +23,7 @@ class AnthropicBackend:
     The session is `{"v", "session_id", "messages"}`: the whole conversation, so that any node can go on with it.
     """
 
-    def __init__(self, agent: Agent[Any], options: Mapping[str, Any], *, meter: Meter | None = None) -> None:
+    def __init__(self, agent: Agent[Any], options: Mapping[str, Any], *, meter: CallGuard | None = None) -> None:
         """
         Raises:
             BackendError: `details["reason"]` is `bad_options`.

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from agentmesh.backend import Turn
 from agentmesh.errors import BackendError
 from agentmesh_node.backends.anthropic.failures import failure
-from agentmesh_node.loop_steps import Reply
 from agentmesh_node.tools import Call, Result
+from agentmesh_node.tools.loop_steps import Reply
 
 if TYPE_CHECKING:
     from anthropic.types.beta import BetaMessage, BetaUsage

@@ -15,8 +15,8 @@ from agentmesh_node.backends.anthropic import messages
 from agentmesh_node.backends.anthropic.clients import secrets
 from agentmesh_node.backends.anthropic.failures import translated
 from agentmesh_node.backends.anthropic.options import Options
-from agentmesh_node.loop_steps import Reply
 from agentmesh_node.tools import Result
+from agentmesh_node.tools.loop_steps import Reply
 
 if TYPE_CHECKING:
     from anthropic import AsyncAnthropic

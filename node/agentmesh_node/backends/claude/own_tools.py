@@ -18,11 +18,11 @@ from mcp.types import CallToolResult, ListToolsResult, TextContent, Tool
 from agentmesh.backend import Turn
 from agentmesh.errors import TooLarge
 from agentmesh.tools import ToolSpec
-from agentmesh_node import tracing
 from agentmesh_node.backends.claude.mirror import Mirror
 from agentmesh_node.backends.claude.options import PREFIX, SERVER
-from agentmesh_node.loop_steps import Intent, Ran
+from agentmesh_node.telemetry import tracing
 from agentmesh_node.tools import Call, Result, Toolbox
+from agentmesh_node.tools.loop_steps import Intent, Ran
 
 CALL_ID = "claudecode/toolUseId"
 """Where Claude Code says which call of the model this is."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from agentmesh.edge.ambient import SYSTEM, Ambient
+from agentmesh.edge.clock import SYSTEM, Ambient
 from agentmesh.edge.jetstream import (
     StoredMessage,
     Uncertain,

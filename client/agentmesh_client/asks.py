@@ -1,0 +1,167 @@
+"""Prompts that somebody waits for: sent as mail, and followed to their outcome."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any, NamedTuple
+
+from agentmesh import wire
+from agentmesh.edge.jetstream import Stored
+from agentmesh.errors import AskTimeout, Unavailable
+from agentmesh.subjects import Subjects
+from agentmesh.wire import Attachment, Outcome
+from agentmesh_client.late_prompts import LatePrompts
+from agentmesh_client.mailer import Mailer
+from agentmesh_client.pending_asks import PendingAsk, PendingAsks
+from agentmesh_client.retry import patiently
+from agentmesh_client.spec_cache import SpecCache
+from agentmesh_client.streaming import LiveTurn
+from agentmesh_client.validation import budget_header, instant, prompt_message, seconds
+
+
+class PromptOptions(NamedTuple):
+    """One prompt as its caller gave it: the arguments of `Mesh.ask`."""
+
+    agent: str
+    prompt: str
+    timeout: float
+    metadata: Mapping[str, Any] | None
+    attachments: Sequence[Attachment] | None
+    deadline: dt.datetime | None
+    key: str | None
+    budget: Mapping[str, float] | None = None
+
+
+class AskSender:
+    """Sends prompts and waits for what comes of them. `Mesh.ask` and `Mesh.stream` say what is raised."""
+
+    def __init__(self, subjects: Subjects, specs: SpecCache, asks: PendingAsks, mailer: Mailer, ends: LatePrompts) -> None:
+        self._subjects = subjects
+        self._specs = specs
+        self._asks = asks
+        self._mailer = mailer
+        self._ends = ends
+
+    async def ask(self, given: PromptOptions, on_accepted: Callable[[str], None] | None = None) -> Outcome:
+        """Send a prompt and return its outcome; `on_accepted` is called with its ref."""
+        body, headers, patience = await self._message(given)
+        ask = self._asks.open(given.agent)
+        timer = asyncio.get_running_loop().call_later(patience, ask.give_up)
+        try:
+            if on_accepted is not None or not await self._answered_soon(given, ask, body, headers, patience):
+                await self._send(given, ask, body, headers, patience)
+                if on_accepted is not None and ask.ref is not None:
+                    on_accepted(ask.ref)
+                await ask.outcome
+            return self._result(given.timeout, ask)
+        finally:
+            timer.cancel()
+            await self._asks.end(ask)
+
+    @asynccontextmanager
+    async def stream(self, given: PromptOptions) -> AsyncIterator[LiveTurn]:
+        """Send a prompt; within the block its turn can be watched."""
+        body, headers, patience = await self._message(given)
+        ask = self._asks.open(given.agent)
+        headers[wire.STREAM_TO] = ask.stream_to
+        turn = LiveTurn(ask, partial(self._result, given.timeout))
+        timer = asyncio.get_running_loop().call_later(patience, ask.give_up)
+        try:
+            await self._send(given, ask, body, headers, patience)
+            yield turn
+        finally:
+            timer.cancel()
+            await self._asks.end(ask)
+
+    async def life(self, agent: str, timeout: float) -> tuple[str, float]:
+        """The incarnation to address, and what is left of `timeout`."""
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        life = await patiently(lambda: self._specs.life(agent), timeout)
+        return life, max(timeout - (loop.time() - began), 0.05)
+
+    async def _message(self, given: PromptOptions) -> tuple[bytes, dict[str, str], float]:
+        """Body and headers, and how long to wait from now."""
+        body, headers = prompt_message(given.prompt, given.metadata, given.attachments)
+        patience = seconds(given.timeout)
+        life = self._specs.lives.get(given.agent)
+        if life is None:
+            life, patience = await self.life(given.agent, patience)
+        headers[wire.FOR] = life
+        if given.deadline is not None:
+            headers[wire.DEADLINE] = instant(given.deadline, "deadline")
+        if given.budget is not None:
+            headers[wire.BUDGET] = budget_header(given.budget)
+        return body, headers, patience
+
+    async def _send(self, given: PromptOptions, ask: PendingAsk, body: bytes, headers: dict[str, str], patience: float) -> None:
+        """Store the prompt; `ask` knows its ref then."""
+        headers[wire.REPLY_TO] = ask.reply_to
+        stored = await self._mailer.put(
+            self._subjects.inbox(given.agent),
+            body,
+            headers,
+            message_id=self._mailer.message_id(given.agent, given.key),
+            timeout=patience,
+            answer=ask.outcome,
+        )
+        self._accept(ask, headers[wire.FOR], stored)
+        if stored.duplicate:
+            await self._asks.follow(ask)
+
+    async def _answered_soon(
+        self, given: PromptOptions, ask: PendingAsk, body: bytes, headers: dict[str, str], patience: float
+    ) -> bool:
+        """Store the prompt and wait for the end of `ask`, without a wake-up when it is stored, as most are at once.
+
+        Returns: False where nothing could be sent at once.
+        """
+        headers[wire.REPLY_TO] = ask.reply_to
+        subject, life = self._subjects.inbox(given.agent), headers[wire.FOR]
+        message_id = self._mailer.message_id(given.agent, given.key)
+        began, first = asyncio.get_running_loop().time(), ask.outcome
+
+        def stored(news: Stored | Exception) -> None:
+            if isinstance(news, Stored) and not news.duplicate:
+                self._accept(ask, life, news)
+            else:
+                ask.interrupt(news)
+
+        if not self._mailer.put_soon(subject, body, headers, stored, message_id=message_id, timeout=patience):
+            return False
+        await first
+        if (news := ask.news) is not None:
+            if not isinstance(news, Stored):
+                news = await self._mailer.put_again(
+                    subject, body, headers, news, message_id=message_id, began=began, timeout=patience, answer=ask.outcome
+                )
+            self._accept(ask, life, news)
+            if news.duplicate:
+                await self._asks.follow(ask)
+            await ask.outcome
+        return True
+
+    def _accept(self, ask: PendingAsk, life: str, stored: Stored) -> None:
+        """The prompt is stored: its ref is known, and an answer may be looked up."""
+        ask.ref, ask.life = str(stored.seq), life
+        if self._specs.over(ask.agent, life):
+            self._ends.ended(ask.agent, life)
+
+    def _result(self, timeout: float, ask: PendingAsk) -> Outcome:
+        """What the wait, which is over, has brought."""
+        outcome = ask.outcome.result()
+        if outcome is not None:
+            if outcome.error is not None and outcome.error.code == "stopped":
+                self._specs.forget(ask.agent)  # the life that was addressed is over: look before the next ask
+            return outcome
+        details = {"agent": ask.agent, "ref": ask.ref}
+        if self._asks.closed:
+            raise Unavailable("the client was closed while the agent was asked; the request stands", details=details)
+        raise AskTimeout(
+            f"agent {ask.agent!r} did not answer within {timeout:g} s; the request stands: `mesh poll {ask.agent} {ask.ref}`",
+            details=details,
+        )

@@ -1,0 +1,137 @@
+"""Verbs for those who run a mesh: drain and cordon nodes, even out load, watch decisions."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from agentmesh_client.cli import exits
+from agentmesh_client.cli.common import DEFAULTS, Options, session
+
+if TYPE_CHECKING:
+    from agentmesh.edge.transport import Message
+
+Flag = Annotated[bool, Parameter(negative="", show_default=False)]
+NodeId = Annotated[str, Parameter(help="The node's id, as `mesh nodes` shows it.")]
+
+
+async def drain(node: NodeId, /, *, timeout: float = 60.0, no_wait: Flag = False, options: Options = DEFAULTS) -> int:
+    """Have a node finish its turns, hand its agents over, and end.
+
+    Parameters
+    ----------
+    timeout
+        Seconds to wait for the node's end.
+    no_wait
+        Return once the node has been told.
+    """
+    from agentmesh_client.admin import Operator
+    from agentmesh_client.cli.output import Printer
+
+    async with session(options) as mesh:
+        operator = Operator(mesh.transport, mesh.subjects)
+        await operator.drain(node)
+        if not no_wait:
+            await operator.gone(node, timeout)
+    state = "draining" if no_wait else "gone"
+    Printer(options).value({"v": 1, "node": node, "state": state}, f"{node} is {state}")
+    return exits.OK
+
+
+async def cordon(node: NodeId, /, *, off: Flag = False, options: Options = DEFAULTS) -> int:
+    """Have a node keep its agents and take no more.
+
+    Parameters
+    ----------
+    off
+        Let it take agents again.
+    """
+    from agentmesh_client.admin import Operator
+    from agentmesh_client.cli.output import Printer
+
+    async with session(options) as mesh:
+        await Operator(mesh.transport, mesh.subjects).cordon(node, on=not off)
+    state = "ready" if off else "cordoned"
+    Printer(options).value({"v": 1, "node": node, "state": state}, f"{node} is {state}")
+    return exits.OK
+
+
+async def rebalance(*, options: Options = DEFAULTS) -> int:
+    """Move agents from full nodes to emptier ones, as few as possible; those in a turn stay."""
+    from agentmesh_client.admin import Operator
+    from agentmesh_client.cli.output import Printer
+
+    async with session(options) as mesh:
+        moving = await Operator(mesh.transport, mesh.subjects).rebalance()
+    Printer(options).value({"v": 1, "moving": moving}, f"{moving} agents are asked to move")
+    return exits.OK
+
+
+async def events(
+    agent: str | None = None, /, *, every: Annotated[Flag, Parameter(name="--all")] = False, options: Options = DEFAULTS
+) -> int:
+    """Show what happens, as it happens, until interrupted: the supervisors' decisions with their reasons.
+
+    Parameters
+    ----------
+    agent
+        Show what happens to this agent instead.
+    every
+        Show both, for all agents.
+    """
+    from agentmesh.names import agent_name
+    from agentmesh_client.cli.output import Printer
+
+    printer = Printer(options)
+    async with session(options) as mesh:
+        subjects = mesh.subjects
+        if every:
+            wanted = [subjects.event_all()]
+        elif agent is not None:
+            wanted = [subjects.event(agent_name(agent), "*")]
+        else:
+            wanted = [subjects.event("_supervisor", "*")]
+
+        unprintable: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def show(message: Message) -> None:
+            try:
+                _show(printer, message.data)
+            except OSError as error:  # whoever read the output has left, or it has no room: this verb has no other end
+                if not unprintable.done():
+                    unprintable.set_exception(error)
+
+        for subject in wanted:
+            await mesh.transport.subscribe(subject, show)
+        await mesh.transport.flush()
+        if agent is not None and not every and await mesh.whereis(agent) is None:
+            printer.note(f"no node runs an agent {agent!r} now; see `mesh ps` for the names in use")
+        printer.note("waiting for events; Ctrl-C ends")
+        await unprintable
+    return exits.OK
+
+
+def _show(printer: Any, body: bytes) -> None:
+    import sys
+
+    import msgspec
+
+    try:
+        event: dict[str, Any] = msgspec.json.decode(body, type=dict)
+    except msgspec.DecodeError:
+        return
+    printer.value(event, _line(event))
+    sys.stdout.flush()
+
+
+def _line(event: dict[str, Any]) -> str:
+    """One event in one line: when, what, whom, why."""
+    from agentmesh_client.cli.output import json_text
+
+    hidden = ("v", "time", "kind", "reason", "agent")
+    facts = [f"{k}={v if isinstance(v, str | int | float) else json_text(v)}" for k, v in event.items() if k not in hidden]
+    reason = event.get("reason")
+    time, kind, agent = (str(event.get(key, "")) for key in ("time", "kind", "agent"))
+    return "  ".join(filter(None, (time[11:23], kind.ljust(12), agent, " ".join(facts), f"({reason})" if reason else "")))

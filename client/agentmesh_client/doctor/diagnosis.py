@@ -1,0 +1,167 @@
+"""What the facts of a mesh mean: which class of guarantee it has, and what is wrong with it. Pure (docs/guarantees.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+import msgspec
+
+from agentmesh.edge.streams import MIN_SERVER
+from agentmesh_client.doctor.facts import Facts, StreamFacts
+
+MOST_SKEW_S = 60.0
+"""What clocks may differ by: agents know the ids of purged mail for so much longer than the server."""
+SKEW_S = 2.0
+DEFAULT_WINDOW_S = 120.0
+NEARLY_FULL = 0.8
+
+type Class = Literal["power", "replicated", "process", "unknown", "broken"]
+type Level = Literal["problem", "warning"]
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """Something to know or to mend."""
+
+    level: Level
+    text: str
+
+
+class Diagnosis(msgspec.Struct, kw_only=True):
+    """What `mesh doctor` says. The classes are those of docs/guarantees.md."""
+
+    v: int = 1
+    guarantee: Class
+    meaning: str
+    findings: list[Finding]
+    facts: Facts
+
+    @property
+    def healthy(self) -> bool:
+        """Whether there is nothing that must be mended."""
+        return all(finding.level != "problem" for finding in self.findings)
+
+
+def judge(facts: Facts) -> Diagnosis:
+    """Class and findings of `facts`."""
+    kind = guarantee(facts)
+    return Diagnosis(guarantee=kind, meaning=meaning(kind, facts), findings=list(_findings(facts)), facts=facts)
+
+
+# --- the guarantee --------------------------------------------------------------------------------------------------
+def guarantee(facts: Facts) -> Class:
+    """The class of the weakest stream."""
+    if not facts.jetstream or not facts.streams or not all(_usable(stream) for stream in facts.streams):
+        return "broken"
+    always = bool(facts.sync) and all(value == "always" for value in facts.sync.values())
+    replicas = min(stream.replicas for stream in facts.streams)
+    # Of a cluster every server must be known to sync.
+    if always and (not facts.cluster or len(facts.sync) >= replicas):
+        return "power"
+    if replicas >= 3:
+        return "replicated"
+    return "process" if facts.sync and not always else "unknown"
+
+
+def _usable(stream: StreamFacts) -> bool:
+    return stream.exists and stream.replicas > 0 and not any(drift.startswith("storage ") for drift in stream.drift)
+
+
+def meaning(kind: Class, facts: Facts) -> str:
+    """The class in words."""
+    lag = ", ".join(sorted({value for value in facts.sync.values() if value != "always"})) or "two minutes by default"
+    texts: dict[Class, str] = {
+        "power": "what was acknowledged outlives the death of every process and a power cut of every server",
+        "replicated": "what was acknowledged outlives the death of every process and a power cut of one server; if most servers "
+        f"lose power at the same moment, acknowledged work of the last sync interval ({lag}) can be lost",
+        "process": "what was acknowledged outlives the death of every process; a power cut of the server can lose acknowledged "
+        f"work of its last sync interval ({lag})",
+        "unknown": "what was acknowledged outlives the death of every process; whether it outlives a power cut of the server "
+        "depends on its sync_interval, which cannot be read from here",
+        "broken": "nothing is guaranteed: streams are missing, have no leader, or are not kept on disk",
+    }
+    return texts[kind]
+
+
+# --- findings -------------------------------------------------------------------------------------------------------
+def _findings(facts: Facts) -> Iterator[Finding]:
+    if tuple(int(part) for part in facts.version.split(".")[:2]) < MIN_SERVER:
+        yield Finding("problem", f"nats-server {facts.version} is too old: upgrade to {'.'.join(map(str, MIN_SERVER))} or newer")
+    if not facts.jetstream:
+        yield Finding("problem", "JetStream does not answer: switch it on, for this account too, or bring its servers back")
+    for text in facts.server_errors:
+        yield Finding("problem", f"a server says: {text}; mend that (free space on its disk, for one), and restart it")
+    for stream in facts.streams:
+        if facts.jetstream or stream.replicas:  # else it is said above why nothing is known of it
+            yield from _of_stream(stream)
+    yield from _of_replicas(facts)
+    yield from _of_sync(facts)
+    yield from _of_window(facts)
+    yield from _of_clocks(facts)
+    yield from _of_room(facts)
+    if not facts.supervisor:
+        yield Finding("problem", "no supervisor leads: nothing is placed or moved; start one with `mesh supervisor`")
+    if not facts.nodes:
+        yield Finding("problem", "no node is there: no agent runs; start one with `mesh node`")
+
+
+def _of_stream(stream: StreamFacts) -> Iterator[Finding]:
+    name = stream.name
+    if not stream.exists:
+        yield Finding("problem", f"{name} does not exist: restore it from its backup, or start a node or a supervisor to make it")
+    elif not stream.replicas:
+        yield Finding("problem", f"{name} cannot be asked: too few of its servers are up; bring them back")
+    elif stream.up < stream.replicas:
+        yield Finding("problem", f"{name} has {stream.up} of {stream.replicas} replicas up to date: bring the others back")
+    for drift in stream.drift:
+        yield Finding("problem", f"{name} is not as the mesh needs it: {drift}; set it back (`nats stream edit {name}`)")
+
+
+def _of_replicas(facts: Facts) -> Iterator[Finding]:
+    there = [stream for stream in facts.streams if stream.replicas]
+    lone = [stream.name for stream in there if stream.replicas < 3]
+    if lone and facts.cluster:
+        which = "all streams" if len(lone) == len(there) else ", ".join(lone)
+        yield Finding("warning", f"{which}: fewer than three replicas, so one server's loss stops the mesh (`nats stream edit`)")
+    elif lone:
+        yield Finding("warning", "one server holds everything: nothing moves while it is away")
+
+
+def _of_sync(facts: Facts) -> Iterator[Finding]:
+    if not facts.sync:
+        yield Finding(
+            "warning",
+            "sync_interval cannot be read without rights of the system account: give --monitor URL (each server's monitoring "
+            "page) or --system URL (a user of the system account), or look for it in the server's configuration (default 2m)",
+        )
+    for name, value in sorted(facts.sync.items()):
+        if value != "always":
+            yield Finding("warning", f"{name} writes to its disk every {value}: set sync_interval: always to outlive a power cut")
+
+
+def _of_window(facts: Facts) -> Iterator[Finding]:
+    windows = {stream.duplicate_window_s for stream in facts.streams if stream.replicas and "RESULT" not in stream.name}
+    if len(windows) > 1:
+        shown = ", ".join(f"{window:g} s" for window in sorted(windows))
+        yield Finding("warning", f"the streams have different duplicate windows ({shown})")
+    elif windows and min(windows) < DEFAULT_WINDOW_S:
+        shown = f"{min(windows):g} s"
+        yield Finding(
+            "warning", f"the duplicate window is {shown}: a client that is cut off for longer may have to give up a publish"
+        )
+
+
+def _of_clocks(facts: Facts) -> Iterator[Finding]:
+    skew = facts.clock_skew_s
+    if skew is not None and abs(skew) > SKEW_S:
+        level: Level = "problem" if abs(skew) > MOST_SKEW_S else "warning"
+        ahead = "ahead of" if skew > 0 else "behind"
+        yield Finding(
+            level, f"the server's clock is {abs(skew):.1f} s {ahead} this machine's: synchronise both (deadlines, timers)"
+        )
+
+
+def _of_room(facts: Facts) -> Iterator[Finding]:
+    if facts.storage_limit > 0 and facts.storage_used > NEARLY_FULL * facts.storage_limit:
+        used = facts.storage_used / facts.storage_limit
+        yield Finding("warning", f"{used:.0%} of this account's storage is used: raise max_file before it is full")

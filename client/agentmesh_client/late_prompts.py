@@ -1,0 +1,93 @@
+"""Prompts that meet the end of the life that they were meant for (design 3, "The end").
+
+A stop answers all that lies in the lanes then. A prompt that slips in behind that is found by the leader within a minute; who
+waits for its outcome does not wait so long, but asks a node for that sweep as soon as the spec shows that the life is over. The
+spec is listened to already, so this costs an ask nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from agentmesh.edge.registry import Registry
+from agentmesh.edge.transport import Disconnected, NoResponders, RequestTimeout, Transport
+from agentmesh.errors import MeshError
+from agentmesh.subjects import Subjects
+from agentmesh.wire import ControlRequest, Spec, encode
+
+FIRST_S = 0.1
+"""The stop's own answers come first: most who wait need no sweep."""
+AGAIN_S = 1.0
+TRIES = 5
+"""How often a sweep is asked for; then the leader's round finds what is left."""
+REQUEST_S = 1.0
+_log = logging.getLogger("agentmesh.client")
+
+
+class LatePrompts:
+    """Asks for sweeps. `waiting(agent, life)` says whether somebody waits for an outcome of that life; `look()` has stored
+    outcomes looked up at once."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        subjects: Subjects,
+        registry: Registry,
+        *,
+        waiting: Callable[[str, str], bool],
+        look: Callable[[], None],
+    ) -> None:
+        self._transport = transport
+        self._subjects = subjects
+        self._registry = registry
+        self._waiting = waiting
+        self._look = look
+        self._tasks: dict[tuple[str, str], asyncio.Task[None]] = {}
+
+    def seen(self, agent: str, spec: Spec) -> None:
+        """Take note of a spec. A next life's owner answers for what was meant for the one before; `stopping` has an owner too."""
+        if spec.status == "stopped":
+            self.ended(agent, spec.incarnation)
+
+    def ended(self, agent: str, life: str) -> None:
+        """That life is over: who waits for it is to be answered soon."""
+        key = (agent, life)
+        if key in self._tasks or not self._waiting(agent, life):
+            return
+        task = asyncio.get_running_loop().create_task(self._have_swept(agent, life), name=f"sweep {agent}")
+        self._tasks[key] = task
+        task.add_done_callback(lambda _: self._tasks.pop(key, None))
+
+    async def close(self) -> None:
+        """Ask no more."""
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _have_swept(self, agent: str, life: str) -> None:
+        pause = FIRST_S
+        for _ in range(TRIES):
+            self._look()
+            await asyncio.sleep(pause)
+            if not self._waiting(agent, life):
+                return
+            await self._ask(agent)
+            pause = AGAIN_S
+
+    async def _ask(self, agent: str) -> None:
+        """Ask one node, whichever answers, to sweep behind the agent's tombstone."""
+        request = encode(ControlRequest(op="sweep", agents=(agent,)))
+        try:
+            nodes, _ = await self._registry.load("nodes.")
+        except MeshError as error:
+            _log.debug("no node can be asked for a sweep now: %s", error)
+            return
+        for node in nodes:
+            try:
+                await self._transport.request(self._subjects.node(node.key.partition(".")[2]), request, timeout=REQUEST_S)
+                return
+            except (NoResponders, RequestTimeout, Disconnected):
+                continue

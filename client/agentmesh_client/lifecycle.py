@@ -1,0 +1,264 @@
+"""Beginning and ending the lives of agents.
+
+A spec is desired state: to start an agent is to write one, to stop it is to mark it `stopping`. Supervisors and nodes do the
+rest, and show in the spec how far they are. All writes are compare-and-set, and each can be repeated when its fate is unknown,
+because the spec shows whose it is (its incarnation).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, get_args
+
+import msgspec
+
+from agentmesh.budget import limits_from
+from agentmesh.edge.clock import SYSTEM, Ambient
+from agentmesh.edge.jetstream import WrongLastSequence
+from agentmesh.edge.registry import Entry, Registry, decode_spec
+from agentmesh.errors import AlreadyStarted, BadRequest, MeshError, StartError, Stopped, Unavailable
+from agentmesh.names import agent_name, token
+from agentmesh.subjects import spec_key
+from agentmesh.wire import Restart, RestartPolicy, Spec, check_depth_of, encode, format_time
+from agentmesh_client.directory import Directory
+from agentmesh_client.results import AgentInfo
+from agentmesh_client.retry import patiently, pauses
+from agentmesh_client.spec_cache import SpecCache, failed, unknown, waiting
+from agentmesh_client.validation import json_bytes, seconds
+
+MOST_TRIES = 20
+"""Compare-and-set tries on one spec; each lost one means that somebody else has changed it."""
+PLACEMENT_S = 2.0
+"""Wait for a replica to show the placement of an agent that is already running."""
+
+
+def new_spec(
+    *,
+    kind: object,
+    backend: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    labels: Mapping[str, str] | None = None,
+    restart: Restart | RestartPolicy | None = None,
+    watchdog_s: float | None = None,
+    budget: Mapping[str, Any] | None = None,
+    ambient: Ambient = SYSTEM,
+) -> Spec:
+    """The spec of a new life.
+
+    Raises:
+        BadRequest: a value is of the wrong type or shape (semantics, case 3: before anything is written).
+    """
+    token(kind, "kind")
+    if backend is not None:
+        token(backend, "backend")
+    if watchdog_s is not None:
+        seconds(watchdog_s, "watchdog_s")
+    if isinstance(restart, str):
+        if restart not in get_args(RestartPolicy.__value__):
+            raise BadRequest(f"{restart!r} is no restart policy; use permanent, transient or temporary")
+        restart = Restart(policy=restart)
+    draft = {
+        "kind": kind,
+        "incarnation": ambient.token(10),
+        "status": "wanted",
+        "backend": backend,
+        "options": dict(options or {}),
+        "labels": dict(labels or {}),
+        "restart": restart or Restart(),
+        "watchdog_s": watchdog_s,
+        "budget": None if budget is None else dict(budget),
+        "since": format_time(ambient.now()),
+    }
+    body = json_bytes(draft, "the agent's options, labels or budget")
+    limits_from(budget)
+    try:
+        spec = msgspec.json.decode(body, type=Spec)  # what a node will read: anything else is refused here
+    except msgspec.ValidationError as error:
+        raise BadRequest(f"the agent cannot be described so: {error}") from None
+    check_depth_of(body, [spec.options, spec.budget])
+    return spec
+
+
+class Starter:
+    """Starts and stops agents by their specs."""
+
+    def __init__(self, registry: Registry, specs: SpecCache, directory: Directory, ambient: Ambient = SYSTEM) -> None:
+        self._registry = registry
+        self._now = ambient.now
+        self._specs = specs
+        self._directory = directory
+
+    # --- start ----------------------------------------------------------------------------------------------------
+    async def start(self, name: str, spec: Spec, *, timeout: float, wait: bool) -> AgentInfo:
+        """Write `spec` under `name`, and wait until it runs. See `Mesh.start_agent`."""
+        agent_name(name)
+        loop = asyncio.get_running_loop()
+        end = loop.time() + timeout
+        await self._specs.watch(name)  # first, so that no change is missed
+        await self._claim(name, spec, end)
+        self._specs.forget(name)
+        if not wait:
+            return _info(name, spec, None)
+        running = await self._running(name, spec, max(end - loop.time(), 0.0))
+        return _info(name, running, await self.node_of(name, running))
+
+    async def node_of(self, name: str, spec: Spec) -> str | None:
+        """The node that runs this life. A spec that is `running` is placed, so a replica that does not show it yet is behind."""
+        end = asyncio.get_running_loop().time() + PLACEMENT_S
+        for pause in pauses():
+            node = await patiently(lambda: self._directory.node_of(name, spec.incarnation), PLACEMENT_S)
+            if node is not None or spec.status != "running" or asyncio.get_running_loop().time() + pause > end:
+                return node
+            await asyncio.sleep(pause)
+        raise AssertionError("pauses() never ends")
+
+    async def _claim(self, name: str, spec: Spec, end: float) -> None:
+        """Make `spec` the one under `name`: a new key, or in place of a stopped one."""
+        loop = asyncio.get_running_loop()
+        for _ in range(MOST_TRIES):
+            left = max(end - loop.time(), 0.5)
+            taken = await patiently(partial(self._create, name, spec), left)
+            if taken is None:
+                return
+            current = decode_spec(taken)
+            if current.status == "stopping" and await self._freed(name, current, max(end - loop.time(), 0.0)):
+                continue
+            if current.status != "stopped":
+                raise await self._taken(name, current)
+            # `by` guards against the repetition of an agent's older start or stop; it outlives the life (design 3, Effects).
+            heir = msgspec.structs.replace(spec, by=current.by)
+            if await patiently(partial(self._replace, name, heir, taken), left):
+                return
+        raise Unavailable(f"agent {name!r} could not be started: others keep changing its spec; try again")
+
+    async def _create(self, name: str, spec: Spec) -> Entry | None:
+        """None when the key is ours; else what is there."""
+        try:
+            await self._registry.create(spec_key(name), encode(spec))
+            return None
+        except WrongLastSequence:
+            entry = await self._registry.get(spec_key(name))
+        except Unavailable:
+            await self._registry.get(spec_key(name))  # says so if there is no such mesh, which a publish cannot tell
+            raise
+        if entry is None or entry.value is None:
+            raise Unavailable(f"the registry does not yet agree on agent {name!r}; try again")
+        return None if decode_spec(entry).incarnation == spec.incarnation else entry
+
+    async def _replace(self, name: str, spec: Spec, old: Entry) -> bool:
+        """Whether `spec` has taken the place of `old`."""
+        try:
+            await self._registry.update(spec_key(name), encode(spec), old.revision)
+            return True
+        except WrongLastSequence:
+            entry = await self._registry.get(spec_key(name))
+            return entry is not None and entry.value is not None and decode_spec(entry).incarnation == spec.incarnation
+
+    async def _freed(self, name: str, old: Spec, timeout: float) -> bool:
+        """Wait for the end of a life that is being stopped; whether it ended in time."""
+        try:
+            await self._specs.wait(name, lambda spec: _ended(spec, old.incarnation), timeout)
+        except TimeoutError:
+            return False
+        return True
+
+    async def _taken(self, name: str, current: Spec) -> AlreadyStarted:
+        node = await self.node_of(name, current)
+        where = f"on node {node!r}" if node else f"(`{current.status}`, on no node yet)"
+        return AlreadyStarted(
+            f"agent {name!r} exists {where}; choose another name, or stop it first: `mesh stop {name}`",
+            details={"agent": name, "node": node, "status": current.status, "kind": current.kind},
+        )
+
+    async def _running(self, name: str, spec: Spec, timeout: float) -> Spec:
+        """The spec once it is `running`.
+
+        Raises:
+            StartError: `init_agent`, the backend or `pre_run` refused (semantics, cases 6, 7, 11).
+            AgentFailed, Stopped: it ended otherwise.
+            Unavailable: no node has taken it up in time (case 221).
+        """
+        try:
+            now = await self._specs.wait(name, lambda seen: _decided(seen, spec.incarnation), timeout)
+        except TimeoutError:
+            seen = await self._specs.read(name) or spec
+            node = await self.node_of(name, seen)
+            raise (waiting(name, seen) if node is None else _beginning(name, seen, node)) from None
+        if now is None or now.incarnation != spec.incarnation:
+            raise Stopped(f"agent {name!r} was stopped while it started, and the name has another life")
+        if now.status != "running":
+            raise _start_error(name, now)
+        return now
+
+    # --- stop -----------------------------------------------------------------------------------------------------
+    async def stop(self, name: str, *, timeout: float, wait: bool) -> None:
+        """Ask for the end of an agent, and wait for it. See `Mesh.stop`."""
+        agent_name(name)
+        loop = asyncio.get_running_loop()
+        end = loop.time() + timeout
+        await self._specs.watch(name)
+        spec = await patiently(lambda: self._mark_stopping(name), timeout)
+        self._specs.forget(name)
+        if not wait:
+            return
+        try:
+            await self._specs.wait(name, lambda seen: _ended(seen, spec.incarnation), max(end - loop.time(), 0.0))
+        except TimeoutError:
+            raise Unavailable(
+                f"agent {name!r} is marked `stopping`, but nobody has finished its stop within {timeout:g} s; a node or the "
+                "supervisor will when it is up (`mesh nodes`)",
+                details={"agent": name, "status": "stopping"},
+            ) from None
+
+    async def _mark_stopping(self, name: str) -> Spec:
+        for _ in range(MOST_TRIES):
+            entry = await self._registry.get(spec_key(name))
+            spec = None if entry is None or entry.value is None else decode_spec(entry)
+            if entry is None or spec is None or spec.status == "stopped":
+                raise unknown(name)
+            if spec.status == "stopping":
+                return spec
+            stopping = msgspec.structs.replace(spec, status="stopping", reason=None, since=format_time(self._now()))
+            try:
+                await self._registry.update(spec_key(name), encode(stopping), entry.revision)
+                return stopping
+            except WrongLastSequence:
+                continue
+        raise Unavailable(f"agent {name!r} could not be stopped: others keep changing its spec; try again")
+
+
+def _decided(spec: Spec | None, incarnation: str) -> bool:
+    return spec is None or spec.incarnation != incarnation or spec.status not in ("wanted", "stopping")
+
+
+def _ended(spec: Spec | None, incarnation: str) -> bool:
+    return spec is None or spec.incarnation != incarnation or spec.status == "stopped"
+
+
+def _start_error(name: str, spec: Spec) -> MeshError:
+    """Why a life that was waited for did not begin: the typed error of its reason."""
+    if spec.reason is not None:
+        error = spec.reason.exception()
+        if isinstance(error, StartError):
+            error.details.setdefault("agent", name)
+            error.message = f"agent {name!r} could not start: {error.message}"
+            return error
+    if spec.status == "failed":
+        return failed(name, spec)
+    reason = "" if spec.reason is None else f" ({spec.reason.code}: {spec.reason.message})"
+    return Stopped(f"agent {name!r} was stopped while it started{reason}", details={"agent": name})
+
+
+def _beginning(name: str, spec: Spec, node: str) -> Unavailable:
+    """The error for an agent whose node has it, and whose code takes longer to begin than the caller waits."""
+    return Unavailable(
+        f"agent {name!r} is on node {node!r}, but has not begun yet: its `init_agent`, its backend's start or its `pre_run` "
+        f"takes longer than you waited, or hangs; `mesh ps` shows when it runs, `mesh stop {name}` ends the attempt",
+        details={"agent": name, "status": spec.status, "kind": spec.kind, "node": node},
+    )
+
+
+def _info(name: str, spec: Spec, node: str | None) -> AgentInfo:
+    return AgentInfo(name=name, kind=spec.kind, node=node, incarnation=spec.incarnation, status=spec.status)

@@ -1,0 +1,191 @@
+"""Callers that wait for outcomes.
+
+One wildcard inbox subscription serves every ask of a client: `<inbox>.<n>` is the reply subject of the n-th, and its turn's live
+events, where they are wanted, go to `<inbox>.<n>-live`; on one subscription they arrive in the order in which they were sent. An
+owner answers with a core message, and such a message can be lost (this client was disconnected, or too slow). The outcome itself
+is stored, so who waits looks it up: at once after a gap, and otherwise from time to time, all waiting asks in one read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from agentmesh.edge import jetstream
+from agentmesh.edge.jetstream import Stored
+from agentmesh.edge.transport import Message, Subscription, Transport
+from agentmesh.errors import MeshError
+from agentmesh.subjects import Subjects
+from agentmesh.wire import Outcome, decode_outcome
+
+LOOK_S = 2.0
+"""Time between two rounds of look-ups."""
+LONGEST_INTERVAL = 5
+"""Rounds between two look-ups of one ask, at most; it begins at one and doubles, since turns last seconds to minutes."""
+_LIVE = "-live"
+_log = logging.getLogger("agentmesh.client")
+
+
+class PendingAsk:
+    """One caller's wait. `outcome` resolves to the outcome, or to None when the wait is over without one."""
+
+    __slots__ = ("agent", "followed", "interval", "key", "life", "live", "news", "outcome", "ref", "reply_to", "round")
+
+    def __init__(self, agent: str, key: str, reply_to: str, outcome: asyncio.Future[Outcome | None], first_round: int) -> None:
+        self.agent = agent
+        self.key = key
+        self.reply_to = reply_to
+        self.outcome = outcome
+        self.ref: str | None = None
+        self.life = ""
+        """The incarnation that is asked."""
+        self.round = first_round
+        self.interval = 1
+        self.followed: Subscription | None = None
+        self.news: Stored | Exception | None = None
+        """Why the wait was interrupted: what came of storing the prompt."""
+        self.live: Callable[[bytes], None] | None = None
+        """Takes the turn's live events, which go to `stream_to`."""
+
+    @property
+    def stream_to(self) -> str:
+        """Where the turn's live events are to go."""
+        return self.reply_to + _LIVE
+
+    def answer(self, outcome: Outcome) -> None:
+        """The outcome is here; copies of it may come later."""
+        if not self.outcome.done():
+            self.outcome.set_result(outcome)
+
+    def interrupt(self, news: Stored | Exception) -> None:
+        """Who waits must do something, and then wait on. Not if the outcome is here: it proves that the prompt was stored."""
+        waiting = self.outcome
+        if not waiting.done():
+            self.news, self.outcome = news, waiting.get_loop().create_future()
+            waiting.set_result(None)
+
+    def give_up(self) -> None:
+        """The caller's patience has ended, or the client closes."""
+        if not self.outcome.done():
+            self.outcome.set_result(None)
+
+
+class PendingAsks:
+    """All waiting asks of one client."""
+
+    def __init__(self, transport: Transport, subjects: Subjects, inbox: str) -> None:
+        self._transport = transport
+        self._subjects = subjects
+        self._prefix = inbox + "."
+        self._waiting: dict[str, PendingAsk] = {}
+        self._count = 0
+        self._round = 0
+        self._hurry = asyncio.Event()
+        self._all_due = False
+        self._subscription: Subscription | None = None
+        self._looker: asyncio.Task[None] | None = None
+        self.closed = False
+
+    async def start(self) -> None:
+        """Listen for replies."""
+        self._loop = asyncio.get_running_loop()
+        self._subscription = await self._transport.subscribe(self._prefix + "*", self._on_reply)
+        self._looker = asyncio.create_task(self._look_for_ever(), name="agentmesh-client-results")
+
+    async def close(self) -> None:
+        """End every wait, and stop listening."""
+        self.closed = True
+        for ask in self._waiting.values():
+            ask.give_up()
+        if self._looker is not None:
+            self._looker.cancel()
+            await asyncio.gather(self._looker, return_exceptions=True)
+        if self._subscription is not None:
+            await self._subscription.unsubscribe()
+
+    def open(self, agent: str) -> PendingAsk:
+        """A wait for the outcome of a prompt that is about to be published with `reply_to`."""
+        self._count += 1
+        key = str(self._count)
+        ask = PendingAsk(agent, key, self._prefix + key, self._loop.create_future(), self._round + 2)
+        self._waiting[key] = ask
+        return ask
+
+    async def end(self, ask: PendingAsk) -> None:
+        """Nobody waits for `ask` any more."""
+        self._waiting.pop(ask.key, None)
+        if ask.followed is not None:
+            await ask.followed.unsubscribe()
+
+    async def follow(self, ask: PendingAsk) -> None:
+        """Watch the stored result too: a prompt whose key was used before answers to the first one's reply subject."""
+        subject = self._subjects.done(ask.agent, ask.ref or "")
+        ask.followed = await self._transport.subscribe(subject, lambda message: _take(ask, message.data))
+        ask.round = 0
+        self.look_now()
+
+    def waiting(self, agent: str, life: str) -> bool:
+        """Whether the outcome of a stored prompt for that life is waited for."""
+        return any(
+            ask.agent == agent and ask.life == life and ask.ref is not None and not ask.outcome.done()
+            for ask in self._waiting.values()
+        )
+
+    def look_now(self, *, at_all: bool = False) -> None:
+        """Look up results without delay: those that are due, or `at_all`."""
+        self._all_due |= at_all
+        self._hurry.set()
+
+    def _on_reply(self, message: Message) -> None:
+        key = message.subject[len(self._prefix) :]
+        ask = self._waiting.get(key)
+        if ask is None:
+            ask = self._waiting.get(key.removesuffix(_LIVE))
+            if ask is not None and ask.live is not None:
+                ask.live(message.data)
+            return  # a copy of an outcome that is known, or one whose caller has left
+        try:
+            ask.answer(decode_outcome(message.data))
+        except msgspec.DecodeError:
+            _log.warning("a reply for agent %s is no outcome; its stored result is looked up instead", ask.agent)
+            ask.round = 0
+            self.look_now()
+
+    async def _look_for_ever(self) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(LOOK_S):
+                    await self._hurry.wait()
+            except TimeoutError:
+                self._round += 1
+            self._hurry.clear()
+            every, self._all_due = self._all_due, False
+            due = [ask for ask in self._waiting.values() if ask.ref and (every or ask.round <= self._round)]
+            if due and not await self._look_up(due):
+                self._all_due |= every  # the gap is still open: the next round asks for all again
+
+    async def _look_up(self, asks: Sequence[PendingAsk]) -> bool:
+        by_subject: dict[str, list[PendingAsk]] = {}  # two asks may share a ref, by one idempotency key
+        for ask in asks:
+            ask.round = self._round + ask.interval
+            ask.interval = min(ask.interval * 2, LONGEST_INTERVAL)
+            by_subject.setdefault(self._subjects.result(ask.agent, ask.ref or ""), []).append(ask)
+        try:
+            found, _ = await jetstream.get_last_many(self._transport, self._subjects.stream("result"), list(by_subject))
+        except MeshError as error:
+            _log.debug("stored results cannot be looked up now: %s", error)
+            return False
+        for subject, stored in found.items():
+            for ask in by_subject.get(subject, ()):
+                _take(ask, stored.data)
+        return True
+
+
+def _take(ask: PendingAsk, body: bytes) -> None:
+    try:
+        ask.answer(decode_outcome(body))
+    except msgspec.DecodeError:
+        _log.error("the stored result %s of agent %s is no outcome", ask.ref, ask.agent)

@@ -1,0 +1,279 @@
+"""From what a callback returned to what the turn machine takes: checked, and encoded. Pure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from msgspec import Raw
+
+from agentmesh.agent import Agent, Defer, Halt, Idle, Init, Proceed, Prompt, Skip, state_type
+from agentmesh.backend import Event, Response
+from agentmesh.callback_context import Ask
+from agentmesh.errors import BackendError, BudgetExceeded, InvalidAgent, MeshError
+from agentmesh.records import NOTHING
+from agentmesh.turn.values import Choice, Misbehaved, Returned
+from agentmesh.wire import ErrorBody, Restart
+
+_ALLOWED: dict[str, tuple[type, ...]] = {
+    "init_agent": (Init,),
+    "handle_response": (Idle, Prompt, Halt, Defer),
+    "handle_error": (Idle, Prompt, Halt),
+    "handle_event": (Idle, Prompt, Halt),
+    "pre_turn": (Proceed, Skip, Halt),
+}
+_encode = msgspec.json.Encoder().encode
+_STATE_HOOKS = ("pre_run", "post_turn")
+_WRONG_CODE = {"init_agent": "init_failed", "pre_turn": "pre_turn_invalid", "pre_run": "pre_run_failed"}
+NONE = Choice(kind="none")
+STATE = Choice(kind="state")
+IDLE = Choice(kind="idle")
+
+
+class Checked(msgspec.Struct, frozen=True):
+    """A callback's end as the machine's input, and the state as the object it is."""
+
+    item: Returned | Misbehaved
+    state: Any = None
+
+
+class Codec:
+    """Encodes, decodes and checks the state of one class of agents."""
+
+    def __init__(self, cls: type[Agent[Any]]) -> None:
+        """Raises:
+        InvalidAgent: what the class names as its State cannot be one.
+        """
+        self.type = state_type(cls)
+        try:
+            self._decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(self.type)
+        except TypeError as error:
+            raise InvalidAgent(f"{cls.__name__}: its State cannot be encoded: {error}") from None
+        named = self.type is not Any and isinstance(self.type, type) and hasattr(self.type, "__annotations__")
+        self._class = self.type if named else None
+        if self._class is not None and issubclass(self._class, dict):
+            self._class = dict  # a TypedDict is a dict at run time
+
+    def decode(self, raw: Raw) -> Any:
+        """The state in `raw`.
+
+        Raises:
+            msgspec.DecodeError: it is not of this class's State.
+        """
+        return self._decoder.decode(raw)
+
+    def encode(self, state: Any, before: Raw = NOTHING) -> Raw | ErrorBody:
+        """`state` as JSON, or what is wrong with it, naming the field. A state that is still as `before` is `before` itself."""
+        if self._class is not None and not isinstance(state, self._class):
+            message = f"the state is a {type(state).__name__}; this agent's State is {self._class.__name__}"
+            return ErrorBody(code="bad_state", message=message)
+        try:
+            raw = Raw(_encode(state))
+            # What is committed must be readable again: constructors do not check the types of their fields.
+            self._decoder.decode(raw)
+            return before if raw == before else raw
+        except msgspec.DecodeError as error:
+            return ErrorBody(code="bad_state", message=f"the state could not be read again: {error}")
+        except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError) as error:
+            return ErrorBody(code="bad_state", message=f"the state cannot be encoded: {locate(state)}: {error}")
+
+    def check(self, hook: str, value: Any, asks: tuple[Ask, ...], before: Raw = NOTHING) -> Checked:
+        """What callback `hook` returned, as the machine's input; `before` is the state that it was given."""
+        allowed = _ALLOWED.get(hook)
+        if allowed is None and hook not in _STATE_HOOKS:
+            return Checked(Returned(NONE, asks=asks))
+        if isinstance(value, BaseException):
+            return Checked(Misbehaved(returned_error(hook, value)))
+        if allowed is None:
+            choice, state = STATE, value
+        elif isinstance(value, allowed):
+            choice, state = _choice(value), value.state  # type: ignore[attr-defined]
+        else:
+            return Checked(Misbehaved(_wrong(hook, value, allowed)))
+        problem = _problem(choice) if choice is not IDLE else None
+        if problem is not None:
+            return Checked(Misbehaved(ErrorBody(code=_WRONG_CODE.get(hook, "bad_return"), message=f"{hook}: {problem}")))
+        raw = self.encode(state, before)
+        if isinstance(raw, ErrorBody):
+            code = "init_failed" if hook == "init_agent" else raw.code
+            return Checked(Misbehaved(ErrorBody(code=code, message=f"{hook}: {raw.message}")))
+        return Checked(Returned(choice, raw, asks), state)
+
+
+def check_class(cls: type[Agent[Any]]) -> None:
+    """Look a class of agents over before any of them runs.
+
+    Raises:
+        InvalidAgent: its State cannot be encoded, or an attribute is not what it must be.
+    """
+    Codec(cls)
+    found: Any = cls
+    wrong = [
+        f"{name} = {getattr(found, name)!r} must be {must}"
+        for name, fits, must in (
+            ("watchdog_s", lambda v: _is_number(v) and v > 0, "a number of seconds above 0"),
+            ("max_attempts", lambda v: _is_number(v, int) and v > 0, "a whole number above 0"),
+            ("max_takeovers", lambda v: _is_number(v, int) and v > 0, "a whole number above 0"),
+            ("state_version", lambda v: _is_number(v, int), "a whole number"),
+            ("restart", lambda v: v is None or isinstance(v, Restart), "a Restart"),
+            ("backend", lambda v: v is None or isinstance(v, str), "the name of a backend"),
+        )
+        if not fits(getattr(found, name))
+    ]
+    if wrong:
+        raise InvalidAgent(f"{cls.__name__}: {'; '.join(wrong)}")
+
+
+def _is_number(value: Any, kind: Any = (int, float)) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def _choice(value: Any) -> Choice:
+    match value:
+        case Idle():
+            return IDLE
+        case Prompt():
+            return Choice(kind="prompt", text=value.text, label=value.label)
+        case Halt():
+            return Choice(kind="halt")
+        case Defer():
+            return Choice(kind="defer", exclusive=value.exclusive)
+        case Proceed():
+            return Choice(kind="proceed", text=value.prompt)
+        case Skip():
+            return Choice(kind="skip")
+    return Choice(kind="init", backend=value.backend)
+
+
+def _problem(choice: Choice) -> str | None:
+    """What is wrong with a decision's own fields: constructors do not check them, and the journal must stay readable."""
+    exclusive: Any = choice.exclusive
+    backend: Any = choice.backend
+    match choice.kind:
+        case "prompt" | "proceed":
+            what = "Proceed.prompt" if choice.kind == "proceed" else "Prompt.text"
+            if not _is_text(choice.text) or not choice.text:
+                return f"{what} must be a non-empty string"
+            if choice.label is not None and not _is_text(choice.label):
+                return "Prompt.label must be a string"
+        case "defer":
+            if not isinstance(exclusive, bool):
+                return "Defer.exclusive must be true or false"
+        case "init":
+            if not isinstance(backend, dict):
+                return f"Init.backend must be a dict, not a {type(backend).__name__}"
+            if plain(backend) is None:
+                return f"Init.backend must be JSON: {locate(backend, 'backend')} cannot be encoded"
+    return None
+
+
+def _is_text(value: Any) -> bool:
+    """Whether `value` is a string that can be encoded: lone surrogates cannot."""
+    if not isinstance(value, str):
+        return False
+    if value.isascii():
+        return True
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON data that shares nothing with it, or None if it cannot be encoded."""
+    try:
+        return msgspec.json.decode(msgspec.json.encode(value))
+    except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError):
+        return None
+
+
+def sound(error: ErrorBody) -> ErrorBody:
+    """`error` such that it can be encoded: user code puts anything into an exception."""
+    message, details = error.message, error.details
+    if not _is_text(message):
+        message = str(message).encode(errors="replace").decode()
+    if details:
+        found = plain(details)
+        details = found if isinstance(found, dict) else {"unencodable": repr(details)[:1000].encode(errors="replace").decode()}
+    return ErrorBody(code=error.code, message=message, details=details)
+
+
+def bad_response(response: Response) -> str | None:
+    """What a backend gave that no outcome can carry."""
+    if not _is_text(response.text):
+        return f"its text is a {type(response.text).__name__}, not a string that can be encoded"
+    if response.session_id is not None and not _is_text(response.session_id):
+        return f"its session_id is a {type(response.session_id).__name__}, not a string"
+    if response.usage is not None and not isinstance(plain(response.usage), dict):
+        return "its usage cannot be encoded"
+    return None
+
+
+def _wrong(hook: str, value: Any, allowed: tuple[type, ...]) -> ErrorBody:
+    names = ", ".join(t.__name__ for t in allowed)
+    what = f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
+    message = f"{hook} returned {what}; it must return one of {names}"
+    return ErrorBody(code=_WRONG_CODE.get(hook, "bad_return"), message=message, details={"returned": type(value).__name__})
+
+
+def returned_error(hook: str, error: BaseException) -> ErrorBody:
+    """An exception that a callback returned instead of raising: its way to refuse."""
+    code = _WRONG_CODE.get(hook, "bad_return")
+    return sound(ErrorBody(code=code, message=str(error) or type(error).__name__, details={"type": type(error).__name__}))
+
+
+def raised_error(error: BaseException) -> ErrorBody:
+    """An exception that a callback raised."""
+    if isinstance(error, MeshError):
+        return sound(ErrorBody.of(error))
+    try:
+        message = f"{type(error).__name__}: {error}"
+    except Exception:  # noqa: BLE001 - an exception's text is user code as well
+        message = type(error).__name__
+    return sound(ErrorBody(code="task_crashed", message=message, details={"type": type(error).__name__}))
+
+
+def terminal_error(event: Event) -> ErrorBody:
+    """A terminal error event: its reason; a missing one is `unknown`."""
+    reason = str(event.data.get("reason") or "unknown")
+    message = str(event.data.get("message") or reason)
+    code = BudgetExceeded.code if event.data.get("code") == BudgetExceeded.code else BackendError.code
+    details = plain(event.data)
+    return sound(ErrorBody(code=code, message=message, details={**(details or {}), "reason": reason}))
+
+
+def crash_error(error: BaseException) -> ErrorBody:
+    """What escaped from a prompt task."""
+    if isinstance(error, BackendError):
+        return sound(ErrorBody.of(error))
+    if isinstance(error, MeshError):
+        return sound(ErrorBody(code="task_crashed", message=str(error), details={"reason": error.code}))
+    message, reason = f"{type(error).__name__}: {error}", type(error).__name__
+    return sound(ErrorBody(code="task_crashed", message=message, details={"reason": reason}))
+
+
+def locate(value: Any, path: str = "state", depth: int = 0) -> str:
+    """The path of the first part of `value` that cannot be encoded."""
+    if depth > 50:
+        return path
+    children: list[tuple[str, Any]] = []
+    if isinstance(value, dict):
+        children = [(f"{path}[{key!r}]", item) for key, item in value.items()]
+    elif isinstance(value, list | tuple | set | frozenset):
+        children = [(f"{path}[{index}]", item) for index, item in enumerate(value)]
+    elif hasattr(value, "__struct_fields__") or hasattr(value, "__dataclass_fields__"):
+        fields = getattr(value, "__struct_fields__", None) or tuple(value.__dataclass_fields__)
+        children = [(f"{path}.{name}", getattr(value, name, None)) for name in fields]
+    for where, child in children:
+        try:
+            msgspec.json.encode(child)
+        except Exception:  # noqa: BLE001 - whichever it is, the fault lies in this child
+            return locate(child, where, depth + 1)
+    return path
+
+
+__all__ = [
+    "IDLE", "NONE", "NOTHING", "STATE", "Checked", "Codec", "bad_response", "check_class", "crash_error", "locate", "plain",
+    "raised_error", "returned_error", "sound", "terminal_error",
+]  # fmt: skip

@@ -1,0 +1,143 @@
+"""How a message gets from the parser to its handler."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Awaitable
+from typing import Protocol
+
+from agentmesh.edge.transport import Handler, Message
+
+log = logging.getLogger("agentmesh.edge")
+
+CLOSE_TIMEOUT_S = 2.0
+MAX_BACKLOG = 65_536
+"""Most messages that wait for one subscription's handler; what comes beyond is dropped and reported as a gap."""
+
+
+class SubscriptionHolder(Protocol):
+    """Whom a subscription belongs to."""
+
+    def gap(self) -> None:
+        """Messages have been dropped."""
+
+    def forget(self, sid: int) -> None:
+        """The subscription `sid` ends."""
+
+    async def fade(self, sid: int) -> None:
+        """The server is to send nothing more to `sid`; returns when it has understood."""
+
+
+class LiveSubscription:
+    """A subscription as nats-py's client keeps it, less queue and task.
+
+    Handlers that are plain functions run in the parser's own step. A coroutine is run by a task of its own, and messages
+    that arrive meanwhile wait in `_backlog`, so the order holds.
+    """
+
+    __slots__ = ("_backlog", "_dropped", "_handler", "_id", "_owner", "_queue", "_subject", "_worker")
+    # What nats-py reads when it replays subscriptions after a reconnect and when it closes.
+    _max_msgs = 0
+    _received = 0
+    _wait_for_msgs_task = None
+    _message_iterator = None
+    _pending_next_msgs_calls = None
+
+    def __init__(self, owner: SubscriptionHolder, sid: int, subject: str, queue: str, handler: Handler) -> None:
+        self._owner = owner
+        self._id = sid
+        self._subject = subject
+        self._queue = queue
+        self._handler = handler
+        self._worker: asyncio.Task[None] | None = None
+        self._backlog: deque[Message] | None = None
+        self._dropped = 0
+
+    def deliver(self, message: Message) -> None:
+        """Hand `message` to the handler, now or in its turn."""
+        if self._worker is not None:
+            self._enqueue(message)
+            return
+        try:
+            pending = self._handler(message)
+        except Exception:  # the next message must not suffer
+            log.exception("a handler of %s failed", self._subject)
+            return
+        if pending is not None:
+            self._worker = asyncio.get_running_loop().create_task(self._work(pending))
+
+    def _enqueue(self, message: Message) -> None:
+        if self._backlog is None:
+            self._backlog = deque()
+        if len(self._backlog) < MAX_BACKLOG:
+            self._backlog.append(message)
+            return
+        self._dropped += 1
+        if self._dropped == 1:
+            log.warning("the handler of %s is too slow: messages are dropped", self._subject)
+            self._owner.gap()
+
+    async def _work(self, pending: Awaitable[None] | None) -> None:
+        try:
+            while True:
+                try:
+                    if pending is not None:
+                        await pending
+                    if not self._backlog:
+                        return
+                    pending = self._handler(self._backlog.popleft())
+                except Exception:
+                    log.exception("a handler of %s failed", self._subject)
+                    pending = None
+        finally:
+            self._worker = None
+            self._backlog = None
+            if self._dropped:
+                self._dropped = 0
+                self._owner.gap()
+
+    @property
+    def frame(self) -> bytes:
+        """The command that announces it to a server."""
+        return f"SUB {self._subject} {self._queue} {self._id}\r\n".encode()
+
+    async def unsubscribe(self) -> None:
+        """Stop. A handler already begun may still finish; what waits behind it is not handled."""
+        self._backlog = None
+        self._owner.forget(self._id)
+
+    async def drain(self) -> None:
+        """See `Subscription.drain`."""
+        await self._owner.fade(self._id)
+        worker = self._worker
+        if worker is not None and worker is not asyncio.current_task():
+            await asyncio.wait((worker,), timeout=CLOSE_TIMEOUT_S)
+        self._owner.forget(self._id)
+
+    async def stop(self) -> None:
+        """End the running handler, unless it is the caller."""
+        worker = self._worker
+        if worker is not None and worker is not asyncio.current_task():
+            worker.cancel()
+            await asyncio.wait((worker,), timeout=CLOSE_TIMEOUT_S)
+
+
+class Gathering:
+    """The replies of one `request_many`, as they come in."""
+
+    __slots__ = ("done", "messages", "touched")
+
+    def __init__(self, done: asyncio.Future[None], now: float) -> None:
+        self.done = done
+        self.messages: list[Message] = []
+        self.touched = now
+
+    def take(self, message: Message, now: float) -> None:
+        """Note one more reply, and whether it is the last."""
+        self.messages.append(message)
+        self.touched = now
+        # A stored message may bear a forged status line; the server's own end mark names no stream.
+        if message.status and "Nats-Stream" not in message.headers:
+            self.done.set_result(None)

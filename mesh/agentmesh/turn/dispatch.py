@@ -1,0 +1,498 @@
+"""Prompts and events: from what waits to a record that says what was done with it (design 6)."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from msgspec import structs
+
+from agentmesh.agent import Timer, Undelivered
+from agentmesh.records import NOTHING, CancelTimer, Echo, Queued, SetTimer
+from agentmesh.subjects import LANES
+from agentmesh.turn.crash import begin_crash
+from agentmesh.turn.draft import (
+    Out,
+    bury,
+    caller_of,
+    close_deferred,
+    commit,
+    consume,
+    end_request,
+    enqueue,
+    forget_charges,
+    is_repetition,
+    key_of,
+    mint,
+    repeats,
+)
+from agentmesh.turn.outcome import answered, charged, finish_turn, outcome_of, purse_of
+from agentmesh.turn.poison import begin, comes_first, hold_back, is_beyond
+from agentmesh.turn.steps import release_answers, resumed, take_answers, taken_so_far, turn_key, withdraw
+from agentmesh.turn.values import (
+    TO_PROCESSING,
+    Active,
+    Call,
+    Choice,
+    Cleared,
+    Core,
+    Emit,
+    Ended,
+    KillTurn,
+    Misbehaved,
+    Phase,
+    Raised,
+    Returned,
+    RunTurn,
+)
+from agentmesh.wire import ErrorBody, Mail
+
+_NO_EVENT = object()  # not None: `null` is an event (protocol, An event)
+MAX_DRAIN = 256
+"""Events that one record handles at most, for an idle agent."""
+
+
+# --- what next? ---------------------------------------------------------------------------------------------------
+def go_on(core: Core, out: Out) -> None:
+    """An agent between records: handle events first, then begin the next prompt, or stay idle."""
+    core.phase = Phase.IDLE
+    core.active, core.reason, core.trace = None, None, {}
+    core.drains = MAX_DRAIN
+    if core.retiring:
+        return
+    if core.answered:
+        release_answers(core)
+    if core.work.notices or core.events:
+        drain(core, out)
+    elif not core.work.halted and len(core.ledger.effects) - len(core.done) <= core.config.max_effects:
+        dispatch(core, out)
+
+
+def dispatch(core: Core, out: Out) -> None:
+    """Begin the next prompt: the self-chained one first, then the mailbox in stream order.
+
+    Prompts that need no turn (repetitions, too late, malformed, meant for another life) are put away on the way there,
+    in a record of their own, so that their callers need not wait for the next turn's end.
+    """
+    before = core.work
+    while True:
+        active = _choose(core)
+        if active is None:
+            if core.work is not before or core.effects:
+                commit(core, "refused", out)
+            else:
+                core.wary = False  # all that waited when the node died is handled
+            return
+        mail = active.mail
+        if (mail is None or not _turn_away(core, mail)) and not is_beyond(core, active):
+            break
+    turned_away = core.work is not before
+    if turned_away or hold_back(core, active.key, out):
+        # Put it back: something else comes first.
+        if mail is not None:
+            core.prompts = (mail, *core.prompts)
+        if turned_away:
+            commit(core, "refused", out)
+        return
+    _begin(core, active, out)
+
+
+def _choose(core: Core) -> Active | None:
+    """Take the next prompt out of what waits."""
+    work = core.work
+    number = work.turn + 1
+    if work.next is not None:
+        return _from_queue(work.next, "next", number, core.now)
+    head = core.prompts[0] if core.prompts else None
+    if head is not None and work.deferred and any(entry.exclusive for entry in work.deferred.values()):
+        head = None
+    if work.queue and (head is None or work.queue[0].place < head.seq):
+        return _from_queue(work.queue[0], "queue", number, core.now)
+    if head is None:
+        return None
+    core.prompts = core.prompts[1:]
+    body, key = head.prompt, key_of(head)
+    text = body.prompt if body else ""
+    return Active(
+        ref=head.ref,
+        key=key,
+        number=number,
+        text=text,
+        original=text,
+        started=core.now,
+        mail=head,
+        caller=caller_of(head),
+        sender=head.sender,
+        metadata=body.metadata if body else {},
+        attachments=body.attachments if body else (),
+        trace=head.trace,
+        attempt=core.ledger.attempts.get(key, 0) + 1,
+    )
+
+
+def _from_queue(item: Queued, slot: Any, number: int, now: float) -> Active:
+    return Active(
+        ref=item.ref,
+        key=f"ref:{item.ref}",
+        number=number,
+        text=item.text,
+        original=item.text,
+        started=now,
+        queued=item,
+        slot=slot,
+        caller=item.caller,
+        label=item.label,
+        sender=item.caller.sender if item.caller else None,
+        metadata=item.metadata,
+        attachments=item.attachments,
+        trace=item.trace,
+        attempt=item.attempt,
+    )
+
+
+def _turn_away(core: Core, mail: Mail) -> bool:
+    """Put `mail` away if it needs no turn; whether it did."""
+    error: ErrorBody | None = None
+    if mail.origin is not None and is_repetition(core.work, mail):
+        consume(core, mail)
+        return True
+    first = repeats(core, mail) if core.work.seen else None
+    if first is not None:
+        consume(core, mail)
+        core.effects = (*core.effects, Echo(ref=mail.ref, of=first, reply_to=mail.reply_to, stream_to=mail.stream_to))
+        return True
+    if mail.problem is not None:
+        error = ErrorBody(code="bad_request", message=mail.problem)
+        bury(core, mail.lane, mail.seq, error)
+    elif mail.for_life is not None and mail.for_life != core.ledger.incarnation:
+        error = ErrorBody(code="stopped", message="the agent that this was meant for has ended; another bears its name now")
+    elif mail.deadline is not None and mail.deadline <= core.now:
+        error = ErrorBody(code="expired", message="the deadline passed before the turn could begin")
+    if error is None:
+        return False
+    consume(core, mail)
+    end_request(core, caller_of(mail), error)
+    return True
+
+
+def _begin(core: Core, active: Active, out: Out) -> None:
+    begin(core)
+    core.active = active
+    if active.mail is not None:
+        consume(core, active.mail, turn=active.number)
+    elif active.slot == "next":
+        core.work = structs.replace(core.work, next=None, turn=active.number)
+        forget_charges(core, active.key)
+    else:
+        core.work = structs.replace(core.work, queue=core.work.queue[1:], turn=active.number)
+        forget_charges(core, active.key)
+    if "pre_turn" in core.config.hooks:
+        core.phase = Phase.PRE_TURN
+        out.append(_call(core, "pre_turn", (active.text,)))
+    else:
+        _run(core, out)
+
+
+def _call(core: Core, hook: str, args: tuple[Any, ...] = ()) -> Call:
+    active = core.active
+    assert active is not None
+    return Call(hook=hook, args=args, state=core.work.state, request=active.request(), trace=active.trace)
+
+
+def _returned(core: Core, item: Returned) -> None:
+    """Add to the draft the state that a callback gave back, and what it asks for."""
+    if item.state != core.work.state:
+        core.work = structs.replace(core.work, state=item.state)
+    if item.asks:
+        core.asks = (*core.asks, *item.asks)
+
+
+def _run(core: Core, out: Out) -> None:
+    assert core.active is not None
+    core.phase = Phase.TURN
+    active, state = resumed(core, core.active), core.work.state
+    core.active = active
+    out.append(
+        RunTurn(
+            number=active.number,
+            request=active.request(),
+            prompt=active.text,
+            state=state,
+            session=core.work.session,
+            watchdog_s=core.config.watchdog_s,
+            key=turn_key(core, active),
+            steps=taken_so_far(core, active),
+            purse=purse_of(core, active),
+            stream_to=active.caller.stream_to if active.caller else None,
+            trace=active.trace,
+        )
+    )
+    out.append(TO_PROCESSING)
+    out.append(
+        Emit(
+            "prompt_start",
+            {
+                "ref": active.ref,
+                "rewritten": active.text != active.original,
+                "prompt": active.text,
+                "original_prompt": active.original,
+                "agent_state": state,
+                "sender": active.sender,
+            },
+        )
+    )
+    if core.answered:
+        take_answers(core, out)
+
+
+# --- pre_turn -----------------------------------------------------------------------------------------------------
+def on_pre_turn(core: Core, item: Returned | Misbehaved | Raised, out: Out) -> None:
+    active = core.active
+    assert active is not None
+    if isinstance(item, Returned) and item.choice.kind == "proceed":
+        core.active = structs.replace(active, text=item.choice.text)
+        _returned(core, item)
+        _run(core, out)
+        return
+    if isinstance(item, Returned):
+        _returned(core, item)
+        halt = item.choice.kind == "halt"
+        error = ErrorBody(code="pre_turn_halted" if halt else "pre_turn_skipped", message="pre_turn refused this prompt")
+    elif isinstance(item, Misbehaved):
+        halt = False
+        code = "bad_state" if item.error.code == "bad_state" else "pre_turn_invalid"
+        error = ErrorBody(code=code, message=item.error.message)
+    else:
+        # A raising hook is a skip, with the state as before it.
+        halt = False
+        error = ErrorBody(code="pre_turn_skipped", message=f"pre_turn raised: {item.error.message}")
+    core.active = structs.replace(active, refused=True, error=error)
+    if active.caller is not None:
+        end_request(core, active.caller, error)
+    # No turn ran: the number is free again.
+    core.work = structs.replace(core.work, turn=active.number - 1)
+    if halt and _halt(core, out):
+        return
+    commit(core, "refused", out)
+
+
+# --- the turn's end -------------------------------------------------------------------------------------------------
+def on_ended(core: Core, item: Ended, out: Out) -> None:
+    active = core.active
+    if active is None or item.turn != active.number:
+        return  # a late result of a killed turn
+    withdraw(core)
+    if item.state not in (NOTHING, core.work.state):
+        core.work = structs.replace(core.work, state=item.state)
+    if item.session not in (NOTHING, core.work.session):
+        core.work = structs.replace(core.work, session=item.session)
+    if item.response is not None:
+        core.active = structs.replace(active, response=item.response)
+        fields = {"ref": active.ref, "duration_ms": item.response.duration_ms, "agent_state": core.work.state}
+        out.append(Emit("prompt_stop", fields))
+        core.phase = Phase.DECIDING
+        out.append(_call(core, "handle_response", (active.ref, item.response)))
+    else:
+        core.active = structs.replace(active, usage=item.usage)
+        _failed(core, item.error or ErrorBody(code="backend_error", message="unknown"), out)
+
+
+def kill(core: Core, error: ErrorBody, usage: dict[str, Any] | None, out: Out) -> None:
+    """End the running turn from outside: `interrupted` or `timeout`. What it has spent is spent."""
+    assert core.active is not None
+    core.active = structs.replace(core.active, usage=usage)
+    withdraw(core)
+    out.append(KillTurn(core.active.number))
+    _failed(core, error, out)
+
+
+def _failed(core: Core, error: ErrorBody, out: Out) -> None:
+    active = core.active
+    assert active is not None
+    core.active = structs.replace(active, error=error)
+    code, said, more, state = error.code, error.message, error.details, core.work.state
+    out.append(Emit("prompt_error", {"ref": active.ref, "reason": code, "message": said, "details": more, "agent_state": state}))
+    core.phase = Phase.DECIDING
+    if "handle_error" in core.config.hooks:
+        out.append(_call(core, "handle_error", (active.ref, error)))
+    else:
+        _decided(core, Choice(kind="idle"), out)
+
+
+def on_decision(core: Core, item: Returned | Misbehaved | Raised, out: Out) -> None:
+    """`handle_response` or `handle_error` ended. A raising `handle_response` is a crash."""
+    active = core.active
+    assert active is not None
+    if isinstance(item, Returned):
+        _returned(core, item)
+        _decided(core, item.choice, out)
+    elif active.error is None and isinstance(item, Raised):
+        begin_crash(core, item.error, out)
+    elif active.error is not None:
+        # An exception or nonsense in handle_error means "stay idle".
+        _decided(core, Choice(kind="idle"), out)
+    else:
+        # The turn ends with that error, is not tried again, and the agent goes on with the state before the turn.
+        core.work = structs.replace(core.work, state=core.ledger.state, session=core.ledger.session)
+        core.asks = ()
+        core.active = structs.replace(active, response=None, error=item.error)
+        _decided(core, Choice(kind="idle"), out)
+
+
+def _decided(core: Core, choice: Choice, out: Out) -> None:
+    active = core.active
+    assert active is not None
+    active = structs.replace(active, choice=choice, outcome=outcome_of(core, active))
+    core.active = active
+    if "post_turn" in core.config.hooks:
+        core.phase = Phase.POST_TURN
+        out.append(_call(core, "post_turn", (active.outcome, active.ref)))
+    else:
+        _transition(core, out)
+
+
+def on_post_turn(core: Core, item: Returned | Misbehaved | Raised, out: Out) -> None:
+    if isinstance(item, Returned):
+        _returned(core, item)
+    _transition(core, out)
+
+
+def _transition(core: Core, out: Out) -> None:
+    """Put the decision into the draft, then handle what was deferred."""
+    active = core.active
+    assert active is not None and active.choice is not None
+    choice = active.choice
+    if choice.kind == "prompt":
+        retry = active.error is not None and active.error.code != "interrupted" and active.caller is not None
+        item = Queued(
+            ref=active.ref if retry else mint(core),
+            text=choice.text,
+            label=choice.label,
+            caller=charged(active) if retry else None,
+            metadata=active.metadata if retry else {},
+            attachments=active.attachments if retry else (),
+            trace=active.trace,
+            attempt=1,
+        )
+        core.work = structs.replace(core.work, next=item)
+    # What arrives from here on is handled after this record: a stream of events cannot hold up the caller's answer.
+    core.drains = len(core.events) + len(core.work.notices)
+    if choice.kind == "halt" and _halt(core, out):
+        return
+    drain(core, out)
+
+
+def _halt(core: Core, out: Out) -> bool:
+    """Halt, if the agent is not halted yet: `post_run` runs once per halt. Whether `post_run` was called."""
+    if core.work.halted:
+        return False
+    core.work = structs.replace(core.work, halted=True)
+    if "post_run" not in core.config.hooks:
+        core.emits = (*core.emits, Emit("halted", {"agent_state": core.work.state}))
+        return False
+    core.phase = Phase.POST_RUN
+    request = core.active.request() if core.active else None
+    out.append(Call(hook="post_run", state=core.work.state, request=request, trace=core.active.trace if core.active else {}))
+    return True
+
+
+def on_post_run(core: Core, item: Returned | Misbehaved | Raised, out: Out) -> None:
+    if isinstance(item, Returned):
+        core.asks = (*core.asks, *item.asks)
+    core.emits = (*core.emits, Emit("halted", {"agent_state": core.work.state}))
+    if core.active is not None and core.active.refused:
+        commit(core, "refused", out)
+    else:
+        drain(core, out)
+
+
+# --- events -------------------------------------------------------------------------------------------------------
+def drain(core: Core, out: Out) -> None:
+    """Handle the next event that waits; with none left for this record, end it."""
+    handles = "handle_event" in core.config.hooks
+    while core.drains > 0 and (core.work.notices or core.events):
+        if core.wary and core.active is None and comes_first(core, out):
+            return
+        core.drains -= 1
+        event, sender, trace = _next_event(core)
+        if event is _NO_EVENT or not handles:
+            continue
+        core.phase = Phase.HANDLING
+        core.trace = trace
+        out.append(Call(hook="handle_event", args=(event,), state=core.work.state, sender=sender, trace=trace))
+        return
+    if core.active is not None:
+        finish_turn(core, out)
+    elif core.work is not core.ledger or core.effects or core.asks:
+        commit(core, "event", out)
+    else:
+        core.phase = Phase.IDLE
+
+
+def on_cleared(core: Core, item: Cleared, out: Out) -> None:
+    """The node handles no other suspect: this one may begin."""
+    core.cleared = True
+    go_on(core, out)
+
+
+def _next_event(core: Core) -> tuple[Any, str | None, dict[str, str]]:
+    """Take the oldest event: `(what handle_event sees, sender, trace)`; `_NO_EVENT` where there is nothing to handle."""
+    if core.work.notices:
+        notice, *rest = core.work.notices
+        core.work = structs.replace(core.work, notices=tuple(rest))
+        return Undelivered(notice.effect, notice.error), None, {}
+    mail, core.events = core.events[0], core.events[1:]
+    repeated = is_repetition(core.work, mail) or repeats(core, mail) is not None
+    stale = repeated or (mail.for_life is not None and mail.for_life != core.ledger.incarnation)
+    late = mail.deadline is not None and mail.deadline <= core.now
+    consume(core, mail)
+    if stale or late or LANES[mail.lane].kind == "answer":
+        return _NO_EVENT, None, {}  # so is an answer that no running turn waits for
+    if mail.problem is not None:
+        bury(core, mail.lane, mail.seq, ErrorBody(code="bad_request", message=mail.problem))
+        return _NO_EVENT, None, {}
+    if mail.lane == "due":
+        return _fired(core, mail), None, mail.trace
+    if mail.tag is not None and mail.sender is not None:
+        return answered(core, mail), mail.sender, mail.trace
+    return mail.event, mail.sender, mail.trace
+
+
+def _fired(core: Core, mail: Mail) -> Any:
+    """The tick of a timer: delivered only if its origin is the table's, and it leaves the table."""
+    timer_id = (mail.schedule or "").rpartition(".")[2]
+    entry = core.work.timers.get(timer_id)
+    if entry is None or entry.origin != mail.origin or _is_replaced(core, timer_id):
+        return _NO_EVENT
+    core.work = structs.replace(core.work, timers={k: v for k, v in core.work.timers.items() if k != timer_id})
+    if timer_id.startswith("_deadline-"):
+        ref = timer_id.removeprefix("_deadline-")
+        deferred = core.work.deferred.get(ref)
+        if deferred is not None:
+            close_deferred(core, ref, structs.replace(deferred, caller=structs.replace(deferred.caller, deadline=None)))
+            end_request(core, deferred.caller, ErrorBody(code="expired", message="the deadline passed before the reply"))
+        return _NO_EVENT
+    missed = 0
+    if entry.every is not None:
+        # A repeating timer keeps its rhythm: the record that consumes a tick arms the next, and merges what was missed.
+        missed = max(0, int((core.now - entry.due) // entry.every))
+        again = SetTimer(id=timer_id, due=entry.due + (missed + 1) * entry.every, every=entry.every, event=entry.event)
+        core.effects = (*core.effects, again)
+    # A copy: what the callback does to it must not reach the next tick.
+    return Timer(timer_id, copy.deepcopy(entry.event), entry.due, missed)
+
+
+def _is_replaced(core: Core, timer_id: str) -> bool:
+    """Whether this draft sets or cancels the timer: the table says so only when it is committed."""
+    return any(isinstance(ask, SetTimer | CancelTimer) and ask.id == timer_id for ask in (*core.effects, *core.asks))
+
+
+def on_event_handled(core: Core, item: Returned | Misbehaved | Raised, out: Out) -> None:
+    """`handle_event` ended. What raised or misbehaved leaves no trace; later events still run."""
+    if isinstance(item, Returned):
+        _returned(core, item)
+        if item.choice.kind == "prompt":
+            enqueue(core, item.choice.text, item.choice.label, core.trace)
+        elif item.choice.kind == "halt" and _halt(core, out):
+            return
+    drain(core, out)

@@ -1,0 +1,1 @@
+"""One node: which agents are placed here, which of them have work, and their hand-over."""

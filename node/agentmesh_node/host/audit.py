@@ -1,0 +1,98 @@
+"""Looks for mail that the plain subscriptions missed (design 4), and for records that the store has lost (design 3).
+
+A subscription can lose a message without anybody noticing. So every lane's last sequence is compared with what its owner has
+seen, or with what a sleeping agent's `rest` record says: a group of agents at a time, spread over a minute.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import Callable, Sequence
+
+from agentmesh.edge.jetstream import ApiError, get_last_many
+from agentmesh.errors import MeshError
+from agentmesh_node.host.work_scan import GROUP, agents_with_work
+from agentmesh_node.owner.mailbox import Mailbox
+from agentmesh_node.services import Services
+from agentmesh_node.store_loss import Acknowledged, lost_journals
+
+log = logging.getLogger("agentmesh.node")
+
+PERIOD_S = 60.0
+"""How long one round over all agents takes."""
+
+
+class Audit:
+    """Checks a node's agents, round after round. `agents()` gives (name, mailbox; None asleep); `wake(name)` wakes one;
+    `loaded()` says what is known of each loaded agent; `lost(name)` hears of one of which the store has not all that any more."""
+
+    def __init__(
+        self,
+        services: Services,
+        agents: Callable[[], Sequence[tuple[str, Mailbox | None]]],
+        wake: Callable[[str], None],
+        loaded: Callable[[], dict[str, Acknowledged]],
+        lost: Callable[[str], None],
+        *,
+        period_s: float = PERIOD_S,
+    ) -> None:
+        self._s = services
+        self._agents = agents
+        self._wake = wake
+        self._loaded = loaded
+        self._lost = lost
+        self._period_s = period_s
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._task = asyncio.get_running_loop().create_task(self._run(), name="self-check")
+
+    async def close(self) -> None:
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.wait((task,))
+
+    async def _run(self) -> None:
+        while True:
+            await self.check_store()
+            agents = list(self._agents())
+            groups = max(1, math.ceil(len(agents) / GROUP))
+            for index in range(groups):
+                try:
+                    await self._check(agents[index * GROUP : (index + 1) * GROUP])
+                except (MeshError, ApiError) as error:
+                    log.debug("self-check not possible now: %s", error)
+                await asyncio.sleep(self._period_s / groups)
+
+    async def check_store(self) -> None:
+        """Compare the store with what was committed: also to be called when it may be another one than before."""
+        try:
+            loaded = self._loaded()
+            lost = await lost_journals(
+                self._s.transport, self._s.subjects, {name: known.record for name, known in loaded.items()}
+            )
+            lost |= await self._s.ends.beyond({name: known.positions for name, known in loaded.items()})
+        except (MeshError, ApiError) as error:
+            log.debug("the store cannot be checked now: %s", error)
+            return
+        for name in sorted(lost):
+            self._lost(name)
+
+    async def _check(self, agents: Sequence[tuple[str, Mailbox | None]]) -> None:
+        asleep = [name for name, mailbox in agents if mailbox is None]
+        for name in await agents_with_work(self._s, asleep) if asleep else ():
+            self._wake(name)
+        awake = {name: mailbox for name, mailbox in agents if mailbox is not None}
+        if not awake:
+            return
+        t, subjects = self._s.transport, self._s.subjects
+        mail, _ = await get_last_many(t, subjects.stream("mail"), [subjects.mail_filter(name) for name in awake])
+        due, _ = await get_last_many(t, subjects.stream("timer"), [subjects.due(name) for name in awake])
+        for subject, message in (*mail.items(), *due.items()):
+            lane, name = subjects.parse_lane(subject) or ("", "")
+            if name in awake and not awake[name].knows(lane, message.seq):
+                log.warning("mail was missed and is read now", extra={"agent": name, "lane": lane, "seq": message.seq})
+                awake[name].catch_up()

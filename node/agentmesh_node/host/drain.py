@@ -1,0 +1,132 @@
+"""Handing agents over: who was given up here, and who has not been taken up elsewhere yet (design 5; semantics, case 222)."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any
+
+from agentmesh.edge.jetstream import ApiError, Uncertain, WrongLastSequence
+from agentmesh.edge.registry import Entry, Registry, View, Watch, decode_node, decode_spec
+from agentmesh.edge.transport import Transport
+from agentmesh.errors import BadRequest, MeshError
+from agentmesh.subjects import placement_key, spec_key
+from agentmesh_node.host.placed_agent import PlacedAgent
+
+LOOK_S = 0.02
+RETRY_S = 0.05
+MAX_RETRY_S = 2.0
+CUT_OFF_S = 2.0
+"""How long a leaving node may be without a connection: it can hand nothing over, and the journals have all that counts."""
+log = logging.getLogger("agentmesh.node")
+
+
+async def unless_cut_off(leaving: Coroutine[Any, Any, None], transport: Transport, monotonic: Callable[[], float]) -> None:
+    """Do what a leaving node has to do; give it up when there has been no connection for `CUT_OFF_S`."""
+    tasks = asyncio.ensure_future(leaving), asyncio.ensure_future(_cut_off(transport, monotonic))
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+    if not tasks[0].cancelled():
+        tasks[0].result()
+
+
+async def _cut_off(transport: Transport, monotonic: Callable[[], float]) -> None:
+    since = monotonic()
+    while monotonic() < since + CUT_OFF_S:
+        await asyncio.sleep(LOOK_S)
+        if transport.connected:
+            since = monotonic()
+    log.warning("no connection: leaving without a handover; the supervisor moves the agents when the node's lease ends")
+
+
+async def give_up(registry: Registry, key: str, generation: int, ended: Callable[[], bool]) -> None:
+    """Delete a placement by revision: no agent is left without an owner, and no two owners fence each other for ever."""
+    wait = RETRY_S
+    while not ended():
+        try:
+            await registry.delete(key, generation)
+            return
+        except (MeshError, ApiError, Uncertain, WrongLastSequence) as error:
+            log.debug("placement not deleted: %s", error, extra={"key": key})
+        await asyncio.sleep(wait)
+        wait = min(MAX_RETRY_S, wait * 2)
+
+
+class Handover:
+    """Follows what becomes of the agents that a leaving node gives up."""
+
+    def __init__(self, node: str, registry: Registry, specs: View) -> None:
+        self._node = node
+        self._registry = registry
+        self._specs = specs
+        self._waiting: set[str] = set()
+        self._watch: Watch | None = None
+
+    async def start(self) -> None:
+        """Follow all placements from now on: what comes before an agent is given up says nothing about it."""
+        self._watch = await self._registry.watch(placement_key("*", ">"), self._on_placement)
+
+    async def close(self) -> None:
+        if self._watch is not None:
+            await self._watch.close()
+
+    async def give_up_all(
+        self, residents: Mapping[str, PlacedAgent], hand_over: Callable[[PlacedAgent], Coroutine[Any, Any, None]]
+    ) -> None:
+        """Hand over all `residents`, also those that come meanwhile: the leader placed them before it knew of the drain."""
+        begun: set[PlacedAgent] = set()
+        while residents:
+            async with asyncio.TaskGroup() as group:
+                for resident in [r for r in residents.values() if r not in begun]:
+                    begun.add(resident)
+                    self._waiting.add(resident.name)
+                    group.create_task(hand_over(resident))
+            await asyncio.sleep(LOOK_S)
+
+    def _on_placement(self, entry: Entry) -> None:
+        node, _, agent = entry.key.partition(".")[2].partition(".")
+        if entry.value is not None and node != self._node:
+            self._waiting.discard(agent)
+
+    async def wait(self, seconds: float) -> set[str]:
+        """Wait until all have an owner elsewhere or cannot have one, at most `seconds`. Returns those that have none yet."""
+        if not self._waiting or not await self._has_elsewhere():
+            return set()
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + seconds
+        while self._waiting and loop.time() < deadline:
+            self._waiting = {agent for agent in self._waiting if self._expects_owner(agent)}
+            await asyncio.sleep(LOOK_S)
+        return self._waiting
+
+    def _expects_owner(self, agent: str) -> bool:
+        entry = self._specs.get(spec_key(agent))
+        if entry is None:
+            return False
+        try:
+            spec = decode_spec(entry)
+        except BadRequest:
+            return False
+        # With a reason the leader has said that no node can take it.
+        return spec.status in ("running", "failed") or (spec.status == "wanted" and spec.reason is None)
+
+    async def _has_elsewhere(self) -> bool:
+        """Whether another node takes agents."""
+        try:
+            entries, _ = await self._registry.load("nodes.")
+        except (MeshError, ApiError):
+            return False
+        return any(_takes_agents(entry) for entry in entries if entry.key != f"nodes.{self._node}")
+
+
+def _takes_agents(node: Entry) -> bool:
+    try:
+        lease = decode_node(node)
+    except BadRequest:
+        return False
+    return not lease.draining and not lease.cordoned

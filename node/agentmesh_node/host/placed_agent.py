@@ -1,0 +1,28 @@
+"""An agent as its node sees it from outside."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from agentmesh.edge.transport import Message, Subscription
+
+if TYPE_CHECKING:
+    from agentmesh_node.owner.owner import Owner
+
+
+class PlacedAgent:
+    """An agent placed on this node: one subscription while it sleeps, an owner while it is awake."""
+
+    __slots__ = ("activation", "broken", "generation", "gone", "incarnation", "name", "owner", "subscription", "waiting")
+
+    def __init__(self, name: str, generation: int, incarnation: str) -> None:
+        self.name = name
+        self.generation = generation
+        self.incarnation = incarnation
+        self.subscription: Subscription | None = None
+        self.owner: Owner | None = None
+        self.activation: asyncio.Task[None] | None = None
+        self.waiting: tuple[tuple[str, Message], ...] = ()
+        self.gone = False
+        self.broken = False

@@ -1,0 +1,75 @@
+"""Whether the mesh's streams are there and can be written, as a node sees it: for its log and its readiness.
+
+An owner that cannot append waits and tries again, in silence but for its own agent; what stops all of them at once is said here
+once, and once when it is over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import get_args
+
+from agentmesh.edge.diagnosis import explain
+from agentmesh.edge.transport import Transport
+from agentmesh.errors import Unavailable
+from agentmesh.subjects import StreamRole, Subjects
+
+log = logging.getLogger("agentmesh.node")
+
+PERIOD_S = 2.0
+"""Time between two looks, each at one stream: the API of a server has better things to do."""
+_FIRST: tuple[StreamRole, ...] = ("registry", "mail", "journal")
+"""Without these nothing goes."""
+_ROLES: tuple[StreamRole, ...] = (*_FIRST, *(role for role in get_args(StreamRole.__value__) if role not in _FIRST))
+PROBE = "_probe"
+"""No agent's name: tokens that begin so are the mesh's own."""
+LOOK_S = 5.0
+"""Wait for one answer."""
+
+
+class StreamHealth:
+    """Looks at the streams of a mesh in turn, between `start` and `close`."""
+
+    def __init__(self, transport: Transport, subjects: Subjects, *, period_s: float = PERIOD_S) -> None:
+        self._t = transport
+        self._subjects = subjects
+        self._period_s = period_s
+        # Of the streams that every turn needs it is tried whether they can be written.
+        self._probes = {"mail": subjects.inbox(PROBE), "journal": subjects.journal(PROBE)}
+        self._troubles: dict[str, Unavailable] = {}
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def trouble(self) -> str | None:
+        """What is wrong and what to do about it, or None."""
+        return next((str(error) for error in self._troubles.values()), None)
+
+    def start(self) -> None:
+        """Begin to look."""
+        self._task = asyncio.get_running_loop().create_task(self._run(), name="store watch")
+
+    async def close(self) -> None:
+        """Look no more."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.wait((task,))
+
+    async def _run(self) -> None:
+        while True:
+            for role in _ROLES:
+                await asyncio.sleep(self._period_s)
+                await self._look(self._subjects.stream(role), self._probes.get(role))
+
+    async def _look(self, stream: str, probe: str | None) -> None:
+        if not self._t.connected:
+            return  # that is said already, and no stream's fault
+        trouble = await explain(self._t, stream, probe=probe, timeout=LOOK_S)
+        known = self._troubles.pop(stream, None)
+        if trouble is not None:
+            self._troubles[stream] = trouble
+            level = logging.WARNING if known is None or known.code != trouble.code else logging.DEBUG
+            log.log(level, "the store cannot be used: %s", trouble, extra={"stream": stream, "code": trouble.code})
+        elif known is not None:
+            log.warning("the store can be used again", extra={"stream": stream})

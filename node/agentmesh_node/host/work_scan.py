@@ -1,0 +1,84 @@
+"""Which of many placed agents have work? Asked for some 200 at a time, without loading any (design 3, "Rest").
+
+An agent whose newest record is not `rest`, or whose lanes reach beyond it, has work; the others stay asleep. Of those with work,
+the ones whose mail is younger than their newest record come first: somebody waits for them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from agentmesh.edge.jetstream import StoredMessage, get_last_many
+from agentmesh.records import decode_record
+from agentmesh.subjects import LANES
+from agentmesh_node.services import Services
+
+GROUP = 200
+IN_FLIGHT = 4
+"""Groups that are asked about at the same time."""
+
+
+async def agents_with_work(services: Services, agents: Sequence[str], urgent: Callable[[str], None] | None = None) -> set[str]:
+    """The agents in `agents` that must be activated.
+
+    With `urgent`, that is called with each one that somebody waits for, as soon as it is found; returned are the others.
+
+    Raises:
+        Unavailable: it cannot be told now, for one of them at least.
+    """
+    groups = iter([agents[start : start + GROUP] for start in range(0, len(agents), GROUP)])
+    later: set[str] = set()
+
+    async def work() -> None:
+        for group in groups:
+            first, others = await _group(services, group)
+            later.update(others)
+            if urgent is None:
+                later.update(first)
+                continue
+            for agent in sorted(first):
+                urgent(agent)
+
+    tasks = [asyncio.ensure_future(work()) for _ in range(min(IN_FLIGHT, -(-len(agents) // GROUP)))]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+    return later
+
+
+async def _group(services: Services, agents: Sequence[str]) -> tuple[set[str], set[str]]:
+    """Those with work that somebody waits for, and the others with work."""
+    t, subjects = services.transport, services.subjects
+    journals, _ = await get_last_many(t, subjects.stream("journal"), [subjects.journal(a) for a in agents])
+    newest = {agent: journals.get(subjects.journal(agent)) for agent in agents}
+    rested = {agent: positions for agent in agents if (positions := _rested(newest[agent])) is not None}
+    mail, _ = await get_last_many(t, subjects.stream("mail"), [subjects.mail_filter(a) for a in agents])
+    due, _ = await get_last_many(t, subjects.stream("timer"), [subjects.due(a) for a in agents])
+    urgent: set[str] = set()
+    later = set(agents) - rested.keys()
+    for subject, message in (*mail.items(), *due.items()):
+        parsed = subjects.parse_lane(subject)
+        if parsed is None or parsed[0] not in LANES or parsed[1] not in newest:
+            continue
+        lane, agent = parsed
+        if agent in rested:
+            waits = message.seq > rested[agent].get(lane, 0)
+        else:
+            record = newest[agent]
+            waits = record is None or message.time >= record.time
+        if waits:
+            urgent.add(agent)
+    return urgent, later - urgent
+
+
+def _rested(message: StoredMessage | None) -> dict[str, int] | None:
+    """The lane positions of an agent whose newest record says that nothing is left to do, else None."""
+    if message is None or b'"kind":"rest"' not in message.data:
+        return None
+    record = decode_record(message.data)
+    return (record.positions or {}) if record.kind == "rest" else None

@@ -1,0 +1,84 @@
+"""Where the signs of life of a process run: apart from the loop that they speak for, and on a connection of their own.
+
+A node's heartbeat (`heartbeat`) and a supervisor's lease and pings (`lease_and_pings`) must go on while the main loop is busy,
+and must end when it hangs. In a real process they have a thread; a simulation runs them in its one loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Protocol
+
+from agentmesh.edge.connection import connect
+from agentmesh.edge.transport import Transport
+from agentmesh.errors import Unavailable
+
+START_TIMEOUT_S = 15.0
+"""How long the first connection may take."""
+CHECK_S = 0.25
+"""How often a main loop says that it turns, and how often that is looked at."""
+STALL_LIMIT_S = 60.0
+"""How long a main loop may not have turned until its process ends: a hang is a death too (design 4)."""
+HUNG = 70
+"""Exit code of a process whose loop hangs."""
+
+
+class LivenessLoop(Protocol):
+    """What runs the signs of life of one process."""
+
+    async def connect(self, name: str) -> Transport:
+        """A connection of its own."""
+
+    def start(self, name: str, main: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Begin to run `main`."""
+
+    async def join(self, timeout: float) -> None:
+        """Return when `main` has ended, or after `timeout` seconds."""
+
+    def end_process(self) -> None:
+        """End the whole process, at once."""
+
+
+async def begin(
+    carrier: LivenessLoop, name: str, main: Callable[[], Coroutine[Any, Any, None]], started: asyncio.Future[None], what: str
+) -> None:
+    """Start `main` and return when it has set `started`.
+
+    Raises:
+        Unavailable: `what` does not work now, within START_TIMEOUT_S.
+    """
+    carrier.start(name, main)
+    try:
+        async with asyncio.timeout(START_TIMEOUT_S):
+            await started
+    except TimeoutError:
+        raise Unavailable(f"{what}; is the NATS server reachable?") from None
+
+
+class LivenessThread:
+    """A thread with a loop of its own."""
+
+    def __init__(self, servers: str | Sequence[str]) -> None:
+        self._servers = servers
+        self._thread: threading.Thread | None = None
+
+    async def connect(self, name: str) -> Transport:
+        """See `LivenessLoop.connect`."""
+        return await connect(self._servers, name=name, connect_timeout=START_TIMEOUT_S)
+
+    def start(self, name: str, main: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """See `LivenessLoop.start`."""
+        self._thread = threading.Thread(target=lambda: asyncio.run(main()), name=name, daemon=True)
+        self._thread.start()
+
+    async def join(self, timeout: float) -> None:
+        """See `LivenessLoop.join`."""
+        if self._thread is not None:
+            await asyncio.to_thread(self._thread.join, timeout)
+
+    def end_process(self) -> None:
+        """See `LivenessLoop.end_process`. Without a word to anybody: the loop that could say it hangs."""
+        os._exit(HUNG)

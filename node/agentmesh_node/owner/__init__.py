@@ -1,0 +1,1 @@
+"""One agent, owned by this process: mail in, one record out, effects done."""

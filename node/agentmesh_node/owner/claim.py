@@ -1,0 +1,91 @@
+"""Becoming the owner of an agent: by a record that fences every older one (design 3, "Who may act")."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from agentmesh.edge.registry import decode_node
+from agentmesh.errors import Fenced, StoreLost, Unavailable
+from agentmesh.ledger import charged, diff, fold
+from agentmesh.ownership import Claim, activation, judge, owned
+from agentmesh.records import Ledger, decode_record, encode_record
+from agentmesh.subjects import node_key
+from agentmesh.wire import Spec
+from agentmesh_node.services import Services
+
+
+class OwnershipLost(Exception):
+    """This process does not own the agent (any more).
+
+    `final`: its placement is worth nothing and is to be deleted. `broken`: the store has lost data; nothing may be written
+    until an operator has restored it.
+    """
+
+    def __init__(self, reason: str, *, final: bool, broken: bool = False) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.final = final
+        self.broken = broken
+
+    @staticmethod
+    def by(error: Fenced | StoreLost | Unavailable) -> OwnershipLost:
+        """What an append that failed says of the ownership."""
+        reason = "another owner has appended" if isinstance(error, Fenced) else str(error)
+        return OwnershipLost(reason, final=False, broken=isinstance(error, StoreLost))
+
+
+class Claimed(NamedTuple):
+    """What a new owner begins with: the ledger, the journal's newest sequence, whether the owner before died with its node."""
+
+    ledger: Ledger
+    fence: int
+    died: bool
+
+
+async def claim_ownership(services: Services, name: str, spec: Spec, claim: Claim) -> Claimed:
+    """Append the `activated` record and return the ledger with its sequence.
+
+    Where the journal says that this life is being finished, or that it is over, nothing is appended.
+
+    Raises:
+        OwnershipLost: this process may not act.
+        StoreLost: the store has lost committed records; nothing was written.
+        Unavailable: it cannot be told now.
+    """
+    while True:
+        bodies = await services.journal.read(name)
+        ledger, last = fold([(seq, decode_record(body)) for seq, body in bodies])
+        if ledger is None and spec.incarnation == claim.incarnation and spec.status in ("running", "failed"):
+            raise StoreLost(f"agent {name} has run, and its journal is empty; stop, and restore the store from its backup")
+        if ledger is not None and await services.ends.beyond({name: ledger.positions}):
+            raise StoreLost(
+                f"agent {name} has consumed mail that its stream has never given: its stream was put back, or lost data; "
+                "stop, and restore all streams of the mesh from one moment"
+            )
+        boot = await _lease_boot(services, claim, ledger)
+        verdict = judge(claim, spec, ledger, lease_boot=boot)
+        if verdict.act == "yield":
+            raise OwnershipLost(verdict.reason, final=True)
+        assert verdict.ledger is not None
+        if verdict.act in ("finish", "over"):
+            return Claimed(verdict.ledger, last, False)
+        died = ledger is not None and not verdict.snapshot and ledger.boot not in (claim.boot, boot)
+        start = charged(verdict.ledger, died)
+        change = diff(verdict.ledger, start)
+        record = activation(claim, verdict, record_id=services.token(), at=services.now(), change=change)
+        try:
+            fence = await services.journal.append(
+                name, encode_record(record), record_id=record.id, expected=last, rollup=verdict.snapshot
+            )
+        except Fenced:
+            continue  # someone appended meanwhile, or the read was stale: look again
+        return Claimed(owned(start, claim), fence, died)
+
+
+async def _lease_boot(services: Services, claim: Claim, ledger: Ledger | None) -> str | None:
+    """The boot id in the lease of the last owner's node: whether that process lives, and, if it is this very node, whether it
+    has been started again."""
+    if ledger is None or ledger.boot == claim.boot or not ledger.node:
+        return None
+    entry = await services.registry.get(node_key(ledger.node))
+    return decode_node(entry).boot if entry is not None else None

@@ -1,0 +1,107 @@
+"""Sends the probes of a turn that waits for other agents, and hands on those of others (agentmesh.turn.wait_cycles).
+
+Probes are core messages to the waited-for agent's owner. One that is lost is sent again: the rounds go on as long as the wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from agentmesh import wire
+from agentmesh.turn.step_values import Circled
+from agentmesh.turn.wait_cycles import begun, handed_on, holds, open_waits
+from agentmesh.wire import ControlRequest, Probe
+from agentmesh_node.services import Services
+
+if TYPE_CHECKING:
+    from agentmesh_node.owner.owner import Owner
+
+FIRST_S = 0.1
+"""How long a wait lasts before its first probe: most are over by then."""
+LONGEST_S = 5.0
+"""Longest pause between two rounds; a circle that closes late is found that late."""
+MEMORY = 1000
+"""Probes that are remembered, so that each is handed on once."""
+
+
+class Sent(msgspec.Struct, frozen=True):
+    """A probe of an own wait. `again`: an earlier one has come back."""
+
+    wait: str
+    origin: str
+    again: bool = False
+
+
+class CycleProber:
+    """The probes of one agent."""
+
+    def __init__(self, owner: Owner, services: Services) -> None:
+        self._owner = owner
+        self._s = services
+        self._sent: OrderedDict[str, Sent] = OrderedDict()
+        self._seen: OrderedDict[str, None] = OrderedDict()
+        self._pause = FIRST_S
+        self._next: asyncio.TimerHandle | None = None
+
+    def arm(self) -> None:
+        """The running turn begins to wait, for one more agent perhaps."""
+        self._pause = FIRST_S
+        loop = asyncio.get_running_loop()
+        if self._next is not None and self._next.when() > loop.time() + FIRST_S:
+            self._owner.call_off(self._next)
+            self._next = None
+        if self._next is None:
+            self._next = self._owner.later(FIRST_S, self._round)
+
+    def _round(self) -> None:
+        self._next = None
+        core, steps = self._owner.core, self._owner.steps
+        if core is None or steps is None or not steps.waiting:
+            return
+        for name, wait in open_waits(core).items():  # none, as long as the journal cannot be written
+            self._send(name, wait.origin, again=False)
+        self._next = self._owner.later(self._pause, self._round)
+        self._pause = min(LONGEST_S, 2 * self._pause)
+
+    def _send(self, name: str, origin: str, *, again: bool) -> None:
+        core = self._owner.core
+        wait = open_waits(core).get(name) if core is not None else None
+        if core is None or wait is None or wait.origin != origin:
+            return
+        token = self._s.token()
+        _remember(self._sent, token, Sent(name, origin, again))
+        self._post(wait.agent, begun(core, wait, token))
+
+    def received(self, probe: Probe) -> None:
+        """Another agent, which waits for this one, sends a probe or hands one on."""
+        core = self._owner.core
+        if core is None or probe.id in self._seen:
+            return
+        if probe.root != self._owner.name:
+            onward = handed_on(core, probe)
+            if onward:
+                _remember(self._seen, probe.id, None)
+            for agent, next_probe in onward:
+                self._post(agent, next_probe)
+            return
+        sent = self._sent.get(probe.id)
+        if sent is None or not holds(core, probe.sender, probe.request):
+            return
+        del self._sent[probe.id]
+        if sent.again:
+            self._owner.feed(Circled(sent.wait, sent.origin))
+        else:
+            self._send(sent.wait, sent.origin, again=True)
+
+    def _post(self, agent: str, probe: Probe) -> None:
+        self._s.transport.post(self._s.subjects.control(agent), wire.encode(ControlRequest(op="probe", probe=probe)))
+
+
+def _remember[T](memory: OrderedDict[str, T], key: str, value: T) -> None:
+    memory[key] = value
+    while len(memory) > MEMORY:
+        memory.popitem(last=False)

@@ -1,0 +1,367 @@
+"""How each effect is done, once: the one place where a node changes the mesh on an agent's behalf."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+
+from agentmesh import wire
+from agentmesh.edge.jetstream import (
+    Stored,
+    WrongLastSequence,
+    get_last,
+    get_next,
+    purge,
+    read,
+    read_all,
+    schedule,
+    store,
+)
+from agentmesh.edge.journal import Journal
+from agentmesh.edge.registry import Entry, Registry, View, decode_spec
+from agentmesh.edge.soon import store_soon
+from agentmesh.edge.transport import Transport
+from agentmesh.errors import Unavailable
+from agentmesh.ledger import fold, origin_key
+from agentmesh.outcomes import capped, outcome_limit
+from agentmesh.records import (
+    Bury,
+    CancelTimer,
+    Echo,
+    Effect,
+    Open,
+    Resolve,
+    SendMail,
+    SetTimer,
+    StartAgent,
+    StopAgent,
+    decode_record,
+)
+from agentmesh.subjects import Subjects, applied_key, spec_key
+from agentmesh.wire import By, ErrorBody, Outcome, Restart, Spec
+
+log = logging.getLogger("agentmesh.node")
+
+APPLIED_TTL_S = 7 * 24 * 3600
+
+
+class Refused(Exception):
+    """The effect cannot be done: a definite answer."""
+
+    def __init__(self, error: ErrorBody) -> None:
+        super().__init__(error.message)
+        self.error = error
+
+
+class EffectHandlers:
+    """The effects of one agent, as its owner performs them."""
+
+    def __init__(
+        self,
+        *,
+        agent: str,
+        life: str,
+        transport: Transport,
+        subjects: Subjects,
+        registry: Registry,
+        specs: View,
+        journal: Journal,
+        token: Callable[[], str],
+        now: Callable[[], float],
+        emit: Callable[[str, dict[str, Any]], None],
+        live: Callable[[Resolve], None],
+        is_gone: Callable[[str], Awaitable[bool]],
+    ) -> None:
+        """
+        Args:
+            is_gone: whether a request was answered, and its outcome is kept no more.
+        """
+        self.agent = agent
+        self._life = life
+        self._t = transport
+        self._subjects = subjects
+        self._registry = registry
+        self._specs = specs
+        self._journal = journal
+        self._token = token
+        self._now = now
+        self._emit = emit
+        self._live = live
+        self._is_gone = is_gone
+
+    def perform(self, origin: str, entry: Open) -> Awaitable[None]:
+        """Do the effect, or find that it is done.
+
+        Raises:
+            Refused: it cannot be done.
+            MailboxFull, TooLarge, Unavailable, Uncertain, WrongLastSequence: as `store`.
+        """
+        effect: Effect = entry.effect
+        match effect:
+            case Resolve():
+                return self._resolve(effect)
+            case Echo():
+                return self._echo(effect)
+            case SendMail():
+                return self._mail(origin, entry.nonce, effect)
+            case StartAgent():
+                return self._start(origin, effect)
+            case StopAgent():
+                return self._stop(origin, effect)
+            case SetTimer():
+                return self._set_timer(origin, effect)
+            case CancelTimer():
+                return self._cancel_timer(origin, effect)
+            case Bury():
+                return self._bury(origin, entry.nonce, effect)
+
+    # --- outcomes -------------------------------------------------------------------------------------------------
+    def tell_soon(self, effect: Resolve, told: Callable[[Exception | None], None]) -> bool:
+        """Tell who waits, and store the outcome, without a task that waits: `told` is called once, with what went wrong if
+        something did, in the step in which that is known.
+
+        Returns: False where it takes more than this, or cannot be sent at once: `perform` it.
+        """
+        body = wire.encode_outcome(effect.outcome)
+        if effect.stream_to is not None or len(body) > outcome_limit(self._t.max_payload):
+            return False
+        if effect.reply_to is not None and not self._t.send(effect.reply_to, body):
+            return False
+
+        def stored(result: Stored | Exception) -> None:
+            told(result if isinstance(result, Exception) and not _is_stored(result) else None)
+
+        return store_soon(self._t, self._subjects.result(self.agent, effect.outcome.ref), body, stored, expected=0)
+
+    def _resolve(self, effect: Resolve) -> Awaitable[None]:
+        return self._tell(msgspec.structs.replace(effect, outcome=self._capped(effect.outcome, mailed=False)))
+
+    def _capped(self, outcome: Outcome, *, mailed: bool) -> Outcome:
+        """The outcome as everybody is told it: a record of an older version may hold one that is too large."""
+        return capped(outcome, outcome_limit(self._t.max_payload, mailed=mailed))
+
+    async def _tell(self, effect: Resolve) -> None:
+        """Tell who waits, and store the outcome under the ref: the first one stored stays."""
+        body = wire.encode_outcome(effect.outcome)
+        if effect.reply_to is not None:
+            await self._t.publish(effect.reply_to, body)
+        if effect.stream_to is not None:
+            self._live(effect)
+        try:
+            await store(self._t, self._subjects.result(self.agent, effect.outcome.ref), body, expected=0)
+        except WrongLastSequence as error:
+            if not _is_stored(error):
+                raise
+
+    async def _echo(self, effect: Echo) -> None:
+        """Give a repeated request the first one's outcome, once that is stored; an error where it is stored no more."""
+        stream = self._subjects.stream("result")
+        stored = await get_last(self._t, stream, self._subjects.result(self.agent, effect.of))
+        if stored is None:
+            if not await self._is_gone(effect.of):
+                raise Unavailable(f"the request {effect.of} has no outcome yet")
+            message = f"this repeats the request {effect.of}, which was answered; its outcome is kept no more"
+            outcome = Outcome(agent=self.agent, ref=effect.ref, ok=False, error=ErrorBody(code="not_found", message=message))
+        else:
+            outcome = msgspec.structs.replace(wire.decode_outcome(stored.data), ref=effect.ref)
+        # Not measured again: with a longer ref it may be past the bound, and yet must be the same one.
+        await self._tell(Resolve(outcome=outcome, reply_to=effect.reply_to, stream_to=effect.stream_to))
+
+    # --- mail -----------------------------------------------------------------------------------------------------
+    async def _mail(self, origin: str, nonce: str, effect: SendMail) -> None:
+        spec = await self._spec_of(effect.to)
+        if effect.outcome is not None:
+            if spec is None or spec.status == "stopped" or (effect.life is not None and spec.incarnation != effect.life):
+                return  # an answer to a life that has ended is done
+        elif spec is None or spec.status == "stopped":
+            raise Refused(ErrorBody(code="not_found", message=f"no agent {effect.to} exists; start it first"))
+        body, headers = self._letter(effect)
+        headers[wire.FROM] = self.agent
+        headers[wire.FROM_LIFE] = self._life
+        headers[wire.ORIGIN] = origin
+        headers[wire.FOR] = effect.life or (spec.incarnation if spec is not None else "")
+        if effect.tag is not None:
+            headers[wire.TAG] = effect.tag
+        elif effect.wait is not None:
+            headers[wire.TAG] = origin  # what the answer is matched by
+        if effect.deadline is not None:
+            headers[wire.DEADLINE] = wire.format_time(effect.deadline)
+        if effect.path:
+            headers[wire.PATH] = ",".join(effect.path)
+        if effect.budget is not None:
+            headers[wire.BUDGET] = wire.encode(effect.budget).decode()
+        headers.update(effect.trace)
+        subject = self._subjects.lane(effect.lane, effect.to)
+        # Ids are stream-wide: the name first, so that they cannot meet another agent's; the nonce, so that none can be guessed.
+        msg_id = f"{effect.to}.{self.agent}.{origin}.{nonce}"
+        stored = await store(self._t, subject, body, headers=headers, msg_id=msg_id)
+        if stored.duplicate and not await self._lies_in(subject, stored.seq) and not await self.was_delivered(origin, effect):
+            # Somebody else has used this id. Should it be a repetition after all, the receiver knows the origin.
+            await store(self._t, subject, body, headers=headers, msg_id=f"{msg_id}.{self._token()}")
+        self._emit("sent", {"to": effect.to, "lane": effect.lane, "tag": effect.tag, "answer": effect.outcome is not None})
+
+    def _letter(self, effect: SendMail) -> tuple[bytes, dict[str, str]]:
+        if effect.outcome is not None:
+            return wire.encode_outcome(self._capped(effect.outcome, mailed=True)), {}
+        if effect.prompt is not None:
+            return wire.encode_prompt(effect.prompt)
+        return msgspec.json.encode(effect.event), {}
+
+    async def _lies_in(self, subject: str, seq: int) -> bool:
+        """Whether message `seq` of the mail is one of `subject`, as the leader knows it."""
+        found = await get_next(self._t, self._subjects.stream("mail"), subject, seq)
+        return found is not None and found.seq == seq
+
+    async def _spec_of(self, name: str) -> Spec | None:
+        """The spec of `name`: from the live copy, or, where that has none, from the leader."""
+        entry = self._specs.get(spec_key(name))
+        if entry is None:
+            entry = await self._registry.get(spec_key(name))
+        return decode_spec(entry) if entry is not None else None
+
+    async def was_delivered(self, origin: str, effect: SendMail) -> bool:
+        """Whether the receiver's lane or its journal shows this origin.
+
+        Raises:
+            Unavailable: it cannot be told now.
+        """
+        subject = self._subjects.lane(effect.lane, effect.to)
+        for message in await read_all(self._t, self._subjects.stream("mail"), subject):
+            if message.headers.get(wire.FROM) == self.agent and message.headers.get(wire.ORIGIN) == origin:
+                return True
+        records = [(seq, decode_record(body)) for seq, body in await self._journal.read(effect.to)]
+        ledger, _ = fold(records)
+        newest = ledger.origins.get(f"{self.agent}/{effect.lane}") if ledger is not None else None
+        return newest is not None and origin_key(newest) >= origin_key(origin)
+
+    # --- agents ---------------------------------------------------------------------------------------------------
+    async def _start(self, origin: str, effect: StartAgent) -> None:
+        key = spec_key(effect.name)
+        spec = Spec(
+            kind=effect.kind,
+            incarnation=self._token(),
+            backend=effect.backend,
+            options=effect.options,
+            labels=effect.labels,
+            restart=effect.restart or Restart(),
+            watchdog_s=effect.watchdog_s,
+            parent=self.agent if effect.link else None,
+            parent_life=self._life if effect.link else None,
+            by=By(sender=self.agent, origin=origin),
+            since=wire.format_time(self._now()),
+        )
+        entry = await self._registry.get(key)
+        if entry is None:
+            if await self._applied(origin, effect.name, None):
+                return
+            await self._registry.create(key, wire.encode(spec))
+            return
+        old = decode_spec(entry)
+        if await self._applied(origin, effect.name, old):
+            return
+        if old.status == "stopping":
+            raise Unavailable(f"{effect.name} is being stopped")  # its name is free soon: wait
+        if old.status != "stopped":
+            if effect.use:
+                return
+            raise Refused(ErrorBody(code="already_started", message=f"the name {effect.name} is taken"))
+        await self._replace(entry, old, spec, effect.name)
+
+    async def _stop(self, origin: str, effect: StopAgent) -> None:
+        entry = await self._registry.get(spec_key(effect.name))
+        old = decode_spec(entry) if entry is not None else None
+        if await self._applied(origin, effect.name, old) or (old is not None and old.status == "stopping"):
+            return
+        if entry is None or old is None or old.status == "stopped":
+            raise Refused(ErrorBody(code="not_found", message=f"no agent {effect.name} exists"))
+        reason = ErrorBody(code="stopped", message=f"stopped by {self.agent}")
+        spec = msgspec.structs.replace(
+            old, status="stopping", reason=reason, by=By(sender=self.agent, origin=origin), since=wire.format_time(self._now())
+        )
+        await self._replace(entry, old, spec, effect.name)
+
+    async def _applied(self, origin: str, name: str, spec: Spec | None) -> bool:
+        """Whether this effect, or a newer one of this agent on that name, was done: it resurrects and kills nobody."""
+        if spec is not None and spec.by is not None and spec.by.sender == self.agent:
+            return origin_key(spec.by.origin) >= origin_key(origin)
+        entry = await self._registry.get(applied_key(name, _hash(self.agent)))
+        if entry is None or entry.value is None:
+            return False
+        return origin_key(msgspec.json.decode(entry.value, type=str)) >= origin_key(origin)
+
+    async def _replace(self, entry: Entry, old: Spec, new: Spec, name: str) -> None:
+        """Write a spec over another. Whoever replaces `by` first keeps what it said."""
+        if old.by is not None and (new.by is None or old.by.sender != new.by.sender):
+            await keep_applied(self._registry, name, old.by)
+        await self._registry.update(spec_key(name), wire.encode(new), entry.revision)
+
+    # --- timers ---------------------------------------------------------------------------------------------------
+    async def _set_timer(self, origin: str, effect: SetTimer) -> None:
+        """One timer id is one target; a newer setting stays."""
+        subject = self._subjects.timer(self.agent, effect.id)
+        last = await get_last(self._t, self._subjects.stream("timer"), subject)
+        if last is not None and origin_key(last.headers.get(wire.ORIGIN, "")) >= origin_key(origin):
+            return
+        await schedule(
+            self._t,
+            subject,
+            self._subjects.due(self.agent),
+            effect.due,
+            msgspec.json.encode(effect.event),
+            headers={wire.ORIGIN: origin, wire.FOR: self._life},
+            expected=last.seq if last is not None else 0,
+        )
+
+    async def _cancel_timer(self, origin: str, effect: CancelTimer) -> None:
+        """Cancel purges an older origin only."""
+        stream, subject = self._subjects.stream("timer"), self._subjects.timer(self.agent, effect.id)
+        last = await get_last(self._t, stream, subject)
+        if last is not None and origin_key(last.headers.get(wire.ORIGIN, "")) < origin_key(origin):
+            await purge(self._t, stream, subject, below=last.seq + 1)
+
+    # --- dead letters ---------------------------------------------------------------------------------------------
+    async def _bury(self, origin: str, nonce: str, effect: Bury) -> None:
+        """Copy the message out of its lane, with the reason."""
+        body, headers = (effect.text or "").encode(), {}
+        if effect.seq:
+            lane = self._subjects.lane(effect.lane, self.agent)
+            stream = self._subjects.stream("timer" if effect.lane == "due" else "mail")
+            page = await read(self._t, stream, lane, from_seq=effect.seq, batch=1)
+            if page.messages and page.messages[0].seq == effect.seq:
+                body = page.messages[0].data
+                kept = page.messages[0].headers
+                headers = {k: v for k, v in kept.items() if k.startswith("Mesh-") or k in (*wire.TRACE_HEADERS, "Content-Type")}
+        headers["Mesh-Reason"] = effect.reason.code
+        headers["Mesh-Reason-Text"] = " ".join(effect.reason.message.split())[:500].encode("ascii", "replace").decode()
+        headers["Mesh-Lane"] = effect.lane
+        headers["Mesh-Ref"] = str(effect.seq)
+        await store(self._t, self._subjects.dead(self.agent), body, headers=headers, msg_id=f"{self.agent}.dead.{origin}.{nonce}")
+
+
+async def keep_applied(registry: Registry, name: str, by: By) -> None:
+    """Keep which origin of `by.sender` last changed the spec of `name`, for as long as an effect may be repeated."""
+    key = applied_key(name, _hash(by.sender))
+    value = msgspec.json.encode(by.origin)
+    while True:
+        entry = await registry.get(key)
+        try:
+            if entry is None:
+                await registry.create(key, value, ttl_s=APPLIED_TTL_S)
+            elif entry.value is None or origin_key(msgspec.json.decode(entry.value, type=str)) < origin_key(by.origin):
+                await registry.update(key, value, entry.revision, ttl_s=APPLIED_TTL_S)
+        except WrongLastSequence:
+            continue
+        return
+
+
+def _hash(sender: str) -> str:
+    return hashlib.sha256(sender.encode()).hexdigest()[:16]
+
+
+def _is_stored(error: Exception) -> bool:
+    """Whether an outcome was refused because there is one already: the first one stored stays."""
+    return isinstance(error, WrongLastSequence) and error.last is not None

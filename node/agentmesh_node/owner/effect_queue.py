@@ -1,0 +1,227 @@
+"""Performs the effects of committed records: each until the server has acknowledged it, those of one target in order.
+
+Every effect is idempotent by its origin, so trying again, also after a takeover, changes nothing (design 3, Effects).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable
+
+import msgspec
+
+from agentmesh.edge.jetstream import ApiError, Uncertain, WrongLastSequence
+from agentmesh.edge.transport import Disconnected
+from agentmesh.errors import MeshError, RequestError, TooLarge
+from agentmesh.records import Echo, Effect, Open, Resolve, SendMail, StartAgent, StopAgent, target_of
+from agentmesh.wire import ErrorBody
+from agentmesh_node.owner.effect_handlers import EffectHandlers, Refused
+
+log = logging.getLogger("agentmesh.node")
+
+FIRST_WAIT_S = 0.02
+MAX_WAIT_S = 0.5
+"""Longest pause between two attempts: a stream whose leader was just elected should not wait long for what it was refused."""
+PATIENCE_S = 30.0
+"""How long a full mailbox, or a name that is being stopped, is tried before the effect comes back as `Undelivered`."""
+UNKNOWN_AFTER_S = 6 * 24 * 3600.0
+"""Age of a record from which nobody can tell whether its open effects were done: what would show it lapses after seven days."""
+
+
+class Item(msgspec.Struct):
+    """An effect to be performed."""
+
+    origin: str
+    open: Open
+    doubtful: bool
+    """It may have been done: by a former owner, or by an attempt whose fate is unknown."""
+    refused_since: float | None = None
+
+
+class EffectQueue:
+    """Performs one owner's effects."""
+
+    def __init__(
+        self,
+        deeds: EffectHandlers,
+        done: Callable[[tuple[str, ...]], None],
+        gave_up: Callable[[str, ErrorBody], None],
+        *,
+        now: Callable[[], float],
+        window_s: float,
+    ) -> None:
+        """
+        Args:
+            done: told the origins that the server has acknowledged.
+            gave_up: told the origin that is closed without, and why.
+            window_s: the streams' duplicate window: so long must refusals last before what may have been done is given up.
+        """
+        self._deeds = deeds
+        self._done = done
+        self._gave_up = gave_up
+        self._now = now
+        self._window_s = window_s
+        self._queues: dict[str, deque[Item]] = {}
+        self._workers: dict[str, asyncio.Task[None]] = {}
+        self._failed_starts: dict[str, set[str]] = {}
+        """Per record: names whose start was refused; the record's later effects on them fail too."""
+
+    def add(self, effects: Iterable[tuple[str, Open]], *, doubtful: bool = False) -> None:
+        """Begin to perform `effects`, in order per target."""
+        for origin, entry in effects:
+            target = target_of(entry.effect)
+            item = Item(origin, entry, doubtful)
+            queue = self._queues.get(target)
+            if queue is not None:
+                queue.append(item)
+                continue
+            queue = self._queues[target] = deque((item,))
+            if doubtful or not isinstance(entry.effect, Resolve) or not self._told_soon(target, item, entry.effect):
+                self._begin(target)
+
+    def _told_soon(self, target: str, item: Item, effect: Resolve) -> bool:
+        """Give an outcome to who waits for it, without a task: the most frequent effect, and one that is hardly ever refused.
+        Whether that is on its way; if it fails, it is tried again as any other."""
+        queue = self._queues[target]
+
+        def told(error: Exception | None) -> None:
+            if self._queues.get(target) is not queue:
+                return  # closed
+            if error is not None:
+                item.doubtful = item.doubtful or isinstance(error, Uncertain)
+                self._begin(target)
+                return
+            queue.popleft()
+            if not queue:
+                del self._queues[target]
+            self._done((item.origin,))
+            if queue and self._queues.get(target) is queue:
+                self._begin(target)
+
+        try:
+            return self._deeds.tell_soon(effect, told)
+        except MeshError:
+            return False  # the way with a task says what is to become of it
+
+    def _begin(self, target: str) -> None:
+        task = asyncio.Task(self._work(target), loop=asyncio.get_running_loop(), name=f"effects {target}", eager_start=True)
+        if not task.done():
+            self._workers[target] = task
+
+    async def close(self) -> None:
+        """Stop. What is not done stays open in the journal."""
+        workers = [w for w in self._workers.values() if not w.done()]
+        for worker in workers:
+            worker.cancel()
+        if workers:
+            await asyncio.wait(workers)
+        self._queues.clear()
+        self._workers.clear()
+
+    async def _work(self, target: str) -> None:
+        queue = self._queues[target]
+        try:
+            while queue:
+                if not await self._attempt(queue[0]):
+                    await self._until_done(queue[0])
+                queue.popleft()
+        except asyncio.CancelledError:
+            raise
+        except Exception:
+            # A defect of ours: the effect stays open, and a later owner tries again.
+            log.exception("an effect cannot be performed", extra={"agent": self._deeds.agent, "target": target})
+        finally:
+            if self._queues.get(target) is queue:
+                del self._queues[target]
+            self._workers.pop(target, None)
+
+    async def _until_done(self, item: Item) -> None:
+        wait = FIRST_WAIT_S
+        while True:
+            await asyncio.sleep(wait)
+            if await self._attempt(item):
+                return
+            wait = min(MAX_WAIT_S, wait * 2)
+
+    async def _attempt(self, item: Item) -> bool:
+        """Try once. Whether that was the end of it."""
+        if item.doubtful and self._now() - item.open.at > UNKNOWN_AFTER_S and _lapses(item.open.effect):
+            error = ErrorBody(code="unknown", message="it was called for over six days ago, and may have been done since")
+            self._close(item, error)
+            return True
+        try:
+            if self._failed_starts:
+                self._check_failed_start(item)
+            await self._deeds.perform(item.origin, item.open)
+        except Refused as refusal:
+            return await self._give_up(item, refusal.error, patience=0.0)
+        except TooLarge as error:
+            return await self._give_up(item, ErrorBody.of(error), patience=0.0)
+        except RequestError as error:
+            # A full mailbox, or something that the server will not take.
+            log.info("an effect is refused", extra={"agent": self._deeds.agent, "error": str(error)})
+            return await self._give_up(item, ErrorBody.of(error), patience=PATIENCE_S)
+        except Uncertain:
+            item.doubtful = True
+            return False
+        except (Disconnected, WrongLastSequence, ApiError, MeshError) as error:
+            log.debug("an effect is tried again: %s", error, extra={"agent": self._deeds.agent})
+            return False
+        self._done((item.origin,))
+        return True
+
+    # --- giving up ------------------------------------------------------------------------------------------------
+    def _check_failed_start(self, item: Item) -> None:
+        effect = item.open.effect
+        record = item.origin.rpartition(".")[0]
+        names = self._failed_starts.get(record, ())
+        name = effect.to if isinstance(effect, SendMail) else effect.name if isinstance(effect, StartAgent | StopAgent) else None
+        if name is not None and name in names:
+            raise Refused(ErrorBody(code="not_found", message=f"{name} could not be started"))
+
+    async def _give_up(self, item: Item, error: ErrorBody, *, patience: float) -> bool:
+        """Whether the refusal is the end of it. Outcomes and answers are never given up."""
+        effect = item.open.effect
+        if _always_told(effect):
+            return False
+        now = asyncio.get_running_loop().time()
+        if item.refused_since is None:
+            item.refused_since = now
+        if isinstance(effect, SendMail) and item.doubtful:
+            # It may have been delivered. Refusals count only when the window is over and no trace of it is found.
+            try:
+                delivered = await self._deeds.was_delivered(item.origin, effect)
+            except (MeshError, ApiError) as trouble:
+                log.debug("whether an effect was done cannot be told now: %s", trouble, extra={"agent": self._deeds.agent})
+                return False
+            if delivered:
+                self._done((item.origin,))
+                return True
+            patience = max(patience, self._window_s)
+        if now - item.refused_since < patience:
+            return False
+        self._close(item, error)
+        return True
+
+    def _close(self, item: Item, error: ErrorBody) -> None:
+        """The effect comes back to its agent as `Undelivered`."""
+        effect = item.open.effect
+        log.warning(
+            "an effect is given up",
+            extra={"agent": self._deeds.agent, "target": target_of(effect), "code": error.code, "error": error.message},
+        )
+        if isinstance(effect, StartAgent):
+            self._failed_starts.setdefault(item.origin.rpartition(".")[0], set()).add(effect.name)
+        self._gave_up(item.origin, error)
+
+
+def _lapses(effect: Effect) -> bool:
+    """Whether what shows that an effect was done is kept for some days only. Of timers the agent's own table tells."""
+    return isinstance(effect, SendMail | StartAgent | StopAgent) and not _always_told(effect)
+
+
+def _always_told(effect: Effect) -> bool:
+    """Whether an effect is never given up: outcomes and answers, for which somebody waits."""
+    return isinstance(effect, Resolve | Echo) or (isinstance(effect, SendMail) and effect.outcome is not None)

@@ -1,0 +1,113 @@
+"""Appends an owner's records, each behind the newest that it knows (design 3, Fence)."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from functools import partial
+
+from agentmesh.edge.journal import Settling
+from agentmesh.errors import Fenced
+from agentmesh.ledger import record_of
+from agentmesh.records import Record, encode_record
+from agentmesh.turn.values import Append, Committed, Core
+from agentmesh_node.owner.spec_status import KEEP_STOPPED_S
+from agentmesh_node.services import Services
+
+STALL_S = 1.0
+"""After a stall of more than this, an owner checks its fence before it performs effects (semantics, case 204)."""
+
+type Ending = Callable[[], Awaitable[Committed]]
+"""Goes on with an append that has met trouble; returns and raises as `JournalWriter.append`."""
+
+
+class JournalWriter:
+    """Writes one owner's journal. One record is in flight at a time."""
+
+    __slots__ = ("_agent", "_began", "_s", "committed")
+
+    def __init__(self, services: Services, agent: str, committed: int) -> None:
+        self._s = services
+        self._agent = agent
+        self.committed = committed
+        """The sequence of the newest record that this owner knows to be stored."""
+        self._began = 0.0
+        """When the newest record was sent, or the fence behind it was looked at."""
+
+    @property
+    def stalled(self) -> bool:
+        """Whether so much time has passed since the newest record that another owner may have taken over meanwhile."""
+        return self._s.monotonic() - self._began > STALL_S
+
+    async def check_fence(self) -> None:
+        """Find out whether the newest record is still this owner's.
+
+        Raises:
+            Fenced: it is another's: nothing of this owner's may take effect.
+            Unavailable: as `Journal.last`.
+        """
+        newest = await self._s.journal.last(self._agent)
+        if newest is not None and newest[0] != self.committed:
+            raise Fenced(f"{self._agent}: another owner has appended during a stall")
+        self._began = self._s.monotonic()
+
+    def append_soon(self, command: Append, core: Core, appended: Callable[[Committed | Ending], None]) -> bool:
+        """`append` without a task that waits: `appended` is called once, in the step in which the acknowledgement arrives, with
+        what `append` returns, or with what is to be awaited instead.
+
+        Returns: False where this record takes more than a publish, or cannot be sent at once: `append` it. Nothing was sent then.
+        """
+        if command.kind == "tombstone":
+            return False
+        s = self._s
+        record = self._record(command, core)
+        body = encode_record(record)
+        self._began = s.monotonic()
+
+        def answered(result: int | Settling) -> None:
+            if isinstance(result, int):
+                self.committed = result
+                appended(Committed(result, record.id, record.at, len(body)))
+            else:
+                appended(partial(self._settle, result, record, len(body)))
+
+        return s.journal.append_soon(
+            self._agent, body, answered, record_id=record.id, expected=self.committed, rollup=command.snapshot is not None
+        )
+
+    async def _settle(self, settling: Settling, record: Record, size: int) -> Committed:
+        self.committed = await settling()
+        return Committed(self.committed, record.id, record.at, size)
+
+    async def append(self, command: Append, core: Core) -> Committed:
+        """Append the record that the turn machine wants, in the name of the owner that `core.ledger` names.
+
+        Raises:
+            Fenced, StoreLost, Unavailable: as `Journal.append`. Nothing of the record may take effect.
+        """
+        record = self._record(command, core)
+        body = encode_record(record)
+        self._began = self._s.monotonic()
+        self.committed = await self._s.journal.append(
+            self._agent,
+            body,
+            record_id=record.id,
+            expected=self.committed,
+            rollup=command.snapshot is not None,
+            ttl_s=KEEP_STOPPED_S if command.kind == "tombstone" else None,
+        )
+        return Committed(self.committed, record.id, record.at, len(body))
+
+    def _record(self, command: Append, core: Core) -> Record:
+        return record_of(
+            core.ledger,
+            command.kind,
+            id=self._s.token(),
+            at=self._s.now(),
+            change=command.change,
+            effects=command.effects,
+            done=command.done,
+            turn=command.turn,
+            snapshot=command.snapshot,
+            trace=command.trace,
+            positions=core.work.positions if command.kind == "rest" else None,
+        )

@@ -1,0 +1,164 @@
+"""Purges consumed mail, in groups (design 4).
+
+A lane is bounded, so consumed mail must go before it crowds out new mail; but while the stream's duplicate window lasts, a
+server that restarts knows a message's id only if the message is still stored. So a lane is purged when half of its bound is
+taken, much of it by consumed mail, and then the agent's ledger remembers the ids; or when everything in it is older than the
+window. An agent does not come to rest before: asleep it would hear of nothing while its full lane refuses every sender.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from typing import TYPE_CHECKING
+
+from agentmesh.edge.jetstream import ApiError, Uncertain, purge, read_all
+from agentmesh.edge.upkeep import count
+from agentmesh.errors import MeshError
+from agentmesh.records import Seen
+from agentmesh.subjects import LANES
+from agentmesh.turn.draft import digest
+from agentmesh.turn.values import Trim
+from agentmesh.wire import MSG_ID, Mail, parse_time
+from agentmesh_node.services import Services
+
+if TYPE_CHECKING:
+    from agentmesh_node.owner.owner import Owner
+
+log = logging.getLogger("agentmesh.node")
+
+
+class MailPurger:
+    """Keeps one agent's lanes short."""
+
+    def __init__(self, owner: Owner, services: Services, positions: dict[str, int]) -> None:
+        self._owner = owner
+        self._s = services
+        self._half = max(1, services.settings.mailbox_limit // 2)
+        self._recent: dict[str, deque[tuple[int, str | None, str | None]]] = {lane: deque() for lane in LANES}
+        self._inherited = {lane: seq for lane, seq in positions.items() if seq > 0}
+        """Per lane: consumed by former owners up to here, and perhaps not purged."""
+        self._crowded: set[str] = set()
+        """Lanes that former owners have left half full."""
+        self._counted = not self._inherited
+        self._below: dict[str, tuple[str, int]] = {}
+        self._busy = False
+        self._numbers = 0
+
+    @property
+    def at_ease(self) -> bool:
+        """Whether every lane has room, as far as consumed mail goes."""
+        return self._counted and not self._busy and not any(self._due(lane) for lane in LANES)
+
+    @property
+    def lingering(self) -> bool:
+        """Whether consumed mail waits to grow older than the window."""
+        return any(self._old(lane) for lane in LANES)
+
+    def _old(self, lane: str) -> bool:
+        return self._position(lane) > 0 and (bool(self._recent[lane]) or lane in self._inherited)
+
+    def arrived(self, mail: tuple[Mail, ...]) -> None:
+        """Take note of new mail; begin to purge where half a lane is consumed."""
+        for item in mail:
+            self._recent[item.lane].append((item.seq, item.msg_id, item.stored))
+        self._look(mail[-1].lane)
+
+    def _due(self, lane: str) -> bool:
+        """Whether `lane` is half full and half of that is consumed."""
+        if lane in self._crowded:
+            return True
+        recent = self._recent[lane]
+        return len(recent) >= self._half and recent[max(1, self._half // 2) - 1][0] <= self._position(lane)
+
+    def _position(self, lane: str) -> int:
+        core = self._owner.core
+        return core.ledger.positions.get(lane, 0) if core is not None else 0
+
+    def _look(self, lane: str) -> bool:
+        """Begin to purge `lane` if it is due; whether it did."""
+        if self._busy or not self._due(lane):
+            return False
+        self._busy = True
+        self._s.spawn(self._trim(lane))
+        return True
+
+    async def _trim(self, lane: str) -> None:
+        """First the ledger remembers the ids; the purge follows once that is committed."""
+        try:
+            position = self._position(lane)
+            horizon = self._s.now() - self._s.remember_s
+            ids = await self._inherited_ids(lane)
+            recent = [(seq, msg_id, at) for seq, msg_id, at in self._recent[lane] if seq <= position and msg_id is not None]
+            ids += [(seq, msg_id, parse_time(at) if at is not None else self._s.now()) for seq, msg_id, at in recent]
+            seen = {digest(msg_id): Seen(str(seq), at) for seq, msg_id, at in ids if msg_id is not None and at > horizon}
+        except (MeshError, ApiError) as error:
+            log.debug("mail not purged now: %s", error, extra={"agent": self._owner.name})
+            self._busy = False
+            return
+        token = self._planned(lane, position)
+        if seen:
+            self._owner.feed(Trim(token, seen))
+        else:
+            await self.remembered(token)
+
+    def _planned(self, lane: str, position: int) -> str:
+        self._numbers += 1
+        token = f"trim-{self._numbers}"
+        self._below[token] = (lane, position)
+        return token
+
+    async def _inherited_ids(self, lane: str) -> list[tuple[int, str | None, float]]:
+        upto = self._inherited.get(lane, 0)
+        if not upto:
+            return []
+        stream = self._s.subjects.stream(LANES[lane].stream)
+        messages = await read_all(self._s.transport, stream, self._s.subjects.lane(lane, self._owner.name))
+        return [(m.seq, m.headers.get(MSG_ID), m.time) for m in messages if m.seq <= upto]
+
+    async def remembered(self, token: str) -> None:
+        """The ids are in the journal (or there are none to keep): purge. Every purge of mail carries a sequence."""
+        lane, position = self._below.pop(token)
+        try:
+            subject = self._s.subjects.lane(lane, self._owner.name)
+            await purge(self._s.transport, self._s.subjects.stream(LANES[lane].stream), subject, below=position + 1)
+        except (MeshError, ApiError, Uncertain) as error:
+            log.debug("mail not purged now: %s", error, extra={"agent": self._owner.name})
+        else:
+            self._inherited.pop(lane, None)
+            self._crowded.discard(lane)
+            recent = self._recent[lane]
+            while recent and recent[0][0] <= position:
+                recent.popleft()
+        finally:
+            self._busy = False
+
+    def quiet(self, seconds: float) -> None:
+        """Called from time to time; the agent has been idle for so long.
+
+        A full lane brings no new mail that would show that it is full. Beyond the window, nothing needs to be remembered.
+        """
+        if self._busy or any(self._look(lane) for lane in LANES):
+            return
+        if not self._counted:
+            self._busy = True
+            self._s.spawn(self._count_inherited())
+        elif seconds > self._s.duplicate_window_s:
+            for lane in LANES:
+                if self._old(lane):
+                    self._busy = True
+                    self._s.spawn(self.remembered(self._planned(lane, self._position(lane))))
+                    return
+
+    async def _count_inherited(self) -> None:
+        """Find the lanes that former owners have left half full."""
+        subjects, name = self._s.subjects, self._owner.name
+        try:
+            stored = await count(self._s.transport, subjects.stream("mail"), subjects.mail_filter(name))
+        except (MeshError, ApiError) as error:
+            log.debug("mail not counted now: %s", error, extra={"agent": name})
+        else:
+            self._crowded = {lane for lane in self._inherited if stored.get(subjects.lane(lane, name), 0) >= self._half}
+            self._counted = True
+        finally:
+            self._busy = False

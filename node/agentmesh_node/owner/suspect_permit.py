@@ -1,0 +1,42 @@
+"""Leave to handle a suspect input: one agent of a node at a time has it (design 4, "Poison")."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+LONGEST_S = 30.0
+"""How long others wait for one suspect. What kills its node does so sooner as a rule; and a suspect may be a turn of an hour,
+or one that waits for the answer of another suspect, which would wait for it in turn."""
+
+
+class SuspectPermit:
+    """Waits for its turn, calls `granted`, and is given back in the end, whether it came or not."""
+
+    def __init__(self, slot: asyncio.Semaphore, granted: Callable[[], None], longest_s: float = LONGEST_S) -> None:
+        self._slot = slot
+        self._granted = granted
+        self._longest_s = longest_s
+        self._held = False
+        self._limit: asyncio.TimerHandle | None = None
+        self._task = asyncio.get_running_loop().create_task(self._wait(), name="leave for a suspect input")
+
+    async def _wait(self) -> None:
+        await self._slot.acquire()
+        self._held = True
+        self._limit = asyncio.get_running_loop().call_later(self._longest_s, self._release)
+        self._granted()
+
+    async def give_back(self) -> None:
+        """Let the next one begin. Idempotent."""
+        if not self._task.done():
+            self._task.cancel()
+            await asyncio.wait((self._task,))
+        self._release()
+
+    def _release(self) -> None:
+        if self._limit is not None:
+            self._limit.cancel()
+        if self._held:
+            self._held = False
+            self._slot.release()

@@ -1,0 +1,1 @@
+"""One process: brought up, signalled, watched, ended."""

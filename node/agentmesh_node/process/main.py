@@ -1,0 +1,322 @@
+"""What the hosting verbs do: bring the parts of a process up in order, wait for its end, and take them down in reverse."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from agentmesh import names
+from agentmesh.agent import Agent
+from agentmesh.edge import streams
+from agentmesh.edge.address import mesh_root, server_urls
+from agentmesh.edge.connection import NatsTransport, connect
+from agentmesh.errors import BadRequest, MeshError, Unavailable
+from agentmesh.subjects import Subjects
+from agentmesh_node.host.node import Node, NodeSettings
+from agentmesh_node.liveness_thread import LivenessThread
+from agentmesh_node.process import environment, health, workers
+from agentmesh_node.process.agent_loader import load_agents
+from agentmesh_node.process.nats_server import EmbeddedServer
+from agentmesh_node.process.signals import EXIT_OK, StopSignal, default_id, report_error, run
+from agentmesh_node.settings import SupervisorSettings
+from agentmesh_node.supervisor.supervisor import Supervisor
+from agentmesh_node.telemetry import logs, otel
+
+_log = logging.getLogger("agentmesh.service")
+DEVELOPMENT = "dev"
+"""The id of node and supervisor of `mesh up`."""
+_RETRY_S = 0.5
+
+
+class MeshAddress(msgspec.Struct, frozen=True, kw_only=True):
+    """The mesh that a process belongs to."""
+
+    servers: list[str]
+    root: str
+    replicas: int | None = None
+    """Copies of each stream, where this process is the one that makes them; None lets the cluster's size decide."""
+    wait_s: float = 10.0
+    """Longest wait for a first connection."""
+
+    @staticmethod
+    def find(nats: str | None, root: str | None, *, replicas: int | None = None, wait_s: float = 10.0) -> MeshAddress:
+        """Arguments first, then the environment, then `.mesh/url`, then the defaults."""
+        return MeshAddress(servers=server_urls(nats), root=mesh_root(root), replicas=replicas, wait_s=wait_s)
+
+
+class ProcessOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """How a node's processes are run."""
+
+    workers: int = 1
+    """Processes; each is a node of its own."""
+    health_port: int | None = None
+    """Where liveness and readiness are served over HTTP."""
+
+
+def node(
+    agents: Sequence[str],
+    *,
+    id: str | None,
+    capacity: int,
+    labels: Sequence[str],
+    content: bool,
+    where: MeshAddress,
+    hosting: ProcessOptions = ProcessOptions(),  # noqa: B008 - a frozen value
+) -> int:
+    """Run an agent node until it is told to end. Returns the exit code."""
+    try:
+        own_id, kinds = id or default_id(), load_agents(agents)
+        settings = _node_settings(own_id, kinds, capacity, parse_labels(labels), root=where.root, content=content)
+        if hosting.workers < 1:
+            raise BadRequest(f"--workers {hosting.workers}: at least one process must run")
+    except MeshError as error:
+        return report_error(error)
+    if hosting.workers > 1:
+        return _workers(settings, agents, labels, where, hosting)
+
+    async def main(told: StopSignal) -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            await _observe(stack, "node", settings.node_id)
+            state = _Readiness()
+            await stack.enter_async_context(health.serving(hosting.health_port, state.not_ready))
+            await _make_streams(where, settings.node_id)
+            state.node = hosted = await _start_node(stack, where, settings)
+            told.ready(f"node {settings.node_id} ready: kinds {_kinds(settings)}; {hosted.url}")
+            await told.stop(_background(stack, _asked_to_end(hosted)), _background(stack, workers.orphaned()))
+            await hosted.drain()
+
+    return run(main)
+
+
+class _Readiness:
+    """Whether a node takes work."""
+
+    def __init__(self) -> None:
+        self.node: Node | None = None
+
+    def not_ready(self) -> str | None:
+        """Why it does not, or None."""
+        return "starting" if self.node is None else self.node.not_ready()
+
+
+def _workers(
+    settings: NodeSettings, agents: Sequence[str], labels: Sequence[str], where: MeshAddress, hosting: ProcessOptions
+) -> int:
+    """Run several processes that are nodes."""
+    arguments = ["--agents", ",".join(agents), "--capacity", str(settings.capacity), "--nats", ",".join(where.servers)]
+    arguments += ["--root", where.root, "--wait", str(where.wait_s)]
+    arguments += [part for label in labels for part in ("--label", label)]
+    arguments += ["--replicas", str(where.replicas)] if where.replicas is not None else []
+    arguments += ["--content"] if settings.content else []
+    code = EXIT_OK
+
+    async def main(told: StopSignal) -> None:
+        nonlocal code
+        logs.configure("workers", settings.node_id)
+        line = f"node {settings.node_id} ready: {hosting.workers} workers; kinds {_kinds(settings)}; {','.join(where.servers)}"
+        try:
+            code = await workers.Workers(settings.node_id, hosting.workers, arguments).serve(told, line, hosting.health_port)
+        except workers.StartFailed as error:
+            report_error(error)
+            code = error.exit_code
+
+    return run(main) or code
+
+
+def supervisor(*, id: str | None, where: MeshAddress, health_port: int | None = None) -> int:
+    """Run a supervisor until it is told to end. Returns the exit code."""
+    try:
+        own_id = names.node_id(id or default_id())
+        settings = _supervisor_settings()
+    except MeshError as error:
+        return report_error(error)
+
+    async def main(told: StopSignal) -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            await _observe(stack, "supervisor", own_id)
+            part: asyncio.Task[None] | None = None
+            await stack.enter_async_context(health.serving(health_port, lambda: "starting" if part is None else None))
+            await _make_streams(where, own_id)
+            part = await _start_supervisor(stack, where, own_id, settings)
+            told.ready(f"supervisor {own_id} ready: {','.join(where.servers)}")
+            await told.stop(part)
+
+    return run(main)
+
+
+def up(
+    agents: Sequence[str], *, port: int, data: Path, sync_interval: str, capacity: int, content: bool, root: str | None
+) -> int:
+    """Run server, supervisor and one node until told to end. Returns the exit code."""
+    try:
+        settings = _node_settings(DEVELOPMENT, load_agents(agents), capacity, {}, root=mesh_root(root), content=content)
+        supervisor_settings = _supervisor_settings()
+        server = EmbeddedServer(data / "nats", port=port, sync_interval=sync_interval)
+    except MeshError as error:
+        return report_error(error)
+
+    async def main(told: StopSignal) -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            await _observe(stack, "node", settings.node_id)
+            await stack.enter_async_context(server)
+            where = MeshAddress(servers=[server.url], root=settings.root)
+            await _make_streams(where, settings.node_id)
+            parts = [_background(stack, _keep(server)), await _start_supervisor(stack, where, DEVELOPMENT, supervisor_settings)]
+            hosted = await _start_node(stack, where, settings)
+            await asyncio.to_thread(_write_url, data, server.url)
+            parts.append(_background(stack, _asked_to_end(hosted)))
+            told.ready(f"mesh ready: {server.url}; kinds {_kinds(settings)}; data in {data}")
+            await told.stop(*parts)
+            await hosted.drain()
+
+    return run(main)
+
+
+# --- parts --------------------------------------------------------------------------------------------------------
+async def _observe(stack: contextlib.AsyncExitStack, role: str, instance: str) -> None:
+    logs.configure(role, instance)
+    started = otel.setup(role, instance)
+    stack.push_async_callback(asyncio.to_thread, started.shutdown)
+
+
+async def _connect(stack: contextlib.AsyncExitStack, where: MeshAddress, name: str) -> NatsTransport:
+    transport = await connect(where.servers, name=name, connect_timeout=where.wait_s)
+    stack.push_async_callback(transport.close)
+    return transport
+
+
+async def _make_streams(where: MeshAddress, name: str) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        transport = await _connect(stack, where, f"mesh-setup-{name}")
+        wanted = environment.read(environment.STREAMS, os.environ)
+        await streams.ensure(transport, Subjects(where.root), replicas=where.replicas, **wanted)  # type: ignore[arg-type]  # by field
+
+
+async def _start_node(stack: contextlib.AsyncExitStack, where: MeshAddress, settings: NodeSettings) -> Node:
+    transport = await _connect(stack, where, f"mesh-node-{settings.node_id}")
+
+    async def begin() -> Node:
+        hosted = Node(transport, where.servers, settings)
+        try:
+            await hosted.start()
+        except BaseException:
+            await hosted.close()
+            raise
+        stack.push_async_callback(hosted.close)
+        return hosted
+
+    return await _when_available(begin, where.wait_s)
+
+
+async def _when_available[T](begin: Callable[[], Awaitable[T]], seconds: float) -> T:
+    """What `begin` returns; tried again for so long while the store is not ready (new streams, an election).
+
+    Raises:
+        Unavailable: it is not ready in time.
+    """
+    deadline = asyncio.get_running_loop().time() + seconds
+    while True:
+        try:
+            return await begin()
+        except Unavailable as error:
+            if asyncio.get_running_loop().time() + _RETRY_S > deadline:
+                raise
+            _log.info("the store is not ready; trying again", extra={"reason": error.message})
+        await asyncio.sleep(_RETRY_S)
+
+
+async def _start_supervisor(
+    stack: contextlib.AsyncExitStack, where: MeshAddress, own_id: str, settings: SupervisorSettings
+) -> asyncio.Task[None]:
+    """The supervisor's life as a task: it ends only with an error."""
+    transport = await _connect(stack, where, f"mesh-supervisor-{own_id}")
+
+    async def begin() -> Supervisor:
+        supervisor = Supervisor(transport, Subjects(where.root), own_id, settings, carrier=LivenessThread(where.servers))
+        await supervisor.start()
+        return supervisor
+
+    return _background(stack, (await _when_available(begin, where.wait_s)).run_until_stopped())
+
+
+async def _asked_to_end(hosted: Node) -> None:
+    """Return when an operator drains the node over NATS, or another process has taken over its id."""
+    await hosted.drained.wait()
+
+
+def _background(stack: contextlib.AsyncExitStack, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    """A task that ends with `stack`."""
+    task = asyncio.create_task(work)
+
+    async def end() -> None:
+        task.cancel()
+        await asyncio.wait((task,))
+
+    stack.push_async_callback(end)
+    return task
+
+
+async def _keep(server: EmbeddedServer) -> None:
+    """Start the server again, on its store and port, whenever it dies.
+
+    Raises:
+        Unavailable: it cannot be started again.
+    """
+    while True:
+        code = await server.wait()
+        _log.error("the NATS server ended; starting it again", extra={"exit_code": code, "store": str(server.store)})
+        await server.restart()
+
+
+def _node_settings(
+    node_id: str, kinds: Mapping[str, type[Agent[Any]]], capacity: int, labels: Mapping[str, str], *, root: str, content: bool
+) -> NodeSettings:
+    if capacity < 0:
+        raise BadRequest(f"--capacity {capacity}: write the most agents that the node takes, or 0 for no bound")
+    return NodeSettings(
+        node_id=names.node_id(node_id),
+        agents=dict(kinds),
+        capacity=capacity,
+        labels=dict(labels),
+        root=names.root_token(root),
+        content=content or environment.flag("MESH_CONTENT", os.environ),
+        files=os.environ.get("MESH_FILES", ""),
+        **environment.read(environment.NODE, os.environ),  # type: ignore[arg-type]  # by field, with the field's type
+    )
+
+
+def _supervisor_settings() -> SupervisorSettings:
+    return SupervisorSettings(**environment.read(environment.SUPERVISOR, os.environ))  # type: ignore[arg-type]  # as above
+
+
+def parse_labels(texts: Sequence[str]) -> dict[str, str]:
+    """The labels in `["gpu=yes", ...]`.
+
+    Raises:
+        BadRequest: one is not KEY=VALUE.
+    """
+    labels: dict[str, str] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise BadRequest(f"--label {text}: write KEY=VALUE")
+        labels[key] = value
+    return labels
+
+
+def _kinds(settings: NodeSettings) -> str:
+    return ", ".join(sorted(settings.agents))
+
+
+def _write_url(data: Path, url: str) -> None:
+    """Leave the address for commands that are given in this directory; whole or not at all."""
+    part = data / f"url.{os.getpid()}"
+    part.write_text(url + "\n", encoding="utf-8")
+    part.replace(data / "url")

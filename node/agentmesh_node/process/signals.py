@@ -1,0 +1,114 @@
+"""One process of the mesh, from its signals to its exit code."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import re
+import secrets
+import signal
+import socket
+import sys
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from agentmesh.errors import MeshError, RequestError, ServerTooOld, Unavailable
+
+EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_NO_SERVER, EXIT_INTERRUPTED = 0, 1, 2, 5, 130
+YOUNG = 10_000
+"""New objects after which the garbage collector looks through the new ones."""
+_log = logging.getLogger("agentmesh.process")
+
+
+class StopSignal:
+    """SIGTERM and SIGINT as something to wait for.
+
+    Before `ready` a signal ends the process at once, for there is nothing to drain. After it the first one is for the process
+    to act upon, and a second one ends it without waiting for more.
+    """
+
+    def __init__(self) -> None:
+        self._stop = asyncio.Event()
+        self._ready = False
+        self._main = asyncio.current_task()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._signalled)
+
+    def ready(self, line: str) -> None:
+        """Say `line` on stdout: from now on the process does its work."""
+        self._ready = True
+        settle_memory()
+        print(line, flush=True)  # noqa: T201 - what the command is asked to say
+
+    async def stop(self, *parts: asyncio.Task[None]) -> None:
+        """Return when the process is told to end, or when one of `parts` has ended, whose error is raised here."""
+        told = asyncio.create_task(self._stop.wait())
+        try:
+            await asyncio.wait((told, *parts), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            told.cancel()
+        for part in parts:
+            if part.done():
+                part.result()
+
+    def _signalled(self) -> None:
+        if self._ready and not self._stop.is_set():
+            self._stop.set()
+        elif self._main is not None:
+            self._main.cancel()
+
+
+def settle_memory() -> None:
+    """Spare the garbage collector what is not worth its time.
+
+    What has been made by now, mostly modules, lasts as long as the process: it is not looked through again. And a turn makes
+    some hundred short-lived objects, which are gone without the collector: it need not look after every few turns.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(YOUNG, *gc.get_threshold()[1:])
+
+
+def run(main: Callable[[StopSignal], Coroutine[Any, Any, None]]) -> int:
+    """Run `main` to its end on a loop of its own (uvloop's where it is installed) and return the process's exit code.
+
+    An error of the mesh becomes one sentence on stderr; any other is a defect and keeps its traceback.
+    """
+    try:
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            runner.run(_with_signals(main))
+    except (asyncio.CancelledError, KeyboardInterrupt):
+        return EXIT_INTERRUPTED
+    except MeshError as error:
+        return report_error(error)
+    return EXIT_OK
+
+
+async def _with_signals(main: Callable[[StopSignal], Coroutine[Any, Any, None]]) -> None:
+    await main(StopSignal())
+
+
+def report_error(error: MeshError) -> int:
+    """Say on stderr what is wrong, and return the exit code that stands for it."""
+    print(f"mesh: {error.message}", file=sys.stderr, flush=True)  # noqa: T201
+    _log.debug("the process ends", exc_info=error)
+    if isinstance(error, RequestError):
+        return EXIT_USAGE
+    return EXIT_NO_SERVER if isinstance(error, Unavailable | ServerTooOld) else EXIT_FAILED
+
+
+def default_id() -> str:
+    """An id for a node or a supervisor that was given none: the host's name and a few random letters."""
+    host = re.sub(r"[^A-Za-z0-9-]+", "-", socket.gethostname().partition(".")[0]).strip("-")[:48]
+    return f"{host or 'host'}-{secrets.token_hex(2)}"
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    with contextlib.suppress(ImportError):
+        import uvloop  # noqa: PLC0415 - an extra
+
+        return uvloop.new_event_loop
+    return None

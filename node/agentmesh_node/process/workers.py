@@ -1,0 +1,144 @@
+"""`mesh node --workers N`: several node processes on one machine, kept alive by one that does nothing else.
+
+A Python process uses one core; a machine has more. Each worker is an ordinary node with an id of its own, `<id>-<number>`. One
+that dies is started again, with a pause that doubles while it goes on dying; one that was drained by an operator stays ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+
+from agentmesh.errors import MeshError
+from agentmesh_node.process.health import serving
+from agentmesh_node.process.signals import EXIT_OK, StopSignal
+
+log = logging.getLogger("agentmesh.workers")
+
+PARENT = "MESH_WORKER_OF"
+"""Names the process that keeps this one: a worker whose keeper is gone drains and ends."""
+FIRST_PAUSE_S = 0.2
+MAX_PAUSE_S = 10.0
+LASTED_S = 30.0
+"""A worker that ran so long has not died of its start: the pause begins anew."""
+LOOK_S = 1.0
+
+
+class StartFailed(MeshError):
+    """A worker ended before it was ready, with `exit_code`."""
+
+    code = "unavailable"
+
+    def __init__(self, worker: str, exit_code: int) -> None:
+        super().__init__(f"worker {worker} ended with {exit_code} before it was ready; its own complaint stands above")
+        self.exit_code = exit_code
+
+
+class Workers:
+    """The workers of one node command."""
+
+    def __init__(self, own_id: str, count: int, arguments: Sequence[str]) -> None:
+        self._ids = [f"{own_id}-{number}" for number in range(1, count + 1)]
+        self._arguments = list(arguments)
+        self._running: dict[str, asyncio.subprocess.Process] = {}
+        self._ready: set[str] = set()
+        self._were_ready: set[str] = set()
+        self._codes: dict[str, int] = {}
+        self._stopping = False
+
+    def not_ready(self) -> str | None:
+        """Why not all workers do their work, or None."""
+        missing = [own_id for own_id in self._ids if own_id not in self._ready]
+        if self._stopping:
+            return "draining"
+        return f"not ready: {', '.join(missing)}" if missing else None
+
+    async def serve(self, told: StopSignal, line: str, health_port: int | None) -> int:
+        """Keep the workers until told to end, then drain them. Returns the exit code: that of the first that failed, else 0.
+
+        Raises:
+            StartFailed: one could not be started at all.
+        """
+        keepers = [asyncio.create_task(self._keep(own_id)) for own_id in self._ids]
+        try:
+            async with serving(health_port, self.not_ready):
+                first = asyncio.create_task(self._all_ready())
+                await asyncio.wait((first, *keepers), return_when=asyncio.FIRST_COMPLETED)
+                first.cancel()
+                for keeper in keepers:
+                    if keeper.done():
+                        keeper.result()
+                told.ready(line)
+                await told.stop(asyncio.create_task(self._all_ended(keepers)))
+                self._stopping = True
+                self._signal(signal.SIGTERM)
+                await asyncio.wait(keepers)
+        finally:
+            self._stopping = True
+            self._signal(signal.SIGKILL)
+            for keeper in keepers:
+                keeper.cancel()
+            await asyncio.wait(keepers)
+        return next((code for code in self._codes.values() if code != EXIT_OK), EXIT_OK)
+
+    async def _all_ready(self) -> None:
+        while self.not_ready() is not None:  # noqa: ASYNC110 - a moment, once
+            await asyncio.sleep(0.02)
+
+    async def _all_ended(self, keepers: list[asyncio.Task[None]]) -> None:
+        """Return when all were drained from outside; raise what made one fail."""
+        await asyncio.gather(*keepers)
+
+    def _signal(self, number: signal.Signals) -> None:
+        for process in self._running.values():
+            if process.returncode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    process.send_signal(number)
+
+    async def _keep(self, own_id: str) -> None:
+        pause = FIRST_PAUSE_S
+        loop = asyncio.get_running_loop()
+        while not self._stopping:
+            began = loop.time()
+            code, was_ready = await self._run(own_id)
+            # One that was about to start again when all were told to end had nothing to drain, and ends at once.
+            self._codes[own_id] = code if was_ready or not self._stopping else EXIT_OK
+            if self._stopping or (code == EXIT_OK and was_ready):
+                return
+            if own_id not in self._were_ready:
+                raise StartFailed(own_id, code)
+            log.error("a worker ended; starting it again", extra={"worker": own_id, "exit_code": code, "pause_s": pause})
+            if loop.time() - began > LASTED_S:
+                pause = FIRST_PAUSE_S
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, MAX_PAUSE_S)
+
+    async def _run(self, own_id: str) -> tuple[int, bool]:
+        """One life of a worker: its exit code, and whether it was ready once."""
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "agentmesh_node", "node", "--id", own_id, *self._arguments,
+            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, env={**os.environ, PARENT: str(os.getpid())},
+            start_new_session=True,  # Ctrl-C in a terminal is for the keeper, which drains them
+        )  # fmt: skip
+        self._running[own_id] = process
+        assert process.stdout is not None
+        was_ready = bool(await process.stdout.readline())
+        if was_ready:
+            self._ready.add(own_id)
+            self._were_ready.add(own_id)
+        try:
+            return await process.wait(), was_ready
+        finally:
+            self._ready.discard(own_id)
+
+
+async def orphaned() -> None:
+    """Return when the process that keeps this worker is gone; never, for a process that is no worker."""
+    parent = os.environ.get(PARENT, "")
+    while not parent or os.getppid() == int(parent):  # noqa: ASYNC110 - nobody tells
+        await asyncio.sleep(LOOK_S)

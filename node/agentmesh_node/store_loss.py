@@ -1,0 +1,114 @@
+"""Whether the store still has what was committed (design 3, "Is the newest record mine?").
+
+An append would find out by itself. But an agent that has nothing to write would go on as if nothing had happened, and on streams
+that were put back sequences are given again, so that its new mail looks like old mail. So the journals of loaded agents are
+compared with what their owners know, and the ends of the streams of mail and timers with what was consumed of them: at once after
+a reconnect, with each round of the self-check, and the latter before an agent is taken up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
+
+from agentmesh.edge.jetstream import StoredMessage, get_last, get_last_many, stream_state
+from agentmesh.edge.transport import Message, Transport
+from agentmesh.subjects import LANES, Subjects
+
+GROUP = 500
+PROOF_S = 1.0
+"""A loss must be seen twice, so far apart, before it is believed."""
+
+
+class Acknowledged(NamedTuple):
+    """What a loaded agent's owner takes for stored."""
+
+    record: int
+    """Sequence of its newest record."""
+    positions: dict[str, int]
+    """Per lane the sequence up to which it has consumed."""
+
+
+async def lost_journals(t: Transport, subjects: Subjects, committed: Mapping[str, int]) -> set[str]:
+    """The agents in `committed` (each with the sequence of a record that was acknowledged) whose journals end before that.
+
+    Raises:
+        Unavailable: it cannot be told now.
+    """
+    names = list(committed)
+    stream = subjects.stream("journal")
+    suspects: set[str] = set()
+    for start in range(0, len(names), GROUP):
+        group = names[start : start + GROUP]
+        found, _ = await get_last_many(t, stream, [subjects.journal(name) for name in group])
+        # A replica may lag behind: that makes a suspect, no more.
+        suspects.update(name for name in group if _seq(found.get(subjects.journal(name))) < committed[name])
+    for _ in range(2):
+        if not suspects:
+            break
+        await asyncio.sleep(PROOF_S)
+        newest = {name: _seq(await get_last(t, stream, subjects.journal(name))) for name in sorted(suspects)}
+        suspects = {name for name, seq in newest.items() if seq < committed[name]}
+    return suspects
+
+
+def _seq(message: StoredMessage | None) -> int:
+    return 0 if message is None else message.seq
+
+
+class StreamEnds:
+    """How far the streams of mail and timers reach: what a journal has consumed lies before that, or the store has lost it."""
+
+    def __init__(self, transport: Transport, subjects: Subjects) -> None:
+        self._t = transport
+        self._subjects = subjects
+        self._known: dict[str, int] = {}
+        """Per stream a sequence that it has given. Streams only grow, unless a server comes back with an older store."""
+        self._looking = asyncio.Lock()
+        self._forget_gaps = transport.on_gap(self._known.clear)
+
+    def close(self) -> None:
+        """Listen for gaps no longer."""
+        self._forget_gaps()
+
+    def heard(self, lane: str, message: Message) -> None:
+        """Take note of mail that has just been stored: most agents are taken up because of it, and need not ask then."""
+        if lane in LANES:
+            with contextlib.suppress(KeyError, ValueError):
+                self._note(LANES[lane].stream, int(message.headers["Nats-Sequence"]))
+
+    async def beyond(self, positions: Mapping[str, Mapping[str, int]]) -> set[str]:
+        """The agents in `positions` (each with its positions by lane) that have consumed what its stream has never given.
+
+        Raises:
+            ApiError, Unavailable: it cannot be told now.
+        """
+        suspects = set(positions)
+        for look in range(3):
+            if look:
+                # A server that has just become the leader may lag behind itself.
+                await asyncio.sleep(PROOF_S)
+            suspects = {name for name in sorted(suspects) if not await self._has_given(positions[name])}
+            if not suspects:
+                break
+        return suspects
+
+    async def _has_given(self, positions: Mapping[str, int]) -> bool:
+        for lane, seq in positions.items():
+            stream = LANES[lane].stream
+            if seq > self._known.get(stream, 0):
+                await self._look(stream, seq)
+            if seq > self._known.get(stream, 0):
+                return False
+        return True
+
+    async def _look(self, stream: Literal["mail", "timer"], seq: int) -> None:
+        async with self._looking:  # of many agents that are taken up at once, one asks
+            if seq > self._known.get(stream, 0):
+                state = await stream_state(self._t, self._subjects.stream(stream))
+                self._note(stream, state.last_seq)
+
+    def _note(self, stream: str, seq: int) -> None:
+        self._known[stream] = max(seq, self._known.get(stream, 0))

@@ -1,0 +1,226 @@
+"""The leader's lease: registry key `supervisor` (design 5).
+
+One supervisor at a time holds the key, by compare-and-set, with a TTL that it renews. A standby takes over when the key is free,
+so in any case when the TTL ends; and by compare-and-set on its revision when the leader has no subscription any more (*no
+responders* throughout the grace: a killed leader is replaced in half a second). Two that both believe they lead do no harm:
+whatever they write is a compare-and-set, and an owner commits only behind the fence. The lease saves work, it guards nothing.
+
+It runs beside the loop that plans and places (`lease_and_pings`), so that a long plan does not cost the lead. A leader that
+cannot act must not keep it either: `at_work()` says whether that loop still turns and reaches a server; if not, the lease is
+given back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+import msgspec
+
+from agentmesh.edge.clock import SYSTEM, Ambient
+from agentmesh.edge.jetstream import ApiError, Uncertain, WrongLastSequence
+from agentmesh.edge.registry import Entry, Registry
+from agentmesh.edge.transport import Disconnected, NoResponders, RequestTimeout
+from agentmesh.errors import MeshError
+from agentmesh.subjects import SUPERVISOR_KEY
+from agentmesh.wire import SupervisorLease, encode, format_time
+from agentmesh_node.supervisor.failure_detector import FailureDetector, PingState
+
+logger = logging.getLogger("agentmesh.supervisor")
+
+FAILURES = (MeshError, ApiError, Uncertain, Disconnected, RequestTimeout, NoResponders, TimeoutError)
+"""What a registry call may end with, besides its verdict, while servers come and go: look again later."""
+
+_RETRY_S = 0.1
+_LOOK_S = 0.5
+
+
+async def wait_for(event: asyncio.Event, timeout: float) -> None:
+    """Wait for `event`, at most `timeout` seconds, and clear it."""
+    try:
+        async with asyncio.timeout(timeout):
+            await event.wait()
+    except TimeoutError:
+        pass
+    event.clear()
+
+
+class LeaderLease:
+    """Holds the lease or waits for it, while `run` runs.
+
+    `on_change(leads, reason)` is called when this process begins or ceases to lead. `may_claim()` says whether its view of the
+    registry can be trusted now, `at_work()` whether it can act at all. The failure detector hears whether the present leader is
+    there; it is run by the caller. `leads`, `leader` and `term` may be read from any thread.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        pinger: FailureDetector,
+        *,
+        supervisor_id: str,
+        ttl_s: int,
+        may_claim: Callable[[], bool],
+        at_work: Callable[[], bool],
+        on_change: Callable[[bool, str], None],
+        ambient: Ambient = SYSTEM,
+    ) -> None:
+        self._registry = registry
+        self._pinger = pinger
+        self._id = supervisor_id
+        self._ttl = ttl_s
+        self._may_claim = may_claim
+        self._at_work = at_work
+        self._on_change = on_change
+        self._wall_clock = ambient.now
+        self._monotonic = ambient.monotonic
+        self.term = 0
+        """How often this process has begun to lead."""
+        self._leading = False
+        self._since = ""
+        self._revision = 0
+        self._renewed_at = 0.0
+        self._seen: tuple[SupervisorLease, int] | None = None
+        self._seen_at = 0.0
+        self._wake = asyncio.Event()
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process leads: it has the lease, and renewed it within its TTL by its own clock."""
+        return self._leading and self._monotonic() < self._renewed_at + self._ttl
+
+    @property
+    def leader(self) -> str | None:
+        """Id of the supervisor that holds the lease, as last seen."""
+        return None if self._seen is None else self._seen[0].id
+
+    def observe(self, entry: Entry | None) -> None:
+        """Take in the key's newest state (None: it does not exist)."""
+        if entry is not None and entry.revision < self._revision:
+            return
+        lease = _decode(entry)
+        self._seen = None if lease is None or entry is None else (lease, entry.revision)
+        self._seen_at = self._monotonic()
+        if self._leading:
+            if lease is None:
+                self._lose("the lease is gone")
+            elif not self._is_mine(lease):
+                self._lose(f"{lease.id} leads")
+            elif entry is not None:
+                self._revision = entry.revision
+        other = {lease.id} if lease is not None and lease.id != self._id else set()
+        self._pinger.watch(other)
+        self._wake.set()
+
+    def wake(self) -> None:
+        """Look again now: something has changed (the leader was not heard, the view is fresh again)."""
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Strive for the lease and hold it, until cancelled."""
+        while True:
+            try:
+                pause = await self._step()
+            except FAILURES as error:
+                logger.debug("lease_retry", extra={"reason": repr(error)})
+                pause = _RETRY_S
+            if self._leading and not self.leads:
+                self._lose("it could not renew its lease in time")
+            await wait_for(self._wake, pause)
+
+    async def resign(self, reason: str = "it is shutting down") -> None:
+        """Give the lease back, so that another leads at once. Best effort: otherwise it lapses."""
+        if not self._leading:
+            return
+        self._lose(reason)
+        try:
+            async with asyncio.timeout(1.0):
+                await self._registry.delete(SUPERVISOR_KEY, self._revision)
+        except FAILURES as error:
+            logger.debug("resign_failed", extra={"reason": repr(error)})
+
+    # --- inside ---------------------------------------------------------------------------------------------------
+    async def _step(self) -> float:
+        """Do what is due; return how long to wait, in seconds, before looking again."""
+        now = self._monotonic()
+        if not self._at_work():
+            await self.resign("it cannot act: its loop or its connection hangs")
+            return _RETRY_S
+        if self._leading:
+            due = self._renewed_at + self._ttl / 3
+            if now < due:
+                return due - now
+            await self._renew()
+            return self._ttl / 3 if self.leads else _RETRY_S
+        if not self._may_claim():
+            return _RETRY_S
+        reason = self._vacancy(now)
+        if reason is None:
+            if self._seen is not None and now - self._seen_at > self._ttl + _LOOK_S:
+                await self._look()  # its expiry may have been missed: ask the server
+            return _LOOK_S
+        await self._claim(reason)
+        return _RETRY_S if not self._leading else self._ttl / 3
+
+    def _vacancy(self, now: float) -> str | None:
+        """Why the lease may be taken, or None."""
+        if self._seen is None:
+            return "nobody leads"
+        lease, _ = self._seen
+        if self._is_mine(lease):
+            return "the lease is its own"
+        if lease.id == self._id:
+            # A predecessor under this id, most likely killed: a twin that lives would have renewed by now.
+            return "an earlier process of this id led" if now - self._seen_at > self._ttl / 2 else None
+        return f"{lease.id} has no subscription any more" if self._pinger.hearing(lease.id) is PingState.DEAD else None
+
+    def _is_mine(self, lease: SupervisorLease) -> bool:
+        return lease.id == self._id and lease.since == self._since
+
+    async def _claim(self, reason: str) -> None:
+        started = self._monotonic()
+        self._since = format_time(self._wall_clock())
+        value = encode(SupervisorLease(id=self._id, since=self._since))
+        try:
+            async with asyncio.timeout(self._ttl / 3):
+                if self._seen is None:
+                    self._revision = await self._registry.create(SUPERVISOR_KEY, value, ttl_s=self._ttl)
+                else:
+                    self._revision = await self._registry.update(SUPERVISOR_KEY, value, self._seen[1], ttl_s=self._ttl)
+        except WrongLastSequence:
+            await self._look()
+            return
+        self._renewed_at = started
+        self.term += 1
+        self._leading = True
+        self._on_change(True, reason)
+
+    async def _renew(self) -> None:
+        started = self._monotonic()
+        value = encode(SupervisorLease(id=self._id, since=self._since))
+        try:
+            async with asyncio.timeout(self._ttl / 3):
+                self._revision = await self._registry.update(SUPERVISOR_KEY, value, self._revision, ttl_s=self._ttl)
+        except WrongLastSequence:
+            # Another's, or our own renewal of unknown fate: the key tells, and `observe` draws the conclusion.
+            await self._look()
+            return
+        self._renewed_at = started
+
+    async def _look(self) -> None:
+        async with asyncio.timeout(self._ttl / 3):
+            self.observe(await self._registry.get(SUPERVISOR_KEY))
+
+    def _lose(self, reason: str) -> None:
+        self._leading = False
+        self._on_change(False, reason)
+
+
+def _decode(entry: Entry | None) -> SupervisorLease | None:
+    if entry is None or entry.value is None:
+        return None
+    try:
+        return msgspec.json.decode(entry.value, type=SupervisorLease)
+    except msgspec.DecodeError:
+        return SupervisorLease(id="", since="")  # somebody holds it, under no name: it ends with its TTL

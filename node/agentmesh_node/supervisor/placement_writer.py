@@ -1,0 +1,256 @@
+"""Carries plans out: every write is a compare-and-set, so a plan made on old news does no harm; it is made again."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Any
+
+import msgspec
+
+from agentmesh.edge.jetstream import WrongLastSequence
+from agentmesh.edge.registry import Entry, Registry
+from agentmesh.edge.transport import Disconnected, Transport
+from agentmesh.planner import End, Place, Plan, Remove, Wait
+from agentmesh.subjects import Subjects, placement_key, spec_key
+from agentmesh.wire import ErrorBody, Placement, Spec, encode, format_time
+from agentmesh_node.supervisor.leader_lease import FAILURES
+from agentmesh_node.supervisor.registry_index import RegistryIndex
+
+logger = logging.getLogger("agentmesh.supervisor")
+
+EVENT_SOURCE = "_supervisor"
+"""Stands for the agent in the subject of the supervisors' events."""
+MAX_EVENTS = 10_000
+"""Most events that wait to be published; the oldest go first. They are news for people, not state."""
+
+
+class Announcer:
+    """Tells of each decision: a log line, and an event on `mesh.event._supervisor.<kind>`."""
+
+    def __init__(self, transport: Transport, subjects: Subjects, supervisor_id: str, wall_clock: Callable[[], float]) -> None:
+        self._transport = transport
+        self._subjects = subjects
+        self._id = supervisor_id
+        self._wall_clock = wall_clock
+        self._events: deque[tuple[str, bytes]] = deque(maxlen=MAX_EVENTS)
+        self._wake = asyncio.Event()
+
+    def announce(self, kind: str, reason: str, *, level: int = logging.INFO, **fields: Any) -> None:
+        """Log `kind` with its fields now, and publish it soon (by `run`)."""
+        logger.log(level, kind, extra={**fields, "reason": reason, "supervisor": self._id})
+        body = {"v": 1, "kind": kind, "time": format_time(self._wall_clock()), **fields, "reason": reason, "supervisor": self._id}
+        self._events.append((self._subjects.event(EVENT_SOURCE, kind), encode(body)))
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Publish what is announced, until cancelled."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            await self.flush()
+
+    async def flush(self) -> None:
+        """Publish what waits. Without a connection it is dropped: the log has it."""
+        while self._events:
+            subject, body = self._events.popleft()
+            try:
+                await self._transport.publish(subject, body)
+            except Disconnected:
+                self._events.clear()
+
+
+class PlacementWriter:
+    """Writes placements and the reasons of waiting agents, many at a time.
+
+    Args:
+        census: is told of each write at once, and not only by the change feed: the next plan must know what this one did.
+        in_flight: most writes under way at one time.
+        may_act: asked before each write; False ends the work.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        census: RegistryIndex,
+        announcer: Announcer,
+        *,
+        in_flight: int,
+        may_act: Callable[[], bool],
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._registry = registry
+        self._census = census
+        self._announcer = announcer
+        self._in_flight = in_flight
+        self._may_act = may_act
+        self._wall_clock = wall_clock
+        self._news: list[tuple[str, str, dict[str, Any]]] = []
+        self._later: dict[tuple[str, str], Remove] = {}
+
+    async def carry_out(self, made: Plan) -> bool:
+        """Perform a plan. True if all of it was done; else the agents concerned are marked to be planned again.
+
+        What a node that is gone still has is left to `tidy`: nobody acts on it, and others wait for their placements.
+        """
+        since = format_time(self._wall_clock())
+        undone = await self._each(made.end, self._end)
+        undone |= await self._each(made.place, lambda action: self._place(action, since))
+        self._tell()
+        # Who could not be placed anew keeps what it has.
+        removals = [action for action in made.remove if action.agent not in undone]
+        leftovers = [action for action in removals if not self._census.lives(action.node)]
+        self._later.update(((action.node, action.agent), action) for action in leftovers)
+        undone |= await self._each([action for action in removals if self._census.lives(action.node)], self._remove)
+        self._tell()
+        self._census.mark(undone)
+        return not undone
+
+    @property
+    def untidy(self) -> bool:
+        """Whether there is something for `tidy` to do."""
+        return bool(self._later)
+
+    def forget(self) -> None:
+        """Everything is planned anew: what was left for later will be part of that."""
+        self._later.clear()
+
+    async def tidy(self, limit: int) -> bool:
+        """Delete up to `limit` placements on nodes that are gone. True if that could be done. Their move has been told of."""
+        keys = list(itertools.islice(self._later, limit))
+        undone = await self._each([self._later.pop(key) for key in keys], self._delete)
+        self._census.mark(undone)
+        return not undone
+
+    async def write_reasons(self, waits: Iterable[Wait]) -> bool:
+        """Put into the specs of agents that nobody runs why that is. True if every one that needs it has it."""
+        needed = [wait for wait in waits if needs_reason(self._census.specs.get(wait.agent), wait)]
+        undone = await self._each(needed, self._write_reason)
+        self._tell()
+        self._census.mark(undone)
+        return not undone
+
+    # --- inside ---------------------------------------------------------------------------------------------------
+    def _tell(self) -> None:
+        # Behind the writes and not between them: a thousand log lines would hold up a takeover.
+        news, self._news = self._news, []
+        for kind, reason, fields in news:
+            self._announcer.announce(kind, reason, **fields)
+
+    async def _each[A: (Place, Remove, Wait, End)](
+        self, actions: Sequence[A], perform: Callable[[A], Awaitable[bool]]
+    ) -> set[str]:
+        """Perform all actions, some at a time. Returns the agents of those that were not done."""
+        todo: deque[A] = deque(actions)
+        undone: set[str] = set()
+        failure: Exception | None = None
+
+        async def work() -> None:
+            nonlocal failure
+            # After a failure the next would wait just as long: stop, the plan is made again soon.
+            while todo and failure is None and self._may_act():
+                action = todo.popleft()
+                try:
+                    if not await perform(action):
+                        undone.add(action.agent)
+                except FAILURES as error:
+                    failure = error
+                    undone.add(action.agent)
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(min(self._in_flight, len(actions))):
+                group.create_task(work())
+        undone.update(action.agent for action in todo)
+        if failure is not None:
+            logger.warning("registry_failed", extra={"undone": len(undone), "reason": repr(failure)})
+        return undone
+
+    async def _place(self, action: Place, since: str) -> bool:
+        key = placement_key(action.node, action.agent)
+        value = encode(Placement(incarnation=action.incarnation, since=since))
+        try:
+            if action.revision:
+                revision = await self._registry.update(key, value, action.revision)
+            else:
+                revision = await self._registry.create(key, value)
+        except WrongLastSequence:
+            await self._look(key)
+            return False
+        self._census.observe(Entry(key, value, revision))
+        fields = {"agent": action.agent, "node": action.node, "generation": revision}
+        if action.previous is None:
+            self._news.append(("placed", action.reason, fields))
+        else:
+            self._news.append(("moved", action.reason, fields | {"from_node": action.previous}))
+        return True
+
+    async def _delete(self, action: Remove) -> bool:
+        key = placement_key(action.node, action.agent)
+        if not await self._registry.delete(key, action.revision):
+            await self._look(key)
+            return False
+        self._census.bury(key, action.revision)
+        return True
+
+    async def _remove(self, action: Remove) -> bool:
+        if not await self._delete(action):
+            return False
+        fields = {"agent": action.agent, "node": action.node, "generation": action.revision}
+        self._news.append(("removed", action.reason, fields))
+        return True
+
+    async def _end(self, action: End) -> bool:
+        spec = self._census.specs.get(action.agent)
+        if spec is None or spec.status in ("stopping", "stopped"):
+            return True
+        reason = ErrorBody(code="stopped", message=action.reason)
+        now = format_time(self._wall_clock())
+        if not await self._change_spec(action.agent, msgspec.structs.replace(spec, status="stopping", since=now, reason=reason)):
+            return False
+        self._news.append(("ended", action.reason, {"agent": action.agent}))
+        return True
+
+    async def _write_reason(self, wait: Wait) -> bool:
+        spec = self._census.specs.get(wait.agent)
+        if spec is None or not needs_reason(spec, wait):
+            return True
+        changed = msgspec.structs.replace(
+            spec,
+            status="wanted",
+            since=spec.since if spec.status == "wanted" else format_time(self._wall_clock()),
+            reason=ErrorBody(code="unavailable", message=wait.reason),
+        )
+        if not await self._change_spec(wait.agent, changed):
+            return False
+        self._news.append(("waiting", wait.reason, {"agent": wait.agent}))
+        return True
+
+    async def _change_spec(self, agent: str, changed: Spec) -> bool:
+        """Write a spec over the one that is known; False if somebody else has written meanwhile."""
+        key, value = spec_key(agent), encode(changed)
+        try:
+            revision = await self._registry.update(key, value, self._census.revision(key))
+        except WrongLastSequence:
+            await self._look(key)
+            return False
+        self._census.observe(Entry(key, value, revision))
+        return True
+
+    async def _look(self, key: str) -> None:
+        """Somebody else wrote `key`: learn what, from the leader of the stream, lest the same plan be made again."""
+        entry = await self._registry.get(key)
+        if entry is None:
+            self._census.bury(key, self._census.revision(key))
+        else:
+            self._census.observe(entry)
+
+
+def needs_reason(spec: Spec | None, wait: Wait) -> bool:
+    """Whether `spec` should say why its agent waits, and does not. A failed or stopping one has a reason of its own."""
+    if spec is None or spec.status not in ("wanted", "running"):
+        return False
+    return spec.status == "running" or spec.reason is None or spec.reason.message != wait.reason

@@ -1,0 +1,476 @@
+"""The supervisor: places agents on nodes, and moves them when a node dies (design 5).
+
+Any number of supervisors may run. One leads (`leader_lease`); it hears whether nodes live (`failure_detector`, both run by
+`lease_and_pings`), keeps an index of the registry (`registry_index`), asks the pure planner what to do about each change, and
+does it (`placement_writer`). The others keep the same index, so that they can go on at once.
+
+    registry change, ping, lease ->  registry index  ->  planner.plan  ->  placement writer  ->  registry
+
+What concerns every agent is done in parts, and between two of them the loop turns: each plan is made of the index as it is at
+that moment and carried out by compare-and-set, so it need not know what changes meanwhile.
+
+When it has been cut off, a supervisor first makes its view whole again and pings everybody anew (case 226). It holds no state
+that the registry does not have: any other can take its place at any moment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import Any
+
+import msgspec
+
+from agentmesh.edge.batches import in_parts
+from agentmesh.edge.clock import SYSTEM, Ambient
+from agentmesh.edge.registry import Entry, Registry, View
+from agentmesh.edge.transport import Disconnected, Message, NoResponders, RequestTimeout, Subscription, Transport
+from agentmesh.errors import BadRequest, MeshError, Unavailable
+from agentmesh.names import node_id, reply_subject
+from agentmesh.planner import explain, plan, surplus
+from agentmesh.subjects import Subjects, node_key
+from agentmesh.wire import ControlRequest, NodeStats, encode
+from agentmesh_node.ask_gateway import AskGateway
+from agentmesh_node.host.heartbeat import refusal
+from agentmesh_node.liveness_thread import LivenessLoop
+from agentmesh_node.settings import SupervisorSettings
+from agentmesh_node.supervisor.failure_detector import PingState
+from agentmesh_node.supervisor.late_mail import LateMailFinder
+from agentmesh_node.supervisor.leader_lease import FAILURES, wait_for
+from agentmesh_node.supervisor.lease_and_pings import LeaseAndPings, keep
+from agentmesh_node.supervisor.placement_writer import Announcer, PlacementWriter, needs_reason
+from agentmesh_node.supervisor.registry_index import NodeState, RegistryIndex
+
+logger = logging.getLogger("agentmesh.supervisor")
+
+PATTERNS = ("agents.>", "nodes.*", "placements.>")
+"""Registry keys that a supervisor follows."""
+_RETRY_S = 0.05
+_MAX_RETRY_S = 2.0
+_LEASE_S = 0.5
+"""How long the deletion of a dead node's lease may hold up the placing of its agents."""
+_ASKS_S = 2.0
+"""How long asks that were taken may still be served when the supervisor ends."""
+_RELEASED_AT_ONCE = 1000
+_REASONS_AT_ONCE = 256
+_AGENTS_AT_ONCE = 1024
+"""Most agents of one plan: its placements take a quarter of a second, and who is found to be more urgent comes next."""
+_BREATH_S = 0.001
+"""Pause between two plans of a backlog: the loop turns, and the lookout's thread need not fight for the interpreter."""
+
+
+class Supervisor:
+    """One supervisor on a transport that its caller owns. The streams must exist (`agentmesh.edge.streams.ensure`).
+
+    Args:
+        supervisor_id: one token; differs from the ids of all other supervisors and of all nodes.
+        carrier: where its lease and its pings run, apart from the loop that plans and places.
+
+    Raises:
+        BadRequest: `supervisor_id` is not a valid id.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        subjects: Subjects,
+        supervisor_id: str,
+        settings: SupervisorSettings | None = None,
+        *,
+        carrier: LivenessLoop,
+        ambient: Ambient = SYSTEM,
+    ) -> None:
+        self.id = node_id(supervisor_id)
+        self.settings = settings if settings is not None else SupervisorSettings()
+        wall_clock = ambient.now
+        self.boot = ambient.token(8)
+        self._transport = transport
+        self._subjects = subjects
+        registry = Registry(transport, subjects)
+        self._registry = registry
+        self._view = View(registry, PATTERNS, self._observe)
+        self._census = RegistryIndex()
+        self._announcer = Announcer(transport, subjects, self.id, wall_clock)
+        self._lookout = LeaseAndPings(
+            carrier,
+            subjects,
+            self.id,
+            self.settings,
+            may_claim=lambda: self._view.fresh,
+            on_led=self._led,
+            on_heard=self._heard,
+            on_gap=self._cut_off,
+            ambient=ambient,
+        )
+        self._placing = PlacementWriter(
+            registry,
+            self._census,
+            self._announcer,
+            in_flight=self.settings.writes_in_flight,
+            may_act=lambda: self._lookout.leads,
+            wall_clock=wall_clock,
+        )
+        self._latecomers = LateMailFinder(
+            transport,
+            subjects,
+            lambda: {name: spec for name, spec in self._census.specs.items() if spec.status == "stopped"},
+            lambda: sorted(node for node, lease in self._census.leases.items() if not lease.draining),
+            lambda: self._lookout.leads and not self._stale,
+        )
+        self._wake = asyncio.Event()
+        self._stop = asyncio.Event()
+        self._stale = True
+        self._settled_at = 0.0
+        self._replan_at = 0.0
+        self._retry_at: float | None = None
+        self._retries = 0
+        self._dead_boots: dict[str, str] = {}
+        self._doomed: dict[str, int] = {}
+        self._waiting_since: dict[str, float] = {}
+        self._asks = AskGateway(transport, subjects, registry, token=partial(ambient.token, 8), spawn=self._serve_ask)
+        self._serving: set[asyncio.Task[Any]] = set()
+        self._subscription: Subscription | None = None
+        self._forget_gap: Callable[[], None] = lambda: None
+        self._main: asyncio.Task[None] | None = None
+
+    # --- life -----------------------------------------------------------------------------------------------------
+    async def start(self) -> None:
+        """Begin: follow the registry, answer pings, stand for election. Returns when it takes part.
+
+        Raises:
+            Unavailable: the registry cannot be read now.
+        """
+        try:
+            await self._view.start()
+            await self._reconcile()
+            self._subscription = await self._transport.subscribe(self._subjects.node(self.id), self._answer)
+            self._forget_gap = self._transport.on_gap(self._cut_off)
+            await self._asks.start()
+            await self._transport.flush()  # or the others would not hear it yet, and take its lease
+            await self._lookout.start()
+        except (Disconnected, RequestTimeout) as error:
+            await self.close()
+            raise Unavailable("the connection to NATS was lost while the supervisor began; try again") from error
+        except BaseException:
+            await self.close()
+            raise
+        self._main = asyncio.create_task(self._serve(), name=f"supervisor {self.id}")
+
+    async def run_until_stopped(self) -> None:
+        """Serve until `stop` is called, then `close`. An error that ends the supervisor is raised here."""
+        assert self._main is not None, "start it first"
+        stopped = asyncio.create_task(self._stop.wait())
+        try:
+            await asyncio.wait((self._main, stopped), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stopped.cancel()
+            await self.close()
+
+    def stop(self) -> None:
+        """Let `run_until_stopped` return."""
+        self._stop.set()
+
+    async def close(self) -> None:
+        """End in order: a standby takes over at once. Idempotent; the transport stays open.
+
+        Raises:
+            Exception: what ended the supervisor before, if that was an error.
+        """
+        main, self._main = self._main, None
+        if main is not None:
+            main.cancel()
+            await asyncio.wait((main,))
+        await self._lookout.close()
+        if main is not None:
+            await self._announcer.flush()
+        self._forget_gap()
+        await self._asks.close()
+        if self._serving:
+            await asyncio.wait(self._serving, timeout=_ASKS_S)
+        if self._subscription is not None:
+            await self._subscription.unsubscribe()
+            self._subscription = None
+        await self._view.close()
+        if main is not None and not main.cancelled():
+            main.result()
+
+    def _serve_ask(self, work: Coroutine[Any, Any, Any]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._serving.add(task)
+        task.add_done_callback(self._serving.discard)
+
+    async def _serve(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            for part in (self._announcer.run, self._lead, self._latecomers.run, self._prove):
+                group.create_task(keep(part))
+
+    async def _prove(self) -> None:
+        await self._lookout.prove(self._transport)
+
+    # --- what people ask ------------------------------------------------------------------------------------------
+    @property
+    def leads(self) -> bool:
+        """Whether this supervisor leads."""
+        return self._lookout.leads
+
+    @property
+    def leader(self) -> str | None:
+        """Id of the leader, as far as this supervisor knows."""
+        return self._lookout.leader
+
+    def explain(self, agent: str) -> str:
+        """Where `agent` runs, or why it does not."""
+        return explain(self._census.world(), agent)
+
+    # --- what comes in --------------------------------------------------------------------------------------------
+    async def _answer(self, message: Message) -> None:
+        """Requests to `mesh.node.<id>`: standbys see by a ping that the leader is there."""
+        try:
+            reply = reply_subject(message.reply, self._subjects.root)
+        except BadRequest:
+            return  # nobody can be told (case 220)
+        try:
+            op = msgspec.json.decode(message.data, type=ControlRequest).op
+        except (msgspec.DecodeError, RecursionError):
+            op = ""
+        try:
+            if op in ("ping", "stats"):
+                body = encode(NodeStats(node=self.id, boot=self.boot, agents=0, running=0, lag_ms=0.0, draining=False))
+            elif op == "rebalance":
+                body = encode({"v": 1, "moving": await self._rebalance()})
+            else:
+                raise BadRequest("a supervisor knows the requests ping, stats and rebalance")
+        except MeshError as error:
+            body = refusal(error)
+        with contextlib.suppress(Disconnected):
+            await self._transport.publish(reply, body)
+
+    async def _rebalance(self) -> int:
+        """Ask the nodes that have too many agents to hand some over; those are then placed as all others are.
+
+        Returns how many: of these, a node keeps any that is in a turn when the request comes.
+
+        Raises:
+            Unavailable: another supervisor leads, or this one is not sure of its view.
+        """
+        if not self._lookout.leads or self._stale:
+            raise Unavailable(f"{self.leader or 'no supervisor'} leads, not {self.id}; ask again")
+        leaving = await asyncio.to_thread(surplus, self._census.copy())
+        for node, agents in leaving.items():
+            reason = f"{node} has more agents than others that could run them"
+            self._announcer.announce("rebalancing", reason, node=node, agents=len(agents))
+            for start in range(0, len(agents), _RELEASED_AT_ONCE):
+                request = ControlRequest(op="release", agents=agents[start : start + _RELEASED_AT_ONCE])
+                with contextlib.suppress(NoResponders, RequestTimeout, Disconnected):
+                    await self._transport.request(self._subjects.node(node), encode(request), timeout=2.0)
+        return sum(len(agents) for agents in leaving.values())
+
+    def _observe(self, entry: Entry) -> None:
+        """A registry change, from the view."""
+        self._census.observe(entry)
+        role, _, name = entry.key.partition(".")
+        if role == "nodes" and self._lookout.leads:
+            self._judge(name)
+        self._wake.set()
+
+    def _heard(self, node: str, hearing: PingState) -> None:
+        """The result of a node's pings has changed."""
+        if hearing is PingState.DEAD:
+            lease = self._census.leases.get(node)
+            self._dead_boots[node] = lease.boot if lease is not None else ""
+        if self._lookout.leads:
+            self._judge(node)
+            self._wake.set()
+
+    def _cut_off(self) -> None:
+        """Messages may have been missed, and silence was perhaps our own: trust nothing."""
+        self._stale = True
+        self._lookout.forget_all()
+        self._lookout.wake()
+        self._wake.set()
+
+    def _led(self, leads: bool, reason: str) -> None:
+        self._announcer.announce("leading" if leads else "standing_by", reason)
+        self._stale = True
+        if not leads:
+            self._lookout.watch(set())
+        self._wake.set()
+
+    # --- who lives ------------------------------------------------------------------------------------------------
+    def _judge(self, node: str) -> None:
+        """Decide how `node` stands, by its lease and its pings. Idempotent."""
+        if not self._census.matters(node):
+            return
+        lease = self._census.leases.get(node)
+        hearing = self._lookout.hearing(node)
+        if hearing is PingState.DEAD and lease is not None and self._dead_boots.get(node) != lease.boot:
+            self._lookout.forget(node)  # another process under this id
+            hearing = PingState.UNKNOWN
+        if hearing is PingState.DEAD:
+            standing, reason = NodeState.GONE, f"no responders for {self.settings.grace_s:g} s"
+        elif lease is None:
+            settled = asyncio.get_running_loop().time() >= self._settled_at
+            standing, reason = (NodeState.GONE if settled else NodeState.DOUBTED), "its lease is gone"
+        elif hearing is PingState.SILENT:
+            standing, reason = NodeState.DOUBTED, "no responders"
+        else:
+            standing, reason = NodeState.LIVE, "it has a lease"
+        if standing is NodeState.GONE and lease is not None:
+            self._doomed[node] = self._census.revision(node_key(node))
+        if self._census.set_standing(node, standing):
+            level = logging.WARNING if standing is NodeState.GONE else logging.INFO
+            self._announcer.announce(f"node_{standing.value}", reason, level=level, node=node)
+            if standing is NodeState.GONE:
+                self._census.hurry(self._lookout.busy(node))
+
+    def _judge_all(self) -> None:
+        for node in sorted(self._census.nodes()):
+            self._judge(node)
+
+    async def _drop_leases(self) -> None:
+        """Delete the leases of nodes judged dead, for all to see. One that was renewed meanwhile stays.
+
+        Before their agents are placed elsewhere: whoever takes an agent over sees by the lease whether its last owner died.
+        """
+        while self._doomed:
+            node, revision = self._doomed.popitem()
+            if self._census.lives(node):
+                continue  # it was heard again meanwhile
+            try:
+                async with asyncio.timeout(_LEASE_S):
+                    await self._registry.delete(node_key(node), revision)
+            except FAILURES as error:
+                logger.debug("lease_delete_failed", extra={"node": node, "reason": repr(error)})
+
+    # --- leading --------------------------------------------------------------------------------------------------
+    async def _lead(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await wait_for(self._wake, self._pause(loop.time()))
+            if not self._lookout.leads:
+                continue
+            if not self._view.fresh:
+                self._stale = True  # no connection, or messages were missed
+            if self._stale and not await self._regain_trust():
+                continue
+            await self._drop_leases()
+            await self._pass(loop.time())
+            await self._tidy()
+            await self._tell_reasons(loop.time())
+
+    def _pause(self, now: float) -> float:
+        """Seconds until something is due without any change."""
+        if not self._lookout.leads:
+            return self.settings.replan_s
+        if self._stale:
+            return self.settings.ping_period_s
+        due = [self._replan_at]
+        if self._settled_at:
+            due.append(self._settled_at)
+        if self._retry_at is not None:
+            due.append(self._retry_at)
+        if self._waiting_since:
+            due.append(next(iter(self._waiting_since.values())) + self.settings.reason_delay_s)
+        return max(0.0, min(due) - now)
+
+    async def _regain_trust(self) -> bool:
+        """Make sure of the registry and of every node before anything is concluded from silence (case 226)."""
+        try:
+            await self._view.wait_for(lambda: self._view.fresh, self.settings.replan_s)
+        except TimeoutError:
+            return False
+        self._stale = False
+        await self._reconcile()
+        self._settled_at = asyncio.get_running_loop().time() + self.settings.settle_s
+        self._placing.forget()
+        self._dead_boots.clear()
+        self._lookout.forget_all()
+        self._lookout.watch(self._census.nodes())
+        await self._lookout.heard_all(2 * self.settings.ping_period_s)
+        self._judge_all()
+        return self._sure
+
+    @property
+    def _sure(self) -> bool:
+        """Whether this supervisor may conclude something from what it does not see: it leads, and has missed nothing."""
+        return self._lookout.leads and self._view.fresh and not self._stale
+
+    async def _reconcile(self) -> None:
+        """Let the census become what the view says; everybody is looked at again. In parts: the view goes on meanwhile."""
+        async for entries in in_parts(list(self._view.entries.values())):
+            for entry in entries:
+                self._census.observe(entry)
+        await self._drop_missing()
+        self._census.all_dirty()
+
+    async def _drop_missing(self) -> None:
+        async for keys in in_parts(self._census.keys()):
+            self._census.drop_missing(keys, self._view.entries, self._view.floor)
+
+    async def _pass(self, now: float) -> None:
+        """One plan over what has changed, and its performance."""
+        if now >= self._replan_at and self._census.dirty <= _AGENTS_AT_ONCE:  # in a backlog it would only add to that
+            self._replan_at = now + self.settings.replan_s
+            self._census.forget_buried()
+            # A write of our own is in the census at once; of its deletion, the copy that told of it may have been lost.
+            await self._drop_missing()
+            self._census.all_dirty()
+            self._judge_all()
+        elif self._settled_at and now >= self._settled_at:
+            self._settled_at = 0.0
+            self._judge_all()
+        if not self._sure:
+            return
+        self._lookout.watch(self._census.nodes())
+        looked_at = self._census.take_dirty(_AGENTS_AT_ONCE)
+        self._retry_at = None
+        if not looked_at:
+            return
+        made = plan(self._census.world(), looked_at)
+        self._census.note_waits(looked_at, made)
+        self._note_waits(looked_at, now)
+        self._done(await self._placing.carry_out(made))
+        if len(looked_at) == _AGENTS_AT_ONCE:
+            self._wake.set()  # there may be more of them
+            await asyncio.sleep(_BREATH_S)
+
+    async def _tidy(self) -> None:
+        """Delete what dead nodes leave behind, when few wait for a placement."""
+        if self._placing.untidy and self._census.dirty <= _AGENTS_AT_ONCE:
+            self._done(await self._placing.tidy(_AGENTS_AT_ONCE))
+            if self._placing.untidy and self._retry_at is None:
+                self._wake.set()
+
+    def _done(self, all_of_it: bool) -> None:
+        """After some writes: what failed is tried again, less and less often while it goes on failing."""
+        if all_of_it:
+            self._retries = 0
+            return
+        pause = min(_RETRY_S * 2**self._retries, _MAX_RETRY_S)
+        self._retries += 1
+        self._retry_at = asyncio.get_running_loop().time() + pause
+
+    # --- reasons --------------------------------------------------------------------------------------------------
+    def _note_waits(self, looked_at: set[str], now: float) -> None:
+        """Keep the agents whose spec must come to say why they wait, in the order in which they began to."""
+        for agent in looked_at:
+            wait = self._census.waits.get(agent)
+            if wait is None or not needs_reason(self._census.specs.get(agent), wait):
+                self._waiting_since.pop(agent, None)
+            else:
+                self._waiting_since.setdefault(agent, now)
+
+    async def _tell_reasons(self, now: float) -> None:
+        """Write the reasons that are due, a bounded number: placing goes before telling."""
+        due: list[str] = []
+        for agent, since in self._waiting_since.items():
+            if since + self.settings.reason_delay_s > now or len(due) == _REASONS_AT_ONCE:
+                break
+            due.append(agent)
+        for agent in due:
+            del self._waiting_since[agent]
+        if due:
+            self._done(await self._placing.write_reasons([w for a in due if (w := self._census.waits.get(a)) is not None]))

@@ -1,0 +1,41 @@
+"""Metrics of what turns spend (the GenAI conventions' counters, and the mesh's own for money). No-ops without an SDK."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from opentelemetry import metrics
+
+from agentmesh import semconv
+
+TOKENS = {
+    "output_tokens": semconv.OUTPUT_TOKENS_COUNTER,
+    "cache_read_input_tokens": semconv.CACHE_READ_TOKENS_COUNTER,
+    "cache_write_input_tokens": semconv.CACHE_WRITE_TOKENS_COUNTER,
+}
+
+
+class TurnMetrics:
+    """The counters of one process."""
+
+    def __init__(self, meter: metrics.Meter | None = None) -> None:
+        meter = meter or metrics.get_meter(semconv.SCOPE)
+        self._input = meter.create_counter(semconv.INPUT_TOKENS_COUNTER, "{token}", "Input tokens, the cached ones included.")
+        self._tokens = {name: meter.create_counter(counter, "{token}") for name, counter in TOKENS.items()}
+        self._cost = meter.create_counter(semconv.COST_COUNTER, "{USD}", "What turns have cost.")
+        self._tools = meter.create_counter(semconv.TOOL_CALLS_COUNTER, "{call}", "Tool runs of turns.")
+
+    def spent(self, kind: str, made: Mapping[str, Any]) -> None:
+        """Count what a run of a turn has spent (`agentmesh_node.turns.budget_meter.Meter.made`)."""
+        model = {semconv.OPERATION: semconv.OPERATION_CHAT, semconv.REQUEST_MODEL: made.get("model", ""), semconv.KIND: kind}
+        read = sum(made.get(name, 0) for name in ("input_tokens", "cache_read_input_tokens", "cache_write_input_tokens"))
+        if read:
+            self._input.add(read, model)
+        for name, counter in self._tokens.items():
+            if made.get(name):
+                counter.add(made[name], model)
+        if made.get("usd"):
+            self._cost.add(made["usd"], model)
+        if made.get("tool_calls"):
+            self._tools.add(made["tool_calls"], {semconv.KIND: kind})

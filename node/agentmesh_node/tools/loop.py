@@ -1,0 +1,342 @@
+"""The durable tool loop: model answer, tool runs, model answer, until there is nothing more to run (design 6, case 215).
+
+Every model call and every tool run of a backend passes here. Each is followed by a step in the journal, so a turn that lost its
+node goes on behind the last of them: answers and results that were committed are gone through again without a call, and their
+events are given once more with `replayed`. What was in flight is made again, unless it is a `once` tool (agentmesh.tools).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
+from typing import Any, Literal, Protocol
+
+import msgspec
+
+from agentmesh.backend import Event, Turn
+from agentmesh.errors import BackendError, BudgetExceeded, TooLarge
+from agentmesh.tools import ToolSpec
+from agentmesh_node.telemetry import tracing
+from agentmesh_node.tools import Call, Result, Toolbox
+from agentmesh_node.tools.calls import PATIENCE_S
+from agentmesh_node.tools.loop_steps import Ids, Intent, Ran, ReplayedSteps, Reply, Step, Total, answered, called, ran, sound
+
+log = logging.getLogger("agentmesh.node")
+
+TOO_LARGE = "The result of this call is too large to be kept. Ask for less at a time."
+
+
+class Model(Protocol):
+    """A model as the loop sees it. Messages are the provider's own JSON values; only the model knows what is in them."""
+
+    provider: str
+    """Name of the provider, as the telemetry conventions have it."""
+    name: str
+    """The model that is asked for."""
+
+    def prompt(self, text: str, turn: Turn) -> Any:
+        """The message that opens a turn.
+
+        Raises:
+            BackendError: an attachment cannot be passed on.
+        """
+
+    def results(self, results: Sequence[Result]) -> Any:
+        """The message that hands tool results over, in the order of the calls."""
+
+    def noted(self, message: Any, note: str) -> Any:
+        """`message`, the last of a request, with a word of the mesh behind it."""
+
+    def answer(self, history: Sequence[Any], tools: Sequence[ToolSpec]) -> AsyncGenerator[Event | Reply]:
+        """Ask for an answer: its text as it comes, then the `Reply`.
+
+        Raises:
+            BackendError: there is none. `details` has `reason`, `retryable`, perhaps `retry_after_s`; `rejected` says that
+                these messages can never be answered.
+        """
+
+
+class Metered(msgspec.Struct, frozen=True):
+    """A model call or a tool run, as it is counted."""
+
+    kind: Literal["model", "tool"]
+    name: str
+    turn: Turn
+    usage: dict[str, int] = {}
+    """Tokens of a model call, after it (see `Reply.usage`)."""
+    replayed: bool = False
+    """It was made by an earlier owner of this turn: it counts, but is not made again."""
+
+
+class CallGuard(Protocol):
+    """What is asked before, and told after, each model call and each tool run of an agent."""
+
+    async def before_call(self, call: Metered) -> str | None:
+        """May the call be made? A text that is returned goes to the model with its next request.
+
+        Raises:
+            BudgetExceeded: it may not; the turn ends with this error.
+        """
+
+    async def after_call(self, call: Metered) -> None:
+        """The call was made."""
+
+
+class Allowed:
+    """Holds a turn to its allowance. What was spent is counted by its events (agentmesh_node.turns.budget_meter)."""
+
+    async def before_call(self, call: Metered) -> str | None:
+        call.turn.allowance.check()
+        return call.turn.allowance.note() if call.kind == "model" else None
+
+    async def after_call(self, call: Metered) -> None:
+        return None
+
+
+class Bounds(msgspec.Struct, frozen=True):
+    """How far a turn may go."""
+
+    iterations: int = 50
+    """Most model answers in one turn."""
+    parallel: int = 8
+    """Most tools of one turn that run at the same time."""
+
+
+BOUNDS = Bounds()
+
+
+class ToolLoop:
+    """The loop of one agent."""
+
+    def __init__(
+        self, model: Model, toolbox: Toolbox, *, bounds: Bounds = BOUNDS, meter: CallGuard | None = None, conversation: str = ""
+    ) -> None:
+        self.model = model
+        self.toolbox = toolbox
+        self.bounds = bounds
+        self.meter: CallGuard = meter or Allowed()
+        self.conversation = conversation
+
+    def run(self, history: list[Any], prompt: str, turn: Turn) -> AsyncIterator[Event]:
+        """The events of a turn. `history` grows in place, and holds whole exchanges only when the terminal event is given."""
+        return _Run(self, history, turn).events(prompt)
+
+
+class _Run:
+    """One turn of a loop."""
+
+    def __init__(self, loop: ToolLoop, history: list[Any], turn: Turn) -> None:
+        self._model = loop.model
+        self._toolbox = loop.toolbox
+        self._bounds = loop.bounds
+        self._meter = loop.meter
+        self._about = {"agent": turn.agent, "conversation": loop.conversation}
+        self._history = history
+        self._turn = turn
+        self._taken = ReplayedSteps(turn.steps.taken)
+        self._total = Total()
+        self._ids = Ids()
+        self._calls: tuple[Call, ...] = ()
+        """Those of the newest answer, each with an id of its own. The answer itself, and what it is told, have the provider's."""
+        self._places = asyncio.Semaphore(loop.bounds.parallel)
+        self._writing = asyncio.Lock()
+        self._before = list(history)
+        self._whole = self._before
+        """The history up to the last whole exchange: what is kept of it if the turn fails."""
+        self._text = ""
+        self._paused = False
+        """The newest message is the model's: the provider paused."""
+
+    async def events(self, prompt: str) -> AsyncGenerator[Event]:
+        """Everything that happens, up to one terminal event."""
+        try:
+            async with aclosing(self._exchanges(prompt)) as exchanges:
+                async for event in exchanges:
+                    yield event
+        except (BackendError, BudgetExceeded) as error:
+            # What cannot be answered must not be asked again with each further prompt.
+            self._history[:] = self._before if error.details.get("rejected") else self._whole
+            yield _failed(error)
+
+    async def _exchanges(self, prompt: str) -> AsyncGenerator[Event]:
+        specs = await self._toolbox.specs()
+        self._history.append(self._model.prompt(prompt, self._turn))
+        for _ in range(self._bounds.iterations):
+            reply: Reply | None = None
+            async with aclosing(self._answer(specs)) as answer:
+                async for part in answer:
+                    if isinstance(part, Reply):
+                        reply = part
+                    else:
+                        yield part
+            assert reply is not None
+            self._keep(reply)
+            if not reply.calls and not reply.goes_on:
+                yield Event.result(self._text, stop_reason=reply.stop, model=reply.model)
+                return
+            if reply.calls:
+                async with aclosing(self._tools(reply.calls, self._calls)) as results:
+                    async for event in results:
+                        yield event
+        most = self._bounds.iterations
+        raise BackendError(
+            f"the model wanted more than {most} steps in one turn; prompt it to go on, or raise the option max_iterations",
+            details={"reason": "max_iterations", "retryable": True},
+        )
+
+    def _keep(self, reply: Reply) -> None:
+        """The answer joins the history."""
+        if reply.compacted:
+            self._history.clear()
+        if reply.message is not None:
+            self._history.append(reply.message)
+        self._text = self._text + reply.text if reply.goes_on or not reply.calls else ""
+        self._paused = reply.goes_on and reply.message is not None
+        if not reply.calls:
+            self._whole = list(self._history)
+
+    # --- the model ----------------------------------------------------------------------------------------------------
+    async def _answer(self, specs: Sequence[ToolSpec]) -> AsyncGenerator[Event | Reply]:
+        """The next answer: one that was given already, or a new one, which is committed before it is acted upon."""
+        reply = self._taken.answer()
+        if reply is not None:
+            self._note(reply.note)
+            for event in answered(reply):
+                yield event
+            await self._count(reply, replayed=True)
+            for event in self._told(reply, replayed=True):
+                yield event
+            yield reply
+            return
+        note = await self._meter.before_call(Metered("model", self._model.name, self._turn))
+        note = None if self._paused else note  # there is no message of ours to put it behind
+        self._note(note)
+        async with aclosing(self._ask(specs)) as asked:
+            async for part in asked:
+                if isinstance(part, Event):
+                    yield part
+                else:
+                    reply = msgspec.structs.replace(part, note=note)
+        if reply is None:
+            raise BackendError(
+                "the model's stream ended without an answer", details={"reason": "stream_broken", "retryable": True}
+            )
+        await self._count(reply, replayed=False)
+        # What a step holds is told ahead of it: a later owner does not tell live readers again what is committed.
+        for event in self._told(reply, replayed=False):
+            yield event
+        await self._take(reply)
+        yield reply
+
+    def _told(self, reply: Reply, *, replayed: bool) -> list[Event]:
+        self._total.add(reply)
+        self._calls = self._ids.of(reply.calls)
+        return [self._total.event(replayed=replayed), *(called(call, replayed=replayed) for call in self._calls)]
+
+    async def _count(self, reply: Reply, *, replayed: bool) -> None:
+        await self._meter.after_call(Metered("model", reply.model, self._turn, reply.usage, replayed))
+
+    async def _ask(self, specs: Sequence[ToolSpec]) -> AsyncGenerator[Event | Reply]:
+        span = tracing.chat(self._model.provider, self._model.name, **self._about)
+        try:
+            async with aclosing(self._model.answer(self._history, specs)) as parts:
+                async for part in parts:
+                    if isinstance(part, Reply):
+                        tracing.tokens(span, part.model, part.usage)
+                    yield sound(part) if isinstance(part, Reply) else part
+        except BackendError as error:
+            tracing.failed(span, str(error.details.get("reason", error.code)))
+            raise
+        finally:
+            span.end()
+
+    def _note(self, note: str | None) -> None:
+        if note:
+            self._history[-1] = self._model.noted(self._history[-1], note)
+
+    # --- tools --------------------------------------------------------------------------------------------------------
+    async def _tools(self, given: Sequence[Call], calls: Sequence[Call]) -> AsyncGenerator[Event]:
+        """Run what the model asked for, at the same time, and hand the results over in the order of the calls, under the ids
+        that the model has `given`."""
+        results: dict[str, Result] = {}
+        for call in calls:
+            known = self._taken.result(call)
+            if known is not None:
+                results[call.id] = known
+                await self._meter.after_call(Metered("tool", call.name, self._turn, replayed=True))
+                yield ran(known, replayed=True)
+        tasks = {asyncio.create_task(self._tool(call), name=f"tool {call.name}") for call in calls if call.id not in results}
+        waiting = set(tasks)
+        try:
+            while waiting:
+                done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                for result in [task.result() for task in done]:
+                    yield ran(result, replayed=False)
+                    kept = await self._keep_result(result)
+                    if kept is not result:
+                        yield ran(kept, replayed=False)
+                    results[kept.id] = kept
+        finally:
+            await _end(tasks)
+        told = [msgspec.structs.replace(results[call.id], id=raw.id) for raw, call in zip(given, calls, strict=True)]
+        self._history.append(self._model.results(told))
+        self._whole = list(self._history)
+
+    async def _tool(self, call: Call) -> Result:
+        """Run one call."""
+        async with self._places:
+            with tracing.execute_tool(call.name, call.id, target=self._toolbox.target(call.name), **self._about) as span:
+                result = await self._run(call)
+                if not result.ok:
+                    tracing.failed(span, result.error or "error")
+        await self._meter.after_call(Metered("tool", call.name, self._turn))
+        return result
+
+    async def _keep_result(self, result: Result) -> Result:
+        """Commit a result; the one that is committed in its place if the journal cannot keep it."""
+        try:
+            await self._take(Ran(result))
+        except TooLarge:
+            result = msgspec.structs.replace(result, ok=False, text=TOO_LARGE, error="too_large")
+            await self._take(Ran(result))
+        return result
+
+    async def _run(self, call: Call) -> Result:
+        if self._taken.intended(call):
+            known = await self._toolbox.reconcile(call, self._turn)
+            if known is not None:
+                return known
+        try:
+            await self._meter.before_call(Metered("tool", call.name, self._turn))
+        except BudgetExceeded as error:
+            # A result and not the end: what ran beside it belongs into the history. The next model call ends the turn.
+            return Result.failed(call, error.code, f"this call was not made: {error.message}")
+        if self._toolbox.effect(call.name) == "once" and not self._taken.intended(call):
+            await self._take(Intent(call.id))
+        return await self._toolbox.run(call, self._turn)
+
+    async def _take(self, step: Step) -> None:
+        async with self._writing:  # one at a time: the journal has an order
+            await self._turn.steps.take(msgspec.to_builtins(step))
+
+
+async def _end(tasks: set[asyncio.Task[Result]]) -> None:
+    """End the tools of a turn that is over, one way or the other."""
+    pending = {task for task in tasks if task.cancel()}
+    if pending:
+        _, pending = await asyncio.wait(pending, timeout=2 * PATIENCE_S)
+    if pending:
+        log.error("tools do not end when cancelled", extra={"tools": sorted(task.get_name() for task in pending)})
+    for task in tasks - pending:
+        if not task.cancelled():
+            task.exception()  # the first one ended the turn; the others are of no interest any more
+
+
+def _failed(error: BackendError | BudgetExceeded) -> Event:
+    """The terminal event for an error: its reason and hints are the data."""
+    reason = str(error.details.get("reason", error.code))
+    return Event.error(
+        reason, message=error.message, code=error.code, **{k: v for k, v in error.details.items() if k != "reason"}
+    )

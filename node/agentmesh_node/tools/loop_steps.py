@@ -1,0 +1,158 @@
+"""The steps of a tool loop: what of a turn the journal keeps, and how it is read again after a takeover (design 6).
+
+One step for each model answer and one for each tool result. A `once` tool takes an intent before it fires: an intent without a
+result says that the call may have been made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from agentmesh.backend import Event
+from agentmesh.unicode import well_formed
+from agentmesh_node.tools import Call, Result
+
+
+class Reply(msgspec.Struct, frozen=True, tag_field="step", tag="answer", omit_defaults=True):
+    """An answer of the model."""
+
+    message: Any
+    """As it goes into the history: the provider's own JSON; None where there is nothing that could be sent again."""
+    text: str = ""
+    thinking: str = ""
+    calls: tuple[Call, ...] = ()
+    stop: str = "end_turn"
+    """Why it ended, in the provider's words."""
+    model: str = ""
+    """The model that answered."""
+    usage: dict[str, int] = {}
+    """`input_tokens` (those read from or written to a cache not counted), `output_tokens`, `cache_read_input_tokens`,
+    `cache_write_input_tokens`."""
+    goes_on: bool = False
+    """The provider paused: ask again, with the history as it is."""
+    compacted: bool = False
+    """The message holds a summary of all that came before it: the history begins with it."""
+    note: str | None = None
+    """What the mesh told the model ahead of this answer."""
+
+
+class Intent(msgspec.Struct, frozen=True, tag_field="step", tag="intent"):
+    """A `once` tool is about to be fired."""
+
+    id: str
+
+
+class Ran(msgspec.Struct, frozen=True, tag_field="step", tag="result"):
+    """A tool call has come to its end."""
+
+    result: Result
+
+
+type Step = Reply | Intent | Ran
+
+
+def sound(reply: Reply) -> Reply:
+    """`reply` with texts that the journal can keep: what it holds goes into the history and to tools as well."""
+    return msgspec.convert(well_formed(msgspec.to_builtins(reply)), Reply)
+
+
+class Ids:
+    """Gives each call of a turn an id of its own: providers repeat them, or give none. The first to have one keeps it.
+
+    It follows from the order of the calls, so a later owner that goes through the answers again gives the same.
+    """
+
+    def __init__(self) -> None:
+        self._used: set[str] = set()
+
+    def of(self, calls: Sequence[Call]) -> tuple[Call, ...]:
+        return tuple(
+            call if (found := self.add(call.id)) == call.id else msgspec.structs.replace(call, id=found) for call in calls
+        )
+
+    def add(self, given: str) -> str:
+        """Use `given`, or, where that is taken, the next like it."""
+        found = self.next(given)
+        self._used.add(found)
+        return found
+
+    def next(self, given: str) -> str:
+        """What `add` would give."""
+        found, number = given or "call", 1
+        while found in self._used:
+            number += 1
+            found = f"{given or 'call'}#{number}"
+        return found
+
+
+class ReplayedSteps:
+    """The steps of an earlier owner, to be gone through again without a call."""
+
+    def __init__(self, steps: Sequence[Any]) -> None:
+        self._answers: list[Reply] = []
+        self._results: dict[str, Result] = {}
+        self._intents: set[str] = set()
+        self._ended = Ids()
+        for step in steps:
+            self._add(msgspec.convert(step, Step))
+        self._answers.reverse()
+
+    def _add(self, step: Step) -> None:
+        match step:
+            case Reply():
+                self._answers.append(step)
+            case Intent():
+                # A journal from before ids were made distinct may name one again whose call has ended: the next call's.
+                self._intents.add(self._ended.next(step.id))
+            case Ran():
+                self._results[self._ended.add(step.result.id)] = step.result
+
+    def answer(self) -> Reply | None:
+        """The next answer, if it was given already."""
+        return self._answers.pop() if self._answers else None
+
+    def result(self, call: Call) -> Result | None:
+        """The result of a call, if it came to its end."""
+        return self._results.get(call.id)
+
+    def intended(self, call: Call) -> bool:
+        """Whether a `once` call may have been fired."""
+        return call.id in self._intents
+
+
+class Total:
+    """The tokens of a turn."""
+
+    def __init__(self) -> None:
+        self._tokens: dict[str, int] = {}
+        self._model = ""
+
+    def add(self, reply: Reply) -> None:
+        for name, count in reply.usage.items():
+            self._tokens[name] = self._tokens.get(name, 0) + count
+        self._model = reply.model or self._model
+
+    def event(self, *, replayed: bool) -> Event:
+        """The tokens of the turn so far: the last such event has them all."""
+        return Event("usage", {**self._tokens, "model": self._model}, replayed)
+
+
+def answered(reply: Reply) -> list[Event]:
+    """What an answer of an earlier owner looks like in the stream: text and thinking in one piece."""
+    found = []
+    if reply.thinking:
+        found.append(Event("thinking", {"text": reply.thinking}, replayed=True))
+    if reply.text:
+        found.append(Event("text", {"text": reply.text}, replayed=True))
+    return found
+
+
+def called(call: Call, *, replayed: bool) -> Event:
+    return Event("tool_use", {"id": call.id, "name": call.name, "input": call.input}, replayed)
+
+
+def ran(result: Result, *, replayed: bool) -> Event:
+    return Event("tool_result", {"id": result.id, "ok": result.ok, "text": result.text}, replayed)

@@ -1,0 +1,1 @@
+"""One turn of user code: callbacks, the prompt task, steps, budget."""

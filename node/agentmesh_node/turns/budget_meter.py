@@ -1,0 +1,203 @@
+"""What a turn spends: counted from its events, held against its budget, and told to those that it asks.
+
+Whatever the backend, its events say what it used: the newest `usage` the tokens of the turn so far, each `tool_use` a tool run.
+A turn that goes on after a takeover tells the events of its steps again, and the journal has what was told by those that were
+asked; so the count needs no record of its own.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import tomllib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from agentmesh.backend import Event
+from agentmesh.budget import NO_LIMITS, TOKENS, Account, Limits, Prices, Purse, limits_from, prices_from
+from agentmesh.errors import BadRequest, BudgetExceeded
+from agentmesh.steps import Steps
+from agentmesh.wire import Outcome
+
+log = logging.getLogger("agentmesh.node")
+
+PRICES = "MESH_PRICES"
+"""Variable of the environment: prices that count instead of those built in; a file (TOML or JSON), or JSON text."""
+
+
+def prices_of(environ: Mapping[str, str] = os.environ) -> Prices:
+    """The node's price table. Blocks: it may read a file.
+
+    Raises:
+        BadRequest: what the variable says cannot be read.
+    """
+    given = environ.get(PRICES, "").strip()
+    if not given:
+        return Prices()
+    try:
+        if given.startswith("{"):
+            return prices_from(msgspec.json.decode(given))
+        text = Path(given).read_text()
+        return prices_from(msgspec.json.decode(text) if text.lstrip().startswith("{") else tomllib.loads(text))
+    except (OSError, ValueError, msgspec.MsgspecError, BadRequest) as error:
+        raise BadRequest(f"{PRICES} cannot be used: {error}") from None
+
+
+def spec_limits(agent: str, budget: Any) -> Limits:
+    """The bounds in a spec; one that cannot be read stops every turn, for nobody knows what it was to allow."""
+    try:
+        return limits_from(budget)
+    except BadRequest as error:
+        log.error("the agent's budget cannot be read: it may spend nothing", extra={"agent": agent, "error": error.message})
+        return Limits(tokens=0)
+
+
+_FRESH = Account()
+
+
+class BudgetMeter:
+    """The account of one run of a turn; it is the turn's `Allowance` (agentmesh.steps)."""
+
+    def __init__(self, purse: Purse, prices: Prices, monotonic: Callable[[], float]) -> None:
+        limited = purse.limits is not NO_LIMITS and purse.limits != NO_LIMITS
+        # Most turns have no bounds, and many spend nothing: those pay for little more than this.
+        account = _FRESH if not limited else Account(limits=purse.limits)
+        for wait, usage in purse.delegated.items():
+            account = account.delegated(wait, usage)
+        self._account = account
+        self._limited = limited
+        self._prices = prices
+        self._monotonic = monotonic
+        self._began = monotonic() - purse.elapsed_s
+        self._noted = False
+        self._over = False
+        self._before: dict[str, Any] = {}
+        """The summary as an earlier owner had it: that much was counted there."""
+
+    @property
+    def elapsed_s(self) -> float:
+        """How long the turn has run, earlier tries included."""
+        return self._monotonic() - self._began
+
+    @property
+    def patience_s(self) -> float | None:
+        """How long it may still run."""
+        bound = self._account.limits.wall_s if self._limited else None
+        return None if bound is None else max(0.0, bound - self.elapsed_s)
+
+    # --- what the backend asks --------------------------------------------------------------------------------------
+    def check(self) -> None:
+        """May the turn go on?
+
+        Raises:
+            BudgetExceeded: it may not.
+        """
+        if self._limited:
+            self._account.check(self.elapsed_s)
+
+    def note(self) -> str | None:
+        """What the model is to be told, once: that most of the budget is spent."""
+        if self._noted or not self._limited:
+            return None
+        note = self._account.note(self.elapsed_s)
+        self._noted = note is not None
+        return note
+
+    def usd_left(self) -> float | None:
+        """US dollars that may still be spent."""
+        return self._account.left(self.elapsed_s).usd if self._limited else None
+
+    # --- what the runner tells --------------------------------------------------------------------------------------
+    def observe(self, event: Event) -> None:
+        """Count an event.
+
+        Raises:
+            BudgetExceeded: the turn may not go on. An answer that spends the rest of the budget is still an answer: that it was
+                too much ends the turn only when it goes on behind it.
+        """
+        if event.kind == "usage":
+            self._account = self._account.told(event.data, self._prices)
+            self._over = self._is_over()
+        elif event.kind == "tool_use":
+            self._account = self._account.called()
+            if not event.replayed:
+                self.check()
+        elif self._over and not event.terminal and not event.replayed:
+            self.check()
+
+        if event.replayed:
+            self._before = self._account.summary()
+
+    def made(self) -> dict[str, Any]:
+        """What this run has spent itself: tokens by name, `usd`, `tool_calls`, and the `model`."""
+        found = self._account.summary()
+        names = (*TOKENS, "usd", "tool_calls")
+        spent = {name: found[name] - self._before.get(name, 0) for name in names if name in found}
+        return {**{name: amount for name, amount in spent.items() if amount > 0}, "model": str(found.get("model") or "")}
+
+    def _is_over(self) -> bool:
+        try:
+            self.check()
+        except BudgetExceeded:
+            return True
+        return False
+
+    def exceeded(self) -> BudgetExceeded:
+        """The error for a turn whose time is over."""
+        try:
+            self._account.check(max(self.elapsed_s, self._account.limits.wall_s or 0.0))
+        except BudgetExceeded as error:
+            return error
+        return BudgetExceeded()
+
+    def usage(self) -> dict[str, Any] | None:
+        """What the turn has spent, as its outcome has it; None where it is nothing."""
+        return None if self._account is _FRESH else self._account.summary() or None
+
+    def left(self) -> Limits | None:
+        """What those that it asks may spend; None where there is no bound."""
+        return self._account.left(self.elapsed_s) if self._limited else None
+
+    def answered(self, wait: str, outcome: Outcome) -> None:
+        """Count what was spent by one that was asked."""
+        if outcome.usage:
+            self._account = self._account.delegated(wait, outcome.usage)
+            self._over = self._over or self._is_over()
+
+
+class MeteredSteps:
+    """Steps of a turn whose questions to other agents bear what is left of its budget, and count for it."""
+
+    def __init__(self, steps: Steps, meter: BudgetMeter) -> None:
+        self._steps = steps
+        self._meter = meter
+
+    @property
+    def taken(self) -> tuple[Any, ...]:
+        return self._steps.taken
+
+    @property
+    def key(self) -> str:
+        return self._steps.key
+
+    async def take(self, step: Any) -> None:
+        await self._steps.take(step)
+
+    async def ask(
+        self,
+        wait: str,
+        agent: str,
+        prompt: str,
+        *,
+        timeout_s: float,
+        metadata: dict[str, Any] | None = None,
+        budget: dict[str, float] | None = None,
+    ) -> Outcome:
+        limits = limits_from(budget).tighter(self._meter.left() or NO_LIMITS)
+        given = msgspec.to_builtins(limits) if limits else None
+        outcome = await self._steps.ask(wait, agent, prompt, timeout_s=timeout_s, metadata=metadata, budget=given)
+        self._meter.answered(wait, outcome)
+        return outcome

@@ -1,0 +1,69 @@
+"""A turn's live events, as JSON messages to the caller's `Mesh-Stream-To`: in order, ending with the outcome.
+
+Each bears `seq`, which counts from 1 in each run of the turn, `owner`, and `run`, a random id of that run: a turn may run again
+under the same owner too (its node was restarted under its id, or the agent's own code crashed), and a reader must be able to
+tell what is void then (semantics, case 243): `step` says how many steps were durable when it was sent.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from agentmesh import wire
+from agentmesh.backend import Event
+from agentmesh.records import Resolve
+from agentmesh.turn.values import RunTurn
+from agentmesh_node.services import Services
+
+
+class TurnEventStream:
+    """The live events of one turn. Core messages: a reader that is away misses them, and the stored outcome stands."""
+
+    def __init__(self, services: Services, agent: str, ref: str, subject: str, owner: int) -> None:
+        self._s = services
+        self._head = {"v": wire.VERSION, "agent": agent, "ref": ref, "owner": owner, "run": services.token()}
+        self._subject = subject
+        self._seq = 0
+        self.ref = ref
+        self.step = 0
+        """How many steps of the turn are durable: what was sent before the newest of them is not void when the turn moves."""
+
+    @staticmethod
+    def open(services: Services, agent: str, command: RunTurn, owner: int) -> TurnEventStream | None:
+        """The stream of a turn whose caller asked for one; its first message says that the turn starts."""
+        if command.stream_to is None:
+            return None
+        stream = TurnEventStream(services, agent, command.request.ref, command.stream_to, owner)
+        stream.step = len(command.steps)
+        stream.send({"type": "start"})
+        return stream
+
+    @staticmethod
+    def close_with(services: Services, agent: str, effect: Resolve, owner: int, stream: TurnEventStream | None) -> None:
+        """Send the outcome as the last message; `stream` is the turn's, if this process ran it."""
+        assert effect.stream_to is not None
+        if stream is None or stream.ref != effect.outcome.ref:
+            stream = TurnEventStream(services, agent, effect.outcome.ref, effect.stream_to, owner)
+        stream.send({"type": "outcome", "outcome": msgspec.Raw(wire.encode_outcome(effect.outcome))})
+
+    def event(self, event: Event) -> None:
+        """Send what a reader wants to see of a backend's event; what comes again from an earlier owner's step it has seen."""
+        if event.replayed:
+            return
+        match event.kind:
+            case "text" | "thinking" | "tool_use" | "tool_result" | "usage":
+                self.send({**event.data, "type": event.kind})
+            case _:
+                return  # the terminal event becomes the outcome, once it is committed
+
+    def send(self, fields: dict[str, Any]) -> None:
+        """Send one message. What has no JSON form is left out, which a reader sees by the missing `seq`: to look on must not
+        make a turn fail."""
+        self._seq += 1
+        try:
+            body = msgspec.json.encode({**fields, **self._head, "step": self.step, "seq": self._seq})
+        except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError):
+            return
+        self._s.transport.post(self._subject, body)

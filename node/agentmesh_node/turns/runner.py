@@ -1,0 +1,494 @@
+"""Runs an agent's own code: its callbacks and its prompt tasks. Knows nothing of NATS.
+
+Whatever user code does ends as a value for the turn machine: it returned, it misbehaved, or it raised.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import copy
+import inspect
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from time import perf_counter
+from typing import Any
+
+import msgspec
+from msgspec import Raw
+
+from agentmesh import callback_context, semconv, unicode
+from agentmesh.agent import Agent
+from agentmesh.backend import Backend, Event, Response, Turn
+from agentmesh.budget import Prices
+from agentmesh.callback_results import NONE, Codec, bad_response, crash_error, plain, raised_error, sound, terminal_error
+from agentmesh.errors import BackendError, BudgetExceeded
+from agentmesh.records import NOTHING
+from agentmesh.steps import Steps, UnjournaledSteps
+from agentmesh.turn.values import Call, Choice, Ended, Input, Misbehaved, Raised, Returned, RunTurn, Unreadable
+from agentmesh.wire import ErrorBody, Outcome
+from agentmesh_node.telemetry.metrics import TurnMetrics
+from agentmesh_node.telemetry.tracing import Span, Tracing
+from agentmesh_node.turns.budget_meter import BudgetMeter, MeteredSteps
+from agentmesh_node.user_code.block_detector import BLOCK_LIMIT_S, timed
+from agentmesh_node.user_code.callback_threads import CallbackThreads
+
+log = logging.getLogger("agentmesh.node")
+
+type BackendFactory = Callable[[Agent[Any], dict[str, Any]], Backend]
+KILL_PATIENCE_S = 5.0
+"""How long a cancelled task may take to end before it is left behind and reported."""
+
+
+class Ports(msgspec.Struct, frozen=True):
+    """What the runner needs of the world: time, randomness, the size that an ask may have, and who hears of facts."""
+
+    now: Callable[[], float]
+    monotonic: Callable[[], float]
+    token: Callable[[], str]
+    limit: int
+    emit: Callable[[str, str, int, dict[str, Any]], None] = lambda agent, kind, turn, fields: None
+    """Tells a lifecycle fact: agent, kind, turn, fields (agentmesh_node.telemetry.events)."""
+    prices: Prices = msgspec.field(default_factory=Prices)
+    """What models cost."""
+    counters: TurnMetrics = msgspec.field(default_factory=TurnMetrics)
+    """Where it is counted what turns spend."""
+    threads: CallbackThreads = msgspec.field(default_factory=CallbackThreads)
+    """Where plain callbacks run."""
+
+
+class Runner:
+    """One agent's code in this process."""
+
+    def __init__(self, cls: type[Agent[Any]], name: str, backend: BackendFactory, ports: Ports, tracing: Tracing) -> None:
+        self._cls = cls
+        self._name = name
+        self._title = f"turn {name}"
+        self._factory = backend
+        self._ports = ports
+        self._tracing = tracing
+        self._codec = Codec(cls)
+        self._streams = cls.handle_stream_event is not Agent.handle_stream_event
+        self._made: Agent[Any] | None = None
+        self._backend: Backend | None = None
+        self._cached: tuple[Raw, Any] = (NOTHING, None)
+        self._turn: asyncio.Task[None] | None = None
+        self._span: Span | None = None
+        self._number = 0
+        """The newest turn's."""
+        self._steps: Steps = UnjournaledSteps()
+        self._meter: BudgetMeter | None = None
+        """The newest turn's."""
+        self._hooks: dict[str, tuple[Callable[..., Any], bool]] = {}
+
+    @property
+    def _agent(self) -> Agent[Any]:
+        """The instance, made at its first use: what its constructor raises is that of the callback which needed it."""
+        if self._made is None:
+            self._made = self._cls()
+            self._made.__dict__["_name"] = self._name
+        return self._made
+
+    def renew(self) -> None:
+        """Forget the instance and its backend, as a restarted process would."""
+        self._made = None
+        self._backend = None
+        self._hooks.clear()
+        self._cached = (NOTHING, None)
+
+    async def release(self) -> None:
+        """Let go of what the backend holds in this process: the agent sleeps, moves, crashed, or has ended.
+
+        A backend that holds connections or child processes defines `async release()`; the session stays as it is.
+        """
+        release = getattr(self._backend, "release", None)
+        if release is None:
+            return
+        try:
+            async with asyncio.timeout(KILL_PATIENCE_S):
+                await release()
+        except (Exception, asyncio.CancelledError) as error:
+            if _is_cancelled(error):
+                raise
+            log.exception("the backend does not let go", extra={"agent": self._name})
+
+    # --- state ----------------------------------------------------------------------------------------------------
+    def _state(self, raw: Raw) -> Any:
+        """The state object for `raw`: the one that encoded to it, or a fresh one. Never one that a callback left half changed."""
+        cached, state = self._cached
+        if cached is raw:
+            return state
+        state = self._codec.decode(raw)
+        self._cached = (raw, state)
+        return state
+
+    def _forget_state(self) -> None:
+        self._cached = (NOTHING, None)
+
+    # --- callbacks --------------------------------------------------------------------------------------------------
+    async def call(self, command: Call) -> Input:
+        """Run a callback to its end. Never raises, but for cancellation."""
+        hook = command.hook
+        if hook in _SESSION_HOOKS:
+            return await self._session(command)
+        try:
+            arguments = self._arguments(command)
+        except msgspec.MsgspecError as error:
+            return Raised(ErrorBody(code="bad_state", message=f"the stored state cannot be read: {error}"))
+        context = self._context(command)
+        token = callback_context.current_context.set(context)
+        entered = self._tracing.enter(self._span if command.request is not None else None, command.trace)
+        try:
+            value = await self._invoke(hook, arguments)
+        except BaseException as error:  # user code may raise anything
+            self._forget_state()
+            if _is_cancelled(error):
+                raise
+            log.exception("callback raised", extra={"agent": self._name, "callback": hook})
+            return Raised(raised_error(error))
+        finally:
+            asks = context.close()
+            self._tracing.leave(entered)
+            callback_context.current_context.reset(token)
+        checked = self._codec.check(hook, value, asks, command.state)
+        if isinstance(checked.item, Misbehaved):
+            self._forget_state()
+            log.error("callback misbehaved", extra={"agent": self._name, "callback": hook, "error": checked.item.error.message})
+        elif checked.item.state != NOTHING:
+            self._cached = (checked.item.state, checked.state)
+        else:
+            self._forget_state()  # a callback that gives no state back may still have changed the object
+        return checked.item
+
+    def _arguments(self, command: Call) -> tuple[Any, ...]:
+        arguments = tuple(_own(argument) for argument in command.args) if command.hook in _SHARED else command.args
+        return (*arguments, self._state(command.state)) if command.state != NOTHING else arguments
+
+    def _context(self, command: Call) -> callback_context.Context:
+        if command.hook == "terminate_agent":
+            return callback_context.closed(_own_request(command.request))
+        ports = self._ports
+        return callback_context.Context(
+            now=ports.now,
+            token=ports.token,
+            request=_own_request(command.request),
+            sender=command.sender,
+            trace=self._tracing.headers,
+            limit=ports.limit,
+            budget=self._meter.left() if self._meter is not None and command.request is not None else None,
+        )
+
+    def _invoke(self, hook: str, arguments: tuple[Any, ...]) -> Awaitable[Any]:
+        """Begin to call a callback; what it gives is awaited."""
+        known = self._hooks.get(hook)
+        if known is None:
+            function = getattr(self._agent, hook)
+            known = self._hooks[hook] = (function, inspect.iscoroutinefunction(function))
+        function, is_async = known
+        if is_async:
+            return timed(function(*arguments), hook, self._report_block)
+        return self._in_thread(function, arguments, hook)
+
+    async def _in_thread(self, function: Callable[..., Any], arguments: tuple[Any, ...], hook: str) -> Any:
+        try:
+            value = await self._ports.threads.run(self._name, function, arguments)
+        except asyncio.CancelledError as error:
+            if _is_cancelled(error):
+                # A thread cannot be killed: what it still returns is thrown away.
+                log.warning("a plain callback is left behind in its thread", extra={"agent": self._name, "callback": hook})
+            raise
+        return await timed(value, hook, self._report_block) if inspect.isawaitable(value) else value
+
+    def _report_block(self, what: str, seconds: float) -> None:
+        """A callback held the loop, and with it every other agent of the node: say which, in the log and as a fact."""
+        spent = round(seconds, 3)
+        log.warning("callback blocked the loop", extra={"agent": self._name, "callback": what, "seconds": spent})
+        self._ports.emit(self._name, "callback_blocked", self._number, {"callback": what, "seconds": spent})
+
+    # --- backend ----------------------------------------------------------------------------------------------------
+    async def _session(self, command: Call) -> Input:
+        try:
+            if command.hook == "start_session":
+                self._backend = self._factory(self._agent, command.args[0])
+                return self._with_session(await self._backend.start_session())
+            if command.hook == "resume_session":
+                return await self._resume(command)
+            if self._backend is not None:
+                await self._backend.terminate_session(_decoded(command.args[0]))
+            return Returned(NONE)
+        except BaseException as error:
+            if _is_cancelled(error):
+                raise
+            log.exception("the backend failed", extra={"agent": self._name, "call": command.hook})
+            return Raised(raised_error(error))
+
+    async def _resume(self, command: Call) -> Input:
+        raw, options, version = command.args
+        taken = await self._readable(command.state, version)
+        if isinstance(taken, ErrorBody):
+            return Unreadable(taken)
+        self._backend = self._factory(self._agent, options)
+        session = _decoded(raw)
+        resumed = await self._backend.resume_session(session)
+        kept = raw if resumed == session else _encoded(resumed)
+        return Returned(Choice(kind="session", session=kept), state=taken)
+
+    async def _readable(self, raw: Raw, version: int) -> Raw | ErrorBody:
+        """The state that replaces `raw`, which a class of `version` wrote; NOTHING where it stays, or why it cannot be read.
+
+        A state of this version is only read. One of another is migrated, or taken as it is where the class has no hook for that
+        and it fits; either way it is of this version from now on.
+        """
+        problem = ""
+        try:
+            self._state(raw)
+            if version == self._cls.state_version:
+                return NOTHING
+        except msgspec.MsgspecError as error:
+            problem = str(error)
+        if getattr(self._cls, "migrate_state", None) is not None:
+            return await self._migrate(raw, version)
+        if not problem:
+            return raw
+        return ErrorBody(
+            code="bad_state",
+            message=f"the stored state (version {version}) does not fit this class: {problem}; "
+            "give the class a migrate_state(old, version), or take its former version",
+        )
+
+    async def _migrate(self, raw: Raw, version: int) -> Raw | ErrorBody:
+        try:
+            state = await self._invoke("migrate_state", (msgspec.json.decode(raw), version))
+        except BaseException as error:
+            if _is_cancelled(error):
+                raise
+            log.exception("callback raised", extra={"agent": self._name, "callback": "migrate_state"})
+            return ErrorBody(code="bad_state", message=f"migrate_state raised {raised_error(error).message}")
+        found = self._codec.encode(state)
+        return ErrorBody(code=found.code, message=f"migrate_state: {found.message}") if isinstance(found, ErrorBody) else found
+
+    def _with_session(self, session: Any) -> Returned:
+        return Returned(Choice(kind="session", session=_encoded(session)))
+
+    # --- turns --------------------------------------------------------------------------------------------------------
+    @property
+    def turn_task(self) -> asyncio.Task[None] | None:
+        """The prompt task, if one was started."""
+        return self._turn
+
+    def start_turn(
+        self,
+        command: RunTurn,
+        feed: Callable[[Input], None],
+        live: Callable[[Event], None] | None,
+        steps: Steps | None = None,
+    ) -> bool:
+        """Start the prompt task; `feed` gets its `Ended`. Returns whether it still runs: a quick one is over at once."""
+        self._meter = BudgetMeter(command.purse, self._ports.prices, self._ports.monotonic)
+        self._steps = MeteredSteps(steps if steps is not None else UnjournaledSteps(), self._meter)
+        self._number = command.number
+        if self._tracing.on:
+            self._span = self._tracing.turn(self._name, command.request, command.number, command.trace)
+        task = self._turn = asyncio.Task(
+            self._run_turn(command, feed, live), loop=asyncio.get_running_loop(), name=self._title, eager_start=True
+        )
+        return not task.done()
+
+    async def kill_turn(self) -> None:
+        """End the prompt task: when this returns nothing of it runs on, or it is reported and its result will be dropped."""
+        task, self._turn = self._turn, None
+        self._forget_state()
+        if task is None or task.done():
+            return
+        task.cancel()
+        _, pending = await asyncio.wait((task,), timeout=KILL_PATIENCE_S)
+        if pending:
+            log.error("a turn does not end when cancelled", extra={"agent": self._name})
+
+    def end_span(self, error: str | None) -> None:
+        """The turn is committed, or lost: its span ends."""
+        if self._span is not None:
+            self._tracing.end(self._span, error)
+            self._span = None
+
+    async def _run_turn(self, command: RunTurn, feed: Callable[[Input], None], live: Callable[[Event], None] | None) -> None:
+        token = callback_context.current_context.set(callback_context.closed(_own_request(command.request)))
+        entered = self._tracing.enter(self._span, command.trace)
+        try:
+            ended = await self._consume(command, live)
+        except BaseException as error:
+            if _is_cancelled(error):
+                raise
+            # After a crash, state and session are those of the dispatch.
+            self._forget_state()
+            log.exception("a turn crashed", extra={"agent": self._name, "ref": command.request.ref})
+            ended = Ended(turn=command.number, error=crash_error(error))
+        finally:
+            self._tracing.leave(entered)
+            callback_context.current_context.reset(token)
+            self._count()
+        if ended.error is not None and self._meter is not None:
+            # What a backend says that cannot be encoded must not keep the turn's record from being written.
+            ended = msgspec.structs.replace(ended, usage=plain(self._meter.usage()))
+        feed(ended)
+
+    def spent(self) -> dict[str, Any] | None:
+        """What the newest turn has spent so far, as its outcome has it; None where it is nothing."""
+        found = plain(self._meter.usage()) if self._meter is not None else None
+        return found if isinstance(found, dict) else None
+
+    def _count(self) -> None:
+        """The run is over, by itself or killed: what it has spent is spent."""
+        if self._meter is None or not self._meter.usage():
+            return
+        made = self._meter.made()
+        self._ports.counters.spent(self._cls.__name__, made)
+        if self._span is not None and made.get("usd"):
+            self._span.set_attribute(semconv.COST, made["usd"])
+
+    async def _consume(self, command: RunTurn, live: Callable[[Event], None] | None) -> Ended:
+        backend, number, meter = self._backend, command.number, self._meter
+        assert backend is not None
+        assert meter is not None
+        began = self._ports.monotonic()
+        request = command.request
+        turn = Turn(self._name, request.ref, number, request.metadata, request.attachments, self._steps, meter)
+        try:
+            meter.check()
+            stream = await backend.prompt(_decoded(command.session), command.prompt, turn)
+        except (BackendError, BudgetExceeded) as error:
+            return Ended(turn=number, error=sound(ErrorBody.of(error)))
+        try:
+            if meter.patience_s is None:
+                events, last, streamed = await self._read(stream.events, command, live)
+            else:
+                async with _within(meter):
+                    events, last, streamed = await self._read(stream.events, command, live)
+        except BudgetExceeded as error:
+            # The session as at the turn's beginning: what was cut off in the middle has no whole one.
+            return Ended(turn=number, error=sound(ErrorBody.of(error)))
+        state = self._encode_streamed(streamed, command.state) if self._streams else NOTHING
+        if isinstance(state, ErrorBody):
+            return Ended(turn=number, error=state)
+        session = stream.session
+        if last is None:
+            missing = ErrorBody(code="no_terminal_event", message="the backend's stream ended without a result")
+            return Ended(turn=number, error=missing, state=state, session=_encoded(session))
+        if last.kind == "error":
+            return Ended(turn=number, error=terminal_error(last), state=state, session=_encoded(session))
+        session = backend.update_session(session, last.data)
+        session_id = last.data.get("session_id") or (session.get("session_id") if isinstance(session, dict) else None)
+        response = Response.of(events, round((self._ports.monotonic() - began) * 1000), session_id)
+        if response.usage is not (usage := meter.usage()):
+            response = msgspec.structs.replace(response, usage=usage)
+        problem = bad_response(response)
+        if problem is not None:
+            raise BackendError(f"the backend's result cannot be passed on: {problem}", details={"reason": "bad_result"})
+        return Ended(turn=number, response=response, state=state, session=_encoded(session))
+
+    async def _read(
+        self, stream: Any, command: RunTurn, live: Callable[[Event], None] | None
+    ) -> tuple[list[Event], Event | None, Any]:
+        """The stream's events up to its terminal one, and the state as `handle_stream_event` left it.
+
+        What comes behind the terminal event is never pulled.
+        """
+        events: list[Event] = []
+        state = self._state(command.state) if self._streams else None
+        try:
+            async for given in stream:
+                data = unicode.well_formed(given.data)
+                event = given if data is given.data else msgspec.structs.replace(given, data=data)
+                events.append(event)
+                if self._meter is not None:
+                    self._meter.observe(event)
+                if live is not None:
+                    live(event)
+                if self._streams:
+                    state = await self._observe(event, state)
+                if event.terminal:
+                    return events, event, state
+        finally:
+            close = getattr(stream, "aclose", None)
+            if close is not None:
+                with contextlib.suppress(Exception):
+                    await close()
+        return events, None, state
+
+    async def _observe(self, event: Event, state: Any) -> Any:
+        """`handle_stream_event`, on the loop: each call is timed as each step of an `async` callback is."""
+        began = perf_counter()
+        try:
+            value: Any = self._agent.handle_stream_event(event, state)
+        finally:
+            spent = perf_counter() - began
+            if spent > BLOCK_LIMIT_S:
+                self._report_block("handle_stream_event", spent)
+        return await timed(value, "handle_stream_event", self._report_block) if isinstance(value, Awaitable) else value
+
+    def _encode_streamed(self, state: Any, before: Raw) -> Raw | ErrorBody:
+        raw = self._codec.encode(state, before)
+        if isinstance(raw, Raw):
+            self._cached = (raw, state)
+            return raw
+        self._forget_state()
+        return ErrorBody(code=raw.code, message=f"handle_stream_event: {raw.message}")
+
+
+_SHARED = frozenset({"init_agent", "handle_error", "terminate_agent", "post_turn"})
+"""Callbacks whose arguments the turn machine goes on using: they get their own."""
+_SESSION_HOOKS = frozenset({"start_session", "resume_session", "terminate_session"})
+
+
+@contextlib.asynccontextmanager
+async def _within(meter: BudgetMeter) -> AsyncIterator[None]:
+    """The time that a turn's budget leaves.
+
+    Raises:
+        BudgetExceeded: it is over.
+    """
+    try:
+        async with asyncio.timeout(meter.patience_s) as bound:
+            yield
+    except TimeoutError:
+        if not bound.expired():
+            raise
+        raise meter.exceeded() from None
+
+
+def _own(argument: Any) -> Any:
+    """`argument` such that a callback may do to it what it likes."""
+    match argument:
+        case ErrorBody():
+            return ErrorBody(code=argument.code, message=argument.message, details=copy.deepcopy(argument.details)).exception()
+        case Outcome():
+            error = argument.error
+            if error is not None and error.details:
+                error = ErrorBody(code=error.code, message=error.message, details=copy.deepcopy(error.details))
+            return msgspec.structs.replace(argument, usage=copy.deepcopy(argument.usage), error=error)
+        case dict():
+            return copy.deepcopy(argument)
+    return argument
+
+
+def _own_request(request: callback_context.Request | None) -> callback_context.Request | None:
+    """The request with metadata of the callback's own."""
+    if request is None or not request.metadata:
+        return request
+    return msgspec.structs.replace(request, metadata=copy.deepcopy(request.metadata))
+
+
+def _is_cancelled(error: BaseException) -> bool:
+    """Whether this is the cancellation of the task that runs now (or its coroutine's end), not one that user code let escape."""
+    if isinstance(error, GeneratorExit):
+        return True
+    task = asyncio.current_task()
+    return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
+
+
+def _decoded(raw: Raw) -> Any:
+    return msgspec.json.decode(raw) if raw != NOTHING else None
+
+
+def _encoded(session: Any) -> Raw:
+    return Raw(unicode.encode(session))

@@ -1,0 +1,172 @@
+"""What a backend holds of its turn's durable part: `Turn.steps`, carried to the turn machine and back (design 6)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+from msgspec import Raw
+
+from agentmesh import names, unicode, wire
+from agentmesh.budget import Limits, limits_from
+from agentmesh.errors import BadRequest, MeshError, NotInCallback, TooLarge
+from agentmesh.turn.step_values import AskAgent, Taken, TakeStep, WaitOver
+from agentmesh.turn.values import Input, RunTurn
+from agentmesh.wire import ErrorBody, Outcome, PromptBody
+from agentmesh_node.services import Services
+
+MAX_WAIT_NAME = 256
+"""Longest name of a wait, in characters."""
+PROMPT_ROOM = 128 << 10
+"""What a request's headers, and its record, may need beside its body, in bytes."""
+
+
+class TurnSteps:
+    """The steps of one run of a turn. When the run is over, so is every wait here, and nothing more is taken."""
+
+    __slots__ = ("_closed", "_command", "_feed", "_s", "_steps", "_takes", "_waiting", "_waits")
+
+    def __init__(
+        self, services: Services, command: RunTurn, feed: Callable[[Input], None], waiting: Callable[[], object]
+    ) -> None:
+        """`feed` takes inputs for the turn machine; `waiting` is told when the turn begins to wait for an agent."""
+        self._s = services
+        self._command = command
+        self._feed = feed
+        self._waiting = waiting
+        self._steps = list(command.steps)
+        self._takes: dict[str, tuple[Raw, asyncio.Future[None]]] = {}
+        self._waits: dict[str, asyncio.Future[Outcome]] = {}
+        self._closed = False
+
+    # --- the backend's side -----------------------------------------------------------------------------------------
+    @property
+    def taken(self) -> tuple[Any, ...]:
+        """The steps that are committed, oldest first; what is done to them changes nothing."""
+        return tuple(msgspec.json.decode(step) for step in self._steps)
+
+    @property
+    def key(self) -> str:
+        """The turn's name (see `agentmesh.steps.Steps.key`)."""
+        return self._command.key
+
+    async def take(self, step: Any) -> None:
+        """Commit a step.
+
+        Raises:
+            TooLarge: it is more than a journal takes (`agentmesh.turn.steps`).
+            BadRequest: it is no JSON value.
+            NotInCallback: the turn is over.
+        """
+        self._check_open()
+        value = _encoded(step)
+        token = self._s.token()
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._takes[token] = value, future
+        self._feed(TakeStep(self._command.number, token, value))
+        await future
+
+    async def ask(
+        self,
+        wait: str,
+        agent: str,
+        prompt: str,
+        *,
+        timeout_s: float,
+        metadata: dict[str, Any] | None = None,
+        budget: dict[str, float] | None = None,
+    ) -> Outcome:
+        """Ask another agent (see `agentmesh.steps.Steps.ask`).
+
+        Raises:
+            NotInCallback: the turn is over.
+        """
+        self._check_open()
+        try:
+            limits = None if budget is None else limits_from(budget)
+            request = self._request(wait, agent, PromptBody(prompt=prompt, metadata=metadata or {}), timeout_s, limits)
+        except MeshError as error:
+            return Outcome(agent=agent, ref="", ok=False, error=ErrorBody.of(error))
+        future = self._waits.get(wait)
+        if future is None:
+            future = self._waits[wait] = asyncio.get_running_loop().create_future()
+            self._feed(request)
+            self._waiting()
+        # Shielded: one of several that wait for it may be cancelled.
+        return await asyncio.shield(future)
+
+    def _request(self, wait: str, agent: str, prompt: PromptBody, timeout_s: float, budget: Limits | None) -> AskAgent:
+        if not isinstance(wait, str) or not 0 < len(wait) <= MAX_WAIT_NAME:
+            raise BadRequest(f"a wait's name is a text of 1 to {MAX_WAIT_NAME} characters")
+        if not timeout_s >= 0:  # NaN is none either
+            raise BadRequest(f"timeout_s is a number of seconds, not {timeout_s}")
+        if not prompt.prompt:
+            raise BadRequest("the prompt is empty")
+        size = len(_encoded(prompt))
+        if size > self._s.transport.max_payload - PROMPT_ROOM:
+            raise TooLarge(f"the prompt takes {size} bytes, more than a message can hold: pass a reference instead")
+        wire.check_depth(prompt.metadata)
+        return AskAgent(
+            turn=self._command.number,
+            wait=wait,
+            agent=names.agent_name(agent),
+            prompt=prompt,
+            deadline=wire.check_time(self._s.now() + timeout_s),
+            budget=budget,
+            trace=self._s.tracing.headers(),
+        )
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise NotInCallback("the turn is over: it takes no more steps")
+
+    # --- the machine's side -----------------------------------------------------------------------------------------
+    def step_taken(self, command: Taken) -> None:
+        """The journal has a step, or refuses it."""
+        entry = self._takes.pop(command.token, None)
+        if entry is None:
+            return
+        value, future = entry
+        if command.error is None:
+            self._steps.append(value)  # also if whoever took it waits for it no longer
+        if future.done():
+            return
+        if command.error is None:
+            future.set_result(None)
+        else:
+            future.set_exception(command.error.exception())
+
+    @property
+    def waiting(self) -> bool:
+        """Whether the turn waits for an agent."""
+        return any(not future.done() for future in self._waits.values())
+
+    def wait_over(self, command: WaitOver) -> None:
+        """A wait has its outcome."""
+        future = self._waits.get(command.wait)
+        if future is not None and not future.done():
+            future.set_result(command.outcome)
+
+    def close(self) -> None:
+        """The run is over: whoever still waits here is cancelled."""
+        self._closed = True
+        for _, future in self._takes.values():
+            future.cancel()
+        for wait in self._waits.values():
+            wait.cancel()
+
+
+def _encoded(value: Any) -> Raw:
+    """`value` as JSON that can be read again. Lone surrogates in its texts are replaced: models give them, and the turn goes on.
+
+    Raises:
+        BadRequest: it cannot be written, or not be read again.
+    """
+    try:
+        raw = Raw(unicode.encode(value))
+        msgspec.json.decode(raw)
+    except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError) as error:
+        raise BadRequest(f"a step is a JSON value: {error}") from None
+    return raw

@@ -1,0 +1,70 @@
+"""docs/backends.md says what the code does: options, reasons, and examples that compile."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from agentmesh.tools.declared import DEFAULT_TIMEOUT_S, EFFECTS
+from agentmesh_node.backends.anthropic import failures
+from agentmesh_node.backends.anthropic.options import Options
+from agentmesh_node.tools.calls import MAX_RESULT
+
+PAGE = (Path(__file__).parents[3] / "docs" / "backends.md").read_text()
+
+
+def section(title: str) -> str:
+    """A section of the page, with those below it."""
+    level = re.search(rf"^(#+) {title}$", PAGE, re.MULTILINE)
+    assert level is not None, title
+    rest = PAGE[level.end() :]
+    end = re.search(rf"^#{{1,{len(level[1])}}} ", rest, re.MULTILINE)
+    return rest[: end.start()] if end else rest
+
+
+def first_column(text: str) -> set[str]:
+    """What stands in backticks in the first column of the section's tables."""
+    return {name for row in re.findall(r"^\| (`[^|]*) \|", text, re.MULTILINE) for name in re.findall(r"`([a-z_0-9]+)`", row)}
+
+
+def test_each_option_is_in_the_table_with_its_default() -> None:
+    table = section("anthropic").partition("### Errors")[0]
+    assert first_column(table) - {"option"} == set(Options.__struct_fields__)
+    defaults = {field.name: field.default for field in msgspec.structs.fields(Options)}
+    for name in ("model", "max_tokens", "timeout_s", "attempts", "max_wait_s", "max_iterations", "parallel_tools"):
+        row = re.search(rf"^\| `{name}` \| `?([^`|]*?)`? \|", table, re.MULTILINE)
+        assert row is not None
+        assert row[1] == str(defaults[name]).removesuffix(".0")
+
+
+def test_each_reason_is_in_the_table_and_says_whether_to_try_again() -> None:
+    table = section("Errors")
+    reasons = {
+        *failures._BY_TYPE.values(),
+        *failures._BY_STATUS.values(),
+        *failures._NEXT,
+        *failures.RETRYABLE,
+        *failures.REJECTED,
+    }
+    others = {"max_iterations", "not_installed", "bad_options", "bad_attachment", "tools_unavailable"}
+    assert first_column(table) - {"reason"} == reasons | others
+    for reason in reasons:
+        (row,) = [line for line in table.splitlines() if line.startswith("| ") and f"`{reason}`" in line.split("|")[1]]
+        assert row.split("|")[3].strip().startswith("yes" if reason in failures.RETRYABLE else "no"), row
+        assert ("leaves no trace" in row) is (reason in failures.REJECTED), row
+
+
+def test_effects_and_bounds_are_those_of_the_code() -> None:
+    tools = section("Tools")
+    assert first_column(tools) >= EFFECTS
+    assert f"({DEFAULT_TIMEOUT_S:g} s unless set)" in tools
+    assert f"{MAX_RESULT:,} characters" in tools
+
+
+@pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL))
+def test_examples_compile(block: str) -> None:
+    ast.parse(block)

@@ -1,0 +1,100 @@
+"""Loading agents from modules and files."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from agentmesh.agent import state_type
+from agentmesh.errors import InvalidAgent
+from agentmesh_node.process.agent_loader import load_agents
+
+AGENTS = """
+from __future__ import annotations
+import msgspec
+from agentmesh import Agent, Idle, Init
+class State(msgspec.Struct):
+    seen: int = 0
+class {kind}(Agent[State]):
+    async def init_agent(self, options):
+        return Init(State())
+    async def handle_response(self, ref, response, state):
+        return Idle(state)
+class _Base(Agent[State]):
+    pass
+"""
+
+
+@pytest.fixture(autouse=True)
+def clean_imports() -> Iterator[None]:
+    modules, path = set(sys.modules), list(sys.path)
+    yield
+    for name in set(sys.modules) - modules:
+        del sys.modules[name]
+    sys.path[:] = path
+
+
+def write(directory: Path, name: str, kind: str) -> Path:
+    path = directory / name
+    path.parent.mkdir(exist_ok=True, parents=True)
+    path.write_text(AGENTS.format(kind=kind))
+    return path
+
+
+def test_modules_files_and_lists_of_them(tmp_path: Path) -> None:
+    write(tmp_path, "first_agents.py", "Coder")
+    write(tmp_path, "team/__init__.py", "Lead")
+    write(tmp_path, "team/second.py", "Reader")
+    third = write(tmp_path / "else where", "third.py", "Writer")
+    kinds = load_agents(["first_agents,team.second", "team", str(third)], directory=tmp_path)
+    assert sorted(kinds) == ["Coder", "Lead", "Reader", "Writer"]
+    assert kinds["Writer"].__module__ == "third"
+    assert state_type(kinds["Coder"]).__name__ == "State"
+    again = load_agents(["first_agents.py"], directory=tmp_path)
+    assert again["Coder"] is kinds["Coder"]
+
+
+def test_a_file_named_like_a_known_module_does_not_replace_it(tmp_path: Path) -> None:
+    import json
+
+    kinds = load_agents([str(write(tmp_path, "json.py", "Coder"))])
+    assert list(kinds) == ["Coder"]
+    assert sys.modules["json"] is json
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("empty_agents", "x = 1", "defines no agents"),
+        ("broken_agents", "def (", "cannot be imported: SyntaxError"),
+        (
+            "raising_agents",
+            "raise RuntimeError('no key')",
+            r"cannot be imported: RuntimeError: no key \(raising_agents.py, line 1\)",
+        ),
+        (
+            "misusing_agents",
+            "from agentmesh import tool\n\ntool(effect='twice')",
+            r"not 'twice' \(misusing_agents.py, line 3\)",
+        ),
+        ("needy_agents", "import not_installed_here", "No module named 'not_installed_here'"),
+    ],
+)
+def test_what_cannot_be_loaded_says_why(tmp_path: Path, name: str, text: str, message: str) -> None:
+    (tmp_path / f"{name}.py").write_text(text)
+    for source in (name, f"{name}.py"):
+        with pytest.raises(InvalidAgent, match=message):
+            load_agents([source], directory=tmp_path)
+        sys.modules.pop(name, None)
+
+
+def test_absent_sources_and_two_agents_of_one_name(tmp_path: Path) -> None:
+    with pytest.raises(InvalidAgent, match="there is no module 'nowhere'"):
+        load_agents(["nowhere"], directory=tmp_path)
+    with pytest.raises(InvalidAgent, match=r"there is no file .*nowhere\.py"):
+        load_agents(["nowhere.py"], directory=tmp_path)
+    write(tmp_path, "one_agents.py", "Coder")
+    write(tmp_path, "two_agents.py", "Coder")
+    with pytest.raises(InvalidAgent, match="both define an agent Coder"):
+        load_agents(["one_agents", "two_agents"], directory=tmp_path)
