@@ -20,8 +20,6 @@ START_TIMEOUT_S = 15.0
 """How long the first connection may take."""
 CHECK_S = 0.25
 """How often a main loop says that it turns, and how often that is looked at."""
-STALL_LIMIT_S = 60.0
-"""How long a main loop may not have turned until its process ends: a hang is a death too (design 4)."""
 HUNG = 70
 """Exit code of a process whose loop hangs."""
 

@@ -14,8 +14,6 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from agentmesh.agent import Agent, overridden
 from agentmesh.backend import Backend, Room
 from agentmesh.edge.blobs import Blobs
@@ -25,13 +23,13 @@ from agentmesh.edge.registry import Registry, View
 from agentmesh.edge.streams import DUPLICATE_WINDOW_S
 from agentmesh.edge.transport import Transport
 from agentmesh.errors import BackendError
-from agentmesh.records import NOTHING
 from agentmesh.subjects import Subjects
 from agentmesh.turn.values import Config
 from agentmesh.wire import Restart, Spec
 from agentmesh_node.run_queue import RunQueue
+from agentmesh_node.settings import NodeSettings
 from agentmesh_node.store_loss import StreamEnds
-from agentmesh_node.telemetry.events import GATHER_S, Events, Handler
+from agentmesh_node.telemetry.events import GATHER_S, Events
 from agentmesh_node.telemetry.metrics import TurnMetrics
 from agentmesh_node.telemetry.tracing import Tracing
 from agentmesh_node.turns.budget_meter import prices_of, spec_limits
@@ -48,47 +46,6 @@ IDS = 256
 """Random ids that are made at a time."""
 CROWDED_REST_S = 0.2
 """Idle time after which an agent rests, and sleeps, on a node that has too many awake."""
-
-
-class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """How a node runs. Times are in seconds."""
-
-    node_id: str
-    agents: dict[str, type[Agent[Any]]]
-    """The kinds that it serves, by name."""
-    labels: dict[str, str] = {}
-    capacity: int = 0
-    """Most agents; 0 is no bound."""
-    root: str = "mesh"
-    lease_ttl_s: int = 3
-    """How long the node's lease outlives its last renewal; renewed every third of it."""
-    drain_s: float = 20.0
-    """Longest that a running turn may hold up a drain."""
-    rest_s: float = 1.0
-    """Idle time after which the journal says that there is nothing to do."""
-    passivate_s: float = 300.0
-    """Idle time after which only the agent's subscription is kept."""
-    stall_limit_s: float = 60.0
-    """How long the loop may hang until the process ends itself."""
-    awake: int = 5000
-    """Agents that may be loaded (some 20 kB each); when more are, idle ones sleep almost at once."""
-    activations: int = 64
-    """Agents that are activated at the same time, at most."""
-    children: int = 0
-    """Child processes (Claude Code, Codex) of one backend that run at the same time, at most; 0 is no bound. Further turns wait,
-    and their watchdogs run meanwhile. A turn that asks another agent keeps its place: bound to fewer than such turns, they wait
-    for one another until they time out."""
-    snapshot_records: int = 256
-    """Records of an agent's journal after which the next one is a snapshot: what a recovery reads at most."""
-    mailbox_limit: int = 1000
-    """The bound of a mail lane, as its stream has it."""
-    content: bool = False
-    """Whether lifecycle facts on the wire carry prompts, events and states."""
-    files: str = ""
-    """Directory under which backends keep their agents' files, each node in a part of its own; by default one of this user's
-    under the system's temporary directory."""
-    handlers: tuple[Handler, ...] = ()
-    """Called in this process for each lifecycle fact (agentmesh_node.telemetry.events), without content."""
 
 
 class Services:
@@ -273,4 +230,4 @@ def files_of(settings: NodeSettings) -> Path:
     return top / settings.root / settings.node_id
 
 
-__all__ = ["NOTHING", "NodeSettings", "Services"]
+__all__ = ["NodeSettings", "Services"]

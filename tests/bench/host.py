@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from agentmesh.edge.connection import connect
-from agentmesh_node.host.node import Node, NodeSettings
+from agentmesh_node.host.node import Node
 from agentmesh_node.process.agent_loader import load_agents
 from agentmesh_node.process.signals import StopSignal, run
+from agentmesh_node.settings import NodeSettings
 
 AGENTS = Path(__file__).with_name("agents.py")
 

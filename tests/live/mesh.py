@@ -26,8 +26,9 @@ from agentmesh.records import Record, decode_record
 from agentmesh.subjects import Subjects
 from agentmesh.wire import Outcome, decode_outcome
 from agentmesh_client import Mesh
-from agentmesh_node.host.node import Node, NodeSettings
+from agentmesh_node.host.node import Node
 from agentmesh_node.liveness_thread import LivenessThread
+from agentmesh_node.settings import NodeSettings
 from agentmesh_node.supervisor.supervisor import Supervisor
 from live import agents as live_agents
 from support import eventually

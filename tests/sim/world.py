@@ -16,8 +16,7 @@ from agentmesh.subjects import Subjects
 from agentmesh_client.client import Mesh
 from agentmesh_node.host.node import Node
 from agentmesh_node.liveness_thread import START_TIMEOUT_S
-from agentmesh_node.services import NodeSettings
-from agentmesh_node.settings import SupervisorSettings
+from agentmesh_node.settings import NodeSettings, SupervisorSettings
 from agentmesh_node.supervisor.supervisor import Supervisor
 from sim.agents import KINDS
 from sim.loop import Process, SimLoop

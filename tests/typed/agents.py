@@ -27,7 +27,7 @@ from agentmesh import (
 from agentmesh.callback_context import Request
 from agentmesh.errors import MeshError
 from agentmesh.wire import ErrorBody, Outcome
-from agentmesh_node.services import NodeSettings
+from agentmesh_node.settings import NodeSettings
 from agentmesh_node.telemetry.events import Fact
 
 

@@ -23,7 +23,8 @@ from agentmesh.errors import BadRequest, MeshError, failure
 from agentmesh.names import reply_subject
 from agentmesh.subjects import Subjects, node_key
 from agentmesh.wire import ControlRequest, NodeLease, NodeStats
-from agentmesh_node.liveness_thread import CHECK_S, STALL_LIMIT_S, LivenessLoop, begin
+from agentmesh_node.liveness_thread import CHECK_S, LivenessLoop, begin
+from agentmesh_node.settings import STALL_LIMIT_S
 
 log = logging.getLogger("agentmesh.node")
 

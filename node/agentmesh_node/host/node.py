@@ -33,7 +33,8 @@ from agentmesh_node.liveness_thread import LivenessLoop, LivenessThread
 from agentmesh_node.owner.claim import OwnershipLost
 from agentmesh_node.owner.mailbox import Mailbox
 from agentmesh_node.owner.owner import Owner
-from agentmesh_node.services import NodeSettings, Services
+from agentmesh_node.services import Services
+from agentmesh_node.settings import NodeSettings
 from agentmesh_node.store_loss import Acknowledged
 from agentmesh_node.supervisor.late_mail import Sweeper
 

@@ -10,7 +10,7 @@ import msgspec
 from agentmesh.wire import NodeLease, format_time
 from agentmesh_node.host.heartbeat import NodeFigures
 from agentmesh_node.host.placed_agent import PlacedAgent
-from agentmesh_node.services import NodeSettings
+from agentmesh_node.settings import NodeSettings
 
 MOST_BUSY = 256
 """Agents in a turn that a node names, at most."""

@@ -19,13 +19,13 @@ from agentmesh.edge.address import mesh_root, server_urls
 from agentmesh.edge.connection import NatsTransport, connect
 from agentmesh.errors import BadRequest, MeshError, Unavailable
 from agentmesh.subjects import Subjects
-from agentmesh_node.host.node import Node, NodeSettings
+from agentmesh_node.host.node import Node
 from agentmesh_node.liveness_thread import LivenessThread
 from agentmesh_node.process import environment, health, workers
 from agentmesh_node.process.agent_loader import load_agents
 from agentmesh_node.process.nats_server import EmbeddedServer
 from agentmesh_node.process.signals import EXIT_OK, StopSignal, default_id, report_error, run
-from agentmesh_node.settings import SupervisorSettings
+from agentmesh_node.settings import NodeSettings, SupervisorSettings
 from agentmesh_node.supervisor.supervisor import Supervisor
 from agentmesh_node.telemetry import logs, otel
 

@@ -11,8 +11,7 @@ import pytest
 from agentmesh.edge import streams
 from agentmesh.errors import BadRequest
 from agentmesh_node.process import environment
-from agentmesh_node.services import NodeSettings
-from agentmesh_node.settings import SupervisorSettings
+from agentmesh_node.settings import NodeSettings, SupervisorSettings
 
 STREAMS = SimpleNamespace(results_age_s=3600, results_bytes=streams.RESULTS_BYTES, duplicate_window_s=streams.DUPLICATE_WINDOW_S)
 PAGE = Path(__file__).parents[3] / "docs" / "operations.md"

@@ -8,7 +8,8 @@ from typing import Any
 
 from agentmesh.backend import Room
 from agentmesh_node.backends.scripted import ScriptedBackend
-from agentmesh_node.services import NodeSettings, files_of, takes_room
+from agentmesh_node.services import files_of, takes_room
+from agentmesh_node.settings import NodeSettings
 
 
 class Roomy:
