@@ -7,11 +7,12 @@ from contextlib import suppress
 
 import msgspec
 
+from agentmesh.edge.retry import CALL_RETRY
 from agentmesh.edge.transport import Disconnected, Message, NoResponders, RequestTimeout, Transport
 from agentmesh.errors import AskTimeout, Unavailable
 from agentmesh.subjects import Subjects
 from agentmesh.wire import ControlRequest, ErrorBody, Outcome, encode
-from agentmesh_client.retry import ABSENT_S, pauses, says_absent
+from agentmesh_client.retry import ABSENT_S, says_absent
 from agentmesh_client.spec_cache import SpecCache, unknown, waiting
 
 LOOK_S = 1.0
@@ -61,7 +62,7 @@ class Control:
         end = began + timeout
         subject, body = self._subjects.control(agent), encode(request)
         last: Exception | None = None
-        for pause in pauses():
+        for pause in CALL_RETRY:
             left = max(end - loop.time(), 0.05)
             sent = self._transport.connected
             try:

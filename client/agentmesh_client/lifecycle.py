@@ -18,13 +18,14 @@ from agentmesh.budget import limits_from
 from agentmesh.edge.clock import SYSTEM, Ambient
 from agentmesh.edge.jetstream import WrongLastSequence
 from agentmesh.edge.registry import Entry, Registry, decode_spec
+from agentmesh.edge.retry import CALL_RETRY
 from agentmesh.errors import AlreadyStarted, BadRequest, MeshError, StartError, Stopped, Unavailable
 from agentmesh.names import agent_name, token
 from agentmesh.subjects import spec_key
 from agentmesh.wire import Restart, RestartPolicy, Spec, check_depth_of, encode, format_time
 from agentmesh_client.directory import Directory
 from agentmesh_client.results import AgentInfo
-from agentmesh_client.retry import patiently, pauses
+from agentmesh_client.retry import patiently
 from agentmesh_client.spec_cache import SpecCache, failed, unknown, waiting
 from agentmesh_client.validation import json_bytes, seconds
 
@@ -107,12 +108,12 @@ class Starter:
     async def node_of(self, name: str, spec: Spec) -> str | None:
         """The node that runs this life. A spec that is `running` is placed, so a replica that does not show it yet is behind."""
         end = asyncio.get_running_loop().time() + PLACEMENT_S
-        for pause in pauses():
+        for pause in CALL_RETRY:
             node = await patiently(lambda: self._directory.node_of(name, spec.incarnation), PLACEMENT_S)
             if node is not None or spec.status != "running" or asyncio.get_running_loop().time() + pause > end:
                 return node
             await asyncio.sleep(pause)
-        raise AssertionError("pauses() never ends")
+        raise AssertionError("CALL_RETRY has no end")
 
     async def _claim(self, name: str, spec: Spec, end: float) -> None:
         """Make `spec` the one under `name`: a new key, or in place of a stopped one."""

@@ -13,6 +13,7 @@ from opentelemetry import propagate
 from agentmesh.edge.clock import SYSTEM, Ambient
 from agentmesh.edge.diagnosis import explain
 from agentmesh.edge.jetstream import Stored, Uncertain, store
+from agentmesh.edge.retry import CALL_RETRY
 from agentmesh.edge.soon import store_soon
 from agentmesh.edge.streams import DUPLICATE_WINDOW_S, duplicate_window
 from agentmesh.edge.transport import Transport
@@ -21,7 +22,6 @@ from agentmesh.names import token
 from agentmesh.subjects import Subjects
 from agentmesh.wire import Outcome
 from agentmesh_client.permission import last_report, refusal
-from agentmesh_client.retry import pauses
 
 SHORTEST_PAUSE_S = 1e-6
 """A pause shorter than this is none: no clock would show that it has passed."""
@@ -184,7 +184,7 @@ class _Retry:
         self._began = began
         self._end = began + timeout
         self._answer = answer
-        self._pauses = pauses()
+        self._pauses = iter(CALL_RETRY)
         self.uncertain = False
         """An attempt may have been stored."""
         self.reason: Unavailable | None = None

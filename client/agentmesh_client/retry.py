@@ -3,23 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 
 from agentmesh.edge.jetstream import Uncertain
+from agentmesh.edge.retry import CALL_RETRY
 from agentmesh.errors import MeshError, Unavailable
 
-FIRST_PAUSE_S = 0.02
-LONGEST_PAUSE_S = 1.0
 ABSENT_S = 2.0
 """How long a server may say that it has no such mesh before that is believed: one that has just started learns of its streams."""
-
-
-def pauses() -> Iterator[float]:
-    """Growing pauses between tries, in seconds, without end."""
-    pause = FIRST_PAUSE_S
-    while True:
-        yield pause
-        pause = min(pause * 2, LONGEST_PAUSE_S)
 
 
 async def patiently[T](call: Callable[[], Awaitable[T]], timeout: float) -> T:
@@ -37,7 +28,7 @@ async def patiently[T](call: Callable[[], Awaitable[T]], timeout: float) -> T:
     try:
         # A server that takes requests and answers none (it hangs, or is cut off) must not cost more than the caller grants.
         async with asyncio.timeout(timeout) as patience:
-            for pause in pauses():
+            for pause in CALL_RETRY:
                 try:
                     return await call()
                 except (Unavailable, Uncertain) as error:

@@ -12,11 +12,11 @@ import asyncio
 from collections.abc import Callable
 
 from agentmesh.edge.registry import Entry, Registry, Watch, decode_spec
+from agentmesh.edge.retry import CALL_RETRY
 from agentmesh.errors import AgentFailed, BadRequest, MeshError, NotFound, Stopped, Unavailable
 from agentmesh.names import agent_name
 from agentmesh.subjects import spec_key
 from agentmesh.wire import Spec
-from agentmesh_client.retry import pauses
 
 MOST_NAMES = 1024
 """Names watched at a time; the oldest that nobody waits for goes first."""
@@ -127,7 +127,7 @@ class SpecCache:
         """
         known = self._entry(agent)
         async with asyncio.timeout(timeout):
-            tries = pauses()
+            tries = iter(CALL_RETRY)
             while True:
                 if not known.fresh:
                     try:

@@ -25,6 +25,7 @@ from agentmesh.edge.jetstream import (
     read_all,
     store,
 )
+from agentmesh.edge.retry import ExponentialBackoff
 from agentmesh.edge.soon import store_soon
 from agentmesh.edge.transport import Transport
 from agentmesh.errors import Fenced, MeshError, NotFound, StoreLost, Unavailable
@@ -42,8 +43,7 @@ _ACK_S = 2.0
 """Wait for one acknowledgement: a stream's leader that dies takes it along, and the verdict can be asked of the next one."""
 _LOOK_S = 1.0
 """Wait for one answer of the leader: while there is none, nobody answers at all."""
-_FIRST_WAIT_S = 0.05
-_LONGEST_WAIT_S = 0.5
+_RETRY = ExponentialBackoff(0.05, 0.5)
 _LOSS_PROOF_S = 1.0
 """The loss of a record must be seen twice, this far apart, before it is believed."""
 
@@ -190,15 +190,13 @@ class Journal:
 
     # --- blobs ------------------------------------------------------------------------------------------------
     async def _put_blob(self, agent: str, body: bytes, headers: dict[str, str], deadline: float) -> bytes:
-        wait = _FIRST_WAIT_S
-        while True:
+        for pause in _RETRY:
             try:
                 name = await self._blobs.put(body)
                 break
             except (Unavailable, Uncertain) as error:
                 # Chunks of a failed try stay behind as garbage; no record names them.
-                await _pause_or_give_up(wait, deadline, error, fate="not_stored")
-            wait = min(2 * wait, _LONGEST_WAIT_S)
+                await _pause_or_give_up(pause, deadline, error, fate="not_stored")
         headers[BLOB] = name
         self._blob_names.setdefault(agent, set()).add(name)
         return msgspec.json.encode({"v": 1, "blob": name})
@@ -241,7 +239,7 @@ class _Append:
         """Find out what became of the first try, and try the same again until the store gives a verdict."""
         if not isinstance(trouble, WrongLastSequence | Uncertain | Unavailable):
             raise trouble  # refused for good
-        wait = _FIRST_WAIT_S
+        pauses = iter(_RETRY)
         while True:
             if isinstance(trouble, Uncertain):
                 self.sent = True
@@ -249,8 +247,7 @@ class _Append:
             seq = await self._verdict(trouble)
             if seq is not None:
                 return seq
-            await self._pause(wait, trouble)
-            wait = min(2 * wait, _LONGEST_WAIT_S)
+            await self._pause(next(pauses), trouble)
             try:
                 return await self._publish()
             except (WrongLastSequence, Uncertain, Unavailable) as error:
@@ -291,13 +288,12 @@ class _Append:
 
     async def _newest(self, trouble: Exception) -> StoredMessage | None:
         """The newest record from the leader, waiting for one. A loss is believed when it is seen twice."""
-        wait, lost_before = _FIRST_WAIT_S, False
+        pauses, lost_before = iter(_RETRY), False
         while True:
             try:
                 message = await get_last(self.transport, self.stream, self.subject, timeout=_LOOK_S)
             except Unavailable as error:
-                await self._pause(wait, error)
-                wait = min(2 * wait, _LONGEST_WAIT_S)
+                await self._pause(next(pauses), error)
                 continue
             if (message.seq if message is not None else 0) >= self.expected or lost_before:
                 return message

@@ -9,14 +9,13 @@ from typing import Any
 
 from agentmesh.edge.jetstream import ApiError, Uncertain, WrongLastSequence
 from agentmesh.edge.registry import Entry, Registry, View, Watch, decode_node, decode_spec
+from agentmesh.edge.retry import UPKEEP_RETRY
 from agentmesh.edge.transport import Transport
 from agentmesh.errors import BadRequest, MeshError
 from agentmesh.subjects import placement_key, spec_key
 from agentmesh_node.host.placed_agent import PlacedAgent
 
 LOOK_S = 0.02
-RETRY_S = 0.05
-MAX_RETRY_S = 2.0
 CUT_OFF_S = 2.0
 """How long a leaving node may be without a connection: it can hand nothing over, and the journals have all that counts."""
 log = logging.getLogger("agentmesh.node")
@@ -46,15 +45,15 @@ async def _cut_off(transport: Transport, monotonic: Callable[[], float]) -> None
 
 async def give_up(registry: Registry, key: str, generation: int, ended: Callable[[], bool]) -> None:
     """Delete a placement by revision: no agent is left without an owner, and no two owners fence each other for ever."""
-    wait = RETRY_S
-    while not ended():
+    for pause in UPKEEP_RETRY:
+        if ended():
+            return
         try:
             await registry.delete(key, generation)
             return
         except (MeshError, ApiError, Uncertain, WrongLastSequence) as error:
             log.debug("placement not deleted: %s", error, extra={"key": key})
-        await asyncio.sleep(wait)
-        wait = min(MAX_RETRY_S, wait * 2)
+        await asyncio.sleep(pause)
 
 
 class Handover:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 import msgspec
 
 from agentmesh.edge.jetstream import ApiError, Uncertain, WrongLastSequence
+from agentmesh.edge.retry import ExponentialBackoff
 from agentmesh.edge.transport import Disconnected
 from agentmesh.errors import MeshError, RequestError, TooLarge
 from agentmesh.records import Echo, Effect, Open, Resolve, SendMail, StartAgent, StopAgent, target_of
@@ -21,9 +22,8 @@ from agentmesh_node.owner.effect_handlers import EffectHandlers, Refused
 
 log = logging.getLogger("agentmesh.node")
 
-FIRST_WAIT_S = 0.02
-MAX_WAIT_S = 0.5
-"""Longest pause between two attempts: a stream whose leader was just elected should not wait long for what it was refused."""
+RETRY = ExponentialBackoff(0.02, 0.5)
+"""Short at its longest: a stream whose leader was just elected should not wait long for what it was refused."""
 PATIENCE_S = 30.0
 """How long a full mailbox, or a name that is being stopped, is tried before the effect comes back as `Undelivered`."""
 UNKNOWN_AFTER_S = 6 * 24 * 3600.0
@@ -138,12 +138,10 @@ class EffectQueue:
             self._workers.pop(target, None)
 
     async def _until_done(self, item: Item) -> None:
-        wait = FIRST_WAIT_S
-        while True:
-            await asyncio.sleep(wait)
+        for pause in RETRY:
+            await asyncio.sleep(pause)
             if await self._attempt(item):
                 return
-            wait = min(MAX_WAIT_S, wait * 2)
 
     async def _attempt(self, item: Item) -> bool:
         """Try once. Whether that was the end of it."""

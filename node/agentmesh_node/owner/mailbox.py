@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable, Mapping
 
 from agentmesh.edge.jetstream import ApiError, StoredMessage, get_last, get_next, read
+from agentmesh.edge.retry import ExponentialBackoff
 from agentmesh.edge.transport import Message, Transport
 from agentmesh.errors import MeshError
 from agentmesh.subjects import LANES, Subjects
@@ -20,8 +21,7 @@ from agentmesh.wire import Mail, decode_mail
 log = logging.getLogger("agentmesh.node")
 
 PAGE = 256
-RETRY_S = 0.05
-MAX_RETRY_S = 1.0
+RETRY = ExponentialBackoff(0.05, 1.0)
 
 
 class Mailbox:
@@ -81,8 +81,7 @@ class Mailbox:
     async def caught_up(self, *, proven: bool = False) -> None:
         """Return when everything stored before this call is delivered; `proven`: as the leader knows each lane, although
         copies may have been lost and a replica lag (design 3, The end: a sweep goes up to the lanes' last sequences)."""
-        wait = RETRY_S
-        while True:
+        for pause in RETRY:
             self.catch_up()
             while self._reader is not None and not self._reader.done():
                 await asyncio.wait((self._reader,))
@@ -91,8 +90,7 @@ class Mailbox:
                     return
             except (MeshError, ApiError) as error:
                 log.debug("mail cannot be read now: %s", error, extra={"agent": self._agent})
-            await asyncio.sleep(wait)
-            wait = min(MAX_RETRY_S, wait * 2)
+            await asyncio.sleep(pause)
 
     async def _nothing_beyond(self) -> bool:
         for name, seen in self._seen.items():
@@ -109,7 +107,7 @@ class Mailbox:
             await asyncio.wait((reader,))
 
     async def _read_all(self) -> None:
-        wait = RETRY_S
+        pauses = iter(RETRY)
         while True:
             try:
                 await self._notice_last()
@@ -117,14 +115,13 @@ class Mailbox:
                 await self._read_stream("timer")
             except (MeshError, ApiError) as error:
                 log.debug("mail cannot be read now: %s", error, extra={"agent": self._agent})
-                await asyncio.sleep(wait)
-                wait = min(MAX_RETRY_S, wait * 2)
+                await asyncio.sleep(next(pauses))
                 continue
             if self._complete():
                 # No await between this check and trusting live copies again: nothing can slip in between.
                 self._behind = False
                 return
-            await asyncio.sleep(RETRY_S)  # a replica lags behind what a live copy has shown
+            await asyncio.sleep(RETRY.first_s)  # a replica lags behind what a live copy has shown
 
     async def _notice_last(self) -> None:
         """What the leader has: a replica that is read may lag behind it."""

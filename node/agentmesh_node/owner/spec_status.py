@@ -12,6 +12,7 @@ import msgspec
 from agentmesh import wire
 from agentmesh.edge.jetstream import ApiError, Uncertain, WrongLastSequence
 from agentmesh.edge.registry import decode_spec
+from agentmesh.edge.retry import UPKEEP_RETRY
 from agentmesh.errors import MeshError
 from agentmesh.subjects import spec_key
 from agentmesh.wire import AgentStatus, ErrorBody
@@ -19,8 +20,6 @@ from agentmesh_node.services import Services
 
 log = logging.getLogger("agentmesh.node")
 
-RETRY_S = 0.05
-MAX_RETRY_S = 2.0
 _FROM: dict[AgentStatus, tuple[AgentStatus, ...]] = {
     "running": ("wanted", "failed"),
     "failed": ("wanted", "running"),
@@ -75,18 +74,18 @@ class StatusWriter:
                 await asyncio.wait((task,))
 
     async def _write_all(self) -> None:
-        wait, stale = RETRY_S, False
+        pauses, stale = iter(UPKEEP_RETRY), False
         while self._wanted:
             status, reason = self._wanted[0]
             try:
                 await self._write(status, reason, look=stale)
             except (MeshError, ApiError, WrongLastSequence, Uncertain) as error:
                 log.debug("status not written: %s", error, extra={"agent": self._agent, "status": status})
-                await asyncio.sleep(wait)
-                wait, stale = min(MAX_RETRY_S, wait * 2), True
+                await asyncio.sleep(next(pauses))
+                stale = True
                 continue
             self._wanted.popleft()
-            wait, stale = RETRY_S, False
+            pauses, stale = iter(UPKEEP_RETRY), False
 
     async def _write(self, status: AgentStatus, reason: ErrorBody | None, *, look: bool) -> None:
         """Write over what the live copy shows; after a failure (`look`) over what the leader has."""

@@ -14,6 +14,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
+from agentmesh.edge.retry import ExponentialBackoff
 from agentmesh.errors import MeshError
 from agentmesh_node.process.health import serving
 from agentmesh_node.process.signals import EXIT_OK, StopSignal
@@ -22,8 +23,7 @@ log = logging.getLogger("agentmesh.workers")
 
 PARENT = "MESH_WORKER_OF"
 """Names the process that keeps this one: a worker whose keeper is gone drains and ends."""
-FIRST_PAUSE_S = 0.2
-MAX_PAUSE_S = 10.0
+RESTART = ExponentialBackoff(0.2, 10.0)
 LASTED_S = 30.0
 """A worker that ran so long has not died of its start: the pause begins anew."""
 LOOK_S = 1.0
@@ -101,7 +101,7 @@ class Workers:
                     process.send_signal(number)
 
     async def _keep(self, own_id: str) -> None:
-        pause = FIRST_PAUSE_S
+        pauses = iter(RESTART)
         loop = asyncio.get_running_loop()
         while not self._stopping:
             began = loop.time()
@@ -112,11 +112,11 @@ class Workers:
                 return
             if own_id not in self._were_ready:
                 raise StartFailed(own_id, code)
-            log.error("a worker ended; starting it again", extra={"worker": own_id, "exit_code": code, "pause_s": pause})
             if loop.time() - began > LASTED_S:
-                pause = FIRST_PAUSE_S
+                pauses = iter(RESTART)
+            pause = next(pauses)
+            log.error("a worker ended; starting it again", extra={"worker": own_id, "exit_code": code, "pause_s": pause})
             await asyncio.sleep(pause)
-            pause = min(2 * pause, MAX_PAUSE_S)
 
     async def _run(self, own_id: str) -> tuple[int, bool]:
         """One life of a worker: its exit code, and whether it was ready once."""

@@ -27,6 +27,7 @@ import msgspec
 from agentmesh.edge.batches import in_parts
 from agentmesh.edge.clock import SYSTEM, Ambient
 from agentmesh.edge.registry import Entry, Registry, View
+from agentmesh.edge.retry import UPKEEP_RETRY
 from agentmesh.edge.transport import Disconnected, Message, NoResponders, RequestTimeout, Subscription, Transport
 from agentmesh.errors import BadRequest, MeshError, Unavailable
 from agentmesh.names import node_id, reply_subject
@@ -48,8 +49,6 @@ logger = logging.getLogger("agentmesh.supervisor")
 
 PATTERNS = ("agents.>", "nodes.*", "placements.>")
 """Registry keys that a supervisor follows."""
-_RETRY_S = 0.05
-_MAX_RETRY_S = 2.0
 _LEASE_S = 0.5
 """How long the deletion of a dead node's lease may hold up the placing of its agents."""
 _ASKS_S = 2.0
@@ -126,7 +125,7 @@ class Supervisor:
         self._settled_at = 0.0
         self._replan_at = 0.0
         self._retry_at: float | None = None
-        self._retries = 0
+        self._pauses = iter(UPKEEP_RETRY)
         self._dead_boots: dict[str, str] = {}
         self._doomed: dict[str, int] = {}
         self._waiting_since: dict[str, float] = {}
@@ -447,11 +446,9 @@ class Supervisor:
     def _done(self, all_of_it: bool) -> None:
         """After some writes: what failed is tried again, less and less often while it goes on failing."""
         if all_of_it:
-            self._retries = 0
+            self._pauses = iter(UPKEEP_RETRY)
             return
-        pause = min(_RETRY_S * 2**self._retries, _MAX_RETRY_S)
-        self._retries += 1
-        self._retry_at = asyncio.get_running_loop().time() + pause
+        self._retry_at = asyncio.get_running_loop().time() + next(self._pauses)
 
     # --- reasons --------------------------------------------------------------------------------------------------
     def _note_waits(self, looked_at: set[str], now: float) -> None:

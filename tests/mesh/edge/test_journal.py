@@ -11,6 +11,7 @@ from agentmesh.edge import jetstream as js
 from agentmesh.edge import journal as journal_module
 from agentmesh.edge.blobs import Blobs
 from agentmesh.edge.journal import Journal, Settling
+from agentmesh.edge.retry import ExponentialBackoff
 from agentmesh.edge.streams import ensure
 from agentmesh.edge.transport import Headers, Message, RequestTimeout, Transport
 from agentmesh.errors import BadRequest, Fenced, StoreLost, Unavailable
@@ -38,7 +39,7 @@ NO_VERDICT = replaced(b'{"error":{"code":400,"err_code":10164,"description":"wro
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(journal_module, "_LOSS_PROOF_S", 0.05)
-    monkeypatch.setattr(journal_module, "_FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr(journal_module, "_RETRY", ExponentialBackoff(0.01, 0.5))
     yield
 
 
