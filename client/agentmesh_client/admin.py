@@ -19,7 +19,7 @@ REBALANCE_S = 30.0
 LOOK_S = 0.1
 
 
-class _Reply(msgspec.Struct, frozen=True):
+class _AdminReply(msgspec.Struct, frozen=True):
     moving: int = 0
     error: ErrorBody | None = None
 
@@ -74,7 +74,7 @@ class Operator:
                 raise AskTimeout(f"node {node} has not left within {timeout:g} s; it goes on draining, see `mesh nodes`")
             await asyncio.sleep(LOOK_S)
 
-    async def _ask(self, process: str, request: ControlRequest, timeout: float = REQUEST_S) -> _Reply:
+    async def _ask(self, process: str, request: ControlRequest, timeout: float = REQUEST_S) -> _AdminReply:
         try:
             message = await self._transport.request(self._subjects.node(process), encode(request), timeout=timeout)
         except NoResponders:
@@ -83,7 +83,7 @@ class Operator:
             raise AskTimeout(f"{process} did not answer within {timeout:g} s; it may hang, see `mesh nodes`") from None
         except Disconnected:
             raise Unavailable("there is no connection to NATS now; try again") from None
-        reply = msgspec.json.decode(message.data, type=_Reply)
+        reply = msgspec.json.decode(message.data, type=_AdminReply)
         if reply.error is not None:
             raise reply.error.exception()
         return reply

@@ -18,7 +18,7 @@ from agentmesh.names import agent_name, token
 from agentmesh.subjects import Subjects
 from agentmesh.wire import Attachment, ControlRequest, Outcome, Restart, RestartPolicy, Status
 from agentmesh_client.asks import AskSender, PromptOptions
-from agentmesh_client.control import Control, Reply
+from agentmesh_client.control import Control, ControlReply
 from agentmesh_client.dead import DeadLetters
 from agentmesh_client.directory import Directory
 from agentmesh_client.history import Historian
@@ -284,7 +284,7 @@ class Mesh:
             As `status`.
         """
         request = ControlRequest(op="interrupt", ref=None if ref is None else token(ref, "ref"))
-        return (await self._request(agent, request, Reply, timeout, repeat=ref is not None)).interrupted
+        return (await self._request(agent, request, ControlReply, timeout, repeat=ref is not None)).interrupted
 
     async def cancel(self, agent: str, ref: str, *, timeout: float = CONTROL_S) -> bool:
         """Remove a prompt that waits; its outcome is `cancelled`. False if it is not waiting (any more).
@@ -293,7 +293,7 @@ class Mesh:
             As `status`.
         """
         request = ControlRequest(op="cancel", ref=token(ref, "ref"))
-        return (await self._request(agent, request, Reply, timeout, repeat=True)).cancelled
+        return (await self._request(agent, request, ControlReply, timeout, repeat=True)).cancelled
 
     async def resume(self, agent: str, *, timeout: float = CONTROL_S) -> bool:
         """Let a halted agent go on, or revive a failed one. Durable when this returns; False if there was nothing to resume.
@@ -301,7 +301,7 @@ class Mesh:
         Raises:
             As `status`.
         """
-        resumed = (await self._request(agent, ControlRequest(op="resume"), Reply, timeout, repeat=True)).resumed
+        resumed = (await self._request(agent, ControlRequest(op="resume"), ControlReply, timeout, repeat=True)).resumed
         if resumed:
             # An ask right behind it must not be refused by what the registry said before.
             with suppress(TimeoutError):
@@ -339,7 +339,7 @@ class Mesh:
         )
         # Only before it is due is a repetition sure to set the same timer: once that has fired, it would set another.
         repeat = at is not None and wire.parse_time(instant(at, "at")) > self._ambient.now() + timeout
-        reply = await self._request(agent, request, Reply, timeout, repeat=repeat)
+        reply = await self._request(agent, request, ControlReply, timeout, repeat=repeat)
         due = None if reply.due is None else dt.datetime.fromtimestamp(wire.parse_time(reply.due), dt.UTC)
         return TimerSet(id=timer_id, due=due)
 
@@ -350,7 +350,7 @@ class Mesh:
             As `status`.
         """
         request = ControlRequest(op="cancel_timer", id=token(timer_id, "timer id"))
-        return (await self._request(agent, request, Reply, timeout, repeat=True)).cancelled
+        return (await self._request(agent, request, ControlReply, timeout, repeat=True)).cancelled
 
     # --- lives ----------------------------------------------------------------------------------------------------
     async def start_agent(

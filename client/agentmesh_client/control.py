@@ -21,7 +21,7 @@ ATTEMPT_S = 2.0
 """Wait for one reply to a request that may be repeated."""
 
 
-class Reply(msgspec.Struct, frozen=True, kw_only=True):
+class ControlReply(msgspec.Struct, frozen=True, kw_only=True):
     """Any reply but a status."""
 
     error: ErrorBody | None = None

@@ -12,7 +12,7 @@ from agentmesh.errors import BadRequest, NotFound
 from agentmesh.names import agent_name
 from agentmesh.subjects import LANES, Subjects
 from agentmesh.wire import FROM, TRACE_HEADERS, ControlRequest, ErrorBody
-from agentmesh_client.control import Control, Reply
+from agentmesh_client.control import Control, ControlReply
 from agentmesh_client.mailer import Mailer
 from agentmesh_client.results import DeadLetter
 from agentmesh_client.spec_cache import SpecCache
@@ -48,7 +48,7 @@ class DeadLetters:
         if known is not None and known.trusted and FROM in message.headers:
             # Only a node may speak in another agent's name: the owner sends it again.
             request = ControlRequest(op="resend", ref=str(seq))
-            ref = (await self._control.ask(agent, request, Reply, timeout=timeout, repeat=True)).ref
+            ref = (await self._control.ask(agent, request, ControlReply, timeout=timeout, repeat=True)).ref
             await upkeep.delete(self._t, self._stream, seq)
             return ref or ""
         prompt = lane == "self" or (known is not None and known.kind == "prompt")

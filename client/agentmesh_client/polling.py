@@ -10,7 +10,7 @@ from agentmesh.errors import NotFound, Unavailable
 from agentmesh.names import agent_name, token
 from agentmesh.subjects import Subjects
 from agentmesh.wire import ControlRequest, Outcome, decode_outcome
-from agentmesh_client.control import Control, Reply
+from agentmesh_client.control import Control, ControlReply
 from agentmesh_client.results import PollResult
 from agentmesh_client.spec_cache import SpecCache
 
@@ -38,7 +38,9 @@ class Poller:
         if stored is not None:
             return _completed(stored.data)
         try:
-            answer = await self._control.ask(agent, ControlRequest(op="poll", ref=ref), Reply, timeout=timeout, repeat=True)
+            answer = await self._control.ask(
+                agent, ControlRequest(op="poll", ref=ref), ControlReply, timeout=timeout, repeat=True
+            )
         except NotFound:
             return await self._last_look(agent, ref)
         except Unavailable:

@@ -125,7 +125,7 @@ _CONTENT: dict[str, type[Text | Thinking | ToolUse | ToolResult]] = {
 }
 
 
-class Reader:
+class EventReader:
     """Makes events of the messages of one stream, in order. No I/O."""
 
     def __init__(self) -> None:
@@ -224,7 +224,7 @@ class LiveTurn:
         """`result` is called when the wait for `ask` is over, and raises if that brought no outcome."""
         self._ask = ask
         self._result = result
-        self._reader = Reader()
+        self._reader = EventReader()
         self._bodies: deque[bytes] = deque(maxlen=BUFFER)
         self._events: deque[LiveEvent] = deque()
         self._news = asyncio.Event()

@@ -31,7 +31,7 @@ class Request(msgspec.Struct, frozen=True):
     attachments: tuple[Attachment, ...] = ()
 
 
-class Reply(msgspec.Struct, frozen=True):
+class DeferredReply(msgspec.Struct, frozen=True):
     """An ask to answer a deferred request. The turn machine makes it an effect if the request is still open."""
 
     ref: str
@@ -39,7 +39,7 @@ class Reply(msgspec.Struct, frozen=True):
     error: ErrorBody | None = None
 
 
-type Ask = Effect | Reply
+type Ask = Effect | DeferredReply
 
 
 class Context:
@@ -97,7 +97,7 @@ class Context:
         body = ErrorBody(code="backend_error", message=error) if isinstance(error, str) else None
         if isinstance(error, MeshError):
             body = ErrorBody.of(error)
-        self._add(Reply(ref, text, body))
+        self._add(DeferredReply(ref, text, body))
 
     def start_agent(
         self,

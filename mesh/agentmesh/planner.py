@@ -88,7 +88,7 @@ class Remove(msgspec.Struct, frozen=True):
     reason: str
 
 
-class Wait(msgspec.Struct, frozen=True):
+class Unplaced(msgspec.Struct, frozen=True):
     """No node can take `agent` now: nobody runs it."""
 
     agent: str
@@ -108,7 +108,7 @@ class Plan(msgspec.Struct, frozen=True):
 
     place: tuple[Place, ...] = ()
     remove: tuple[Remove, ...] = ()
-    wait: tuple[Wait, ...] = ()
+    wait: tuple[Unplaced, ...] = ()
     end: tuple[End, ...] = ()
 
 
@@ -121,7 +121,7 @@ def plan(world: World, agents: Iterable[str] | None = None) -> Plan:
 
     The same arguments give the same plan, whatever the order of the mappings.
     """
-    run = _Run(world)
+    run = _PlanRun(world)
     names = sorted(world.specs.keys() | world.placements.keys() if agents is None else set(agents))
     # Two passes: every place that is given up must be free before the first is taken, or a full node would look full twice.
     homeless = [vacancy for name in names if (vacancy := run.settle(name)) is not None]
@@ -135,7 +135,7 @@ def surplus(world: World) -> dict[str, tuple[str, ...]]:
 
     Nothing is taken away: a node gives them up when it can, and `plan` places them on the nodes with the fewest agents.
     """
-    run = _Run(world)
+    run = _PlanRun(world)
     here: dict[_Needs, dict[str, list[str]]] = {}
     for agent in sorted(world.placements, reverse=True):
         spec, by_node = world.specs.get(agent), world.placements[agent]
@@ -189,7 +189,7 @@ class _Vacancy(msgspec.Struct, frozen=True):
     why: str
 
 
-class _Run:
+class _PlanRun:
     """The working state of one plan."""
 
     def __init__(self, world: World) -> None:
@@ -197,7 +197,7 @@ class _Run:
         self.loads = dict(world.loads)
         self.place: list[Place] = []
         self.remove: list[Remove] = []
-        self.wait: list[Wait] = []
+        self.wait: list[Unplaced] = []
         self.end: list[End] = []
         self._fitting: dict[_Needs, frozenset[str]] = {}
         self._pools: dict[_Needs, list[tuple[int, str]]] = {}
@@ -294,7 +294,7 @@ class _Run:
         reason = vacancy.why if stays is None else f"the newer placement on {stays} counts"
         self._drop(agent, _without(vacancy.held, stays), reason, spec.incarnation)
         needs = None if spec.status == "stopping" else _needs(spec)
-        self.wait.append(Wait(agent, self._reason(needs)))
+        self.wait.append(Unplaced(agent, self._reason(needs)))
 
     def _take(self, needs: _Needs) -> str | None:
         """The least loaded open node for `needs`, counted as taken."""

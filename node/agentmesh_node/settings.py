@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from agentmesh.agent import Agent
-from agentmesh_node.telemetry.events import Handler
+from agentmesh_node.telemetry.events import FactHandler
 
 STALL_LIMIT_S = 60.0
 """How long a main loop may not have turned until its process ends: a hang is a death too (design 4)."""
@@ -50,7 +50,7 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
     files: str = ""
     """Directory under which backends keep their agents' files, each node in a part of its own; by default one of this user's
     under the system's temporary directory."""
-    handlers: tuple[Handler, ...] = ()
+    handlers: tuple[FactHandler, ...] = ()
     """Called in this process for each lifecycle fact (agentmesh_node.telemetry.events), without content."""
 
 

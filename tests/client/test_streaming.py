@@ -30,7 +30,7 @@ from agentmesh_client import (
     streaming,
 )
 from agentmesh_client.cli.streaming import Screen, totals
-from agentmesh_client.streaming import Reader
+from agentmesh_client.streaming import EventReader
 from client.fake_owner import World, world
 from support import Server, eventually, run
 
@@ -42,8 +42,8 @@ def message(kind: str, seq: int, owner: int = 5, run: str = "a", **fields: Any) 
     return json.dumps({**HEAD, "type": kind, "seq": seq, "owner": owner, "run": run, **fields}).encode()
 
 
-def read(*bodies: bytes) -> tuple[Reader, list[LiveEvent]]:
-    reader = Reader()
+def read(*bodies: bytes) -> tuple[EventReader, list[LiveEvent]]:
+    reader = EventReader()
     return reader, [event for body in bodies for event in reader.read(body)]
 
 
@@ -159,7 +159,7 @@ def test_what_is_no_event_is_left_out(body: bytes) -> None:
 )
 def test_whatever_is_lost_the_numbers_add_up(runs: list[tuple[int, list[bool]]]) -> None:
     """What was read and what is reported missed is all that was sent, up to the last that came; void text is gone."""
-    reader, owner, spoken = Reader(), 0, ""
+    reader, owner, spoken = EventReader(), 0, ""
     for growth, arrived in runs:
         owner += growth
         events = [

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
 
-from agentmesh.planner import Placed, Plan, Wait, World, explain, plan, surplus
+from agentmesh.planner import Placed, Plan, Unplaced, World, explain, plan, surplus
 from agentmesh.wire import AgentStatus, NodeLease, Spec
 
 Placements = dict[tuple[str, str], Placed]
@@ -52,7 +52,7 @@ def owners(world: World) -> Mapping[str, list[str]]:
 @pytest.mark.case(221)
 def test_an_agent_whose_kind_nobody_serves_waits_and_starts_when_a_node_comes() -> None:
     world = World.of({"a": spec("B")}, {"n1": lease("A")}, {})
-    assert plan(world) == Plan(wait=(Wait("a", "no live node serves kind B"),))
+    assert plan(world) == Plan(wait=(Unplaced("a", "no live node serves kind B"),))
     assert explain(world, "a") == "a waits: no live node serves kind B (n1: other kind)"
 
     world = World.of({"a": spec("B")}, {"n1": lease("A"), "n2": lease("B")}, {})
@@ -99,7 +99,7 @@ def test_a_node_that_is_gone_loses_its_agents_to_the_others() -> None:
 
 
 def test_an_agent_whose_only_node_is_gone_waits_with_its_placement() -> None:
-    assert plan(World.of({"a": spec()}, {}, on("n1"))) == Plan(wait=(Wait("a", "no node is live"),))
+    assert plan(World.of({"a": spec()}, {}, on("n1"))) == Plan(wait=(Unplaced("a", "no node is live"),))
 
 
 def test_of_several_placements_the_highest_revision_counts() -> None:
@@ -161,7 +161,7 @@ def test_a_draining_node_keeps_its_agents_until_it_gives_them_up_and_gets_nothin
 def test_who_leaves_a_draining_node_waits_where_no_other_has_room() -> None:
     nodes = {"n1": lease(draining=True), "n2": lease(capacity=1)}
     made = plan(World.of({"a": spec(), "b": spec()}, nodes, on("n2", "b")))
-    assert made == Plan(wait=(Wait("a", "no node that fits has room"),))
+    assert made == Plan(wait=(Unplaced("a", "no node that fits has room"),))
 
 
 def test_a_cordoned_node_keeps_what_it_has_and_gets_nothing() -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from agentmesh_client.cli import exits
-from agentmesh_client.cli.common import DEFAULTS, AgentName, Options, Pairs, json_object, json_or_text, pairs, session
+from agentmesh_client.cli.common import DEFAULTS, AgentName, GlobalOptions, Pairs, json_object, json_or_text, pairs, session
 
 if TYPE_CHECKING:
     from agentmesh.wire import Status
@@ -30,7 +30,7 @@ async def start(
     budget: str | None = None,
     timeout: float = 30.0,
     no_wait: Flag = False,
-    options: Options = DEFAULTS,
+    options: GlobalOptions = DEFAULTS,
 ) -> int:
     """Start an agent, and wait until a node runs it.
 
@@ -84,7 +84,7 @@ async def start(
     return exits.OK
 
 
-async def stop(name: AgentName, /, *, timeout: float = 30.0, no_wait: Flag = False, options: Options = DEFAULTS) -> int:
+async def stop(name: AgentName, /, *, timeout: float = 30.0, no_wait: Flag = False, options: GlobalOptions = DEFAULTS) -> int:
     """End an agent's life and free its name; who waits for it is answered `stopped`.
 
     Parameters
@@ -103,7 +103,7 @@ async def stop(name: AgentName, /, *, timeout: float = 30.0, no_wait: Flag = Fal
     return exits.OK
 
 
-async def ps(*, every: Annotated[Flag, Parameter(name="--all")] = False, options: Options = DEFAULTS) -> int:
+async def ps(*, every: Annotated[Flag, Parameter(name="--all")] = False, options: GlobalOptions = DEFAULTS) -> int:
     """List the agents.
 
     Parameters
@@ -124,7 +124,7 @@ async def ps(*, every: Annotated[Flag, Parameter(name="--all")] = False, options
     return exits.OK
 
 
-async def nodes(*, options: Options = DEFAULTS) -> int:
+async def nodes(*, options: GlobalOptions = DEFAULTS) -> int:
     """List the live nodes."""
     from agentmesh_client.cli.output import Printer, age
 
@@ -141,7 +141,7 @@ async def nodes(*, options: Options = DEFAULTS) -> int:
     return exits.OK
 
 
-async def status(name: AgentName, /, *, content: Flag = False, timeout: float = 10.0, options: Options = DEFAULTS) -> int:
+async def status(name: AgentName, /, *, content: Flag = False, timeout: float = 10.0, options: GlobalOptions = DEFAULTS) -> int:
     """Show what an agent is doing.
 
     Parameters
@@ -159,7 +159,7 @@ async def status(name: AgentName, /, *, content: Flag = False, timeout: float = 
     return exits.OK
 
 
-async def history(name: AgentName, /, *, content: Flag = False, options: Options = DEFAULTS) -> int:
+async def history(name: AgentName, /, *, content: Flag = False, options: GlobalOptions = DEFAULTS) -> int:
     """Show the turns that an agent has had in this life, from its journal.
 
     Parameters

@@ -13,7 +13,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from agentmesh_client.cli import exits
-from agentmesh_client.cli.common import DEFAULTS, AgentName, Options, Pairs, Text, json_object, json_or_text, read_text, session
+from agentmesh_client.cli.common import (
+    DEFAULTS,
+    AgentName,
+    GlobalOptions,
+    Pairs,
+    Text,
+    json_object,
+    json_or_text,
+    read_text,
+    session,
+)
 
 if TYPE_CHECKING:
     from agentmesh.wire import Outcome
@@ -33,7 +43,7 @@ Ref = Annotated[str, Parameter(help="The request's ref, as `tell` prints it.")]
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
-class PromptOptions:
+class PromptFlags:
     """What can go with a prompt."""
 
     metadata: str | None = None
@@ -86,7 +96,7 @@ class PromptOptions:
         return {name: bound for name, bound in bounds.items() if bound is not None} or None
 
 
-NO_EXTRAS = PromptOptions()
+NO_EXTRAS = PromptFlags()
 
 
 def ask(
@@ -96,8 +106,8 @@ def ask(
     *,
     timeout: float = 600.0,
     stream: Flag = False,
-    extras: PromptOptions = NO_EXTRAS,
-    options: Options = DEFAULTS,
+    extras: PromptFlags = NO_EXTRAS,
+    options: GlobalOptions = DEFAULTS,
 ) -> Coroutine[Any, Any, int]:
     """Prompt an agent and print its answer.
 
@@ -117,11 +127,11 @@ def ask(
 
 type _Accepted = asyncio.Future[str]
 """The ref of the prompt, once it is stored."""
-type _Asking = Callable[[Mesh, dict[str, Any], _Accepted, Options], Coroutine[Any, Any, Outcome]]
+type _Asking = Callable[[Mesh, dict[str, Any], _Accepted, GlobalOptions], Coroutine[Any, Any, Outcome]]
 """Asks with the arguments of `Mesh.ask`, gives the future the ref once it is known, prints an answer, returns the outcome."""
 
 
-async def _awaited(mesh: Mesh, prompt: dict[str, Any], accepted: _Accepted, options: Options) -> Outcome:
+async def _awaited(mesh: Mesh, prompt: dict[str, Any], accepted: _Accepted, options: GlobalOptions) -> Outcome:
     from agentmesh_client.cli.output import Printer
 
     outcome = await mesh.ask_outcome(**prompt, on_accepted=accepted.set_result)
@@ -132,7 +142,7 @@ async def _awaited(mesh: Mesh, prompt: dict[str, Any], accepted: _Accepted, opti
     return outcome
 
 
-async def _streamed(mesh: Mesh, prompt: dict[str, Any], accepted: _Accepted, options: Options) -> Outcome:
+async def _streamed(mesh: Mesh, prompt: dict[str, Any], accepted: _Accepted, options: GlobalOptions) -> Outcome:
     from agentmesh_client.cli.output import Printer
     from agentmesh_client.cli.streaming import Screen, print_json
 
@@ -156,7 +166,7 @@ async def _streamed(mesh: Mesh, prompt: dict[str, Any], accepted: _Accepted, opt
     return outcome
 
 
-async def _ask(prompt: dict[str, Any], asking: _Asking, options: Options) -> int:
+async def _ask(prompt: dict[str, Any], asking: _Asking, options: GlobalOptions) -> int:
     from agentmesh_client.cli.output import Printer
 
     printer = Printer(options)
@@ -229,8 +239,8 @@ def tell(
     /,
     *,
     timeout: float = 30.0,
-    extras: PromptOptions = NO_EXTRAS,
-    options: Options = DEFAULTS,
+    extras: PromptFlags = NO_EXTRAS,
+    options: GlobalOptions = DEFAULTS,
 ) -> Coroutine[Any, Any, int]:
     """Prompt an agent without waiting for its answer; print the ref, which `mesh poll` takes.
 
@@ -242,7 +252,7 @@ def tell(
     return _tell(name, read_text(text), timeout, extras, options)
 
 
-async def _tell(name: str, text: str, timeout: float, extras: PromptOptions, options: Options) -> int:
+async def _tell(name: str, text: str, timeout: float, extras: PromptFlags, options: GlobalOptions) -> int:
     from agentmesh_client.cli.output import Printer
 
     async with session(options, timeout) as mesh:
@@ -251,7 +261,7 @@ async def _tell(name: str, text: str, timeout: float, extras: PromptOptions, opt
     return exits.OK
 
 
-async def poll(name: AgentName, ref: Ref, /, *, timeout: float = 10.0, options: Options = DEFAULTS) -> int:
+async def poll(name: AgentName, ref: Ref, /, *, timeout: float = 10.0, options: GlobalOptions = DEFAULTS) -> int:
     """Show what became of a request: its answer, its error, or `pending`.
 
     Parameters
@@ -275,7 +285,9 @@ async def poll(name: AgentName, ref: Ref, /, *, timeout: float = 10.0, options: 
     return exits.OK
 
 
-def notify(name: AgentName, event: Text, /, *, timeout: float = 30.0, options: Options = DEFAULTS) -> Coroutine[Any, Any, int]:
+def notify(
+    name: AgentName, event: Text, /, *, timeout: float = 30.0, options: GlobalOptions = DEFAULTS
+) -> Coroutine[Any, Any, int]:
     """Send an event to an agent: a JSON value, or text that is not JSON.
 
     Parameters
@@ -286,7 +298,7 @@ def notify(name: AgentName, event: Text, /, *, timeout: float = 30.0, options: O
     return _notify(name, read_text(event), timeout, options)
 
 
-async def _notify(name: str, event: str, timeout: float, options: Options) -> int:
+async def _notify(name: str, event: str, timeout: float, options: GlobalOptions) -> int:
     from agentmesh_client.cli.output import Printer
 
     async with session(options, timeout) as mesh:
@@ -298,7 +310,7 @@ async def _notify(name: str, event: str, timeout: float, options: Options) -> in
     return exits.OK
 
 
-async def cancel(name: AgentName, ref: Ref, /, *, timeout: float = 10.0, options: Options = DEFAULTS) -> int:
+async def cancel(name: AgentName, ref: Ref, /, *, timeout: float = 10.0, options: GlobalOptions = DEFAULTS) -> int:
     """Remove a prompt that waits; one that runs is not touched (see `mesh interrupt`).
 
     Parameters
@@ -311,7 +323,9 @@ async def cancel(name: AgentName, ref: Ref, /, *, timeout: float = 10.0, options
     return _done(options, "cancelled", done, f"request {ref} does not wait")
 
 
-async def interrupt(name: AgentName, /, *, ref: str | None = None, timeout: float = 10.0, options: Options = DEFAULTS) -> int:
+async def interrupt(
+    name: AgentName, /, *, ref: str | None = None, timeout: float = 10.0, options: GlobalOptions = DEFAULTS
+) -> int:
     """Kill an agent's running turn; its caller gets the error `interrupted`.
 
     Parameters
@@ -326,7 +340,7 @@ async def interrupt(name: AgentName, /, *, ref: str | None = None, timeout: floa
     return _done(options, "interrupted", done, "no such turn was running")
 
 
-async def resume(name: AgentName, /, *, timeout: float = 10.0, options: Options = DEFAULTS) -> int:
+async def resume(name: AgentName, /, *, timeout: float = 10.0, options: GlobalOptions = DEFAULTS) -> int:
     """Let a halted agent go on, or revive a failed one.
 
     Parameters
@@ -339,7 +353,7 @@ async def resume(name: AgentName, /, *, timeout: float = 10.0, options: Options 
     return _done(options, "resumed", done, f"{name} was neither halted nor failed")
 
 
-def _done(options: Options, what: str, done: bool, otherwise: str) -> int:
+def _done(options: GlobalOptions, what: str, done: bool, otherwise: str) -> int:
     """Print the reply of a control request. Nothing to do is no failure."""
     from agentmesh_client.cli.output import Printer
 

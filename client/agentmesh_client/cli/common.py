@@ -24,7 +24,7 @@ Pairs = Annotated[list[str] | None, Parameter(negative="")]
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class GlobalOptions:
     """Options that every verb takes."""
 
     nats: Annotated[str | None, Parameter(group=_GLOBAL)] = None
@@ -39,13 +39,13 @@ class Options:
     """Log in detail, and show where an error comes from."""
 
 
-DEFAULTS = Options()
+DEFAULTS = GlobalOptions()
 CONNECT_S = 3.0
 """Wait for a server; somebody sits in front of the terminal."""
 
 
 @asynccontextmanager
-async def session(options: Options, timeout: float = CONNECT_S) -> AsyncIterator[Mesh]:
+async def session(options: GlobalOptions, timeout: float = CONNECT_S) -> AsyncIterator[Mesh]:
     """A connection to the mesh that the options name. A server that is there and does not answer is waited for as long as the
     verb's own `timeout` in seconds.
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import App, Parameter
 
 from agentmesh_client.cli import exits
-from agentmesh_client.cli.common import DEFAULTS, AgentName, Options, session
+from agentmesh_client.cli.common import DEFAULTS, AgentName, GlobalOptions, session
 
 if TYPE_CHECKING:
     from agentmesh_client import DeadLetter
@@ -19,7 +19,7 @@ app = App(name="dead", help="List, read, send again or remove mail that an agent
 
 
 @app.command
-async def ls(name: AgentName, /, *, content: Flag = False, options: Options = DEFAULTS) -> int:
+async def ls(name: AgentName, /, *, content: Flag = False, options: GlobalOptions = DEFAULTS) -> int:
     """List an agent's dead letters.
 
     Parameters
@@ -42,7 +42,7 @@ async def ls(name: AgentName, /, *, content: Flag = False, options: Options = DE
 
 
 @app.command
-async def show(name: AgentName, letter: Letter, /, *, options: Options = DEFAULTS) -> int:
+async def show(name: AgentName, letter: Letter, /, *, options: GlobalOptions = DEFAULTS) -> int:
     """Show one dead letter with its body."""
     from agentmesh.errors import NotFound
     from agentmesh_client.cli.output import Printer, age, fields
@@ -65,7 +65,7 @@ async def show(name: AgentName, letter: Letter, /, *, options: Options = DEFAULT
 
 
 @app.command
-async def retry(name: AgentName, letter: Letter, /, *, options: Options = DEFAULTS) -> int:
+async def retry(name: AgentName, letter: Letter, /, *, options: GlobalOptions = DEFAULTS) -> int:
     """Send a dead letter again, and print the new ref. It leaves the list; if it fails again it comes back."""
     from agentmesh_client.cli.output import Printer
 
@@ -82,7 +82,7 @@ async def purge(
     /,
     *,
     every: Annotated[Flag, Parameter(name="--all")] = False,
-    options: Options = DEFAULTS,
+    options: GlobalOptions = DEFAULTS,
 ) -> int:
     """Remove a dead letter, or all of an agent.
 

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from agentmesh.wire import Outcome, encode_outcome
-from agentmesh_client.cli.common import Options
+from agentmesh_client.cli.common import GlobalOptions
 from agentmesh_client.results import PollResult
 
 _COLOURS = {"running": "32", "failed": "31", "stopping": "33", "wanted": "33", "stopped": "2"}
@@ -20,7 +20,7 @@ _COLOURS = {"running": "32", "failed": "31", "stopping": "33", "wanted": "33", "
 class Printer:
     """Prints in the way that the global options ask for."""
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: GlobalOptions) -> None:
         self._output = options.output
         self._quiet = options.quiet
 

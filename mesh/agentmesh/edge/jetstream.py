@@ -116,7 +116,7 @@ class _GetReply(msgspec.Struct):
     error: ServerError | None = None
 
 
-class _Reply(msgspec.Struct):
+class _ApiReply(msgspec.Struct):
     error: ServerError | None = None
 
 
@@ -125,7 +125,7 @@ LAST_SCHEDULE = 9_214_646_400.0
 
 _ack = msgspec.json.Decoder(_Ack)
 _got = msgspec.json.Decoder(_GetReply)
-_reply = msgspec.json.Decoder(_Reply)
+_reply = msgspec.json.Decoder(_ApiReply)
 _encode = msgspec.json.Encoder().encode
 _last_number = re.compile(r"(\d+)\s*$")
 

@@ -21,7 +21,6 @@ from __future__ import annotations
 from agentmesh.tools.declared import (
     AgentTool,
     Done,
-    Effect,
     FunctionTool,
     McpHttp,
     McpStdio,
@@ -32,6 +31,9 @@ from agentmesh.tools.declared import (
     agent_tool,
     declared,
     tool,
+)
+from agentmesh.tools.declared import (
+    ToolEffect as Effect,
 )
 
 __all__ = [

@@ -24,12 +24,12 @@ from agentmesh.tools.signature import Signature, ToolCall, signature_of
 __all__ = [
     "AgentTool",
     "Done",
-    "Effect",
     "FunctionTool",
     "McpHttp",
     "McpStdio",
     "NotDone",
     "ToolCall",
+    "ToolEffect",
     "ToolError",
     "ToolSpec",
     "agent_tool",
@@ -37,8 +37,8 @@ __all__ = [
     "tool",
 ]
 
-type Effect = Literal["pure", "idempotent", "once"]
-EFFECTS: frozenset[str] = frozenset(get_args(Effect.__value__))
+type ToolEffect = Literal["pure", "idempotent", "once"]
+EFFECTS: frozenset[str] = frozenset(get_args(ToolEffect.__value__))
 DEFAULT_TIMEOUT_S = 60.0
 AGENT_TIMEOUT_S = 600.0
 _POLICY = "__agentmesh_tool__"
@@ -70,7 +70,7 @@ class ToolSpec(msgspec.Struct, frozen=True):
 
 
 class _Policy(msgspec.Struct, frozen=True):
-    effect: Effect = "once"
+    effect: ToolEffect = "once"
     timeout_s: float = DEFAULT_TIMEOUT_S
     reconcile: Callable[..., Any] | None = None
     name: str | None = None
@@ -84,7 +84,7 @@ class FunctionTool(msgspec.Struct, frozen=True):
     function: Callable[..., Any]
     """Bound already, if it is a method of the agent."""
     signature: Signature
-    effect: Effect
+    effect: ToolEffect
     timeout_s: float
     reconcile: Callable[..., Any] | None
 
@@ -105,7 +105,7 @@ class _Mcp(msgspec.Struct, frozen=True, kw_only=True):
     """Its tools are called `<name>__<tool>` before the model."""
     only: tuple[str, ...] | None = None
     """The tools that the model may see, by the server's own names; all where it is None."""
-    effects: Mapping[str, Effect] = {}
+    effects: Mapping[str, ToolEffect] = {}
     """Effects by the server's own names of the tools. Where one is missing the server's hints count (`readOnlyHint` is `pure`,
     `idempotentHint` is `idempotent`), else it is `once`."""
     timeout_s: float = DEFAULT_TIMEOUT_S
@@ -147,7 +147,7 @@ def tool[F: Callable[..., Any]](function: F, /) -> F: ...
 @overload
 def tool[F: Callable[..., Any]](
     *,
-    effect: Effect = "once",
+    effect: ToolEffect = "once",
     timeout_s: float = DEFAULT_TIMEOUT_S,
     reconcile: Callable[..., Any] | None = None,
     name: str | None = None,
@@ -159,7 +159,7 @@ def tool(
     function: Callable[..., Any] | None = None,
     /,
     *,
-    effect: Effect = "once",
+    effect: ToolEffect = "once",
     timeout_s: float = DEFAULT_TIMEOUT_S,
     reconcile: Callable[..., Any] | None = None,
     name: str | None = None,

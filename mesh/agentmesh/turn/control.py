@@ -27,13 +27,13 @@ from agentmesh.turn.lifecycle import boot, finish
 from agentmesh.turn.poison import begin
 from agentmesh.turn.steps import end_undelivered, expire_waits, file_answer, take_answers
 from agentmesh.turn.values import (
-    Answer,
+    AnswerControl,
     Arrived,
     AskTimer,
     Cancel,
     Core,
-    Done,
     DropTimer,
+    EffectsDone,
     Emit,
     GaveUp,
     Input,
@@ -115,7 +115,7 @@ def on_interrupt(core: Core, item: Interrupt, out: Out) -> None:
     hit = active is not None and item.ref in (None, active.ref)
     if item.token:
         # Interrupting an idle agent does nothing, and is fine.
-        out.append(Answer(item.token, {"interrupted": hit}))
+        out.append(AnswerControl(item.token, {"interrupted": hit}))
     if hit:
         kill(core, ErrorBody(code="interrupted", message="the turn was interrupted"), item.usage, out)
 
@@ -129,14 +129,14 @@ def bound(core: Core, item: Input) -> Input:
 
 def on_interrupt_elsewhere(core: Core, item: Interrupt, out: Out) -> None:
     if item.token:
-        out.append(Answer(item.token, {"interrupted": False}))
+        out.append(AnswerControl(item.token, {"interrupted": False}))
 
 
 def on_resume(core: Core, item: Resume, out: Out) -> None:
     """Clear `halted` and run what waits. Answered after its record; without a halt nothing changes."""
     if not core.work.halted:
         if item.token:
-            out.append(Answer(item.token, {"resumed": False}))
+            out.append(AnswerControl(item.token, {"resumed": False}))
         return
     core.work = structs.replace(core.work, halted=False)
     answer_later(core, item.token, {"resumed": True})
@@ -158,7 +158,7 @@ def on_resume_failed(core: Core, item: Resume, out: Out) -> None:
 
 def on_resume_elsewhere(core: Core, item: Resume, out: Out) -> None:
     if item.token:
-        out.append(Answer(item.token, {"resumed": False}))
+        out.append(AnswerControl(item.token, {"resumed": False}))
 
 
 def on_cancel(core: Core, item: Cancel, out: Out) -> None:
@@ -167,7 +167,7 @@ def on_cancel(core: Core, item: Cancel, out: Out) -> None:
     queued = next((q for q in (core.work.next, *core.work.queue) if q is not None and q.ref == item.ref), None)
     if mail is None and queued is None:
         if item.token:
-            out.append(Answer(item.token, {"cancelled": False}))
+            out.append(AnswerControl(item.token, {"cancelled": False}))
         return
     if mail is not None:
         core.prompts = tuple(m for m in core.prompts if m is not mail)
@@ -218,7 +218,7 @@ def on_drop_timer(core: Core, item: DropTimer, out: Out) -> None:
     known = item.id in core.work.timers
     if not known:
         if item.token:
-            out.append(Answer(item.token, {"cancelled": False}))
+            out.append(AnswerControl(item.token, {"cancelled": False}))
         return
     answer_later(core, item.token, {"cancelled": True})
     _add_effect(core, CancelTimer(id=item.id), out)
@@ -246,7 +246,7 @@ def on_trim(core: Core, item: Trim, out: Out) -> None:
 
 
 # --- effects ------------------------------------------------------------------------------------------------------
-def on_done(core: Core, item: Done, out: Out) -> None:
+def on_done(core: Core, item: EffectsDone, out: Out) -> None:
     """The server has these; the next record says so."""
     core.done = (*core.done, *[o for o in item.origins if o in core.ledger.effects and o not in core.done])
     if core.inflight is not None:

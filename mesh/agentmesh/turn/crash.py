@@ -6,7 +6,7 @@ from msgspec import structs
 
 from agentmesh.turn.draft import Out, commit
 from agentmesh.turn.poison import begin, give_up
-from agentmesh.turn.values import TO_IDLE, Call, Core, Emit, Misbehaved, Phase, Raised, Returned
+from agentmesh.turn.values import TO_IDLE, Core, Emit, Misbehaved, Phase, Raised, Returned, RunCallback
 from agentmesh.wire import ErrorBody
 
 
@@ -26,7 +26,7 @@ def begin_crash(core: Core, error: ErrorBody, out: Out) -> None:
         out.append(TO_IDLE)
     if "terminate_agent" in core.config.hooks:
         core.phase = Phase.CRASHING
-        out.append(Call(hook="terminate_agent", args=(error,), state=core.ledger.state))
+        out.append(RunCallback(hook="terminate_agent", args=(error,), state=core.ledger.state))
     else:
         record_crash(core, out)
 

@@ -32,18 +32,18 @@ from agentmesh.turn.steps import release_answers, resumed, take_answers, taken_s
 from agentmesh.turn.values import (
     TO_PROCESSING,
     Active,
-    Call,
     Choice,
     Cleared,
     Core,
     Emit,
-    Ended,
     KillTurn,
     Misbehaved,
     Phase,
     Raised,
     Returned,
+    RunCallback,
     RunTurn,
+    TurnEnded,
 )
 from agentmesh.wire import ErrorBody, Mail
 
@@ -193,10 +193,10 @@ def _begin(core: Core, active: Active, out: Out) -> None:
         _run(core, out)
 
 
-def _call(core: Core, hook: str, args: tuple[Any, ...] = ()) -> Call:
+def _call(core: Core, hook: str, args: tuple[Any, ...] = ()) -> RunCallback:
     active = core.active
     assert active is not None
-    return Call(hook=hook, args=args, state=core.work.state, request=active.request(), trace=active.trace)
+    return RunCallback(hook=hook, args=args, state=core.work.state, request=active.request(), trace=active.trace)
 
 
 def _returned(core: Core, item: Returned) -> None:
@@ -277,7 +277,7 @@ def on_pre_turn(core: Core, item: Returned | Misbehaved | Raised, out: Out) -> N
 
 
 # --- the turn's end -------------------------------------------------------------------------------------------------
-def on_ended(core: Core, item: Ended, out: Out) -> None:
+def on_ended(core: Core, item: TurnEnded, out: Out) -> None:
     active = core.active
     if active is None or item.turn != active.number:
         return  # a late result of a killed turn
@@ -392,7 +392,9 @@ def _halt(core: Core, out: Out) -> bool:
         return False
     core.phase = Phase.POST_RUN
     request = core.active.request() if core.active else None
-    out.append(Call(hook="post_run", state=core.work.state, request=request, trace=core.active.trace if core.active else {}))
+    out.append(
+        RunCallback(hook="post_run", state=core.work.state, request=request, trace=core.active.trace if core.active else {})
+    )
     return True
 
 
@@ -419,7 +421,7 @@ def drain(core: Core, out: Out) -> None:
             continue
         core.phase = Phase.HANDLING
         core.trace = trace
-        out.append(Call(hook="handle_event", args=(event,), state=core.work.state, sender=sender, trace=trace))
+        out.append(RunCallback(hook="handle_event", args=(event,), state=core.work.state, sender=sender, trace=trace))
         return
     if core.active is not None:
         finish_turn(core, out)

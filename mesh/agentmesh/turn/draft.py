@@ -9,7 +9,7 @@ from typing import Any
 from msgspec import structs
 
 from agentmesh import ledger as book
-from agentmesh.callback_context import Reply
+from agentmesh.callback_context import DeferredReply
 from agentmesh.outcomes import capped, outcome_limit
 from agentmesh.records import (
     Bury,
@@ -26,7 +26,7 @@ from agentmesh.records import (
     TurnInfo,
 )
 from agentmesh.subjects import LANES
-from agentmesh.turn.values import Answer, Append, Command, Core, Emit, Inflight, Phase, Then
+from agentmesh.turn.values import AnswerControl, Append, Command, Core, Emit, Inflight, Phase, Then
 from agentmesh.wire import ErrorBody, Mail, Outcome, parse_time
 
 type Out = list[Command]
@@ -156,7 +156,7 @@ def repeats(core: Core, mail: Mail) -> str | None:
 def apply_replies(core: Core) -> None:
     """Turn the draft's asks into effects. Of several replies to one request the first wins; the others are dropped."""
     for ask in core.asks:
-        if not isinstance(ask, Reply):
+        if not isinstance(ask, DeferredReply):
             core.effects = (*core.effects, ask)
             continue
         entry = core.work.deferred.get(ask.ref)
@@ -268,4 +268,4 @@ def settle(core: Core, *, seq: int, nonce: str, at: float, size: int) -> tuple[I
 def answer_later(core: Core, token: str, body: dict[str, Any]) -> None:
     """Answer a control request once the draft is committed."""
     if token:
-        core.answers = (*core.answers, Answer(token, body))
+        core.answers = (*core.answers, AnswerControl(token, body))

@@ -12,15 +12,15 @@ from agentmesh.turn.draft import Out, caller_of, commit, consume, end_request, i
 from agentmesh.turn.steps import release_answers, withdraw
 from agentmesh.turn.values import (
     Backoff,
-    Call,
+    BackoffOver,
     Core,
     Emit,
     KillTurn,
     Misbehaved,
     Phase,
     Raised,
-    Restarted,
     Returned,
+    RunCallback,
     SetStatus,
     Start,
     Stop,
@@ -50,7 +50,7 @@ def on_start(core: Core, item: Start, out: Out) -> None:
         out.append(SetStatus("failed", core.ledger.failed))
     elif core.ledger.phase == "new":
         core.phase = Phase.INIT
-        out.append(Call(hook="init_agent", args=(core.config.options,)))
+        out.append(RunCallback(hook="init_agent", args=(core.config.options,)))
     else:
         boot(core, out)
 
@@ -59,7 +59,7 @@ def boot(core: Core, out: Out) -> None:
     """Take up an initialised agent: its backend's session, then its own local resources."""
     core.phase = Phase.SESSION
     out.append(
-        Call(
+        RunCallback(
             hook="resume_session",
             args=(core.ledger.session, core.ledger.backend_options, core.ledger.state_version),
             state=core.ledger.state,
@@ -77,7 +77,7 @@ def on_init(core: Core, item: Returned | Misbehaved | Raised, out: Out) -> None:
     )
     core.asks = item.asks
     core.phase = Phase.SESSION
-    out.append(Call(hook="start_session", args=(item.choice.backend,), state=item.state))
+    out.append(RunCallback(hook="start_session", args=(item.choice.backend,), state=item.state))
 
 
 def on_session(core: Core, item: Returned | Misbehaved | Raised | Unreadable, out: Out) -> None:
@@ -113,7 +113,7 @@ def activate(core: Core, out: Out) -> None:
     """Run `activate_agent`, then what the life still lacks."""
     if "activate_agent" in core.config.hooks:
         core.phase = Phase.ACTIVATE
-        out.append(Call(hook="activate_agent", state=core.work.state))
+        out.append(RunCallback(hook="activate_agent", state=core.work.state))
     else:
         activated(core, out)
 
@@ -131,7 +131,7 @@ def activated(core: Core, out: Out) -> None:
     out.append(SetStatus("running"))
     if core.ledger.phase == "init":
         core.phase = Phase.PRE_RUN
-        out.append(Call(hook="pre_run", state=core.work.state))
+        out.append(RunCallback(hook="pre_run", state=core.work.state))
     elif core.asks:
         commit(core, "ready", out)
     else:
@@ -168,7 +168,7 @@ def after_crash(core: Core, out: Out) -> None:
         out.append(Backoff(min(MAX_BACKOFF_S, BACKOFF_S * 2 ** (crashes - 1))))
 
 
-def on_restarted(core: Core, item: Restarted, out: Out) -> None:
+def on_restarted(core: Core, item: BackoffOver, out: Out) -> None:
     core.reason = None
     boot(core, out)
 
@@ -203,7 +203,7 @@ def begin_end(core: Core, reason: ErrorBody, out: Out, *, asked: bool = False) -
     core.work = structs.replace(core.work, failed=None if asked else reason)
     core.phase = Phase.ENDING
     if ran and "terminate_agent" in core.config.hooks:
-        out.append(Call(hook="terminate_agent", args=(reason,), state=core.ledger.state))
+        out.append(RunCallback(hook="terminate_agent", args=(reason,), state=core.ledger.state))
     elif ran:
         _end_session(core, out)
     else:
@@ -217,7 +217,7 @@ def on_ending(core: Core, item: Returned | Misbehaved | Raised, out: Out) -> Non
 
 def _end_session(core: Core, out: Out) -> None:
     core.phase = Phase.CLOSING
-    out.append(Call(hook="terminate_session", args=(core.ledger.session,)))
+    out.append(RunCallback(hook="terminate_session", args=(core.ledger.session,)))
 
 
 def on_closing(core: Core, item: Returned | Misbehaved | Raised, out: Out) -> None:

@@ -21,16 +21,16 @@ from agentmesh.turn.step_values import AskAgent, Circled, TakeStep
 from agentmesh.turn.values import (
     Arrived,
     AskTimer,
+    BackoffOver,
     Cancel,
     Cleared,
     Command,
     Committed,
     Config,
     Core,
-    Done,
     DropTimer,
+    EffectsDone,
     Emit,
-    Ended,
     GaveUp,
     Input,
     Interrupt,
@@ -39,7 +39,6 @@ from agentmesh.turn.values import (
     Phase,
     Raised,
     Rest,
-    Restarted,
     Resume,
     Retire,
     Returned,
@@ -50,6 +49,7 @@ from agentmesh.turn.values import (
     Then,
     Tick,
     Trim,
+    TurnEnded,
     Unreadable,
     Watchdog,
 )
@@ -91,7 +91,7 @@ TABLE: dict[Phase, dict[type, Move]] = {
     P.PRE_RUN: _callback(lifecycle.on_pre_run, P.COMMITTING, *_END),
     P.IDLE: {
         Arrived: Move(control.on_arrived, _NEXT),
-        Done: Move(control.on_done, _NEXT),
+        EffectsDone: Move(control.on_done, _NEXT),
         Resume: Move(control.on_resume, (P.IDLE, P.COMMITTING)),
         Cancel: Move(control.on_cancel, (P.IDLE, P.COMMITTING)),
         AskTimer: Move(control.on_ask_timer, (P.COMMITTING,)),
@@ -108,7 +108,7 @@ TABLE: dict[Phase, dict[type, Move]] = {
     },
     P.PRE_TURN: _callback(dispatch.on_pre_turn, P.TURN, P.POST_RUN, P.COMMITTING),
     P.TURN: {
-        Ended: Move(dispatch.on_ended, (P.TURN, P.DECIDING, *_TAIL)),
+        TurnEnded: Move(dispatch.on_ended, (P.TURN, P.DECIDING, *_TAIL)),
         Interrupt: Move(control.on_interrupt, (P.TURN, P.DECIDING, *_TAIL)),
         Watchdog: Move(lifecycle.on_watchdog, (P.TURN, P.DECIDING, *_TAIL)),
         Cancel: Move(control.on_cancel, (P.TURN,)),
@@ -132,7 +132,7 @@ TABLE: dict[Phase, dict[type, Move]] = {
     P.POST_RUN: _callback(dispatch.on_post_run, P.HANDLING, P.COMMITTING),
     P.COMMITTING: {},  # what follows stands in `THEN`
     P.CRASHING: _callback(crash.on_crashing, P.COMMITTING),
-    P.RESTARTING: {Restarted: Move(lifecycle.on_restarted, (P.SESSION,)), Stop: Move(lifecycle.on_stop, _END)},
+    P.RESTARTING: {BackoffOver: Move(lifecycle.on_restarted, (P.SESSION,)), Stop: Move(lifecycle.on_stop, _END)},
     P.FAILED: {
         Cancel: Move(control.on_cancel, (P.FAILED, P.COMMITTING)),
         AskTimer: Move(control.on_ask_timer, (P.COMMITTING,)),
@@ -147,7 +147,7 @@ TABLE: dict[Phase, dict[type, Move]] = {
     P.CLOSING: _callback(lifecycle.on_closing, P.COMMITTING),
     P.STOPPED: {
         Swept: Move(lifecycle.on_swept, (P.STOPPED, P.COMMITTING)),
-        Done: Move(control.on_done, (P.STOPPED, P.COMMITTING)),
+        EffectsDone: Move(control.on_done, (P.STOPPED, P.COMMITTING)),
         GaveUp: Move(control.on_gave_up, (P.STOPPED, P.COMMITTING)),
     },
     P.OVER: {},
@@ -155,7 +155,7 @@ TABLE: dict[Phase, dict[type, Move]] = {
 
 ANYWHERE: dict[type, Callable[[Core, Any, list[Command]], None]] = {
     Arrived: control.on_arrived,
-    Done: control.on_done,
+    EffectsDone: control.on_done,
     Retire: control.on_retire,
 }
 ELSEWHERE: dict[type, Callable[[Core, Any, list[Command]], None]] = {
@@ -163,7 +163,7 @@ ELSEWHERE: dict[type, Callable[[Core, Any, list[Command]], None]] = {
     Resume: control.on_resume_elsewhere,
 }
 """What these answer in a phase that has no move for them."""
-DEFERRED = (Cancel, AskTimer, DropTimer, Trim, GaveUp, Stop, Tick, Resume, Swept, Restarted)
+DEFERRED = (Cancel, AskTimer, DropTimer, Trim, GaveUp, Stop, Tick, Resume, Swept, BackoffOver)
 
 
 def _failed(core: Core, out: list[Command]) -> None:

@@ -11,7 +11,7 @@ from agentmesh.wire import ErrorBody, Outcome, PromptBody
 
 # --- inputs -------------------------------------------------------------------------------------------------------
 class TakeStep(msgspec.Struct, frozen=True):
-    """The prompt task of turn `turn` has taken a step; `Taken` answers `token`."""
+    """The prompt task of turn `turn` has taken a step; `StepTaken` answers `token`."""
 
     turn: int
     token: str
@@ -38,7 +38,7 @@ class Circled(msgspec.Struct, frozen=True):
 
 
 # --- commands -----------------------------------------------------------------------------------------------------
-class Taken(msgspec.Struct, frozen=True):
+class StepTaken(msgspec.Struct, frozen=True):
     """The step that came with `token` is committed, as one of `steps` so far; or it cannot be, because of `error`."""
 
     token: str

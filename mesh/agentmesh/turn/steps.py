@@ -14,7 +14,7 @@ from msgspec import Raw, structs
 
 from agentmesh.records import Effect, Ledger, SendMail, Step, Turning, Wait
 from agentmesh.turn.draft import Out, append_side, commit, commit_side, consume
-from agentmesh.turn.step_values import AskAgent, Circled, Taken, TakeStep, WaitOver
+from agentmesh.turn.step_values import AskAgent, Circled, StepTaken, TakeStep, WaitOver
 from agentmesh.turn.values import Active, Core, Phase, Wake
 from agentmesh.wire import ErrorBody, Mail, Outcome
 
@@ -102,7 +102,7 @@ class _Draft:
         self._bytes = sum(step.size for step in self._steps.values())
         self.changed = False
         self.effects: list[Effect] = []
-        self.answers: list[Taken | WaitOver] = []
+        self.answers: list[StepTaken | WaitOver] = []
 
     def step(self, item: TakeStep, out: Out) -> None:
         """Add a step; one that is too large is refused at once."""
@@ -112,11 +112,11 @@ class _Draft:
             whole = f"the turn's steps would take {self._bytes + size} bytes; the most is {MAX_STEPS_BYTES}"
             alone = f"the step takes {size} bytes; the most is {MAX_STEP_BYTES}"
             error = ErrorBody(code="too_large", message=alone if size > MAX_STEP_BYTES else whole)
-            out.append(Taken(item.token, len(self._steps), error))
+            out.append(StepTaken(item.token, len(self._steps), error))
             return
         self._bytes += size
         self._steps[str(len(self._steps))] = step
-        self.answers.append(Taken(item.token, len(self._steps)))
+        self.answers.append(StepTaken(item.token, len(self._steps)))
         self.changed = True
 
     def ask(self, item: AskAgent, out: Out) -> None:
@@ -162,7 +162,7 @@ class _Draft:
         return structs.replace(self._core.ledger, turning=turning, steps=self._steps, waits=self._waits)
 
 
-def _commit(core: Core, base: Ledger, effects: tuple[Effect, ...], answers: tuple[Taken | WaitOver, ...], out: Out) -> None:
+def _commit(core: Core, base: Ledger, effects: tuple[Effect, ...], answers: tuple[StepTaken | WaitOver, ...], out: Out) -> None:
     """Append a step record. The turn has come on: the death of this node will not count against its input."""
     if base.trying is not None:
         base = structs.replace(base, trying=None)

@@ -12,7 +12,7 @@ from agentmesh.backend import Response
 from agentmesh.budget import EMPTY_PURSE, NO_LIMITS, Limits, Purse
 from agentmesh.callback_context import Ask, Request
 from agentmesh.records import NOTHING, Caller, Change, Effect, Ledger, Open, Queued, RecordKind, Seen, SetTimer, TurnInfo
-from agentmesh.turn.step_values import AskAgent, Circled, Taken, TakeStep, WaitOver
+from agentmesh.turn.step_values import AskAgent, Circled, StepTaken, TakeStep, WaitOver
 from agentmesh.wire import AgentStatus, Attachment, ErrorBody, Mail, Outcome, Restart
 
 
@@ -143,7 +143,7 @@ class Unreadable(msgspec.Struct, frozen=True):
     error: ErrorBody
 
 
-class Ended(msgspec.Struct, frozen=True, kw_only=True):
+class TurnEnded(msgspec.Struct, frozen=True, kw_only=True):
     """The prompt task of turn `turn` ended by itself. `NOTHING` leaves state or session as it was at dispatch."""
 
     turn: int
@@ -171,7 +171,7 @@ class Committed(msgspec.Struct, frozen=True):
     size: int = 0
 
 
-class Done(msgspec.Struct, frozen=True):
+class EffectsDone(msgspec.Struct, frozen=True):
     """The server has acknowledged these effects."""
 
     origins: tuple[str, ...]
@@ -245,7 +245,7 @@ class Swept(msgspec.Struct, frozen=True):
     """Every message up to the lanes' last sequences, read after the `stopped` record, has been fed in."""
 
 
-class Restarted(msgspec.Struct, frozen=True):
+class BackoffOver(msgspec.Struct, frozen=True):
     """The back-off after a crash is over."""
 
 
@@ -258,14 +258,14 @@ class Rest(msgspec.Struct, frozen=True):
 
 
 type Input = (
-    Start | Arrived | Returned | Misbehaved | Raised | Unreadable | Ended | Watchdog | Committed | Done | GaveUp
-    | Interrupt | Resume | Cancel | AskTimer | DropTimer | Trim | Stop | Swept | Restarted | Tick | Rest | Retire | Cleared
+    Start | Arrived | Returned | Misbehaved | Raised | Unreadable | TurnEnded | Watchdog | Committed | EffectsDone | GaveUp
+    | Interrupt | Resume | Cancel | AskTimer | DropTimer | Trim | Stop | Swept | BackoffOver | Tick | Rest | Retire | Cleared
     | TakeStep | AskAgent | Circled
 )  # fmt: skip
 
 
 # --- commands -----------------------------------------------------------------------------------------------------
-class Call(msgspec.Struct, frozen=True, kw_only=True):
+class RunCallback(msgspec.Struct, frozen=True, kw_only=True):
     """Run a callback (or `start_session`, `resume_session`, `terminate_session`); its end is fed back."""
 
     hook: str
@@ -277,7 +277,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RunTurn(msgspec.Struct, frozen=True, kw_only=True):
-    """Start the prompt task; its end is fed back as `Ended`."""
+    """Start the prompt task; its end is fed back as `TurnEnded`."""
 
     number: int
     request: Request
@@ -331,7 +331,7 @@ TO_PROCESSING = Emit("state_changed", {"from": "idle", "to": "processing"})
 TO_IDLE = Emit("state_changed", {"from": "processing", "to": "idle"})
 
 
-class Answer(msgspec.Struct, frozen=True):
+class AnswerControl(msgspec.Struct, frozen=True):
     """Answer the control request that came with `token`."""
 
     token: str
@@ -353,7 +353,7 @@ class ReturnLeave(msgspec.Struct, frozen=True):
 
 
 class Backoff(msgspec.Struct, frozen=True):
-    """Make a fresh instance of the agent and feed `Restarted` after so many seconds."""
+    """Make a fresh instance of the agent and feed `BackoffOver` after so many seconds."""
 
     seconds: float
 
@@ -370,8 +370,8 @@ class Sweep(msgspec.Struct, frozen=True):
 
 
 type Command = (
-    Call | RunTurn | KillTurn | Append | Perform | Emit | Answer | Wake | Backoff | SetStatus | Sweep
-    | AwaitLeave | ReturnLeave | Taken | WaitOver
+    RunCallback | RunTurn | KillTurn | Append | Perform | Emit | AnswerControl | Wake | Backoff | SetStatus | Sweep
+    | AwaitLeave | ReturnLeave | StepTaken | WaitOver
 )  # fmt: skip
 
 
@@ -448,7 +448,7 @@ class Core(msgspec.Struct, kw_only=True):
     """Events that the draft may still handle."""
     answered: tuple[Mail, ...] = ()
     """Answers to open waits of a turn, which do not wait among the events."""
-    answers: tuple[Answer | Taken | WaitOver, ...] = ()
+    answers: tuple[AnswerControl | StepTaken | WaitOver, ...] = ()
     done: tuple[str, ...] = ()
     inflight: Inflight | None = None
     stash: tuple[Input, ...] = ()

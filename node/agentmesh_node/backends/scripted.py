@@ -61,7 +61,7 @@ class Raises:
         self.steps = steps
 
 
-type Step = Event | Delay | BaseException | type[BaseException]
+type ScriptStep = Event | Delay | BaseException | type[BaseException]
 
 
 class ScriptedBackend:
@@ -211,7 +211,7 @@ def _events(item: Any) -> list[Any]:
     raise BackendError(f"a script's answer cannot be {type(item).__name__}", details={"reason": "bad_script"})
 
 
-def _step(value: Any) -> Step:
+def _step(value: Any) -> ScriptStep:
     if isinstance(value, Event | Delay) or _is_error(value):
         return value  # type: ignore[no-any-return]
     if isinstance(value, Mapping):
@@ -272,7 +272,7 @@ class _Timed(AsyncIterator[Event]):
 
     __slots__ = ("_steps",)
 
-    def __init__(self, steps: Sequence[Step] | AsyncIterator[Any]) -> None:
+    def __init__(self, steps: Sequence[ScriptStep] | AsyncIterator[Any]) -> None:
         self._steps = steps if isinstance(steps, AsyncIterator) else _one_by_one(steps)
 
     async def __anext__(self) -> Event:
@@ -293,6 +293,6 @@ class _Timed(AsyncIterator[Event]):
             await close()
 
 
-async def _one_by_one(steps: Sequence[Step]) -> AsyncIterator[Step]:
+async def _one_by_one(steps: Sequence[ScriptStep]) -> AsyncIterator[ScriptStep]:
     for step in steps:
         yield step

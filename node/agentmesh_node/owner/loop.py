@@ -17,7 +17,20 @@ from typing import TYPE_CHECKING, Any
 from agentmesh.callback_results import NONE
 from agentmesh.errors import Fenced, StoreLost, Unavailable
 from agentmesh.turn import advance
-from agentmesh.turn.values import Append, Call, Command, Committed, Core, Emit, Input, KillTurn, Perform, Phase, Raised, Returned
+from agentmesh.turn.values import (
+    Append,
+    Command,
+    Committed,
+    Core,
+    Emit,
+    Input,
+    KillTurn,
+    Perform,
+    Phase,
+    Raised,
+    Returned,
+    RunCallback,
+)
 from agentmesh.wire import ErrorBody
 from agentmesh_node.owner.claim import OwnershipLost
 from agentmesh_node.owner.journal_writer import Ending, JournalWriter
@@ -185,7 +198,7 @@ class OwnerLoop:
         """Perform commands of which some are awaited, in order. Returns the input that the last one ended in."""
         following: Input | None = None
         for command in commands:
-            if isinstance(command, Call):
+            if isinstance(command, RunCallback):
                 following = await self._call(command)
             elif isinstance(command, Append):
                 assert self.core is not None
@@ -202,7 +215,7 @@ class OwnerLoop:
         await self.appender.check_fence()
         return await self._perform(commands)
 
-    async def _call(self, command: Call) -> Input:
+    async def _call(self, command: RunCallback) -> Input:
         runner = self._owner.runner
         if runner is None:
             return Returned(NONE)

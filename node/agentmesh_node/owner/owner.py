@@ -18,20 +18,20 @@ from agentmesh.ownership import Claim
 from agentmesh.records import Ledger
 from agentmesh.subjects import LANES
 from agentmesh.turn import new_core
-from agentmesh.turn.step_values import Taken, WaitOver
+from agentmesh.turn.step_values import StepTaken, WaitOver
 from agentmesh.turn.values import (
-    Answer,
+    AnswerControl,
     Arrived,
     AwaitLeave,
     Backoff,
+    BackoffOver,
     Cleared,
     Core,
-    Done,
+    EffectsDone,
     Emit,
     GaveUp,
     Input,
     Perform,
-    Restarted,
     ReturnLeave,
     RunTurn,
     SetStatus,
@@ -132,7 +132,7 @@ class Owner:
         )
         self._performer = EffectQueue(
             deeds,
-            lambda origins: self.feed(Done(origins)),
+            lambda origins: self.feed(EffectsDone(origins)),
             lambda origin, error: self.feed(GaveUp(origin, error)),
             now=s.now,
             window_s=s.duplicate_window_s,
@@ -267,7 +267,7 @@ class Owner:
         assert self._performer is not None
         self._performer.add(command.effects)
 
-    def _answer(self, command: Answer) -> None:
+    def _answer(self, command: AnswerControl) -> None:
         if command.token.startswith("trim-"):
             assert self.trimmer is not None
             self._s.spawn(self.trimmer.remembered(command.token))
@@ -289,7 +289,7 @@ class Owner:
             self.runner.end_span("crash")
             self._s.spawn(self.runner.release())
             self.runner.renew()
-        self.later(command.seconds, lambda: self.feed(Restarted()))
+        self.later(command.seconds, lambda: self.feed(BackoffOver()))
 
     def _await_leave(self, command: AwaitLeave) -> None:
         if self._leave is None:
@@ -380,14 +380,14 @@ _PERFORM: dict[type, Callable[[Owner, Any], None]] = {
     RunTurn: lambda owner, command: owner._turn.start(command),
     Emit: Owner._tell_fact,
     Perform: Owner._add_effects,
-    Answer: Owner._answer,
+    AnswerControl: Owner._answer,
     SetStatus: Owner._set_status,
     Wake: Owner._wake_at,
     Backoff: Owner._back_off,
     Sweep: Owner._begin_sweep,
     AwaitLeave: Owner._await_leave,
     ReturnLeave: Owner._return_leave,
-    Taken: lambda owner, command: owner._turn.step_taken(command),
+    StepTaken: lambda owner, command: owner._turn.step_taken(command),
     WaitOver: lambda owner, command: owner._turn.wait_over(command),
 }
 """The commands that are performed at once; the others are awaited."""

@@ -15,7 +15,7 @@ import msgspec
 from agentmesh.edge.jetstream import WrongLastSequence
 from agentmesh.edge.registry import Entry, Registry
 from agentmesh.edge.transport import Disconnected, Transport
-from agentmesh.planner import End, Place, Plan, Remove, Wait
+from agentmesh.planner import End, Place, Plan, Remove, Unplaced
 from agentmesh.subjects import Subjects, placement_key, spec_key
 from agentmesh.wire import ErrorBody, Placement, Spec, encode, format_time
 from agentmesh_node.supervisor.leader_lease import FAILURES
@@ -126,7 +126,7 @@ class PlacementWriter:
         self._census.mark(undone)
         return not undone
 
-    async def write_reasons(self, waits: Iterable[Wait]) -> bool:
+    async def write_reasons(self, waits: Iterable[Unplaced]) -> bool:
         """Put into the specs of agents that nobody runs why that is. True if every one that needs it has it."""
         needed = [wait for wait in waits if needs_reason(self._census.specs.get(wait.agent), wait)]
         undone = await self._each(needed, self._write_reason)
@@ -141,7 +141,7 @@ class PlacementWriter:
         for kind, reason, fields in news:
             self._announcer.announce(kind, reason, **fields)
 
-    async def _each[A: (Place, Remove, Wait, End)](
+    async def _each[A: (Place, Remove, Unplaced, End)](
         self, actions: Sequence[A], perform: Callable[[A], Awaitable[bool]]
     ) -> set[str]:
         """Perform all actions, some at a time. Returns the agents of those that were not done."""
@@ -214,7 +214,7 @@ class PlacementWriter:
         self._news.append(("ended", action.reason, {"agent": action.agent}))
         return True
 
-    async def _write_reason(self, wait: Wait) -> bool:
+    async def _write_reason(self, wait: Unplaced) -> bool:
         spec = self._census.specs.get(wait.agent)
         if spec is None or not needs_reason(spec, wait):
             return True
@@ -249,7 +249,7 @@ class PlacementWriter:
             self._census.observe(entry)
 
 
-def needs_reason(spec: Spec | None, wait: Wait) -> bool:
+def needs_reason(spec: Spec | None, wait: Unplaced) -> bool:
     """Whether `spec` should say why its agent waits, and does not. A failed or stopping one has a reason of its own."""
     if spec is None or spec.status not in ("wanted", "running"):
         return False

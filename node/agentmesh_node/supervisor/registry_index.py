@@ -16,7 +16,7 @@ import msgspec
 from agentmesh.edge.registry import Entry, decode_node, decode_placement, decode_spec
 from agentmesh.errors import BadRequest
 from agentmesh.names import agent_name
-from agentmesh.planner import Placed, Plan, Wait, World
+from agentmesh.planner import Placed, Plan, Unplaced, World
 from agentmesh.wire import NodeLease, Spec
 
 logger = logging.getLogger("agentmesh.supervisor")
@@ -38,7 +38,7 @@ class RegistryIndex:
         self.specs: dict[str, Spec] = {}
         self.leases: dict[str, NodeLease] = {}
         self.placements: dict[str, dict[str, Placed]] = {}
-        self.waits: dict[str, Wait] = {}
+        self.waits: dict[str, Unplaced] = {}
         self._children: dict[str, set[str]] = {}
         self._on_node: dict[str, set[str]] = {}
         self._standing: dict[str, NodeState] = {}

@@ -85,7 +85,7 @@ GATHER_S = 0.005
 MAX_HEADS = 16_384
 """Beginnings of facts that are kept ready, one for each agent and kind that was told of lately."""
 
-type Handler = Callable[[Fact], None]
+type FactHandler = Callable[[Fact], None]
 """Called on the node's loop for each fact: quick, and without effect if it raises."""
 
 
@@ -100,7 +100,7 @@ class Events:
         now: Callable[[], float],
         *,
         content: bool,
-        handlers: tuple[Handler, ...] = (),
+        handlers: tuple[FactHandler, ...] = (),
         later: Callable[[Callable[[], None]], object] = lambda action: action(),
     ) -> None:
         self._t = transport
@@ -109,12 +109,12 @@ class Events:
         self._later = later
         self._now = now
         self._content = content
-        self._handlers: list[tuple[Handler, bool]] = [(handler, False) for handler in handlers]
+        self._handlers: list[tuple[FactHandler, bool]] = [(handler, False) for handler in handlers]
         self._encoder = msgspec.json.Encoder()
         self._gathered: list[tuple[str, str, int, dict[str, Any], float]] = []
         self._heads: dict[tuple[str, str], tuple[str, str]] = {}
 
-    def handle(self, handler: Handler, *, content: bool = False) -> Callable[[], None]:
+    def handle(self, handler: FactHandler, *, content: bool = False) -> Callable[[], None]:
         """Call `handler(fact)` for each fact from now on, on the loop. Returns what removes it.
 
         Args:
@@ -153,7 +153,7 @@ class Events:
         head = self._heads[agent, kind] = (self._subjects.event(agent, kind), body)
         return head
 
-    def _offer(self, handler: Handler, agent: str, kind: Any, turn: int, fields: dict[str, Any]) -> None:
+    def _offer(self, handler: FactHandler, agent: str, kind: Any, turn: int, fields: dict[str, Any]) -> None:
         # A copy: what one handler does to it reaches neither the next one nor the agent.
         own = msgspec.json.decode(self._encoder.encode(fields))
         try:

@@ -12,7 +12,7 @@ from agentmesh.errors import BadRequest
 from agentmesh.tools import Done, FunctionTool, NotDone, ToolCall, ToolError
 from agentmesh_node.tools.calls import Call, Result, TimedOut, bounded
 from agentmesh_node.user_code.block_detector import timed
-from agentmesh_node.user_code.threads import Raised, in_thread
+from agentmesh_node.user_code.threads import CaughtError, in_thread
 
 log = logging.getLogger("agentmesh.node")
 
@@ -29,7 +29,7 @@ async def run(tool: FunctionTool, call: Call, info: ToolCall) -> Result:
         value = await _bounded(tool.function, arguments, tool.timeout_s, call.name)
     except TimedOut:
         return Result.failed(call, "timeout", timed_out(tool.timeout_s, again=tool.effect != "once"))
-    if isinstance(value, Raised):
+    if isinstance(value, CaughtError):
         return Result.failed(call, "raised", _told(value.error))
     return Result.of(call, value)
 
@@ -46,7 +46,7 @@ async def reconcile(tool: FunctionTool, call: Call, info: ToolCall) -> Result | 
         return Result.of(call, found.result)
     if isinstance(found, NotDone):
         return None
-    if isinstance(found, Raised):
+    if isinstance(found, CaughtError):
         log.warning("a tool's reconcile raised", extra={"agent": info.agent, "tool": call.name, "error": repr(found.error)})
     return Result.failed(call, "unknown_outcome", UNKNOWN)
 
@@ -75,7 +75,7 @@ async def _bounded(function: Callable[..., Any], arguments: dict[str, Any], time
         task = asyncio.current_task()
         if task is not None and task.cancelling():
             raise
-        return Raised(error)  # it has cancelled its own task, not the turn's
+        return CaughtError(error)  # it has cancelled its own task, not the turn's
 
 
 async def _call(function: Callable[..., Any], arguments: dict[str, Any], name: str) -> Any:
@@ -96,9 +96,9 @@ async def _call(function: Callable[..., Any], arguments: dict[str, Any], name: s
                 # A thread cannot be killed: what it still returns is thrown away.
                 log.warning("a plain tool is left behind in its thread", extra={"tool": name})
             raise
-        return Raised(error)
+        return CaughtError(error)
     except BaseException as error:  # noqa: BLE001 - let through, it would end the task of the turn, and nobody would be told
-        return Raised(error)
+        return CaughtError(error)
 
 
 def _told(error: BaseException) -> str:

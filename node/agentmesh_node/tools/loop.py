@@ -21,7 +21,19 @@ from agentmesh.tools import ToolSpec
 from agentmesh_node.telemetry import tracing
 from agentmesh_node.tools import Call, Result, Toolbox
 from agentmesh_node.tools.calls import PATIENCE_S
-from agentmesh_node.tools.loop_steps import Ids, Intent, Ran, ReplayedSteps, Reply, Step, Total, answered, called, ran, sound
+from agentmesh_node.tools.loop_steps import (
+    Ids,
+    Intent,
+    LoopStep,
+    ModelAnswer,
+    Ran,
+    ReplayedSteps,
+    Total,
+    answered,
+    called,
+    ran,
+    sound,
+)
 
 log = logging.getLogger("agentmesh.node")
 
@@ -49,8 +61,8 @@ class Model(Protocol):
     def noted(self, message: Any, note: str) -> Any:
         """`message`, the last of a request, with a word of the mesh behind it."""
 
-    def answer(self, history: Sequence[Any], tools: Sequence[ToolSpec]) -> AsyncGenerator[Event | Reply]:
-        """Ask for an answer: its text as it comes, then the `Reply`.
+    def answer(self, history: Sequence[Any], tools: Sequence[ToolSpec]) -> AsyncGenerator[Event | ModelAnswer]:
+        """Ask for an answer: its text as it comes, then the `ModelAnswer`.
 
         Raises:
             BackendError: there is none. `details` has `reason`, `retryable`, perhaps `retry_after_s`; `rejected` says that
@@ -65,7 +77,7 @@ class Metered(msgspec.Struct, frozen=True):
     name: str
     turn: Turn
     usage: dict[str, int] = {}
-    """Tokens of a model call, after it (see `Reply.usage`)."""
+    """Tokens of a model call, after it (see `ModelAnswer.usage`)."""
     replayed: bool = False
     """It was made by an earlier owner of this turn: it counts, but is not made again."""
 
@@ -121,10 +133,10 @@ class ToolLoop:
 
     def run(self, history: list[Any], prompt: str, turn: Turn) -> AsyncIterator[Event]:
         """The events of a turn. `history` grows in place, and holds whole exchanges only when the terminal event is given."""
-        return _Run(self, history, turn).events(prompt)
+        return _LoopTurn(self, history, turn).events(prompt)
 
 
-class _Run:
+class _LoopTurn:
     """One turn of a loop."""
 
     def __init__(self, loop: ToolLoop, history: list[Any], turn: Turn) -> None:
@@ -164,10 +176,10 @@ class _Run:
         specs = await self._toolbox.specs()
         self._history.append(self._model.prompt(prompt, self._turn))
         for _ in range(self._bounds.iterations):
-            reply: Reply | None = None
+            reply: ModelAnswer | None = None
             async with aclosing(self._answer(specs)) as answer:
                 async for part in answer:
-                    if isinstance(part, Reply):
+                    if isinstance(part, ModelAnswer):
                         reply = part
                     else:
                         yield part
@@ -186,7 +198,7 @@ class _Run:
             details={"reason": "max_iterations", "retryable": True},
         )
 
-    def _keep(self, reply: Reply) -> None:
+    def _keep(self, reply: ModelAnswer) -> None:
         """The answer joins the history."""
         if reply.compacted:
             self._history.clear()
@@ -198,7 +210,7 @@ class _Run:
             self._whole = list(self._history)
 
     # --- the model ----------------------------------------------------------------------------------------------------
-    async def _answer(self, specs: Sequence[ToolSpec]) -> AsyncGenerator[Event | Reply]:
+    async def _answer(self, specs: Sequence[ToolSpec]) -> AsyncGenerator[Event | ModelAnswer]:
         """The next answer: one that was given already, or a new one, which is committed before it is acted upon."""
         reply = self._taken.answer()
         if reply is not None:
@@ -230,22 +242,22 @@ class _Run:
         await self._take(reply)
         yield reply
 
-    def _told(self, reply: Reply, *, replayed: bool) -> list[Event]:
+    def _told(self, reply: ModelAnswer, *, replayed: bool) -> list[Event]:
         self._total.add(reply)
         self._calls = self._ids.of(reply.calls)
         return [self._total.event(replayed=replayed), *(called(call, replayed=replayed) for call in self._calls)]
 
-    async def _count(self, reply: Reply, *, replayed: bool) -> None:
+    async def _count(self, reply: ModelAnswer, *, replayed: bool) -> None:
         await self._meter.after_call(Metered("model", reply.model, self._turn, reply.usage, replayed))
 
-    async def _ask(self, specs: Sequence[ToolSpec]) -> AsyncGenerator[Event | Reply]:
+    async def _ask(self, specs: Sequence[ToolSpec]) -> AsyncGenerator[Event | ModelAnswer]:
         span = tracing.chat(self._model.provider, self._model.name, **self._about)
         try:
             async with aclosing(self._model.answer(self._history, specs)) as parts:
                 async for part in parts:
-                    if isinstance(part, Reply):
+                    if isinstance(part, ModelAnswer):
                         tracing.tokens(span, part.model, part.usage)
-                    yield sound(part) if isinstance(part, Reply) else part
+                    yield sound(part) if isinstance(part, ModelAnswer) else part
         except BackendError as error:
             tracing.failed(span, str(error.details.get("reason", error.code)))
             raise
@@ -317,7 +329,7 @@ class _Run:
             await self._take(Intent(call.id))
         return await self._toolbox.run(call, self._turn)
 
-    async def _take(self, step: Step) -> None:
+    async def _take(self, step: LoopStep) -> None:
         async with self._writing:  # one at a time: the journal has an order
             await self._turn.steps.take(msgspec.to_builtins(step))
 

@@ -16,7 +16,7 @@ from agentmesh.unicode import well_formed
 from agentmesh_node.tools import Call, Result
 
 
-class Reply(msgspec.Struct, frozen=True, tag_field="step", tag="answer", omit_defaults=True):
+class ModelAnswer(msgspec.Struct, frozen=True, tag_field="step", tag="answer", omit_defaults=True):
     """An answer of the model."""
 
     message: Any
@@ -51,12 +51,12 @@ class Ran(msgspec.Struct, frozen=True, tag_field="step", tag="result"):
     result: Result
 
 
-type Step = Reply | Intent | Ran
+type LoopStep = ModelAnswer | Intent | Ran
 
 
-def sound(reply: Reply) -> Reply:
+def sound(reply: ModelAnswer) -> ModelAnswer:
     """`reply` with texts that the journal can keep: what it holds goes into the history and to tools as well."""
-    return msgspec.convert(well_formed(msgspec.to_builtins(reply)), Reply)
+    return msgspec.convert(well_formed(msgspec.to_builtins(reply)), ModelAnswer)
 
 
 class Ids:
@@ -92,17 +92,17 @@ class ReplayedSteps:
     """The steps of an earlier owner, to be gone through again without a call."""
 
     def __init__(self, steps: Sequence[Any]) -> None:
-        self._answers: list[Reply] = []
+        self._answers: list[ModelAnswer] = []
         self._results: dict[str, Result] = {}
         self._intents: set[str] = set()
         self._ended = Ids()
         for step in steps:
-            self._add(msgspec.convert(step, Step))
+            self._add(msgspec.convert(step, LoopStep))
         self._answers.reverse()
 
-    def _add(self, step: Step) -> None:
+    def _add(self, step: LoopStep) -> None:
         match step:
-            case Reply():
+            case ModelAnswer():
                 self._answers.append(step)
             case Intent():
                 # A journal from before ids were made distinct may name one again whose call has ended: the next call's.
@@ -110,7 +110,7 @@ class ReplayedSteps:
             case Ran():
                 self._results[self._ended.add(step.result.id)] = step.result
 
-    def answer(self) -> Reply | None:
+    def answer(self) -> ModelAnswer | None:
         """The next answer, if it was given already."""
         return self._answers.pop() if self._answers else None
 
@@ -130,7 +130,7 @@ class Total:
         self._tokens: dict[str, int] = {}
         self._model = ""
 
-    def add(self, reply: Reply) -> None:
+    def add(self, reply: ModelAnswer) -> None:
         for name, count in reply.usage.items():
             self._tokens[name] = self._tokens.get(name, 0) + count
         self._model = reply.model or self._model
@@ -140,7 +140,7 @@ class Total:
         return Event("usage", {**self._tokens, "model": self._model}, replayed)
 
 
-def answered(reply: Reply) -> list[Event]:
+def answered(reply: ModelAnswer) -> list[Event]:
     """What an answer of an earlier owner looks like in the stream: text and thinking in one piece."""
     found = []
     if reply.thinking:

@@ -25,7 +25,7 @@ from agentmesh.callback_results import NONE, Codec, bad_response, crash_error, p
 from agentmesh.errors import BackendError, BudgetExceeded
 from agentmesh.records import NOTHING
 from agentmesh.steps import Steps, UnjournaledSteps
-from agentmesh.turn.values import Call, Choice, Ended, Input, Misbehaved, Raised, Returned, RunTurn, Unreadable
+from agentmesh.turn.values import Choice, Input, Misbehaved, Raised, Returned, RunCallback, RunTurn, TurnEnded, Unreadable
 from agentmesh.wire import ErrorBody, Outcome
 from agentmesh_node.telemetry.metrics import TurnMetrics
 from agentmesh_node.telemetry.tracing import Span, Tracing
@@ -126,7 +126,7 @@ class Runner:
         self._cached = (NOTHING, None)
 
     # --- callbacks --------------------------------------------------------------------------------------------------
-    async def call(self, command: Call) -> Input:
+    async def call(self, command: RunCallback) -> Input:
         """Run a callback to its end. Never raises, but for cancellation."""
         hook = command.hook
         if hook in _SESSION_HOOKS:
@@ -160,11 +160,11 @@ class Runner:
             self._forget_state()  # a callback that gives no state back may still have changed the object
         return checked.item
 
-    def _arguments(self, command: Call) -> tuple[Any, ...]:
+    def _arguments(self, command: RunCallback) -> tuple[Any, ...]:
         arguments = tuple(_own(argument) for argument in command.args) if command.hook in _SHARED else command.args
         return (*arguments, self._state(command.state)) if command.state != NOTHING else arguments
 
-    def _context(self, command: Call) -> callback_context.Context:
+    def _context(self, command: RunCallback) -> callback_context.Context:
         if command.hook == "terminate_agent":
             return callback_context.closed(_own_request(command.request))
         ports = self._ports
@@ -206,7 +206,7 @@ class Runner:
         self._ports.emit(self._name, "callback_blocked", self._number, {"callback": what, "seconds": spent})
 
     # --- backend ----------------------------------------------------------------------------------------------------
-    async def _session(self, command: Call) -> Input:
+    async def _session(self, command: RunCallback) -> Input:
         try:
             if command.hook == "start_session":
                 self._backend = self._factory(self._agent, command.args[0])
@@ -222,7 +222,7 @@ class Runner:
             log.exception("the backend failed", extra={"agent": self._name, "call": command.hook})
             return Raised(raised_error(error))
 
-    async def _resume(self, command: Call) -> Input:
+    async def _resume(self, command: RunCallback) -> Input:
         raw, options, version = command.args
         taken = await self._readable(command.state, version)
         if isinstance(taken, ErrorBody):
@@ -283,7 +283,7 @@ class Runner:
         live: Callable[[Event], None] | None,
         steps: Steps | None = None,
     ) -> bool:
-        """Start the prompt task; `feed` gets its `Ended`. Returns whether it still runs: a quick one is over at once."""
+        """Start the prompt task; `feed` gets its `TurnEnded`. Returns whether it still runs: a quick one is over at once."""
         self._meter = BudgetMeter(command.purse, self._ports.prices, self._ports.monotonic)
         self._steps = MeteredSteps(steps if steps is not None else UnjournaledSteps(), self._meter)
         self._number = command.number
@@ -322,7 +322,7 @@ class Runner:
             # After a crash, state and session are those of the dispatch.
             self._forget_state()
             log.exception("a turn crashed", extra={"agent": self._name, "ref": command.request.ref})
-            ended = Ended(turn=command.number, error=crash_error(error))
+            ended = TurnEnded(turn=command.number, error=crash_error(error))
         finally:
             self._tracing.leave(entered)
             callback_context.current_context.reset(token)
@@ -346,7 +346,7 @@ class Runner:
         if self._span is not None and made.get("usd"):
             self._span.set_attribute(semconv.COST, made["usd"])
 
-    async def _consume(self, command: RunTurn, live: Callable[[Event], None] | None) -> Ended:
+    async def _consume(self, command: RunTurn, live: Callable[[Event], None] | None) -> TurnEnded:
         backend, number, meter = self._backend, command.number, self._meter
         assert backend is not None
         assert meter is not None
@@ -357,7 +357,7 @@ class Runner:
             meter.check()
             stream = await backend.prompt(_decoded(command.session), command.prompt, turn)
         except (BackendError, BudgetExceeded) as error:
-            return Ended(turn=number, error=sound(ErrorBody.of(error)))
+            return TurnEnded(turn=number, error=sound(ErrorBody.of(error)))
         try:
             if meter.patience_s is None:
                 events, last, streamed = await self._read(stream.events, command, live)
@@ -366,16 +366,16 @@ class Runner:
                     events, last, streamed = await self._read(stream.events, command, live)
         except BudgetExceeded as error:
             # The session as at the turn's beginning: what was cut off in the middle has no whole one.
-            return Ended(turn=number, error=sound(ErrorBody.of(error)))
+            return TurnEnded(turn=number, error=sound(ErrorBody.of(error)))
         state = self._encode_streamed(streamed, command.state) if self._streams else NOTHING
         if isinstance(state, ErrorBody):
-            return Ended(turn=number, error=state)
+            return TurnEnded(turn=number, error=state)
         session = stream.session
         if last is None:
             missing = ErrorBody(code="no_terminal_event", message="the backend's stream ended without a result")
-            return Ended(turn=number, error=missing, state=state, session=_encoded(session))
+            return TurnEnded(turn=number, error=missing, state=state, session=_encoded(session))
         if last.kind == "error":
-            return Ended(turn=number, error=terminal_error(last), state=state, session=_encoded(session))
+            return TurnEnded(turn=number, error=terminal_error(last), state=state, session=_encoded(session))
         session = backend.update_session(session, last.data)
         session_id = last.data.get("session_id") or (session.get("session_id") if isinstance(session, dict) else None)
         response = Response.of(events, round((self._ports.monotonic() - began) * 1000), session_id)
@@ -384,7 +384,7 @@ class Runner:
         problem = bad_response(response)
         if problem is not None:
             raise BackendError(f"the backend's result cannot be passed on: {problem}", details={"reason": "bad_result"})
-        return Ended(turn=number, response=response, state=state, session=_encoded(session))
+        return TurnEnded(turn=number, response=response, state=state, session=_encoded(session))
 
     async def _read(
         self, stream: Any, command: RunTurn, live: Callable[[Event], None] | None

@@ -7,7 +7,7 @@ import functools
 from typing import TYPE_CHECKING
 
 from agentmesh.records import Resolve
-from agentmesh.turn.step_values import Taken, WaitOver
+from agentmesh.turn.step_values import StepTaken, WaitOver
 from agentmesh.turn.values import Input, RunTurn, Watchdog
 from agentmesh_node.owner.cycle_probes import CycleProber
 from agentmesh_node.services import Services
@@ -75,7 +75,7 @@ class TurnRun:
             self._watchdog.cancel()
             self._watchdog = None
 
-    def step_taken(self, command: Taken) -> None:
+    def step_taken(self, command: StepTaken) -> None:
         """The journal has a step, or refuses it."""
         assert self.steps is not None
         self.steps.step_taken(command)

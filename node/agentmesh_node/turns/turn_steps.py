@@ -12,7 +12,7 @@ from msgspec import Raw
 from agentmesh import names, unicode, wire
 from agentmesh.budget import Limits, limits_from
 from agentmesh.errors import BadRequest, MeshError, NotInCallback, TooLarge
-from agentmesh.turn.step_values import AskAgent, Taken, TakeStep, WaitOver
+from agentmesh.turn.step_values import AskAgent, StepTaken, TakeStep, WaitOver
 from agentmesh.turn.values import Input, RunTurn
 from agentmesh.wire import ErrorBody, Outcome, PromptBody
 from agentmesh_node.services import Services
@@ -123,7 +123,7 @@ class TurnSteps:
             raise NotInCallback("the turn is over: it takes no more steps")
 
     # --- the machine's side -----------------------------------------------------------------------------------------
-    def step_taken(self, command: Taken) -> None:
+    def step_taken(self, command: StepTaken) -> None:
         """The journal has a step, or refuses it."""
         entry = self._takes.pop(command.token, None)
         if entry is None:

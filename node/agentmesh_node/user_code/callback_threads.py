@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from agentmesh.errors import Busy
-from agentmesh_node.user_code.threads import Raised, in_thread
+from agentmesh_node.user_code.threads import CaughtError, in_thread
 
 log = logging.getLogger("agentmesh.node")
 
@@ -57,7 +57,7 @@ class CallbackThreads:
         finally:
             overtime.cancel()
             release()
-        if isinstance(value, Raised):
+        if isinstance(value, CaughtError):
             raise value.error
         return value
 

@@ -16,7 +16,7 @@ from typing import Any
 from agentmesh.errors import Busy
 
 
-class Raised:
+class CaughtError:
     """What user code raised, carried as a value: a SystemExit or KeyboardInterrupt must not end the loop."""
 
     def __init__(self, error: BaseException) -> None:
@@ -31,7 +31,8 @@ async def in_thread(
     kind: str = "tool",
     over: Callable[[], None] = lambda: None,
 ) -> Any:
-    """What the function returns, or `Raised`. Cancelled, it leaves the thread behind: what that still returns is thrown away.
+    """What the function returns, or a `CaughtError` that holds what it raised. Cancelled, this leaves the thread behind, and what
+    the function still returns is thrown away.
 
     Args:
         over: called on the loop when the thread is done with the function, also one that was left behind.
@@ -52,7 +53,7 @@ async def in_thread(
         try:
             value = context.run(function, **arguments)
         except BaseException as error:  # noqa: BLE001 - user code may raise anything
-            value = Raised(error)
+            value = CaughtError(error)
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
             loop.call_soon_threadsafe(deliver, value)
 

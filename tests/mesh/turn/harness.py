@@ -28,29 +28,28 @@ from agentmesh.records import NOTHING, Effect, Ledger, Open, Record, Resolve, Se
 from agentmesh.turn import machine
 from agentmesh.turn.draft import depth
 from agentmesh.turn.values import (
-    Answer,
+    AnswerControl,
     Append,
     Arrived,
     Backoff,
-    Call,
+    BackoffOver,
     Cancel,
     Choice,
     Command,
     Committed,
     Config,
     Core,
-    Done,
+    EffectsDone,
     Emit,
-    Ended,
     Input,
     Interrupt,
     KillTurn,
     Perform,
     Phase,
     Raised,
-    Restarted,
     Resume,
     Returned,
+    RunCallback,
     RunTurn,
     SetStatus,
     Start,
@@ -58,6 +57,7 @@ from agentmesh.turn.values import (
     Sweep,
     Swept,
     Tick,
+    TurnEnded,
     Wake,
     Watchdog,
 )
@@ -126,7 +126,7 @@ class Bench:
 
     def _reset(self) -> None:
         self.task: RunTurn | None = None
-        self.held: deque[Call] = deque()
+        self.held: deque[RunCallback] = deque()
         self.appending: Append | None = None
         self.undone: dict[str, Open] = {}
         self._queue: deque[Input] = deque()
@@ -249,14 +249,14 @@ class Bench:
         said = task.prompt.upper() if text is None else text
         response = fields.pop("response", None) or Response(said, (Event.result(said),), duration_ms=7)
         self.task = None
-        self.feed(Ended(turn=task.number, response=response, session=session, **fields))
+        self.feed(TurnEnded(turn=task.number, response=response, session=session, **fields))
         return task.request.ref
 
     def fail(self, code: str = "backend_error", message: str = "", **fields: Any) -> str:
         """The prompt task ends with an error."""
         task = self.running()
         self.task = None
-        self.feed(Ended(turn=task.number, error=error(code, message), **fields))
+        self.feed(TurnEnded(turn=task.number, error=error(code, message), **fields))
         return task.request.ref
 
     def watchdog(self) -> None:
@@ -278,7 +278,7 @@ class Bench:
     # --- commands ---------------------------------------------------------------------------------------------------
     def _perform(self, command: Command) -> None:
         match command:
-            case Call():
+            case RunCallback():
                 self.calls.append(command.hook)
                 self.trail.append(command.hook)
                 self.held.append(command)
@@ -311,7 +311,7 @@ class Bench:
             case Emit():
                 self.emits.append(command)
                 self.trail.append("emit " + command.kind)
-            case Answer():
+            case AnswerControl():
                 assert command.token not in self.answers, "a control request was answered twice"
                 self.answers[command.token] = command.body
             case Wake():
@@ -320,7 +320,7 @@ class Bench:
                 self.backoffs.append(command.seconds)
                 self.agent = self._instance()
                 if self.auto_restart:
-                    self.feed(Restarted())
+                    self.feed(BackoffOver())
             case SetStatus():
                 self.status = command
                 self.trail.append("status " + command.status)
@@ -337,7 +337,7 @@ class Bench:
         """Run the oldest callback that is held back, and feed its end."""
         self.feed(self._call(self.held.popleft()))
 
-    def _call(self, command: Call) -> Input:
+    def _call(self, command: RunCallback) -> Input:
         hook = command.hook
         if hook in SESSION_HOOKS:
             return self._session(getattr(self.agent, hook, None), command)
@@ -360,7 +360,7 @@ class Bench:
             callback_context.current_context.reset(token)
         return self.codec.check(hook, value, asks).item
 
-    def _session(self, custom: Callable[..., Any] | None, command: Call) -> Input:
+    def _session(self, custom: Callable[..., Any] | None, command: RunCallback) -> Input:
         if custom is not None:
             try:
                 return Returned(Choice(kind="session", session=Raw(msgspec.json.encode(custom()))))
@@ -418,7 +418,7 @@ class Bench:
                 stored = self.outcomes.setdefault(effect.outcome.ref, effect.outcome)
                 assert stored == effect.outcome, f"two outcomes for {stored.ref}: {stored} and {effect.outcome}"
         if doing:
-            self.feed(Done(tuple(doing)))
+            self.feed(EffectsDone(tuple(doing)))
 
     # --- looking ----------------------------------------------------------------------------------------------------
     @property

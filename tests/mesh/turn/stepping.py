@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Raw
 
 from agentmesh.records import SendMail, Wait
-from agentmesh.turn.step_values import AskAgent, Taken, TakeStep, WaitOver
+from agentmesh.turn.step_values import AskAgent, StepTaken, TakeStep, WaitOver
 from agentmesh.turn.values import Arrived, Command, GaveUp, RunTurn
 from agentmesh.wire import ErrorBody, Mail, Outcome, PromptBody
 from mesh.turn.harness import Bench
@@ -26,7 +26,7 @@ class Stepping(Bench):
     """A bench for steps and waits."""
 
     def __init__(self, *args: Any, **more: Any) -> None:
-        self.taken: dict[str, Taken] = {}
+        self.taken: dict[str, StepTaken] = {}
         """Answers to steps, by token."""
         self.over: dict[str, Outcome] = {}
         """Outcomes of the running turn's waits, as it was told them."""
@@ -108,7 +108,7 @@ class Stepping(Bench):
 
     def _note(self, command: Command) -> None:
         match command:
-            case Taken(token=token, error=error):
+            case StepTaken(token=token, error=error):
                 assert token not in self.taken, "a step was answered twice"
                 self.taken[token] = command
                 if error is None and self.task is not None:  # else its task has ended without waiting for it

@@ -11,7 +11,7 @@ from agentmesh.agent import Halt, Idle, Proceed, Prompt, Skip
 from agentmesh.backend import Event, Response
 from agentmesh.records import Bury, Resolve, decode_record
 from agentmesh.turn import state_of
-from agentmesh.turn.values import Arrived, Ended, Phase, RunTurn
+from agentmesh.turn.values import Arrived, Phase, RunTurn, TurnEnded
 from agentmesh.wire import PromptBody
 from mesh.turn.agents import log_event
 from mesh.turn.harness import Bench, Plain, agent, error
@@ -278,10 +278,10 @@ def test_the_late_end_of_a_killed_turn_is_dropped() -> None:
     killed = bench.prompt("a")
     late: RunTurn = bench.running()
     bench.interrupt()
-    bench.feed(Ended(turn=late.number, response=Response("late")))
+    bench.feed(TurnEnded(turn=late.number, response=Response("late")))
     assert bench.code(killed) == "interrupted"
     following = bench.prompt("b")
-    bench.feed(Ended(turn=late.number, response=Response("late")))
+    bench.feed(TurnEnded(turn=late.number, response=Response("late")))
     assert following not in bench.outcomes and bench.task is not None
     bench.finish()
     assert bench.answer(following) == "B"

@@ -17,7 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from agentmesh.records import SendMail
 from agentmesh.turn.step_values import Circled
-from agentmesh.turn.values import GaveUp, Phase, Restarted, Tick
+from agentmesh.turn.values import BackoffOver, GaveUp, Phase, Tick
 from agentmesh.wire import Restart
 from mesh.turn.genagent import ERROR, MAX_ATTEMPTS, PRE, RESPONSE, Model, Scripted
 from mesh.turn.harness import error, table_is_kept
@@ -318,7 +318,7 @@ class Walk:
         self.bench.commit()
 
     def restart(self) -> None:
-        self.bench.feed(Restarted())
+        self.bench.feed(BackoffOver())
 
     def effects(self) -> None:
         self.bench.do_effects()
@@ -343,7 +343,7 @@ class Walk:
             elif bench.appending is not None:
                 bench.commit()
             elif bench.phase() is Phase.RESTARTING:
-                bench.feed(Restarted())
+                bench.feed(BackoffOver())
             elif bench.task is not None:
                 self.finish()
             elif bench.halted():

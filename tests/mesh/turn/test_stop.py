@@ -10,7 +10,7 @@ from agentmesh.agent import Defer, Halt, Idle, Proceed, Prompt
 from agentmesh.backend import Response
 from agentmesh.records import CancelTimer, Resolve
 from agentmesh.turn.lifecycle import MAX_BACKOFF_S, SWEEP_BATCH
-from agentmesh.turn.values import Phase, Restarted
+from agentmesh.turn.values import BackoffOver, Phase
 from agentmesh.wire import PromptBody, Restart
 from mesh.turn.harness import Bench, Plain, agent
 
@@ -296,7 +296,7 @@ def test_after_a_crash_the_prompt_stands_where_it_stood() -> None:
     assert bench.phase() is Phase.RESTARTING and bench.calls[-1] == "terminate_agent"
     third = bench.prompt("c")
     bench.event("e")
-    bench.feed(Restarted())
+    bench.feed(BackoffOver())
     assert bench.running().prompt == "crash"
     bench.auto_restart = True
     bench.drain()

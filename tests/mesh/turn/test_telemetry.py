@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from agentmesh.agent import Halt, Idle, Proceed
-from agentmesh.turn.values import Ended
+from agentmesh.turn.values import TurnEnded
 from agentmesh.wire import ErrorBody
 from mesh.turn.harness import Bench, Plain, agent
 
@@ -90,6 +90,6 @@ def test_prompt_error_carries_the_raw_reason() -> None:
     bench = Bench()
     bench.prompt("a")
     error = ErrorBody(code="backend_error", message="nope", details={"reason": "nope"})
-    bench.feed(Ended(turn=bench.running().number, error=error))
+    bench.feed(TurnEnded(turn=bench.running().number, error=error))
     (fact,) = bench.facts("prompt_error")
     assert (fact["reason"], fact["details"]) == ("backend_error", {"reason": "nope"})

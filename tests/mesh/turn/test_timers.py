@@ -9,7 +9,7 @@ import pytest
 from agentmesh.agent import Halt, Idle, Prompt, Timer
 from agentmesh.backend import Response
 from agentmesh.records import CancelTimer, SetTimer
-from agentmesh.turn.values import AskTimer, Done, DropTimer, GaveUp, Interrupt, Phase
+from agentmesh.turn.values import AskTimer, DropTimer, EffectsDone, GaveUp, Interrupt, Phase
 from mesh.turn.agents import Chatty, Halting
 from mesh.turn.harness import Bench, Plain, error
 
@@ -244,5 +244,5 @@ def test_an_effect_that_was_done_is_not_given_up_any_more() -> None:
     bench.prompt("a")
     bench.finish()
     (origin,) = bench.core.ledger.awaiting
-    bench.feed(Done((origin,)), GaveUp(origin, error("not_found")))
+    bench.feed(EffectsDone((origin,)), GaveUp(origin, error("not_found")))
     assert bench.state == ["A"] and origin in bench.core.ledger.awaiting

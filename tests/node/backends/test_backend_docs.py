@@ -11,7 +11,7 @@ import pytest
 
 from agentmesh.tools.declared import DEFAULT_TIMEOUT_S, EFFECTS
 from agentmesh_node.backends.anthropic import failures
-from agentmesh_node.backends.anthropic.options import Options
+from agentmesh_node.backends.anthropic.options import AnthropicOptions
 from agentmesh_node.tools.calls import MAX_RESULT
 
 PAGE = (Path(__file__).parents[3] / "docs" / "backends.md").read_text()
@@ -33,8 +33,8 @@ def first_column(text: str) -> set[str]:
 
 def test_each_option_is_in_the_table_with_its_default() -> None:
     table = section("anthropic").partition("### Errors")[0]
-    assert first_column(table) - {"option"} == set(Options.__struct_fields__)
-    defaults = {field.name: field.default for field in msgspec.structs.fields(Options)}
+    assert first_column(table) - {"option"} == set(AnthropicOptions.__struct_fields__)
+    defaults = {field.name: field.default for field in msgspec.structs.fields(AnthropicOptions)}
     for name in ("model", "max_tokens", "timeout_s", "attempts", "max_wait_s", "max_iterations", "parallel_tools"):
         row = re.search(rf"^\| `{name}` \| `?([^`|]*?)`? \|", table, re.MULTILINE)
         assert row is not None

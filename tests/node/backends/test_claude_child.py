@@ -13,7 +13,7 @@ import pytest
 
 from agentmesh.errors import BackendError
 from agentmesh.subjects import Subjects
-from agentmesh_node.backends.claude.options import Options, command, credential, environment, read, secrets
+from agentmesh_node.backends.claude.options import ClaudeOptions, command, credential, environment, read, secrets
 from node.backends.claude_desk import KEY, childless, desk, play
 from support import Server, run
 
@@ -134,7 +134,7 @@ def test_the_environment_is_built_and_not_inherited() -> None:
         "GIT_EDITOR": "ed", "HTTPS_PROXY": "http://user:a-proxys-password@proxy:3128",
         "TRACEPARENT": "00-of-the-nodes-own-start",
     }  # fmt: skip
-    env = environment(Options(pass_env=("GIT_EDITOR", "NOT_SET")), node, home="/h", config="/c", cwd="/w")
+    env = environment(ClaudeOptions(pass_env=("GIT_EDITOR", "NOT_SET")), node, home="/h", config="/c", cwd="/w")
     assert set(node) - set(env) == {"ANTHROPIC_API_KEY", "AWS_SECRET_ACCESS_KEY", "NATS_PASSWORD", "TRACEPARENT"}
     assert (env["HOME"], env["CLAUDE_CONFIG_DIR"], env["PWD"], env["GIT_EDITOR"]) == ("/h", "/c", "/w", "ed")
     held = credential(node)
@@ -143,7 +143,7 @@ def test_the_environment_is_built_and_not_inherited() -> None:
 
 
 def test_no_value_of_an_option_becomes_a_flag() -> None:
-    options = Options(model="--dangerously-skip-permissions", system_prompt="-p", allowed_tools=("--print",))
+    options = ClaudeOptions(model="--dangerously-skip-permissions", system_prompt="-p", allowed_tools=("--print",))
     line = command(options, "/claude", session="s2", source="s1", own_tools=True)
     assert "--model=--dangerously-skip-permissions" in line
     assert not {"--dangerously-skip-permissions", "-p", "--print"} & set(line)

@@ -15,7 +15,7 @@ from agentmesh_node.backends.codex.homes import Home
 from agentmesh_node.backends.codex.process import striker
 from agentmesh_node.backends.codex.rollout import MAX_PARTS, File, MemoryStore, Rollout
 from agentmesh_node.backends.codex.settings import configuration, merged, options_from
-from agentmesh_node.backends.codex.steps import Taken
+from agentmesh_node.backends.codex.steps import EarlierSteps
 from agentmesh_node.backends.codex.told import events_of, failure, tokens
 from agentmesh_node.tools import Call
 from support import run
@@ -166,13 +166,13 @@ def test_steps_behind_a_saved_one_are_what_may_be_repeated() -> None:
         return {"step": "intent", "call": {"id": own_id, "name": "look_up", "input": {"word": word}}}
 
     saved = {"step": "saved", "session_id": "t", "rollout": {"path": "p", "parts": ["a"]}}
-    taken = Taken([intent("1", "a"), saved, intent("2", "a"), intent("3", "b")])
+    taken = EarlierSteps([intent("1", "a"), saved, intent("2", "a"), intent("3", "b")])
     assert taken.former(Call("9", "look_up", {"word": "c"})) is None
     former = taken.former(Call("9", "look_up", {"word": "a"}))
     assert former is not None
     assert (former[0].id, former[1]) == ("2", None)
     assert taken.former(Call("9", "look_up", {"word": "a"})) is None
-    assert [event.data["id"] for event in Taken([intent("1", "a"), saved, intent("2", "a")]).events()] == ["2"]
+    assert [event.data["id"] for event in EarlierSteps([intent("1", "a"), saved, intent("2", "a")]).events()] == ["2"]
 
 
 def test_what_the_agent_configures_does_not_undo_what_the_mesh_needs() -> None:

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from agentmesh.edge.connection import NatsTransport
 from agentmesh.edge.registry import Entry, Registry
 from agentmesh.edge.streams import ensure
-from agentmesh.planner import Place, Plan, Remove, Wait
+from agentmesh.planner import Place, Plan, Remove, Unplaced
 from agentmesh.subjects import Subjects, node_key, placement_key, spec_key
 from agentmesh.wire import NodeLease, Placement, Spec, encode
 from agentmesh_node.supervisor.placement_writer import Announcer, PlacementWriter
@@ -153,7 +153,7 @@ def test_without_a_connection_everything_is_left_to_be_planned_again(server: Ser
 def test_a_reason_is_written_once_and_never_over_a_newer_spec(server: Server, subjects: Subjects) -> None:
     async def scenario() -> None:
         async with bench(server, subjects) as it:
-            wait = Wait("a", "no node is live")
+            wait = Unplaced("a", "no node is live")
             first = await it.write(spec_key("a"), encode(Spec(kind="A", incarnation="l1")))
             assert await it.placing.write_reasons([wait])
             told = it.census.revision(spec_key("a"))
@@ -163,9 +163,9 @@ def test_a_reason_is_written_once_and_never_over_a_newer_spec(server: Server, su
 
             stopping = encode(Spec(kind="A", incarnation="l1", status="stopping"))
             await it.registry.update(spec_key("a"), stopping, told)
-            assert not await it.placing.write_reasons([Wait("a", "another reason")])
+            assert not await it.placing.write_reasons([Unplaced("a", "another reason")])
             assert it.census.specs["a"].status == "stopping"
-            assert await it.placing.write_reasons([Wait("a", "another reason")])
+            assert await it.placing.write_reasons([Unplaced("a", "another reason")])
             assert it.census.specs["a"].reason is None
 
     run(scenario())

@@ -19,10 +19,10 @@ from agentmesh.steps import UnjournaledSteps
 from agentmesh.tools import Done, NotDone, ToolSpec, tool
 from agentmesh_node.tools import Call, Result, Toolbox
 from agentmesh_node.tools.loop import Bounds, Metered, ToolLoop
-from agentmesh_node.tools.loop_steps import Reply
+from agentmesh_node.tools.loop_steps import ModelAnswer
 from support import run
 
-type Answer = Reply | BackendError | Callable[[], Any]
+type Answer = ModelAnswer | BackendError | Callable[[], Any]
 
 
 class Lines:
@@ -44,26 +44,28 @@ class Lines:
     def noted(self, message: Any, note: str) -> Any:
         return [*message, f"({note})"]
 
-    async def answer(self, history: Sequence[Any], tools: Sequence[ToolSpec]) -> AsyncGenerator[Event | Reply]:
+    async def answer(self, history: Sequence[Any], tools: Sequence[ToolSpec]) -> AsyncGenerator[Event | ModelAnswer]:
         self.seen.append(list(history))
         # Which answer it is follows from the history, as with a real model: an owner that goes on asks for the next one.
         given = self.answers[sum(1 for message in history if message[0] == "model")]
         if isinstance(given, BackendError):
             raise given
-        assert isinstance(given, Reply)
+        assert isinstance(given, ModelAnswer)
         if given.text:
             yield Event.text(given.text)
         yield given
 
 
-def wants(*calls: tuple[str, str], text: str = "", **fields: Any) -> Reply:
+def wants(*calls: tuple[str, str], text: str = "", **fields: Any) -> ModelAnswer:
     """An answer with tool calls, given as (id, name)."""
     made = tuple(Call(id, name, {}) for id, name in calls)
-    return Reply(["model", *(f"{c.name}:{c.id}" for c in made)], text, calls=made, stop="tool_use", model="lines-1", **fields)
+    return ModelAnswer(
+        ["model", *(f"{c.name}:{c.id}" for c in made)], text, calls=made, stop="tool_use", model="lines-1", **fields
+    )
 
 
-def says(text: str, **fields: Any) -> Reply:
-    return Reply(["model", text], text, model="lines-1", usage={"input_tokens": 3, "output_tokens": 1}, **fields)
+def says(text: str, **fields: Any) -> ModelAnswer:
+    return ModelAnswer(["model", text], text, model="lines-1", usage={"input_tokens": 3, "output_tokens": 1}, **fields)
 
 
 ran: Counter[str] = Counter()

@@ -12,7 +12,7 @@ from agentmesh.backend import Event
 from agentmesh.steps import UnjournaledSteps
 from agentmesh.tools import tool
 from agentmesh_node.tools import Call
-from agentmesh_node.tools.loop_steps import Reply
+from agentmesh_node.tools.loop_steps import ModelAnswer
 from node.tools.test_loop import DiedError, Dying, Lines, loop, ran, read, says, wants
 from support import run
 
@@ -83,7 +83,9 @@ def test_an_answer_with_lone_surrogates_goes_on_as_valid_text() -> None:
     class Echoing(Agent[Any]):
         tools = (echo,)
 
-    odd = Reply(["model", "a\ud800"], "a\ud800", calls=(Call("1", "echo", {"text": "\ud83d\ude00\udfffz"}),), stop="tool_use")
+    odd = ModelAnswer(
+        ["model", "a\ud800"], "a\ud800", calls=(Call("1", "echo", {"text": "\ud83d\ude00\udfffz"}),), stop="tool_use"
+    )
     history: list[Any] = []
     steps = UnjournaledSteps(key="t")
     events = run(read(loop(Lines(odd, says("done")), Echoing), history, steps))

@@ -20,7 +20,7 @@ from agentmesh.backend import Event
 from agentmesh.callback_context import Request
 from agentmesh.errors import BackendError
 from agentmesh.records import NOTHING
-from agentmesh.turn.values import Call, Ended, Input, Misbehaved, Raised, Returned, RunTurn, Unreadable
+from agentmesh.turn.values import Input, Misbehaved, Raised, Returned, RunCallback, RunTurn, TurnEnded, Unreadable
 from agentmesh.wire import MAX_DEPTH, ErrorBody, Outcome
 from agentmesh_node.telemetry.tracing import Tracing
 from agentmesh_node.turns.runner import Ports, Runner
@@ -48,16 +48,16 @@ def runner_of(cls: type[Agent[Any]], backend: Talker | None = None, facts: list[
 def call(cls: type[Agent[Any]], hook: str, *args: Any, state: bytes | None = b"[]", request: Request | None = None) -> Input:
     """Run one callback."""
     raw = NOTHING if state is None else Raw(state)
-    return run(runner_of(cls).call(Call(hook=hook, args=args, state=raw, request=request)))
+    return run(runner_of(cls).call(RunCallback(hook=hook, args=args, state=raw, request=request)))
 
 
-def turn(cls: type[Agent[Any]], *events: Event | Exception, state: bytes = b"[]", facts: list[Fact] | None = None) -> Ended:
+def turn(cls: type[Agent[Any]], *events: Event | Exception, state: bytes = b"[]", facts: list[Fact] | None = None) -> TurnEnded:
     """Run one prompt task."""
     ended: list[Input] = []
 
     async def main() -> None:
         runner = runner_of(cls, Talker(Clock(), *events), facts)
-        await runner.call(Call(hook="start_session", args=({},), state=Raw(state)))
+        await runner.call(RunCallback(hook="start_session", args=({},), state=Raw(state)))
         command = RunTurn(number=3, request=Request("17"), prompt="p", state=Raw(state), session=Raw(b"{}"), watchdog_s=60.0)
         runner.start_turn(command, ended.append, None)
         task = runner.turn_task
@@ -66,7 +66,7 @@ def turn(cls: type[Agent[Any]], *events: Event | Exception, state: bytes = b"[]"
 
     run(main())
     (end,) = ended
-    assert isinstance(end, Ended)
+    assert isinstance(end, TurnEnded)
     return end
 
 
@@ -136,14 +136,14 @@ def test_so_has_a_stream() -> None:
 
     async def main() -> None:
         runner = runner_of(made(), Careless(Clock()))
-        await runner.call(Call(hook="start_session", args=({},), state=Raw(b"[]")))
+        await runner.call(RunCallback(hook="start_session", args=({},), state=Raw(b"[]")))
         command = RunTurn(number=3, request=Request("17"), prompt="p", state=Raw(b"[]"), session=Raw(b"{}"), watchdog_s=60.0)
         runner.start_turn(command, ended.append, None)
         assert runner.turn_task is not None
         await asyncio.wait((runner.turn_task,), timeout=10)
 
     run(main())
-    assert isinstance(ended[0], Ended)
+    assert isinstance(ended[0], TurnEnded)
     assert ended[0].error is not None
     assert ended[0].error.code == "task_crashed"
 
@@ -205,11 +205,11 @@ def test_a_callback_that_changes_its_state_and_raises_leaves_no_trace(hook: str,
             body["handle_event"] = next_event
         runner = runner_of(made(**body))
         state = Raw(b'["before"]')
-        first = await runner.call(Call(hook=hook, args=HOOKS[hook], state=state, request=Request("1")))
+        first = await runner.call(RunCallback(hook=hook, args=HOOKS[hook], state=state, request=Request("1")))
         if hook == "handle_event":
             runner._hooks.clear()
             runner._agent.__class__.handle_event = next_event  # type: ignore[method-assign]
-        await runner.call(Call(hook="handle_event", args=("next",), state=state))
+        await runner.call(RunCallback(hook="handle_event", args=("next",), state=state))
         return first
 
     end = run(main())
@@ -400,7 +400,11 @@ async def block_later(self: Any, *args: Any) -> Any:
 def test_a_callback_that_holds_the_loop_is_reported_by_name(caplog: pytest.LogCaptureFixture) -> None:
     facts: list[Fact] = []
     with caplog.at_level(logging.WARNING, logger="agentmesh.node"):
-        run(runner_of(made(handle_event=block_later), None, facts).call(Call(hook="handle_event", args=(1,), state=Raw(b"[]"))))
+        run(
+            runner_of(made(handle_event=block_later), None, facts).call(
+                RunCallback(hook="handle_event", args=(1,), state=Raw(b"[]"))
+            )
+        )
     ((agent, kind, turn_number, fields),) = facts
     assert (agent, kind, turn_number, fields["callback"]) == ("coder", "callback_blocked", 0, "handle_event")
     assert 0.1 < fields["seconds"] < 5
@@ -423,7 +427,7 @@ def test_so_is_a_plain_observer_of_the_stream() -> None:
 
 def test_a_plain_callback_may_take_its_time() -> None:
     facts: list[Fact] = []
-    run(runner_of(made(post_run=block), None, facts).call(Call(hook="post_run", state=Raw(b"[]"))))
+    run(runner_of(made(post_run=block), None, facts).call(RunCallback(hook="post_run", state=Raw(b"[]"))))
     assert facts == []
 
 
@@ -439,7 +443,7 @@ def test_hanging_plain_callbacks_of_other_agents_do_not_hold_one_up() -> None:
     async def main() -> None:
         few = concurrent.futures.ThreadPoolExecutor(max_workers=1)  # the loop's own, as on a small machine
         asyncio.get_running_loop().set_default_executor(few)
-        command = Call(hook="handle_event", args=(1,), state=Raw(b"[]"))
+        command = RunCallback(hook="handle_event", args=(1,), state=Raw(b"[]"))
         hung = [asyncio.create_task(runner_of(made(handle_event=wait)).call(command)) for _ in range(3)]
         try:
             await eventually(begun.is_set)

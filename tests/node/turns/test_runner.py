@@ -15,7 +15,7 @@ from agentmesh.backend import Event, Stream, Turn
 from agentmesh.callback_context import Request
 from agentmesh.errors import BackendError
 from agentmesh.records import NOTHING
-from agentmesh.turn.values import Call, Ended, Input, Returned, RunTurn
+from agentmesh.turn.values import Input, Returned, RunCallback, RunTurn, TurnEnded
 from agentmesh_node.telemetry.tracing import Tracing
 from agentmesh_node.turns.runner import Ports, Runner
 from support import run
@@ -83,7 +83,7 @@ class Counting(Agent[list[str]]):
         return Idle(state)
 
 
-def turn(backend: Talker, cls: type[Agent[Any]] = Counting) -> tuple[Ended, list[Event], Any]:
+def turn(backend: Talker, cls: type[Agent[Any]] = Counting) -> tuple[TurnEnded, list[Event], Any]:
     """Run one turn: its end, the live events, and the state object that the next callback would be given."""
     ended: list[Input] = []
     live: list[Event] = []
@@ -91,7 +91,7 @@ def turn(backend: Talker, cls: type[Agent[Any]] = Counting) -> tuple[Ended, list
     async def go() -> Any:
         ports = Ports(now=lambda: backend.clock.now, monotonic=lambda: backend.clock.now, token=lambda: "t", limit=10_000)
         runner = Runner(cls, "coder", lambda agent, options: backend, ports, Tracing("n1"))
-        await runner.call(Call(hook="start_session", args=({},), state=Raw(b"[]")))
+        await runner.call(RunCallback(hook="start_session", args=({},), state=Raw(b"[]")))
         dispatched = Raw(b'["before"]')
         command = RunTurn(
             number=3, request=Request("17"), prompt="p", state=dispatched, session=Raw(b'{"turns":1}'), watchdog_s=60.0
@@ -100,17 +100,17 @@ def turn(backend: Talker, cls: type[Agent[Any]] = Counting) -> tuple[Ended, list
         task = runner.turn_task
         assert task is not None
         await task
-        following = await runner.call(Call(hook="handle_event", args=("e",), state=dispatched))
+        following = await runner.call(RunCallback(hook="handle_event", args=("e",), state=dispatched))
         assert isinstance(following, Returned)
         return msgspec.json.decode(following.state)
 
     untouched = run(go())
     (end,) = ended
-    assert isinstance(end, Ended) and end.turn == 3
+    assert isinstance(end, TurnEnded) and end.turn == 3
     return end, live, untouched
 
 
-def session_of(end: Ended) -> Any:
+def session_of(end: TurnEnded) -> Any:
     return msgspec.json.decode(end.session) if end.session != NOTHING else None
 
 

@@ -12,7 +12,7 @@ from msgspec import Raw
 from agentmesh.callback_context import Request
 from agentmesh.errors import BadRequest, NotInCallback, TooLarge
 from agentmesh.records import NOTHING
-from agentmesh.turn.step_values import AskAgent, Taken, TakeStep, WaitOver
+from agentmesh.turn.step_values import AskAgent, StepTaken, TakeStep, WaitOver
 from agentmesh.turn.values import Input, RunTurn
 from agentmesh.wire import ErrorBody, Outcome
 from agentmesh_node.services import Services
@@ -65,7 +65,7 @@ def test_a_step_is_taken_when_the_machine_says_so() -> None:
         await asyncio.sleep(0)
         value["n"] = 99
         assert desk.fed == [TakeStep(3, "t0", Raw(b'{"n":1}'))] and list(keeper.taken) == [{"n": 0}]
-        keeper.step_taken(Taken("t0", 2))
+        keeper.step_taken(StepTaken("t0", 2))
         await taking
         assert list(keeper.taken) == [{"n": 0}, {"n": 1}]
 
@@ -79,7 +79,7 @@ def test_a_step_that_its_taker_gave_up_waiting_for_is_taken_all_the_same() -> No
         await asyncio.sleep(0)
         taking.cancel()
         await asyncio.wait((taking,))
-        desk.keeper.step_taken(Taken("t0", 1))
+        desk.keeper.step_taken(StepTaken("t0", 1))
         assert desk.keeper.taken == ("one",)
 
     run(main())
@@ -101,7 +101,7 @@ def test_a_refused_step_raises() -> None:
         desk = Desk()
         taking = asyncio.create_task(desk.keeper.take("x"))
         await asyncio.sleep(0)
-        desk.keeper.step_taken(Taken("t0", 0, ErrorBody(code="too_large", message="too much")))
+        desk.keeper.step_taken(StepTaken("t0", 0, ErrorBody(code="too_large", message="too much")))
         with pytest.raises(TooLarge, match="too much"):
             await taking
         assert desk.keeper.taken == ()

@@ -11,16 +11,16 @@ from agentmesh.backend import Turn
 from agentmesh.errors import BackendError
 from agentmesh_node.backends.anthropic.failures import failure
 from agentmesh_node.tools import Call, Result
-from agentmesh_node.tools.loop_steps import Reply
+from agentmesh_node.tools.loop_steps import ModelAnswer
 
 if TYPE_CHECKING:
     from anthropic.types.beta import BetaMessage, BetaUsage
 
-type Json = dict[str, Any]
+type JsonObject = dict[str, Any]
 IMAGES = frozenset({"image/jpeg", "image/png", "image/gif", "image/webp"})
 
 
-def prompt(text: str, turn: Turn) -> Json:
+def prompt(text: str, turn: Turn) -> JsonObject:
     """The message that opens a turn: attachments first, as the API advises, then the prompt.
 
     Raises:
@@ -29,17 +29,17 @@ def prompt(text: str, turn: Turn) -> Json:
     return {"role": "user", "content": [*map(_attachment, turn.attachments), {"type": "text", "text": text}]}
 
 
-def results(found: Sequence[Result]) -> Json:
+def results(found: Sequence[Result]) -> JsonObject:
     """The message that hands tool results over."""
     return {"role": "user", "content": [_result(result) for result in found]}
 
 
-def noted(message: Json, note: str) -> Json:
+def noted(message: JsonObject, note: str) -> JsonObject:
     """`message` with a word of the mesh behind it."""
     return {**message, "content": [*message["content"], {"type": "text", "text": note}]}
 
 
-def reply(message: BetaMessage) -> Reply:
+def reply(message: BetaMessage) -> ModelAnswer:
     """An answer that is complete.
 
     Raises:
@@ -50,7 +50,7 @@ def reply(message: BetaMessage) -> Reply:
     stop = _usable(message, calls)
     # Models give empty answers and blank texts, but the API takes neither back: they would end every further turn.
     kept, compacted = _compacted([block for block in blocks if block["type"] != "text" or block["text"].strip()])
-    return Reply(
+    return ModelAnswer(
         message={"role": "assistant", "content": kept} if kept else None,
         text="".join(b["text"] for b in kept if b["type"] == "text"),
         thinking="".join(b["thinking"] for b in kept if b["type"] == "thinking"),
@@ -90,18 +90,18 @@ def _usable(message: BetaMessage, calls: tuple[Call, ...]) -> str:
     return stop
 
 
-def _compacted(blocks: list[Json]) -> tuple[list[Json], bool]:
+def _compacted(blocks: list[JsonObject]) -> tuple[list[JsonObject], bool]:
     """The blocks from the newest summary on; what is before it the API drops itself."""
     at = max((i for i, b in enumerate(blocks) if b["type"] == "compaction" and b.get("content") is not None), default=None)
     return (blocks, False) if at is None else (blocks[at:], True)
 
 
-def _result(result: Result) -> Json:
+def _result(result: Result) -> JsonObject:
     block = {"type": "tool_result", "tool_use_id": result.id, "content": result.text}
     return block if result.ok else {**block, "is_error": True}
 
 
-def _attachment(attachment: Any) -> Json:
+def _attachment(attachment: Any) -> JsonObject:
     """A content block for an attachment, by the type that its name says."""
     kind = mimetypes.guess_type(attachment.filename)[0] or ""
     if kind in IMAGES:

@@ -14,9 +14,9 @@ from agentmesh.tools import ToolSpec
 from agentmesh_node.backends.anthropic import messages
 from agentmesh_node.backends.anthropic.clients import secrets
 from agentmesh_node.backends.anthropic.failures import translated
-from agentmesh_node.backends.anthropic.options import Options
+from agentmesh_node.backends.anthropic.options import AnthropicOptions
 from agentmesh_node.tools import Result
-from agentmesh_node.tools.loop_steps import Reply
+from agentmesh_node.tools.loop_steps import ModelAnswer
 
 if TYPE_CHECKING:
     from anthropic import AsyncAnthropic
@@ -30,7 +30,7 @@ class AnthropicModel:
 
     provider = "anthropic"
 
-    def __init__(self, client: AsyncAnthropic, options: Options) -> None:
+    def __init__(self, client: AsyncAnthropic, options: AnthropicOptions) -> None:
         self.name = options.model
         self._client = client
         self._options = options
@@ -45,7 +45,7 @@ class AnthropicModel:
     def noted(self, message: Any, note: str) -> Any:
         return messages.noted(message, note)
 
-    async def answer(self, history: Sequence[Any], tools: Sequence[ToolSpec]) -> AsyncGenerator[Event | Reply]:
+    async def answer(self, history: Sequence[Any], tools: Sequence[ToolSpec]) -> AsyncGenerator[Event | ModelAnswer]:
         """Ask for an answer, again if need be. A text event with `restart` says that the answer begins anew.
 
         Raises:
@@ -83,7 +83,7 @@ class AnthropicModel:
         all_tools = [*declared, *self._options.server_tools]
         return {**self._parameters, "messages": list(history), **({"tools": all_tools} if all_tools else {})}
 
-    async def _stream(self, request: dict[str, Any]) -> AsyncGenerator[Event | Reply]:
+    async def _stream(self, request: dict[str, Any]) -> AsyncGenerator[Event | ModelAnswer]:
         """One try."""
         try:
             async with self._client.beta.messages.stream(**request) as stream:

@@ -26,7 +26,7 @@ _BETAS = {
 """The beta that an edit of the context needs."""
 
 
-class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class AnthropicOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Options of the `anthropic` backend. What is not described here is passed to the API as it is, under its own name."""
 
     model: str = DEFAULT_MODEL
@@ -95,17 +95,17 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 _PASSED = ("system", "thinking", "stop_sequences", "tool_choice", "output_config", "metadata", "service_tier")
 
 
-def read(given: Mapping[str, Any]) -> Options:
+def read(given: Mapping[str, Any]) -> AnthropicOptions:
     """The options in `given`.
 
     Raises:
         BackendError: `details["reason"]` is `bad_options`: one is unknown, or has the wrong shape.
     """
     try:
-        options = msgspec.convert(dict(given), Options)
+        options = msgspec.convert(dict(given), AnthropicOptions)
         options.parameters()
     except (msgspec.ValidationError, TypeError, AttributeError) as error:
-        known = ", ".join(Options.__struct_fields__)
+        known = ", ".join(AnthropicOptions.__struct_fields__)
         raise BackendError(
             f"the options of the anthropic backend cannot be used: {error}; it knows {known}",
             details={"reason": "bad_options", "retryable": False},

@@ -27,7 +27,7 @@ from agentmesh_node.backends.claude.files import Files
 from agentmesh_node.backends.claude.mirror import mirrored
 from agentmesh_node.backends.claude.options import (
     SERVER,
-    Options,
+    ClaudeOptions,
     command,
     credential,
     environment,
@@ -46,7 +46,7 @@ GO_ON = "Continue from where you left off."
 GO_ON_WITH = GO_ON + " These of your tool calls have come to an end meanwhile:"
 
 
-class _Run(msgspec.Struct, frozen=True):
+class _ClaudeRun(msgspec.Struct, frozen=True):
     """One run of Claude Code, as it is decided before it begins."""
 
     turn: Turn
@@ -144,7 +144,7 @@ class ClaudeBackend:
         except (Unavailable, ApiError) as error:
             yield failed("store_unavailable", f"the conversation's transcript cannot be reached: {error}")
             return
-        run = _Run(turn, fresh, source, own_id, told)
+        run = _ClaudeRun(turn, fresh, source, own_id, told)
         async with contextlib.aclosing(self._run(run)) as events:
             async for event in events:
                 yield event
@@ -202,7 +202,7 @@ class ClaudeBackend:
         await asyncio.to_thread(self._files.write, project, session, parts)
 
     # --- the run ------------------------------------------------------------------------------------------------------
-    async def _run(self, run: _Run) -> AsyncGenerator[Event]:
+    async def _run(self, run: _ClaudeRun) -> AsyncGenerator[Event]:
         messages = await _module("agentmesh_node.backends.claude.messages")
         process = await _module("agentmesh_node.backends.claude.process")
         tools = None
@@ -219,7 +219,7 @@ class ClaudeBackend:
             yield Event("tool_result", {"id": result.id, "ok": result.ok, "text": result.text})
         told, message = _told(run, settled)
         child = self._child(process.Child, run, own_tools=tools is not None)
-        reader = messages.Reader(run.session, tokens(run.source.standing))
+        reader = messages.MessageReader(run.session, tokens(run.source.standing))
         async with self._room.place(), mirrored(self._store, message, run.turn.steps) as mirror:
             server = {"type": "sdk", "name": SERVER, "instance": tools.server(mirror)} if tools is not None else None
             servers = {SERVER: server} if server is not None else {}
@@ -241,7 +241,7 @@ class ClaudeBackend:
                     raise
                 yield messages.broken(error, child.errors)
 
-    def _child(self, make: Any, run: _Run, *, own_tools: bool) -> Any:
+    def _child(self, make: Any, run: _ClaudeRun, *, own_tools: bool) -> Any:
         """The child process, not yet started."""
         options, node = _bounded(self._options, run.turn.allowance.usd_left()), os.environ
         held = credential(node)
@@ -281,7 +281,7 @@ class ClaudeBackend:
                 await client.disconnect()
 
 
-def _told(run: _Run, settled: Sequence[Result]) -> tuple[Any, str]:
+def _told(run: _ClaudeRun, settled: Sequence[Result]) -> tuple[Any, str]:
     """What Claude Code is told, and the uuid of that message: the prompt, or to go on."""
     if not run.source.standing.begun:
         return run.text, run.message
@@ -295,7 +295,7 @@ def _terminal(error: BackendError | BudgetExceeded) -> Event:
     return Event.error(str(error.details.get("reason", error.code)), message=error.message, code=error.code, **details)
 
 
-def _bounded(options: Options, usd_left: float | None) -> Options:
+def _bounded(options: ClaudeOptions, usd_left: float | None) -> ClaudeOptions:
     """`options` with the tighter of both bounds on money."""
     own = options.max_budget_usd
     if usd_left is None or (own is not None and own <= usd_left):

@@ -21,7 +21,7 @@ TYPES = {
 }
 
 
-class Reader:
+class MessageReader:
     """Reads one run. Text and thinking come as they are written; what a subagent says to itself is left out."""
 
     def __init__(self, session: str, before: dict[str, int]) -> None:

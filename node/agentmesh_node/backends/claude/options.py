@@ -50,7 +50,7 @@ SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL|AUTH|HEADERS", r
 SHORTEST_SECRET = 8
 
 
-class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ClaudeOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What an agent's `Init(state, backend={...})` may say. All of it is journaled: no secrets."""
 
     model: str | None = None
@@ -100,19 +100,19 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
                 raise ValueError(f"{path} is not an absolute path")
 
 
-def read(options: Mapping[str, Any]) -> Options:
+def read(options: Mapping[str, Any]) -> ClaudeOptions:
     """The options in `options`.
 
     Raises:
         BackendError: one is unknown or has a wrong value; `details["reason"]` is `bad_options`.
     """
     try:
-        return msgspec.convert(dict(options), Options)
+        return msgspec.convert(dict(options), ClaudeOptions)
     except (msgspec.ValidationError, ValueError) as error:
         raise refused("bad_options", f"the claude backend's options are wrong: {error}; docs/backends.md lists them") from None
 
 
-def command(options: Options, cli: str, *, session: str, source: str | None, own_tools: bool) -> list[str]:
+def command(options: ClaudeOptions, cli: str, *, session: str, source: str | None, own_tools: bool) -> list[str]:
     """Claude Code's command line.
 
     Args:
@@ -150,7 +150,7 @@ def command(options: Options, cli: str, *, session: str, source: str | None, own
     return found
 
 
-def environment(options: Options, node: Mapping[str, str], *, home: str, config: str, cwd: str) -> dict[str, str]:
+def environment(options: ClaudeOptions, node: Mapping[str, str], *, home: str, config: str, cwd: str) -> dict[str, str]:
     """The whole environment of the child, without its credential. `node` is the node's own."""
     found = {name: value for name, value in node.items() if name in PASSED or name.startswith(PASSED_PREFIXES)}
     found.update({name: node[name] for name in options.pass_env if name in node})
@@ -180,7 +180,7 @@ def secrets(env: Mapping[str, str], held: tuple[str, str] | None) -> list[str]:
     return sorted((value for value in found if len(value) >= SHORTEST_SECRET), key=len, reverse=True)
 
 
-def executable(options: Options) -> str:
+def executable(options: ClaudeOptions) -> str:
     """The executable that is run: the one that the options name, else the one that comes with the SDK.
 
     Raises:

@@ -11,17 +11,17 @@ import msgspec
 
 from agentmesh.backend import Turn
 from agentmesh_node.backends.codex.process import AppServer
-from agentmesh_node.backends.codex.steps import Intent, Ran, Step, Taken, step_value
+from agentmesh_node.backends.codex.steps import CodexStep, EarlierSteps, OwnToolIntent, OwnToolRan, step_value
 from agentmesh_node.tools import Call, Result, Toolbox
 from agentmesh_node.tools.calls import PATIENCE_S
 
 log = logging.getLogger("agentmesh.node")
 
 
-class OwnTools:
+class OwnToolRuns:
     """The runs of one turn. Each is a task, so that a long one does not keep Codex's other news waiting."""
 
-    def __init__(self, toolbox: Toolbox, turn: Turn, taken: Taken, server: AppServer) -> None:
+    def __init__(self, toolbox: Toolbox, turn: Turn, taken: EarlierSteps, server: AppServer) -> None:
         self._toolbox = toolbox
         self._turn = turn
         self._taken = taken
@@ -53,9 +53,9 @@ class OwnTools:
         """Run a call; one that an earlier owner of the turn made is gone through again, or asked after."""
         former = self._taken.former(call)
         if former is None:
-            await self._take(Intent(call))
+            await self._take(OwnToolIntent(call))
             result = await self._toolbox.run(call, self._turn)
-            await self._take(Ran(call, result))
+            await self._take(OwnToolRan(call, result))
             return result
         made, known = former
         if known is None and self._toolbox.effect(made.name) == "once":
@@ -63,10 +63,10 @@ class OwnTools:
         if known is None:
             # Under its first id: to the tool it is the same call.
             known = await self._toolbox.run(made, self._turn)
-        await self._take(Ran(made, known))
+        await self._take(OwnToolRan(made, known))
         return msgspec.structs.replace(known, id=call.id)
 
-    async def _take(self, step: Step) -> None:
+    async def _take(self, step: CodexStep) -> None:
         async with self._writing:  # one at a time: the journal has an order
             await self._turn.steps.take(step_value(step))
 

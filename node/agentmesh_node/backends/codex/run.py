@@ -18,11 +18,11 @@ from agentmesh.edge.jetstream import Uncertain
 from agentmesh.errors import BackendError, BudgetExceeded, InfrastructureError, NotFound
 from agentmesh_node.backends.codex import settings
 from agentmesh_node.backends.codex.homes import Home
-from agentmesh_node.backends.codex.own import OwnTools
-from agentmesh_node.backends.codex.process import DECLINED, AppServer, striker
+from agentmesh_node.backends.codex.own import OwnToolRuns
+from agentmesh_node.backends.codex.process import DECLINED, AppServer, Json, striker
 from agentmesh_node.backends.codex.rollout import File, Rollout, Store, forget
-from agentmesh_node.backends.codex.settings import Options
-from agentmesh_node.backends.codex.steps import Saved, Taken, step_value
+from agentmesh_node.backends.codex.settings import CodexOptions
+from agentmesh_node.backends.codex.steps import EarlierSteps, Saved, step_value
 from agentmesh_node.backends.codex.told import events_of, failure, is_tool, tokens
 from agentmesh_node.tools import Toolbox
 
@@ -30,8 +30,6 @@ log = logging.getLogger("agentmesh.node")
 
 STORE_TRIES = 5
 STORE_WAIT_S = 0.5
-
-type Json = dict[str, Any]
 
 
 class Session(msgspec.Struct, frozen=True):
@@ -47,7 +45,7 @@ class Session(msgspec.Struct, frozen=True):
 class Ground(msgspec.Struct, frozen=True):
     """What the turns of one agent have in common."""
 
-    options: Options
+    options: CodexOptions
     directory: Path
     store: Store
     toolbox: Toolbox
@@ -68,7 +66,7 @@ class Run:
         self._options = ground.options
         self._session = session
         self._turn = turn
-        self._taken = Taken(turn.steps.taken)
+        self._taken = EarlierSteps(turn.steps.taken)
         self._saved = self._taken.saved[-1] if self._taken.saved else None
         self._usage: dict[str, int] = dict(self._saved.usage) if self._saved else {}
         self._tool_calls = self._saved.tool_calls if self._saved else 0
@@ -118,7 +116,7 @@ class Run:
         file = self._file = File(home.path, self._ground.store, striker(secrets))
         await self._restore(file)
         server = await self._server(home.path, secrets)
-        tools = OwnTools(self._ground.toolbox, self._turn, self._taken, server)
+        tools = OwnToolRuns(self._ground.toolbox, self._turn, self._taken, server)
         try:
             turn_id = await self._begun(server, home, prompt)
             self._answers = file.answers()
@@ -205,7 +203,7 @@ class Run:
         return str((begun.get("turn") or {}).get("id", ""))
 
     # --- the turn -----------------------------------------------------------------------------------------------------
-    async def _listen(self, server: AppServer, tools: OwnTools, file: File, turn_id: str) -> AsyncGenerator[Event]:
+    async def _listen(self, server: AppServer, tools: OwnToolRuns, file: File, turn_id: str) -> AsyncGenerator[Event]:
         """The events of the turn, until Codex has completed it.
 
         Raises:
@@ -252,7 +250,7 @@ class Run:
                     raise
                 log.info("codex was not told of the budget: its turn is ending", extra={"agent": self._turn.agent})
 
-    async def _asked(self, server: AppServer, tools: OwnTools, request: Any, method: str, params: Json) -> None:
+    async def _asked(self, server: AppServer, tools: OwnToolRuns, request: Any, method: str, params: Json) -> None:
         """Codex asks something: a tool of the agent's is run; nobody is there to approve of anything."""
         if method == "item/tool/call":
             tools.begin(request, params)
@@ -354,7 +352,7 @@ class Run:
         return Event.result(self._text, **data)
 
 
-async def _next(server: AppServer, tools: OwnTools) -> Json:
+async def _next(server: AppServer, tools: OwnToolRuns) -> Json:
     """The next message of the child, unless a tool's run has failed first."""
     if tools.failed.done():
         tools.failed.result()

@@ -26,7 +26,7 @@ type Sandbox = Literal["read-only", "workspace-write", "danger-full-access"]
 type ApprovalPolicy = Literal["never", "on-request", "untrusted"]
 
 
-class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class CodexOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The backend options; docs/backends.md has the table. Times are in seconds."""
 
     model: str | None = None
@@ -49,14 +49,14 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     unreachable_s: float = 60.0
 
 
-def options_from(given: Mapping[str, Any]) -> Options:
+def options_from(given: Mapping[str, Any]) -> CodexOptions:
     """The options in `given`.
 
     Raises:
         BackendError: one is unknown or has a wrong value; `details["reason"]` is `bad_options`.
     """
     try:
-        options = msgspec.convert(dict(given), Options)
+        options = msgspec.convert(dict(given), CodexOptions)
     except msgspec.ValidationError as error:
         raise refused("bad_options", f"the codex backend's options cannot be used: {error}") from None
     if options.cwd is not None and not Path(options.cwd).is_absolute():
@@ -71,7 +71,7 @@ def refused(reason: str, message: str, **details: Any) -> BackendError:
     return BackendError(message, details={"reason": reason, "retryable": False, **details})
 
 
-def key_of(options: Options, environ: Mapping[str, str]) -> str | None:
+def key_of(options: CodexOptions, environ: Mapping[str, str]) -> str | None:
     """The provider's key; None where none is needed.
 
     Raises:
@@ -87,7 +87,7 @@ def key_of(options: Options, environ: Mapping[str, str]) -> str | None:
     return key
 
 
-def environment(options: Options, environ: Mapping[str, str], home: Path) -> dict[str, str]:
+def environment(options: CodexOptions, environ: Mapping[str, str], home: Path) -> dict[str, str]:
     """The child's whole environment.
 
     Raises:
@@ -119,7 +119,7 @@ def binary(environ: Mapping[str, str]) -> tuple[str, str | None]:
     return str(bundled_codex_path()), str(tools) if tools is not None else None
 
 
-def configuration(options: Options) -> dict[str, Any]:
+def configuration(options: CodexOptions) -> dict[str, Any]:
     """Codex's configuration for a thread: the option `config`, then what the other options and the contract say."""
     provider = {
         "name": PROVIDER,
@@ -162,7 +162,7 @@ def merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def thread_params(options: Options, cwd: Path) -> dict[str, Any]:
+def thread_params(options: CodexOptions, cwd: Path) -> dict[str, Any]:
     """What `thread/start` and `thread/resume` have in common."""
     params: dict[str, Any] = {
         "cwd": str(cwd),

@@ -1,8 +1,8 @@
 """What of a codex turn the journal keeps, and how it is read again after a takeover (design 6).
 
 After each answer of the model whose tools have run, the thread's rollout is stored and a `Saved` step names it: a turn that lost
-its node goes on from the newest. A run of one of the agent's own tools is framed by an `Intent` and a `Ran`: an answer that was
-not saved yet is asked for again, and a call in it that was made before is not made again.
+its node goes on from the newest. A run of one of the agent's own tools stands between an `OwnToolIntent` and an `OwnToolRan`: an
+answer that was not saved yet is asked for again, and a call in it that was made before is not made again.
 """
 
 from __future__ import annotations
@@ -30,42 +30,42 @@ class Saved(msgspec.Struct, frozen=True, tag_field="step", tag="saved"):
     """Tool runs of the turn so far."""
 
 
-class Intent(msgspec.Struct, frozen=True, tag_field="step", tag="intent"):
+class OwnToolIntent(msgspec.Struct, frozen=True, tag_field="step", tag="intent"):
     """One of the agent's own tools is about to be fired."""
 
     call: Call
 
 
-class Ran(msgspec.Struct, frozen=True, tag_field="step", tag="ran"):
+class OwnToolRan(msgspec.Struct, frozen=True, tag_field="step", tag="ran"):
     """It has come to its end."""
 
     call: Call
     result: Result
 
 
-type Step = Saved | Intent | Ran
+type CodexStep = Saved | OwnToolIntent | OwnToolRan
 
 
-class Taken:
+class EarlierSteps:
     """The steps of an earlier owner."""
 
     def __init__(self, steps: Sequence[Any]) -> None:
         self.saved: list[Saved] = []
         self._intents: list[Call] = []
-        self._ran: list[Ran] = []
+        self._ran: list[OwnToolRan] = []
         for step in steps:
-            self._add(msgspec.convert(step, Step))
+            self._add(msgspec.convert(step, CodexStep))
 
-    def _add(self, step: Step) -> None:
+    def _add(self, step: CodexStep) -> None:
         match step:
             case Saved():
                 self.saved.append(step)
                 # The thread holds these calls and their results.
                 self._intents.clear()
                 self._ran.clear()
-            case Intent():
+            case OwnToolIntent():
                 self._intents.append(step.call)
-            case Ran():
+            case OwnToolRan():
                 self._ran.append(step)
 
     def events(self) -> list[Event]:
@@ -100,6 +100,6 @@ def _same(one: Call, other: Call) -> bool:
     return one.name == other.name and one.input == other.input
 
 
-def step_value(step: Step) -> Any:
+def step_value(step: CodexStep) -> Any:
     """The step as JSON data."""
     return msgspec.to_builtins(step)
