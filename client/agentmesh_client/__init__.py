@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from agentmesh.wire import Attachment, NodeLease, Outcome, Restart, Spec, Status
+    from agentmesh_client.asks import PromptOptions
     from agentmesh_client.client import Mesh, connect
     from agentmesh_client.results import (
         AgentEntry,
@@ -56,6 +57,7 @@ __all__ = [
     "NodeLease",
     "Outcome",
     "PollResult",
+    "PromptOptions",
     "Response",
     "Restart",
     "Restarted",
@@ -75,6 +77,7 @@ __all__ = [
 
 _HOMES = {
     "agentmesh.wire": ("Attachment", "NodeLease", "Outcome", "Restart", "Spec", "Status"),
+    "agentmesh_client.asks": ("PromptOptions",),
     "agentmesh_client.client": ("Mesh", "connect"),
     "agentmesh_client.validation": ("attachment",),
     "agentmesh_client.results": (

@@ -7,7 +7,7 @@ import datetime as dt
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 from agentmesh import wire
 from agentmesh.edge.jetstream import Stored
@@ -23,17 +23,57 @@ from agentmesh_client.streaming import LiveTurn
 from agentmesh_client.validation import budget_header, instant, prompt_message, seconds
 
 
-class PromptOptions(NamedTuple):
-    """One prompt as its caller gave it: the arguments of `Mesh.ask`."""
+class PromptOptions(TypedDict, total=False):
+    """What may go with a prompt: further keywords of `Mesh.ask` (which says what each means), `ask_outcome`, `stream` and `tell`.
+
+    None is as good as absent.
+    """
+
+    metadata: Mapping[str, Any] | None
+    attachments: Sequence[Attachment] | None
+    deadline: dt.datetime | None
+    idempotency_key: str | None
+    budget: Mapping[str, float] | None
+
+
+_KNOWN = PromptOptions.__optional_keys__
+
+
+class PromptRequest(NamedTuple):
+    """One prompt as its caller gave it."""
 
     agent: str
     prompt: str
     timeout: float
-    metadata: Mapping[str, Any] | None
-    attachments: Sequence[Attachment] | None
-    deadline: dt.datetime | None
-    key: str | None
-    budget: Mapping[str, float] | None = None
+    options: PromptOptions
+
+    @classmethod
+    def of(cls, call: str, agent: str, prompt: str, timeout: float, options: PromptOptions) -> PromptRequest:
+        """The prompt of a `call` of that name.
+
+        Raises:
+            TypeError: an option is none of `PromptOptions`. A type checker finds it too; this is for programs that use none.
+        """
+        if options and not options.keys() <= _KNOWN:
+            unknown = next(name for name in options if name not in _KNOWN)
+            raise TypeError(f"{call}() got an unexpected keyword argument {unknown!r}; it takes {', '.join(sorted(_KNOWN))}")
+        return cls(agent, prompt, timeout, options)
+
+    def message(self) -> tuple[bytes, dict[str, str]]:
+        """Body and headers, all but what its addressee's life and its way decide.
+
+        Raises:
+            BadRequest: something in it cannot be meant.
+        """
+        options = self.options
+        if not options:
+            return prompt_message(self.prompt)
+        body, headers = prompt_message(self.prompt, options.get("metadata"), options.get("attachments"))
+        if (deadline := options.get("deadline")) is not None:
+            headers[wire.DEADLINE] = instant(deadline, "deadline")
+        if (budget := options.get("budget")) is not None:
+            headers[wire.BUDGET] = budget_header(budget)
+        return body, headers
 
 
 class AskSender:
@@ -46,7 +86,7 @@ class AskSender:
         self._mailer = mailer
         self._ends = ends
 
-    async def ask(self, given: PromptOptions, on_accepted: Callable[[str], None] | None = None) -> Outcome:
+    async def ask(self, given: PromptRequest, on_accepted: Callable[[str], None] | None = None) -> Outcome:
         """Send a prompt and return its outcome; `on_accepted` is called with its ref."""
         body, headers, patience = await self._message(given)
         ask = self._asks.open(given.agent)
@@ -63,7 +103,7 @@ class AskSender:
             await self._asks.end(ask)
 
     @asynccontextmanager
-    async def stream(self, given: PromptOptions) -> AsyncIterator[LiveTurn]:
+    async def stream(self, given: PromptRequest) -> AsyncIterator[LiveTurn]:
         """Send a prompt; within the block its turn can be watched."""
         body, headers, patience = await self._message(given)
         ask = self._asks.open(given.agent)
@@ -84,28 +124,24 @@ class AskSender:
         life = await patiently(lambda: self._specs.life(agent), timeout)
         return life, max(timeout - (loop.time() - began), 0.05)
 
-    async def _message(self, given: PromptOptions) -> tuple[bytes, dict[str, str], float]:
+    async def _message(self, given: PromptRequest) -> tuple[bytes, dict[str, str], float]:
         """Body and headers, and how long to wait from now."""
-        body, headers = prompt_message(given.prompt, given.metadata, given.attachments)
+        body, headers = given.message()
         patience = seconds(given.timeout)
         life = self._specs.lives.get(given.agent)
         if life is None:
             life, patience = await self.life(given.agent, patience)
         headers[wire.FOR] = life
-        if given.deadline is not None:
-            headers[wire.DEADLINE] = instant(given.deadline, "deadline")
-        if given.budget is not None:
-            headers[wire.BUDGET] = budget_header(given.budget)
         return body, headers, patience
 
-    async def _send(self, given: PromptOptions, ask: PendingAsk, body: bytes, headers: dict[str, str], patience: float) -> None:
+    async def _send(self, given: PromptRequest, ask: PendingAsk, body: bytes, headers: dict[str, str], patience: float) -> None:
         """Store the prompt; `ask` knows its ref then."""
         headers[wire.REPLY_TO] = ask.reply_to
         stored = await self._mailer.put(
             self._subjects.inbox(given.agent),
             body,
             headers,
-            message_id=self._mailer.message_id(given.agent, given.key),
+            message_id=self._mailer.message_id(given.agent, given.options.get("idempotency_key")),
             timeout=patience,
             answer=ask.outcome,
         )
@@ -114,7 +150,7 @@ class AskSender:
             await self._asks.follow(ask)
 
     async def _answered_soon(
-        self, given: PromptOptions, ask: PendingAsk, body: bytes, headers: dict[str, str], patience: float
+        self, given: PromptRequest, ask: PendingAsk, body: bytes, headers: dict[str, str], patience: float
     ) -> bool:
         """Store the prompt and wait for the end of `ask`, without a wake-up when it is stored, as most are at once.
 
@@ -122,7 +158,7 @@ class AskSender:
         """
         headers[wire.REPLY_TO] = ask.reply_to
         subject, life = self._subjects.inbox(given.agent), headers[wire.FOR]
-        message_id = self._mailer.message_id(given.agent, given.key)
+        message_id = self._mailer.message_id(given.agent, given.options.get("idempotency_key"))
         began, first = asyncio.get_running_loop().time(), ask.outcome
 
         def stored(news: Stored | Exception) -> None:

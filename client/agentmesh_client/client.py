@@ -6,7 +6,7 @@ import asyncio
 import datetime as dt
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
-from typing import Any
+from typing import Any, Unpack
 
 from agentmesh import wire
 from agentmesh.edge import address, connection
@@ -16,8 +16,8 @@ from agentmesh.edge.transport import Transport
 from agentmesh.errors import BadRequest
 from agentmesh.names import agent_name, token
 from agentmesh.subjects import Subjects
-from agentmesh.wire import Attachment, ControlRequest, Outcome, Restart, RestartPolicy, Status
-from agentmesh_client.asks import AskSender, PromptOptions
+from agentmesh.wire import ControlRequest, Outcome, Restart, RestartPolicy, Status
+from agentmesh_client.asks import AskSender, PromptOptions, PromptRequest
 from agentmesh_client.control import Control, ControlReply
 from agentmesh_client.dead import DeadLetters
 from agentmesh_client.directory import Directory
@@ -40,7 +40,7 @@ from agentmesh_client.results import (
 from agentmesh_client.retry import patiently
 from agentmesh_client.spec_cache import SpecCache
 from agentmesh_client.streaming import LiveTurn
-from agentmesh_client.validation import budget_header, instant, json_bytes, prompt_message, seconds
+from agentmesh_client.validation import instant, json_bytes, seconds
 
 CONTROL_S = 10.0
 """Default patience of control requests: an owner's takeover fits in, and so does the election of a stream's leader."""
@@ -131,18 +131,7 @@ class Mesh:
         self._asks.look_now(at_all=True)
 
     # --- prompts --------------------------------------------------------------------------------------------------
-    async def ask(
-        self,
-        agent: str,
-        prompt: str,
-        *,
-        timeout: float = 600.0,
-        metadata: Mapping[str, Any] | None = None,
-        attachments: Sequence[Attachment] | None = None,
-        deadline: dt.datetime | None = None,
-        idempotency_key: str | None = None,
-        budget: Mapping[str, float] | None = None,
-    ) -> Response:
+    async def ask(self, agent: str, prompt: str, *, timeout: float = 600.0, **options: Unpack[PromptOptions]) -> Response:
         """Prompt an agent and wait for its answer.
 
         The prompt is mail: once stored it gets exactly one outcome, whatever dies meanwhile (design 1).
@@ -158,14 +147,14 @@ class Mesh:
 
         Raises:
             BadRequest: the prompt is no text, or has none; or the budget cannot be read.
+            TypeError: there is no such option.
             NotFound: there is no such agent.
             AgentFailed: it has failed and waits for `resume`.
             MailboxFull, TooLarge, NotPermitted: nothing was stored.
             TurnError: the request ended without an answer; the class follows the code.
             AskTimeout: `timeout` ended; `details["ref"]` can be polled.
         """
-        given = PromptOptions(agent, prompt, timeout, metadata, attachments, deadline, idempotency_key, budget)
-        return Response.of(await self._prompter.ask(given))
+        return Response.of(await self._prompter.ask(PromptRequest.of("ask", agent, prompt, timeout, options)))
 
     async def ask_outcome(
         self,
@@ -173,68 +162,39 @@ class Mesh:
         prompt: str,
         *,
         timeout: float = 600.0,
-        metadata: Mapping[str, Any] | None = None,
-        attachments: Sequence[Attachment] | None = None,
-        deadline: dt.datetime | None = None,
-        idempotency_key: str | None = None,
-        budget: Mapping[str, float] | None = None,
         on_accepted: Callable[[str], None] | None = None,
+        **options: Unpack[PromptOptions],
     ) -> Outcome:
         """As `ask`, but an error that the agent answered with is returned, not raised: the outcome as it stands on the wire.
 
-        `on_accepted` is called with the ref once the prompt is stored: whoever may want to `cancel` it needs that.
+        `on_accepted` is called with the ref once the prompt is stored: to `cancel` the prompt later takes it. `options` as `ask`.
         """
-        return await self._prompter.ask(
-            PromptOptions(agent, prompt, timeout, metadata, attachments, deadline, idempotency_key, budget), on_accepted
-        )
+        return await self._prompter.ask(PromptRequest.of("ask_outcome", agent, prompt, timeout, options), on_accepted)
 
     def stream(
-        self,
-        agent: str,
-        prompt: str,
-        *,
-        timeout: float = 600.0,
-        metadata: Mapping[str, Any] | None = None,
-        attachments: Sequence[Attachment] | None = None,
-        deadline: dt.datetime | None = None,
-        idempotency_key: str | None = None,
-        budget: Mapping[str, float] | None = None,
+        self, agent: str, prompt: str, *, timeout: float = 600.0, **options: Unpack[PromptOptions]
     ) -> AbstractAsyncContextManager[LiveTurn]:
         """As `ask`, and watch the turn: an `async with` block over its live events, the outcome last (`streaming`, case 243).
 
         The block begins when the prompt is stored. Leaving it early does not end the turn; `interrupt` does. Of a prompt that
         repeats an `idempotency_key` only the outcome comes: the events go to whoever sent it first.
 
+        `options` as `ask` has them.
+
         Raises:
             As `ask`; what only an answer can bring is raised by `LiveTurn.response`, and is an event for who iterates.
         """
-        return self._prompter.stream(
-            PromptOptions(agent, prompt, timeout, metadata, attachments, deadline, idempotency_key, budget)
-        )
+        return self._prompter.stream(PromptRequest.of("stream", agent, prompt, timeout, options))
 
-    async def tell(
-        self,
-        agent: str,
-        prompt: str,
-        *,
-        timeout: float = 30.0,
-        metadata: Mapping[str, Any] | None = None,
-        attachments: Sequence[Attachment] | None = None,
-        deadline: dt.datetime | None = None,
-        idempotency_key: str | None = None,
-        budget: Mapping[str, float] | None = None,
-    ) -> str:
-        """Prompt an agent without waiting for its answer. Returns the ref, which `poll` takes.
+    async def tell(self, agent: str, prompt: str, *, timeout: float = 30.0, **options: Unpack[PromptOptions]) -> str:
+        """Prompt an agent without waiting for its answer. Returns the ref, which `poll` takes. `options` as `ask` has them.
 
         Raises:
             As `ask`, save for what only an answer can bring.
         """
-        body, headers = prompt_message(prompt, metadata, attachments)
-        if budget is not None:
-            headers[wire.BUDGET] = budget_header(budget)
-        return await self._send(
-            self.subjects.inbox, agent, body, headers, deadline=deadline, key=idempotency_key, timeout=seconds(timeout)
-        )
+        body, headers = PromptRequest.of("tell", agent, prompt, timeout, options).message()
+        key = options.get("idempotency_key")
+        return await self._send(self.subjects.inbox, agent, body, headers, key=key, timeout=seconds(timeout))
 
     async def notify(
         self,
@@ -251,7 +211,8 @@ class Mesh:
             As `tell`.
         """
         body = json_bytes(event, "the event")
-        await self._send(self.subjects.notify, agent, body, {}, deadline=deadline, key=idempotency_key, timeout=seconds(timeout))
+        headers = {} if deadline is None else {wire.DEADLINE: instant(deadline, "deadline")}
+        await self._send(self.subjects.notify, agent, body, headers, key=idempotency_key, timeout=seconds(timeout))
 
     async def poll(self, agent: str, ref: str, *, timeout: float = CONTROL_S) -> PollResult:
         """What became of a request: the stored outcome, or that it is pending.
@@ -465,7 +426,6 @@ class Mesh:
         body: bytes,
         headers: dict[str, str],
         *,
-        deadline: dt.datetime | None,
         key: str | None,
         timeout: float,
     ) -> str:
@@ -473,8 +433,6 @@ class Mesh:
         if life is None:
             life, timeout = await self._prompter.life(agent, timeout)
         headers[wire.FOR] = life
-        if deadline is not None:
-            headers[wire.DEADLINE] = instant(deadline, "deadline")
         message_id = self._mailer.message_id(agent, key)
         stored = await self._mailer.put(lane(agent), body, headers, message_id=message_id, timeout=timeout)
         return str(stored.seq)

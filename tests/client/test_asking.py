@@ -117,6 +117,20 @@ def test_times_and_keys_and_events_are_checked(server: Server, subjects: Subject
     run(scenario())
 
 
+def test_an_option_that_does_not_exist_is_named_and_nothing_is_sent(server: Server, subjects: Subjects) -> None:
+    async def scenario() -> None:
+        async with world(server, subjects) as w, w.owner("coder") as owner:
+            for call in ("ask", "ask_outcome", "tell"):
+                with pytest.raises(TypeError, match=rf"^{call}\(\) .*'metdata'.* metadata"):
+                    await getattr(w.mesh, call)("coder", "hello", metdata={})
+            with pytest.raises(TypeError, match="'on_accepted'"):
+                w.mesh.stream("coder", "hello", on_accepted=print)  # type: ignore[call-arg]
+            await w.transport.flush()
+            assert owner.mail == []
+
+    run(scenario())
+
+
 @pytest.mark.case(102)
 @pytest.mark.parametrize("status", [None, "stopped"])
 def test_an_unknown_name_is_not_found_quickly(server: Server, subjects: Subjects, status: str | None) -> None:
