@@ -37,6 +37,7 @@ from agentmesh_node.services import Services
 from agentmesh_node.settings import NodeSettings
 from agentmesh_node.store_loss import Acknowledged
 from agentmesh_node.supervisor.late_mail import Sweeper
+from agentmesh_node.turns.agent_factory import AgentFactory
 
 log = logging.getLogger("agentmesh.node")
 
@@ -128,6 +129,7 @@ class Node:
             ambient=self._ambient,
             duplicate_window_s=await duplicate_window(self._t, self.subjects),
         )
+        self._factory = AgentFactory(self._services)
         await self._specs.start()
         self._sweeper = Sweeper(self._services)
         self._heartbeat = Heartbeat(
@@ -381,7 +383,8 @@ class Node:
         )
         if spec is None:
             raise OwnershipLost("no such agent is wanted", final=True)
-        owner = Owner(self.services, resident.name, spec, claim, lambda o, lost: self._owner_ended(resident, o, lost))
+        on_end = partial(self._owner_ended, resident)
+        owner = Owner(self.services, self._factory, resident.name, spec, claim, on_end=on_end)
         try:
             resident.owner = owner
             await owner.activate()

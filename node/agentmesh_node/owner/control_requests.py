@@ -132,7 +132,7 @@ def status(owner: Owner, services: Services, *, content: bool) -> Status:
     return Status(
         name=owner.name,
         kind=owner.spec.kind,
-        backend=services.backend_name(owner.spec),
+        backend=owner.factory.backend_name(owner.spec),
         state="processing" if state_of(core) == "processing" else "idle",
         halted=ledger.halted,
         queued=depth(core),

@@ -55,6 +55,7 @@ from agentmesh_node.owner.mailbox import Mailbox
 from agentmesh_node.owner.spec_status import StatusWriter
 from agentmesh_node.owner.suspect_permit import SuspectPermit
 from agentmesh_node.services import Services
+from agentmesh_node.turns.agent_factory import AgentFactory
 from agentmesh_node.turns.runner import Runner
 from agentmesh_node.turns.turn_run import TurnRun
 from agentmesh_node.turns.turn_steps import TurnSteps
@@ -69,13 +70,21 @@ class Owner:
     """One agent, owned by this process."""
 
     def __init__(
-        self, services: Services, name: str, spec: Spec, claim: Claim, ended: Callable[[Owner, OwnershipLost | None], None]
+        self,
+        services: Services,
+        factory: AgentFactory,
+        name: str,
+        spec: Spec,
+        claim: Claim,
+        *,
+        on_end: Callable[[Owner, OwnershipLost | None], None],
     ) -> None:
         self.name = name
         self.spec = spec
         self.claim = claim
         self._s = services
-        self._ended = ended
+        self.factory = factory
+        self._on_end = on_end
         self._driver = OwnerLoop(self, services, _PERFORM)
         self._emit_fact = services.events.emit
         self._begun = False
@@ -86,7 +95,7 @@ class Owner:
         self._sweeper: asyncio.Task[None] | None = None
         self._replies: dict[str, str] = {}
         self._turn = TurnRun(self, services)
-        self.runner: Runner | None = services.runner(name, spec)
+        self.runner: Runner | None = factory.runner(name, spec)
         self.mailbox: Mailbox | None = None
         self.trimmer: MailPurger | None = None
         self._performer: EffectQueue | None = None
@@ -115,7 +124,7 @@ class Owner:
     async def _begin(self, ledger: Ledger, died: bool) -> None:
         s = self._s
         s.awake += 1
-        self._driver.core = new_core(s.config(self.name, self.spec, self.runner), ledger)
+        self._driver.core = new_core(self.factory.config(self.name, self.spec, self.runner), ledger)
         deeds = EffectHandlers(
             agent=self.name,
             life=self.claim.incarnation,
@@ -199,12 +208,12 @@ class Owner:
 
     def end(self, lost: OwnershipLost | None) -> None:
         """This owner can do no more: why, or None where the agent's life is over."""
-        self._ended(self, lost)
+        self._on_end(self, lost)
 
     def lose_store(self) -> None:
         """The store does not have all that was committed any more: stop, and write nothing."""
         if not self._closed:
-            self._ended(self, OwnershipLost("the store ends before what was committed or consumed", final=False, broken=True))
+            self._on_end(self, OwnershipLost("the store ends before what was committed or consumed", final=False, broken=True))
 
     @property
     def closed(self) -> bool:
@@ -360,7 +369,7 @@ class Owner:
 
     def sleep(self) -> None:
         """Leave the agent asleep: only its subscription is kept."""
-        self._ended(self, None)
+        self._on_end(self, None)
 
     async def retire(self) -> None:
         """Begin nothing more, and return when the running turn is over (see `IdleTracker.retire`)."""

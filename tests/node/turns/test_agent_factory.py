@@ -8,8 +8,8 @@ from typing import Any
 
 from agentmesh.backend import Room
 from agentmesh_node.backends.scripted import ScriptedBackend
-from agentmesh_node.services import files_of, takes_room
 from agentmesh_node.settings import NodeSettings
+from agentmesh_node.turns.agent_factory import files_of, takes_room
 
 
 class Roomy:

@@ -1,0 +1,125 @@
+"""Builds what runs one agent's code: its class, its backend, and what the turn machine must know of it."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import os
+import tempfile
+from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager, nullcontext
+from functools import partial
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+from agentmesh.agent import Agent, overridden
+from agentmesh.backend import Backend, Room
+from agentmesh.errors import BackendError
+from agentmesh.turn.values import Config
+from agentmesh.wire import Restart, Spec
+from agentmesh_node.services import Services
+from agentmesh_node.settings import NodeSettings
+from agentmesh_node.telemetry.metrics import TurnMetrics
+from agentmesh_node.turns.budget_meter import prices_of, spec_limits
+from agentmesh_node.turns.runner import Ports, Runner
+from agentmesh_node.user_code.callback_threads import CallbackThreads
+
+BACKENDS_GROUP = "agentmesh.backends"
+"""The entry points under which packages offer backends."""
+DEFAULT_BACKEND = "scripted"
+
+
+class AgentFactory:
+    """Builds runners and configurations for the agents of one node."""
+
+    def __init__(self, services: Services) -> None:
+        self._s = services
+        self._backends: dict[str, Any] = {}
+        self._files = files_of(services.settings)
+        self._prices = prices_of()
+        self._counters = TurnMetrics()
+        self._threads = CallbackThreads()
+        self._process_slots: dict[str, asyncio.Semaphore] = {}
+
+    def runner(self, name: str, spec: Spec) -> Runner | None:
+        """What runs the agent's code; None where this node does not serve its kind."""
+        s = self._s
+        cls = s.settings.agents.get(spec.kind)
+        if cls is None:
+            return None
+        limit = s.transport.max_payload - (128 << 10)
+        ports = Ports(
+            now=s.now,
+            monotonic=s.monotonic,
+            token=lambda: s.random_token(8),
+            limit=limit,
+            emit=s.events.emit,
+            prices=self._prices,
+            counters=self._counters,
+            threads=self._threads,
+        )
+        backend = self.backend_name(spec)
+        slot = partial(self._process_slot, backend)
+
+        def factory(agent: Agent[Any], options: Mapping[str, Any]) -> Backend:
+            make = self._backend(backend)
+            if takes_room(make):
+                room = Room(name, spec.incarnation, str(self._files / name), s.settings.root, s.transport, slot)
+                return make(agent, options, room=room)  # type: ignore[no-any-return]
+            return make(agent, options)  # type: ignore[no-any-return]
+
+        return Runner(cls, name, factory, ports, s.tracing)
+
+    def _process_slot(self, backend: str) -> AbstractAsyncContextManager[Any]:
+        """One of the slots for this backend's child processes."""
+        bound = self._s.settings.children
+        return self._process_slots.setdefault(backend, asyncio.Semaphore(bound)) if bound else nullcontext()
+
+    def backend_name(self, spec: Spec) -> str:
+        """The spec's backend, else the class's, else the scripted one."""
+        cls = self._s.settings.agents.get(spec.kind)
+        return spec.backend or (cls.backend if cls is not None else None) or DEFAULT_BACKEND
+
+    def _backend(self, name: str) -> Any:
+        if name not in self._backends:
+            found = next(iter(entry_points(group=BACKENDS_GROUP, name=name)), None)
+            if found is None:
+                raise BackendError(f"there is no backend {name!r} on this node; install the package that brings it")
+            self._backends[name] = found.load()
+        return self._backends[name]
+
+    def config(self, name: str, spec: Spec, runner: Runner | None) -> Config:
+        """What the turn machine must know of the agent."""
+        s = self._s
+        cls: type[Agent[Any]] = s.settings.agents.get(spec.kind, Agent)
+        restart = spec.restart if spec.restart != Restart() else cls.restart or spec.restart
+        return Config(
+            name=name,
+            kind=spec.kind,
+            hooks=overridden(cls) if runner is not None else frozenset(),
+            watchdog_s=spec.watchdog_s or cls.watchdog_s,
+            max_attempts=cls.max_attempts,
+            max_takeovers=cls.max_takeovers,
+            restart=restart,
+            state_version=cls.state_version,
+            options=spec.options,
+            budget=spec_limits(name, spec.budget),
+            max_payload=s.transport.max_payload,
+            snapshot_records=s.settings.snapshot_records,
+            remember_s=s.remember_s,
+        )
+
+
+def takes_room(factory: Any) -> bool:
+    """Whether a backend's factory has a parameter `room`."""
+    try:
+        return "room" in inspect.signature(factory).parameters
+    except (TypeError, ValueError):  # a callable without a readable signature
+        return False
+
+
+def files_of(settings: NodeSettings) -> Path:
+    """Where the node's backends keep files, absolute."""
+    top = Path(settings.files).absolute() if settings.files else Path(tempfile.gettempdir()) / f"agentmesh-{os.getuid()}"
+    return top / settings.root / settings.node_id
