@@ -36,7 +36,7 @@ from agentmesh_node.owner.owner import Owner
 from agentmesh_node.services import Services
 from agentmesh_node.settings import NodeSettings
 from agentmesh_node.store_loss import Acknowledged
-from agentmesh_node.supervisor.late_mail import Sweeper
+from agentmesh_node.host.late_mail_sweep import LateMailSweep
 from agentmesh_node.turns.agent_factory import AgentFactory
 
 log = logging.getLogger("agentmesh.node")
@@ -131,7 +131,7 @@ class Node:
         )
         self._factory = AgentFactory(self._services)
         await self._specs.start()
-        self._sweeper = Sweeper(self._services)
+        self._sweeper = LateMailSweep(self._services)
         self._heartbeat = Heartbeat(
             self._carrier,
             self.subjects,
