@@ -24,6 +24,7 @@ from agentmesh_node.ask_gateway import AskGateway
 from agentmesh_node.host.audit import Audit
 from agentmesh_node.host.drain import Handover, give_up, unless_cut_off
 from agentmesh_node.host.heartbeat import Heartbeat
+from agentmesh_node.host.late_mail_sweep import LateMailSweep
 from agentmesh_node.host.linked_agents import end_children
 from agentmesh_node.host.node_stats import count, first_lease
 from agentmesh_node.host.placed_agent import PlacedAgent
@@ -36,7 +37,6 @@ from agentmesh_node.owner.owner import Owner
 from agentmesh_node.services import Services
 from agentmesh_node.settings import NodeSettings
 from agentmesh_node.store_loss import Acknowledged
-from agentmesh_node.host.late_mail_sweep import LateMailSweep
 from agentmesh_node.turns.agent_factory import AgentFactory
 
 log = logging.getLogger("agentmesh.node")

@@ -14,54 +14,14 @@ import msgspec
 
 from agentmesh.edge.jetstream import WrongLastSequence
 from agentmesh.edge.registry import Entry, Registry
-from agentmesh.edge.transport import Disconnected, Transport
 from agentmesh.planner import End, Place, Plan, Remove, Unplaced
-from agentmesh.subjects import Subjects, placement_key, spec_key
+from agentmesh.subjects import placement_key, spec_key
 from agentmesh.wire import ErrorBody, Placement, Spec, encode, format_time
+from agentmesh_node.supervisor.decision_log import DecisionLog
 from agentmesh_node.supervisor.leader_lease import FAILURES
 from agentmesh_node.supervisor.registry_index import RegistryIndex
 
 logger = logging.getLogger("agentmesh.supervisor")
-
-EVENT_SOURCE = "_supervisor"
-"""Stands for the agent in the subject of the supervisors' events."""
-MAX_EVENTS = 10_000
-"""Most events that wait to be published; the oldest go first. They are news for people, not state."""
-
-
-class Announcer:
-    """Tells of each decision: a log line, and an event on `mesh.event._supervisor.<kind>`."""
-
-    def __init__(self, transport: Transport, subjects: Subjects, supervisor_id: str, wall_clock: Callable[[], float]) -> None:
-        self._transport = transport
-        self._subjects = subjects
-        self._id = supervisor_id
-        self._wall_clock = wall_clock
-        self._events: deque[tuple[str, bytes]] = deque(maxlen=MAX_EVENTS)
-        self._wake = asyncio.Event()
-
-    def announce(self, kind: str, reason: str, *, level: int = logging.INFO, **fields: Any) -> None:
-        """Log `kind` with its fields now, and publish it soon (by `run`)."""
-        logger.log(level, kind, extra={**fields, "reason": reason, "supervisor": self._id})
-        body = {"v": 1, "kind": kind, "time": format_time(self._wall_clock()), **fields, "reason": reason, "supervisor": self._id}
-        self._events.append((self._subjects.event(EVENT_SOURCE, kind), encode(body)))
-        self._wake.set()
-
-    async def run(self) -> None:
-        """Publish what is announced, until cancelled."""
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            await self.flush()
-
-    async def flush(self) -> None:
-        """Publish what waits. Without a connection it is dropped: the log has it."""
-        while self._events:
-            subject, body = self._events.popleft()
-            try:
-                await self._transport.publish(subject, body)
-            except Disconnected:
-                self._events.clear()
 
 
 class PlacementWriter:
@@ -77,7 +37,7 @@ class PlacementWriter:
         self,
         registry: Registry,
         census: RegistryIndex,
-        announcer: Announcer,
+        decisions: DecisionLog,
         *,
         in_flight: int,
         may_act: Callable[[], bool],
@@ -85,7 +45,7 @@ class PlacementWriter:
     ) -> None:
         self._registry = registry
         self._census = census
-        self._announcer = announcer
+        self._decisions = decisions
         self._in_flight = in_flight
         self._may_act = may_act
         self._wall_clock = wall_clock
@@ -139,7 +99,7 @@ class PlacementWriter:
         # Behind the writes and not between them: a thousand log lines would hold up a takeover.
         news, self._news = self._news, []
         for kind, reason, fields in news:
-            self._announcer.announce(kind, reason, **fields)
+            self._decisions.add(kind, reason, **fields)
 
     async def _each[A: (Place, Remove, Unplaced, End)](
         self, actions: Sequence[A], perform: Callable[[A], Awaitable[bool]]

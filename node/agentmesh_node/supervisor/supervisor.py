@@ -38,11 +38,12 @@ from agentmesh_node.ask_gateway import AskGateway
 from agentmesh_node.host.heartbeat import refusal
 from agentmesh_node.liveness_thread import LivenessLoop
 from agentmesh_node.settings import SupervisorSettings
+from agentmesh_node.supervisor.decision_log import DecisionLog
 from agentmesh_node.supervisor.failure_detector import PingState
 from agentmesh_node.supervisor.late_mail import LateMailFinder
 from agentmesh_node.supervisor.leader_lease import FAILURES, wait_for
 from agentmesh_node.supervisor.lease_and_pings import LeaseAndPings, keep
-from agentmesh_node.supervisor.placement_writer import Announcer, PlacementWriter, needs_reason
+from agentmesh_node.supervisor.placement_writer import PlacementWriter, needs_reason
 from agentmesh_node.supervisor.registry_index import NodeState, RegistryIndex
 
 logger = logging.getLogger("agentmesh.supervisor")
@@ -92,7 +93,7 @@ class Supervisor:
         self._registry = registry
         self._view = View(registry, PATTERNS, self._observe)
         self._census = RegistryIndex()
-        self._announcer = Announcer(transport, subjects, self.id, wall_clock)
+        self._decisions = DecisionLog(transport, subjects, self.id, wall_clock)
         self._lookout = LeaseAndPings(
             carrier,
             subjects,
@@ -107,7 +108,7 @@ class Supervisor:
         self._placing = PlacementWriter(
             registry,
             self._census,
-            self._announcer,
+            self._decisions,
             in_flight=self.settings.writes_in_flight,
             may_act=lambda: self._lookout.leads,
             wall_clock=wall_clock,
@@ -184,7 +185,7 @@ class Supervisor:
             await asyncio.wait((main,))
         await self._lookout.close()
         if main is not None:
-            await self._announcer.flush()
+            await self._decisions.flush()
         self._forget_gap()
         await self._asks.close()
         if self._serving:
@@ -203,7 +204,7 @@ class Supervisor:
 
     async def _serve(self) -> None:
         async with asyncio.TaskGroup() as group:
-            for part in (self._announcer.run, self._lead, self._latecomers.run, self._prove):
+            for part in (self._decisions.run, self._lead, self._latecomers.run, self._prove):
                 group.create_task(keep(part))
 
     async def _prove(self) -> None:
@@ -260,7 +261,7 @@ class Supervisor:
         leaving = await asyncio.to_thread(surplus, self._census.copy())
         for node, agents in leaving.items():
             reason = f"{node} has more agents than others that could run them"
-            self._announcer.announce("rebalancing", reason, node=node, agents=len(agents))
+            self._decisions.add("rebalancing", reason, node=node, agents=len(agents))
             for start in range(0, len(agents), _RELEASED_AT_ONCE):
                 request = ControlRequest(op="release", agents=agents[start : start + _RELEASED_AT_ONCE])
                 with contextlib.suppress(NoResponders, RequestTimeout, Disconnected):
@@ -292,7 +293,7 @@ class Supervisor:
         self._wake.set()
 
     def _led(self, leads: bool, reason: str) -> None:
-        self._announcer.announce("leading" if leads else "standing_by", reason)
+        self._decisions.add("leading" if leads else "standing_by", reason)
         self._stale = True
         if not leads:
             self._lookout.watch(set())
@@ -321,7 +322,7 @@ class Supervisor:
             self._doomed[node] = self._census.revision(node_key(node))
         if self._census.set_standing(node, standing):
             level = logging.WARNING if standing is NodeState.GONE else logging.INFO
-            self._announcer.announce(f"node_{standing.value}", reason, level=level, node=node)
+            self._decisions.add(f"node_{standing.value}", reason, level=level, node=node)
             if standing is NodeState.GONE:
                 self._census.hurry(self._lookout.busy(node))
 

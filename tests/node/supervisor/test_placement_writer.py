@@ -12,7 +12,8 @@ from agentmesh.edge.streams import ensure
 from agentmesh.planner import Place, Plan, Remove, Unplaced
 from agentmesh.subjects import Subjects, node_key, placement_key, spec_key
 from agentmesh.wire import NodeLease, Placement, Spec, encode
-from agentmesh_node.supervisor.placement_writer import Announcer, PlacementWriter
+from agentmesh_node.supervisor.decision_log import DecisionLog
+from agentmesh_node.supervisor.placement_writer import PlacementWriter
 from agentmesh_node.supervisor.registry_index import RegistryIndex
 from support import Server, connected, run
 
@@ -30,7 +31,7 @@ class Bench:
         self.placing = PlacementWriter(
             self.registry,
             self.census,
-            Announcer(transport, subjects, "s1", time.time),
+            DecisionLog(transport, subjects, "s1", time.time),
             in_flight=4,
             may_act=lambda: self.may_act,
         )
