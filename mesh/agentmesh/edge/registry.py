@@ -21,6 +21,7 @@ from agentmesh.edge.jetstream import (
     TTL,
     ApiError,
     StoredMessage,
+    Uncertain,
     WrongLastSequence,
     get_last,
     get_last_direct,
@@ -28,7 +29,7 @@ from agentmesh.edge.jetstream import (
     store,
     stream_state,
 )
-from agentmesh.edge.transport import Message, Subscription, Transport
+from agentmesh.edge.transport import Disconnected, Message, NoResponders, RequestTimeout, Subscription, Transport
 from agentmesh.errors import BadRequest, MeshError, Unavailable
 from agentmesh.subjects import Subjects
 from agentmesh.wire import NodeLease, Placement, Spec, check_depth_of
@@ -46,6 +47,9 @@ RESYNC_S = 30.0
 RESYNC_SHARE = 0.02
 """Most of its time that a view spends on that. A registry of 100,000 agents takes seconds to read, and every process reads it:
 the server would be busy with little else."""
+
+FAILURES = (MeshError, ApiError, Uncertain, Disconnected, RequestTimeout, NoResponders, TimeoutError)
+"""What a registry call may end with, besides its verdict, while servers come and go: look again later."""
 
 _OPERATION = "KV-Operation"
 _MARKER = "Nats-Marker-Reason"

@@ -19,18 +19,13 @@ from collections.abc import Callable
 import msgspec
 
 from agentmesh.edge.clock import SYSTEM, Ambient
-from agentmesh.edge.jetstream import ApiError, Uncertain, WrongLastSequence
-from agentmesh.edge.registry import Entry, Registry
-from agentmesh.edge.transport import Disconnected, NoResponders, RequestTimeout
-from agentmesh.errors import MeshError
+from agentmesh.edge.jetstream import WrongLastSequence
+from agentmesh.edge.registry import FAILURES, Entry, Registry
 from agentmesh.subjects import SUPERVISOR_KEY
 from agentmesh.wire import SupervisorLease, encode, format_time
 from agentmesh_node.supervisor.failure_detector import FailureDetector, PingState
 
 logger = logging.getLogger("agentmesh.supervisor")
-
-FAILURES = (MeshError, ApiError, Uncertain, Disconnected, RequestTimeout, NoResponders, TimeoutError)
-"""What a registry call may end with, besides its verdict, while servers come and go: look again later."""
 
 _RETRY_S = 0.1
 _LOOK_S = 0.5

@@ -13,12 +13,11 @@ from typing import Any
 import msgspec
 
 from agentmesh.edge.jetstream import WrongLastSequence
-from agentmesh.edge.registry import Entry, Registry
+from agentmesh.edge.registry import FAILURES, Entry, Registry
 from agentmesh.planner import End, Place, Plan, Remove, Unplaced
 from agentmesh.subjects import placement_key, spec_key
 from agentmesh.wire import ErrorBody, Placement, Spec, encode, format_time
 from agentmesh_node.supervisor.decision_log import DecisionLog
-from agentmesh_node.supervisor.leader_lease import FAILURES
 from agentmesh_node.supervisor.registry_index import RegistryIndex
 
 logger = logging.getLogger("agentmesh.supervisor")

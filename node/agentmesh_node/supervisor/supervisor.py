@@ -26,7 +26,7 @@ import msgspec
 
 from agentmesh.edge.batches import in_parts
 from agentmesh.edge.clock import SYSTEM, Ambient
-from agentmesh.edge.registry import Entry, Registry, View
+from agentmesh.edge.registry import FAILURES, Entry, Registry, View
 from agentmesh.edge.retry import UPKEEP_RETRY
 from agentmesh.edge.transport import Disconnected, Message, NoResponders, RequestTimeout, Subscription, Transport
 from agentmesh.errors import BadRequest, MeshError, Unavailable
@@ -41,7 +41,7 @@ from agentmesh_node.settings import SupervisorSettings
 from agentmesh_node.supervisor.decision_log import DecisionLog
 from agentmesh_node.supervisor.failure_detector import PingState
 from agentmesh_node.supervisor.late_mail import LateMailFinder
-from agentmesh_node.supervisor.leader_lease import FAILURES, wait_for
+from agentmesh_node.supervisor.leader_lease import wait_for
 from agentmesh_node.supervisor.lease_and_pings import LeaseAndPings, keep
 from agentmesh_node.supervisor.placement_writer import PlacementWriter, needs_reason
 from agentmesh_node.supervisor.registry_index import NodeState, RegistryIndex
