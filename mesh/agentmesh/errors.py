@@ -57,11 +57,6 @@ class MeshError(Exception):
         return f"{self.code}: {self.message}"
 
 
-def failure(error: MeshError) -> dict[str, Any]:
-    """An error as the body of a reply to a request (protocol, Control): `details` is always there."""
-    return {"error": {"code": error.code, "message": error.message, "details": error.details}}
-
-
 class RequestError(MeshError):
     """The request was refused; nothing happened."""
 

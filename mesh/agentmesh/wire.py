@@ -350,6 +350,16 @@ def encode(value: Any) -> bytes:
     return _encoder.encode(value)
 
 
+def encode_reply(body: Mapping[str, Any]) -> bytes:
+    """JSON of a reply to a control request: `body` and the protocol's version."""
+    return _encoder.encode({"v": VERSION, **body})
+
+
+def encode_failure(error: MeshError) -> bytes:
+    """JSON of an error as the reply to a control request (protocol, Control): `details` is always there."""
+    return encode_reply({"error": {"code": error.code, "message": error.message, "details": error.details}})
+
+
 def encode_outcome(outcome: Outcome) -> bytes:
     """JSON of an outcome. `v` is always written, although fields at their default are left out."""
     return b'{"v":1,' + _encoder.encode(outcome)[1:]

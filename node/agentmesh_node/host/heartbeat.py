@@ -19,7 +19,7 @@ from agentmesh.edge.clock import SYSTEM, Ambient
 from agentmesh.edge.jetstream import ApiError, Uncertain, WrongLastSequence
 from agentmesh.edge.registry import Entry, Registry, decode_node
 from agentmesh.edge.transport import Disconnected, Message, Transport
-from agentmesh.errors import BadRequest, MeshError, failure
+from agentmesh.errors import BadRequest, MeshError
 from agentmesh.names import reply_subject
 from agentmesh.subjects import Subjects, node_key
 from agentmesh.wire import ControlRequest, NodeLease, NodeStats
@@ -227,12 +227,12 @@ class Heartbeat:
         except (msgspec.DecodeError, RecursionError) as error:
             request, problem = ControlRequest(op=""), str(error)
         if problem is not None:
-            body = refusal(BadRequest(f"not a request: {problem}"))
+            body = wire.encode_failure(BadRequest(f"not a request: {problem}"))
         elif request.op in _ORDERS:
             self._tell(lambda: self._on_request(request))
-            body = msgspec.json.encode({"v": wire.VERSION, "ok": True})
+            body = wire.encode_reply({"ok": True})
         elif request.op not in ("ping", "stats"):
-            body = refusal(BadRequest(f"a node knows the requests ping, stats, {', '.join(_ORDERS)}"))
+            body = wire.encode_failure(BadRequest(f"a node knows the requests ping, stats, {', '.join(_ORDERS)}"))
         else:
             stats = NodeStats(
                 node=self._node,
@@ -249,11 +249,6 @@ class Heartbeat:
             await transport.publish(reply, body)
         except Disconnected:
             log.debug("a ping could not be answered: no connection")
-
-
-def refusal(error: MeshError) -> bytes:
-    """An error as the reply to a request at `mesh.node.<id>`."""
-    return msgspec.json.encode({"v": wire.VERSION, **failure(error)})
 
 
 def _boot(entry: Entry) -> str | None:

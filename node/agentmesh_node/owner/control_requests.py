@@ -13,14 +13,14 @@ from agentmesh import names, wire
 from agentmesh.callback_context import timer_of, timer_token
 from agentmesh.edge.jetstream import ApiError, Uncertain, get_last, read
 from agentmesh.edge.transport import Disconnected, Message
-from agentmesh.errors import BadRequest, MeshError, TooLarge, Unavailable, failure
+from agentmesh.errors import BadRequest, MeshError, TooLarge, Unavailable
 from agentmesh.ledger import is_taken
 from agentmesh.outcomes import capped, outcome_limit
 from agentmesh.records import NOTHING, Echo, Resolve, SetTimer
 from agentmesh.turn import state_of
 from agentmesh.turn.draft import depth
 from agentmesh.turn.values import AskTimer, Cancel, Core, DropTimer, Interrupt, Resume
-from agentmesh.wire import ControlRequest, ErrorBody, Status
+from agentmesh.wire import ControlRequest, Status
 from agentmesh_node.owner.dead_letters import resend
 from agentmesh_node.services import Services
 
@@ -48,9 +48,9 @@ def handle(owner: Owner, services: Services, message: Message) -> None:
         request = _decoder.decode(message.data)
         _take(owner, services, request, reply)
     except (msgspec.DecodeError, RecursionError) as error:
-        services.spawn(answer(services, reply, failure(BadRequest(f"not a control request: {error}"))))
+        services.spawn(answer(services, reply, wire.encode_failure(BadRequest(f"not a control request: {error}"))))
     except MeshError as error:
-        services.spawn(answer(services, reply, failure(error)))
+        services.spawn(answer(services, reply, wire.encode_failure(error)))
 
 
 def _take_probe(owner: Owner, message: Message) -> None:
@@ -89,7 +89,7 @@ def _take(owner: Owner, services: Services, request: ControlRequest, reply: str)
 
 
 def _tell_status(owner: Owner, services: Services, reply: str, *, content: bool) -> None:
-    services.spawn(answer(services, reply, status(owner, services, content=content)))
+    services.spawn(answer(services, reply, wire.encode(status(owner, services, content=content))))
 
 
 def _needed(value: str | None, what: str) -> str:
@@ -110,16 +110,14 @@ def _timer(services: Services, request: ControlRequest) -> SetTimer:
 
 
 # --- replies ------------------------------------------------------------------------------------------------------
-async def answer(services: Services, reply: str, body: Any) -> None:
+async def answer(services: Services, reply: str, body: bytes) -> None:
     """Send a reply. A requester that cannot be reached asks again."""
     if not reply:
         return
-    data = wire.encode(body) if isinstance(body, msgspec.Struct) else msgspec.json.encode({"v": wire.VERSION, **body})
     try:
-        await services.transport.publish(reply, data)
+        await services.transport.publish(reply, body)
     except TooLarge:
-        error = failure(TooLarge("the reply is larger than a message can be"))
-        await services.transport.publish(reply, msgspec.json.encode({"v": wire.VERSION, **error}))
+        await services.transport.publish(reply, wire.encode_failure(TooLarge("the reply is larger than a message can be")))
     except Disconnected:
         log.debug("a control request could not be answered: no connection")
 
@@ -154,10 +152,10 @@ def _plain(core: Core) -> Any:
 # --- poll ---------------------------------------------------------------------------------------------------------
 async def _poll(owner: Owner, services: Services, ref: str, reply: str) -> None:
     try:
-        await answer(services, reply, await _look_up(owner, services, ref))
+        await answer(services, reply, wire.encode_reply(await _look_up(owner, services, ref)))
     except (MeshError, ApiError) as error:
         shown = error if isinstance(error, MeshError) else BadRequest(str(error))
-        await answer(services, reply, failure(shown))
+        await answer(services, reply, wire.encode_failure(shown))
 
 
 async def _resend(owner: Owner, services: Services, letter: str, reply: str) -> None:
@@ -166,10 +164,10 @@ async def _resend(owner: Owner, services: Services, letter: str, reply: str) -> 
         if not letter.isdecimal():
             raise BadRequest(f"a dead letter is named by its sequence, a number; this is {letter[:40]!r}")
         ref = await resend(services, owner.name, owner.claim.incarnation, int(letter))
-        await answer(services, reply, {"ref": str(ref)})
+        await answer(services, reply, wire.encode_reply({"ref": str(ref)}))
     except (MeshError, ApiError, Uncertain) as error:
         shown = error if isinstance(error, MeshError) else Unavailable(str(error))
-        await answer(services, reply, failure(shown))
+        await answer(services, reply, wire.encode_failure(shown))
 
 
 async def _look_up(owner: Owner, services: Services, ref: str) -> dict[str, Any]:
@@ -245,4 +243,4 @@ async def _in_lane(owner: Owner, services: Services, seq: int) -> bool:
     return False
 
 
-__all__ = ["ErrorBody", "answer", "failure", "handle", "is_gone", "status"]
+__all__ = ["answer", "handle", "is_gone", "status"]

@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from agentmesh import wire
 from agentmesh.edge.transport import Message
 from agentmesh.ownership import Claim
 from agentmesh.records import Ledger
@@ -281,7 +282,7 @@ class Owner:
             assert self.trimmer is not None
             self._s.spawn(self.trimmer.remembered(command.token))
         else:
-            self._s.spawn(control_requests.answer(self._s, self._replies.pop(command.token, ""), command.body))
+            self._s.spawn(control_requests.answer(self._s, self._replies.pop(command.token, ""), wire.encode_reply(command.body)))
 
     def _tell_fact(self, command: Emit) -> None:
         core, turn = self.core, command.turn

@@ -33,9 +33,8 @@ from agentmesh.errors import BadRequest, MeshError, Unavailable
 from agentmesh.names import node_id, reply_subject
 from agentmesh.planner import explain, plan, surplus
 from agentmesh.subjects import Subjects, node_key
-from agentmesh.wire import ControlRequest, NodeStats, encode
+from agentmesh.wire import ControlRequest, NodeStats, encode, encode_failure, encode_reply
 from agentmesh_node.ask_gateway import AskGateway
-from agentmesh_node.host.heartbeat import refusal
 from agentmesh_node.liveness_thread import LivenessLoop
 from agentmesh_node.settings import SupervisorSettings
 from agentmesh_node.supervisor.decision_log import DecisionLog
@@ -240,11 +239,11 @@ class Supervisor:
             if op in ("ping", "stats"):
                 body = encode(NodeStats(node=self.id, boot=self.boot, agents=0, running=0, lag_ms=0.0, draining=False))
             elif op == "rebalance":
-                body = encode({"v": 1, "moving": await self._rebalance()})
+                body = encode_reply({"moving": await self._rebalance()})
             else:
                 raise BadRequest("a supervisor knows the requests ping, stats and rebalance")
         except MeshError as error:
-            body = refusal(error)
+            body = encode_failure(error)
         with contextlib.suppress(Disconnected):
             await self._transport.publish(reply, body)
 
