@@ -1,4 +1,4 @@
-"""Requests to nodes and supervisors (protocol, "Control"): for those who run a mesh."""
+"""Requests to nodes and supervisors (docs/protocol.md#requests-to-a-process): for those who run a mesh."""
 
 from __future__ import annotations
 

@@ -134,10 +134,10 @@ class Mesh:
     async def ask(self, agent: str, prompt: str, *, timeout: float = 600.0, **options: Unpack[PromptOptions]) -> Response:
         """Prompt an agent and wait for its answer.
 
-        The prompt is mail: once stored it gets exactly one outcome, whatever dies meanwhile (design 1).
+        The prompt is mail: once stored it gets exactly one outcome, whatever dies meanwhile (case 201).
 
         Args:
-            timeout: seconds until this caller gives up; the turn goes on (semantics, case 18).
+            timeout: seconds until this caller gives up; the turn goes on (case 18).
             metadata: JSON that the agent sees beside the prompt.
             attachments: files, made by `attachment`.
             deadline: later than this the prompt is answered `expired` without a turn.
@@ -282,7 +282,7 @@ class Mesh:
     ) -> TimerSet:
         """Send `event` to the agent later: `at` a time, or in `after_s` seconds; then again each `every_s` seconds.
 
-        A timer of the same id is replaced. Timers are durable (semantics, cases 231 to 236).
+        A timer of the same id is replaced. Timers are durable (cases 231 to 236).
 
         Raises:
             As `status`.
@@ -385,7 +385,7 @@ class Mesh:
     async def history(self, agent: str, content: bool = False, *, timeout: float = CONTROL_S) -> list[TurnEntry]:
         """The turns that an agent has had in this life, oldest first, from its journal; with `content` prompts and answers too.
 
-        The journal is cut short now and then: of older turns the newest 32 are remembered (semantics, case 246). Those of a
+        The journal is cut short now and then: of older turns the newest 32 are remembered (case 246). Those of a
         stopped agent are kept, with shorter texts, for seven days or until the name is used again.
 
         Raises:
@@ -394,7 +394,7 @@ class Mesh:
         return await patiently(lambda: self._historian.history(agent, content=content), seconds(timeout))
 
     async def dead_letters(self, agent: str, content: bool = False, *, timeout: float = CONTROL_S) -> list[DeadLetter]:
-        """Mail that an agent could not deal with, oldest first; with `content` the bodies too (semantics, case 210)."""
+        """Mail that an agent could not deal with, oldest first; with `content` the bodies too (case 210)."""
         return await patiently(lambda: self._dead.list(agent, content=content), seconds(timeout))
 
     async def retry_dead_letter(self, agent: str, seq: int, *, timeout: float = 30.0) -> str:

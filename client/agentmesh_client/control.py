@@ -1,4 +1,4 @@
-"""Control requests: what only the owner of an agent can answer (protocol, "Control")."""
+"""Control requests: what only the owner of an agent can answer (docs/protocol.md#control-requests)."""
 
 from __future__ import annotations
 

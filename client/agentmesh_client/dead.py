@@ -1,4 +1,4 @@
-"""Dead letters: mail that an agent could not deal with, kept with its reason (semantics, case 210)."""
+"""Dead letters: mail that an agent could not deal with, kept with its reason (case 210)."""
 
 from __future__ import annotations
 

@@ -24,7 +24,8 @@ class Directory:
         self._registry = registry
 
     async def node_of(self, agent: str, incarnation: str | None = None) -> str | None:
-        """The node that `agent` is placed on, in that life; of several placements the newest counts (design 5)."""
+        """The node that `agent` is placed on, in that life; of several placements the newest counts
+        (docs/architecture.md#placement)."""
         pattern = self._subjects.registry_key(placement_key("*", agent))
         found, _ = await jetstream.get_last_many(self._transport, self._subjects.stream("registry"), [pattern])
         head = len(self._subjects.registry_key(""))

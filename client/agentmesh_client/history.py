@@ -1,4 +1,4 @@
-"""The turns that an agent has had, from its journal (semantics, case 246)."""
+"""The turns that an agent has had, from its journal (case 246)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prompts that meet the end of the life that they were meant for (design 3, "The end").
+"""Prompts that meet the end of the life that they were meant for (docs/architecture.md#the-end-of-a-life).
 
 A stop answers all that lies in the lanes then. A prompt that slips in behind that is found by the leader within a minute; who
 waits for its outcome does not wait so long, but asks a node for that sweep as soon as the spec shows that the life is over. The

@@ -49,7 +49,7 @@ def new_spec(
     """The spec of a new life.
 
     Raises:
-        BadRequest: a value is of the wrong type or shape (semantics, case 3: before anything is written).
+        BadRequest: a value is of the wrong type or shape (case 3: before anything is written).
     """
     token(kind, "kind")
     if backend is not None:
@@ -128,7 +128,8 @@ class Starter:
                 continue
             if current.status != "stopped":
                 raise await self._taken(name, current)
-            # `by` guards against the repetition of an agent's older start or stop; it outlives the life (design 3, Effects).
+            # `by` guards against the repetition of an agent's older start or stop; it outlives the life
+            # (docs/architecture.md#effects).
             heir = msgspec.structs.replace(spec, by=current.by)
             if await patiently(partial(self._replace, name, heir, taken), left):
                 return
@@ -177,7 +178,7 @@ class Starter:
         """The spec once it is `running`.
 
         Raises:
-            StartError: `init_agent`, the backend or `pre_run` refused (semantics, cases 6, 7, 11).
+            StartError: `init_agent`, the backend or `pre_run` refused (cases 6, 7, 11).
             AgentFailed, Stopped: it ended otherwise.
             Unavailable: no node has taken it up in time (case 221).
         """

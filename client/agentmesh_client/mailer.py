@@ -42,7 +42,7 @@ REASON_EVERY = 4
 
 
 class Mailer:
-    """Publishes mail with an id, so that a repetition is acknowledged as the first (semantics, case 207)."""
+    """Publishes mail with an id, so that a repetition is acknowledged as the first (case 207)."""
 
     def __init__(self, transport: Transport, ambient: Ambient = SYSTEM, subjects: Subjects | None = None) -> None:
         """`subjects` tell where the duplicate window can be looked up; without them the protocol's is taken for granted."""

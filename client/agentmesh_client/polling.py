@@ -1,4 +1,4 @@
-"""Looking up what became of a request (semantics, cases 22 to 29 and 211)."""
+"""Looking up what became of a request (cases 22 to 29 and 211)."""
 
 from __future__ import annotations
 

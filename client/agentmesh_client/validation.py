@@ -1,4 +1,4 @@
-"""What callers hand in, checked before anything is sent: prompts, attachments, times, keys (semantics, case 19)."""
+"""What callers hand in, checked before anything is sent: prompts, attachments, times, keys (case 19)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The backend contract: how a prompt becomes a stream of events.
 
 A backend turns (session, prompt) into events ending in exactly one `result` or `error`. Its session is a JSON value: it
-travels in the agent's journal, so that another node can go on with it. GenAgent's design 002 is the source of the shape.
+travels in the agent's journal, so that another node can go on with it. The shape is that of GenAgent's backends.
 
 The order of calls, per agent: `start_session` once in a life; `resume_session` each time a process takes the agent up
 (after a start, a takeover, a wake); `prompt` once a turn; `update_session` after a turn that ended in `result`;

@@ -158,7 +158,7 @@ def record_of(
     trace: dict[str, str] = NO_TRACE,
     positions: dict[str, int] | None = None,
 ) -> Record:
-    """A record of the owner that `ledger` names: whoever appends it speaks in that owner's name (design 3, Fence).
+    """A record of the owner that `ledger` names: whoever appends it speaks in that owner's name (docs/architecture.md#the-fence).
 
     Args:
         ledger: what the journal says; incarnation, epoch, generation, node and boot are its.
@@ -206,7 +206,7 @@ def apply(ledger: Ledger | None, record: Record, seq: int) -> Ledger:
 
 def charged(ledger: Ledger, died: bool) -> Ledger:
     """`ledger` as the next owner begins with it. An input that the last owner named, and did not come to the end of, is
-    charged if that owner died with its node; drains, moves and fences are free (design 4, "Poison")."""
+    charged if that owner died with its node; drains, moves and fences are free (docs/architecture.md#poison)."""
     key = ledger.trying
     if key is None:
         return ledger

@@ -1,7 +1,7 @@
 """Names: what may stand in a subject, and what may not.
 
 An agent is a *name*. Names map to NATS subjects without escaping, so a name that this module accepts can be used as the
-tail of a subject and as the tail of a registry key, and no name can widen a wildcard (protocol, "Names").
+tail of a subject and as the tail of a registry key, and no name can widen a wildcard (docs/protocol.md#names).
 """
 
 from __future__ import annotations

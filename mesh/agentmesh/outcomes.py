@@ -11,7 +11,7 @@ def outcome_limit(max_payload: int, *, mailed: bool = False) -> int:
     """Bytes that an encoded outcome may take: as much as the tightest of its ways carries.
 
     Args:
-        max_payload: the server's limit, in bytes. Mail is limited to 64 KiB less (protocol, "Subjects"), headers included.
+        max_payload: the server's limit, in bytes. Mail is limited to 64 KiB less (docs/protocol.md#streams), headers included.
         mailed: an agent asked, and gets the outcome as mail too.
     """
     return max_payload - HEADER_ROOM - (MAIL_ROOM if mailed else 0)

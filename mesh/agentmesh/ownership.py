@@ -1,4 +1,4 @@
-"""Who may act: from a journal, a placement and a spec to what a node may do with an agent. Pure (design 3, "Who may act")."""
+"""Who may act (docs/architecture.md#who-may-act): from journal, placement and spec to what a node may do with an agent. Pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which node runs which agent: the placement rules of design 5, as one function of values.
+"""Which node runs which agent: the placement rules (docs/architecture.md#placement), as one function of values.
 
     specs + live nodes + placements  ->  plan()  ->  Place, Remove, Wait, End
 

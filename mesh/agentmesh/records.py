@@ -1,4 +1,4 @@
-"""The journal's records: the only truth about an agent (design 3).
+"""The journal's records: the only truth about an agent (docs/architecture.md#one-turn-one-record).
 
 A record is a change to the ledger, the effects that it calls into being, and the origins of effects now known to be done.
 JSON, one tagged union; `v` on every record; readers accept all versions, writers write the newest. Golden bytes of each
@@ -44,7 +44,8 @@ class SendMail(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, ta
     life: str | None = None
     """The incarnation that is meant; None: the one that the registry shows when it is sent."""
     path: tuple[str, ...] = ()
-    """The agents that now wait up the chain, the sender last: a request with a path is a wait inside a turn (design 6)."""
+    """The agents that now wait up the chain, the sender last: a request with a path is a wait inside a turn
+    (docs/architecture.md#waits)."""
     wait: str | None = None
     """The sender's name of that wait. The request's tag is then its origin, by which the answer is matched."""
     deadline: float | None = None

@@ -1,4 +1,4 @@
-"""Steps: what of a turn is durable before the turn is over (design 6).
+"""Steps: what of a turn is durable before the turn is over (docs/architecture.md#steps).
 
 A backend that loops over model calls and tools takes a step after each: the journal has it before the next call is made. A
 turn that lost its node begins again with the steps that were taken: the backend goes on behind the last of them, and only the

@@ -171,7 +171,7 @@ class AskGateway:
         raise Unavailable(f"this repeats the prompt {ref}, which has no outcome that is kept; poll it, or ask again later")
 
     async def _refuse(self, reply: str, agent: str, error: MeshError, stream_to: str | None = None) -> None:
-        """Tell the caller, and whoever reads the turn's live events, which end with the outcome (protocol, "Control")."""
+        """Tell the caller, and end the turn's live events with the outcome (docs/protocol.md#live-events)."""
         outcome = Outcome(agent=agent[:128], ref="", ok=False, error=ErrorBody.of(error))
         try:
             await self._t.publish(reply, wire.encode_outcome(outcome))

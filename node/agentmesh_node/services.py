@@ -76,7 +76,7 @@ class Services:
         )
         self._tasks: set[asyncio.Task[Any]] = set()
         self.suspects = asyncio.Semaphore(1)
-        """Held by the one agent that handles an input which may kill this process (design 4, "Poison")."""
+        """Held by the one agent that handles an input which may kill this process (docs/architecture.md#poison)."""
         self.awake = 0
         """Agents that are loaded now."""
 

@@ -55,7 +55,7 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SupervisorSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """How a supervisor works. The defaults meet the bounds of design 8; tests may want other values."""
+    """How a supervisor works. docs/operations.md#times says what other values cost."""
 
     lease_ttl_s: int = 3
     """TTL of the leader's lease, whole seconds (the server knows no shorter), renewed every third of it."""

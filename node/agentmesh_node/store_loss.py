@@ -1,4 +1,4 @@
-"""Whether the store still has what was committed (design 3, "Is the newest record mine?").
+"""Whether the store still has what was committed (docs/architecture.md#is-the-newest-record-mine).
 
 An append would find out by itself. But an agent that has nothing to write would go on as if nothing had happened, and on streams
 that were put back sequences are given again, so that its new mail looks like old mail. So the journals of loaded agents are

@@ -14,5 +14,5 @@ class Cell(agents.Cell):
     """One agent, with a state that does not grow for ever."""
 
     keep = 48
-    # Nodes are killed so often that an innocent input would otherwise become a dead letter in the end (design 4, Poison).
+    # Nodes are killed so often that an innocent input would otherwise become a dead letter (docs/architecture.md#poison).
     max_takeovers = 1000

@@ -1,4 +1,4 @@
-"""What must hold of a run (design 1), judged from what clients saw and what the streams have stored.
+"""What must hold of a run (docs/architecture.md#the-promise), judged from what clients saw and what the streams have stored.
 
 It knows nothing of how the mesh works inside but its journal's records, and is itself tested on forged evidence.
 """

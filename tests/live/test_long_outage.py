@@ -1,4 +1,4 @@
-"""An agent's mail whose node stays dead for longer than the server remembers message ids (design 3, Effects)."""
+"""An agent's mail whose node stays dead for longer than the server remembers message ids (docs/architecture.md#effects)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Requests to `mesh.node.<id>`, as any NATS client makes them (protocol, Control)."""
+"""Requests to `mesh.node.<id>`, as any NATS client makes them (docs/protocol.md#requests-to-a-process)."""
 
 from __future__ import annotations
 

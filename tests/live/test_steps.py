@@ -1,4 +1,4 @@
-"""Steps of long turns, on real servers and with processes that end by SIGKILL (design 6; semantics, case 215)."""
+"""Steps of long turns, on real servers and with processes that end by SIGKILL (docs/architecture.md#steps; case 215)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Waits inside a turn, on real servers: an agent used as a tool (design 6; semantics, case 218)."""
+"""Waits inside a turn, on real servers: an agent used as a tool (docs/architecture.md#waits; case 218)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The placement rules of design 5: examples that read like the rules, and properties over random worlds."""
+"""The placement rules (docs/architecture.md#placement): examples that read like the rules, and properties over random worlds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prompts, events and headers as strangers write them (protocol: A prompt, An event)."""
+"""Prompts, events and headers as strangers write them (docs/protocol.md#a-prompt, docs/protocol.md#an-event)."""
 
 from __future__ import annotations
 

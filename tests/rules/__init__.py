@@ -1,4 +1,4 @@
-"""Each rule of design 3 and 4 as a test of its name: which attack it withstands.
+"""Each rule of docs/architecture.md as a test of its name: which attack it withstands.
 
 The attacks that the design was put to on paper:
 
@@ -19,14 +19,14 @@ The attacks that the design was put to on paper:
     a reply subject of 5,000 characters                         test_limits
     a body at the payload limit that must become a dead letter  test_limits
 
-The sentences of design 3:
+The record and its owner (docs/architecture.md#one-turn-one-record and what follows):
 
     Fence; Is the newest record mine?       test_replicas, mesh/edge/test_journal
     a store older than what was committed   test_sentences, mesh/edge/test_journal, `python -m tests.sim --loss`
     Who may act                             test_ownership, live/test_kills, sim
     Effects: order per target               test_attacks, live/test_between_agents
       mail: ids, origins, windows           test_attacks, test_sentences, mesh/turn/test_mesh, sim
-      start and stop: `by`, `applied`       test_attacks, test_sentences, client/test_starting
+      start and stop: `by`, `applied`       test_attacks, test_sentences, client/test_lifecycle
       timers                                test_attacks, mesh/turn/test_timers, live/test_timers
       outcomes                              test_attacks, sim
       giving up; six days; lives            test_sentences, mesh/turn/test_mesh
@@ -36,7 +36,7 @@ The sentences of design 3:
     The end; tombstones; late mail          test_sentences, test_ownership, mesh/turn/test_stop, sim/test_findings
     Codec                                   compat/test_records
 
-The sentences of design 4:
+Mail (docs/architecture.md#mail-and-lanes, docs/architecture.md#poison):
 
     lanes, republished copies, gaps         test_sentences, mesh/edge/test_streams, sim
     self-check                              test_sentences

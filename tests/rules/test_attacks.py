@@ -1,4 +1,4 @@
-"""The attacks that the design was put to on paper (design 3 and 4), each against the real shells."""
+"""The attacks that the design was put to on paper (tests/rules/__init__.py), each against the real shells."""
 
 from __future__ import annotations
 

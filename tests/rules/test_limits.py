@@ -1,4 +1,4 @@
-"""What could cost a node its connection or its process, on a real server (design 3, Effects; design 4, Poison)."""
+"""What could cost a node its connection or its process (docs/architecture.md#poison), on a real server."""
 
 from __future__ import annotations
 

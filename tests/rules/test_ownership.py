@@ -1,4 +1,4 @@
-"""Who may act (design 3): the verdict on a claim, from the spec and the journal alone."""
+"""Who may act (docs/architecture.md#who-may-act): the verdict on a claim, from the spec and the journal alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Is the newest record mine? On three replicas (design 3): what a lost acknowledgement may mean, and what it never means."""
+"""What a lost acknowledgement may mean on three replicas, and what it never means
+(docs/architecture.md#is-the-newest-record-mine)."""
 
 from __future__ import annotations
 

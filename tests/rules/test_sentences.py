@@ -1,4 +1,4 @@
-"""Sentences of design 3 and 4 that no other test shows, one by one."""
+"""Rules of docs/architecture.md that no other test shows, one by one."""
 
 from __future__ import annotations
 

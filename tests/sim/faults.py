@@ -137,7 +137,8 @@ class Storm:
     """The schedule of the faults of one run."""
 
     def __init__(self, world: World, kinds: tuple[str, ...], *, deaths: int = 10**6) -> None:
-        """`deaths`: most node processes that are killed; more could rightly cost an input its life (design 4, Poison)."""
+        """`deaths`: most node processes that are killed; more could rightly make an input a dead letter
+        (docs/architecture.md#poison)."""
         self._world = world
         self._dice = world.dice("faults")
         self.chances = Chances()

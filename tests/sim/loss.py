@@ -1,5 +1,5 @@
-"""A store that has lost data: whoever knows more than it stops, says so, and writes nothing (design 3, "Is the newest record
-mine?").
+"""A store that has lost data: whoever knows more than it stops, says so, and writes nothing
+(docs/architecture.md#is-the-newest-record-mine).
 
 Agents work; at some time the journals, or all streams, are put back to what they were some seconds before. Of an owner that had
 committed a record that is gone now, nothing may follow in that journal, and its node must have raised the alarm by the time when

@@ -1,4 +1,5 @@
-"""A node may die at any of its calls to the outside: what is stored and answered in the end is the same (design 1).
+"""A node may die at any of its calls to the outside: what is stored and answered in the end is the same
+(docs/architecture.md#the-promise).
 
 Each script is run once undisturbed, and then once for each call of the node and each side of it, with the node dying there.
 """

@@ -25,7 +25,7 @@ def publish_frame(subject: str, data: bytes, headers: Headers | None, reply: str
 
     Raises:
         TooLarge: headers and body exceed `max_payload`, or the addresses the control line. Sending it would cost the
-            connection, so it is checked here (design 3, Effects).
+            connection, so it is checked here (docs/architecture.md#effects).
         BadRequest: the subject, the reply or a header name is malformed (it could smuggle in other commands).
     """
     addresses = f"{subject} {reply}"

@@ -1,7 +1,7 @@
-"""The journal: an agent's append-only records, fenced (design 3, "Fence" and "Is the newest record mine?").
+"""The journal: an agent's append-only records, fenced (docs/architecture.md#the-fence).
 
 Only who has seen the newest record can append the next. Every record bears a random id, so that after a lost
-acknowledgement its writer can tell its own record from another's.
+acknowledgement its writer can tell its own record from another's (docs/architecture.md#is-the-newest-record-mine).
 """
 
 from __future__ import annotations

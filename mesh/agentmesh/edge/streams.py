@@ -1,8 +1,8 @@
 """The streams and buckets of a mesh: what each is configured as, and how they come to be.
 
-Durations are nanoseconds, as the server's API wants them. Why each stream is as it is stands in design 3 to 5 and in the
-protocol: mail refuses when a lane is full; timers need message schedules, which exclude that on one stream; journals never
-drop anything by themselves.
+Durations are nanoseconds, as the server's API wants them. Why each stream is as it is stands in
+docs/protocol.md#streams: mail refuses when a lane is full; timers need message schedules, which exclude that on one stream
+(docs/nats.md#schedules-and-discard-new); journals never drop anything by themselves.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def stream_configs(
     # The server needs rollups for schedules, and turns them on by itself.
     timer = {"discard": "old", "allow_msg_schedules": True, "allow_rollup_hdrs": True}
     age = int(results_age_s * _SECOND)
-    # By age and by size, not by number (semantics, case 27). The server wants no window that is longer than the age.
+    # By age and by size, not by number (case 27). The server wants no window that is longer than the age.
     result = {"discard": "old", "max_age": age, "max_bytes": results_bytes, "duplicate_window": min(window, age)}
     journal = {"discard": "new", "allow_rollup_hdrs": True, "allow_msg_ttl": True}
     registry = {

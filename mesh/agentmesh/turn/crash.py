@@ -1,4 +1,4 @@
-"""A crash of the agent's own code: nothing of the turn is kept, and the input that was handled is charged (design 4, Poison)."""
+"""A crash of the agent's own code: nothing of the turn is kept, and its input is charged (docs/architecture.md#poison)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prompts and events: from what waits to a record that says what was done with it (design 6)."""
+"""Prompts and events: from what waits to a record that says what was done with it (docs/architecture.md#turns)."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ from agentmesh.turn.values import (
 )
 from agentmesh.wire import ErrorBody, Mail
 
-_NO_EVENT = object()  # not None: `null` is an event (protocol, An event)
+_NO_EVENT = object()  # not None: `null` is an event (docs/protocol.md#an-event)
 MAX_DRAIN = 256
 """Events that one record handles at most, for an idle agent."""
 

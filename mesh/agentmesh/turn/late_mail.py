@@ -1,4 +1,4 @@
-"""Mail that slipped in behind the last sweep of a life that has ended (design 3, "The end"). Pure."""
+"""Mail that slipped in behind the last sweep of a life that has ended (docs/architecture.md#the-end-of-a-life). Pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The life of an agent around its turns: start, crash and restart, stop (design 3, "The end"; design 5, last paragraph)."""
+"""The life of an agent around its turns: start, crash and restart, stop (docs/architecture.md#the-life-of-an-agent,
+docs/architecture.md#the-end-of-a-life)."""
 
 from __future__ import annotations
 
@@ -183,7 +184,7 @@ def on_watchdog(core: Core, item: Watchdog, out: Out) -> None:
 def on_stop(core: Core, item: Stop, out: Out) -> None:
     """The spec says `stopping`: kill the task, tell the agent, then let the journal say so."""
     if core.ledger.phase in ("stopped", "over"):
-        return  # it says so already: a finisher only finishes (design 3, The end)
+        return  # it says so already: a finisher only finishes (docs/architecture.md#the-end-of-a-life)
     if core.phase is Phase.TURN and core.active is not None:
         withdraw(core)
         out.append(KillTurn(core.active.number))
@@ -194,7 +195,7 @@ def begin_end(core: Core, reason: ErrorBody, out: Out, *, asked: bool = False) -
     """End this life: `terminate_agent`, the backend's session, the `stopped` record.
 
     Unless it was asked for by the spec, `reason` goes into that record, and the registry hears of it only behind the commit: a
-    former owner that was frozen must not mark an agent that is well (design 3, Fence).
+    former owner that was frozen must not mark an agent that is well (docs/architecture.md#the-fence).
     """
     ran = core.ledger.phase in ("init", "ready") and core.phase not in (Phase.FAILED, Phase.BOOT, Phase.RESTARTING)
     drop_draft(core)

@@ -1,4 +1,4 @@
-"""Inputs that kill the nodes that handle them (design 4, "Poison").
+"""Inputs that kill the nodes that handle them (docs/architecture.md#poison).
 
 After the death of a node nobody knows what it was doing: an agent's new owner is wary until it has handled all that waited. It
 names each input in a small record, just before it begins; if its node dies too and that record is still the last word, the next

@@ -1,4 +1,4 @@
-"""Steps and waits: what of a running turn is durable before the turn is over (design 6, "Long tool loops commit steps").
+"""Steps and waits: what of a running turn is durable before the turn is over (docs/architecture.md#steps).
 
 A step record changes the journal's ledger only. The turn's draft has neither steps nor waits from its beginning, so the record
 that ends the turn removes them, and so does any other that deals with the turn's input (`draft.forget_charges`). A turn that is

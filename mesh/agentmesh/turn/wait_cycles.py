@@ -1,4 +1,4 @@
-"""Circles of waits that no single path shows: A waits for B by one request, B for A by another (design 6). Pure.
+"""Circles of waits that no single path shows: A waits for B by one request, B for A by another. Pure.
 
 A waiting agent sends a probe along each of its waits. Who gets one and waits itself, while it holds the request that brought the
 probe there, hands it on along its own waits. A probe that comes back has found a circle: nobody in it can come to an end. It is
@@ -7,7 +7,7 @@ of its youngest wait, which ends with `cycle`; the others go on.
 
 Nothing is believed that is not so at the moment of handing on: a request that was answered, or has not arrived yet, is not held.
 What a circle is made of can then only change if a turn in it is killed or its time is over, and therefore a probe that came
-back is followed by a second one before the wait is ended.
+back is followed by a second one before the wait is ended (docs/architecture.md#circles-of-waits).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The scripted backend: answers without a model, for tests, demos and first steps (semantics, cases 108 to 110).
+"""The scripted backend: answers without a model, for tests, demos and first steps (cases 108 to 110).
 
 The script is the class attribute `script` of the agent, or the backend option `script` when it is plain data:
 

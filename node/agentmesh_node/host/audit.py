@@ -1,4 +1,5 @@
-"""Looks for mail that the plain subscriptions missed (design 4), and for records that the store has lost (design 3).
+"""Looks for mail that the plain subscriptions missed (docs/architecture.md#mail-and-lanes), and for
+records that the store has lost (docs/architecture.md#is-the-newest-record-mine).
 
 A subscription can lose a message without anybody noticing. So every lane's last sequence is compared with what its owner has
 seen, or with what a sleeping agent's `rest` record says: a group of agents at a time, spread over a minute.

@@ -1,4 +1,4 @@
-"""Handing agents over: who was given up here, and who has not been taken up elsewhere yet (design 5; semantics, case 222)."""
+"""Handing agents over: which were given up here and are not yet taken up elsewhere (docs/architecture.md#nodes; case 222)."""
 
 from __future__ import annotations
 

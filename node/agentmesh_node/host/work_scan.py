@@ -1,4 +1,4 @@
-"""Which of many placed agents have work? Asked for some 200 at a time, without loading any (design 3, "Rest").
+"""Which of many placed agents have work? Asked for some 200 at a time, without loading any (docs/architecture.md#rest).
 
 An agent whose newest record is not `rest`, or whose lanes reach beyond it, has work; the others stay asleep. Of those with work,
 the ones whose mail is younger than their newest record come first: somebody waits for them.

@@ -1,4 +1,4 @@
-"""Becoming the owner of an agent: by a record that fences every older one (design 3, "Who may act")."""
+"""Becoming the owner of an agent: by a record that fences every older one (docs/architecture.md#who-may-act)."""
 
 from __future__ import annotations
 

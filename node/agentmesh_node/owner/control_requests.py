@@ -1,4 +1,4 @@
-"""Control requests of an agent: `mesh.live.control.<agent>` (protocol, "Control")."""
+"""Control requests of an agent: `mesh.live.control.<agent>` (docs/protocol.md#control-requests)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sending a dead letter of another agent again: only a node may speak in an agent's name (protocol, "Subjects")."""
+"""Sending a dead letter of another agent again: only a node may speak in an agent's name (docs/protocol.md#subjects)."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Performs the effects of committed records: each until the server has acknowledged it, those of one target in order.
 
-Every effect is idempotent by its origin, so trying again, also after a takeover, changes nothing (design 3, Effects).
+Every effect is idempotent by its origin, so trying again, also after a takeover, changes nothing (docs/architecture.md#effects).
 """
 
 from __future__ import annotations

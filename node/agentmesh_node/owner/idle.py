@@ -1,7 +1,8 @@
 """From idle to at rest, from rest to sleep; and how an agent is brought to rest to be handed over.
 
-Before an idle agent sleeps its owner says in the journal that there is nothing to do (design 3, Rest), so that a new owner can
-leave it asleep without loading it. The record is written some time after there was nothing to do, not after each turn.
+Before an idle agent sleeps its owner says in the journal that there is nothing to do (docs/architecture.md#rest), so that a
+new owner can leave it asleep without loading it. The record is written some time after there was nothing to do, not after each
+turn.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Appends an owner's records, each behind the newest that it knows (design 3, Fence)."""
+"""Appends an owner's records, each behind the newest that it knows (docs/architecture.md#the-fence)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from agentmesh_node.owner.spec_status import KEEP_STOPPED_S
 from agentmesh_node.services import Services
 
 STALL_S = 1.0
-"""After a stall of more than this, an owner checks its fence before it performs effects (semantics, case 204)."""
+"""After a stall of more than this, an owner checks its fence before it performs effects (case 204)."""
 
 type Ending = Callable[[], Awaitable[Committed]]
 """Goes on with an append that has met trouble; returns and raises as `JournalWriter.append`."""

@@ -211,7 +211,7 @@ class OwnerLoop:
         return following
 
     async def _perform_checked(self, commands: list[Command]) -> Input | None:
-        """Effects after a stall: only if no other owner has taken over meanwhile (semantics, case 204)."""
+        """Effects after a stall: only if no other owner has taken over meanwhile (case 204)."""
         await self.appender.check_fence()
         return await self._perform(commands)
 

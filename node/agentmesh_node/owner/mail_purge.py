@@ -1,4 +1,4 @@
-"""Purges consumed mail, in groups (design 4).
+"""Purges consumed mail, in groups (docs/architecture.md#consumed-mail).
 
 A lane is bounded, so consumed mail must go before it crowds out new mail; but while the stream's duplicate window lasts, a
 server that restarts knows a message's id only if the message is still stored. So a lane is purged when half of its bound is

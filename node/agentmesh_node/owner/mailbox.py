@@ -2,7 +2,7 @@
 
 Stored mail is republished to the owner's one plain subscription, with its sequence and the previous one of its subject. While
 those fit together, mail costs no read at all. Where they do not (a gap: slow consumer, reconnect, first look), the lanes are
-read by direct get until nothing is missing, and only then are live copies trusted again (design 4).
+read by direct get until nothing is missing, and only then are live copies trusted again (docs/architecture.md#mail-and-lanes).
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Mailbox:
 
     async def caught_up(self, *, proven: bool = False) -> None:
         """Return when everything stored before this call is delivered; `proven`: as the leader knows each lane, although
-        copies may have been lost and a replica lag (design 3, The end: a sweep goes up to the lanes' last sequences)."""
+        copies may have been lost and a replica lag. A sweep goes so far (docs/architecture.md#the-end-of-a-life)."""
         for pause in RETRY:
             self.catch_up()
             while self._reader is not None and not self._reader.done():

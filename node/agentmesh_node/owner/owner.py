@@ -337,7 +337,7 @@ class Owner:
 
     def reassert(self, spec: Spec) -> None:
         """Say again in the registry how the agent is, if its spec says otherwise: the leader made it `wanted` while this node
-        was thought lost, or a former owner that was frozen has written late (design 5: specs show what runs)."""
+        was thought lost, or a former owner that was frozen has written late (docs/architecture.md#the-registry)."""
         shown = self._shown
         if shown is not None and shown.status in ("running", "failed") and spec.status != shown.status:
             self._status.again(shown.status, shown.reason)

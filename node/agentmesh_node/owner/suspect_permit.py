@@ -1,4 +1,4 @@
-"""Leave to handle a suspect input: one agent of a node at a time has it (design 4, "Poison")."""
+"""Leave to handle a suspect input: one agent of a node at a time has it (docs/architecture.md#poison)."""
 
 from __future__ import annotations
 

@@ -63,7 +63,8 @@ class EmbeddedServer:
         host: Address to listen on.
         sync_interval: When written data reaches the disk. `always` is the default: a lone server has no replica to recover
             from, and everything of the last two minutes would be lost with the machine's power at the server's own default
-            `2m`. It costs a publish some 0.2 ms, more on a slow disk (nats.md 4.6). A killed process loses nothing either way.
+            `2m` (docs/nats.md#power-loss). It costs a publish some 0.2 ms, more on a slow disk. A killed process loses nothing
+            either way.
         start_timeout_s: Longest wait for readiness; a big store takes long to open.
         binary: The nats-server to run; by default `find_binary()`.
 

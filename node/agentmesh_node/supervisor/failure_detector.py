@@ -1,4 +1,4 @@
-"""Hears whether processes are there, by pinging `mesh.node.<id>` (design 5, "Failure detection").
+"""Hears whether processes are there, by pinging `mesh.node.<id>` (docs/architecture.md#failure-detection).
 
 A dead process has no subscription, so the server answers *no responders* within a millisecond. A node that reconnects after a
 server failover looks the same for a moment, hence the grace. A process that hangs has a subscription and answers nothing: that

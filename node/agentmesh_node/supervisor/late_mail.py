@@ -1,4 +1,4 @@
-"""Finds mail that slipped in behind the last sweep of a stopped agent (design 3, "The end").
+"""Finds mail that slipped in behind the last sweep of a stopped agent (docs/architecture.md#the-end-of-a-life).
 
 The leader compares the lanes of stopped agents with their tombstones, a group at a time, spread over a minute, and has a node
 sweep those that reach beyond (`agentmesh_node.host.late_mail_sweep`). A sweep that its node does not survive leaves its effects

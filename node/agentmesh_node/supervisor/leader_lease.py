@@ -1,4 +1,4 @@
-"""The leader's lease: registry key `supervisor` (design 5).
+"""The leader's lease: registry key `supervisor` (docs/architecture.md#supervisors).
 
 One supervisor at a time holds the key, by compare-and-set, with a TTL that it renews. A standby takes over when the key is free,
 so in any case when the TTL ends; and by compare-and-set on its revision when the leader has no subscription any more (*no

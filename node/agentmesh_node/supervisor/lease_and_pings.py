@@ -1,4 +1,5 @@
-"""A supervisor's lease and its pings, on a thread and a connection of their own, as a node's heartbeat (design 5).
+"""A supervisor's lease and its pings, on a thread and a connection of their own, as a node's heartbeat
+(docs/architecture.md#failure-detection).
 
 To read a hundred thousand keys or to plan for as many agents keeps a loop busy. Meanwhile the lease must be renewed, the leader
 must be heard, and the silence of a node must be judged by what was really heard when. So all that runs here, on a `LivenessLoop`;

@@ -1,4 +1,4 @@
-"""The supervisor: places agents on nodes, and moves them when a node dies (design 5).
+"""The supervisor: places agents on nodes, and moves them when a node dies (docs/architecture.md#supervisors).
 
 Any number of supervisors may run. One leads (`leader_lease`); it hears whether nodes live (`failure_detector`, both run by
 `lease_and_pings`), keeps an index of the registry (`registry_index`), asks the pure planner what to do about each change, and

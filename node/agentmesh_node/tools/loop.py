@@ -1,8 +1,9 @@
-"""The durable tool loop: model answer, tool runs, model answer, until there is nothing more to run (design 6, case 215).
+"""The durable tool loop: model answer, tool runs, model answer, until there is nothing more to run (case 215).
 
-Every model call and every tool run of a backend passes here. Each is followed by a step in the journal, so a turn that lost its
-node goes on behind the last of them: answers and results that were committed are gone through again without a call, and their
-events are given once more with `replayed`. What was in flight is made again, unless it is a `once` tool (agentmesh.tools).
+Every model call and every tool run of a backend passes here. Each is followed by a step in the journal
+(docs/architecture.md#steps), so a turn that lost its node goes on behind the last of them: answers and results that were
+committed are gone through again without a call, and their events are given once more with `replayed`. What was in flight is made
+again, unless it is a `once` tool (agentmesh.tools).
 """
 
 from __future__ import annotations

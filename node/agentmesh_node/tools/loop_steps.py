@@ -1,4 +1,4 @@
-"""The steps of a tool loop: what of a turn the journal keeps, and how it is read again after a takeover (design 6).
+"""The steps of a tool loop: what the journal keeps of a turn, and how a takeover reads it (docs/architecture.md#steps).
 
 One step for each model answer and one for each tool result. A `once` tool takes an intent before it fires: an intent without a
 result says that the call may have been made.

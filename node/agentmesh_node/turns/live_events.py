@@ -2,7 +2,7 @@
 
 Each bears `seq`, which counts from 1 in each run of the turn, `owner`, and `run`, a random id of that run: a turn may run again
 under the same owner too (its node was restarted under its id, or the agent's own code crashed), and a reader must be able to
-tell what is void then (semantics, case 243): `step` says how many steps were durable when it was sent.
+tell what is void then (case 243): `step` says how many steps were durable when it was sent.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""What a backend holds of its turn's durable part: `Turn.steps`, carried to the turn machine and back (design 6)."""
+"""A backend's hold on the durable part of its turn: `Turn.steps`, carried to the machine and back
+(docs/architecture.md#steps)."""
 
 from __future__ import annotations
 

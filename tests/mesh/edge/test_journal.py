@@ -1,4 +1,4 @@
-"""The journal: fenced appends, and the verdict when an acknowledgement is lost (design 3)."""
+"""The journal: fenced appends, and the verdict when an acknowledgement is lost (docs/architecture.md#the-fence)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Inputs that kill the nodes that handle them (design 4, "Poison"; case 209)."""
+"""Inputs that kill the nodes that handle them (docs/architecture.md#poison; case 209)."""
 
 from __future__ import annotations
 

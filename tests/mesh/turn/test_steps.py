@@ -1,4 +1,4 @@
-"""Steps of a running turn in the turn machine (design 6; case 215)."""
+"""Steps of a running turn in the turn machine (docs/architecture.md#steps; case 215)."""
 
 from __future__ import annotations
 

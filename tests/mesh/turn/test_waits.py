@@ -1,4 +1,4 @@
-"""Waits of a running turn in the turn machine (design 6; case 218)."""
+"""Waits of a running turn in the turn machine (docs/architecture.md#waits; case 218)."""
 
 from __future__ import annotations
 

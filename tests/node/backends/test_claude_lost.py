@@ -1,4 +1,5 @@
-"""Turns of the claude backend that lost their owner: what goes on, what is made again, what is cleared away (design note 008)."""
+"""Turns of the claude backend that lost their owner: what goes on, what is made again, what is cleared away
+(docs/design/008-claude-sessions.md)."""
 
 from __future__ import annotations
 

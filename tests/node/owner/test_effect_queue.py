@@ -1,4 +1,4 @@
-"""When an effect is given up, and when it is tried for ever (design 3, "Giving up")."""
+"""When an effect is given up, and when it is tried for ever (docs/architecture.md#giving-up-an-effect)."""
 
 from __future__ import annotations
 

@@ -159,7 +159,7 @@ def test_a_malformed_spec_leaves_its_agent_as_it_is(server: Server, subjects: Su
 
 
 def test_between_two_plans_the_loop_turns(server: Server, subjects: Subjects, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else the plans for 100,000 agents, a thousand at a time, would hold it for a second (docs/design/014)."""
+    """Else plans for 100,000 agents, a thousand at a time, would hold it for 1 s (docs/design/014-the-supervisors-lookout.md)."""
     steps: list[str] = []
 
     def planned(world: World, agents: set[str]) -> Plan:

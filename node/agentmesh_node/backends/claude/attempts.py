@@ -1,7 +1,7 @@
-"""Where a turn begins: anew from the session that is committed, or behind what a lost owner had reached (design note 008).
+"""Where a turn begins: anew from the session that is committed, or behind what a lost owner had reached.
 
 Each attempt at a turn writes a session of its own, a fork, and says so in a step before it begins. So no two processes ever
-append to one transcript, and only the journal decides which of them counts.
+append to one transcript, and only the journal decides which of them counts (docs/design/008-claude-sessions.md).
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""The claude backend: Claude Code through claude-agent-sdk, one run of its process for each turn (design note 008)."""
+"""The claude backend: Claude Code through claude-agent-sdk, one run of its process for each turn
+(docs/design/008-claude-sessions.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Claude Code's transcripts in JetStream: a `SessionStore` of claude-agent-sdk (design note 008).
+"""Claude Code's transcripts in JetStream: a `SessionStore` of claude-agent-sdk (docs/design/008-claude-sessions.md).
 
 One subject holds one transcript, as lines of JSON in the order in which they were appended. A message holds as many lines as fit
 into it; a line that is larger than that takes several messages, and counts only once all of them are there. An append names the

@@ -1,4 +1,4 @@
-"""What of a codex turn the journal keeps, and how it is read again after a takeover (design 6).
+"""What of a codex turn the journal keeps, and how it is read again after a takeover (docs/architecture.md#steps).
 
 After each answer of the model whose tools have run, the thread's rollout is stored and a `Saved` step names it: a turn that lost
 its node goes on from the newest. A run of one of the agent's own tools stands between an `OwnToolIntent` and an `OwnToolRan`: an
