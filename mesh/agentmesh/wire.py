@@ -356,7 +356,7 @@ def encode_reply(body: Mapping[str, Any]) -> bytes:
 
 
 def encode_failure(error: MeshError) -> bytes:
-    """JSON of an error as the reply to a control request (protocol, Control): `details` is always there."""
+    """JSON of an error as the reply to a control request (docs/protocol.md#control-requests): `details` is always there."""
     return encode_reply({"error": {"code": error.code, "message": error.message, "details": error.details}})
 
 

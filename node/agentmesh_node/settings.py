@@ -10,7 +10,7 @@ from agentmesh.agent import Agent
 from agentmesh_node.telemetry.events import FactHandler
 
 STALL_LIMIT_S = 60.0
-"""How long a main loop may not have turned until its process ends: a hang is a death too (design 4)."""
+"""How long a main loop may not have turned until its process ends: a hang is a death too (docs/architecture.md#poison)."""
 
 
 class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,7 +1,8 @@
-"""Answers mail that slipped in behind the last sweep of a stopped agent (design 3, "The end"), when the leader asks for it.
+"""Answers mail that slipped in behind the last sweep of a stopped agent, when the leader asks for it.
 
 What was meant for that life is answered by records behind the tombstone: they are fenced, so the name's next life and another
-sweep cannot collide with it. Which agents need it, `agentmesh_node.supervisor.late_mail` finds.
+sweep cannot collide with it (docs/architecture.md#the-end-of-a-life). Which agents need it,
+`agentmesh_node.supervisor.late_mail` finds.
 """
 
 from __future__ import annotations
