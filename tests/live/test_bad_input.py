@@ -293,7 +293,7 @@ def test_an_agent_with_a_malformed_spec_is_reported_once_and_goes_on_when_that_i
                 return sum("not activated" in record.message for record in caplog.records)
 
             await eventually(lambda: reports() == 1, PATIENCE_S, "the report")
-            (activation,) = [r.activation for r in mesh.nodes["n1"]._residents.values()]
+            (activation,) = [r.activation for r in mesh.nodes["n1"].catalog.agents.values()]
             assert activation is None, "nothing is tried again before it can succeed"
             await mesh.registry.update(key, good.value, revision)
             polled = functools.partial(mesh.client.poll, "coder", str(ref.seq), timeout=PATIENCE_S)

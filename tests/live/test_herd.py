@@ -12,8 +12,6 @@ from agentmesh.edge.jetstream import read_all
 from agentmesh.errors import MailboxFull
 from agentmesh.subjects import Subjects
 from agentmesh.wire import ControlRequest, encode
-from agentmesh_node.host.node import Node
-from agentmesh_node.host.placed_agent import PlacedAgent
 from agentmesh_node.owner.owner import Owner
 from live.mesh import PATIENCE_S, LocalMesh, local_mesh
 from support import Server, eventually, run
@@ -27,16 +25,16 @@ def test_activations_are_bounded_and_the_heartbeat_goes_on(
 ) -> None:
     under_way: set[str] = set()
     most = 0
-    bring_up = Node._own
+    activate = Owner.activate
 
-    async def counted(self: Node, resident: PlacedAgent) -> Owner:
+    async def counted(self: Owner) -> None:
         nonlocal most
-        under_way.add(resident.name)
+        under_way.add(self.name)
         most = max(most, len(under_way))
         try:
-            return await bring_up(self, resident)
+            await activate(self)
         finally:
-            under_way.discard(resident.name)
+            under_way.discard(self.name)
 
     async def main() -> None:
         async with local_mesh(server, subjects) as mesh:
@@ -50,7 +48,7 @@ def test_activations_are_bounded_and_the_heartbeat_goes_on(
                 return len(stored) == AGENTS
 
             await eventually(all_stored, PATIENCE_S, "a prompt for each")
-            monkeypatch.setattr(Node, "_own", counted)
+            monkeypatch.setattr(Owner, "activate", counted)
             await mesh.node("n2", activations=BOUND)
             pings = 0
             while not all(ask.done() for ask in asks):

@@ -12,7 +12,7 @@ LONG_S = 90
 
 async def asleep(node: Node, agents: int) -> None:
     """Wait until the node has so many agents, and none is loaded."""
-    await eventually(lambda: node.services.awake == 0 and len(node._residents) == agents, PATIENCE_S, "everybody asleep")
+    await eventually(lambda: node.services.awake == 0 and len(node.catalog.agents) == agents, PATIENCE_S, "everybody asleep")
 
 
 def test_an_agent_that_never_gets_mail_sleeps_and_wakes_for_prompts_events_and_requests(

@@ -104,7 +104,7 @@ class Scene:
         return max(placed, key=lambda entry: entry.revision).key.split(".")[1]
 
     def owner(self, agent: str) -> Owner:
-        owner = self.world.nodes[self.node_of(agent)]._residents[agent].owner
+        owner = self.world.nodes[self.node_of(agent)].catalog.agents[agent].owner
         assert owner is not None, f"{agent} sleeps"
         return owner
 

@@ -69,7 +69,7 @@ def test_a_frozen_node_wakes_and_reads_the_journal_before_it_learns_that_its_pla
         await scene.start("a")
         await scene.mesh.ask("a", "one")
         first = scene.node_of("a")
-        residents = scene.world.nodes[first]._residents
+        residents = scene.world.nodes[first].catalog.agents
         await scene.until(lambda: residents["a"].owner is None, "its sleep")
         scene.world.processes[first].freeze()
         await scene.until(lambda: scene.node_of("a") != first, "the takeover")
@@ -98,7 +98,7 @@ def test_a_frozen_node_wakes_and_appends_before_it_learns_that_its_placement_is_
         before = len(scene.records("a"))
         uninformed(scene, first)
         scene.world.processes[first].thaw()  # its turn ends too, and its record is refused
-        await scene.until(lambda: "a" not in scene.world.nodes[first]._residents, "its insight")
+        await scene.until(lambda: "a" not in scene.world.nodes[first].catalog.agents, "its insight")
         assert all(record.node != first for record in scene.records("a")[before:])
         assert [record.kind for record in scene.records("a") if record.turn is not None] == ["turn"]
 
@@ -126,7 +126,7 @@ def test_a_frozen_former_owner_whose_agent_fails_to_begin_marks_no_healthy_agent
         await scene.until(lambda: scene.node_of("a") != first and scene.spec("a").status == "running", "the takeover")
         uninformed(scene, first)
         scene.world.processes[first].thaw()  # its `init_agent` fails now; of the takeover it has not heard
-        await scene.until(lambda: "a" not in scene.world.nodes[first]._residents, "its insight")
+        await scene.until(lambda: "a" not in scene.world.nodes[first].catalog.agents, "its insight")
         await asyncio.sleep(5.0)
         assert scene.spec("a").status == "running"
         assert "stopped" not in scene.kinds("a")

@@ -178,7 +178,7 @@ def test_a_store_that_has_lost_records_is_noticed_at_once_also_by_an_agent_at_re
         scene.world.net.stop_server()
         stream.restore(backup)
         scene.world.net.start_server()
-        resident = scene.world.nodes["n1"]._residents["a"]
+        resident = scene.world.nodes["n1"].catalog.agents["a"]
         await scene.until(lambda: resident.broken, "the alarm", 20.0)
         await asyncio.sleep(60.0)
         assert len(scene.records("a")) == written, "nothing is written"
@@ -344,7 +344,7 @@ def test_an_agent_does_not_fall_asleep_with_a_lane_that_refuses_everybody() -> N
             await scene.mesh.tell("a", f"p{number}")
         assert len(scene.lane("inbox", "a")) == 4  # full
         open_gate("g")
-        residents = scene.world.nodes["n1"]._residents
+        residents = scene.world.nodes["n1"].catalog.agents
         await scene.until(lambda: residents["a"].owner is None, "its sleep")
         assert len(scene.lane("inbox", "a")) < 4
         assert (await scene.mesh.ask("a", "more")).text == "more"

@@ -91,7 +91,7 @@ def _owned(world: World, journal: list[Any]) -> dict[str, Owned]:
     newest: dict[str, int] = {message.subject: message.seq for message in journal}
     found = {}
     for name, node in sorted(world.nodes.items()):
-        for agent, resident in sorted(node._residents.items()):
+        for agent, resident in sorted(node.catalog.agents.items()):
             if resident.owner is not None and resident.owner.core is not None:
                 lost = resident.owner.committed > newest.get(world.subjects.journal(agent), 0)
                 found[agent] = Owned(name, resident, resident.incarnation, lost)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from importlib.metadata import version
 
 import msgspec
@@ -28,12 +28,12 @@ def first_lease(settings: NodeSettings, boot: str, now: float) -> NodeLease:
     )
 
 
-def count(facts: NodeFigures, agents: int, residents: Iterable[PlacedAgent]) -> None:
+def count(facts: NodeFigures, agents: Collection[PlacedAgent]) -> None:
     """Bring `facts` up to date. Each field is written whole: another thread reads them."""
-    awake = [resident.owner for resident in residents if resident.owner is not None]
+    awake = [placed.owner for placed in agents if placed.owner is not None]
     busy = [owner.name for owner in awake if not owner.idle]
-    facts.agents = agents
+    facts.agents = len(agents)
     facts.awake = len(awake)
     facts.running = len(busy)
     facts.busy = tuple(busy[:MOST_BUSY])
-    facts.lease = msgspec.structs.replace(facts.lease, agents=agents)
+    facts.lease = msgspec.structs.replace(facts.lease, agents=len(agents))

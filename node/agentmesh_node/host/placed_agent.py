@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
 
 from agentmesh.edge.transport import Message, Subscription
-
-if TYPE_CHECKING:
-    from agentmesh_node.owner.owner import Owner
+from agentmesh_node.owner.owner import Owner
 
 
 class PlacedAgent:

@@ -1,0 +1,346 @@
+"""The agents placed on this node: taken up when they are placed, activated when there is work, released when they are not placed
+here any more.
+
+A placed agent is one subscription while it sleeps, and has an `Owner` while it is awake. Placements come from the registry; what
+is left to `node` is the node itself: its start, its drain, its end, and requests to it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from functools import partial
+
+from agentmesh.edge.jetstream import ApiError, Uncertain, WrongLastSequence
+from agentmesh.edge.registry import Entry, View, decode_placement, decode_spec, readable_spec
+from agentmesh.edge.transport import Message
+from agentmesh.errors import BadRequest, MeshError, StoreLost
+from agentmesh.ownership import Claim
+from agentmesh.subjects import placement_key, spec_key
+from agentmesh.turn.values import Phase
+from agentmesh.wire import Spec
+from agentmesh_node.host.drain import give_up
+from agentmesh_node.host.linked_agents import end_children
+from agentmesh_node.host.placed_agent import PlacedAgent
+from agentmesh_node.host.work_scan import agents_with_work
+from agentmesh_node.owner.claim import OwnershipLost
+from agentmesh_node.owner.mailbox import Mailbox
+from agentmesh_node.owner.owner import Owner
+from agentmesh_node.services import Services
+from agentmesh_node.store_loss import Acknowledged
+from agentmesh_node.turns.agent_factory import AgentFactory
+
+log = logging.getLogger("agentmesh.node")
+
+RETRY_S = 0.05
+MAX_RETRY_S = 2.0
+WRITES = 64
+"""Placements that are given up at the same time, at most."""
+
+
+class Catalog:
+    """The agents placed on one node. `start`, then `close`."""
+
+    def __init__(self, services: Services) -> None:
+        self._s = services
+        self._node = services.settings.node_id
+        self._prefix = placement_key(self._node, "")
+        self._factory = AgentFactory(services)
+        self._placements = View(services.registry, [self._prefix + ">"], self._on_placement)
+        self.agents: dict[str, PlacedAgent] = {}
+        """By name."""
+        self._fresh: list[PlacedAgent] = []
+        self._unreadable: set[str] = set()
+        """Agents placed here whose specs are malformed: tried again when those change."""
+        self._taking: asyncio.Task[None] | None = None
+        self._slots = asyncio.Semaphore(services.settings.activations)
+        self._writes = asyncio.Semaphore(WRITES)
+        self._closing = False
+
+    # --- life -------------------------------------------------------------------------------------------------------
+    async def start(self) -> None:
+        """Follow this node's placements.
+
+        Raises:
+            Unavailable: the registry cannot be read.
+        """
+        await self._placements.start()
+
+    def stop_activations(self) -> None:
+        """Activate nobody from now on: the node leaves."""
+        self._closing = True
+
+    async def close(self) -> None:
+        """Release all agents, at once: turns under way are lost here and run again elsewhere."""
+        self._closing = True
+        await self._placements.close()
+        if self._taking is not None and not self._taking.done():
+            self._taking.cancel()
+            await asyncio.wait((self._taking,))
+        await asyncio.gather(*(self.release(placed) for placed in list(self.agents.values())))
+
+    async def hand_over(self, placed: PlacedAgent) -> None:
+        """Give up a placement by revision once no turn runs: the leader places the agent elsewhere."""
+        owner = placed.owner
+        if owner is not None and owner.core is not None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._s.settings.drain_s):
+                    await owner.retire()
+        async with self._writes:
+            await self._give_up(placed)
+
+    async def release(self, placed: PlacedAgent) -> None:
+        """Stop acting for a placement: nothing more is done here, and the journal has all that counts."""
+        placed.gone = True
+        if self.agents.get(placed.name) is placed:
+            del self.agents[placed.name]
+            self._unreadable.discard(placed.name)
+        if placed.subscription is not None:
+            await placed.subscription.unsubscribe()
+        activation = placed.activation
+        if activation is not None and not activation.done() and activation is not asyncio.current_task():
+            activation.cancel()
+            await asyncio.wait((activation,))
+        owner, placed.owner = placed.owner, None
+        if owner is not None:
+            await owner.close()
+
+    async def _give_up(self, placed: PlacedAgent) -> None:
+        await self.release(placed)
+        key = placement_key(self._node, placed.name)
+        await give_up(self._s.registry, key, placed.generation, lambda: self._closing)
+
+    # --- placements -------------------------------------------------------------------------------------------------
+    def _on_placement(self, entry: Entry) -> None:
+        name = entry.key[len(self._prefix) :]
+        known = self.agents.get(name)
+        if entry.value is None:
+            if known is not None and known.generation < entry.revision:
+                self._s.spawn(self.release(known))
+            return
+        if known is not None:
+            if known.generation >= entry.revision:
+                return
+            self._s.spawn(self.release(known))
+        try:
+            placement = decode_placement(entry)
+        except BadRequest as error:  # the supervisor removes it
+            log.error("placement skipped: %s", error.message, extra={"agent": name})
+            return
+        placed = PlacedAgent(name, entry.revision, placement.incarnation)
+        self.agents[name] = placed
+        self._fresh.append(placed)
+        self._begin_to_take_up("take up placements")
+
+    def _begin_to_take_up(self, why: str) -> None:
+        if self._taking is None or self._taking.done():
+            self._taking = asyncio.get_running_loop().create_task(self._take_up(), name=why)
+
+    async def _take_up(self) -> None:
+        """Listen for what is newly placed, then wake those that have work: first those that somebody waits for."""
+        while self._fresh:
+            fresh, self._fresh = self._fresh, []
+            for placed in fresh:
+                await self._listen(placed)
+            asleep = {p.name: p for p in fresh if not p.gone and p.owner is None and not self._activate_at_once(p)}
+            try:
+                names = await agents_with_work(self._s, list(asleep), self.wake)
+            except (MeshError, ApiError) as error:
+                log.warning("cannot tell who has work; waking all: %s", error)
+                names = set(asleep)
+            for name in sorted(names):
+                self._activate(asleep[name])
+
+    def _activate_at_once(self, placed: PlacedAgent) -> bool:
+        entry = self._s.specs.get(spec_key(placed.name))
+        spec = readable_spec(entry)
+        if spec is not None and spec.status == "running":
+            return False
+        self._activate(placed)
+        return True
+
+    async def _listen(self, placed: PlacedAgent) -> None:
+        if placed.gone or placed.subscription is not None:
+            return
+        on_message = partial(self._on_copy, placed)
+        placed.subscription = await self._s.transport.subscribe(self._s.subjects.live(placed.name), on_message)
+        if self.agents.get(placed.name) is not placed:
+            await placed.subscription.unsubscribe()
+
+    def _on_copy(self, placed: PlacedAgent, message: Message) -> None:
+        """Take what the server republishes to an agent of its stored mail, or a control request to it."""
+        lane, _ = self._s.subjects.parse_live(message.subject) or ("", "")
+        owner = placed.owner
+        # Until the lanes are read an owner's answers could be wrong: control requests wait for that, mail does not.
+        if owner is not None and owner.core is not None and (owner.begun or lane != "control"):
+            owner.live(lane, message)
+        elif not placed.gone and (lane != "control" or message.reply):  # a probe, which has no reply, wakes nobody
+            if lane == "control":
+                placed.waiting = (*placed.waiting, (lane, message))
+            self._s.ends.heard(lane, message)
+            self._activate(placed)
+
+    # --- activation -------------------------------------------------------------------------------------------------
+    def wake(self, name: str) -> None:
+        """Activate an agent, if it is placed here."""
+        placed = self.agents.get(name)
+        if placed is not None:
+            self._activate(placed)
+
+    def _activate(self, placed: PlacedAgent) -> None:
+        if placed.gone or placed.broken or placed.owner is not None or self._closing:
+            return
+        if placed.name in self._unreadable:
+            return  # reported, and tried again when its spec changes
+        if placed.activation is None or placed.activation.done():
+            placed.activation = asyncio.get_running_loop().create_task(self._bring_up(placed), name=f"activate {placed.name}")
+
+    async def _bring_up(self, placed: PlacedAgent) -> None:
+        wait = RETRY_S
+        while not placed.gone:
+            try:
+                async with self._slots:
+                    owner = await self._own(placed)
+            except OwnershipLost as lost:
+                log.info("not the owner", extra={"agent": placed.name, "reason": lost.reason})
+                await self._give_up(placed)
+                return
+            except StoreLost as error:
+                self._raise_alarm(placed, str(error))
+                return
+            except (MeshError, ApiError, Uncertain, WrongLastSequence) as error:
+                if isinstance(error, BadRequest) and readable_spec(self._s.specs.get(spec_key(placed.name))) is None:
+                    log.error("not activated: %s", error.message, extra={"agent": placed.name})
+                    self._unreadable.add(placed.name)
+                    placed.activation = None
+                    return
+                log.warning("activation is tried again: %s", error, extra={"agent": placed.name})
+            except Exception:
+                log.exception("activation failed", extra={"agent": placed.name})
+            else:
+                released = self.agents.get(placed.name) is not placed
+                if released:
+                    await owner.close()
+                if released or not owner.closed:
+                    placed.activation = None  # a finished task is half of what a sleeping agent would take
+                    return
+                # It was lost while it came up, and whoever saw that left the next try to this task.
+            await asyncio.sleep(wait)
+            wait = min(MAX_RETRY_S, wait * 2)
+
+    async def _own(self, placed: PlacedAgent) -> Owner:
+        spec = await self._spec(placed)
+        claim = Claim(
+            node=self._node,
+            boot=self._s.boot,
+            epoch=self._s.epoch,
+            generation=placed.generation,
+            incarnation=placed.incarnation,
+        )
+        if spec is None:
+            raise OwnershipLost("no such agent is wanted", final=True)
+        owner = Owner(self._s, self._factory, placed.name, spec, claim, on_end=partial(self._owner_ended, placed))
+        try:
+            placed.owner = owner
+            await owner.activate()
+        except BaseException:
+            placed.owner = None
+            await owner.close()
+            raise
+        waiting, placed.waiting = placed.waiting, ()
+        for lane, message in waiting:
+            owner.live(lane, message)
+        return owner
+
+    async def _spec(self, placed: PlacedAgent) -> Spec | None:
+        """The spec, from the live copy if that shows this life, else from the leader."""
+        entry = self._s.specs.get(spec_key(placed.name))
+        spec = readable_spec(entry)
+        if spec is None or spec.incarnation != placed.incarnation:
+            entry = await self._s.registry.get(spec_key(placed.name))
+        return decode_spec(entry) if entry is not None else None
+
+    def _raise_alarm(self, placed: PlacedAgent, reason: str) -> None:
+        """Write nothing more: what the store has lost, nobody may paint over."""
+        placed.broken = True
+        log.critical("the store has lost data: the agent stops here", extra={"agent": placed.name, "error": reason})
+
+    # --- the end of an owner ----------------------------------------------------------------------------------------
+    def _owner_ended(self, placed: PlacedAgent, owner: Owner, lost: OwnershipLost | None) -> None:
+        self._s.spawn(self._after_owner(placed, owner, lost))
+
+    async def _after_owner(self, placed: PlacedAgent, owner: Owner, lost: OwnershipLost | None) -> None:
+        over = owner.core is not None and owner.core.phase is Phase.OVER
+        if over:
+            await owner.settled()
+            await end_children(self._s.registry, self._s.specs, placed.name, placed.incarnation, self._s.now)
+        if placed.owner is owner:
+            placed.owner = None
+        await owner.close()
+        if lost is not None and lost.broken:
+            self._raise_alarm(placed, lost.reason)
+        elif over or (lost is not None and lost.final):
+            await self._give_up(placed)
+        elif lost is not None and not placed.gone:
+            log.info("owner ended", extra={"agent": placed.name, "reason": lost.reason})
+            await asyncio.sleep(RETRY_S)
+            if await self._still_placed(placed):
+                self._activate(placed)
+        elif placed.waiting:
+            self._activate(placed)
+
+    async def _still_placed(self, placed: PlacedAgent) -> bool:
+        """Re-read the registry: an owner that was fenced while its placement stands activates again."""
+        try:
+            entry = await self._s.registry.get(placement_key(self._node, placed.name))
+        except (MeshError, ApiError):
+            return True  # unknown: the activation finds out
+        if entry is not None and entry.revision == placed.generation:
+            return True
+        await self.release(placed)
+        return False
+
+    # --- specs ------------------------------------------------------------------------------------------------------
+    def on_spec(self, entry: Entry) -> None:
+        """A spec has changed: have its agent, if it is placed here, activated, stopped, or shown in the registry as it is."""
+        placed = self.agents.get(entry.key[len(spec_key("")) :])
+        if placed is None or entry.value is None:
+            return
+        spec = readable_spec(entry)
+        if spec is None or spec.incarnation != placed.incarnation or spec.status == "stopped":
+            return
+        if placed.owner is None:
+            if spec.status != "running" or placed.name in self._unreadable:
+                self._unreadable.discard(placed.name)
+                self._activate(placed)
+        elif spec.status != "stopping":
+            placed.owner.reassert(spec)
+        elif placed.owner.spec.status != "stopping":
+            placed.owner.stop(spec)
+
+    # --- what may have been missed ----------------------------------------------------------------------------------
+    def mailboxes(self) -> list[tuple[str, Mailbox | None]]:
+        """Each agent and its mailbox; None while it sleeps."""
+        return [(p.name, p.owner.mailbox if p.owner is not None else None) for p in self.agents.values()]
+
+    def acknowledged(self) -> dict[str, Acknowledged]:
+        """What the store has acknowledged of each agent that is loaded."""
+        owners = [p.owner for p in self.agents.values() if p.owner is not None and p.owner.begun]
+        return {o.name: Acknowledged(o.committed, o.core.ledger.positions) for o in owners if o.core is not None}
+
+    def lose_store(self, name: str) -> None:
+        """The store does not have all that was committed of this agent: its owner stops."""
+        placed = self.agents.get(name)
+        if placed is not None and placed.owner is not None:
+            placed.owner.lose_store()
+
+    def catch_up(self) -> None:
+        """Messages may have been missed: look again, at every lane."""
+        for placed in self.agents.values():
+            if placed.owner is not None and placed.owner.mailbox is not None:
+                placed.owner.mailbox.catch_up()
+            else:
+                self._fresh.append(placed)
+        if self._fresh:
+            self._begin_to_take_up("re-check after a gap")
