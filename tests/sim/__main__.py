@@ -1,4 +1,7 @@
-"""`python -m tests.sim --seed N [--seeds M] [--minutes X]`: run seeds on all cores; one with `--trace` step by step."""
+"""`python -m tests.sim --seed N [--seeds M] [--minutes X]`: run seeds on all cores; one with `--trace` step by step.
+
+With `--crash` instead: let a node die at each of its calls (see crash_points.py).
+"""
 
 from __future__ import annotations
 
@@ -26,6 +29,8 @@ LIFE = 40
 def main() -> int:
     """Returns the exit code: 1 if a seed failed."""
     options = _parser().parse_args()
+    if options.crash is not None:
+        return _crash(options)
     kinds = None if options.faults is None else tuple(kind for kind in options.faults.split(",") if kind != "none")
     seeds: Iterable[int] = itertools.count(options.seed)
     if options.seeds or options.minutes is None:
@@ -63,9 +68,20 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seconds", type=float, default=None, help="virtual seconds of faults and load; by default the seed's")
     parser.add_argument("--faults", default=None, help="only these kinds of fault, joined by commas; 'none' for a calm run")
     parser.add_argument("--loss", action="store_true", help="instead of faults, a store that is put back to an earlier state")
+    parser.add_argument("--crash", default=None, help="a script whose node is to die at each call, or one call: waits:17:after")
+    parser.add_argument("--part", default="1/1", help="with --crash: only this part of the calls, as 1/4")
     parser.add_argument("--trace", action="store_true", help="show every message and every fault")
     parser.add_argument("--verbose", action="store_true", help="a line for each seed")
     return parser
+
+
+def _crash(options: argparse.Namespace) -> int:
+    from sim.crash_points import run
+    from sim.run import quiet
+
+    quiet()
+    gc.freeze()  # what is imported is shared with all copies
+    return run(options.crash, options.part, options.jobs, print if options.trace else None)
 
 
 def _verdicts(

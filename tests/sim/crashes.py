@@ -30,6 +30,9 @@ BACK_S = 0.2
 PATIENCE_S = 400.0
 
 type Moment = Literal["before", "after"]
+MOMENTS: tuple[Moment, Moment] = ("before", "after")
+type Dies = Callable[[int, Moment, str], bool]
+"""Whether the node dies at its call of that number, to that subject, at that moment."""
 type Script = Callable[[Mesh, "Notes"], Awaitable[None]]
 
 
@@ -159,25 +162,30 @@ class Final:
     """Kinds of records and effects that came up."""
 
 
-def play(script: Script, *, kill_at: int = 0, moment: Moment = "before") -> Final:
-    """Run `script` against one node that dies at its call `kill_at` (0: never)."""
+def play(
+    script: Script, *, dies: Dies = lambda *_: False, trace: Callable[[str], None] | None = None, collect: bool = True
+) -> Final:
+    """Run `script` against one node that dies once, where `dies` says so. `trace` gets a line for each message; `collect` as
+    `run_sim` has it."""
 
     async def main(loop: SimLoop) -> Final:
-        return await _play(loop, script, kill_at, moment)
+        return await _play(loop, script, dies, trace)
 
-    return run_sim(main)
+    return run_sim(main, collect=collect)
 
 
-async def _play(loop: SimLoop, script: Script, kill_at: int, moment: Moment) -> Final:
+async def _play(loop: SimLoop, script: Script, dies: Dies, trace: Callable[[str], None] | None) -> Final:
     world = World(loop, "crash")
+    if trace is not None:
+        world.net.trace_to(trace)
     Cell.dice, Cell.slowness, Cell.crashed, Cell.max_takeovers = random.Random(0), 0.0, set(), 5
     Cell.called.clear()
     await world.prepare()
     counting: list[Counting] = []
     gone = loop.create_future()
 
-    def at(number: int, now: Moment, _what: str) -> Coroutine[Any, Any, None] | None:
-        if number != kill_at or now != moment or gone.done():
+    def at(number: int, now: Moment, subject: str) -> Coroutine[Any, Any, None] | None:
+        if gone.done() or not dies(number, now, subject):
             return None
         gone.set_result(None)
         return _die(world)

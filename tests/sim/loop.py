@@ -223,6 +223,8 @@ def run_sim[T](main: Callable[[SimLoop], Coroutine[Any, Any, T]], *, collect: bo
     plain_task = asyncio.Task
     asyncio.Task = _Task  # type: ignore[misc, assignment]  # for those that are made eagerly, past the loop's factory
     gc.disable()  # or what is collected, and with it what is run in `finally`, would depend on the past of this interpreter
+    if collect:
+        gc.freeze()  # what was there before need not be looked through: beside a test suite that is most of it
     try:
         return loop.run_until_complete(main(loop))
     finally:
@@ -231,3 +233,4 @@ def run_sim[T](main: Callable[[SimLoop], Coroutine[Any, Any, T]], *, collect: bo
         if collect:
             gc.enable()
             gc.collect()
+            gc.unfreeze()

@@ -99,6 +99,10 @@ class Network:
         self._links: dict[int, Link] = {}
         self._numbers = itertools.count(1)
 
+    def trace_to(self, line: Callable[[str], None]) -> None:
+        """Give `line` a line for each message and each fault."""
+        self.trace = lambda who, subject, body: line(f"{self.loop.time():9.4f}  {who:<22} {subject}  {body}")
+
     def _later(self, seconds: float, action: Action) -> object:
         return self.loop.call_later(seconds, action, context=self.world)
 

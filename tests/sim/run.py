@@ -86,7 +86,7 @@ async def _run(
     sky = climate(random.Random(f"{seed}/climate"), kinds, seconds)
     world = World(loop, seed, mailbox_limit=sky.mailbox_limit, max_payload=sky.max_payload, skew_s=sky.skew_s)
     if trace is not None:
-        world.net.trace = lambda who, subject, body: trace(f"{loop.time():9.4f}  {who:<22} {subject}  {body}")
+        world.net.trace_to(trace)
     Cell.dice, Cell.crashed, Cell.bulk = world.dice("agents"), set(), sky.bulk
     Cell.called.clear()
     Cell.slowness = world.dice("slowness").choice((0.0, 0.2, 2.0))

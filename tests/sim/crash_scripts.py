@@ -1,0 +1,110 @@
+"""What the client does while its node dies: scripts that together meet every kind of record and every effect."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from agentmesh_client.client import Mesh
+from sim.crashes import Notes, Script
+from sim.server import EPOCH
+
+START = dt.datetime.fromtimestamp(EPOCH, dt.UTC)
+"""When the clock of the simulation begins."""
+
+
+async def turns(mesh: Mesh, notes: Notes) -> None:
+    """A first life, turns, an event, a repeated prompt, one that is late and one that is refused, a halt and its end."""
+    await mesh.start_agent("a", kind="Prepared")
+    await notes.ask(mesh, "a", "add L1")
+    await mesh.tell("a", "add L2", idempotency_key="k2")
+    await mesh.tell("a", "add L2", idempotency_key="k2")
+    await mesh.notify("a", {"label": "E1"})
+    await mesh.tell("a", "add late", deadline=START)
+    await notes.ask(mesh, "a", "skip S1")
+    await notes.ask(mesh, "a", "halt L3")
+    await mesh.tell("a", "add L4")
+    await mesh.resume("a", timeout=100)
+    await notes.ask(mesh, "a", "add L5")
+
+
+async def chain(mesh: Mesh, notes: Notes) -> None:
+    """Mail between agents with tags, deferred requests, answers."""
+    for name, following in (("a", "b"), ("b", "a")):
+        await mesh.start_agent(name, kind="Cell", options={"next": following})
+    await notes.ask(mesh, "a", "call L1 3")
+    await mesh.tell("a", "pass L2 3")
+    await notes.ask(mesh, "b", "lost L3")
+
+
+async def lives(mesh: Mesh, notes: Notes) -> None:
+    """Agents that start and stop agents; an end with mail in the lanes; a second life."""
+    await mesh.start_agent("a", kind="Cell")
+    await notes.ask(mesh, "a", "spawn L1 m")
+    await _there(mesh, "m")
+    await notes.ask(mesh, "m", "add M1")
+    await notes.ask(mesh, "a", "end L2 m")
+    await _gone(mesh, "m")
+    await notes.ask(mesh, "a", "spawn L3 m")
+    await notes.ask(mesh, "a", "halt L4")
+    await mesh.tell("a", "add L5")
+    await mesh.stop("a", timeout=300)
+    await mesh.start_agent("a", kind="Cell", timeout=300)
+    await notes.ask(mesh, "a", "add L6")
+
+
+async def timers(mesh: Mesh, notes: Notes) -> None:
+    """Timers set, fired, replaced and cancelled."""
+    await mesh.start_agent("a", kind="Cell")
+    await notes.ask(mesh, "a", "timer T1 0.1")
+    await notes.ask(mesh, "a", "timer T2 90")
+    await notes.ask(mesh, "a", "drop L1 T2")
+    await mesh.set_timer("a", "T3", {"label": "T3"}, at=START + dt.timedelta(seconds=60), timeout=30)
+    await notes.ask(mesh, "a", "add L2")
+
+
+async def crashes(mesh: Mesh, notes: Notes) -> None:
+    """Code that crashes: a restart, a dead letter, and what stands behind it."""
+    await mesh.start_agent("a", kind="Cell")
+    await notes.ask(mesh, "a", "once L1")
+    await mesh.tell("a", "add L2")
+    await notes.ask(mesh, "a", "boom L3")
+    await notes.ask(mesh, "a", "add L4")
+
+
+async def steps(mesh: Mesh, notes: Notes) -> None:
+    """A turn of many steps, with an event and a cancelled prompt in the middle; another of them behind it."""
+    await mesh.start_agent("a", kind="Prepared")
+    ref = await mesh.tell("a", "steps L1 7")
+    await mesh.notify("a", {"label": "E1"})
+    await notes.ask(mesh, "a", "steps L2 2")
+    await mesh.poll("a", ref, timeout=200)
+
+
+async def waits(mesh: Mesh, notes: Notes) -> None:
+    """Waits inside turns: a chain, one on an agent that does not exist, and one that would be a circle."""
+    for name in ("a", "b", "c"):
+        await mesh.start_agent(name, kind="Cell")
+    await notes.ask(mesh, "a", "wait L1 b c")
+    await notes.ask(mesh, "b", "wait L2 nobody")
+    await notes.ask(mesh, "c", "wait L3 a c")
+    await notes.ask(mesh, "b", "add L4")
+
+
+async def _there(mesh: Mesh, name: str) -> None:
+    async with asyncio.timeout(300):
+        while await mesh.whereis(name) is None:  # noqa: ASYNC110 - a client that polls
+            await asyncio.sleep(0.2)
+
+
+async def _gone(mesh: Mesh, name: str) -> None:
+    async with asyncio.timeout(300):
+        while any(entry.name == name for entry in await mesh.list_agents()):  # noqa: ASYNC110 - a client that polls
+            await asyncio.sleep(0.2)
+
+
+SCRIPTS: Mapping[str, Script] = MappingProxyType(
+    {script.__name__: script for script in (turns, chain, lives, timers, crashes, steps, waits)}
+)
