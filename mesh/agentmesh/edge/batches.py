@@ -1,4 +1,4 @@
-"""Long work on one loop, in parts."""
+"""Long work on the event loop, done in parts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PART = 1000
 async def in_parts[T](items: Iterable[T], size: int = PART) -> AsyncIterator[tuple[T, ...]]:
     """`items`, `size` at a time. Between two parts the loop turns, so that a hundred thousand items do not hold it.
 
-    Whatever else runs on the loop may change what the items speak of meanwhile; `items` itself must not change.
+    What else runs on the loop meanwhile may change the things that the items name; `items` itself must not change.
     """
     first = True
     for part in itertools.batched(items, size):

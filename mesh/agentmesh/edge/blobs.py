@@ -1,4 +1,4 @@
-"""Blobs: what exceeds the server's payload limit, in a NATS object store that any NATS client can read.
+"""Blobs: bodies that exceed the server's payload limit, in a NATS object store that any NATS client can read.
 
 The layout is the object store's own: chunks on one subject, then a meta record (name, size, digest) on another. The meta
 record is written last, so a blob is seen whole or not at all.

@@ -9,14 +9,14 @@ from typing import NamedTuple
 
 
 class Ambient(NamedTuple):
-    """Clocks and dice. Timers are the event loop's own (`asyncio`), so whoever replaces these replaces the loop too."""
+    """Clocks and randomness. Timers are the event loop's own (`asyncio`), so a test that replaces these replaces the loop too."""
 
     now: Callable[[], float] = time.time
     """The time, in seconds since the epoch."""
     monotonic: Callable[[], float] = time.monotonic
     """A clock for durations, in seconds."""
     token: Callable[[int], str] = secrets.token_hex
-    """So many random bytes, in hexadecimal: an id that no stranger can guess."""
+    """Takes a number of random bytes, gives them in hexadecimal: an id that no stranger can guess."""
 
 
 SYSTEM = Ambient()

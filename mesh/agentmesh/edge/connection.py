@@ -37,9 +37,9 @@ MAX_OUTSTANDING_PINGS = 2
 RECONNECT_WAIT_S = 0.25
 ATTEMPT_TIMEOUT_S = 2.0
 MAX_HEADS = 16_384
-"""Subjects for which the beginning of a command is kept ready."""
+"""Most subjects for which the encoded beginning of a PUB command is kept."""
 LOOK_S = 0.25
-"""How often requests are looked at whose time may be over: one timer for all is cheaper than one for each."""
+"""How often time-outs are checked: one timer for all requests is cheaper than one for each."""
 
 
 async def connect(
@@ -56,8 +56,8 @@ async def connect(
         servers: URLs (`nats://` or `tls://`, user and password or a token may be in them), as a list or joined by commas.
         name: shown in the server's connection list.
         connect_timeout: seconds until the first connection must stand.
-        silent_timeout: the same where a server is there and says nothing (it hangs, or is overloaded); as `connect_timeout` if
-            that is longer.
+        silent_timeout: the same for a server that accepts the connection and says nothing (it hangs, or is overloaded); never
+            less than `connect_timeout`.
         wait: keep trying instead of raising when none can be reached.
 
     Raises:
@@ -117,25 +117,25 @@ class NatsTransport:
         self.urls = urls
         self.last_error = "no attempt was made"
         self.on_silence: Callable[[], None] = lambda: None
-        """Called while it connects, when a server that is there does not answer."""
+        """Called while connecting, when a server accepts the connection and does not answer."""
         self._name = name
         self._loop = asyncio.get_running_loop()
         self._subscriptions: dict[int, LiveSubscription] = {}
         self._sids = itertools.count(1)
         self._waiting: dict[str, tuple[asyncio.Future[Message], float]] = {}
-        """Per reply subject: who waits, and until when (on the loop's clock)."""
+        """Requests that are waited for, by reply subject: the future, and its deadline on the loop's clock."""
         self._called: dict[str, tuple[Answered, float]] = {}
-        """The same of those who are called."""
-        self._looker: asyncio.TimerHandle | None = None
+        """Requests of `call`, by reply subject: the callback, and its deadline."""
+        self._timeout_timer: asyncio.TimerHandle | None = None
         self._heads: dict[str, bytes] = {}
-        """How commands begin that post to subjects of late."""
+        """Encoded PUB heads of recently used subjects."""
         self._gathering: dict[str, Gathering] = {}
         self._gap_callbacks: dict[object, Callable[[], None]] = {}
         self._read_callbacks: list[Callable[[], None]] = []
         self._tokens = itertools.count()
         self._inbox = f"{self.new_inbox()}."
         self._live = False
-        """Connected, and whoever may have missed something has been told so."""
+        """Connected, and every gap callback has been told of what may have been missed."""
         self._closing = False
         self._reopening: asyncio.Task[None] | None = None
         self._client = self._new_client()
@@ -257,8 +257,8 @@ class NatsTransport:
         reply = f"{self._inbox}{next(self._tokens)}"
         frame = publish_frame(subject, data, headers, reply, client._max_payload)
         self._called[reply] = answered, self._loop.time() + timeout
-        if self._looker is None:
-            self._looker = self._loop.call_later(LOOK_S, self._look)
+        if self._timeout_timer is None:
+            self._timeout_timer = self._loop.call_later(LOOK_S, self._check_timeouts)
         client.send(frame)
         return True
 
@@ -306,34 +306,35 @@ class NatsTransport:
             del self._waiting[key]
 
     def _wait(self, key: str, timeout: float) -> asyncio.Future[Message]:
-        """What resolves to the message that `_waiting[key]` gets, or raises `RequestTimeout` after `timeout` seconds."""
+        """A future of the message that arrives for `_waiting[key]`; it raises `RequestTimeout` after `timeout` seconds."""
         future: asyncio.Future[Message] = self._loop.create_future()
         self._waiting[key] = (future, self._loop.time() + timeout)
         if timeout < 4 * LOOK_S:
             self._loop.call_later(timeout, _expire, future)
-        elif self._looker is None:
-            self._looker = self._loop.call_later(LOOK_S, self._look)
+        elif self._timeout_timer is None:
+            self._timeout_timer = self._loop.call_later(LOOK_S, self._check_timeouts)
         return future
 
-    def _look(self) -> None:
+    def _check_timeouts(self) -> None:
+        """Fail the requests whose time is over."""
         now = self._loop.time()
         for future, deadline in self._waiting.values():
             if deadline <= now:
                 _expire(future)
-        self._looker = None
+        self._timeout_timer = None
         for reply in [reply for reply, (_, deadline) in self._called.items() if deadline <= now]:
-            self._tell(reply, RequestTimeout())
-        if self._looker is None and (self._waiting or self._called):
-            self._looker = self._loop.call_later(LOOK_S, self._look)
+            self._answer_call(reply, RequestTimeout())
+        if self._timeout_timer is None and (self._waiting or self._called):
+            self._timeout_timer = self._loop.call_later(LOOK_S, self._check_timeouts)
 
-    def _tell(self, reply: str, outcome: Message | Exception) -> None:
-        """Tell who called with this reply subject how it ended."""
+    def _answer_call(self, reply: str, outcome: Message | Exception) -> None:
+        """Give the outcome of a `call` to its callback."""
         if (called := self._called.pop(reply, None)) is None:
             return
         try:
             called[0](outcome)
         except Exception:
-            log.exception("who was to be told of a reply failed")
+            log.exception("the callback of a request failed")
 
     async def _uncongested(self, client: Client) -> None:
         await client.uncongested()
@@ -365,7 +366,7 @@ class NatsTransport:
                 self._client.send(f"UNSUB {sid}\r\n".encode())
 
     async def fade(self, sid: int) -> None:
-        """Have the server send nothing more to the subscription `sid`; what is on its way still arrives until this returns."""
+        """Have the server send nothing more to the subscription `sid`. What it has sent already arrives before this returns."""
         if sid in self._subscriptions and self._client.up:
             self._client.send(f"UNSUB {sid}\r\n".encode())
             with contextlib.suppress(RequestTimeout, Disconnected):
@@ -395,7 +396,7 @@ class NatsTransport:
         return remove
 
     def gap(self) -> None:
-        """Tell everybody that messages may have been missed."""
+        """Call every gap callback: messages may have been missed."""
         for callback in list(self._gap_callbacks.values()):
             try:
                 callback()
@@ -411,7 +412,7 @@ class NatsTransport:
             try:
                 callback()
             except Exception:
-                log.exception("what follows a read failed")
+                log.exception("a callback at the end of a read failed")
 
     async def _open(self) -> None:
         """Connect the client, trying for ever, and announce the subscriptions."""
@@ -434,7 +435,7 @@ class NatsTransport:
         client.flush_now()
 
     def _on_down(self) -> None:
-        """The connection is gone: whoever waits for a reply is told now, not at the time-out."""
+        """The connection is gone: requests in flight fail now, not at their time-outs."""
         if self._live and not self._closing:
             log.warning("%s: disconnected from NATS", self._name)
         self._live = False
@@ -445,7 +446,7 @@ class NatsTransport:
             if not gathering.done.done():
                 gathering.done.set_exception(Disconnected())
         for reply in list(self._called):
-            self._tell(reply, Disconnected())
+            self._answer_call(reply, Disconnected())
 
     async def _on_error(self, error: Exception) -> None:
         self.last_error = str(error) or type(error).__name__
@@ -456,7 +457,7 @@ class NatsTransport:
 
     async def _on_reconnected(self) -> None:
         log.info("%s: reconnected to NATS", self._name)
-        # In one step: nobody finds the connection up without having heard of the gap.
+        # No await between the two: nobody finds the connection up without having heard of the gap.
         self._live = True
         self.gap()
 
@@ -484,8 +485,8 @@ class NatsTransport:
         with contextlib.suppress(RequestTimeout, Disconnected):
             await self.flush(CLOSE_TIMEOUT_S)
         self._closing = True
-        if self._looker is not None:
-            self._looker.cancel()
+        if self._timeout_timer is not None:
+            self._timeout_timer.cancel()
         if self._reopening is not None:
             self._reopening.cancel()
             await asyncio.wait((self._reopening,), timeout=CLOSE_TIMEOUT_S)

@@ -1,4 +1,4 @@
-"""Why the store does not do what it is asked: said in words, for callers, logs and health."""
+"""Why the store does not take a write: in words, for callers, logs and health checks."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _NO_SPACE = "no space left"
 
 
 async def explain(t: Transport, stream: str, *, probe: str | None = None, timeout: float = 1.0) -> Unavailable | None:
-    """Why nobody takes what belongs in `stream`: an error that says what to do, or None if nothing is wrong with the stream.
+    """Why writes to `stream` get no answer: an error that says what to do, or None if nothing is wrong with the stream.
 
     Args:
         probe: a subject of the stream that nobody uses. Purging it changes nothing, and shows whether the stream can still be
-            written: one whose disk has failed goes on to answer all questions, and acknowledges nothing.
+            written: a stream whose disk has failed still answers queries, but acknowledges no write.
     """
     try:
         info: dict[str, Any] = msgspec.json.decode(await api(t, f"STREAM.INFO.{stream}", timeout=timeout))
@@ -39,7 +39,7 @@ async def explain(t: Transport, stream: str, *, probe: str | None = None, timeou
 
 
 async def _written(t: Transport, stream: str, probe: str, timeout: float) -> Unavailable | None:
-    """What keeps `stream` from being written, as its server says it."""
+    """The server's reason for not writing to `stream`, or None if it writes."""
     try:
         await purge(t, stream, probe, timeout=timeout)
     except ApiError as error:

@@ -50,7 +50,7 @@ def publish_frame(subject: str, data: bytes, headers: Headers | None, reply: str
 
 
 def publish_head(subject: str) -> bytes:
-    """How every command begins that publishes to `subject` a message with neither headers nor reply: its size and body follow.
+    """The beginning of a command that publishes to `subject` without headers or reply; the size and the body follow it.
 
     Raises:
         TooLarge, BadRequest: see `publish_frame`.
@@ -79,8 +79,8 @@ def parse_headers(block: bytes) -> tuple[str, dict[str, str]]:
 def take_messages(data: bytes, deliver: Callable[[int, bytes, bytes, bytes, bytes], None]) -> tuple[int, int, bytes]:
     """Hand the whole messages in `data` to `deliver(sid, subject, reply, headers, body)`, in order.
 
-    Returns: up to where `data` was taken; how many bytes what is left needs at least (0: unknown); and the commands that are no
-        messages, which were taken too.
+    Returns: how far `data` was taken; how many bytes the unfinished rest needs at least (0: unknown); and the other commands
+        (those that are no messages), which were taken too.
     """
     position, end = 0, len(data)
     commands = b""
@@ -101,7 +101,7 @@ def take_messages(data: bytes, deliver: Callable[[int, bytes, bytes, bytes, byte
                 continue
             sid = int(parts[2])
         except (ValueError, IndexError):
-            # No server writes this. Who gets the commands ends the connection.
+            # No server writes this. nats-py, which gets the other commands, ends the connection.
             return end, 0, commands + data[position:]
         if stop + 2 > end:
             return position, stop + 2 - position, commands

@@ -29,7 +29,7 @@ SCHEDULE_TARGET = "Nats-Schedule-Target"
 MAX_MATCHES = 1024
 """Most messages that one multi-subject direct get may match."""
 MATCHES_PER_WILDCARD = 5
-"""What one wildcard pattern is taken to match: the mail lanes of one agent."""
+"""How many messages one wildcard pattern is taken to match: one for each mail lane of an agent."""
 PAGE_BYTES = 4 << 20
 """Most bytes of a page when the caller sets no bound."""
 
@@ -189,14 +189,14 @@ def conditions(
 
 
 def unanswered(error: Exception, subject: str) -> Unavailable | Uncertain:
-    """What it means for a publish that its request ended like this."""
+    """The error of a publish whose request ended with `error`: not sent, or of unknown fate."""
     if isinstance(error, NoResponders):
         return Unavailable(f"no stream takes {subject} now (none exists, or it has no leader); try again")
     return Uncertain(f"no acknowledgement for {subject}: {type(error).__name__}")
 
 
 def acknowledged(reply: Message, subject: str) -> Stored:
-    """What the reply to a publish says; raises as `store`."""
+    """The acknowledgement in the reply to a publish; raises as `store`."""
     try:
         ack = _ack.decode(reply.data)
     except msgspec.DecodeError:
@@ -332,7 +332,7 @@ async def _leader_get(t: Transport, stream: str, body: Mapping[str, Any], timeou
     if got.error is not None and got.error.err_code == _NO_MESSAGE:
         return None
     if got.error is not None and got.error.err_code == NO_STREAM:
-        # A server that has just started may not know of it yet: whoever asks goes on for a moment before he believes it.
+        # A server that has just started may not know the stream yet: callers try again for a moment before they believe it.
         raise missing(stream)
     if got.error is not None and got.error.err_code == NO_META_LEADER:
         raise leaderless()
@@ -361,11 +361,11 @@ async def get_last_direct(t: Transport, stream: str, subject: str, *, timeout: f
 async def get_last_many(
     t: Transport, stream: str, subjects: Sequence[str], *, timeout: float = 5.0
 ) -> tuple[dict[str, StoredMessage], int]:
-    """The last message on each of `subjects`; what has none is absent. Requests are cut so that each can match at most
-    1,024 messages; a wildcard pattern counts as the lanes of one agent.
+    """The last message on each of `subjects`; a subject without one is absent. The subjects are split over requests that each
+    match at most 1,024 messages; a wildcard pattern counts as the lanes of one agent.
 
     Returns: the messages by subject, and the sequence up to which all of them are current, as the answering replicas saw
-        the stream (0: unknown). Compare it with what must have been seen.
+        the stream (0: unknown). Compare it with the sequence that must be included.
 
     Raises:
         Unavailable: no answer.
@@ -445,7 +445,7 @@ def _check_chain(messages: list[StoredMessage], end: Message, stream: str) -> No
 
 async def read_all(t: Transport, stream: str, filter: str, *, from_seq: int = 1, timeout: float = 5.0) -> list[StoredMessage]:
     """Every message of `filter` at or behind `from_seq`, in order, proven complete: replicas are read until the leader
-    says that nothing lies beyond. What was replaced while it was read may appear together with its successor.
+    says that nothing more follows. A message that was replaced during the read may appear together with its successor.
 
     Raises:
         Unavailable: no answer, no leader.
@@ -476,7 +476,7 @@ async def _many(t: Transport, stream: str, body: Mapping[str, Any], timeout: flo
 
 
 def _is_stored(reply: Message) -> bool:
-    # Not by the status: whoever publishes can store a message whose header block begins with one.
+    # Not by the status: any publisher can store a message whose header block begins with a status line.
     return "Nats-Stream" in reply.headers
 
 

@@ -1,6 +1,6 @@
 """The journal: an agent's append-only records, fenced (docs/architecture.md#the-fence).
 
-Only who has seen the newest record can append the next. Every record bears a random id, so that after a lost
+Only a writer that has seen the newest record can append the next. Every record bears a random id, so that after a lost
 acknowledgement its writer can tell its own record from another's (docs/architecture.md#is-the-newest-record-mine).
 """
 
@@ -37,12 +37,12 @@ log = logging.getLogger("agentmesh.edge")
 RECORD = "Mesh-Record"
 """Header: the record's random id."""
 BLOB = "Mesh-Blob"
-"""Header: name of the blob that holds the body, which says the same."""
+"""Header: name of the blob that holds the body. The message itself then holds only that name."""
 
 _ACK_S = 2.0
-"""Wait for one acknowledgement: a stream's leader that dies takes it along, and the verdict can be asked of the next one."""
+"""Wait for one acknowledgement: it is lost when the stream's leader dies; the next leader can be asked what became of it."""
 _LOOK_S = 1.0
-"""Wait for one answer of the leader: while there is none, nobody answers at all."""
+"""Wait for one answer of the leader: while there is no leader, nobody answers at all."""
 _RETRY = ExponentialBackoff(0.05, 0.5)
 _LOSS_PROOF_S = 1.0
 """The loss of a record must be seen twice, this far apart, before it is believed."""
@@ -75,7 +75,7 @@ class Journal:
     ) -> int:
         """Append one record behind the record `expected` (0: the journal is empty) and return its sequence.
 
-        While the fate of the append is unknown, nothing else is tried: the last record is read from the leader, and decides.
+        While the fate of the append is unknown, nothing else is tried: the last record is read from the leader, and that decides.
         A body above the server's limit goes to the blobs, by reference.
 
         Args:
@@ -117,10 +117,10 @@ class Journal:
     ) -> bool:
         """`append` without a task that waits, for what most records are: small, and stored at once.
 
-        `appended` gets the record's sequence, in the step in which the acknowledgement arrives. Where there is none, or it is a
-        refusal, it gets a function to be awaited instead, which goes on as `append` does, and returns and raises the same.
+        `appended` gets the record's sequence, in the loop callback in which the acknowledgement arrives. If none arrives, or it
+        is a refusal, it gets a function to await instead, which goes on as `append` does, and returns and raises the same.
 
-        Returns: False where this one needs more than a publish, or cannot be sent at once: nothing was sent, so `append` it.
+        Returns: False if this record needs more than a publish, or cannot be sent at once: nothing was sent, so `append` it.
         """
         if len(body) > self._t.max_payload - HEADER_ROOM or (rollup and agent in self._blob_names):
             return False
@@ -233,7 +233,7 @@ class _Append:
     ttl_s: int | None
     deadline: float
     sent: bool = False
-    """Whether a copy may have reached the server whose fate is not known."""
+    """Whether a try whose fate is not known may have reached the server."""
 
     async def settle(self, trouble: Exception) -> int:
         """Find out what became of the first try, and try the same again until the store gives a verdict."""
@@ -243,7 +243,7 @@ class _Append:
         while True:
             if isinstance(trouble, Uncertain):
                 self.sent = True
-            # Before the verdict: the server may still be on its way to it.
+            # Before the verdict is asked for: the server may still be storing the record.
             seq = await self._verdict(trouble)
             if seq is not None:
                 return seq

@@ -1,13 +1,13 @@
 """nats-py's client, with three of its ways replaced. The only module that imports it.
 
-nats-py does what is hard to do well: servers, authentication, TLS, reconnecting. What costs most of a message's time and memory
-is done here instead:
+nats-py does what is hard to do well: servers, authentication, TLS, reconnecting. Three things that cost most of a message's
+time and memory are done here instead:
 
 - **Receiving.** nats-py's read loop wakes a task for each piece of data, and gives each subscription a queue and a task. Here
   messages go from the socket straight to their handlers, in one step (`_Tap`); the read loop sees only what is no message.
   A task exists only while a handler's coroutine runs. A sleeping agent's subscription is one small object.
 - **Sending.** nats-py wakes a flusher task through a queue for each publish. Here the commands of one loop iteration are
-  written together by one `call_soon`; while they are few, each is written at once, which saves its reader that moment.
+  written together by one `call_soon`; while they are few, each is written at once, so that its reader has it sooner.
 - **Ending.** nats-py sends what was pending at a disconnect after the reconnect, waits for a dead peer to take the last bytes,
   and goes deaf after an unexpected error. Here a dead socket is aborted, and nothing pending outlives its connection.
 
@@ -43,8 +43,8 @@ _PING = b"PING\r\n"
 class _Tap(asyncio.Protocol):
     """Stands between the socket and nats-py's stream reader: delivers whole messages, and passes on everything else.
 
-    Messages may so overtake the commands between them (PING, PONG, INFO, errors), never one another, and no command overtakes
-    a message. What is malformed is passed on too: nats-py ends the connection for it.
+    So messages may overtake the commands between them (PING, PONG, INFO, errors), but never one another, and no command
+    overtakes a message. Malformed bytes are passed on too: nats-py ends the connection for them.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class _Tap(asyncio.Protocol):
         self._deliver = deliver
         self._rest = bytearray()
         self._needed = 0
-        """Bytes that `_rest` must have before it is worth looking at again: those of a large message come in many pieces."""
+        """Bytes that `_rest` must have before it is parsed again: a large message comes in many pieces."""
 
     def data_received(self, data: bytes) -> None:
         if self._rest:
@@ -72,7 +72,7 @@ class _Tap(asyncio.Protocol):
         self._reading(True)
         try:
             position, self._needed, commands = take_messages(data, self._deliver)
-        except Exception:  # whatever it was, what came with it is lost: only a new connection makes that known
+        except Exception:  # the messages of this read are lost: only a new connection reports the gap
             log.exception("a message could not be delivered")
             self._stream.abort()
             return
@@ -117,9 +117,9 @@ class Client(nats.aio.client.Client):
         """The connected socket's own transport, TLS included."""
         self._flush_due = False
         self._sent = 0
-        """Commands of this loop iteration that somebody waits for."""
+        """Commands sent in this loop iteration for a caller that waits."""
         self._calm = True
-        """Whether the last iteration in which something was sent had few: gathering them would save nothing."""
+        """Whether the last iteration that sent anything sent few commands: gathering them would save nothing."""
         self.congested = False
 
     @property
@@ -127,7 +127,7 @@ class Client(nats.aio.client.Client):
         return self._status == _CONNECTED
 
     def send(self, frame: bytes) -> None:
-        """Send `frame`: at once, or with whatever else is sent in this loop iteration."""
+        """Send `frame`: at once, or together with the other commands of this loop iteration."""
         if not self._flush_due:
             self._schedule_flush()
         self._sent += 1
@@ -137,7 +137,7 @@ class Client(nats.aio.client.Client):
         self._queue(frame)
 
     def send_along(self, frame: bytes) -> None:
-        """Send `frame` with whatever else is sent in this loop iteration: nobody waits for it."""
+        """Send `frame` together with the other commands of this loop iteration: nobody waits for it."""
         if not self._flush_due:
             self._schedule_flush()
         self._queue(frame)
@@ -151,7 +151,7 @@ class Client(nats.aio.client.Client):
         self._pending.append(frame)
         self._pending_data_size += len(frame)
         if self._pending_data_size > HIGH_WATER:
-            # A publisher in a loop gives nobody a turn: it must wait before its next message.
+            # A publisher in a tight loop lets nothing else run: it must wait before its next message.
             self.flush_now()
             self.congested = True
 
@@ -173,7 +173,7 @@ class Client(nats.aio.client.Client):
         self._pending_data_size = 0
 
     async def uncongested(self) -> None:
-        """Give way, and wait until the socket takes bytes again."""
+        """Let the loop run, and wait until the socket takes bytes again."""
         await asyncio.sleep(0)
         try:
             await self._transport.drain()
@@ -184,7 +184,7 @@ class Client(nats.aio.client.Client):
     def ping(self, answered: Callable[[object], None]) -> None:
         """Send a PING behind everything queued. `answered` is called at its PONG."""
         self.flush_now()
-        # A future of its own: nats-py sets its result unasked, which a cancelled one would not survive.
+        # A future that nobody else can cancel: nats-py sets its result without checking, which raises on a cancelled future.
         pong = self._loop.create_future()
         pong.add_done_callback(answered)
         self._pongs.append(pong)
@@ -237,7 +237,7 @@ class Client(nats.aio.client.Client):
         self._go_down()
         try:
             await super()._close(status, do_cbs=False)
-        except Exception:  # whatever it was, the connection must be opened again
+        except Exception:  # the connection must be opened again whatever went wrong
             log.exception("closing a connection failed")
         if do_cbs and not was_closed:
             self._on_closed()

@@ -1,7 +1,7 @@
 """The registry: a NATS key-value bucket, its change feed, and live copies of parts of it.
 
-Any KV client can read and write the bucket. It is spoken here at the wire, because leases need writes with a TTL and an
-expected revision, and because a key must be creatable again over the marker that a delete or an expiry leaves behind.
+Any KV client can read and write the bucket. This module speaks its wire format itself, because leases need writes with a TTL and
+an expected revision, and because a key must be creatable over the marker that a delete or an expiry leaves behind.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ owner seems to have one. A marker that is still there keeps it away; so it lasts
 RESYNC_S = 30.0
 """How often a view reads the registry again although nothing seems missed."""
 RESYNC_SHARE = 0.02
-"""Most of its time that a view spends on that. A registry of 100,000 agents takes seconds to read, and every process reads it:
-the server would be busy with little else."""
+"""The largest share of its time that a view spends on that. A registry of 100,000 agents takes seconds to read, and every
+process reads it: the server would be busy with little else."""
 
 FAILURES = (MeshError, ApiError, Uncertain, Disconnected, RequestTimeout, NoResponders, TimeoutError)
 """What a registry call may end with, besides its verdict, while servers come and go: look again later."""
@@ -98,12 +98,12 @@ class Registry:
     # --- reading ----------------------------------------------------------------------------------------------
     async def get(self, key: str) -> Entry | None:
         """The key as the leader has it; None if it is absent, deleted or expired."""
-        return _live(await self._last(key))
+        return _present(await self._last(key))
 
     async def get_direct(self, key: str) -> Entry | None:
         """The key as some replica has it: cheaper, and a few milliseconds stale at times."""
         message = await get_last_direct(self._t, self._stream, self._subjects.registry_key(key))
-        return None if message is None else _live(self._entry(message))
+        return None if message is None else _present(self._entry(message))
 
     async def _last(self, key: str) -> Entry | None:
         message = await get_last(self._t, self._stream, self._subjects.registry_key(key))
@@ -114,8 +114,8 @@ class Registry:
         return Entry(message.subject[self._prefix :], None if gone else message.data, message.seq)
 
     async def load(self, prefix: str = "") -> tuple[list[Entry], int]:
-        """Every live key under `prefix` (`"agents."`, `"placements.n1."`, `""` for all), proven fresh: nothing that was
-        committed before the call is missing.
+        """Every key that has a value under `prefix` (`"agents."`, `"placements.n1."`, `""` for all), proven fresh: nothing that
+        was committed before the call is missing.
 
         Returns: the entries, and a revision up to which they are current; the change feed brings what is newer.
         """
@@ -212,7 +212,7 @@ class Registry:
         return Watch(await self._t.subscribe(self._subjects.registry_change(pattern), on_message))
 
 
-def _live(entry: Entry | None) -> Entry | None:
+def _present(entry: Entry | None) -> Entry | None:
     return entry if entry is not None and entry.value is not None else None
 
 
@@ -245,7 +245,7 @@ class View:
         self._floor = 0
         """Revision up to which this copy is complete: that of the last load."""
         self._old_news = 0
-        """Revision up to which the feed has nothing to tell: it is in the last load, or in the one that is being taken in."""
+        """Changes up to this revision are ignored: the last load has them, or the one that is being merged now."""
         self._fresh = False
         self._gaps = 0
         self._load_took_s = 0.0
@@ -257,7 +257,7 @@ class View:
 
     @property
     def entries(self) -> Mapping[str, Entry]:
-        """The live keys. A view of the copy, not a snapshot."""
+        """The keys that have a value. A view of the copy, not a snapshot."""
         return MappingProxyType(self._entries)
 
     @property
@@ -359,21 +359,21 @@ class View:
         self._notify_waiters()
 
     async def _merge(self, loaded: dict[str, Entry], floor: int) -> None:
-        """Replace the copy by what was loaded, but for what the feed has brought that is newer, or brings meanwhile."""
+        """Replace the copy by what was loaded, except where the feed has a newer change, or brings one meanwhile."""
         self._old_news = floor
         async for keys in in_parts(list(self._entries)):
             for key in keys:
                 known = self._entries.get(key)
                 if known is not None and known.revision <= floor and key not in loaded:
                     del self._entries[key]
-                    self._tell(Entry(key, None, floor))
+                    self._report(Entry(key, None, floor))
         async for entries in in_parts(loaded.values()):
             for entry in entries:
                 known = self._entries.get(entry.key)
                 newest = max(known.revision if known else 0, self._gone.get(entry.key, 0))
                 if entry.revision > newest:
                     self._entries[entry.key] = entry
-                    self._tell(entry)
+                    self._report(entry)
         self._floor = floor
         self._gone = {key: revision for key, revision in self._gone.items() if revision > floor}
 
@@ -385,14 +385,14 @@ class View:
             return
         if entry.value is None:
             self._gone[entry.key] = entry.revision
-            # Told even if it was not known here: whoever listens may know it from a write of its own.
+            # Reported even if this copy never had the key: the listener may know it from a write of its own.
             self._entries.pop(entry.key, None)
         else:
             self._entries[entry.key] = entry
-        self._tell(entry)
+        self._report(entry)
         self._notify_waiters()
 
-    def _tell(self, entry: Entry) -> None:
+    def _report(self, entry: Entry) -> None:
         if self._on_change is None:
             return
         try:
@@ -420,7 +420,7 @@ def decode_spec(entry: Entry) -> Spec:
     """
     spec = _decode(_spec, entry)
     try:
-        # Options and budget go into the agent's records: who writes those must be able to.
+        # Options and budget go into the agent's records, which must be encodable.
         check_depth_of(entry.value or b"", [spec.options, spec.budget])
     except BadRequest as error:
         raise _malformed(entry, error.message) from None

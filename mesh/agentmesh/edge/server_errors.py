@@ -41,7 +41,7 @@ def definite(error: ServerError, subject: str) -> MeshError:
 
 
 def leaderless() -> NoLeader:
-    """The error for servers that are too few to elect a leader."""
+    """The error when too few servers are up to elect a leader."""
     return NoLeader(
         "JetStream has no leader: too few servers of the cluster are up and reach each other; bring the others back",
         details={"err_code": NO_META_LEADER},

@@ -1,4 +1,4 @@
-"""Publishes whose acknowledgement is a call and not a wait: for what every turn stores."""
+"""Publishes that call back with their acknowledgement instead of waiting for it: for what every turn stores."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def store_soon(
     timeout: float = 5.0,
 ) -> bool:
     """`store` without a task that waits: `stored` gets what `store` returns, or would have raised once the message was sent,
-    in the step in which the acknowledgement arrives (`Transport.call`).
+    in the loop callback in which the acknowledgement arrives (`Transport.call`).
 
-    Returns: False where it cannot be sent at once: nothing was sent, and `stored` is never called.
+    Returns: False if it cannot be sent at once: nothing was sent, and `stored` is never called.
 
     Raises:
         TooLarge: nothing was sent.
@@ -36,7 +36,7 @@ def store_soon(
                 result: Stored | Exception = acknowledged(reply, subject)
             except (WrongLastSequence, Uncertain, MeshError) as error:
                 result = error
-            except Exception as error:  # noqa: BLE001 - whatever the reply is, whoever waits must be told
+            except Exception as error:  # noqa: BLE001 - the callback must be called whatever the reply is
                 result = Uncertain(f"the answer for {subject} cannot be read: {error!r}")
         else:
             result = unanswered(reply, subject)  # type: ignore[arg-type]  # a message is told apart above

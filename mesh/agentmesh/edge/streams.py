@@ -40,7 +40,7 @@ JOINING_S = 5.0
 
 _RETRY_S = 0.25
 _TELL_S = 2.0
-"""After so long a wait for the server its reason is logged: a cluster that has just been started takes less."""
+"""A wait for the server that lasts this long is logged with its reason: a cluster that has just been started takes less."""
 _SECOND = 1_000_000_000
 _MICROSECONDS = 1_000_000
 _IN_USE = 10058
@@ -51,7 +51,7 @@ _TOO_FEW_SERVERS = (10005, 10074)
 
 @runtime_checkable
 class ServerFacts(Protocol):
-    """What a transport may know of its server."""
+    """What `ensure` asks of a transport about its server, if the transport knows."""
 
     @property
     def server_version(self) -> tuple[int, int, int]:
@@ -90,7 +90,7 @@ def stream_configs(
         "max_msgs": -1,
         "max_bytes": -1,
         "max_msg_size": max_payload - MAIL_ROOM,
-        # A stranger's `Nats-Rollup: all` would empty the stream.
+        # Otherwise anyone's `Nats-Rollup: all` would empty the stream.
         "allow_rollup_hdrs": False,
         "allow_msg_ttl": False,
     }
@@ -137,7 +137,7 @@ def _common(replicas: int, window: int) -> dict[str, Any]:
 
 
 def _config(s: Subjects, role: StreamRole, common: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
-    # What is special to the stream first: it is what a mismatch is about.
+    # The fields that are special to this stream come first: a mismatch is reported for the first field that differs.
     config = {"name": s.stream(role), "subjects": s.stream_subjects(role), **extra, **common, **extra}
     republished = s.republished(role)
     if republished is not None:
@@ -168,7 +168,8 @@ async def ensure(
         results_bytes: how much of them is kept; the oldest go first.
         duplicate_window_s: how long repetitions of a message id are dropped. None: what exists is taken as it is; new streams
             get two minutes.
-        now: the time. A stream that was deleted in a mesh that has worked begins at it, in microseconds: beyond all that was.
+        now: the time. A stream that was deleted from a mesh in use is made anew with this, in microseconds, as its first
+            sequence: beyond every sequence that it has given before.
 
     Raises:
         ServerTooOld: the server is older than 2.14.
@@ -221,7 +222,7 @@ class _TooFewServers(Exception):
 
 
 async def _patiently(step: Callable[[], Awaitable[None]]) -> None:
-    """Repeat `step` while the server cannot do it yet, as after a start of the cluster."""
+    """Repeat `step` while the server cannot do it yet, as when the cluster has just started."""
     loop = asyncio.get_running_loop()
     started = loop.time()
     told = False
@@ -257,7 +258,7 @@ async def duplicate_window(t: Transport, subjects: Subjects, *, timeout: float =
 
 
 async def _has_worked(t: Transport, names: Iterable[str]) -> bool:
-    """Whether a stream of this mesh has ever stored what a process of the mesh would miss."""
+    """Whether this mesh has been in use: whether one of its streams has stored more than `ensure` writes itself."""
     newest = 0
 
     async def look(name: str) -> None:
@@ -280,8 +281,8 @@ async def _ensure_stream(t: Transport, config: dict[str, Any], taken_as_is: Set[
     except ApiError as error:
         if error.err_code != _NO_STREAM:
             raise BadRequest(f"stream {name}: {error}") from None
-        # A stream that begins anew in a mesh that has worked must not give a sequence again: refs, positions in lanes and
-        # generations are sequences.
+        # A stream that is made anew in a mesh in use must not give a sequence twice: refs, positions in lanes and generations are
+        # sequences.
         if await _create(t, {**config, "first_seq": first_seq} if first_seq > 1 else config):
             return
         state = await stream_state(t, name)
@@ -319,7 +320,7 @@ def _compare(wanted: dict[str, Any], found: dict[str, Any], taken_as_is: Set[str
 
 
 def differences(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    """Where a stream's configuration is not what is wanted: field, what is wanted, what is there."""
+    """Where a stream's configuration differs: (field, wanted value, found value)."""
     for field, value in wanted.items():
         there = found.get(field)
         if field == "republish" and isinstance(there, dict):

@@ -14,11 +14,11 @@ log = logging.getLogger("agentmesh.edge")
 
 CLOSE_TIMEOUT_S = 2.0
 MAX_BACKLOG = 65_536
-"""Most messages that wait for one subscription's handler; what comes beyond is dropped and reported as a gap."""
+"""Most messages that wait for one subscription's handler; further ones are dropped and reported as a gap."""
 
 
 class SubscriptionHolder(Protocol):
-    """Whom a subscription belongs to."""
+    """The connection that a subscription belongs to."""
 
     def gap(self) -> None:
         """Messages have been dropped."""
@@ -27,14 +27,14 @@ class SubscriptionHolder(Protocol):
         """The subscription `sid` ends."""
 
     async def fade(self, sid: int) -> None:
-        """The server is to send nothing more to `sid`; returns when it has understood."""
+        """Have the server send nothing more to `sid`; return when it has confirmed that."""
 
 
 class LiveSubscription:
-    """A subscription as nats-py's client keeps it, less queue and task.
+    """A subscription as nats-py's client keeps it, without a queue and a task of its own.
 
-    Handlers that are plain functions run in the parser's own step. A coroutine is run by a task of its own, and messages
-    that arrive meanwhile wait in `_backlog`, so the order holds.
+    A handler that is a plain function is called by the parser itself. A coroutine gets a task of its own; messages that arrive
+    meanwhile wait in `_backlog`, so the order holds.
     """
 
     __slots__ = ("_backlog", "_dropped", "_handler", "_id", "_owner", "_queue", "_subject", "_worker")
@@ -56,13 +56,13 @@ class LiveSubscription:
         self._dropped = 0
 
     def deliver(self, message: Message) -> None:
-        """Hand `message` to the handler, now or in its turn."""
+        """Hand `message` to the handler: now, or after those that wait already."""
         if self._worker is not None:
             self._enqueue(message)
             return
         try:
             pending = self._handler(message)
-        except Exception:  # the next message must not suffer
+        except Exception:  # the next message is delivered all the same
             log.exception("a handler of %s failed", self._subject)
             return
         if pending is not None:
@@ -100,11 +100,11 @@ class LiveSubscription:
 
     @property
     def frame(self) -> bytes:
-        """The command that announces it to a server."""
+        """The SUB command that announces it to a server."""
         return f"SUB {self._subject} {self._queue} {self._id}\r\n".encode()
 
     async def unsubscribe(self) -> None:
-        """Stop. A handler already begun may still finish; what waits behind it is not handled."""
+        """Stop. A handler that has begun may still finish; messages that wait behind it are not handled."""
         self._backlog = None
         self._owner.forget(self._id)
 
@@ -135,7 +135,7 @@ class Gathering:
         self.touched = now
 
     def take(self, message: Message, now: float) -> None:
-        """Note one more reply, and whether it is the last."""
+        """Add a reply; the last one completes `done`."""
         self.messages.append(message)
         self.touched = now
         # A stored message may bear a forged status line; the server's own end mark names no stream.

@@ -34,19 +34,22 @@ class RequestTimeout(Exception):
 
 
 class Disconnected(Exception):
-    """There is no connection now; nothing was sent. Of a request that was in flight when the connection ended: no reply will
-    come, and its fate is as unknown as after a time-out."""
+    """There is no connection now; nothing was sent.
+
+    For a request that was in flight when the connection ended it means that no reply will come: as after a time-out, whether it
+    was handled is unknown.
+    """
 
 
 class Subscription(Protocol):
-    """A live subscription."""
+    """A subscription that is open."""
 
     async def unsubscribe(self) -> None:
         """Stop. Handlers already begun may still finish."""
 
     async def drain(self) -> None:
-        """Stop, and return when what the server had sent before it knew of that has reached the handler: nothing that a
-        queue group gave to this member is lost."""
+        """Stop, and return when the handler has got what the server sent before it heard of the end: nothing that a queue group
+        gave to this member is lost."""
 
 
 class Transport(Protocol):
@@ -76,9 +79,9 @@ class Transport(Protocol):
         """
 
     def send(self, subject: str, data: bytes = b"") -> bool:
-        """`publish` for who cannot wait.
+        """`publish` for callers that cannot wait.
 
-        Returns: False where it cannot be sent at once (no connection, or the socket takes no more now). Nothing was sent then.
+        Returns: False if it cannot be sent at once (no connection, or the socket takes no more now); nothing was sent then.
 
         Raises:
             TooLarge: nothing was sent.
@@ -89,7 +92,7 @@ class Transport(Protocol):
         too large)."""
 
     def post_all(self, messages: Iterable[tuple[str, bytes]]) -> None:
-        """`post` for each subject and its data, in order: cheaper for many."""
+        """`post` each pair of subject and data, in order: cheaper than a call for each."""
 
     async def request(self, subject: str, data: bytes = b"", *, headers: Headers | None = None, timeout: float) -> Message:
         """Send and wait for one reply.
@@ -101,10 +104,10 @@ class Transport(Protocol):
     def call(
         self, subject: str, data: bytes = b"", *, headers: Headers | None = None, timeout: float, answered: Answered
     ) -> bool:
-        """`request` without a task that waits: `answered` is called once, in the step in which the reply arrives or is known not
-        to come. It must not raise.
+        """`request` without a task that waits: `answered` is called once, in the loop callback in which the reply arrives or is
+        known not to come. It must not raise.
 
-        Returns: False where it cannot be sent at once (no connection, or the socket takes no more now). Then nothing was sent,
+        Returns: False if it cannot be sent at once (no connection, or the socket takes no more now). Then nothing was sent,
             and `answered` is never called: use `request`, which waits.
 
         Raises:
@@ -119,7 +122,7 @@ class Transport(Protocol):
         """
 
     async def subscribe(self, subject: str, handler: Handler, *, queue: str = "") -> Subscription:
-        """Call `handler` for each message, in order. An exception in a handler is logged, never lost the next message for."""
+        """Call `handler` for each message, in order. An exception in it is logged; the next message is still delivered."""
 
     def on_gap(self, callback: Callable[[], None]) -> Callable[[], None]:
         """Call `callback` whenever messages may have been missed (reconnect, slow consumer). Returns its remover."""

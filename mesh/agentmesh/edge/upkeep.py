@@ -1,4 +1,4 @@
-"""What looks after a stream's content, message by message; beside `jetstream`, whose errors and forms it shares."""
+"""Counting and deleting single messages of a stream; the errors and wire forms are those of `jetstream`."""
 
 from __future__ import annotations
 
