@@ -30,7 +30,7 @@ from agentmesh.wire import ErrorBody, Outcome, Restart
 
 S = TypeVar("S")
 type Later[T] = T | Awaitable[T]
-"""What a callback returns, `async` or plain."""
+"""The result of a callback that may be `async` or plain."""
 
 
 # --- what callbacks return ----------------------------------------------------------------------------------------
@@ -42,7 +42,7 @@ class Init(msgspec.Struct, Generic[S], frozen=True):
 
 
 class Idle(msgspec.Struct, Generic[S], frozen=True):
-    """Wait for what comes."""
+    """Wait for the next prompt or event."""
 
     state: S
 
@@ -95,7 +95,7 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 class Undelivered(msgspec.Struct, frozen=True):
-    """An effect that could not be done. `effect` says which: `{"kind", "target", "tag"?, ...}`."""
+    """An effect that could not be performed. `effect` says which: `{"kind", "target", "tag"?, ...}`."""
 
     effect: dict[str, Any]
     error: ErrorBody
@@ -154,7 +154,7 @@ class Agent(Generic[S]):
         return Idle(state)
 
     def handle_stream_event(self, event: Event, state: S) -> Later[S]:
-        """See each event of a turn as it comes. Runs on the loop, with the prompt task: keep it quick. May be async too."""
+        """See each event of a turn as it comes. Runs on the event loop, in the prompt task: keep it quick. May be async."""
         return state
 
     def terminate_agent(self, reason: MeshError, state: S) -> Later[None]:
@@ -168,15 +168,15 @@ class Agent(Generic[S]):
         return state
 
     def pre_turn(self, prompt: str, state: S) -> Later[Proceed[S] | Skip[S] | Halt[S]]:
-        """Look at, rewrite or refuse each prompt."""
+        """Inspect, rewrite or refuse each prompt."""
         return Proceed(prompt, state)
 
     def post_turn(self, outcome: Outcome, ref: str, state: S) -> Later[S]:
-        """After each turn's decision, on success and on failure."""
+        """Called after each turn's decision, on success and on failure."""
         return state
 
     def post_run(self, state: S) -> Later[None]:
-        """Once per halt."""
+        """Called once per halt."""
 
     # --- facts ----------------------------------------------------------------------------------------------------
     @property
@@ -235,15 +235,15 @@ class Agent(Generic[S]):
         callback_context.current().stop_agent(name)
 
     def notify_after(self, seconds: float, event: Any, *, id: str | None = None, every: float | None = None) -> str:
-        """Have `event` back as a `Timer` after `seconds`, then each `every` seconds. Returns the timer's id."""
+        """Get `event` as a `Timer` after `seconds`, then every `every` seconds. Returns the timer's id."""
         return callback_context.current().timer(event, after=seconds, at=None, timer_id=id, every=every)
 
     def notify_at(self, time: float, event: Any, *, id: str | None = None, every: float | None = None) -> str:
-        """Have `event` back as a `Timer` at `time` (seconds since the epoch). Returns the timer's id."""
+        """Get `event` as a `Timer` at `time` (seconds since the epoch). Returns the timer's id."""
         return callback_context.current().timer(event, after=None, at=time, timer_id=id, every=every)
 
     def cancel_timer(self, id: str) -> None:
-        """Cancel a timer; one that has fired but was not handled yet is then not delivered."""
+        """Cancel a timer. Not delivered either if it has fired and was not handled yet."""
         callback_context.current().cancel_timer(id)
 
 
@@ -260,7 +260,7 @@ def overridden(cls: type[Agent[Any]]) -> frozenset[str]:
 
 
 def state_type(cls: type[Agent[Any]]) -> Any:
-    """The State of `class X(Agent[State])`, also through generic bases; Any where none is given.
+    """The State of `class X(Agent[State])`, also through generic bases; Any if none is given.
 
     Raises:
         InvalidAgent: State is written as a string that names nothing in the class's module.

@@ -78,7 +78,7 @@ class Response(msgspec.Struct, frozen=True):
 
     @staticmethod
     def of(events: list[Event], duration_ms: int, session_id: str | None) -> Response:
-        """The response that `events`, ending in `result`, amount to."""
+        """The response that `events`, which end in `result`, make up."""
         text = events[-1].data.get("text") if events else None
         if text is None:
             text = "".join(e.data.get("text", "") for e in events if e.kind == "text")
@@ -95,26 +95,28 @@ class Turn(msgspec.Struct, frozen=True):
     metadata: dict[str, Any] = {}
     attachments: tuple[Any, ...] = ()
     steps: Steps = msgspec.field(default_factory=UnjournaledSteps)
-    """What of this turn is durable already, and how to make more of it so."""
+    """The steps of this turn that are durable already, and the way to make more."""
     allowance: Allowance = msgspec.field(default_factory=Unlimited)
     """What it may still spend."""
 
 
 class Room(msgspec.Struct, frozen=True):
-    """What a node offers a backend besides the agent and its options: a place for files, and the mesh for what moves along."""
+    """What a node offers a backend besides the agent and its options: a directory for files that may be lost, and the mesh for
+    data that must follow the agent to another node."""
 
     agent: str
     incarnation: str
     """Tells this life of the agent from others under its name."""
     directory: str
-    """An absolute path for this agent's files on this machine, of its own; made by whoever needs it. What lies there may be gone
-    the next time: another node has another."""
+    """An absolute path on this machine, for this agent alone; the backend makes the directory if it needs it. Files there may be
+    gone the next time: another node has another directory."""
     root: str = "mesh"
     """The mesh's root token."""
     transport: Any = None
     """The node's connection, an `agentmesh.edge.transport.Transport`; None outside a mesh."""
     place: Callable[[], AbstractAsyncContextManager[Any]] = nullcontext
-    """Held while a child process of a turn runs: entering it waits while as many run as the node allows this backend."""
+    """A slot for a child process of a turn, held while it runs. Entering waits while the node runs as many as it allows this
+    backend."""
 
 
 class Stream(NamedTuple):
@@ -125,7 +127,7 @@ class Stream(NamedTuple):
 
 
 class Backend(Protocol):
-    """A model, or what stands in for one. Methods raise `agentmesh.errors.BackendError` for what they refuse."""
+    """A model, or a stand-in for one. Methods raise `agentmesh.errors.BackendError` for what they refuse."""
 
     async def start_session(self) -> Any:
         """Begin a session; returns its serialisable value."""

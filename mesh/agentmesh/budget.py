@@ -1,8 +1,8 @@
 """Budgets: what a request may cost, what it has cost, and what models cost. Values and arithmetic, without a clock.
 
-A request is answered by a turn, and by the turns of those that it asks in turn: what they spend counts for it as well. Tokens are
-all tokens, those read from and written to a cache included. Money is US dollars: what a backend says that it cost, else by the
-price of its model.
+A turn answers a request, and may ask other agents, whose turns may ask others: what they all spend counts for the request.
+Tokens are all tokens, including those read from and written to a cache. Money is in US dollars: the backend's own figure if it
+gives one, else by the price of its model.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from msgspec import structs
 from agentmesh.errors import BadRequest, BudgetExceeded
 
 WARN_AT = 0.8
-"""The share of a limit at which the agent is told to come to an end."""
+"""The share of a limit at which the model is told to come to an end."""
 TOKENS = ("input_tokens", "output_tokens", "cache_read_input_tokens", "cache_write_input_tokens")
-"""What a backend's usage says of tokens; they do not overlap."""
+"""The token counts in a backend's usage; they do not overlap."""
 COSTS = ("usd", "cost_usd")
-"""Where it says what that cost."""
+"""The fields of a usage that may hold its cost."""
 DELEGATED = "delegated"
-"""Where an outcome's usage has what the agents spent that were asked in its turn."""
+"""The field of an outcome's usage that sums up the agents asked in its turn."""
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -47,13 +47,13 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
         return Limits(**{name: _less(getattr(self, name), getattr(spent, name)) for name in FIELDS})
 
     def share(self, spent: Spending) -> float:
-        """How much of the bound that is nearest is spent: 1.0 is all of it. 0.0 where there is no bound."""
+        """The spent share of the bound that is closest to being reached: 1.0 is all of it. 0.0 without bounds."""
         shares = [_share(getattr(self, name), getattr(spent, name)) for name in FIELDS if getattr(self, name) is not None]
         return max(shares, default=0.0)
 
     def reached(self, spent: Spending) -> tuple[str, ...]:
-        """The bounds at which a turn ends: those that are spent. The last tool call that is allowed may still be answered, so
-        that bound ends a turn only with one call more."""
+        """The bounds that end the turn now: those that are spent. The last allowed tool call may still be answered, so the bound
+        on tool calls ends a turn only at the call after it."""
         bounds = ((name, getattr(self, name), getattr(spent, name)) for name in FIELDS)
         return tuple(
             name
@@ -108,7 +108,7 @@ def limits_from(value: Any) -> Limits:
 
 
 def spending_of(usage: Any) -> Spending:
-    """What an outcome's usage amounts to, with what was spent by those that its agent asked. Never raises."""
+    """The spending in an outcome's usage, including what the agents spent that it asked. Never raises."""
     if not isinstance(usage, Mapping):
         return NOTHING_SPENT
     own = Spending(
@@ -120,7 +120,7 @@ def spending_of(usage: Any) -> Spending:
 
 
 def as_usage(spent: Spending) -> dict[str, Any]:
-    """Spending as an outcome's usage has that of delegates: time is not added up, for they work at the same time."""
+    """Spending in the form in which an outcome's usage has that of delegates. Time is left out: they work at the same time."""
     return {"tokens": spent.tokens, "usd": round(spent.usd, 9), "tool_calls": spent.tool_calls}
 
 
@@ -159,7 +159,7 @@ PRICES: dict[str, Price] = {
     "claude-sonnet-5": Price(2, 10, 0.2, 2.5),
     "claude-sonnet-5-5": Price(2, 10, 0.1, 2.5),
     "claude-haiku-4-5": Price(1, 5, 0.1, 1.25),
-    # Long prompts cost five times what short ones do; which it was is not told, so the higher price stands.
+    # Long prompts cost five times as much as short ones; the usage does not say which it was, so the higher price is used.
     "claude-haiku-5-5": Price(0.5, 2.5, 0.05, 0.625),
     "gpt-5": Price(1.25, 10, 0.125),
     "gpt-5.2": Price(1.75, 14, 0.175),
@@ -213,9 +213,9 @@ class Purse(msgspec.Struct, frozen=True):
 
     limits: Limits = NO_LIMITS
     elapsed_s: float = 0.0
-    """How long ago it was begun, if steps of an earlier try are left."""
+    """Seconds since it first began, if it goes on from the steps of an earlier try."""
     delegated: dict[str, Any] = {}
-    """What those told that they spent who were asked in an earlier try, by the names of the waits."""
+    """Usages reported by the agents that an earlier try asked, by the names of the waits."""
 
 
 EMPTY_PURSE = Purse()
@@ -227,23 +227,23 @@ class Account(msgspec.Struct, frozen=True, kw_only=True):
 
     limits: Limits = NO_LIMITS
     usage: dict[str, Any] = {}
-    """The turn's own tokens so far, as its backend last told them."""
+    """The turn's own tokens so far, as its backend last reported them."""
     usd: float | None = 0.0
     """What they cost; None where no price is known."""
     tool_calls: int = 0
     delegates: dict[str, Spending] = {}
-    """What those spent that the turn has asked, by the name of the wait: a wait that is told again counts once."""
+    """What the agents spent that the turn has asked, by the name of the wait: a wait that is reported again counts once."""
 
-    def told(self, usage: Mapping[str, Any], prices: Prices) -> Account:
-        """After a usage event, which has the turn's tokens so far."""
+    def with_usage(self, usage: Mapping[str, Any], prices: Prices) -> Account:
+        """The account after a usage event, which has the turn's tokens so far."""
         return structs.replace(self, usage=dict(usage), usd=prices.cost(usage))
 
-    def called(self, tools: int = 1) -> Account:
-        """After the beginning of so many tool runs."""
+    def with_tool_calls(self, tools: int = 1) -> Account:
+        """The account after `tools` more tool runs have begun."""
         return structs.replace(self, tool_calls=self.tool_calls + tools)
 
-    def delegated(self, wait: str, usage: Any) -> Account:
-        """After the answer to a wait."""
+    def with_delegate(self, wait: str, usage: Any) -> Account:
+        """The account after the answer to a wait."""
         return structs.replace(self, delegates={**self.delegates, wait: spending_of(usage)})
 
     def spent(self, wall_s: float = 0.0) -> Spending:
@@ -261,11 +261,11 @@ class Account(msgspec.Struct, frozen=True, kw_only=True):
         return self.limits.less(self.spent(wall_s))
 
     def check(self, wall_s: float = 0.0) -> None:
-        """Whether the turn may go on.
+        """Return if the turn may go on.
 
         Raises:
-            BudgetExceeded: a bound is spent, or there is one on money and no price to hold it by. `details` has `spent`,
-                `budget` and `reached`.
+            BudgetExceeded: a bound is spent, or money is bounded and the model has no price. `details` has `spent`, `budget`
+                and `reached`.
         """
         spent = self.spent(wall_s)
         reached = self.limits.reached(spent)
@@ -287,7 +287,7 @@ class Account(msgspec.Struct, frozen=True, kw_only=True):
         return BudgetExceeded(message, details=details)
 
     def note(self, wall_s: float = 0.0) -> str | None:
-        """What the model is to be told now that most of the budget is spent; None before."""
+        """The message to the model once most of the budget is spent; None before."""
         spent = self.spent(wall_s)
         share = self.limits.share(spent)
         if share < WARN_AT:

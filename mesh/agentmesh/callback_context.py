@@ -1,7 +1,7 @@
 """An agent's hands: what `self.tell` and its like add to the record being built.
 
-Each callback runs in a context of its own that gathers what it asks for. If the callback returns, the asks become effects of
-the record; if it raises, they are dropped with it. Outside a callback there is no context: `not_in_callback`.
+Each callback runs in a context of its own, which gathers what the callback asks for. If the callback returns, its asks become
+effects of the record; if it raises, they are dropped. Outside a callback there is no context: `not_in_callback`.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Context:
         limit: int = 900_000,
         budget: Limits | None = None,
     ) -> None:
-        """`budget`: what is left of the request being handled, for what is asked of others because of it."""
+        """`budget`: what is left of the budget of the request being handled, for requests to other agents."""
         self._now = now
         self._budget = budget
         self._token = token
@@ -148,8 +148,8 @@ class Context:
         # Sizes are checked when the effect is built: a message above the server's limit would cost the node its connection.
         try:
             encoded = msgspec.json.encode(ask)
-            # Constructors do not check the types of their fields, and the journal must stay readable. What is kept shares
-            # nothing with what the agent may still change.
+            # Constructors do not check the types of their fields, and the journal must stay readable. The copy shares nothing
+            # with objects that the agent may still change.
             kept = msgspec.json.decode(encoded, type=type(ask))
         except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError) as error:
             raise BadRequest(f"this cannot be asked for: {error}") from None
@@ -164,7 +164,7 @@ class Context:
 
 
 class _Closed(Context):
-    """Where hands do not work: handle_stream_event and terminate_agent."""
+    """The context of handle_stream_event and terminate_agent, where hands do not work."""
 
     def _add(self, ask: Ask) -> None:
         raise NotInCallback("an agent's hands do not work in handle_stream_event and terminate_agent")
@@ -182,7 +182,7 @@ def current() -> Context:
     """The context of the callback that runs now.
 
     Raises:
-        NotInCallback: none does.
+        NotInCallback: no callback runs now.
     """
     context = current_context.get()
     if context is None:
@@ -213,7 +213,7 @@ def timer_of(timer_id: str, due: float, every: float | None, event: Any) -> SetT
 
 
 def _json(value: Any) -> Any:
-    """`value` as plain JSON data, detached from what the agent may still change.
+    """`value` as plain JSON data that shares nothing with objects that the agent may still change.
 
     Raises:
         BadRequest: it cannot be encoded, or is nested so deeply that its receiver would refuse it.

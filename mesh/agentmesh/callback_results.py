@@ -1,4 +1,4 @@
-"""From what a callback returned to what the turn machine takes: checked, and encoded. Pure."""
+"""Checks and encodes what callbacks return or raise, as inputs of the turn machine. Pure."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ IDLE = Choice(kind="idle")
 
 
 class Checked(msgspec.Struct, frozen=True):
-    """A callback's end as the machine's input, and the state as the object it is."""
+    """A callback's end as the machine's input, and the new state as an object."""
 
     item: Returned | Misbehaved
     state: Any = None
@@ -42,7 +42,7 @@ class Codec:
 
     def __init__(self, cls: type[Agent[Any]]) -> None:
         """Raises:
-        InvalidAgent: what the class names as its State cannot be one.
+        InvalidAgent: the State that the class names cannot be encoded.
         """
         self.type = state_type(cls)
         try:
@@ -63,7 +63,7 @@ class Codec:
         return self._decoder.decode(raw)
 
     def encode(self, state: Any, before: Raw = NOTHING) -> Raw | ErrorBody:
-        """`state` as JSON, or what is wrong with it, naming the field. A state that is still as `before` is `before` itself."""
+        """`state` as JSON, or an error that names the field at fault. For a state equal to `before`, `before` itself."""
         if self._class is not None and not isinstance(state, self._class):
             message = f"the state is a {type(state).__name__}; this agent's State is {self._class.__name__}"
             return ErrorBody(code="bad_state", message=message)
@@ -101,10 +101,10 @@ class Codec:
 
 
 def check_class(cls: type[Agent[Any]]) -> None:
-    """Look a class of agents over before any of them runs.
+    """Check a class of agents before any of them runs.
 
     Raises:
-        InvalidAgent: its State cannot be encoded, or an attribute is not what it must be.
+        InvalidAgent: its State cannot be encoded, or an attribute has a wrong value.
     """
     Codec(cls)
     found: Any = cls
@@ -181,7 +181,7 @@ def _is_text(value: Any) -> bool:
 
 
 def plain(value: Any) -> Any:
-    """`value` as JSON data that shares nothing with it, or None if it cannot be encoded."""
+    """`value` as JSON data that shares no object with it, or None if it cannot be encoded."""
     try:
         return msgspec.json.decode(msgspec.json.encode(value))
     except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError):
@@ -189,7 +189,7 @@ def plain(value: Any) -> Any:
 
 
 def sound(error: ErrorBody) -> ErrorBody:
-    """`error` such that it can be encoded: user code puts anything into an exception."""
+    """`error` in a form that can be encoded: user code puts anything into an exception."""
     message, details = error.message, error.details
     if not _is_text(message):
         message = str(message).encode(errors="replace").decode()
@@ -200,7 +200,7 @@ def sound(error: ErrorBody) -> ErrorBody:
 
 
 def bad_response(response: Response) -> str | None:
-    """What a backend gave that no outcome can carry."""
+    """What in a backend's response no outcome can carry, or None."""
     if not _is_text(response.text):
         return f"its text is a {type(response.text).__name__}, not a string that can be encoded"
     if response.session_id is not None and not _is_text(response.session_id):
@@ -244,7 +244,7 @@ def terminal_error(event: Event) -> ErrorBody:
 
 
 def crash_error(error: BaseException) -> ErrorBody:
-    """What escaped from a prompt task."""
+    """The error for an exception that escaped from a prompt task."""
     if isinstance(error, BackendError):
         return sound(ErrorBody.of(error))
     if isinstance(error, MeshError):
@@ -268,7 +268,7 @@ def locate(value: Any, path: str = "state", depth: int = 0) -> str:
     for where, child in children:
         try:
             msgspec.json.encode(child)
-        except Exception:  # noqa: BLE001 - whichever it is, the fault lies in this child
+        except Exception:  # noqa: BLE001 - any failure to encode puts the fault in this child
             return locate(child, where, depth + 1)
     return path
 

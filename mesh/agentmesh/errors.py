@@ -1,4 +1,4 @@
-"""Every error of the mesh: one tree; what is raised has a stable `code`.
+"""Every error of the mesh: one tree. The classes that are raised have a stable `code`.
 
     MeshError
     ├── RequestError         the request was refused; nothing happened
@@ -29,6 +29,7 @@
         │   ├── StoreFull         store_full        the server's storage is full: free space, or raise the limit
         │   └── StreamMissing     stream_missing    a stream of the mesh is gone: restore it, or make it anew
         ├── AskTimeout            timeout           the caller's own patience ended; the turn still runs: poll the ref
+        ├── Busy                  busy              no thread is left in this process: try later, or restart it
         ├── ServerTooOld          server_too_old    upgrade nats-server
         ├── ConfigMismatch        config_mismatch   a stream exists with another configuration
         ├── Fenced                fenced            another owner has appended; internal
@@ -278,7 +279,7 @@ class AskTimeout(InfrastructureError):
 
 
 class Busy(InfrastructureError):
-    """This process has no thread left for that; what hangs in one must end, or the process be restarted."""
+    """This process can start no more threads: functions that hang in theirs must end, or the process be restarted."""
 
     code = "busy"
 

@@ -34,10 +34,10 @@ from agentmesh.records import (
 MAPS = ("positions", "taken", "origins", "deferred", "attempts", "takeovers", "timers", "awaiting", "steps", "waits", "seen")
 SCALARS = tuple(f for f in Change.__struct_fields__ if f not in MAPS)
 FIELDS = Ledger.__struct_fields__
-UNTOLD = frozenset(FIELDS) - set(Change.__struct_fields__)
-"""What a change does not tell, because every record bears it, or because it follows from the effects."""
-_TOLD = tuple(None if field in UNTOLD else (index, field, field in MAPS) for index, field in enumerate(FIELDS))
-"""Per field of a ledger, what `diff` must know of it."""
+NOT_IN_CHANGE = frozenset(FIELDS) - set(Change.__struct_fields__)
+"""Fields that a change does not have, because every record bears them, or because they follow from the effects."""
+_IN_CHANGE = tuple(None if field in NOT_IN_CHANGE else (index, field, field in MAPS) for index, field in enumerate(FIELDS))
+"""Per field of a ledger: None, or what `diff` needs (index, name, whether it is a map)."""
 NO_CHANGE = Change()
 NO_TRACE: dict[str, str] = {}
 HISTORY = 32
@@ -45,15 +45,15 @@ HISTORY = 32
 HISTORY_TEXT = 1000
 """Characters of a prompt or an answer that the history keeps."""
 TOMBSTONE_TEXT = 200
-"""The same in a tombstone: it outlives its agent by days, and there may be many."""
+"""The same in a tombstone, which outlives its agent by days; there may be many."""
 
 
 def diff(old: Ledger, new: Ledger) -> Change:
-    """The change that turns `old` into `new` (effects apart: a record names those itself)."""
+    """The change that turns `old` into `new`. Effects are left out: a record names those itself."""
     changed: dict[str, Any] = {}
     olds, news = structs.astuple(old), structs.astuple(new)
-    # Every turn comes this way, and most fields are the very same: those are passed over without a step of Python.
-    for told in compress(_TOLD, map(is_not, olds, news)):
+    # Every turn calls this, and most fields are the very same objects: those are passed over without running Python code.
+    for told in compress(_IN_CHANGE, map(is_not, olds, news)):
         if told is None:
             continue
         index, field, is_map = told
@@ -84,12 +84,12 @@ def patch(ledger: Ledger, change: Change) -> Ledger:
 
 
 def origin_of(epoch: int, seq: int, index: int) -> str:
-    """The origin of a record's effect: never reused, growing, also from one life of a name to the next."""
+    """The origin of a record's effect. Origins are never reused and only grow, also from one life of a name to the next."""
     return f"{epoch}.{seq}.{index}"
 
 
 def origin_key(origin: str) -> tuple[int, ...]:
-    """An origin as something that compares in the order in which origins were made. A malformed one sorts lowest."""
+    """A sort key: origins compare in the order in which they were made. A malformed one sorts lowest."""
     try:
         return tuple(int(part) for part in origin.split("."))
     except ValueError:
@@ -106,9 +106,10 @@ def settle(
     at: float,
     turn: TurnInfo | None = None,
 ) -> Ledger:
-    """`ledger` after the record at `seq` is committed: its effects are open, those it names done closed, its turn remembered.
+    """`ledger` after the record at `seq` is committed: its effects are open, the effects that it names as done are closed, its
+    turn is remembered.
 
-    What needs an effect's origin is filed here, because an origin exists only once the record has a sequence: timers that
+    Entries that need an effect's origin are made here, because an origin exists only once the record has a sequence: timers that
     are set, tagged requests that await their answer, and the requests of waits inside a turn.
     """
     if not effects and not done and turn is None:
@@ -119,7 +120,7 @@ def settle(
         origin = origin_of(ledger.epoch, seq, index)
         open_[origin] = Open(effect, nonce, at)
         if isinstance(effect, Resolve):
-            continue  # the most frequent of all, and there is nothing to file
+            continue  # the most frequent effect, and it needs no entry
         if isinstance(effect, SetTimer):
             timers = {**timers, effect.id: TimerEntry(origin, effect.due, effect.every, effect.event)}
         elif isinstance(effect, CancelTimer):
@@ -158,10 +159,10 @@ def record_of(
     trace: dict[str, str] = NO_TRACE,
     positions: dict[str, int] | None = None,
 ) -> Record:
-    """A record of the owner that `ledger` names: whoever appends it speaks in that owner's name (docs/architecture.md#the-fence).
+    """A record of the owner that `ledger` names: the process that appends it acts as that owner (docs/architecture.md#the-fence).
 
     Args:
-        ledger: what the journal says; incarnation, epoch, generation, node and boot are its.
+        ledger: the journal's ledger; gives incarnation, epoch, generation, node and boot.
         id: random, new for each record.
         at: seconds since the epoch.
         change, effects, done, turn, snapshot, trace, positions: as in `Record`.
@@ -205,8 +206,8 @@ def apply(ledger: Ledger | None, record: Record, seq: int) -> Ledger:
 
 
 def charged(ledger: Ledger, died: bool) -> Ledger:
-    """`ledger` as the next owner begins with it. An input that the last owner named, and did not come to the end of, is
-    charged if that owner died with its node; drains, moves and fences are free (docs/architecture.md#poison)."""
+    """`ledger` as the next owner begins with it. An input that the last owner named and did not finish is charged if that
+    owner died with its node; drains, moves and fences charge nothing (docs/architecture.md#poison)."""
     key = ledger.trying
     if key is None:
         return ledger
@@ -225,7 +226,7 @@ def fold(records: Iterable[tuple[int, Record]]) -> tuple[Ledger | None, int]:
 
 
 def _detached(ledger: Ledger) -> Ledger:
-    """`ledger` without a hold on the bytes of the records that it came from."""
+    """`ledger` with copies of its raw values, so that it does not keep the bytes of whole records in memory."""
     steps = {index: Step(_copied(step.value)) for index, step in ledger.steps.items()}
     return structs.replace(ledger, state=_copied(ledger.state), session=_copied(ledger.session), steps=steps)
 
@@ -235,8 +236,11 @@ def _copied(raw: Raw) -> Raw:
 
 
 def consume(ledger: Ledger, lane: str, seq: int, first: int | None, turn: int | None = None) -> Ledger:
-    """`ledger` with message `seq` of `lane` taken; `first` is the oldest of that lane that still waits, or None; `turn` is the
-    number of the turn that takes it, if one does.
+    """`ledger` with message `seq` of `lane` consumed.
+
+    Args:
+        first: the oldest message of that lane that still waits, or None.
+        turn: the number of the turn that consumes it, if one does.
 
     A position means "everything up to here": a message taken ahead of an older one waits in `taken` until the older one goes.
     """
@@ -259,10 +263,10 @@ def is_taken(ledger: Ledger, lane: str, seq: int) -> bool:
 
 
 def witness(ledger: Ledger, sender: str, lane: str, seq: int, origin: str) -> Ledger:
-    """`ledger` with the origin of message `seq`, which was just taken, added to what is known of its sender.
+    """`ledger` with the origin of message `seq`, which was just consumed, noted for its sender.
 
-    The newest origin stands for all older ones, so it may only count what the position has passed: the origin of a message
-    taken ahead of older ones is kept by itself, under `<sender>/<lane>@<seq>`, until they are gone too.
+    The newest origin stands for all older ones, so it may only cover messages that the position has passed: the origin of a
+    message that is consumed ahead of older ones is kept by itself, under `<sender>/<lane>@<seq>`, until those are consumed too.
     """
     origins = {**ledger.origins, f"{sender}/{lane}@{seq}": origin}
     position = ledger.positions.get(lane, 0)

@@ -13,7 +13,7 @@ from agentmesh.errors import BadRequest
 MAX_NAME = 128
 """Longest agent name, in characters."""
 MAX_REPLY_SUBJECT = 256
-"""Longest reply subject that the mesh publishes to on a caller's word, in bytes."""
+"""Longest reply subject of a caller that the mesh publishes to, in bytes."""
 
 _TOKEN = r"[A-Za-z0-9_-]{1,64}"
 _NAME = re.compile(rf"{_TOKEN}(?:\.{_TOKEN}){{0,7}}")

@@ -8,7 +8,7 @@ from agentmesh.wire import HEADER_ROOM, MAIL_ROOM, ErrorBody, Outcome, encode_ou
 
 
 def outcome_limit(max_payload: int, *, mailed: bool = False) -> int:
-    """Bytes that an encoded outcome may take: as much as the tightest of its ways carries.
+    """Bytes that an encoded outcome may take: what the narrowest of its ways can carry.
 
     Args:
         max_payload: the server's limit, in bytes. Mail is limited to 64 KiB less (docs/protocol.md#streams), headers included.
@@ -18,10 +18,10 @@ def outcome_limit(max_payload: int, *, mailed: bool = False) -> int:
 
 
 def capped(outcome: Outcome, limit: int) -> Outcome:
-    """The outcome; or, where it takes more than `limit` bytes, the error `too_large` in its place.
+    """The outcome; or, if it takes more than `limit` bytes, the error `too_large` in its place.
 
-    The turn machine does this before the record is built, so that the journal itself has what everybody is told. Owners do
-    it again when they perform a record: an older journal may hold an outcome that is larger.
+    The turn machine does this before the record is built, so that the journal has the same outcome that callers get. Owners do
+    it again when they perform a record: an older journal may hold a larger outcome.
     """
     size = len(encode_outcome(outcome))
     if size <= limit:

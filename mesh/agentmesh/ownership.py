@@ -13,7 +13,7 @@ from agentmesh.wire import Spec
 
 
 class Claim(msgspec.Struct, frozen=True, kw_only=True):
-    """What a node holds: a placement, by its generation, as the process that `boot` names."""
+    """A node's claim to an agent: a placement, by its generation, held by the process that `boot` names."""
 
     node: str
     boot: str
@@ -26,8 +26,8 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     """What the node may do.
 
     - `activate`: append `record` (made from `ledger`, the state that it starts with) and act as the owner;
-    - `outcome`: append nothing but what finishes the stop that the journal already says;
-    - `over`: the journal ends in a tombstone of this life: only the registry must still say so;
+    - `outcome`: append only what finishes the stop that the journal already records;
+    - `over`: the journal ends in a tombstone of this life: only the registry must still be brought up to date;
     - `yield`: the placement is worth nothing: delete it by revision.
     """
 
@@ -38,10 +38,10 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def judge(claim: Claim, spec: Spec | None, ledger: Ledger | None, *, lease_boot: str | None) -> Verdict:
-    """What `claim` entitles to, given the spec and the folded journal.
+    """What `claim` allows, given the spec and the folded journal.
 
-    `lease_boot` is the boot id in the node's lease: of two processes with one node id and so one generation, the one with the
-    newer lease wins.
+    `lease_boot` is the boot id in the node's lease. Two processes with one node id have the same generation: the one that wrote
+    the lease last wins.
     """
     if spec is None or spec.status == "stopped":
         return Verdict(act="yield", reason="no such agent is wanted")
@@ -72,7 +72,7 @@ def judge(claim: Claim, spec: Spec | None, ledger: Ledger | None, *, lease_boot:
 
 
 def activation(claim: Claim, verdict: Verdict, *, record_id: str, at: float, change: Change = NO_CHANGE) -> Record:
-    """The `activated` record: from then on every older owner is fenced. `change` charges an input with a node's death."""
+    """The `activated` record, which fences every older owner. `change` charges an input with a node's death."""
     return Record(
         kind="activated",
         id=record_id,

@@ -1,17 +1,17 @@
 """Which node runs which agent: the placement rules (docs/architecture.md#placement), as one function of values.
 
-    specs + live nodes + placements  ->  plan()  ->  Place, Remove, Wait, End
+    specs + live nodes + placements  ->  plan()  ->  Place, Remove, Unplaced, End
 
     an agent's spec is       it gets
     wanted, running, failed  one owner on a node that serves its kind, has its labels and has room
     stopping                 one owner on any live node: ending a life needs none of the agent's code
     stopped, or absent       no owner
-    of a parent that ended   an end: its spec goes to stopping (its parent's node does the same, if it lives so long)
+    of a parent that ended   an end: its spec goes to stopping (its parent's node does the same, if it is still alive)
 
 Of several placements of one agent the highest revision counts and the others go. A placement of another incarnation counts
-for nothing. What stands well stays: an agent leaves a live node only when that no longer fits. A node that drains gets nothing
-new and gives each of its placements up by itself, once no turn of that agent runs: to take it away before would only run that
-turn twice. New placements go to the fitting node with the fewest agents, so equal nodes fill evenly. Performing a plan and
+for nothing. A placement that fits stays: an agent leaves a live node only when that no longer fits. A node that drains gets
+nothing new and gives up each of its placements itself, once no turn of that agent runs: to take it away earlier would only run
+that turn twice. New placements go to the fitting node with the fewest agents, so equal nodes fill evenly. Performing a plan and
 planning again yields no `Place` and no `Remove`.
 
 No clock, no randomness, no I/O: whether a node is alive is decided elsewhere and comes in as data.
@@ -103,12 +103,12 @@ class End(msgspec.Struct, frozen=True):
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """What to do: first every `end`, then every `place`, then every `remove` whose agent's `place` succeeded; `wait` is for
-    people to see."""
+    """What to do: first every `end`, then every `place`, then every `remove` whose agent's `place` succeeded; `unplaced`
+    is for people to see."""
 
     place: tuple[Place, ...] = ()
     remove: tuple[Remove, ...] = ()
-    wait: tuple[Unplaced, ...] = ()
+    unplaced: tuple[Unplaced, ...] = ()
     end: tuple[End, ...] = ()
 
 
@@ -117,21 +117,22 @@ def plan(world: World, agents: Iterable[str] | None = None) -> Plan:
 
     Args:
         world: what is known.
-        agents: the agents to look at; None is all of them. A caller that knows what has changed pays for that only.
+        agents: the agents to plan for; None is all of them. A caller that knows which have changed pays only for those.
 
     The same arguments give the same plan, whatever the order of the mappings.
     """
     run = _PlanRun(world)
     names = sorted(world.specs.keys() | world.placements.keys() if agents is None else set(agents))
-    # Two passes: every place that is given up must be free before the first is taken, or a full node would look full twice.
+    # Two passes: all placements that go are given up before the first new one is made, or a full node would look too full.
     homeless = [vacancy for name in names if (vacancy := run.settle(name)) is not None]
     for vacancy in homeless:
         run.house(vacancy)
-    return Plan(tuple(run.place), tuple(run.remove), tuple(run.wait), tuple(run.end))
+    return Plan(tuple(run.place), tuple(run.remove), tuple(run.unplaced), tuple(run.end))
 
 
 def surplus(world: World) -> dict[str, tuple[str, ...]]:
-    """Per node, the agents that should leave it so that load evens out: as few as possible, none without another node for it.
+    """Per node, the agents that should leave it so that load evens out: as few as possible, and only agents that another node can
+    take.
 
     Nothing is taken away: a node gives them up when it can, and `plan` places them on the nodes with the fewest agents.
     """
@@ -164,8 +165,8 @@ def explain(world: World, agent: str) -> str:
     if found.place:
         action = found.place[0]
         return f"{agent} is about to be placed on {action.node}: {action.reason}"
-    if found.wait:
-        wait = found.wait[0]
+    if found.unplaced:
+        wait = found.unplaced[0]
         return f"{agent} waits: {wait.reason}{_details(world, spec)}"
     node, placed = _newest(world.placements[agent], spec.incarnation)
     doubt = ", which has not been heard of just now" if node in world.held else ""
@@ -174,11 +175,11 @@ def explain(world: World, agent: str) -> str:
 
 # --- one run ------------------------------------------------------------------------------------------------------
 type _Needs = tuple[str, tuple[tuple[str, str], ...]] | None
-"""Kind and labels, as a key: agents with equal needs share one search. None: any node will do, a life has only to be ended."""
+"""Kind and labels, as a key: agents with equal needs share one search. None: any node will do, only a life is to be ended."""
 
 
 class _Vacancy(msgspec.Struct, frozen=True):
-    """An agent that needs a node. `stands` is its counting placement, if it has one; `held` are all its placements."""
+    """An agent that needs a node. `stands` is the placement that counts, if there is one; `held` are all its placements."""
 
     agent: str
     spec: Spec
@@ -197,7 +198,7 @@ class _PlanRun:
         self.loads = dict(world.loads)
         self.place: list[Place] = []
         self.remove: list[Remove] = []
-        self.wait: list[Unplaced] = []
+        self.unplaced: list[Unplaced] = []
         self.end: list[End] = []
         self._fitting: dict[_Needs, frozenset[str]] = {}
         self._pools: dict[_Needs, list[tuple[int, str]]] = {}
@@ -252,7 +253,7 @@ class _PlanRun:
         return f"its parent {spec.parent} ended; another agent bears that name" if another else None
 
     def _fits(self, node: str, spec: Spec) -> bool:
-        """Whether a live node may run `spec`, room apart."""
+        """Whether a live node may run `spec`, its capacity aside."""
         return spec.status == "stopping" or node in self._nodes_for(_needs(spec))
 
     def _drop(self, agent: str, placements: Mapping[str, Placed], reason: str, incarnation: str | None = None) -> None:
@@ -275,7 +276,7 @@ class _PlanRun:
         needs = _needs(spec)
         node = self._take(needs)
         if node is None and spec.status == "stopping":
-            # Any node will do; its bound is for agents that run.
+            # Any node will do: its capacity bounds only agents that run.
             node = self._take(None)
         if node is None:
             self._leave(vacancy)
@@ -286,7 +287,7 @@ class _PlanRun:
         self._drop(agent, _without(vacancy.held, node), f"{vacancy.why}; it is on {node} now", spec.incarnation)
 
     def _leave(self, vacancy: _Vacancy) -> None:
-        """Nobody can take it: its placement stays, for a node that is gone finds it again when it comes back before any other."""
+        """No node can take it. Its placement stays, so that its node has it again if it comes back before another can take it."""
         agent, spec = vacancy.agent, vacancy.spec
         stays = None if vacancy.evict else vacancy.stands
         if stays is not None:
@@ -294,7 +295,7 @@ class _PlanRun:
         reason = vacancy.why if stays is None else f"the newer placement on {stays} counts"
         self._drop(agent, _without(vacancy.held, stays), reason, spec.incarnation)
         needs = None if spec.status == "stopping" else _needs(spec)
-        self.wait.append(Unplaced(agent, self._reason(needs)))
+        self.unplaced.append(Unplaced(agent, self._reason(needs)))
 
     def _take(self, needs: _Needs) -> str | None:
         """The least loaded open node for `needs`, counted as taken."""
@@ -307,7 +308,7 @@ class _PlanRun:
             load = self.loads.get(node, 0)
             capacity = self.world.nodes[node].capacity
             if capacity and load >= capacity and needs is not None:
-                heapq.heappop(pool)  # loads only grow in this pass: full stays full
+                heapq.heappop(pool)  # loads only grow in this pass, so a full node stays full
             elif seen != load:
                 heapq.heapreplace(pool, (load, node))  # filled through another pool
             else:
@@ -322,7 +323,7 @@ class _PlanRun:
         best: tuple[int, _Needs, str, str] | None = None
         for needs, by_node in here.items():
             sources = [node for node, agents in by_node.items() if agents]
-            targets = [node for node in self._nodes_for(needs) if self.is_open(node) and self._has_room(node)]
+            targets = [node for node in self._nodes_for(needs) if self.is_open(node) and self._has_capacity(node)]
             if not sources or not targets:
                 continue
             source = max(sources, key=lambda node: (self.loads.get(node, 0), node))
@@ -332,12 +333,12 @@ class _PlanRun:
                 best = (gain, needs, source, target)
         return best[1:] if best is not None else None
 
-    def _has_room(self, node: str) -> bool:
+    def _has_capacity(self, node: str) -> bool:
         capacity = self.world.nodes[node].capacity
         return not capacity or self.loads.get(node, 0) < capacity
 
     def is_open(self, node: str) -> bool:
-        """Whether a live node takes agents, room apart."""
+        """Whether a live node takes agents, its capacity aside."""
         lease = self.world.nodes[node]
         return not (lease.draining or lease.cordoned or node in self.world.held)
 
@@ -349,7 +350,8 @@ class _PlanRun:
         return found
 
     def _reason(self, needs: _Needs) -> str:
-        """Why nothing takes `needs`. It names no numbers and no nodes: it is stored in specs, and must not change for nothing."""
+        """Why no node takes `needs`. Without numbers and names of nodes: it is stored in specs, and should change only with the
+        reason."""
         found = self._reasons.get(needs)
         if found is None:
             found = self._reasons[needs] = self._find_reason(needs)
@@ -393,7 +395,7 @@ def _needs(spec: Spec) -> _Needs:
 
 
 def _misfit(needs: _Needs, lease: NodeLease) -> Literal["kind", "labels"] | None:
-    """What a node lacks for `needs`, room apart."""
+    """What a node lacks for `needs`, its capacity aside."""
     if needs is None:
         return None
     kind, labels = needs

@@ -1,8 +1,8 @@
 """The journal's records: the only truth about an agent (docs/architecture.md#one-turn-one-record).
 
-A record is a change to the ledger, the effects that it calls into being, and the origins of effects now known to be done.
-JSON, one tagged union; `v` on every record; readers accept all versions, writers write the newest. Golden bytes of each
-version stay in tests/compat for ever.
+A record holds a change to the ledger, new effects, and the origins of effects that are now known to be done. It is JSON, one
+tagged union, with `v` on every record; readers accept all versions, writers write the newest. Golden bytes of each version stay
+in tests/compat for ever.
 
 Version ledger:
     1  first
@@ -25,7 +25,7 @@ NOTHING = Raw(b"")
 
 # --- effects ------------------------------------------------------------------------------------------------------
 class Resolve(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="resolve", tag_field="t"):
-    """Store a request's outcome, and tell the caller who waits on a subject."""
+    """Store a request's outcome, and publish it to the caller if it waits on a subject."""
 
     outcome: Outcome
     reply_to: str | None = None
@@ -49,7 +49,7 @@ class SendMail(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, ta
     wait: str | None = None
     """The sender's name of that wait. The request's tag is then its origin, by which the answer is matched."""
     deadline: float | None = None
-    """Not to be begun later than this (seconds since the epoch)."""
+    """The request's turn must not begin later than this (seconds since the epoch)."""
     budget: Limits | None = None
     """What the request may cost."""
     trace: dict[str, str] = {}
@@ -66,7 +66,7 @@ class StartAgent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, 
     restart: Restart | None = None
     watchdog_s: float | None = None
     use: bool = False
-    """A name that is taken already is as good."""
+    """If the name is taken, use the agent that has it."""
     link: bool = False
 
 
@@ -77,7 +77,7 @@ class StopAgent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, t
 
 
 class SetTimer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="set_timer", tag_field="t"):
-    """Have `event` back at `due` (seconds since the epoch), then each `every` seconds."""
+    """Send `event` to the agent itself at `due` (seconds since the epoch), then every `every` seconds."""
 
     id: str
     due: float
@@ -101,7 +101,7 @@ class Echo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="e
 
 
 class Bury(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="bury", tag_field="t"):
-    """Put an input among the dead letters. The body itself is read from its lane, by sequence, when this is done."""
+    """Make an input a dead letter. Its body is read from its lane, by sequence, when this effect is performed."""
 
     lane: str
     seq: int
@@ -143,7 +143,7 @@ class Open(msgspec.Struct, frozen=True, omit_defaults=True):
 
 # --- parts of the ledger --------------------------------------------------------------------------------------------
 class Caller(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Whom a request's outcome goes to."""
+    """Where a request's outcome goes."""
 
     ref: str
     reply_to: str | None = None
@@ -155,12 +155,12 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The agents that wait for this outcome in the middle of a turn, the sender last; empty if the sender's turn is over."""
     deadline: float | None = None
     budget: Limits | None = None
-    """What the request may cost, this turn and those that it asks included."""
+    """What the request may cost: this turn, and the turns of the agents that it asks."""
     trace: dict[str, str] = {}
 
 
 class Queued(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A prompt that is not mail: self-chained, born of an event, or a request being retried.
+    """A prompt that is not mail: self-chained, made by `handle_event`, or a request that is tried again.
 
     `place` orders it among the mail: behind every message whose sequence is not above it.
     """
@@ -212,7 +212,7 @@ class Turning(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The turn that has taken steps: what the next owner must know to go on with it."""
 
     key: str
-    """Its input, as the counters of crashes call it (`Active.key`)."""
+    """The key of its input in the crash counters (`Active.key`)."""
     number: int
     prompt: str
     """What `pre_turn` made of the prompt when the first step was taken."""
@@ -238,7 +238,7 @@ class Wait(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     since: float
     deadline: float
     origin: str = ""
-    """The request's; empty if none was sent."""
+    """The request's origin; empty if none was sent."""
     outcome: Outcome | None = None
 
 
@@ -288,7 +288,7 @@ class Ledger(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     state_version: int = 1
     halted: bool = False
     failed: ErrorBody | None = None
-    """Why it has failed; of a life that has ended without being asked to, why it has."""
+    """Why it has failed; or, of a life that has ended without a stop request, why it has ended."""
     backend_options: dict[str, Any] = {}
     session: Raw = NOTHING
     turn: int = 0
@@ -301,7 +301,7 @@ class Ledger(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     queue: tuple[Queued, ...] = ()
     notices: tuple[Notice, ...] = ()
     trying: str | None = None
-    """The input that an owner's record names as being tried again after the death of a node."""
+    """The input that an owner names in a record before trying it again after the death of a node."""
 
     positions: dict[str, int] = {}
     """Per lane: everything up to this sequence is consumed."""
@@ -317,11 +317,11 @@ class Ledger(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     turning: Turning | None = None
     """The turn that has taken steps, until its input is dealt with."""
     steps: dict[str, Step] = {}
-    """Its steps, per index: a record that takes one says nothing of the others."""
+    """Its steps, by index: a record that adds one says nothing of the others."""
     waits: dict[str, Wait] = {}
-    """Its waits, per name."""
+    """Its waits, by name."""
     seen: dict[str, Seen] = {}
-    """Per digest of a `Nats-Msg-Id`: mail purged while the server might still be asked to drop its repetition."""
+    """By digest of a `Nats-Msg-Id`: mail that was purged while a repetition of it might still come."""
     effects: dict[str, Open] = {}
     history: tuple[TurnInfo, ...] = ()
 
@@ -407,7 +407,7 @@ def decode_record(body: bytes) -> Record:
     """The record in `body`.
 
     Raises:
-        msgspec.DecodeError: it is none.
+        msgspec.DecodeError: it is no record.
         ValueError: a newer version wrote it.
     """
     record = _decoder.decode(body)

@@ -1,11 +1,11 @@
-"""Steps: what of a turn is durable before the turn is over (docs/architecture.md#steps).
+"""Steps: the durable pieces of a turn that is not over yet (docs/architecture.md#steps).
 
-A backend that loops over model calls and tools takes a step after each: the journal has it before the next call is made. A
-turn that lost its node begins again with the steps that were taken: the backend goes on behind the last of them, and only the
-call that was in flight is made again. A step is any JSON value; what it means is the backend's business.
+A backend that loops over model calls and tools commits a step after each: the journal has it before the next call is made. A
+turn that lost its node begins again with the steps committed so far: the backend goes on behind the last of them, and repeats
+only the call that was in flight. A step is any JSON value; its meaning is the backend's business.
 
-A wait inside a turn (another agent used as a tool) is durable as well: the request, and later its outcome, are steps of the
-mesh's own, which the backend sees only through `ask`.
+A wait inside a turn (another agent used as a tool) is durable as well: the mesh journals the request, and later its outcome;
+the backend sees them only through `ask`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Steps(Protocol):
 
     @property
     def key(self) -> str:
-        """A name of this turn that stays the same however often it is tried, and that no other turn of any agent shares.
+        """The turn's name: the same however often the turn is tried, and shared by no other turn of any agent.
 
         An idempotency key for a tool call is this, a slash, and the call's id.
         """
@@ -59,12 +59,12 @@ class Steps(Protocol):
 class Allowance(Protocol):
     """What a turn may still spend (agentmesh.budget), as its backend sees it.
 
-    The mesh counts by the turn's events and ends a turn that goes on beyond its budget. A backend that asks here does better: its
-    model is told in time, and no call is begun that may not be made.
+    The mesh counts a turn's events and ends a turn that exceeds its budget. A backend that asks this object does better: it tells
+    its model in time, and begins no call that is not allowed.
     """
 
     def check(self) -> None:
-        """May another call be made?
+        """Return if another call may be made.
 
         Raises:
             BudgetExceeded: the budget is spent; the turn ends with this error.

@@ -1,4 +1,4 @@
-"""Conformance of backends: what the mesh relies upon, as tests that run against yours.
+"""Conformance tests for backends: what the mesh relies upon, as tests that run against yours.
 
     from agentmesh.testing import BackendConformance
 
@@ -9,7 +9,7 @@
             return MyBackend(SomeAgent(), {"model": "m"})
 
 Any runner that collects `test_` methods of classes will do (pytest does). Each test makes its own backend, runs it on an event
-loop of its own, and lets it go. docs/backends.md has the contract in prose.
+loop of its own, and releases it. docs/backends.md has the contract in prose.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ class BackendConformance:
     prompts: ClassVar[tuple[str, ...]] = ("hello", "and again")
     """Prompts that are answered, one after another in one session."""
     failing_prompt: ClassVar[str | None] = None
-    """A prompt whose turn fails, without harm to the session; None where there is none to be had."""
+    """A prompt whose turn fails without harm to the session; None if there is none."""
     endless_prompt: ClassVar[str | None] = None
-    """A prompt whose turn gives at least one event and then takes longer than `patience_s`; None where there is none."""
+    """A prompt whose turn gives at least one event and then takes longer than `patience_s`; None if there is none."""
     patience_s: ClassVar[float] = 60.0
     """Longest that a test may take, in seconds."""
 
     def backend(self) -> Backend:
-        """A new backend, as a process would make it that takes the agent up."""
+        """A new backend, as a process makes one when it activates the agent."""
         raise NotImplementedError(f"{type(self).__name__} must define backend")
 
     # --- sessions -----------------------------------------------------------------------------------------------------
@@ -223,7 +223,7 @@ class BackendConformance:
     # --- help ---------------------------------------------------------------------------------------------------------
     @asynccontextmanager
     async def _backend(self) -> AsyncIterator[Backend]:
-        """A backend that is let go in the end, twice, as nothing says that it happens once."""
+        """A backend that is released in the end: twice, because the contract does not say that it happens once."""
         backend = self.backend()
         try:
             yield backend
@@ -261,7 +261,7 @@ def _turn(number: int = 1, steps: UnjournaledSteps | None = None) -> Turn:
 
 
 async def _read(stream: Stream) -> list[Event]:
-    """The events up to the terminal one; a reader pulls none behind it."""
+    """The events up to and including the terminal one: the mesh reads no further."""
     events = []
     async for event in stream.events:
         events.append(event)
@@ -279,7 +279,7 @@ async def _close(stream: Stream) -> None:
 
 
 def _json(value: Any, what: str) -> Any:
-    """`value` as the journal gives it back."""
+    """`value` as it comes back from the journal."""
     back = msgspec.json.decode(msgspec.json.encode(value))
     assert back == json.loads(json.dumps(value)), f"{what} must be a JSON value: {value!r}"
     return back

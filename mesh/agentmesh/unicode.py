@@ -1,4 +1,4 @@
-"""Text that UTF-8 can hold. Models, and JSON in general, may give lone surrogates ("\\ud800"), which nothing can encode."""
+"""Text that UTF-8 can encode. Models, and JSON in general, may give lone surrogates ("\\ud800"), which it cannot."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import msgspec
 
 
 def well_formed(value: Any) -> Any:
-    """`value` (JSON data) such that UTF-8 can hold its texts: the same object where it can already, else a changed copy.
+    """`value` (JSON data) with texts that UTF-8 can encode: the same object if it is so already, else a changed copy.
 
-    The two halves of a surrogate pair become the character that they stand for, and each half that is alone U+FFFD. What is
-    neither text, list nor dict stays as it is.
+    The two halves of a surrogate pair become the character that they stand for; a half that stands alone becomes U+FFFD. Values
+    other than texts, lists and dicts stay as they are.
     """
     if isinstance(value, str):
         return _text(value)
@@ -35,7 +35,7 @@ def encode(value: Any) -> bytes:
 
 
 def _is_sound(value: Any) -> bool:
-    """Whether `value` holds no lone surrogates. What cannot be encoded for another reason may hold some."""
+    """Whether `value` holds no lone surrogates. False also for a value that cannot be encoded for another reason."""
     try:
         msgspec.json.encode(value)
     except Exception:  # noqa: BLE001 - encoding what a backend gives may run foreign code

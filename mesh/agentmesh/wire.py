@@ -35,9 +35,9 @@ TRACE_HEADERS = ("traceparent", "tracestate", "baggage")
 
 VERSION = 1
 HEADER_ROOM = 4096
-"""Room that a message's own headers may need beside its body, in bytes."""
+"""Bytes that a message's own headers may need beside its body."""
 MAIL_ROOM = 64 * 1024
-"""What a mail's size limit leaves of the server's `max_payload`, so that a body can always be passed on with headers."""
+"""By how many bytes the size limit of mail is below the server's `max_payload`: a body can always be passed on with headers."""
 MAX_DEPTH = 100
 """How deeply the JSON of a prompt, an event, or a spec's options may be nested."""
 _TOO_DEEP = f"the JSON is nested deeper than {MAX_DEPTH} levels: send it flatter, or as text inside a string"
@@ -54,7 +54,7 @@ class Attachment(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class PromptBody(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What a caller wants answered."""
+    """A prompt, as a caller sends it."""
 
     prompt: str
     metadata: dict[str, Any] = {}
@@ -180,7 +180,7 @@ def _json_of(body: bytes) -> Any:
 
     Raises:
         msgspec.DecodeError: it is none.
-        BadRequest: it is nested so deeply that nobody can tell.
+        BadRequest: it is nested too deeply to be read.
     """
     try:
         return _json_decoder.decode(body)
@@ -189,13 +189,14 @@ def _json_of(body: bytes) -> Any:
 
 
 def check_depth_of(body: bytes, value: Any) -> None:
-    """As `check_depth`, of a value in the JSON `body`: most bodies have too few brackets to be deep."""
+    """As `check_depth`, for a value that the JSON `body` holds: cheap, because most bodies have too few brackets to be deep."""
     if body.count(b"[") + body.count(b"{") > MAX_DEPTH:
         check_depth(value)
 
 
 def check_depth(value: Any) -> None:
-    """Refuse a JSON value nested deeper than `MAX_DEPTH`: whoever passes it on must be able to write it, on any stack.
+    """Refuse a JSON value nested deeper than `MAX_DEPTH`: every process that passes it on must be able to encode it, on any
+    stack.
 
     Raises:
         BadRequest: it is.
@@ -229,15 +230,15 @@ def parse_time(text: str) -> float:
 
 
 def _deadline(text: str) -> float:
-    """A deadline, in seconds since the epoch: 0 stands for all that passed before, `MAX_TIME` for all that never will."""
+    """A deadline, in seconds since the epoch. Times before the epoch become 0, times after the year 3000 `MAX_TIME`."""
     return min(MAX_TIME, max(0.0, parse_time(text)))
 
 
 def check_time(seconds: float) -> float:
-    """`seconds` since the epoch, if they are a time between 1970 and 3000: others cannot be written down, nor be meant.
+    """`seconds` since the epoch, if that is a time between 1970 and 3000: other times cannot be formatted, and nobody means them.
 
     Raises:
-        BadRequest: they are not (or are NaN).
+        BadRequest: it is not, or is NaN.
     """
     if not 0 <= seconds <= MAX_TIME:
         raise BadRequest(f"{seconds:g} s since 1970 is out of range: a time is between the years 1970 and 3000")
@@ -257,7 +258,7 @@ def _second(seconds: int) -> str:
 
 
 def decode_mail(lane: Lane, seq: int, body: bytes, headers: Mapping[str, str], *, root: str) -> Mail:
-    """A stored message as `Mail`. Never raises: what is wrong with it is in `problem`.
+    """A stored message as `Mail`. Never raises: if something is wrong with it, `problem` says what.
 
     On open lanes the sender headers are ignored: a stranger can neither pose as an agent nor spoil its watermark.
     """
@@ -384,7 +385,7 @@ class Restart(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class By(msgspec.Struct, frozen=True, kw_only=True):
-    """Who changed a spec last by an effect: the sending agent and the effect's origin."""
+    """The agent that last changed a spec by an effect, and the effect's origin."""
 
     sender: str
     origin: str
@@ -403,7 +404,7 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     watchdog_s: float | None = None
     budget: dict[str, Any] | None = None
     parent: str | None = None
-    """With `link=True`: the agent whose end is this one's."""
+    """With `link=True`: the agent whose end also ends this one."""
     parent_life: str | None = None
     """The parent's incarnation: another agent of its name is not its parent."""
     by: By | None = None
@@ -414,7 +415,7 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class NodeLease(msgspec.Struct, frozen=True, kw_only=True):
-    """Registry `nodes.<id>`: one live node. The key has a TTL."""
+    """Registry `nodes.<id>`: a node that is alive. The key has a TTL."""
 
     boot: str
     kinds: tuple[str, ...] = ()
@@ -429,7 +430,7 @@ class NodeLease(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Placement(msgspec.Struct, frozen=True, kw_only=True):
-    """Registry `placements.<node>.<agent>`: who runs it. The key's revision is the generation."""
+    """Registry `placements.<node>.<agent>`: the node runs the agent. The key's revision is the generation."""
 
     incarnation: str
     since: str = ""
@@ -447,7 +448,7 @@ class Probe(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Looks for a circle of waits (agentmesh.turn.wait_cycles)."""
 
     id: str
-    """Random: only the agent that sent it can tell that it has come back."""
+    """Random: only the agent that sent it recognises it when it comes back."""
     root: str
     """The agent that sent it; `since` and `origin` tell for which of its waits."""
     since: float
@@ -504,6 +505,6 @@ class NodeStats(msgspec.Struct, frozen=True, kw_only=True):
     lag_ms: float
     draining: bool
     awake: int = 0
-    """Agents that are loaded; the others are a subscription each."""
+    """Agents that are loaded; of each other agent there is only a subscription."""
     busy: tuple[str, ...] = ()
-    """Some of the agents that are in a turn, where the ping asks for content: should the node die, they come first."""
+    """Some of the agents that are in a turn, if the ping asks for content: should the node die, they are placed first."""

@@ -129,11 +129,13 @@ def account(**limits: float) -> Account:
 
 
 def test_an_account_counts_the_turn_and_those_that_it_asked() -> None:
-    own = account().told(
+    own = account().with_usage(
         {"input_tokens": 10, "output_tokens": 5, "model": "own"}, prices_from({"own": {"input": 1e6, "output": 0}})
     )
-    own = own.called(2).delegated("a", {"input_tokens": 100, "usd": 0.5, "tool_calls": 1, "delegated": {"tokens": 7, "usd": 1.0}})
-    own = own.delegated("a", {"input_tokens": 100, "usd": 0.5, "tool_calls": 1, "delegated": {"tokens": 7, "usd": 1.0}})
+    own = own.with_tool_calls(2).with_delegate(
+        "a", {"input_tokens": 100, "usd": 0.5, "tool_calls": 1, "delegated": {"tokens": 7, "usd": 1.0}}
+    )
+    own = own.with_delegate("a", {"input_tokens": 100, "usd": 0.5, "tool_calls": 1, "delegated": {"tokens": 7, "usd": 1.0}})
     assert own.spent(3.0) == Spending(tokens=122, usd=11.5, wall_s=3.0, tool_calls=3)
     assert own.summary() == {
         "input_tokens": 10, "output_tokens": 5, "model": "own", "usd": 10.0, "tool_calls": 2,
@@ -147,13 +149,13 @@ def test_at_four_fifths_the_model_is_told_and_at_the_whole_the_turn_ends() -> No
     fresh = account(tokens=100)
     fresh.check()
     assert fresh.note() is None
-    assert fresh.told({"input_tokens": 79}, prices).note() is None
-    warned = fresh.told({"input_tokens": 80, "cost_usd": 0}, prices)
+    assert fresh.with_usage({"input_tokens": 79}, prices).note() is None
+    warned = fresh.with_usage({"input_tokens": 80, "cost_usd": 0}, prices)
     assert "80 %" in (warned.note() or "")
     warned.check()
     assert warned.left() == Limits(tokens=20)
     with pytest.raises(BudgetExceeded) as caught:
-        warned.delegated("w", {"output_tokens": 20}).check()
+        warned.with_delegate("w", {"output_tokens": 20}).check()
     assert caught.value.details["reached"] == ["tokens"]
     assert caught.value.details["spent"]["tokens"] == 100
 
@@ -168,5 +170,5 @@ def test_time_counts_too() -> None:
 
 def test_a_bound_on_money_without_a_price_is_not_passed_over() -> None:
     with pytest.raises(BudgetExceeded, match="no price for new-model"):
-        account(usd=1).told({"input_tokens": 1, "model": "new-model"}, Prices()).check()
-    account(tokens=10).told({"input_tokens": 1, "model": "new-model"}, Prices()).check()
+        account(usd=1).with_usage({"input_tokens": 1, "model": "new-model"}, Prices()).check()
+    account(tokens=10).with_usage({"input_tokens": 1, "model": "new-model"}, Prices()).check()

@@ -52,7 +52,7 @@ def owners(world: World) -> Mapping[str, list[str]]:
 @pytest.mark.case(221)
 def test_an_agent_whose_kind_nobody_serves_waits_and_starts_when_a_node_comes() -> None:
     world = World.of({"a": spec("B")}, {"n1": lease("A")}, {})
-    assert plan(world) == Plan(wait=(Unplaced("a", "no live node serves kind B"),))
+    assert plan(world) == Plan(unplaced=(Unplaced("a", "no live node serves kind B"),))
     assert explain(world, "a") == "a waits: no live node serves kind B (n1: other kind)"
 
     world = World.of({"a": spec("B")}, {"n1": lease("A"), "n2": lease("B")}, {})
@@ -66,7 +66,7 @@ def test_every_label_of_the_spec_must_be_the_nodes() -> None:
     assert [action.node for action in plan(world).place] == ["n2"]
 
     lonely = World.of({"a": spec(gpu="yes", zone="c")}, nodes, {})
-    assert plan(lonely).wait[0].reason == "no live node that serves kind A has the labels gpu=yes, zone=c"
+    assert plan(lonely).unplaced[0].reason == "no live node that serves kind A has the labels gpu=yes, zone=c"
 
 
 @pytest.mark.case(228)
@@ -74,7 +74,7 @@ def test_a_full_node_takes_no_more_and_no_capacity_means_no_bound() -> None:
     specs = {f"a{i}": spec() for i in range(5)}
     made = plan(World.of(specs, {"n1": lease(capacity=2)}, {}))
     assert len(made.place) == 2
-    assert {wait.reason for wait in made.wait} == {"no node that fits has room"}
+    assert {wait.reason for wait in made.unplaced} == {"no node that fits has room"}
     assert len(plan(World.of(specs, {"n1": lease()}, {})).place) == 5
 
 
@@ -99,7 +99,7 @@ def test_a_node_that_is_gone_loses_its_agents_to_the_others() -> None:
 
 
 def test_an_agent_whose_only_node_is_gone_waits_with_its_placement() -> None:
-    assert plan(World.of({"a": spec()}, {}, on("n1"))) == Plan(wait=(Unplaced("a", "no node is live"),))
+    assert plan(World.of({"a": spec()}, {}, on("n1"))) == Plan(unplaced=(Unplaced("a", "no node is live"),))
 
 
 def test_of_several_placements_the_highest_revision_counts() -> None:
@@ -161,14 +161,14 @@ def test_a_draining_node_keeps_its_agents_until_it_gives_them_up_and_gets_nothin
 def test_who_leaves_a_draining_node_waits_where_no_other_has_room() -> None:
     nodes = {"n1": lease(draining=True), "n2": lease(capacity=1)}
     made = plan(World.of({"a": spec(), "b": spec()}, nodes, on("n2", "b")))
-    assert made == Plan(wait=(Unplaced("a", "no node that fits has room"),))
+    assert made == Plan(unplaced=(Unplaced("a", "no node that fits has room"),))
 
 
 def test_a_cordoned_node_keeps_what_it_has_and_gets_nothing() -> None:
     world = World.of({"a": spec(), "b": spec()}, {"n1": lease(cordoned=True)}, on("n1", "a"))
     made = plan(world)
     assert not made.place
-    assert [wait.agent for wait in made.wait] == ["b"]
+    assert [wait.agent for wait in made.unplaced] == ["b"]
 
 
 @pytest.mark.case(226)
@@ -176,14 +176,14 @@ def test_a_node_in_doubt_keeps_its_agents_and_gets_nothing() -> None:
     world = World.of({"a": spec(), "b": spec()}, {"n2": lease(cordoned=True)}, on("n1", "a"), held={"n1"})
     made = plan(world)
     assert not made.place
-    assert [wait.agent for wait in made.wait] == ["b"]
+    assert [wait.agent for wait in made.unplaced] == ["b"]
     assert explain(world, "a") == "a is wanted on n1, which has not been heard of just now (generation 1)"
 
 
 def test_an_agent_leaves_a_node_that_came_back_without_its_kind() -> None:
     made = plan(World.of({"a": spec("A")}, {"n1": lease("B")}, on("n1")))
     assert [gone.node for gone in made.remove] == ["n1"]
-    assert [wait.agent for wait in made.wait] == ["a"]
+    assert [wait.agent for wait in made.unplaced] == ["a"]
 
 
 @pytest.mark.parametrize("parent", [None, spec(status="stopped"), spec(life="another")])
@@ -272,7 +272,7 @@ def test_a_plan_carried_out_leaves_nothing_to_do(world: World) -> None:
     first = plan(world)
     after = plan(perform(world, first))
     assert (after.place, after.remove, after.end) == ((), (), ())
-    assert after.wait == first.wait
+    assert after.unplaced == first.unplaced
 
 
 @given(worlds(), st.randoms(use_true_random=False))
@@ -298,7 +298,7 @@ def test_the_same_world_gives_the_same_plan_whatever_its_order(world: World, ran
 def test_nobody_has_two_owners_and_whoever_needs_one_has_it_or_waits(world: World) -> None:
     made = plan(world)
     after = perform(world, made)
-    waits = {wait.agent for wait in made.wait}
+    waits = {wait.agent for wait in made.unplaced}
     homes = owners(after)
     for agent in AGENTS:
         entry = world.specs.get(agent)
@@ -342,7 +342,7 @@ def test_new_placements_never_exceed_a_capacity(world: World) -> None:
 def test_nobody_moves_without_need(world: World) -> None:
     made = plan(world)
     specs = perform(world, made).specs
-    touched = {action.agent for action in made.place} | {wait.agent for wait in made.wait}
+    touched = {action.agent for action in made.place} | {wait.agent for wait in made.unplaced}
     for agent, by_node in world.placements.items():
         entry = specs.get(agent)
         if entry is None or entry.status == "stopped":
@@ -364,7 +364,7 @@ def test_nobody_moves_without_need(world: World) -> None:
 def test_a_waiting_agent_really_has_nowhere_to_go(world: World) -> None:
     made = plan(world)
     after = perform(world, made)
-    for wait in made.wait:
+    for wait in made.unplaced:
         entry = after.specs[wait.agent]
         for name, node in world.nodes.items():
             is_open = not node.draining and not node.cordoned and name not in world.held
@@ -388,7 +388,7 @@ def test_load_spreads_evenly_over_equal_nodes(kinds: list[str], nodes: int) -> N
 @given(worlds(), st.sets(st.sampled_from(AGENTS)))
 def test_a_plan_for_some_agents_touches_no_others(world: World, some: set[str]) -> None:
     made = plan(world, some)
-    assert {a.agent for a in made.place} | {a.agent for a in made.remove} | {a.agent for a in made.wait} <= some
+    assert {a.agent for a in made.place} | {a.agent for a in made.remove} | {a.agent for a in made.unplaced} <= some
 
 
 @given(worlds(), st.sampled_from(AGENTS))

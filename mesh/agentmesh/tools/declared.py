@@ -4,8 +4,8 @@ Each tool says what may be done with a call that was in flight when its node die
 
 - `pure`: it changes nothing. It may run again.
 - `idempotent`: running it again under the same key changes nothing more. It may run again; `ToolCall.key` is that key.
-- `once` (the default): it is never fired again blindly. After a takeover its `reconcile(key)` is asked what became of the call;
-  where there is none, or it cannot tell, the model is told that the outcome is unknown.
+- `once` (the default): it is never called again blindly. After a takeover `reconcile(key)` is asked what became of the call; if
+  there is no such function, or it cannot tell, the model is told that the outcome is unknown.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ DEFAULT_TIMEOUT_S = 60.0
 AGENT_TIMEOUT_S = 600.0
 _POLICY = "__agentmesh_tool__"
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
-"""What model APIs take as the name of a tool."""
+"""The names of tools that model APIs accept."""
 
 
 class ToolError(Exception):
-    """Raised by a tool: the call has failed, and this message is all that the model gets to see."""
+    """Raised by a tool: the call has failed, and the model sees only this message."""
 
 
 class Done(msgspec.Struct, frozen=True):
@@ -57,7 +57,7 @@ class Done(msgspec.Struct, frozen=True):
 
 
 class NotDone(msgspec.Struct, frozen=True):
-    """From `reconcile`: the call certainly took no effect, and never will; it may be fired."""
+    """From `reconcile`: the call certainly took no effect, and never will; it may be made."""
 
 
 class ToolSpec(msgspec.Struct, frozen=True):
@@ -82,7 +82,7 @@ class FunctionTool(msgspec.Struct, frozen=True):
 
     spec: ToolSpec
     function: Callable[..., Any]
-    """Bound already, if it is a method of the agent."""
+    """Bound to the agent, if it is one of its methods."""
     signature: Signature
     effect: ToolEffect
     timeout_s: float
@@ -106,8 +106,8 @@ class _Mcp(msgspec.Struct, frozen=True, kw_only=True):
     only: tuple[str, ...] | None = None
     """The tools that the model may see, by the server's own names; all where it is None."""
     effects: Mapping[str, ToolEffect] = {}
-    """Effects by the server's own names of the tools. Where one is missing the server's hints count (`readOnlyHint` is `pure`,
-    `idempotentHint` is `idempotent`), else it is `once`."""
+    """Effects by the server's own names of the tools. For a tool that is not listed the server's hints count (`readOnlyHint` is
+    `pure`, `idempotentHint` is `idempotent`); without hints it is `once`."""
     timeout_s: float = DEFAULT_TIMEOUT_S
 
     def __post_init__(self) -> None:
@@ -118,7 +118,7 @@ class _Mcp(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class McpStdio(_Mcp, frozen=True, kw_only=True):
-    """An MCP server that is a child process. Of the node's environment it gets PATH and the like, and what is named."""
+    """An MCP server in a child process. It gets PATH and the like from the node's environment, and variables named here."""
 
     command: str
     args: tuple[str, ...] = ()
@@ -168,7 +168,7 @@ def tool(
     """Say how a function is to be run as a tool. The function stays as it is; list it in the class's `tools`.
 
     Args:
-        function: what a bare `@tool` decorates: a `once` tool with all defaults, as one that is listed without it.
+        function: set if the decorator is used without arguments: a `once` tool with all defaults, as an undecorated one.
         effect: what may be done with a call that was in flight when its node died; see the module.
         timeout_s: longest run, in seconds; then it is cancelled, and the model gets an error result.
         reconcile: for `once` only: a function, `async` or plain, of the call's key, that returns `Done(result)`, `NotDone()`, or
@@ -229,7 +229,7 @@ def agent_tool(
 
 
 def declared(agent: Any) -> tuple[Declared, ...]:
-    """The tools in the `tools` of an agent's class, functions that are methods bound to `agent`.
+    """The tools that an agent's class lists in `tools`; functions that are methods are bound to `agent`.
 
     Raises:
         InvalidAgent: something in it is no tool, or two have one name.
@@ -265,7 +265,7 @@ def _declared(item: Any, agent: Any) -> Declared:
 
 
 def _is_method(function: Any) -> bool:
-    """Whether this is a function that was written in a class, not bound yet."""
+    """Whether this is a function of a class body that is not bound yet."""
     return inspect.isfunction(function) and next(iter(inspect.signature(function).parameters), "") == "self"
 
 

@@ -1,4 +1,4 @@
-"""What a model may give to a function: a schema for the model, and a check of what the model then gives.
+"""The input of a tool: a schema for the model, and a check of what the model then gives.
 
 Both come from the type hints, through msgspec; the descriptions come from the docstring (Google, NumPy or reST style).
 """
@@ -54,7 +54,7 @@ def signature_of(function: Callable[..., Any], name: str) -> Signature:
     """The signature of `function`, whose `self` is bound already.
 
     Raises:
-        InvalidAgent: a parameter has no type, or one that no JSON fits; or the package for docstrings is missing.
+        InvalidAgent: a parameter has no type, or a type that JSON cannot express; or the package for docstrings is missing.
     """
     hints = _hints(function, name)
     summary, described = _documented(function, name)

@@ -189,7 +189,7 @@ class RegistryIndex:
         """Remember who waits after a plan over `looked_at`."""
         for agent in looked_at & self.waits.keys():
             del self.waits[agent]
-        for wait in plan.wait:
+        for wait in plan.unplaced:
             self.waits[wait.agent] = wait
 
     # --- inside ---------------------------------------------------------------------------------------------------

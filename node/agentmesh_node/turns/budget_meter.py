@@ -66,7 +66,7 @@ class BudgetMeter:
         # Most turns have no bounds, and many spend nothing: those pay for little more than this.
         account = _FRESH if not limited else Account(limits=purse.limits)
         for wait, usage in purse.delegated.items():
-            account = account.delegated(wait, usage)
+            account = account.with_delegate(wait, usage)
         self._account = account
         self._limited = limited
         self._prices = prices
@@ -119,10 +119,10 @@ class BudgetMeter:
                 too much ends the turn only when it goes on behind it.
         """
         if event.kind == "usage":
-            self._account = self._account.told(event.data, self._prices)
+            self._account = self._account.with_usage(event.data, self._prices)
             self._over = self._is_over()
         elif event.kind == "tool_use":
-            self._account = self._account.called()
+            self._account = self._account.with_tool_calls()
             if not event.replayed:
                 self.check()
         elif self._over and not event.terminal and not event.replayed:
@@ -164,7 +164,7 @@ class BudgetMeter:
     def answered(self, wait: str, outcome: Outcome) -> None:
         """Count what was spent by one that was asked."""
         if outcome.usage:
-            self._account = self._account.delegated(wait, outcome.usage)
+            self._account = self._account.with_delegate(wait, outcome.usage)
             self._over = self._over or self._is_over()
 
 

@@ -97,7 +97,7 @@ def test_planning_what_has_changed_leaves_nothing_for_a_full_plan(steps: list[tu
     carry_out(census, registry)
     full = plan(census.world(), readable(census, registry))
     assert (full.place, full.remove) == ((), ())
-    assert {wait.agent: wait.reason for wait in full.wait} == {
+    assert {wait.agent: wait.reason for wait in full.unplaced} == {
         agent: wait.reason for agent, wait in census.waits.items() if agent in readable(census, registry)
     }
 
