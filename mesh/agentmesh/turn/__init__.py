@@ -1,4 +1,4 @@
-"""The turn machine. `machine` has the table; `values` what goes in and comes out."""
+"""The turn machine. `machine` has the table, `values` the inputs, the commands and the state."""
 
 from agentmesh.turn.machine import advance, new_core, state_of
 

@@ -1,4 +1,4 @@
-"""Requests from outside the turn: interrupt, resume, cancel, timers; effects that are given up; deadlines that pass."""
+"""Inputs from outside the turn: control requests (interrupt, resume, cancel, timers), new mail, ends of effects, deadlines."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def on_arrived(core: Core, item: Arrived, out: Out) -> None:
 
 
 def _file(core: Core, arrived: tuple[Mail, ...], out: Out) -> list[Mail]:
-    """Put events and answers where they wait, and return the prompts; mail that is known already is passed over."""
+    """Put events and answers where they wait, and return the prompts. Mail that is known already is skipped."""
     known = _known(core) if core.prompts or core.events or core.answered or core.active is not None else set()
     prompts: list[Mail] = []
     for mail in arrived:
@@ -102,7 +102,7 @@ def _known(core: Core) -> set[tuple[str, int]]:
 
 
 def _queue(core: Core, prompts: list[Mail]) -> None:
-    """Put new prompts where they belong: in stream order, which is mostly the order in which they came."""
+    """Insert new prompts in stream order, which is mostly the order in which they came."""
     merged = (*core.prompts, *prompts)
     if len(merged) > 1 and not all(a.seq < b.seq for a, b in pairwise(merged[max(0, len(core.prompts) - 1) :])):
         merged = tuple(sorted(merged, key=lambda m: m.seq))
@@ -121,7 +121,7 @@ def on_interrupt(core: Core, item: Interrupt, out: Out) -> None:
 
 
 def bound(core: Core, item: Input) -> Input:
-    """`item` as it is put by: an interrupt means the turn that runs now, not one that may follow."""
+    """`item` as it goes into the stash: an interrupt is bound to the turn that runs now, so that it cannot hit a later one."""
     if isinstance(item, Interrupt) and item.ref is None and core.active is not None:
         return structs.replace(item, ref=core.active.ref)
     return item
@@ -147,7 +147,7 @@ def on_resume_failed(core: Core, item: Resume, out: Out) -> None:
     """Revive a failed agent."""
     answer_later(core, item.token, {"resumed": True})
     if core.ledger.failed is None:
-        # It failed without a record (its state could not be read): just try again.
+        # It failed without a record, because its state could not be read: try again.
         out.extend(core.answers)
         core.answers = ()
         boot(core, out)
@@ -176,7 +176,7 @@ def on_cancel(core: Core, item: Cancel, out: Out) -> None:
 
 
 def _is_copy(core: Core, mail: Mail) -> bool:
-    """Whether `mail` repeats what was consumed, runs, or waits ahead of it: only the first of them has an outcome."""
+    """Whether `mail` repeats mail that was consumed, runs now, or waits ahead of it: only the first copy has an outcome."""
     if mail.sender is None or mail.origin is None:
         return False
     if is_repetition(core.work, mail):
@@ -247,7 +247,7 @@ def on_trim(core: Core, item: Trim, out: Out) -> None:
 
 # --- effects ------------------------------------------------------------------------------------------------------
 def on_done(core: Core, item: EffectsDone, out: Out) -> None:
-    """The server has these; the next record says so."""
+    """The server has acknowledged these effects; the next record says so."""
     core.done = (*core.done, *[o for o in item.origins if o in core.ledger.effects and o not in core.done])
     if core.inflight is not None:
         return
@@ -300,8 +300,8 @@ def describe(effect: Effect) -> dict[str, object]:
 
 # --- time ---------------------------------------------------------------------------------------------------------
 def on_tick(core: Core, item: Tick, out: Out) -> None:
-    """End the waits of the running turn that have lasted too long; answer `expired` to prompts whose deadline passed while
-    they wait."""
+    """End waits of the running turn that have lasted too long, and answer `expired` to waiting prompts whose deadline has
+    passed."""
     if core.ledger.waits and core.phase is Phase.TURN and expire_waits(core, out):
         core.stash = (*core.stash, item)
         return
@@ -320,14 +320,14 @@ def on_tick(core: Core, item: Tick, out: Out) -> None:
 
 
 def on_retire(core: Core, item: Retire, out: Out) -> None:
-    """Begin nothing more: what waits is the next owner's. What runs is not charged if the hand-over cuts it off."""
+    """Begin nothing more: mail that waits is left to the next owner. An input that the hand-over interrupts is not charged."""
     core.retiring = True
     if core.phase is Phase.TURN and core.inflight is None and core.ledger.trying is not None:
         commit_side(core, "control", begin, out)
 
 
 def on_rest(core: Core, item: Rest, out: Out) -> None:
-    """An idle agent with no open effect and nothing queued says so before it sleeps: a new owner can leave it asleep."""
+    """Let an idle agent with no open effect and nothing queued record that before it sleeps: a new owner can leave it asleep."""
     work = core.work
     waiting = work.next or work.queue or work.notices or core.events or core.answered
     busy = waiting or (core.prompts and not work.halted)

@@ -11,7 +11,7 @@ from agentmesh.wire import ErrorBody
 
 
 def drop_draft(core: Core) -> None:
-    """Forget the draft: what it had taken waits again."""
+    """Forget the draft: the mail that it had consumed waits again."""
     active = core.active
     if active is not None and active.mail is not None:
         core.prompts = (active.mail, *core.prompts)

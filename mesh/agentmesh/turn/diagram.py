@@ -9,7 +9,7 @@ from agentmesh.turn.values import Misbehaved, Phase, Raised, Returned
 
 P = Phase
 SKIPPED = frozenset({P.ACTIVATE, P.PRE_RUN, P.PRE_TURN, P.DECIDING, P.POST_TURN, P.HANDLING, P.CRASHING, P.ENDING})
-"""Phases that are passed over where the class does not define their callback, or nothing waits."""
+"""Phases that are skipped if the class does not define their callback, or nothing waits."""
 TURN = (P.IDLE, P.PRE_TURN, P.TURN, P.DECIDING, P.POST_TURN, P.HANDLING, P.POST_RUN, P.COMMITTING, P.CRASHING)
 LIFE = tuple(phase for phase in P if phase in (P.IDLE, P.COMMITTING, P.CRASHING) or phase not in TURN)
 
@@ -19,7 +19,7 @@ type Arrow = tuple[Phase, Phase, str]
 
 
 def arrows() -> list[Arrow]:
-    """Every `(from, to, why)` of the tables, but for those that stay in a phase."""
+    """Every `(from, to, why)` of the tables, except arrows from a phase to itself."""
     found: list[Arrow] = []
     for phase, moves in TABLE.items():
         for kind, move in moves.items():
@@ -31,7 +31,7 @@ def arrows() -> list[Arrow]:
 
 
 def reduced(every: list[Arrow]) -> list[Arrow]:
-    """`every` without the short cuts past phases that may be passed over: the way through them says as much."""
+    """`every` without the short cuts past phases that may be skipped: the arrows through them say the same."""
     onward: dict[Phase, set[Phase]] = {}
     for source, to, _ in every:
         onward.setdefault(source, set()).add(to)

@@ -1,4 +1,4 @@
-"""Prompts and events: from what waits to a record that says what was done with it (docs/architecture.md#turns)."""
+"""Prompts and events: from waiting mail to the record that says what was done with it (docs/architecture.md#turns)."""
 
 from __future__ import annotations
 
@@ -71,8 +71,8 @@ def go_on(core: Core, out: Out) -> None:
 def dispatch(core: Core, out: Out) -> None:
     """Begin the next prompt: the self-chained one first, then the mailbox in stream order.
 
-    Prompts that need no turn (repetitions, too late, malformed, meant for another life) are put away on the way there,
-    in a record of their own, so that their callers need not wait for the next turn's end.
+    Prompts on the way that need no turn (repeated, too late, malformed, meant for another life) are ended in a record of their
+    own, so that their callers need not wait for the next turn's end.
     """
     before = core.work
     while True:
@@ -81,10 +81,10 @@ def dispatch(core: Core, out: Out) -> None:
             if core.work is not before or core.effects:
                 commit(core, "refused", out)
             else:
-                core.wary = False  # all that waited when the node died is handled
+                core.wary = False  # all mail that waited when the node died is handled
             return
         mail = active.mail
-        if (mail is None or not _turn_away(core, mail)) and not is_beyond(core, active):
+        if (mail is None or not _end_without_turn(core, mail)) and not is_beyond(core, active):
             break
     turned_away = core.work is not before
     if turned_away or hold_back(core, active.key, out):
@@ -98,7 +98,7 @@ def dispatch(core: Core, out: Out) -> None:
 
 
 def _choose(core: Core) -> Active | None:
-    """Take the next prompt out of what waits."""
+    """Remove the next prompt from those that wait."""
     work = core.work
     number = work.turn + 1
     if work.next is not None:
@@ -150,8 +150,8 @@ def _from_queue(item: Queued, slot: Any, number: int, now: float) -> Active:
     )
 
 
-def _turn_away(core: Core, mail: Mail) -> bool:
-    """Put `mail` away if it needs no turn; whether it did."""
+def _end_without_turn(core: Core, mail: Mail) -> bool:
+    """End `mail` if it needs no turn. Returns whether it did."""
     error: ErrorBody | None = None
     if mail.origin is not None and is_repetition(core.work, mail):
         consume(core, mail)
@@ -200,7 +200,7 @@ def _call(core: Core, hook: str, args: tuple[Any, ...] = ()) -> RunCallback:
 
 
 def _returned(core: Core, item: Returned) -> None:
-    """Add to the draft the state that a callback gave back, and what it asks for."""
+    """Add to the draft the state that a callback returned, and its asks."""
     if item.state != core.work.state:
         core.work = structs.replace(core.work, state=item.state)
     if item.asks:
@@ -263,7 +263,7 @@ def on_pre_turn(core: Core, item: Returned | Misbehaved | Raised, out: Out) -> N
         code = "bad_state" if item.error.code == "bad_state" else "pre_turn_invalid"
         error = ErrorBody(code=code, message=item.error.message)
     else:
-        # A raising hook is a skip, with the state as before it.
+        # A hook that raises skips the prompt, and the state stays as it was.
         halt = False
         error = ErrorBody(code="pre_turn_skipped", message=f"pre_turn raised: {item.error.message}")
     core.active = structs.replace(active, refused=True, error=error)
@@ -298,7 +298,7 @@ def on_ended(core: Core, item: TurnEnded, out: Out) -> None:
 
 
 def kill(core: Core, error: ErrorBody, usage: dict[str, Any] | None, out: Out) -> None:
-    """End the running turn from outside: `interrupted` or `timeout`. What it has spent is spent."""
+    """End the running turn from outside: `interrupted` or `timeout`. Its spending still counts."""
     assert core.active is not None
     core.active = structs.replace(core.active, usage=usage)
     withdraw(core)
@@ -320,7 +320,7 @@ def _failed(core: Core, error: ErrorBody, out: Out) -> None:
 
 
 def on_decision(core: Core, item: Returned | Misbehaved | Raised, out: Out) -> None:
-    """`handle_response` or `handle_error` ended. A raising `handle_response` is a crash."""
+    """`handle_response` or `handle_error` ended. If `handle_response` raised, that is a crash."""
     active = core.active
     assert active is not None
     if isinstance(item, Returned):
@@ -329,7 +329,7 @@ def on_decision(core: Core, item: Returned | Misbehaved | Raised, out: Out) -> N
     elif active.error is None and isinstance(item, Raised):
         begin_crash(core, item.error, out)
     elif active.error is not None:
-        # An exception or nonsense in handle_error means "stay idle".
+        # An exception from handle_error, or a bad return, means "stay idle".
         _decided(core, Choice(kind="idle"), out)
     else:
         # The turn ends with that error, is not tried again, and the agent goes on with the state before the turn.
@@ -375,7 +375,7 @@ def _transition(core: Core, out: Out) -> None:
             attempt=1,
         )
         core.work = structs.replace(core.work, next=item)
-    # What arrives from here on is handled after this record: a stream of events cannot hold up the caller's answer.
+    # Events that arrive from here on are handled after this record: a stream of events cannot hold up the caller's answer.
     core.drains = len(core.events) + len(core.work.notices)
     if choice.kind == "halt" and _halt(core, out):
         return
@@ -383,7 +383,7 @@ def _transition(core: Core, out: Out) -> None:
 
 
 def _halt(core: Core, out: Out) -> bool:
-    """Halt, if the agent is not halted yet: `post_run` runs once per halt. Whether `post_run` was called."""
+    """Halt, if the agent is not halted yet: `post_run` runs once per halt. Returns whether `post_run` was called."""
     if core.work.halted:
         return False
     core.work = structs.replace(core.work, halted=True)
@@ -410,7 +410,7 @@ def on_post_run(core: Core, item: Returned | Misbehaved | Raised, out: Out) -> N
 
 # --- events -------------------------------------------------------------------------------------------------------
 def drain(core: Core, out: Out) -> None:
-    """Handle the next event that waits; with none left for this record, end it."""
+    """Handle the next event that waits; if none is left for this record, end it."""
     handles = "handle_event" in core.config.hooks
     while core.drains > 0 and (core.work.notices or core.events):
         if core.wary and core.active is None and comes_first(core, out):
@@ -432,13 +432,13 @@ def drain(core: Core, out: Out) -> None:
 
 
 def on_cleared(core: Core, item: Cleared, out: Out) -> None:
-    """The node handles no other suspect: this one may begin."""
+    """The node handles no other suspect input: this one may begin."""
     core.cleared = True
     go_on(core, out)
 
 
 def _next_event(core: Core) -> tuple[Any, str | None, dict[str, str]]:
-    """Take the oldest event: `(what handle_event sees, sender, trace)`; `_NO_EVENT` where there is nothing to handle."""
+    """Remove the oldest event: `(argument of handle_event, sender, trace)`; `_NO_EVENT` if there is nothing to handle."""
     if core.work.notices:
         notice, *rest = core.work.notices
         core.work = structs.replace(core.work, notices=tuple(rest))
@@ -449,7 +449,7 @@ def _next_event(core: Core) -> tuple[Any, str | None, dict[str, str]]:
     late = mail.deadline is not None and mail.deadline <= core.now
     consume(core, mail)
     if stale or late or LANES[mail.lane].kind == "answer":
-        return _NO_EVENT, None, {}  # so is an answer that no running turn waits for
+        return _NO_EVENT, None, {}  # an answer that no running turn waits for is nothing to handle
     if mail.problem is not None:
         bury(core, mail.lane, mail.seq, ErrorBody(code="bad_request", message=mail.problem))
         return _NO_EVENT, None, {}
@@ -461,7 +461,7 @@ def _next_event(core: Core) -> tuple[Any, str | None, dict[str, str]]:
 
 
 def _fired(core: Core, mail: Mail) -> Any:
-    """The tick of a timer: delivered only if its origin is the table's, and it leaves the table."""
+    """The tick of a timer. Delivered only if the ledger has the timer with the same origin; then the ledger forgets it."""
     timer_id = (mail.schedule or "").rpartition(".")[2]
     entry = core.work.timers.get(timer_id)
     if entry is None or entry.origin != mail.origin or _is_replaced(core, timer_id):
@@ -476,21 +476,21 @@ def _fired(core: Core, mail: Mail) -> Any:
         return _NO_EVENT
     missed = 0
     if entry.every is not None:
-        # A repeating timer keeps its rhythm: the record that consumes a tick arms the next, and merges what was missed.
+        # A repeating timer keeps its rhythm: the record that consumes a tick sets the next one, and merges missed ticks.
         missed = max(0, int((core.now - entry.due) // entry.every))
         again = SetTimer(id=timer_id, due=entry.due + (missed + 1) * entry.every, every=entry.every, event=entry.event)
         core.effects = (*core.effects, again)
-    # A copy: what the callback does to it must not reach the next tick.
+    # A copy: changes that the callback makes to it must not show at the next tick.
     return Timer(timer_id, copy.deepcopy(entry.event), entry.due, missed)
 
 
 def _is_replaced(core: Core, timer_id: str) -> bool:
-    """Whether this draft sets or cancels the timer: the table says so only when it is committed."""
+    """Whether this draft sets or cancels the timer: the ledger shows that only once it is committed."""
     return any(isinstance(ask, SetTimer | CancelTimer) and ask.id == timer_id for ask in (*core.effects, *core.asks))
 
 
 def on_event_handled(core: Core, item: Returned | Misbehaved | Raised, out: Out) -> None:
-    """`handle_event` ended. What raised or misbehaved leaves no trace; later events still run."""
+    """`handle_event` ended. A call that raised or misbehaved changes nothing; later events still run."""
     if isinstance(item, Returned):
         _returned(core, item)
         if item.choice.kind == "prompt":

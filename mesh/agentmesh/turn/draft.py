@@ -1,4 +1,4 @@
-"""The draft of the next record: what every part of the machine does to it."""
+"""The draft of the next record, and the changes to it that all parts of the machine share."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ def deadline_timer(ref: str) -> str:
 
 
 def key_of(mail: Mail) -> str:
-    """What the ledger calls an input that is mail, where it counts what handling it has caused."""
+    """The key of an input that is mail in the ledger's counters of crashes and takeovers."""
     return f"{mail.lane}:{mail.seq}"
 
 
 def caller_of(mail: Mail) -> Caller:
-    """Whom the outcome of a prompt that is mail goes to."""
+    """Where the outcome of a prompt that is mail goes."""
     return Caller(
         ref=mail.ref,
         reply_to=mail.reply_to,
@@ -64,7 +64,8 @@ def failed_outcome(core: Core, ref: str, error: ErrorBody) -> Outcome:
 
 
 def resolve(core: Core, caller: Caller, outcome: Outcome) -> tuple[Effect, ...]:
-    """The effects that give a request its one outcome: stored and told to who waits, and mailed to an agent that tagged it."""
+    """The effects that give a request its one outcome: stored, published to a caller that waits, mailed to an agent that
+    tagged it."""
     mailed = caller.sender is not None and caller.tag is not None
     outcome = capped(outcome, outcome_limit(core.config.max_payload, mailed=mailed))
     told = Resolve(outcome=outcome, reply_to=caller.reply_to, stream_to=caller.stream_to)
@@ -93,8 +94,8 @@ def bury(core: Core, lane: str, seq: int, reason: ErrorBody, text: str | None = 
 
 
 def consume(core: Core, mail: Mail, *, turn: int | None = None) -> None:
-    """Add to the draft that `mail` is taken, and what taking it says about its sender; `turn`: by the turn of that number."""
-    # Each lane waits in its own order, so the first found is the oldest.
+    """Add to the draft that `mail` is consumed (by turn number `turn`, if given), and that its sender's origin is seen."""
+    # The mail of a lane waits in order, so the first match is the oldest.
     lane = mail.lane
     kind = LANES[lane].kind
     waiting = core.prompts if kind == "prompt" else core.events
@@ -117,7 +118,7 @@ def _still_waits(ledger: Ledger, mail: Mail, lane: str) -> bool:
 
 
 def forget_charges(core: Core, key: str) -> None:
-    """Add to the draft that an input is dealt with: neither what it was charged with nor the steps of its turn count longer."""
+    """Add to the draft that an input is dealt with: its charges and the steps of its turn no longer count."""
     work = core.work
     if work.turning is not None and work.turning.key == key:
         core.work = work = structs.replace(work, turning=None, steps={}, waits={})
@@ -137,12 +138,15 @@ def is_repetition(ledger: Ledger, mail: Mail) -> bool:
 
 
 def digest(msg_id: str) -> str:
-    """What the ledger keeps of a `Nats-Msg-Id`."""
+    """The form of a `Nats-Msg-Id` that the ledger keeps."""
     return hashlib.blake2b(msg_id.encode(), digest_size=12).hexdigest()
 
 
 def repeats(core: Core, mail: Mail) -> str | None:
-    """The ref of the purged message that this one repeats, if its id is remembered and was still in use when it was stored."""
+    """The ref of the purged message that `mail` repeats, or None.
+
+    It repeats one if the ledger remembers its id, and the id was still in use when `mail` was stored.
+    """
     ledger = core.work
     if mail.msg_id is None or not ledger.seen:
         return None
@@ -199,7 +203,7 @@ def depth(core: Core) -> int:
 def _snapshot_is_due(core: Core) -> bool:
     if core.records + 1 >= core.config.snapshot_records:
         return True
-    # A turn's steps are part of each snapshot: with as much behind the last one as they weigh, they are not written too often.
+    # A snapshot repeats a turn's steps: waiting until as many bytes of records have come keeps that from happening too often.
     return core.bytes >= core.config.snapshot_bytes and core.bytes >= sum(s.size for s in core.ledger.steps.values())
 
 
@@ -226,7 +230,7 @@ def commit(
 
 
 def append_side(core: Core, kind: RecordKind, base: Ledger, effects: tuple[Effect, ...], out: Out) -> None:
-    """Append a record in mid-turn that makes `base` of the journal's ledger. The turn's draft is the caller's business."""
+    """Append a record in mid-turn that turns the journal's ledger into `base`. The caller looks after the turn's draft."""
     whole = core.ledger if _snapshot_is_due(core) else None
     core.inflight = Inflight(kind=kind, effects=effects, done=core.done, base=base, snapshot=whole is not None, side=True)
     change = book.diff(core.ledger, base)
@@ -234,7 +238,7 @@ def append_side(core: Core, kind: RecordKind, base: Ledger, effects: tuple[Effec
 
 
 def commit_side(core: Core, kind: RecordKind, change: Callable[[Core], None], out: Out) -> None:
-    """Append a record in mid-turn: `change` is made to the journal's ledger now, and to the turn's draft as well."""
+    """Append a record in mid-turn: `change` is applied to the journal's ledger, and to the turn's draft as well."""
     draft = (core.work, core.effects, core.asks, core.emits)
     core.work, core.effects, core.asks, core.emits = core.ledger, (), (), ()
     change(core)
@@ -246,7 +250,7 @@ def commit_side(core: Core, kind: RecordKind, change: Callable[[Core], None], ou
 
 
 def settle(core: Core, *, seq: int, nonce: str, at: float, size: int) -> tuple[Inflight, tuple[tuple[str, Open], ...]]:
-    """The record in flight is committed: the ledger is what it says, and its effects, which are returned, are open."""
+    """Make the committed record's ledger the current one. Returns the record, and its effects, which are now open."""
     flight = core.inflight
     assert flight is not None
     core.inflight = None

@@ -1,4 +1,4 @@
-"""Mail that slipped in behind the last sweep of a life that has ended (docs/architecture.md#the-end-of-a-life). Pure."""
+"""Mail that arrived after the last sweep of a life that has ended (docs/architecture.md#the-end-of-a-life). Pure."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from agentmesh.wire import ErrorBody, Mail
 
 
 def put_away(agent: str, ledger: Ledger, waiting: Collection[Mail], late: Collection[Mail]) -> tuple[Change, tuple[Effect, ...]]:
-    """What a record behind the tombstone says: `late_mail` is taken, and its prompts are answered `stopped`.
+    """Change and effects of a record behind the tombstone: `late` is consumed, and its prompts are answered `stopped`.
 
     Args:
         agent: the agent's name.
         ledger: what the journal says; its life is over.
-        waiting: all mail that lies beyond the ledger's positions.
-        late: the part of it that was meant for this life. The rest is left to the next.
+        waiting: all mail beyond the ledger's positions.
+        late: the part of it that was meant for this life. The rest is left to the next life.
     """
     core = Core(config=Config(name=agent, kind=""), ledger=ledger, work=ledger)
     core.prompts = tuple(mail for mail in waiting if LANES[mail.lane].kind == "prompt")
@@ -36,7 +36,7 @@ def put_away(agent: str, ledger: Ledger, waiting: Collection[Mail], late: Collec
 
 
 def rested(ledger: Ledger) -> Ledger:
-    """The ledger that a tombstone keeps: what belongs to the name."""
+    """The ledger that a tombstone keeps: the parts that belong to the name."""
     return Ledger(
         incarnation=ledger.incarnation,
         epoch=ledger.epoch,

@@ -36,7 +36,7 @@ BACKOFF_S = 0.1
 """First back-off after a crash; it doubles with each crash in the restart window."""
 MAX_BACKOFF_S = 5.0
 SWEEP_BATCH = 500
-"""Messages that one `swept` record puts away at most."""
+"""Most messages that one `swept` record ends."""
 
 
 # --- start --------------------------------------------------------------------------------------------------------
@@ -57,7 +57,7 @@ def on_start(core: Core, item: Start, out: Out) -> None:
 
 
 def boot(core: Core, out: Out) -> None:
-    """Take up an initialised agent: its backend's session, then its own local resources."""
+    """Start an initialised agent in this process: first its backend's session, then its own local resources."""
     core.phase = Phase.SESSION
     out.append(
         RunCallback(
@@ -85,7 +85,7 @@ def on_session(core: Core, item: Returned | Misbehaved | Raised | Unreadable, ou
     """The backend has started or resumed its session."""
     fresh = core.ledger.phase == "new"
     if isinstance(item, Unreadable):
-        # Nothing is lost and nothing is written: a repaired class, or `migrate_state`, reads the state again.
+        # Nothing is lost and nothing is written: a repaired class, or one with `migrate_state`, reads the state again.
         core.phase = Phase.FAILED
         core.reason = item.error
         out.append(SetStatus("failed", item.error))
@@ -111,7 +111,7 @@ def on_session(core: Core, item: Returned | Misbehaved | Raised | Unreadable, ou
 
 
 def activate(core: Core, out: Out) -> None:
-    """Run `activate_agent`, then what the life still lacks."""
+    """Run `activate_agent`, then `pre_run` if this life has not had it yet."""
     if "activate_agent" in core.config.hooks:
         core.phase = Phase.ACTIVATE
         out.append(RunCallback(hook="activate_agent", state=core.work.state))
@@ -140,7 +140,7 @@ def activated(core: Core, out: Out) -> None:
 
 
 def on_pre_run(core: Core, item: Returned | Misbehaved | Raised, out: Out) -> None:
-    """`pre_run` ended; an error of it ends the agent, and `terminate_agent` sees the reason."""
+    """`pre_run` ended. Its error ends the agent, and `terminate_agent` gets the reason."""
     if isinstance(item, Returned):
         core.work = structs.replace(core.work, state=item.state, phase="ready")
         core.asks = (*core.asks, *item.asks)
@@ -152,7 +152,7 @@ def on_pre_run(core: Core, item: Returned | Misbehaved | Raised, out: Out) -> No
 
 # --- crash --------------------------------------------------------------------------------------------------------
 def after_crash(core: Core, out: Out) -> None:
-    """The crash is recorded: restart, stay failed, or end, as the policy says."""
+    """The crash is recorded: restart, stay failed, or end, according to the restart policy."""
     core.active = None
     reason = core.reason
     if core.ledger.failed is not None:
@@ -182,9 +182,9 @@ def on_watchdog(core: Core, item: Watchdog, out: Out) -> None:
 
 # --- stop ---------------------------------------------------------------------------------------------------------
 def on_stop(core: Core, item: Stop, out: Out) -> None:
-    """The spec says `stopping`: kill the task, tell the agent, then let the journal say so."""
+    """The spec says `stopping`: kill the prompt task, call `terminate_agent`, then write the `stopped` record."""
     if core.ledger.phase in ("stopped", "over"):
-        return  # it says so already: a finisher only finishes (docs/architecture.md#the-end-of-a-life)
+        return  # the journal says so already: this owner only finishes the stop (docs/architecture.md#the-end-of-a-life)
     if core.phase is Phase.TURN and core.active is not None:
         withdraw(core)
         out.append(KillTurn(core.active.number))
@@ -194,8 +194,8 @@ def on_stop(core: Core, item: Stop, out: Out) -> None:
 def begin_end(core: Core, reason: ErrorBody, out: Out, *, asked: bool = False) -> None:
     """End this life: `terminate_agent`, the backend's session, the `stopped` record.
 
-    Unless it was asked for by the spec, `reason` goes into that record, and the registry hears of it only behind the commit: a
-    former owner that was frozen must not mark an agent that is well (docs/architecture.md#the-fence).
+    `asked`: the spec asked for it. Otherwise `reason` goes into that record, and the registry gets it only after the commit: a
+    former owner that was frozen must not mark a healthy agent (docs/architecture.md#the-fence).
     """
     ran = core.ledger.phase in ("init", "ready") and core.phase not in (Phase.FAILED, Phase.BOOT, Phase.RESTARTING)
     drop_draft(core)
@@ -228,7 +228,7 @@ def on_closing(core: Core, item: Returned | Misbehaved | Raised, out: Out) -> No
 
 
 def record_stop(core: Core, reason: ErrorBody, out: Out) -> None:
-    """Answer `stopped` to every request that the ledger holds; mail in the lanes is swept next."""
+    """Answer `stopped` to every request in the ledger. The mail in the lanes is swept next."""
     error = ErrorBody(code="stopped", message=f"the agent was stopped: {reason.message}" if reason.message else "")
     items = ([core.work.next] if core.work.next else []) + list(core.work.queue)
     for queued in items:
@@ -256,7 +256,7 @@ def record_stop(core: Core, reason: ErrorBody, out: Out) -> None:
 
 
 def after_stop(core: Core, out: Out) -> None:
-    """The record that ends this life stands: the registry hears why, and what is still in the lanes is swept."""
+    """The `stopped` record is committed: give the registry the reason, and sweep the mail that is still in the lanes."""
     core.phase = Phase.STOPPED
     if core.ledger.failed is not None:
         out.append(SetStatus("stopping", core.ledger.failed))
@@ -264,7 +264,7 @@ def after_stop(core: Core, out: Out) -> None:
 
 
 def on_swept(core: Core, item: Swept, out: Out) -> None:
-    """The lanes are known up to their last sequences: put away what they hold."""
+    """The lanes are known up to their last sequences: end the mail that they hold."""
     error = ErrorBody(code="stopped", message="the agent was stopped before it came to this")
     for _ in range(min(SWEEP_BATCH, len(core.prompts))):
         mail, core.prompts = core.prompts[0], core.prompts[1:]
@@ -284,7 +284,7 @@ def on_swept(core: Core, item: Swept, out: Out) -> None:
 
 
 def after_sweep(core: Core, out: Out) -> None:
-    """A part of the lanes is put away: the next part, or the end."""
+    """A part of the lanes is done: go on with the next part, or finish."""
     core.phase = Phase.STOPPED
     if core.swept:
         finish(core, out)
@@ -293,7 +293,7 @@ def after_sweep(core: Core, out: Out) -> None:
 
 
 def finish(core: Core, out: Out) -> None:
-    """With every effect done, a tombstone ends the journal. It keeps what belongs to the name: positions and origins."""
+    """Once every effect is done, end the journal with a tombstone. It keeps what belongs to the name: positions and origins."""
     if not core.swept or any(origin not in core.done for origin in core.ledger.effects):
         return
     old = core.ledger

@@ -1,11 +1,11 @@
 """The turn machine: one pure function over one table.
 
-`advance(core, input, now)` gives the new core and the commands that it wants performed, in order. It has no clock, no
-randomness and no I/O, and it never raises for an input from outside: one that does not fit is answered or dropped.
+`advance(core, input, now)` returns the new core and the commands to perform, in order. It has no clock, no randomness and no I/O,
+and it never raises for an input from outside: one that does not fit is answered or dropped.
 
-How to read the table: for a phase, which inputs mean something, what handles them, and the phases that can follow. Every
-phase also takes what is in `ANYWHERE`. What is in `DEFERRED` changes the ledger: it waits until the record in flight is
-committed and a phase is reached that has a move for it. What follows a committed record stands in `THEN`.
+How to read the table: it has, for each phase, the inputs that it handles, their handlers, and the phases that can follow. Inputs
+in `ANYWHERE` are handled in every phase. Inputs in `DEFERRED` change the ledger: they wait until the record in flight is
+committed and a phase is reached that has a move for them. `THEN` has what follows a committed record.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ from agentmesh.turn.values import (
 
 
 class Move(NamedTuple):
-    """What a phase does with an input."""
+    """The handler of an input in a phase, and the phases that can follow."""
 
     handler: Callable[[Core, Any, list[Command]], None]
     to: tuple[Phase, ...]
@@ -162,7 +162,7 @@ ELSEWHERE: dict[type, Callable[[Core, Any, list[Command]], None]] = {
     Interrupt: control.on_interrupt_elsewhere,
     Resume: control.on_resume_elsewhere,
 }
-"""What these answer in a phase that has no move for them."""
+"""Handlers of these inputs in phases that have no move for them."""
 DEFERRED = (Cancel, AskTimer, DropTimer, Trim, GaveUp, Stop, Tick, Resume, Swept, BackoffOver)
 
 
@@ -180,16 +180,16 @@ THEN: dict[Then, tuple[Callable[[Core, list[Command]], None], tuple[Phase, ...]]
     "swept": (lifecycle.after_sweep, (P.STOPPED, P.COMMITTING)),
     "over": (lifecycle.after_tombstone, (P.OVER,)),
 }
-"""What follows a committed record, and the phases that leads to."""
+"""What follows a committed record, and the phases that can follow."""
 
 
 def new_core(config: Config, ledger: Ledger, *, record: Any = "activated") -> Core:
-    """The core of an owner that has just made itself the owner by a record."""
+    """The core of an owner whose `activated` record (or the record of kind `record`) has just been committed."""
     return Core(config=config, ledger=ledger, work=ledger, record=record)
 
 
 def advance(core: Core, item: Input, now: float) -> tuple[Core, list[Command]]:
-    """The core after `item`, and what is to be done, in order. `core` itself is not changed."""
+    """The core after `item`, and the commands to perform, in order. `core` itself is not changed."""
     core = structs.replace(core, now=now if now > core.now else core.now)
     out: list[Command] = []
     _feed(core, item, out)
@@ -200,7 +200,7 @@ def advance(core: Core, item: Input, now: float) -> tuple[Core, list[Command]]:
 
 
 def _ready(core: Core) -> Input | None:
-    """The next input of those put by that can be taken now. A stop overtakes the others: it makes them moot."""
+    """The next input in the stash that can be handled now. A stop overtakes the others: it makes them moot."""
     if core.inflight is not None:
         return None
     fitting = [i for i in core.stash if type(i) in TABLE[core.phase] or isinstance(i, Interrupt)]
@@ -216,7 +216,7 @@ def _feed(core: Core, item: Input, out: list[Command]) -> None:
     elif (move := TABLE[core.phase].get(kind)) is not None:
         if core.inflight is None:
             move.handler(core, item, out)
-        else:  # a record in mid-turn is on its way
+        else:  # a record in mid-turn is in flight
             core.stash = (*core.stash, control.bound(core, item))
     elif kind in ELSEWHERE and not (kind is Resume and core.work.halted):
         ELSEWHERE[kind](core, item, out)
@@ -225,7 +225,7 @@ def _feed(core: Core, item: Input, out: list[Command]) -> None:
 
 
 def _on_committed(core: Core, item: Any, out: list[Command]) -> None:
-    """The record stands: its effects may be performed, its callers answered; then go on."""
+    """The record is committed: perform its effects, answer its callers, and go on."""
     if core.inflight is None:
         return
     flight, opened = draft.settle(core, seq=item.seq, nonce=item.id, at=item.at, size=item.size)

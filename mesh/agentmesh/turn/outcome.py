@@ -1,4 +1,4 @@
-"""The end of a turn: its outcome, and the record that says so."""
+"""The end of a turn: its outcome, and the record that has it."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def outcome_of(core: Core, active: Active) -> Outcome:
 
 
 def purse_of(core: Core, active: Active) -> Purse:
-    """What the turn may cost: the spec's bounds and its request's, whichever is tighter; and what earlier tries have spent."""
+    """What the turn may cost: the tighter of the spec's and the request's bounds, less what earlier tries have spent."""
     asked = active.caller.budget if active.caller is not None else None
     limits = core.config.budget if asked is None else core.config.budget.tighter(asked)
     return Purse(limits, max(0.0, core.now - active.started), delegated_so_far(core, active))
 
 
 def charged(active: Active) -> Caller | None:
-    """Whom a request answers that is tried again, with what is left of its budget."""
+    """The caller of a request that is tried again, with what is left of its budget."""
     caller = active.caller
     if caller is None or caller.budget is None:
         return caller
@@ -49,7 +49,7 @@ def charged(active: Active) -> Caller | None:
 
 
 def answered(core: Core, mail: Mail) -> Any:
-    """The event for the answer to a request that was sent with a tag. What that cost counts for who asked."""
+    """The event for the answer to a tagged request. The cost of the answer is added to the usage of this agent."""
     try:
         outcome = msgspec.convert(mail.event, Outcome)
     except msgspec.ValidationError:
@@ -65,7 +65,7 @@ def answered(core: Core, mail: Mail) -> Any:
 
 
 def finish_turn(core: Core, out: Out) -> None:
-    """End the turn: its caller gets the outcome, or waits on because the request was deferred or is tried again."""
+    """End the turn: its caller gets the outcome, or still waits because the request was deferred or is tried again."""
     active = core.active
     assert active is not None and active.choice is not None and active.outcome is not None
     caller = active.caller

@@ -1,9 +1,9 @@
 """Inputs that kill the nodes that handle them (docs/architecture.md#poison).
 
-After the death of a node nobody knows what it was doing: an agent's new owner is wary until it has handled all that waited. It
-names each input in a small record, just before it begins; if its node dies too and that record is still the last word, the next
-owner charges the input. An input charged twice is suspect, and waits until its node handles no other suspect: so a node
-that dies again charges the culprit, and no bystander more than twice. Beyond `max_takeovers` it becomes a dead letter.
+After the death of a node nobody knows what it was doing: an agent's new owner is wary until it has handled all the mail that
+waited. It names each input in a small record just before it begins. If its node dies too and that record is still the newest, the
+next owner charges the input. An input charged twice is suspect, and waits until its node handles no other suspect: so a node that
+dies again charges the culprit, and no bystander more than twice. Beyond `max_takeovers` it becomes a dead letter.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from agentmesh.turn.values import Active, AwaitLeave, Core, Phase
 from agentmesh.wire import ErrorBody
 
 SUSPECT = 2
-"""Charges that make an input suspect."""
+"""Number of charges that makes an input suspect."""
 
 
 def hold_back(core: Core, key: str, out: Out) -> bool:
-    """Do what must come before the input `key` may begin; False if that is nothing."""
+    """Begin what must come before the input `key`. Returns False if it may begin now."""
     if not core.wary:
         return False
     if core.ledger.takeovers.get(key, 0) >= SUSPECT and not core.cleared:
@@ -37,19 +37,19 @@ def hold_back(core: Core, key: str, out: Out) -> bool:
 def beyond(core: Core, key: str) -> ErrorBody | None:
     """Why the input `key` must not begin any more, or None."""
     deaths = core.ledger.takeovers.get(key, 0)
-    if deaths < max(core.config.max_takeovers, SUSPECT + 1):  # nothing is given up that has not run alone
+    if deaths < max(core.config.max_takeovers, SUSPECT + 1):  # no input is given up before it has run alone
         return None
     return ErrorBody(code="dead_letter", message=f"{deaths} nodes died while they handled this", details={"takeovers": deaths})
 
 
 def begin(core: Core) -> None:
-    """Add to the draft that the input named by the last record is handled."""
+    """Add to the draft that the input named by the last record now begins."""
     if core.work.trying is not None:
         core.work = structs.replace(core.work, trying=None)
 
 
 def give_up(core: Core, active: Active, error: ErrorBody) -> None:
-    """Add to the draft that a prompt, which is not among those that wait any more, becomes a dead letter; its caller is told."""
+    """Add to the draft that a prompt (no longer among those that wait) becomes a dead letter, and its caller gets `error`."""
     if active.mail is not None:
         consume(core, active.mail)
         bury(core, active.mail.lane, active.mail.seq, error)
@@ -65,7 +65,7 @@ def give_up(core: Core, active: Active, error: ErrorBody) -> None:
 
 
 def is_beyond(core: Core, active: Active) -> bool:
-    """Put a prompt away that too many nodes have died of; whether it was one."""
+    """Give up a prompt that too many nodes have died of. Returns whether it was one."""
     error = beyond(core, active.key) if core.ledger.takeovers else None
     if error is None:
         return False
@@ -74,7 +74,7 @@ def is_beyond(core: Core, active: Active) -> bool:
 
 
 def comes_first(core: Core, out: Out) -> bool:
-    """Whether a wary owner does something else before it takes the next event: each has a record of its own."""
+    """Whether a wary owner does something else before the next event: each event has a record of its own."""
     if core.work is not core.ledger or core.effects or core.asks:
         commit(core, "event", out)
         return True

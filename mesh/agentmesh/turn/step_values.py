@@ -31,7 +31,7 @@ class AskAgent(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Circled(msgspec.Struct, frozen=True):
-    """Whom this wait waits for waits for it, by way of others: the circle is proven."""
+    """This wait is part of a circle. It is proven: the agent that it waits for waits, perhaps through others, for this one."""
 
     wait: str
     origin: str
@@ -39,7 +39,7 @@ class Circled(msgspec.Struct, frozen=True):
 
 # --- commands -----------------------------------------------------------------------------------------------------
 class StepTaken(msgspec.Struct, frozen=True):
-    """The step that came with `token` is committed, as one of `steps` so far; or it cannot be, because of `error`."""
+    """The step that came with `token` is committed, and the turn has `steps` now; or it cannot be, because of `error`."""
 
     token: str
     steps: int

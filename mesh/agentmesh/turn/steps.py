@@ -1,8 +1,8 @@
-"""Steps and waits: what of a running turn is durable before the turn is over (docs/architecture.md#steps).
+"""Steps and waits: the parts of a running turn that are durable before it is over (docs/architecture.md#steps).
 
-A step record changes the journal's ledger only. The turn's draft has neither steps nor waits from its beginning, so the record
-that ends the turn removes them, and so does any other that deals with the turn's input (`draft.forget_charges`). A turn that is
-tried again, by another owner or after a crash of the agent's code, finds them in the ledger.
+A step record changes only the journal's ledger. The turn's draft starts without steps and waits, so the record that ends the turn
+removes them, as does any other record that deals with the turn's input (`draft.forget_charges`). A turn that is tried again, by
+another owner or after a crash of the agent's code, finds them in the ledger.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from agentmesh.wire import ErrorBody, Mail, Outcome
 MAX_STEP_BYTES = 16 << 20
 """The largest step, as JSON."""
 MAX_STEPS_BYTES = 64 << 20
-"""What all the steps of a turn may take: each owner that takes the turn over reads them."""
+"""The most that all steps of a turn may take: each owner that takes the turn over reads them."""
 MAX_PATH = 32
-"""Agents that a path names at most, the newest. Circles that are longer are found by probes."""
+"""Most agents that a path names, the newest ones. Longer circles are found by probes."""
 
 
 # --- a turn that begins, or begins again ------------------------------------------------------------------------------
 def turn_key(core: Core, active: Active) -> str:
-    """The turn's name, the same however often it is tried, and no other's: life, number and input together."""
+    """The turn's name (life, number and input): the same however often it is tried, and shared with no other turn."""
     ledger = core.ledger
     number = ledger.turning.number if ledger.turning is not None and _is_own(ledger, active) else active.number
     return f"{core.config.name}.{ledger.incarnation}.{ledger.epoch}.{number}.{active.key}"
 
 
 def resumed(core: Core, active: Active) -> Active:
-    """`active`, as it was when its first step was taken: a new rewriting by `pre_turn` does not fit the steps."""
+    """`active` as it was at its first step: a prompt that `pre_turn` rewrites anew may not fit the steps."""
     turning = core.ledger.turning
     if turning is None or turning.key != active.key:
         return active
@@ -51,7 +51,7 @@ def taken_so_far(core: Core, active: Active) -> tuple[Raw, ...]:
 
 
 def delegated_so_far(core: Core, active: Active) -> dict[str, Any]:
-    """What those told that they spent who answered waits of earlier tries, by the names of the waits."""
+    """Usages of the agents that answered waits of earlier tries, by the names of the waits."""
     if not core.ledger.waits or not _is_own(core.ledger, active):
         return {}
     ended = ((name, wait.outcome) for name, wait in core.ledger.waits.items())
@@ -59,7 +59,7 @@ def delegated_so_far(core: Core, active: Active) -> dict[str, Any]:
 
 
 def withdraw(core: Core) -> None:
-    """The prompt task ends: what it has asked for and not got yet is asked for no longer."""
+    """The prompt task ends: drop its requests for steps and waits that are still in the stash."""
     if core.stash:
         core.stash = tuple(i for i in core.stash if not isinstance(i, TakeStep | AskAgent | Circled))
 
@@ -70,7 +70,7 @@ def _is_own(ledger: Ledger, active: Active | None) -> bool:
 
 # --- steps ------------------------------------------------------------------------------------------------------------
 def on_step(core: Core, item: TakeStep | AskAgent, out: Out) -> None:
-    """Commit a step or a wait. What was asked for while a record was on its way goes into one record."""
+    """Commit a step or a wait. Requests that came while a record was in flight go into one record."""
     active = core.active
     assert active is not None
     batch = [item, *(i for i in core.stash if isinstance(i, TakeStep | AskAgent))]
@@ -120,7 +120,7 @@ class _Draft:
         self.changed = True
 
     def ask(self, item: AskAgent, out: Out) -> None:
-        """Add a wait, or take up the one of that name: its request is not sent twice."""
+        """Add a wait, or find the one of that name: its request is not sent twice."""
         core, wait = self._core, self._waits.get(item.wait)
         if wait is None:
             wait = self._waits[item.wait] = self._opened(item)
@@ -128,7 +128,7 @@ class _Draft:
             if wait.outcome is not None:
                 self.answers.append(WaitOver(item.wait, wait.outcome))
         elif wait.outcome is not None:
-            # Not at once, if it is part of this very record.
+            # If it is part of this very record, not before that is committed.
             (self.answers if self.changed else out).append(WaitOver(item.wait, wait.outcome))
         if wait.outcome is None:
             out.append(Wake(max(wait.deadline, core.now)))
@@ -154,7 +154,7 @@ class _Draft:
         return wait
 
     def ledger(self) -> Ledger:
-        """The journal's ledger with the draft in it."""
+        """The journal's ledger with the draft's steps and waits."""
         turning = self._core.ledger.turning
         if turning is None or not _is_own(self._core.ledger, self._active):
             active = self._active
@@ -163,7 +163,7 @@ class _Draft:
 
 
 def _commit(core: Core, base: Ledger, effects: tuple[Effect, ...], answers: tuple[StepTaken | WaitOver, ...], out: Out) -> None:
-    """Append a step record. The turn has come on: the death of this node will not count against its input."""
+    """Append a step record. The turn makes progress, so the death of this node will not be charged to its input."""
     if base.trying is not None:
         base = structs.replace(base, trying=None)
     core.answers = (*core.answers, *answers)
@@ -172,7 +172,7 @@ def _commit(core: Core, base: Ledger, effects: tuple[Effect, ...], answers: tupl
 
 # --- waits ------------------------------------------------------------------------------------------------------------
 def file_answer(core: Core, mail: Mail) -> None:
-    """Put an answer where it belongs: with the wait that is open for it, or among the events, whose next record drops it."""
+    """File an answer with those to open waits; or, if no wait is open for it, with the events, whose next record drops it."""
     if claim(core.ledger, mail) is not None:
         core.answered = (*core.answered, mail)
     else:
@@ -180,7 +180,7 @@ def file_answer(core: Core, mail: Mail) -> None:
 
 
 def claim(ledger: Ledger, mail: Mail) -> str | None:
-    """The open wait that `mail` answers: the one whose request's origin it bears, from whom was asked."""
+    """The name of the open wait that `mail` answers: it must bear the request's origin and come from the agent that was asked."""
     if mail.tag is None or mail.for_life not in (None, ledger.incarnation):
         return None
     waits = ledger.waits.items()
@@ -188,14 +188,14 @@ def claim(ledger: Ledger, mail: Mail) -> str | None:
 
 
 def release_answers(core: Core) -> None:
-    """Leave answers that nothing waits for any more to be dropped."""
+    """Move answers that no wait is open for to the events, whose next record drops them."""
     kept = tuple(m for m in core.answered if claim(core.ledger, m) is not None)
     core.events = (*core.events, *(m for m in core.answered if m not in kept))
     core.answered = kept
 
 
 def take_answers(core: Core, out: Out) -> None:
-    """Give the running turn what it waits for, in a record of its own: events that wait cannot hold it up."""
+    """Give the running turn the answers that it waits for, in a record of their own: waiting events cannot hold it up."""
     if core.phase is not Phase.TURN or core.inflight is not None or not _is_own(core.ledger, core.active):
         return
     release_answers(core)
@@ -228,7 +228,7 @@ def _outcome_in(core: Core, mail: Mail, wait: Wait) -> Outcome:
 
 
 def _end(core: Core, outcomes: dict[str, Outcome]) -> None:
-    """Add outcomes to the waits of a ledger that has them (a turn's draft has none)."""
+    """Add outcomes to the waits of the draft, if it has waits (a turn's draft has none)."""
     waits = core.work.waits
     ended = {name: structs.replace(waits[name], outcome=outcome) for name, outcome in outcomes.items() if name in waits}
     if ended:
@@ -244,7 +244,7 @@ def _circle(core: Core, wait: Wait, why: str) -> Outcome:
 
 
 def on_circled(core: Core, item: Circled, out: Out) -> None:
-    """A wait that is part of a circle, and the one that is to end."""
+    """End a wait that is part of a circle: it is the one of the circle that must end."""
     wait = core.ledger.waits.get(item.wait)
     if wait is None or wait.outcome is not None or wait.origin != item.origin or not _is_own(core.ledger, core.active):
         return
@@ -253,7 +253,7 @@ def on_circled(core: Core, item: Circled, out: Out) -> None:
 
 
 def expire_waits(core: Core, out: Out) -> bool:
-    """End the waits of the running turn whose time is over; whether there were any."""
+    """End the waits of the running turn whose time is over. Returns whether there were any."""
     if not _is_own(core.ledger, core.active):
         return False
     late = {n: w for n, w in core.ledger.waits.items() if w.outcome is None and w.deadline <= core.now}
@@ -274,10 +274,10 @@ def _end_waits(core: Core, outcomes: dict[str, Outcome], out: Out) -> None:
 
 
 def end_undelivered(core: Core, origin: str, name: str, error: ErrorBody, out: Out) -> None:
-    """A request could not be delivered: that is the outcome of its wait, if it is still open."""
+    """A request could not be delivered: `error` is the outcome of its wait, if that is still open."""
     wait = core.ledger.waits.get(name)
     if wait is None or wait.origin != origin or wait.outcome is not None:
-        return  # its turn is over, or has given it up: nobody is to be told
+        return  # its turn is over, or has given the wait up
     outcomes = {name: _failed(core, wait, error)}
     if core.phase is Phase.TURN:
         core.answers = (*core.answers, WaitOver(name, outcomes[name]))

@@ -1,4 +1,4 @@
-"""What goes into the turn machine, and what comes out of it. Plain values."""
+"""The turn machine's inputs, commands and state. Plain values."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from agentmesh.wire import AgentStatus, Attachment, ErrorBody, Mail, Outcome, Re
 
 
 class Phase(StrEnum):
-    """Where an owner stands. GenAgent's `idle` and `processing` are `IDLE` and the phases of a turn."""
+    """What an owner is doing. GenAgent's `idle` and `processing` are `IDLE` and the phases of a turn."""
 
     BOOT = "boot"
     """Just activated."""
@@ -47,7 +47,7 @@ class Phase(StrEnum):
     CRASHING = "crashing"
     """`terminate_agent` runs after a crash."""
     SUSPECT = "suspect"
-    """The next input may be what kills nodes: it waits until this node handles no other such one."""
+    """The next input may kill nodes: it waits until this node handles no other suspect input."""
     RESTARTING = "restarting"
     """Back-off between a crash and the restart."""
     FAILED = "failed"
@@ -57,15 +57,9 @@ class Phase(StrEnum):
     CLOSING = "closing"
     """The backend's `terminate_session` runs."""
     STOPPED = "stopped"
-    """The `stopped` record is committed; what is left is swept and effects are finished."""
+    """The `stopped` record is committed; the lanes are swept and effects are finished."""
     OVER = "over"
     """A tombstone ends the journal."""
-
-
-PROCESSING = frozenset(
-    {Phase.PRE_TURN, Phase.TURN, Phase.DECIDING, Phase.POST_TURN, Phase.HANDLING, Phase.POST_RUN, Phase.COMMITTING}
-)
-"""The phases that a caller sees as `processing` while a turn is active."""
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):
@@ -90,24 +84,24 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     max_effects: int = 1000
     """Open effects above which no new prompt begins."""
     remember_s: float = 180.0
-    """How long the ids of purged mail are known: the streams' duplicate window, and some more for clocks that differ."""
+    """How long the ids of purged mail are remembered: the streams' duplicate window, plus a margin for differing clocks."""
 
 
 # --- inputs -------------------------------------------------------------------------------------------------------
 class Start(msgspec.Struct, frozen=True):
-    """The owner has activated the agent. `died`: the node of the owner before is dead."""
+    """The owner has activated the agent. `died`: the node of the previous owner is dead."""
 
     died: bool = False
 
 
 class Arrived(msgspec.Struct, frozen=True):
-    """Mail, in stream order per lane. What was consumed already is dropped."""
+    """Mail, in stream order per lane. Messages that were consumed already are dropped."""
 
     mail: tuple[Mail, ...]
 
 
 class Choice(msgspec.Struct, frozen=True, kw_only=True):
-    """A callback's return value, checked and taken apart."""
+    """A callback's return value, checked, as plain fields."""
 
     kind: Literal["init", "session", "none", "state", "idle", "prompt", "halt", "defer", "proceed", "skip"]
     text: str = ""
@@ -126,7 +120,7 @@ class Returned(msgspec.Struct, frozen=True):
 
 
 class Misbehaved(msgspec.Struct, frozen=True):
-    """A callback returned what it may not (`bad_return`), or a state that cannot be encoded (`bad_state`)."""
+    """A callback returned a wrong value (`bad_return`), or a state that cannot be encoded (`bad_state`)."""
 
     error: ErrorBody
 
@@ -207,14 +201,14 @@ class Cancel(msgspec.Struct, frozen=True):
 
 
 class AskTimer(msgspec.Struct, frozen=True):
-    """Set a timer on an outside request."""
+    """Set a timer because a control request asks for it."""
 
     timer: SetTimer
     token: str = ""
 
 
 class DropTimer(msgspec.Struct, frozen=True):
-    """Cancel a timer on an outside request."""
+    """Cancel a timer because a control request asks for it."""
 
     id: str
     token: str = ""
@@ -228,7 +222,7 @@ class Trim(msgspec.Struct, frozen=True):
 
 
 class Retire(msgspec.Struct, frozen=True):
-    """This owner is about to hand the agent over: it ends what it has begun and begins nothing more."""
+    """This owner is about to hand the agent over: it finishes what it has begun, and begins nothing more."""
 
 
 class Cleared(msgspec.Struct, frozen=True):
@@ -242,7 +236,7 @@ class Stop(msgspec.Struct, frozen=True):
 
 
 class Swept(msgspec.Struct, frozen=True):
-    """Every message up to the lanes' last sequences, read after the `stopped` record, has been fed in."""
+    """Every message up to the lanes' last sequences, as read after the `stopped` record, has been fed."""
 
 
 class BackoffOver(msgspec.Struct, frozen=True):
@@ -250,7 +244,7 @@ class BackoffOver(msgspec.Struct, frozen=True):
 
 
 class Tick(msgspec.Struct, frozen=True):
-    """Time has passed: look at the deadlines of what waits."""
+    """Time has passed: check the deadlines of prompts and waits."""
 
 
 class Rest(msgspec.Struct, frozen=True):
@@ -266,7 +260,7 @@ type Input = (
 
 # --- commands -----------------------------------------------------------------------------------------------------
 class RunCallback(msgspec.Struct, frozen=True, kw_only=True):
-    """Run a callback (or `start_session`, `resume_session`, `terminate_session`); its end is fed back."""
+    """Run a callback (or `start_session`, `resume_session`, `terminate_session`) and feed its end back."""
 
     hook: str
     args: tuple[Any, ...] = ()
@@ -277,7 +271,7 @@ class RunCallback(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RunTurn(msgspec.Struct, frozen=True, kw_only=True):
-    """Start the prompt task; its end is fed back as `TurnEnded`."""
+    """Start the prompt task and feed its end back as `TurnEnded`."""
 
     number: int
     request: Request
@@ -286,22 +280,22 @@ class RunTurn(msgspec.Struct, frozen=True, kw_only=True):
     session: Raw
     watchdog_s: float
     key: str = ""
-    """The turn's name, which it keeps however often it is tried."""
+    """The turn's name: the same however often it is tried."""
     steps: tuple[Raw, ...] = ()
-    """The steps taken when it was tried before."""
+    """The steps that earlier tries took."""
     purse: Purse = EMPTY_PURSE
     stream_to: str | None = None
     trace: dict[str, str] = {}
 
 
 class KillTurn(msgspec.Struct, frozen=True):
-    """End the prompt task; nothing of it may run on."""
+    """End the prompt task, and everything that it has started."""
 
     number: int
 
 
 class Append(msgspec.Struct, frozen=True, kw_only=True):
-    """Append a record; `Committed` is fed back, or the owner is lost."""
+    """Append a record and feed `Committed` back; if it cannot be appended, the owner ends."""
 
     kind: RecordKind
     change: Change
@@ -313,7 +307,7 @@ class Append(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Perform(msgspec.Struct, frozen=True):
-    """Effects that are committed now, in order."""
+    """Perform these effects, which are committed now, in order."""
 
     effects: tuple[tuple[str, Open], ...]
 
@@ -324,7 +318,7 @@ class Emit(msgspec.Struct, frozen=True):
     kind: str
     fields: dict[str, Any] = {}
     turn: int | None = None
-    """The turn that it tells of, where the ledger no longer knows: a tombstone has none."""
+    """The turn that it is about, if the ledger does not have it (a tombstone has none)."""
 
 
 TO_PROCESSING = Emit("state_changed", {"from": "idle", "to": "processing"})
@@ -353,7 +347,7 @@ class ReturnLeave(msgspec.Struct, frozen=True):
 
 
 class Backoff(msgspec.Struct, frozen=True):
-    """Make a fresh instance of the agent and feed `BackoffOver` after so many seconds."""
+    """Make a new instance of the agent, and feed `BackoffOver` after `seconds`."""
 
     seconds: float
 
@@ -366,7 +360,7 @@ class SetStatus(msgspec.Struct, frozen=True):
 
 
 class Sweep(msgspec.Struct, frozen=True):
-    """Read the lanes up to their last sequences (leader read), feed what they hold, then `Swept`."""
+    """Read the lanes up to their last sequences (from the leader), feed their mail, then `Swept`."""
 
 
 type Command = (
@@ -377,11 +371,11 @@ type Command = (
 
 # --- the machine's state ------------------------------------------------------------------------------------------
 class Active(msgspec.Struct, frozen=True, kw_only=True):
-    """The prompt being handled: where it came from, whom to answer, and how far it has come."""
+    """The prompt being handled: where it came from, where its outcome goes, and how far it has got."""
 
     ref: str
     key: str
-    """What the ledger calls this input, where it counts crashes."""
+    """The key of this input in the ledger's counters of crashes and takeovers."""
     number: int
     text: str
     started: float
@@ -412,7 +406,7 @@ type Then = Literal["go_on", "activate", "boot", "failed", "after_crash", "sweep
 
 
 class Inflight(msgspec.Struct, frozen=True, kw_only=True):
-    """The record on its way. `side`: it was written in mid-turn, and the turn's draft goes on."""
+    """The record in flight. `side`: it was written in mid-turn, and the turn's draft goes on."""
 
     kind: RecordKind
     effects: tuple[Effect, ...]
@@ -425,7 +419,7 @@ class Inflight(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Core(msgspec.Struct, kw_only=True):
-    """All that an owner knows of its agent. Treated as a value: `step` changes a copy.
+    """All that an owner knows of its agent. Treated as a value: `advance` changes a copy.
 
     `ledger` is what the journal says; `work` is the draft of the next record, whose effects are `effects`.
     """
@@ -439,7 +433,7 @@ class Core(msgspec.Struct, kw_only=True):
     prompts: tuple[Mail, ...] = ()
     events: tuple[Mail, ...] = ()
     high: int = 0
-    """Highest sequence of `MESH_MAIL` seen: where the mailbox's tail is."""
+    """Highest sequence of `MESH_MAIL` seen: the mailbox's tail."""
     active: Active | None = None
     effects: tuple[Effect, ...] = ()
     asks: tuple[Ask, ...] = ()
@@ -460,7 +454,7 @@ class Core(msgspec.Struct, kw_only=True):
     bytes: int = 0
     swept: bool = False
     wary: bool = False
-    """The owner's predecessor died with its node: inputs are named before they begin."""
+    """The previous owner died with its node: inputs are named in a record before they begin."""
     cleared: bool = False
     """This agent may handle a suspect input."""
     retiring: bool = False

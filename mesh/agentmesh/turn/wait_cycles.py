@@ -1,13 +1,13 @@
 """Circles of waits that no single path shows: A waits for B by one request, B for A by another. Pure.
 
-A waiting agent sends a probe along each of its waits. Who gets one and waits itself, while it holds the request that brought the
-probe there, hands it on along its own waits. A probe that comes back has found a circle: nobody in it can come to an end. It is
-handed on only along waits that are older than the one that it was sent for, so of a circle's probes exactly one comes back: that
-of its youngest wait, which ends with `cycle`; the others go on.
+A waiting agent sends a probe along each of its waits. An agent that gets a probe, waits itself and still holds the request along
+which the probe came, hands it on along its own waits. A probe that comes back has found a circle, in which no turn can end.
+Probes are handed on only along waits that are older than the wait that they were sent for, so of a circle's probes exactly one
+comes back: that of its youngest wait. That wait ends with `cycle`, and the others go on.
 
-Nothing is believed that is not so at the moment of handing on: a request that was answered, or has not arrived yet, is not held.
-What a circle is made of can then only change if a turn in it is killed or its time is over, and therefore a probe that came
-back is followed by a second one before the wait is ended (docs/architecture.md#circles-of-waits).
+An agent checks at the moment of handing on: it does not hold a request that it has answered, or that has not arrived yet. A
+circle may still break after that, if a turn in it is killed or its time is over. Therefore a probe that came back is followed by
+a second one before the wait is ended (docs/architecture.md#circles-of-waits).
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ def _is_of(caller: Caller | None, sender: str, origin: str) -> bool:
 
 
 def begun(core: Core, wait: Wait, id: str) -> Probe:
-    """The probe of an own wait, as it goes to whom that waits for."""
+    """The probe for one of the agent's own waits, to be sent to the agent that it waits for."""
     name = core.config.name
     return Probe(id=id, root=name, since=wait.since, origin=wait.origin, sender=name, request=wait.origin)
 
 
 def handed_on(core: Core, probe: Probe) -> list[tuple[str, Probe]]:
-    """Where `probe` goes from here: (agent, probe)."""
+    """The probes to send on for `probe`, with their targets: (agent, probe)."""
     waits = open_waits(core)
     if not waits or not holds(core, probe.sender, probe.request):
         return []
