@@ -47,12 +47,17 @@ class ServerFaults(Faults):
         """Names of streams that answer nothing and store nothing."""
         self.lag_s = 0.0
         """How far the replicas are behind that are read."""
+        self.lost: set[str] = set()
+        """Subjects whose messages reach no subscriber: copies that are lost on their way."""
 
     def refuse(self, stream: str) -> bool:
         return stream in self.leaderless
 
     def lag(self) -> float:
         return self.lag_s
+
+    def copies(self, subject: str) -> int:
+        return 0 if subject in self.lost else 1
 
 
 class SimulatedNode:
@@ -159,9 +164,11 @@ class SimulatedNode:
         return spec
 
     async def write_spec(self, agent: str, value: bytes) -> int:
-        """Write the registry's key of `agent`, whatever it has, and let the node see it; its revision."""
+        """Write the key of `agent`, whatever it has; its revision. The node sees it by then, unless its copies are lost."""
         subject = self.subjects.registry_key(spec_key(agent))
         revision = (await store(self.others, subject, value)).seq
+        if self.subjects.registry_change(spec_key(agent)) in self.faults.lost:
+            return revision
 
         def seen() -> bool:
             entry = self.specs.get(spec_key(agent))

@@ -18,8 +18,9 @@ MAX_LINE = 4096
 
 
 @contextlib.asynccontextmanager
-async def serving(port: int | None, not_ready: Callable[[], str | None]) -> AsyncIterator[None]:
-    """Serve on all interfaces while the context is open; nothing without a port. `not_ready()` is None, or says why not.
+async def serving(port: int | None, not_ready: Callable[[], str | None], *, request_s: float = REQUEST_S) -> AsyncIterator[None]:
+    """Serve on all interfaces while the context is open; nothing without a port. `not_ready()` is None, or says why not; a
+    probe that has not asked after `request_s` seconds gets no answer.
 
     Raises:
         Unavailable: the port is taken.
@@ -28,7 +29,7 @@ async def serving(port: int | None, not_ready: Callable[[], str | None]) -> Asyn
         yield
         return
     try:
-        server = await asyncio.start_server(lambda r, w: _answer(r, w, not_ready), port=port, limit=MAX_LINE)
+        server = await asyncio.start_server(lambda r, w: _answer(r, w, not_ready, request_s), port=port, limit=MAX_LINE)
     except OSError as error:
         raise Unavailable(f"--health-port {port}: {error.strerror or error}") from None
     try:
@@ -37,9 +38,11 @@ async def serving(port: int | None, not_ready: Callable[[], str | None]) -> Asyn
         server.close()
 
 
-async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, not_ready: Callable[[], str | None]) -> None:
+async def _answer(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, not_ready: Callable[[], str | None], request_s: float
+) -> None:
     try:
-        async with asyncio.timeout(REQUEST_S):
+        async with asyncio.timeout(request_s):
             line = await reader.readline()
             status, text = _reply(line.decode("latin-1").split(" "), not_ready)
             body = f"{text}\n".encode()
