@@ -12,7 +12,8 @@ import logging
 from collections.abc import Callable
 
 from agentmesh.edge.registry import Registry
-from agentmesh.edge.transport import Disconnected, NoResponders, RequestTimeout, Transport
+from agentmesh.edge.tasks import cancel_and_wait
+from agentmesh.edge.transport import UNANSWERED, Transport
 from agentmesh.errors import MeshError
 from agentmesh.subjects import Subjects
 from agentmesh.wire import ControlRequest, Spec, encode
@@ -62,10 +63,7 @@ class LatePrompts:
 
     async def close(self) -> None:
         """Ask no more."""
-        tasks = list(self._tasks.values())
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await cancel_and_wait(*self._tasks.values())
 
     async def _have_swept(self, agent: str, life: str) -> None:
         pause = FIRST_S
@@ -89,5 +87,5 @@ class LatePrompts:
             try:
                 await self._transport.request(self._subjects.node(node.key.partition(".")[2]), request, timeout=REQUEST_S)
                 return
-            except (NoResponders, RequestTimeout, Disconnected):
+            except UNANSWERED:
                 continue

@@ -12,6 +12,7 @@ from opentelemetry import propagate
 
 from agentmesh.edge.clock import SYSTEM, Ambient
 from agentmesh.edge.diagnosis import explain
+from agentmesh.edge.failures import PASSING_ERRORS
 from agentmesh.edge.jetstream import Stored, Uncertain, store
 from agentmesh.edge.retry import CALL_RETRY
 from agentmesh.edge.soon import store_soon
@@ -85,7 +86,7 @@ class Mailer:
             return await store(
                 self._transport, subject, body, headers=headers, msg_id=message_id, timeout=_first_timeout(timeout)
             )
-        except (Unavailable, Uncertain) as error:
+        except PASSING_ERRORS as error:
             retry = _Retry(began, timeout, answer)
             retry.failed(error)
         return await self._repeat(retry, subject, body, headers, message_id)
@@ -128,7 +129,7 @@ class Mailer:
         answer: asyncio.Future[Outcome | None],
     ) -> Stored:
         """`put`, after a first attempt that `began` at that time of the loop and has `failed`. Returns and raises as `put`."""
-        if not isinstance(failed, Unavailable | Uncertain):
+        if not isinstance(failed, PASSING_ERRORS):
             raise failed
         retry = _Retry(began, timeout, answer)
         retry.failed(failed)
@@ -147,7 +148,7 @@ class Mailer:
                 return await store(
                     self._transport, subject, body, headers=headers, msg_id=message_id, timeout=retry.attempt_timeout()
                 )
-            except (Unavailable, Uncertain) as error:
+            except PASSING_ERRORS as error:
                 retry.failed(error)
         return retry.stored_as_answered() or retry.give_up(message_id, self._window_s or DUPLICATE_WINDOW_S)
 

@@ -16,6 +16,7 @@ import msgspec
 
 from agentmesh.edge import jetstream
 from agentmesh.edge.jetstream import Stored
+from agentmesh.edge.tasks import Background
 from agentmesh.edge.transport import Message, Subscription, Transport
 from agentmesh.errors import MeshError
 from agentmesh.subjects import Subjects
@@ -86,23 +87,21 @@ class PendingAsks:
         self._hurry = asyncio.Event()
         self._all_due = False
         self._subscription: Subscription | None = None
-        self._looker: asyncio.Task[None] | None = None
+        self._looker = Background("agentmesh-client-results")
         self.closed = False
 
     async def start(self) -> None:
         """Listen for replies."""
         self._loop = asyncio.get_running_loop()
         self._subscription = await self._transport.subscribe(self._prefix + "*", self._on_reply)
-        self._looker = asyncio.create_task(self._look_for_ever(), name="agentmesh-client-results")
+        self._looker.begin(self._look_for_ever())
 
     async def close(self) -> None:
         """End every wait, and stop listening."""
         self.closed = True
         for ask in self._waiting.values():
             ask.give_up()
-        if self._looker is not None:
-            self._looker.cancel()
-            await asyncio.gather(self._looker, return_exceptions=True)
+        await self._looker.close()
         if self._subscription is not None:
             await self._subscription.unsubscribe()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from agentmesh.edge.jetstream import Uncertain
+from agentmesh.edge.failures import PASSING_ERRORS
 from agentmesh.edge.retry import CALL_RETRY
 from agentmesh.errors import MeshError, Unavailable
 
@@ -31,7 +31,7 @@ async def patiently[T](call: Callable[[], Awaitable[T]], timeout: float) -> T:
             for pause in CALL_RETRY:
                 try:
                     return await call()
-                except (Unavailable, Uncertain) as error:
+                except PASSING_ERRORS as error:
                     last = error
                     if says_absent(error) and loop.time() + pause >= began + ABSENT_S:
                         break

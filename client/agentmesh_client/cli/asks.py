@@ -167,6 +167,7 @@ async def _streamed(mesh: Mesh, prompt: dict[str, Any], accepted: _Accepted, opt
 
 
 async def _ask(prompt: dict[str, Any], asking: _Asking, options: GlobalOptions) -> int:
+    from agentmesh.edge.tasks import cancel_and_wait
     from agentmesh_client.cli.output import Printer
 
     printer = Printer(options)
@@ -179,7 +180,7 @@ async def _ask(prompt: dict[str, Any], asking: _Asking, options: GlobalOptions) 
         except asyncio.CancelledError:
             # A prompt that has just been sent may be stored: it can be withdrawn once its ref is known.
             await asyncio.wait((running, accepted), timeout=ACCEPTED_S, return_when=asyncio.FIRST_COMPLETED)
-            await _end(running)
+            await cancel_and_wait(running)
             if accepted.done():
                 printer.note("withdrawing the prompt; Ctrl-C again leaves at once")
                 printer.note(await _withdraw(mesh, prompt["agent"], accepted.result()))
@@ -191,19 +192,16 @@ async def _ask(prompt: dict[str, Any], asking: _Asking, options: GlobalOptions) 
     return exits.FAILED
 
 
-async def _end(task: asyncio.Task[Any]) -> None:
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
-
-
 @asynccontextmanager
 async def _explained(mesh: Mesh, name: str, printer: Printer) -> AsyncIterator[None]:
     """While the answer is waited for, say once what may keep it from ever coming."""
+    from agentmesh.edge.tasks import cancel_and_wait
+
     explaining = asyncio.create_task(_explain(mesh, name, printer))
     try:
         yield
     finally:
-        await _end(explaining)
+        await cancel_and_wait(explaining)
 
 
 async def _explain(mesh: Mesh, name: str, printer: Printer) -> None:

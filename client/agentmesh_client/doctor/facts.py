@@ -19,7 +19,7 @@ from agentmesh.edge.jetstream import API, ApiError, api
 from agentmesh.edge.registry import Registry
 from agentmesh.edge.server_errors import NO_STREAM
 from agentmesh.edge.streams import differences, stream_configs
-from agentmesh.edge.transport import Disconnected, Message, NoResponders, RequestTimeout
+from agentmesh.edge.transport import UNANSWERED, Message
 from agentmesh.errors import MeshError, Unavailable
 from agentmesh.subjects import SUPERVISOR_KEY, Subjects
 from agentmesh.wire import SupervisorLease
@@ -135,7 +135,7 @@ async def _account(t: connection.NatsTransport) -> dict[str, Any] | None:
     """JetStream's account information; None where JetStream is off or cannot answer."""
     try:
         return await _ask(t, "INFO")
-    except (ApiError, Unavailable):
+    except (ApiError, Unavailable):  # not `NotPermitted`: the diagnosis speaks of that
         return None
 
 
@@ -166,7 +166,7 @@ async def _streams(t: connection.NatsTransport, subjects: Subjects) -> tuple[lis
         sent = SYSTEM.now()
         try:
             info = await _ask(t, f"STREAM.INFO.{name}")
-        except (ApiError, Unavailable) as error:
+        except (ApiError, Unavailable) as error:  # as above
             gone = isinstance(error, ApiError) and error.err_code == NO_STREAM
             found.append(StreamFacts(name=name, exists=not gone))
             continue
@@ -289,7 +289,7 @@ async def _user(t: connection.NatsTransport) -> dict[str, Any]:
     try:
         reply = await t.request("$SYS.REQ.USER.INFO", timeout=LOOK_S)
         return msgspec.json.decode(reply.data, type=dict[str, Any]).get("data") or {}
-    except (NoResponders, RequestTimeout, Disconnected, msgspec.DecodeError):
+    except (*UNANSWERED, msgspec.DecodeError):
         return {}
 
 

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 from agentmesh.edge.frames import NO_HEADERS, check_pattern, publish_frame, publish_head
 from agentmesh.edge.nats_client import Client
 from agentmesh.edge.subscription import CLOSE_TIMEOUT_S, Gathering, LiveSubscription
+from agentmesh.edge.tasks import cancel_and_wait
 from agentmesh.edge.transport import (
     Answered,
     Disconnected,
@@ -487,9 +488,7 @@ class NatsTransport:
         self._closing = True
         if self._timeout_timer is not None:
             self._timeout_timer.cancel()
-        if self._reopening is not None:
-            self._reopening.cancel()
-            await asyncio.wait((self._reopening,), timeout=CLOSE_TIMEOUT_S)
+        await cancel_and_wait(self._reopening, within_s=CLOSE_TIMEOUT_S)
         await self._client.close()
         for subscription in list(self._subscriptions.values()):
             await subscription.stop()

@@ -15,7 +15,7 @@ import msgspec
 
 from agentmesh.edge.frames import NO_HEADERS, parse_headers
 from agentmesh.edge.server_errors import NO_META_LEADER, NO_STREAM, ServerError, definite, leaderless, missing
-from agentmesh.edge.transport import Disconnected, Headers, Message, NoResponders, RequestTimeout, Transport
+from agentmesh.edge.transport import UNANSWERED, Disconnected, Headers, Message, NoResponders, RequestTimeout, Transport
 from agentmesh.errors import BadRequest, MeshError, NoLeader, Unavailable
 from agentmesh.wire import MSG_ID, format_time, parse_time
 
@@ -165,7 +165,7 @@ async def store(
     fields = conditions(headers, expected, msg_id, ttl_s, rollup)
     try:
         reply = await t.request(subject, data, headers=fields, timeout=timeout)
-    except (NoResponders, RequestTimeout, Disconnected) as error:
+    except UNANSWERED as error:
         raise unanswered(error, subject) from None
     return acknowledged(reply, subject)
 

@@ -15,8 +15,8 @@ from functools import partial
 import msgspec
 
 from agentmesh.edge.blobs import Blobs
+from agentmesh.edge.failures import EDGE_ERRORS, PASSING_ERRORS
 from agentmesh.edge.jetstream import (
-    ApiError,
     Stored,
     StoredMessage,
     Uncertain,
@@ -28,7 +28,7 @@ from agentmesh.edge.jetstream import (
 from agentmesh.edge.retry import ExponentialBackoff
 from agentmesh.edge.soon import store_soon
 from agentmesh.edge.transport import Transport
-from agentmesh.errors import Fenced, MeshError, NotFound, StoreLost, Unavailable
+from agentmesh.errors import Fenced, NotFound, StoreLost, Unavailable
 from agentmesh.subjects import Subjects
 from agentmesh.wire import HEADER_ROOM
 
@@ -46,6 +46,9 @@ _LOOK_S = 1.0
 _RETRY = ExponentialBackoff(0.05, 0.5)
 _LOSS_PROOF_S = 1.0
 """The loss of a record must be seen twice, this far apart, before it is believed."""
+
+_UNDECIDED = (*PASSING_ERRORS, WrongLastSequence)
+"""After these the newest record tells what became of an append: a compare-and-set may have lost against its own first try."""
 
 type Settling = Callable[[], Awaitable[int]]
 """Finds out what became of an append, and gets it done."""
@@ -98,7 +101,7 @@ class Journal:
         try:
             stored = await store(self._t, subject, body, headers=headers, expected=expected, rollup=rollup, ttl_s=ttl_s)
             seq = stored.seq
-        except (WrongLastSequence, Uncertain, Unavailable) as trouble:
+        except _UNDECIDED as trouble:
             seq = await self._attempt(subject, body, headers, expected, deadline, rollup=rollup, ttl_s=ttl_s).settle(trouble)
         if rollup and agent in self._blob_names:
             await self._drop_blobs(agent, keep=headers.get(BLOB))
@@ -194,7 +197,7 @@ class Journal:
             try:
                 name = await self._blobs.put(body)
                 break
-            except (Unavailable, Uncertain) as error:
+            except PASSING_ERRORS as error:
                 # Chunks of a failed try stay behind as garbage; no record names them.
                 await _pause_or_give_up(pause, deadline, error, fate="not_stored")
         headers[BLOB] = name
@@ -215,7 +218,7 @@ class Journal:
         for name in names - {keep}:
             try:
                 await self._blobs.delete(name)
-            except (MeshError, ApiError) as error:
+            except EDGE_ERRORS as error:
                 log.warning("blob %s of %s is garbage and could not be removed: %s", name, agent, error)
 
 
@@ -237,7 +240,7 @@ class _Append:
 
     async def settle(self, trouble: Exception) -> int:
         """Find out what became of the first try, and try the same again until the store gives a verdict."""
-        if not isinstance(trouble, WrongLastSequence | Uncertain | Unavailable):
+        if not isinstance(trouble, _UNDECIDED):
             raise trouble  # refused for good
         pauses = iter(_RETRY)
         while True:
@@ -250,7 +253,7 @@ class _Append:
             await self._pause(next(pauses), trouble)
             try:
                 return await self._publish()
-            except (WrongLastSequence, Uncertain, Unavailable) as error:
+            except _UNDECIDED as error:
                 trouble = error
 
     async def _publish(self) -> int:

@@ -21,7 +21,6 @@ from agentmesh.edge.jetstream import (
     TTL,
     ApiError,
     StoredMessage,
-    Uncertain,
     WrongLastSequence,
     get_last,
     get_last_direct,
@@ -29,7 +28,8 @@ from agentmesh.edge.jetstream import (
     store,
     stream_state,
 )
-from agentmesh.edge.transport import Disconnected, Message, NoResponders, RequestTimeout, Subscription, Transport
+from agentmesh.edge.tasks import Background
+from agentmesh.edge.transport import Message, Subscription, Transport
 from agentmesh.errors import BadRequest, MeshError, Unavailable
 from agentmesh.subjects import Subjects
 from agentmesh.wire import NodeLease, Placement, Spec, check_depth_of
@@ -47,9 +47,6 @@ RESYNC_S = 30.0
 RESYNC_SHARE = 0.02
 """The largest share of its time that a view spends on that. A registry of 100,000 agents takes seconds to read, and every
 process reads it: the server would be busy with little else."""
-
-FAILURES = (MeshError, ApiError, Uncertain, Disconnected, RequestTimeout, NoResponders, TimeoutError)
-"""What a registry call may end with, besides its verdict, while servers come and go: look again later."""
 
 _OPERATION = "KV-Operation"
 _MARKER = "Nats-Marker-Reason"
@@ -253,7 +250,7 @@ class View:
         self._waiters: set[asyncio.Future[None]] = set()
         self._watches: list[Watch] = []
         self._remove_gap: Callable[[], None] = lambda: None
-        self._task: asyncio.Task[None] | None = None
+        self._refresher = Background("follow the registry")
 
     @property
     def entries(self) -> Mapping[str, Entry]:
@@ -290,15 +287,12 @@ class View:
         except BaseException:
             await self.close()
             raise
-        self._task = asyncio.get_running_loop().create_task(self._keep_fresh())
+        self._refresher.begin(self._keep_fresh())
 
     async def close(self) -> None:
         """Stop following. The copy stays readable, and is no longer fresh."""
         self._remove_gap()
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait((self._task,))
-            self._task = None
+        await self._refresher.close()
         for watch in self._watches:
             await watch.close()
         self._watches.clear()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from agentmesh.edge.jetstream import Stored, Uncertain, WrongLastSequence, acknowledged, conditions, unanswered
+from agentmesh.edge.failures import EDGE_ERRORS
+from agentmesh.edge.jetstream import Stored, Uncertain, acknowledged, conditions, unanswered
 from agentmesh.edge.transport import Headers, Message, Transport
-from agentmesh.errors import MeshError
 
 
 def store_soon(
@@ -34,7 +34,7 @@ def store_soon(
         if type(reply) is Message:
             try:
                 result: Stored | Exception = acknowledged(reply, subject)
-            except (WrongLastSequence, Uncertain, MeshError) as error:
+            except EDGE_ERRORS as error:
                 result = error
             except Exception as error:  # noqa: BLE001 - the callback must be called whatever the reply is
                 result = Uncertain(f"the answer for {subject} cannot be read: {error!r}")

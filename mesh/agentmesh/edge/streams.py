@@ -15,7 +15,8 @@ from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 from agentmesh.edge.clock import SYSTEM
-from agentmesh.edge.jetstream import ApiError, Uncertain, WrongLastSequence, api, stream_state
+from agentmesh.edge.failures import PASSING_ERRORS
+from agentmesh.edge.jetstream import ApiError, WrongLastSequence, api, stream_state
 from agentmesh.edge.registry import MARKER_TTL_S, Registry
 from agentmesh.edge.transport import Transport
 from agentmesh.errors import BadRequest, ConfigMismatch, ServerTooOld, Unavailable
@@ -230,7 +231,7 @@ async def _patiently(step: Callable[[], Awaitable[None]]) -> None:
         try:
             await step()
             return
-        except (Unavailable, Uncertain) as error:
+        except PASSING_ERRORS as error:
             if loop.time() >= started + PATIENCE_S:
                 raise Unavailable(f"the mesh's streams cannot be created: {error}") from None
             if not told and loop.time() >= started + _TELL_S:

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Awaitable
 from typing import Protocol
 
+from agentmesh.edge.tasks import cancel_and_wait
 from agentmesh.edge.transport import Handler, Message
 
 log = logging.getLogger("agentmesh.edge")
@@ -118,10 +119,7 @@ class LiveSubscription:
 
     async def stop(self) -> None:
         """End the running handler, unless it is the caller."""
-        worker = self._worker
-        if worker is not None and worker is not asyncio.current_task():
-            worker.cancel()
-            await asyncio.wait((worker,), timeout=CLOSE_TIMEOUT_S)
+        await cancel_and_wait(self._worker, within_s=CLOSE_TIMEOUT_S)
 
 
 class Gathering:

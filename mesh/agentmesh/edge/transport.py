@@ -41,6 +41,10 @@ class Disconnected(Exception):
     """
 
 
+UNANSWERED = (NoResponders, RequestTimeout, Disconnected)
+"""What `Transport.request` raises when there is no reply. Only after `NoResponders` is it certain that nobody has heard it."""
+
+
 class Subscription(Protocol):
     """A subscription that is open."""
 

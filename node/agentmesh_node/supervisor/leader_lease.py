@@ -19,8 +19,9 @@ from collections.abc import Callable
 import msgspec
 
 from agentmesh.edge.clock import SYSTEM, Ambient
+from agentmesh.edge.failures import EDGE_ERRORS
 from agentmesh.edge.jetstream import WrongLastSequence
-from agentmesh.edge.registry import FAILURES, Entry, Registry
+from agentmesh.edge.registry import Entry, Registry
 from agentmesh.subjects import SUPERVISOR_KEY
 from agentmesh.wire import SupervisorLease, encode, format_time
 from agentmesh_node.supervisor.failure_detector import FailureDetector, PingState
@@ -117,7 +118,7 @@ class LeaderLease:
         while True:
             try:
                 pause = await self._step()
-            except FAILURES as error:
+            except EDGE_ERRORS as error:
                 logger.debug("lease_retry", extra={"reason": repr(error)})
                 pause = _RETRY_S
             if self._leading and not self.leads:
@@ -132,7 +133,7 @@ class LeaderLease:
         try:
             async with asyncio.timeout(1.0):
                 await self._registry.delete(SUPERVISOR_KEY, self._revision)
-        except FAILURES as error:
+        except EDGE_ERRORS as error:
             logger.debug("resign_failed", extra={"reason": repr(error)})
 
     # --- inside ---------------------------------------------------------------------------------------------------

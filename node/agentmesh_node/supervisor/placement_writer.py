@@ -12,8 +12,9 @@ from typing import Any
 
 import msgspec
 
+from agentmesh.edge.failures import EDGE_ERRORS
 from agentmesh.edge.jetstream import WrongLastSequence
-from agentmesh.edge.registry import FAILURES, Entry, Registry
+from agentmesh.edge.registry import Entry, Registry
 from agentmesh.planner import End, Place, Plan, Remove, Unplaced
 from agentmesh.subjects import placement_key, spec_key
 from agentmesh.wire import ErrorBody, Placement, Spec, encode, format_time
@@ -116,7 +117,7 @@ class PlacementWriter:
                 try:
                     if not await perform(action):
                         undone.add(action.agent)
-                except FAILURES as error:
+                except EDGE_ERRORS as error:
                     failure = error
                     undone.add(action.agent)
 

@@ -26,7 +26,8 @@ import msgspec
 
 from agentmesh.edge.batches import in_parts
 from agentmesh.edge.clock import SYSTEM, Ambient
-from agentmesh.edge.registry import FAILURES, Entry, Registry, View
+from agentmesh.edge.failures import EDGE_ERRORS
+from agentmesh.edge.registry import Entry, Registry, View
 from agentmesh.edge.retry import UPKEEP_RETRY
 from agentmesh.edge.transport import Disconnected, Message, NoResponders, RequestTimeout, Subscription, Transport
 from agentmesh.errors import BadRequest, MeshError, Unavailable
@@ -341,7 +342,7 @@ class Supervisor:
             try:
                 async with asyncio.timeout(_LEASE_S):
                     await self._registry.delete(node_key(node), revision)
-            except FAILURES as error:
+            except EDGE_ERRORS as error:
                 logger.debug("lease_delete_failed", extra={"node": node, "reason": repr(error)})
 
     # --- leading --------------------------------------------------------------------------------------------------
