@@ -12,8 +12,8 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 
-from agentmesh.edge.jetstream import ApiError, get_last_many
-from agentmesh.errors import MeshError
+from agentmesh.edge.failures import EDGE_ERRORS
+from agentmesh.edge.jetstream import get_last_many
 from agentmesh_node.host.work_scan import GROUP, agents_with_work
 from agentmesh_node.owner.mailbox import Mailbox
 from agentmesh_node.services import Services
@@ -64,7 +64,7 @@ class Audit:
             for index in range(groups):
                 try:
                     await self._check(agents[index * GROUP : (index + 1) * GROUP])
-                except (MeshError, ApiError) as error:
+                except EDGE_ERRORS as error:
                     log.debug("self-check not possible now: %s", error)
                 await asyncio.sleep(self._period_s / groups)
 
@@ -76,7 +76,7 @@ class Audit:
                 self._s.transport, self._s.subjects, {name: known.record for name, known in loaded.items()}
             )
             lost |= await self._s.ends.beyond({name: known.positions for name, known in loaded.items()})
-        except (MeshError, ApiError) as error:
+        except EDGE_ERRORS as error:
             log.debug("the store cannot be checked now: %s", error)
             return
         for name in sorted(lost):

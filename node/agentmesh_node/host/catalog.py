@@ -12,10 +12,10 @@ import contextlib
 import logging
 from functools import partial
 
-from agentmesh.edge.jetstream import ApiError, Uncertain, WrongLastSequence
+from agentmesh.edge.failures import EDGE_ERRORS
 from agentmesh.edge.registry import Entry, View, decode_placement, decode_spec, readable_spec
 from agentmesh.edge.transport import Message
-from agentmesh.errors import BadRequest, MeshError, StoreLost
+from agentmesh.errors import BadRequest, StoreLost
 from agentmesh.ownership import Claim
 from agentmesh.subjects import placement_key, spec_key
 from agentmesh.turn.values import Phase
@@ -146,7 +146,7 @@ class Catalog:
             asleep = {p.name: p for p in fresh if not p.gone and p.owner is None and not self._activate_at_once(p)}
             try:
                 names = await agents_with_work(self._s, list(asleep), self.wake)
-            except (MeshError, ApiError) as error:
+            except EDGE_ERRORS as error:
                 log.warning("cannot tell who has work; waking all: %s", error)
                 names = set(asleep)
             for name in sorted(names):
@@ -209,7 +209,7 @@ class Catalog:
             except StoreLost as error:
                 self._raise_alarm(placed, str(error))
                 return
-            except (MeshError, ApiError, Uncertain, WrongLastSequence) as error:
+            except EDGE_ERRORS as error:
                 if isinstance(error, BadRequest) and readable_spec(self._s.specs.get(spec_key(placed.name))) is None:
                     log.error("not activated: %s", error.message, extra={"agent": placed.name})
                     self._unreadable.add(placed.name)
@@ -294,7 +294,7 @@ class Catalog:
         """Re-read the registry: an owner that was fenced while its placement stands activates again."""
         try:
             entry = await self._s.registry.get(placement_key(self._node, placed.name))
-        except (MeshError, ApiError):
+        except EDGE_ERRORS:
             return True  # unknown: the activation finds out
         if entry is not None and entry.revision == placed.generation:
             return True

@@ -7,11 +7,11 @@ import logging
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
-from agentmesh.edge.jetstream import ApiError, Uncertain, WrongLastSequence
+from agentmesh.edge.failures import EDGE_ERRORS
 from agentmesh.edge.registry import Entry, Registry, View, Watch, decode_node, decode_spec
 from agentmesh.edge.retry import UPKEEP_RETRY
 from agentmesh.edge.transport import Transport
-from agentmesh.errors import BadRequest, MeshError
+from agentmesh.errors import BadRequest
 from agentmesh.subjects import placement_key, spec_key
 from agentmesh_node.host.placed_agent import PlacedAgent
 
@@ -51,7 +51,7 @@ async def give_up(registry: Registry, key: str, generation: int, ended: Callable
         try:
             await registry.delete(key, generation)
             return
-        except (MeshError, ApiError, Uncertain, WrongLastSequence) as error:
+        except EDGE_ERRORS as error:
             log.debug("placement not deleted: %s", error, extra={"key": key})
         await asyncio.sleep(pause)
 
@@ -118,7 +118,7 @@ class Handover:
         """Whether another node takes agents."""
         try:
             entries, _ = await self._registry.load("nodes.")
-        except (MeshError, ApiError):
+        except EDGE_ERRORS:
             return False
         return any(_takes_agents(entry) for entry in entries if entry.key != f"nodes.{self._node}")
 

@@ -16,7 +16,8 @@ import msgspec
 
 from agentmesh import wire
 from agentmesh.edge.clock import SYSTEM, Ambient
-from agentmesh.edge.jetstream import ApiError, Uncertain, WrongLastSequence
+from agentmesh.edge.failures import EDGE_ERRORS
+from agentmesh.edge.jetstream import Uncertain, WrongLastSequence
 from agentmesh.edge.registry import Entry, Registry, decode_node
 from agentmesh.edge.transport import Disconnected, Message, Transport
 from agentmesh.errors import BadRequest, MeshError
@@ -150,7 +151,7 @@ class Heartbeat:
             registry = Registry(transport, self._subjects)
             await self._keep_lease(registry)
             await registry.delete(node_key(self._node), self._revision)
-        except (MeshError, Uncertain) as error:
+        except (MeshError, Uncertain) as error:  # not what `subscribe` and `flush` raise: that is a start which has failed
             log.warning("the lease could not be taken back: %s", error)
         finally:
             await transport.close()
@@ -187,9 +188,9 @@ class Heartbeat:
         except WrongLastSequence:
             try:
                 written = await self._rewrite(registry, key, value)
-            except (MeshError, ApiError, Uncertain, WrongLastSequence) as error:
+            except EDGE_ERRORS as error:
                 return self._not_renewed(error)
-        except (MeshError, ApiError, Uncertain) as error:
+        except EDGE_ERRORS as error:
             return self._not_renewed(error)
         if written and self.refusal is not None:
             log.info("lease renewed again", extra={"node": self._node})

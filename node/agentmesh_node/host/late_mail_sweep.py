@@ -12,10 +12,10 @@ import logging
 from collections.abc import Iterable
 from functools import partial
 
-from agentmesh.edge.jetstream import ApiError, Uncertain, WrongLastSequence, get_last, read_all
+from agentmesh.edge.failures import EDGE_ERRORS
+from agentmesh.edge.jetstream import get_last, read_all
 from agentmesh.edge.registry import decode_spec
-from agentmesh.edge.transport import Disconnected
-from agentmesh.errors import Fenced, MeshError
+from agentmesh.errors import Fenced
 from agentmesh.ledger import fold, record_of, settle
 from agentmesh.records import Ledger, Resolve, decode_record, encode_record
 from agentmesh.subjects import LANES, spec_key
@@ -47,7 +47,7 @@ class LateMailSweep:
                     await self._sweep(agent)
                 except Fenced:
                     log.debug("somebody else acts for it", extra={"agent": agent})
-                except (MeshError, ApiError, Uncertain, WrongLastSequence) as error:
+                except EDGE_ERRORS as error:
                     log.warning("late mail not swept now: %s", error, extra={"agent": agent})
 
     async def _sweep(self, agent: str) -> None:
@@ -127,7 +127,7 @@ class LateMailSweep:
                 try:
                     await deeds.perform(origin, entry)
                     break
-                except (MeshError, ApiError, Uncertain, WrongLastSequence, Disconnected):
+                except EDGE_ERRORS:
                     if number == TRIES:
                         raise
                 await asyncio.sleep(TRY_S)

@@ -11,7 +11,8 @@ import msgspec
 
 from agentmesh import names, wire
 from agentmesh.callback_context import timer_of, timer_token
-from agentmesh.edge.jetstream import ApiError, Uncertain, get_last, read
+from agentmesh.edge.failures import EDGE_ERRORS
+from agentmesh.edge.jetstream import get_last, read
 from agentmesh.edge.transport import Disconnected, Message
 from agentmesh.errors import BadRequest, MeshError, TooLarge, Unavailable
 from agentmesh.ledger import is_taken
@@ -153,7 +154,7 @@ def _plain(core: Core) -> Any:
 async def _poll(owner: Owner, services: Services, ref: str, reply: str) -> None:
     try:
         await answer(services, reply, wire.encode_reply(await _look_up(owner, services, ref)))
-    except (MeshError, ApiError) as error:
+    except EDGE_ERRORS as error:
         shown = error if isinstance(error, MeshError) else BadRequest(str(error))
         await answer(services, reply, wire.encode_failure(shown))
 
@@ -165,7 +166,7 @@ async def _resend(owner: Owner, services: Services, letter: str, reply: str) -> 
             raise BadRequest(f"a dead letter is named by its sequence, a number; this is {letter[:40]!r}")
         ref = await resend(services, owner.name, owner.claim.incarnation, int(letter))
         await answer(services, reply, wire.encode_reply({"ref": str(ref)}))
-    except (MeshError, ApiError, Uncertain) as error:
+    except EDGE_ERRORS as error:
         shown = error if isinstance(error, MeshError) else Unavailable(str(error))
         await answer(services, reply, wire.encode_failure(shown))
 

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterable
 
 import msgspec
 
-from agentmesh.edge.jetstream import ApiError, Uncertain, WrongLastSequence
+from agentmesh.edge.failures import EDGE_ERRORS
+from agentmesh.edge.jetstream import Uncertain
 from agentmesh.edge.retry import ExponentialBackoff
-from agentmesh.edge.transport import Disconnected
 from agentmesh.errors import MeshError, RequestError, TooLarge
 from agentmesh.records import Echo, Effect, Open, Resolve, SendMail, StartAgent, StopAgent, target_of
 from agentmesh.wire import ErrorBody
@@ -164,7 +164,7 @@ class EffectQueue:
         except Uncertain:
             item.doubtful = True
             return False
-        except (Disconnected, WrongLastSequence, ApiError, MeshError) as error:
+        except EDGE_ERRORS as error:
             log.debug("an effect is tried again: %s", error, extra={"agent": self._deeds.agent})
             return False
         self._done((item.origin,))
@@ -191,7 +191,7 @@ class EffectQueue:
             # It may have been delivered. Refusals count only when the window is over and no trace of it is found.
             try:
                 delivered = await self._deeds.was_delivered(item.origin, effect)
-            except (MeshError, ApiError) as trouble:
+            except EDGE_ERRORS as trouble:
                 log.debug("whether an effect was done cannot be told now: %s", trouble, extra={"agent": self._deeds.agent})
                 return False
             if delivered:

@@ -12,9 +12,9 @@ import logging
 from collections import deque
 from typing import TYPE_CHECKING
 
-from agentmesh.edge.jetstream import ApiError, Uncertain, purge, read_all
+from agentmesh.edge.failures import EDGE_ERRORS
+from agentmesh.edge.jetstream import purge, read_all
 from agentmesh.edge.upkeep import count
-from agentmesh.errors import MeshError
 from agentmesh.records import Seen
 from agentmesh.subjects import LANES
 from agentmesh.turn.draft import digest
@@ -92,7 +92,7 @@ class MailPurger:
             recent = [(seq, msg_id, at) for seq, msg_id, at in self._recent[lane] if seq <= position and msg_id is not None]
             ids += [(seq, msg_id, parse_time(at) if at is not None else self._s.now()) for seq, msg_id, at in recent]
             seen = {digest(msg_id): Seen(str(seq), at) for seq, msg_id, at in ids if msg_id is not None and at > horizon}
-        except (MeshError, ApiError) as error:
+        except EDGE_ERRORS as error:
             log.debug("mail not purged now: %s", error, extra={"agent": self._owner.name})
             self._busy = False
             return
@@ -122,7 +122,7 @@ class MailPurger:
         try:
             subject = self._s.subjects.lane(lane, self._owner.name)
             await purge(self._s.transport, self._s.subjects.stream(LANES[lane].stream), subject, below=position + 1)
-        except (MeshError, ApiError, Uncertain) as error:
+        except EDGE_ERRORS as error:
             log.debug("mail not purged now: %s", error, extra={"agent": self._owner.name})
         else:
             self._inherited.pop(lane, None)
@@ -155,7 +155,7 @@ class MailPurger:
         subjects, name = self._s.subjects, self._owner.name
         try:
             stored = await count(self._s.transport, subjects.stream("mail"), subjects.mail_filter(name))
-        except (MeshError, ApiError) as error:
+        except EDGE_ERRORS as error:
             log.debug("mail not counted now: %s", error, extra={"agent": name})
         else:
             self._crowded = {lane for lane in self._inherited if stored.get(subjects.lane(lane, name), 0) >= self._half}

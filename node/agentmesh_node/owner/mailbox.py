@@ -11,10 +11,10 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping
 
-from agentmesh.edge.jetstream import ApiError, StoredMessage, get_last, get_next, read
+from agentmesh.edge.failures import EDGE_ERRORS
+from agentmesh.edge.jetstream import StoredMessage, get_last, get_next, read
 from agentmesh.edge.retry import ExponentialBackoff
 from agentmesh.edge.transport import Message, Transport
-from agentmesh.errors import MeshError
 from agentmesh.subjects import LANES, Subjects
 from agentmesh.wire import Mail, decode_mail
 
@@ -88,7 +88,7 @@ class Mailbox:
             try:
                 if not proven or await self._nothing_beyond():
                     return
-            except (MeshError, ApiError) as error:
+            except EDGE_ERRORS as error:
                 log.debug("mail cannot be read now: %s", error, extra={"agent": self._agent})
             await asyncio.sleep(pause)
 
@@ -113,7 +113,7 @@ class Mailbox:
                 await self._notice_last()
                 await self._read_stream("mail")
                 await self._read_stream("timer")
-            except (MeshError, ApiError) as error:
+            except EDGE_ERRORS as error:
                 log.debug("mail cannot be read now: %s", error, extra={"agent": self._agent})
                 await asyncio.sleep(next(pauses))
                 continue

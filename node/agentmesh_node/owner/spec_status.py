@@ -10,10 +10,10 @@ from collections import deque
 import msgspec
 
 from agentmesh import wire
-from agentmesh.edge.jetstream import ApiError, Uncertain, WrongLastSequence
+from agentmesh.edge.failures import EDGE_ERRORS
+from agentmesh.edge.jetstream import WrongLastSequence
 from agentmesh.edge.registry import decode_spec
 from agentmesh.edge.retry import UPKEEP_RETRY
-from agentmesh.errors import MeshError
 from agentmesh.subjects import spec_key
 from agentmesh.wire import AgentStatus, ErrorBody
 from agentmesh_node.services import Services
@@ -79,7 +79,7 @@ class StatusWriter:
             status, reason = self._wanted[0]
             try:
                 await self._write(status, reason, look=stale)
-            except (MeshError, ApiError, WrongLastSequence, Uncertain) as error:
+            except EDGE_ERRORS as error:
                 log.debug("status not written: %s", error, extra={"agent": self._agent, "status": status})
                 await asyncio.sleep(next(pauses))
                 stale = True

@@ -12,9 +12,9 @@ import contextlib
 import logging
 from collections.abc import Callable, Sequence
 
-from agentmesh.edge.jetstream import ApiError, get_last_many
+from agentmesh.edge.failures import EDGE_ERRORS
+from agentmesh.edge.jetstream import get_last_many
 from agentmesh.edge.transport import Disconnected, NoResponders, RequestTimeout, Transport
-from agentmesh.errors import MeshError
 from agentmesh.records import decode_record
 from agentmesh.subjects import Subjects
 from agentmesh.wire import ControlRequest, Spec, encode
@@ -66,7 +66,7 @@ class LateMailFinder:
                     found = await self._look({name: specs[name] for name in group})
                     if found:
                         await self._ask(found)
-                except (MeshError, ApiError) as error:
+                except EDGE_ERRORS as error:
                     log.debug("stopped agents cannot be looked at now: %s", error)
                 await asyncio.sleep(self._period_s / len(groups))
 

@@ -17,8 +17,9 @@ from opentelemetry import propagate
 
 from agentmesh.agent import Agent
 from agentmesh.backend import Event, Room, Stream, Turn
+from agentmesh.edge.failures import EDGE_ERRORS
 from agentmesh.edge.jetstream import ApiError
-from agentmesh.errors import BackendError, BudgetExceeded, MeshError, Unavailable
+from agentmesh.errors import BackendError, BudgetExceeded, Unavailable
 from agentmesh.subjects import Subjects
 from agentmesh_node.backends.claude import attempts
 from agentmesh_node.backends.claude.attempts import Source
@@ -142,7 +143,7 @@ class ClaudeBackend:
         except (BackendError, BudgetExceeded) as error:
             yield _terminal(error)
             return
-        except (Unavailable, ApiError) as error:
+        except (Unavailable, ApiError) as error:  # and no other of the mesh's: a step that was refused ends the run otherwise
             yield failed("store_unavailable", f"the conversation's transcript cannot be reached: {error}")
             return
         run = _ClaudeRun(turn, fresh, source, own_id, told)
@@ -168,7 +169,7 @@ class ClaudeBackend:
         try:
             for project, session in garbage:
                 await self._store.remove(project, session)
-        except (MeshError, ApiError) as error:
+        except EDGE_ERRORS as error:
             log.warning("old transcripts are left for now: %s", error, extra={"agent": self._room.agent})
         await asyncio.to_thread(self._files.forget, await self._project(), [session for _, session in garbage])
 

@@ -28,6 +28,8 @@ from agentmesh_node.tools import Toolbox
 
 log = logging.getLogger("agentmesh.node")
 
+STORE_ERRORS = (InfrastructureError, Uncertain)
+"""The store cannot be read or written now. Any other error of the mesh says something about the thread itself."""
 STORE_TRIES = 5
 STORE_WAIT_S = 0.5
 
@@ -151,7 +153,7 @@ class Run:
             await file.restore(rollout)
         except NotFound:
             raise
-        except (InfrastructureError, Uncertain) as error:
+        except STORE_ERRORS as error:
             details = {"reason": "store_unavailable", "retryable": True, "retry_after_s": 1.0}
             raise BackendError(f"the thread's rollout cannot be read now: {error}", details=details) from None
 
@@ -303,7 +305,7 @@ class Run:
         former = set(file.saved.parts)
         try:
             rollout = await file.save(self._path, counted=self._answers)
-        except (InfrastructureError, Uncertain) as error:
+        except STORE_ERRORS as error:
             log.warning("a step of codex was not taken", extra={"agent": self._turn.agent, "error": str(error)})
             return
         if rollout is None:
@@ -334,7 +336,7 @@ class Run:
         for tries in range(1, STORE_TRIES + 1):
             try:
                 rollout = await file.save(self._path)
-            except (InfrastructureError, Uncertain) as error:
+            except STORE_ERRORS as error:
                 if tries == STORE_TRIES:
                     details = {"reason": "store_unavailable", "retryable": True, "retry_after_s": 5.0}
                     raise BackendError(f"the thread cannot be stored: {error}", details=details) from None
