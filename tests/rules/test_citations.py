@@ -130,3 +130,13 @@ def test_the_whole_tree_is_looked_at() -> None:
     paths = {str(path.relative_to(ROOT)) for path in Tree(ROOT).files}
     assert {"README.md", "Makefile", "pyproject.toml", "docs/semantics.md", "tests/cases.py"} <= paths
     assert not any(path.startswith(".venv") for path in paths)
+
+
+def test_the_map_of_modules_has_them_all() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    found = []
+    for package, prefix in (("mesh/agentmesh", ""), ("mesh/agentmesh/edge", "edge/"), ("mesh/agentmesh/turn", "turn/")):
+        found += [f"`{prefix}{path.name}`" for path in (ROOT / package).glob("*.py")]
+    found += [f"`{path.name}`" for path in (ROOT / "client" / "agentmesh_client").glob("*.py")]
+    found += [f"`{path.name}/`" for path in (ROOT / "node" / "agentmesh_node").glob("[a-z]*") if path.is_dir()]
+    assert [name for name in found if "__init__" not in name and name not in page] == []
