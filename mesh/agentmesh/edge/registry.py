@@ -40,8 +40,8 @@ MARKER_TTL_S = 10
 """Seconds for which an expired key leaves a marker."""
 DELETED_TTL_S = 3600
 """Seconds for which a deleted key leaves a marker. A server that is killed and started again brings back a value whose marker
-has vanished meanwhile (nats-server 2.15.0, a single one too): a placement that was deleted long ago, so that an agent without an
-owner seems to have one. A marker that is still there keeps it away; so it lasts until the server has surely saved its index."""
+has vanished meanwhile (docs/nats.md#deleted-values-come-back): a placement that was deleted long ago, so that an agent without
+an owner seems to have one. A marker that is still there keeps it away; it lasts until the server has saved its index for sure."""
 RESYNC_S = 30.0
 """How often a view reads the registry again although nothing seems missed."""
 RESYNC_SHARE = 0.02
