@@ -1,4 +1,4 @@
-"""Requests to nodes and supervisors (docs/protocol.md#requests-to-a-process): for those who run a mesh."""
+"""Requests to nodes and supervisors (docs/protocol.md#requests-to-a-process): for operators of a mesh."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class _AdminReply(msgspec.Struct, frozen=True):
 
 
 class Operator:
-    """Speaks to the processes of one mesh."""
+    """Sends requests to the processes of one mesh."""
 
     def __init__(self, transport: Transport, subjects: Subjects) -> None:
         self._transport = transport
@@ -65,7 +65,7 @@ class Operator:
         """Return when `node` has left: its lease is gone.
 
         Raises:
-            AskTimeout: it has not within `timeout` seconds.
+            AskTimeout: it has not left within `timeout` seconds.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout

@@ -1,4 +1,4 @@
-"""Prompts that somebody waits for: sent as mail, and followed to their outcome."""
+"""Prompts that a caller waits for: sent as mail, and followed to their outcome."""
 
 from __future__ import annotations
 
@@ -60,10 +60,10 @@ class PromptRequest(NamedTuple):
         return cls(agent, prompt, timeout, options)
 
     def message(self) -> tuple[bytes, dict[str, str]]:
-        """Body and headers, all but what its addressee's life and its way decide.
+        """Body and headers, except those that depend on the agent's life and on how the answer comes back.
 
         Raises:
-            BadRequest: something in it cannot be meant.
+            BadRequest: a value makes no sense.
         """
         options = self.options
         if not options:
@@ -77,14 +77,16 @@ class PromptRequest(NamedTuple):
 
 
 class AskSender:
-    """Sends prompts and waits for what comes of them. `Mesh.ask` and `Mesh.stream` say what is raised."""
+    """Sends prompts and waits for their outcomes. `Mesh.ask` and `Mesh.stream` say what is raised."""
 
-    def __init__(self, subjects: Subjects, specs: SpecCache, asks: PendingAsks, mailer: Mailer, ends: LatePrompts) -> None:
+    def __init__(
+        self, subjects: Subjects, specs: SpecCache, asks: PendingAsks, mailer: Mailer, late_prompts: LatePrompts
+    ) -> None:
         self._subjects = subjects
         self._specs = specs
         self._asks = asks
         self._mailer = mailer
-        self._ends = ends
+        self._late_prompts = late_prompts
 
     async def ask(self, given: PromptRequest, on_accepted: Callable[[str], None] | None = None) -> Outcome:
         """Send a prompt and return its outcome; `on_accepted` is called with its ref."""
@@ -152,31 +154,31 @@ class AskSender:
     async def _answered_soon(
         self, given: PromptRequest, ask: PendingAsk, body: bytes, headers: dict[str, str], patience: float
     ) -> bool:
-        """Store the prompt and wait for the end of `ask`, without a wake-up when it is stored, as most are at once.
+        """Store the prompt and wait for the end of `ask` without waking up when it is stored (most are stored at once).
 
-        Returns: False where nothing could be sent at once.
+        Returns: False if nothing could be sent at once.
         """
         headers[wire.REPLY_TO] = ask.reply_to
         subject, life = self._subjects.inbox(given.agent), headers[wire.FOR]
         message_id = self._mailer.message_id(given.agent, given.options.get("idempotency_key"))
         began, first = asyncio.get_running_loop().time(), ask.outcome
 
-        def stored(news: Stored | Exception) -> None:
-            if isinstance(news, Stored) and not news.duplicate:
-                self._accept(ask, life, news)
+        def stored(published: Stored | Exception) -> None:
+            if isinstance(published, Stored) and not published.duplicate:
+                self._accept(ask, life, published)
             else:
-                ask.interrupt(news)
+                ask.interrupt(published)
 
         if not self._mailer.put_soon(subject, body, headers, stored, message_id=message_id, timeout=patience):
             return False
         await first
-        if (news := ask.news) is not None:
-            if not isinstance(news, Stored):
-                news = await self._mailer.put_again(
-                    subject, body, headers, news, message_id=message_id, began=began, timeout=patience, answer=ask.outcome
+        if (published := ask.published) is not None:
+            if not isinstance(published, Stored):
+                published = await self._mailer.put_again(
+                    subject, body, headers, published, message_id=message_id, began=began, timeout=patience, answer=ask.outcome
                 )
-            self._accept(ask, life, news)
-            if news.duplicate:
+            self._accept(ask, life, published)
+            if published.duplicate:
                 await self._asks.follow(ask)
             await ask.outcome
         return True
@@ -185,14 +187,14 @@ class AskSender:
         """The prompt is stored: its ref is known, and an answer may be looked up."""
         ask.ref, ask.life = str(stored.seq), life
         if self._specs.over(ask.agent, life):
-            self._ends.ended(ask.agent, life)
+            self._late_prompts.ended(ask.agent, life)
 
     def _result(self, timeout: float, ask: PendingAsk) -> Outcome:
-        """What the wait, which is over, has brought."""
+        """The outcome that the wait, which is over, has brought; raises if there is none."""
         outcome = ask.outcome.result()
         if outcome is not None:
             if outcome.error is not None and outcome.error.code == "stopped":
-                self._specs.forget(ask.agent)  # the life that was addressed is over: look before the next ask
+                self._specs.forget(ask.agent)  # the life that was addressed is over: read the spec before the next ask
             return outcome
         details = {"agent": ask.agent, "ref": ask.ref}
         if self._asks.closed:

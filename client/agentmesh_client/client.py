@@ -43,7 +43,7 @@ from agentmesh_client.streaming import LiveTurn
 from agentmesh_client.validation import instant, json_bytes, seconds
 
 CONTROL_S = 10.0
-"""Default patience of control requests: an owner's takeover fits in, and so does the election of a stream's leader."""
+"""Default time-out of control requests, in seconds: long enough for a takeover, or for the election of a stream's leader."""
 
 
 @asynccontextmanager
@@ -63,7 +63,7 @@ async def connect(
         root: the mesh's root token. Default: `MESH_ROOT`, else `mesh`.
         name: how the connection shows in the server's list.
         connect_timeout: seconds to wait for the first connection; afterwards the client reconnects for ever.
-        silent_timeout: seconds to wait for it where a server is there and does not answer. Default: `connect_timeout`.
+        silent_timeout: the same for a server that accepts the connection and does not answer. Default: `connect_timeout`.
 
     Raises:
         Unavailable: no server can be reached.
@@ -87,8 +87,8 @@ async def connect(
 class Mesh:
     """What a program can do with a mesh. Made by `connect`; safe to share between the tasks of one event loop.
 
-    Every call may raise `Unavailable` when NATS cannot be reached and `BadRequest` for values that cannot be meant; each waits
-    through short outages within its `timeout`, in seconds, and none waits longer.
+    Every call may raise `Unavailable` when NATS cannot be reached and `BadRequest` for values that make no sense. Each call waits
+    through short outages, but no longer than its `timeout`, in seconds.
     """
 
     def __init__(self, transport: Transport, subjects: Subjects, *, inbox: str, ambient: Ambient = SYSTEM) -> None:
@@ -99,11 +99,11 @@ class Mesh:
         self._specs = SpecCache(registry)
         self._asks = PendingAsks(transport, subjects, inbox)
         self._mailer = Mailer(transport, ambient, subjects)
-        self._ends = LatePrompts(
+        self._late_prompts = LatePrompts(
             transport, subjects, registry, waiting=self._asks.waiting, look=lambda: self._asks.look_now(at_all=True)
         )
-        self._specs.on_spec = self._ends.seen
-        self._prompter = AskSender(subjects, self._specs, self._asks, self._mailer, self._ends)
+        self._specs.on_spec = self._late_prompts.seen
+        self._sender = AskSender(subjects, self._specs, self._asks, self._mailer, self._late_prompts)
         self._directory = Directory(transport, subjects, registry)
         self._starter = Starter(registry, self._specs, self._directory, ambient)
         self._control = Control(transport, subjects, self._specs)
@@ -119,11 +119,11 @@ class Mesh:
         self._forget_gaps = self.transport.on_gap(self._on_gap)
 
     async def close(self) -> None:
-        """End all waits with `Unavailable`; the connection stays its owner's. `connect` does this."""
+        """End all waits with `Unavailable`. The connection is not closed: `connect`, which calls this, does that."""
         if self._forget_gaps is not None:
             self._forget_gaps()
         await self._asks.close()
-        await self._ends.close()
+        await self._late_prompts.close()
         await self._specs.close()
 
     def _on_gap(self) -> None:
@@ -134,19 +134,19 @@ class Mesh:
     async def ask(self, agent: str, prompt: str, *, timeout: float = 600.0, **options: Unpack[PromptOptions]) -> Response:
         """Prompt an agent and wait for its answer.
 
-        The prompt is mail: once stored it gets exactly one outcome, whatever dies meanwhile (case 201).
+        The prompt is mail: once stored it gets exactly one outcome, whichever process dies meanwhile (case 201).
 
         Args:
             timeout: seconds until this caller gives up; the turn goes on (case 18).
             metadata: JSON that the agent sees beside the prompt.
             attachments: files, made by `attachment`.
-            deadline: later than this the prompt is answered `expired` without a turn.
+            deadline: if the turn has not begun by then, the prompt is answered `expired` without a turn.
             idempotency_key: one token; a second prompt with it, within two minutes, gets the first one's outcome.
-            budget: what the answer may cost, that of the agents asked on the way included: some of `tokens`, `usd`, `wall_s`
+            budget: what the answer may cost, including the agents asked on the way: some of `tokens`, `usd`, `wall_s`
                 (seconds of the turn) and `tool_calls` (agentmesh.budget).
 
         Raises:
-            BadRequest: the prompt is no text, or has none; or the budget cannot be read.
+            BadRequest: the prompt is no text or is empty, or the budget cannot be read.
             TypeError: there is no such option.
             NotFound: there is no such agent.
             AgentFailed: it has failed and waits for `resume`.
@@ -154,7 +154,7 @@ class Mesh:
             TurnError: the request ended without an answer; the class follows the code.
             AskTimeout: `timeout` ended; `details["ref"]` can be polled.
         """
-        return Response.of(await self._prompter.ask(PromptRequest.of("ask", agent, prompt, timeout, options)))
+        return Response.of(await self._sender.ask(PromptRequest.of("ask", agent, prompt, timeout, options)))
 
     async def ask_outcome(
         self,
@@ -165,32 +165,32 @@ class Mesh:
         on_accepted: Callable[[str], None] | None = None,
         **options: Unpack[PromptOptions],
     ) -> Outcome:
-        """As `ask`, but an error that the agent answered with is returned, not raised: the outcome as it stands on the wire.
+        """As `ask`, but an error that the agent answered with is returned, not raised: the outcome as it was sent.
 
-        `on_accepted` is called with the ref once the prompt is stored: to `cancel` the prompt later takes it. `options` as `ask`.
+        `on_accepted` is called with the ref once the prompt is stored; `cancel` takes that ref. `options` as `ask`.
         """
-        return await self._prompter.ask(PromptRequest.of("ask_outcome", agent, prompt, timeout, options), on_accepted)
+        return await self._sender.ask(PromptRequest.of("ask_outcome", agent, prompt, timeout, options), on_accepted)
 
     def stream(
         self, agent: str, prompt: str, *, timeout: float = 600.0, **options: Unpack[PromptOptions]
     ) -> AbstractAsyncContextManager[LiveTurn]:
         """As `ask`, and watch the turn: an `async with` block over its live events, the outcome last (`streaming`, case 243).
 
-        The block begins when the prompt is stored. Leaving it early does not end the turn; `interrupt` does. Of a prompt that
-        repeats an `idempotency_key` only the outcome comes: the events go to whoever sent it first.
+        The block begins when the prompt is stored. Leaving it early does not end the turn; `interrupt` does. For a prompt that
+        repeats an `idempotency_key` only the outcome comes: the events go to the first sender.
 
         `options` as `ask` has them.
 
         Raises:
-            As `ask`; what only an answer can bring is raised by `LiveTurn.response`, and is an event for who iterates.
+            As `ask`. Errors that come as the answer are raised by `LiveTurn.response`; when iterating they are the last event.
         """
-        return self._prompter.stream(PromptRequest.of("stream", agent, prompt, timeout, options))
+        return self._sender.stream(PromptRequest.of("stream", agent, prompt, timeout, options))
 
     async def tell(self, agent: str, prompt: str, *, timeout: float = 30.0, **options: Unpack[PromptOptions]) -> str:
         """Prompt an agent without waiting for its answer. Returns the ref, which `poll` takes. `options` as `ask` has them.
 
         Raises:
-            As `ask`, save for what only an answer can bring.
+            As `ask`, except errors that come as the answer.
         """
         body, headers = PromptRequest.of("tell", agent, prompt, timeout, options).message()
         key = options.get("idempotency_key")
@@ -237,9 +237,9 @@ class Mesh:
         return await self._request(agent, ControlRequest(op="status", content=content), Status, timeout, repeat=True)
 
     async def interrupt(self, agent: str, ref: str | None = None, *, timeout: float = CONTROL_S) -> bool:
-        """Kill the running turn; with `ref` only if it answers that request. That there is none is no error (case 66).
+        """Kill the running turn; with `ref` only if it answers that request. If no turn runs, that is no error (case 66).
 
-        Returns what the owner says: False only when it knows that it killed nothing.
+        Returns the owner's answer: False only if it knows that it killed nothing.
 
         Raises:
             As `status`.
@@ -248,7 +248,7 @@ class Mesh:
         return (await self._request(agent, request, ControlReply, timeout, repeat=ref is not None)).interrupted
 
     async def cancel(self, agent: str, ref: str, *, timeout: float = CONTROL_S) -> bool:
-        """Remove a prompt that waits; its outcome is `cancelled`. False if it is not waiting (any more).
+        """Remove a prompt that waits; its outcome is `cancelled`. False if it does not wait (any more).
 
         Raises:
             As `status`.
@@ -264,7 +264,7 @@ class Mesh:
         """
         resumed = (await self._request(agent, ControlRequest(op="resume"), ControlReply, timeout, repeat=True)).resumed
         if resumed:
-            # An ask right behind it must not be refused by what the registry said before.
+            # An ask right after this must not be refused because of an older spec.
             with suppress(TimeoutError):
                 await self._specs.wait(agent, lambda spec: spec is None or spec.status != "failed", seconds(timeout))
         return resumed
@@ -280,7 +280,7 @@ class Mesh:
         every_s: float | None = None,
         timeout: float = CONTROL_S,
     ) -> TimerSet:
-        """Send `event` to the agent later: `at` a time, or in `after_s` seconds; then again each `every_s` seconds.
+        """Send `event` to the agent later: `at` a time, or in `after_s` seconds; then again every `every_s` seconds.
 
         A timer of the same id is replaced. Timers are durable (cases 231 to 236).
 
@@ -298,7 +298,7 @@ class Mesh:
             after_s=None if after_s is None else seconds(after_s, "after_s"),
             every_s=None if every_s is None else seconds(every_s, "every_s"),
         )
-        # Only before it is due is a repetition sure to set the same timer: once that has fired, it would set another.
+        # Only until the timer is due does a repetition set the same timer: once it has fired, it would set another.
         repeat = at is not None and wire.parse_time(instant(at, "at")) > self._ambient.now() + timeout
         reply = await self._request(agent, request, ControlReply, timeout, repeat=repeat)
         due = None if reply.due is None else dt.datetime.fromtimestamp(wire.parse_time(reply.due), dt.UTC)
@@ -343,8 +343,8 @@ class Mesh:
 
         Raises:
             AlreadyStarted: the name is taken; the message says where it runs.
-            InitFailed, BackendStartFailed, PreRunFailed, PreRunCrashed: its code refused to begin.
-            Unavailable: within `timeout` no node took it up; the spec stays, and it starts when such a node comes (case 221).
+            InitFailed, BackendStartFailed, PreRunFailed, PreRunCrashed: its own code failed or refused to begin.
+            Unavailable: no node took it within `timeout`; the spec stays, and it starts when such a node comes (case 221).
         """
         agent_name(name)
         spec = new_spec(
@@ -360,7 +360,7 @@ class Mesh:
         return await self._starter.start(name, spec, timeout=seconds(timeout), wait=wait)
 
     async def stop(self, agent: str, *, wait: bool = True, timeout: float = 30.0) -> None:
-        """End an agent's life: its turn is killed, who waits is answered `stopped`, and the name becomes free.
+        """End an agent's life: its turn is killed, its callers are answered `stopped`, and the name becomes free.
 
         Raises:
             NotFound: there is no such agent.
@@ -374,7 +374,7 @@ class Mesh:
         return None if spec is None or spec.status == "stopped" else await self._starter.node_of(agent, spec)
 
     async def list_agents(self, *, stopped: bool = False) -> list[AgentEntry]:
-        """All agents by name; those that are stopped (their names are free) only on demand."""
+        """All agents by name. Stopped ones, whose names are free, only with `stopped`."""
         return await self._directory.agents(stopped=stopped)
 
     async def nodes(self) -> list[NodeEntry]:
@@ -385,7 +385,7 @@ class Mesh:
     async def history(self, agent: str, content: bool = False, *, timeout: float = CONTROL_S) -> list[TurnEntry]:
         """The turns that an agent has had in this life, oldest first, from its journal; with `content` prompts and answers too.
 
-        The journal is cut short now and then: of older turns the newest 32 are remembered (case 246). Those of a
+        Snapshots cut the journal short: of the turns before them only the newest 32 are remembered (case 246). The turns of a
         stopped agent are kept, with shorter texts, for seven days or until the name is used again.
 
         Raises:
@@ -400,9 +400,8 @@ class Mesh:
     async def retry_dead_letter(self, agent: str, seq: int, *, timeout: float = 30.0) -> str:
         """Send a dead letter again, without its deadline, and remove it. Returns the new ref.
 
-        One that came from another agent comes from that again, which its owner sees to; all others come from outside.
-
-        Its first caller was answered with the error; the new outcome can be polled by the new ref.
+        A letter from another agent is sent in that agent's name again, by its owner; all others are sent as mail from outside.
+        The first caller has got its error already; the new outcome can be polled by the new ref.
 
         Raises:
             NotFound: there is no such letter, or no such agent.
@@ -431,7 +430,7 @@ class Mesh:
     ) -> str:
         life = self._specs.lives.get(agent)
         if life is None:
-            life, timeout = await self._prompter.life(agent, timeout)
+            life, timeout = await self._sender.life(agent, timeout)
         headers[wire.FOR] = life
         message_id = self._mailer.message_id(agent, key)
         stored = await self._mailer.put(lane(agent), body, headers, message_id=message_id, timeout=timeout)

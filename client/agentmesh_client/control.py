@@ -16,7 +16,7 @@ from agentmesh_client.retry import ABSENT_S, says_absent
 from agentmesh_client.spec_cache import SpecCache, unknown, waiting
 
 LOOK_S = 1.0
-"""Wait for what the registry says of an agent that nobody answers for."""
+"""Wait for the registry's view of an agent that nobody answers for."""
 ATTEMPT_S = 2.0
 """Wait for one reply to a request that may be repeated."""
 
@@ -74,7 +74,7 @@ class Control:
             except (RequestTimeout, Disconnected) as error:
                 last = error
                 if sent and not repeat:
-                    break  # it may have been heard
+                    break  # the owner may have got it
             if loop.time() + pause >= end:
                 break
             await asyncio.sleep(pause)
@@ -86,14 +86,14 @@ class Control:
             async with asyncio.timeout(LOOK_S):
                 spec = await self._specs.read(agent)
         except TimeoutError:
-            return  # tried again with the request
+            return  # the request is tried again, and so is this
         except Unavailable as error:
             if says_absent(error) and waited > ABSENT_S:
                 raise
             return
         if spec is None or spec.status == "stopped":
             raise unknown(agent)
-        # A node that has just come takes a moment to be given what waited for it.
+        # A node that has just come takes a moment to be given the agents that waited for it.
         if spec.status == "wanted" and spec.reason is not None and waited > ABSENT_S:
             raise waiting(agent, spec)
 

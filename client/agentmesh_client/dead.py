@@ -19,7 +19,8 @@ from agentmesh_client.spec_cache import SpecCache
 
 REASON, REASON_TEXT, LANE, REF = "Mesh-Reason", "Mesh-Reason-Text", "Mesh-Lane", "Mesh-Ref"
 _KEPT = ("Content-Type", *TRACE_HEADERS)
-"""What goes along when a letter is sent again: its caller was told, its deadline and the life that was meant are over."""
+"""Headers that are kept when a letter is sent again. The others no longer hold: its caller has been answered, its deadline and
+the life that it was meant for are over."""
 
 
 class DeadLetters:
@@ -46,7 +47,7 @@ class DeadLetters:
         lane = message.headers.get(LANE, "inbox")
         known = LANES.get(lane)
         if known is not None and known.trusted and FROM in message.headers:
-            # Only a node may speak in another agent's name: the owner sends it again.
+            # Only a node may send mail in another agent's name: the owner sends it again.
             request = ControlRequest(op="resend", ref=str(seq))
             ref = (await self._control.ask(agent, request, ControlReply, timeout=timeout, repeat=True)).ref
             await upkeep.delete(self._t, self._stream, seq)
@@ -55,13 +56,13 @@ class DeadLetters:
         subject = self._subjects.inbox(agent) if prompt else self._subjects.notify(agent)
         headers = {key: message.headers[key] for key in _KEPT if key in message.headers}
         headers["Mesh-For"] = life
-        # One id per letter: a retry of which nobody knows whether it was done can be repeated.
+        # One id per letter: a retry of unknown fate can be repeated.
         stored = await self._mailer.put(subject, message.data, headers, message_id=f"{agent}.dead-{seq}", timeout=timeout)
         await upkeep.delete(self._t, self._stream, seq)
         return str(stored.seq)
 
     async def purge(self, agent: str, seq: int | None) -> int:
-        """Remove one, or all that there are now. Returns how many were removed."""
+        """Remove one, or all that exist now. Returns how many were removed."""
         if seq is not None:
             await self._find(agent, seq)
             return int(await upkeep.delete(self._t, self._stream, seq))

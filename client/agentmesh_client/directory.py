@@ -1,4 +1,4 @@
-"""Reading the registry: who runs what, and where."""
+"""Reading the registry: which agents and nodes there are, and which node runs which agent."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ log = logging.getLogger("agentmesh.client")
 
 
 class Directory:
-    """Views of the registry that are read once."""
+    """Single reads of the registry."""
 
     def __init__(self, transport: Transport, subjects: Subjects, registry: Registry) -> None:
         self._transport = transport
@@ -37,7 +37,7 @@ class Directory:
         return next(reversed(nodes.values()), None)
 
     async def agents(self, *, stopped: bool = False) -> list[AgentEntry]:
-        """All agents by name, with their nodes; those that are `stopped` only on demand."""
+        """All agents by name, with their nodes; stopped ones only with `stopped`."""
         specs = await self._load("agents.")
         placements = await self._load("placements.")
         nodes = _nodes_by_life(placements)
@@ -73,7 +73,7 @@ def _nodes_by_life(placements: Iterable[Entry]) -> dict[tuple[str, str], str]:
 
 
 def _readable[T](entries: Iterable[Entry], decode: Callable[[Entry], T]) -> Iterator[tuple[Entry, T]]:
-    """Each entry with its value; one that is malformed hides no other."""
+    """Each entry with its decoded value; malformed entries are skipped."""
     for entry in entries:
         try:
             yield entry, decode(entry)

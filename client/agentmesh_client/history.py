@@ -17,7 +17,7 @@ from agentmesh_client.spec_cache import SpecCache, unknown
 
 
 class Historian:
-    """Reads journals. Needs no owner: an agent that nobody runs has its history too."""
+    """Reads journals. Needs no owner: the history of an agent that nobody runs can be read too."""
 
     def __init__(self, transport: Transport, subjects: Subjects, specs: SpecCache) -> None:
         self._journal = Journal(transport, subjects)
@@ -36,11 +36,11 @@ class Historian:
 
 
 def turns(records: list[Record]) -> list[TurnInfo]:
-    """The turns that `records`, oldest first, tell of; with the takeovers that each has lived through.
+    """The turns in `records` (oldest first), with the number of takeovers that each has been through.
 
-    A snapshot stands for the records before it and remembers the newest turns of those; a tombstone does so until it lapses, or
-    until the next life of the name begins. An `activated` record counts for the
-    turn that follows it, unless the agent had just begun its life or was at rest: then nothing was taken over.
+    A snapshot replaces the records before it and remembers the newest of their turns; a tombstone does so until it expires, or
+    until the next life of the name begins. An `activated` record counts as a takeover of the turn that follows it, unless the
+    agent had just begun its life or was at rest: then there was nothing to take over.
     """
     known: dict[int, TurnInfo] = {}
     takeovers = 0

@@ -1,8 +1,8 @@
-"""Prompts that meet the end of the life that they were meant for (docs/architecture.md#the-end-of-a-life).
+"""Prompts that arrive after the end of the life that they were meant for (docs/architecture.md#the-end-of-a-life).
 
-A stop answers all that lies in the lanes then. A prompt that slips in behind that is found by the leader within a minute; who
-waits for its outcome does not wait so long, but asks a node for that sweep as soon as the spec shows that the life is over. The
-spec is listened to already, so this costs an ask nothing.
+A stop answers all prompts that are in the lanes at that time. The leading supervisor finds a prompt that is stored after that
+within a minute. A client that waits for its outcome need not wait so long: it asks a node for a sweep as soon as the spec shows
+that the life is over. It listens to the spec anyway, so this costs an ask nothing.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from agentmesh.subjects import Subjects
 from agentmesh.wire import ControlRequest, Spec, encode
 
 FIRST_S = 0.1
-"""The stop's own answers come first: most who wait need no sweep."""
+"""Wait for the stop's own answers: with them most asks need no sweep."""
 AGAIN_S = 1.0
 TRIES = 5
-"""How often a sweep is asked for; then the leader's round finds what is left."""
+"""How often a sweep is asked for; after that the leading supervisor finds what is left."""
 REQUEST_S = 1.0
 _log = logging.getLogger("agentmesh.client")
 
 
 class LatePrompts:
-    """Asks for sweeps. `waiting(agent, life)` says whether somebody waits for an outcome of that life; `look()` has stored
-    outcomes looked up at once."""
+    """Asks nodes for sweeps. `waiting(agent, life)` says whether an ask of that life is pending; `look()` has stored outcomes
+    looked up at once."""
 
     def __init__(
         self,
@@ -48,12 +48,13 @@ class LatePrompts:
         self._tasks: dict[tuple[str, str], asyncio.Task[None]] = {}
 
     def seen(self, agent: str, spec: Spec) -> None:
-        """Take note of a spec. A next life's owner answers for what was meant for the one before; `stopping` has an owner too."""
+        """Note a spec. Only `stopped` needs a sweep: a stopping agent still has an owner, and the owner of a next life answers
+        prompts that were meant for the one before."""
         if spec.status == "stopped":
             self.ended(agent, spec.incarnation)
 
     def ended(self, agent: str, life: str) -> None:
-        """That life is over: who waits for it is to be answered soon."""
+        """That life is over: if asks of it are pending, have its late prompts swept."""
         key = (agent, life)
         if key in self._tasks or not self._waiting(agent, life):
             return
@@ -62,7 +63,7 @@ class LatePrompts:
         task.add_done_callback(lambda _: self._tasks.pop(key, None))
 
     async def close(self) -> None:
-        """Ask no more."""
+        """Ask for no more sweeps."""
         await cancel_and_wait(*self._tasks.values())
 
     async def _have_swept(self, agent: str, life: str) -> None:

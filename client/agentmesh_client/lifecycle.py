@@ -1,8 +1,8 @@
-"""Beginning and ending the lives of agents.
+"""Starting and stopping agents.
 
 A spec is desired state: to start an agent is to write one, to stop it is to mark it `stopping`. Supervisors and nodes do the
-rest, and show in the spec how far they are. All writes are compare-and-set, and each can be repeated when its fate is unknown,
-because the spec shows whose it is (its incarnation).
+rest, and show their progress in the spec. All writes are compare-and-set, and each can be repeated when its fate is unknown,
+because the incarnation in the spec shows which start wrote it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from agentmesh_client.spec_cache import SpecCache, failed, unknown, waiting
 from agentmesh_client.validation import json_bytes, seconds
 
 MOST_TRIES = 20
-"""Compare-and-set tries on one spec; each lost one means that somebody else has changed it."""
+"""Most compare-and-set tries on one spec; each failure means that somebody else has changed it."""
 PLACEMENT_S = 2.0
 """Wait for a replica to show the placement of an agent that is already running."""
 
@@ -75,7 +75,7 @@ def new_spec(
     body = json_bytes(draft, "the agent's options, labels or budget")
     limits_from(budget)
     try:
-        spec = msgspec.json.decode(body, type=Spec)  # what a node will read: anything else is refused here
+        spec = msgspec.json.decode(body, type=Spec)  # nodes decode it so: what they could not read is refused here
     except msgspec.ValidationError as error:
         raise BadRequest(f"the agent cannot be described so: {error}") from None
     check_depth_of(body, [spec.options, spec.budget])
@@ -106,7 +106,7 @@ class Starter:
         return _info(name, running, await self.node_of(name, running))
 
     async def node_of(self, name: str, spec: Spec) -> str | None:
-        """The node that runs this life. A spec that is `running` is placed, so a replica that does not show it yet is behind."""
+        """The node that runs this life. A spec that is `running` is placed; a replica that does not show that yet is behind."""
         end = asyncio.get_running_loop().time() + PLACEMENT_S
         for pause in CALL_RETRY:
             node = await patiently(lambda: self._directory.node_of(name, spec.incarnation), PLACEMENT_S)
@@ -116,7 +116,7 @@ class Starter:
         raise AssertionError("CALL_RETRY has no end")
 
     async def _claim(self, name: str, spec: Spec, end: float) -> None:
-        """Make `spec` the one under `name`: a new key, or in place of a stopped one."""
+        """Write `spec` under `name`: as a new key, or in place of a stopped agent's."""
         loop = asyncio.get_running_loop()
         for _ in range(MOST_TRIES):
             left = max(end - loop.time(), 0.5)
@@ -128,7 +128,7 @@ class Starter:
                 continue
             if current.status != "stopped":
                 raise await self._taken(name, current)
-            # `by` guards against the repetition of an agent's older start or stop; it outlives the life
+            # `by` guards against repetitions of an older start or stop by an agent, so it must outlive the life
             # (docs/architecture.md#effects).
             heir = msgspec.structs.replace(spec, by=current.by)
             if await patiently(partial(self._replace, name, heir, taken), left):
@@ -136,21 +136,21 @@ class Starter:
         raise Unavailable(f"agent {name!r} could not be started: others keep changing its spec; try again")
 
     async def _create(self, name: str, spec: Spec) -> Entry | None:
-        """None when the key is ours; else what is there."""
+        """Write a new key. Returns None if that is done, else the entry that is there."""
         try:
             await self._registry.create(spec_key(name), encode(spec))
             return None
         except WrongLastSequence:
             entry = await self._registry.get(spec_key(name))
         except Unavailable:
-            await self._registry.get(spec_key(name))  # says so if there is no such mesh, which a publish cannot tell
+            await self._registry.get(spec_key(name))  # raises if there is no such mesh, which a publish cannot tell
             raise
         if entry is None or entry.value is None:
             raise Unavailable(f"the registry does not yet agree on agent {name!r}; try again")
         return None if decode_spec(entry).incarnation == spec.incarnation else entry
 
     async def _replace(self, name: str, spec: Spec, old: Entry) -> bool:
-        """Whether `spec` has taken the place of `old`."""
+        """Replace `old` by `spec`. Returns whether that is done."""
         try:
             await self._registry.update(spec_key(name), encode(spec), old.revision)
             return True
@@ -159,7 +159,7 @@ class Starter:
             return entry is not None and entry.value is not None and decode_spec(entry).incarnation == spec.incarnation
 
     async def _freed(self, name: str, old: Spec, timeout: float) -> bool:
-        """Wait for the end of a life that is being stopped; whether it ended in time."""
+        """Wait for the end of a life that is being stopped. Returns whether it ended in time."""
         try:
             await self._specs.wait(name, lambda spec: _ended(spec, old.incarnation), timeout)
         except TimeoutError:
@@ -180,7 +180,7 @@ class Starter:
         Raises:
             StartError: `init_agent`, the backend or `pre_run` refused (cases 6, 7, 11).
             AgentFailed, Stopped: it ended otherwise.
-            Unavailable: no node has taken it up in time (case 221).
+            Unavailable: no node has taken it in time (case 221).
         """
         try:
             now = await self._specs.wait(name, lambda seen: _decided(seen, spec.incarnation), timeout)
@@ -240,7 +240,7 @@ def _ended(spec: Spec | None, incarnation: str) -> bool:
 
 
 def _start_error(name: str, spec: Spec) -> MeshError:
-    """Why a life that was waited for did not begin: the typed error of its reason."""
+    """Why a life did not begin: the typed error of the spec's reason."""
     if spec.reason is not None:
         error = spec.reason.exception()
         if isinstance(error, StartError):
@@ -254,7 +254,7 @@ def _start_error(name: str, spec: Spec) -> MeshError:
 
 
 def _beginning(name: str, spec: Spec, node: str) -> Unavailable:
-    """The error for an agent whose node has it, and whose code takes longer to begin than the caller waits."""
+    """The error for an agent that is placed on a node, and whose own code takes longer to begin than the caller waits."""
     return Unavailable(
         f"agent {name!r} is on node {node!r}, but has not begun yet: its `init_agent`, its backend's start or its `pre_run` "
         f"takes longer than you waited, or hangs; `mesh ps` shows when it runs, `mesh stop {name}` ends the attempt",

@@ -25,28 +25,28 @@ from agentmesh.wire import Outcome
 from agentmesh_client.permission import last_report, refusal
 
 SHORTEST_PAUSE_S = 1e-6
-"""A pause shorter than this is none: no clock would show that it has passed."""
+"""A shorter pause is not made: no clock would show that it has passed."""
 ATTEMPT_S = 5.0
 """Wait for one publish acknowledgement."""
 SHORT_S = 2.0
-"""Less time than this has no room for a `Transport.call`, whose time-outs are looked at four times a second."""
+"""With less time than this `Transport.call` is not used: its time-outs are checked only four times a second."""
 REPEATABLE_S = 100.0
-"""A publish of unknown fate is repeated for this long, as long as the mesh's duplicate window is not known."""
+"""How long a publish of unknown fate is repeated while the mesh's duplicate window is not known."""
 REPEATABLE_SHARE = REPEATABLE_S / DUPLICATE_WINDOW_S
-"""And for so much of the window once it is: the last repetition must arrive within it."""
+"""The same as a share of the window once that is known: the last repetition must arrive within the window."""
 LEARN_S = 1.0
 """Wait for one answer to a question about the stream."""
 LAST_ATTEMPT_S = 0.05
 """Time that the last attempt needs at least."""
 REASON_EVERY = 4
-"""Attempts that nobody takes between two questions why."""
+"""Attempts without an answer between two enquiries for the reason."""
 
 
 class Mailer:
     """Publishes mail with an id, so that a repetition is acknowledged as the first (case 207)."""
 
     def __init__(self, transport: Transport, ambient: Ambient = SYSTEM, subjects: Subjects | None = None) -> None:
-        """`subjects` tell where the duplicate window can be looked up; without them the protocol's is taken for granted."""
+        """`subjects` name the stream whose duplicate window is looked up; without them the protocol's default is assumed."""
         self._transport = transport
         self._subjects = subjects
         self._window_s: float | None = None
@@ -74,7 +74,7 @@ class Mailer:
         timeout: float,
         answer: asyncio.Future[Outcome | None] | None = None,
     ) -> Stored:
-        """Store one piece of mail, within `timeout` seconds. Its `answer`, if that comes first, proves that it is stored.
+        """Store one piece of mail, within `timeout` seconds. If its `answer` comes first, that proves that it is stored.
 
         Raises:
             MailboxFull, TooLarge, BadRequest, NotPermitted: it was refused.
@@ -101,10 +101,10 @@ class Mailer:
         message_id: str,
         timeout: float,
     ) -> bool:
-        """The first attempt of `put`, without a task that waits: `stored` is called with what came of it, in the step in which
-        that is known. `put_again` goes on where it is no `Stored`.
+        """The first attempt of `put`, without a task that waits: `stored` is called with the acknowledgement or the error, in the
+        loop callback in which that is known. After an error `put_again` goes on.
 
-        Returns: False where nothing can be sent at once, or time is short: `put` it. `stored` is never called then.
+        Returns: False if nothing can be sent at once, or time is short: use `put`. `stored` is never called then.
 
         Raises:
             TooLarge, BadRequest: it cannot be sent at all.
@@ -128,7 +128,8 @@ class Mailer:
         timeout: float,
         answer: asyncio.Future[Outcome | None],
     ) -> Stored:
-        """`put`, after a first attempt that `began` at that time of the loop and has `failed`. Returns and raises as `put`."""
+        """Go on as `put` does after a first attempt that `began` at that time of the loop and has `failed`. Returns and raises as
+        `put`."""
         if not isinstance(failed, PASSING_ERRORS):
             raise failed
         retry = _Retry(began, timeout, answer)
@@ -153,13 +154,14 @@ class Mailer:
         return retry.stored_as_answered() or retry.give_up(message_id, self._window_s or DUPLICATE_WINDOW_S)
 
     async def _find_out(self, retry: _Retry) -> None:
-        """Why nobody takes the message, for the error that its caller may get in the end."""
+        """Find out why the message is not acknowledged, for the error that its caller may get in the end."""
         if retry.wants_reason and self._subjects is not None:
             reason = await explain(self._transport, self._subjects.stream("mail"), timeout=min(LEARN_S, retry.attempt_timeout()))
             retry.reason = reason
 
     async def _may_repeat(self, retry: _Retry) -> bool:
-        """Whether the server still knows the id of what it may have stored. How long it does is asked once, when it matters."""
+        """Whether the server still knows the id of a message that it may have stored. The window is asked for once, when
+        needed."""
         if self._window_s is None and self._subjects is not None:
             with suppress(Unavailable):
                 self._window_s = await duplicate_window(
@@ -174,7 +176,7 @@ def _carry_context(headers: dict[str, str]) -> None:
 
 
 def _first_timeout(timeout: float) -> float:
-    """Seconds that the first attempt may take. Half of a short time: another try must fit in."""
+    """Seconds that the first attempt may take: half of a short time, so that another try fits in."""
     return min(timeout / 2, ATTEMPT_S)
 
 
@@ -187,9 +189,9 @@ class _Retry:
         self._answer = answer
         self._pauses = iter(CALL_RETRY)
         self.uncertain = False
-        """An attempt may have been stored."""
+        """An earlier attempt may have been stored."""
         self.reason: Unavailable | None = None
-        """Why nobody takes the message, as far as it is known."""
+        """Why the message is not acknowledged, if that is known."""
         self._attempts = 0
         self._error: Unavailable | Uncertain | None = None
 
@@ -201,11 +203,11 @@ class _Retry:
 
     @property
     def wants_reason(self) -> bool:
-        """Whether to ask why now and then: the answer would say more than the last attempt's end."""
+        """Whether to find out the reason now: it would say more than the last attempt's error."""
         return self._attempts % REASON_EVERY == 0 and type(self._error) is Unavailable
 
     def within(self, seconds: float) -> bool:
-        """Whether the first attempt is less than `seconds` ago; from then on there is none."""
+        """Whether the first attempt is less than `seconds` ago: after that there are no more attempts."""
         self._end = min(self._end, self._began + seconds)
         return _now() < self._end
 
@@ -225,12 +227,12 @@ class _Retry:
         return min(max(self._end - _now(), 0.1), ATTEMPT_S)
 
     def stored_as_answered(self) -> Stored | None:
-        """What the answer says about where the message was stored."""
+        """The acknowledgement that can be told from the answer: it names the message's sequence."""
         outcome = self._answer.result() if self._answer is not None and self._answer.done() else None
         return Stored(int(outcome.ref), False) if outcome is not None and outcome.ref.isdecimal() else None
 
     def give_up(self, message_id: str, window_s: float) -> NoReturn:
-        """Raise what the attempts have come to."""
+        """Raise the error that the attempts have ended in."""
         cause = self._error
         if self.reason is not None and type(cause) is Unavailable:
             cause = self.reason
@@ -242,7 +244,7 @@ def _now() -> float:
 
 
 def _not_stored(message_id: str, error: Exception | None, window_s: float | None) -> Unavailable:
-    """`window_s`: nobody can tell whether it was stored, and for so long the server knows its id."""
+    """`window_s`: set if nobody can tell whether it was stored; the server knows its id for so long."""
     key = message_id.rpartition(".")[2]
     if window_s is None:
         known = error if isinstance(error, Unavailable) else Unavailable(str(error))

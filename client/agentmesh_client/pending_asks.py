@@ -1,9 +1,10 @@
-"""Callers that wait for outcomes.
+"""Asks whose outcomes are waited for.
 
-One wildcard inbox subscription serves every ask of a client: `<inbox>.<n>` is the reply subject of the n-th, and its turn's live
-events, where they are wanted, go to `<inbox>.<n>-live`; on one subscription they arrive in the order in which they were sent. An
-owner answers with a core message, and such a message can be lost (this client was disconnected, or too slow). The outcome itself
-is stored, so who waits looks it up: at once after a gap, and otherwise from time to time, all waiting asks in one read.
+One wildcard inbox subscription serves every ask of a client: `<inbox>.<n>` is the reply subject of the n-th ask, and the live
+events of its turn, if it wants them, go to `<inbox>.<n>-live`; on one subscription they arrive in the order in which they were
+sent. An owner answers with a core message, and such a message can be lost (this client was disconnected, or too slow). The
+outcome itself is stored, so pending asks also look it up: at once after a gap, and otherwise from time to time, all of them in
+one read.
 """
 
 from __future__ import annotations
@@ -25,15 +26,15 @@ from agentmesh.wire import Outcome, decode_outcome
 LOOK_S = 2.0
 """Time between two rounds of look-ups."""
 LONGEST_INTERVAL = 5
-"""Rounds between two look-ups of one ask, at most; it begins at one and doubles, since turns last seconds to minutes."""
+"""Most rounds between two look-ups of one ask: the interval begins at one and doubles, since turns last seconds to minutes."""
 _LIVE = "-live"
 _log = logging.getLogger("agentmesh.client")
 
 
 class PendingAsk:
-    """One caller's wait. `outcome` resolves to the outcome, or to None when the wait is over without one."""
+    """One ask whose outcome is waited for. `outcome` resolves to it, or to None when the wait is over without one."""
 
-    __slots__ = ("agent", "followed", "interval", "key", "life", "live", "news", "outcome", "ref", "reply_to", "round")
+    __slots__ = ("agent", "followed", "interval", "key", "life", "live", "outcome", "published", "ref", "reply_to", "round")
 
     def __init__(self, agent: str, key: str, reply_to: str, outcome: asyncio.Future[Outcome | None], first_round: int) -> None:
         self.agent = agent
@@ -46,36 +47,37 @@ class PendingAsk:
         self.round = first_round
         self.interval = 1
         self.followed: Subscription | None = None
-        self.news: Stored | Exception | None = None
-        """Why the wait was interrupted: what came of storing the prompt."""
+        self.published: Stored | Exception | None = None
+        """Set when the wait was interrupted: the acknowledgement of the prompt, or why it was not stored."""
         self.live: Callable[[bytes], None] | None = None
-        """Takes the turn's live events, which go to `stream_to`."""
+        """Takes the turn's live events, which are sent to `stream_to`."""
 
     @property
     def stream_to(self) -> str:
-        """Where the turn's live events are to go."""
+        """The subject for the turn's live events."""
         return self.reply_to + _LIVE
 
     def answer(self, outcome: Outcome) -> None:
-        """The outcome is here; copies of it may come later."""
+        """Take the outcome; copies of it that come later are ignored."""
         if not self.outcome.done():
             self.outcome.set_result(outcome)
 
-    def interrupt(self, news: Stored | Exception) -> None:
-        """Who waits must do something, and then wait on. Not if the outcome is here: it proves that the prompt was stored."""
+    def interrupt(self, published: Stored | Exception) -> None:
+        """Wake the waiting task, which has something to do before it waits on. Does nothing if the outcome is here: that proves
+        that the prompt was stored."""
         waiting = self.outcome
         if not waiting.done():
-            self.news, self.outcome = news, waiting.get_loop().create_future()
+            self.published, self.outcome = published, waiting.get_loop().create_future()
             waiting.set_result(None)
 
     def give_up(self) -> None:
-        """The caller's patience has ended, or the client closes."""
+        """End the wait without an outcome: its time is over, or the client closes."""
         if not self.outcome.done():
             self.outcome.set_result(None)
 
 
 class PendingAsks:
-    """All waiting asks of one client."""
+    """All pending asks of one client."""
 
     def __init__(self, transport: Transport, subjects: Subjects, inbox: str) -> None:
         self._transport = transport
@@ -114,20 +116,20 @@ class PendingAsks:
         return ask
 
     async def end(self, ask: PendingAsk) -> None:
-        """Nobody waits for `ask` any more."""
+        """Forget `ask`: nobody waits for it any more."""
         self._waiting.pop(ask.key, None)
         if ask.followed is not None:
             await ask.followed.unsubscribe()
 
     async def follow(self, ask: PendingAsk) -> None:
-        """Watch the stored result too: a prompt whose key was used before answers to the first one's reply subject."""
+        """Watch the stored result too: the answer to a prompt that repeats a key goes to the first prompt's reply subject."""
         subject = self._subjects.done(ask.agent, ask.ref or "")
         ask.followed = await self._transport.subscribe(subject, lambda message: _take(ask, message.data))
         ask.round = 0
         self.look_now()
 
     def waiting(self, agent: str, life: str) -> bool:
-        """Whether the outcome of a stored prompt for that life is waited for."""
+        """Whether an ask whose prompt was stored for that life is pending."""
         return any(
             ask.agent == agent and ask.life == life and ask.ref is not None and not ask.outcome.done()
             for ask in self._waiting.values()
@@ -145,7 +147,7 @@ class PendingAsks:
             ask = self._waiting.get(key.removesuffix(_LIVE))
             if ask is not None and ask.live is not None:
                 ask.live(message.data)
-            return  # a copy of an outcome that is known, or one whose caller has left
+            return  # a copy of a known outcome, or the outcome of an ask that has ended
         try:
             ask.answer(decode_outcome(message.data))
         except msgspec.DecodeError:

@@ -64,7 +64,7 @@ class Poller:
         )
 
     async def _without_owner(self, agent: str, ref: str) -> PollResult:
-        """What the stored mail says while nobody owns the agent.
+        """What the stored mail shows while nobody owns the agent.
 
         A stored prompt of this agent is `pending`. A sequence that is another agent's mail, or not issued yet, is not found. A
         sequence that was this stream's and is gone may be a consumed prompt whose answer is still due (a deferred
@@ -91,7 +91,7 @@ class Poller:
 
 
 _LAST_REF = 2**64 - 1
-"""A ref is a stream sequence: the server refuses to look for a larger one."""
+"""The largest ref. A ref is a stream sequence, and the server refuses to look for larger ones."""
 
 
 def _completed(body: bytes) -> PollResult:

@@ -15,7 +15,7 @@ class Response(msgspec.Struct, frozen=True, kw_only=True):
 
     text: str
     ref: str
-    """Names the request: `Mesh.poll` finds the outcome by it while results are kept (1 h by default)."""
+    """Names the request: `Mesh.poll` finds its outcome while results are kept (1 h by default)."""
     usage: dict[str, Any] | None = None
     turn: int | None = None
     node: str | None = None
@@ -76,7 +76,7 @@ class AgentEntry(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     spec: Spec
     node: str | None = None
-    """The node that it is placed on."""
+    """The node that it is placed on, if any."""
 
 
 class NodeEntry(msgspec.Struct, frozen=True, kw_only=True):
@@ -99,11 +99,11 @@ class TurnEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     turn: int
     ref: str
-    """The request's ref; of a prompt that was not mail, the one that the agent gave it."""
+    """The request's ref; for a prompt that was not mail, the ref that the agent gave it."""
     started: dt.datetime
     ended: dt.datetime
     node: str
-    """Who ran it to its end."""
+    """The node that ran it to its end."""
     generation: int
     takeovers: int = 0
     """How often the agent changed hands since it was last known to be at rest or had ended a turn."""
@@ -113,7 +113,7 @@ class TurnEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     error: ErrorBody | None = None
     usage: dict[str, Any] | None = None
     prompt: str | None = None
-    """The first 1,000 characters, where content is asked for; so with `answer`."""
+    """The first 1,000 characters, if content is asked for; the same holds for `answer`."""
     answer: str | None = None
 
 
@@ -126,11 +126,11 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     lane: str
     """Where it came from: a mail lane, or `self` for a prompt that the agent gave itself."""
     time: dt.datetime
-    """When it was put away."""
+    """When it became a dead letter."""
     reason: ErrorBody
     ref: str | None = None
     """The request's ref, if it was mail."""
     sender: str | None = None
     text: str | None = None
-    """The body, where content is asked for; `base64` holds one that is no text."""
+    """The body, if content is asked for; `base64` holds a body that is no text."""
     base64: str | None = None

@@ -1,4 +1,4 @@
-"""Waiting through what passes: a stream that elects a leader, a server that restarts, an owner in takeover."""
+"""Trying again through short outages: a stream that elects a leader, a server that restarts, an owner in takeover."""
 
 from __future__ import annotations
 
@@ -10,23 +10,24 @@ from agentmesh.edge.retry import CALL_RETRY
 from agentmesh.errors import MeshError, Unavailable
 
 ABSENT_S = 2.0
-"""How long a server may say that it has no such mesh before that is believed: one that has just started learns of its streams."""
+"""How long a server must say that it has no such mesh before that is believed: a server that has just started still learns of
+its streams."""
 
 
 async def patiently[T](call: Callable[[], Awaitable[T]], timeout: float) -> T:
     """The result of `call`, tried again while the mesh is unavailable, for `timeout` seconds at most.
 
-    For calls that may be repeated after an uncertain one (reads, compare-and-set that looks at what is there).
+    For calls that may be repeated when the fate of one is unknown: reads, and compare-and-set that reads first.
 
     Raises:
-        Unavailable: it was so to the end.
-        MeshError: `call` raised another one.
+        Unavailable: the mesh was unavailable to the end.
+        MeshError: `call` raised another error.
     """
     loop = asyncio.get_running_loop()
     began = loop.time()
     last: Exception = Unavailable(f"no NATS server has answered within {timeout:g} s; try again")
     try:
-        # A server that takes requests and answers none (it hangs, or is cut off) must not cost more than the caller grants.
+        # A server that answers no requests (it hangs, or is cut off) must not cost more time than the caller grants.
         async with asyncio.timeout(timeout) as patience:
             for pause in CALL_RETRY:
                 try:
@@ -48,7 +49,7 @@ def says_absent(error: Exception) -> bool:
 
 
 def as_unavailable(error: Exception) -> MeshError:
-    """`error` as a typed one."""
+    """`error` as one of the mesh's errors."""
     if isinstance(error, MeshError):
         return error
     return Unavailable("the server did not confirm in time; try again")

@@ -1,9 +1,9 @@
-"""What the registry says about the agents that this client talks to, kept live without a read per call.
+"""The specs of the agents that this client talks to, kept up to date without a read per call.
 
-For each name used there is one plain subscription to the spec's changes, made *before* the spec is first read, so that nothing
-falls in between. A known life costs the hot path one dictionary look-up. Only good news is believed from memory: before a caller
-is told that an agent is unknown, stopped or failed, the spec is read from the leader. A lost change is harmless, because mail
-names the life that it is meant for (`Mesh-For`).
+For each name in use there is one plain subscription to the spec's changes, made *before* the spec is first read, so that no
+change is missed between the two. A known life costs the hot path one dictionary look-up. The cache is trusted only for agents
+that can be asked: before a caller is told that an agent is unknown, stopped or failed, the spec is read from the leader. A lost
+change is harmless, because mail names the life that it is meant for (`Mesh-For`).
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from agentmesh.subjects import spec_key
 from agentmesh.wire import Spec
 
 MOST_NAMES = 1024
-"""Names watched at a time; the oldest that nobody waits for goes first."""
+"""Most names watched at a time; the oldest one that no call waits for is dropped first."""
 RECHECK_S = 2.0
-"""Somebody who waits for a change reads the spec this often, because a plain subscription can lose a message."""
+"""A call that waits for a change reads the spec this often, because a plain subscription can lose a message."""
 
 
 class _Known:
@@ -50,7 +50,7 @@ class _Known:
 
 
 class SpecCache:
-    """A live copy of the specs of the names in use."""
+    """The specs of the names in use, kept up to date."""
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
@@ -68,7 +68,7 @@ class SpecCache:
             await self._unwatch(one)
 
     def doubt(self) -> None:
-        """Changes may have been missed: believe nothing until it has been read again."""
+        """Changes may have been missed: read each spec again before it is used."""
         self.lives.clear()
         for known in self._known.values():
             known.fresh = False
@@ -85,7 +85,7 @@ class SpecCache:
         """The incarnation to address mail for `agent` to.
 
         Raises:
-            BadRequest: this is no agent's name.
+            BadRequest: this cannot be an agent's name.
             NotFound: there is no such agent (it may have been stopped).
             Stopped: it is being stopped.
             AgentFailed: it has failed, and waits for `resume`.
@@ -98,7 +98,7 @@ class SpecCache:
         return _addressable(agent, known.spec)
 
     def over(self, agent: str, life: str) -> bool:
-        """Whether that life is known to have ended, and the name has no other."""
+        """Whether that life is known to have ended, and the name has no new life."""
         known = self._known.get(agent)
         spec = None if known is None else known.spec
         return spec is not None and spec.status == "stopped" and spec.incarnation == life
@@ -107,14 +107,14 @@ class SpecCache:
         """The spec as the leader has it now; None when there is none.
 
         Raises:
-            BadRequest: this is no agent's name.
+            BadRequest: this cannot be an agent's name.
             Unavailable: the registry cannot be read now.
         """
         entry = await self._registry.get(spec_key(agent_name(agent)))
         return None if entry is None or entry.value is None else decode_spec(entry)
 
     async def watch(self, agent: str) -> None:
-        """Listen to `agent`'s spec from now on (`wait` does so by itself; this is for calls that write first)."""
+        """Listen to `agent`'s spec from now on. `wait` does so itself; this is for calls that write first."""
         known = self._entry(agent)
         async with known.lock:
             await self._subscribe(known)
@@ -149,7 +149,7 @@ class SpecCache:
         return known
 
     async def _load(self, known: _Known) -> None:
-        """Read the spec from the leader, listening to its changes since before. The caller holds the lock."""
+        """Subscribe to the spec's changes, then read it from the leader. The caller holds the lock."""
         await self._subscribe(known)
         known.fresh, changes = True, known.changes
         try:
@@ -171,7 +171,7 @@ class SpecCache:
             try:
                 self._set(known, entry)
             except BadRequest:
-                self.forget(known.agent)  # whoever reads it next is told that the spec is malformed
+                self.forget(known.agent)  # the next read raises, and says that the spec is malformed
         known.wake()
 
     def _set(self, known: _Known, entry: Entry | None) -> None:

@@ -10,9 +10,9 @@
                 case Ended(outcome=outcome):
                     print(outcome.ok)
 
-Live events are news, not truth: they are core messages, which can be lost, and a run of a turn that its owner does not survive
-comes to nothing. So every event has a number `n`, `Restarted` says from which number on what was shown is void, `Missed` says
-that some are lost, and the last event, `Ended`, bears the outcome, which is stored and comes whatever else was lost.
+Live events are not reliable: they are core messages, which can be lost, and a turn whose owner dies begins again. So every event
+has a number `n`; `Restarted` says from which number on the events before it are void; `Missed` says that some are lost; and the
+last event, `Ended`, bears the outcome, which is stored and arrives whatever else was lost.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from agentmesh_client.pending_asks import PendingAsk
 from agentmesh_client.results import Response
 
 BUFFER = 10_000
-"""Most events that wait for a slow reader; then the oldest are dropped, and show as `Missed`."""
+"""Most events that wait for a slow reader; beyond that the oldest are dropped, and show as `Missed`."""
 
 
 class Live(msgspec.Struct, frozen=True, kw_only=True):
-    """What all live events have."""
+    """Base of all live events."""
 
     n: int
     """Counts the events of this stream, from 1, without gaps."""
@@ -48,7 +48,7 @@ class Started(Live, frozen=True, kw_only=True, tag_field="type", tag="start"):
 
 class Restarted(Live, frozen=True, kw_only=True, tag_field="type", tag="restart"):
     """The turn runs again: another node took the agent over, or its first run failed; or an answer of its model broke off and is
-    asked for again. What that had shown is void."""
+    asked for again. Events from `void_from` on are void."""
 
     owner: int
     void_from: int
@@ -68,7 +68,7 @@ class Text(Live, frozen=True, kw_only=True, tag_field="type", tag="text"):
 
 
 class Thinking(Live, frozen=True, kw_only=True, tag_field="type", tag="thinking"):
-    """A piece of what the model thinks, where its backend shows that."""
+    """A piece of the model's thinking, if its backend shows that."""
 
     text: str
 
@@ -105,14 +105,14 @@ type LiveEvent = Started | Restarted | Missed | Text | Thinking | ToolUse | Tool
 
 
 class _Head(msgspec.Struct, frozen=True):
-    """What every message of a stream bears."""
+    """The fields that every message of a stream has."""
 
     type: str
     seq: int
     owner: int = 0
     run: str = ""
     step: int = 0
-    """How many steps of the turn were durable when this was sent: they survive a takeover, and with them what led to them."""
+    """How many steps of the turn were durable when this was sent: a takeover keeps them, and the events up to them."""
 
 
 _head = msgspec.json.Decoder(_Head)
@@ -126,11 +126,11 @@ _CONTENT: dict[str, type[Text | Thinking | ToolUse | ToolResult]] = {
 
 
 class EventReader:
-    """Makes events of the messages of one stream, in order. No I/O."""
+    """Turns the messages of one stream into events, in order. No I/O."""
 
     def __init__(self) -> None:
         self.text = ""
-        """The text so far, without what is void."""
+        """The text so far, without void parts."""
         self._n = 0
         self._run: str | None = None
         self._owner = 0
@@ -139,17 +139,17 @@ class EventReader:
         self._marks: list[tuple[int, int, int]] = []
         """Per step: how many steps were durable, the number of the first event behind them, and the length of the text."""
         self._answer = (1, 0)
-        """Where the model's answer that is under way begins: the number of its first event, and the length of the text."""
+        """Where the model's current answer begins: the number of its first event, and the length of the text before it."""
 
     def read(self, body: bytes) -> list[LiveEvent]:
-        """The events that a message amounts to. The outcome is none of them: it has a way of its own (`ended`)."""
+        """The events in a message. The outcome is not among them: it arrives separately (`ended`)."""
         try:
             head = _head.decode(body)
         except msgspec.DecodeError:
-            return []  # anybody may publish to an inbox whose name he has learnt
+            return []  # anybody may publish to an inbox of a known name
         run = head.run or str(head.owner)
         if head.type == "outcome" or run in self._over or head.owner < self._owner:
-            return []  # an owner that does not know yet that it is none any more
+            return []  # from a former owner that does not know yet that it is fenced
         events = self._turn_to(run, head) if run != self._run else []
         if head.seq <= self._seq:
             return events
@@ -174,7 +174,7 @@ class EventReader:
         return self._n
 
     def _turn_to(self, run: str, head: _Head) -> list[LiveEvent]:
-        """Another run of the turn speaks, the first perhaps."""
+        """Begin with the events of a new run of the turn, perhaps the first."""
         self._owner, self._seq = head.owner, 0
         dead, self._run = self._run, run
         if dead is None:
@@ -208,7 +208,7 @@ class EventReader:
         return event
 
     def _begin_anew(self) -> Restarted:
-        """The model's answer broke off and is asked for again: what it had shown is void, and nothing before it."""
+        """The model's answer broke off and is asked for again: its events are void, those before it are not."""
         void_from, length = self._answer
         self.text = self.text[:length]
         return Restarted(n=self._next(), owner=self._owner, void_from=void_from)
@@ -234,17 +234,17 @@ class LiveTurn:
 
     @property
     def ref(self) -> str:
-        """Names the request, as in `Response`."""
+        """The request's ref, as in `Response`."""
         return self._ask.ref or ""
 
     @property
     def text(self) -> str:
-        """The text that has been read so far, without what is void."""
+        """The text that has been read so far, without void parts."""
         return self._reader.text
 
     @property
     def ended(self) -> bool:
-        """Whether the wait is over; events may still be there to be read."""
+        """Whether the wait is over; some events may still be unread."""
         return self._ask.outcome.done()
 
     async def outcome(self) -> Outcome:
@@ -273,7 +273,7 @@ class LiveTurn:
         """The next event; `Ended` is the last.
 
         Raises:
-            AskTimeout: the patience ended; the turn goes on.
+            AskTimeout: `timeout` ended; the turn goes on.
             Unavailable: the client was closed.
         """
         while not self._events:

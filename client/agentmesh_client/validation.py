@@ -1,4 +1,4 @@
-"""What callers hand in, checked before anything is sent: prompts, attachments, times, keys (case 19)."""
+"""Checks of arguments before anything is sent: prompts, attachments, times, keys (case 19)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def prompt_message(
     """Body and headers of a prompt. The headers are the caller's to change.
 
     Raises:
-        BadRequest: the prompt is no text or has none, or the metadata is no JSON.
+        BadRequest: the prompt is no text or is empty, or the metadata is no JSON.
     """
     if not isinstance(prompt, str):
         raise BadRequest(f"a prompt is text; this is {type(prompt).__name__}")
@@ -43,7 +43,7 @@ def prompt_message(
 
 
 def json_bytes(value: object, what: str) -> bytes:
-    """JSON of `value`, which a caller handed in as `what`.
+    """JSON of the argument `value`; errors call it `what`.
 
     Raises:
         BadRequest: it has no JSON form.
@@ -69,7 +69,7 @@ def budget_header(budget: Mapping[str, float]) -> str:
     """The header `Mesh-Budget` for bounds by name.
 
     Raises:
-        BadRequest: one is unknown, or no number that is 0 or more.
+        BadRequest: a bound is unknown, or is not a number of at least 0.
     """
     return encode(limits_from(budget)).decode()
 

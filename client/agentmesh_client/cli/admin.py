@@ -1,4 +1,4 @@
-"""Verbs for those who run a mesh: drain and cordon nodes, even out load, watch decisions."""
+"""Verbs for operators of a mesh: drain and cordon nodes, even out load, watch decisions."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ async def drain(node: NodeId, /, *, timeout: float = 60.0, no_wait: Flag = False
     timeout
         Seconds to wait for the node's end.
     no_wait
-        Return once the node has been told.
+        Return once the node has accepted the request.
     """
     from agentmesh_client.admin import Operator
     from agentmesh_client.cli.output import Printer
@@ -99,7 +99,7 @@ async def events(
         def show(message: Message) -> None:
             try:
                 _show(printer, message.data)
-            except OSError as error:  # whoever read the output has left, or it has no room: this verb has no other end
+            except OSError as error:  # the reader of the output has left, or the disk is full: this verb has no other end
                 if not unprintable.done():
                     unprintable.set_exception(error)
 
@@ -127,7 +127,7 @@ def _show(printer: Any, body: bytes) -> None:
 
 
 def _line(event: dict[str, Any]) -> str:
-    """One event in one line: when, what, whom, why."""
+    """One event in one line: time, kind, subject, reason."""
     from agentmesh_client.cli.output import json_text
 
     hidden = ("v", "time", "kind", "reason", "agent")

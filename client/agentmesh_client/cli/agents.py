@@ -1,4 +1,4 @@
-"""Verbs about agents and nodes as such: their lives and where they are."""
+"""Verbs that start, stop and list agents and nodes."""
 
 from __future__ import annotations
 
@@ -85,14 +85,14 @@ async def start(
 
 
 async def stop(name: AgentName, /, *, timeout: float = 30.0, no_wait: Flag = False, options: GlobalOptions = DEFAULTS) -> int:
-    """End an agent's life and free its name; who waits for it is answered `stopped`.
+    """End an agent's life and free its name; its callers are answered `stopped`.
 
     Parameters
     ----------
     timeout
         Seconds to wait for the end.
     no_wait
-        Return once the end is asked for.
+        Return once the request to stop is written.
     """
     from agentmesh_client.cli.output import Printer
 
@@ -109,7 +109,7 @@ async def ps(*, every: Annotated[Flag, Parameter(name="--all")] = False, options
     Parameters
     ----------
     every
-        Those that have been stopped, too.
+        Include those that have been stopped.
     """
     from agentmesh_client.cli.output import Printer, age
 

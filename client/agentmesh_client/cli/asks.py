@@ -31,11 +31,11 @@ if TYPE_CHECKING:
     from agentmesh_client.cli.output import Printer
 
 WITHDRAW_S = 5.0
-"""Wait for the mesh to hear a Ctrl-C."""
+"""Longest time that Ctrl-C takes to withdraw a prompt."""
 ACCEPTED_S = 1.0
-"""How long Ctrl-C waits to be told that the prompt is stored, if it comes before that."""
+"""How long a Ctrl-C that comes before the prompt is known to be stored waits for that."""
 SILENCE_S = 3.0
-"""Without an answer for so long, whoever sits in front of the terminal is told what it waits for."""
+"""After this long without an answer the user is told what the command waits for."""
 
 Flag = Annotated[bool, Parameter(negative="", show_default=False)]
 Ref = Annotated[str, Parameter(help="The request's ref, as `tell` prints it.")]
@@ -44,7 +44,7 @@ Ref = Annotated[str, Parameter(help="The request's ref, as `tell` prints it.")]
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class PromptFlags:
-    """What can go with a prompt."""
+    """Flags of the verbs that send a prompt."""
 
     metadata: str | None = None
     """A JSON object that the agent sees beside the prompt."""
@@ -55,7 +55,7 @@ class PromptFlags:
     key: str | None = None
     """Idempotency key: within two minutes, a second prompt with it takes no effect and gets the first one's ref."""
     budget_usd: float | None = None
-    """US dollars that the answer may cost, that of agents asked on the way included."""
+    """US dollars that the answer may cost, including agents asked on the way."""
     budget_tokens: int | None = None
     """Tokens that it may take."""
     budget_wall: float | None = None
@@ -187,14 +187,14 @@ async def _ask(prompt: dict[str, Any], asking: _Asking, options: GlobalOptions) 
             raise
     if outcome.ok:
         return exits.OK
-    if not printer.as_json:  # as JSON it is data, and printed
+    if not printer.as_json:  # as JSON it is data, and is printed
         printer.failure(outcome)
     return exits.FAILED
 
 
 @asynccontextmanager
 async def _explained(mesh: Mesh, name: str, printer: Printer) -> AsyncIterator[None]:
-    """While the answer is waited for, say once what may keep it from ever coming."""
+    """While the answer is waited for, say once what may prevent it."""
     from agentmesh.edge.tasks import cancel_and_wait
 
     explaining = asyncio.create_task(_explain(mesh, name, printer))
@@ -218,7 +218,7 @@ async def _explain(mesh: Mesh, name: str, printer: Printer) -> None:
 
 
 async def _withdraw(mesh: Mesh, name: str, ref: str) -> str:
-    """Cancel a prompt that waits, or interrupt its turn; what came of it."""
+    """Cancel a prompt that waits, or interrupt its turn. Returns what happened, as text."""
     from agentmesh.errors import MeshError
 
     try:

@@ -1,4 +1,4 @@
-"""What the verbs share: global options, the connection, and how they read what is handed to them."""
+"""Shared by the verbs: global options, the connection, reading of arguments."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class GlobalOptions:
     root: Annotated[str | None, Parameter(group=_GLOBAL)] = None
     """The mesh's root token; else MESH_ROOT, else "mesh"."""
     output: Annotated[Literal["text", "json", "jsonl"], Parameter(name=("--output", "-o"), group=_GLOBAL)] = "text"
-    """How to print what stdout gets; jsonl is a line per element."""
+    """Format of stdout; jsonl prints one line per element."""
     quiet: Annotated[bool, Parameter(negative="", show_default=False, group=_GLOBAL)] = False
     """No messages on stderr but errors."""
     debug: Annotated[bool, Parameter(negative="", show_default=False, group=_GLOBAL)] = False
@@ -41,16 +41,16 @@ class GlobalOptions:
 
 DEFAULTS = GlobalOptions()
 CONNECT_S = 3.0
-"""Wait for a server; somebody sits in front of the terminal."""
+"""Wait for a server. Short, because a person waits in front of the terminal."""
 
 
 @asynccontextmanager
 async def session(options: GlobalOptions, timeout: float = CONNECT_S) -> AsyncIterator[Mesh]:
-    """A connection to the mesh that the options name. A server that is there and does not answer is waited for as long as the
-    verb's own `timeout` in seconds.
+    """A connection to the mesh that the options name. For a server that accepts the connection and does not answer it waits up to
+    the verb's own `timeout`, in seconds.
 
     Raises:
-        NotPermitted: the server forbids what was tried (NATS reports that apart from the request, which only times out).
+        NotPermitted: the server forbids it (NATS reports that as an error of the connection; the request only times out).
     """
     import agentmesh_client
     from agentmesh.errors import AskTimeout, Unavailable

@@ -66,7 +66,7 @@ async def show(name: AgentName, letter: Letter, /, *, options: GlobalOptions = D
 
 @app.command
 async def retry(name: AgentName, letter: Letter, /, *, options: GlobalOptions = DEFAULTS) -> int:
-    """Send a dead letter again, and print the new ref. It leaves the list; if it fails again it comes back."""
+    """Send a dead letter again, and print the new ref. It leaves the list, and comes back if it fails again."""
     from agentmesh_client.cli.output import Printer
 
     async with session(options) as mesh:

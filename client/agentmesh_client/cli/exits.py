@@ -1,4 +1,4 @@
-"""Exit codes of `mesh`, and which error leads to which."""
+"""Exit codes of `mesh`, and the exit code of each error."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def code(error: Exception) -> int:
     if isinstance(error, errors.StoreFull):
         return FAILED  # the server is there, and refuses
     if isinstance(error, errors.Unavailable):
-        # An agent that waits for a node is a wait that ended, not a mesh that cannot be reached.
+        # The agent waits for a node: the wait timed out, the mesh can be reached.
         return TIMED_OUT if "status" in error.details else UNREACHABLE
     if isinstance(error, errors.BadRequest | errors.TooLarge | errors.InvalidAgent):
         return USAGE

@@ -1,8 +1,8 @@
 """The `mesh` command: finds the verb, runs it, turns its end into an exit code.
 
 Verbs are loaded when they are used, so that `mesh --help` costs little more than the parser. The hosting verbs (`up`, `node`,
-`supervisor`) come from whatever is installed under the entry-point group `agentmesh.commands`: the client knows nothing of the
-node, and one that cannot be loaded breaks no other.
+`supervisor`) are those installed under the entry-point group `agentmesh.commands`: the client knows nothing of the node, and a
+verb that cannot be loaded breaks no other.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return exits.INTERRUPTED
     except BrokenPipeError:
-        # Whoever read our output has left. Python would complain again when it flushes stdout at exit.
+        # The reader of our output has left. Python would complain again when it flushes stdout at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return exits.OK
     except Exception as error:  # noqa: BLE001 - the top of the program
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _complaint(error: Exception, tokens: Sequence[str]) -> str:
-    """What stderr gets: a sentence, or the wire's error object where the output was asked for as JSON."""
+    """The text for stderr: a sentence, or the wire's error object if JSON output was asked for."""
     if not _wants_json(tokens):
         return f"mesh: {exits.sentence(error)}"
     from agentmesh.errors import MeshError
@@ -117,7 +117,7 @@ def _run(tokens: list[str]) -> int:
 
         result = asyncio.run(result)
     if sys.stdout is not None:  # it is None in a process that was started with it closed
-        sys.stdout.flush()  # a reader that has left shows here, not at exit
+        sys.stdout.flush()  # if the reader has left, it raises here and not at exit
     return result if isinstance(result, int) and not isinstance(result, bool) else exits.OK
 
 
@@ -153,7 +153,7 @@ def _add_hosting_verb(app: App, entry: EntryPoint, *, wanted: bool) -> None:
 
 
 def _nothing() -> int:
-    """Stands in the help for a verb that cannot be loaded; one that is wanted has raised before."""
+    """Stands in the help for a verb that cannot be loaded. A call of such a verb has raised before this."""
     return exits.FAILED
 
 

@@ -30,7 +30,7 @@ class Printer:
         return self._output != "text"
 
     def value(self, value: object, text: str) -> None:
-        """Print one thing: its JSON, or `text` for people."""
+        """Print one value: as JSON, or as `text`."""
         print(json_text(value) if self.as_json else text)
 
     def table(self, items: Sequence[object], columns: Sequence[str], row: Callable[[Any], Sequence[str]]) -> None:
@@ -98,7 +98,7 @@ def fields(pairs: Sequence[tuple[str, str]]) -> str:
 
 
 def age(moment: str | None, now: dt.datetime | None = None) -> str:
-    """How long ago an RFC 3339 time was: `5s`, `3m`, `2h`, `9d`; `-` when it is not known."""
+    """How long ago an RFC 3339 time was: `5s`, `3m`, `2h`, `9d`; `-` if it is not known."""
     try:
         then = dt.datetime.fromisoformat(moment or "")
         seconds = int(((now or dt.datetime.now(dt.UTC)) - then).total_seconds())

@@ -1,4 +1,4 @@
-"""How `mesh ask --stream` shows a turn: the text on stdout as it comes, what the turn does on stderr, a line each.
+"""Output of `mesh ask --stream`: the turn's text on stdout as it comes, its actions on stderr, a line each.
 
 Nothing moves the cursor, so a pipe, a file and a terminal get the same; colours are for terminals only.
 """
@@ -31,8 +31,8 @@ _INPUT_WIDTH = 80
 class Screen:
     """Renders one turn for people. `quiet` leaves out everything but the answer.
 
-    A tool call is one line: its name and input when it begins, its duration when it ends; if something else was said meanwhile,
-    the line is ended there and the duration gets another.
+    A tool call is one line: its name and input when it begins, its duration when it ends. If something else is printed in
+    between, that line ends there, and the duration gets a line of its own.
     """
 
     def __init__(self, *, quiet: bool, out: TextIO | None = None, err: TextIO | None = None) -> None:
@@ -72,7 +72,7 @@ class Screen:
                 return
 
     def end(self, outcome: Outcome, said: str) -> None:
-        """Show how it ended. `said` is what was shown of the text and is not void; an answer that it lacks is printed."""
+        """Show how it ended. `said` is the text shown so far without void parts; an answer that is not in it is printed."""
         answer = (outcome.text or "").strip()
         if outcome.ok and not said.rstrip().endswith(answer):
             self._break_text()
@@ -83,7 +83,7 @@ class Screen:
         self._note(totals(outcome, time.monotonic() - self._began))
 
     def break_off(self) -> None:
-        """Leave the screen such that something else can be said."""
+        """End the current line, so that something else can be printed."""
         self._break_note()
         self._break_text()
 
@@ -132,7 +132,7 @@ class Screen:
 
 
 def totals(outcome: Outcome, seconds: float) -> str:
-    """What a turn has taken: tokens and cost where the backend told them, and the time as the caller felt it."""
+    """A turn's totals: tokens and cost if the backend reported them, and the time that the caller waited."""
     usage = outcome.usage or {}
     parts = [
         f"{usage[key]} tokens {word}"

@@ -1,1 +1,1 @@
-"""What `mesh doctor` finds out of a mesh, and what it makes of it."""
+"""`mesh doctor`: the facts of a mesh, and the diagnosis."""

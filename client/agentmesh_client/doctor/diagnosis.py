@@ -11,7 +11,7 @@ from agentmesh.edge.streams import MIN_SERVER
 from agentmesh_client.doctor.facts import Facts, StreamFacts
 
 MOST_SKEW_S = 60.0
-"""What clocks may differ by: agents know the ids of purged mail for so much longer than the server."""
+"""How far clocks may differ: agents remember the ids of purged mail for so much longer than the server."""
 SKEW_S = 2.0
 DEFAULT_WINDOW_S = 120.0
 NEARLY_FULL = 0.8
@@ -21,14 +21,14 @@ type Level = Literal["problem", "warning"]
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """Something to know or to mend."""
+    """A fact worth knowing, or a fault to mend."""
 
     level: Level
     text: str
 
 
 class Diagnosis(msgspec.Struct, kw_only=True):
-    """What `mesh doctor` says. The classes are those of docs/guarantees.md."""
+    """The diagnosis of a mesh. The classes are those of docs/guarantees.md."""
 
     v: int = 1
     guarantee: Class
@@ -38,7 +38,7 @@ class Diagnosis(msgspec.Struct, kw_only=True):
 
     @property
     def healthy(self) -> bool:
-        """Whether there is nothing that must be mended."""
+        """Whether nothing must be mended."""
         return all(finding.level != "problem" for finding in self.findings)
 
 
@@ -55,7 +55,7 @@ def guarantee(facts: Facts) -> Class:
         return "broken"
     always = bool(facts.sync) and all(value == "always" for value in facts.sync.values())
     replicas = min(stream.replicas for stream in facts.streams)
-    # Of a cluster every server must be known to sync.
+    # In a cluster every server must be known to sync.
     if always and (not facts.cluster or len(facts.sync) >= replicas):
         return "power"
     if replicas >= 3:
@@ -92,7 +92,7 @@ def _findings(facts: Facts) -> Iterator[Finding]:
     for text in facts.server_errors:
         yield Finding("problem", f"a server says: {text}; mend that (free space on its disk, for one), and restart it")
     for stream in facts.streams:
-        if facts.jetstream or stream.replicas:  # else it is said above why nothing is known of it
+        if facts.jetstream or stream.replicas:  # else a finding above says why nothing is known of it
             yield from _of_stream(stream)
     yield from _of_replicas(facts)
     yield from _of_sync(facts)

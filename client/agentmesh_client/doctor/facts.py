@@ -1,4 +1,4 @@
-"""What can be found out about a live mesh and its server: the facts that `mesh doctor` judges. Nothing is changed by asking."""
+"""The facts of a running mesh and its server that `mesh doctor` judges. Gathering them changes nothing."""
 
 from __future__ import annotations
 
@@ -28,9 +28,10 @@ from agentmesh_client.permission import last_report, refusal
 
 MODEL_KEYS = ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "CLAUDE_CODE_OAUTH_TOKEN", "OPENAI_API_KEY", "CODEX_API_KEY")
 OPTIONS = frozenset(("num_replicas", "duplicate_window", "max_age", "max_bytes", "max_msgs_per_subject"))
-"""Fields of a stream that whoever makes it may choose."""
+"""Fields of a stream that operators may choose."""
 UNLIMITED = {"max_age": 0, "max_bytes": -1, "max_msgs": -1}
-"""What no stream but those that say so themselves may have: it would drop or refuse what the mesh counts on."""
+"""Limits that a stream must leave open unless its own configuration sets them: they would drop or refuse messages that the mesh
+needs."""
 LOOK_S = 2.0
 """Wait for one answer."""
 _SECOND = 1_000_000_000
@@ -43,13 +44,13 @@ class StreamFacts(msgspec.Struct, kw_only=True):
     exists: bool
     replicas: int = 0
     up: int = 0
-    """Replicas that are there and up to date."""
+    """Replicas that are up and current."""
     leader: str | None = None
     messages: int = 0
     bytes: int = 0
     duplicate_window_s: float = 0
     drift: list[str] = []
-    """Where its configuration is not what the mesh needs."""
+    """Fields in which its configuration differs from what the mesh needs."""
 
 
 class Facts(msgspec.Struct, kw_only=True):
@@ -68,7 +69,7 @@ class Facts(msgspec.Struct, kw_only=True):
     """When each server writes to its disk (`always`, or seconds as in `120s`), by its name; empty: this user cannot know."""
     sync_source: str | None
     server_errors: list[str] = []
-    """What the servers whose monitoring pages are known say about their health."""
+    """Health problems reported by the servers whose monitoring pages are known."""
     clock_skew_s: float | None
     """How far the server's clock is ahead of this machine's."""
     user: str
@@ -149,7 +150,7 @@ async def _ask(t: connection.NatsTransport, call: str) -> dict[str, Any]:
     try:
         reply: dict[str, Any] = msgspec.json.decode(await api(t, call, timeout=LOOK_S))
     except Unavailable:
-        # NATS says so apart from the request, which only times out.
+        # NATS reports that as an error of the connection; the request itself only times out.
         forbidden = refusal(last_report(t), f"{API}.{call}")
         if forbidden is not None:
             raise forbidden from None
@@ -203,7 +204,7 @@ def _seconds(moment: str) -> float:
 
 # --- when servers write to their disks ------------------------------------------------------------------------------
 async def _sync(monitors: Sequence[str], system: str | None, directory: Path | None) -> tuple[dict[str, str], str | None]:
-    """`sync_interval` by server, and where it was read. No user but those of the system account can ask NATS for it."""
+    """`sync_interval` by server, and where it was read. Only users of the system account can ask NATS for it."""
     if monitors:
         pages = await asyncio.gather(*(asyncio.to_thread(_page, url) for url in monitors))
         return _synced(pages), "the monitoring pages"
@@ -237,7 +238,7 @@ def _page(url: str) -> dict[str, Any]:
 
 
 def _ailing(url: str) -> list[str]:
-    """What a server finds wrong with itself."""
+    """The health problems that a server reports of itself."""
     try:
         with urllib.request.urlopen(f"{url.rstrip('/')}/healthz?details=true", timeout=LOOK_S):
             return []
@@ -254,7 +255,7 @@ def _ailing(url: str) -> list[str]:
 
 
 async def _ping(system: str) -> list[dict[str, Any]]:
-    """What every server of the cluster says of itself to a user of the system account."""
+    """The reports that every server of the cluster gives to a user of the system account."""
     pages: list[dict[str, Any]] = []
 
     def take(message: Message) -> None:
@@ -266,7 +267,7 @@ async def _ping(system: str) -> list[dict[str, Any]]:
         inbox = transport.new_inbox()
         await transport.subscribe(inbox, take)
         await transport.publish("$SYS.REQ.SERVER.PING.VARZ", reply=inbox)
-        await asyncio.sleep(LOOK_S)  # nobody says how many will answer
+        await asyncio.sleep(LOOK_S)  # it is not known how many will answer
     finally:
         await transport.close()
     if not pages:
@@ -283,9 +284,9 @@ def _local(directory: Path) -> str | None:
     return found[1] if found else None
 
 
-# --- who takes part -------------------------------------------------------------------------------------------------
+# --- members -----------------------------------------------------------------------------------------------------
 async def _user(t: connection.NatsTransport) -> dict[str, Any]:
-    """What the server says of the user of this connection."""
+    """What the server reports about the user of this connection."""
     try:
         reply = await t.request("$SYS.REQ.USER.INFO", timeout=LOOK_S)
         return msgspec.json.decode(reply.data, type=dict[str, Any]).get("data") or {}
@@ -294,7 +295,7 @@ async def _user(t: connection.NatsTransport) -> dict[str, Any]:
 
 
 async def _members(t: connection.NatsTransport, subjects: Subjects) -> tuple[list[str], str | None]:
-    """Live nodes, and the leading supervisor."""
+    """Nodes that are alive, and the leading supervisor."""
     registry = Registry(t, subjects)
     try:
         nodes = await Directory(t, subjects, registry).nodes()
