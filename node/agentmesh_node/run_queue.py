@@ -11,22 +11,31 @@ import asyncio
 import contextvars
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
-from agentmesh.edge.transport import Transport
+
+class Reads(Protocol):
+    """What tells when messages are read: a `Transport`."""
+
+    @property
+    def reading(self) -> bool:
+        """Whether messages of one read are being delivered now."""
+
+    def on_read(self, callback: Callable[[], None]) -> Callable[[], None]:
+        """Call `callback` at the end of each read. Returns what ends that."""
 
 
 class RunQueue:
     """Pieces of work in the order in which they were put: what a piece puts comes behind those that wait."""
 
-    def __init__(self, transport: Transport) -> None:
-        self._t = transport
+    def __init__(self, reads: Reads) -> None:
+        self._reads = reads
         self._loop = asyncio.get_running_loop()
         self._pieces: deque[tuple[Callable[[Any], None], Any]] = deque()
         self._due = False
         self._context = contextvars.copy_context()
         """Whose turn it was that put the first piece is nothing that the others' code may see: trace, baggage, a user's own."""
-        self._forget_reads = transport.on_read(self._do)
+        self._forget_reads = reads.on_read(self._do)
 
     def close(self) -> None:
         """Do nothing more at the end of reads."""
@@ -37,7 +46,7 @@ class RunQueue:
         self._pieces.append((work, subject))
         if not self._due:
             self._due = True
-            if not self._t.reading:
+            if not self._reads.reading:
                 self._loop.call_soon(self._do, context=self._context)
 
     def _do(self) -> None:

@@ -63,7 +63,7 @@ class Services:
         """How long the server drops repetitions of a message id, as the mail's stream is configured."""
         self.remember_s = duplicate_window_s + CLOCKS_DIFFER_S
         """How long an agent knows the ids of mail that was purged."""
-        self.rounds = RunQueue(transport)
+        self.run_queue = RunQueue(transport)
         self.tracing = Tracing(settings.node_id)
         self.events = Events(
             transport,
@@ -109,7 +109,7 @@ class Services:
 
     async def close(self) -> None:
         """End what was spawned."""
-        self.rounds.close()
+        self.run_queue.close()
         self.ends.close()
         while self._tasks:
             for task in self._tasks:

@@ -5,36 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from collections.abc import Callable
-from typing import cast
 
-from agentmesh.edge.transport import Transport
 from agentmesh_node.run_queue import RunQueue
+from node.reads import Reads
 from support import run
-
-
-class Reads:
-    """What `RunQueue` needs of a transport."""
-
-    def __init__(self) -> None:
-        self.reading = False
-        self._ends: list[Callable[[], None]] = []
-
-    def on_read(self, callback: Callable[[], None]) -> Callable[[], None]:
-        self._ends.append(callback)
-        return lambda: self._ends.remove(callback)
-
-    def read(self, deliver: Callable[[], None]) -> None:
-        """One read whose messages `deliver` hands on."""
-        self.reading = True
-        deliver()
-        self.reading = False
-        for end in self._ends:
-            end()
 
 
 def _rounds() -> tuple[RunQueue, Reads]:
     reads = Reads()
-    return RunQueue(cast("Transport", reads)), reads
+    return RunQueue(reads), reads
 
 
 def test_each_stage_is_done_for_all_before_the_next() -> None:

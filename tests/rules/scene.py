@@ -128,22 +128,12 @@ class Scene:
             assert self.world.loop.time() < end, f"{what}: not within {seconds} s"
             await asyncio.sleep(0.02)
 
-    def deeds(self, node: str, agent: str) -> EffectHandlers:
+    def effect_handlers(self, node: str, agent: str) -> EffectHandlers:
         """The hands of a node that acts for `agent`: to do again what was done, or might have been."""
         services = self.world.nodes[node].services
+        life = self.spec(agent).incarnation
         return EffectHandlers(
-            agent=agent,
-            life=self.spec(agent).incarnation,
-            transport=services.transport,
-            subjects=services.subjects,
-            registry=services.registry,
-            specs=services.specs,
-            journal=services.journal,
-            token=services.token,
-            now=services.now,
-            emit=lambda kind, fields: None,
-            live=lambda effect: None,
-            is_gone=_never,
+            services, agent, life, emit=lambda kind, fields: None, end_stream=lambda effect: None, is_gone=_never
         )
 
 

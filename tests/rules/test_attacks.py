@@ -244,7 +244,7 @@ def test_start_and_stop_effects_repeated_after_their_targets_next_life_began() -
         ]
         assert [type(entry.effect) for _, entry in effects] == [StartAgent, StopAgent]
         for origin, entry in (*effects, *effects):
-            await scene.deeds("n1", "a").perform(origin, entry)
+            await scene.effect_handlers("n1", "a").perform(origin, entry)
         assert scene.spec("m") == next_life, "it resurrects and kills nobody"
 
     play(story)
@@ -268,10 +268,10 @@ def test_an_older_long_timer_behind_a_newer_short_one() -> None:
             for index, effect in enumerate(record.effects)
             if isinstance(effect, SetTimer)
         )
-        await scene.deeds("n1", "a").perform(*older)  # before the short one has fired: that one stays
+        await scene.effect_handlers("n1", "a").perform(*older)  # before the short one has fired: that one stays
         await scene.until(lambda: [e["event"] for e in scene.seen("a").events] == ["short"], "the short one")
-        await scene.deeds("n1", "a").perform(*older)  # behind it: it is set again, and fires for nobody
-        await scene.deeds("n1", "a").perform(*newer)
+        await scene.effect_handlers("n1", "a").perform(*older)  # behind it: it is set again, and fires for nobody
+        await scene.effect_handlers("n1", "a").perform(*newer)
         await scene.until(lambda: len(scene.lane("due", "a")) >= 2, "the long one")
         await asyncio.sleep(5.0)
         assert [e["event"] for e in (await scene.state("a"))["events"]] == ["short"]
@@ -327,9 +327,9 @@ def test_the_same_nats_msg_id_sent_to_two_agents() -> None:
         effect = SendMail(to="b", lane="peer-inbox", prompt=PromptBody(prompt="from boss"))
         headers = {wire.MSG_ID: f"b.boss.{origin}.{nonce}"}
         await scene.mesh.transport.request(scene.world.subjects.inbox("a"), b"a stranger's", headers=headers, timeout=5)
-        await scene.deeds("n1", "boss").perform(origin, Open(effect, nonce, 0.0))
+        await scene.effect_handlers("n1", "boss").perform(origin, Open(effect, nonce, 0.0))
         await scene.until(lambda: "from boss" in scene.seen("b").prompts, "what was told")
-        await scene.deeds("n1", "boss").perform(origin, Open(effect, nonce, 0.0))
+        await scene.effect_handlers("n1", "boss").perform(origin, Open(effect, nonce, 0.0))
         await asyncio.sleep(3.0)
         assert (await scene.state("b"))["prompts"] == ["to b", "from boss"]
 
@@ -383,7 +383,7 @@ def test_outcomes_are_stored_with_expected_sequence_0() -> None:
         await scene.start("a")
         ref = (await scene.mesh.ask("a", "one")).ref
         another = Resolve(outcome=Outcome(agent="a", ref=ref, ok=True, text="something else"))
-        await scene.deeds("n1", "a").perform("1.1.0", Open(another, "n", 0.0))
+        await scene.effect_handlers("n1", "a").perform("1.1.0", Open(another, "n", 0.0))
         assert scene.results("a")[ref].text == "one"
 
     play(story)

@@ -49,13 +49,13 @@ def test_whoever_replaces_by_first_copies_it_to_applied() -> None:
 def test_an_effect_of_which_the_spec_shows_this_origin_or_a_newer_one_is_done() -> None:
     async def story(scene: Scene) -> None:
         await scene.start("a", "m")
-        deeds = scene.deeds("n1", "a")
-        await deeds.perform("1.500.0", Open(StopAgent(name="m"), "n", 0.0))
+        handlers = scene.effect_handlers("n1", "a")
+        await handlers.perform("1.500.0", Open(StopAgent(name="m"), "n", 0.0))
         await scene.until(lambda: scene.spec("m").status == "stopped", "its end")
         for origin in ("1.499.7", "1.500.0"):
-            await deeds.perform(origin, Open(StartAgent(name="m", kind="Doll"), "n", 0.0))
+            await handlers.perform(origin, Open(StartAgent(name="m", kind="Doll"), "n", 0.0))
             assert scene.spec("m").status == "stopped"
-        await deeds.perform("1.500.1", Open(StartAgent(name="m", kind="Doll"), "n", 0.0))
+        await handlers.perform("1.500.1", Open(StartAgent(name="m", kind="Doll"), "n", 0.0))
         await scene.until(lambda: scene.spec("m").status == "running", "its next life")
 
     play(story)

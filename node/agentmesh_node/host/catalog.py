@@ -174,7 +174,7 @@ class Catalog:
         owner = placed.owner
         # Until the lanes are read an owner's answers could be wrong: control requests wait for that, mail does not.
         if owner is not None and owner.core is not None and (owner.begun or lane != "control"):
-            owner.live(lane, message)
+            owner.on_copy(lane, message)
         elif not placed.gone and (lane != "control" or message.reply):  # a probe, which has no reply, wakes nobody
             if lane == "control":
                 placed.waiting = (*placed.waiting, (lane, message))
@@ -250,7 +250,7 @@ class Catalog:
             raise
         waiting, placed.waiting = placed.waiting, ()
         for lane, message in waiting:
-            owner.live(lane, message)
+            owner.on_copy(lane, message)
         return owner
 
     async def _spec(self, placed: PlacedAgent) -> Spec | None:

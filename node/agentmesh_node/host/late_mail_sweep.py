@@ -108,24 +108,18 @@ class LateMailSweep:
             MeshError, Uncertain, WrongLastSequence: one of them cannot be given now.
         """
         s = self._s
-        deeds = EffectHandlers(
-            agent=agent,
-            life=ledger.incarnation,
-            transport=s.transport,
-            subjects=s.subjects,
-            registry=s.registry,
-            specs=s.specs,
-            journal=s.journal,
-            token=s.token,
-            now=s.now,
+        handlers = EffectHandlers(
+            s,
+            agent,
+            ledger.incarnation,
             emit=lambda kind, fields: s.events.emit(agent, kind, ledger.turn, fields),
-            live=lambda effect: None,
+            end_stream=lambda effect: None,
             is_gone=partial(_is_answered, ledger),
         )
         for origin, entry in ledger.effects.items():
             for number in range(1, TRIES + 1):
                 try:
-                    await deeds.perform(origin, entry)
+                    await handlers.perform(origin, entry)
                     break
                 except EDGE_ERRORS:
                     if number == TRIES:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import msgspec
 
@@ -20,13 +20,11 @@ from agentmesh.outcomes import capped, outcome_limit
 from agentmesh.records import NOTHING, Echo, Resolve, SetTimer
 from agentmesh.turn import state_of
 from agentmesh.turn.draft import depth
-from agentmesh.turn.values import AskTimer, Cancel, Core, DropTimer, Interrupt, Resume
-from agentmesh.wire import ControlRequest, Status
+from agentmesh.turn.values import AnswerControl, AskTimer, Cancel, Core, DropTimer, Input, Interrupt, Resume
+from agentmesh.wire import ControlRequest, Probe, Spec, Status
 from agentmesh_node.owner.dead_letters import resend
+from agentmesh_node.owner.loop import OwnerLoop
 from agentmesh_node.services import Services
-
-if TYPE_CHECKING:
-    from agentmesh_node.owner.owner import Owner
 
 log = logging.getLogger("agentmesh.node")
 _decoder = msgspec.json.Decoder(ControlRequest)
@@ -36,61 +34,199 @@ MAX_PROBE = 2048
 """Bytes of a probe, which is handed on: some names and numbers."""
 
 
-def handle(owner: Owner, services: Services, message: Message) -> None:
-    """Take one request. Bad input is answered, and harms nothing."""
-    if not message.reply:
-        _take_probe(owner, message)
-        return
-    try:
-        reply = names.reply_subject(message.reply, services.subjects.root)
-    except BadRequest:
-        return  # there is nobody who could be told
-    try:
-        request = _decoder.decode(message.data)
-        _take(owner, services, request, reply)
-    except (msgspec.DecodeError, RecursionError) as error:
-        services.spawn(answer(services, reply, wire.encode_failure(BadRequest(f"not a control request: {error}"))))
-    except MeshError as error:
-        services.spawn(answer(services, reply, wire.encode_failure(error)))
+class ControlRequests:
+    """Takes the control requests to one agent and answers them."""
 
+    def __init__(
+        self,
+        loop: OwnerLoop,
+        services: Services,
+        life: str,
+        *,
+        spec: Callable[[], Spec],
+        backend_name: Callable[[Spec], str],
+        spent: Callable[[], dict[str, Any] | None],
+        on_probe: Callable[[Probe], None],
+    ) -> None:
+        """
+        Args:
+            life: the agent's incarnation.
+            spec: the agent's spec as its owner knows it now.
+            backend_name: the backend that a spec stands for.
+            spent: what the running turn has spent so far.
+            on_probe: takes another agent's probe for circles of waits.
+        """
+        self._loop = loop
+        self._s = services
+        self._life = life
+        self._spec = spec
+        self._backend_name = backend_name
+        self._spent = spent
+        self._on_probe = on_probe
+        self._replies: dict[str, str] = {}
+        """Where the machine's answers go, by the token that each request was fed with."""
 
-def _take_probe(owner: Owner, message: Message) -> None:
-    """Take what nobody waits for an answer to: a probe, or nothing."""
-    if len(message.data) > MAX_PROBE:
-        return
-    with contextlib.suppress(msgspec.DecodeError, RecursionError):
-        request = _decoder.decode(message.data)
-        if request.op == "probe" and request.probe is not None:
-            owner.prober.received(request.probe)
+    def handle(self, message: Message) -> None:
+        """Take one request. Bad input is answered, and harms nothing."""
+        if not message.reply:
+            self._take_probe(message)
+            return
+        try:
+            reply = names.reply_subject(message.reply, self._s.subjects.root)
+        except BadRequest:
+            return  # there is nobody who could be told
+        try:
+            request = _decoder.decode(message.data)
+            self._take(request, reply)
+        except (msgspec.DecodeError, RecursionError) as error:
+            self._reply_soon(reply, wire.encode_failure(BadRequest(f"not a control request: {error}")))
+        except MeshError as error:
+            self._reply_soon(reply, wire.encode_failure(error))
 
+    def _take_probe(self, message: Message) -> None:
+        """Take what nobody waits for an answer to: a probe, or nothing."""
+        if len(message.data) > MAX_PROBE:
+            return
+        with contextlib.suppress(msgspec.DecodeError, RecursionError):
+            request = _decoder.decode(message.data)
+            if request.op == "probe" and request.probe is not None:
+                self._on_probe(request.probe)
 
-def _take(owner: Owner, services: Services, request: ControlRequest, reply: str) -> None:
-    token = services.token()
-    match request.op:
-        case "status":
-            # Behind the mail that came ahead of it: what is asked for is the agent as it is after that.
-            services.rounds.put(partial(_tell_status, owner, services, content=request.content), reply)
-        case "poll":
-            services.spawn(_poll(owner, services, _needed(request.ref, "ref"), reply))
-        case "resend":
-            services.spawn(_resend(owner, services, _needed(request.ref, "ref"), reply))
-        case "interrupt":
-            spent = owner.runner.spent() if owner.runner is not None else None
-            owner.ask_later(Interrupt(token, request.ref, spent), token, reply)
-        case "resume":
-            owner.ask_later(Resume(token), token, reply)
-        case "cancel":
-            owner.ask_later(Cancel(_needed(request.ref, "ref"), token), token, reply)
-        case "set_timer":
-            owner.ask_later(AskTimer(_timer(services, request), token), token, reply)
-        case "cancel_timer":
-            owner.ask_later(DropTimer(timer_token(_needed(request.id, "id")), token), token, reply)
-        case _:
-            raise BadRequest(f"unknown operation {request.op[:40]!r}")
+    def _take(self, request: ControlRequest, reply: str) -> None:
+        token = self._s.token()
+        match request.op:
+            case "status":
+                # Behind the mail that came ahead of it: what is asked for is the agent as it is after that.
+                self._s.run_queue.put(self._reply_status, (reply, request.content))
+            case "poll":
+                self._s.spawn(self._poll(_needed(request.ref, "ref"), reply))
+            case "resend":
+                self._s.spawn(self._resend(_needed(request.ref, "ref"), reply))
+            case "interrupt":
+                self._feed(Interrupt(token, request.ref, self._spent()), token, reply)
+            case "resume":
+                self._feed(Resume(token), token, reply)
+            case "cancel":
+                self._feed(Cancel(_needed(request.ref, "ref"), token), token, reply)
+            case "set_timer":
+                self._feed(AskTimer(_timer(self._s, request), token), token, reply)
+            case "cancel_timer":
+                self._feed(DropTimer(timer_token(_needed(request.id, "id")), token), token, reply)
+            case _:
+                raise BadRequest(f"unknown operation {request.op[:40]!r}")
 
+    # --- replies ----------------------------------------------------------------------------------------------------
+    def _feed(self, item: Input, token: str, reply: str) -> None:
+        """Feed a request whose answer goes to `reply` when the machine gives it (`answer`)."""
+        self._replies[token] = reply
+        self._loop.feed(item)
 
-def _tell_status(owner: Owner, services: Services, reply: str, *, content: bool) -> None:
-    services.spawn(answer(services, reply, wire.encode(status(owner, services, content=content))))
+    def answer(self, command: AnswerControl) -> None:
+        """Send what the machine answers."""
+        self._reply_soon(self._replies.pop(command.token, ""), wire.encode_reply(command.body))
+
+    def _reply_soon(self, reply: str, body: bytes) -> None:
+        self._s.spawn(self._send_reply(reply, body))
+
+    async def _send_reply(self, reply: str, body: bytes) -> None:
+        """Send a reply. A requester that cannot be reached asks again."""
+        if not reply:
+            return
+        try:
+            await self._s.transport.publish(reply, body)
+        except TooLarge:
+            await self._s.transport.publish(reply, wire.encode_failure(TooLarge("the reply is larger than a message can be")))
+        except Disconnected:
+            log.debug("a control request could not be answered: no connection")
+
+    # --- status -----------------------------------------------------------------------------------------------------
+    def _reply_status(self, asked: tuple[str, bool]) -> None:
+        reply, content = asked
+        self._reply_soon(reply, wire.encode(self._status(content=content)))
+
+    def _status(self, *, content: bool) -> Status:
+        core, spec = self._loop.core, self._spec()
+        assert core is not None
+        ledger = core.work
+        return Status(
+            name=self._loop.name,
+            kind=spec.kind,
+            backend=self._backend_name(spec),
+            state="processing" if state_of(core) == "processing" else "idle",
+            halted=ledger.halted,
+            queued=depth(core),
+            current_request=core.active.ref if core.active else None,
+            node=self._s.settings.node_id,
+            incarnation=core.ledger.incarnation,
+            generation=core.ledger.generation,
+            turn=ledger.turn,
+            usage=ledger.usage,
+            failed=core.ledger.failed or (core.reason if core.phase == "failed" else None),
+            agent_state=_plain_state(core) if content else msgspec.UNSET,
+        )
+
+    # --- dead letters -----------------------------------------------------------------------------------------------
+    async def _resend(self, letter: str, reply: str) -> None:
+        """Send a dead letter again that came from another agent."""
+        try:
+            if not letter.isdecimal():
+                raise BadRequest(f"a dead letter is named by its sequence, a number; this is {letter[:40]!r}")
+            ref = await resend(self._s, self._loop.name, self._life, int(letter))
+            await self._send_reply(reply, wire.encode_reply({"ref": str(ref)}))
+        except EDGE_ERRORS as error:
+            shown = error if isinstance(error, MeshError) else Unavailable(str(error))
+            await self._send_reply(reply, wire.encode_failure(shown))
+
+    # --- poll -------------------------------------------------------------------------------------------------------
+    async def _poll(self, ref: str, reply: str) -> None:
+        try:
+            await self._send_reply(reply, wire.encode_reply(await self._look_up(ref)))
+        except EDGE_ERRORS as error:
+            shown = error if isinstance(error, MeshError) else BadRequest(str(error))
+            await self._send_reply(reply, wire.encode_failure(shown))
+
+    async def is_gone(self, ref: str) -> bool:
+        """Whether a request that this agent has consumed was answered, and its outcome is kept no more.
+
+        False also where that cannot be told just now: ask again.
+        """
+        before = self._loop.core
+        if before is None or before.inflight is not None:
+            return False  # the record on its way may hold the outcome
+        found = await self._look_up(ref)
+        return found["status"] == "not_found" and self._loop.core is before
+
+    async def _look_up(self, ref: str) -> dict[str, Any]:
+        """`pending`, `completed` or `not_found`, as this owner can prove it."""
+        s = self._s
+        subject = s.subjects.result(self._loop.name, ref)
+        for _ in range(2):
+            # While one place is read, a request may move on to one that was looked at before: from the lane to this owner, from
+            # the ledger to the stored results. Once is enough for either.
+            core = self._loop.core
+            assert core is not None
+            known = _known(core, ref)
+            if known is not None:
+                return known
+            stored = await get_last(s.transport, s.subjects.stream("result"), subject)
+            if stored is not None:
+                return _completed(stored.data)
+            if ref.isdecimal() and int(ref) <= MAX_SEQUENCE and await self._in_lane(int(ref)):
+                return {"status": "pending"}
+        return {"status": "not_found"}
+
+    async def _in_lane(self, seq: int) -> bool:
+        """Whether a prompt with this sequence is stored and not consumed: it has not reached this owner yet."""
+        s, core = self._s, self._loop.core
+        assert core is not None
+        for lane in ("inbox", "peer-inbox"):
+            if is_taken(core.ledger, lane, seq):
+                continue
+            subject = s.subjects.lane(lane, self._loop.name)
+            page = await read(s.transport, s.subjects.stream("mail"), subject, from_seq=seq, batch=1)
+            if page.messages and page.messages[0].seq == seq:
+                return True
+        return False
 
 
 def _needed(value: str | None, what: str) -> str:
@@ -110,104 +246,16 @@ def _timer(services: Services, request: ControlRequest) -> SetTimer:
     return timer_of(_needed(request.id, "id"), due, request.every_s, request.event)
 
 
-# --- replies ------------------------------------------------------------------------------------------------------
-async def answer(services: Services, reply: str, body: bytes) -> None:
-    """Send a reply. A requester that cannot be reached asks again."""
-    if not reply:
-        return
-    try:
-        await services.transport.publish(reply, body)
-    except TooLarge:
-        await services.transport.publish(reply, wire.encode_failure(TooLarge("the reply is larger than a message can be")))
-    except Disconnected:
-        log.debug("a control request could not be answered: no connection")
-
-
-def status(owner: Owner, services: Services, *, content: bool) -> Status:
-    """What `status` shows."""
-    core = owner.core
-    assert core is not None
-    ledger = core.work
-    return Status(
-        name=owner.name,
-        kind=owner.spec.kind,
-        backend=owner.factory.backend_name(owner.spec),
-        state="processing" if state_of(core) == "processing" else "idle",
-        halted=ledger.halted,
-        queued=depth(core),
-        current_request=core.active.ref if core.active else None,
-        node=services.settings.node_id,
-        incarnation=core.ledger.incarnation,
-        generation=core.ledger.generation,
-        turn=ledger.turn,
-        usage=ledger.usage,
-        failed=core.ledger.failed or (core.reason if core.phase == "failed" else None),
-        agent_state=_plain(core) if content else msgspec.UNSET,
-    )
-
-
-def _plain(core: Core) -> Any:
+def _plain_state(core: Core) -> Any:
     return msgspec.json.decode(core.ledger.state) if core.ledger.state != NOTHING else None
-
-
-# --- poll ---------------------------------------------------------------------------------------------------------
-async def _poll(owner: Owner, services: Services, ref: str, reply: str) -> None:
-    try:
-        await answer(services, reply, wire.encode_reply(await _look_up(owner, services, ref)))
-    except EDGE_ERRORS as error:
-        shown = error if isinstance(error, MeshError) else BadRequest(str(error))
-        await answer(services, reply, wire.encode_failure(shown))
-
-
-async def _resend(owner: Owner, services: Services, letter: str, reply: str) -> None:
-    """Send a dead letter again that came from another agent."""
-    try:
-        if not letter.isdecimal():
-            raise BadRequest(f"a dead letter is named by its sequence, a number; this is {letter[:40]!r}")
-        ref = await resend(services, owner.name, owner.claim.incarnation, int(letter))
-        await answer(services, reply, wire.encode_reply({"ref": str(ref)}))
-    except EDGE_ERRORS as error:
-        shown = error if isinstance(error, MeshError) else Unavailable(str(error))
-        await answer(services, reply, wire.encode_failure(shown))
-
-
-async def _look_up(owner: Owner, services: Services, ref: str) -> dict[str, Any]:
-    """`pending`, `completed` or `not_found`, as this owner can prove it."""
-    subject = services.subjects.result(owner.name, ref)
-    for _ in range(2):
-        # While one place is read, a request may move on to one that was looked at before: from the lane to this owner, from
-        # the ledger to the stored results. Once is enough for either.
-        known = _known(owner, ref)
-        if known is not None:
-            return known
-        stored = await get_last(services.transport, services.subjects.stream("result"), subject)
-        if stored is not None:
-            return _completed(stored.data)
-        if ref.isdecimal() and int(ref) <= MAX_SEQUENCE and await _in_lane(owner, services, int(ref)):
-            return {"status": "pending"}
-    return {"status": "not_found"}
-
-
-async def is_gone(owner: Owner, services: Services, ref: str) -> bool:
-    """Whether a request that this agent has consumed was answered, and its outcome is kept no more.
-
-    False also where that cannot be told just now: ask again.
-    """
-    before = owner.core
-    if before is None or before.inflight is not None:
-        return False  # the record on its way may hold the outcome
-    found = await _look_up(owner, services, ref)
-    return found["status"] == "not_found" and owner.core is before
 
 
 def _completed(outcome: bytes) -> dict[str, Any]:
     return {"status": "completed", "outcome": msgspec.Raw(outcome)}
 
 
-def _known(owner: Owner, ref: str) -> dict[str, Any] | None:
-    """What this owner's memory says of a request."""
-    core = owner.core
-    assert core is not None
+def _known(core: Core, ref: str) -> dict[str, Any] | None:
+    """What the owner's memory says of a request."""
     if _pending(core, ref):
         return {"status": "pending"}
     for entry in core.ledger.effects.values():
@@ -228,20 +276,3 @@ def _pending(core: Core, ref: str) -> bool:
     if any(q is not None and q.ref == ref and q.caller is not None for q in queued):
         return True
     return ref in core.work.deferred or any(m.ref == ref for m in core.prompts)
-
-
-async def _in_lane(owner: Owner, services: Services, seq: int) -> bool:
-    """Whether a prompt with this sequence is stored and not consumed: it has not reached this owner yet."""
-    core = owner.core
-    assert core is not None
-    for lane in ("inbox", "peer-inbox"):
-        if is_taken(core.ledger, lane, seq):
-            continue
-        subject = services.subjects.lane(lane, owner.name)
-        page = await read(services.transport, services.subjects.stream("mail"), subject, from_seq=seq, batch=1)
-        if page.messages and page.messages[0].seq == seq:
-            return True
-    return False
-
-
-__all__ = ["answer", "handle", "is_gone", "status"]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import msgspec
 
@@ -15,10 +15,8 @@ from agentmesh import wire
 from agentmesh.turn.step_values import Circled
 from agentmesh.turn.wait_cycles import begun, handed_on, holds, open_waits
 from agentmesh.wire import ControlRequest, Probe
+from agentmesh_node.owner.loop import OwnerLoop
 from agentmesh_node.services import Services
-
-if TYPE_CHECKING:
-    from agentmesh_node.owner.owner import Owner
 
 FIRST_S = 0.1
 """How long a wait lasts before its first probe: most are over by then."""
@@ -39,8 +37,10 @@ class Sent(msgspec.Struct, frozen=True):
 class CycleProber:
     """The probes of one agent."""
 
-    def __init__(self, owner: Owner, services: Services) -> None:
-        self._owner = owner
+    def __init__(self, loop: OwnerLoop, services: Services, waiting: Callable[[], bool]) -> None:
+        """`waiting` tells whether the running turn waits for an agent."""
+        self._loop = loop
+        self._waiting = waiting
         self._s = services
         self._sent: OrderedDict[str, Sent] = OrderedDict()
         self._seen: OrderedDict[str, None] = OrderedDict()
@@ -50,25 +50,25 @@ class CycleProber:
     def arm(self) -> None:
         """The running turn begins to wait, for one more agent perhaps."""
         self._pause = FIRST_S
-        loop = asyncio.get_running_loop()
-        if self._next is not None and self._next.when() > loop.time() + FIRST_S:
-            self._owner.call_off(self._next)
+        now = asyncio.get_running_loop().time()
+        if self._next is not None and self._next.when() > now + FIRST_S:
+            self._loop.call_off(self._next)
             self._next = None
         if self._next is None:
-            self._next = self._owner.later(FIRST_S, self._round)
+            self._next = self._loop.later(FIRST_S, self._round)
 
     def _round(self) -> None:
         self._next = None
-        core, steps = self._owner.core, self._owner.steps
-        if core is None or steps is None or not steps.waiting:
+        core = self._loop.core
+        if core is None or not self._waiting():
             return
         for name, wait in open_waits(core).items():  # none, as long as the journal cannot be written
             self._send(name, wait.origin, again=False)
-        self._next = self._owner.later(self._pause, self._round)
+        self._next = self._loop.later(self._pause, self._round)
         self._pause = min(LONGEST_S, 2 * self._pause)
 
     def _send(self, name: str, origin: str, *, again: bool) -> None:
-        core = self._owner.core
+        core = self._loop.core
         wait = open_waits(core).get(name) if core is not None else None
         if core is None or wait is None or wait.origin != origin:
             return
@@ -78,10 +78,10 @@ class CycleProber:
 
     def received(self, probe: Probe) -> None:
         """Another agent, which waits for this one, sends a probe or hands one on."""
-        core = self._owner.core
+        core = self._loop.core
         if core is None or probe.id in self._seen:
             return
-        if probe.root != self._owner.name:
+        if probe.root != self._loop.name:
             onward = handed_on(core, probe)
             if onward:
                 _remember(self._seen, probe.id, None)
@@ -93,7 +93,7 @@ class CycleProber:
             return
         del self._sent[probe.id]
         if sent.again:
-            self._owner.feed(Circled(sent.wait, sent.origin))
+            self._loop.feed(Circled(sent.wait, sent.origin))
         else:
             self._send(sent.wait, sent.origin, again=True)
 

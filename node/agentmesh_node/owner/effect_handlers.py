@@ -21,10 +21,8 @@ from agentmesh.edge.jetstream import (
     schedule,
     store,
 )
-from agentmesh.edge.journal import Journal
-from agentmesh.edge.registry import Entry, Registry, View, decode_spec
+from agentmesh.edge.registry import Entry, Registry, decode_spec
 from agentmesh.edge.soon import store_soon
-from agentmesh.edge.transport import Transport
 from agentmesh.errors import Unavailable
 from agentmesh.ledger import fold, origin_key
 from agentmesh.outcomes import capped, outcome_limit
@@ -41,8 +39,9 @@ from agentmesh.records import (
     StopAgent,
     decode_record,
 )
-from agentmesh.subjects import Subjects, applied_key, spec_key
+from agentmesh.subjects import applied_key, spec_key
 from agentmesh.wire import By, ErrorBody, Outcome, Restart, Spec
+from agentmesh_node.services import Services
 
 log = logging.getLogger("agentmesh.node")
 
@@ -62,35 +61,32 @@ class EffectHandlers:
 
     def __init__(
         self,
-        *,
+        services: Services,
         agent: str,
         life: str,
-        transport: Transport,
-        subjects: Subjects,
-        registry: Registry,
-        specs: View,
-        journal: Journal,
-        token: Callable[[], str],
-        now: Callable[[], float],
+        *,
         emit: Callable[[str, dict[str, Any]], None],
-        live: Callable[[Resolve], None],
+        end_stream: Callable[[Resolve], None],
         is_gone: Callable[[str], Awaitable[bool]],
     ) -> None:
         """
         Args:
+            life: the agent's incarnation.
+            emit: tells a lifecycle fact: its kind and its fields.
+            end_stream: ends the live events of a request with its outcome.
             is_gone: whether a request was answered, and its outcome is kept no more.
         """
         self.agent = agent
         self._life = life
-        self._t = transport
-        self._subjects = subjects
-        self._registry = registry
-        self._specs = specs
-        self._journal = journal
-        self._token = token
-        self._now = now
+        self._t = services.transport
+        self._subjects = services.subjects
+        self._registry = services.registry
+        self._specs = services.specs
+        self._journal = services.journal
+        self._token = services.token
+        self._now = services.now
         self._emit = emit
-        self._live = live
+        self._end_stream = end_stream
         self._is_gone = is_gone
 
     def perform(self, origin: str, entry: Open) -> Awaitable[None]:
@@ -150,7 +146,7 @@ class EffectHandlers:
         if effect.reply_to is not None:
             await self._t.publish(effect.reply_to, body)
         if effect.stream_to is not None:
-            self._live(effect)
+            self._end_stream(effect)
         try:
             await store(self._t, self._subjects.result(self.agent, effect.outcome.ref), body, expected=0)
         except WrongLastSequence as error:

@@ -45,7 +45,7 @@ class EffectQueue:
 
     def __init__(
         self,
-        deeds: EffectHandlers,
+        handlers: EffectHandlers,
         done: Callable[[tuple[str, ...]], None],
         gave_up: Callable[[str, ErrorBody], None],
         *,
@@ -58,7 +58,7 @@ class EffectQueue:
             gave_up: told the origin that is closed without, and why.
             window_s: the streams' duplicate window: so long must refusals last before what may have been done is given up.
         """
-        self._deeds = deeds
+        self._handlers = handlers
         self._done = done
         self._gave_up = gave_up
         self._now = now
@@ -101,7 +101,7 @@ class EffectQueue:
                 self._begin(target)
 
         try:
-            return self._deeds.tell_soon(effect, told)
+            return self._handlers.tell_soon(effect, told)
         except MeshError:
             return False  # the way with a task says what is to become of it
 
@@ -131,7 +131,7 @@ class EffectQueue:
             raise
         except Exception:
             # A defect of ours: the effect stays open, and a later owner tries again.
-            log.exception("an effect cannot be performed", extra={"agent": self._deeds.agent, "target": target})
+            log.exception("an effect cannot be performed", extra={"agent": self._handlers.agent, "target": target})
         finally:
             if self._queues.get(target) is queue:
                 del self._queues[target]
@@ -152,20 +152,20 @@ class EffectQueue:
         try:
             if self._failed_starts:
                 self._check_failed_start(item)
-            await self._deeds.perform(item.origin, item.open)
+            await self._handlers.perform(item.origin, item.open)
         except Refused as refusal:
             return await self._give_up(item, refusal.error, patience=0.0)
         except TooLarge as error:
             return await self._give_up(item, ErrorBody.of(error), patience=0.0)
         except RequestError as error:
             # A full mailbox, or something that the server will not take.
-            log.info("an effect is refused", extra={"agent": self._deeds.agent, "error": str(error)})
+            log.info("an effect is refused", extra={"agent": self._handlers.agent, "error": str(error)})
             return await self._give_up(item, ErrorBody.of(error), patience=PATIENCE_S)
         except Uncertain:
             item.doubtful = True
             return False
         except EDGE_ERRORS as error:
-            log.debug("an effect is tried again: %s", error, extra={"agent": self._deeds.agent})
+            log.debug("an effect is tried again: %s", error, extra={"agent": self._handlers.agent})
             return False
         self._done((item.origin,))
         return True
@@ -190,9 +190,9 @@ class EffectQueue:
         if isinstance(effect, SendMail) and item.doubtful:
             # It may have been delivered. Refusals count only when the window is over and no trace of it is found.
             try:
-                delivered = await self._deeds.was_delivered(item.origin, effect)
+                delivered = await self._handlers.was_delivered(item.origin, effect)
             except EDGE_ERRORS as trouble:
-                log.debug("whether an effect was done cannot be told now: %s", trouble, extra={"agent": self._deeds.agent})
+                log.debug("whether an effect was done cannot be told now: %s", trouble, extra={"agent": self._handlers.agent})
                 return False
             if delivered:
                 self._done((item.origin,))
@@ -208,7 +208,7 @@ class EffectQueue:
         effect = item.open.effect
         log.warning(
             "an effect is given up",
-            extra={"agent": self._deeds.agent, "target": target_of(effect), "code": error.code, "error": error.message},
+            extra={"agent": self._handlers.agent, "target": target_of(effect), "code": error.code, "error": error.message},
         )
         if isinstance(effect, StartAgent):
             self._failed_starts.setdefault(item.origin.rpartition(".")[0], set()).add(effect.name)

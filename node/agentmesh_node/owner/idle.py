@@ -8,13 +8,12 @@ turn.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 from agentmesh.turn.values import Phase, Rest, Retire
+from agentmesh_node.owner.loop import OwnerLoop
+from agentmesh_node.owner.mail_purge import MailPurger
 from agentmesh_node.services import Services
-
-if TYPE_CHECKING:
-    from agentmesh_node.owner.owner import Owner
 
 SETTLE_S = 1.0
 """How long the effects of an agent that is handed over may take, before they are left to the next owner."""
@@ -23,46 +22,61 @@ SETTLE_S = 1.0
 class IdleTracker:
     """When one agent rests."""
 
-    def __init__(self, owner: Owner, services: Services) -> None:
-        self._owner = owner
+    def __init__(
+        self,
+        loop: OwnerLoop,
+        services: Services,
+        purger: MailPurger,
+        *,
+        may_sleep: Callable[[], bool],
+        on_sleep: Callable[[], None],
+    ) -> None:
+        """
+        Args:
+            may_sleep: whether nothing is left to say or to do for which an agent at rest would have to stay loaded.
+            on_sleep: called when the agent has been at rest for long enough.
+        """
+        self._loop = loop
         self._s = services
+        self._purger = purger
+        self._may_sleep = may_sleep
+        self._on_sleep = on_sleep
         self._active_at = services.monotonic()
         self._asleep_at: asyncio.TimerHandle | None = None
         """Armed while the agent is at rest: when it has been so for long enough, only its subscription is kept."""
 
     def arm(self) -> None:
         """Look after a while whether the agent has come to rest."""
-        self._owner.later(self._s.rest_s(), self._look)
+        self._loop.later(self._s.rest_s(), self._look)
 
-    def stir(self) -> None:
+    def on_input(self) -> None:
         """Something has come in: if the agent was at rest, look again soon whether it comes back to it."""
         self._active_at = self._s.monotonic()
         if self._asleep_at is not None:
-            self._owner.call_off(self._asleep_at)
+            self._loop.call_off(self._asleep_at)
             self._asleep_at = None
             self.arm()
 
     def _look(self) -> None:
         """Say in the journal that there is nothing to do, some time after there was; later, leave the agent asleep."""
-        owner, core = self._owner, self._owner.core
+        loop, core = self._loop, self._loop.core
         self._asleep_at = None
         quiet = self._s.monotonic() - self._active_at
-        if owner.trimmer is not None:
-            owner.trimmer.quiet(quiet)
-        if core is None or core.phase is not Phase.IDLE or not owner.idle or quiet < self._s.rest_s():
+        self._purger.quiet(quiet)
+        if core is None or core.phase is not Phase.IDLE or not loop.idle or quiet < self._s.rest_s():
             self.arm()
         elif core.record != "rest":
             self._rest()
             self.arm()
-        elif quiet < self._s.patience() or not owner.settled_down:
-            self._asleep_at = owner.later(max(self._s.rest_s(), self._next(quiet) - quiet), self._look)
+        elif quiet < self._s.patience() or not self._may_sleep():
+            self._asleep_at = loop.later(max(self._s.rest_s(), self._next(quiet) - quiet), self._look)
         else:
-            owner.sleep()
+            self._on_sleep()
 
     def _next(self, quiet: float) -> float:
         """How quiet it is to have been at the next look: then it may sleep, or mail is old enough to be purged."""
-        trimmer, window = self._owner.trimmer, self._s.duplicate_window_s
-        if trimmer is None or not trimmer.lingering:
+        window = self._s.duplicate_window_s
+        if not self._purger.lingering:
             return self._s.patience()
         return min(self._s.patience(), window + 1.0 if quiet <= window else quiet)
 
@@ -72,24 +86,23 @@ class IdleTracker:
         Effects that are under way get a moment, for their callers' sake. If nothing is left to do the journal says so, and
         the next owner can leave the agent asleep.
         """
-        self._owner.feed(Retire())
+        self._loop.feed(Retire())
         await self._idle()
         patience = self._s.monotonic() + SETTLE_S
         while self._effects_open() and self._s.monotonic() < patience:
-            await self._owner.pause()
+            await self._loop.pause()
         self._rest()
         await self._idle()
 
     def _rest(self) -> None:
         """Say that there is nothing to do, once no lane is crowded: asleep, the agent would not hear whom it refuses."""
-        trimmer = self._owner.trimmer
-        if trimmer is None or trimmer.at_ease:
-            self._owner.feed(Rest())
+        if self._purger.at_ease:
+            self._loop.feed(Rest())
 
     async def _idle(self) -> None:
-        while not self._owner.idle and not self._owner.closed:
-            await self._owner.pause()
+        while not self._loop.idle and not self._loop.closed:
+            await self._loop.pause()
 
     def _effects_open(self) -> bool:
-        core = self._owner.core
-        return core is not None and not self._owner.closed and len(core.done) < len(core.ledger.effects)
+        core = self._loop.core
+        return core is not None and not self._loop.closed and len(core.done) < len(core.ledger.effects)

@@ -3,6 +3,9 @@
 While a callback runs or a record is in flight, what arrives waits. The acknowledgement of a record goes on with its agent in the
 very step in which it is read from the socket (`Transport.call`), so no task has to be woken between it and the caller's answer.
 What costs something is done in rounds with what other agents have to do (`run_queue`).
+
+The parts of an owner are given this loop, and none is given the owner: it has what nearly all of them need, which is what the
+machine knows, the way to feed it, and timers that end with the owner.
 """
 
 from __future__ import annotations
@@ -10,9 +13,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from agentmesh.callback_results import NONE
 from agentmesh.errors import Fenced, StoreLost, Unavailable
@@ -34,209 +37,314 @@ from agentmesh.turn.values import (
 from agentmesh.wire import ErrorBody
 from agentmesh_node.owner.claim import OwnershipLost
 from agentmesh_node.owner.journal_writer import Ending, JournalWriter
-from agentmesh_node.services import Services
-
-if TYPE_CHECKING:
-    from agentmesh_node.owner.owner import Owner
+from agentmesh_node.run_queue import RunQueue
 
 log = logging.getLogger("agentmesh.node")
 
 STOP_GRACE_S = 5.0
 """How long a running callback may hold up a stop before it is cancelled."""
+LOOK_S = 0.01
+"""How often something that gives no sign is looked at."""
 
 DEFECT = OwnershipLost("a defect", final=False)
 
-type Deed = Callable[[Owner, Any], None]
+type Handlers = Mapping[type, Callable[[Any], None]]
+"""What performs each command that needs no waiting, by the command's type."""
+type Machine = Callable[[Core, Input, float], tuple[Core, list[Command]]]
+
+
+class UserCode(Protocol):
+    """What runs the agent's code (`turns.runner.Runner`)."""
+
+    async def call(self, command: RunCallback) -> Input:
+        """Run a callback to its end. Never raises, but for cancellation."""
+
+    def end_span(self, error: str | None) -> None:
+        """The turn is committed, or lost: its span ends."""
+
+    @property
+    def turn_task(self) -> asyncio.Task[None] | None:
+        """The prompt task, if one was started."""
 
 
 class OwnerLoop:
-    """The loop of one owner."""
+    """The loop of one owner. `begin`, then `feed`; `close`."""
 
-    def __init__(self, owner: Owner, services: Services, perform: Mapping[type, Deed]) -> None:
-        """`perform` has the commands that are performed at once; the others are awaited."""
+    def __init__(
+        self,
+        name: str,
+        *,
+        writer: JournalWriter,
+        run_queue: RunQueue,
+        now: Callable[[], float],
+        user_code: UserCode | None,
+        machine: Machine = advance,
+    ) -> None:
+        """`user_code` is None where the node does not serve the agent's kind: its callbacks decide nothing then."""
+        self.name = name
+        """The agent's."""
         self.core: Core | None = None
-        self.appender = JournalWriter(services, owner.name, committed=0)
+        """What the turn machine knows of the agent; None until `begin`."""
+        self.writer = writer
+        self.closed = False
+        """Whether this owner acts no more."""
         self.task: asyncio.Task[None] | None = None
         """What awaits something now."""
         self.busy = False
         """Whether an input is being handled."""
-        self._owner = owner
-        self._perform_now = perform
-        self._now = services.now
-        self._rounds = services.rounds
+        self._run_queue = run_queue
+        self._now = now
+        self._user_code = user_code
+        self._machine = machine
+        self._handlers: Handlers
+        self._kill_turn: Callable[[], Awaitable[None]]
+        self._on_input: Callable[[], None]
+        self._on_end: Callable[[OwnershipLost | None], None]
         self._loop = asyncio.get_running_loop()
-        self._title = f"owner {owner.name}"
-        self._queue: deque[Input] = deque()
+        self._title = f"owner {name}"
+        self._inputs: deque[Input] = deque()
+        self._timers: set[asyncio.TimerHandle] = set()
         self._calling = False
         self._overdue = False
 
+    def begin(
+        self,
+        core: Core,
+        handlers: Handlers,
+        *,
+        kill_turn: Callable[[], Awaitable[None]],
+        on_input: Callable[[], None],
+        on_end: Callable[[OwnershipLost | None], None],
+    ) -> None:
+        """Handle inputs from now on, first those that have come already with the next one.
+
+        Args:
+            core: what the machine begins with.
+            handlers: perform the commands that need no waiting; the others are awaited here.
+            kill_turn: ends the running turn and its watchdog.
+            on_input: called when an input comes while none is handled.
+            on_end: called when the owner can do no more: with the reason, or with None where the agent's life is over.
+        """
+        self.core = core
+        self._handlers = handlers
+        self._kill_turn = kill_turn
+        self._on_input = on_input
+        self._on_end = on_end
+
+    async def close(self) -> None:
+        """Handle nothing more; what is under way is cancelled."""
+        self.closed = True
+        for handle in self._timers:
+            handle.cancel()
+        task = self.task
+        if task is not None and task is not asyncio.current_task() and not task.done():
+            task.cancel()
+            await asyncio.wait((task,), timeout=STOP_GRACE_S)
+
+    @property
+    def idle(self) -> bool:
+        """Whether no turn runs and no record is in flight."""
+        core = self.core
+        return core is not None and core.active is None and not self.busy
+
+    async def pause(self) -> None:
+        """Return when something of what runs has ended, or soon, if nothing does."""
+        turn = self._user_code.turn_task if self._user_code is not None else None
+        waiting = [task for task in (self.task, turn) if task is not None and not task.done()]
+        if waiting:
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        else:
+            await asyncio.sleep(LOOK_S)
+
+    # --- timers -----------------------------------------------------------------------------------------------------
+    def later(self, seconds: float, action: Callable[[], object]) -> asyncio.TimerHandle:
+        """Call `action` after so many seconds, unless the owner is closed by then."""
+
+        def fire() -> None:
+            self._timers.discard(handle)
+            if not self.closed:
+                action()
+
+        handle = self._loop.call_later(max(0.0, seconds), fire)
+        self._timers.add(handle)
+        return handle
+
+    def call_off(self, handle: asyncio.TimerHandle) -> None:
+        """Cancel what `later` has returned."""
+        handle.cancel()
+        self._timers.discard(handle)
+
+    # --- inputs -----------------------------------------------------------------------------------------------------
     def feed(self, item: Input) -> None:
-        """Take an input: in its turn, and behind what is being handled."""
+        """Take an input: at once, in the step in which it arrived, or behind what is being handled. Nothing once closed."""
+        if self.closed:
+            return
         if self.busy or self.core is None:
-            self._queue.append(item)
+            self._inputs.append(item)
             return
         self.busy = True
-        self._owner.stir()
-        if self._queue:
-            self._queue.append(item)
-            item = self._queue.popleft()
-        self._rounds.put(self._take, item)
+        self._on_input()
+        if self._inputs:
+            self._inputs.append(item)
+            item = self._inputs.popleft()
+        self._run_queue.put(self._handle_input, item)
 
-    def _take(self, item: Input) -> None:
+    def _handle_input(self, item: Input) -> None:
         """Carry an input into the machine."""
-        if self._owner.closed:
+        if self.closed:
             return
         assert self.core is not None
         try:
-            self.core, commands = advance(self.core, item, self._now())
-            self._begin(commands)
+            self.core, commands = self._machine(self.core, item, self._now())
+            self._run_commands(commands)
         except Exception:
-            log.exception("owner failed", extra={"agent": self._owner.name})
-            self._lose(DEFECT)
+            log.exception("owner failed", extra={"agent": self.name})
+            self._fail(DEFECT)
 
-    def _begin(self, commands: list[Command]) -> None:
-        """Perform commands: facts at once, what is behind them in its turn. With none left, go on with what waits."""
-        for index, command in enumerate(commands):
-            if type(command) is not Emit:
-                self._rounds.put(self._go_on, commands[index:])
-                return
-            self._perform_now[Emit](self._owner, command)
-        self._next()
-
-    def _go_on(self, commands: list[Command]) -> None:
-        """Perform the first of `commands`, and begin with the others; or leave all that is to be awaited to a task."""
-        if self._owner.closed:
-            return
-        command, *others = commands
-        perform = self._perform_now.get(type(command))
-        try:
-            if type(command) is Perform and self.appender.stalled:
-                self._await(self._perform_checked(commands))
-            elif perform is not None:
-                perform(self._owner, command)
-                self._begin(others)
-            elif others or not self._flies(command):
-                self._await(self._perform(commands))
-        except Exception:
-            log.exception("owner failed", extra={"agent": self._owner.name})
-            self._lose(DEFECT)
-
-    def _next(self) -> None:
+    def _next_input(self) -> None:
         """An input is handled: the next one, or rest."""
-        if self._queue and not self._owner.closed:
-            self._rounds.put(self._take, self._queue.popleft())
+        if self._inputs and not self.closed:
+            self._run_queue.put(self._handle_input, self._inputs.popleft())
             return
         self.busy = False
         if self.core is not None and self.core.phase is Phase.OVER:
-            self._owner.end(None)
+            self._on_end(None)
 
-    def _lose(self, lost: OwnershipLost) -> None:
+    def _fail(self, lost: OwnershipLost) -> None:
+        """This owner can do no more."""
         self.busy = False
-        self._owner.end(lost)
+        self._on_end(lost)
 
-    # --- records ----------------------------------------------------------------------------------------------------
-    def _flies(self, command: Command) -> bool:
-        """Whether `command`, which has nothing behind it that would have to wait for it, is a record that is on its way now."""
-        if type(command) is not Append:
-            return False
-        assert self.core is not None
-        return self.appender.append_soon(command, self.core, partial(self._appended, command))
+    # --- commands ---------------------------------------------------------------------------------------------------
+    def _run_commands(self, commands: list[Command]) -> None:
+        """Perform commands: facts at once, what is behind them in its turn. With none left, go on with what waits."""
+        for index, command in enumerate(commands):
+            if type(command) is not Emit:
+                self._run_queue.put(self._run_first, commands[index:])
+                return
+            self._handlers[Emit](command)
+        self._next_input()
 
-    def _appended(self, command: Append, end: Committed | Ending) -> None:
-        """The record that was on its way stands, or its fate must be found out."""
-        if self._owner.closed:
+    def _run_first(self, commands: list[Command]) -> None:
+        """Perform the first of `commands`, and begin with the others; or leave all that is to be awaited to a task."""
+        if self.closed:
             return
+        command, *others = commands
+        handler = self._handlers.get(type(command))
         try:
-            if isinstance(end, Committed):
-                self._end_span(command)
-                self._rounds.put(self._take, end)
-            else:
-                self._await(self._settle(command, end))
+            if type(command) is Perform and self.writer.stalled:
+                self._continue_in_task(self._run_behind_fence(commands))
+            elif handler is not None:
+                handler(command)
+                self._run_commands(others)
+            elif others or not self._try_append_now(command):
+                self._continue_in_task(self._run_and_await(commands))
         except Exception:
-            log.exception("owner failed", extra={"agent": self._owner.name})
-            self._lose(DEFECT)
+            log.exception("owner failed", extra={"agent": self.name})
+            self._fail(DEFECT)
 
-    async def _settle(self, command: Append, end: Ending) -> Committed:
-        committed = await end()
-        self._end_span(command)
-        return committed
-
-    def _end_span(self, command: Append) -> None:
-        runner = self._owner.runner
-        if command.turn is not None and runner is not None:
-            runner.end_span(command.turn.error.code if command.turn.error else None)
-
-    # --- what is awaited --------------------------------------------------------------------------------------------
-    def _await(self, work: Coroutine[Any, Any, Input | None]) -> None:
-        task = asyncio.Task(self._drive(work), loop=self._loop, name=self._title, eager_start=True)
-        if not task.done():
-            self.task = task
-
-    async def _drive(self, work: Coroutine[Any, Any, Input | None]) -> None:
-        """Do `work`, and go on with the input that it ends in."""
-        try:
-            following = await work
-        except OwnershipLost as error:
-            self._lose(error)
-        except (Fenced, StoreLost, Unavailable) as error:
-            self._lose(OwnershipLost.by(error))
-        except asyncio.CancelledError:
-            self.busy = False
-            raise
-        except Exception:
-            log.exception("owner failed", extra={"agent": self._owner.name})
-            self._lose(DEFECT)
-        else:
-            if following is not None:
-                self._rounds.put(self._take, following)
-            else:
-                self._next()
-        finally:
-            self.task = None
-
-    async def _perform(self, commands: list[Command]) -> Input | None:
+    async def _run_and_await(self, commands: list[Command]) -> Input | None:
         """Perform commands of which some are awaited, in order. Returns the input that the last one ended in."""
         following: Input | None = None
         for command in commands:
             if isinstance(command, RunCallback):
-                following = await self._call(command)
+                following = await self._run_callback(command)
             elif isinstance(command, Append):
                 assert self.core is not None
-                following = await self.appender.append(command, self.core)
-                self._end_span(command)
+                following = await self.writer.append(command, self.core)
+                self._end_turn_span(command)
             elif isinstance(command, KillTurn):
-                await self._owner.kill_turn()
+                await self._kill_turn()
             else:
-                self._perform_now[type(command)](self._owner, command)
+                self._handlers[type(command)](command)
         return following
 
-    async def _perform_checked(self, commands: list[Command]) -> Input | None:
+    async def _run_behind_fence(self, commands: list[Command]) -> Input | None:
         """Effects after a stall: only if no other owner has taken over meanwhile (case 204)."""
-        await self.appender.check_fence()
-        return await self._perform(commands)
+        await self.writer.check_fence()
+        return await self._run_and_await(commands)
 
-    async def _call(self, command: RunCallback) -> Input:
-        runner = self._owner.runner
-        if runner is None:
+    def _continue_in_task(self, work: Coroutine[Any, Any, Input | None]) -> None:
+        task = asyncio.Task(self._continue_after(work), loop=self._loop, name=self._title, eager_start=True)
+        if not task.done():
+            self.task = task
+
+    async def _continue_after(self, work: Coroutine[Any, Any, Input | None]) -> None:
+        """Do `work`, and go on with the input that it ends in."""
+        try:
+            following = await work
+        except OwnershipLost as error:
+            self._fail(error)
+        except (Fenced, StoreLost, Unavailable) as error:
+            self._fail(OwnershipLost.by(error))
+        except asyncio.CancelledError:
+            self.busy = False
+            raise
+        except Exception:
+            log.exception("owner failed", extra={"agent": self.name})
+            self._fail(DEFECT)
+        else:
+            if following is not None:
+                self._run_queue.put(self._handle_input, following)
+            else:
+                self._next_input()
+        finally:
+            self.task = None
+
+    # --- records ----------------------------------------------------------------------------------------------------
+    def _try_append_now(self, command: Command) -> bool:
+        """Whether `command`, which has nothing behind it that would have to wait for it, is a record that is on its way now."""
+        if type(command) is not Append:
+            return False
+        assert self.core is not None
+        return self.writer.append_soon(command, self.core, partial(self._on_append_end, command))
+
+    def _on_append_end(self, command: Append, end: Committed | Ending) -> None:
+        """The record that was on its way stands, or its fate must be found out."""
+        if self.closed:
+            return
+        try:
+            if isinstance(end, Committed):
+                self._end_turn_span(command)
+                self._run_queue.put(self._handle_input, end)
+            else:
+                self._continue_in_task(self._settle_append(command, end))
+        except Exception:
+            log.exception("owner failed", extra={"agent": self.name})
+            self._fail(DEFECT)
+
+    async def _settle_append(self, command: Append, end: Ending) -> Committed:
+        committed = await end()
+        self._end_turn_span(command)
+        return committed
+
+    def _end_turn_span(self, command: Append) -> None:
+        """The turn that a record ends is committed."""
+        if command.turn is not None and self._user_code is not None:
+            self._user_code.end_span(command.turn.error.code if command.turn.error else None)
+
+    # --- callbacks --------------------------------------------------------------------------------------------------
+    async def _run_callback(self, command: RunCallback) -> Input:
+        if self._user_code is None:
             return Returned(NONE)
         self._calling = True
         try:
-            return await runner.call(command)
+            return await self._user_code.call(command)
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if not self._overdue or task is None:
                 raise
-            # Cancelled by `hurry` and by nobody else: the callback ends, the owner goes on.
+            # Cancelled by `limit_callbacks` and by nobody else: the callback ends, the owner goes on.
             self._overdue = False
             task.uncancel()
             return Raised(ErrorBody(code="timeout", message=f"{command.hook} held up the stop for {STOP_GRACE_S:g} s"))
         finally:
             self._calling = False
 
-    def hurry(self) -> None:
+    def limit_callbacks(self) -> None:
         """While the agent stops, no callback may take longer than the grace."""
         if self._calling and self.task is not None:
             self._overdue = True
             self.task.cancel()
         if self.core is None or self.core.phase is not Phase.OVER:
-            self._owner.later(STOP_GRACE_S, self.hurry)
+            self.later(STOP_GRACE_S, self.limit_callbacks)

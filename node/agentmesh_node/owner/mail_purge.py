@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
 from agentmesh.edge.failures import EDGE_ERRORS
 from agentmesh.edge.jetstream import purge, read_all
@@ -20,10 +20,8 @@ from agentmesh.subjects import LANES
 from agentmesh.turn.draft import digest
 from agentmesh.turn.values import Trim
 from agentmesh.wire import MSG_ID, Mail, parse_time
+from agentmesh_node.owner.loop import OwnerLoop
 from agentmesh_node.services import Services
-
-if TYPE_CHECKING:
-    from agentmesh_node.owner.owner import Owner
 
 log = logging.getLogger("agentmesh.node")
 
@@ -31,19 +29,24 @@ log = logging.getLogger("agentmesh.node")
 class MailPurger:
     """Keeps one agent's lanes short."""
 
-    def __init__(self, owner: Owner, services: Services, positions: dict[str, int]) -> None:
-        self._owner = owner
+    def __init__(self, loop: OwnerLoop, services: Services) -> None:
+        self._loop = loop
         self._s = services
         self._half = max(1, services.settings.mailbox_limit // 2)
         self._recent: dict[str, deque[tuple[int, str | None, str | None]]] = {lane: deque() for lane in LANES}
-        self._inherited = {lane: seq for lane, seq in positions.items() if seq > 0}
+        self._inherited: dict[str, int] = {}
         """Per lane: consumed by former owners up to here, and perhaps not purged."""
         self._crowded: set[str] = set()
         """Lanes that former owners have left half full."""
-        self._counted = not self._inherited
+        self._counted = True
         self._below: dict[str, tuple[str, int]] = {}
         self._busy = False
         self._numbers = 0
+
+    def inherit(self, positions: Mapping[str, int]) -> None:
+        """What former owners have consumed of each lane may still be stored."""
+        self._inherited = {lane: seq for lane, seq in positions.items() if seq > 0}
+        self._counted = not self._inherited
 
     @property
     def at_ease(self) -> bool:
@@ -72,7 +75,7 @@ class MailPurger:
         return len(recent) >= self._half and recent[max(1, self._half // 2) - 1][0] <= self._position(lane)
 
     def _position(self, lane: str) -> int:
-        core = self._owner.core
+        core = self._loop.core
         return core.ledger.positions.get(lane, 0) if core is not None else 0
 
     def _look(self, lane: str) -> bool:
@@ -93,12 +96,12 @@ class MailPurger:
             ids += [(seq, msg_id, parse_time(at) if at is not None else self._s.now()) for seq, msg_id, at in recent]
             seen = {digest(msg_id): Seen(str(seq), at) for seq, msg_id, at in ids if msg_id is not None and at > horizon}
         except EDGE_ERRORS as error:
-            log.debug("mail not purged now: %s", error, extra={"agent": self._owner.name})
+            log.debug("mail not purged now: %s", error, extra={"agent": self._loop.name})
             self._busy = False
             return
         token = self._planned(lane, position)
         if seen:
-            self._owner.feed(Trim(token, seen))
+            self._loop.feed(Trim(token, seen))
         else:
             await self.remembered(token)
 
@@ -113,17 +116,21 @@ class MailPurger:
         if not upto:
             return []
         stream = self._s.subjects.stream(LANES[lane].stream)
-        messages = await read_all(self._s.transport, stream, self._s.subjects.lane(lane, self._owner.name))
+        messages = await read_all(self._s.transport, stream, self._s.subjects.lane(lane, self._loop.name))
         return [(m.seq, m.headers.get(MSG_ID), m.time) for m in messages if m.seq <= upto]
+
+    def asked_for(self, token: str) -> bool:
+        """Whether it was this purger that had the machine remember ids under `token`."""
+        return token in self._below
 
     async def remembered(self, token: str) -> None:
         """The ids are in the journal (or there are none to keep): purge. Every purge of mail carries a sequence."""
         lane, position = self._below.pop(token)
         try:
-            subject = self._s.subjects.lane(lane, self._owner.name)
+            subject = self._s.subjects.lane(lane, self._loop.name)
             await purge(self._s.transport, self._s.subjects.stream(LANES[lane].stream), subject, below=position + 1)
         except EDGE_ERRORS as error:
-            log.debug("mail not purged now: %s", error, extra={"agent": self._owner.name})
+            log.debug("mail not purged now: %s", error, extra={"agent": self._loop.name})
         else:
             self._inherited.pop(lane, None)
             self._crowded.discard(lane)
@@ -152,7 +159,7 @@ class MailPurger:
 
     async def _count_inherited(self) -> None:
         """Find the lanes that former owners have left half full."""
-        subjects, name = self._s.subjects, self._owner.name
+        subjects, name = self._s.subjects, self._loop.name
         try:
             stored = await count(self._s.transport, subjects.stream("mail"), subjects.mail_filter(name))
         except EDGE_ERRORS as error:

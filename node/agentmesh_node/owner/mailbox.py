@@ -46,7 +46,7 @@ class Mailbox:
         self._reader: asyncio.Task[None] | None = None
 
     # --- live copies ----------------------------------------------------------------------------------------------
-    def live(self, lane_name: str, message: Message) -> None:
+    def on_copy(self, lane_name: str, message: Message) -> None:
         """Take a republished copy."""
         headers = message.headers
         lane = LANES[lane_name]

@@ -1,19 +1,18 @@
 """The owner of one agent: takes its mail and all else that comes in, and performs what the turn machine wants.
 
 Dull on purpose: what is to be done is decided in `agentmesh.turn`, and `loop` keeps the order. The prompt task runs beside the
-inputs, so that it can be killed.
+inputs, so that it can be killed. Each of the other files here is one part: it is given the loop, or nothing of an owner at all.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
-from agentmesh import wire
 from agentmesh.edge.transport import Message
 from agentmesh.ownership import Claim
 from agentmesh.records import Ledger
@@ -43,14 +42,15 @@ from agentmesh.turn.values import (
     Tick,
     Wake,
 )
-from agentmesh.wire import ErrorBody, Mail, Spec
-from agentmesh_node.owner import control_requests
+from agentmesh.wire import ErrorBody, Mail, Probe, Spec
 from agentmesh_node.owner.claim import OwnershipLost, claim_ownership
+from agentmesh_node.owner.control_requests import ControlRequests
 from agentmesh_node.owner.cycle_probes import CycleProber
 from agentmesh_node.owner.effect_handlers import EffectHandlers
 from agentmesh_node.owner.effect_queue import EffectQueue
 from agentmesh_node.owner.idle import IdleTracker
-from agentmesh_node.owner.loop import STOP_GRACE_S, OwnerLoop
+from agentmesh_node.owner.journal_writer import JournalWriter
+from agentmesh_node.owner.loop import STOP_GRACE_S, Handlers, OwnerLoop
 from agentmesh_node.owner.mail_purge import MailPurger
 from agentmesh_node.owner.mailbox import Mailbox
 from agentmesh_node.owner.spec_status import StatusWriter
@@ -59,16 +59,13 @@ from agentmesh_node.services import Services
 from agentmesh_node.turns.agent_factory import AgentFactory
 from agentmesh_node.turns.runner import Runner
 from agentmesh_node.turns.turn_run import TurnRun
-from agentmesh_node.turns.turn_steps import TurnSteps
-
-log = logging.getLogger("agentmesh.node")
-
-LOOK_S = 0.01
-"""How often something that gives no sign is looked at."""
 
 
 class Owner:
-    """One agent, owned by this process."""
+    """One agent, owned by this process. `activate`, then `close`.
+
+    Everything that comes in goes through `OwnerLoop`; the other parts are given that loop, and callbacks of this object.
+    """
 
     def __init__(
         self,
@@ -80,28 +77,73 @@ class Owner:
         *,
         on_end: Callable[[Owner, OwnershipLost | None], None],
     ) -> None:
+        """`on_end` is called when this owner can do no more: why, or None where the agent's life is over or it is to sleep."""
         self.name = name
         self.spec = spec
         self.claim = claim
         self._s = services
-        self.factory = factory
+        self._factory = factory
         self._on_end = on_end
-        self._driver = OwnerLoop(self, services, _PERFORM)
         self._emit_fact = services.events.emit
         self._begun = False
-        self._closed = False
-        self._leave: SuspectPermit | None = None
-        self._timers: set[asyncio.TimerHandle] = set()
-        self._resting = IdleTracker(self, services)
-        self._sweeper: asyncio.Task[None] | None = None
-        self._replies: dict[str, str] = {}
-        self._turn = TurnRun(self, services)
-        self.runner: Runner | None = factory.runner(name, spec)
-        self.mailbox: Mailbox | None = None
-        self.trimmer: MailPurger | None = None
-        self._performer: EffectQueue | None = None
+        self._permit: SuspectPermit | None = None
+        self._sweep_task: asyncio.Task[None] | None = None
         self._shown: SetStatus | None = None
+        self.mailbox: Mailbox | None = None
+        self.runner: Runner | None = factory.runner(name, spec)
         self._status = StatusWriter(services, name, claim.incarnation)
+        self._loop = OwnerLoop(
+            name,
+            writer=JournalWriter(services, name, committed=0),
+            run_queue=services.run_queue,
+            now=services.now,
+            user_code=self.runner,
+        )
+        self._turn = TurnRun(
+            services,
+            name,
+            claim.generation,
+            feed=self._loop.feed,
+            runner=self.runner,
+            begin_to_wait=self._begin_to_wait,
+        )
+        self._purger = MailPurger(self._loop, services)
+        self._idle = IdleTracker(self._loop, services, self._purger, may_sleep=self._may_sleep, on_sleep=lambda: self._end(None))
+        self._control = ControlRequests(
+            self._loop,
+            services,
+            claim.incarnation,
+            spec=lambda: self.spec,
+            backend_name=factory.backend_name,
+            spent=self._turn.spent,
+            on_probe=self._on_probe,
+        )
+        handlers = EffectHandlers(
+            services,
+            name,
+            claim.incarnation,
+            emit=self._emit,
+            end_stream=self._turn.tell_outcome,
+            is_gone=self._control.is_gone,
+        )
+        self._effects = EffectQueue(
+            handlers,
+            lambda origins: self.feed(EffectsDone(origins)),
+            lambda origin, error: self.feed(GaveUp(origin, error)),
+            now=services.now,
+            window_s=services.duplicate_window_s,
+        )
+
+    @functools.cached_property
+    def _prober(self) -> CycleProber:
+        """Made when it is needed: most agents never wait in mid-turn."""
+        return CycleProber(self._loop, self._s, waiting=lambda: self._turn.waiting)
+
+    def _begin_to_wait(self) -> None:
+        self._prober.arm()
+
+    def _on_probe(self, probe: Probe) -> None:
+        self._prober.received(probe)
 
     # --- life of the owner ------------------------------------------------------------------------------------------
     async def activate(self) -> None:
@@ -112,45 +154,30 @@ class Owner:
             StoreLost: the store has lost committed records; nothing was written.
             Unavailable: it cannot be told now.
         """
-        taken = await claim_ownership(self._s, self.name, self.spec, self.claim)
-        if taken.ledger.phase == "over":
+        claimed = await claim_ownership(self._s, self.name, self.spec, self.claim)
+        if claimed.ledger.phase == "over":
             if self.spec.status != "stopping":  # the last owner died before it could say so
-                self._status.set("stopping", taken.ledger.failed)
-            self._status.set("stopped", taken.ledger.failed)
+                self._status.set("stopping", claimed.ledger.failed)
+            self._status.set("stopped", claimed.ledger.failed)
             await self._status.settled()
             raise OwnershipLost("this life is over", final=True)
-        self._driver.appender.committed = taken.fence
-        await self._begin(taken.ledger, taken.died)
+        self._loop.writer.committed = claimed.fence
+        await self._begin(claimed.ledger, claimed.died)
 
     async def _begin(self, ledger: Ledger, died: bool) -> None:
         s = self._s
         s.awake += 1
-        self._driver.core = new_core(self.factory.config(self.name, self.spec, self.runner), ledger)
-        deeds = EffectHandlers(
-            agent=self.name,
-            life=self.claim.incarnation,
-            transport=s.transport,
-            subjects=s.subjects,
-            registry=s.registry,
-            specs=s.specs,
-            journal=s.journal,
-            token=s.token,
-            now=s.now,
-            emit=self._emit,
-            live=self._turn.tell_outcome,
-            is_gone=lambda ref: control_requests.is_gone(self, s, ref),
+        self._loop.begin(
+            new_core(self._factory.config(self.name, self.spec, self.runner), ledger),
+            self._command_handlers(),
+            kill_turn=self._turn.kill,
+            on_input=self._idle.on_input,
+            on_end=self._end,
         )
-        self._performer = EffectQueue(
-            deeds,
-            lambda origins: self.feed(EffectsDone(origins)),
-            lambda origin, error: self.feed(GaveUp(origin, error)),
-            now=s.now,
-            window_s=s.duplicate_window_s,
-        )
-        self.mailbox = Mailbox(s.transport, s.subjects, self.name, ledger.positions, self._arrived)
-        self.trimmer = MailPurger(self, s, ledger.positions)
+        self._purger.inherit(ledger.positions)
+        self.mailbox = Mailbox(s.transport, s.subjects, self.name, ledger.positions, self._on_mail)
         self._emit("activated", {"generation": self.claim.generation})
-        self._performer.add(ledger.effects.items(), doubtful=True)
+        self._effects.add(ledger.effects.items(), doubtful=True)
         # First what waits: a chained prompt must not overtake events, nor an event's prompt the mail before it.
         await self.mailbox.caught_up()
         self._begun = True
@@ -162,40 +189,41 @@ class Owner:
             self.feed(Start(died))
             if self.spec.status == "stopping":
                 self.stop(self.spec)
-        self._resting.arm()
+        self._idle.arm()
 
     def _stop_reason(self) -> ErrorBody:
         return self.spec.reason or ErrorBody(code="stopped", message="")
 
     async def close(self) -> None:
         """Stop acting, at once and without a word: the journal has all that counts."""
-        if self._closed:
+        if self.closed:
             return
-        self._closed = True
         if self.core is not None:
             self._s.awake -= 1
-        for handle in self._timers:
-            handle.cancel()
-        for task in (self._driver.task, self._sweeper):
-            if task is not None and task is not asyncio.current_task() and not task.done():
-                task.cancel()
-                await asyncio.wait((task,), timeout=STOP_GRACE_S)
+        await self._loop.close()
+        sweep = self._sweep_task
+        if sweep is not None and sweep is not asyncio.current_task() and not sweep.done():
+            sweep.cancel()
+            await asyncio.wait((sweep,), timeout=STOP_GRACE_S)
         if self.runner is not None:
             await self._turn.kill()
             self.runner.end_span("lost")
             await self.runner.release()
         if self.mailbox is not None:
             await self.mailbox.close()
-        if self._performer is not None:
-            await self._performer.close()
+        await self._effects.close()
         await self._status.close()
-        if self._leave is not None:
-            await self._leave.give_back()
+        if self._permit is not None:
+            await self._permit.give_back()
 
+    def _end(self, lost: OwnershipLost | None) -> None:
+        self._on_end(self, lost)
+
+    # --- what others see of it --------------------------------------------------------------------------------------
     @property
     def core(self) -> Core | None:
         """What the turn machine knows of the agent; None until this owner has made itself the owner."""
-        return self._driver.core
+        return self._loop.core
 
     @property
     def begun(self) -> bool:
@@ -205,135 +233,53 @@ class Owner:
     @property
     def committed(self) -> int:
         """The sequence of the newest record that this owner knows to be stored."""
-        return self._driver.appender.committed
+        return self._loop.writer.committed
 
-    def end(self, lost: OwnershipLost | None) -> None:
-        """This owner can do no more: why, or None where the agent's life is over."""
-        self._on_end(self, lost)
-
-    def lose_store(self) -> None:
-        """The store does not have all that was committed any more: stop, and write nothing."""
-        if not self._closed:
-            self._on_end(self, OwnershipLost("the store ends before what was committed or consumed", final=False, broken=True))
+    @property
+    def idle(self) -> bool:
+        """Whether no turn runs and no record is in flight."""
+        return self._loop.idle
 
     @property
     def closed(self) -> bool:
         """Whether this owner acts no more."""
-        return self._closed
+        return self._loop.closed
+
+    async def settled(self) -> None:
+        """Return when the registry shows what this owner last said."""
+        await self._status.settled()
+
+    async def retire(self) -> None:
+        """Begin nothing more, and return when the running turn is over (see `IdleTracker.retire`)."""
+        await self._idle.retire()
+
+    def lose_store(self) -> None:
+        """The store does not have all that was committed any more: stop, and write nothing."""
+        if not self.closed:
+            self._end(OwnershipLost("the store ends before what was committed or consumed", final=False, broken=True))
 
     # --- inputs -----------------------------------------------------------------------------------------------------
     def feed(self, item: Input) -> None:
-        """Take an input: at once, in the step in which it arrived, or behind what is being handled."""
-        if not self._closed:
-            self._driver.feed(item)
+        """Take an input for the turn machine (see `OwnerLoop.feed`)."""
+        self._loop.feed(item)
 
-    def stir(self) -> None:
-        """Something has come in, so the agent is not at rest."""
-        self._resting.stir()
-
-    def live(self, lane: str, message: Message) -> None:
-        """Take what came on the agent's one subscription."""
+    def on_copy(self, lane: str, message: Message) -> None:
+        """Take what came on the agent's one subscription: a copy of stored mail, or a control request."""
         if lane == "control":
-            control_requests.handle(self, self._s, message)
+            self._control.handle(message)
         elif lane in LANES and self.mailbox is not None:
-            self.mailbox.live(lane, message)
+            self.mailbox.on_copy(lane, message)
 
-    def ask_later(self, item: Input, token: str, reply: str) -> None:
-        """Feed a control request whose answer goes to `reply` when the machine gives it."""
-        self._replies[token] = reply
-        self.feed(item)
+    def _on_mail(self, mail: tuple[Mail, ...]) -> None:
+        self._loop.feed(Arrived(mail))
+        self._purger.arrived(mail)
 
     def stop(self, spec: Spec) -> None:
         """The registry says `stopping`."""
         self.spec = spec
         if self._begun:  # else `_begin` sees it: where the agent stands must be known before it is stopped
             self.feed(Stop(self._stop_reason()))
-            self.later(STOP_GRACE_S, self._driver.hurry)
-
-    def _arrived(self, mail: tuple[Mail, ...]) -> None:
-        self.feed(Arrived(mail))
-        if self.trimmer is not None:
-            self.trimmer.arrived(mail)
-
-    def later(self, seconds: float, action: Callable[[], object]) -> asyncio.TimerHandle:
-        """Call `action` after so many seconds, unless the owner is closed by then."""
-
-        def fire() -> None:
-            self._timers.discard(handle)
-            if not self._closed:
-                action()
-
-        handle = asyncio.get_running_loop().call_later(max(0.0, seconds), fire)
-        self._timers.add(handle)
-        return handle
-
-    def call_off(self, handle: asyncio.TimerHandle) -> None:
-        """Cancel what `later` has returned."""
-        handle.cancel()
-        self._timers.discard(handle)
-
-    # --- commands ---------------------------------------------------------------------------------------------------
-    def _add_effects(self, command: Perform) -> None:
-        assert self._performer is not None
-        self._performer.add(command.effects)
-
-    def _answer(self, command: AnswerControl) -> None:
-        if command.token.startswith("trim-"):
-            assert self.trimmer is not None
-            self._s.spawn(self.trimmer.remembered(command.token))
-        else:
-            self._s.spawn(control_requests.answer(self._s, self._replies.pop(command.token, ""), wire.encode_reply(command.body)))
-
-    def _tell_fact(self, command: Emit) -> None:
-        core, turn = self.core, command.turn
-        assert core is not None
-        if turn is None:
-            turn = core.active.number if core.active is not None else core.ledger.turn
-        self._emit_fact(self.name, command.kind, turn, command.fields)
-
-    def _wake_at(self, command: Wake) -> None:
-        self.later(command.at - self._s.now() + 0.001, lambda: self.feed(Tick()))
-
-    def _back_off(self, command: Backoff) -> None:
-        if self.runner is not None:
-            self.runner.end_span("crash")
-            self._s.spawn(self.runner.release())
-            self.runner.renew()
-        self.later(command.seconds, lambda: self.feed(BackoffOver()))
-
-    def _await_leave(self, command: AwaitLeave) -> None:
-        if self._leave is None:
-            self._leave = SuspectPermit(self._s.suspects, lambda: self.feed(Cleared()))
-
-    def _return_leave(self, command: ReturnLeave) -> None:
-        leave, self._leave = self._leave, None
-        if leave is not None:
-            self._s.spawn(leave.give_back())
-
-    def _begin_sweep(self, command: Sweep) -> None:
-        self._sweeper = asyncio.get_running_loop().create_task(self._sweep(), name=f"sweep {self.name}")
-
-    # --- turns ------------------------------------------------------------------------------------------------------
-    async def kill_turn(self) -> None:
-        """End the prompt task; nothing of it runs on."""
-        await self._turn.kill()
-
-    @property
-    def steps(self) -> TurnSteps | None:
-        """The steps of the running turn."""
-        return self._turn.steps
-
-    @property
-    def prober(self) -> CycleProber:
-        """What finds circles of agents that wait for one another."""
-        return self._turn.prober
-
-    # --- registry and telemetry ---------------------------------------------------------------------------------------
-    def _set_status(self, command: SetStatus) -> None:
-        if command.status == "stopping":
-            self.spec = msgspec.structs.replace(self.spec, status="stopping", reason=command.reason)
-        self._shown = command
-        self._status.set(command.status, command.reason)
+            self._loop.later(STOP_GRACE_S, self._loop.limit_callbacks)
 
     def reassert(self, spec: Spec) -> None:
         """Say again in the registry how the agent is, if its spec says otherwise: the leader made it `wanted` while this node
@@ -342,12 +288,64 @@ class Owner:
         if shown is not None and shown.status in ("running", "failed") and spec.status != shown.status:
             self._status.again(shown.status, shown.reason)
 
-    async def settled(self) -> None:
-        """Return when the registry shows what this owner last said."""
-        await self._status.settled()
+    # --- commands ---------------------------------------------------------------------------------------------------
+    def _command_handlers(self) -> Handlers:
+        """What performs each command at once; those that are not here are awaited by the loop."""
+        return {
+            RunTurn: self._turn.start,
+            StepTaken: self._turn.step_taken,
+            WaitOver: self._turn.wait_over,
+            Emit: self._tell_fact,
+            Perform: self._add_effects,
+            AnswerControl: self._answer,
+            SetStatus: self._set_status,
+            Wake: self._wake_at,
+            Backoff: self._back_off,
+            Sweep: self._begin_sweep,
+            AwaitLeave: self._await_permit,
+            ReturnLeave: self._return_permit,
+        }
+
+    def _add_effects(self, command: Perform) -> None:
+        self._effects.add(command.effects)
+
+    def _answer(self, command: AnswerControl) -> None:
+        if self._purger.asked_for(command.token):
+            self._s.spawn(self._purger.remembered(command.token))
+        else:
+            self._control.answer(command)
+
+    def _tell_fact(self, command: Emit) -> None:
+        core, turn = self._loop.core, command.turn
+        assert core is not None
+        if turn is None:
+            turn = core.active.number if core.active is not None else core.ledger.turn
+        self._emit_fact(self.name, command.kind, turn, command.fields)
 
     def _emit(self, kind: str, fields: dict[str, Any]) -> None:
         self._tell_fact(Emit(kind, fields))
+
+    def _wake_at(self, command: Wake) -> None:
+        self._loop.later(command.at - self._s.now() + 0.001, lambda: self.feed(Tick()))
+
+    def _back_off(self, command: Backoff) -> None:
+        if self.runner is not None:
+            self.runner.end_span("crash")
+            self._s.spawn(self.runner.release())
+            self.runner.renew()
+        self._loop.later(command.seconds, lambda: self.feed(BackoffOver()))
+
+    def _await_permit(self, command: AwaitLeave) -> None:
+        if self._permit is None:
+            self._permit = SuspectPermit(self._s.suspects, lambda: self.feed(Cleared()))
+
+    def _return_permit(self, command: ReturnLeave) -> None:
+        permit, self._permit = self._permit, None
+        if permit is not None:
+            self._s.spawn(permit.give_back())
+
+    def _begin_sweep(self, command: Sweep) -> None:
+        self._sweep_task = asyncio.get_running_loop().create_task(self._sweep(), name=f"sweep {self.name}")
 
     async def _sweep(self) -> None:
         """Feed in what the lanes hold up to their last sequences, read after the `stopped` record was committed."""
@@ -355,49 +353,13 @@ class Owner:
         await self.mailbox.caught_up(proven=True)
         self.feed(Swept())
 
-    # --- rest ---------------------------------------------------------------------------------------------------------
-    @property
-    def idle(self) -> bool:
-        """Whether no turn runs and no record is in flight."""
-        core = self.core
-        return core is not None and core.active is None and not self._driver.busy
+    def _set_status(self, command: SetStatus) -> None:
+        if command.status == "stopping":
+            self.spec = msgspec.structs.replace(self.spec, status="stopping", reason=command.reason)
+        self._shown = command
+        self._status.set(command.status, command.reason)
 
-    @property
-    def settled_down(self) -> bool:
+    def _may_sleep(self) -> bool:
         """Whether nothing is left to say or to do for which the agent would have to stay loaded."""
         core = self.core
         return core is not None and not self._status.busy and not any(m.deadline is not None for m in core.prompts)
-
-    def sleep(self) -> None:
-        """Leave the agent asleep: only its subscription is kept."""
-        self._on_end(self, None)
-
-    async def retire(self) -> None:
-        """Begin nothing more, and return when the running turn is over (see `IdleTracker.retire`)."""
-        await self._resting.retire()
-
-    async def pause(self) -> None:
-        """Return when something of what runs has ended, or soon, if nothing does."""
-        turn = self.runner.turn_task if self.runner is not None else None
-        waiting = [task for task in (self._driver.task, turn) if task is not None and not task.done()]
-        if waiting:
-            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-        else:
-            await asyncio.sleep(LOOK_S)
-
-
-_PERFORM: dict[type, Callable[[Owner, Any], None]] = {
-    RunTurn: lambda owner, command: owner._turn.start(command),
-    Emit: Owner._tell_fact,
-    Perform: Owner._add_effects,
-    AnswerControl: Owner._answer,
-    SetStatus: Owner._set_status,
-    Wake: Owner._wake_at,
-    Backoff: Owner._back_off,
-    Sweep: Owner._begin_sweep,
-    AwaitLeave: Owner._await_leave,
-    ReturnLeave: Owner._return_leave,
-    StepTaken: lambda owner, command: owner._turn.step_taken(command),
-    WaitOver: lambda owner, command: owner._turn.wait_over(command),
-}
-"""The commands that are performed at once; the others are awaited."""

@@ -3,69 +3,82 @@
 from __future__ import annotations
 
 import asyncio
-import functools
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import Any
 
 from agentmesh.records import Resolve
 from agentmesh.turn.step_values import StepTaken, WaitOver
 from agentmesh.turn.values import Input, RunTurn, Watchdog
-from agentmesh_node.owner.cycle_probes import CycleProber
 from agentmesh_node.services import Services
 from agentmesh_node.turns.live_events import TurnEventStream
+from agentmesh_node.turns.runner import Runner
 from agentmesh_node.turns.turn_steps import TurnSteps
-
-if TYPE_CHECKING:
-    from agentmesh_node.owner.owner import Owner
-    from agentmesh_node.turns.runner import Runner
 
 
 class TurnRun:
     """What runs beside the owner's inputs, so that it can be killed. One turn at a time."""
 
-    def __init__(self, owner: Owner, services: Services) -> None:
-        self._owner = owner
+    def __init__(
+        self,
+        services: Services,
+        name: str,
+        generation: int,
+        *,
+        feed: Callable[[Input], None],
+        runner: Runner | None,
+        begin_to_wait: Callable[[], None],
+    ) -> None:
+        """
+        Args:
+            name: the agent's.
+            generation: its owner's.
+            feed: takes inputs for the turn machine.
+            runner: None where the node does not serve the agent's kind: no turn begins then.
+            begin_to_wait: called when a turn begins to wait for an agent.
+        """
         self._s = services
+        self._name = name
+        self._generation = generation
+        self._feed = feed
+        self._runner = runner
+        self._begin_to_wait = begin_to_wait
         self._watchdog: asyncio.TimerHandle | None = None
         self._live: TurnEventStream | None = None
         self.steps: TurnSteps | None = None
         """The running, or the last, turn's."""
 
-    @functools.cached_property
-    def prober(self) -> CycleProber:
-        """Made when it is needed: most agents never wait in mid-turn."""
-        return CycleProber(self._owner, self._s)
-
     @property
-    def _runner(self) -> Runner:
-        runner = self._owner.runner
-        assert runner is not None
-        return runner
+    def waiting(self) -> bool:
+        """Whether the running turn waits for an agent."""
+        return self.steps is not None and self.steps.waiting
+
+    def spent(self) -> dict[str, Any] | None:
+        """What the newest turn has spent so far, as its outcome has it; None where it is nothing."""
+        return self._runner.spent() if self._runner is not None else None
 
     def start(self, command: RunTurn) -> None:
         """Start the prompt task. Its end is fed to the owner; a quick one has ended when this returns."""
-        owner, number = self._owner, command.number
-        self._live = TurnEventStream.open(self._s, owner.name, command, owner.claim.generation)
-        self.steps = TurnSteps(self._s, command, owner.feed, self._begin_to_wait)
+        assert self._runner is not None
+        self._live = TurnEventStream.open(self._s, self._name, command, self._generation)
+        self.steps = TurnSteps(self._s, command, self._feed, self._begin_to_wait)
         if self._runner.start_turn(command, self._ended, self._live.event if self._live else None, self.steps):
-            self._watchdog = asyncio.get_running_loop().call_later(command.watchdog_s, self._late, number)
+            self._watchdog = asyncio.get_running_loop().call_later(command.watchdog_s, self._on_watchdog, command.number)
 
-    def _late(self, number: int) -> None:
-        self._owner.feed(Watchdog(number, self._runner.spent()))
-
-    def _begin_to_wait(self) -> None:
-        self.prober.arm()
+    def _on_watchdog(self, number: int) -> None:
+        self._feed(Watchdog(number, self.spent()))
 
     def _ended(self, item: Input) -> None:
-        self._rest()
-        self._owner.feed(item)
+        self._run_over()
+        self._feed(item)
 
     async def kill(self) -> None:
         """End the prompt task; nothing of it runs on."""
         self._stop_watchdog()
-        await self._runner.kill_turn()
-        self._rest()
+        if self._runner is not None:
+            await self._runner.kill_turn()
+        self._run_over()
 
-    def _rest(self) -> None:
+    def _run_over(self) -> None:
         self._stop_watchdog()
         if self.steps is not None:
             self.steps.close()
@@ -89,4 +102,4 @@ class TurnRun:
 
     def tell_outcome(self, effect: Resolve) -> None:
         """End the live events of a request with its outcome."""
-        TurnEventStream.close_with(self._s, self._owner.name, effect, self._owner.claim.generation, self._live)
+        TurnEventStream.close_with(self._s, self._name, effect, self._generation, self._live)

@@ -1,115 +1,216 @@
-"""An owner's loop: a defect at a record's end leaves no agent busy for ever, and effects after a stall meet the fence first."""
+"""An owner's loop: a defect at a record's end leaves no agent busy for ever, effects after a stall meet the fence first, and what
+ends with the owner ends."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any, cast
 
 import pytest
 
+from agentmesh.callback_results import NONE
 from agentmesh.errors import Fenced
-from agentmesh.turn.values import Append, Command, Committed, Core, Emit, Input, Perform, Phase, Rest
-from agentmesh_node.owner import loop
+from agentmesh.records import Change, Ledger, TurnInfo
+from agentmesh.turn import new_core
+from agentmesh.turn.values import (
+    Append,
+    Command,
+    Committed,
+    Config,
+    Core,
+    Input,
+    Perform,
+    Raised,
+    Rest,
+    Retire,
+    Returned,
+    RunCallback,
+    Start,
+)
 from agentmesh_node.owner.claim import OwnershipLost
-from agentmesh_node.owner.journal_writer import Ending
-from agentmesh_node.owner.loop import OwnerLoop
-from agentmesh_node.owner.owner import Owner
+from agentmesh_node.owner.journal_writer import Ending, JournalWriter
+from agentmesh_node.owner.loop import DEFECT, STOP_GRACE_S, Handlers, OwnerLoop
 from agentmesh_node.run_queue import RunQueue
-from agentmesh_node.services import Services
+from node.reads import Reads
+from sim.loop import SimLoop, run_sim
 from support import run
 
 COMMITTED = Committed(1, "id", 0.0)
+RECORD = Append(kind="turn", change=Change(), turn=TurnInfo(ref="1", number=1, started=0.0, ended=0.0, node="n1", generation=1))
 
 
-class Parts:
-    """What a driver needs of its owner, its services and its appender."""
-
-    name = "a"
-    closed = False
-    runner = None
+class HeldRecords(JournalWriter):
+    """Records that stay on their way until the test ends them with `appended`."""
 
     def __init__(self) -> None:
-        self.rounds = RunQueue(cast("Any", self))
-        self.reading = False
-        self.stalled = False
-        self.ends: list[OwnershipLost | None] = []
-        self.done: list[str] = []
+        self.late = False
+        self.checks = 0
         self.appended: Callable[[Committed | Ending], None] = lambda end: None
 
-    def on_read(self, callback: Callable[[], None]) -> Callable[[], None]:
-        return lambda: None
+    @property
+    def stalled(self) -> bool:
+        return self.late
 
-    def now(self) -> float:
-        return 0.0
-
-    def stir(self) -> None:
-        pass
-
-    def end(self, lost: OwnershipLost | None) -> None:
-        self.ends.append(lost)
+    async def check_fence(self) -> None:
+        self.checks += 1
+        raise Fenced("another owner has appended")
 
     def append_soon(self, command: Append, core: Core, appended: Callable[[Committed | Ending], None]) -> bool:
         self.appended = appended
         return True
 
-    async def check_fence(self) -> None:
-        self.done.append("checked")
-        raise Fenced("another owner has appended")
+
+class Code:
+    """User code whose callbacks take as long as the test wants."""
+
+    turn_task = None
+
+    def __init__(self, defect: Exception | None = None) -> None:
+        self.defect = defect
+        self.done = asyncio.Event()
+
+    async def call(self, command: RunCallback) -> Input:
+        await self.done.wait()
+        return Returned(NONE)
+
+    def end_span(self, error: str | None) -> None:
+        if self.defect is not None:
+            raise self.defect
 
 
-def driver(parts: Parts, monkeypatch: pytest.MonkeyPatch, *steps: list[Command]) -> OwnerLoop:
-    """A driver whose machine answers its inputs with `steps`."""
-    answers = iter(steps)
-    core = cast("Core", type("Core", (), {"phase": Phase.IDLE})())
+class Bench:
+    """A loop whose machine answers its inputs with `answers`, one after the other, and then with nothing."""
 
-    def step(before: Core, item: Input, now: float) -> tuple[Core, list[Command]]:
-        return before, next(answers)
+    def __init__(self, *answers: list[Command], code: Code | None = None) -> None:
+        self.answers = list(answers)
+        self.inputs: list[Input] = []
+        self.ends: list[OwnershipLost | None] = []
+        self.performed = 0
+        self.noticed = 0
+        self.records = HeldRecords()
+        self.loop = OwnerLoop(
+            "a",
+            writer=self.records,
+            run_queue=RunQueue(Reads()),
+            now=lambda: 0.0,
+            user_code=code,
+            machine=self._advance,
+        )
 
-    monkeypatch.setattr(loop, "advance", step)
-    perform: dict[type, Any] = {Emit: lambda owner, command: None, Perform: lambda owner, command: parts.done.append("performed")}
-    monkeypatch.setattr(loop, "JournalWriter", lambda services, agent, committed: parts)
-    made = OwnerLoop(cast("Owner", parts), cast("Services", parts), perform)
-    made.core = core
-    return made
+    def begin(self) -> OwnerLoop:
+        core = new_core(Config(name="a", kind="Doll"), Ledger(incarnation="life"))
+        handlers: Handlers = {Perform: self._perform}
+        self.loop.begin(core, handlers, kill_turn=self._kill, on_input=self._notice, on_end=self.ends.append)
+        return self.loop
+
+    def busy(self) -> bool:
+        return self.loop.busy
+
+    def _advance(self, core: Core, item: Input, now: float) -> tuple[Core, list[Command]]:
+        self.inputs.append(item)
+        return core, self.answers.pop(0) if self.answers else []
+
+    def _perform(self, command: Perform) -> None:
+        self.performed += 1
+
+    def _notice(self) -> None:
+        self.noticed += 1
+
+    async def _kill(self) -> None:
+        raise AssertionError("no turn runs")
 
 
-def append() -> Append:
-    return Append(kind="turn", change=cast("Any", None))
-
-
-def test_a_defect_at_a_records_end_ends_the_owner(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inputs_wait_for_the_beginning_and_for_the_one_before() -> None:
     async def main() -> None:
-        parts = Parts()
-        made = driver(parts, monkeypatch, [append()])
-        made.feed(Rest())
+        bench = Bench([RECORD])
+        bench.loop.feed(Start())
+        assert bench.inputs == []  # what the agent is must be known first
+        loop = bench.begin()
+        loop.feed(Rest())
+        loop.feed(Retire())
         await asyncio.sleep(0)
-        assert vars(made)["busy"] and parts.ends == []
+        assert bench.inputs == [Start()]  # in order; its record is on its way
+        assert bench.busy()
+        bench.records.appended(COMMITTED)
+        await asyncio.sleep(0)
+        assert bench.inputs == [Start(), COMMITTED, Rest(), Retire()]
+        assert loop.idle
+        assert bench.noticed == 1
 
-        def fail(command: Append) -> None:
-            raise RuntimeError("a span processor")
+    run(main())
 
-        monkeypatch.setattr(made, "_end_span", fail)
-        parts.appended(COMMITTED)
-        assert not made.busy
-        assert [end is not None and end.reason for end in parts.ends] == ["a defect"]
+
+def test_a_defect_at_a_records_end_ends_the_owner() -> None:
+    async def main() -> None:
+        bench = Bench([RECORD], code=Code(RuntimeError("a span processor")))
+        loop = bench.begin()
+        loop.feed(Rest())
+        await asyncio.sleep(0)
+        assert bench.busy()
+        assert bench.ends == []
+        bench.records.appended(COMMITTED)
+        assert not bench.busy()
+        assert bench.ends == [DEFECT]
 
     run(main())
 
 
 @pytest.mark.case(204)
 @pytest.mark.parametrize("stalled", [False, True])
-def test_effects_after_a_stall_meet_the_fence_first(monkeypatch: pytest.MonkeyPatch, stalled: bool) -> None:
+def test_effects_after_a_stall_meet_the_fence_first(stalled: bool) -> None:
     async def main() -> None:
-        parts = Parts()
-        made = driver(parts, monkeypatch, [append()], [Perform(())])
-        made.feed(Rest())
+        bench = Bench([RECORD], [Perform(())])
+        loop = bench.begin()
+        loop.feed(Rest())
         await asyncio.sleep(0)
-        parts.appended(COMMITTED)
-        parts.stalled = stalled  # behind the acknowledgement: another agent's code has held the loop
+        bench.records.appended(COMMITTED)
+        bench.records.late = stalled  # behind the acknowledgement: another agent's code has held the loop
         await asyncio.sleep(0)
-        assert parts.done == (["checked"] if stalled else ["performed"])
-        assert len(parts.ends) == stalled
-        assert not made.busy
+        assert bench.records.checks == stalled
+        assert bench.performed == (not stalled)
+        assert len(bench.ends) == stalled
+        assert not bench.busy()
 
     run(main())
+
+
+def test_while_it_stops_a_callback_may_not_take_longer_than_the_grace() -> None:
+    async def main(clock: SimLoop) -> None:
+        bench = Bench([RunCallback(hook="handle_event", args=())], code=Code())
+        loop = bench.begin()
+        loop.feed(Rest())
+        loop.later(STOP_GRACE_S, loop.limit_callbacks)
+        await asyncio.sleep(STOP_GRACE_S - 0.1)
+        assert bench.inputs == [Rest()]
+        await asyncio.sleep(0.2)
+        raised = bench.inputs[-1]
+        assert isinstance(raised, Raised)
+        assert raised.error.code == "timeout"
+        assert bench.ends == []
+        await loop.close()
+
+    run_sim(main)
+
+
+def test_what_is_under_way_ends_with_the_owner() -> None:
+    async def main(clock: SimLoop) -> None:
+        bench = Bench([RunCallback(hook="handle_event", args=())], code=Code())
+        loop = bench.begin()
+        fired: list[int] = []
+        loop.later(1.0, lambda: fired.append(1))
+        loop.call_off(loop.later(1.0, lambda: fired.append(2)))
+        loop.later(3.0, lambda: fired.append(3))
+        loop.feed(Rest())
+        await asyncio.sleep(2.0)
+        assert fired == [1]
+        task = loop.task
+        assert task is not None
+        await loop.close()
+        assert task.cancelled()
+        loop.feed(Retire())
+        await asyncio.sleep(2.0)
+        assert fired == [1]
+        assert bench.inputs == [Rest()]
+        assert bench.ends == []
+
+    run_sim(main)
