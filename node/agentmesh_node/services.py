@@ -13,6 +13,7 @@ from agentmesh.edge.clock import SYSTEM, Ambient
 from agentmesh.edge.journal import Journal
 from agentmesh.edge.registry import Registry, View
 from agentmesh.edge.streams import DUPLICATE_WINDOW_S
+from agentmesh.edge.tasks import cancel_and_wait
 from agentmesh.edge.transport import Transport
 from agentmesh.subjects import Subjects
 from agentmesh_node.run_queue import RunQueue
@@ -111,10 +112,9 @@ class Services:
         """End what was spawned."""
         self.run_queue.close()
         self.ends.close()
-        while self._tasks:
-            for task in self._tasks:
-                task.cancel()
-            await asyncio.wait(self._tasks, timeout=5.0)
+        running = set(self._tasks)
+        while running and await cancel_and_wait(*running, within_s=5.0):
+            running = self._tasks - running  # spawned by what was ending
         self.events.publish()
 
     def token(self) -> str:

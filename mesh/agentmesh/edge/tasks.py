@@ -62,21 +62,35 @@ class Background:
         _report(task)
 
 
-async def cancel_and_wait(*tasks: Task | None, within_s: float = END_S) -> bool:
+async def cancel_and_wait(*tasks: Task | None, within_s: float = END_S, heed: bool = True) -> bool:
     """Cancel `tasks`, and return when they have ended. The running one is left out: a task may end what it belongs to.
 
     The caller's own cancellation is raised at once; the tasks are cancelled by then, and end by themselves. What a task raises
     while it is cancelled is reported; what one that had ended before has raised is left to its owner.
 
+    Args:
+        within_s: how long they may take to end, in seconds.
+        heed: False where no error of theirs is of interest: those of what a user's code did, say.
+
     Returns:
         Whether all have ended within `within_s` seconds. One that has not is left behind, and logged.
     """
     ended, left = await _end(tasks, within_s)
-    for task in ended:
-        _report(task)
+    report = _report if heed else _pass_over
+    for task in ended if heed else {task for task in tasks if task is not None and task.done()}:
+        report(task)
     for task in left:
-        task.add_done_callback(_report)
+        task.add_done_callback(report)
     return not left
+
+
+async def first_of(event: asyncio.Event, *tasks: Task) -> None:
+    """Return when `event` is set or one of `tasks` has ended. What that one has raised is left to its owner."""
+    told = asyncio.create_task(event.wait())
+    try:
+        await asyncio.wait((told, *tasks), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        await cancel_and_wait(told)
 
 
 async def _end(tasks: Iterable[Task | None], within_s: float) -> tuple[set[Task], set[Task]]:
@@ -96,7 +110,12 @@ def _report(task: Task) -> None:
     """Tell of the error that `task` has ended with. What a call to the server raises while it is cancelled is of no interest."""
     error = None if task.cancelled() else task.exception()
     if task.cancelling() and isinstance(error, EDGE_ERRORS):
-        log.debug("%s has ended: %s", task.get_name(), error)
+        _pass_over(task)
     elif error is not None:
         context = {"message": f"{task.get_name()} has failed", "exception": error, "task": task}
         task.get_loop().call_exception_handler(context)
+
+
+def _pass_over(task: Task) -> None:
+    if not task.cancelled() and task.exception() is not None:
+        log.debug("%s has failed while it was cancelled: %r", task.get_name(), task.exception())

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 
 from agentmesh.edge.failures import EDGE_ERRORS
 from agentmesh.edge.jetstream import get_last_many
+from agentmesh.edge.tasks import Background
 from agentmesh_node.host.work_scan import GROUP, agents_with_work
 from agentmesh_node.owner.mailbox import Mailbox
 from agentmesh_node.services import Services
@@ -45,16 +46,13 @@ class Audit:
         self._loaded = loaded
         self._lost = lost
         self._period_s = period_s
-        self._task: asyncio.Task[None] | None = None
+        self._rounds = Background("audit")
 
     def start(self) -> None:
-        self._task = asyncio.get_running_loop().create_task(self._run(), name="self-check")
+        self._rounds.begin(self._run())
 
     async def close(self) -> None:
-        task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
-            await asyncio.wait((task,))
+        await self._rounds.close()
 
     async def _run(self) -> None:
         while True:

@@ -14,6 +14,7 @@ from functools import partial
 
 from agentmesh.edge.failures import EDGE_ERRORS
 from agentmesh.edge.registry import Entry, View, decode_placement, decode_spec, readable_spec
+from agentmesh.edge.tasks import Background, cancel_and_wait
 from agentmesh.edge.transport import Message
 from agentmesh.errors import BadRequest, StoreLost
 from agentmesh.ownership import Claim
@@ -53,7 +54,7 @@ class Catalog:
         self._fresh: list[PlacedAgent] = []
         self._unreadable: set[str] = set()
         """Agents placed here whose specs are malformed: tried again when those change."""
-        self._taking: asyncio.Task[None] | None = None
+        self._taking = Background("take up placements")
         self._slots = asyncio.Semaphore(services.settings.activations)
         self._writes = asyncio.Semaphore(WRITES)
         self._closing = False
@@ -75,9 +76,7 @@ class Catalog:
         """Release all agents, at once: turns under way are lost here and run again elsewhere."""
         self._closing = True
         await self._placements.close()
-        if self._taking is not None and not self._taking.done():
-            self._taking.cancel()
-            await asyncio.wait((self._taking,))
+        await self._taking.close()
         await asyncio.gather(*(self.release(placed) for placed in list(self.agents.values())))
 
     async def hand_over(self, placed: PlacedAgent) -> None:
@@ -98,10 +97,7 @@ class Catalog:
             self._unreadable.discard(placed.name)
         if placed.subscription is not None:
             await placed.subscription.unsubscribe()
-        activation = placed.activation
-        if activation is not None and not activation.done() and activation is not asyncio.current_task():
-            activation.cancel()
-            await asyncio.wait((activation,))
+        await cancel_and_wait(placed.activation)
         owner, placed.owner = placed.owner, None
         if owner is not None:
             await owner.close()
@@ -131,11 +127,11 @@ class Catalog:
         placed = PlacedAgent(name, entry.revision, placement.incarnation)
         self.agents[name] = placed
         self._fresh.append(placed)
-        self._begin_to_take_up("take up placements")
+        self._begin_to_take_up()
 
-    def _begin_to_take_up(self, why: str) -> None:
-        if self._taking is None or self._taking.done():
-            self._taking = asyncio.get_running_loop().create_task(self._take_up(), name=why)
+    def _begin_to_take_up(self) -> None:
+        if not self._taking.running:
+            self._taking.begin(self._take_up())
 
     async def _take_up(self) -> None:
         """Listen for what is newly placed, then wake those that have work: first those that somebody waits for."""
@@ -343,4 +339,4 @@ class Catalog:
             else:
                 self._fresh.append(placed)
         if self._fresh:
-            self._begin_to_take_up("re-check after a gap")
+            self._begin_to_take_up()

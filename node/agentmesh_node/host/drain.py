@@ -10,6 +10,7 @@ from typing import Any
 from agentmesh.edge.failures import EDGE_ERRORS
 from agentmesh.edge.registry import Entry, Registry, View, Watch, decode_node, decode_spec
 from agentmesh.edge.retry import UPKEEP_RETRY
+from agentmesh.edge.tasks import cancel_and_wait
 from agentmesh.edge.transport import Transport
 from agentmesh.errors import BadRequest
 from agentmesh.subjects import placement_key, spec_key
@@ -27,10 +28,8 @@ async def unless_cut_off(leaving: Coroutine[Any, Any, None], transport: Transpor
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)
-    if not tasks[0].cancelled():
+        await cancel_and_wait(*tasks)
+    if tasks[0].done() and not tasks[0].cancelled():
         tasks[0].result()
 
 

@@ -11,6 +11,7 @@ import logging
 from typing import get_args
 
 from agentmesh.edge.diagnosis import explain
+from agentmesh.edge.tasks import Background
 from agentmesh.edge.transport import Transport
 from agentmesh.errors import Unavailable
 from agentmesh.subjects import StreamRole, Subjects
@@ -38,7 +39,7 @@ class StreamHealth:
         # Of the streams that every turn needs it is tried whether they can be written.
         self._probes = {"mail": subjects.inbox(PROBE), "journal": subjects.journal(PROBE)}
         self._troubles: dict[str, Unavailable] = {}
-        self._task: asyncio.Task[None] | None = None
+        self._looking = Background("look at the streams")
 
     @property
     def trouble(self) -> str | None:
@@ -47,14 +48,11 @@ class StreamHealth:
 
     def start(self) -> None:
         """Begin to look."""
-        self._task = asyncio.get_running_loop().create_task(self._run(), name="store watch")
+        self._looking.begin(self._run())
 
     async def close(self) -> None:
         """Look no more."""
-        task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
-            await asyncio.wait((task,))
+        await self._looking.close()
 
     async def _run(self) -> None:
         while True:

@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 from agentmesh.edge.jetstream import StoredMessage, get_last_many
+from agentmesh.edge.tasks import cancel_and_wait
 from agentmesh.records import decode_record
 from agentmesh.subjects import LANES
 from agentmesh_node.services import Services
@@ -44,10 +45,7 @@ async def agents_with_work(services: Services, agents: Sequence[str], urgent: Ca
     try:
         await asyncio.gather(*tasks)
     finally:
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        await cancel_and_wait(*tasks)
     return later
 
 

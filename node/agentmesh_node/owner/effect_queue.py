@@ -15,6 +15,7 @@ import msgspec
 from agentmesh.edge.failures import EDGE_ERRORS
 from agentmesh.edge.jetstream import Uncertain
 from agentmesh.edge.retry import ExponentialBackoff
+from agentmesh.edge.tasks import cancel_and_wait
 from agentmesh.errors import MeshError, RequestError, TooLarge
 from agentmesh.records import Echo, Effect, Open, Resolve, SendMail, StartAgent, StopAgent, target_of
 from agentmesh.wire import ErrorBody
@@ -112,11 +113,7 @@ class EffectQueue:
 
     async def close(self) -> None:
         """Stop. What is not done stays open in the journal."""
-        workers = [w for w in self._workers.values() if not w.done()]
-        for worker in workers:
-            worker.cancel()
-        if workers:
-            await asyncio.wait(workers)
+        await cancel_and_wait(*self._workers.values())
         self._queues.clear()
         self._workers.clear()
 

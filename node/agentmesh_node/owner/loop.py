@@ -18,6 +18,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from agentmesh.callback_results import NONE
+from agentmesh.edge.tasks import cancel_and_wait
 from agentmesh.errors import Fenced, StoreLost, Unavailable
 from agentmesh.turn import advance
 from agentmesh.turn.values import (
@@ -136,10 +137,7 @@ class OwnerLoop:
         self.closed = True
         for handle in self._timers:
             handle.cancel()
-        task = self.task
-        if task is not None and task is not asyncio.current_task() and not task.done():
-            task.cancel()
-            await asyncio.wait((task,), timeout=STOP_GRACE_S)
+        await cancel_and_wait(self.task, within_s=STOP_GRACE_S)
 
     @property
     def idle(self) -> bool:

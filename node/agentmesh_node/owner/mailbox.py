@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from agentmesh.edge.failures import EDGE_ERRORS
 from agentmesh.edge.jetstream import StoredMessage, get_last, get_next, read
 from agentmesh.edge.retry import ExponentialBackoff
+from agentmesh.edge.tasks import Background
 from agentmesh.edge.transport import Message, Transport
 from agentmesh.subjects import LANES, Subjects
 from agentmesh.wire import Mail, decode_mail
@@ -43,7 +44,7 @@ class Mailbox:
         self._behind = True
         self._noticed = {"mail": 0, "timer": 0}
         """Highest sequences that live copies have shown while they were not trusted."""
-        self._reader: asyncio.Task[None] | None = None
+        self._reader = Background(f"mailbox {agent}")
 
     # --- live copies ----------------------------------------------------------------------------------------------
     def on_copy(self, lane_name: str, message: Message) -> None:
@@ -75,16 +76,15 @@ class Mailbox:
     def catch_up(self) -> None:
         """Read what may be missing, in the background."""
         self._behind = True
-        if self._reader is None or self._reader.done():
-            self._reader = asyncio.get_running_loop().create_task(self._read_all(), name=f"mailbox {self._agent}")
+        if not self._reader.running:
+            self._reader.begin(self._read_all())
 
     async def caught_up(self, *, proven: bool = False) -> None:
         """Return when everything stored before this call is delivered; `proven`: as the leader knows each lane, although
         copies may have been lost and a replica lag. A sweep goes so far (docs/architecture.md#the-end-of-a-life)."""
         for pause in RETRY:
             self.catch_up()
-            while self._reader is not None and not self._reader.done():
-                await asyncio.wait((self._reader,))
+            await self._reader.wait()
             try:
                 if not proven or await self._nothing_beyond():
                     return
@@ -100,11 +100,8 @@ class Mailbox:
         return True
 
     async def close(self) -> None:
-        reader, self._reader = self._reader, None
         self._behind = True
-        if reader is not None and not reader.done():
-            reader.cancel()
-            await asyncio.wait((reader,))
+        await self._reader.close()
 
     async def _read_all(self) -> None:
         pauses = iter(RETRY)

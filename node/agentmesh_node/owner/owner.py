@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from agentmesh.edge.tasks import cancel_and_wait
 from agentmesh.edge.transport import Message
 from agentmesh.ownership import Claim
 from agentmesh.records import Ledger
@@ -201,10 +202,7 @@ class Owner:
         if self.core is not None:
             self._s.awake -= 1
         await self._loop.close()
-        sweep = self._sweep_task
-        if sweep is not None and sweep is not asyncio.current_task() and not sweep.done():
-            sweep.cancel()
-            await asyncio.wait((sweep,), timeout=STOP_GRACE_S)
+        await cancel_and_wait(self._sweep_task, within_s=STOP_GRACE_S)
         if self.runner is not None:
             await self._turn.kill()
             self.runner.end_span("lost")

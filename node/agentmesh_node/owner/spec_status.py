@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections import deque
 
@@ -14,6 +13,7 @@ from agentmesh.edge.failures import EDGE_ERRORS
 from agentmesh.edge.jetstream import WrongLastSequence
 from agentmesh.edge.registry import decode_spec
 from agentmesh.edge.retry import UPKEEP_RETRY
+from agentmesh.edge.tasks import Background
 from agentmesh.subjects import spec_key
 from agentmesh.wire import AgentStatus, ErrorBody
 from agentmesh_node.services import Services
@@ -39,13 +39,13 @@ class StatusWriter:
         self._agent = agent
         self._incarnation = incarnation
         self._wanted: deque[tuple[AgentStatus, ErrorBody | None]] = deque()
-        self._task: asyncio.Task[None] | None = None
+        self._writing = Background(f"status {agent}")
 
     def set(self, status: AgentStatus, reason: ErrorBody | None) -> None:
         """Show `status`, after what was set before."""
         self._wanted.append((status, reason))
-        if self._task is None or self._task.done():
-            self._task = asyncio.get_running_loop().create_task(self._write_all(), name=f"status {self._agent}")
+        if not self._writing.running:
+            self._writing.begin(self._write_all())
 
     def again(self, status: AgentStatus, reason: ErrorBody | None) -> None:
         """Show `status` once more, since somebody else has written another one.
@@ -58,20 +58,15 @@ class StatusWriter:
     @property
     def busy(self) -> bool:
         """Whether something that was set is not in the registry yet."""
-        return self._task is not None and not self._task.done()
+        return self._writing.running
 
     async def settled(self) -> None:
         """Return when all that was set is in the registry."""
-        while self._task is not None and not self._task.done():
-            await asyncio.wait((self._task,))
+        await self._writing.wait()
 
     async def close(self) -> None:
         """Give up what is not written."""
-        task, self._task = self._task, None
-        if task is not None and not task.done():
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.wait((task,))
+        await self._writing.close()
 
     async def _write_all(self) -> None:
         pauses, stale = iter(UPKEEP_RETRY), False

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from agentmesh.edge.tasks import cancel_and_wait
+
 LONGEST_S = 30.0
 """How long others wait for one suspect. What kills its node does so sooner as a rule; and a suspect may be a turn of an hour,
 or one that waits for the answer of another suspect, which would wait for it in turn."""
@@ -29,9 +31,7 @@ class SuspectPermit:
 
     async def give_back(self) -> None:
         """Let the next one begin. Idempotent."""
-        if not self._task.done():
-            self._task.cancel()
-            await asyncio.wait((self._task,))
+        await cancel_and_wait(self._task)
         self._release()
 
     def _release(self) -> None:

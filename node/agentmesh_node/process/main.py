@@ -17,6 +17,7 @@ from agentmesh.agent import Agent
 from agentmesh.edge import streams
 from agentmesh.edge.address import mesh_root, server_urls
 from agentmesh.edge.connection import NatsTransport, connect
+from agentmesh.edge.tasks import cancel_and_wait
 from agentmesh.errors import BadRequest, MeshError, Unavailable
 from agentmesh.subjects import Subjects
 from agentmesh_node.host.node import Node
@@ -254,12 +255,7 @@ async def _asked_to_end(hosted: Node) -> None:
 def _background(stack: contextlib.AsyncExitStack, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
     """A task that ends with `stack`."""
     task = asyncio.create_task(work)
-
-    async def end() -> None:
-        task.cancel()
-        await asyncio.wait((task,))
-
-    stack.push_async_callback(end)
+    stack.push_async_callback(cancel_and_wait, task)
     return task
 
 

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from agentmesh.edge.tasks import first_of
 from agentmesh.errors import MeshError, RequestError, ServerTooOld, Unavailable
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_NO_SERVER, EXIT_INTERRUPTED = 0, 1, 2, 5, 130
@@ -45,11 +46,7 @@ class StopSignal:
 
     async def stop(self, *parts: asyncio.Task[None]) -> None:
         """Return when the process is told to end, or when one of `parts` has ended, whose error is raised here."""
-        told = asyncio.create_task(self._stop.wait())
-        try:
-            await asyncio.wait((told, *parts), return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            told.cancel()
+        await first_of(self._stop, *parts)
         for part in parts:
             if part.done():
                 part.result()

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 
 from agentmesh.edge.retry import ExponentialBackoff
+from agentmesh.edge.tasks import cancel_and_wait
 from agentmesh.errors import MeshError
 from agentmesh_node.process.health import serving
 from agentmesh_node.process.signals import EXIT_OK, StopSignal
@@ -69,7 +70,7 @@ class Workers:
             async with serving(health_port, self.not_ready):
                 first = asyncio.create_task(self._all_ready())
                 await asyncio.wait((first, *keepers), return_when=asyncio.FIRST_COMPLETED)
-                first.cancel()
+                await cancel_and_wait(first)
                 for keeper in keepers:
                     if keeper.done():
                         keeper.result()
@@ -81,9 +82,7 @@ class Workers:
         finally:
             self._stopping = True
             self._signal(signal.SIGKILL)
-            for keeper in keepers:
-                keeper.cancel()
-            await asyncio.wait(keepers)
+            await cancel_and_wait(*keepers)
         return next((code for code in self._codes.values() if code != EXIT_OK), EXIT_OK)
 
     async def _all_ready(self) -> None:

@@ -29,6 +29,7 @@ from agentmesh.edge.clock import SYSTEM, Ambient
 from agentmesh.edge.failures import EDGE_ERRORS
 from agentmesh.edge.registry import Entry, Registry, View
 from agentmesh.edge.retry import UPKEEP_RETRY
+from agentmesh.edge.tasks import cancel_and_wait, first_of
 from agentmesh.edge.transport import Disconnected, Message, NoResponders, RequestTimeout, Subscription, Transport
 from agentmesh.errors import BadRequest, MeshError, Unavailable
 from agentmesh.names import node_id, reply_subject
@@ -162,11 +163,9 @@ class Supervisor:
     async def run_until_stopped(self) -> None:
         """Serve until `stop` is called, then `close`. An error that ends the supervisor is raised here."""
         assert self._main is not None, "start it first"
-        stopped = asyncio.create_task(self._stop.wait())
         try:
-            await asyncio.wait((self._main, stopped), return_when=asyncio.FIRST_COMPLETED)
+            await first_of(self._stop, self._main)
         finally:
-            stopped.cancel()
             await self.close()
 
     def stop(self) -> None:
@@ -180,9 +179,7 @@ class Supervisor:
             Exception: what ended the supervisor before, if that was an error.
         """
         main, self._main = self._main, None
-        if main is not None:
-            main.cancel()
-            await asyncio.wait((main,))
+        await cancel_and_wait(main)
         await self._lookout.close()
         if main is not None:
             await self._decisions.flush()
@@ -194,7 +191,7 @@ class Supervisor:
             await self._subscription.unsubscribe()
             self._subscription = None
         await self._view.close()
-        if main is not None and not main.cancelled():
+        if main is not None and main.done() and not main.cancelled():
             main.result()
 
     def _serve_ask(self, work: Coroutine[Any, Any, Any]) -> None:

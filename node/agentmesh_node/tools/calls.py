@@ -9,6 +9,8 @@ from typing import Any
 
 import msgspec
 
+from agentmesh.edge.tasks import cancel_and_wait
+
 log = logging.getLogger("agentmesh.node")
 
 PATIENCE_S = 5.0
@@ -68,29 +70,13 @@ async def bounded[T](work: Coroutine[Any, Any, T], timeout_s: float, what: str) 
     Raises:
         TimedOut: it took longer than `timeout_s` seconds.
     """
-    task = asyncio.ensure_future(work)
+    task = asyncio.create_task(work, name=f"tool {what}")
     try:
         done, _ = await asyncio.wait((task,), timeout=timeout_s)
         if done:
             return task.result()
     except asyncio.CancelledError:
-        await _end(task, what)
+        await cancel_and_wait(task, within_s=PATIENCE_S, heed=False)
         raise
-    await _end(task, what)
+    await cancel_and_wait(task, within_s=PATIENCE_S, heed=False)
     raise TimedOut
-
-
-async def _end(task: asyncio.Future[Any], what: str) -> None:
-    """Cancel `task` and see it end; its outcome is of no interest any more."""
-    task.cancel()
-    _, pending = await asyncio.wait((task,), timeout=PATIENCE_S)
-    if pending:
-        _left.add(task)
-        task.add_done_callback(_left.discard)
-        log.error("a tool does not end when cancelled", extra={"tool": what})
-    elif not task.cancelled() and task.exception() is not None:
-        log.debug("a tool raised while it was cancelled", extra={"tool": what, "error": repr(task.exception())})
-
-
-_left: set[asyncio.Future[Any]] = set()
-"""Work that would not end: kept, so that it is not collected in mid-flight."""

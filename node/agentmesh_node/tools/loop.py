@@ -17,6 +17,7 @@ from typing import Any, Literal, Protocol
 import msgspec
 
 from agentmesh.backend import Event, Turn
+from agentmesh.edge.tasks import cancel_and_wait
 from agentmesh.errors import BackendError, BudgetExceeded, TooLarge
 from agentmesh.tools import ToolSpec
 from agentmesh_node.telemetry import tracing
@@ -292,7 +293,8 @@ class _LoopTurn:
                         yield ran(kept, replayed=False)
                     results[kept.id] = kept
         finally:
-            await _end(tasks)
+            # The first one to fail ended the turn; what the others raise is of no interest any more.
+            await cancel_and_wait(*tasks, within_s=2 * PATIENCE_S, heed=False)
         told = [msgspec.structs.replace(results[call.id], id=raw.id) for raw, call in zip(given, calls, strict=True)]
         self._history.append(self._model.results(told))
         self._whole = list(self._history)
@@ -333,18 +335,6 @@ class _LoopTurn:
     async def _take(self, step: LoopStep) -> None:
         async with self._writing:  # one at a time: the journal has an order
             await self._turn.steps.take(msgspec.to_builtins(step))
-
-
-async def _end(tasks: set[asyncio.Task[Result]]) -> None:
-    """End the tools of a turn that is over, one way or the other."""
-    pending = {task for task in tasks if task.cancel()}
-    if pending:
-        _, pending = await asyncio.wait(pending, timeout=2 * PATIENCE_S)
-    if pending:
-        log.error("tools do not end when cancelled", extra={"tools": sorted(task.get_name() for task in pending)})
-    for task in tasks - pending:
-        if not task.cancelled():
-            task.exception()  # the first one ended the turn; the others are of no interest any more
 
 
 def _failed(error: BackendError | BudgetExceeded) -> Event:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
+from agentmesh.edge.tasks import cancel_and_wait
 from agentmesh.errors import BackendError
 from agentmesh.tools import Effect, McpHttp, McpStdio, ToolCall, ToolSpec
 from agentmesh_node.tools.calls import PATIENCE_S, Call, Result, TimedOut, bounded
@@ -213,8 +214,7 @@ class McpServer:
         self._closing.set()
         _, pending = await asyncio.wait((task,), timeout=PATIENCE_S)
         if pending:
-            task.cancel()
-            await asyncio.wait((task,), timeout=PATIENCE_S)
+            await cancel_and_wait(task, within_s=PATIENCE_S)
 
 
 class Seldom(logging.Filter):

@@ -22,6 +22,7 @@ from agentmesh.agent import Agent
 from agentmesh.backend import Backend, Event, Response, Turn
 from agentmesh.budget import Prices
 from agentmesh.callback_results import NONE, Codec, bad_response, crash_error, plain, raised_error, sound, terminal_error
+from agentmesh.edge.tasks import cancel_and_wait
 from agentmesh.errors import BackendError, BudgetExceeded
 from agentmesh.records import NOTHING
 from agentmesh.steps import Steps, UnjournaledSteps
@@ -298,12 +299,7 @@ class Runner:
         """End the prompt task: when this returns nothing of it runs on, or it is reported and its result will be dropped."""
         task, self._turn = self._turn, None
         self._forget_state()
-        if task is None or task.done():
-            return
-        task.cancel()
-        _, pending = await asyncio.wait((task,), timeout=KILL_PATIENCE_S)
-        if pending:
-            log.error("a turn does not end when cancelled", extra={"agent": self._name})
+        await cancel_and_wait(task, within_s=KILL_PATIENCE_S)
 
     def end_span(self, error: str | None) -> None:
         """The turn is committed, or lost: its span ends."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 from collections.abc import Coroutine
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from agentmesh.edge import tasks
-from agentmesh.edge.tasks import Background, cancel_and_wait
+from agentmesh.edge.tasks import Background, cancel_and_wait, first_of
 from agentmesh.errors import Unavailable
 from support import run
 
@@ -152,6 +153,49 @@ def test_a_defect_while_a_task_is_cancelled_is_reported_and_what_a_server_did_is
         await asyncio.sleep(0)
         assert await cancel_and_wait(task)
         assert [context["exception"] for context in told] == [error] * reported
+
+    run(scenario())
+
+
+def test_what_a_users_code_raises_is_of_no_interest_before_or_while_it_is_cancelled() -> None:
+    async def scenario() -> None:
+        told = reports()
+
+        async def failing() -> None:
+            raise ValueError("before")
+
+        async def work() -> None:
+            try:
+                await forever()
+            finally:
+                raise ValueError("meanwhile")
+
+        tasks = [begun(failing()), begun(work())]
+        await asyncio.wait((tasks[0],))
+        assert await cancel_and_wait(*tasks, heed=False)
+        tasks.clear()
+        gc.collect()
+        assert told == []
+
+    run(scenario())
+
+
+# --- first_of ---------------------------------------------------------------------------------------------------------
+def test_an_event_or_the_end_of_a_task_comes_first() -> None:
+    async def scenario() -> None:
+        event = asyncio.Event()
+        task = begun(forever())
+        waiting = begun(first_of(event, task))
+        await asyncio.sleep(0)
+        event.set()
+        await waiting
+        assert not task.done()
+        event.clear()
+        waiting = begun(first_of(event, task))
+        await asyncio.sleep(0)
+        task.cancel()
+        await waiting
+        assert len(asyncio.all_tasks()) == 1
 
     run(scenario())
 

@@ -8,6 +8,7 @@ import logging
 from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING
 
+from agentmesh.edge.tasks import cancel_and_wait
 from agentmesh.errors import Fenced, MeshError
 from agentmesh.steps import Steps
 from agentmesh_node.backends.claude.store import JetStreamSessionStore
@@ -47,8 +48,7 @@ class Mirror:
 
     async def __aexit__(self, *raised: object) -> None:
         assert self._marking is not None
-        self._marking.cancel()
-        await asyncio.wait((self._marking,), timeout=STORED_S)
+        await cancel_and_wait(self._marking, within_s=STORED_S)
 
     async def append(self, key: SessionKey, entries: list[SessionStoreEntry]) -> None:
         """Store what Claude Code has written. The SDK repeats it when it raises, and tells of what failed for good.

@@ -24,6 +24,8 @@ from typing import Any
 
 from claude_agent_sdk import ProcessError, Transport
 
+from agentmesh.edge.tasks import cancel_and_wait
+
 log = logging.getLogger("agentmesh.node")
 
 LAUNCHER = Path(__file__).with_name("launch.py")
@@ -199,8 +201,7 @@ class Child(Transport):
             if self._errors is not None:
                 self._errors.cancel()
         await _ended(process, TERM_S)
-        if self._errors is not None:
-            await asyncio.wait((self._errors,), timeout=TERM_S)
+        await cancel_and_wait(self._errors, within_s=TERM_S)
 
     def _signal(self, number: signal.Signals) -> None:
         assert self._process is not None

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from agentmesh.backend import Turn
+from agentmesh.edge.tasks import cancel_and_wait
 from agentmesh_node.backends.codex.process import AppServer
 from agentmesh_node.backends.codex.steps import CodexStep, EarlierSteps, OwnToolIntent, OwnToolRan, step_value
 from agentmesh_node.tools import Call, Result, Toolbox
@@ -72,13 +73,7 @@ class OwnToolRuns:
 
     async def close(self) -> None:
         """End the runs of a turn that is over."""
-        running = set(self._running)
-        for task in running:
-            task.cancel()
-        if running:
-            _, pending = await asyncio.wait(running, timeout=2 * PATIENCE_S)
-            if pending:
-                log.error("tools do not end when cancelled", extra={"tools": sorted(task.get_name() for task in pending)})
+        await cancel_and_wait(*self._running, within_s=2 * PATIENCE_S, heed=False)
         if self.failed.done() and not self.failed.cancelled():
             self.failed.exception()  # it was seen, or the turn is over anyway
         self.failed.cancel()

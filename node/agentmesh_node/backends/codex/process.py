@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from agentmesh.edge.tasks import cancel_and_wait
 from agentmesh.errors import BackendError
 from agentmesh_node.backends.codex.settings import refused
 
@@ -202,8 +203,7 @@ class AppServer:
             if self._errors is not None:
                 self._errors.cancel()
         await _ended(process, CLOSE_S)
-        if self._errors is not None:
-            await asyncio.wait((self._errors,), timeout=CLOSE_S)
+        await cancel_and_wait(self._errors, within_s=CLOSE_S)
 
 
 def striker(secrets: Sequence[str]) -> Callable[[bytes], bytes]:

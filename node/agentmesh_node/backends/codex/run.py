@@ -15,6 +15,7 @@ import msgspec
 
 from agentmesh.backend import Event, Turn
 from agentmesh.edge.jetstream import Uncertain
+from agentmesh.edge.tasks import cancel_and_wait
 from agentmesh.errors import BackendError, BudgetExceeded, InfrastructureError, NotFound
 from agentmesh_node.backends.codex import settings
 from agentmesh_node.backends.codex.homes import Home
@@ -365,9 +366,7 @@ async def _next(server: AppServer, tools: OwnToolRuns) -> Json:
             tools.failed.result()
         return await reading
     finally:
-        if not reading.done():
-            reading.cancel()
-            await asyncio.wait((reading,))
+        await cancel_and_wait(reading)
 
 
 def failed(error: BackendError | BudgetExceeded) -> Event:
