@@ -12,8 +12,8 @@ TURN = """
 import sys
 from opentelemetry import propagate, trace
 from agentmesh import semconv
-from agentmesh_node import telemetry
-started = telemetry.setup("node", "n1")
+from agentmesh_node.telemetry import otel
+started = otel.setup("node", "n1")
 tracer = trace.get_tracer(semconv.SCOPE)
 cause = propagate.extract({"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "baggage": "tenant=a"})
 with tracer.start_as_current_span(semconv.invoke_agent("coder"), context=cause, attributes={semconv.AGENT_NAME: "coder"}) as span:
