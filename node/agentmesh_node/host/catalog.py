@@ -14,6 +14,7 @@ from functools import partial
 
 from agentmesh.edge.failures import EDGE_ERRORS
 from agentmesh.edge.registry import Entry, View, decode_placement, decode_spec, readable_spec
+from agentmesh.edge.retry import UPKEEP_RETRY
 from agentmesh.edge.tasks import Background, cancel_and_wait
 from agentmesh.edge.transport import Message
 from agentmesh.errors import BadRequest, StoreLost
@@ -34,8 +35,6 @@ from agentmesh_node.turns.agent_factory import AgentFactory
 
 log = logging.getLogger("agentmesh.node")
 
-RETRY_S = 0.05
-MAX_RETRY_S = 2.0
 WRITES = 64
 """Placements that are given up at the same time, at most."""
 
@@ -193,8 +192,9 @@ class Catalog:
             placed.activation = asyncio.get_running_loop().create_task(self._bring_up(placed), name=f"activate {placed.name}")
 
     async def _bring_up(self, placed: PlacedAgent) -> None:
-        wait = RETRY_S
-        while not placed.gone:
+        for pause in UPKEEP_RETRY:
+            if placed.gone:
+                return
             try:
                 async with self._slots:
                     owner = await self._own(placed)
@@ -222,8 +222,7 @@ class Catalog:
                     placed.activation = None  # a finished task is half of what a sleeping agent would take
                     return
                 # It was lost while it came up, and whoever saw that left the next try to this task.
-            await asyncio.sleep(wait)
-            wait = min(MAX_RETRY_S, wait * 2)
+            await asyncio.sleep(pause)
 
     async def _own(self, placed: PlacedAgent) -> Owner:
         spec = await self._spec(placed)
@@ -280,7 +279,7 @@ class Catalog:
             await self._give_up(placed)
         elif lost is not None and not placed.gone:
             log.info("owner ended", extra={"agent": placed.name, "reason": lost.reason})
-            await asyncio.sleep(RETRY_S)
+            await asyncio.sleep(UPKEEP_RETRY.first_s)
             if await self._still_placed(placed):
                 self._activate(placed)
         elif placed.waiting:

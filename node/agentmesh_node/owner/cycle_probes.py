@@ -7,21 +7,21 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import msgspec
 
 from agentmesh import wire
+from agentmesh.edge.retry import ExponentialBackoff
 from agentmesh.turn.step_values import Circled
 from agentmesh.turn.wait_cycles import begun, handed_on, holds, open_waits
 from agentmesh.wire import ControlRequest, Probe
 from agentmesh_node.owner.loop import OwnerLoop
 from agentmesh_node.services import Services
 
-FIRST_S = 0.1
-"""How long a wait lasts before its first probe: most are over by then."""
-LONGEST_S = 5.0
-"""Longest pause between two rounds; a circle that closes late is found that late."""
+PROBE_PAUSES = ExponentialBackoff(0.1, 5.0)
+"""First how long a wait lasts before its first probe: most are over by then. At last the longest pause between two rounds: a
+circle that closes late is found that late."""
 MEMORY = 1000
 """Probes that are remembered, so that each is handed on once."""
 
@@ -44,18 +44,18 @@ class CycleProber:
         self._s = services
         self._sent: OrderedDict[str, Sent] = OrderedDict()
         self._seen: OrderedDict[str, None] = OrderedDict()
-        self._pause = FIRST_S
+        self._pauses: Iterator[float]  # from the first `arm` on
         self._next: asyncio.TimerHandle | None = None
 
     def arm(self) -> None:
         """The running turn begins to wait, for one more agent perhaps."""
-        self._pause = FIRST_S
+        self._pauses = iter(PROBE_PAUSES)
         now = asyncio.get_running_loop().time()
-        if self._next is not None and self._next.when() > now + FIRST_S:
+        if self._next is not None and self._next.when() > now + PROBE_PAUSES.first_s:
             self._loop.call_off(self._next)
             self._next = None
         if self._next is None:
-            self._next = self._loop.later(FIRST_S, self._round)
+            self._next = self._loop.later(PROBE_PAUSES.first_s, self._round)
 
     def _round(self) -> None:
         self._next = None
@@ -64,8 +64,7 @@ class CycleProber:
             return
         for name, wait in open_waits(core).items():  # none, as long as the journal cannot be written
             self._send(name, wait.origin, again=False)
-        self._next = self._loop.later(self._pause, self._round)
-        self._pause = min(LONGEST_S, 2 * self._pause)
+        self._next = self._loop.later(next(self._pauses), self._round)
 
     def _send(self, name: str, origin: str, *, again: bool) -> None:
         core = self._loop.core
