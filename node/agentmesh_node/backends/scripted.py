@@ -4,15 +4,15 @@ The script is the class attribute `script` of the agent, or the backend option `
 
 - nothing: the answer is the prompt;
 - a function of the prompt, plain or `async`, which returns an item (an exception that it raises is an immediate error); it
-  gets the turn too, if it has a parameter `turn`, and if it is an async generator, what it yields are the steps of the answer;
-- a list of items, used in order; the session holds the place in it.
+  also gets the turn if it has a parameter `turn`; if it is an async generator, its values are the steps of the answer;
+- a list of items, used in order; the session holds the position in it.
 
 An item is one of:
 
 - text: one text event and the result;
 - a list of steps: `Event`, `Delay(seconds)`, an exception (raised out of the stream), or their plain-data forms
-  `{"kind": ..., "data": {...}}`, where the kinds `delay` (`{"s": 0.1}`) and `raise` (`{"message": "..."}`) exist besides those
-  of an event; one such step alone is a list of one;
+  `{"kind": ..., "data": {...}}`; besides the kinds of an event there are `delay` (`{"s": 0.1}`) and `raise`
+  (`{"message": "..."}`); a single step stands for a list of one;
 - `Raises(exception, *steps)`: a stream that raises after these steps;
 - `Fail("reason")`, an exception, or `{"kind": "fail", "data": {"reason": "..."}}`: an immediate error, raised by `prompt()`.
 
@@ -39,7 +39,7 @@ HISTORY = 1000
 
 
 class Delay(msgspec.Struct, frozen=True):
-    """A step that waits, so that a demo looks like work."""
+    """A step that waits, so that a demo looks realistic."""
 
     seconds: float
 
@@ -67,9 +67,9 @@ type ScriptStep = Event | Delay | BaseException | type[BaseException]
 class ScriptedBackend:
     """A `Backend` that plays a script.
 
-    The place in a list of items moves on with every prompt, the failed ones included. It is committed with the session of a
-    turn that succeeded or ended in an error event; a process that takes the agent up goes on from there, so an item whose
-    turn left no session (an immediate error, a crash, an interrupt) may be played again after a takeover.
+    The position in a list of items moves on with every prompt, also with failed ones. It is committed with the session of a turn
+    that succeeded or ended in an error event; another process goes on from there, so an item whose turn left no session (an
+    immediate error, a crash, an interrupt) may be played again after a takeover.
     """
 
     def __init__(self, agent: Agent[Any], options: Mapping[str, Any]) -> None:
@@ -78,7 +78,7 @@ class ScriptedBackend:
         self._items: Sequence[Any] = ()
         self._problem: str | None = None
         self.prompts: deque[str] = deque(maxlen=HISTORY)
-        """The newest prompts that reached this backend, rewritten as `pre_turn` left them."""
+        """The newest prompts that reached this backend, as `pre_turn` left them."""
         self._place = 0
         if callable(script):
             self._function = _bound(script, agent)
@@ -190,7 +190,7 @@ def _events(item: Any) -> list[Any]:
     """The steps of an item.
 
     Raises:
-        BackendError: the item is an immediate error, or is none of the shapes that the module describes.
+        BackendError: the item is an immediate error, or has none of the forms that the module describes.
     """
     if type(item) is str:
         data = {"text": item}
@@ -240,7 +240,7 @@ def _failed(reason: str, retry_after_s: float | None) -> BackendError:
 
 
 def _refusal(error: BaseException | type[BaseException]) -> BackendError:
-    """The immediate error that an exception stands for; one that is a BackendError already passes as it is."""
+    """The immediate error for an exception; a BackendError is returned as it is."""
     if isinstance(error, BackendError):
         return error
     kind = error if isinstance(error, type) else type(error)
@@ -250,8 +250,8 @@ def _refusal(error: BaseException | type[BaseException]) -> BackendError:
 
 
 class _Ready(AsyncIterator[Event]):
-    """Events that are all there. A class and not a generator: a reader stops at the terminal event, and an unfinished
-    generator would cost its loop a finalizer."""
+    """Events that are all known. A class and not a generator: readers stop at the terminal event, and an unfinished generator
+    would cost its loop a finalizer."""
 
     __slots__ = ("_at", "_events")
 
@@ -268,7 +268,7 @@ class _Ready(AsyncIterator[Event]):
 
 
 class _Timed(AsyncIterator[Event]):
-    """Steps of which some wait or raise."""
+    """Steps, some of which wait or raise."""
 
     __slots__ = ("_steps",)
 

@@ -1,1 +1,1 @@
-"""What is heard of it all: facts, logs, spans, metrics."""
+"""Facts, logs, spans and metrics."""

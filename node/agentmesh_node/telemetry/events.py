@@ -1,8 +1,8 @@
 """Lifecycle facts: one vocabulary, published on `mesh.event.<agent>.<kind>` and offered to handlers in this process.
 
-Every fact has `agent`, `kind`, `time`, `node` and `turn`; `FIELDS` says what else each kind carries. Content (prompts, events,
-states) is told only where it is asked for: on the wire by `NodeSettings.content` (`mesh node --content`, `MESH_CONTENT=1`), to a
-handler by `handle(handler, content=True)`.
+Every fact has `agent`, `kind`, `time`, `node` and `turn`; `FIELDS` has the further fields of each kind. Content (prompts, events,
+states) is included only on demand: on the wire by `NodeSettings.content` (`mesh node --content`, `MESH_CONTENT=1`), for a handler
+by `handle(handler, content=True)`.
 
     def watch(fact: Fact) -> None: ...
 
@@ -33,44 +33,44 @@ type Kind = Literal[
 """The first seven are GenAgent's."""
 
 FIELDS: dict[Kind, frozenset[str]] = {
-    # A turn begins; `rewritten`: by `pre_turn`. `sender`: the agent that asked, or null.
+    # A turn begins. `rewritten`: whether `pre_turn` rewrote the prompt; `sender`: the agent that asked, or null.
     "prompt_start": frozenset({"ref", "rewritten", "sender", "prompt", "original_prompt", "agent_state"}),
-    # The stream ended in a result; state as `handle_stream_event` left it.
+    # The stream ended in a result; the state is the one that `handle_stream_event` left.
     "prompt_stop": frozenset({"ref", "duration_ms", "agent_state"}),
-    # The turn failed; `reason` is the error's code, `details` what the backend gave as its reason.
+    # The turn failed; `reason` is the error's code, `details` holds the backend's own reason.
     "prompt_error": frozenset({"ref", "reason", "message", "details", "agent_state"}),
     # An event has arrived; it may be handled later. `seq` is its sequence in the lane's stream.
     "event_received": frozenset({"lane", "seq", "sender", "event"}),
-    # From null (a life begins), `idle` or `processing` to `idle` or `processing`.
+    # `from` is null (a life begins), `idle` or `processing`; `to` is `idle` or `processing`.
     "state_changed": frozenset({"from", "to"}),
-    # A prompt must wait; so many do now.
+    # A prompt must wait; `depth` prompts wait now.
     "mailbox_queued": frozenset({"depth"}),
-    # No turn begins until `resume`; behind `post_run`.
+    # The agent is halted, after `post_run`: no turn begins until `resume`.
     "halted": frozenset({"agent_state"}),
     # A life has begun.
     "started": frozenset(),
-    # This node took the agent up, under this generation.
+    # This node has activated the agent, with this generation.
     "activated": frozenset({"generation"}),
-    # Mail went to another agent; `answer`: the outcome of a request of its.
+    # Mail went to another agent; `answer`: it is the outcome of a request of that agent.
     "sent": frozenset({"to", "lane", "tag", "answer"}),
     # The life is over.
     "stopped": frozenset({"reason"}),
     # Too many crashes: none of the agent's code runs until `resume`.
     "failed": frozenset({"reason"}),
-    # An input was set aside; `reason` is the error's code.
+    # An input became a dead letter; `reason` is the error's code.
     "dead_lettered": frozenset({"lane", "seq", "reason"}),
     # A callback held the node's loop for `seconds`.
     "callback_blocked": frozenset({"callback", "seconds"}),
 }
-"""What each kind of fact carries, content included."""
+"""The fields of each kind of fact, content included."""
 KINDS = frozenset(FIELDS)
 CONTENT = frozenset({"prompt", "original_prompt", "agent_state", "event", "message", "details"})
-"""Fields that are told only where content is asked for."""
+"""Fields that are included only on demand."""
 WITH_CONTENT = frozenset(kind for kind, fields in FIELDS.items() if fields & CONTENT)
 
 
 class Fact(msgspec.Struct, frozen=True, kw_only=True):
-    """What a handler is told. `time` is in seconds since the epoch; `turn` the number of the running or newest turn."""
+    """A fact as a handler gets it. `time` is in seconds since the epoch; `turn` is the number of the running or newest turn."""
 
     agent: str
     kind: Kind
@@ -81,12 +81,12 @@ class Fact(msgspec.Struct, frozen=True, kw_only=True):
 
 
 GATHER_S = 0.005
-"""How long a node gathers facts before it sends them: so they stand in the way of no record and no reply, and cost less."""
+"""How long a node gathers facts before it sends them: so they delay no record and no reply, and cost less."""
 MAX_HEADS = 16_384
-"""Beginnings of facts that are kept ready, one for each agent and kind that was told of lately."""
+"""Most encoded beginnings of facts that are kept, one for each agent and kind."""
 
 type FactHandler = Callable[[Fact], None]
-"""Called on the node's loop for each fact: quick, and without effect if it raises."""
+"""Called on the node's loop for each fact. It must be quick; if it raises, that is logged and ignored."""
 
 
 class Events:
@@ -115,20 +115,20 @@ class Events:
         self._heads: dict[tuple[str, str], tuple[str, str]] = {}
 
     def handle(self, handler: FactHandler, *, content: bool = False) -> Callable[[], None]:
-        """Call `handler(fact)` for each fact from now on, on the loop. Returns what removes it.
+        """Call `handler(fact)` for each fact from now on, on the loop. Returns a function that removes the handler.
 
         Args:
-            content: whether its facts carry prompts, events and states.
+            content: whether its facts include prompts, events and states.
         """
         entry = (handler, content)
         self._handlers.append(entry)
         return lambda: self._handlers.remove(entry)
 
     def emit(self, agent: str, kind: str, turn: int, fields: dict[str, Any]) -> None:
-        """Tell a fact."""
+        """Publish a fact, and offer it to the handlers."""
         if self._handlers:
             for handler, content in tuple(self._handlers):
-                self._offer(handler, agent, kind, turn, _told(kind, fields, content=content))
+                self._offer(handler, agent, kind, turn, _visible(kind, fields, content=content))
         self._gathered.append((agent, kind, turn, fields, self._now()))
         if len(self._gathered) == 1:
             self._later(self.publish)
@@ -138,15 +138,15 @@ class Events:
         gathered, self._gathered = self._gathered, []
         encode, heads, messages = self._encoder.encode, self._heads, []
         for agent, kind, turn, fields, time in gathered:
-            told = _told(kind, fields, content=self._content) if kind in WITH_CONTENT else fields
+            visible = _visible(kind, fields, content=self._content) if kind in WITH_CONTENT else fields
             subject, head = heads.get((agent, kind)) or self._head(agent, kind)
             # Names, kinds and node ids need no escaping; this is several times quicker than encoding a dict.
             body = f'{head}{format_time(time)}","turn":{turn}'.encode()
-            messages.append((subject, body + (b"," + encode(told)[1:] if told else b"}")))
+            messages.append((subject, body + (b"," + encode(visible)[1:] if visible else b"}")))
         self._t.post_all(messages)
 
     def _head(self, agent: str, kind: str) -> tuple[str, str]:
-        """The subject of such facts, and how their bodies begin."""
+        """The subject of such facts, and the beginning of their bodies."""
         if len(self._heads) >= MAX_HEADS:
             self._heads.clear()
         body = f'{{"v":1,"agent":"{agent}","kind":"{kind}","node":"{self._node}","time":"'
@@ -154,7 +154,7 @@ class Events:
         return head
 
     def _offer(self, handler: FactHandler, agent: str, kind: Any, turn: int, fields: dict[str, Any]) -> None:
-        # A copy: what one handler does to it reaches neither the next one nor the agent.
+        # A copy: changes that one handler makes reach neither the next one nor the agent.
         own = msgspec.json.decode(self._encoder.encode(fields))
         try:
             handler(Fact(agent=agent, kind=kind, time=self._now(), node=self._node, turn=turn, fields=own))
@@ -162,8 +162,8 @@ class Events:
             log.exception("a handler of lifecycle events failed", extra={"agent": agent, "kind": kind})
 
 
-def _told(kind: str, fields: dict[str, Any], *, content: bool) -> dict[str, Any]:
-    """The fields that may be told; a state that does not exist yet is left out."""
+def _visible(kind: str, fields: dict[str, Any], *, content: bool) -> dict[str, Any]:
+    """The fields that may be included; a state that does not exist yet is left out."""
     if kind not in WITH_CONTENT:
         return fields
     if not content:

@@ -1,7 +1,7 @@
-"""The log of a process that hosts: one line per fact on stderr, with fields.
+"""The log of a hosting process (node or supervisor): one line per record on stderr, with fields.
 
-Everything goes through the standard library's `logging`, so that records of other libraries come out in the same shape:
-`key=value` for a reader at a terminal, one JSON object per line otherwise.
+Everything goes through the standard library's `logging`, so that records of other libraries have the same form: `key=value` on a
+terminal, one JSON object per line otherwise.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ LOG_VARIABLE = "MESH_LOG"
 LEVEL_VARIABLE = "MESH_LOG_LEVEL"
 """A level's name; `info` by default."""
 CHATTY = ("httpx2", "mcp")
-"""Libraries whose `info` is a line for each request: they are heard at `debug`."""
+"""Libraries that log each request at `info`: they are shown only at `debug`."""
 
 
 def configure(

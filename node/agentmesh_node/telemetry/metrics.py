@@ -27,7 +27,7 @@ class TurnMetrics:
         self._tools = meter.create_counter(semconv.TOOL_CALLS_COUNTER, "{call}", "Tool runs of turns.")
 
     def spent(self, kind: str, made: Mapping[str, Any]) -> None:
-        """Count what a run of a turn has spent (`agentmesh_node.turns.budget_meter.BudgetMeter.made`)."""
+        """Count the spending of a run of a turn (`agentmesh_node.turns.budget_meter.BudgetMeter.made`)."""
         model = {semconv.OPERATION: semconv.OPERATION_CHAT, semconv.REQUEST_MODEL: made.get("model", ""), semconv.KIND: kind}
         read = sum(made.get(name, 0) for name in ("input_tokens", "cache_read_input_tokens", "cache_write_input_tokens"))
         if read:

@@ -1,6 +1,6 @@
-"""OpenTelemetry for a process that hosts: exported when an OTLP endpoint is named in the environment, else free of cost.
+"""OpenTelemetry for a hosting process: exported if the environment names an OTLP endpoint, else almost free.
 
-Spans are made everywhere through `opentelemetry-api`, whose no-op carries a caller's context onward unchanged. Only `setup`
+Spans are made everywhere through `opentelemetry-api`, whose no-op passes a caller's context on unchanged. Only `setup`
 imports the SDK, and only if `OTEL_EXPORTER_OTLP_ENDPOINT`, or the one for traces or for metrics, is set; the other standard
 variables (headers, timeout, sampler, batch sizes) then hold too.
 """
@@ -32,7 +32,7 @@ _log = logging.getLogger("agentmesh.telemetry")
 
 
 class Telemetry:
-    """What `setup` has started. `provider` is None when nothing is exported."""
+    """The providers that `setup` has started. `provider` is None if no spans are exported."""
 
     def __init__(self, provider: TracerProvider | None, meters: MeterProvider | None = None) -> None:
         self.provider = provider
@@ -51,8 +51,8 @@ def setup(role: str, instance_id: str, environ: Mapping[str, str] | None = None)
 
     Args:
         role: `node`, `supervisor` or `client`; the resource's `service.name` becomes `mesh-<role>`.
-        instance_id: What tells this process from its like; `service.instance.id`.
-        environ: Where to look for the endpoint; the process's environment by default.
+        instance_id: tells this process from others of its role; `service.instance.id`.
+        environ: where to look for the endpoint; the process's environment by default.
 
     An endpoint without the extra `otlp` installed is logged as a warning, and nothing is exported.
     """
@@ -73,7 +73,7 @@ def setup(role: str, instance_id: str, environ: Mapping[str, str] | None = None)
 
 
 def _provider(role: str, instance_id: str) -> TracerProvider:
-    # The SDK and its exporter take a third of a second to import: only who exports pays.
+    # The SDK and its exporter take a third of a second to import: only processes that export pay for that.
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415
     from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415
     from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415

@@ -1,6 +1,6 @@
-"""Spans of a node. One trace follows a conversation from agent to agent: a single message is parent and link of its turn.
+"""Spans of a node. One trace follows a conversation from agent to agent: a message is parent and link of its turn's span.
 
-With no SDK configured the API's no-ops cost next to nothing, and a caller's `traceparent` is carried onward unchanged.
+Without an SDK the API's no-ops cost next to nothing, and a caller's `traceparent` is passed on unchanged.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Tracing:
         """Whether spans are recorded in this process. Set `telemetry.setup` up before the node."""
 
     def turn(self, agent: str, request: Request, number: int, headers: Mapping[str, str]) -> Span | None:
-        """The span of a turn, a child of the message that asked for it; None where nothing is recorded."""
+        """The span of a turn, a child of the message that asked for it; None if nothing is recorded."""
         if not self.on:
             return None
         parent = propagate.extract(headers)
@@ -59,13 +59,13 @@ class Tracing:
         span.end()
 
     def enter(self, span: Span | None, headers: Mapping[str, str]) -> Token[Context] | None:
-        """Make `span` current, or else the sender's context in `headers`, until `leave` gets what this returns."""
+        """Make `span` current, or without one the sender's context in `headers`. Pass the returned token to `leave`."""
         if span is not None:
             return otel_context.attach(trace.set_span_in_context(span))
         return otel_context.attach(propagate.extract(headers)) if headers else None
 
     def leave(self, entered: Token[Context] | None) -> None:
-        """Make current what was so before `enter`."""
+        """Restore the context that was current before `enter`."""
         if entered is not None:
             otel_context.detach(entered)
 
@@ -78,7 +78,8 @@ class Tracing:
 
 # --- spans of a backend's loop ------------------------------------------------------------------------------------------
 def chat(provider: str, model: str, *, agent: str, conversation: str) -> Span:
-    """A call to a model, a child of the turn. The caller ends it. A stream outlives its first step, so it is not made current."""
+    """The span of a call to a model, a child of the turn. The caller ends it. It is not made current: a streamed answer is read
+    between other work."""
     return trace.get_tracer(semconv.SCOPE).start_span(
         semconv.chat(model),
         kind=SpanKind.CLIENT,
@@ -92,7 +93,7 @@ def chat(provider: str, model: str, *, agent: str, conversation: str) -> Span:
 
 
 def tokens(span: Span, model: str, usage: Mapping[str, int]) -> None:
-    """What a model call used. The conventions count cached tokens among the input."""
+    """Set the tokens that a model call used. The conventions count cached tokens among the input."""
     read, written = usage.get("cache_read_input_tokens", 0), usage.get("cache_write_input_tokens", 0)
     span.set_attributes(
         {
@@ -107,7 +108,7 @@ def tokens(span: Span, model: str, usage: Mapping[str, int]) -> None:
 
 @contextmanager
 def execute_tool(tool: str, call: str, *, target: str | None, agent: str, conversation: str) -> Iterator[Span]:
-    """A tool run, current while it lasts."""
+    """The span of a tool run, current while it lasts."""
     with trace.get_tracer(semconv.SCOPE).start_as_current_span(
         semconv.execute_tool(tool),
         kind=SpanKind.INTERNAL,
@@ -125,7 +126,7 @@ def execute_tool(tool: str, call: str, *, target: str | None, agent: str, conver
 
 
 def failed(span: Span, error: str) -> None:
-    """Mark a span as failed, with a code and no more."""
+    """Mark a span as failed, with the error's code only."""
     span.set_attribute(semconv.ERROR_TYPE, error)
     span.set_status(Status(StatusCode.ERROR, error))
 

@@ -20,7 +20,7 @@ MAX_RESULT = 100_000
 
 
 class Call(msgspec.Struct, frozen=True):
-    """What a model wants to have run."""
+    """A tool call that a model asks for."""
 
     id: str
     name: str
@@ -28,7 +28,7 @@ class Call(msgspec.Struct, frozen=True):
 
 
 class Result(msgspec.Struct, frozen=True):
-    """What became of a call, as the model gets to know it."""
+    """The result of a call, as the model gets it."""
 
     id: str
     name: str
@@ -39,7 +39,7 @@ class Result(msgspec.Struct, frozen=True):
 
     @staticmethod
     def of(call: Call, value: Any) -> Result:
-        """The result that `value` amounts to: text as it is, anything else as JSON."""
+        """The result for a return value: text as it is, anything else as JSON."""
         try:
             text = value if isinstance(value, str) else "" if value is None else msgspec.json.encode(value).decode()
         except Exception as error:  # noqa: BLE001 - encoding may run user code, and numbers may be too large
@@ -52,9 +52,9 @@ class Result(msgspec.Struct, frozen=True):
 
 
 def shortened(text: str, most: int = MAX_RESULT) -> str:
-    """`text`, cut to `most` characters with a word on what is missing, and such that the journal can keep it.
+    """`text` in a form that the journal can keep, cut to `most` characters with a note on how much is missing.
 
-    What UTF-8 cannot hold (lone surrogates, as in file names that are no UTF-8) becomes question marks.
+    Characters that UTF-8 cannot encode (lone surrogates, as in file names that are no UTF-8) become question marks.
     """
     kept = text[:most].encode(errors="replace").decode()
     return kept if len(text) <= most else f"{kept}\n[cut: {len(text) - most} more characters]"
@@ -65,7 +65,7 @@ class TimedOut(Exception):
 
 
 async def bounded[T](work: Coroutine[Any, Any, T], timeout_s: float, what: str) -> T:
-    """The result of `work`, which runs in a task of its own; work that does not heed its cancellation is left behind.
+    """The result of `work`, which runs in a task of its own. Work that does not end when it is cancelled is left behind.
 
     Raises:
         TimedOut: it took longer than `timeout_s` seconds.

@@ -18,7 +18,7 @@ log = logging.getLogger("agentmesh.node")
 
 
 async def run(tool: FunctionTool, call: Call, info: ToolCall) -> Result:
-    """Run a call to its end, or to its time-out. Never raises, but for cancellation."""
+    """Run a call to its end, or to its time-out. Raises nothing but cancellation."""
     try:
         arguments = tool.signature.arguments(call.input)
     except BadRequest as error:
@@ -30,12 +30,12 @@ async def run(tool: FunctionTool, call: Call, info: ToolCall) -> Result:
     except TimedOut:
         return Result.failed(call, "timeout", timed_out(tool.timeout_s, again=tool.effect != "once"))
     if isinstance(value, CaughtError):
-        return Result.failed(call, "raised", _told(value.error))
+        return Result.failed(call, "raised", _error_text(value.error))
     return Result.of(call, value)
 
 
 async def reconcile(tool: FunctionTool, call: Call, info: ToolCall) -> Result | None:
-    """What became of a call that may have been fired by an owner that died; None if it was not, and may be fired now."""
+    """The result of a call that an owner that died may have made; None if it was not made, and may be made now."""
     found: Any = None
     if tool.reconcile is not None:
         try:
@@ -58,13 +58,13 @@ UNKNOWN = (
 
 
 def timed_out(seconds: float, *, again: bool) -> str:
-    """What the model is told of a call that was cut off."""
+    """The text that the model gets for a call that timed out."""
     effect = "" if again else " Whether it took effect is unknown."
     return f"The tool did not answer within {seconds:g} s and was cancelled.{effect}"
 
 
 async def _bounded(function: Callable[..., Any], arguments: dict[str, Any], timeout_s: float, name: str) -> Any:
-    """What the function returns, or what it raised.
+    """What the function returns, or a `CaughtError`.
 
     Raises:
         TimedOut: it took too long.
@@ -75,11 +75,11 @@ async def _bounded(function: Callable[..., Any], arguments: dict[str, Any], time
         task = asyncio.current_task()
         if task is not None and task.cancelling():
             raise
-        return CaughtError(error)  # it has cancelled its own task, not the turn's
+        return CaughtError(error)  # the function has cancelled its own task, not the turn's
 
 
 async def _call(function: Callable[..., Any], arguments: dict[str, Any], name: str) -> Any:
-    """What the function returns, on the loop if it is `async` and in a thread if it is plain, or what it raised."""
+    """What the function returns, or a `CaughtError`. It runs on the loop if it is `async`, and in a thread if it is plain."""
 
     def report(what: str, seconds: float) -> None:
         log.warning("a tool blocked the loop", extra={"tool": what, "seconds": round(seconds, 3)})
@@ -93,15 +93,15 @@ async def _call(function: Callable[..., Any], arguments: dict[str, Any], name: s
         task = asyncio.current_task()
         if task is not None and task.cancelling():
             if not inspect.iscoroutinefunction(function):
-                # A thread cannot be killed: what it still returns is thrown away.
+                # A thread cannot be killed: what the function still returns is thrown away.
                 log.warning("a plain tool is left behind in its thread", extra={"tool": name})
             raise
         return CaughtError(error)
-    except BaseException as error:  # noqa: BLE001 - let through, it would end the task of the turn, and nobody would be told
+    except BaseException as error:  # noqa: BLE001 - it would end the task of the turn, and nobody would get a result
         return CaughtError(error)
 
 
-def _told(error: BaseException) -> str:
+def _error_text(error: BaseException) -> str:
     try:
         text = str(error)
     except Exception:  # noqa: BLE001 - an exception's text is user code as well

@@ -1,9 +1,9 @@
 """The durable tool loop: model answer, tool runs, model answer, until there is nothing more to run (case 215).
 
-Every model call and every tool run of a backend passes here. Each is followed by a step in the journal
-(docs/architecture.md#steps), so a turn that lost its node goes on behind the last of them: answers and results that were
-committed are gone through again without a call, and their events are given once more with `replayed`. What was in flight is made
-again, unless it is a `once` tool (agentmesh.tools).
+Every model call and every tool run of a backend is made here. Each is followed by a step in the journal
+(docs/architecture.md#steps), so a turn that lost its node goes on behind the last step: committed answers and results are
+replayed without a call, and their events are given once more with `replayed`. A call that was in flight is made again, unless it
+is a call of a `once` tool (agentmesh.tools).
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ TOO_LARGE = "The result of this call is too large to be kept. Ask for less at a 
 
 
 class Model(Protocol):
-    """A model as the loop sees it. Messages are the provider's own JSON values; only the model knows what is in them."""
+    """A model, as the loop uses it. Messages are the provider's own JSON values; only the model looks into them."""
 
     provider: str
-    """Name of the provider, as the telemetry conventions have it."""
+    """Name of the provider in the telemetry conventions."""
     name: str
     """The model that is asked for."""
 
@@ -54,26 +54,26 @@ class Model(Protocol):
         """The message that opens a turn.
 
         Raises:
-            BackendError: an attachment cannot be passed on.
+            BackendError: an attachment cannot be sent.
         """
 
     def results(self, results: Sequence[Result]) -> Any:
         """The message that hands tool results over, in the order of the calls."""
 
     def noted(self, message: Any, note: str) -> Any:
-        """`message`, the last of a request, with a word of the mesh behind it."""
+        """`message`, the last one of a request, with a note of the mesh added."""
 
     def answer(self, history: Sequence[Any], tools: Sequence[ToolSpec]) -> AsyncGenerator[Event | ModelAnswer]:
-        """Ask for an answer: its text as it comes, then the `ModelAnswer`.
+        """Ask for an answer: gives its text as it comes, then the `ModelAnswer`.
 
         Raises:
-            BackendError: there is none. `details` has `reason`, `retryable`, perhaps `retry_after_s`; `rejected` says that
+            BackendError: there is no answer. `details` has `reason`, `retryable`, perhaps `retry_after_s`; `rejected` says that
                 these messages can never be answered.
         """
 
 
 class Metered(msgspec.Struct, frozen=True):
-    """A model call or a tool run, as it is counted."""
+    """A model call or a tool run that is counted."""
 
     kind: Literal["model", "tool"]
     name: str
@@ -85,13 +85,13 @@ class Metered(msgspec.Struct, frozen=True):
 
 
 class CallGuard(Protocol):
-    """What is asked before, and told after, each model call and each tool run of an agent."""
+    """Checks each model call and each tool run of an agent before it is made, and hears of it afterwards."""
 
     async def before_call(self, call: Metered) -> str | None:
-        """May the call be made? A text that is returned goes to the model with its next request.
+        """Return if the call may be made. A text that is returned goes to the model with its next request.
 
         Raises:
-            BudgetExceeded: it may not; the turn ends with this error.
+            BudgetExceeded: the call may not be made; the turn ends with this error.
         """
 
     async def after_call(self, call: Metered) -> None:
@@ -99,7 +99,7 @@ class CallGuard(Protocol):
 
 
 class Allowed:
-    """Holds a turn to its allowance. What was spent is counted by its events (agentmesh_node.turns.budget_meter)."""
+    """Holds a turn to its allowance. Spending is counted from its events (agentmesh_node.turns.budget_meter)."""
 
     async def before_call(self, call: Metered) -> str | None:
         call.turn.allowance.check()
@@ -110,7 +110,7 @@ class Allowed:
 
 
 class Bounds(msgspec.Struct, frozen=True):
-    """How far a turn may go."""
+    """Bounds of a turn."""
 
     iterations: int = 50
     """Most model answers in one turn."""
@@ -153,24 +153,25 @@ class _LoopTurn:
         self._total = Total()
         self._ids = Ids()
         self._calls: tuple[Call, ...] = ()
-        """Those of the newest answer, each with an id of its own. The answer itself, and what it is told, have the provider's."""
+        """Calls of the newest answer, with distinct ids. The answer itself, and the results sent to the model, have the
+        provider's."""
         self._places = asyncio.Semaphore(loop.bounds.parallel)
         self._writing = asyncio.Lock()
         self._before = list(history)
         self._whole = self._before
-        """The history up to the last whole exchange: what is kept of it if the turn fails."""
+        """The history up to the last whole exchange: if the turn fails, this is kept."""
         self._text = ""
         self._paused = False
-        """The newest message is the model's: the provider paused."""
+        """Whether the newest message is the model's, because the provider paused."""
 
     async def events(self, prompt: str) -> AsyncGenerator[Event]:
-        """Everything that happens, up to one terminal event."""
+        """The events of the turn, up to one terminal event."""
         try:
             async with aclosing(self._exchanges(prompt)) as exchanges:
                 async for event in exchanges:
                     yield event
         except (BackendError, BudgetExceeded) as error:
-            # What cannot be answered must not be asked again with each further prompt.
+            # A message that can never be answered must not be sent again with each further prompt.
             self._history[:] = self._before if error.details.get("rejected") else self._whole
             yield _failed(error)
 
@@ -201,7 +202,7 @@ class _LoopTurn:
         )
 
     def _keep(self, reply: ModelAnswer) -> None:
-        """The answer joins the history."""
+        """Add an answer to the history."""
         if reply.compacted:
             self._history.clear()
         if reply.message is not None:
@@ -213,19 +214,19 @@ class _LoopTurn:
 
     # --- the model ----------------------------------------------------------------------------------------------------
     async def _answer(self, specs: Sequence[ToolSpec]) -> AsyncGenerator[Event | ModelAnswer]:
-        """The next answer: one that was given already, or a new one, which is committed before it is acted upon."""
+        """The next answer: a replayed one, or a new one, which is committed before it is acted upon."""
         reply = self._taken.answer()
         if reply is not None:
             self._note(reply.note)
             for event in answered(reply):
                 yield event
             await self._count(reply, replayed=True)
-            for event in self._told(reply, replayed=True):
+            for event in self._answer_events(reply, replayed=True):
                 yield event
             yield reply
             return
         note = await self._meter.before_call(Metered("model", self._model.name, self._turn))
-        note = None if self._paused else note  # there is no message of ours to put it behind
+        note = None if self._paused else note  # no message of ours is there to add it to
         self._note(note)
         async with aclosing(self._ask(specs)) as asked:
             async for part in asked:
@@ -238,13 +239,13 @@ class _LoopTurn:
                 "the model's stream ended without an answer", details={"reason": "stream_broken", "retryable": True}
             )
         await self._count(reply, replayed=False)
-        # What a step holds is told ahead of it: a later owner does not tell live readers again what is committed.
-        for event in self._told(reply, replayed=False):
+        # The events of a step are given before it: a later owner gives live readers no events of committed steps.
+        for event in self._answer_events(reply, replayed=False):
             yield event
-        await self._take(reply)
+        await self._commit(reply)
         yield reply
 
-    def _told(self, reply: ModelAnswer, *, replayed: bool) -> list[Event]:
+    def _answer_events(self, reply: ModelAnswer, *, replayed: bool) -> list[Event]:
         self._total.add(reply)
         self._calls = self._ids.of(reply.calls)
         return [self._total.event(replayed=replayed), *(called(call, replayed=replayed) for call in self._calls)]
@@ -272,8 +273,8 @@ class _LoopTurn:
 
     # --- tools --------------------------------------------------------------------------------------------------------
     async def _tools(self, given: Sequence[Call], calls: Sequence[Call]) -> AsyncGenerator[Event]:
-        """Run what the model asked for, at the same time, and hand the results over in the order of the calls, under the ids
-        that the model has `given`."""
+        """Run the tools that the model asked for, at the same time, and hand the results over in the order of the calls, under
+        the ids that the model has `given`."""
         results: dict[str, Result] = {}
         for call in calls:
             known = self._taken.result(call)
@@ -310,12 +311,12 @@ class _LoopTurn:
         return result
 
     async def _keep_result(self, result: Result) -> Result:
-        """Commit a result; the one that is committed in its place if the journal cannot keep it."""
+        """Commit a result. Returns it, or the result that is committed instead if the journal cannot keep it."""
         try:
-            await self._take(Ran(result))
+            await self._commit(Ran(result))
         except TooLarge:
             result = msgspec.structs.replace(result, ok=False, text=TOO_LARGE, error="too_large")
-            await self._take(Ran(result))
+            await self._commit(Ran(result))
         return result
 
     async def _run(self, call: Call) -> Result:
@@ -326,14 +327,14 @@ class _LoopTurn:
         try:
             await self._meter.before_call(Metered("tool", call.name, self._turn))
         except BudgetExceeded as error:
-            # A result and not the end: what ran beside it belongs into the history. The next model call ends the turn.
+            # A result and not the end: results of tools beside it belong into the history. The next model call ends the turn.
             return Result.failed(call, error.code, f"this call was not made: {error.message}")
         if self._toolbox.effect(call.name) == "once" and not self._taken.intended(call):
-            await self._take(Intent(call.id))
+            await self._commit(Intent(call.id))
         return await self._toolbox.run(call, self._turn)
 
-    async def _take(self, step: LoopStep) -> None:
-        async with self._writing:  # one at a time: the journal has an order
+    async def _commit(self, step: LoopStep) -> None:
+        async with self._writing:  # one at a time: steps have an order
             await self._turn.steps.take(msgspec.to_builtins(step))
 
 

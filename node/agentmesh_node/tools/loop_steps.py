@@ -1,7 +1,7 @@
-"""The steps of a tool loop: what the journal keeps of a turn, and how a takeover reads it (docs/architecture.md#steps).
+"""The steps of a tool loop, as the journal keeps them and as a later owner reads them (docs/architecture.md#steps).
 
-One step for each model answer and one for each tool result. A `once` tool takes an intent before it fires: an intent without a
-result says that the call may have been made.
+One step for each model answer and one for each tool result. Before a call of a `once` tool an intent is committed: an intent
+without a result says that the call may have been made.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ class ModelAnswer(msgspec.Struct, frozen=True, tag_field="step", tag="answer", o
     """An answer of the model."""
 
     message: Any
-    """As it goes into the history: the provider's own JSON; None where there is nothing that could be sent again."""
+    """The message for the history: the provider's own JSON; None if it is empty and could not be sent again."""
     text: str = ""
     thinking: str = ""
     calls: tuple[Call, ...] = ()
     stop: str = "end_turn"
-    """Why it ended, in the provider's words."""
+    """Why it ended, in the provider's terms."""
     model: str = ""
     """The model that answered."""
     usage: dict[str, int] = {}
@@ -34,19 +34,19 @@ class ModelAnswer(msgspec.Struct, frozen=True, tag_field="step", tag="answer", o
     goes_on: bool = False
     """The provider paused: ask again, with the history as it is."""
     compacted: bool = False
-    """The message holds a summary of all that came before it: the history begins with it."""
+    """The message holds a summary of everything before it: the history begins with it."""
     note: str | None = None
-    """What the mesh told the model ahead of this answer."""
+    """The note that the mesh added to the request for this answer."""
 
 
 class Intent(msgspec.Struct, frozen=True, tag_field="step", tag="intent"):
-    """A `once` tool is about to be fired."""
+    """A call of a `once` tool is about to be made."""
 
     id: str
 
 
 class Ran(msgspec.Struct, frozen=True, tag_field="step", tag="result"):
-    """A tool call has come to its end."""
+    """A tool call has ended."""
 
     result: Result
 
@@ -55,14 +55,14 @@ type LoopStep = ModelAnswer | Intent | Ran
 
 
 def sound(reply: ModelAnswer) -> ModelAnswer:
-    """`reply` with texts that the journal can keep: what it holds goes into the history and to tools as well."""
+    """`reply` with texts that the journal can keep; they go into the history and to tools in the same form."""
     return msgspec.convert(well_formed(msgspec.to_builtins(reply)), ModelAnswer)
 
 
 class Ids:
-    """Gives each call of a turn an id of its own: providers repeat them, or give none. The first to have one keeps it.
+    """Gives each call of a turn an id of its own: providers repeat ids, or give none. The first call with an id keeps it.
 
-    It follows from the order of the calls, so a later owner that goes through the answers again gives the same.
+    Ids follow from the order of the calls, so a later owner that replays the answers gives the same ids.
     """
 
     def __init__(self) -> None:
@@ -74,13 +74,13 @@ class Ids:
         )
 
     def add(self, given: str) -> str:
-        """Use `given`, or, where that is taken, the next like it."""
+        """Use `given`; or, if that is taken, the next free id like it."""
         found = self.next(given)
         self._used.add(found)
         return found
 
     def next(self, given: str) -> str:
-        """What `add` would give."""
+        """The id that `add` would give."""
         found, number = given or "call", 1
         while found in self._used:
             number += 1
@@ -89,7 +89,7 @@ class Ids:
 
 
 class ReplayedSteps:
-    """The steps of an earlier owner, to be gone through again without a call."""
+    """The steps of an earlier owner, to be replayed without calls."""
 
     def __init__(self, steps: Sequence[Any]) -> None:
         self._answers: list[ModelAnswer] = []
@@ -105,21 +105,21 @@ class ReplayedSteps:
             case ModelAnswer():
                 self._answers.append(step)
             case Intent():
-                # A journal from before ids were made distinct may name one again whose call has ended: the next call's.
+                # In a journal from before ids were made distinct, an id may occur again after its call has ended: a later call's.
                 self._intents.add(self._ended.next(step.id))
             case Ran():
                 self._results[self._ended.add(step.result.id)] = step.result
 
     def answer(self) -> ModelAnswer | None:
-        """The next answer, if it was given already."""
+        """The next answer of the earlier owner, if there is one more."""
         return self._answers.pop() if self._answers else None
 
     def result(self, call: Call) -> Result | None:
-        """The result of a call, if it came to its end."""
+        """The result of a call, if it has ended."""
         return self._results.get(call.id)
 
     def intended(self, call: Call) -> bool:
-        """Whether a `once` call may have been fired."""
+        """Whether a call of a `once` tool may have been made."""
         return call.id in self._intents
 
 
@@ -141,7 +141,7 @@ class Total:
 
 
 def answered(reply: ModelAnswer) -> list[Event]:
-    """What an answer of an earlier owner looks like in the stream: text and thinking in one piece."""
+    """The events of an earlier owner's answer: text and thinking in one piece each."""
     found = []
     if reply.thinking:
         found.append(Event("thinking", {"text": reply.thinking}, replayed=True))

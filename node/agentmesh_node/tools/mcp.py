@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("agentmesh.node")
 
 OPEN_S = 30.0
-"""Longest that a server may take to start, or to be reached, and to name its tools."""
+"""Longest time for starting or reaching a server, and listing its tools."""
 IDEMPOTENCY_META = "agentmesh/idempotencyKey"
 """The field of a call's `_meta` that bears its key."""
 
@@ -52,16 +52,16 @@ class McpServer:
         return self._specs
 
     def knows(self, name: str) -> bool:
-        """Whether a tool of that full name is this server's."""
+        """Whether this server has a tool of that full name."""
         return name in self._tools
 
     @property
     def names(self) -> list[str]:
-        """The full names of its tools, as far as they are known."""
+        """The full names of its tools, if they have been listed."""
         return list(self._tools)
 
     def effect(self, name: str) -> Effect:
-        """The declared effect of a tool, else what the server hints at, else `once`."""
+        """The declared effect of a tool, else the one that the server hints at, else `once`."""
         tool = self._tools[name]
         said = self.declaration.effects.get(tool.name)
         if said is not None:
@@ -72,7 +72,7 @@ class McpServer:
         return "idempotent" if hints is not None and hints.idempotent_hint else "once"
 
     async def run(self, call: Call, info: ToolCall) -> Result:
-        """Run a call. One that may run again is tried once more when the session had died. Never raises, but for cancellation."""
+        """Run a call. If the session has died, a call that may run again is tried once more. Raises nothing but cancellation."""
         again = self.effect(call.name) != "once"
         if not isinstance(call.input, dict):
             return Result.failed(call, "bad_input", "the input of a tool is an object")
@@ -83,7 +83,7 @@ class McpServer:
                 return Result.failed(call, "tools_unavailable", error.message)
             except TimedOut:
                 return Result.failed(call, "timeout", timed_out(self.declaration.timeout_s, again=again))
-            except Exception as error:  # noqa: BLE001 - whatever a transport raises, the model gets an answer
+            except Exception as error:  # noqa: BLE001 - the model gets an answer whatever a transport raises
                 refused = _refusal(error)
                 if refused is not None:
                     return Result.failed(call, "raised", refused)
@@ -119,20 +119,20 @@ class McpServer:
             await self._end()
             self._closing = asyncio.Event()
             ready: asyncio.Future[Client] = asyncio.get_running_loop().create_future()
-            # A task of its own: the SDK's scopes must be left by the task that entered them.
-            self._task = asyncio.create_task(self._live(ready, self._closing), name=f"mcp {self.declaration.name}")
+            # A task of its own: the SDK's cancel scopes must be left by the task that entered them.
+            self._task = asyncio.create_task(self._hold(ready, self._closing), name=f"mcp {self.declaration.name}")
             try:
                 async with asyncio.timeout(OPEN_S):
                     self._client = await ready
             except BackendError:
                 raise
-            except Exception as error:  # noqa: BLE001 - whatever an SDK and its transports raise
+            except Exception as error:  # noqa: BLE001 - an SDK and its transports raise anything
                 await self._end()
                 raise self._unavailable(error) from None
             return self._client
 
-    async def _live(self, ready: asyncio.Future[Client], closing: asyncio.Event) -> None:
-        """Hold a session open until it is to close."""
+    async def _hold(self, ready: asyncio.Future[Client], closing: asyncio.Event) -> None:
+        """Hold a session open until `closing` is set."""
         try:
             async with AsyncExitStack() as stack:
                 client = await self._connect(stack)
@@ -140,7 +140,7 @@ class McpServer:
                 if not ready.done():
                     ready.set_result(client)
                 await closing.wait()
-        except Exception as error:  # noqa: BLE001 - it is handed to who waits, or told
+        except Exception as error:  # noqa: BLE001 - it is given to the waiting caller, or logged
             if not ready.done():
                 ready.set_exception(error)
             else:
@@ -218,7 +218,7 @@ class McpServer:
 
 
 class Seldom(logging.Filter):
-    """Lets a logger through `MOST` times a minute: the SDK logs each line of a child that is no message."""
+    """Passes `MOST` records of a logger per minute: the SDK logs each line of a child that is no message."""
 
     MOST = 10
 
@@ -253,12 +253,12 @@ def _sdk() -> tuple[Any, Any, Any, Any]:
 
 
 def _full(server: str, tool: str) -> str:
-    """The name that the model sees: what an API would not take is replaced."""
+    """The name that the model sees: characters that APIs refuse are replaced."""
     return "".join(c if c.isascii() and (c.isalnum() or c in "_-") else "_" for c in f"{server}__{tool}")[:64]
 
 
 def _refusal(error: Exception) -> str | None:
-    """What the server said, if it answered with an error; None if the session is what failed."""
+    """The server's text, if it answered with an error; None if the session failed."""
     from mcp import MCPError  # noqa: PLC0415 - loaded already where this is called
     from mcp.types import CONNECTION_CLOSED, REQUEST_TIMEOUT  # noqa: PLC0415
 
@@ -268,7 +268,7 @@ def _refusal(error: Exception) -> str | None:
 
 
 def _is_closed(error: BaseException) -> bool:
-    """Whether the session ended under a request."""
+    """Whether the session ended during a request."""
     from mcp import MCPError  # noqa: PLC0415 - loaded already where this is called
     from mcp.types import CONNECTION_CLOSED  # noqa: PLC0415
 
@@ -276,7 +276,7 @@ def _is_closed(error: BaseException) -> bool:
 
 
 def _text(answer: Any) -> str:
-    """The text of a result. What is not text is named, not passed on."""
+    """The text of a result. Other content is named by its type, not passed on."""
     parts = []
     for block in answer.content:
         if block.type == "text":

@@ -1,4 +1,4 @@
-"""An agent's tools as one thing: what they are, and how a call of any of them runs."""
+"""All tools of an agent behind one object: their specs, and running a call of any of them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from agentmesh_node.tools.calls import Call, Result, TimedOut, bounded
 from agentmesh_node.tools.mcp import McpServer
 
 GRACE_S = 30.0
-"""How much longer than its own time-out an ask may take before it is given up on this side."""
+"""How much longer than its own time-out an ask may take before this side gives up."""
 
 
 class Toolbox:
@@ -52,7 +52,7 @@ class Toolbox:
         return tuple(found)
 
     def effect(self, name: str) -> Effect:
-        """What may be done with a call of this tool whose node died. Call `specs` first."""
+        """The effect of a tool: what may be done with a call whose node died. Call `specs` first."""
         item = self._find(name)
         match item:
             case FunctionTool():
@@ -67,7 +67,7 @@ class Toolbox:
         return item.agent if isinstance(item, AgentTool) else None
 
     async def run(self, call: Call, turn: Turn) -> Result:
-        """Run a call. Whatever a tool does ends as a result; what is raised is the mesh's own (a lost journal, cancellation)."""
+        """Run a call. Whatever a tool does ends as a result; only the mesh's errors and cancellation are raised."""
         item = self._find(call.name)
         match item:
             case FunctionTool():
@@ -80,14 +80,14 @@ class Toolbox:
         return Result.failed(call, "unknown_tool", f"there is no tool {call.name!r}; there are: {names}")
 
     async def reconcile(self, call: Call, turn: Turn) -> Result | None:
-        """What became of a call of a `once` tool that may have been fired before; None if it may be fired now."""
+        """The result of a call of a `once` tool that may have been made before; None if it may be made now."""
         item = self._find(call.name)
         if isinstance(item, FunctionTool):
             return await functions.reconcile(item, call, self._info(call, turn))
         return Result.failed(call, "unknown_outcome", functions.UNKNOWN)
 
     async def close(self) -> None:
-        """Close what is open. The toolbox can be used again."""
+        """Close MCP sessions. The toolbox can be used again."""
         for server in self._servers:
             await server.close()
 

@@ -1,4 +1,4 @@
-"""Builds what runs one agent's code: its class, its backend, and what the turn machine must know of it."""
+"""Builds, for one agent, the runner of its code (class and backend), and the turn machine's configuration."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class AgentFactory:
         self._process_slots: dict[str, asyncio.Semaphore] = {}
 
     def runner(self, name: str, spec: Spec) -> Runner | None:
-        """What runs the agent's code; None where this node does not serve its kind."""
+        """The runner of the agent's code; None if this node does not serve its kind."""
         s = self._s
         cls = s.settings.agents.get(spec.kind)
         if cls is None:
@@ -90,7 +90,7 @@ class AgentFactory:
         return self._backends[name]
 
     def config(self, name: str, spec: Spec, runner: Runner | None) -> Config:
-        """What the turn machine must know of the agent."""
+        """The turn machine's configuration for the agent."""
         s = self._s
         cls: type[Agent[Any]] = s.settings.agents.get(spec.kind, Agent)
         restart = spec.restart if spec.restart != Restart() else cls.restart or spec.restart

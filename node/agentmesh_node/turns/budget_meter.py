@@ -1,7 +1,7 @@
-"""What a turn spends: counted from its events, held against its budget, and told to those that it asks.
+"""A turn's spending: counted from its events, compared with its budget, and handed on as the budget of the agents that it asks.
 
-Whatever the backend, its events say what it used: the newest `usage` the tokens of the turn so far, each `tool_use` a tool run.
-A turn that goes on after a takeover tells the events of its steps again, and the journal has what was told by those that were
+The events of any backend say what it used: the newest `usage` has the tokens of the turn so far, each `tool_use` is a tool run. A
+turn that goes on after a takeover gives the events of its steps again, and the journal has the usages of the agents that were
 asked; so the count needs no record of its own.
 """
 
@@ -25,14 +25,14 @@ from agentmesh.wire import Outcome
 log = logging.getLogger("agentmesh.node")
 
 PRICES = "MESH_PRICES"
-"""Variable of the environment: prices that count instead of those built in; a file (TOML or JSON), or JSON text."""
+"""Environment variable with prices that replace built-in ones: a file (TOML or JSON), or JSON text."""
 
 
 def prices_of(environ: Mapping[str, str] = os.environ) -> Prices:
     """The node's price table. Blocks: it may read a file.
 
     Raises:
-        BadRequest: what the variable says cannot be read.
+        BadRequest: the variable's value cannot be read.
     """
     given = environ.get(PRICES, "").strip()
     if not given:
@@ -47,7 +47,7 @@ def prices_of(environ: Mapping[str, str] = os.environ) -> Prices:
 
 
 def spec_limits(agent: str, budget: Any) -> Limits:
-    """The bounds in a spec; one that cannot be read stops every turn, for nobody knows what it was to allow."""
+    """The bounds in a spec. Bounds that cannot be read allow nothing, so that no turn exceeds them by mistake."""
     try:
         return limits_from(budget)
     except BadRequest as error:
@@ -63,7 +63,7 @@ class BudgetMeter:
 
     def __init__(self, purse: Purse, prices: Prices, monotonic: Callable[[], float]) -> None:
         limited = purse.limits is not NO_LIMITS and purse.limits != NO_LIMITS
-        # Most turns have no bounds, and many spend nothing: those pay for little more than this.
+        # Most turns have no bounds, and many spend nothing: for those little more than this is done.
         account = _FRESH if not limited else Account(limits=purse.limits)
         for wait, usage in purse.delegated.items():
             account = account.with_delegate(wait, usage)
@@ -75,7 +75,7 @@ class BudgetMeter:
         self._noted = False
         self._over = False
         self._before: dict[str, Any] = {}
-        """The summary as an earlier owner had it: that much was counted there."""
+        """The summary of an earlier owner, which has counted that much already."""
 
     @property
     def elapsed_s(self) -> float:
@@ -88,9 +88,9 @@ class BudgetMeter:
         bound = self._account.limits.wall_s if self._limited else None
         return None if bound is None else max(0.0, bound - self.elapsed_s)
 
-    # --- what the backend asks --------------------------------------------------------------------------------------
+    # --- for the backend --------------------------------------------------------------------------------------------
     def check(self) -> None:
-        """May the turn go on?
+        """Return if the turn may go on.
 
         Raises:
             BudgetExceeded: it may not.
@@ -99,7 +99,7 @@ class BudgetMeter:
             self._account.check(self.elapsed_s)
 
     def note(self) -> str | None:
-        """What the model is to be told, once: that most of the budget is spent."""
+        """The message to the model, once, when most of the budget is spent."""
         if self._noted or not self._limited:
             return None
         note = self._account.note(self.elapsed_s)
@@ -110,13 +110,13 @@ class BudgetMeter:
         """US dollars that may still be spent."""
         return self._account.left(self.elapsed_s).usd if self._limited else None
 
-    # --- what the runner tells --------------------------------------------------------------------------------------
+    # --- for the runner ---------------------------------------------------------------------------------------------
     def observe(self, event: Event) -> None:
         """Count an event.
 
         Raises:
-            BudgetExceeded: the turn may not go on. An answer that spends the rest of the budget is still an answer: that it was
-                too much ends the turn only when it goes on behind it.
+            BudgetExceeded: the turn may not go on. An answer that spends the rest of the budget still counts: the turn ends only
+                if it goes on after it.
         """
         if event.kind == "usage":
             self._account = self._account.with_usage(event.data, self._prices)
@@ -132,7 +132,7 @@ class BudgetMeter:
             self._before = self._account.summary()
 
     def made(self) -> dict[str, Any]:
-        """What this run has spent itself: tokens by name, `usd`, `tool_calls`, and the `model`."""
+        """The spending of this run itself: tokens by name, `usd`, `tool_calls`, and the `model`."""
         found = self._account.summary()
         names = (*TOKENS, "usd", "tool_calls")
         spent = {name: found[name] - self._before.get(name, 0) for name in names if name in found}
@@ -154,22 +154,22 @@ class BudgetMeter:
         return BudgetExceeded()
 
     def usage(self) -> dict[str, Any] | None:
-        """What the turn has spent, as its outcome has it; None where it is nothing."""
+        """The turn's spending, as its outcome has it; None if it is nothing."""
         return None if self._account is _FRESH else self._account.summary() or None
 
     def left(self) -> Limits | None:
-        """What those that it asks may spend; None where there is no bound."""
+        """The budget for agents that the turn asks; None if there is no bound."""
         return self._account.left(self.elapsed_s) if self._limited else None
 
     def answered(self, wait: str, outcome: Outcome) -> None:
-        """Count what was spent by one that was asked."""
+        """Count the spending of an agent that was asked."""
         if outcome.usage:
             self._account = self._account.with_delegate(wait, outcome.usage)
             self._over = self._over or self._is_over()
 
 
 class MeteredSteps:
-    """Steps of a turn whose questions to other agents bear what is left of its budget, and count for it."""
+    """A turn's steps. Requests to other agents get what is left of its budget, and their usages are counted."""
 
     def __init__(self, steps: Steps, meter: BudgetMeter) -> None:
         self._steps = steps

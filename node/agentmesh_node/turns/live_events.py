@@ -1,8 +1,8 @@
 """A turn's live events, as JSON messages to the caller's `Mesh-Stream-To`: in order, ending with the outcome.
 
 Each bears `seq`, which counts from 1 in each run of the turn, `owner`, and `run`, a random id of that run: a turn may run again
-under the same owner too (its node was restarted under its id, or the agent's own code crashed), and a reader must be able to
-tell what is void then (case 243): `step` says how many steps were durable when it was sent.
+under the same owner too (its node was restarted under its id, or the agent's own code crashed), and a reader must then be able to
+tell which events are void (case 243). `step` says how many steps were durable when the event was sent.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from agentmesh_node.services import Services
 
 
 class TurnEventStream:
-    """The live events of one turn. Core messages: a reader that is away misses them, and the stored outcome stands."""
+    """The live events of one turn. They are core messages: a reader that is away misses them, but the outcome is stored."""
 
     def __init__(self, services: Services, agent: str, ref: str, subject: str, owner: int) -> None:
         self._s = services
@@ -28,7 +28,7 @@ class TurnEventStream:
         self._seq = 0
         self.ref = ref
         self.step = 0
-        """How many steps of the turn are durable: what was sent before the newest of them is not void when the turn moves."""
+        """How many steps of the turn are durable: events that were sent before the newest of them survive a takeover."""
 
     @staticmethod
     def open(services: Services, agent: str, command: RunTurn, owner: int) -> TurnEventStream | None:
@@ -49,7 +49,7 @@ class TurnEventStream:
         stream.send({"type": "outcome", "outcome": msgspec.Raw(wire.encode_outcome(effect.outcome))})
 
     def event(self, event: Event) -> None:
-        """Send what a reader wants to see of a backend's event; what comes again from an earlier owner's step it has seen."""
+        """Send a backend's event, if readers want it. Events replayed from an earlier owner's step are not sent again."""
         if event.replayed:
             return
         match event.kind:
@@ -59,8 +59,8 @@ class TurnEventStream:
                 return  # the terminal event becomes the outcome, once it is committed
 
     def send(self, fields: dict[str, Any]) -> None:
-        """Send one message. What has no JSON form is left out, which a reader sees by the missing `seq`: to look on must not
-        make a turn fail."""
+        """Send one message. An event without a JSON form is left out, which shows as a missing `seq`: a reader must not make a
+        turn fail."""
         self._seq += 1
         try:
             body = msgspec.json.encode({**fields, **self._head, "step": self.step, "seq": self._seq})

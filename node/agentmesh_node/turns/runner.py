@@ -1,6 +1,6 @@
 """Runs an agent's own code: its callbacks and its prompt tasks. Knows nothing of NATS.
 
-Whatever user code does ends as a value for the turn machine: it returned, it misbehaved, or it raised.
+Whatever user code does becomes an input of the turn machine: it returned, it misbehaved, or it raised.
 """
 
 from __future__ import annotations
@@ -42,20 +42,20 @@ KILL_PATIENCE_S = 5.0
 
 
 class Ports(msgspec.Struct, frozen=True):
-    """What the runner needs of the world: time, randomness, the size that an ask may have, and who hears of facts."""
+    """The runner's ports: time, randomness, limits, facts, prices, metrics, threads."""
 
     now: Callable[[], float]
     monotonic: Callable[[], float]
     token: Callable[[], str]
     limit: int
     emit: Callable[[str, str, int, dict[str, Any]], None] = lambda agent, kind, turn, fields: None
-    """Tells a lifecycle fact: agent, kind, turn, fields (agentmesh_node.telemetry.events)."""
+    """Publishes a lifecycle fact: agent, kind, turn, fields (agentmesh_node.telemetry.events)."""
     prices: Prices = msgspec.field(default_factory=Prices)
-    """What models cost."""
+    """Prices of models."""
     counters: TurnMetrics = msgspec.field(default_factory=TurnMetrics)
-    """Where it is counted what turns spend."""
+    """Metrics of what turns spend."""
     threads: CallbackThreads = msgspec.field(default_factory=CallbackThreads)
-    """Where plain callbacks run."""
+    """Threads in which plain callbacks run."""
 
 
 class Runner:
@@ -76,29 +76,29 @@ class Runner:
         self._turn: asyncio.Task[None] | None = None
         self._span: Span | None = None
         self._number = 0
-        """The newest turn's."""
+        """The newest turn's number."""
         self._steps: Steps = UnjournaledSteps()
         self._meter: BudgetMeter | None = None
-        """The newest turn's."""
+        """The newest turn's meter."""
         self._hooks: dict[str, tuple[Callable[..., Any], bool]] = {}
 
     @property
     def _agent(self) -> Agent[Any]:
-        """The instance, made at its first use: what its constructor raises is that of the callback which needed it."""
+        """The instance, made at its first use: an error of its constructor counts as an error of the callback that needed it."""
         if self._made is None:
             self._made = self._cls()
             self._made.__dict__["_name"] = self._name
         return self._made
 
     def renew(self) -> None:
-        """Forget the instance and its backend, as a restarted process would."""
+        """Drop the instance and its backend, as if the process had been restarted."""
         self._made = None
         self._backend = None
         self._hooks.clear()
         self._cached = (NOTHING, None)
 
     async def release(self) -> None:
-        """Let go of what the backend holds in this process: the agent sleeps, moves, crashed, or has ended.
+        """Release what the backend holds in this process: the agent sleeps, moves, has crashed or has ended.
 
         A backend that holds connections or child processes defines `async release()`; the session stays as it is.
         """
@@ -115,7 +115,7 @@ class Runner:
 
     # --- state ----------------------------------------------------------------------------------------------------
     def _state(self, raw: Raw) -> Any:
-        """The state object for `raw`: the one that encoded to it, or a fresh one. Never one that a callback left half changed."""
+        """The state object for `raw`: the one that was encoded to it, or a new one; never one that a callback half changed."""
         cached, state = self._cached
         if cached is raw:
             return state
@@ -128,7 +128,7 @@ class Runner:
 
     # --- callbacks --------------------------------------------------------------------------------------------------
     async def call(self, command: RunCallback) -> Input:
-        """Run a callback to its end. Never raises, but for cancellation."""
+        """Run a callback to its end. Raises nothing but cancellation."""
         hook = command.hook
         if hook in _SESSION_HOOKS:
             return await self._session(command)
@@ -158,7 +158,7 @@ class Runner:
         elif checked.item.state != NOTHING:
             self._cached = (checked.item.state, checked.state)
         else:
-            self._forget_state()  # a callback that gives no state back may still have changed the object
+            self._forget_state()  # a callback that returns no state may still have changed the object
         return checked.item
 
     def _arguments(self, command: RunCallback) -> tuple[Any, ...]:
@@ -180,7 +180,7 @@ class Runner:
         )
 
     def _invoke(self, hook: str, arguments: tuple[Any, ...]) -> Awaitable[Any]:
-        """Begin to call a callback; what it gives is awaited."""
+        """Begin a call of a callback. The result is awaited."""
         known = self._hooks.get(hook)
         if known is None:
             function = getattr(self._agent, hook)
@@ -195,13 +195,13 @@ class Runner:
             value = await self._ports.threads.run(self._name, function, arguments)
         except asyncio.CancelledError as error:
             if _is_cancelled(error):
-                # A thread cannot be killed: what it still returns is thrown away.
+                # A thread cannot be killed: what the callback still returns is thrown away.
                 log.warning("a plain callback is left behind in its thread", extra={"agent": self._name, "callback": hook})
             raise
         return await timed(value, hook, self._report_block) if inspect.isawaitable(value) else value
 
     def _report_block(self, what: str, seconds: float) -> None:
-        """A callback held the loop, and with it every other agent of the node: say which, in the log and as a fact."""
+        """A callback held the loop, and so every other agent of the node: report it by name, in the log and as a fact."""
         spent = round(seconds, 3)
         log.warning("callback blocked the loop", extra={"agent": self._name, "callback": what, "seconds": spent})
         self._ports.emit(self._name, "callback_blocked", self._number, {"callback": what, "seconds": spent})
@@ -235,10 +235,10 @@ class Runner:
         return Returned(Choice(kind="session", session=kept), state=taken)
 
     async def _readable(self, raw: Raw, version: int) -> Raw | ErrorBody:
-        """The state that replaces `raw`, which a class of `version` wrote; NOTHING where it stays, or why it cannot be read.
+        """The state that replaces `raw`, which a class of `version` wrote; NOTHING if it stays; an error if it cannot be read.
 
-        A state of this version is only read. One of another is migrated, or taken as it is where the class has no hook for that
-        and it fits; either way it is of this version from now on.
+        A state of this version is only checked. A state of another version is migrated; or, if the class has no hook for that and
+        the state fits, it is taken as it is. Either way it is of this version from now on.
         """
         problem = ""
         try:
@@ -296,13 +296,13 @@ class Runner:
         return not task.done()
 
     async def kill_turn(self) -> None:
-        """End the prompt task: when this returns nothing of it runs on, or it is reported and its result will be dropped."""
+        """End the prompt task. When this returns it has ended, or is logged as one that does not end; its result is dropped."""
         task, self._turn = self._turn, None
         self._forget_state()
         await cancel_and_wait(task, within_s=KILL_PATIENCE_S)
 
     def end_span(self, error: str | None) -> None:
-        """The turn is committed, or lost: its span ends."""
+        """End the turn's span: the turn is committed, or lost."""
         if self._span is not None:
             self._tracing.end(self._span, error)
             self._span = None
@@ -324,17 +324,17 @@ class Runner:
             callback_context.current_context.reset(token)
             self._count()
         if ended.error is not None and self._meter is not None:
-            # What a backend says that cannot be encoded must not keep the turn's record from being written.
+            # An answer that cannot be encoded must not keep the turn's record from being written.
             ended = msgspec.structs.replace(ended, usage=plain(self._meter.usage()))
         feed(ended)
 
     def spent(self) -> dict[str, Any] | None:
-        """What the newest turn has spent so far, as its outcome has it; None where it is nothing."""
+        """The newest turn's spending so far, as its outcome has it; None if it is nothing."""
         found = plain(self._meter.usage()) if self._meter is not None else None
         return found if isinstance(found, dict) else None
 
     def _count(self) -> None:
-        """The run is over, by itself or killed: what it has spent is spent."""
+        """Count the spending of the run, which has ended by itself or was killed."""
         if self._meter is None or not self._meter.usage():
             return
         made = self._meter.made()
@@ -361,7 +361,7 @@ class Runner:
                 async with _within(meter):
                     events, last, streamed = await self._read(stream.events, command, live)
         except BudgetExceeded as error:
-            # The session as at the turn's beginning: what was cut off in the middle has no whole one.
+            # The session of the turn's beginning: an interrupted run leaves none that is whole.
             return TurnEnded(turn=number, error=sound(ErrorBody.of(error)))
         state = self._encode_streamed(streamed, command.state) if self._streams else NOTHING
         if isinstance(state, ErrorBody):
@@ -387,7 +387,7 @@ class Runner:
     ) -> tuple[list[Event], Event | None, Any]:
         """The stream's events up to its terminal one, and the state as `handle_stream_event` left it.
 
-        What comes behind the terminal event is never pulled.
+        Nothing after the terminal event is read.
         """
         events: list[Event] = []
         state = self._state(command.state) if self._streams else None
@@ -412,7 +412,7 @@ class Runner:
         return events, None, state
 
     async def _observe(self, event: Event, state: Any) -> Any:
-        """`handle_stream_event`, on the loop: each call is timed as each step of an `async` callback is."""
+        """`handle_stream_event`, on the loop: each call is timed like the code between two suspensions of an `async` callback."""
         began = perf_counter()
         try:
             value: Any = self._agent.handle_stream_event(event, state)
@@ -432,16 +432,16 @@ class Runner:
 
 
 _SHARED = frozenset({"init_agent", "handle_error", "terminate_agent", "post_turn"})
-"""Callbacks whose arguments the turn machine goes on using: they get their own."""
+"""Callbacks whose arguments the turn machine uses further: they get copies."""
 _SESSION_HOOKS = frozenset({"start_session", "resume_session", "terminate_session"})
 
 
 @contextlib.asynccontextmanager
 async def _within(meter: BudgetMeter) -> AsyncIterator[None]:
-    """The time that a turn's budget leaves.
+    """Bound the block by the time that the turn's budget leaves.
 
     Raises:
-        BudgetExceeded: it is over.
+        BudgetExceeded: the time is over.
     """
     try:
         async with asyncio.timeout(meter.patience_s) as bound:
@@ -453,7 +453,7 @@ async def _within(meter: BudgetMeter) -> AsyncIterator[None]:
 
 
 def _own(argument: Any) -> Any:
-    """`argument` such that a callback may do to it what it likes."""
+    """A copy of `argument`, which a callback may change."""
     match argument:
         case ErrorBody():
             return ErrorBody(code=argument.code, message=argument.message, details=copy.deepcopy(argument.details)).exception()
@@ -468,14 +468,14 @@ def _own(argument: Any) -> Any:
 
 
 def _own_request(request: callback_context.Request | None) -> callback_context.Request | None:
-    """The request with metadata of the callback's own."""
+    """The request with a copy of its metadata, which a callback may change."""
     if request is None or not request.metadata:
         return request
     return msgspec.structs.replace(request, metadata=copy.deepcopy(request.metadata))
 
 
 def _is_cancelled(error: BaseException) -> bool:
-    """Whether this is the cancellation of the task that runs now (or its coroutine's end), not one that user code let escape."""
+    """Whether this is the cancellation of the task that runs now (or its coroutine's end), not one from a task of user code."""
     if isinstance(error, GeneratorExit):
         return True
     task = asyncio.current_task()

@@ -1,4 +1,4 @@
-"""A backend's hold on the durable part of its turn: `Turn.steps`, carried to the machine and back
+"""`Turn.steps`: passes a backend's steps and waits to the turn machine, and the answers back
 (docs/architecture.md#steps)."""
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from agentmesh_node.services import Services
 MAX_WAIT_NAME = 256
 """Longest name of a wait, in characters."""
 PROMPT_ROOM = 128 << 10
-"""What a request's headers, and its record, may need beside its body, in bytes."""
+"""Bytes that a request's headers, and its record, may need beside its body."""
 
 
 class TurnSteps:
-    """The steps of one run of a turn. When the run is over, so is every wait here, and nothing more is taken."""
+    """The steps of one run of a turn. When the run is over, all waits here are cancelled, and no more steps are taken."""
 
     __slots__ = ("_closed", "_command", "_feed", "_s", "_steps", "_takes", "_waiting", "_waits")
 
     def __init__(
         self, services: Services, command: RunTurn, feed: Callable[[Input], None], waiting: Callable[[], object]
     ) -> None:
-        """`feed` takes inputs for the turn machine; `waiting` is told when the turn begins to wait for an agent."""
+        """`feed` takes inputs for the turn machine; `waiting` is called when the turn begins to wait for an agent."""
         self._s = services
         self._command = command
         self._feed = feed
@@ -42,10 +42,10 @@ class TurnSteps:
         self._waits: dict[str, asyncio.Future[Outcome]] = {}
         self._closed = False
 
-    # --- the backend's side -----------------------------------------------------------------------------------------
+    # --- for the backend -------------------------------------------------------------------------------------------
     @property
     def taken(self) -> tuple[Any, ...]:
-        """The steps that are committed, oldest first; what is done to them changes nothing."""
+        """Copies of the committed steps, oldest first."""
         return tuple(msgspec.json.decode(step) for step in self._steps)
 
     @property
@@ -57,7 +57,7 @@ class TurnSteps:
         """Commit a step.
 
         Raises:
-            TooLarge: it is more than a journal takes (`agentmesh.turn.steps`).
+            TooLarge: it is larger than a journal takes (`agentmesh.turn.steps`).
             BadRequest: it is no JSON value.
             NotInCallback: the turn is over.
         """
@@ -95,13 +95,13 @@ class TurnSteps:
             future = self._waits[wait] = asyncio.get_running_loop().create_future()
             self._feed(request)
             self._waiting()
-        # Shielded: one of several that wait for it may be cancelled.
+        # Shielded: several callers may wait for it, and one of them may be cancelled.
         return await asyncio.shield(future)
 
     def _request(self, wait: str, agent: str, prompt: PromptBody, timeout_s: float, budget: Limits | None) -> AskAgent:
         if not isinstance(wait, str) or not 0 < len(wait) <= MAX_WAIT_NAME:
             raise BadRequest(f"a wait's name is a text of 1 to {MAX_WAIT_NAME} characters")
-        if not timeout_s >= 0:  # NaN is none either
+        if not timeout_s >= 0:  # refuses NaN too
             raise BadRequest(f"timeout_s is a number of seconds, not {timeout_s}")
         if not prompt.prompt:
             raise BadRequest("the prompt is empty")
@@ -123,15 +123,15 @@ class TurnSteps:
         if self._closed:
             raise NotInCallback("the turn is over: it takes no more steps")
 
-    # --- the machine's side -----------------------------------------------------------------------------------------
+    # --- for the machine -------------------------------------------------------------------------------------------
     def step_taken(self, command: StepTaken) -> None:
-        """The journal has a step, or refuses it."""
+        """Answer `take`: the step is committed, or refused."""
         entry = self._takes.pop(command.token, None)
         if entry is None:
             return
         value, future = entry
         if command.error is None:
-            self._steps.append(value)  # also if whoever took it waits for it no longer
+            self._steps.append(value)  # also if its `take` was cancelled
         if future.done():
             return
         if command.error is None:
@@ -145,13 +145,13 @@ class TurnSteps:
         return any(not future.done() for future in self._waits.values())
 
     def wait_over(self, command: WaitOver) -> None:
-        """A wait has its outcome."""
+        """Answer `ask`: the wait has its outcome."""
         future = self._waits.get(command.wait)
         if future is not None and not future.done():
             future.set_result(command.outcome)
 
     def close(self) -> None:
-        """The run is over: whoever still waits here is cancelled."""
+        """The run is over: cancel the calls that still wait here."""
         self._closed = True
         for _, future in self._takes.values():
             future.cancel()
@@ -160,10 +160,10 @@ class TurnSteps:
 
 
 def _encoded(value: Any) -> Raw:
-    """`value` as JSON that can be read again. Lone surrogates in its texts are replaced: models give them, and the turn goes on.
+    """`value` as JSON that can be read again. Lone surrogates in its texts are replaced, because models give them.
 
     Raises:
-        BadRequest: it cannot be written, or not be read again.
+        BadRequest: it cannot be encoded, or not be decoded again.
     """
     try:
         raw = Raw(unicode.encode(value))

@@ -1,1 +1,1 @@
-"""How any function of a user is run: on which thread, how long, and named when it blocks."""
+"""Running functions of a user: in which thread, for how long, and reported by name if they block."""

@@ -1,7 +1,7 @@
-"""Driving user coroutines so that a step that holds the loop can be named.
+"""Running user coroutines so that code that blocks the loop is reported by name.
 
-An `async` callback runs on the node's loop, between all other agents. Each of its steps, from one suspension to the next, is
-timed here: a step over the limit is reported with agent, callback and duration, whatever it is blocked by.
+An `async` callback runs on the node's loop, as do all other agents. The time from each of its suspensions to the next is measured
+here: one over the limit is reported with agent, callback and duration.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from time import perf_counter
 from typing import Any
 
 BLOCK_LIMIT_S = 0.1
-"""Longest step of a callback that goes unreported, in seconds."""
+"""Longest time without a suspension that is not reported, in seconds."""
 
 type Report = Callable[[str, float], None]
 
 
 @types.coroutine
 def timed(awaitable: Awaitable[Any], what: str, report: Report) -> Generator[Any, Any, Any]:
-    """Await `awaitable`; call `report(what, seconds)` after each of its steps that takes longer than the limit."""
+    """Await `awaitable`; call `report(what, seconds)` whenever it runs longer than the limit without a suspension."""
     steps = awaitable.__await__()
     value: Any = None
     error: BaseException | None = None
@@ -40,5 +40,5 @@ def timed(awaitable: Awaitable[Any], what: str, report: Report) -> Generator[Any
                 report(what, spent)
         try:
             value, error = (yield waiting_for), None
-        except BaseException as caught:  # noqa: BLE001 - handed on into the awaitable, cancellation included
+        except BaseException as caught:  # noqa: BLE001 - thrown into the awaitable, cancellation included
             error = caught

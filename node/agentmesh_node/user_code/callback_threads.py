@@ -1,8 +1,8 @@
-"""Threads for plain callbacks, such that those of one agent that hang do not keep another's from running.
+"""Threads for plain callbacks. Callbacks of one agent that hang do not keep those of others from running.
 
 A thread cannot be killed, so a callback that hangs holds its thread until the process ends. Therefore a call holds one of the
-node's places for a short time only: one that lasts gives its place back and runs on beside them. What an agent may leave behind
-is bounded instead: beyond that its callbacks are refused, which is counted, logged and answered as any crash of its own code.
+node's slots only for a short time: a longer call gives its slot back and runs on without one. Instead the number of threads that
+an agent may leave behind is bounded: beyond that its callbacks are refused, which is handled like any crash of its own code.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from agentmesh_node.user_code.threads import CaughtError, in_thread
 log = logging.getLogger("agentmesh.node")
 
 AT_ONCE = 32
-"""Plain callbacks of a node that run at the same time, those not counted that have lasted longer than PLACE_S."""
-PLACE_S = 0.5
-"""How long a callback holds one of these places."""
+"""Most plain callbacks of a node that run at the same time, not counting those that have run longer than SLOT_S."""
+SLOT_S = 0.5
+"""How long a callback holds one of these slots."""
 LEFT_BEHIND = 4
-"""Threads that one agent may have left behind: a callback of it was cancelled, and goes on in its thread."""
+"""Most threads that one agent may leave behind: threads in which a cancelled callback still runs."""
 
 
 class CallbackThreads:
@@ -38,13 +38,13 @@ class CallbackThreads:
 
         Raises:
             BaseException: what `function` raises.
-            Busy: too many callbacks of this agent hang in threads, or the system gives no more of them.
+            Busy: too many callbacks of this agent hang in threads, or the system can start no more.
         """
         if self._running[agent] > LEFT_BEHIND:
             raise Busy(f"{self._running[agent]} plain callbacks of {agent} hang in their threads; make them end, or `async`")
         await self._places.acquire()
         release = _Once(self._places.release)
-        overtime = asyncio.get_running_loop().call_later(PLACE_S, release)
+        overtime = asyncio.get_running_loop().call_later(SLOT_S, release)
         self._running[agent] += 1
 
         def over() -> None:

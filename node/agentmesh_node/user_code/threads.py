@@ -1,7 +1,7 @@
 """Plain functions in threads of their own.
 
-Not in the loop's executor: it has a few threads, which tools that hang would take from all other agents of the node one by one,
-and the process would not end before they do.
+The loop's executor is not used: it has only a few threads, which hanging tools would take from the other agents one by one, and
+the process would not end before they do.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from agentmesh.errors import Busy
 
 
 class CaughtError:
-    """What user code raised, carried as a value: a SystemExit or KeyboardInterrupt must not end the loop."""
+    """An exception of user code, returned as a value: a SystemExit or KeyboardInterrupt must not end the loop."""
 
     def __init__(self, error: BaseException) -> None:
         self.error = error
@@ -35,7 +35,7 @@ async def in_thread(
     the function still returns is thrown away.
 
     Args:
-        over: called on the loop when the thread is done with the function, also one that was left behind.
+        over: called on the loop when the function has ended, also in a thread that was left behind.
 
     Raises:
         Busy: the system gives no more threads.

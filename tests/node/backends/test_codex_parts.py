@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from agentmesh.errors import BackendError, NotFound
 from agentmesh_node.backends.codex.homes import Home
+from agentmesh_node.backends.codex.notifications import events_of, failure, tokens
 from agentmesh_node.backends.codex.process import striker
 from agentmesh_node.backends.codex.rollout import MAX_PARTS, File, MemoryStore, Rollout
 from agentmesh_node.backends.codex.settings import configuration, merged, options_from
 from agentmesh_node.backends.codex.steps import EarlierSteps
-from agentmesh_node.backends.codex.told import events_of, failure, tokens
 from agentmesh_node.tools import Call
 from support import run
 

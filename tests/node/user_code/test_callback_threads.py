@@ -50,7 +50,7 @@ def test_more_hanging_callbacks_than_places_do_not_keep_another_agents_from_runn
 
 
 def test_quick_callbacks_wait_for_a_place_instead_of_taking_a_thread_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(callback_threads, "PLACE_S", WAIT_S)
+    monkeypatch.setattr(callback_threads, "SLOT_S", WAIT_S)
     running, most, lock, go = 0, 0, threading.Lock(), threading.Event()
 
     def work() -> None:

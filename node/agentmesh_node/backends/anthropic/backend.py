@@ -33,14 +33,14 @@ class AnthropicBackend:
         self._toolbox = Toolbox(agent)
         self._lease = Lease()
         self.meter = meter
-        """Asked and told about each model call and each tool run."""
+        """Checks each model call and each tool run."""
 
     async def start_session(self) -> Any:
         """An empty conversation."""
         return {"v": VERSION, "session_id": secrets.token_hex(8), "messages": []}
 
     async def resume_session(self, session: Any) -> Any:
-        """The conversation as it is; an empty one where there is none, as when the agent had another backend before."""
+        """The conversation as it is; an empty one if there is none, as when the agent had another backend before."""
         if isinstance(session, dict) and isinstance(session.get("messages"), list):
             return session
         return await self.start_session()
@@ -49,7 +49,7 @@ class AnthropicBackend:
         """Begin a turn.
 
         Raises:
-            BackendError: `no_credentials` or `not_installed`. All that goes wrong later is an error event.
+            BackendError: `no_credentials` or `not_installed`. Later failures are error events.
         """
         session = {**session, "messages": list(session["messages"])}
         options = self._options
@@ -63,11 +63,11 @@ class AnthropicBackend:
         return Stream(loop.run(session["messages"], prompt, turn), session)
 
     def update_session(self, session: Any, result: Mapping[str, Any]) -> Any:
-        """The loop has brought the conversation up to date already."""
+        """The session as it is: the loop has brought the conversation up to date already."""
         return session
 
     async def terminate_session(self, session: Any) -> None:
-        """Nothing of a session outlives its journal; what this process holds is let go."""
+        """Release what this process holds. A session has nothing outside its journal."""
         await self.release()
 
     async def release(self) -> None:

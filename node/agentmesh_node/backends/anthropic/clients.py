@@ -1,6 +1,6 @@
 """The SDK's client: one for all agents of an event loop, made when first used and closed when no agent uses it.
 
-Importing the SDK takes two seconds; it happens in a thread, in a process that uses it.
+Importing the SDK takes two seconds; it is done in a thread, and only in processes that use it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class _Shared:
-    """A loop's client and how many use it."""
+    """A loop's client, and how many agents use it."""
 
     def __init__(self) -> None:
         self.lock = asyncio.Lock()
@@ -52,7 +52,7 @@ class Lease:
             return shared.client
 
     async def give_back(self) -> None:
-        """This agent uses the client no more. Called twice is harmless."""
+        """End this agent's use of the client. Called twice is harmless."""
         shared, self._shared = self._shared, None
         if shared is None:
             return
@@ -82,6 +82,6 @@ def _make() -> AsyncAnthropic:
 
 
 def secrets(client: AsyncAnthropic, environ: Mapping[str, str] = os.environ) -> tuple[str, ...]:
-    """What must not be seen anywhere: the client's credentials, and the values of headers that the environment adds."""
+    """Texts that must not show anywhere: the client's credentials, and the values of headers that the environment adds."""
     added = [line.partition(":")[2].strip() for line in environ.get("ANTHROPIC_CUSTOM_HEADERS", "").splitlines()]
     return tuple(value for value in (client.api_key, client.auth_token, *added) if value and len(value) >= 8)

@@ -1,6 +1,6 @@
-"""What goes wrong with the API, as one typed error: `BackendError` with a stable `reason`, and whether trying again may help.
+"""Failures of the API as one typed error: `BackendError` with a stable `reason`, and whether trying again may help.
 
-docs/backends.md has the table. The SDK's exceptions never leave this package, and no text of theirs leaves it with a credential.
+docs/backends.md has the table. The SDK's exceptions never leave this package, and their texts leave it without credentials.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from agentmesh.errors import BackendError
 RETRYABLE = frozenset({"rate_limited", "overloaded", "server_error", "timed_out", "connection", "stream_broken", "conflict"})
 """Reasons for which the same request may succeed later."""
 REJECTED = frozenset({"bad_request", "too_long", "refused"})
-"""Reasons for which these messages will never be answered: the turn leaves the session as it was before it."""
+"""Reasons for which these messages will never be answered: the session stays as it was before the turn."""
 
 _BY_TYPE = {
     "rate_limit_error": "rate_limited",
@@ -44,7 +44,7 @@ _NEXT = {
     "too_long": "the conversation is too long for the model: send less, or set the option compact_at",
     "max_tokens": "raise the option max_tokens",
 }
-"""What to do next, where the reason alone does not say it."""
+"""What to do next, for reasons that do not say it themselves."""
 
 
 def failure(reason: str, message: str, **details: Any) -> BackendError:
@@ -58,7 +58,7 @@ def failure(reason: str, message: str, **details: Any) -> BackendError:
 
 
 def translated(error: Exception, secrets: tuple[str, ...]) -> BackendError | None:
-    """The error that an exception of the SDK, or of its transport, stands for; None for one that is a defect of our own."""
+    """The error for an exception of the SDK, or of its transport; None if the exception is a defect of our own."""
     import anthropic  # noqa: PLC0415 - loaded already where this is called
     import httpx2  # noqa: PLC0415
 
@@ -108,7 +108,7 @@ def _reason(error: Any) -> str:
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds until the API wants to be asked again, if it says so."""
+    """Seconds after which the API wants to be asked again, if it says so."""
     try:
         return float(headers["retry-after-ms"]) / 1000
     except (KeyError, ValueError):
@@ -122,7 +122,7 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 
 
 def struck(text: str, secrets: tuple[str, ...]) -> str:
-    """`text` without the secrets that are in it: a gateway may repeat a header in its complaint."""
+    """`text` with the secrets in it struck out: a gateway may repeat a header in its error."""
     for secret in secrets:
         text = text.replace(secret, "***")
     return text

@@ -35,20 +35,20 @@ def results(found: Sequence[Result]) -> JsonObject:
 
 
 def noted(message: JsonObject, note: str) -> JsonObject:
-    """`message` with a word of the mesh behind it."""
+    """`message` with a note of the mesh added."""
     return {**message, "content": [*message["content"], {"type": "text", "text": note}]}
 
 
 def reply(message: BetaMessage) -> ModelAnswer:
-    """An answer that is complete.
+    """A complete answer.
 
     Raises:
-        BackendError: it ended such that it cannot be used: `refused`, `too_long`, `max_tokens`, `stream_broken`.
+        BackendError: it ended in a way that makes it useless: `refused`, `too_long`, `max_tokens`, `stream_broken`.
     """
     blocks = [block.model_dump(mode="json", exclude_unset=True) for block in message.content]
     calls = tuple(Call(b["id"], b["name"], b.get("input")) for b in blocks if b["type"] == "tool_use")
     stop = _usable(message, calls)
-    # Models give empty answers and blank texts, but the API takes neither back: they would end every further turn.
+    # Models give empty answers and blank texts, but the API refuses both in a history: they would fail every further turn.
     kept, compacted = _compacted([block for block in blocks if block["type"] != "text" or block["text"].strip()])
     return ModelAnswer(
         message={"role": "assistant", "content": kept} if kept else None,
@@ -91,7 +91,7 @@ def _usable(message: BetaMessage, calls: tuple[Call, ...]) -> str:
 
 
 def _compacted(blocks: list[JsonObject]) -> tuple[list[JsonObject], bool]:
-    """The blocks from the newest summary on; what is before it the API drops itself."""
+    """The blocks from the newest summary on (the API drops the blocks before it itself), and whether there is a summary."""
     at = max((i for i, b in enumerate(blocks) if b["type"] == "compaction" and b.get("content") is not None), default=None)
     return (blocks, False) if at is None else (blocks[at:], True)
 
@@ -102,7 +102,7 @@ def _result(result: Result) -> JsonObject:
 
 
 def _attachment(attachment: Any) -> JsonObject:
-    """A content block for an attachment, by the type that its name says."""
+    """A content block for an attachment, by the type of its file name."""
     kind = mimetypes.guess_type(attachment.filename)[0] or ""
     if kind in IMAGES:
         return {"type": "image", "source": {"type": "base64", "media_type": kind, "data": attachment.content}}

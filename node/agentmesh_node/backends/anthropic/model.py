@@ -1,4 +1,4 @@
-"""A model of the Messages API, as the tool loop sees it."""
+"""A model of the Messages API, for the tool loop."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from anthropic import AsyncAnthropic
 
 FIRST_WAIT_S = 0.5
-"""Wait before the second try, where the API names none; doubled with each further one."""
+"""Wait before the second try if the API names none; doubled with each further try."""
 
 
 class AnthropicModel:
-    """Answers by streaming requests. It is the one owner of retries: the SDK makes none."""
+    """Answers by streaming requests. Retries are made only here: the SDK makes none."""
 
     provider = "anthropic"
 
@@ -46,10 +46,10 @@ class AnthropicModel:
         return messages.noted(message, note)
 
     async def answer(self, history: Sequence[Any], tools: Sequence[ToolSpec]) -> AsyncGenerator[Event | ModelAnswer]:
-        """Ask for an answer, again if need be. A text event with `restart` says that the answer begins anew.
+        """Ask for an answer, with retries. A text event with `restart` says that the answer begins anew.
 
         Raises:
-            BackendError: there is none; agentmesh_node.backends.anthropic.failures has the reasons.
+            BackendError: there is no answer; agentmesh_node.backends.anthropic.failures has the reasons.
         """
         request = self._request(history, tools)
         for attempt in range(1, self._options.attempts + 1):
@@ -76,7 +76,7 @@ class AnthropicModel:
         if asked is not None:
             return asked if asked <= self._options.max_wait_s else None
         wait = FIRST_WAIT_S * 2.0 ** (attempt - 1)
-        return min(wait, self._options.max_wait_s) * random.uniform(0.75, 1.0)  # so that many agents do not come back as one
+        return min(wait, self._options.max_wait_s) * random.uniform(0.75, 1.0)  # not all agents retry at the same moment
 
     def _request(self, history: Sequence[Any], tools: Sequence[ToolSpec]) -> dict[str, Any]:
         declared = [{"name": t.name, "description": t.description, "input_schema": t.schema} for t in tools]

@@ -1,6 +1,6 @@
-"""What an agent may say about its model: `Init(state, backend={...})`. All of it is journaled, so none of it is a secret.
+"""The options of the anthropic backend: `Init(state, backend={...})`. They are journaled, so none of them is a secret.
 
-Address and credentials are not among it: they come from the node's environment, so that whoever may start an agent cannot have
+Address and credentials are no options: they come from the node's environment, so that a caller who may start an agent cannot make
 the node send its key elsewhere.
 """
 
@@ -23,11 +23,11 @@ _BETAS = {
     "clear_thinking_20251015": "context-management-2025-06-27",
     "compact_20260112": "compact-2026-01-12",
 }
-"""The beta that an edit of the context needs."""
+"""The beta feature that an edit of the context needs."""
 
 
 class AnthropicOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Options of the `anthropic` backend. What is not described here is passed to the API as it is, under its own name."""
+    """Options of the `anthropic` backend. Fields without a description are passed to the API as they are."""
 
     model: str = DEFAULT_MODEL
     max_tokens: Count = 8192
@@ -43,9 +43,9 @@ class AnthropicOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     metadata: dict[str, Any] | None = None
     service_tier: Literal["auto", "standard_only"] | None = None
     server_tools: list[dict[str, Any]] = []
-    """Tools that the API itself runs (web search and the like), beside the agent's own."""
+    """Tools that the API itself runs (web search and the like), in addition to the agent's own."""
     cache: Literal["5m", "1h"] | bool = True
-    """Prompt caching of everything that a conversation sends again: on, off, or on with this lifetime."""
+    """Prompt caching of the part of a conversation that is sent again: on, off, or on with this lifetime."""
     context_management: dict[str, Any] | None = None
     """Edits of long histories by the API, as `{"edits": [...]}`."""
     compact_at: Annotated[int, msgspec.Meta(ge=50_000)] | None = None
@@ -55,7 +55,7 @@ class AnthropicOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     timeout_s: Seconds = 600.0
     """Longest silence of the API."""
     attempts: Annotated[int, msgspec.Meta(ge=1, le=20)] = 4
-    """Tries of one model call, the first included, where the API says or implies that another may succeed."""
+    """Most tries of one model call, if the API says or implies that another try may succeed."""
     max_wait_s: Seconds = 60.0
     """Longest wait between two tries. If the API asks for more the turn ends, and the error says how long."""
     max_iterations: Count = 50

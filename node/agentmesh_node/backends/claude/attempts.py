@@ -1,7 +1,7 @@
-"""Where a turn begins: anew from the session that is committed, or behind what a lost owner had reached.
+"""Where an attempt at a turn begins: at the committed session, or where a lost owner had got to.
 
-Each attempt at a turn writes a session of its own, a fork, and says so in a step before it begins. So no two processes ever
-append to one transcript, and only the journal decides which of them counts (docs/design/008-claude-sessions.md).
+Each attempt at a turn writes a session of its own, a fork, and names it in a step before it begins. So no two processes ever
+append to one transcript, and only the journal decides which transcript counts (docs/design/008-claude-sessions.md).
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from agentmesh_node.backends.claude.transcript import Standing, standing
 NAMES = uuid.UUID("7c0e6f0e-64cd-4a3c-9a55-0f5f6c1d2a90")
 """Namespace of the ids of prompts."""
 MOST_LOST = 5
-"""How many owners in a row may be lost before the model has given anything."""
+"""Most owners in a row that may be lost before the model has given anything."""
 NOTHING = Standing([], None, ())
 
 
 class Source(NamedTuple):
-    """What an attempt goes on from."""
+    """The session that an attempt goes on from."""
 
     session: str | None
     """The session that is forked; None for an empty one."""
     standing: Standing
-    """How far an earlier attempt came."""
+    """How far an earlier attempt got."""
 
 
 def prompt_id(turn: Turn, life: str, base: str | None) -> str:
@@ -40,7 +40,7 @@ def attempts(steps: Sequence[Any]) -> list[str]:
 
 
 def lost(steps: Sequence[Any]) -> int:
-    """How many attempts in a row came to nothing before this one."""
+    """How many attempts in a row gave nothing before this one."""
     count = 0
     for step in steps:
         count = count + 1 if _is(step, "session") else 0
@@ -62,10 +62,10 @@ def _is(step: Any, kind: str) -> bool:
 
 
 async def source(base: str | None, earlier: Sequence[str], prompt: str, load: Any) -> tuple[Source, list[Any] | None]:
-    """What to go on from, and the transcript of it if it was loaded: the newest attempt in which the model gave something.
+    """The session to go on from, and its transcript if it was loaded: the newest attempt in which the model gave something.
 
     Args:
-        load: `async` function of a session id that gives its main transcript.
+        load: `async` function that returns the main transcript of a session id.
     """
     for session in reversed(earlier):
         entries = await load(session)

@@ -49,22 +49,22 @@ GO_ON_WITH = GO_ON + " These of your tool calls have come to an end meanwhile:"
 
 
 class _ClaudeRun(msgspec.Struct, frozen=True):
-    """One run of Claude Code, as it is decided before it begins."""
+    """The plan for one run of Claude Code."""
 
     turn: Turn
     session: str
     """The session that it writes."""
     source: Source
     message: str
-    """uuid of what it is told."""
+    """uuid of the message to it."""
     text: Any
-    """What it is told: text or content blocks."""
+    """The message to it: text or content blocks."""
 
 
 class ClaudeBackend:
     """A `Backend` on Claude Code.
 
-    The session is `{"session_id"}`, the name of a transcript in the mesh: whichever node takes the agent up finds it there.
+    The session is `{"session_id"}`, the name of a transcript in the mesh: every node finds it there.
     Options, errors and limits: docs/backends.md.
     """
 
@@ -83,7 +83,7 @@ class ClaudeBackend:
         if room.transport is not None:
             self._store = JetStreamSessionStore(room.transport, Subjects(room.root), room.agent, project=room.incarnation)
         self._here: str | None = None
-        """The session whose transcript lies on this machine, whole."""
+        """The session whose whole transcript is on this machine."""
 
     # --- sessions -----------------------------------------------------------------------------------------------------
     async def start_session(self) -> Any:
@@ -92,7 +92,7 @@ class ClaudeBackend:
         return {"session_id": None}
 
     async def resume_session(self, session: Any) -> Any:
-        """The session as it is; an empty one where there is none, as when the agent had another backend before."""
+        """The session as it is; an empty one if there is none, as when the agent had another backend before."""
         if isinstance(session, dict) and "session_id" in session:
             return session
         return await self.start_session()
@@ -102,23 +102,23 @@ class ClaudeBackend:
         return {"session_id": result["session_id"]}
 
     async def terminate_session(self, session: Any) -> None:
-        """Remove the transcripts and this machine's files, but for the working directory."""
+        """Remove the transcripts, and this machine's files except the working directory."""
         await self.release()
         if self._store is not None:
             await self._store.remove(self._room.incarnation)
         await asyncio.to_thread(self._files.remove)
 
     async def release(self) -> None:
-        """Close what is open to MCP servers. Claude Code itself runs only during turns."""
+        """Close sessions with MCP servers. Claude Code itself runs only during turns."""
         await self._toolbox.close()
 
     # --- turns --------------------------------------------------------------------------------------------------------
     async def prompt(self, session: Any, prompt: str, turn: Turn) -> Stream:
-        """Begin a turn. What goes wrong in it is an error event, and leaves the session as it was."""
+        """Begin a turn. A failure in it is an error event, and leaves the session as it was."""
         return Stream(self._events(session, prompt, turn), session)
 
     async def _events(self, session: Mapping[str, Any], prompt: str, turn: Turn) -> AsyncIterator[Event]:
-        """Everything that happens in the turn, up to one terminal event."""
+        """The events of the turn, up to one terminal event."""
         taken = turn.steps.taken
         base: str | None = session.get("session_id")
         if attempts.lost(taken) >= attempts.MOST_LOST:
@@ -143,7 +143,7 @@ class ClaudeBackend:
         except (BackendError, BudgetExceeded) as error:
             yield _terminal(error)
             return
-        except (Unavailable, ApiError) as error:  # and no other of the mesh's: a step that was refused ends the run otherwise
+        except (Unavailable, ApiError) as error:  # no other error of the mesh: a refused step ends the run in another way
             yield failed("store_unavailable", f"the conversation's transcript cannot be reached: {error}")
             return
         run = _ClaudeRun(turn, fresh, source, own_id, told)
@@ -152,10 +152,10 @@ class ClaudeBackend:
                 yield event
 
     async def _begin(self, turn: Turn, session: str, needed: set[str | None]) -> list[tuple[str, str]]:
-        """Commit which session this attempt writes. Returns those that nobody needs any more.
+        """Commit which session this attempt writes. Returns the sessions that are no longer needed.
 
-        They are listed before the step is taken: its commit proves that this process still was the owner when it saw them, so
-        what a later owner makes is never among them.
+        They are listed before the step is committed: the commit proves that this process still was the owner when it listed them,
+        so sessions of a later owner are never among them.
         """
         known = await self._store.sessions() if self._store is not None else set()
         await turn.steps.take(attempts.begins(session))
@@ -163,7 +163,7 @@ class ClaudeBackend:
         return [(project, name) for project, name in known if project != life or name not in needed]
 
     async def _clear(self, garbage: list[tuple[str, str]]) -> None:
-        """Remove sessions. What cannot be removed now is found again in the next turn."""
+        """Remove sessions. Those that cannot be removed now are found again in the next turn."""
         if self._store is None or not garbage:
             return
         try:
@@ -180,7 +180,7 @@ class ClaudeBackend:
         return await self._store.load({"project_key": self._room.incarnation, "session_id": session})
 
     async def _project(self) -> str:
-        """What Claude Code calls the working directory."""
+        """Claude Code's name for the working directory."""
         sdk = await _module("claude_agent_sdk")
         return str(await asyncio.to_thread(sdk.project_key_for_directory, self._files.cwd))
 
@@ -219,7 +219,7 @@ class ClaudeBackend:
             return
         for result in settled:
             yield Event("tool_result", {"id": result.id, "ok": result.ok, "text": result.text})
-        told, message = _told(run, settled)
+        told, message = _message_of(run, settled)
         child = self._child(process.Child, run, own_tools=tools is not None)
         reader = messages.MessageReader(run.session, tokens(run.source.standing))
         async with self._room.place(), mirrored(self._store, message, run.turn.steps) as mirror:
@@ -239,7 +239,7 @@ class ClaudeBackend:
                                 return
             except Exception as error:
                 log.warning("a run of Claude Code broke off", extra={"agent": self._room.agent, "error": type(error).__name__})
-                if ended:  # what goes wrong behind the result changes nothing of it
+                if ended:  # a failure after the result does not change the result
                     raise
                 yield messages.broken(error, child.errors)
 
@@ -276,15 +276,15 @@ class ClaudeBackend:
             async for one in client.receive_messages():
                 yield one
         finally:
-            # The child first: it has an end whatever becomes of the SDK, which still has a transcript to store.
+            # The child first: it must end whatever happens to the SDK, which still has a transcript to store.
             try:
                 await child.close()
             finally:
                 await client.disconnect()
 
 
-def _told(run: _ClaudeRun, settled: Sequence[Result]) -> tuple[Any, str]:
-    """What Claude Code is told, and the uuid of that message: the prompt, or to go on."""
+def _message_of(run: _ClaudeRun, settled: Sequence[Result]) -> tuple[Any, str]:
+    """The message to Claude Code (the prompt, or to go on), and its uuid."""
     if not run.source.standing.begun:
         return run.text, run.message
     lines = [f"- {result.name} ({result.id}): {result.text}" for result in settled]
@@ -292,7 +292,7 @@ def _told(run: _ClaudeRun, settled: Sequence[Result]) -> tuple[Any, str]:
 
 
 def _terminal(error: BackendError | BudgetExceeded) -> Event:
-    """The event that says what `error` says."""
+    """The terminal event for `error`."""
     details = {name: value for name, value in error.details.items() if name != "reason"}
     return Event.error(str(error.details.get("reason", error.code)), message=error.message, code=error.code, **details)
 

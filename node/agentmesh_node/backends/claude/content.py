@@ -13,7 +13,7 @@ IMAGES = ("image/png", "image/jpeg", "image/gif", "image/webp")
 
 
 def content(prompt: str, attachments: Sequence[Any]) -> str | list[dict[str, Any]]:
-    """The prompt, behind its attachments if there are any.
+    """The prompt, after its attachments if there are any.
 
     Raises:
         BackendError: an attachment is neither an image, a PDF nor text; `details["reason"]` is `bad_attachment`.

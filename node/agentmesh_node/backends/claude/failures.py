@@ -1,4 +1,4 @@
-"""What goes wrong with Claude Code, as a stable `reason`, and whether trying again may help. docs/backends.md has the table."""
+"""Failures of Claude Code: a stable `reason`, and whether trying again may help. docs/backends.md has the table."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ RETRY_AFTER_S = {
     "rate_limited": 60.0, "overloaded": 30.0, "server_error": 10.0, "connection": 10.0, "crashed": 1.0, "bad_output": 1.0,
     "start_timeout": 5.0, "store_unavailable": 5.0,
 }  # fmt: skip
-"""Reasons for which the same prompt may succeed later, and when it is worth a try if nothing better is known, in seconds."""
+"""Reasons for which the same prompt may succeed later -> seconds to wait before a try, if nothing better is known."""
 NEXT = {
     "unauthenticated": "check ANTHROPIC_API_KEY or CLAUDE_CODE_OAUTH_TOKEN in the node's environment",
     "forbidden": "the credentials do not allow this",
@@ -21,7 +21,7 @@ NEXT = {
     "budget_exceeded": "raise the option max_budget_usd",
     "store_unavailable": "its transcript cannot be kept, so it could not go on elsewhere",
 }
-"""What to do next, where the reason alone does not say it."""
+"""What to do next, for reasons that do not say it themselves."""
 
 _BY_KIND = {
     "authentication_failed": "unauthenticated",
@@ -39,7 +39,7 @@ _BY_SUBTYPE = {"error_max_turns": "max_turns", "error_max_budget_usd": "budget_e
 
 
 def reason_of(subtype: str, kind: str | None, status: int | None) -> str:
-    """The reason for a result that is an error: from its subtype, the kind of error that was said before, the API's status."""
+    """The reason of an error result: from its subtype, the kind of error in the answer before it, and the API's status."""
     if subtype in _BY_SUBTYPE:
         return _BY_SUBTYPE[subtype]
     if status in _BY_STATUS:
@@ -53,7 +53,7 @@ def reason_of(subtype: str, kind: str | None, status: int | None) -> str:
 
 
 def details(reason: str, retry_after_s: float | None = None, **more: Any) -> dict[str, Any]:
-    """What goes with an error of this reason."""
+    """The details of an error with this reason."""
     found: dict[str, Any] = {"reason": reason, "retryable": reason in RETRY_AFTER_S}
     if reason in RETRY_AFTER_S:
         found["retry_after_s"] = retry_after_s if retry_after_s is not None else RETRY_AFTER_S[reason]
@@ -70,5 +70,5 @@ def failed(reason: str, message: str, retry_after_s: float | None = None, **more
 
 
 def refused(reason: str, message: str) -> BackendError:
-    """The error for what cannot even begin."""
+    """The error for a turn that cannot begin."""
     return BackendError(message, details=details(reason))

@@ -1,6 +1,6 @@
 """An agent's files on one machine: Claude Code's home and configuration, its working directory, its transcripts.
 
-All of it blocks: call it in a thread.
+Everything here blocks: call it in a thread.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import Any
 from agentmesh_node.backends.claude.failures import refused
 
 COST = "cost-state"
-"""Type of the entries by which Claude Code remembers what a session has cost. They are left out, so that each run counts from
-nothing: whether a transcript has the newest one depends on when its node was lost."""
+"""Type of the entries in which Claude Code remembers the cost of a session. They are left out, so that each run counts from zero:
+whether a transcript has the newest one depends on when its node was lost."""
 
 
 class Files:
-    """The files of one agent. What counts of them is in the mesh: any of them may be gone."""
+    """The files of one agent. Whatever must last is in the mesh: any of these files may be gone."""
 
     def __init__(self, directory: str, cwd: str | None) -> None:
         self._root = Path(directory)
@@ -30,7 +30,7 @@ class Files:
         self._own_cwd = cwd is None
 
     def prepare(self) -> None:
-        """Make what is missing, for this user alone.
+        """Make missing directories, readable by this user alone.
 
         Raises:
             BackendError: the directory is another user's, or cannot be made; or the working directory that the options name
@@ -38,7 +38,7 @@ class Files:
         """
         try:
             self._root.mkdir(parents=True, exist_ok=True, mode=0o700)
-            # In a directory for temporary files others could have made it first.
+            # In a directory for temporary files another user could have made it first.
             if self._root.stat().st_uid != os.getuid():
                 raise refused(
                     "no_directory", f"{self._root} belongs to another user; set MESH_FILES to a directory of this node's"
@@ -51,8 +51,8 @@ class Files:
             raise refused("no_directory", f"the working directory {self.cwd} does not exist on this node")
 
     def write(self, project: str, session: str, parts: Mapping[str, Sequence[Any]]) -> None:
-        """Put a session where Claude Code looks for it. `parts` has the entries of its transcripts by subpath, the main one's
-        under an empty name."""
+        """Write a session where Claude Code looks for it. `parts` has the entries of its transcripts by subpath; the main
+        transcript has an empty subpath."""
         for subpath, entries in parts.items():
             path = self._transcript(project, session, subpath)
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -60,14 +60,14 @@ class Files:
                 file.writelines(json.dumps(e, separators=(",", ":")) + "\n" for e in entries if e.get("type") != COST)
 
     def renew(self, project: str, session: str) -> bool:
-        """Make the session's main transcript, if it is here, ready to be gone on from. Returns whether it is."""
+        """Prepare the session's main transcript, if it is here, for another run. Returns whether it is here."""
         entries = self.read(project, session)
         if entries is not None and any(entry.get("type") == COST for entry in entries):
             self.write(project, session, {"": entries})
         return entries is not None
 
     def read(self, project: str, session: str) -> list[Any] | None:
-        """The entries of the session's main transcript; None where it is not here, or not whole."""
+        """The entries of the session's main transcript; None if it is not here, or not whole."""
         try:
             with self._transcript(project, session, "").open(encoding="utf-8") as file:
                 return [json.loads(line) for line in file]
@@ -75,7 +75,7 @@ class Files:
             return None
 
     def forget(self, project: str, sessions: Iterable[str]) -> None:
-        """Remove what is here of these sessions."""
+        """Remove the files of these sessions."""
         for session in sessions:
             self._transcript(project, session, "").unlink(missing_ok=True)
             shutil.rmtree(self._transcript(project, session, "").with_suffix(""), ignore_errors=True)

@@ -22,13 +22,13 @@ TYPES = {
 
 
 class MessageReader:
-    """Reads one run. Text and thinking come as they are written; what a subagent says to itself is left out."""
+    """Turns the messages of one run into events. Text and thinking come as they are written; subagents' own are left out."""
 
     def __init__(self, session: str, before: dict[str, int]) -> None:
         """
         Args:
-            session: the id that this run's session has.
-            before: tokens of the turn that an earlier run used.
+            session: the id of this run's session.
+            before: tokens that earlier runs of the turn used.
         """
         self._session = session
         self._before = before
@@ -38,13 +38,13 @@ class MessageReader:
         self._streamed: set[str] = set()
         self._message = ""
         self._partial = False
-        """Whether text was given of a block that has not come whole."""
+        """Whether text of a block was given that has not come whole yet."""
         self._kind: str | None = None
         self._retry_after_s: float | None = None
         self._unkept: str | None = None
 
     def events(self, message: Any) -> Iterator[Event]:
-        """The events that a message amounts to; kinds of messages that are not known amount to none."""
+        """The events for a message; none for messages of an unknown kind."""
         match message:
             case sdk.StreamEvent(parent_tool_use_id=None):
                 yield from self._streaming(message.event)
@@ -83,14 +83,14 @@ class MessageReader:
             yield Event("thinking", {"text": delta["thinking"]})
 
     def _restarted(self) -> Iterator[Event]:
-        """An answer begins. If the one before it broke off, what that had said is void: it is asked for again."""
+        """An answer begins. If the one before it broke off, its events are void: it is asked for again."""
         if self._partial:
             self._partial = False
             yield Event("text", {"text": "", "restart": True})
 
     def _answer(self, message: sdk.AssistantMessage) -> Iterator[Event]:
         if message.error is not None:
-            self._kind = message.error  # its text is the result's as well
+            self._kind = message.error  # the result has the same text
             return
         if message.message_id == self._message:
             self._partial = False
@@ -105,7 +105,7 @@ class MessageReader:
             self._retry_after_s = max(1.0, info.resets_at - time.time())
 
     def _result(self, message: sdk.ResultMessage) -> Iterator[Event]:
-        # Of what an earlier run has cost nothing is known but the tokens: then nothing is said of the cost.
+        # Only the tokens of an earlier run are known: if there was one, no cost is given.
         known = message.total_cost_usd is not None and not self._before
         cost = {"cost_usd": message.total_cost_usd} if known else {}
         used = added(self._before, _by_models(message.model_usage or {}) or tokens_of(message.usage or {}))
@@ -122,7 +122,7 @@ class MessageReader:
 
 
 def _by_models(usage: Mapping[str, Any]) -> dict[str, int]:
-    """The tokens of all models together: those of subagents, too, which the result's own counters leave out."""
+    """The tokens of all models together, with those of subagents, which the result's own counters leave out."""
     total: dict[str, int] = {}
     for one in usage.values():
         total = added(

@@ -1,4 +1,4 @@
-"""Keeps the transcript of one run in the mesh, and marks in the journal how far it is kept."""
+"""Stores the transcript of one run in the mesh, and marks in the journal how far it is stored."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
 log = logging.getLogger("agentmesh.node")
 
 STORED_S = 15.0
-"""How long a call of an own tool waits for the transcript to be stored, up to the call."""
+"""How long a call of an own tool waits until the transcript up to the call is stored."""
 
 
 class Mirror:
-    """What the SDK is given as its session store.
+    """The session store that the SDK gets.
 
-    Behind each model answer and each round of tool results that is stored a step is taken. It commits what live readers were
-    shown of the turn so far, and it says that the turn gets on: a death of the node behind it does not count against the prompt.
+    After each model answer and each set of tool results that is stored a step is committed. So the events shown to live readers
+    so far stay valid, and the turn shows progress: the node's death after it is not charged to the prompt.
     """
 
     def __init__(self, store: JetStreamSessionStore, message: str, steps: Steps) -> None:
-        """`message` is the uuid of what this run is told: what comes before it was copied from an earlier session."""
+        """`message` is the uuid of the message to this run: entries before it were copied from an earlier session."""
         self._store = store
         self._message = message
         self._begun = False
@@ -51,14 +51,14 @@ class Mirror:
         await cancel_and_wait(self._marking, within_s=STORED_S)
 
     async def append(self, key: SessionKey, entries: list[SessionStoreEntry]) -> None:
-        """Store what Claude Code has written. The SDK repeats it when it raises, and tells of what failed for good.
+        """Store what Claude Code has written. If this raises the SDK repeats the call, and reports a final failure.
 
         Raises:
             Fenced, MailboxFull, Unavailable: as `JetStreamSessionStore.append`.
         """
         await self._store.append(key, entries)
         await self._note_calls(entries)
-        if key.get("subpath"):  # a subagent's: its answers are no progress of the turn's own
+        if key.get("subpath"):  # a subagent's: its answers are no progress of the turn itself
             return
         for entry in entries:
             if self._begun and counts(entry):
@@ -99,7 +99,7 @@ class Mirror:
 
 @contextlib.asynccontextmanager
 async def mirrored(store: JetStreamSessionStore | None, message: str, steps: Steps) -> AsyncIterator[Mirror | None]:
-    """The mirror of one run; None where there is no mesh to keep its transcript."""
+    """The mirror of one run; None if there is no mesh to store its transcript."""
     if store is None:
         yield None
         return

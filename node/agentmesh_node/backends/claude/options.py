@@ -1,4 +1,4 @@
-"""The options of the claude backend, the command line they make, and the environment that Claude Code gets."""
+"""The options of the claude backend; the command line and the environment that Claude Code gets from them."""
 
 from __future__ import annotations
 
@@ -18,56 +18,57 @@ from agentmesh_node.backends.claude.failures import refused
 SERVER = "agent"
 """Name of the MCP server under which the agent's own tools are offered."""
 PREFIX = f"mcp__{SERVER}__"
-"""What Claude Code puts before the names of its tools."""
+"""Claude Code's prefix for the names of these tools."""
 
 PASSED = (
     "PATH", "LANG", "LANGUAGE", "TZ", "TERM", "SHELL", "USER", "LOGNAME", "TMPDIR", "SSL_CERT_FILE", "SSL_CERT_DIR",
     "NODE_EXTRA_CA_CERTS", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy", "ANTHROPIC_BASE_URL",
     "CLAUDE_CODE_ENABLE_TELEMETRY", "CLAUDE_CODE_ENHANCED_TELEMETRY_BETA",
 )  # fmt: skip
-"""Variables of the node that its children get, beside those that begin with one of `PASSED_PREFIXES`."""
+"""Variables of the node that its children get, besides those that begin with one of `PASSED_PREFIXES`."""
 PASSED_PREFIXES = ("LC_", "OTEL_")
 SET = {
     "CLAUDE_CODE_ENTRYPOINT": "sdk-py",
     "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
     "DISABLE_AUTOUPDATER": "1",
-    # A turn is one run of the process: what would go on behind the result would die with it.
+    # A turn is one run of the process: work that goes on after the result would die with it.
     "CLAUDE_CODE_DISABLE_BACKGROUND_TASKS": "1",
     "CLAUDE_CODE_SDK_MCP_TOOL_IDLE_TIMEOUT": "86400000",
 }
 LONGEST_CALL_MS = 86_400_000
-"""Bound of Claude Code's on a call of an own tool. The mesh has its own, and tells the model of it."""
+"""Claude Code's bound on a call of an own tool. The mesh has its own bound, which the model hears of."""
 OWN_SERVER = {"type": "sdk", "name": SERVER, "alwaysLoad": True, "timeout": LONGEST_CALL_MS}
-"""The agent's own tools: all of them before the model from the start, not to be searched for."""
+"""The agent's own tools: all of them are shown to the model from the start, without a search."""
 LATER = ("CronCreate", "CronDelete", "CronList", "ScheduleWakeup")
-"""Tools that promise something for after the turn, when there is no process to keep it. An agent has timers."""
+"""Tools that schedule work for after the turn, when no process runs. An agent has timers for that."""
 CREDENTIALS = {
     "ANTHROPIC_API_KEY": "CLAUDE_CODE_API_KEY_FILE_DESCRIPTOR",
     "CLAUDE_CODE_OAUTH_TOKEN": "CLAUDE_CODE_OAUTH_TOKEN_FILE_DESCRIPTOR",
 }
-"""Variables of the node that hold a credential, the one that wins first, and how the child is told where to read it."""
+"""Variables of the node that hold a credential (the first one that is set is used) -> the variable that tells the child which
+file descriptor to read it from."""
 SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL|AUTH|HEADERS", re.IGNORECASE)
 SHORTEST_SECRET = 8
 
 
 class ClaudeOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What an agent's `Init(state, backend={...})` may say. All of it is journaled: no secrets."""
+    """The backend options: `Init(state, backend={...})`. They are journaled: no secrets."""
 
     model: str | None = None
     fallback_model: str | None = None
     effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
     system_prompt: str | None = None
-    """In place of Claude Code's own."""
+    """Replaces Claude Code's own."""
     append_system_prompt: str | None = None
-    """Behind Claude Code's own."""
+    """Added to Claude Code's own."""
     cwd: str | None = None
     """Working directory, absolute. By default a directory of the agent's own on each node."""
     add_dirs: tuple[str, ...] = ()
     """Further directories that its file tools may use, absolute."""
     permission_mode: Literal["default", "acceptEdits", "plan", "dontAsk", "bypassPermissions"] = "default"
-    """Nobody is there to be asked: what would need a person's word is denied."""
+    """Nobody is there to be asked: actions that need a person's permission are denied."""
     tools: tuple[str, ...] | None = None
-    """The built-in tools that exist at all; by default Claude Code's own choice."""
+    """The built-in tools that are available; by default Claude Code's own choice."""
     allowed_tools: tuple[str, ...] = ()
     """Tools, or rules such as `Bash(git:*)`, that need no permission. The agent's own tools never do."""
     disallowed_tools: tuple[str, ...] = ()
@@ -76,11 +77,11 @@ class ClaudeOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     max_budget_usd: float | None = None
     """Most that one turn of the agent may cost, in US dollars."""
     setting_sources: tuple[Literal["user", "project", "local"], ...] = ()
-    """Settings files that count. None by default: those of a working directory can run commands."""
+    """Settings files that are used. None by default: settings in a working directory can run commands."""
     expand_prompts: bool = False
-    """Whether `@path` and slash commands in a prompt mean something. Not by default: prompts come from others."""
+    """Whether `@path` and slash commands in a prompt are expanded. Not by default: prompts come from others."""
     pass_env: tuple[str, ...] = ()
-    """Further variables of the node's environment that Claude Code gets, and with it every command that it runs."""
+    """Further variables of the node that Claude Code gets, and so every command that it runs."""
     max_retries: int | None = None
     """How often Claude Code repeats a model call that failed; by default its own choice."""
     start_timeout_s: float = 60.0
@@ -104,7 +105,7 @@ def read(options: Mapping[str, Any]) -> ClaudeOptions:
     """The options in `options`.
 
     Raises:
-        BackendError: one is unknown or has a wrong value; `details["reason"]` is `bad_options`.
+        BackendError: an option is unknown or has a wrong value; `details["reason"]` is `bad_options`.
     """
     try:
         return msgspec.convert(dict(options), ClaudeOptions)
@@ -117,7 +118,7 @@ def command(options: ClaudeOptions, cli: str, *, session: str, source: str | Non
 
     Args:
         session: id of the session that this run makes.
-        source: the session that it goes on from, which stays as it is.
+        source: the session that it goes on from, which is not changed.
         own_tools: whether the agent has tools of its own.
     """
     found = [cli, "--output-format", "stream-json", "--input-format", "stream-json", "--verbose", "--include-partial-messages"]
@@ -154,7 +155,7 @@ def environment(options: ClaudeOptions, node: Mapping[str, str], *, home: str, c
     """The whole environment of the child, without its credential. `node` is the node's own."""
     found = {name: value for name, value in node.items() if name in PASSED or name.startswith(PASSED_PREFIXES)}
     found.update({name: node[name] for name in options.pass_env if name in node})
-    # There is no other way to hand this one over: the commands that Claude Code runs can read it.
+    # There is no other way to pass this variable: the commands that Claude Code runs can read it.
     if not credential(node) and "ANTHROPIC_AUTH_TOKEN" in node:
         found["ANTHROPIC_AUTH_TOKEN"] = node["ANTHROPIC_AUTH_TOKEN"]
     found.update(SET, HOME=home, CLAUDE_CONFIG_DIR=config, PWD=cwd)
@@ -164,7 +165,7 @@ def environment(options: ClaudeOptions, node: Mapping[str, str], *, home: str, c
 
 
 def credential(node: Mapping[str, str]) -> tuple[str, str] | None:
-    """The variable that tells the child a file descriptor, and the credential to be read there; None where the node has none."""
+    """The variable that tells the child a file descriptor, and the credential to read from it; None if the node has none."""
     for name, told in CREDENTIALS.items():
         if node.get(name):
             return told, node[name]
@@ -172,7 +173,7 @@ def credential(node: Mapping[str, str]) -> tuple[str, str] | None:
 
 
 def secrets(env: Mapping[str, str], held: tuple[str, str] | None) -> list[str]:
-    """The texts that may not come out of the child, longest first."""
+    """The texts to strike out of the child's output, longest first."""
     found = {value for name, value in env.items() if SECRET_NAME.search(name)}
     found.update(urlsplit(value).password or "" for value in env.values() if "://" in value and "@" in value)
     if held is not None:

@@ -1,7 +1,7 @@
 """The agent's own tools, offered to Claude Code as an MCP server inside the node. Importing this module imports mcp (1.3 s).
 
-The mesh runs them, so their effects hold: a `once` call is committed before it fires and never fired blindly again, and each
-result is committed. After a takeover `settle` says what became of the calls that were under way.
+The mesh runs them, so their effects hold: a `once` call is committed before it is made and never repeated blindly, and each
+result is committed. After a takeover `settle` finds the results of the calls that were under way.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from agentmesh_node.tools import Call, Result, Toolbox
 from agentmesh_node.tools.loop_steps import Intent, Ran
 
 CALL_ID = "claudecode/toolUseId"
-"""Where Claude Code says which call of the model this is."""
+"""The field in which Claude Code names the model's call."""
 NOT_STORED = "The call was not made: the conversation cannot be stored at the moment. Try again."
 TOO_LARGE = "The result of this call is too large to be kept. Ask for less at a time."
 
@@ -51,7 +51,7 @@ class OwnTools:
                 self._results[result.id] = result
 
     def server(self, mirror: Mirror | None) -> Server[Any]:
-        """The MCP server of one run, whose transcript `mirror` keeps."""
+        """The MCP server of one run, whose transcript `mirror` stores."""
 
         async def listed(context: Any, params: Any) -> ListToolsResult:
             return ListToolsResult(
@@ -66,7 +66,7 @@ class OwnTools:
             call_id = str(meta.get(CALL_ID) or f"unnamed-{next(self._numbers)}")
             call = Call(call_id, params.name, params.arguments or {})
             if mirror is not None and self._toolbox.effect(call.name) != "pure" and not await mirror.stored(call.id):
-                # A later owner would not know of this call, and the model might make it again under another name.
+                # A later owner would not know of this call, and the model might make it again under another id.
                 result = Result.failed(call, "not_stored", NOT_STORED)
             else:
                 result = await self.run(call)
@@ -75,12 +75,12 @@ class OwnTools:
         return Server(SERVER, on_list_tools=listed, on_call_tool=called)
 
     async def settle(self, calls: Sequence[Call]) -> list[Result]:
-        """What became of the calls of own tools that a lost process left without a result."""
+        """The results of calls of own tools that a lost process left without one."""
         own = [Call(call.id, call.name.removeprefix(PREFIX), call.input) for call in calls if call.name.startswith(PREFIX)]
         return [await self.run(call) for call in own]
 
     async def run(self, call: Call) -> Result:
-        """The result of a call: the one that is committed, or that of running it now."""
+        """The result of a call: the committed one, or the result of running it now."""
         known = self._results.get(call.id)
         if known is not None:
             return known
@@ -89,10 +89,10 @@ class OwnTools:
             if not result.ok:
                 tracing.failed(span, result.error or "error")
         try:
-            await self._take(Ran(result))
+            await self._commit(Ran(result))
         except TooLarge:
             result = Result.failed(call, "too_large", TOO_LARGE)
-            await self._take(Ran(result))
+            await self._commit(Ran(result))
         self._results[call.id] = result
         return result
 
@@ -102,10 +102,10 @@ class OwnTools:
             if known is not None:
                 return known
         elif self._toolbox.effect(call.name) == "once":
-            await self._take(Intent(call.id))
+            await self._commit(Intent(call.id))
             self._intents.add(call.id)
         return await self._toolbox.run(call, self._turn)
 
-    async def _take(self, step: Intent | Ran) -> None:
-        async with self._writing:  # one at a time: the journal has an order
+    async def _commit(self, step: Intent | Ran) -> None:
+        async with self._writing:  # one at a time: steps have an order
             await self._turn.steps.take(msgspec.to_builtins(step))

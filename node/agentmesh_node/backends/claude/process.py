@@ -1,9 +1,9 @@
-"""The child process that runs Claude Code, as the transport that claude-agent-sdk speaks through.
+"""The child process that runs Claude Code, as a transport of claude-agent-sdk.
 
-The SDK has a transport of its own. This one exists because that one hands the whole environment of the node to the child, waits
-up to twenty seconds for a child that must end now, and lets it outlive a node that is killed. Here the environment is given,
-the credential travels in a pipe of its own, which the commands that Claude Code runs do not inherit, every secret is struck out
-of what the child says before anybody reads it, and the child and its process group are gone when `close` returns.
+The SDK's own transport gives the whole environment of the node to the child, waits up to twenty seconds for a child that must end
+now, and lets it outlive a node that is killed. Here the environment is chosen; the credential travels in a pipe of its own, which
+the commands that Claude Code runs do not inherit; every secret is struck out of the child's output before anybody reads it; and
+the child and its process group are gone when `close` returns.
 
 Importing this module imports the SDK (1.5 s): do it in a thread.
 """
@@ -32,15 +32,15 @@ LAUNCHER = Path(__file__).with_name("launch.py")
 LINE_LIMIT = 64 << 20
 """Longest line of the child that is read, in bytes: the mirror of a forked session is one line."""
 IN_ORDER_S = 2.0
-"""How long a child that has said its result may take to end by itself."""
+"""How long a child that has given its result may take to end by itself."""
 TERM_S = 2.0
-"""How long a child may take to end when told to, before it is killed."""
+"""How long a child may take to end after SIGTERM, before it is killed."""
 ERROR_LINES = 20
 """How many of the child's last lines of standard error are kept."""
 
 
 class Malformed(Exception):
-    """The child wrote what cannot be its output."""
+    """The child wrote a line that is no message."""
 
 
 class Child(Transport):
@@ -58,8 +58,8 @@ class Child(Transport):
         """
         Args:
             env: the child's whole environment.
-            secrets: texts that must not be read out of the child.
-            credential: name of the variable that tells the child a file descriptor, and what can be read from that once.
+            secrets: texts to strike out of the child's output.
+            credential: name of the variable that tells the child a file descriptor, and the text that can be read from it once.
         """
         self._command = list(command)
         self._env = dict(env)
@@ -72,7 +72,7 @@ class Child(Transport):
         self._writing = asyncio.Lock()
         self._stopped = False
         self.answered = False
-        """Whether the child has said its result: it may then end by itself."""
+        """Whether the child has given its result: it may then end by itself."""
 
     @property
     def pid(self) -> int | None:
@@ -104,7 +104,7 @@ class Child(Transport):
                 cwd=self._cwd,
                 limit=LINE_LIMIT,
                 pass_fds=() if pipe is None else (pipe,),
-                start_new_session=True,  # what it starts can be ended with it
+                start_new_session=True,  # processes that it starts can be ended with it
             )
         finally:
             if pipe is not None:
@@ -176,11 +176,11 @@ class Child(Transport):
                 self.answered = self.answered or message.get("type") == "result"
                 yield message
         code = await self._process.wait()
-        if not (self.answered or self._stopped):  # or whoever waits for a word of it would wait on
+        if not (self.answered or self._stopped):  # otherwise the reader would wait for ever
             raise ProcessError("Claude Code ended", exit_code=code, stderr=self.errors)
 
     async def close(self) -> None:
-        """End the child and what is left of its process group. Takes at most some five seconds; may be called again."""
+        """End the child and the rest of its process group. Takes at most some five seconds; may be called again."""
         process = self._process
         if process is None:
             return
@@ -189,8 +189,8 @@ class Child(Transport):
                 await self.end_input()
                 await _ended(process, IN_ORDER_S)
             if process.returncode is None:
-                # In order: it ends the commands that it runs, which have process groups of their own. Its input stays open
-                # meanwhile: the end of that it would take for the failure of a tool, and tell the model.
+                # SIGTERM, so that it ends the commands that it runs, which have process groups of their own. Its input stays open
+                # meanwhile: it would take the end of that for a failure of a tool, and tell the model.
                 self._stopped = True
                 self._signal(signal.SIGTERM)
                 await _ended(process, TERM_S)
@@ -216,10 +216,10 @@ async def _ended(process: asyncio.subprocess.Process, seconds: float) -> None:
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:
-    """The message on a line of output; None for a line that is none.
+    """The message on a line of output; None if the line is no message.
 
     Raises:
-        Malformed: it begins as a message and is not one.
+        Malformed: it begins like a message and is not one.
     """
     if not line.lstrip().startswith(b"{"):
         return None  # some builds write plain notices among the messages

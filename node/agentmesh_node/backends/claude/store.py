@@ -1,8 +1,8 @@
 """Claude Code's transcripts in JetStream: a `SessionStore` of claude-agent-sdk (docs/design/008-claude-sessions.md).
 
-One subject holds one transcript, as lines of JSON in the order in which they were appended. A message holds as many lines as fit
-into it; a line that is larger than that takes several messages, and counts only once all of them are there. An append names the
-sequence that it follows, so that what a lost acknowledgement leaves in doubt can be told, and a transcript has one writer.
+One subject holds one transcript, as lines of JSON in the order in which they were appended. A message holds as many lines as fit;
+a larger line takes several messages, and counts only once all of them are there. An append names the sequence that it follows:
+so its fate can be told after a lost acknowledgement, and a transcript has only one writer.
 """
 
 from __future__ import annotations
@@ -35,21 +35,21 @@ if TYPE_CHECKING:
     from claude_agent_sdk import SessionKey, SessionListSubkeysKey, SessionStoreEntry, SessionStoreListEntry
 
 RECORD = "Mesh-Record"
-"""Header: the message's random id, by which its writer knows it again."""
+"""Header: the message's random id, by which its writer recognises it."""
 PART = "Mesh-Part"
-"""Header: `k/n`, the place of this message among those of one large line."""
+"""Header: `k/n`, the position of this message among those of one large line."""
 MAIN = "main"
 SUB = "sub/"
 TRIES = 5
-"""How often a message is sent whose fate a lost acknowledgement leaves open."""
+"""How often a message is sent whose acknowledgement was lost."""
 
 
 class JetStreamSessionStore:
     """The transcripts of one agent.
 
     Args:
-        project: file everything under this project. The SDK's own project key comes from the working directory, which is another
-            one on another node.
+        project: store everything under this project. The SDK's own project key comes from the working directory, which differs
+            from node to node.
         ambient: where random ids come from.
     """
 
@@ -66,7 +66,7 @@ class JetStreamSessionStore:
         """Sequence of the last message of each transcript that this store has appended to."""
         self._appending = asyncio.Lock()
 
-    # --- what the SDK calls -------------------------------------------------------------------------------------------
+    # --- for the SDK --------------------------------------------------------------------------------------------------
     async def append(self, key: SessionKey, entries: list[SessionStoreEntry]) -> None:
         """Append `entries`, in order; returns when they are stored.
 
@@ -83,7 +83,7 @@ class JetStreamSessionStore:
                 await self._put(subject, body, headers)
 
     async def load(self, key: SessionKey) -> list[SessionStoreEntry] | None:
-        """The entries of a transcript, each once; None where there is none.
+        """The entries of a transcript, each once; None if there is no transcript.
 
         Raises:
             Unavailable: it cannot be read now.
@@ -107,7 +107,7 @@ class JetStreamSessionStore:
         return [part.removeprefix(SUB) for part in parts if part != MAIN]
 
     async def delete(self, key: SessionKey) -> None:
-        """Remove a session with all its parts, or the one part that `key` names. What is not there is no error.
+        """Remove a session with all its parts, or the one part that `key` names. It is no error if nothing is there.
 
         Raises:
             Unavailable: try again.
@@ -115,7 +115,7 @@ class JetStreamSessionStore:
         part = SUB + key["subpath"] if key.get("subpath") else "*"
         await self._purge(self._subjects.session(self._agent, self._filed(key["project_key"]), key["session_id"], part))
 
-    # --- what the backend needs besides -------------------------------------------------------------------------------
+    # --- for the backend ---------------------------------------------------------------------------------------------
     async def sessions(self) -> set[tuple[str, str]]:
         """Project and id of every session of the agent, whatever its project."""
         subjects = await self._parts(self._subjects.session(self._agent))
@@ -140,7 +140,7 @@ class JetStreamSessionStore:
         )
 
     async def _parts(self, pattern: str) -> list[str]:
-        """The subjects under `pattern` that hold something."""
+        """The subjects under `pattern` that hold messages."""
         found: list[str] = []
         while True:
             reply = await api(self._t, f"STREAM.INFO.{self._stream}", {"subjects_filter": pattern, "offset": len(found)})
@@ -155,7 +155,7 @@ class JetStreamSessionStore:
         self._last.clear()
 
     async def _put(self, subject: str, body: bytes, headers: dict[str, str]) -> None:
-        """Store one message behind the one that this store knows as the last."""
+        """Store one message after the last one that this store knows."""
         record = headers[RECORD] = self._token(8)
         if subject not in self._last:
             newest = await get_last(self._t, self._stream, subject)
@@ -198,7 +198,7 @@ def _messages(entries: Sequence[SessionStoreEntry], limit: int) -> Iterator[tupl
 
 
 def _entries(messages: Sequence[StoredMessage]) -> list[SessionStoreEntry]:
-    """The entries in `messages`: a line in parts counts when it is whole, an entry that was appended again counts once."""
+    """The entries in `messages`. A line in parts counts if it is whole; an entry that was appended twice counts once."""
     found: list[SessionStoreEntry] = []
     seen: set[str] = set()
     parts: list[bytes] = []
@@ -206,7 +206,7 @@ def _entries(messages: Sequence[StoredMessage]) -> list[SessionStoreEntry]:
         lines = message.data.split(b"\n")
         if PART in message.headers:
             place, _, count = message.headers[PART].partition("/")
-            # The first part begins anew: what came before it was given up half-way.
+            # The first part begins a line anew: the parts before it were given up half-way.
             parts = [*(parts if place != "1" else []), message.data]
             if place != count or len(parts) != int(count):
                 continue

@@ -1,4 +1,4 @@
-"""What a transcript of Claude Code says of a turn: how far it came, and what happened in it. Pure."""
+"""Reading a turn from a transcript of Claude Code: how far it got, and its events. Pure."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from agentmesh_node.backends.claude.options import PREFIX
 from agentmesh_node.tools import Call
 
 SYNTHETIC = "<synthetic>"
-"""The model that Claude Code names for what it wrote itself."""
+"""The model that Claude Code names for entries that it wrote itself."""
 ENDS = ("end_turn", "stop_sequence")
 
 
 class Standing(NamedTuple):
-    """How far a turn came."""
+    """How far a turn got."""
 
     entries: list[Mapping[str, Any]]
-    """What the model said and the tools gave, in order."""
+    """Answers of the model and results of tools, in order."""
     final: str | None
     """The answer, if it was given whole."""
     open: tuple[Call, ...]
@@ -26,12 +26,12 @@ class Standing(NamedTuple):
 
     @property
     def begun(self) -> bool:
-        """Whether the model has given anything that would have to be paid for again."""
+        """Whether the model has given anything, which would have to be paid for again."""
         return bool(self.entries)
 
 
 def standing(entries: Sequence[Mapping[str, Any]], prompt: str) -> Standing:
-    """How far the turn came whose prompt is the entry `prompt` (a uuid)."""
+    """How far the turn got whose prompt is the entry `prompt` (a uuid)."""
     start = next((at for at, entry in enumerate(entries) if entry.get("uuid") == prompt), None)
     turn = [] if start is None else [entry for entry in entries[start + 1 :] if counts(entry)]
     return Standing(turn, _final(turn), _open(turn))
@@ -48,7 +48,7 @@ def counts(entry: Mapping[str, Any]) -> bool:
 
 
 def blocks(message: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The content blocks of a message; text stands for one block of it."""
+    """The content blocks of a message; a plain text stands for one text block."""
     content = message.get("content")
     if isinstance(content, str):
         return [{"type": "text", "text": content}]
@@ -83,7 +83,7 @@ def calls_in(entries: Sequence[Mapping[str, Any]]) -> Iterator[Call]:
 
 
 def events(turn: Standing, marked: str | None) -> Iterator[Event]:
-    """What happened in the turn, as events. Those up to the entry `marked` were committed: live readers know them."""
+    """The events of the turn. Those up to the entry `marked` were committed: live readers have them."""
     places = [at for at, entry in enumerate(turn.entries) if entry.get("uuid") == marked]
     upto = places[-1] if places else -1
     for at, entry in enumerate(turn.entries):
@@ -97,7 +97,7 @@ def events(turn: Standing, marked: str | None) -> Iterator[Event]:
 
 
 def event_of(block: Mapping[str, Any], *, replayed: bool = False) -> Event | None:
-    """A content block as an event; None for one that is none."""
+    """The event for a content block, or None."""
     match block.get("type"):
         case "text":
             return Event("text", {"text": block["text"]}, replayed)
@@ -113,7 +113,7 @@ def event_of(block: Mapping[str, Any], *, replayed: bool = False) -> Event | Non
 
 
 def text_of(block: Mapping[str, Any]) -> str:
-    """The text of a tool result; what is no text in it is named by its type."""
+    """The text of a tool result; other content is named by its type."""
     content = block.get("content")
     if content is None or isinstance(content, str):
         return content or ""
@@ -122,7 +122,7 @@ def text_of(block: Mapping[str, Any]) -> str:
 
 
 def tokens(turn: Standing) -> dict[str, int]:
-    """What the answers of the turn used."""
+    """The tokens of the turn's answers."""
     total: dict[str, int] = {}
     for usage in {entry["message"].get("id"): entry["message"].get("usage") for entry in turn.entries}.values():
         total = added(total, tokens_of(usage or {}))

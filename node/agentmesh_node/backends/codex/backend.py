@@ -1,7 +1,7 @@
 """The codex backend: Codex CLI runs the agent's turns, on any node (docs/backends.md).
 
-A turn is one child process (agentmesh_node.backends.codex.process). Between turns there is none: the session is the thread's
-id and the names of what the mesh's object store keeps of it.
+A turn is one child process (agentmesh_node.backends.codex.process). Between turns there is none: the session holds the thread's
+id, and the names of its parts in the mesh's object store.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from agentmesh_node.tools import Toolbox
 
 
 class CodexBackend:
-    """A `Backend` whose turns are those of Codex."""
+    """A `Backend` whose turns are turns of Codex."""
 
     def __init__(
         self, agent: Agent[Any], options: Mapping[str, Any], *, room: Room | None = None, store: Store | None = None
     ) -> None:
         """
         Args:
-            room: where files may lie, and the mesh; without it threads are kept in this process only.
+            room: a directory for files, and the mesh; without it threads are kept only in this process.
             store: where threads are kept instead of in the mesh's object store.
 
         Raises:
@@ -64,10 +64,10 @@ class CodexBackend:
         return msgspec.to_builtins(Session())
 
     async def resume_session(self, session: Any) -> Any:
-        """Take a thread up: its rollout is fetched when a turn needs it.
+        """Resume a thread. Its rollout is fetched when a turn needs it.
 
         Raises:
-            BackendError: as `start_session`; `bad_session` where the value is none of this backend's.
+            BackendError: as `start_session`; `bad_session` if the value is not a session of this backend.
         """
         await self._ready()
         _session(session)
@@ -78,21 +78,21 @@ class CodexBackend:
         await asyncio.to_thread(settings.binary, os.environ)
 
     async def prompt(self, session: Any, prompt: str, turn: Turn) -> Stream:
-        """Begin a turn. One that fails leaves the session as it was: the thread goes on from its last whole turn."""
+        """Begin a turn. A turn that fails leaves the session as it was: the thread goes on from its last whole turn."""
         value = _session(session)
         run = Run(self._ground, value, turn)
-        # The value in hand is committed: what it says is unneeded, nobody needs. Nor what a turn left behind that failed.
+        # This session value is committed, so the parts that it lists as old can go; and so can those of a turn that failed.
         left = self._last.made - run.needed if self._last is not None else set()
         await forget(self._ground.store, sorted({*value.old, *left}))
         self._last = run
         return Stream(run.events(prompt), session)
 
     def update_session(self, session: Any, result: Mapping[str, Any]) -> Any:
-        """The session that the turn's result brings."""
+        """The session in the turn's result."""
         return result.get("thread", session)
 
     async def terminate_session(self, session: Any) -> None:
-        """Remove what is stored of the thread, and the agent's files on this node."""
+        """Remove the thread's stored parts, and the agent's files on this node."""
         value = _session(session)
         parts = value.rollout.parts if value.rollout is not None else ()
         await forget(self._ground.store, sorted({*value.old, *parts, *(self._last.made if self._last is not None else ())}))
@@ -100,7 +100,7 @@ class CodexBackend:
         await asyncio.to_thread(shutil.rmtree, self._ground.directory, ignore_errors=True)
 
     async def release(self) -> None:
-        """Let go of what is open in this process: sessions with MCP servers. Codex runs only during a turn."""
+        """Close sessions with MCP servers. Codex runs only during a turn."""
         await self._ground.toolbox.close()
         if self._own_directory:
             await asyncio.to_thread(shutil.rmtree, self._ground.directory.parent, ignore_errors=True)

@@ -1,8 +1,8 @@
-"""CODEX_HOME of a running turn: a directory of its own, made for the turn and gone after it.
+"""CODEX_HOME of a running turn: a directory made for the turn and removed after it.
 
-Nothing that Codex keeps there outlives the turn but the rollout, which is stored in the mesh: so a session is what its value
-says, on the node where it ran as on any other. A node that is killed leaves its directories behind; the next turn of that agent
-on the machine removes them. They are told from those in use by a lock that ends with its process.
+Of the files that Codex keeps there only the rollout outlives the turn, and it is stored in the mesh: so a session is the same on
+the node where it ran as on any other. A node that is killed leaves its directories behind; the next turn of that agent on the
+machine removes them. Directories in use are locked, and a lock ends with its process.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Home:
     """One such directory. Its methods block."""
 
     def __init__(self, base: Path) -> None:
-        """Make it under `base`, and remove what dead processes left there."""
+        """Make it under `base`, and remove directories of dead processes there."""
         base.mkdir(parents=True, exist_ok=True, mode=0o700)
         for former in base.glob("turn-*"):
             _remove_if_free(former)
@@ -43,7 +43,7 @@ class Home:
             self._lock = -1
 
     def inputs(self, prompt: str, attachments: Sequence[Any]) -> list[dict[str, Any]]:
-        """The prompt and its attachments as Codex takes them: images as such, other files by name.
+        """The prompt and its attachments in Codex's form: images directly, other files by name.
 
         Raises:
             BackendError: an attachment's content is not base64.
@@ -74,7 +74,7 @@ def _remove_if_free(path: Path) -> None:
     with contextlib.suppress(OSError):
         lock = os.open(path / ".lock", os.O_RDWR | os.O_CLOEXEC)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # refused: its process lives
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # refused: its process is alive
             shutil.rmtree(path, ignore_errors=True)
         finally:
             os.close(lock)

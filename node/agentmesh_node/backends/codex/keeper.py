@@ -1,11 +1,11 @@
-"""Runs the command that it is given, and ends what that leaves behind.
+"""Runs a command, and kills the processes that it leaves behind.
 
     python -I -S keeper.py <command> <arguments>...
 
-Codex ends the commands that it runs when it ends itself, but for one that it is just starting: that goes on without a parent. On
-Linux the kernel hands such processes to this program, which kills them. It needs nothing of the node, so it does so also when
-the node was killed: Codex ends with the pipe that the node held, and this program behind Codex. Nothing is imported that is not
-needed: this runs before every turn.
+When Codex ends it ends the commands that it runs, except one that it is just starting: that goes on without a parent. On Linux
+the kernel makes such processes children of this program, which kills them. It needs nothing of the node, so this works also if
+the node was killed: Codex ends with the pipe that the node held, and this program after Codex. It imports only what it needs,
+because it runs before every turn.
 """
 
 import os
@@ -20,7 +20,7 @@ def main() -> None:
     import ctypes  # noqa: PLC0415 - as all that is not needed to be imported as a module
 
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    signal.pthread_sigmask(signal.SIG_BLOCK, HANDED_ON)  # what comes before it can be handed on waits
+    signal.pthread_sigmask(signal.SIG_BLOCK, HANDED_ON)  # signals that come before they can be passed on wait
     try:
         child = os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ, setsigmask=())
     except OSError as error:
@@ -29,7 +29,7 @@ def main() -> None:
         signal.signal(number, lambda number, _: os.kill(child, number))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDED_ON)
     silence = os.open(os.devnull, os.O_RDWR)
-    for stream in (0, 1, 2):  # the pipes are the command's: they must end when it does
+    for stream in (0, 1, 2):  # only the command may hold the pipes: they must end when it does
         os.dup2(silence, stream)
     end = -1
     while True:

@@ -1,9 +1,9 @@
 """The child process: Codex's app server, which speaks JSON-RPC in lines over its standard input and output.
 
-Why not the Python SDK: it hands the node's whole environment to the child, and holds a thread of the loop's shared pool for each
+Why not the Python SDK: it gives the node's whole environment to the child, and holds a thread of the loop's shared pool for each
 running turn. Why not `codex exec`: it gives no text as it comes, no error codes, and does not end when its node is killed. The
-app server ends when its input does, and so when the kernel closes a dead node's pipes. It ends the commands that it runs, but not
-one that it is just starting: on Linux a keeper stands between it and the node, which ends what is left.
+app server ends when its input ends, and so when the kernel closes a dead node's pipes. It ends the commands that it runs, except
+one that it is just starting: on Linux a keeper process between it and the node kills what is left.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ KEEPER = Path(__file__).with_name("keeper.py")
 LINE_LIMIT = 64 << 20
 """Longest line of the child that is read, in bytes."""
 CLOSE_S = 2.0
-"""How long the child may take to end once its input has ended, and once more when it is told to."""
+"""How long the child may take to end after its input has ended, and again after SIGTERM."""
 ERROR_LINES = 20
 """How many of the child's last lines of standard error are kept."""
 DECLINED = {"decision": "decline"}
@@ -41,13 +41,13 @@ type Json = dict[str, Any]
 
 
 class AppServer:
-    """One run of Codex. Not to be shared by tasks, but for `reply`."""
+    """One run of Codex. For one task only, except `reply`."""
 
     def __init__(self, command: Sequence[str], *, env: Mapping[str, str], cwd: str, secrets: Sequence[str] = ()) -> None:
         """
         Args:
             env: the child's whole environment.
-            secrets: texts that must not be read out of the child.
+            secrets: texts to strike out of the child's output.
         """
         self._command = list(command)
         self._env = dict(env)
@@ -66,17 +66,17 @@ class AppServer:
         return self._process.pid if self._process is not None else None
 
     def _kept(self) -> list[str]:
-        """The command under its keeper, where there can be one."""
+        """The command, run by the keeper on Linux."""
         program = shutil.which(self._command[0], path=self._env.get("PATH", os.defpath))
         if sys.platform != "linux" or program is None:
             return self._command
         return [sys.executable, "-I", "-S", str(KEEPER), program, *self._command[1:]]
 
     async def start(self) -> None:
-        """Start the child and greet it.
+        """Start the child and make the protocol's handshake.
 
         Raises:
-            BackendError: it does not start, or does not speak as it should.
+            BackendError: it does not start, or breaks the protocol.
         """
         try:
             self._process = await asyncio.create_subprocess_exec(
@@ -87,7 +87,7 @@ class AppServer:
                 env=self._env,
                 cwd=self._cwd,
                 limit=LINE_LIMIT,
-                start_new_session=True,  # a terminal's Ctrl-C is the node's business
+                start_new_session=True,  # a terminal's Ctrl-C is for the node alone
             )
         except OSError as error:
             raise refused("not_installed", f"Codex cannot be started: {error}") from None
@@ -96,12 +96,12 @@ class AppServer:
         await self.call("initialize", {"clientInfo": about, "capabilities": {"experimentalApi": True}})
         await self._send({"method": "initialized"})
 
-    # --- speaking -----------------------------------------------------------------------------------------------------
+    # --- messages -----------------------------------------------------------------------------------------------------
     async def call(self, method: str, params: Json) -> Json:
         """The result of a request.
 
         Raises:
-            BackendError: it is refused, or the child ends or writes what is no message.
+            BackendError: the request is refused, or the child ends or writes a line that is no message.
         """
         self._ids += 1
         await self._send({"id": self._ids, "method": method, "params": params})
@@ -126,7 +126,7 @@ class AppServer:
         return self._waiting.popleft() if self._waiting else await self._read()
 
     async def reply(self, to: Any, result: Json | None) -> None:
-        """Answer a request of the child; None says that nobody here can."""
+        """Answer a request of the child; None says that it is not supported."""
         if result is None:
             error = {"code": NOT_SUPPORTED, "message": "nobody is there to answer this"}
             await self._send({"id": to, "error": error})
@@ -207,7 +207,7 @@ class AppServer:
 
 
 def striker(secrets: Sequence[str]) -> Callable[[bytes], bytes]:
-    """A function that takes `secrets` out of data, as they look in plain text and within JSON."""
+    """A function that strikes `secrets` out of data, in plain text and in JSON strings."""
     struck = [form for secret in secrets if secret for form in {secret.encode(), json.dumps(secret)[1:-1].encode()}]
 
     def strike(data: bytes) -> bytes:
@@ -219,7 +219,7 @@ def striker(secrets: Sequence[str]) -> Callable[[bytes], bytes]:
 
 
 def descendants(pid: int) -> list[int]:
-    """The children of a process and theirs, as far as this system tells."""
+    """All descendants of a process, if this system lists them."""
     found: list[int] = []
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
         with contextlib.suppress(OSError):

@@ -1,7 +1,7 @@
 """A thread's rollout: the file in which Codex keeps a conversation, and its copy in the mesh's object store.
 
-Codex only ever appends to the file, so the copy is a list of parts: each save stores what is new, compressed. When there are many
-they become one. Whoever has the list (`Rollout`, a JSON value) can put the file back on any node.
+Codex only ever appends to the file, so the copy is a list of parts: each save stores the new bytes, compressed. When there are
+many parts they are joined into one. With the list (`Rollout`, a JSON value) any node can restore the file.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ import msgspec
 from agentmesh.errors import BackendError, InfrastructureError, NotFound, Unavailable
 
 MAX_PARTS = 16
-"""Parts that a save may leave; one more, and all become one."""
+"""Most parts after a save; with one more, all are joined into one."""
 SETTLE_S = 2.0
-"""How long the file may lag behind what Codex has told."""
+"""How long the file may lag behind Codex's notifications."""
 POLL_S = 0.02
 
 
 class Store(Protocol):
-    """Where parts are kept (agentmesh.edge.blobs.Blobs)."""
+    """A store for parts (agentmesh.edge.blobs.Blobs)."""
 
     async def put(self, data: bytes) -> str: ...
     async def get(self, name: str) -> bytes: ...
@@ -59,7 +59,7 @@ class MemoryStore:
 
 
 class Rollout(msgspec.Struct, frozen=True):
-    """Where a thread's file lies, and which parts of the object store hold it."""
+    """The path of a thread's file, and the parts in the object store that hold it."""
 
     path: str
     """Relative to CODEX_HOME."""
@@ -72,13 +72,13 @@ class File:
     def __init__(self, home: Path, store: Store, strike: Callable[[bytes], bytes]) -> None:
         """
         Args:
-            strike: takes out of data what must not be stored.
+            strike: strikes out of data what must not be stored.
         """
         self._home = home
         self._store = store
         self._strike = strike
         self._saved = b""
-        """What the parts hold."""
+        """The content of the parts."""
         self._rollout = Rollout("")
         self.made: set[str] = set()
         """The parts that were stored by this run of the turn."""
@@ -89,7 +89,7 @@ class File:
         return self._rollout
 
     async def restore(self, rollout: Rollout) -> None:
-        """Put the file back as `rollout` has it.
+        """Restore the file from `rollout`.
 
         Raises:
             NotFound: a part is gone.
@@ -109,9 +109,9 @@ class File:
         return data
 
     async def save(self, path: str, *, counted: int | None = None) -> Rollout | None:
-        """Store what is new in the file at `path`, and return where all of it is.
+        """Store the new bytes of the file at `path`, and return the rollout.
 
-        With `counted` the file is waited for until it tells of that many answers of the model; None where it does not in time.
+        With `counted` it waits until the file has that many answers of the model; None if it does not have them in time.
 
         Raises:
             Unavailable: it cannot be stored now, or the file is missing.
@@ -147,17 +147,17 @@ class File:
         return self._strike(data[: data.rfind(b"\n") + 1])
 
     def answers(self) -> int:
-        """How many answers of the model the saved file tells of."""
+        """How many answers of the model the saved file has."""
         return answers(self._saved)
 
 
 def answers(data: bytes) -> int:
-    """How many answers of the model, each with the results of its tools, a rollout tells of."""
+    """How many answers of the model, each with the results of its tools, a rollout has."""
     return data.count(b'"type":"token_count"')
 
 
 async def forget(store: Store, names: Sequence[str]) -> None:
-    """Delete parts that nobody needs any more. What cannot be deleted now stays: it harms nobody."""
+    """Delete parts that are no longer needed. A part that cannot be deleted now stays, which does no harm."""
     for name in names:
         with contextlib.suppress(InfrastructureError):
             await store.delete(name)

@@ -1,4 +1,4 @@
-"""One turn of Codex: a child process for its time, its news as events, and steps by which another node can go on."""
+"""One turn of Codex: a child process, its notifications as events, and steps with which another node can go on."""
 
 from __future__ import annotations
 
@@ -19,45 +19,45 @@ from agentmesh.edge.tasks import cancel_and_wait
 from agentmesh.errors import BackendError, BudgetExceeded, InfrastructureError, NotFound
 from agentmesh_node.backends.codex import settings
 from agentmesh_node.backends.codex.homes import Home
-from agentmesh_node.backends.codex.own import OwnToolRuns
+from agentmesh_node.backends.codex.notifications import events_of, failure, is_tool, tokens
+from agentmesh_node.backends.codex.own_tools import OwnToolRuns
 from agentmesh_node.backends.codex.process import DECLINED, AppServer, Json, striker
 from agentmesh_node.backends.codex.rollout import File, Rollout, Store, forget
 from agentmesh_node.backends.codex.settings import CodexOptions
 from agentmesh_node.backends.codex.steps import EarlierSteps, Saved, step_value
-from agentmesh_node.backends.codex.told import events_of, failure, is_tool, tokens
 from agentmesh_node.tools import Toolbox
 
 log = logging.getLogger("agentmesh.node")
 
 STORE_ERRORS = (InfrastructureError, Uncertain)
-"""The store cannot be read or written now. Any other error of the mesh says something about the thread itself."""
+"""Errors that say that the store cannot be read or written now. Other errors of the mesh are about the thread itself."""
 STORE_TRIES = 5
 STORE_WAIT_S = 0.5
 
 
 class Session(msgspec.Struct, frozen=True):
-    """The session's value."""
+    """The session value of an agent."""
 
     session_id: str | None = None
     """The thread's id; None before the first turn has succeeded."""
     rollout: Rollout | None = None
     old: tuple[str, ...] = ()
-    """Parts that no session needs any more, to be deleted once this value is committed."""
+    """Parts that are no longer needed, to be deleted once this value is committed."""
 
 
 class Ground(msgspec.Struct, frozen=True):
-    """What the turns of one agent have in common."""
+    """Shared by all turns of one agent."""
 
     options: CodexOptions
     directory: Path
     store: Store
     toolbox: Toolbox
     place: Callable[[], AbstractAsyncContextManager[Any]] = nullcontext
-    """Held while Codex runs (see `agentmesh.backend.Room`)."""
+    """A slot, held while Codex runs (see `agentmesh.backend.Room`)."""
 
     @property
     def cwd(self) -> Path:
-        """Where the agent works: the option's directory, else one of its own that stays on this node."""
+        """The agent's working directory: the option's, else one of its own that stays on this node."""
         return Path(self.options.cwd) if self.options.cwd is not None else self.directory / "work"
 
 
@@ -73,18 +73,18 @@ class Run:
         self._saved = self._taken.saved[-1] if self._taken.saved else None
         self._usage: dict[str, int] = dict(self._saved.usage) if self._saved else {}
         self._tool_calls = self._saved.tool_calls if self._saved else 0
-        self._untold: list[Event] = []
+        self._since_step: list[Event] = []
         """Events since the last step."""
         self._tools_ran = False
         """Whether a tool has run since the last step."""
         self._answers = 0
-        """Answers of the model that the rollout must tell of."""
+        """Answers of the model that the rollout must have."""
         self._text = ""
         self._thread = ""
         self._path = ""
         self._file: File | None = None
         self._heard = 0.0
-        """When Codex last told something other than that it tries again."""
+        """When Codex last reported anything other than that it tries again."""
 
     @property
     def made(self) -> set[str]:
@@ -98,7 +98,7 @@ class Run:
         return {part for rollout in rollouts if rollout is not None for part in rollout.parts}
 
     async def events(self, prompt: str) -> AsyncGenerator[Event]:
-        """Everything that happens, up to one terminal event."""
+        """The events of the turn, up to one terminal event."""
         for event in self._taken.events():
             yield event
         try:
@@ -129,14 +129,14 @@ class Run:
         finally:
             await tools.close()
             await server.close()
-        # Only a turn that Codex completed comes here: its file is whole now that Codex has ended.
+        # This is reached only if Codex completed the turn: now that Codex has ended, its file is whole.
         yield self._result(await self._kept(file))
 
     # --- the beginning ------------------------------------------------------------------------------------------------
     async def _restore(self, file: File) -> None:
-        """The thread's file, as the newest step of this turn left it, else as the session has it."""
+        """Restore the thread's file from the newest step of this turn, else from the session."""
         if self._saved is not None:
-            with contextlib.suppress(NotFound):  # from a try of this turn that has ended since
+            with contextlib.suppress(NotFound):  # the step is of a try of this turn that has ended since
                 await self._read(file, self._saved.rollout)
                 self._thread, self._path = self._saved.session_id, self._saved.rollout.path
                 return
@@ -182,7 +182,7 @@ class Run:
             raise BackendError(f"Codex did not begin the turn within {limit}", details=details) from None
 
     async def _begin(self, server: AppServer, home: Home, prompt: str) -> str:
-        """Start the thread or take it up, and start the turn; returns the turn's id at Codex."""
+        """Start or resume the thread, and start the turn. Returns Codex's id of the turn."""
         params = settings.thread_params(self._options, self._ground.cwd)
         if self._thread:
             told = await server.call("thread/resume", {**params, "threadId": self._thread, "excludeTurns": True})
@@ -195,7 +195,7 @@ class Run:
         if not self._thread or not path.is_relative_to(home.path):
             raise settings.refused("bad_output", "Codex did not say where it keeps the thread")
         self._path = str(path.relative_to(home.path))
-        # A turn that goes on has its prompt in the thread: nothing is said again.
+        # A turn that goes on has its prompt in the thread already.
         said = [] if self._saved is not None else await asyncio.to_thread(home.inputs, prompt, self._turn.attachments)
         start: Json = {"threadId": self._thread, "input": said}
         if self._options.effort is not None:
@@ -210,14 +210,14 @@ class Run:
         """The events of the turn, until Codex has completed it.
 
         Raises:
-            BackendError: Codex gave it up, or ended, or cannot be understood.
+            BackendError: Codex gave the turn up, or ended, or broke the protocol.
         """
         self._heard = asyncio.get_running_loop().time()
         while True:
             message = await _next(server, tools)
             method, params = str(message.get("method", "")), message.get("params") or {}
             if "id" in message:
-                await self._asked(server, tools, message["id"], method, params)
+                await self._handle_request(server, tools, message["id"], method, params)
                 continue
             if params.get("threadId") not in (None, self._thread):
                 continue
@@ -237,10 +237,10 @@ class Run:
                 return
 
     async def _budgeted(self, server: AppServer, turn_id: str) -> None:
-        """The turn goes on: may it, and is the model to be told that it should not for long?
+        """Check the budget before the turn goes on, and tell the model if most of it is spent.
 
         Raises:
-            BudgetExceeded: it may not.
+            BudgetExceeded: the turn may not go on.
         """
         self._turn.allowance.check()
         note = self._turn.allowance.note()
@@ -253,8 +253,8 @@ class Run:
                     raise
                 log.info("codex was not told of the budget: its turn is ending", extra={"agent": self._turn.agent})
 
-    async def _asked(self, server: AppServer, tools: OwnToolRuns, request: Any, method: str, params: Json) -> None:
-        """Codex asks something: a tool of the agent's is run; nobody is there to approve of anything."""
+    async def _handle_request(self, server: AppServer, tools: OwnToolRuns, request: Any, method: str, params: Json) -> None:
+        """Handle a request of Codex: run one of the agent's tools, or decline (nobody is there to approve anything)."""
         if method == "item/tool/call":
             tools.begin(request, params)
         elif method.endswith("/requestApproval"):
@@ -264,7 +264,7 @@ class Run:
             await server.reply(request, None)
 
     def _patience(self, method: str, params: Json) -> None:
-        """Codex tries for ever to reach a provider that cannot be reached; a turn does not."""
+        """Fail the turn if Codex has tried too long to reach its provider: Codex itself tries for ever."""
         now = asyncio.get_running_loop().time()
         if not (method == "error" and params.get("willRetry")):
             self._heard = now
@@ -275,12 +275,12 @@ class Run:
             raise BackendError(f"the model's provider cannot be reached: {told}", details=details)
 
     def _note(self, event: Event) -> None:
-        """Keep an event for the next step: text in one piece, as an answer that was given already is told."""
-        last = self._untold[-1] if self._untold else None
+        """Keep an event for the next step. Text is joined into one piece, as it is replayed later."""
+        last = self._since_step[-1] if self._since_step else None
         if last is not None and last.kind == event.kind and event.kind in ("text", "thinking"):
-            self._untold[-1] = Event(event.kind, {"text": last.data["text"] + event.data["text"]})
+            self._since_step[-1] = Event(event.kind, {"text": last.data["text"] + event.data["text"]})
         else:
-            self._untold.append(event)
+            self._since_step.append(event)
 
     def _item(self, params: Json) -> None:
         item = params.get("item") or {}
@@ -291,7 +291,7 @@ class Run:
             self._tool_calls += 1
 
     async def _answered(self, file: File, params: Json) -> Event:
-        """The model has answered, and the tools that it asked for have run: count, and take a step if there is more to come."""
+        """The model has answered, and its tools have run: count the answer, and commit a step if the turn goes on."""
         self._answers += 1
         for name, count in tokens(params.get("tokenUsage") or {}).items():
             self._usage[name] = self._usage.get(name, 0) + count
@@ -302,7 +302,7 @@ class Run:
         return event
 
     async def _step(self, file: File) -> None:
-        """Store the thread and commit where it is. What cannot be stored now costs a takeover some repeated work, no more."""
+        """Store the thread and commit a step with its rollout. If it cannot be stored now, a takeover only repeats some work."""
         former = set(file.saved.parts)
         try:
             rollout = await file.save(self._path, counted=self._answers)
@@ -312,9 +312,9 @@ class Run:
         if rollout is None:
             log.warning("codex lags behind in writing its rollout", extra={"agent": self._turn.agent})
             return
-        saved = Saved(self._thread, rollout, tuple(self._untold), dict(self._usage), self._tool_calls)
+        saved = Saved(self._thread, rollout, tuple(self._since_step), dict(self._usage), self._tool_calls)
         await self._turn.steps.take(step_value(saved))
-        self._untold.clear()
+        self._since_step.clear()
         self._tools_ran = False
         kept = {*rollout.parts, *(self._session.rollout.parts if self._session.rollout is not None else ())}
         await forget(self._ground.store, sorted(former - kept))
@@ -329,7 +329,7 @@ class Run:
 
     # --- the end ------------------------------------------------------------------------------------------------------
     async def _kept(self, file: File) -> Session:
-        """The session after the turn: the thread is stored.
+        """Store the thread, and return the session after the turn.
 
         Raises:
             BackendError: it cannot be stored.

@@ -1,4 +1,4 @@
-"""The options of the codex backend, and what Codex is told because of them."""
+"""The options of the codex backend; the configuration, parameters and environment that Codex gets from them."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from agentmesh.errors import BackendError
 from agentmesh.tools import ToolSpec
 
 PROVIDER = "mesh"
-"""What the model provider is called in Codex's configuration; its threads remember the name."""
+"""Name of the model provider in Codex's configuration; its threads remember the name."""
 BINARY = "CODEX_BINARY"
-"""Variable of the node's environment: the program to run instead of the one that the extra brings."""
+"""Variable of the node's environment: a program to run instead of the one that the extra installs."""
 PASSED = (
     "PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "SSL_CERT_FILE", "SSL_CERT_DIR",
     "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy",
 )  # fmt: skip
-"""What the child gets of the node's environment, besides the key and what the option `env` names."""
+"""Variables of the node that the child gets, besides the key and the variables that the option `env` names."""
 
 type Sandbox = Literal["read-only", "workspace-write", "danger-full-access"]
 type ApprovalPolicy = Literal["never", "on-request", "untrusted"]
@@ -53,7 +53,7 @@ def options_from(given: Mapping[str, Any]) -> CodexOptions:
     """The options in `given`.
 
     Raises:
-        BackendError: one is unknown or has a wrong value; `details["reason"]` is `bad_options`.
+        BackendError: an option is unknown or has a wrong value; `details["reason"]` is `bad_options`.
     """
     try:
         options = msgspec.convert(dict(given), CodexOptions)
@@ -67,15 +67,15 @@ def options_from(given: Mapping[str, Any]) -> CodexOptions:
 
 
 def refused(reason: str, message: str, **details: Any) -> BackendError:
-    """The error for something that trying again does not mend."""
+    """An error that trying again does not mend."""
     return BackendError(message, details={"reason": reason, "retryable": False, **details})
 
 
 def key_of(options: CodexOptions, environ: Mapping[str, str]) -> str | None:
-    """The provider's key; None where none is needed.
+    """The provider's key; None if it needs none.
 
     Raises:
-        BackendError: the node's environment has none; `details["reason"]` is `no_credentials`.
+        BackendError: the node's environment has no key; `details["reason"]` is `no_credentials`.
     """
     if options.key_env is None:
         return None
@@ -101,10 +101,10 @@ def environment(options: CodexOptions, environ: Mapping[str, str], home: Path) -
 
 
 def binary(environ: Mapping[str, str]) -> tuple[str, str | None]:
-    """The program, and the directory of what it brings along for its PATH. Blocks: it imports a package.
+    """The program, and the directory with its helper programs for PATH. Blocks: it imports a package.
 
     Raises:
-        BackendError: there is none; `details["reason"]` is `not_installed`.
+        BackendError: there is no program; `details["reason"]` is `not_installed`.
     """
     own = environ.get(BINARY)
     if own:
@@ -120,7 +120,7 @@ def binary(environ: Mapping[str, str]) -> tuple[str, str | None]:
 
 
 def configuration(options: CodexOptions) -> dict[str, Any]:
-    """Codex's configuration for a thread: the option `config`, then what the other options and the contract say."""
+    """Codex's configuration for a thread: the option `config`, overridden by the other options and by what the mesh needs."""
     provider = {
         "name": PROVIDER,
         "base_url": options.base_url,
@@ -133,14 +133,14 @@ def configuration(options: CodexOptions) -> dict[str, Any]:
         "model_provider": PROVIDER,
         "model_providers": {PROVIDER: provider},
         "web_search": options.web_search,
-        # Threads that Codex starts beside this one would be counted nowhere and lost in a move.
+        # Threads that Codex starts beside this one would not be counted, and would be lost in a takeover.
         "features": {"multi_agent": False},
-        # What the model runs does not see the key.
+        # Commands that the model runs do not see the key.
         "shell_environment_policy": {"exclude": [options.key_env] if options.key_env is not None else []},
         "sandbox_workspace_write": {
             "network_access": options.network,
             "writable_roots": list(options.writable_roots),
-            # Other agents' files may lie there; TMPDIR is a directory of the agent's own.
+            # Other agents' files may be there; TMPDIR is a directory of the agent's own.
             "exclude_slash_tmp": True,
         },
         "check_for_update_on_startup": False,
@@ -149,7 +149,7 @@ def configuration(options: CodexOptions) -> dict[str, Any]:
 
 
 def merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Both, and where both have a value that of `over`; lists are joined."""
+    """Both mappings merged; `over` wins, and lists are joined."""
     found = dict(under)
     for name, value in over.items():
         former = found.get(name)
@@ -163,7 +163,7 @@ def merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def thread_params(options: CodexOptions, cwd: Path) -> dict[str, Any]:
-    """What `thread/start` and `thread/resume` have in common."""
+    """The common parameters of `thread/start` and `thread/resume`."""
     params: dict[str, Any] = {
         "cwd": str(cwd),
         "modelProvider": PROVIDER,
@@ -179,7 +179,7 @@ def thread_params(options: CodexOptions, cwd: Path) -> dict[str, Any]:
 
 
 def dynamic_tools(specs: Sequence[ToolSpec]) -> list[dict[str, Any]]:
-    """The agent's own tools, as Codex is told of them."""
+    """The agent's own tools, in Codex's form."""
     return [
         {"type": "function", "name": spec.name, "description": spec.description, "inputSchema": spec.schema} for spec in specs
     ]

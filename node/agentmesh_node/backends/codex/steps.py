@@ -1,7 +1,7 @@
-"""What of a codex turn the journal keeps, and how it is read again after a takeover (docs/architecture.md#steps).
+"""The steps of a codex turn, as the journal keeps them and as a later owner reads them (docs/architecture.md#steps).
 
-After each answer of the model whose tools have run, the thread's rollout is stored and a `Saved` step names it: a turn that lost
-its node goes on from the newest. A run of one of the agent's own tools stands between an `OwnToolIntent` and an `OwnToolRan`: an
+When the tools of a model answer have run, the thread's rollout is stored and a `Saved` step names it: a turn that lost its node
+goes on from the newest. A run of one of the agent's own tools stands between an `OwnToolIntent` and an `OwnToolRan`: an
 answer that was not saved yet is asked for again, and a call in it that was made before is not made again.
 """
 
@@ -18,12 +18,12 @@ from agentmesh_node.tools import Call, Result
 
 
 class Saved(msgspec.Struct, frozen=True, tag_field="step", tag="saved"):
-    """The thread was stored behind an answer and its tools."""
+    """The thread was stored after an answer and its tools."""
 
     session_id: str
     rollout: Rollout
     events: tuple[Event, ...] = ()
-    """What was told since the step before."""
+    """The events since the step before."""
     usage: dict[str, int] = {}
     """Tokens of the turn so far."""
     tool_calls: int = 0
@@ -31,13 +31,13 @@ class Saved(msgspec.Struct, frozen=True, tag_field="step", tag="saved"):
 
 
 class OwnToolIntent(msgspec.Struct, frozen=True, tag_field="step", tag="intent"):
-    """One of the agent's own tools is about to be fired."""
+    """A call of one of the agent's own tools is about to be made."""
 
     call: Call
 
 
 class OwnToolRan(msgspec.Struct, frozen=True, tag_field="step", tag="ran"):
-    """It has come to its end."""
+    """The call has ended."""
 
     call: Call
     result: Result
@@ -69,7 +69,7 @@ class EarlierSteps:
                 self._ran.append(step)
 
     def events(self) -> list[Event]:
-        """What the earlier owner told of what is durable."""
+        """The events of the earlier owner's committed steps."""
         found = [event for saved in self.saved for event in saved.events]
         results = {ran.call.id: ran.result for ran in self._ran}
         for call in self._intents:
@@ -82,7 +82,7 @@ class EarlierSteps:
     def former(self, call: Call) -> tuple[Call, Result | None] | None:
         """The call of an earlier owner that this one repeats, with its result if it had one. Each is given once.
 
-        The model was asked again, so its call has another id: it is known by the tool and the input.
+        The model was asked again, so its call has another id: calls are matched by tool and input.
         """
         for ran in self._ran:
             if _same(ran.call, call):

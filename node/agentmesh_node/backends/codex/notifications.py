@@ -1,4 +1,4 @@
-"""What Codex tells of a turn, in the mesh's words: events, tokens, errors."""
+"""Codex's notifications as events, token counts and errors of the mesh."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from agentmesh.errors import BackendError
 from agentmesh_node.tools.calls import shortened
 
 MAX_OUTPUT = 32_000
-"""Most characters of a command's output in an event; the model saw what Codex showed it."""
+"""Most characters of a command's output in an event (Codex decides how much the model sees)."""
 _AGAIN = re.compile(r"try again in (\d+(?:\.\d+)?)\s*(ms|s|m)\b")
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0}
 
@@ -36,13 +36,13 @@ REASONS: dict[str, tuple[str, float | None]] = {
     "responseStreamDisconnected": ("stream_broken", 1.0),
     "responseTooManyFailedAttempts": ("stream_broken", 5.0),
 }
-"""Codex's own words for errors: ours, and after how many seconds it may be tried again (None: not as it is)."""
+"""Codex's words for errors -> our reason, and the seconds after which to try again (None: trying again does not help)."""
 STATUSES: dict[int, str] = {
     400: "badRequest", 401: "unauthorized", 403: "forbidden", 404: "notFound",
     429: "rateLimitExceeded", 500: "internalServerError",
     502: "serverOverloaded", 503: "serverOverloaded", 529: "serverOverloaded",
 }  # fmt: skip
-"""What an HTTP status says of an error; it says more than that the connection failed."""
+"""HTTP status -> the same. A status says more than Codex's word that the connection failed."""
 
 
 def failure(error: Mapping[str, Any] | None) -> BackendError:
@@ -78,7 +78,7 @@ def _word(info: Any) -> tuple[str, int | None]:
 
 
 def tokens(usage: Mapping[str, Any]) -> dict[str, int]:
-    """The tokens of one answer of the model, as all backends count them: input without what a cache gave or took."""
+    """The tokens of one answer of the model, as all backends count them: cached tokens are not part of the input."""
     last = usage.get("last") or {}
     read, written = int(last.get("cachedInputTokens", 0)), int(last.get("cacheWriteInputTokens", 0))
     found = {
@@ -91,7 +91,7 @@ def tokens(usage: Mapping[str, Any]) -> dict[str, int]:
 
 
 def events_of(method: str, params: Mapping[str, Any]) -> list[Event]:
-    """The events that a notification amounts to; none for what is of no interest, and for what this version does not know."""
+    """The events for a notification; none if it is of no interest, or unknown to this version."""
     match method:
         case "item/agentMessage/delta":
             return [Event.text(str(params.get("delta", "")))]
@@ -123,7 +123,7 @@ def _completed(item: Mapping[str, Any]) -> list[Event]:
 
 
 def _use(item: Mapping[str, Any]) -> tuple[str, Any] | None:
-    """Name and input of the tool that an item is the run of."""
+    """Name and input of the tool, if the item is the run of one."""
     match item.get("type"):
         case "commandExecution":
             return "shell", {"command": item.get("command"), "cwd": item.get("cwd")}
@@ -144,7 +144,7 @@ def _kind(kind: Any) -> Any:
 
 
 def _objects(value: Any) -> list[Mapping[str, Any]]:
-    """The objects in a list; none of what is no list."""
+    """The objects in `value`, if it is a list."""
     return [part for part in value if isinstance(part, Mapping)] if isinstance(value, list) else []
 
 

@@ -20,7 +20,7 @@ log = logging.getLogger("agentmesh.node")
 
 
 class OwnToolRuns:
-    """The runs of one turn. Each is a task, so that a long one does not keep Codex's other news waiting."""
+    """The runs of own tools in one turn. Each is a task, so that a long run does not hold up Codex's other messages."""
 
     def __init__(self, toolbox: Toolbox, turn: Turn, taken: EarlierSteps, server: AppServer) -> None:
         self._toolbox = toolbox
@@ -33,7 +33,7 @@ class OwnToolRuns:
         """Raises when a run cannot be committed or answered: the turn cannot go on."""
 
     def begin(self, request: Any, params: Mapping[str, Any]) -> None:
-        """Run the call that Codex asks for, and answer `request`."""
+        """Start the call that Codex asks for; its end answers `request`."""
         call = Call(str(params.get("callId", "")), str(params.get("tool", "")), params.get("arguments"))
         task = asyncio.create_task(self._serve(request, call), name=f"tool {call.name}")
         self._running.add(task)
@@ -51,29 +51,29 @@ class OwnToolRuns:
         await self._server.reply(request, {"success": result.ok, "contentItems": answer})
 
     async def _result(self, call: Call) -> Result:
-        """Run a call; one that an earlier owner of the turn made is gone through again, or asked after."""
+        """Run a call. If an earlier owner of the turn made it, its result is replayed, or its tool is asked what became of it."""
         former = self._taken.former(call)
         if former is None:
-            await self._take(OwnToolIntent(call))
+            await self._commit(OwnToolIntent(call))
             result = await self._toolbox.run(call, self._turn)
-            await self._take(OwnToolRan(call, result))
+            await self._commit(OwnToolRan(call, result))
             return result
         made, known = former
         if known is None and self._toolbox.effect(made.name) == "once":
             known = await self._toolbox.reconcile(made, self._turn)
         if known is None:
-            # Under its first id: to the tool it is the same call.
+            # With its first id: for the tool it is the same call.
             known = await self._toolbox.run(made, self._turn)
-        await self._take(OwnToolRan(made, known))
+        await self._commit(OwnToolRan(made, known))
         return msgspec.structs.replace(known, id=call.id)
 
-    async def _take(self, step: CodexStep) -> None:
-        async with self._writing:  # one at a time: the journal has an order
+    async def _commit(self, step: CodexStep) -> None:
+        async with self._writing:  # one at a time: steps have an order
             await self._turn.steps.take(step_value(step))
 
     async def close(self) -> None:
         """End the runs of a turn that is over."""
         await cancel_and_wait(*self._running, within_s=2 * PATIENCE_S, heed=False)
         if self.failed.done() and not self.failed.cancelled():
-            self.failed.exception()  # it was seen, or the turn is over anyway
+            self.failed.exception()  # marks it as retrieved: it was seen, or the turn is over anyway
         self.failed.cancel()
