@@ -42,7 +42,7 @@ STATUSES: dict[int, str] = {
     429: "rateLimitExceeded", 500: "internalServerError",
     502: "serverOverloaded", 503: "serverOverloaded", 529: "serverOverloaded",
 }  # fmt: skip
-"""HTTP status -> the same. A status says more than Codex's word that the connection failed."""
+"""HTTP status -> the word for it. A status says more than the word that the connection failed."""
 
 
 def failure(error: Mapping[str, Any] | None) -> BackendError:
