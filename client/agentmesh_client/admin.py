@@ -6,7 +6,7 @@ import asyncio
 
 import msgspec
 
-from agentmesh.edge.jetstream import ApiError
+from agentmesh.edge.failures import ApiError
 from agentmesh.edge.registry import Registry
 from agentmesh.edge.transport import Disconnected, NoResponders, RequestTimeout, Transport
 from agentmesh.errors import AskTimeout, NotFound, Unavailable

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, NamedTuple, TypedDict
 
 from agentmesh import wire
-from agentmesh.edge.jetstream import Stored
+from agentmesh.edge.publish import Stored
 from agentmesh.errors import AskTimeout, Unavailable
 from agentmesh.subjects import Subjects
 from agentmesh.wire import Attachment, Outcome

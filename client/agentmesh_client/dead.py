@@ -5,8 +5,8 @@ from __future__ import annotations
 import base64
 import datetime as dt
 
-from agentmesh.edge import jetstream, upkeep
-from agentmesh.edge.jetstream import StoredMessage
+from agentmesh.edge.manage import delete, purge
+from agentmesh.edge.read import StoredMessage, get_last, get_next, read_all
 from agentmesh.edge.transport import Transport
 from agentmesh.errors import BadRequest, NotFound
 from agentmesh.names import agent_name
@@ -37,7 +37,7 @@ class DeadLetters:
     async def list(self, agent: str, *, content: bool) -> list[DeadLetter]:
         """The agent's dead letters, oldest first."""
         agent_name(agent)
-        found = await jetstream.read_all(self._t, self._stream, self._subjects.dead(agent))
+        found = await read_all(self._t, self._stream, self._subjects.dead(agent))
         return [_letter(agent, message, content) for message in found]
 
     async def retry(self, agent: str, seq: int, *, timeout: float) -> str:
@@ -50,7 +50,7 @@ class DeadLetters:
             # Only a node may send mail in another agent's name: the owner sends it again.
             request = ControlRequest(op="resend", ref=str(seq))
             ref = (await self._control.ask(agent, request, ControlReply, timeout=timeout, repeat=True)).ref
-            await upkeep.delete(self._t, self._stream, seq)
+            await delete(self._t, self._stream, seq)
             return ref or ""
         prompt = lane == "self" or (known is not None and known.kind == "prompt")
         subject = self._subjects.inbox(agent) if prompt else self._subjects.notify(agent)
@@ -58,23 +58,23 @@ class DeadLetters:
         headers["Mesh-For"] = life
         # One id per letter: a retry of unknown fate can be repeated.
         stored = await self._mailer.put(subject, message.data, headers, message_id=f"{agent}.dead-{seq}", timeout=timeout)
-        await upkeep.delete(self._t, self._stream, seq)
+        await delete(self._t, self._stream, seq)
         return str(stored.seq)
 
     async def purge(self, agent: str, seq: int | None) -> int:
         """Remove one, or all that exist now. Returns how many were removed."""
         if seq is not None:
             await self._find(agent, seq)
-            return int(await upkeep.delete(self._t, self._stream, seq))
-        last = await jetstream.get_last(self._t, self._stream, self._subjects.dead(agent_name(agent)))
+            return int(await delete(self._t, self._stream, seq))
+        last = await get_last(self._t, self._stream, self._subjects.dead(agent_name(agent)))
         if last is None:
             return 0
-        return await jetstream.purge(self._t, self._stream, self._subjects.dead(agent), below=last.seq + 1)
+        return await purge(self._t, self._stream, self._subjects.dead(agent), below=last.seq + 1)
 
     async def _find(self, agent: str, seq: int) -> StoredMessage:
         if isinstance(seq, bool) or not isinstance(seq, int) or seq < 1:
             raise BadRequest(f"a dead letter is named by its sequence, a number above 0; this is {seq!r}")
-        found = await jetstream.get_next(self._t, self._stream, self._subjects.dead(agent_name(agent)), seq)
+        found = await get_next(self._t, self._stream, self._subjects.dead(agent_name(agent)), seq)
         if found is None or found.seq != seq:
             raise NotFound(
                 f"agent {agent!r} has no dead letter {seq}; see `mesh dead ls {agent}`", details={"agent": agent, "seq": seq}

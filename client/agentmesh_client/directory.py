@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator
 
-from agentmesh.edge import jetstream
+from agentmesh.edge.failures import ApiError
+from agentmesh.edge.read import get_last_many
 from agentmesh.edge.registry import Entry, Registry, decode_node, decode_placement, decode_spec
 from agentmesh.edge.transport import Transport
 from agentmesh.errors import BadRequest, Unavailable
@@ -27,7 +28,7 @@ class Directory:
         """The node that `agent` is placed on, in that life; of several placements the newest counts
         (docs/architecture.md#placement)."""
         pattern = self._subjects.registry_key(placement_key("*", agent))
-        found, _ = await jetstream.get_last_many(self._transport, self._subjects.stream("registry"), [pattern])
+        found, _ = await get_last_many(self._transport, self._subjects.stream("registry"), [pattern])
         head = len(self._subjects.registry_key(""))
         # An empty body marks a deletion.
         entries = [Entry(one.subject[head:], one.data, one.seq) for one in found.values() if one.data]
@@ -57,7 +58,7 @@ class Directory:
     async def _load(self, prefix: str) -> list[Entry]:
         try:
             return (await self._registry.load(prefix))[0]
-        except jetstream.ApiError as error:
+        except ApiError as error:
             raise Unavailable(
                 f"this server has no mesh {self._subjects.root!r} ({error}); start one with `mesh up`, or name another root"
             ) from None

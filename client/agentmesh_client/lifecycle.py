@@ -16,7 +16,7 @@ import msgspec
 
 from agentmesh.budget import limits_from
 from agentmesh.edge.clock import SYSTEM, Ambient
-from agentmesh.edge.jetstream import WrongLastSequence
+from agentmesh.edge.failures import WrongLastSequence
 from agentmesh.edge.registry import Entry, Registry, decode_spec
 from agentmesh.edge.retry import CALL_RETRY
 from agentmesh.errors import AlreadyStarted, BadRequest, MeshError, StartError, Stopped, Unavailable

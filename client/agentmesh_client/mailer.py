@@ -12,10 +12,9 @@ from opentelemetry import propagate
 
 from agentmesh.edge.clock import SYSTEM, Ambient
 from agentmesh.edge.diagnosis import explain
-from agentmesh.edge.failures import PASSING_ERRORS
-from agentmesh.edge.jetstream import Stored, Uncertain, store
+from agentmesh.edge.failures import PASSING_ERRORS, Uncertain
+from agentmesh.edge.publish import Stored, store, store_soon
 from agentmesh.edge.retry import CALL_RETRY
-from agentmesh.edge.soon import store_soon
 from agentmesh.edge.streams import DUPLICATE_WINDOW_S, duplicate_window
 from agentmesh.edge.transport import Transport
 from agentmesh.errors import Unavailable

@@ -15,8 +15,8 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from agentmesh.edge import jetstream
-from agentmesh.edge.jetstream import Stored
+from agentmesh.edge.publish import Stored
+from agentmesh.edge.read import get_last_many
 from agentmesh.edge.tasks import Background
 from agentmesh.edge.transport import Message, Subscription, Transport
 from agentmesh.errors import MeshError
@@ -175,7 +175,7 @@ class PendingAsks:
             ask.interval = min(ask.interval * 2, LONGEST_INTERVAL)
             by_subject.setdefault(self._subjects.result(ask.agent, ask.ref or ""), []).append(ask)
         try:
-            found, _ = await jetstream.get_last_many(self._transport, self._subjects.stream("result"), list(by_subject))
+            found, _ = await get_last_many(self._transport, self._subjects.stream("result"), list(by_subject))
         except MeshError as error:
             _log.debug("stored results cannot be looked up now: %s", error)
             return False

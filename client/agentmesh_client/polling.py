@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
-from agentmesh.edge import jetstream
+from agentmesh.edge.manage import stream_state
+from agentmesh.edge.read import get_last, get_last_direct, get_next
 from agentmesh.edge.transport import Transport
 from agentmesh.errors import NotFound, Unavailable
 from agentmesh.names import agent_name, token
@@ -32,9 +33,7 @@ class Poller:
         token(ref, "ref")
         if ref.isdecimal() and int(ref) > _LAST_REF:
             return await self._last_look(agent, ref)
-        stored = await jetstream.get_last_direct(
-            self._transport, self._subjects.stream("result"), self._subjects.result(agent, ref)
-        )
+        stored = await get_last_direct(self._transport, self._subjects.stream("result"), self._subjects.result(agent, ref))
         if stored is not None:
             return _completed(stored.data)
         try:
@@ -55,7 +54,7 @@ class Poller:
         Raises:
             NotFound: there is none, so the ref was never issued or its result is no longer kept.
         """
-        stored = await jetstream.get_last(self._transport, self._subjects.stream("result"), self._subjects.result(agent, ref))
+        stored = await get_last(self._transport, self._subjects.stream("result"), self._subjects.result(agent, ref))
         if stored is not None:
             return _completed(stored.data)
         raise NotFound(
@@ -77,12 +76,12 @@ class Poller:
             return await self._last_look(agent, ref)
         seq = int(ref)
         mail = self._subjects.stream("mail")
-        found = await jetstream.get_next(self._transport, mail, f"{self._subjects.root}.>", seq)
+        found = await get_next(self._transport, mail, f"{self._subjects.root}.>", seq)
         if found is not None and found.seq == seq:
             if self._subjects.parse_lane(found.subject) in (("inbox", agent), ("peer-inbox", agent)):
                 return _PENDING
             return await self._last_look(agent, ref)
-        if found is None and seq > (await jetstream.stream_state(self._transport, mail)).last_seq:
+        if found is None and seq > (await stream_state(self._transport, mail)).last_seq:
             return await self._last_look(agent, ref)
         raise Unavailable(
             f"nobody runs agent {agent!r} now, and only its owner can tell whether request {ref} is still open; poll again",

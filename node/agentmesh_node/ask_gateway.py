@@ -17,7 +17,9 @@ import msgspec
 from agentmesh import names, wire
 from agentmesh.budget import limits_from
 from agentmesh.edge import clock
-from agentmesh.edge.jetstream import ApiError, Stored, Uncertain, WrongLastSequence, get_last, get_next, store
+from agentmesh.edge.failures import ApiError, Uncertain, WrongLastSequence
+from agentmesh.edge.publish import Stored, store
+from agentmesh.edge.read import get_last, get_next
 from agentmesh.edge.registry import Registry, decode_spec
 from agentmesh.edge.transport import Disconnected, Message, Subscription, Transport
 from agentmesh.errors import AgentFailed, BadRequest, MeshError, NotFound, Unavailable

@@ -13,7 +13,8 @@ import contextlib
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
-from agentmesh.edge.jetstream import StoredMessage, get_last, get_last_many, stream_state
+from agentmesh.edge.manage import stream_state
+from agentmesh.edge.read import StoredMessage, get_last, get_last_many
 from agentmesh.edge.transport import Message, Transport
 from agentmesh.subjects import LANES, Subjects
 

@@ -20,8 +20,9 @@ import msgspec
 
 from agentmesh import wire
 from agentmesh.edge.connection import NatsTransport, connect
-from agentmesh.edge.jetstream import purge, store
 from agentmesh.edge.journal import RECORD
+from agentmesh.edge.manage import purge
+from agentmesh.edge.publish import store
 from agentmesh.edge.streams import ensure
 from agentmesh.edge.transport import Message
 from agentmesh.subjects import Subjects

@@ -6,7 +6,8 @@ import asyncio
 import subprocess
 from pathlib import Path
 
-from agentmesh.edge.jetstream import read_all, stream_state
+from agentmesh.edge.manage import stream_state
+from agentmesh.edge.read import read_all
 from agentmesh.edge.streams import ensure
 from agentmesh.records import decode_record
 from agentmesh.subjects import Subjects

@@ -10,8 +10,9 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from agentmesh.edge.jetstream import StoredMessage, get_last, read_all, stream_state
 from agentmesh.edge.journal import RECORD
+from agentmesh.edge.manage import stream_state
+from agentmesh.edge.read import StoredMessage, get_last, read_all
 from agentmesh.edge.registry import Registry
 from agentmesh.edge.transport import Transport
 from agentmesh.records import decode_record, encode_record

@@ -7,7 +7,7 @@ import contextlib
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 
-from agentmesh.edge import jetstream
+from agentmesh.edge.api import call_api
 from agentmesh.edge.connection import NatsTransport, connect
 from agentmesh.edge.streams import ensure, stream_configs
 from agentmesh.edge.transport import Message
@@ -68,7 +68,7 @@ class Recorder:
         name = self._subjects.stream("journal")
         config = stream_configs(self._subjects, replicas=REPLICAS, max_payload=self.ears[0].max_payload)[name]
         config["republish"] = {"src": self._subjects.journal(">"), "dest": _JOURNAL_COPIES}
-        await jetstream.api(self.ears[0], f"STREAM.CREATE.{name}", config, timeout=20.0)
+        await call_api(self.ears[0], f"STREAM.CREATE.{name}", config, timeout=20.0)
         await ensure(self.ears[0], self._subjects, replicas=REPLICAS)
 
     async def overhear(self, inbox: str) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from agentmesh.edge import jetstream
+from agentmesh.edge.api import call_api
 from agentmesh.edge.connection import connect
 from agentmesh.edge.registry import Registry
 from agentmesh.errors import MeshError
@@ -125,7 +125,7 @@ class Stage:
     async def _stream_leader(self, role: Any) -> str | None:
         for ear in self.recorder.ears:
             with contextlib.suppress(MeshError):
-                reply = await jetstream.api(ear, f"STREAM.INFO.{self.subjects.stream(role)}", timeout=_LOOK_S)
+                reply = await call_api(ear, f"STREAM.INFO.{self.subjects.stream(role)}", timeout=_LOOK_S)
                 leader = msgspec.json.decode(reply).get("cluster", {}).get("leader")
                 return str(leader) if leader in SERVERS else None
         return None

@@ -12,9 +12,9 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 
-from agentmesh.edge import jetstream
 from agentmesh.edge.connection import NatsTransport
-from agentmesh.edge.jetstream import StoredMessage
+from agentmesh.edge.manage import stream_state
+from agentmesh.edge.read import StoredMessage, read, read_all
 from agentmesh.edge.transport import Message
 from agentmesh.errors import MeshError
 from agentmesh.wire import parse_time
@@ -85,7 +85,7 @@ class Tape:
                 _log.debug("%s: %s", self.stream, error)
 
     async def _read(self, ear: NatsTransport) -> None:
-        page = await jetstream.read(ear, self.stream, self._filter, from_seq=self._whole + 1, timeout=_READ_S)
+        page = await read(ear, self.stream, self._filter, from_seq=self._whole + 1, timeout=_READ_S)
         for message in page.messages:
             self._keep(message)
         if page.messages:
@@ -97,8 +97,8 @@ class Tape:
         error: MeshError | None = None
         for ear in self._ears:
             try:
-                state = await jetstream.stream_state(ear, self.stream, timeout=_READ_S)
-                for message in await jetstream.read_all(ear, self.stream, self._filter, timeout=_READ_S):
+                state = await stream_state(ear, self.stream, timeout=_READ_S)
+                for message in await read_all(ear, self.stream, self._filter, timeout=_READ_S):
                     self._keep(message)
             except MeshError as refusal:
                 error = refusal

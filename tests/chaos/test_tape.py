@@ -6,8 +6,10 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
-from agentmesh.edge import jetstream
+from agentmesh.edge.api import call_api
 from agentmesh.edge.connection import NatsTransport
+from agentmesh.edge.publish import store
+from agentmesh.edge.read import read_all
 from agentmesh.subjects import Subjects
 from chaos.tape import Tape
 from support import Server, connected, eventually, run
@@ -24,7 +26,7 @@ async def taped(server: Server, subjects: Subjects) -> AsyncIterator[tuple[NatsT
             "name": name, "subjects": [f"{name}.>"], "allow_direct": True, "allow_rollup_hdrs": True,
             "republish": {"src": f"{name}.>", "dest": f"copy.{name}.>"},
         }  # fmt: skip
-        await jetstream.api(t, f"STREAM.CREATE.{name}", config)
+        await call_api(t, f"STREAM.CREATE.{name}", config)
         yield t, Tape(name, f"{name}.>", [t], asyncio.get_running_loop().time)
 
 
@@ -33,9 +35,9 @@ def test_what_a_rollup_drops_is_on_the_tape(server: Server, subjects: Subjects) 
         async with taped(server, subjects) as (t, tape):
             await tape.listen(f"copy.{tape.stream}.>")
             for number in range(5):
-                await jetstream.store(t, f"{tape.stream}.a", b"%d" % number)
-            await jetstream.store(t, f"{tape.stream}.a", b"all", headers=ROLLUP)
-            assert len(await jetstream.read_all(t, tape.stream, f"{tape.stream}.>")) == 1
+                await store(t, f"{tape.stream}.a", b"%d" % number)
+            await store(t, f"{tape.stream}.a", b"all", headers=ROLLUP)
+            assert len(await read_all(t, tape.stream, f"{tape.stream}.>")) == 1
             await eventually(lambda: len(tape.messages) == 6)
             assert await tape.finish() == []
             assert [message.data for message in tape.in_order()] == [b"0", b"1", b"2", b"3", b"4", b"all"]
@@ -47,11 +49,11 @@ def test_what_a_rollup_drops_is_on_the_tape(server: Server, subjects: Subjects) 
 def test_what_was_not_heard_is_read(server: Server, subjects: Subjects) -> None:
     async def main() -> None:
         async with taped(server, subjects) as (t, tape):
-            await jetstream.store(t, f"{tape.stream}.a", b"before")
+            await store(t, f"{tape.stream}.a", b"before")
             following = asyncio.create_task(tape.follow())
             await eventually(lambda: len(tape.messages) == 1)
             await tape.listen(f"copy.{tape.stream}.>")
-            await jetstream.store(t, f"{tape.stream}.b", b"behind")
+            await store(t, f"{tape.stream}.b", b"behind")
             await eventually(lambda: len(tape.messages) == 2)
             following.cancel()
             await asyncio.wait((following,))
@@ -64,8 +66,8 @@ def test_a_hole_is_owned_up_to_and_a_changed_message_too(server: Server, subject
     async def main() -> None:
         async with taped(server, subjects) as (t, tape):
             for body in (b"1", b"2"):
-                await jetstream.store(t, f"{tape.stream}.a", body)
-            await jetstream.store(t, f"{tape.stream}.a", b"all", headers=ROLLUP)
+                await store(t, f"{tape.stream}.a", body)
+            await store(t, f"{tape.stream}.a", b"all", headers=ROLLUP)
             assert await tape.finish() == [1, 2]
             tape.messages[3] = tape.messages[3]._replace(data=b"something else")
             await tape.finish()

@@ -11,7 +11,8 @@ import msgspec
 
 from agentmesh import wire
 from agentmesh.edge import streams
-from agentmesh.edge.jetstream import WrongLastSequence, store
+from agentmesh.edge.failures import WrongLastSequence
+from agentmesh.edge.publish import store
 from agentmesh.edge.registry import Entry, Registry, View, decode_spec
 from agentmesh.edge.transport import Message, Subscription, Transport
 from agentmesh.errors import MeshError

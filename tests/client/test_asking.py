@@ -11,7 +11,7 @@ import pytest
 from opentelemetry import trace
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 
-from agentmesh.edge.jetstream import get_last
+from agentmesh.edge.read import get_last
 from agentmesh.edge.transport import Answered, Message, NoResponders, RequestTimeout
 from agentmesh.errors import (
     AgentFailed,

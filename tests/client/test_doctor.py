@@ -12,8 +12,9 @@ import msgspec
 import pytest
 
 from agentmesh import wire
+from agentmesh.edge.api import call_api
 from agentmesh.edge.connection import connect
-from agentmesh.edge.jetstream import api, stream_state
+from agentmesh.edge.manage import stream_state
 from agentmesh.edge.registry import Registry
 from agentmesh.edge.streams import ensure
 from agentmesh.subjects import SUPERVISOR_KEY, Subjects, node_key
@@ -185,12 +186,14 @@ def test_what_must_be_mended_exits_1(server: Server, subjects: Subjects) -> None
             async with mesh(server, subjects) as doctor:
                 name = subjects.stream("journal")
                 config = (await stream_state(transport, name)).config
-                await api(transport, f"STREAM.UPDATE.{name}", {**config, "max_age": 3_600_000_000_000, "allow_direct": False})
+                await call_api(
+                    transport, f"STREAM.UPDATE.{name}", {**config, "max_age": 3_600_000_000_000, "allow_direct": False}
+                )
                 found = await doctor.json(expect=exits.FAILED)
                 problems = " ".join(texts(found, "problem"))
                 assert "allow_direct is False, not True" in problems
                 assert "max_age is 3600000000000" in problems
-                await api(transport, f"STREAM.DELETE.{subjects.stream('mail')}")
+                await call_api(transport, f"STREAM.DELETE.{subjects.stream('mail')}")
                 found = await doctor.json(expect=exits.FAILED)
                 assert found["guarantee"] == "broken"
                 assert f"{subjects.stream('mail')} does not exist" in " ".join(texts(found, "problem"))

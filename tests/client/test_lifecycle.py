@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from agentmesh import wire
-from agentmesh.edge.jetstream import stream_state
+from agentmesh.edge.manage import stream_state
 from agentmesh.errors import (
     AgentFailed,
     AlreadyStarted,

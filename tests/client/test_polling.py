@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from agentmesh import wire
-from agentmesh.edge.jetstream import purge, store
+from agentmesh.edge.manage import purge
+from agentmesh.edge.publish import store
 from agentmesh.errors import BadRequest, Interrupted, NotFound, Unavailable
 from agentmesh.subjects import Subjects
 from agentmesh.wire import Outcome

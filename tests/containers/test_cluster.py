@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from agentmesh.edge.api import call_api
 from agentmesh.edge.connection import connect
-from agentmesh.edge.jetstream import api
 from agentmesh.edge.streams import ensure
 from agentmesh.edge.transport import Transport
 from agentmesh.errors import MeshError
@@ -105,7 +105,7 @@ async def leader(transport: Transport, stream: str) -> str:
     async def elected() -> bool:
         nonlocal found
         try:
-            found = json.loads(await api(transport, f"STREAM.INFO.{stream}"))["cluster"].get("leader") or ""
+            found = json.loads(await call_api(transport, f"STREAM.INFO.{stream}"))["cluster"].get("leader") or ""
         except MeshError:
             return False
         return bool(found)
@@ -119,7 +119,7 @@ async def _whole(mesh: ProcessMesh, name: str) -> None:
 
     async def current() -> bool:
         try:
-            info = json.loads(await api(mesh.transport, f"STREAM.INFO.{mesh.subjects.stream('journal')}"))["cluster"]
+            info = json.loads(await call_api(mesh.transport, f"STREAM.INFO.{mesh.subjects.stream('journal')}"))["cluster"]
         except MeshError:
             return False
         replicas = info.get("replicas") or []

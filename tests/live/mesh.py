@@ -18,7 +18,7 @@ import msgspec
 import agentmesh_client
 from agentmesh.agent import Agent, agents_in
 from agentmesh.edge.connection import NatsTransport, connect
-from agentmesh.edge.jetstream import read_all
+from agentmesh.edge.read import read_all
 from agentmesh.edge.registry import Registry
 from agentmesh.edge.streams import ensure
 from agentmesh.edge.transport import Message, Transport

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 import agentmesh_client
-from agentmesh.edge.jetstream import store, stream_state
+from agentmesh.edge.manage import stream_state
+from agentmesh.edge.publish import store
 from agentmesh.errors import (
     AlreadyStarted,
     AskTimeout,

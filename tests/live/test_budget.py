@@ -12,7 +12,7 @@ import pytest
 
 from agentmesh import wire
 from agentmesh.agent import agents_in
-from agentmesh.edge.jetstream import read_all
+from agentmesh.edge.read import read_all
 from agentmesh.edge.registry import decode_spec
 from agentmesh.errors import BadRequest, BudgetExceeded, TurnError
 from agentmesh.subjects import Subjects, spec_key

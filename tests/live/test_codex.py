@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from agentmesh.agent import agents_in
-from agentmesh.edge.jetstream import read_all
+from agentmesh.edge.read import read_all
 from agentmesh.errors import BackendError, Interrupted
 from agentmesh.records import encode_record
 from agentmesh.subjects import Subjects

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from agentmesh import Agent, Idle, Init, Response
-from agentmesh.edge.jetstream import stream_state
+from agentmesh.edge.manage import stream_state
 from agentmesh.errors import BackendError, BadState, NotFound, TurnTimeout
 from agentmesh.subjects import Subjects
 from agentmesh_node.telemetry.events import CONTENT, FIELDS, Fact

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from agentmesh import Agent, Idle, Init
-from agentmesh.edge.jetstream import read_all
+from agentmesh.edge.read import read_all
 from agentmesh.errors import MailboxFull
 from agentmesh.subjects import Subjects
 from agentmesh.wire import ControlRequest, encode

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from agentmesh.edge.jetstream import read_all, store
+from agentmesh.edge.publish import store
+from agentmesh.edge.read import read_all
 from agentmesh.errors import Stopped, Unavailable
 from agentmesh.subjects import Subjects
 from agentmesh.wire import Outcome, decode_outcome

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from agentmesh.edge.jetstream import store
+from agentmesh.edge.publish import store
 from agentmesh.edge.streams import duplicate_window, ensure
 from agentmesh.edge.transport import Message
 from agentmesh.subjects import Subjects

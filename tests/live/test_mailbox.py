@@ -8,7 +8,8 @@ from pathlib import Path
 import nats
 import pytest
 
-from agentmesh.edge.jetstream import get_last, purge, read_all, stream_state
+from agentmesh.edge.manage import purge, stream_state
+from agentmesh.edge.read import get_last, read_all
 from agentmesh.errors import AgentFailed, MailboxFull, NotFound
 from agentmesh.subjects import Subjects
 from live.mesh import PATIENCE_S, LocalMesh, local_mesh

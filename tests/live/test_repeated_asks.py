@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from agentmesh.edge import jetstream
+from agentmesh.edge.read import read_all
 from agentmesh.subjects import Subjects
 from live.mesh import PATIENCE_S
 from live.test_plain_nats import decoded, plain_mesh
@@ -43,7 +43,7 @@ def test_an_ask_that_is_repeated_while_the_first_one_runs_gets_its_answer(
                 gate.touch()
             one, *others = [decoded(ask.result()) for ask in asks]
             assert others == [one, one]
-            found = await jetstream.read_all(plain.mesh.transport, subjects.stream("mail"), subjects.inbox("slow"))
+            found = await read_all(plain.mesh.transport, subjects.stream("mail"), subjects.inbox("slow"))
             assert len(found) <= 1
 
     run(main())

@@ -12,7 +12,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from agentmesh.edge.jetstream import Uncertain, api, purge, read_all, store
+from agentmesh.edge.api import call_api
+from agentmesh.edge.failures import Uncertain
+from agentmesh.edge.manage import purge
+from agentmesh.edge.publish import store
+from agentmesh.edge.read import read_all
 from agentmesh.edge.streams import ensure
 from agentmesh.errors import AskTimeout, MeshError, NoLeader, StoreFull, StreamMissing, Unavailable
 from agentmesh.subjects import Subjects
@@ -229,7 +233,7 @@ def test_a_full_disk_silences_the_server_and_the_node_says_why(
 
 # --- a stream is gone -----------------------------------------------------------------------------------------------
 async def delete(mesh: LocalMesh, stream: str) -> None:
-    await api(mesh.transport, f"STREAM.DELETE.{stream}")
+    await call_api(mesh.transport, f"STREAM.DELETE.{stream}")
 
 
 def test_a_deleted_mail_stream_is_said_and_its_successor_is_used(
@@ -301,9 +305,9 @@ def test_a_mail_stream_that_was_put_back_alone_stops_its_agents(
             if taken_up == "anew":
                 await mesh.nodes["n1"].close()
             stream = subjects.stream("mail")
-            config = msgspec.json.decode(await api(mesh.transport, f"STREAM.INFO.{stream}"))["config"]
+            config = msgspec.json.decode(await call_api(mesh.transport, f"STREAM.INFO.{stream}"))["config"]
             await delete(mesh, stream)
-            await api(mesh.transport, f"STREAM.CREATE.{stream}", config | {"first_seq": 0})
+            await call_api(mesh.transport, f"STREAM.CREATE.{stream}", config | {"first_seq": 0})
             if taken_up == "anew":
                 await mesh.node("n2")
             else:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from agentmesh.edge.jetstream import read_all
+from agentmesh.edge.read import read_all
 from agentmesh.errors import BackendError
 from agentmesh.subjects import Subjects
 from fakes.messages import Answer, Call, FakeMessages, Item, Refusal, Tool

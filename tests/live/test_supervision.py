@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from agentmesh.edge.jetstream import read_all
+from agentmesh.edge.read import read_all
 from agentmesh.errors import AgentFailed, MeshError
 from agentmesh.subjects import Subjects
 from agentmesh.wire import Restart

@@ -12,7 +12,7 @@ from typing import Any
 import nats
 import pytest
 
-from agentmesh.edge.jetstream import read_all
+from agentmesh.edge.read import read_all
 from agentmesh.errors import BadRequest
 from agentmesh.subjects import Subjects
 from live.mesh import PATIENCE_S, LocalMesh, local_mesh

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from agentmesh.edge.jetstream import store
+from agentmesh.edge.publish import store
 from agentmesh.subjects import Subjects
 from fakes.otlp import OtlpReceiver, Received
 from live.mesh import PATIENCE_S, ProcessMesh, process_mesh

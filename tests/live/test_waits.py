@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from agentmesh.edge.jetstream import read_all
+from agentmesh.edge.read import read_all
 from agentmesh.subjects import Subjects
 from live import steppers
 from live.mesh import PATIENCE_S, LocalMesh, ProcessMesh, kinds, local_mesh

@@ -19,7 +19,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from agentmesh.edge.jetstream import store
+from agentmesh.edge.publish import store
 from agentmesh.edge.registry import Registry, View, decode_spec
 from agentmesh.edge.transport import Transport
 from agentmesh.records import Record, RecordKind, encode_record

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-from agentmesh.edge import jetstream
+from agentmesh.edge.publish import store
+from agentmesh.edge.read import get_last, read_all
 from agentmesh.edge.registry import Registry
 from agentmesh.edge.streams import ensure
 from agentmesh.edge.transport import Disconnected, Handler, Subscription
@@ -29,9 +30,9 @@ async def _asked(server: Server, subjects: Subjects, *faults: Fault) -> tuple[in
         await t.publish(subjects.ask("coder"), b"hello", reply=t.new_inbox())
         stored = subjects.inbox("coder")
         await eventually(lambda: line.requests.count(stored) > len(faults))
-        await eventually(lambda: jetstream.get_last(t, subjects.stream("mail"), stored))
+        await eventually(lambda: get_last(t, subjects.stream("mail"), stored))
         await gateway.close()
-        return line.requests.count(stored), len(await jetstream.read_all(t, subjects.stream("mail"), stored))
+        return line.requests.count(stored), len(await read_all(t, subjects.stream("mail"), stored))
 
 
 def _spawn(group: asyncio.TaskGroup, work: object) -> None:
@@ -69,11 +70,11 @@ def test_a_repeated_ask_that_meets_a_cut_is_left_and_the_next_one_is_answered(se
             gateway = AskGateway(line, subjects, registry, token=lambda: "once", spawn=lambda work: _spawn(group, work))
             await gateway.start()
             headers = {MSG_ID: "coder.order-7"}
-            first = await jetstream.store(t, subjects.inbox("coder"), b"hello", headers=headers)
+            first = await store(t, subjects.inbox("coder"), b"hello", headers=headers)
             await t.publish(subjects.ask("coder"), b"hello", headers=headers, reply=t.new_inbox())
             await eventually(lambda: line.cuts, what="the cut")
             outcome = encode_outcome(Outcome(agent="coder", ref=str(first.seq), ok=True, text="hello to you"))
-            await jetstream.store(t, subjects.result("coder", str(first.seq)), outcome)
+            await store(t, subjects.result("coder", str(first.seq)), outcome)
             answer = await t.request(subjects.ask("coder"), b"hello", headers=headers, timeout=30)
             assert answer.data == outcome
             await gateway.close()

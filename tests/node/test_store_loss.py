@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from agentmesh.edge.jetstream import ApiError
+from agentmesh.edge.failures import ApiError
 from agentmesh.edge.transport import Message
 from agentmesh.errors import Unavailable
 from agentmesh.subjects import StreamRole

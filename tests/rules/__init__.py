@@ -41,6 +41,6 @@ Mail (docs/architecture.md#mail-and-lanes, docs/architecture.md#poison):
     lanes, republished copies, gaps         test_sentences, mesh/edge/test_streams, sim
     self-check                              test_sentences
     lazy purge; the window; half a lane     test_sentences, live/test_mailbox
-    a full lane refuses at once             live/test_mailbox, mesh/edge/test_jetstream
+    a full lane refuses at once             live/test_mailbox, mesh/edge/test_publish
     Poison                                  mesh/turn/test_poison, live/test_supervision, live/test_mailbox
 """

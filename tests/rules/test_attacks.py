@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from agentmesh import wire
-from agentmesh.edge.jetstream import purge
+from agentmesh.edge.manage import purge
 from agentmesh.edge.registry import Entry, decode_spec
 from agentmesh.edge.transport import Message
 from agentmesh.records import Open, Resolve, SendMail, SetTimer, StartAgent, StopAgent

@@ -7,7 +7,8 @@ import asyncio
 import pytest
 
 from agentmesh import wire
-from agentmesh.edge.jetstream import read_all, store
+from agentmesh.edge.publish import store
+from agentmesh.edge.read import read_all
 from agentmesh.edge.streams import ensure
 from agentmesh.subjects import Subjects
 from agentmesh.wire import NodeLease

@@ -7,8 +7,9 @@ from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
 
-from agentmesh.edge.jetstream import Uncertain, WrongLastSequence, store
+from agentmesh.edge.failures import Uncertain, WrongLastSequence
 from agentmesh.edge.journal import RECORD, Journal
+from agentmesh.edge.publish import store
 from agentmesh.edge.streams import ensure
 from agentmesh.edge.transport import Headers, Message, Transport
 from agentmesh.errors import Fenced

@@ -9,8 +9,8 @@ import msgspec
 import pytest
 
 from agentmesh import wire
-from agentmesh.edge.jetstream import store
 from agentmesh.edge.journal import BLOB, Journal
+from agentmesh.edge.publish import store
 from agentmesh.edge.streams import ensure
 from agentmesh.errors import Stopped
 from agentmesh.records import Open, StartAgent, StopAgent

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from agentmesh import wire
-from agentmesh.edge import jetstream
+from agentmesh.edge.publish import store
 from agentmesh.edge.registry import Registry, decode_spec
 from agentmesh.errors import MeshError
 from agentmesh.records import Ledger, decode_record
@@ -155,7 +155,7 @@ def test_mail_for_a_life_that_has_ended_is_answered_although_it_comes_behind_the
         started = await mesh.start_agent("a", kind="Cell")
         await mesh.stop("a")
         headers = {wire.FOR: started.incarnation}
-        late = await jetstream.store(mesh.transport, world.subjects.inbox("a"), b"add L1", headers=headers)
+        late = await store(mesh.transport, world.subjects.inbox("a"), b"add L1", headers=headers)
         results = world.net.server.streams[world.subjects.stream("result")]
         await _until(lambda: results.last_on(world.subjects.result("a", str(late.seq))) is not None, 100)
         await _until(lambda: _records(world, "a")[-2:] == ["swept", "tombstone"], 10)

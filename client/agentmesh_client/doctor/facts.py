@@ -14,8 +14,9 @@ from typing import Any
 import msgspec
 
 from agentmesh.edge import connection
+from agentmesh.edge.api import API, call_api
 from agentmesh.edge.clock import SYSTEM
-from agentmesh.edge.jetstream import API, ApiError, api
+from agentmesh.edge.failures import ApiError
 from agentmesh.edge.registry import Registry
 from agentmesh.edge.server_errors import NO_STREAM
 from agentmesh.edge.streams import differences, stream_configs
@@ -148,7 +149,7 @@ async def _ask(t: connection.NatsTransport, call: str) -> dict[str, Any]:
         NotPermitted: this user may not ask.
     """
     try:
-        reply: dict[str, Any] = msgspec.json.decode(await api(t, call, timeout=LOOK_S))
+        reply: dict[str, Any] = msgspec.json.decode(await call_api(t, call, timeout=LOOK_S))
     except Unavailable:
         # NATS reports that as an error of the connection; the request itself only times out.
         forbidden = refusal(last_report(t), f"{API}.{call}")

@@ -14,7 +14,9 @@ from functools import partial
 import msgspec
 
 from agentmesh.edge.clock import SYSTEM, Ambient
-from agentmesh.edge.jetstream import get_last, purge, read_all, store
+from agentmesh.edge.manage import purge
+from agentmesh.edge.publish import store
+from agentmesh.edge.read import get_last, read_all
 from agentmesh.edge.transport import Transport
 from agentmesh.errors import NotFound, Unavailable
 from agentmesh.subjects import Subjects
@@ -64,7 +66,7 @@ class Blobs:
         """Store `data` under a new random name and return it.
 
         Raises:
-            Unavailable, Uncertain: see `jetstream.store`. Nothing is visible under any name; chunks may remain.
+            Unavailable, Uncertain: see `publish.store`. Nothing is visible under any name; chunks may remain.
         """
         name, chunk_id = self._new_id(), self._new_id()
         subject = self._subjects.blob_chunks(chunk_id)

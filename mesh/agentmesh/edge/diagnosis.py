@@ -6,7 +6,9 @@ from typing import Any
 
 import msgspec
 
-from agentmesh.edge.jetstream import ApiError, api, purge
+from agentmesh.edge.api import call_api
+from agentmesh.edge.failures import ApiError
+from agentmesh.edge.manage import purge
 from agentmesh.edge.server_errors import NO_STREAM, missing
 from agentmesh.edge.transport import Transport
 from agentmesh.errors import NoLeader, StoreFull, Unavailable
@@ -22,7 +24,7 @@ async def explain(t: Transport, stream: str, *, probe: str | None = None, timeou
             written: a stream whose disk has failed still answers queries, but acknowledges no write.
     """
     try:
-        info: dict[str, Any] = msgspec.json.decode(await api(t, f"STREAM.INFO.{stream}", timeout=timeout))
+        info: dict[str, Any] = msgspec.json.decode(await call_api(t, f"STREAM.INFO.{stream}", timeout=timeout))
     except ApiError as error:
         return missing(stream) if error.err_code == NO_STREAM else Unavailable(f"stream {stream}: {error}")
     except Unavailable as error:

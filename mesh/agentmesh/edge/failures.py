@@ -1,14 +1,38 @@
-"""What a call to the server may raise, in the two groups that callers tell apart.
+"""What a call to the server may raise: JetStream's own errors beside those of `agentmesh.errors`, and the two groups that
+callers tell apart.
 
 A caller that acts upon one error names that one (`WrongLastSequence` after a compare-and-set, `Uncertain` where a repetition
-could do harm); these are for the rest.
+could do harm); the groups are for the rest.
 """
 
 from __future__ import annotations
 
-from agentmesh.edge.jetstream import ApiError, Uncertain, WrongLastSequence
 from agentmesh.edge.transport import UNANSWERED
 from agentmesh.errors import MeshError, Unavailable
+
+
+class WrongLastSequence(Exception):
+    """The compare-and-set lost; nothing was stored. `last` is the subject's last sequence, or None when the server gave no
+    verdict (another write of that subject is in flight): read it from the leader and try again."""
+
+    def __init__(self, last: int | None) -> None:
+        super().__init__("no verdict; try again" if last is None else f"the last sequence is {last}")
+        self.last = last
+
+
+class Uncertain(Exception):
+    """The message was sent and no acknowledgement came: it may be stored, now or later."""
+
+
+class ApiError(Exception):
+    """A definite error of the JetStream API: `code` as in HTTP, `err_code` names it."""
+
+    def __init__(self, code: int, err_code: int, description: str) -> None:
+        super().__init__(f"{description} ({err_code})")
+        self.code = code
+        self.err_code = err_code
+        self.description = description
+
 
 EDGE_ERRORS = (MeshError, ApiError, Uncertain, WrongLastSequence, *UNANSWERED, TimeoutError)
 """All that a call of the edge raises because of the server, the network or another process, and `TimeoutError` for a bound around

@@ -15,18 +15,10 @@ from functools import partial
 import msgspec
 
 from agentmesh.edge.blobs import Blobs
-from agentmesh.edge.failures import EDGE_ERRORS, PASSING_ERRORS
-from agentmesh.edge.jetstream import (
-    Stored,
-    StoredMessage,
-    Uncertain,
-    WrongLastSequence,
-    get_last,
-    read_all,
-    store,
-)
+from agentmesh.edge.failures import EDGE_ERRORS, PASSING_ERRORS, Uncertain, WrongLastSequence
+from agentmesh.edge.publish import Stored, store, store_soon
+from agentmesh.edge.read import StoredMessage, get_last, read_all
 from agentmesh.edge.retry import ExponentialBackoff
-from agentmesh.edge.soon import store_soon
 from agentmesh.edge.transport import Transport
 from agentmesh.errors import Fenced, NotFound, StoreLost, Unavailable
 from agentmesh.subjects import Subjects

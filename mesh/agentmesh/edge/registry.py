@@ -15,19 +15,10 @@ from typing import NamedTuple
 import msgspec
 
 from agentmesh.edge.batches import in_parts
-from agentmesh.edge.jetstream import (
-    EXPECTED_SEQ,
-    ROLLUP,
-    TTL,
-    ApiError,
-    StoredMessage,
-    WrongLastSequence,
-    get_last,
-    get_last_direct,
-    read_all,
-    store,
-    stream_state,
-)
+from agentmesh.edge.failures import ApiError, WrongLastSequence
+from agentmesh.edge.manage import stream_state
+from agentmesh.edge.publish import EXPECTED_SEQ, ROLLUP, TTL, store
+from agentmesh.edge.read import StoredMessage, get_last, get_last_direct, read_all
 from agentmesh.edge.tasks import Background
 from agentmesh.edge.transport import Message, Subscription, Transport
 from agentmesh.errors import BadRequest, MeshError, Unavailable

@@ -14,9 +14,10 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Se
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
+from agentmesh.edge.api import call_api
 from agentmesh.edge.clock import SYSTEM
-from agentmesh.edge.failures import PASSING_ERRORS
-from agentmesh.edge.jetstream import ApiError, WrongLastSequence, api, stream_state
+from agentmesh.edge.failures import PASSING_ERRORS, ApiError, WrongLastSequence
+from agentmesh.edge.manage import stream_state
 from agentmesh.edge.registry import MARKER_TTL_S, Registry
 from agentmesh.edge.transport import Transport
 from agentmesh.errors import BadRequest, ConfigMismatch, ServerTooOld, Unavailable
@@ -294,7 +295,7 @@ async def _create(t: Transport, config: dict[str, Any]) -> bool:
     """Create the stream. False: somebody else has just done so, with another configuration."""
     name = config["name"]
     try:
-        await api(t, f"STREAM.CREATE.{name}", config)
+        await call_api(t, f"STREAM.CREATE.{name}", config)
     except ApiError as error:
         if error.err_code == _IN_USE:
             return False

@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from agentmesh.edge.failures import EDGE_ERRORS
-from agentmesh.edge.jetstream import get_last_many
+from agentmesh.edge.read import get_last_many
 from agentmesh.edge.tasks import Background
 from agentmesh_node.host.work_scan import GROUP, agents_with_work
 from agentmesh_node.owner.mailbox import Mailbox

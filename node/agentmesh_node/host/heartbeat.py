@@ -16,8 +16,7 @@ import msgspec
 
 from agentmesh import wire
 from agentmesh.edge.clock import SYSTEM, Ambient
-from agentmesh.edge.failures import EDGE_ERRORS
-from agentmesh.edge.jetstream import Uncertain, WrongLastSequence
+from agentmesh.edge.failures import EDGE_ERRORS, Uncertain, WrongLastSequence
 from agentmesh.edge.registry import Entry, Registry, decode_node
 from agentmesh.edge.transport import Disconnected, Message, Transport
 from agentmesh.errors import BadRequest, MeshError

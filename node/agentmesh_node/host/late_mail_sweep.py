@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from functools import partial
 
 from agentmesh.edge.failures import EDGE_ERRORS
-from agentmesh.edge.jetstream import get_last, read_all
+from agentmesh.edge.read import get_last, read_all
 from agentmesh.edge.registry import decode_spec
 from agentmesh.errors import Fenced
 from agentmesh.ledger import fold, record_of, settle

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import msgspec
 
 from agentmesh import wire
-from agentmesh.edge.jetstream import ApiError, Uncertain, WrongLastSequence
+from agentmesh.edge.failures import ApiError, Uncertain, WrongLastSequence
 from agentmesh.edge.registry import Registry, View, readable_spec
 from agentmesh.errors import MeshError
 from agentmesh.wire import ErrorBody

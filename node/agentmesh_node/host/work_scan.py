@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 
-from agentmesh.edge.jetstream import StoredMessage, get_last_many
+from agentmesh.edge.read import StoredMessage, get_last_many
 from agentmesh.edge.tasks import cancel_and_wait
 from agentmesh.records import decode_record
 from agentmesh.subjects import LANES

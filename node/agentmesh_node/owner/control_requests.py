@@ -12,7 +12,7 @@ import msgspec
 from agentmesh import names, wire
 from agentmesh.callback_context import timer_of, timer_token
 from agentmesh.edge.failures import EDGE_ERRORS
-from agentmesh.edge.jetstream import get_last, read
+from agentmesh.edge.read import get_last, read
 from agentmesh.edge.transport import Disconnected, Message
 from agentmesh.errors import BadRequest, MeshError, TooLarge, Unavailable
 from agentmesh.ledger import is_taken

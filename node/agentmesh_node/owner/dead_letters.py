@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from agentmesh import wire
-from agentmesh.edge.jetstream import get_next, store
+from agentmesh.edge.publish import store
+from agentmesh.edge.read import get_next
 from agentmesh.errors import BadRequest, NotFound
 from agentmesh.subjects import LANES
 from agentmesh_node.services import Services

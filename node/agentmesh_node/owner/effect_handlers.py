@@ -10,19 +10,11 @@ from typing import Any
 import msgspec
 
 from agentmesh import wire
-from agentmesh.edge.jetstream import (
-    Stored,
-    WrongLastSequence,
-    get_last,
-    get_next,
-    purge,
-    read,
-    read_all,
-    schedule,
-    store,
-)
+from agentmesh.edge.failures import WrongLastSequence
+from agentmesh.edge.manage import purge
+from agentmesh.edge.publish import Stored, schedule, store, store_soon
+from agentmesh.edge.read import get_last, get_next, read, read_all
 from agentmesh.edge.registry import Entry, Registry, decode_spec
-from agentmesh.edge.soon import store_soon
 from agentmesh.errors import Unavailable
 from agentmesh.ledger import fold, origin_key
 from agentmesh.outcomes import capped, outcome_limit

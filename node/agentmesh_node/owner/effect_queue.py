@@ -12,8 +12,7 @@ from collections.abc import Callable, Iterable
 
 import msgspec
 
-from agentmesh.edge.failures import EDGE_ERRORS
-from agentmesh.edge.jetstream import Uncertain
+from agentmesh.edge.failures import EDGE_ERRORS, Uncertain
 from agentmesh.edge.retry import ExponentialBackoff
 from agentmesh.edge.tasks import cancel_and_wait
 from agentmesh.errors import MeshError, RequestError, TooLarge

@@ -13,8 +13,8 @@ from collections import deque
 from collections.abc import Mapping
 
 from agentmesh.edge.failures import EDGE_ERRORS
-from agentmesh.edge.jetstream import purge, read_all
-from agentmesh.edge.upkeep import count
+from agentmesh.edge.manage import count, purge
+from agentmesh.edge.read import read_all
 from agentmesh.records import Seen
 from agentmesh.subjects import LANES
 from agentmesh.turn.draft import digest

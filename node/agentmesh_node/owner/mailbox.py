@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable, Mapping
 
 from agentmesh.edge.failures import EDGE_ERRORS
-from agentmesh.edge.jetstream import StoredMessage, get_last, get_next, read
+from agentmesh.edge.read import StoredMessage, get_last, get_next, read
 from agentmesh.edge.retry import ExponentialBackoff
 from agentmesh.edge.tasks import Background
 from agentmesh.edge.transport import Message, Transport

@@ -9,8 +9,7 @@ from collections import deque
 import msgspec
 
 from agentmesh import wire
-from agentmesh.edge.failures import EDGE_ERRORS
-from agentmesh.edge.jetstream import WrongLastSequence
+from agentmesh.edge.failures import EDGE_ERRORS, WrongLastSequence
 from agentmesh.edge.registry import decode_spec
 from agentmesh.edge.retry import UPKEEP_RETRY
 from agentmesh.edge.tasks import Background

@@ -13,7 +13,7 @@ import logging
 from collections.abc import Callable, Sequence
 
 from agentmesh.edge.failures import EDGE_ERRORS
-from agentmesh.edge.jetstream import get_last_many
+from agentmesh.edge.read import get_last_many
 from agentmesh.edge.transport import Disconnected, NoResponders, RequestTimeout, Transport
 from agentmesh.records import decode_record
 from agentmesh.subjects import Subjects

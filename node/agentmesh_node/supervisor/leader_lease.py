@@ -19,8 +19,7 @@ from collections.abc import Callable
 import msgspec
 
 from agentmesh.edge.clock import SYSTEM, Ambient
-from agentmesh.edge.failures import EDGE_ERRORS
-from agentmesh.edge.jetstream import WrongLastSequence
+from agentmesh.edge.failures import EDGE_ERRORS, WrongLastSequence
 from agentmesh.edge.registry import Entry, Registry
 from agentmesh.subjects import SUPERVISOR_KEY
 from agentmesh.wire import SupervisorLease, encode, format_time

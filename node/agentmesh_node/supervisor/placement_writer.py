@@ -12,8 +12,7 @@ from typing import Any
 
 import msgspec
 
-from agentmesh.edge.failures import EDGE_ERRORS
-from agentmesh.edge.jetstream import WrongLastSequence
+from agentmesh.edge.failures import EDGE_ERRORS, WrongLastSequence
 from agentmesh.edge.registry import Entry, Registry
 from agentmesh.planner import End, Place, Plan, Remove, Unplaced
 from agentmesh.subjects import placement_key, spec_key

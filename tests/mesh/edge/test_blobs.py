@@ -7,8 +7,10 @@ import hashlib
 import nats
 import pytest
 
-from agentmesh.edge import jetstream as js
 from agentmesh.edge.blobs import CHUNK_BYTES, Blobs
+from agentmesh.edge.failures import Uncertain
+from agentmesh.edge.manage import stream_state
+from agentmesh.edge.publish import store
 from agentmesh.edge.streams import ensure
 from agentmesh.errors import NotFound, Unavailable
 from agentmesh.subjects import Subjects
@@ -44,7 +46,7 @@ def test_nothing_of_a_deleted_blob_stays(server: Server, subjects: Subjects) -> 
             await ensure(t, subjects)
             blobs = Blobs(t, subjects)
             await blobs.delete(await blobs.put(_bytes(500_000)))
-            assert (await js.stream_state(t, subjects.blob_stream)).messages == 0
+            assert (await stream_state(t, subjects.blob_stream)).messages == 0
 
     run(main())
 
@@ -81,12 +83,12 @@ def test_a_put_that_fails_shows_nothing_and_damage_is_noticed(server: Server, su
             ids = iter(["name", "chunks", "other", "more"])
             blobs = Blobs(t, subjects, new_id=lambda: next(ids))
             t.inject(subjects.blob_chunks("chunks"), never_sent)
-            with pytest.raises(js.Uncertain):
+            with pytest.raises(Uncertain):
                 await blobs.put(_bytes(200_000))
             with pytest.raises(NotFound):
                 await blobs.get("name")
             assert await blobs.put(_bytes(200_000)) == "other"
-            await js.store(t, subjects.blob_chunks("more"), b"stranger's bytes")
+            await store(t, subjects.blob_chunks("more"), b"stranger's bytes")
             with pytest.raises(Unavailable, match="damaged"):
                 await blobs.get("other")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from agentmesh.edge.jetstream import stream_state
+from agentmesh.edge.manage import stream_state
 from agentmesh.edge.streams import DUPLICATE_WINDOW_S, duplicate_window, ensure, stream_configs
 from agentmesh.errors import ConfigMismatch, Unavailable
 from agentmesh.subjects import Subjects

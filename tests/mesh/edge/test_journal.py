@@ -7,10 +7,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from agentmesh.edge import jetstream as js
 from agentmesh.edge import journal as journal_module
+from agentmesh.edge.api import API, call_api
 from agentmesh.edge.blobs import Blobs
 from agentmesh.edge.journal import Journal, Settling
+from agentmesh.edge.manage import purge, stream_state
+from agentmesh.edge.read import get_last
 from agentmesh.edge.retry import ExponentialBackoff
 from agentmesh.edge.streams import ensure
 from agentmesh.edge.transport import Headers, Message, RequestTimeout, Transport
@@ -44,7 +46,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 async def _records(t: Transport, subjects: Subjects) -> int:
-    return (await js.stream_state(t, subjects.stream("journal"))).messages
+    return (await stream_state(t, subjects.stream("journal"))).messages
 
 
 # --- plain --------------------------------------------------------------------------------------------------------
@@ -254,7 +256,7 @@ def test_own_record_committed_but_another_is_newer(server: Server, subjects: Sub
             await ensure(t, subjects)
             mine, other = Journal(t, subjects), Journal(b, subjects)
             t.inject(subjects.journal(AGENT), reply_lost)
-            t.inject(f"{js.API}.STREAM.MSG.GET.{subjects.stream('journal')}", nobody)  # gives the other time
+            t.inject(f"{API}.STREAM.MSG.GET.{subjects.stream('journal')}", nobody)  # gives the other time
             appending = asyncio.ensure_future(mine.append(AGENT, b"mine", record_id="r1", expected=0))
 
             async def committed() -> bool:
@@ -280,11 +282,11 @@ def test_store_lost_when_the_stream_was_purged(server: Server, subjects: Subject
             last = 0
             for n in range(3):
                 last = await journal.append(AGENT, b"x", record_id=f"r{n}", expected=last)
-            await js.api(t, f"STREAM.MSG.DELETE.{subjects.stream('journal')}", {"seq": last})
+            await call_api(t, f"STREAM.MSG.DELETE.{subjects.stream('journal')}", {"seq": last})
             with pytest.raises(StoreLost) as caught:
                 await journal.append(AGENT, b"y", record_id="r", expected=last)
             assert caught.value.details == {"expected": 3, "last": 2}
-            await js.purge(t, subjects.stream("journal"), subjects.journal(AGENT))
+            await purge(t, subjects.stream("journal"), subjects.journal(AGENT))
             with pytest.raises(StoreLost) as caught:
                 await journal.append(AGENT, b"y", record_id="r", expected=last)
             assert caught.value.details == {"expected": 3, "last": 0}
@@ -302,7 +304,7 @@ def test_a_loss_seen_only_once_is_not_believed(server: Server, subjects: Subject
             first = await journal.append(AGENT, b"one", record_id="r1", expected=0)
             t.inject(subjects.journal(AGENT), never_sent)
             t.inject(
-                f"{js.API}.STREAM.MSG.GET.{subjects.stream('journal')}",
+                f"{API}.STREAM.MSG.GET.{subjects.stream('journal')}",
                 replaced(b'{"error":{"code":404,"err_code":10037,"description":"no message found"}}'),
             )
             assert await journal.append(AGENT, b"two", record_id="r2", expected=first) == first + 1
@@ -322,7 +324,7 @@ def test_patience_ends_and_says_what_is_known(server: Server, subjects: Subjects
                     await journal.append(AGENT, b"one", record_id="r1", expected=0, patience_s=0.2)
             assert caught.value.details == {"fate": "not_stored"}
 
-            reads = f"{js.API}.STREAM.MSG.GET.{subjects.stream('journal')}"
+            reads = f"{API}.STREAM.MSG.GET.{subjects.stream('journal')}"
             t = Faulty(inner)
             t.inject(subjects.journal(AGENT), reply_lost)
             t.inject(reads, *[nobody] * 100)
@@ -387,13 +389,13 @@ def test_a_large_record_goes_to_the_blobs_and_a_rollup_removes_it(server: Server
             heir = Journal(t, subjects)
             assert await heir.read(AGENT) == [(first, large), (second, edge), (third, edge + b"y")]
             assert await heir.last(AGENT) == (third, edge + b"y", "r3")
-            raw = await js.get_last(t, subjects.stream("journal"), subjects.journal(AGENT))
+            raw = await get_last(t, subjects.stream("journal"), subjects.journal(AGENT))
             assert raw is not None
             assert raw.data == b'{"v":1,"blob":"%b"}' % raw.headers[journal_module.BLOB].encode()
             last = await heir.append(AGENT, large, record_id="r4", expected=third, rollup=True)
             assert await heir.read(AGENT) == [(last, large)]
             await heir.append(AGENT, b"small", record_id="r5", expected=last, rollup=True)
-            assert (await js.stream_state(t, subjects.blob_stream)).messages == 0
+            assert (await stream_state(t, subjects.blob_stream)).messages == 0
 
     run(main())
 
@@ -404,7 +406,7 @@ def test_a_record_whose_blob_is_gone_is_a_loss(server: Server, subjects: Subject
             await ensure(t, subjects)
             journal = Journal(t, subjects)
             await journal.append(AGENT, b"x" * t.max_payload, record_id="r1", expected=0)
-            raw = await js.get_last(t, subjects.stream("journal"), subjects.journal(AGENT))
+            raw = await get_last(t, subjects.stream("journal"), subjects.journal(AGENT))
             assert raw is not None
             await Blobs(t, subjects).delete(raw.headers[journal_module.BLOB])
             with pytest.raises(StoreLost, match="blob"):

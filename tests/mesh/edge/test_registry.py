@@ -9,11 +9,12 @@ import nats
 import pytest
 from nats.js.errors import KeyNotFoundError
 
-from agentmesh.edge import jetstream as js
 from agentmesh.edge import registry as registry_module
 from agentmesh.edge.batches import PART
 from agentmesh.edge.connection import NatsTransport
-from agentmesh.edge.jetstream import Uncertain, WrongLastSequence
+from agentmesh.edge.failures import Uncertain, WrongLastSequence
+from agentmesh.edge.manage import stream_state
+from agentmesh.edge.read import get_last
 from agentmesh.edge.registry import RESYNC_SHARE, Entry, Registry, View, decode_node, decode_placement, decode_spec
 from agentmesh.edge.streams import ensure
 from agentmesh.errors import BadRequest, Unavailable
@@ -28,7 +29,7 @@ async def _registry(t: Any, subjects: Subjects) -> Registry:
 
 
 async def _messages(t: NatsTransport, subjects: Subjects) -> int:
-    return (await js.stream_state(t, subjects.stream("registry"))).messages
+    return (await stream_state(t, subjects.stream("registry"))).messages
 
 
 # --- keys ---------------------------------------------------------------------------------------------------------
@@ -80,7 +81,7 @@ def test_a_lease_expires_and_can_be_taken_over_its_marker(server: Server, subjec
                 return await registry.get("supervisor") is None
 
             await eventually(expired, what="the expiry")
-            marker = await js.get_last(t, subjects.stream("registry"), subjects.registry_key("supervisor"))
+            marker = await get_last(t, subjects.stream("registry"), subjects.registry_key("supervisor"))
             assert marker is not None  # the key is gone, its marker is not
             assert marker.headers["Nats-Marker-Reason"] == "MaxAge"
             with pytest.raises(WrongLastSequence):
@@ -455,7 +456,7 @@ def test_a_deleted_key_stays_so_when_the_server_is_killed(
             lease = subjects.registry_key("nodes.n1")
 
             async def expired() -> bool:  # and its marker too, which is gone as soon as any may be
-                return await js.get_last(t, subjects.stream("registry"), lease) is None
+                return await get_last(t, subjects.stream("registry"), lease) is None
 
             await eventually(expired, what="the end of a lease and of its marker")
             await asyncio.to_thread(fresh_server.kill)

@@ -8,8 +8,11 @@ from typing import Any
 
 import pytest
 
-from agentmesh.edge import jetstream as js
 from agentmesh.edge import streams
+from agentmesh.edge.api import call_api
+from agentmesh.edge.failures import WrongLastSequence
+from agentmesh.edge.manage import stream_state
+from agentmesh.edge.publish import schedule, store
 from agentmesh.edge.registry import Registry
 from agentmesh.edge.streams import ensure, stream_configs
 from agentmesh.edge.transport import Message
@@ -28,7 +31,7 @@ def test_every_field_arrives_as_it_was_asked_for(server: Server, subjects: Subje
                 f"{subjects.root.upper()}_{role}" for role in ("MAIL", "TIMER", "RESULT", "JOURNAL", "DEAD", "SESSION")
             } | {f"KV_{subjects.root}-registry", f"OBJ_{subjects.root}-blobs"}
             for name, wanted in configs.items():
-                found = (await js.stream_state(t, name)).config
+                found = (await stream_state(t, name)).config
                 for field, value in wanted.items():
                     assert found.get(field, False) == value, (name, field)
 
@@ -83,7 +86,7 @@ def test_a_stranger_s_stream_on_our_subjects_is_named(server: Server, subjects: 
     async def main() -> None:
         async with connected(server.url) as t:
             stranger = subjects.root.upper()
-            await js.api(t, f"STREAM.CREATE.{stranger}", {"name": stranger, "subjects": [f"{subjects.root}.inbox.*"]})
+            await call_api(t, f"STREAM.CREATE.{stranger}", {"name": stranger, "subjects": [f"{subjects.root}.inbox.*"]})
             with pytest.raises(ConfigMismatch, match="another stream"):
                 await ensure(t, subjects)
 
@@ -132,11 +135,11 @@ def test_every_lane_takes_names_of_every_length_and_republishes(server: Server, 
                 live: list[Message] = []
                 subscription = await t.subscribe(subjects.live(agent), live.append)
                 stored = [
-                    (await js.store(t, subjects.lane(lane, agent), lane.encode(), headers={"Mesh-Tag": "t"})).seq
+                    (await store(t, subjects.lane(lane, agent), lane.encode(), headers={"Mesh-Tag": "t"})).seq
                     for lane in LANES
                     if lane != "due"
                 ]
-                await js.schedule(t, subjects.timer(agent, "t1"), subjects.due(agent), time.time(), b"due")
+                await schedule(t, subjects.timer(agent, "t1"), subjects.due(agent), time.time(), b"due")
                 await eventually(lambda live=live: len(live) == len(LANES), what=f"all lanes of {agent}")
                 assert [subjects.parse_live(message.subject) for message in live] == [(lane, agent) for lane in LANES]
                 assert [message.data.decode() for message in live] == list(LANES)
@@ -153,15 +156,15 @@ def test_results_and_the_registry_are_republished(server: Server, subjects: Subj
             seen: list[Message] = []
             await t.subscribe(subjects.done("coder", "*"), seen.append)
             await t.subscribe(subjects.registry_change(), seen.append)
-            await js.store(t, subjects.result("coder", "17"), b"outcome", expected=0)
-            await js.store(t, subjects.registry_key("agents.coder"), b"spec")
+            await store(t, subjects.result("coder", "17"), b"outcome", expected=0)
+            await store(t, subjects.registry_key("agents.coder"), b"spec")
             await eventually(lambda: len(seen) == 2, what="both copies")
             assert [message.subject for message in seen] == [
                 subjects.done("coder", "17"),
                 subjects.registry_change("agents.coder"),
             ]
-            with pytest.raises(js.WrongLastSequence):
-                await js.store(t, subjects.result("coder", "17"), b"another outcome", expected=0)
+            with pytest.raises(WrongLastSequence):
+                await store(t, subjects.result("coder", "17"), b"another outcome", expected=0)
 
     run(main())
 
@@ -172,11 +175,11 @@ def test_a_lane_is_bounded_by_itself(server: Server, subjects: Subjects) -> None
         async with connected(server.url) as t:
             await ensure(t, subjects, mailbox_limit=3)
             for _ in range(3):
-                await js.store(t, subjects.inbox("a"), b"x")
+                await store(t, subjects.inbox("a"), b"x")
             with pytest.raises(MailboxFull):
-                await js.store(t, subjects.inbox("a"), b"x")
-            await js.store(t, subjects.lane("peer-inbox", "a"), b"a colleague gets through")
-            await js.store(t, subjects.inbox("a.b"), b"another agent")
+                await store(t, subjects.inbox("a"), b"x")
+            await store(t, subjects.lane("peer-inbox", "a"), b"a colleague gets through")
+            await store(t, subjects.inbox("a.b"), b"another agent")
 
     run(main())
 
@@ -186,15 +189,15 @@ def test_what_a_stranger_may_not_do_to_mail(server: Server, subjects: Subjects) 
     async def main() -> None:
         async with connected(server.url) as t:
             await ensure(t, subjects)
-            await js.store(t, subjects.inbox("a"), b"x")
+            await store(t, subjects.inbox("a"), b"x")
             for headers in ({"Nats-Rollup": "all"}, {"Nats-Rollup": "sub"}, {"Nats-TTL": "1s"}):
                 with pytest.raises(BadRequest):
-                    await js.store(t, subjects.inbox("a"), b"x", headers=headers)
+                    await store(t, subjects.inbox("a"), b"x", headers=headers)
             body = b"x" * (t.max_payload - MAIL_ROOM)
-            await js.store(t, subjects.inbox("a"), body)
+            await store(t, subjects.inbox("a"), body)
             with pytest.raises(TooLarge):
-                await js.store(t, subjects.inbox("a"), body + b"x")
-            assert (await js.stream_state(t, subjects.stream("mail"))).messages == 2
+                await store(t, subjects.inbox("a"), body + b"x")
+            assert (await stream_state(t, subjects.stream("mail"))).messages == 2
 
     run(main())
 
@@ -208,7 +211,7 @@ def test_three_replicas_on_a_cluster_by_default(subjects: Subjects) -> None:
                 await asyncio.gather(ensure(a, subjects), ensure(b, subjects), ensure(a, subjects))
                 names = stream_configs(subjects, replicas=3, max_payload=a.max_payload)
                 for name in names:
-                    assert (await js.stream_state(a, name)).config["num_replicas"] == 3
+                    assert (await stream_state(a, name)).config["num_replicas"] == 3
                 await ensure(b, subjects, replicas=3)
                 # A mesh that was made with one replica is taken as it is, unless the caller says what it wants.
                 other = Subjects(root=subjects.root + "x")
@@ -234,6 +237,6 @@ def test_more_replicas_than_servers(server: Server, subjects: Subjects, monkeypa
             with pytest.raises(Unavailable, match="3 replicas"):
                 await ensure(t, subjects, replicas=3)
             await ensure(Alone(t), subjects)
-            assert (await js.stream_state(t, subjects.stream("mail"))).config["num_replicas"] == 1
+            assert (await stream_state(t, subjects.stream("mail"))).config["num_replicas"] == 1
 
     run(main())

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from agentmesh.edge.jetstream import store
+from agentmesh.edge.publish import store
 from agentmesh.edge.streams import ensure
 from agentmesh.edge.transport import Transport
 from agentmesh.errors import Fenced

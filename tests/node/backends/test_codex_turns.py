@@ -16,7 +16,7 @@ import pytest
 from agentmesh.agent import Agent
 from agentmesh.backend import Event, Room
 from agentmesh.edge.blobs import Blobs
-from agentmesh.edge.jetstream import read_all
+from agentmesh.edge.read import read_all
 from agentmesh.edge.streams import ensure
 from agentmesh.errors import BackendError
 from agentmesh.subjects import Subjects

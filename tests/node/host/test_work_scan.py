@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-from agentmesh.edge.jetstream import store
+from agentmesh.edge.publish import store
 from agentmesh.edge.streams import ensure
 from agentmesh.records import Record, RecordKind, encode_record
 from agentmesh.subjects import Subjects

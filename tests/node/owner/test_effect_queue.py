@@ -8,7 +8,7 @@ from typing import cast
 
 import pytest
 
-from agentmesh.edge.jetstream import Uncertain
+from agentmesh.edge.failures import Uncertain
 from agentmesh.errors import MailboxFull, Unavailable
 from agentmesh.records import Echo, Effect, Open, Resolve, SendMail, SetTimer, StartAgent
 from agentmesh.wire import ErrorBody, Outcome

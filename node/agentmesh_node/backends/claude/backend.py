@@ -17,8 +17,7 @@ from opentelemetry import propagate
 
 from agentmesh.agent import Agent
 from agentmesh.backend import Event, Room, Stream, Turn
-from agentmesh.edge.failures import EDGE_ERRORS
-from agentmesh.edge.jetstream import ApiError
+from agentmesh.edge.failures import EDGE_ERRORS, ApiError
 from agentmesh.errors import BackendError, BudgetExceeded, Unavailable
 from agentmesh.subjects import Subjects
 from agentmesh_node.backends.claude import attempts

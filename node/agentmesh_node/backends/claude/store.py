@@ -14,18 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from agentmesh.edge.api import call_api
 from agentmesh.edge.clock import SYSTEM, Ambient
-from agentmesh.edge.jetstream import (
-    StoredMessage,
-    Uncertain,
-    WrongLastSequence,
-    api,
-    get_last,
-    get_last_many,
-    purge,
-    read_all,
-    store,
-)
+from agentmesh.edge.failures import Uncertain, WrongLastSequence
+from agentmesh.edge.manage import purge
+from agentmesh.edge.publish import store
+from agentmesh.edge.read import StoredMessage, get_last, get_last_many, read_all
 from agentmesh.edge.transport import Transport
 from agentmesh.errors import Fenced, Unavailable
 from agentmesh.subjects import Subjects
@@ -143,7 +137,7 @@ class JetStreamSessionStore:
         """The subjects under `pattern` that hold messages."""
         found: list[str] = []
         while True:
-            reply = await api(self._t, f"STREAM.INFO.{self._stream}", {"subjects_filter": pattern, "offset": len(found)})
+            reply = await call_api(self._t, f"STREAM.INFO.{self._stream}", {"subjects_filter": pattern, "offset": len(found)})
             info: dict[str, Any] = msgspec.json.decode(reply)
             page = info["state"].get("subjects") or {}
             found += page

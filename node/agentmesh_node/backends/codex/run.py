@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from agentmesh.backend import Event, Turn
-from agentmesh.edge.jetstream import Uncertain
+from agentmesh.edge.failures import Uncertain
 from agentmesh.edge.tasks import cancel_and_wait
 from agentmesh.errors import BackendError, BudgetExceeded, InfrastructureError, NotFound
 from agentmesh_node.backends.codex import settings

@@ -1,0 +1,62 @@
+"""Requests to the server's JetStream API, `$JS.API.<call>`, and what its errors mean to the mesh."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from agentmesh.edge.failures import ApiError
+from agentmesh.edge.server_errors import NO_META_LEADER, ServerError, leaderless
+from agentmesh.edge.transport import Disconnected, Message, NoResponders, RequestTimeout, Transport
+from agentmesh.errors import NoLeader, Unavailable
+
+API = "$JS.API"
+
+
+class _ApiReply(msgspec.Struct):
+    error: ServerError | None = None
+
+
+_reply = msgspec.json.Decoder(_ApiReply)
+_encode = msgspec.json.Encoder().encode
+
+
+async def call_api(t: Transport, call: str, body: Mapping[str, Any] | None = None, *, timeout: float = 5.0) -> bytes:
+    """Make the JetStream API request `$JS.API.<call>` and return its JSON reply.
+
+    Raises:
+        ApiError: a definite error.
+        Unavailable: no connection, no leader, no answer in time, or the server says so.
+    """
+    reply = await ask_server(t, f"{API}.{call}", b"" if body is None else _encode(body), timeout)
+    _raise_error(_reply.decode(reply.data).error)
+    return reply.data
+
+
+async def ask_server(t: Transport, subject: str, body: bytes, timeout: float) -> Message:
+    """The server's reply, whatever it says.
+
+    Raises:
+        Unavailable: nobody answers, no connection, no answer in time.
+    """
+    try:
+        return await t.request(subject, body, timeout=timeout)
+    except NoResponders:
+        raise NoLeader(
+            f"nobody answers {subject} now: the stream has no leader, as too few of its servers are up, or JetStream is off; "
+            "bring its servers back"
+        ) from None
+    except (RequestTimeout, Disconnected) as error:
+        raise Unavailable(f"no answer to {subject}: {type(error).__name__}") from None
+
+
+def _raise_error(error: ServerError | None) -> None:
+    if error is None:
+        return
+    if error.err_code == NO_META_LEADER:
+        raise leaderless()
+    if error.code in (429, 503):
+        raise Unavailable(f"JetStream: {error.description}; try again", details={"err_code": error.err_code})
+    raise ApiError(error.code, error.err_code, error.description)

@@ -1,0 +1,77 @@
+"""Looking after what a stream holds: its state, counting, deleting, purging. Functions, no state."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import msgspec
+
+from agentmesh.edge.api import call_api
+from agentmesh.edge.failures import ApiError
+from agentmesh.edge.transport import Transport
+
+_NOT_DELETED = (10043, 10057)
+
+
+class StreamState(NamedTuple):
+    """What the leader says of a stream."""
+
+    messages: int
+    first_seq: int
+    last_seq: int
+    config: dict[str, Any]
+
+
+async def stream_state(t: Transport, stream: str, *, timeout: float = 5.0) -> StreamState:
+    """Sequences and configuration of `stream`, from its leader.
+
+    Raises:
+        ApiError: no such stream (`err_code` 10059).
+        Unavailable: see `call_api`.
+    """
+    info: dict[str, Any] = msgspec.json.decode(await call_api(t, f"STREAM.INFO.{stream}", timeout=timeout))
+    state = info["state"]
+    return StreamState(state["messages"], state["first_seq"], state["last_seq"], info["config"])
+
+
+async def purge(t: Transport, stream: str, filter: str, *, below: int | None = None, timeout: float = 5.0) -> int:
+    """Remove the messages of `filter`, only those with a sequence under `below` if it is given. Idempotent.
+
+    Returns: how many were removed.
+
+    Raises:
+        ApiError, Unavailable: see `call_api`.
+    """
+    body: dict[str, Any] = {"filter": filter}
+    if below is not None:
+        if below <= 1:  # the server takes 0 for "all"
+            return 0
+        body["seq"] = below
+    reply = msgspec.json.decode(await call_api(t, f"STREAM.PURGE.{stream}", body, timeout=timeout))
+    return int(reply.get("purged", 0))
+
+
+async def count(t: Transport, stream: str, filter: str, *, timeout: float = 5.0) -> dict[str, int]:
+    """How many messages each subject that matches `filter` has. Few must match: the server gives 100,000 at most.
+
+    Raises:
+        ApiError, Unavailable: see `stream_state`.
+    """
+    body = {"subjects_filter": filter}
+    info: dict[str, Any] = msgspec.json.decode(await call_api(t, f"STREAM.INFO.{stream}", body, timeout=timeout))
+    return dict(info["state"].get("subjects") or {})
+
+
+async def delete(t: Transport, stream: str, seq: int, *, timeout: float = 5.0) -> bool:
+    """Remove one message. False if there is none of that sequence (any more).
+
+    Raises:
+        ApiError, Unavailable: see `call_api`.
+    """
+    try:
+        await call_api(t, f"STREAM.MSG.DELETE.{stream}", {"seq": seq, "no_erase": True}, timeout=timeout)
+    except ApiError as error:
+        if error.err_code in _NOT_DELETED:
+            return False
+        raise
+    return True

@@ -1,0 +1,198 @@
+"""Publishing to a stream, with the server's acknowledgement. Functions, no state.
+
+The wire forms are NATS's own (Nats-* headers), so anything that speaks `Transport` can stand in for the server. What an answer
+means is decided here once: what was refused (nothing stored), what is unknown, what to try again.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import NamedTuple, NoReturn
+
+import msgspec
+
+from agentmesh.edge.failures import EDGE_ERRORS, Uncertain, WrongLastSequence
+from agentmesh.edge.server_errors import ServerError, definite
+from agentmesh.edge.transport import UNANSWERED, Headers, Message, NoResponders, Transport
+from agentmesh.errors import Unavailable
+from agentmesh.wire import MSG_ID, format_time
+
+EXPECTED_SEQ = "Nats-Expected-Last-Subject-Sequence"
+TTL = "Nats-TTL"
+ROLLUP = "Nats-Rollup"
+SCHEDULE = "Nats-Schedule"
+SCHEDULE_TARGET = "Nats-Schedule-Target"
+
+LAST_SCHEDULE = 9_214_646_400.0
+"""The beginning of 2262. The server counts nanoseconds in 64 bits, which end that year: it would store later messages at once."""
+
+_WRONG_SEQUENCE = 10071
+_NO_VERDICT = 10164
+_IN_PROCESS = 10158
+
+
+class Stored(NamedTuple):
+    """A publish's acknowledgement. `duplicate`: the message id was stored before, at `seq`."""
+
+    seq: int
+    duplicate: bool
+
+
+class _Ack(msgspec.Struct):
+    seq: int = 0
+    duplicate: bool = False
+    error: ServerError | None = None
+
+
+_ack = msgspec.json.Decoder(_Ack)
+_last_number = re.compile(r"(\d+)\s*$")
+
+
+async def store(
+    t: Transport,
+    subject: str,
+    data: bytes = b"",
+    *,
+    headers: Headers | None = None,
+    expected: int | None = None,
+    msg_id: str | None = None,
+    ttl_s: int | None = None,
+    rollup: bool = False,
+    timeout: float = 5.0,
+) -> Stored:
+    """Publish and return once the stream has it.
+
+    Args:
+        expected: store only if this is the sequence of the last message on `subject` (0: there is none).
+        msg_id: id that the stream drops repetitions of, within its duplicate window.
+        ttl_s: whole seconds after which the server removes the message.
+        rollup: drop all older messages of `subject` in the same step.
+        timeout: seconds to wait for the acknowledgement.
+
+    Raises:
+        WrongLastSequence: `expected` is not so, or the server gave no verdict. Nothing was stored.
+        MailboxFull: the subject is at its bound. Nothing was stored.
+        TooLarge: headers and body exceed a limit. Nothing was stored.
+        Unavailable: no connection, or no leader. Nothing was stored.
+        Uncertain: no acknowledgement came, or an earlier try of `msg_id` is still being stored; it may be stored.
+        BadRequest: the server refuses it for another reason. Nothing was stored.
+    """
+    if not t.connected:
+        raise Unavailable("there is no connection to a NATS server now; try again")
+    fields = _conditions(headers, expected, msg_id, ttl_s, rollup)
+    try:
+        reply = await t.request(subject, data, headers=fields, timeout=timeout)
+    except UNANSWERED as error:
+        raise _unanswered(error, subject) from None
+    return _acknowledged(reply, subject)
+
+
+def store_soon(
+    t: Transport,
+    subject: str,
+    data: bytes,
+    stored: Callable[[Stored | Exception], None],
+    *,
+    headers: Headers | None = None,
+    expected: int | None = None,
+    msg_id: str | None = None,
+    rollup: bool = False,
+    timeout: float = 5.0,
+) -> bool:
+    """`store` without a task that waits, for what every turn stores: `stored` gets what `store` returns, or would have raised
+    once the message was sent, in the loop callback in which the acknowledgement arrives (`Transport.call`).
+
+    Returns: False if it cannot be sent at once: nothing was sent, and `stored` is never called.
+
+    Raises:
+        TooLarge: nothing was sent.
+    """
+
+    def answered(reply: Message | Exception) -> None:
+        if type(reply) is Message:
+            try:
+                result: Stored | Exception = _acknowledged(reply, subject)
+            except EDGE_ERRORS as error:
+                result = error
+            except Exception as error:  # noqa: BLE001 - the callback must be called whatever the reply is
+                result = Uncertain(f"the answer for {subject} cannot be read: {error!r}")
+        else:
+            result = _unanswered(reply, subject)  # type: ignore[arg-type]  # a message is told apart above
+        stored(result)
+
+    fields = _conditions(headers, expected, msg_id, None, rollup)
+    return t.call(subject, data, headers=fields, timeout=timeout, answered=answered)
+
+
+async def schedule(
+    t: Transport,
+    subject: str,
+    target: str,
+    at: float,
+    data: bytes,
+    *,
+    headers: Headers | None = None,
+    expected: int | None = None,
+    timeout: float = 5.0,
+) -> Stored:
+    """Store a message schedule on `subject`: at `at` (seconds since 1970) the server stores `data` and `headers` on
+    `target`, in the same stream, and removes the schedule. A schedule on the same subject is replaced.
+
+    Raises: as `store`.
+    """
+    fields = dict(headers or ())
+    fields[SCHEDULE] = f"@at {format_time(min(at, LAST_SCHEDULE))}"
+    fields[SCHEDULE_TARGET] = target
+    return await store(t, subject, data, headers=fields, expected=expected, timeout=timeout)
+
+
+def _conditions(
+    headers: Headers | None, expected: int | None, msg_id: str | None, ttl_s: int | None, rollup: bool
+) -> Headers | None:
+    """The headers of a publish, its conditions among them."""
+    if expected is None and msg_id is None and ttl_s is None and not rollup:
+        return headers
+    fields = dict(headers) if headers else {}
+    if expected is not None:
+        fields[EXPECTED_SEQ] = str(expected)
+    if msg_id is not None:
+        fields[MSG_ID] = msg_id
+    if ttl_s is not None:
+        fields[TTL] = str(ttl_s)
+    if rollup:
+        fields[ROLLUP] = "sub"
+    return fields
+
+
+def _unanswered(error: Exception, subject: str) -> Unavailable | Uncertain:
+    """The error of a publish whose request ended with `error`: not sent, or of unknown fate."""
+    if isinstance(error, NoResponders):
+        return Unavailable(f"no stream takes {subject} now (none exists, or it has no leader); try again")
+    return Uncertain(f"no acknowledgement for {subject}: {type(error).__name__}")
+
+
+def _acknowledged(reply: Message, subject: str) -> Stored:
+    """The acknowledgement in the reply to a publish; raises as `store`."""
+    try:
+        ack = _ack.decode(reply.data)
+    except msgspec.DecodeError:
+        raise Uncertain(f"the answer for {subject} is no acknowledgement") from None
+    if ack.error is not None:
+        _refused(ack.error, subject)
+    if ack.seq <= 0:
+        raise Uncertain(f"the answer for {subject} is no acknowledgement")
+    return Stored(ack.seq, ack.duplicate)
+
+
+def _refused(error: ServerError, subject: str) -> NoReturn:
+    code, text = error.err_code, error.description
+    if code == _WRONG_SEQUENCE:
+        number = _last_number.search(text)
+        raise WrongLastSequence(int(number[1]) if number else None)
+    if code == _NO_VERDICT:
+        raise WrongLastSequence(None)
+    if code == _IN_PROCESS:
+        # An earlier try of the same id is on its way to the replicas: whether it will be stored shows when it is tried again.
+        raise Uncertain(f"a message of the same id for {subject} is being stored")
+    raise definite(error, subject)

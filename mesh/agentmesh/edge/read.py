@@ -1,0 +1,252 @@
+"""Reading what a stream holds: from its leader, never stale, or from any replica, cheaper. Functions, no state."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+
+from agentmesh.edge.api import API, ask_server
+from agentmesh.edge.frames import NO_HEADERS, parse_headers
+from agentmesh.edge.server_errors import NO_META_LEADER, NO_STREAM, ServerError, leaderless, missing
+from agentmesh.edge.transport import Disconnected, Message, NoResponders, RequestTimeout, Transport
+from agentmesh.errors import BadRequest, MeshError, Unavailable
+from agentmesh.wire import parse_time
+
+MAX_MATCHES = 1024
+"""Most messages that one multi-subject direct get may match."""
+MATCHES_PER_WILDCARD = 5
+"""How many messages one wildcard pattern is taken to match: one for each mail lane of an agent."""
+PAGE_BYTES = 4 << 20
+"""Most bytes of a page when the caller sets no bound."""
+
+_NO_MESSAGE = 10037
+
+
+class StoredMessage(NamedTuple):
+    """One message of a stream. `time` is when it was stored (seconds since 1970); `previous` the sequence before it in the
+    page it was read with (0: unknown)."""
+
+    subject: str
+    seq: int
+    data: bytes
+    headers: Mapping[str, str]
+    time: float
+    previous: int
+
+
+class Page(NamedTuple):
+    """Part of a stream. `pending`: how many more matched behind it, as the answering replica saw it."""
+
+    messages: list[StoredMessage]
+    pending: int
+
+
+class _RawMessage(msgspec.Struct):
+    subject: str
+    seq: int
+    time: str
+    data: str = ""
+    hdrs: str = ""
+
+
+class _GetReply(msgspec.Struct):
+    message: _RawMessage | None = None
+    error: ServerError | None = None
+
+
+_got = msgspec.json.Decoder(_GetReply)
+_encode = msgspec.json.Encoder().encode
+
+
+async def get_last(t: Transport, stream: str, subject: str, *, timeout: float = 5.0) -> StoredMessage | None:
+    """The last message on `subject`, from the stream's leader: never stale.
+
+    Raises:
+        Unavailable: no leader, or no answer in time.
+    """
+    return await _leader_get(t, stream, {"last_by_subj": subject}, timeout)
+
+
+async def get_next(t: Transport, stream: str, filter: str, from_seq: int, *, timeout: float = 5.0) -> StoredMessage | None:
+    """The first message of `filter` at or behind `from_seq`, from the stream's leader. None proves that there is none.
+
+    Raises:
+        Unavailable: no leader, or no answer in time.
+    """
+    return await _leader_get(t, stream, {"seq": from_seq, "next_by_subj": filter}, timeout)
+
+
+async def _leader_get(t: Transport, stream: str, body: Mapping[str, Any], timeout: float) -> StoredMessage | None:
+    reply = await ask_server(t, f"{API}.STREAM.MSG.GET.{stream}", _encode(body), timeout)
+    got = _got.decode(reply.data)
+    if got.error is not None and got.error.err_code == _NO_MESSAGE:
+        return None
+    if got.error is not None and got.error.err_code == NO_STREAM:
+        # A server that has just started may not know the stream yet: callers try again for a moment before they believe it.
+        raise missing(stream)
+    if got.error is not None and got.error.err_code == NO_META_LEADER:
+        raise leaderless()
+    if got.error is not None or got.message is None:
+        text = got.error.description if got.error is not None else "an answer without a message"
+        raise Unavailable(f"stream {stream} cannot be read now: {text}; try again")
+    raw = got.message
+    headers = parse_headers(base64.b64decode(raw.hdrs))[1] if raw.hdrs else NO_HEADERS
+    return StoredMessage(raw.subject, raw.seq, base64.b64decode(raw.data), headers, parse_time(raw.time), 0)
+
+
+async def get_last_direct(t: Transport, stream: str, subject: str, *, timeout: float = 5.0) -> StoredMessage | None:
+    """The last message on `subject`, from any replica: cheaper, and a few milliseconds stale at times.
+
+    Raises:
+        Unavailable: no answer.
+    """
+    reply = await ask_server(t, f"{API}.DIRECT.GET.{stream}", _encode({"last_by_subj": subject}), timeout)
+    if _is_stored(reply):
+        return _stored(reply)._replace(previous=0)
+    if reply.status == "404":
+        return None
+    raise _bad_status(reply, stream)
+
+
+async def get_last_many(
+    t: Transport, stream: str, subjects: Sequence[str], *, timeout: float = 5.0
+) -> tuple[dict[str, StoredMessage], int]:
+    """The last message on each of `subjects`; a subject without one is absent. The subjects are split over requests that each
+    match at most 1,024 messages; a wildcard pattern counts as the lanes of one agent.
+
+    Returns: the messages by subject, and the sequence up to which all of them are current, as the answering replicas saw
+        the stream (0: unknown). Compare it with the sequence that must be included.
+
+    Raises:
+        Unavailable: no answer.
+    """
+    found: dict[str, StoredMessage] = {}
+    up_to: int | None = None
+    todo = _chunks(subjects)
+    while todo:
+        chunk = todo.pop()
+        replies = await _many(t, stream, {"multi_last": chunk}, timeout)
+        end = replies[-1]
+        if end.status == "413" and len(chunk) > 1:
+            half = len(chunk) // 2
+            todo += [chunk[:half], chunk[half:]]
+            continue
+        if end.status not in ("204", "404"):
+            raise _bad_status(end, stream)
+        for reply in replies[:-1]:
+            message = _stored(reply)
+            found[message.subject] = message
+        reached = int(end.headers.get("Nats-UpTo-Sequence", 0))
+        up_to = reached if up_to is None else min(up_to, reached)
+    return found, up_to or 0
+
+
+def _chunks(subjects: Sequence[str]) -> list[list[str]]:
+    chunks: list[list[str]] = []
+    room = 0
+    for subject in subjects:
+        weight = MATCHES_PER_WILDCARD if "*" in subject or ">" in subject else 1
+        if room < weight:
+            chunks.append([])
+            room = MAX_MATCHES
+        chunks[-1].append(subject)
+        room -= weight
+    return chunks
+
+
+async def read(
+    t: Transport,
+    stream: str,
+    filter: str,
+    *,
+    from_seq: int,
+    batch: int = 256,
+    max_bytes: int = 0,
+    timeout: float = 5.0,
+) -> Page:
+    """The messages of `filter` at or behind `from_seq`, in order: at most `batch`, and no more once they fill `max_bytes`
+    (0: 4 MiB), from any replica.
+
+    Raises:
+        Unavailable: no answer, or part of it was lost on the way.
+    """
+    body = {"seq": max(1, from_seq), "next_by_subj": filter, "batch": batch, "max_bytes": max_bytes or PAGE_BYTES}
+    replies = await _many(t, stream, body, timeout)
+    end = replies[-1]
+    if end.status == "404":
+        return Page([], 0)
+    if end.status != "204":
+        raise _bad_status(end, stream)
+    messages = [_stored(reply) for reply in replies[:-1]]
+    _check_chain(messages, end, stream)
+    return Page(messages, int(end.headers.get("Nats-Num-Pending", 0)))
+
+
+def _check_chain(messages: list[StoredMessage], end: Message, stream: str) -> None:
+    # Every reply names the one before it, so a reply that a route dropped leaves a hole that shows.
+    before = 0
+    for message in messages:
+        if message.previous != before:
+            raise Unavailable(f"part of a page of {stream} was lost on the way; read again")
+        before = message.seq
+    if int(end.headers.get("Nats-Last-Sequence", before)) != before:
+        raise Unavailable(f"part of a page of {stream} was lost on the way; read again")
+
+
+async def read_all(t: Transport, stream: str, filter: str, *, from_seq: int = 1, timeout: float = 5.0) -> list[StoredMessage]:
+    """Every message of `filter` at or behind `from_seq`, in order, proven complete: replicas are read until the leader
+    says that nothing more follows. A message that was replaced during the read may appear together with its successor.
+
+    Raises:
+        Unavailable: no answer, no leader.
+    """
+    messages: list[StoredMessage] = []
+    next_seq = from_seq
+    while True:
+        page = await read(t, stream, filter, from_seq=next_seq, timeout=timeout)
+        messages += page.messages
+        if page.messages:
+            next_seq = page.messages[-1].seq + 1
+        if page.pending:
+            continue
+        beyond = await get_next(t, stream, filter, next_seq, timeout=timeout)
+        if beyond is None:
+            return messages
+        messages.append(beyond)
+        next_seq = beyond.seq + 1
+
+
+async def _many(t: Transport, stream: str, body: Mapping[str, Any], timeout: float) -> list[Message]:
+    try:
+        return await t.request_many(f"{API}.DIRECT.GET.{stream}", _encode(body), timeout=timeout)
+    except NoResponders:
+        raise Unavailable(f"no replica of {stream} answers now; try again") from None
+    except (RequestTimeout, Disconnected) as error:
+        raise Unavailable(f"no answer from {stream}: {type(error).__name__}") from None
+
+
+def _is_stored(reply: Message) -> bool:
+    # Not by the status: any publisher can store a message whose header block begins with a status line.
+    return "Nats-Stream" in reply.headers
+
+
+def _stored(reply: Message) -> StoredMessage:
+    headers = reply.headers
+    return StoredMessage(
+        headers["Nats-Subject"],
+        int(headers["Nats-Sequence"]),
+        reply.data,
+        headers,
+        parse_time(headers["Nats-Time-Stamp"]),
+        int(headers.get("Nats-Last-Sequence", 0)),
+    )
+
+
+def _bad_status(reply: Message, stream: str) -> MeshError:
+    text = reply.data.decode("utf-8", "replace") or f"status {reply.status}"
+    if reply.status in ("408", "413"):
+        return BadRequest(f"{stream} refuses the read: {text}")
+    return Unavailable(f"{stream} cannot be read now: {text}")
