@@ -1,1 +1,14 @@
 """One supervisor: which nodes live, which supervisor leads, where agents go. It knows nothing of `host`."""
+
+from typing import TYPE_CHECKING
+
+from agentmesh import renamed
+
+if not TYPE_CHECKING:
+    __getattr__ = renamed.attributes(
+        __name__,
+        {
+            "Supervisor": "agentmesh_node.supervisor.supervisor",
+            "SupervisorSettings": "agentmesh_node.settings",
+        },
+    )
