@@ -7,10 +7,13 @@ need is imported when they run: `mesh --help` reads only this file.
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
+
+from agentmesh_node.process.options import CommonOptions, NodeOptions, SupervisorOptions
 
 Nats = Annotated[
     str | None, Parameter(help="NATS servers, URL[,URL...]; else MESH_NATS_URL, else .mesh/url, else 127.0.0.1:4222.")
@@ -25,10 +28,7 @@ Labels = Annotated[
     Parameter(name="--label", negative="", show_default=False, help="KEY=VALUE that agents may ask for; repeatable."),
 ]
 HealthPort = Annotated[int | None, Parameter(help="Serve liveness (/livez) and readiness (/readyz) over HTTP on this port.")]
-Capacity = Annotated[int, Parameter(help="Most agents it takes; 0 is no bound.")]
-Content = Annotated[
-    bool, Parameter(negative="", help="Put prompts, events and states into lifecycle events; else MESH_CONTENT, else not.")
-]
+NODE, SUPERVISOR, COMMON = NodeOptions(), SupervisorOptions(), CommonOptions()
 
 
 def up(
@@ -40,9 +40,10 @@ def up(
     sync_interval: Annotated[
         str, Parameter(help="When data reaches the disk: 'always' survives a power cut, '2m' is faster.")
     ] = "always",
-    capacity: Capacity = 0,
-    content: Content = False,
     root: Root = None,
+    options: NodeOptions = NODE,
+    leader: SupervisorOptions = SUPERVISOR,
+    common: CommonOptions = COMMON,
 ) -> int:
     """Run a whole mesh here: NATS server, supervisor, node.
 
@@ -51,7 +52,9 @@ def up(
     """
     from agentmesh_node.process import main
 
-    return main.up(agents, port=port, data=data, sync_interval=sync_interval, capacity=capacity, content=content, root=root)
+    return main.up(
+        agents, port=port, data=data, sync_interval=sync_interval, root=root, options=options, leader=leader, common=common
+    )
 
 
 def node(
@@ -60,15 +63,15 @@ def node(
         tuple[str, ...], Parameter(negative="", help="Modules or files with the agents' classes, joined by commas.")
     ],
     id: Annotated[str | None, Parameter(help="The node's name in the mesh; by default made from the host's.")] = None,
-    capacity: Capacity = 0,
     label: Labels = (),
-    content: Content = False,
     workers: Annotated[int, Parameter(help="Processes to run; each is a node of its own, named ID-1, ID-2, ...")] = 1,
     health_port: HealthPort = None,
     nats: Nats = None,
     root: Root = None,
     replicas: Replicas = None,
     wait: Wait = 10.0,
+    options: NodeOptions = NODE,
+    common: CommonOptions = COMMON,
 ) -> int:
     """Run an agent node for the kinds of agent in its modules.
 
@@ -76,11 +79,16 @@ def node(
     """
     from agentmesh_node.process import main
 
-    return main.node(
-        agents, id=id, capacity=capacity, labels=label, content=content,
-        where=main.MeshAddress.find(nats, root, replicas=replicas, wait_s=wait),
-        hosting=main.ProcessOptions(workers=workers, health_port=health_port),
-    )  # fmt: skip
+    where = main.MeshAddress.find(nats, root, replicas=replicas, wait_s=wait)
+    command = main.NodeCommand(id=id, agents=agents, labels=label, where=where, options=options, common=common)
+    return main.node(command, workers=workers, health_port=health_port)
+
+
+def worker(*, id: str) -> int:
+    """Run one of the processes of `mesh node --workers`, whose keeper says on stdin what it is to be; the id shows in lists."""
+    from agentmesh_node.process import main
+
+    return main.worker(sys.stdin.buffer.read())
 
 
 def supervisor(
@@ -91,6 +99,8 @@ def supervisor(
     root: Root = None,
     replicas: Replicas = None,
     wait: Wait = 10.0,
+    options: SupervisorOptions = SUPERVISOR,
+    common: CommonOptions = COMMON,
 ) -> int:
     """Run a supervisor, which places agents on nodes.
 
@@ -99,4 +109,4 @@ def supervisor(
     from agentmesh_node.process import main
 
     where = main.MeshAddress.find(nats, root, replicas=replicas, wait_s=wait)
-    return main.supervisor(id=id, where=where, health_port=health_port)
+    return main.supervisor(id=id, where=where, health_port=health_port, options=options, common=common)

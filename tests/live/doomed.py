@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 from agentmesh.edge.transport import Headers, Message, Transport
-from agentmesh_node.__main__ import app
+from agentmesh_node.__main__ import main as hosting
 from agentmesh_node.host.node import Node
 from agentmesh_node.process import main as process_main
 from support import Faulty
@@ -58,7 +58,7 @@ def die() -> None:
 
 def main(when: str, where: str, *arguments: str) -> int:
     vars(process_main)["Node"] = partial(_make, when, where)
-    return int(app(arguments))
+    return hosting(arguments)
 
 
 def _make(when: str, where: str, transport: Transport, *arguments: Any) -> Node:

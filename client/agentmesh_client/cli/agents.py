@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from agentmesh_client.cli import exits
-from agentmesh_client.cli.common import DEFAULTS, AgentName, GlobalOptions, Pairs, json_object, json_or_text, pairs, session
+from agentmesh_client.cli.common import DEFAULTS, AgentName, GlobalOptions, Pairs, json_object, json_or_text, session
 
 if TYPE_CHECKING:
     from agentmesh.wire import Status
@@ -57,10 +57,11 @@ async def start(
     no_wait
         Return once the agent is registered.
     """
+    from agentmesh.arguments import pairs
     from agentmesh_client.cli.output import Printer
 
     settings = json_object(options_json, "--options")
-    settings |= {key: json_or_text(value) for key, value in pairs(option, "--option").items()}
+    settings |= {key: json_or_text(value) for key, value in pairs(option or (), "--option").items()}
     printer = Printer(options)
     async with session(options) as mesh:
         kinds = {known for node in await mesh.nodes() for known in node.lease.kinds}
@@ -73,7 +74,7 @@ async def start(
             kind=kind,
             backend=backend,
             options=settings,
-            labels=pairs(label, "--label"),
+            labels=pairs(label or (), "--label"),
             restart=restart,
             watchdog_s=watchdog,
             budget=json_object(budget, "--budget") if budget is not None else None,

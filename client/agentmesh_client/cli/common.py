@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -73,23 +73,6 @@ async def session(options: GlobalOptions, timeout: float = CONNECT_S) -> AsyncIt
 def read_text(text: str) -> str:
     """`text`, or all of stdin for `-`. To be called before the event loop runs, so that Ctrl-C ends it."""
     return sys.stdin.read() if text == "-" else text
-
-
-def pairs(given: Iterable[str] | None, what: str) -> dict[str, str]:
-    """`["k=v", ...]` as a dict.
-
-    Raises:
-        BadRequest: one has no `=`.
-    """
-    from agentmesh.errors import BadRequest
-
-    result = {}
-    for text in given or ():
-        key, sign, value = text.partition("=")
-        if not sign or not key:
-            raise BadRequest(f"{what} {text!r} is not of the form key=value")
-        result[key] = value
-    return result
 
 
 def json_object(text: str | None, what: str) -> dict[str, Any]:

@@ -109,7 +109,7 @@ def _run(tokens: list[str]) -> int:
         command, bound, _ = app.parse_args(tokens, print_error=False, exit_on_error=False)
     except CycloptsError as error:
         verb = f"{tokens[0]} " if tokens and tokens[0] in app else ""
-        print(f"mesh: {error}\nSee `mesh {verb}--help`.", file=sys.stderr)
+        print(f"mesh: {' '.join(str(error).split())} See `mesh {verb}--help`.", file=sys.stderr)
         return exits.USAGE
     result: object = command(*bound.args, **bound.kwargs)
     if inspect.iscoroutine(result):

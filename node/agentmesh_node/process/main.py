@@ -6,14 +6,16 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from agentmesh import names
-from agentmesh.agent import Agent
+from agentmesh.arguments import pairs
 from agentmesh.edge import streams
 from agentmesh.edge.address import mesh_root, server_urls
 from agentmesh.edge.connection import NatsTransport, connect
@@ -22,10 +24,12 @@ from agentmesh.errors import BadRequest, MeshError, Unavailable
 from agentmesh.subjects import Subjects
 from agentmesh_node.host.node import Node
 from agentmesh_node.liveness_thread import LivenessThread
-from agentmesh_node.process import environment, health, workers
+from agentmesh_node.process import health
 from agentmesh_node.process.agent_loader import load_agents
 from agentmesh_node.process.nats_server import EmbeddedServer
+from agentmesh_node.process.options import CommonOptions, NodeOptions, SupervisorOptions
 from agentmesh_node.process.signals import EXIT_OK, StopSignal, default_id, report_error, run
+from agentmesh_node.process.workers import StartFailed, Workers, orphaned
 from agentmesh_node.settings import NodeSettings, SupervisorSettings
 from agentmesh_node.supervisor.supervisor import Supervisor
 from agentmesh_node.telemetry import logs, otel
@@ -48,52 +52,57 @@ class MeshAddress(msgspec.Struct, frozen=True, kw_only=True):
 
     @staticmethod
     def find(nats: str | None, root: str | None, *, replicas: int | None = None, wait_s: float = 10.0) -> MeshAddress:
-        """Arguments first, then the environment, then `.mesh/url`, then the defaults."""
-        return MeshAddress(servers=server_urls(nats), root=mesh_root(root), replicas=replicas, wait_s=wait_s)
+        """Arguments first, then the environment, then `.mesh/url`, then the defaults.
+
+        Raises:
+            BadRequest: a URL or the root is malformed.
+        """
+        return MeshAddress(servers=server_urls(nats), root=names.root_token(mesh_root(root)), replicas=replicas, wait_s=wait_s)
 
 
-class ProcessOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """How a node's processes are run."""
+class NodeCommand(msgspec.Struct, frozen=True, kw_only=True):
+    """What one node is to be. JSON, so that a keeper of workers can hand it on to them."""
 
-    workers: int = 1
-    """Processes; each is a node of its own."""
-    health_port: int | None = None
-    """Where liveness and readiness are served over HTTP."""
+    id: str | None
+    """By default made from the host's name."""
+    agents: Sequence[str]
+    """Modules or files with the agents' classes."""
+    labels: Sequence[str] = ()
+    """As `KEY=VALUE`."""
+    where: MeshAddress
+    options: NodeOptions
+    common: CommonOptions
 
 
-def node(
-    agents: Sequence[str],
-    *,
-    id: str | None,
-    capacity: int,
-    labels: Sequence[str],
-    content: bool,
-    where: MeshAddress,
-    hosting: ProcessOptions = ProcessOptions(),  # noqa: B008 - a frozen value
-) -> int:
-    """Run an agent node until it is told to end. Returns the exit code."""
+def node(command: NodeCommand, *, workers: int = 1, health_port: int | None = None) -> int:
+    """Run an agent node until it is told to end, or so many `workers`. Returns the exit code."""
     try:
-        own_id, kinds = id or default_id(), load_agents(agents)
-        settings = _node_settings(own_id, kinds, capacity, parse_labels(labels), root=where.root, content=content)
-        if hosting.workers < 1:
-            raise BadRequest(f"--workers {hosting.workers}: at least one process must run")
+        settings = _node_settings(command)
+        if workers < 1:
+            raise BadRequest(f"--workers {workers}: at least one process must run")
     except MeshError as error:
         return report_error(error)
-    if hosting.workers > 1:
-        return _workers(settings, agents, labels, where, hosting)
+    where, common = command.where, command.common
+    if workers > 1:
+        return _workers(msgspec.structs.replace(command, id=settings.node_id), _kinds(settings), workers, health_port)
 
     async def main(told: StopSignal) -> None:
         async with contextlib.AsyncExitStack() as stack:
             await _observe(stack, "node", settings.node_id)
             state = _Readiness()
-            await stack.enter_async_context(health.serving(hosting.health_port, state.not_ready))
-            await _make_streams(where, settings.node_id)
+            await stack.enter_async_context(health.serving(health_port, state.not_ready))
+            await _make_streams(where, common, settings.node_id)
             state.node = hosted = await _start_node(stack, where, settings)
             told.ready(f"node {settings.node_id} ready: kinds {_kinds(settings)}; {hosted.url}")
-            await told.stop(_background(stack, _asked_to_end(hosted)), _background(stack, workers.orphaned()))
+            await told.stop(_background(stack, _asked_to_end(hosted)), _background(stack, orphaned()))
             await hosted.drain()
 
     return run(main)
+
+
+def worker(command: bytes) -> int:
+    """Run one node of several, as its keeper says in JSON. Returns the exit code."""
+    return node(msgspec.json.decode(command, type=NodeCommand))
 
 
 class _Readiness:
@@ -107,44 +116,48 @@ class _Readiness:
         return "starting" if self.node is None else self.node.not_ready()
 
 
-def _workers(
-    settings: NodeSettings, agents: Sequence[str], labels: Sequence[str], where: MeshAddress, hosting: ProcessOptions
-) -> int:
+def _workers(command: NodeCommand, kinds: str, count: int, health_port: int | None) -> int:
     """Run several processes that are nodes."""
-    arguments = ["--agents", ",".join(agents), "--capacity", str(settings.capacity), "--nats", ",".join(where.servers)]
-    arguments += ["--root", where.root, "--wait", str(where.wait_s)]
-    arguments += [part for label in labels for part in ("--label", label)]
-    arguments += ["--replicas", str(where.replicas)] if where.replicas is not None else []
-    arguments += ["--content"] if settings.content else []
-    code = EXIT_OK
+    own_id, code = command.id or "", EXIT_OK
 
     async def main(told: StopSignal) -> None:
         nonlocal code
-        logs.configure("workers", settings.node_id)
-        line = f"node {settings.node_id} ready: {hosting.workers} workers; kinds {_kinds(settings)}; {','.join(where.servers)}"
+        logs.configure("workers", own_id)
+        line = f"node {own_id} ready: {count} workers; kinds {kinds}; {','.join(command.where.servers)}"
         try:
-            code = await workers.Workers(settings.node_id, hosting.workers, arguments).serve(told, line, hosting.health_port)
-        except workers.StartFailed as error:
+            code = await Workers(own_id, count, partial(_worker_command, command)).serve(told, line, health_port)
+        except StartFailed as error:
             report_error(error)
             code = error.exit_code
 
     return run(main) or code
 
 
-def supervisor(*, id: str | None, where: MeshAddress, health_port: int | None = None) -> int:
+def _worker_command(command: NodeCommand, own_id: str) -> bytes:
+    return msgspec.json.encode(msgspec.structs.replace(command, id=own_id))
+
+
+def supervisor(
+    *,
+    id: str | None,
+    where: MeshAddress,
+    health_port: int | None = None,
+    options: SupervisorOptions,
+    common: CommonOptions,
+) -> int:
     """Run a supervisor until it is told to end. Returns the exit code."""
     try:
         own_id = names.node_id(id or default_id())
-        settings = _supervisor_settings()
     except MeshError as error:
         return report_error(error)
+    settings = _supervisor_settings(options, common)
 
     async def main(told: StopSignal) -> None:
         async with contextlib.AsyncExitStack() as stack:
             await _observe(stack, "supervisor", own_id)
             part: asyncio.Task[None] | None = None
             await stack.enter_async_context(health.serving(health_port, lambda: "starting" if part is None else None))
-            await _make_streams(where, own_id)
+            await _make_streams(where, common, own_id)
             part = await _start_supervisor(stack, where, own_id, settings)
             told.ready(f"supervisor {own_id} ready: {','.join(where.servers)}")
             await told.stop(part)
@@ -153,12 +166,20 @@ def supervisor(*, id: str | None, where: MeshAddress, health_port: int | None = 
 
 
 def up(
-    agents: Sequence[str], *, port: int, data: Path, sync_interval: str, capacity: int, content: bool, root: str | None
+    agents: Sequence[str],
+    *,
+    port: int,
+    data: Path,
+    sync_interval: str,
+    root: str | None,
+    options: NodeOptions,
+    leader: SupervisorOptions,
+    common: CommonOptions,
 ) -> int:
     """Run server, supervisor and one node until told to end. Returns the exit code."""
     try:
-        settings = _node_settings(DEVELOPMENT, load_agents(agents), capacity, {}, root=mesh_root(root), content=content)
-        supervisor_settings = _supervisor_settings()
+        where = MeshAddress(servers=[], root=names.root_token(mesh_root(root)))
+        settings = _node_settings(NodeCommand(id=DEVELOPMENT, agents=agents, where=where, options=options, common=common))
         server = EmbeddedServer(data / "nats", port=port, sync_interval=sync_interval)
     except MeshError as error:
         return report_error(error)
@@ -167,10 +188,11 @@ def up(
         async with contextlib.AsyncExitStack() as stack:
             await _observe(stack, "node", settings.node_id)
             await stack.enter_async_context(server)
-            where = MeshAddress(servers=[server.url], root=settings.root)
-            await _make_streams(where, settings.node_id)
-            parts = [_background(stack, _keep(server)), await _start_supervisor(stack, where, DEVELOPMENT, supervisor_settings)]
-            hosted = await _start_node(stack, where, settings)
+            there = msgspec.structs.replace(where, servers=[server.url])
+            await _make_streams(there, common, settings.node_id)
+            leading = await _start_supervisor(stack, there, DEVELOPMENT, _supervisor_settings(leader, common))
+            parts = [_background(stack, _keep(server)), leading]
+            hosted = await _start_node(stack, there, settings)
             await asyncio.to_thread(_write_url, data, server.url)
             parts.append(_background(stack, _asked_to_end(hosted)))
             told.ready(f"mesh ready: {server.url}; kinds {_kinds(settings)}; data in {data}")
@@ -193,11 +215,17 @@ async def _connect(stack: contextlib.AsyncExitStack, where: MeshAddress, name: s
     return transport
 
 
-async def _make_streams(where: MeshAddress, name: str) -> None:
+async def _make_streams(where: MeshAddress, wanted: CommonOptions, name: str) -> None:
     async with contextlib.AsyncExitStack() as stack:
         transport = await _connect(stack, where, f"mesh-setup-{name}")
-        wanted = environment.read(environment.STREAMS, os.environ)
-        await streams.ensure(transport, Subjects(where.root), replicas=where.replicas, **wanted)  # type: ignore[arg-type]  # by field
+        await streams.ensure(
+            transport,
+            Subjects(where.root),
+            replicas=where.replicas,
+            results_age_s=wanted.results_age_s,
+            results_bytes=wanted.results_bytes,
+            duplicate_window_s=wanted.duplicate_window_s,
+        )
 
 
 async def _start_node(stack: contextlib.AsyncExitStack, where: MeshAddress, settings: NodeSettings) -> Node:
@@ -271,40 +299,27 @@ async def _keep(server: EmbeddedServer) -> None:
         await server.restart()
 
 
-def _node_settings(
-    node_id: str, kinds: Mapping[str, type[Agent[Any]]], capacity: int, labels: Mapping[str, str], *, root: str, content: bool
-) -> NodeSettings:
-    if capacity < 0:
-        raise BadRequest(f"--capacity {capacity}: write the most agents that the node takes, or 0 for no bound")
+def _node_settings(command: NodeCommand) -> NodeSettings:
+    """The settings of a node, its agents' classes loaded.
+
+    Raises:
+        BadRequest: some of it cannot be meant.
+    """
+    options = command.options
+    if options.capacity < 0:
+        raise BadRequest(f"--capacity {options.capacity}: write the most agents that the node takes, or 0 for no bound")
     return NodeSettings(
-        node_id=names.node_id(node_id),
-        agents=dict(kinds),
-        capacity=capacity,
-        labels=dict(labels),
-        root=names.root_token(root),
-        content=content or environment.flag("MESH_CONTENT", os.environ),
-        files=os.environ.get("MESH_FILES", ""),
-        **environment.read(environment.NODE, os.environ),  # type: ignore[arg-type]  # by field, with the field's type
+        node_id=names.node_id(command.id or default_id()),
+        agents=load_agents(command.agents),
+        labels=pairs(command.labels, "--label"),
+        root=command.where.root,
+        stall_limit_s=command.common.stall_limit_s,
+        **asdict(options),
     )
 
 
-def _supervisor_settings() -> SupervisorSettings:
-    return SupervisorSettings(**environment.read(environment.SUPERVISOR, os.environ))  # type: ignore[arg-type]  # as above
-
-
-def parse_labels(texts: Sequence[str]) -> dict[str, str]:
-    """The labels in `["gpu=yes", ...]`.
-
-    Raises:
-        BadRequest: one is not KEY=VALUE.
-    """
-    labels: dict[str, str] = {}
-    for text in texts:
-        key, equals, value = text.partition("=")
-        if not equals or not key:
-            raise BadRequest(f"--label {text}: write KEY=VALUE")
-        labels[key] = value
-    return labels
+def _supervisor_settings(options: SupervisorOptions, common: CommonOptions) -> SupervisorSettings:
+    return SupervisorSettings(stall_limit_s=common.stall_limit_s, **asdict(options))
 
 
 def _kinds(settings: NodeSettings) -> str:

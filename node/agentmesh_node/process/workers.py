@@ -12,7 +12,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable
 
 from agentmesh.edge.retry import ExponentialBackoff
 from agentmesh.edge.tasks import cancel_and_wait
@@ -43,9 +43,10 @@ class StartFailed(MeshError):
 class Workers:
     """The workers of one node command."""
 
-    def __init__(self, own_id: str, count: int, arguments: Sequence[str]) -> None:
+    def __init__(self, own_id: str, count: int, command: Callable[[str], bytes]) -> None:
+        """`command` is what the worker of an id reads from its stdin: unlike its arguments, nobody else on the machine can."""
         self._ids = [f"{own_id}-{number}" for number in range(1, count + 1)]
-        self._arguments = list(arguments)
+        self._command = command
         self._running: dict[str, asyncio.subprocess.Process] = {}
         self._ready: set[str] = set()
         self._were_ready: set[str] = set()
@@ -120,12 +121,16 @@ class Workers:
     async def _run(self, own_id: str) -> tuple[int, bool]:
         """One life of a worker: its exit code, and whether it was ready once."""
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "agentmesh_node", "node", "--id", own_id, *self._arguments,
-            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, env={**os.environ, PARENT: str(os.getpid())},
+            sys.executable, "-m", "agentmesh_node", "worker", "--id", own_id,
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, env={**os.environ, PARENT: str(os.getpid())},
             start_new_session=True,  # Ctrl-C in a terminal is for the keeper, which drains them
         )  # fmt: skip
         self._running[own_id] = process
-        assert process.stdout is not None
+        assert process.stdin is not None and process.stdout is not None
+        with contextlib.suppress(ConnectionError):  # it has ended already, and its exit code says why
+            process.stdin.write(self._command(own_id))
+            process.stdin.close()
+            await process.stdin.wait_closed()
         was_ready = bool(await process.stdout.readline())
         if was_ready:
             self._ready.add(own_id)

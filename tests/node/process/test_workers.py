@@ -50,7 +50,7 @@ class Starting:
 @pytest.mark.case(222)
 def test_a_worker_that_is_starting_again_when_all_are_told_to_end_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
-        workers = Workers("n", 1, [])
+        workers = Workers("n", 1, str.encode)
         world = Starting(workers)
         monkeypatch.setattr(workers, "_run", world.run)
         monkeypatch.setattr(workers, "_signal", world.signal)

@@ -17,11 +17,9 @@ import agentmesh
 from agentmesh import agent as agent_module
 from agentmesh.agent import HOOKS, agents_in
 from agentmesh.callback_results import Codec
-from agentmesh.errors import BadRequest
 from agentmesh.records import NOTHING
 from agentmesh.subjects import Subjects
 from agentmesh.wire import format_time
-from agentmesh_node.process import environment
 from agentmesh_node.telemetry.events import CONTENT, FIELDS, KINDS, WITH_CONTENT, Events, Fact, Kind
 
 ROOT = Path(__file__).parents[3]
@@ -160,24 +158,3 @@ def test_facts_are_gathered_and_sent_in_order_each_with_its_own_time() -> None:
     facts.publish()  # as a node does that ends
     later.pop()()
     assert [body["depth"] for _, body in wire.sent] == [1, 2, 3]
-
-
-# --- switches -------------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize(("text", "on"), [("", False), ("0", False), ("no", False), ("1", True), ("TRUE", True), ("yes", True)])
-def test_a_switch(text: str, on: bool) -> None:
-    assert environment.flag("MESH_CONTENT", {"MESH_CONTENT": text}) is on
-    assert environment.flag("MESH_CONTENT", {}) is False
-
-
-def test_a_switch_that_is_none() -> None:
-    with pytest.raises(BadRequest, match="MESH_CONTENT=maybe"):
-        environment.flag("MESH_CONTENT", {"MESH_CONTENT": "maybe"})
-
-
-def test_how_results_are_kept_has_bounds() -> None:
-    assert environment.read(environment.RESULTS, {"MESH_RESULTS_AGE_S": "60", "MESH_RESULTS_BYTES": "2000000"}) == {
-        "results_age_s": 60.0,
-        "results_bytes": 2000000,
-    }
-    with pytest.raises(BadRequest, match="MESH_RESULTS_BYTES"):
-        environment.read(environment.RESULTS, {"MESH_RESULTS_BYTES": "10"})

@@ -1,0 +1,139 @@
+"""What an operator may set of a node, a supervisor and their streams: by option, else by environment variable, within bounds.
+
+An option is named as its variable: `--lease-ttl` and MESH_LEASE_TTL_S. What other values cost: docs/operations.md#times. Nothing
+but the parser is imported here, for `mesh --help` reads this. A test compares the defaults with `agentmesh_node.settings`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from cyclopts import Group, Parameter, Token
+from cyclopts.validators import Number
+
+TIMES = Group("Times and bounds", sort_key=99)
+
+
+def _unless_empty(_: Any, value: str, delimiter: str | None = None) -> list[str]:
+    """A variable that is empty is not set."""
+    return [value] if value else []
+
+
+def _whole(_: type, tokens: Sequence[Token]) -> int:
+    """The parser would round what is no whole number."""
+    text = tokens[0].value
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"{text} is no whole number") from None
+
+
+def _bounded(variable: str, low: float, high: float, text: str, *, whole: bool = False) -> Parameter:
+    name = variable.removeprefix("MESH_").removesuffix("_S").lower().replace("_", "-")
+    return Parameter(
+        name=f"--{name}",
+        env_var=variable,
+        env_var_split=_unless_empty,
+        converter=_whole if whole else None,
+        validator=Number(gte=low, lte=high),
+        group=TIMES,
+        help=f"{text} [{low} to {high}]",
+    )
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class NodeOptions:
+    """Fields of `NodeSettings`."""
+
+    capacity: Annotated[int, Parameter(help="Most agents it takes; 0 is no bound.")] = 0
+    content: Annotated[
+        bool,
+        Parameter(
+            negative="",
+            env_var="MESH_CONTENT",
+            env_var_split=_unless_empty,
+            help="Put prompts, events and states into lifecycle events.",
+        ),
+    ] = False
+    files: Annotated[
+        str,
+        Parameter(
+            env_var="MESH_FILES",
+            env_var_split=_unless_empty,
+            show_default=False,
+            help="Directory of the files of backends that run programs; by default under the system's temporary directory.",
+        ),
+    ] = ""
+    lease_ttl_s: Annotated[
+        int, _bounded("MESH_LEASE_TTL_S", 1, 60, "Seconds that its lease outlives the last renewal.", whole=True)
+    ] = 3
+    drain_s: Annotated[float, _bounded("MESH_DRAIN_S", 0, 3600, "Longest that a running turn may hold up a drain.")] = 20.0
+    rest_s: Annotated[
+        float, _bounded("MESH_REST_S", 0.1, 60, "Idle seconds after which an agent's journal says that nothing is left to do.")
+    ] = 1.0
+    passivate_s: Annotated[
+        float, _bounded("MESH_PASSIVATE_S", 0.5, 86_400, "Idle seconds after which an agent sleeps: only a subscription is kept.")
+    ] = 300.0
+    awake: Annotated[
+        int,
+        _bounded("MESH_AWAKE", 0, 1_000_000, "Agents that may be loaded; beyond, idle ones sleep at once.", whole=True),
+    ] = 5000
+    activations: Annotated[
+        int, _bounded("MESH_ACTIVATIONS", 1, 1024, "Agents that are activated at the same time, at most.", whole=True)
+    ] = 64
+    children: Annotated[
+        int,
+        _bounded("MESH_CHILDREN", 0, 10_000, "Child processes of one backend at a time, at most; 0 is no bound.", whole=True),
+    ] = 0
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class SupervisorOptions:
+    """Fields of `SupervisorSettings`."""
+
+    lease_ttl_s: Annotated[
+        int, _bounded("MESH_LEADER_TTL_S", 1, 60, "Seconds that the leader's lease outlives the last renewal.", whole=True)
+    ] = 3
+    hang_s: Annotated[
+        float,
+        _bounded("MESH_LEADER_HANG_S", 1, 60, "Seconds that a leader may hang until it gives up the lead."),
+    ] = 5.0
+    ping_period_s: Annotated[
+        float, _bounded("MESH_PING_PERIOD_S", 0.02, 10, "Seconds between two pings of a node, and of the leader.")
+    ] = 0.1
+    grace_s: Annotated[
+        float, _bounded("MESH_GRACE_S", 0.05, 30, "Seconds without responders until a process counts as dead.")
+    ] = 0.25
+    settle_s: Annotated[
+        float, _bounded("MESH_SETTLE_S", 0.5, 120, "Seconds after an election that a node may be without a lease.")
+    ] = 3.0
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class CommonOptions:
+    """What each process of a mesh has: a bound for its loop, and the streams, where it is the one that makes them."""
+
+    stall_limit_s: Annotated[
+        float, _bounded("MESH_STALL_LIMIT_S", 1, 3600, "Seconds that the main loop may hang until the process ends itself.")
+    ] = 60.0
+    duplicate_window_s: Annotated[
+        float | None,
+        _bounded(
+            "MESH_DUPLICATE_WINDOW_S",
+            1,
+            86_400,
+            "Seconds that a message sent again is known, where the streams are made now; by default 120.",
+        ),
+    ] = None
+    results_age_s: Annotated[
+        float, _bounded("MESH_RESULTS_AGE_S", 1, 30 * 86_400, "Seconds that outcomes are kept, where the streams are made now.")
+    ] = 3600.0
+    results_bytes: Annotated[
+        int,
+        _bounded("MESH_RESULTS_BYTES", 1 << 20, 1 << 44, "Bytes of outcomes that are kept, likewise.", whole=True),
+    ] = 512 << 20
