@@ -25,7 +25,7 @@ FOREVER = 3600
 
 
 class Undertaker(LivenessThread):
-    """A carrier whose process is not ended, but told so."""
+    """A `LivenessThread` whose process is not ended, but told so."""
 
     def __init__(self, servers: str) -> None:
         super().__init__(servers)
@@ -114,7 +114,7 @@ class Mesh:
 
     async def supervisor(self, name: str, **settings: Any) -> Supervisor:
         transport = await self.connect(name)
-        made = Supervisor(transport, self.subjects, name, SupervisorSettings(**settings), carrier=LivenessThread(self.url))
+        made = Supervisor(transport, self.subjects, name, SupervisorSettings(**settings), liveness=LivenessThread(self.url))
         self.stack.push_async_callback(made.close)
         await made.start()
         return made

@@ -24,7 +24,7 @@ AGAIN_S = 1.0
 TRIES = 5
 """How often a sweep is asked for; after that the leading supervisor finds what is left."""
 REQUEST_S = 1.0
-_log = logging.getLogger("agentmesh.client")
+log = logging.getLogger("agentmesh.client")
 
 
 class LatePrompts:
@@ -82,7 +82,7 @@ class LatePrompts:
         try:
             nodes, _ = await self._registry.load("nodes.")
         except MeshError as error:
-            _log.debug("no node can be asked for a sweep now: %s", error)
+            log.debug("no node can be asked for a sweep now: %s", error)
             return
         for node in nodes:
             try:

@@ -28,7 +28,7 @@ LOOK_S = 2.0
 LONGEST_INTERVAL = 5
 """Most rounds between two look-ups of one ask: the interval begins at one and doubles, since turns last seconds to minutes."""
 _LIVE = "-live"
-_log = logging.getLogger("agentmesh.client")
+log = logging.getLogger("agentmesh.client")
 
 
 class PendingAsk:
@@ -151,7 +151,7 @@ class PendingAsks:
         try:
             ask.answer(decode_outcome(message.data))
         except msgspec.DecodeError:
-            _log.warning("a reply for agent %s is no outcome; its stored result is looked up instead", ask.agent)
+            log.warning("a reply for agent %s is no outcome; its stored result is looked up instead", ask.agent)
             ask.round = 0
             self.look_now()
 
@@ -177,7 +177,7 @@ class PendingAsks:
         try:
             found, _ = await get_last_many(self._transport, self._subjects.stream("result"), list(by_subject))
         except MeshError as error:
-            _log.debug("stored results cannot be looked up now: %s", error)
+            log.debug("stored results cannot be looked up now: %s", error)
             return False
         for subject, stored in found.items():
             for ask in by_subject.get(subject, ()):
@@ -189,4 +189,4 @@ def _take(ask: PendingAsk, body: bytes) -> None:
     try:
         ask.answer(decode_outcome(body))
     except msgspec.DecodeError:
-        _log.error("the stored result %s of agent %s is no outcome", ask.ref, ask.agent)
+        log.error("the stored result %s of agent %s is no outcome", ask.ref, ask.agent)

@@ -41,14 +41,14 @@ class LivenessLoop(Protocol):
 
 
 async def begin(
-    carrier: LivenessLoop, name: str, main: Callable[[], Coroutine[Any, Any, None]], started: asyncio.Future[None], what: str
+    liveness: LivenessLoop, name: str, main: Callable[[], Coroutine[Any, Any, None]], started: asyncio.Future[None], what: str
 ) -> None:
     """Start `main` and return when it has set `started`.
 
     Raises:
         Unavailable: `what` does not work now, within START_TIMEOUT_S.
     """
-    carrier.start(name, main)
+    liveness.start(name, main)
     try:
         async with asyncio.timeout(START_TIMEOUT_S):
             await started

@@ -116,7 +116,7 @@ class LocalMesh(Observer):
     async def supervisor(self, own_id: str = "s1") -> Supervisor:
         """Start a supervisor."""
         transport = await self._transport(own_id)
-        made = Supervisor(transport, self.subjects, own_id, carrier=LivenessThread(self.server.url))
+        made = Supervisor(transport, self.subjects, own_id, liveness=LivenessThread(self.server.url))
         self._stack.push_async_callback(made.close)
         await made.start()
         return made

@@ -73,9 +73,9 @@ def test_a_loop_that_hangs_is_ended_from_the_heartbeat_s_thread(server: Server, 
     async def main() -> bool:
         async with connected(server.url) as transport:
             await ensure(transport, subjects)
-            carrier = Undertaker(server.url)
+            liveness = Undertaker(server.url)
             heartbeat = Heartbeat(
-                carrier,
+                liveness,
                 subjects,
                 "n1",
                 NodeLease(boot="b1"),
@@ -85,8 +85,8 @@ def test_a_loop_that_hangs_is_ended_from_the_heartbeat_s_thread(server: Server, 
                 stall_limit_s=0.5,
             )
             await heartbeat.start()
-            assert not carrier.ended.is_set()
-            hung_long_enough = carrier.ended.wait(60)  # blocks this loop, as a callback does that never returns
+            assert not liveness.ended.is_set()
+            hung_long_enough = liveness.ended.wait(60)  # blocks this loop, as a callback does that never returns
             await heartbeat.close()
             return hung_long_enough
 
@@ -97,14 +97,14 @@ def test_a_loop_that_only_waits_is_not_ended(server: Server, subjects: Subjects)
     async def main() -> None:
         async with connected(server.url) as transport:
             await ensure(transport, subjects)
-            carrier = Undertaker(server.url)
+            liveness = Undertaker(server.url)
             lease = NodeLease(boot="b1")
             heartbeat = Heartbeat(
-                carrier, subjects, "n1", lease, ttl_s=3, on_request=lambda r: None, on_superseded=lambda: None, stall_limit_s=60
+                liveness, subjects, "n1", lease, ttl_s=3, on_request=lambda r: None, on_superseded=lambda: None, stall_limit_s=60
             )
             await heartbeat.start()
             await asyncio.sleep(0)
             await heartbeat.close()
-            assert not carrier.ended.is_set()
+            assert not liveness.ended.is_set()
 
     run(main(), BOUND_S)

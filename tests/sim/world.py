@@ -124,7 +124,7 @@ class World:
         async def main(process: Process) -> None:
             transport = await self._transport(process)
             chosen = NodeSettings(**{"node_id": name, "agents": KINDS, "mailbox_limit": self._mailbox_limit, **settings})
-            node = Node(transport, "sim", chosen, ambient=self.ambient(name), carrier=LoopCarrier(self, process))
+            node = Node(transport, "sim", chosen, ambient=self.ambient(name), liveness=LoopCarrier(self, process))
             self.nodes[name] = node
             try:
                 await node.start()
@@ -141,7 +141,7 @@ class World:
         async def main(process: Process) -> None:
             transport = await self._transport(process)
             supervisor = Supervisor(
-                transport, self.subjects, name, settings, carrier=LoopCarrier(self, process), ambient=self.ambient(name)
+                transport, self.subjects, name, settings, liveness=LoopCarrier(self, process), ambient=self.ambient(name)
             )
             self.supervisors[name] = supervisor
             await supervisor.start()

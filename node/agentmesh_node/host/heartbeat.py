@@ -44,11 +44,11 @@ class NodeFigures(msgspec.Struct):
 
 
 class Heartbeat:
-    """Runs on its carrier. `on_request(request)` and `on_superseded()` are called on the node's loop."""
+    """Runs on its liveness. `on_request(request)` and `on_superseded()` are called on the node's loop."""
 
     def __init__(
         self,
-        carrier: LivenessLoop,
+        liveness: LivenessLoop,
         subjects: Subjects,
         node: str,
         lease: NodeLease,
@@ -59,7 +59,7 @@ class Heartbeat:
         stall_limit_s: float = STALL_LIMIT_S,
         ambient: Ambient = SYSTEM,
     ) -> None:
-        self._carrier = carrier
+        self._liveness = liveness
         self._monotonic = ambient.monotonic
         self._subjects = subjects
         self._node = node
@@ -87,7 +87,7 @@ class Heartbeat:
             Unavailable: that takes too long.
         """
         self._tick()
-        await begin(self._carrier, f"heartbeat {self._node}", self._run, self._started, "the node's lease cannot be written")
+        await begin(self._liveness, f"heartbeat {self._node}", self._run, self._started, "the node's lease cannot be written")
 
     def _tick(self) -> None:
         self.facts.ticked = self._monotonic()
@@ -106,11 +106,11 @@ class Heartbeat:
         self._leaving = True
         if self._loop is not None and self._renew is not None:
             self._loop.call_soon_threadsafe(self._renew.set)
-        await self._carrier.join(10.0)
+        await self._liveness.join(10.0)
         if self._ticker is not None:
             self._ticker.cancel()
 
-    # --- on the carrier -----------------------------------------------------------------------------------------------
+    # --- on the liveness -----------------------------------------------------------------------------------------------
     async def _run(self) -> None:
         try:
             await self._live()
@@ -141,7 +141,7 @@ class Heartbeat:
     async def _live(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._renew = asyncio.Event()
-        transport = await self._carrier.connect(f"mesh-heartbeat-{self._node}")
+        transport = await self._liveness.connect(f"mesh-heartbeat-{self._node}")
         try:
             await transport.subscribe(self._subjects.node(self._node), lambda message: self._answer(transport, message))
             # The server must know before the lease says that this node lives: a ping without responders means death.
@@ -176,7 +176,7 @@ class Heartbeat:
         stalled = self._monotonic() - self.facts.ticked
         if stalled > self._stall_limit_s:
             log.critical("the loop hangs; the process ends", extra={"seconds": round(stalled, 1)})
-            self._carrier.end_process()
+            self._liveness.end_process()
 
     async def _write(self, registry: Registry) -> bool:
         """Renew the lease. Taking over another process's lease under this id is right once, at the start."""

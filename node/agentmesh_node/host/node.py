@@ -46,12 +46,12 @@ class Node:
         settings: NodeSettings,
         *,
         ambient: Ambient = SYSTEM,
-        carrier: LivenessLoop | None = None,
+        liveness: LivenessLoop | None = None,
     ) -> None:
-        """`servers` are those of `transport`; `carrier` runs the heartbeat (by default a thread, connected to them)."""
+        """`servers` are those of `transport`; `liveness` runs the heartbeat (by default a thread, connected to them)."""
         self.settings = settings
         self._ambient = ambient
-        self._carrier = carrier or LivenessThread(servers)
+        self._liveness = liveness or LivenessThread(servers)
         self.subjects = Subjects(settings.root)
         self.drained = asyncio.Event()
         """Set when an operator asks for a drain, or another process has taken over this node's id: end the process."""
@@ -118,7 +118,7 @@ class Node:
         await self._specs.start()
         self._late_mail = LateMailSweep(self._services)
         self._heartbeat = Heartbeat(
-            self._carrier,
+            self._liveness,
             self.subjects,
             self.settings.node_id,
             first_lease(self.settings, boot, self._ambient.now()),

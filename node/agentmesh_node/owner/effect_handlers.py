@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -34,8 +33,6 @@ from agentmesh.records import (
 from agentmesh.subjects import applied_key, spec_key
 from agentmesh.wire import By, ErrorBody, Outcome, Restart, Spec
 from agentmesh_node.services import Services
-
-log = logging.getLogger("agentmesh.node")
 
 APPLIED_TTL_S = 7 * 24 * 3600
 

@@ -34,7 +34,7 @@ from agentmesh_node.settings import NodeSettings, SupervisorSettings
 from agentmesh_node.supervisor.supervisor import Supervisor
 from agentmesh_node.telemetry import logs, otel
 
-_log = logging.getLogger("agentmesh.service")
+log = logging.getLogger("agentmesh.service")
 DEVELOPMENT = "dev"
 """The id of node and supervisor of `mesh up`."""
 _RETRY_S = 0.5
@@ -257,7 +257,7 @@ async def _when_available[T](begin: Callable[[], Awaitable[T]], seconds: float) 
         except Unavailable as error:
             if asyncio.get_running_loop().time() + _RETRY_S > deadline:
                 raise
-            _log.info("the store is not ready; trying again", extra={"reason": error.message})
+            log.info("the store is not ready; trying again", extra={"reason": error.message})
         await asyncio.sleep(_RETRY_S)
 
 
@@ -268,7 +268,7 @@ async def _start_supervisor(
     transport = await _connect(stack, where, f"mesh-supervisor-{own_id}")
 
     async def begin() -> Supervisor:
-        supervisor = Supervisor(transport, Subjects(where.root), own_id, settings, carrier=LivenessThread(where.servers))
+        supervisor = Supervisor(transport, Subjects(where.root), own_id, settings, liveness=LivenessThread(where.servers))
         await supervisor.start()
         return supervisor
 
@@ -295,7 +295,7 @@ async def _keep(server: EmbeddedServer) -> None:
     """
     while True:
         code = await server.wait()
-        _log.error("the NATS server ended; starting it again", extra={"exit_code": code, "store": str(server.store)})
+        log.error("the NATS server ended; starting it again", extra={"exit_code": code, "store": str(server.store)})
         await server.restart()
 
 

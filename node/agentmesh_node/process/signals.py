@@ -20,7 +20,7 @@ from agentmesh.errors import MeshError, RequestError, ServerTooOld, Unavailable
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_NO_SERVER, EXIT_INTERRUPTED = 0, 1, 2, 5, 130
 YOUNG = 10_000
 """New objects after which the garbage collector looks through the new ones."""
-_log = logging.getLogger("agentmesh.process")
+log = logging.getLogger("agentmesh.process")
 
 
 class StopSignal:
@@ -91,7 +91,7 @@ async def _with_signals(main: Callable[[StopSignal], Coroutine[Any, Any, None]])
 def report_error(error: MeshError) -> int:
     """Say on stderr what is wrong, and return the exit code that stands for it."""
     print(f"mesh: {error.message}", file=sys.stderr, flush=True)  # noqa: T201
-    _log.debug("the process ends", exc_info=error)
+    log.debug("the process ends", exc_info=error)
     if isinstance(error, RequestError):
         return EXIT_USAGE
     return EXIT_NO_SERVER if isinstance(error, Unavailable | ServerTooOld) else EXIT_FAILED

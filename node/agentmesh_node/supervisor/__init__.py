@@ -1,4 +1,4 @@
-"""One supervisor: which nodes live, which supervisor leads, where agents go. It knows nothing of `host`."""
+"""One supervisor: which nodes are alive, which supervisor leads, where agents are placed. It knows nothing of `host`."""
 
 from typing import TYPE_CHECKING
 

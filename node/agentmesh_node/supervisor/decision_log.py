@@ -1,4 +1,4 @@
-"""What a supervisor has decided, told to people: one log line and one event each."""
+"""The decisions of a supervisor, for people: one log line and one event each."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from agentmesh.edge.transport import Disconnected, Transport
 from agentmesh.subjects import Subjects
 from agentmesh.wire import encode, format_time
 
-logger = logging.getLogger("agentmesh.supervisor")
+log = logging.getLogger("agentmesh.supervisor")
 
 EVENT_SOURCE = "_supervisor"
-"""Stands for the agent in the subject of the supervisors' events."""
+"""Takes the place of the agent in the subject of supervisors' events."""
 MAX_EVENTS = 10_000
-"""Most events that wait to be published; the oldest go first. They are news for people, not state."""
+"""Most events that wait to be published; beyond that the oldest are dropped. They are for people to read, not state."""
 
 
 class DecisionLog:
-    """Tells of each decision: a log line, and an event on `mesh.event._supervisor.<kind>`."""
+    """Logs each decision, and publishes it as an event on `mesh.event._supervisor.<kind>`."""
 
     def __init__(self, transport: Transport, subjects: Subjects, supervisor_id: str, wall_clock: Callable[[], float]) -> None:
         self._transport = transport
@@ -33,7 +33,7 @@ class DecisionLog:
 
     def add(self, kind: str, reason: str, *, level: int = logging.INFO, **fields: Any) -> None:
         """Log `kind` with its fields now, and publish it soon (by `run`)."""
-        logger.log(level, kind, extra={**fields, "reason": reason, "supervisor": self._id})
+        log.log(level, kind, extra={**fields, "reason": reason, "supervisor": self._id})
         body = {"v": 1, "kind": kind, "time": format_time(self._wall_clock()), **fields, "reason": reason, "supervisor": self._id}
         self._events.append((self._subjects.event(EVENT_SOURCE, kind), encode(body)))
         self._wake.set()
@@ -46,7 +46,7 @@ class DecisionLog:
             await self.flush()
 
     async def flush(self) -> None:
-        """Publish what waits. Without a connection it is dropped: the log has it."""
+        """Publish the events that wait. Without a connection they are dropped: the log has them."""
         while self._events:
             subject, body = self._events.popleft()
             try:

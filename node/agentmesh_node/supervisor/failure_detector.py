@@ -1,8 +1,8 @@
-"""Hears whether processes are there, by pinging `mesh.node.<id>` (docs/architecture.md#failure-detection).
+"""Finds out whether processes are there, by pinging `mesh.node.<id>` (docs/architecture.md#failure-detection).
 
 A dead process has no subscription, so the server answers *no responders* within a millisecond. A node that reconnects after a
-server failover looks the same for a moment, hence the grace. A process that hangs has a subscription and answers nothing: that
-proves nothing here, its lease decides. Without a connection of our own nothing is heard, and nothing follows from it (case 226).
+server failover looks the same for a moment, hence the grace. A process that hangs has a subscription and does not answer: that
+proves nothing, its lease decides. While this process has no connection itself, nothing is concluded from silence (case 226).
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from agentmesh.wire import ControlRequest, NodeStats, encode
 _PING = encode(ControlRequest(op="ping"))
 _PING_FOR_MORE = encode(ControlRequest(op="ping", content=True))
 MORE_EVERY = 10
-"""Pings of which one also asks which agents are busy: that answer is longer."""
+"""One ping out of so many also asks for the busy agents: that answer is longer."""
 
 
 class PingState(enum.Enum):
-    """What the latest pings of a process gave."""
+    """The result of the latest pings of a process."""
 
     UNKNOWN = "unknown"
-    """No ping has come to a result since it was watched, or since our own connection was lost."""
+    """No ping has a result yet, since it is watched or since our own connection was lost."""
     ANSWERS = "answers"
     HANGS = "hangs"
     """It is subscribed, but did not answer in time."""
@@ -39,18 +39,18 @@ class PingState(enum.Enum):
 
 
 class _Peer:
-    __slots__ = ("busy", "era", "hearing", "silent_since", "task")
+    __slots__ = ("busy", "era", "ping_state", "silent_since", "task")
 
     def __init__(self) -> None:
         self.busy: tuple[str, ...] = ()
         self.era = 0
-        self.hearing = PingState.UNKNOWN
+        self.ping_state = PingState.UNKNOWN
         self.silent_since: float | None = None
         self.task: asyncio.Task[None] | None = None
 
 
 class FailureDetector:
-    """Pings a changing set of processes while `run` runs. `on_change(id, hearing)` is called at each change."""
+    """Pings a changing set of processes while `run` runs. `on_change(id, state)` is called at each change."""
 
     def __init__(
         self,
@@ -68,7 +68,7 @@ class FailureDetector:
         self._on_change = on_change
         self._peers: dict[str, _Peer] = {}
         self._group: asyncio.TaskGroup | None = None
-        self._news = asyncio.Event()
+        self._changed = asyncio.Event()
 
     async def run(self) -> None:
         """Ping until cancelled."""
@@ -91,33 +91,33 @@ class FailureDetector:
             self._peers[peer_id] = _Peer()
             self._begin(peer_id)
 
-    def hearing(self, peer_id: str) -> PingState:
-        """What is known of a process; `UNKNOWN` if it is not watched."""
+    def ping_state(self, peer_id: str) -> PingState:
+        """The state of a process; `UNKNOWN` if it is not watched."""
         peer = self._peers.get(peer_id)
-        return PingState.UNKNOWN if peer is None else peer.hearing
+        return PingState.UNKNOWN if peer is None else peer.ping_state
 
     def busy(self, peer_id: str) -> tuple[str, ...]:
-        """Agents of a node that were in a turn when it last said so: many of them still are, for turns are long."""
+        """Agents of a node that were in a turn at its last answer. Many of them still are, because turns are long."""
         peer = self._peers.get(peer_id)
         return () if peer is None else peer.busy
 
     def forget(self, peer_id: str) -> None:
-        """Judge a process anew: another one has taken its id. A ping on its way no longer counts."""
+        """Forget what is known of a process, because another one has taken its id. A ping in flight no longer counts."""
         if peer_id in self._peers:
             self._reset(peer_id)
 
     def forget_all(self) -> None:
-        """Judge everybody anew: our own connection was lost, so silence was ours."""
+        """Forget what is known of all processes: our own connection was lost, which may explain their silence."""
         for peer_id in self._peers:
             self._reset(peer_id)
 
     async def heard_all(self, timeout: float) -> bool:
-        """Wait until a ping of everyone watched has come to a result; False if that took longer than `timeout` seconds."""
+        """Wait until pings of all watched processes have a result. False if that takes longer than `timeout` seconds."""
         try:
             async with asyncio.timeout(timeout):
-                while any(peer.hearing is PingState.UNKNOWN for peer in self._peers.values()):
-                    self._news.clear()
-                    await self._news.wait()
+                while any(peer.ping_state is PingState.UNKNOWN for peer in self._peers.values()):
+                    self._changed.clear()
+                    await self._changed.wait()
         except TimeoutError:
             return False
         return True
@@ -142,12 +142,12 @@ class FailureDetector:
                 if heard is PingState.SILENT and peer.silent_since is not None and sent - peer.silent_since >= self._grace:
                     heard = PingState.DEAD
                 self._set(peer_id, peer, heard, sent)
-            # Someone in doubt is asked more often, so that the verdict falls when the grace ends and not a period later.
+            # A process in doubt is pinged more often, so that the verdict comes when the grace ends and not a period later.
             pause = self._period / 4 if heard is PingState.SILENT else self._period
             await asyncio.sleep(max(0.0, sent + pause - loop.time()))
 
     async def _ping(self, peer_id: str, more: _Peer | None) -> PingState:
-        """One ping; what a node tells beyond its being there is noted in `more`."""
+        """Ping once. With `more`, also ask for the busy agents and note them there."""
         body = _PING if more is None else _PING_FOR_MORE
         try:
             reply = await self._transport.request(self._subjects.node(peer_id), body, timeout=self._period)
@@ -161,19 +161,19 @@ class FailureDetector:
             more.busy = _busy(reply.data)
         return PingState.ANSWERS
 
-    def _set(self, peer_id: str, peer: _Peer, hearing: PingState, sent: float = 0.0) -> None:
-        if hearing not in (PingState.SILENT, PingState.DEAD):
+    def _set(self, peer_id: str, peer: _Peer, ping_state: PingState, sent: float = 0.0) -> None:
+        if ping_state not in (PingState.SILENT, PingState.DEAD):
             peer.silent_since = None
         elif peer.silent_since is None:
             peer.silent_since = sent
-        self._news.set()
-        if hearing is not peer.hearing:
-            peer.hearing = hearing
-            self._on_change(peer_id, hearing)
+        self._changed.set()
+        if ping_state is not peer.ping_state:
+            peer.ping_state = ping_state
+            self._on_change(peer_id, ping_state)
 
 
 def _busy(body: bytes) -> tuple[str, ...]:
-    """The busy agents that a reply names; none if it is not what it should be."""
+    """The busy agents that a reply names; none if it is malformed."""
     try:
         return _stats.decode(body).busy
     except (msgspec.DecodeError, RecursionError):

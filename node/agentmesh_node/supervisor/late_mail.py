@@ -1,8 +1,8 @@
-"""Finds mail that slipped in behind the last sweep of a stopped agent (docs/architecture.md#the-end-of-a-life).
+"""Finds mail that arrived after the last sweep of a stopped agent (docs/architecture.md#the-end-of-a-life).
 
-The leader compares the lanes of stopped agents with their tombstones, a group at a time, spread over a minute, and has a node
-sweep those that reach beyond (`agentmesh_node.host.late_mail_sweep`). A sweep that its node does not survive leaves its effects
-open in the journal, which then does not end in a tombstone: the leader finds that too.
+The leader compares the lanes of stopped agents with their tombstones, a group at a time, spread over a minute, and asks a
+node to sweep lanes with newer mail (`agentmesh_node.host.late_mail_sweep`). If the node dies during a sweep, the journal has open
+effects and does not end in a tombstone: the leader finds that too.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ log = logging.getLogger("agentmesh.node")
 PERIOD_S = 60.0
 """How long one round over all stopped agents takes."""
 STANDBY_S = 1.0
-"""How often a supervisor that does not lead sees whether it does."""
+"""How often a supervisor that does not lead checks whether it does now."""
 GROUP = 200
-"""Agents that are looked at with one request."""
+"""Agents that are checked with one request."""
 
 
 class LateMailFinder:
-    """Looks for such mail while `run` runs and `may_look()` holds. `stopped()` are the stopped agents' specs by name;
-    `nodes()` are nodes that can be asked to sweep, the best first."""
+    """Looks for such mail while `run` runs and `may_look()` holds. `stopped()` returns the stopped agents' specs by name;
+    `nodes()` returns nodes that can be asked to sweep, the best first."""
 
     def __init__(
         self,
@@ -85,7 +85,7 @@ class LateMailFinder:
             if record.kind == "tombstone" and record.snapshot is not None:
                 positions[name] = record.snapshot.positions
             else:
-                found.add(name)  # a sweep that was begun
+                found.add(name)  # a sweep was begun and not finished
         for subject, message in mail.items():
             lane, name = subjects.parse_lane(subject) or ("", "")
             if name in positions and message.seq > positions[name].get(lane, 0):

@@ -2,12 +2,13 @@
 
 One supervisor at a time holds the key, by compare-and-set, with a TTL that it renews. A standby takes over when the key is free,
 so in any case when the TTL ends; and by compare-and-set on its revision when the leader has no subscription any more (*no
-responders* throughout the grace: a killed leader is replaced in half a second). Two that both believe they lead do no harm:
-whatever they write is a compare-and-set, and an owner commits only behind the fence. The lease saves work, it guards nothing.
+responders* throughout the grace: a killed leader is replaced in half a second). Two supervisors that both believe they lead do no
+harm: all their writes are compare-and-set, and an owner commits only behind the fence. The lease saves work; no safety depends on
+it.
 
 It runs beside the loop that plans and places (`lease_and_pings`), so that a long plan does not cost the lead. A leader that
-cannot act must not keep it either: `at_work()` says whether that loop still turns and reaches a server; if not, the lease is
-given back.
+cannot act must not keep the lease either: `at_work()` says whether that loop still turns and reaches a server; if not, the lease
+is given back.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from agentmesh.subjects import SUPERVISOR_KEY
 from agentmesh.wire import SupervisorLease, encode, format_time
 from agentmesh_node.supervisor.failure_detector import FailureDetector, PingState
 
-logger = logging.getLogger("agentmesh.supervisor")
+log = logging.getLogger("agentmesh.supervisor")
 
 _RETRY_S = 0.1
 _LOOK_S = 0.5
@@ -45,14 +46,14 @@ class LeaderLease:
     """Holds the lease or waits for it, while `run` runs.
 
     `on_change(leads, reason)` is called when this process begins or ceases to lead. `may_claim()` says whether its view of the
-    registry can be trusted now, `at_work()` whether it can act at all. The failure detector hears whether the present leader is
-    there; it is run by the caller. `leads`, `leader` and `term` may be read from any thread.
+    registry can be trusted now, `at_work()` whether it can act at all. The failure detector pings the present leader; the
+    caller runs it. `leads`, `leader` and `term` may be read from any thread.
     """
 
     def __init__(
         self,
         registry: Registry,
-        pinger: FailureDetector,
+        detector: FailureDetector,
         *,
         supervisor_id: str,
         ttl_s: int,
@@ -62,7 +63,7 @@ class LeaderLease:
         ambient: Ambient = SYSTEM,
     ) -> None:
         self._registry = registry
-        self._pinger = pinger
+        self._detector = detector
         self._id = supervisor_id
         self._ttl = ttl_s
         self._may_claim = may_claim
@@ -91,7 +92,7 @@ class LeaderLease:
         return None if self._seen is None else self._seen[0].id
 
     def observe(self, entry: Entry | None) -> None:
-        """Take in the key's newest state (None: it does not exist)."""
+        """Note the key's newest state (None: it does not exist)."""
         if entry is not None and entry.revision < self._revision:
             return
         lease = _decode(entry)
@@ -105,27 +106,27 @@ class LeaderLease:
             elif entry is not None:
                 self._revision = entry.revision
         other = {lease.id} if lease is not None and lease.id != self._id else set()
-        self._pinger.watch(other)
+        self._detector.watch(other)
         self._wake.set()
 
     def wake(self) -> None:
-        """Look again now: something has changed (the leader was not heard, the view is fresh again)."""
+        """Check again now: something has changed (the leader is silent, the view is fresh again)."""
         self._wake.set()
 
     async def run(self) -> None:
-        """Strive for the lease and hold it, until cancelled."""
+        """Try to get the lease, and hold it, until cancelled."""
         while True:
             try:
                 pause = await self._step()
             except EDGE_ERRORS as error:
-                logger.debug("lease_retry", extra={"reason": repr(error)})
+                log.debug("lease_retry", extra={"reason": repr(error)})
                 pause = _RETRY_S
             if self._leading and not self.leads:
                 self._lose("it could not renew its lease in time")
             await wait_for(self._wake, pause)
 
     async def resign(self, reason: str = "it is shutting down") -> None:
-        """Give the lease back, so that another leads at once. Best effort: otherwise it lapses."""
+        """Give the lease back, so that another supervisor leads at once. Best effort: otherwise it expires."""
         if not self._leading:
             return
         self._lose(reason)
@@ -133,11 +134,11 @@ class LeaderLease:
             async with asyncio.timeout(1.0):
                 await self._registry.delete(SUPERVISOR_KEY, self._revision)
         except EDGE_ERRORS as error:
-            logger.debug("resign_failed", extra={"reason": repr(error)})
+            log.debug("resign_failed", extra={"reason": repr(error)})
 
     # --- inside ---------------------------------------------------------------------------------------------------
     async def _step(self) -> float:
-        """Do what is due; return how long to wait, in seconds, before looking again."""
+        """Do what is due; return how long to wait, in seconds, before checking again."""
         now = self._monotonic()
         if not self._at_work():
             await self.resign("it cannot act: its loop or its connection hangs")
@@ -166,9 +167,9 @@ class LeaderLease:
         if self._is_mine(lease):
             return "the lease is its own"
         if lease.id == self._id:
-            # A predecessor under this id, most likely killed: a twin that lives would have renewed by now.
+            # A predecessor under this id, most likely killed: a living twin would have renewed by now.
             return "an earlier process of this id led" if now - self._seen_at > self._ttl / 2 else None
-        return f"{lease.id} has no subscription any more" if self._pinger.hearing(lease.id) is PingState.DEAD else None
+        return f"{lease.id} has no subscription any more" if self._detector.ping_state(lease.id) is PingState.DEAD else None
 
     def _is_mine(self, lease: SupervisorLease) -> bool:
         return lease.id == self._id and lease.since == self._since
@@ -198,7 +199,7 @@ class LeaderLease:
             async with asyncio.timeout(self._ttl / 3):
                 self._revision = await self._registry.update(SUPERVISOR_KEY, value, self._revision, ttl_s=self._ttl)
         except WrongLastSequence:
-            # Another's, or our own renewal of unknown fate: the key tells, and `observe` draws the conclusion.
+            # Another's write, or our own renewal of unknown fate: `observe` decides by the key's value.
             await self._look()
             return
         self._renewed_at = started

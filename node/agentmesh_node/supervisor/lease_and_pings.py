@@ -1,12 +1,12 @@
-"""A supervisor's lease and its pings, on a thread and a connection of their own, as a node's heartbeat
+"""A supervisor's lease and its pings, on a thread and a connection of their own, like a node's heartbeat
 (docs/architecture.md#failure-detection).
 
-To read a hundred thousand keys or to plan for as many agents keeps a loop busy. Meanwhile the lease must be renewed, the leader
-must be heard, and the silence of a node must be judged by what was really heard when. So all that runs here, on a `LivenessLoop`;
-the supervisor's loop is told of the results, and asks whether it leads.
+Reading a hundred thousand keys, or planning for as many agents, keeps a loop busy. Meanwhile the lease must be renewed, pings of
+the leader must be answered, and the silence of a node must be measured without delay. So all that runs here, on a `LivenessLoop`;
+the supervisor's loop gets the results, and asks whether it leads.
 
-The supervisor may be late, not gone: when its loop has not turned for `hang_s`, or its own connection has carried nothing for so
-long, it gives the lead back (`LeaderLease`). A loop that has not turned for `stall_limit_s` ends its process.
+If the supervisor's loop has not turned for `hang_s`, or its own connection has carried nothing for so long, the lead is given
+back (`LeaderLease`). A loop that has not turned for `stall_limit_s` ends its process.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from agentmesh_node.settings import SupervisorSettings
 from agentmesh_node.supervisor.failure_detector import FailureDetector, PingState
 from agentmesh_node.supervisor.leader_lease import LeaderLease
 
-logger = logging.getLogger("agentmesh.supervisor")
+log = logging.getLogger("agentmesh.supervisor")
 
 RESTART_S = 0.5
 """Pause before a part of the supervisor that failed begins again."""
 PROOFS = 5
-"""How often a supervisor that is well shows so, in the time after which it would be replaced."""
+"""How many times a healthy supervisor proves that it can act within the time after which it would be replaced."""
 _END_S = 10.0
 
 
@@ -41,31 +41,31 @@ async def keep(part: Callable[[], Coroutine[Any, Any, None]]) -> None:
             await part()
             return
         except Exception:
-            logger.exception("a part of the supervisor failed and begins again", extra={"part": part.__qualname__})
+            log.exception("a part of the supervisor failed and begins again", extra={"part": part.__qualname__})
         await asyncio.sleep(RESTART_S)
 
 
 class PingReport(NamedTuple):
-    """What was heard of a node. `order` numbers the supervisor's newest order at that time."""
+    """The result of a node's pings. `command` numbers the supervisor's newest command at that time."""
 
-    order: int
-    hearing: PingState
+    command: int
+    ping_state: PingState
     busy: tuple[str, ...]
 
 
 class LeaseAndPings:
-    """Used on the supervisor's loop, where the three callbacks are called too.
+    """The supervisor's side of the lease and the pings. The last three callbacks are called on the supervisor's loop.
 
     Args:
-        may_claim: whether the supervisor's view can be trusted now. Called on the carrier: it only reads.
+        may_claim: whether the supervisor's view can be trusted now. Called on the liveness loop, so it must only read.
         on_led: `(leads, reason)`, when this supervisor begins or ceases to lead.
-        on_heard: `(node, hearing)`, when something else is heard of a node that is watched.
-        on_gap: when the lookout's own connection was lost, so that silence was perhaps its own (case 226).
+        on_heard: `(node, state)`, when the state of a watched node changes.
+        on_gap: when this object's own connection was lost, which may explain the silence of others (case 226).
     """
 
     def __init__(
         self,
-        carrier: LivenessLoop,
+        liveness: LivenessLoop,
         subjects: Subjects,
         supervisor_id: str,
         settings: SupervisorSettings,
@@ -76,7 +76,7 @@ class LeaseAndPings:
         on_gap: Callable[[], None],
         ambient: Ambient = SYSTEM,
     ) -> None:
-        self._carrier = carrier
+        self._liveness = liveness
         self._subjects = subjects
         self._id = supervisor_id
         self._settings = settings
@@ -85,45 +85,45 @@ class LeaseAndPings:
         self._on_heard = on_heard
         self._on_gap = on_gap
         self._ambient = ambient
-        # Of the supervisor's loop.
+        # Used on the supervisor's loop.
         self._main = asyncio.get_running_loop()
         self._started: asyncio.Future[None] = self._main.create_future()
         self._ticker: asyncio.TimerHandle | None = None
         self._term: int | None = None
-        """The term in which this supervisor has been told that it leads."""
-        self._orders = 0
+        """The term for which `on_led` has said that this supervisor leads."""
+        self._commands = 0
         self._since: dict[str, int] = {}
-        """Node that is watched -> the order behind which news of it count."""
+        """Watched node -> number of the command before which reports of it no longer count."""
         self._known: dict[str, PingReport] = {}
         self._heard_of = asyncio.Event()
-        # Written on one side and read on the other, each whole.
+        # Written on one loop and read on the other, each whole.
         self._ticked = self._reached = ambient.monotonic()
         self._leaving = False
-        self._news: dict[str, PingReport] = {}
-        """The newest of each node. The carrier puts in, the supervisor's loop takes out."""
+        self._reports: dict[str, PingReport] = {}
+        """The newest report of each node: put in on the liveness loop, taken out on the supervisor's."""
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._leadership: LeaderLease | None = None
-        # Of the carrier.
+        self._leader_lease: LeaderLease | None = None
+        # Used on the liveness loop.
         self._leave: asyncio.Event
-        self._pinger: FailureDetector
-        self._order_done = 0
+        self._detector: FailureDetector
+        self._command_done = 0
 
     # --- on the supervisor's loop -----------------------------------------------------------------------------------
     async def start(self) -> None:
-        """Return when it has a connection and knows who leads. Nothing is watched before.
+        """Return when it has a connection and knows the leader. Nothing is watched before.
 
         Raises:
             Unavailable: the registry cannot be read now.
         """
         self._tick()
-        await begin(self._carrier, f"lookout {self._id}", self._run, self._started, "the leader's lease cannot be read")
+        await begin(self._liveness, f"lookout {self._id}", self._run, self._started, "the leader's lease cannot be read")
 
     async def close(self) -> None:
         """Give the lead back, if this supervisor has it, and end."""
         self._leaving = True
         if self._loop is not None:
-            self._order(self._leave.set)
-        await self._carrier.join(_END_S)
+            self._command(self._leave.set)
+        await self._liveness.join(_END_S)
         if self._ticker is not None:
             self._ticker.cancel()
 
@@ -131,25 +131,25 @@ class LeaseAndPings:
     def leads(self) -> bool:
         """Whether this supervisor leads: it has the lease, renewed it within its TTL by its own clock, and knows of it.
 
-        Once lost it is not had again before `on_led` has told of both.
+        After a loss it is True again only once `on_led` has reported both the loss and the new lead.
         """
-        leadership = self._leadership
-        return leadership is not None and leadership.term == self._term and leadership.leads
+        leader_lease = self._leader_lease
+        return leader_lease is not None and leader_lease.term == self._term and leader_lease.leads
 
     @property
     def leader(self) -> str | None:
         """Id of the supervisor that holds the lease, as last seen."""
-        return self._leadership.leader if self._leadership is not None else None
+        return self._leader_lease.leader if self._leader_lease is not None else None
 
     async def prove(self, transport: Transport) -> None:
-        """Show again and again, until cancelled, that the supervisor can act: its own connection reaches a server."""
+        """Prove repeatedly, until cancelled, that the supervisor can act: its own connection reaches a server."""
         pause = self._settings.hang_s / PROOFS
         while True:
             try:
                 await transport.flush(timeout=self._settings.hang_s)
                 self._reached = self._ambient.monotonic()
             except (Disconnected, RequestTimeout):
-                logger.debug("the supervisor's connection reaches no server")
+                log.debug("the supervisor's connection reaches no server")
             await asyncio.sleep(pause)
 
     def watch(self, nodes: Set[str]) -> None:
@@ -157,37 +157,37 @@ class LeaseAndPings:
         if nodes == self._since.keys():
             return
         wanted = frozenset(nodes)
-        order = self._order(lambda: self._pinger.watch(wanted))
-        self._since = {node: self._since.get(node, order) for node in sorted(wanted)}
-        self._known = {node: news for node, news in self._known.items() if node in wanted}
+        command = self._command(lambda: self._detector.watch(wanted))
+        self._since = {node: self._since.get(node, command) for node in sorted(wanted)}
+        self._known = {node: report for node, report in self._known.items() if node in wanted}
 
-    def hearing(self, node: str) -> PingState:
-        """What is known of a node; `UNKNOWN` if it is not watched."""
-        news = self._known.get(node)
-        return PingState.UNKNOWN if news is None else news.hearing
+    def ping_state(self, node: str) -> PingState:
+        """The state of a node; `UNKNOWN` if it is not watched."""
+        report = self._known.get(node)
+        return PingState.UNKNOWN if report is None else report.ping_state
 
     def busy(self, node: str) -> tuple[str, ...]:
-        """Agents of a node that were in a turn when it last said so: many of them still are, for turns are long."""
-        news = self._known.get(node)
-        return () if news is None else news.busy
+        """Agents of a node that were in a turn at its last answer. Many of them still are, because turns are long."""
+        report = self._known.get(node)
+        return () if report is None else report.busy
 
     def forget(self, node: str) -> None:
-        """Judge a node anew: another process has taken its id. A ping on its way no longer counts."""
+        """Forget what is known of a node, because another process has taken its id. A ping in flight no longer counts."""
         if node in self._since:
-            self._since[node] = self._order(lambda: self._pinger.forget(node))
+            self._since[node] = self._command(lambda: self._detector.forget(node))
             self._known.pop(node, None)
 
     def forget_all(self) -> None:
-        """Judge everybody anew: our own connection was lost, so silence was ours."""
-        order = self._order(self._forget_all)
-        self._since = dict.fromkeys(self._since, order)
+        """Forget what is known of all nodes: our own connection was lost, which may explain their silence."""
+        command = self._command(self._forget_all)
+        self._since = dict.fromkeys(self._since, command)
         self._known.clear()
 
     async def heard_all(self, timeout: float) -> bool:
-        """Wait until a ping of everyone watched has come to a result; False if that took longer than `timeout` seconds."""
+        """Wait until pings of all watched nodes have a result. False if that takes longer than `timeout` seconds."""
         try:
             async with asyncio.timeout(timeout):
-                while any(self.hearing(node) is PingState.UNKNOWN for node in self._since):
+                while any(self.ping_state(node) is PingState.UNKNOWN for node in self._since):
                     self._heard_of.clear()
                     await self._heard_of.wait()
         except TimeoutError:
@@ -195,33 +195,33 @@ class LeaseAndPings:
         return True
 
     def wake(self) -> None:
-        """Look again whether this supervisor should lead: its view is fresh again, or no longer."""
-        self._order(lambda: self._leadership.wake() if self._leadership is not None else None)
+        """Check again whether this supervisor should lead: its view has become fresh, or stale."""
+        self._command(lambda: self._leader_lease.wake() if self._leader_lease is not None else None)
 
-    def _order(self, action: Callable[[], object]) -> int:
-        """Have `action` done on the carrier. Returns its number: what is heard behind it bears that, or a higher one."""
-        self._orders += 1
-        order = self._orders
+    def _command(self, action: Callable[[], object]) -> int:
+        """Run `action` on the liveness loop. Returns the command's number: reports after it bear that number or a higher one."""
+        self._commands += 1
+        number = self._commands
 
         def act() -> None:
-            self._order_done = order
+            self._command_done = number
             action()
 
         if self._loop is not None:
             _post(self._loop, act)
-        return order
+        return number
 
     def _tick(self) -> None:
         self._ticked = self._ambient.monotonic()
         self._ticker = self._main.call_later(CHECK_S, self._tick)
 
-    def _take_news(self) -> None:
-        while self._news:
-            node, news = self._news.popitem()
-            if node in self._since and news.order >= self._since[node]:
-                self._known[node] = news
+    def _take_reports(self) -> None:
+        while self._reports:
+            node, report = self._reports.popitem()
+            if node in self._since and report.command >= self._since[node]:
+                self._known[node] = report
                 self._heard_of.set()
-                self._on_heard(node, news.hearing)
+                self._on_heard(node, report.ping_state)
 
     def _led(self, leads: bool, reason: str, term: int) -> None:
         self._term = term if leads else None
@@ -235,92 +235,92 @@ class LeaseAndPings:
         else:
             self._started.set_exception(error)
 
-    # --- on the carrier -----------------------------------------------------------------------------------------------
+    # --- on the liveness loop ---------------------------------------------------------------------------------------
     async def _run(self) -> None:
         try:
-            await self._live()
+            await self._connect_and_run()
         except Exception as failure:
             level = logging.ERROR if self._started.done() else logging.DEBUG  # else `start` raises it
-            logger.log(level, "the lookout ended", exc_info=failure)
-            self._tell(self._report_start, failure)
+            log.log(level, "the lookout ended", exc_info=failure)
+            self._post_to_main(self._report_start, failure)
 
-    async def _live(self) -> None:
+    async def _connect_and_run(self) -> None:
         settings = self._settings
-        transport = await self._carrier.connect(f"mesh-lookout-{self._id}")
+        transport = await self._liveness.connect(f"mesh-lookout-{self._id}")
         try:
             ping = {"period_s": settings.ping_period_s, "grace_s": settings.grace_s}
-            self._pinger = FailureDetector(transport, self._subjects, **ping, on_change=self._heard)
+            self._detector = FailureDetector(transport, self._subjects, **ping, on_change=self._heard)
             registry = Registry(transport, self._subjects)
-            leader = FailureDetector(transport, self._subjects, **ping, on_change=lambda _leader, _hearing: leadership.wake())
-            leadership = LeaderLease(
+            leader = FailureDetector(transport, self._subjects, **ping, on_change=lambda _leader, _hearing: leader_lease.wake())
+            leader_lease = LeaderLease(
                 registry,
                 leader,
                 supervisor_id=self._id,
                 ttl_s=settings.lease_ttl_s,
                 may_claim=self._may_claim,
                 at_work=self._at_work,
-                on_change=lambda leads, reason: self._tell(self._led, leads, reason, leadership.term),
+                on_change=lambda leads, reason: self._post_to_main(self._led, leads, reason, leader_lease.term),
                 ambient=self._ambient,
             )
-            view = View(registry, (SUPERVISOR_KEY,), leadership.observe)
+            view = View(registry, (SUPERVISOR_KEY,), leader_lease.observe)
             await view.start()
             try:
-                leadership.observe(view.get(SUPERVISOR_KEY))
-                transport.on_gap(lambda: self._cut_off(leader, leadership))
-                await self._serve(leader, leadership)
+                leader_lease.observe(view.get(SUPERVISOR_KEY))
+                transport.on_gap(lambda: self._cut_off(leader, leader_lease))
+                await self._serve(leader, leader_lease)
             finally:
                 await view.close()
         finally:
             await transport.close()
 
-    async def _serve(self, leader: FailureDetector, leadership: LeaderLease) -> None:
+    async def _serve(self, leader: FailureDetector, leader_lease: LeaderLease) -> None:
         self._leave = asyncio.Event()
-        self._leadership = leadership
+        self._leader_lease = leader_lease
         self._loop = asyncio.get_running_loop()
-        self._tell(self._report_start, None)
-        parts = (self._pinger.run, leader.run, leadership.run, self._mind)
+        self._post_to_main(self._report_start, None)
+        parts = (self._detector.run, leader.run, leader_lease.run, self._watch_main_loop)
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(keep(part)) for part in parts]
             if not self._leaving:
                 await self._leave.wait()
             for task in tasks:
                 task.cancel()
-        await leadership.resign()
+        await leader_lease.resign()
 
-    async def _mind(self) -> None:
-        """Look whether the supervisor's loop turns."""
+    async def _watch_main_loop(self) -> None:
+        """Check regularly whether the supervisor's loop turns."""
         while True:
             await asyncio.sleep(CHECK_S)
             stalled = self._stalled()
             if stalled > self._settings.stall_limit_s:
-                logger.critical("the loop hangs; the process ends", extra={"seconds": round(stalled, 1)})
-                self._carrier.end_process()
-            elif self._leadership is not None and not self._at_work():
-                self._leadership.wake()
+                log.critical("the loop hangs; the process ends", extra={"seconds": round(stalled, 1)})
+                self._liveness.end_process()
+            elif self._leader_lease is not None and not self._at_work():
+                self._leader_lease.wake()
 
     def _stalled(self) -> float:
         """Seconds for which the supervisor's loop has not turned."""
         return self._ambient.monotonic() - self._ticked
 
     def _at_work(self) -> bool:
-        """Whether the supervisor can act, as far as it has shown that of late."""
+        """Whether the supervisor has recently proved that it can act."""
         silent = self._ambient.monotonic() - self._reached
         return max(self._stalled(), silent) <= self._settings.hang_s
 
-    def _heard(self, node: str, hearing: PingState) -> None:
-        self._news[node] = PingReport(self._order_done, hearing, self._pinger.busy(node))
-        self._tell(self._take_news)
+    def _heard(self, node: str, ping_state: PingState) -> None:
+        self._reports[node] = PingReport(self._command_done, ping_state, self._detector.busy(node))
+        self._post_to_main(self._take_reports)
 
     def _forget_all(self) -> None:
-        self._pinger.forget_all()
+        self._detector.forget_all()
 
-    def _cut_off(self, leader: FailureDetector, leadership: LeaderLease) -> None:
+    def _cut_off(self, leader: FailureDetector, leader_lease: LeaderLease) -> None:
         self._forget_all()
         leader.forget_all()
-        leadership.wake()
-        self._tell(self._on_gap)
+        leader_lease.wake()
+        self._post_to_main(self._on_gap)
 
-    def _tell[*Ts](self, action: Callable[[*Ts], object], *args: *Ts) -> None:
+    def _post_to_main[*Ts](self, action: Callable[[*Ts], object], *args: *Ts) -> None:
         _post(self._main, action, *args)
 
 
@@ -328,4 +328,4 @@ def _post[*Ts](loop: asyncio.AbstractEventLoop, action: Callable[[*Ts], object],
     try:
         loop.call_soon_threadsafe(action, *args)
     except RuntimeError:
-        logger.debug("the other side has ended")
+        log.debug("the other side has ended")

@@ -1,4 +1,4 @@
-"""Carries plans out: every write is a compare-and-set, so a plan made on old news does no harm; it is made again."""
+"""Carries out plans. Every write is a compare-and-set, so a plan that is based on old data does no harm: it is made again."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from agentmesh.wire import ErrorBody, Placement, Spec, encode, format_time
 from agentmesh_node.supervisor.decision_log import DecisionLog
 from agentmesh_node.supervisor.registry_index import RegistryIndex
 
-logger = logging.getLogger("agentmesh.supervisor")
+log = logging.getLogger("agentmesh.supervisor")
 
 
 class PlacementWriter:
     """Writes placements and the reasons of waiting agents, many at a time.
 
     Args:
-        census: is told of each write at once, and not only by the change feed: the next plan must know what this one did.
+        index: gets each write at once, and not only by the change feed: the next plan must know what this one did.
         in_flight: most writes under way at one time.
-        may_act: asked before each write; False ends the work.
+        may_act: called before each write; False ends the work.
     """
 
     def __init__(
         self,
         registry: Registry,
-        census: RegistryIndex,
+        index: RegistryIndex,
         decisions: DecisionLog,
         *,
         in_flight: int,
@@ -43,61 +43,62 @@ class PlacementWriter:
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self._registry = registry
-        self._census = census
+        self._index = index
         self._decisions = decisions
         self._in_flight = in_flight
         self._may_act = may_act
         self._wall_clock = wall_clock
-        self._news: list[tuple[str, str, dict[str, Any]]] = []
+        self._performed: list[tuple[str, str, dict[str, Any]]] = []
         self._later: dict[tuple[str, str], Remove] = {}
 
     async def carry_out(self, made: Plan) -> bool:
-        """Perform a plan. True if all of it was done; else the agents concerned are marked to be planned again.
+        """Carry out a plan. True if all of it was done; else the agents concerned are marked to be planned again.
 
-        What a node that is gone still has is left to `tidy`: nobody acts on it, and others wait for their placements.
+        Placements on nodes that are gone are left to `tidy`: no process acts on them, and other agents wait to be placed.
         """
         since = format_time(self._wall_clock())
         undone = await self._each(made.end, self._end)
         undone |= await self._each(made.place, lambda action: self._place(action, since))
-        self._tell()
-        # Who could not be placed anew keeps what it has.
+        self._report()
+        # An agent that could not be placed anew keeps the placement that it has.
         removals = [action for action in made.remove if action.agent not in undone]
-        leftovers = [action for action in removals if not self._census.lives(action.node)]
+        leftovers = [action for action in removals if not self._index.lives(action.node)]
         self._later.update(((action.node, action.agent), action) for action in leftovers)
-        undone |= await self._each([action for action in removals if self._census.lives(action.node)], self._remove)
-        self._tell()
-        self._census.mark(undone)
+        undone |= await self._each([action for action in removals if self._index.lives(action.node)], self._remove)
+        self._report()
+        self._index.mark(undone)
         return not undone
 
     @property
     def untidy(self) -> bool:
-        """Whether there is something for `tidy` to do."""
+        """Whether `tidy` has something to do."""
         return bool(self._later)
 
     def forget(self) -> None:
-        """Everything is planned anew: what was left for later will be part of that."""
+        """Drop what was left to `tidy`: everything is planned anew, and that will be part of it."""
         self._later.clear()
 
     async def tidy(self, limit: int) -> bool:
-        """Delete up to `limit` placements on nodes that are gone. True if that could be done. Their move has been told of."""
+        """Delete up to `limit` placements on nodes that are gone. True if that could be done. Their moves have been
+        reported already."""
         keys = list(itertools.islice(self._later, limit))
         undone = await self._each([self._later.pop(key) for key in keys], self._delete)
-        self._census.mark(undone)
+        self._index.mark(undone)
         return not undone
 
     async def write_reasons(self, waits: Iterable[Unplaced]) -> bool:
-        """Put into the specs of agents that nobody runs why that is. True if every one that needs it has it."""
-        needed = [wait for wait in waits if needs_reason(self._census.specs.get(wait.agent), wait)]
+        """Write into the specs of agents that wait for a node why they wait. True if every spec that needs it has it."""
+        needed = [wait for wait in waits if needs_reason(self._index.specs.get(wait.agent), wait)]
         undone = await self._each(needed, self._write_reason)
-        self._tell()
-        self._census.mark(undone)
+        self._report()
+        self._index.mark(undone)
         return not undone
 
     # --- inside ---------------------------------------------------------------------------------------------------
-    def _tell(self) -> None:
+    def _report(self) -> None:
         # Behind the writes and not between them: a thousand log lines would hold up a takeover.
-        news, self._news = self._news, []
-        for kind, reason, fields in news:
+        performed, self._performed = self._performed, []
+        for kind, reason, fields in performed:
             self._decisions.add(kind, reason, **fields)
 
     async def _each[A: (Place, Remove, Unplaced, End)](
@@ -110,7 +111,7 @@ class PlacementWriter:
 
         async def work() -> None:
             nonlocal failure
-            # After a failure the next would wait just as long: stop, the plan is made again soon.
+            # After a failure the next write would wait just as long: stop, because the plan is made again soon.
             while todo and failure is None and self._may_act():
                 action = todo.popleft()
                 try:
@@ -125,7 +126,7 @@ class PlacementWriter:
                 group.create_task(work())
         undone.update(action.agent for action in todo)
         if failure is not None:
-            logger.warning("registry_failed", extra={"undone": len(undone), "reason": repr(failure)})
+            log.warning("registry_failed", extra={"undone": len(undone), "reason": repr(failure)})
         return undone
 
     async def _place(self, action: Place, since: str) -> bool:
@@ -139,12 +140,12 @@ class PlacementWriter:
         except WrongLastSequence:
             await self._look(key)
             return False
-        self._census.observe(Entry(key, value, revision))
+        self._index.observe(Entry(key, value, revision))
         fields = {"agent": action.agent, "node": action.node, "generation": revision}
         if action.previous is None:
-            self._news.append(("placed", action.reason, fields))
+            self._performed.append(("placed", action.reason, fields))
         else:
-            self._news.append(("moved", action.reason, fields | {"from_node": action.previous}))
+            self._performed.append(("moved", action.reason, fields | {"from_node": action.previous}))
         return True
 
     async def _delete(self, action: Remove) -> bool:
@@ -152,29 +153,29 @@ class PlacementWriter:
         if not await self._registry.delete(key, action.revision):
             await self._look(key)
             return False
-        self._census.bury(key, action.revision)
+        self._index.bury(key, action.revision)
         return True
 
     async def _remove(self, action: Remove) -> bool:
         if not await self._delete(action):
             return False
         fields = {"agent": action.agent, "node": action.node, "generation": action.revision}
-        self._news.append(("removed", action.reason, fields))
+        self._performed.append(("removed", action.reason, fields))
         return True
 
     async def _end(self, action: End) -> bool:
-        spec = self._census.specs.get(action.agent)
+        spec = self._index.specs.get(action.agent)
         if spec is None or spec.status in ("stopping", "stopped"):
             return True
         reason = ErrorBody(code="stopped", message=action.reason)
         now = format_time(self._wall_clock())
         if not await self._change_spec(action.agent, msgspec.structs.replace(spec, status="stopping", since=now, reason=reason)):
             return False
-        self._news.append(("ended", action.reason, {"agent": action.agent}))
+        self._performed.append(("ended", action.reason, {"agent": action.agent}))
         return True
 
     async def _write_reason(self, wait: Unplaced) -> bool:
-        spec = self._census.specs.get(wait.agent)
+        spec = self._index.specs.get(wait.agent)
         if spec is None or not needs_reason(spec, wait):
             return True
         changed = msgspec.structs.replace(
@@ -185,31 +186,31 @@ class PlacementWriter:
         )
         if not await self._change_spec(wait.agent, changed):
             return False
-        self._news.append(("waiting", wait.reason, {"agent": wait.agent}))
+        self._performed.append(("waiting", wait.reason, {"agent": wait.agent}))
         return True
 
     async def _change_spec(self, agent: str, changed: Spec) -> bool:
-        """Write a spec over the one that is known; False if somebody else has written meanwhile."""
+        """Write a spec over the one that is known. False if somebody else has written meanwhile."""
         key, value = spec_key(agent), encode(changed)
         try:
-            revision = await self._registry.update(key, value, self._census.revision(key))
+            revision = await self._registry.update(key, value, self._index.revision(key))
         except WrongLastSequence:
             await self._look(key)
             return False
-        self._census.observe(Entry(key, value, revision))
+        self._index.observe(Entry(key, value, revision))
         return True
 
     async def _look(self, key: str) -> None:
-        """Somebody else wrote `key`: learn what, from the leader of the stream, lest the same plan be made again."""
+        """Somebody else wrote `key`: read it from the leader of the stream, so that the same plan is not made again."""
         entry = await self._registry.get(key)
         if entry is None:
-            self._census.bury(key, self._census.revision(key))
+            self._index.bury(key, self._index.revision(key))
         else:
-            self._census.observe(entry)
+            self._index.observe(entry)
 
 
 def needs_reason(spec: Spec | None, wait: Unplaced) -> bool:
-    """Whether `spec` should say why its agent waits, and does not. A failed or stopping one has a reason of its own."""
+    """Whether `spec` should say why its agent waits, and does not. A failed or stopping spec has a reason of its own."""
     if spec is None or spec.status not in ("wanted", "running"):
         return False
     return spec.status == "running" or spec.reason is None or spec.reason.message != wait.reason

@@ -1,7 +1,8 @@
-"""What the registry says, indexed for the planner, and whom the next plan must look at.
+"""The registry, indexed for the planner, and the agents that the next plan must look at.
 
-A full plan of ten thousand agents takes some 30 ms: too long to place one new agent, and too long a thousand times in a row. The
-census is told of every change and knows which agents it can concern, so a plan costs what has changed. No I/O, no clock.
+A full plan of ten thousand agents takes some 30 ms: too long for placing one new agent, and too long a thousand times in a row.
+The index gets every change and knows which agents it can concern, so the cost of a plan depends on what has changed. No I/O, no
+clock.
 """
 
 from __future__ import annotations
@@ -19,20 +20,20 @@ from agentmesh.names import agent_name
 from agentmesh.planner import Placed, Plan, Unplaced, World
 from agentmesh.wire import NodeLease, Spec
 
-logger = logging.getLogger("agentmesh.supervisor")
+log = logging.getLogger("agentmesh.supervisor")
 
 
 class NodeState(enum.Enum):
-    """What the supervisor makes of a node."""
+    """The state of a node, as the supervisor judges it."""
 
     LIVE = "live"
     DOUBTED = "doubted"
-    """Not heard of just now: its agents stay, it gets no new ones."""
+    """It does not answer at the moment: its agents stay, and it gets no new ones."""
     GONE = "gone"
 
 
 class RegistryIndex:
-    """Specs, leases and placements as last observed, with the standing of each node."""
+    """Specs, leases and placements as last observed, with the state of each node."""
 
     def __init__(self) -> None:
         self.specs: dict[str, Spec] = {}
@@ -41,20 +42,20 @@ class RegistryIndex:
         self.waits: dict[str, Unplaced] = {}
         self._children: dict[str, set[str]] = {}
         self._on_node: dict[str, set[str]] = {}
-        self._standing: dict[str, NodeState] = {}
+        self._states: dict[str, NodeState] = {}
         self._revisions: dict[str, int] = {}
         self._buried: dict[str, int] = {}
         self._unreadable: set[str] = set()
         self._dirty: set[str] = set()
         self._first: set[str] = set()
-        self._room = False
-        """Whether those who wait must be looked at: there may be room for one of them now."""
+        self._may_fit = False
+        """Whether the agents that wait must be planned for: one of them may fit somewhere now."""
 
     # --- what is known --------------------------------------------------------------------------------------------
     def world(self) -> World:
-        """The planner's view of now. It reads this census: use it before the next change."""
-        gone = {node for node, standing in self._standing.items() if standing is NodeState.GONE}
-        doubted = {node for node, standing in self._standing.items() if standing is NodeState.DOUBTED}
+        """The planner's view of now. It reads this index: use it before the next change."""
+        gone = {node for node, state in self._states.items() if state is NodeState.GONE}
+        doubted = {node for node, state in self._states.items() if state is NodeState.DOUBTED}
         return World(
             self.specs,
             {node: lease for node, lease in self.leases.items() if node not in gone},
@@ -64,19 +65,19 @@ class RegistryIndex:
         )
 
     def copy(self) -> World:
-        """As `world`, but of its own: for another thread."""
+        """As `world`, but a copy, for another thread."""
         now = self.world()
         return msgspec.structs.replace(
             now, specs=dict(now.specs), placements={agent: dict(by_node) for agent, by_node in now.placements.items()}
         )
 
     def nodes(self) -> set[str]:
-        """Every node that matters: it has a lease, or placements."""
+        """Every node that has a lease, or placements."""
         return self.leases.keys() | self._on_node.keys()
 
     def lives(self, node: str) -> bool:
         """Whether `node` has a lease, and is not known to be gone."""
-        return node in self.leases and self._standing.get(node) is not NodeState.GONE
+        return node in self.leases and self._states.get(node) is not NodeState.GONE
 
     def matters(self, node: str) -> bool:
         """Whether `node` has a lease, or placements."""
@@ -92,7 +93,7 @@ class RegistryIndex:
 
     # --- what changes ---------------------------------------------------------------------------------------------
     def observe(self, entry: Entry) -> None:
-        """Take in a change, unless a newer one of that key is known."""
+        """Note a change, unless a newer one of that key is known."""
         key, revision = entry.key, entry.revision
         if revision <= max(self._revisions.get(key, 0), self._buried.get(key, 0)):
             return
@@ -110,7 +111,7 @@ class RegistryIndex:
             self._take_placement(name, entry)
 
     def bury(self, key: str, revision: int) -> None:
-        """Take in that `key` was deleted. Changes of it up to `revision` that arrive later are old news."""
+        """Note that `key` was deleted. Changes of it up to `revision` that arrive later are ignored."""
         self._buried[key] = revision
         if self._revisions.pop(key, None) is None:
             return
@@ -129,7 +130,7 @@ class RegistryIndex:
     def drop_missing(self, keys: Iterable[str], entries: Mapping[str, Entry], floor: int) -> None:
         """Bury those of `keys` that a copy of the registry, complete up to revision `floor`, does not have.
 
-        What is newer than the floor stays: the copy may have missed a write of our own, which is known from its answer.
+        Keys that are newer than the floor stay: the copy may not have a write of our own, which is known from its answer.
         """
         for key in keys:
             revision = self._revisions.get(key)
@@ -137,23 +138,23 @@ class RegistryIndex:
                 self.bury(key, revision)
 
     def forget_buried(self) -> None:
-        """Free the memory of deleted keys. Only while no write is under way whose outcome could come late."""
+        """Forget deleted keys, to free memory. Call it only while no write is under way."""
         self._buried.clear()
 
-    def set_standing(self, node: str, standing: NodeState) -> bool:
-        """Note how a node stands; whether that is news."""
-        if standing is self._standing.get(node, NodeState.LIVE):
+    def set_state(self, node: str, state: NodeState) -> bool:
+        """Note the state of a node. Returns whether it has changed."""
+        if state is self._states.get(node, NodeState.LIVE):
             return False
-        if standing is NodeState.LIVE:
-            del self._standing[node]
+        if state is NodeState.LIVE:
+            del self._states[node]
         else:
-            self._standing[node] = standing
+            self._states[node] = state
         self._node_changed(node)
         return True
 
-    # --- whom to look at ------------------------------------------------------------------------------------------
+    # --- agents to plan for ----------------------------------------------------------------------------------------
     def all_dirty(self) -> None:
-        """Let the next plan look at everybody."""
+        """Let the next plan look at all agents."""
         self._dirty.update(self.specs, self.placements, self.waits)
 
     def mark(self, agents: Iterable[str]) -> None:
@@ -161,12 +162,12 @@ class RegistryIndex:
         self._dirty.update(agents)
 
     def hurry(self, agents: Iterable[str]) -> None:
-        """Of those that must be looked at, take these first."""
+        """Of the agents that must be looked at, take these first."""
         self._first.update(agents)
 
     def take_dirty(self, limit: int) -> set[str]:
-        """The agents that the next plan must look at, at most `limit` of them; they are clean then."""
-        self._ask_who_waits()
+        """At most `limit` of the agents that the next plan must look at; they are no longer dirty then."""
+        self._mark_waiting()
         self._dirty -= self._unreadable
         first, self._first = self._first & self._dirty, set()
         if len(self._dirty) <= limit:
@@ -182,11 +183,11 @@ class RegistryIndex:
     @property
     def dirty(self) -> int:
         """How many agents must be looked at."""
-        self._ask_who_waits()
+        self._mark_waiting()
         return len(self._dirty)
 
     def note_waits(self, looked_at: set[str], plan: Plan) -> None:
-        """Remember who waits after a plan over `looked_at`."""
+        """Note the agents that wait after a plan over `looked_at`."""
         for agent in looked_at & self.waits.keys():
             del self.waits[agent]
         for wait in plan.unplaced:
@@ -198,9 +199,9 @@ class RegistryIndex:
             agent_name(agent)  # any NATS client can write any key
             spec = decode_spec(entry)
         except BadRequest as error:
-            # Nothing is known of what should run: least harm is to leave the agent exactly as it is.
+            # It is not known what should run: leaving the agent exactly as it is does the least harm.
             self._unreadable.add(agent)
-            logger.error("spec_unreadable", extra={"agent": agent, "reason": error.message})
+            log.error("spec_unreadable", extra={"agent": agent, "reason": error.message})
             return
         self._note_parent(agent, self.specs.get(agent), spec)
         self.specs[agent] = spec
@@ -208,7 +209,7 @@ class RegistryIndex:
         self._dirty.add(agent)
 
     def _note_parent(self, agent: str, old: Spec | None, new: Spec | None) -> None:
-        """Keep the index of linked agents, and have those of `agent` looked at."""
+        """Keep the index of linked agents, and mark those of `agent`."""
         if old is not None and old.parent is not None:
             self._children.get(old.parent, set()).discard(agent)
         if new is not None and new.parent is not None:
@@ -223,7 +224,7 @@ class RegistryIndex:
         try:
             lease = decode_node(entry)
         except BadRequest as error:
-            logger.error("lease_unreadable", extra={"node": node, "reason": error.message})
+            log.error("lease_unreadable", extra={"node": node, "reason": error.message})
             return
         old = self.leases.get(node)
         self.leases[node] = lease
@@ -233,7 +234,7 @@ class RegistryIndex:
     def _take_placement(self, name: str, entry: Entry) -> None:
         node, _, agent = name.partition(".")
         if not agent:
-            logger.error("placement_unreadable", extra={"key": entry.key, "reason": "it names no agent; delete the key"})
+            log.error("placement_unreadable", extra={"key": entry.key, "reason": "it names no agent; delete the key"})
             return
         try:
             life = decode_placement(entry).incarnation
@@ -253,23 +254,23 @@ class RegistryIndex:
         if not agents:
             self._on_node.pop(node, None)
             if node not in self.leases:
-                self._standing.pop(node, None)
+                self._states.pop(node, None)
         self._dirty.add(agent)
-        self._room = True
+        self._may_fit = True
 
-    def _ask_who_waits(self) -> None:
-        # Once for all changes since: many placements go at a time, and many may wait.
-        if self._room:
-            self._room = False
+    def _mark_waiting(self) -> None:
+        # Once for all changes since: many placements are removed at a time, and many agents may wait.
+        if self._may_fit:
+            self._may_fit = False
             self._dirty.update(self.waits)
 
     def _node_changed(self, node: str) -> None:
         self._dirty.update(self._on_node.get(node, ()))
-        self._room = True
+        self._may_fit = True
         if node not in self.leases and node not in self._on_node:
-            self._standing.pop(node, None)
+            self._states.pop(node, None)
 
 
 def _facts(lease: NodeLease) -> tuple[object, ...]:
-    """What a plan reads of a lease; renewals change only the rest."""
+    """The parts of a lease that a plan reads; renewals change only the others."""
     return (lease.boot, lease.kinds, lease.labels, lease.capacity, lease.draining, lease.cordoned)

@@ -1,16 +1,16 @@
 """The supervisor: places agents on nodes, and moves them when a node dies (docs/architecture.md#supervisors).
 
-Any number of supervisors may run. One leads (`leader_lease`); it hears whether nodes live (`failure_detector`, both run by
+Any number of supervisors may run. One leads (`leader_lease`): it finds out which nodes are alive (`failure_detector`; both run in
 `lease_and_pings`), keeps an index of the registry (`registry_index`), asks the pure planner what to do about each change, and
-does it (`placement_writer`). The others keep the same index, so that they can go on at once.
+does it (`placement_writer`). The others keep the same index, so that they can take over at once.
 
     registry change, ping, lease ->  registry index  ->  planner.plan  ->  placement writer  ->  registry
 
-What concerns every agent is done in parts, and between two of them the loop turns: each plan is made of the index as it is at
-that moment and carried out by compare-and-set, so it need not know what changes meanwhile.
+Work on all agents is done in parts, and between two parts the loop turns: each plan is made from the index as it is at that
+moment and carried out by compare-and-set, so changes meanwhile do no harm.
 
-When it has been cut off, a supervisor first makes its view whole again and pings everybody anew (case 226). It holds no state
-that the registry does not have: any other can take its place at any moment.
+After its connection was lost, a supervisor first loads its view again and pings all nodes anew (case 226). It holds no state that
+the registry does not have: any other supervisor can take its place at any moment.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from agentmesh_node.supervisor.lease_and_pings import LeaseAndPings, keep
 from agentmesh_node.supervisor.placement_writer import PlacementWriter, needs_reason
 from agentmesh_node.supervisor.registry_index import NodeState, RegistryIndex
 
-logger = logging.getLogger("agentmesh.supervisor")
+log = logging.getLogger("agentmesh.supervisor")
 
 PATTERNS = ("agents.>", "nodes.*", "placements.>")
 """Registry keys that a supervisor follows."""
@@ -58,9 +58,9 @@ _ASKS_S = 2.0
 _RELEASED_AT_ONCE = 1000
 _REASONS_AT_ONCE = 256
 _AGENTS_AT_ONCE = 1024
-"""Most agents of one plan: its placements take a quarter of a second, and who is found to be more urgent comes next."""
+"""Most agents of one plan: its placements take a quarter of a second, and then more urgent agents can come first."""
 _BREATH_S = 0.001
-"""Pause between two plans of a backlog: the loop turns, and the lookout's thread need not fight for the interpreter."""
+"""Pause between two plans of a backlog: the loop turns, and the liveness thread gets the interpreter."""
 
 
 class Supervisor:
@@ -68,7 +68,7 @@ class Supervisor:
 
     Args:
         supervisor_id: one token; differs from the ids of all other supervisors and of all nodes.
-        carrier: where its lease and its pings run, apart from the loop that plans and places.
+        liveness: the loop for its lease and its pings, apart from the loop that plans and places.
 
     Raises:
         BadRequest: `supervisor_id` is not a valid id.
@@ -81,7 +81,7 @@ class Supervisor:
         supervisor_id: str,
         settings: SupervisorSettings | None = None,
         *,
-        carrier: LivenessLoop,
+        liveness: LivenessLoop,
         ambient: Ambient = SYSTEM,
     ) -> None:
         self.id = node_id(supervisor_id)
@@ -93,10 +93,10 @@ class Supervisor:
         registry = Registry(transport, subjects)
         self._registry = registry
         self._view = View(registry, PATTERNS, self._observe)
-        self._census = RegistryIndex()
+        self._index = RegistryIndex()
         self._decisions = DecisionLog(transport, subjects, self.id, wall_clock)
-        self._lookout = LeaseAndPings(
-            carrier,
+        self._lease_and_pings = LeaseAndPings(
+            liveness,
             subjects,
             self.id,
             self.settings,
@@ -106,20 +106,20 @@ class Supervisor:
             on_gap=self._cut_off,
             ambient=ambient,
         )
-        self._placing = PlacementWriter(
+        self._writer = PlacementWriter(
             registry,
-            self._census,
+            self._index,
             self._decisions,
             in_flight=self.settings.writes_in_flight,
-            may_act=lambda: self._lookout.leads,
+            may_act=lambda: self._lease_and_pings.leads,
             wall_clock=wall_clock,
         )
-        self._latecomers = LateMailFinder(
+        self._late_mail = LateMailFinder(
             transport,
             subjects,
-            lambda: {name: spec for name, spec in self._census.specs.items() if spec.status == "stopped"},
-            lambda: sorted(node for node, lease in self._census.leases.items() if not lease.draining),
-            lambda: self._lookout.leads and not self._stale,
+            lambda: {name: spec for name, spec in self._index.specs.items() if spec.status == "stopped"},
+            lambda: sorted(node for node, lease in self._index.leases.items() if not lease.draining),
+            lambda: self._lease_and_pings.leads and not self._stale,
         )
         self._wake = asyncio.Event()
         self._stop = asyncio.Event()
@@ -150,8 +150,8 @@ class Supervisor:
             self._subscription = await self._transport.subscribe(self._subjects.node(self.id), self._answer)
             self._forget_gap = self._transport.on_gap(self._cut_off)
             await self._asks.start()
-            await self._transport.flush()  # or the others would not hear it yet, and take its lease
-            await self._lookout.start()
+            await self._transport.flush()  # before that, others could find no subscription and take its lease
+            await self._lease_and_pings.start()
         except (Disconnected, RequestTimeout) as error:
             await self.close()
             raise Unavailable("the connection to NATS was lost while the supervisor began; try again") from error
@@ -176,11 +176,11 @@ class Supervisor:
         """End in order: a standby takes over at once. Idempotent; the transport stays open.
 
         Raises:
-            Exception: what ended the supervisor before, if that was an error.
+            Exception: the error that ended the supervisor before, if there was one.
         """
         main, self._main = self._main, None
         await cancel_and_wait(main)
-        await self._lookout.close()
+        await self._lease_and_pings.close()
         if main is not None:
             await self._decisions.flush()
         self._forget_gap()
@@ -201,34 +201,34 @@ class Supervisor:
 
     async def _serve(self) -> None:
         async with asyncio.TaskGroup() as group:
-            for part in (self._decisions.run, self._lead, self._latecomers.run, self._prove):
+            for part in (self._decisions.run, self._lead, self._late_mail.run, self._prove):
                 group.create_task(keep(part))
 
     async def _prove(self) -> None:
-        await self._lookout.prove(self._transport)
+        await self._lease_and_pings.prove(self._transport)
 
-    # --- what people ask ------------------------------------------------------------------------------------------
+    # --- queries --------------------------------------------------------------------------------------------------
     @property
     def leads(self) -> bool:
         """Whether this supervisor leads."""
-        return self._lookout.leads
+        return self._lease_and_pings.leads
 
     @property
     def leader(self) -> str | None:
         """Id of the leader, as far as this supervisor knows."""
-        return self._lookout.leader
+        return self._lease_and_pings.leader
 
     def explain(self, agent: str) -> str:
         """Where `agent` runs, or why it does not."""
-        return explain(self._census.world(), agent)
+        return explain(self._index.world(), agent)
 
-    # --- what comes in --------------------------------------------------------------------------------------------
+    # --- inputs ---------------------------------------------------------------------------------------------------
     async def _answer(self, message: Message) -> None:
-        """Requests to `mesh.node.<id>`: standbys see by a ping that the leader is there."""
+        """Answer a request to `mesh.node.<id>`. By a ping standbys see that the leader is there."""
         try:
             reply = reply_subject(message.reply, self._subjects.root)
         except BadRequest:
-            return  # nobody can be told (case 220)
+            return  # there is nowhere to answer (case 220)
         try:
             op = msgspec.json.decode(message.data, type=ControlRequest).op
         except (msgspec.DecodeError, RecursionError):
@@ -246,16 +246,16 @@ class Supervisor:
             await self._transport.publish(reply, body)
 
     async def _rebalance(self) -> int:
-        """Ask the nodes that have too many agents to hand some over; those are then placed as all others are.
+        """Ask the nodes that have too many agents to hand some over; those are then placed like all others.
 
-        Returns how many: of these, a node keeps any that is in a turn when the request comes.
+        Returns how many agents were asked for. A node keeps those of them that are in a turn when the request comes.
 
         Raises:
             Unavailable: another supervisor leads, or this one is not sure of its view.
         """
-        if not self._lookout.leads or self._stale:
+        if not self._lease_and_pings.leads or self._stale:
             raise Unavailable(f"{self.leader or 'no supervisor'} leads, not {self.id}; ask again")
-        leaving = await asyncio.to_thread(surplus, self._census.copy())
+        leaving = await asyncio.to_thread(surplus, self._index.copy())
         for node, agents in leaving.items():
             reason = f"{node} has more agents than others that could run them"
             self._decisions.add("rebalancing", reason, node=node, agents=len(agents))
@@ -266,88 +266,88 @@ class Supervisor:
         return sum(len(agents) for agents in leaving.values())
 
     def _observe(self, entry: Entry) -> None:
-        """A registry change, from the view."""
-        self._census.observe(entry)
+        """Note a registry change, from the view."""
+        self._index.observe(entry)
         role, _, name = entry.key.partition(".")
-        if role == "nodes" and self._lookout.leads:
+        if role == "nodes" and self._lease_and_pings.leads:
             self._judge(name)
         self._wake.set()
 
-    def _heard(self, node: str, hearing: PingState) -> None:
-        """The result of a node's pings has changed."""
-        if hearing is PingState.DEAD:
-            lease = self._census.leases.get(node)
+    def _heard(self, node: str, ping_state: PingState) -> None:
+        """Note that the result of a node's pings has changed."""
+        if ping_state is PingState.DEAD:
+            lease = self._index.leases.get(node)
             self._dead_boots[node] = lease.boot if lease is not None else ""
-        if self._lookout.leads:
+        if self._lease_and_pings.leads:
             self._judge(node)
             self._wake.set()
 
     def _cut_off(self) -> None:
-        """Messages may have been missed, and silence was perhaps our own: trust nothing."""
+        """Messages may have been missed, and our own connection may explain silence: trust nothing."""
         self._stale = True
-        self._lookout.forget_all()
-        self._lookout.wake()
+        self._lease_and_pings.forget_all()
+        self._lease_and_pings.wake()
         self._wake.set()
 
     def _led(self, leads: bool, reason: str) -> None:
         self._decisions.add("leading" if leads else "standing_by", reason)
         self._stale = True
         if not leads:
-            self._lookout.watch(set())
+            self._lease_and_pings.watch(set())
         self._wake.set()
 
-    # --- who lives ------------------------------------------------------------------------------------------------
+    # --- nodes ----------------------------------------------------------------------------------------------------
     def _judge(self, node: str) -> None:
-        """Decide how `node` stands, by its lease and its pings. Idempotent."""
-        if not self._census.matters(node):
+        """Decide the state of `node`, by its lease and its pings. Idempotent."""
+        if not self._index.matters(node):
             return
-        lease = self._census.leases.get(node)
-        hearing = self._lookout.hearing(node)
-        if hearing is PingState.DEAD and lease is not None and self._dead_boots.get(node) != lease.boot:
-            self._lookout.forget(node)  # another process under this id
-            hearing = PingState.UNKNOWN
-        if hearing is PingState.DEAD:
-            standing, reason = NodeState.GONE, f"no responders for {self.settings.grace_s:g} s"
+        lease = self._index.leases.get(node)
+        ping_state = self._lease_and_pings.ping_state(node)
+        if ping_state is PingState.DEAD and lease is not None and self._dead_boots.get(node) != lease.boot:
+            self._lease_and_pings.forget(node)  # another process under this id
+            ping_state = PingState.UNKNOWN
+        if ping_state is PingState.DEAD:
+            state, reason = NodeState.GONE, f"no responders for {self.settings.grace_s:g} s"
         elif lease is None:
             settled = asyncio.get_running_loop().time() >= self._settled_at
-            standing, reason = (NodeState.GONE if settled else NodeState.DOUBTED), "its lease is gone"
-        elif hearing is PingState.SILENT:
-            standing, reason = NodeState.DOUBTED, "no responders"
+            state, reason = (NodeState.GONE if settled else NodeState.DOUBTED), "its lease is gone"
+        elif ping_state is PingState.SILENT:
+            state, reason = NodeState.DOUBTED, "no responders"
         else:
-            standing, reason = NodeState.LIVE, "it has a lease"
-        if standing is NodeState.GONE and lease is not None:
-            self._doomed[node] = self._census.revision(node_key(node))
-        if self._census.set_standing(node, standing):
-            level = logging.WARNING if standing is NodeState.GONE else logging.INFO
-            self._decisions.add(f"node_{standing.value}", reason, level=level, node=node)
-            if standing is NodeState.GONE:
-                self._census.hurry(self._lookout.busy(node))
+            state, reason = NodeState.LIVE, "it has a lease"
+        if state is NodeState.GONE and lease is not None:
+            self._doomed[node] = self._index.revision(node_key(node))
+        if self._index.set_state(node, state):
+            level = logging.WARNING if state is NodeState.GONE else logging.INFO
+            self._decisions.add(f"node_{state.value}", reason, level=level, node=node)
+            if state is NodeState.GONE:
+                self._index.hurry(self._lease_and_pings.busy(node))
 
     def _judge_all(self) -> None:
-        for node in sorted(self._census.nodes()):
+        for node in sorted(self._index.nodes()):
             self._judge(node)
 
     async def _drop_leases(self) -> None:
-        """Delete the leases of nodes judged dead, for all to see. One that was renewed meanwhile stays.
+        """Delete the leases of nodes that are judged dead. A lease that was renewed meanwhile stays.
 
-        Before their agents are placed elsewhere: whoever takes an agent over sees by the lease whether its last owner died.
+        This is done before their agents are placed elsewhere: by the lease the next owner sees whether the last one died.
         """
         while self._doomed:
             node, revision = self._doomed.popitem()
-            if self._census.lives(node):
-                continue  # it was heard again meanwhile
+            if self._index.lives(node):
+                continue  # it has answered again meanwhile
             try:
                 async with asyncio.timeout(_LEASE_S):
                     await self._registry.delete(node_key(node), revision)
             except EDGE_ERRORS as error:
-                logger.debug("lease_delete_failed", extra={"node": node, "reason": repr(error)})
+                log.debug("lease_delete_failed", extra={"node": node, "reason": repr(error)})
 
     # --- leading --------------------------------------------------------------------------------------------------
     async def _lead(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
             await wait_for(self._wake, self._pause(loop.time()))
-            if not self._lookout.leads:
+            if not self._lease_and_pings.leads:
                 continue
             if not self._view.fresh:
                 self._stale = True  # no connection, or messages were missed
@@ -356,11 +356,11 @@ class Supervisor:
             await self._drop_leases()
             await self._pass(loop.time())
             await self._tidy()
-            await self._tell_reasons(loop.time())
+            await self._write_reasons(loop.time())
 
     def _pause(self, now: float) -> float:
-        """Seconds until something is due without any change."""
-        if not self._lookout.leads:
+        """Seconds until something is due even without a change."""
+        if not self._lease_and_pings.leads:
             return self.settings.replan_s
         if self._stale:
             return self.settings.ping_period_s
@@ -374,7 +374,7 @@ class Supervisor:
         return max(0.0, min(due) - now)
 
     async def _regain_trust(self) -> bool:
-        """Make sure of the registry and of every node before anything is concluded from silence (case 226)."""
+        """Load the registry and ping every node before anything is concluded from silence (case 226)."""
         try:
             await self._view.wait_for(lambda: self._view.fresh, self.settings.replan_s)
         except TimeoutError:
@@ -382,67 +382,68 @@ class Supervisor:
         self._stale = False
         await self._reconcile()
         self._settled_at = asyncio.get_running_loop().time() + self.settings.settle_s
-        self._placing.forget()
+        self._writer.forget()
         self._dead_boots.clear()
-        self._lookout.forget_all()
-        self._lookout.watch(self._census.nodes())
-        await self._lookout.heard_all(2 * self.settings.ping_period_s)
+        self._lease_and_pings.forget_all()
+        self._lease_and_pings.watch(self._index.nodes())
+        await self._lease_and_pings.heard_all(2 * self.settings.ping_period_s)
         self._judge_all()
         return self._sure
 
     @property
     def _sure(self) -> bool:
-        """Whether this supervisor may conclude something from what it does not see: it leads, and has missed nothing."""
-        return self._lookout.leads and self._view.fresh and not self._stale
+        """Whether this supervisor may conclude something from absence or silence: it leads, and has missed nothing."""
+        return self._lease_and_pings.leads and self._view.fresh and not self._stale
 
     async def _reconcile(self) -> None:
-        """Let the census become what the view says; everybody is looked at again. In parts: the view goes on meanwhile."""
+        """Bring the index in line with the view, and mark all agents. In parts, because the view goes on meanwhile."""
         async for entries in in_parts(list(self._view.entries.values())):
             for entry in entries:
-                self._census.observe(entry)
+                self._index.observe(entry)
         await self._drop_missing()
-        self._census.all_dirty()
+        self._index.all_dirty()
 
     async def _drop_missing(self) -> None:
-        async for keys in in_parts(self._census.keys()):
-            self._census.drop_missing(keys, self._view.entries, self._view.floor)
+        async for keys in in_parts(self._index.keys()):
+            self._index.drop_missing(keys, self._view.entries, self._view.floor)
 
     async def _pass(self, now: float) -> None:
-        """One plan over what has changed, and its performance."""
-        if now >= self._replan_at and self._census.dirty <= _AGENTS_AT_ONCE:  # in a backlog it would only add to that
+        """Make one plan over the agents that must be looked at, and carry it out."""
+        # Everything is planned anew only while there is no backlog, which that would lengthen.
+        if now >= self._replan_at and self._index.dirty <= _AGENTS_AT_ONCE:
             self._replan_at = now + self.settings.replan_s
-            self._census.forget_buried()
-            # A write of our own is in the census at once; of its deletion, the copy that told of it may have been lost.
+            self._index.forget_buried()
+            # Writes of our own are in the index at once, but a message about a later deletion of such a key may have been lost.
             await self._drop_missing()
-            self._census.all_dirty()
+            self._index.all_dirty()
             self._judge_all()
         elif self._settled_at and now >= self._settled_at:
             self._settled_at = 0.0
             self._judge_all()
         if not self._sure:
             return
-        self._lookout.watch(self._census.nodes())
-        looked_at = self._census.take_dirty(_AGENTS_AT_ONCE)
+        self._lease_and_pings.watch(self._index.nodes())
+        looked_at = self._index.take_dirty(_AGENTS_AT_ONCE)
         self._retry_at = None
         if not looked_at:
             return
-        made = plan(self._census.world(), looked_at)
-        self._census.note_waits(looked_at, made)
+        made = plan(self._index.world(), looked_at)
+        self._index.note_waits(looked_at, made)
         self._note_waits(looked_at, now)
-        self._done(await self._placing.carry_out(made))
+        self._done(await self._writer.carry_out(made))
         if len(looked_at) == _AGENTS_AT_ONCE:
-            self._wake.set()  # there may be more of them
+            self._wake.set()  # there may be more agents
             await asyncio.sleep(_BREATH_S)
 
     async def _tidy(self) -> None:
-        """Delete what dead nodes leave behind, when few wait for a placement."""
-        if self._placing.untidy and self._census.dirty <= _AGENTS_AT_ONCE:
-            self._done(await self._placing.tidy(_AGENTS_AT_ONCE))
-            if self._placing.untidy and self._retry_at is None:
+        """Delete placements on dead nodes, while few agents wait to be placed."""
+        if self._writer.untidy and self._index.dirty <= _AGENTS_AT_ONCE:
+            self._done(await self._writer.tidy(_AGENTS_AT_ONCE))
+            if self._writer.untidy and self._retry_at is None:
                 self._wake.set()
 
     def _done(self, all_of_it: bool) -> None:
-        """After some writes: what failed is tried again, less and less often while it goes on failing."""
+        """Note how writes went: after failures they are tried again, with growing pauses while they go on failing."""
         if all_of_it:
             self._pauses = iter(UPKEEP_RETRY)
             return
@@ -450,16 +451,16 @@ class Supervisor:
 
     # --- reasons --------------------------------------------------------------------------------------------------
     def _note_waits(self, looked_at: set[str], now: float) -> None:
-        """Keep the agents whose spec must come to say why they wait, in the order in which they began to."""
+        """Keep the agents whose spec must get the reason why they wait, in the order in which they began to wait."""
         for agent in looked_at:
-            wait = self._census.waits.get(agent)
-            if wait is None or not needs_reason(self._census.specs.get(agent), wait):
+            wait = self._index.waits.get(agent)
+            if wait is None or not needs_reason(self._index.specs.get(agent), wait):
                 self._waiting_since.pop(agent, None)
             else:
                 self._waiting_since.setdefault(agent, now)
 
-    async def _tell_reasons(self, now: float) -> None:
-        """Write the reasons that are due, a bounded number: placing goes before telling."""
+    async def _write_reasons(self, now: float) -> None:
+        """Write the reasons that are due, a bounded number of them: placing goes first."""
         due: list[str] = []
         for agent, since in self._waiting_since.items():
             if since + self.settings.reason_delay_s > now or len(due) == _REASONS_AT_ONCE:
@@ -468,4 +469,4 @@ class Supervisor:
         for agent in due:
             del self._waiting_since[agent]
         if due:
-            self._done(await self._placing.write_reasons([w for a in due if (w := self._census.waits.get(a)) is not None]))
+            self._done(await self._writer.write_reasons([w for a in due if (w := self._index.waits.get(a)) is not None]))

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 METRICS_ENDPOINTS = ("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 EXPORT_EVERY_MS = 500
-_log = logging.getLogger("agentmesh.telemetry")
+log = logging.getLogger("agentmesh.telemetry")
 
 
 class Telemetry:
@@ -63,7 +63,7 @@ def setup(role: str, instance_id: str, environ: Mapping[str, str] | None = None)
         provider = _provider(role, instance_id) if traced else None
         meters = _meters(role, instance_id) if metered else None
     except ImportError as error:
-        _log.warning("neither traces nor metrics are exported: %s; pip install 'agentmesh[otlp]'", error)
+        log.warning("neither traces nor metrics are exported: %s; pip install 'agentmesh[otlp]'", error)
         return Telemetry(None)
     if provider is not None:
         trace.set_tracer_provider(provider)

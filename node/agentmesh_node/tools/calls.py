@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Coroutine
 from typing import Any
 
 import msgspec
 
 from agentmesh.edge.tasks import cancel_and_wait
-
-log = logging.getLogger("agentmesh.node")
 
 PATIENCE_S = 5.0
 """How long a cancelled call may take to end before it is left behind and reported."""

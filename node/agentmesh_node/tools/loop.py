@@ -9,7 +9,6 @@ is a call of a `once` tool (agentmesh.tools).
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from typing import Any, Literal, Protocol
@@ -36,8 +35,6 @@ from agentmesh_node.tools.loop_steps import (
     ran,
     sound,
 )
-
-log = logging.getLogger("agentmesh.node")
 
 TOO_LARGE = "The result of this call is too large to be kept. Ask for less at a time."
 

@@ -8,15 +8,12 @@ an agent may leave behind is bounded: beyond that its callbacks are refused, whi
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 from agentmesh.errors import Busy
 from agentmesh_node.user_code.threads import CaughtError, in_thread
-
-log = logging.getLogger("agentmesh.node")
 
 AT_ONCE = 32
 """Most plain callbacks of a node that run at the same time, not counting those that have run longer than SLOT_S."""

@@ -65,22 +65,22 @@ class ScriptedTransport:
 
 
 class Listener:
-    """A pinger over a script, and what it said when."""
+    """A detector over a script, and what it said when."""
 
     def __init__(self, answer: Callable[[float], type[Exception] | None]) -> None:
         self.transport = ScriptedTransport(answer)
         self.heard: list[tuple[float, PingState]] = []
-        self.pinger = FailureDetector(
+        self.detector = FailureDetector(
             self.transport,  # type: ignore[arg-type]  # only `request` is used
             Subjects(),
             period_s=PERIOD,
             grace_s=GRACE,
-            on_change=lambda _peer, hearing: self.heard.append((asyncio.get_running_loop().time(), hearing)),
+            on_change=lambda _peer, ping_state: self.heard.append((asyncio.get_running_loop().time(), ping_state)),
         )
 
     async def listen(self, until: float, meanwhile: Coroutine[Any, Any, None] | None = None) -> None:
-        self.pinger.watch({"n1"})
-        running = asyncio.create_task(self.pinger.run())
+        self.detector.watch({"n1"})
+        running = asyncio.create_task(self.detector.run())
         if meanwhile is not None:
             await meanwhile
         await asyncio.sleep(until - asyncio.get_running_loop().time())
@@ -89,7 +89,7 @@ class Listener:
 
     @property
     def states(self) -> list[PingState]:
-        return [hearing for _, hearing in self.heard]
+        return [ping_state for _, ping_state in self.heard]
 
 
 def run(coro: Coroutine[Any, Any, None]) -> None:
@@ -148,7 +148,7 @@ def test_a_ping_sent_before_everything_was_forgotten_does_not_count() -> None:
 
     async def forget() -> None:
         await asyncio.sleep(0.05)  # the first ping is on its way until 0.1
-        listener.pinger.forget_all()
+        listener.detector.forget_all()
 
     run(listener.listen(0.3, forget()))
     assert listener.states == [PingState.SILENT]
@@ -158,20 +158,20 @@ def test_whoever_is_not_watched_any_more_is_not_pinged() -> None:
     listener = Listener(lambda _now: None)
 
     async def unwatch() -> None:
-        assert await listener.pinger.heard_all(1.0)
-        listener.pinger.watch(set())
+        assert await listener.detector.heard_all(1.0)
+        listener.detector.watch(set())
 
     run(listener.listen(2.0, unwatch()))
     assert len(listener.transport.asked) == 1
-    assert listener.pinger.hearing("n1") is PingState.UNKNOWN
+    assert listener.detector.ping_state("n1") is PingState.UNKNOWN
 
 
 def test_a_round_does_not_wait_for_ever() -> None:
     async def scenario() -> None:
         listener = Listener(lambda _now: Disconnected)
-        listener.pinger.watch({"n1"})
-        running = asyncio.create_task(listener.pinger.run())
-        assert not await listener.pinger.heard_all(1.0)
+        listener.detector.watch({"n1"})
+        running = asyncio.create_task(listener.detector.run())
+        assert not await listener.detector.heard_all(1.0)
         running.cancel()
         await asyncio.wait((running,))
 
@@ -193,8 +193,8 @@ def test_one_ping_in_ten_asks_who_is_busy_and_the_last_answer_is_kept() -> None:
         await listener.listen(2.9)
         assert [number for number, request in enumerate(requests) if request.get("content")] == [0, 10, 20]
         assert listener.states[-1] is PingState.DEAD
-        assert listener.pinger.busy("n1") == ("agent3",)
-        assert listener.pinger.busy("n2") == ()
+        assert listener.detector.busy("n1") == ("agent3",)
+        assert listener.detector.busy("n2") == ()
 
     run(scenario())
 
@@ -204,6 +204,6 @@ def test_an_answer_that_cannot_be_read_names_nobody_and_is_an_answer() -> None:
         listener = Listener(lambda _: None)
         await listener.listen(0.5)
         assert listener.states == [PingState.ANSWERS]
-        assert listener.pinger.busy("n1") == ()
+        assert listener.detector.busy("n1") == ()
 
     run(scenario())

@@ -25,7 +25,7 @@ def test_a_standby_leads_long_before_a_dead_leaders_lease_ends_and_handles_a_nod
     async def scenario() -> None:
         async with running(server, subjects) as mesh:
             dying = await mesh.connect("s1")
-            leader = Supervisor(dying, subjects, "s1", SupervisorSettings(lease_ttl_s=60), carrier=LivenessThread(server.url))
+            leader = Supervisor(dying, subjects, "s1", SupervisorSettings(lease_ttl_s=60), liveness=LivenessThread(server.url))
             mesh.stack.push_async_callback(leader.close)
             await leader.start()
             await eventually(lambda: leader.leads)

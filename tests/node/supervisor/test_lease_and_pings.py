@@ -42,7 +42,7 @@ class Beside:
     def __init__(self, mesh: Mesh, name: str, settings: SupervisorSettings) -> None:
         self.supervisor: Supervisor
         self.transport: Held
-        self.carrier = Undertaker(mesh.url)
+        self.liveness = Undertaker(mesh.url)
         self._mesh = mesh
         self._name = name
         self._settings = settings
@@ -56,7 +56,7 @@ class Beside:
         transport = await connect(self._mesh.url, name=self._name)
         try:
             self.transport = Held(transport)
-            self.supervisor = Supervisor(self.transport, self._mesh.subjects, self._name, self._settings, carrier=self.carrier)
+            self.supervisor = Supervisor(self.transport, self._mesh.subjects, self._name, self._settings, liveness=self.liveness)
             await self.supervisor.start()
             self._started.set()
             await self.supervisor.run_until_stopped()
@@ -204,16 +204,16 @@ def test_pings_go_on_while_the_leaders_loop_is_busy_and_nobody_is_suspected_afte
 def test_a_loop_that_hangs_for_good_ends_its_process(server: Server, subjects: Subjects) -> None:
     async def scenario() -> None:
         async with running(server, subjects) as mesh, beside(mesh, "s1", hang_s=0.3, stall_limit_s=0.6) as leader:
-            assert not leader.carrier.ended.is_set()
+            assert not leader.liveness.ended.is_set()
             await leader.block()
-            assert await asyncio.to_thread(leader.carrier.ended.wait, PATIENCE_S)
+            assert await asyncio.to_thread(leader.liveness.ended.wait, PATIENCE_S)
 
     run(scenario(), BOUND_S)
 
 
 # --- orders and news ----------------------------------------------------------------------------------------------
 class Nobody:
-    """Stands for the pinger."""
+    """Stands for the detector."""
 
     def watch(self, ids: object) -> None: ...
     def forget(self, node: str) -> None: ...
@@ -225,44 +225,44 @@ class Nobody:
 def test_what_was_heard_before_an_order_was_carried_out_does_not_count() -> None:
     async def scenario() -> None:
         told: list[tuple[str, PingState]] = []
-        lookout = LeaseAndPings(
+        parts = LeaseAndPings(
             LivenessThread("nats://127.0.0.1:1"),  # never started
             Subjects(),
             "s1",
             SupervisorSettings(),
             may_claim=lambda: True,
             on_led=lambda leads, reason: None,
-            on_heard=lambda node, hearing: told.append((node, hearing)),
+            on_heard=lambda node, ping_state: told.append((node, ping_state)),
             on_gap=lambda: None,
         )
-        lookout._loop, lookout._pinger = asyncio.get_running_loop(), Nobody()  # type: ignore[assignment]
+        parts._loop, parts._detector = asyncio.get_running_loop(), Nobody()  # type: ignore[assignment]
 
-        async def hear(hearing: PingState) -> PingState:
-            lookout._heard("n1", hearing)
+        async def hear(ping_state: PingState) -> PingState:
+            parts._heard("n1", ping_state)
             await asyncio.sleep(0)
-            return lookout.hearing("n1")
+            return parts.ping_state("n1")
 
         assert await hear(PingState.DEAD) is PingState.UNKNOWN, "it is not watched"
-        lookout.watch({"n1"})
+        parts.watch({"n1"})
         await asyncio.sleep(0)
         assert await hear(PingState.DEAD) is PingState.DEAD
 
         def watch_anew() -> None:
-            lookout.watch(set())
-            lookout.watch({"n1"})
+            parts.watch(set())
+            parts.watch({"n1"})
 
-        orders: list[Callable[[], None]] = [partial(lookout.forget, "n1"), lookout.forget_all, watch_anew]
+        orders: list[Callable[[], None]] = [partial(parts.forget, "n1"), parts.forget_all, watch_anew]
         for forget in orders:
-            lookout._heard("n1", PingState.DEAD)  # on its way when the order is given
+            parts._heard("n1", PingState.DEAD)  # on its way when the order is given
             forget()
             await asyncio.sleep(0)
-            assert lookout.hearing("n1") is PingState.UNKNOWN
+            assert parts.ping_state("n1") is PingState.UNKNOWN
             assert await hear(PingState.ANSWERS) is PingState.ANSWERS
         assert told == [("n1", PingState.DEAD)] + [("n1", PingState.ANSWERS)] * 3
 
-        lookout._heard("n1", PingState.SILENT)
-        lookout._heard("n1", PingState.DEAD)
-        lookout._heard("n1", PingState.ANSWERS)
+        parts._heard("n1", PingState.SILENT)
+        parts._heard("n1", PingState.DEAD)
+        parts._heard("n1", PingState.ANSWERS)
         await asyncio.sleep(0)
         assert told[-2:] == [("n1", PingState.ANSWERS)] * 2, "only the newest counts for a loop that comes late"
 

@@ -21,16 +21,16 @@ LIFE = encode(Placement(incarnation="l1"))
 
 
 class Bench:
-    """A registry, a census and a `PlacementWriter` over both."""
+    """A registry, a index and a `PlacementWriter` over both."""
 
     def __init__(self, transport: NatsTransport, subjects: Subjects) -> None:
         self.transport = transport
         self.may_act = True
         self.registry = Registry(transport, subjects)
-        self.census = RegistryIndex()
-        self.placing = PlacementWriter(
+        self.index = RegistryIndex()
+        self.writer = PlacementWriter(
             self.registry,
-            self.census,
+            self.index,
             DecisionLog(transport, subjects, "s1", time.time),
             in_flight=4,
             may_act=lambda: self.may_act,
@@ -44,7 +44,7 @@ class Bench:
     async def write(self, key: str, value: bytes, *, seen: bool = True) -> int:
         revision = await self.registry.create(key, value)
         if seen:
-            self.census.observe(Entry(key, value, revision))
+            self.index.observe(Entry(key, value, revision))
         return revision
 
     async def exists(self, node: str, agent: str = "a") -> bool:
@@ -67,11 +67,11 @@ def test_a_move_places_first_and_then_removes_and_the_census_knows_at_once(serve
         async with bench(server, subjects) as it:
             await it.live("n1", "n2")
             old = await it.write(placement_key("n1", "a"), LIFE)
-            assert await it.placing.carry_out(Plan(place=(place("n2"),), remove=(Remove("a", "n1", old, "moved"),)))
+            assert await it.writer.carry_out(Plan(place=(place("n2"),), remove=(Remove("a", "n1", old, "moved"),)))
             assert await it.exists("n2")
             assert not await it.exists("n1")
-            assert it.census.placements["a"].keys() == {"n2"}
-            assert it.census.placements["a"]["n2"].revision > old
+            assert it.index.placements["a"].keys() == {"n2"}
+            assert it.index.placements["a"]["n2"].revision > old
 
     run(scenario())
 
@@ -84,17 +84,17 @@ def test_what_a_dead_node_leaves_behind_is_removed_later_and_some_at_a_time(serv
             old = {name: await it.write(placement_key("n1", name), LIFE) for name in names}
             moves = tuple(place("n2", agent=name) for name in names)
             leftovers = tuple(Remove(name, "n1", old[name], "n1 is gone") for name in names)
-            assert await it.placing.carry_out(Plan(place=moves, remove=leftovers))
+            assert await it.writer.carry_out(Plan(place=moves, remove=leftovers))
             assert [await it.exists("n2", name) for name in names] == [True] * 3
             assert [await it.exists("n1", name) for name in names] == [True] * 3, "whoever waits for a placement comes first"
-            assert await it.placing.tidy(2)
+            assert await it.writer.tidy(2)
             assert [await it.exists("n1", name) for name in names] == [False, False, True]
             await it.registry.update(placement_key("n1", "c"), LIFE, old["c"])
-            assert it.placing.untidy
-            assert not await it.placing.tidy(2), "it was written again meanwhile: that needs another plan"
+            assert it.writer.untidy
+            assert not await it.writer.tidy(2), "it was written again meanwhile: that needs another plan"
             assert await it.exists("n1", "c")
-            assert "c" in it.census.take_dirty(10)
-            assert not it.placing.untidy
+            assert "c" in it.index.take_dirty(10)
+            assert not it.writer.untidy
 
     run(scenario())
 
@@ -104,11 +104,11 @@ def test_whoever_could_not_be_placed_keeps_what_it_has_and_the_truth_is_learnt(s
         async with bench(server, subjects) as it:
             old = await it.write(placement_key("n1", "a"), LIFE)
             unseen = await it.write(placement_key("n2", "a"), LIFE, seen=False)
-            it.census.take_dirty(10)
-            assert not await it.placing.carry_out(Plan(place=(place("n2"),), remove=(Remove("a", "n1", old, "moved"),)))
+            it.index.take_dirty(10)
+            assert not await it.writer.carry_out(Plan(place=(place("n2"),), remove=(Remove("a", "n1", old, "moved"),)))
             assert await it.exists("n1")
-            assert it.census.placements["a"]["n2"].revision == unseen
-            assert it.census.take_dirty(10) == {"a"}
+            assert it.index.placements["a"]["n2"].revision == unseen
+            assert it.index.take_dirty(10) == {"a"}
 
     run(scenario())
 
@@ -120,11 +120,11 @@ def test_a_placement_that_has_changed_is_not_removed(server: Server, subjects: S
             key = placement_key("n1", "a")
             old = await it.write(key, LIFE)
             newer = await it.registry.update(key, LIFE, old)
-            assert not await it.placing.carry_out(Plan(remove=(Remove("a", "n1", old, "stopped"),)))
-            assert it.census.placements["a"]["n1"].revision == newer
+            assert not await it.writer.carry_out(Plan(remove=(Remove("a", "n1", old, "stopped"),)))
+            assert it.index.placements["a"]["n1"].revision == newer
             gone = Remove("b", "n1", 1, "it was deleted by somebody else meanwhile")
-            assert not await it.placing.carry_out(Plan(remove=(gone,)))
-            assert "b" not in it.census.placements
+            assert not await it.writer.carry_out(Plan(remove=(gone,)))
+            assert "b" not in it.index.placements
 
     run(scenario())
 
@@ -133,9 +133,9 @@ def test_a_former_leader_writes_nothing_more(server: Server, subjects: Subjects)
     async def scenario() -> None:
         async with bench(server, subjects) as it:
             it.may_act = False
-            assert not await it.placing.carry_out(Plan(place=(place("n1"), place("n1", agent="b"))))
+            assert not await it.writer.carry_out(Plan(place=(place("n1"), place("n1", agent="b"))))
             assert not await it.exists("n1")
-            assert it.census.take_dirty(10) == {"a", "b"}
+            assert it.index.take_dirty(10) == {"a", "b"}
 
     run(scenario())
 
@@ -145,8 +145,8 @@ def test_without_a_connection_everything_is_left_to_be_planned_again(server: Ser
         async with bench(server, subjects) as it:
             await it.transport.close()
             many = tuple(place("n1", agent=f"a{number}") for number in range(20))
-            assert not await it.placing.carry_out(Plan(place=many))
-            assert len(it.census.take_dirty(100)) == 20
+            assert not await it.writer.carry_out(Plan(place=many))
+            assert len(it.index.take_dirty(100)) == 20
 
     run(scenario())
 
@@ -156,17 +156,17 @@ def test_a_reason_is_written_once_and_never_over_a_newer_spec(server: Server, su
         async with bench(server, subjects) as it:
             wait = Unplaced("a", "no node is live")
             first = await it.write(spec_key("a"), encode(Spec(kind="A", incarnation="l1")))
-            assert await it.placing.write_reasons([wait])
-            told = it.census.revision(spec_key("a"))
+            assert await it.writer.write_reasons([wait])
+            told = it.index.revision(spec_key("a"))
             assert told > first
-            assert await it.placing.write_reasons([wait])
-            assert it.census.revision(spec_key("a")) == told
+            assert await it.writer.write_reasons([wait])
+            assert it.index.revision(spec_key("a")) == told
 
             stopping = encode(Spec(kind="A", incarnation="l1", status="stopping"))
             await it.registry.update(spec_key("a"), stopping, told)
-            assert not await it.placing.write_reasons([Unplaced("a", "another reason")])
-            assert it.census.specs["a"].status == "stopping"
-            assert await it.placing.write_reasons([Unplaced("a", "another reason")])
-            assert it.census.specs["a"].reason is None
+            assert not await it.writer.write_reasons([Unplaced("a", "another reason")])
+            assert it.index.specs["a"].status == "stopping"
+            assert await it.writer.write_reasons([Unplaced("a", "another reason")])
+            assert it.index.specs["a"].reason is None
 
     run(scenario())

@@ -1,4 +1,4 @@
-"""The census: planning only what has changed must come to what planning everything would."""
+"""The index: planning only what has changed must come to what planning everything would."""
 
 from __future__ import annotations
 
@@ -57,48 +57,48 @@ class Registry:
         return entry
 
 
-def carry_out(census: RegistryIndex, registry: Registry) -> None:
+def carry_out(index: RegistryIndex, registry: Registry) -> None:
     """Plan what is dirty and write it, until nothing is dirty, as the supervisor does."""
     for _ in range(20):
-        looked_at = census.take_dirty(1000)
+        looked_at = index.take_dirty(1000)
         if not looked_at:
             return
-        made = plan(census.world(), looked_at)
-        census.note_waits(looked_at, made)
+        made = plan(index.world(), looked_at)
+        index.note_waits(looked_at, made)
         for action in made.place:
             key = placement_key(action.node, action.agent)
-            assert census.revision(key) == action.revision
-            census.observe(registry.write(key, encode(Placement(incarnation=action.incarnation))))
+            assert index.revision(key) == action.revision
+            index.observe(registry.write(key, encode(Placement(incarnation=action.incarnation))))
         for gone in made.remove:
             key = placement_key(gone.node, gone.agent)
-            assert census.revision(key) == gone.revision
+            assert index.revision(key) == gone.revision
             registry.write(key, None)
-            census.bury(key, gone.revision)
+            index.bury(key, gone.revision)
     raise AssertionError("it plans for ever")
 
 
-def readable(census: RegistryIndex, registry: Registry) -> set[str]:
+def readable(index: RegistryIndex, registry: Registry) -> set[str]:
     bad = {key for key, entry in registry.entries.items() if key.startswith("agents.") and entry.value == b"{"}
-    return {agent for agent in census.specs.keys() | census.placements.keys() if spec_key(agent) not in bad}
+    return {agent for agent in index.specs.keys() | index.placements.keys() if spec_key(agent) not in bad}
 
 
 @given(st.lists(st.tuples(changes, st.booleans()), max_size=40))
 def test_planning_what_has_changed_leaves_nothing_for_a_full_plan(steps: list[tuple[tuple[str, object], bool]]) -> None:
-    census, registry = RegistryIndex(), Registry()
+    index, registry = RegistryIndex(), Registry()
     for (key, value), pause in steps:
         if isinstance(value, NodeState):
-            if census.matters(key):
-                census.set_standing(key, value)
+            if index.matters(key):
+                index.set_state(key, value)
         else:
             assert value is None or isinstance(value, bytes)
-            census.observe(registry.write(key, value))
+            index.observe(registry.write(key, value))
         if pause:
-            carry_out(census, registry)
-    carry_out(census, registry)
-    full = plan(census.world(), readable(census, registry))
+            carry_out(index, registry)
+    carry_out(index, registry)
+    full = plan(index.world(), readable(index, registry))
     assert (full.place, full.remove) == ((), ())
     assert {wait.agent: wait.reason for wait in full.unplaced} == {
-        agent: wait.reason for agent, wait in census.waits.items() if agent in readable(census, registry)
+        agent: wait.reason for agent, wait in index.waits.items() if agent in readable(index, registry)
     }
 
 
@@ -124,90 +124,90 @@ def test_a_census_that_missed_changes_becomes_right_again(steps: list[tuple[str,
 
 def test_a_write_of_our_own_outlives_a_copy_that_missed_it() -> None:
     """Else the placement would be forgotten for good: the copy, once it has it, has nothing new to tell."""
-    census = RegistryIndex()
+    index = RegistryIndex()
     key = placement_key("n1", "a")
-    census.observe(Entry(key, encode(Placement(incarnation="l1")), 7))
-    census.drop_missing(census.keys(), {}, floor=6)
-    assert census.placements["a"].keys() == {"n1"}
-    census.drop_missing(census.keys(), {}, floor=7)
-    assert "a" not in census.placements
+    index.observe(Entry(key, encode(Placement(incarnation="l1")), 7))
+    index.drop_missing(index.keys(), {}, floor=6)
+    assert index.placements["a"].keys() == {"n1"}
+    index.drop_missing(index.keys(), {}, floor=7)
+    assert "a" not in index.placements
 
 
 def test_who_waits_is_looked_at_again_when_a_node_or_room_comes() -> None:
-    census = RegistryIndex()
-    census.observe(Entry(node_key("n1"), encode(NodeLease(boot="b", kinds=("A",), capacity=1)), 1))
-    census.observe(Entry(placement_key("n1", "a"), encode(Placement(incarnation="l1")), 2))
-    census.observe(Entry(spec_key("a"), encode(Spec(kind="A", incarnation="l1")), 3))
-    census.observe(Entry(spec_key("b"), encode(Spec(kind="A", incarnation="l1")), 4))
-    looked_at = census.take_dirty(10)
-    census.note_waits(looked_at, plan(census.world(), looked_at))
-    assert census.waits.keys() == {"b"}
-    census.observe(Entry(node_key("n2"), encode(NodeLease(boot="b")), 5))
-    assert census.take_dirty(10) == {"b"}
-    census.observe(Entry(placement_key("n1", "a"), None, 6))
-    assert census.take_dirty(10) == {"a", "b"}
+    index = RegistryIndex()
+    index.observe(Entry(node_key("n1"), encode(NodeLease(boot="b", kinds=("A",), capacity=1)), 1))
+    index.observe(Entry(placement_key("n1", "a"), encode(Placement(incarnation="l1")), 2))
+    index.observe(Entry(spec_key("a"), encode(Spec(kind="A", incarnation="l1")), 3))
+    index.observe(Entry(spec_key("b"), encode(Spec(kind="A", incarnation="l1")), 4))
+    looked_at = index.take_dirty(10)
+    index.note_waits(looked_at, plan(index.world(), looked_at))
+    assert index.waits.keys() == {"b"}
+    index.observe(Entry(node_key("n2"), encode(NodeLease(boot="b")), 5))
+    assert index.take_dirty(10) == {"b"}
+    index.observe(Entry(placement_key("n1", "a"), None, 6))
+    assert index.take_dirty(10) == {"a", "b"}
 
 
 def test_an_agent_whose_spec_cannot_be_read_is_never_planned() -> None:
-    census = RegistryIndex()
-    census.observe(Entry(placement_key("n1", "a"), encode(Placement(incarnation="l1")), 1))
-    census.observe(Entry(spec_key("a"), b"{", 2))
-    census.all_dirty()
-    assert census.take_dirty(10) == set()
-    census.observe(Entry(spec_key("a"), None, 3))
-    assert census.take_dirty(10) == {"a"}
+    index = RegistryIndex()
+    index.observe(Entry(placement_key("n1", "a"), encode(Placement(incarnation="l1")), 1))
+    index.observe(Entry(spec_key("a"), b"{", 2))
+    index.all_dirty()
+    assert index.take_dirty(10) == set()
+    index.observe(Entry(spec_key("a"), None, 3))
+    assert index.take_dirty(10) == {"a"}
 
 
 def test_a_key_that_is_no_agents_name_is_never_planned() -> None:
-    census = RegistryIndex()
+    index = RegistryIndex()
     for revision, name in enumerate(("_hidden", "a..b", ".".join("a" * 9), "good"), start=1):
-        census.observe(Entry(spec_key(name), encode(Spec(kind="A", incarnation="l", status="wanted")), revision))
-    census.all_dirty()
-    assert census.take_dirty(10) == {"good"}
+        index.observe(Entry(spec_key(name), encode(Spec(kind="A", incarnation="l", status="wanted")), revision))
+    index.all_dirty()
+    assert index.take_dirty(10) == {"good"}
 
 
 def test_old_news_changes_nothing() -> None:
-    census = RegistryIndex()
+    index = RegistryIndex()
     key = placement_key("n1", "a")
     value = encode(Placement(incarnation="l1"))
-    census.observe(Entry(key, value, 7))
-    census.observe(Entry(key, None, 6))
-    assert census.placements["a"]["n1"].revision == 7
-    census.bury(key, 7)  # deleted by ourselves; then the feed brings the creation
-    census.observe(Entry(key, value, 7))
-    assert census.placements == {}
-    census.observe(Entry(key, value, 9))
-    assert census.placements["a"]["n1"].revision == 9
+    index.observe(Entry(key, value, 7))
+    index.observe(Entry(key, None, 6))
+    assert index.placements["a"]["n1"].revision == 7
+    index.bury(key, 7)  # deleted by ourselves; then the feed brings the creation
+    index.observe(Entry(key, value, 7))
+    assert index.placements == {}
+    index.observe(Entry(key, value, 9))
+    assert index.placements["a"]["n1"].revision == 9
 
 
 def test_a_renewed_lease_gives_no_work() -> None:
-    census = RegistryIndex()
-    census.observe(Entry(node_key("n1"), encode(NodeLease(boot="b", kinds=("A",))), 1))
-    census.observe(Entry(placement_key("n1", "a"), encode(Placement(incarnation="l1")), 2))
-    census.take_dirty(10)
-    census.observe(Entry(node_key("n1"), encode(NodeLease(boot="b", kinds=("A",), agents=5)), 3))
-    assert census.dirty == 0
-    census.observe(Entry(node_key("n1"), encode(NodeLease(boot="b", kinds=("A",), cordoned=True)), 4))
-    assert census.take_dirty(10) == {"a"}
+    index = RegistryIndex()
+    index.observe(Entry(node_key("n1"), encode(NodeLease(boot="b", kinds=("A",))), 1))
+    index.observe(Entry(placement_key("n1", "a"), encode(Placement(incarnation="l1")), 2))
+    index.take_dirty(10)
+    index.observe(Entry(node_key("n1"), encode(NodeLease(boot="b", kinds=("A",), agents=5)), 3))
+    assert index.dirty == 0
+    index.observe(Entry(node_key("n1"), encode(NodeLease(boot="b", kinds=("A",), cordoned=True)), 4))
+    assert index.take_dirty(10) == {"a"}
 
 
 def test_much_to_look_at_comes_in_parts() -> None:
-    census = RegistryIndex()
-    census.mark(f"a{number}" for number in range(25))
-    parts = [census.take_dirty(10) for _ in range(4)]
+    index = RegistryIndex()
+    index.mark(f"a{number}" for number in range(25))
+    parts = [index.take_dirty(10) for _ in range(4)]
     assert [len(part) for part in parts] == [10, 10, 5, 0]
     assert len(set().union(*parts)) == 25
 
 
 def test_who_is_urgent_comes_first_and_only_if_there_is_something_to_look_at() -> None:
-    census = RegistryIndex()
+    index = RegistryIndex()
     for number in range(30):
-        census.observe(Entry(spec_key(f"a{number}"), encode(Spec(kind="A", incarnation="l", status="running")), number + 1))
-    census.hurry([f"a{number}" for number in range(15, 30)] + ["unknown"])
-    first, second = census.take_dirty(10), census.take_dirty(10)
+        index.observe(Entry(spec_key(f"a{number}"), encode(Spec(kind="A", incarnation="l", status="running")), number + 1))
+    index.hurry([f"a{number}" for number in range(15, 30)] + ["unknown"])
+    first, second = index.take_dirty(10), index.take_dirty(10)
     urgent = {f"a{number}" for number in range(15, 30)}
     assert first < urgent
     assert len(second & urgent) == 5
-    assert first | second | census.take_dirty(10) == {f"a{number}" for number in range(30)}
-    census.hurry(["a1"])
-    assert census.take_dirty(10) == set()
+    assert first | second | index.take_dirty(10) == {f"a{number}" for number in range(30)}
+    index.hurry(["a1"])
+    assert index.take_dirty(10) == set()

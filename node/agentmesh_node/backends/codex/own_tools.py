@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,8 +14,6 @@ from agentmesh_node.backends.codex.process import AppServer
 from agentmesh_node.backends.codex.steps import CodexStep, EarlierSteps, OwnToolIntent, OwnToolRan, step_value
 from agentmesh_node.tools import Call, Result, Toolbox
 from agentmesh_node.tools.calls import PATIENCE_S
-
-log = logging.getLogger("agentmesh.node")
 
 
 class OwnToolRuns:
