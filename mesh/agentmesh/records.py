@@ -6,6 +6,9 @@ in tests/compat for ever.
 
 Version ledger:
     1  first
+    2  has what the build before would lose (agentmesh.formats, docs/compatibility.md)
+
+A record bears the least version whose readers lose nothing of it.
 """
 
 from __future__ import annotations
@@ -13,12 +16,12 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import msgspec
-from msgspec import UNSET, Raw, UnsetType
+from msgspec import UNSET, Raw, UnsetType, structs
 
 from agentmesh.budget import Limits
+from agentmesh.formats import FIRST, RECORD_VERSION, needed_by
 from agentmesh.wire import Attachment, ErrorBody, Outcome, PromptBody, Restart
 
-RECORD_VERSION = 1
 NOTHING = Raw(b"")
 """No value (a `Raw` cannot stand in a union with null)."""
 
@@ -390,17 +393,33 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Nothing writes this: steps are part of the ledger, so they stand in `change`."""
     positions: dict[str, int] | None = None
     """`rest`: every lane's position, so that a new owner sees from this record alone whether there is work."""
-    v: int = RECORD_VERSION
+    v: int = FIRST
+    """The version that a reader must know: at least the one that its content needs, and that of the record before it."""
 
 
-_HEAD = b'{"v":%d,' % RECORD_VERSION
+_NEEDED = needed_by(Record)
+_FIRST_HEAD = b'{"v":1,'
+_KIND = b'{"kind":'
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(Record)
 
 
+class _Head(msgspec.Struct):
+    v: int = FIRST
+
+
+_head_decoder = msgspec.json.Decoder(_Head)
+
+
 def encode_record(record: Record) -> bytes:
-    """JSON of a record, with `v` written out."""
-    return _HEAD + _encoder.encode(record)[1:]
+    """JSON of a record, with `v` written out: what it bears, or more if its content needs more."""
+    version = max(record.v, _NEEDED(record))
+    if version == FIRST:
+        return _FIRST_HEAD + _encoder.encode(record)[1:]
+    body = _encoder.encode(structs.replace(record, v=FIRST))
+    # Written so that the first build, which looks at bytes before it decodes, takes it neither for a `rest` nor for a tombstone
+    # that it knows: an agent that it cannot read must not hold up the others (docs/compatibility.md#what-the-first-build-does).
+    return b'{"v":%d,"blob":0,"kind": ' % version + body.removeprefix(_KIND)
 
 
 def decode_record(body: bytes) -> Record:
@@ -410,9 +429,22 @@ def decode_record(body: bytes) -> Record:
         msgspec.DecodeError: it is no record.
         ValueError: a newer version wrote it.
     """
-    record = _decoder.decode(body)
-    if record.v > RECORD_VERSION:
-        raise ValueError(
-            f"the journal holds a record of version {record.v}; this program reads up to {RECORD_VERSION}: upgrade it"
-        )
+    try:
+        record = _decoder.decode(body)
+    except msgspec.ValidationError:
+        _check_version(_head_decoder.decode(body).v)  # a newer record may well have another form
+        raise
+    _check_version(record.v)
     return record
+
+
+def _check_version(version: int) -> None:
+    if version > RECORD_VERSION:
+        raise ValueError(
+            f"the journal holds a record of version {version}; this program reads up to {RECORD_VERSION}: upgrade it"
+        )
+
+
+def is_rest(body: bytes) -> bool:
+    """Whether `body` may be a record of the kind `rest`: cheaper than decoding all others."""
+    return b'"kind":"rest"' in body or b'"kind": "rest"' in body[:48]

@@ -16,6 +16,7 @@ import msgspec
 
 from agentmesh.budget import Limits, limits_from
 from agentmesh.errors import BadRequest, MeshError, error_for
+from agentmesh.formats import FIRST
 from agentmesh.names import reply_subject
 from agentmesh.subjects import Lane
 
@@ -427,6 +428,8 @@ class NodeLease(msgspec.Struct, frozen=True, kw_only=True):
     started: str = ""
     draining: bool = False
     cordoned: bool = False
+    reads: int = FIRST
+    """The newest version of records that the process reads; absent in the first build."""
 
 
 class Placement(msgspec.Struct, frozen=True, kw_only=True):
@@ -441,6 +444,8 @@ class SupervisorLease(msgspec.Struct, frozen=True, kw_only=True):
 
     id: str
     since: str = ""
+    reads: int = FIRST
+    """As in `NodeLease`."""
 
 
 # --- control ------------------------------------------------------------------------------------------------------

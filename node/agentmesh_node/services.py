@@ -16,6 +16,7 @@ from agentmesh.edge.streams import DUPLICATE_WINDOW_S
 from agentmesh.edge.tasks import cancel_and_wait
 from agentmesh.edge.transport import Transport
 from agentmesh.subjects import Subjects
+from agentmesh_node.formats import Formats
 from agentmesh_node.run_queue import RunQueue
 from agentmesh_node.settings import NodeSettings
 from agentmesh_node.store_loss import StreamEnds
@@ -58,6 +59,7 @@ class Services:
         self.specs = specs
         self.journal = Journal(transport, self.subjects, blobs=Blobs(transport, self.subjects, ambient=ambient))
         self.ends = StreamEnds(transport, self.subjects)
+        self.formats = Formats()
         self.boot = boot
         self.epoch = epoch
         self.duplicate_window_s = duplicate_window_s

@@ -11,6 +11,7 @@ from msgspec import Raw
 from agentmesh.backend import Response
 from agentmesh.budget import EMPTY_PURSE, NO_LIMITS, Limits, Purse
 from agentmesh.callback_context import Ask, Request
+from agentmesh.formats import RECORD_VERSION
 from agentmesh.records import NOTHING, Caller, Change, Effect, Ledger, Open, Queued, RecordKind, Seen, SetTimer, TurnInfo
 from agentmesh.turn.step_values import AskAgent, Circled, StepTaken, TakeStep, WaitOver
 from agentmesh.wire import AgentStatus, Attachment, ErrorBody, Mail, Outcome, Restart
@@ -461,3 +462,5 @@ class Core(msgspec.Struct, kw_only=True):
     """Nothing new begins: the agent is about to be handed over."""
     trace: dict[str, str] = {}
     """Trace context of the event being handled."""
+    writes: int = RECORD_VERSION
+    """The newest version of records that may be written now: what needs more is done as the build before did it."""

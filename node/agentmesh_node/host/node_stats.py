@@ -7,6 +7,7 @@ from importlib.metadata import version
 
 import msgspec
 
+from agentmesh.formats import RECORD_VERSION
 from agentmesh.wire import NodeLease, format_time
 from agentmesh_node.host.heartbeat import NodeFigures
 from agentmesh_node.host.placed_agent import PlacedAgent
@@ -25,6 +26,7 @@ def first_lease(settings: NodeSettings, boot: str, now: float) -> NodeLease:
         capacity=settings.capacity,
         version=version("agentmesh"),
         started=format_time(now),
+        reads=RECORD_VERSION,
     )
 
 

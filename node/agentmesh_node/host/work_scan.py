@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 from agentmesh.edge.read import StoredMessage, get_last_many
 from agentmesh.edge.tasks import cancel_and_wait
-from agentmesh.records import decode_record
+from agentmesh.records import decode_record, is_rest
 from agentmesh.subjects import LANES
 from agentmesh_node.services import Services
 
@@ -76,7 +76,7 @@ async def _group(services: Services, agents: Sequence[str]) -> tuple[set[str], s
 
 def _rested(message: StoredMessage | None) -> dict[str, int] | None:
     """The lane positions of an agent whose newest record says that nothing is left to do, else None."""
-    if message is None or b'"kind":"rest"' not in message.data:
+    if message is None or not is_rest(message.data):
         return None
     record = decode_record(message.data)
     return (record.positions or {}) if record.kind == "rest" else None

@@ -13,6 +13,7 @@ import logging
 from collections.abc import Callable, Sequence
 
 from agentmesh.edge.failures import EDGE_ERRORS
+from agentmesh.edge.journal import BLOB
 from agentmesh.edge.read import get_last_many
 from agentmesh.edge.transport import Disconnected, NoResponders, RequestTimeout, Transport
 from agentmesh.records import decode_record
@@ -79,7 +80,7 @@ class LateMailFinder:
         found: set[str] = set()
         for name, spec in specs.items():
             message = journals.get(subjects.journal(name))
-            record = decode_record(message.data) if message is not None and b'"blob"' not in message.data[:32] else None
+            record = decode_record(message.data) if message is not None and BLOB not in message.headers else None
             if record is None or record.incarnation != spec.incarnation:
                 continue
             if record.kind == "tombstone" and record.snapshot is not None:

@@ -22,6 +22,7 @@ import msgspec
 from agentmesh.edge.clock import SYSTEM, Ambient
 from agentmesh.edge.failures import EDGE_ERRORS, WrongLastSequence
 from agentmesh.edge.registry import Entry, Registry
+from agentmesh.formats import RECORD_VERSION
 from agentmesh.subjects import SUPERVISOR_KEY
 from agentmesh.wire import SupervisorLease, encode, format_time
 from agentmesh_node.supervisor.failure_detector import FailureDetector, PingState
@@ -177,7 +178,7 @@ class LeaderLease:
     async def _claim(self, reason: str) -> None:
         started = self._monotonic()
         self._since = format_time(self._wall_clock())
-        value = encode(SupervisorLease(id=self._id, since=self._since))
+        value = encode(SupervisorLease(id=self._id, since=self._since, reads=RECORD_VERSION))
         try:
             async with asyncio.timeout(self._ttl / 3):
                 if self._seen is None:
@@ -194,7 +195,7 @@ class LeaderLease:
 
     async def _renew(self) -> None:
         started = self._monotonic()
-        value = encode(SupervisorLease(id=self._id, since=self._since))
+        value = encode(SupervisorLease(id=self._id, since=self._since, reads=RECORD_VERSION))
         try:
             async with asyncio.timeout(self._ttl / 3):
                 self._revision = await self._registry.update(SUPERVISOR_KEY, value, self._revision, ttl_s=self._ttl)

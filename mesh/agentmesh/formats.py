@@ -1,0 +1,148 @@
+"""What this build stores and sends beyond the build before, and which way each goes (docs/compatibility.md). Pure.
+
+Two builds run beside each other while a mesh is upgraded, and an agent may go from the newer to the older one and back. What
+the older one does not know must not be lost on that way. `ADDED` is the list of all that was added since version 1, and the
+only place where a direction is declared:
+
+    ignored   the older build passes over it and drops it where it writes anew; its absence means what it meant before
+    kept      the older build passes it on as it is, without knowing it
+    refused   in a record: the record bears `version`, which the older build does not read; its agent waits for a newer node
+
+To add a field to something that is stored or sent:
+
+1. Add it to its struct, with a default that means what its absence meant, and a row here.
+2. If it is `refused`, write it only where `Core.writes` (in `agentmesh.turn`) is at least its version; code outside an owner
+   asks `Services.formats.writes` in its place. Where it is less, do as the build before does.
+3. Add the row to the table in docs/compatibility.md. `tests/compat/test_additions.py` compares structs, rows and page.
+
+Nobody sets a record's version by hand: `records.encode_record` finds it from what the record holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal, NamedTuple
+
+import msgspec
+from msgspec import UNSET, structs
+from msgspec.inspect import CollectionType, DictType, StructType, Type, UnionType, VarTupleType, type_info
+
+type Direction = Literal["ignored", "kept", "refused"]
+
+FIRST = 1
+SECOND = 2
+"""The second version of records: it has all that `ADDED` refuses to the first build."""
+RECORD_VERSION = SECOND
+"""The newest version of records that this build reads."""
+
+
+class Addition(NamedTuple):
+    """One thing that is stored or sent and that the build before does not know."""
+
+    what: str
+    """`Struct.field`; `Struct`, where a new one stands in a union (an effect); `kind:NAME`, a kind of record; `status:NAME`, a
+    status of a spec; `header NAME`. No test finds by itself: `label NAME`, `key NAME` of the registry, `op NAME` of a request."""
+    old: Direction
+    """What the build before does with it."""
+    version: int = FIRST
+    """`refused`: the version of a record that holds it."""
+
+
+ADDED: tuple[Addition, ...] = (
+    Addition("NodeLease.reads", "ignored"),
+    Addition("SupervisorLease.reads", "ignored"),
+)
+
+
+# --- the version that a record needs --------------------------------------------------------------------------------
+type Needed = Callable[[Any], int]
+"""The least version that a reader must know to lose nothing of a value."""
+
+
+def needed_by(root: Any, added: Iterable[Addition] = ADDED) -> Needed:
+    """What finds the version that values of the type `root` need.
+
+    It looks only where something was added: a value of which no part was costs one call.
+    """
+    rows = {row.what: row.version for row in added if row.old == "refused"}
+    return _Compiler(rows).of(type_info(root)) or _first
+
+
+def _first(value: Any) -> int:
+    return FIRST
+
+
+class _Compiler:
+    """Makes a function of a type: it visits the parts of a value that can hold something added, and no others."""
+
+    def __init__(self, rows: Mapping[str, int]) -> None:
+        self._rows = rows
+
+    def of(self, info: Type) -> Needed | None:
+        """None: no part of such a value was added."""
+        match info:
+            case StructType():
+                return self._struct(info)
+            case UnionType(types=types):
+                return _one_of({_class_of(t): found for t in types if (found := self.of(t)) is not None})
+            case DictType(value_type=inner):
+                return _most_of(self.of(inner), dict.values)
+            case VarTupleType(item_type=inner) | CollectionType(item_type=inner):
+                return _most_of(self.of(inner), iter)
+            case _:
+                return None
+
+    def _struct(self, info: StructType) -> Needed | None:
+        name = info.cls.__name__
+        itself = self._rows.get(name, FIRST)
+        added: list[tuple[str, Any, int]] = []
+        deeper: list[tuple[str, Needed]] = []
+        defaults = {field.name: _default(field) for field in structs.fields(info.cls)}
+        for field in info.fields:
+            version = self._rows.get(f"{name}.{field.name}")
+            if version is not None:
+                added.append((field.name, defaults[field.name], version))
+            elif (found := self.of(field.type)) is not None:
+                deeper.append((field.name, found))
+        kinds = {row.removeprefix("kind:"): version for row, version in self._rows.items() if row.startswith("kind:")}
+        kinds = kinds if name == "Record" else {}
+        if itself == FIRST and not added and not deeper and not kinds:
+            return None
+
+        def needed(value: Any) -> int:
+            version = kinds.get(value.kind, itself) if kinds else itself
+            for field, default, needs in added:
+                if version < needs and getattr(value, field) != default:
+                    version = needs
+            for field, find in deeper:
+                part = getattr(value, field)
+                if part is not None and part is not UNSET:
+                    version = max(version, find(part))
+            return version
+
+        return needed
+
+
+def _one_of(by_class: Mapping[type, Needed]) -> Needed | None:
+    if not by_class:
+        return None
+
+    def needed(value: Any) -> int:
+        found = by_class.get(type(value))
+        return FIRST if found is None else found(value)
+
+    return needed
+
+
+def _most_of(needed: Needed | None, parts: Callable[[Any], Iterable[Any]]) -> Needed | None:
+    return None if needed is None else lambda value: max(map(needed, parts(value)), default=FIRST)
+
+
+def _class_of(info: Type) -> type:
+    if isinstance(info, StructType):
+        return info.cls
+    return dict if isinstance(info, DictType) else tuple if isinstance(info, VarTupleType) else list
+
+
+def _default(field: structs.FieldInfo) -> Any:
+    return field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory()

@@ -1,0 +1,48 @@
+"""Whatever a build stores or sends beyond the first one is declared, with what the build before does with it."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from msgspec.inspect import type_info
+
+from agentmesh.formats import ADDED
+from agentmesh.records import Record
+from compat.forms import forms, visit
+
+FIRST = json.loads(Path(__file__).with_name("first.json").read_text())
+PAGE = Path(__file__).parents[2] / "docs" / "compatibility.md"
+ROW = re.compile(r"^\| `(?P<what>[^`]+)` \| (?P<old>\w+) \| (?P<version>\d*) ?\|", re.MULTILINE)
+FOUND = ("kind:", "status:", "header ")
+"""Rows of what `forms` finds beside structs and their fields."""
+SAID = ("label ", "key ", "op ")
+"""Rows of what stands in no type."""
+
+
+def added() -> set[str]:
+    """What this build has and the first had not. A new struct that is a part of another's new field goes without a row."""
+    now = forms()
+    assert all(set(fields) <= set(now[name]) for name, fields in FIRST.items()), "nothing that is stored or sent goes away"
+    names = {"kind": "kind:", "status": "status:", "header": "header "}
+    return {names.get(name, name + ".") + field for name, fields in FIRST.items() for field in set(now[name]) - set(fields)}
+
+
+def test_every_addition_has_its_row() -> None:
+    declared = {row.what for row in ADDED if not row.what.startswith(SAID)}
+    new_structs = {what for what in declared if "." not in what and not what.startswith(FOUND)}
+    assert new_structs <= set(forms()) - set(FIRST)
+    assert declared - new_structs == added(), "agentmesh.formats.ADDED says how to add something"
+
+
+def test_the_page_lists_every_row() -> None:
+    rows = {(m["what"], m["old"], m["version"] or "1") for m in ROW.finditer(PAGE.read_text())}
+    assert rows == {(row.what, row.old, str(row.version)) for row in ADDED}
+
+
+def test_only_what_stands_in_records_is_refused() -> None:
+    stored: dict[str, list[str]] = {}
+    visit(type_info(Record), stored)
+    refused = {row.what for row in ADDED if row.old == "refused" and not row.what.startswith("kind:")}
+    assert {what.partition(".")[0] for what in refused} <= set(stored), "only records bear a version"
