@@ -41,7 +41,7 @@ _NAMES = {
     "agentmesh_node.events": {"Handler": "FactHandler"},
     "agentmesh_node.loop": {"Meter": "CallGuard"},
     "agentmesh_node.loop_steps": {"Reply": "ModelAnswer", "Step": "LoopStep", "Taken": "ReplayedSteps"},
-    "agentmesh_node.service": {"Hosting": "ProcessOptions", "Where": "MeshAddress"},
+    "agentmesh_node.service": {"Where": "MeshAddress"},
     "agentmesh_node.tools.threads": {"Raised": "CaughtError"},
 }
 """What those called something that has another name now."""
