@@ -1,4 +1,4 @@
-"""An agent's hands: what `self.tell` and its like add to the record being built.
+"""The context of a running callback: what `self.tell` and its like add to the record being built.
 
 Each callback runs in a context of its own, which gathers what the callback asks for. If the callback returns, its asks become
 effects of the record; if it raises, they are dropped. Outside a callback there is no context: `not_in_callback`.

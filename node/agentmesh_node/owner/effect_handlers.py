@@ -1,4 +1,7 @@
-"""How each effect is done, once: the one place where a node changes the mesh on an agent's behalf."""
+"""How each effect is done, once: answers to their callers, mail to agents, agents started and stopped, timers, dead letters.
+
+This is the one place where a node changes the mesh on an agent's behalf.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Leave to handle a suspect input: one agent of a node at a time has it (docs/architecture.md#poison)."""
+"""The permit to run a suspect input: one agent of a node at a time has it, for so long at most (docs/architecture.md#poison)."""
 
 from __future__ import annotations
 

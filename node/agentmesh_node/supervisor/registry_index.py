@@ -141,9 +141,13 @@ class RegistryIndex:
         """Forget deleted keys, to free memory. Call it only while no write is under way."""
         self._buried.clear()
 
+    def state(self, node: str) -> NodeState:
+        """The state of a node; `LIVE` until it is judged to be another."""
+        return self._states.get(node, NodeState.LIVE)
+
     def set_state(self, node: str, state: NodeState) -> bool:
         """Note the state of a node. Returns whether it has changed."""
-        if state is self._states.get(node, NodeState.LIVE):
+        if state is self.state(node):
             return False
         if state is NodeState.LIVE:
             del self._states[node]

@@ -1,8 +1,9 @@
 """The supervisor: places agents on nodes, and moves them when a node dies (docs/architecture.md#supervisors).
 
-Any number of supervisors may run. One leads (`leader_lease`): it finds out which nodes are alive (`failure_detector`; both run in
-`lease_and_pings`), keeps an index of the registry (`registry_index`), asks the pure planner what to do about each change, and
-does it (`placement_writer`). The others keep the same index, so that they can take over at once.
+Any number of supervisors may run. One leads (`leader_lease`): it finds out which nodes are alive (`membership`, by what the
+`failure_detector` finds; that one and the lease run in `lease_and_pings`), keeps an index of the registry (`registry_index`),
+asks the pure planner what to do about each change, and does it (`placement_writer`). The others keep the same index, so that they
+can take over at once.
 
     registry change, ping, lease ->  registry index  ->  planner.plan  ->  placement writer  ->  registry
 
@@ -26,7 +27,6 @@ import msgspec
 
 from agentmesh.edge.batches import in_parts
 from agentmesh.edge.clock import SYSTEM, Ambient
-from agentmesh.edge.failures import EDGE_ERRORS
 from agentmesh.edge.registry import Entry, Registry, View
 from agentmesh.edge.retry import UPKEEP_RETRY
 from agentmesh.edge.tasks import cancel_and_wait, first_of
@@ -34,7 +34,7 @@ from agentmesh.edge.transport import Disconnected, Message, NoResponders, Reques
 from agentmesh.errors import BadRequest, MeshError, Unavailable
 from agentmesh.names import node_id, reply_subject
 from agentmesh.planner import explain, plan, surplus
-from agentmesh.subjects import Subjects, node_key
+from agentmesh.subjects import Subjects
 from agentmesh.wire import ControlRequest, NodeStats, encode, encode_failure, encode_reply
 from agentmesh_node.ask_gateway import AskGateway
 from agentmesh_node.liveness_thread import LivenessLoop
@@ -44,15 +44,14 @@ from agentmesh_node.supervisor.failure_detector import PingState
 from agentmesh_node.supervisor.late_mail import LateMailFinder
 from agentmesh_node.supervisor.leader_lease import wait_for
 from agentmesh_node.supervisor.lease_and_pings import LeaseAndPings, keep
+from agentmesh_node.supervisor.membership import Membership
 from agentmesh_node.supervisor.placement_writer import PlacementWriter, needs_reason
-from agentmesh_node.supervisor.registry_index import NodeState, RegistryIndex
+from agentmesh_node.supervisor.registry_index import RegistryIndex
 
 log = logging.getLogger("agentmesh.supervisor")
 
 PATTERNS = ("agents.>", "nodes.*", "placements.>")
 """Registry keys that a supervisor follows."""
-_LEASE_S = 0.5
-"""How long the deletion of a dead node's lease may hold up the placing of its agents."""
 _ASKS_S = 2.0
 """How long asks that were taken may still be served when the supervisor ends."""
 _RELEASED_AT_ONCE = 1000
@@ -106,6 +105,7 @@ class Supervisor:
             on_gap=self._cut_off,
             ambient=ambient,
         )
+        self._members = Membership(registry, self._index, self._lease_and_pings, self._decisions, self.settings)
         self._writer = PlacementWriter(
             registry,
             self._index,
@@ -124,12 +124,9 @@ class Supervisor:
         self._wake = asyncio.Event()
         self._stop = asyncio.Event()
         self._stale = True
-        self._settled_at = 0.0
         self._replan_at = 0.0
         self._retry_at: float | None = None
         self._pauses = iter(UPKEEP_RETRY)
-        self._dead_boots: dict[str, str] = {}
-        self._doomed: dict[str, int] = {}
         self._waiting_since: dict[str, float] = {}
         self._asks = AskGateway(transport, subjects, registry, token=partial(ambient.token, 8), spawn=self._serve_ask)
         self._serving: set[asyncio.Task[Any]] = set()
@@ -270,16 +267,14 @@ class Supervisor:
         self._index.observe(entry)
         role, _, name = entry.key.partition(".")
         if role == "nodes" and self._lease_and_pings.leads:
-            self._judge(name)
+            self._members.judge(name)
         self._wake.set()
 
     def _heard(self, node: str, ping_state: PingState) -> None:
         """Note that the result of a node's pings has changed."""
-        if ping_state is PingState.DEAD:
-            lease = self._index.leases.get(node)
-            self._dead_boots[node] = lease.boot if lease is not None else ""
+        self._members.on_pings(node, ping_state)
         if self._lease_and_pings.leads:
-            self._judge(node)
+            self._members.judge(node)
             self._wake.set()
 
     def _cut_off(self) -> None:
@@ -296,52 +291,6 @@ class Supervisor:
             self._lease_and_pings.watch(set())
         self._wake.set()
 
-    # --- nodes ----------------------------------------------------------------------------------------------------
-    def _judge(self, node: str) -> None:
-        """Decide the state of `node`, by its lease and its pings. Idempotent."""
-        if not self._index.matters(node):
-            return
-        lease = self._index.leases.get(node)
-        ping_state = self._lease_and_pings.ping_state(node)
-        if ping_state is PingState.DEAD and lease is not None and self._dead_boots.get(node) != lease.boot:
-            self._lease_and_pings.forget(node)  # another process under this id
-            ping_state = PingState.UNKNOWN
-        if ping_state is PingState.DEAD:
-            state, reason = NodeState.GONE, f"no responders for {self.settings.grace_s:g} s"
-        elif lease is None:
-            settled = asyncio.get_running_loop().time() >= self._settled_at
-            state, reason = (NodeState.GONE if settled else NodeState.DOUBTED), "its lease is gone"
-        elif ping_state is PingState.SILENT:
-            state, reason = NodeState.DOUBTED, "no responders"
-        else:
-            state, reason = NodeState.LIVE, "it has a lease"
-        if state is NodeState.GONE and lease is not None:
-            self._doomed[node] = self._index.revision(node_key(node))
-        if self._index.set_state(node, state):
-            level = logging.WARNING if state is NodeState.GONE else logging.INFO
-            self._decisions.add(f"node_{state.value}", reason, level=level, node=node)
-            if state is NodeState.GONE:
-                self._index.hurry(self._lease_and_pings.busy(node))
-
-    def _judge_all(self) -> None:
-        for node in sorted(self._index.nodes()):
-            self._judge(node)
-
-    async def _drop_leases(self) -> None:
-        """Delete the leases of nodes that are judged dead. A lease that was renewed meanwhile stays.
-
-        This is done before their agents are placed elsewhere: by the lease the next owner sees whether the last one died.
-        """
-        while self._doomed:
-            node, revision = self._doomed.popitem()
-            if self._index.lives(node):
-                continue  # it has answered again meanwhile
-            try:
-                async with asyncio.timeout(_LEASE_S):
-                    await self._registry.delete(node_key(node), revision)
-            except EDGE_ERRORS as error:
-                log.debug("lease_delete_failed", extra={"node": node, "reason": repr(error)})
-
     # --- leading --------------------------------------------------------------------------------------------------
     async def _lead(self) -> None:
         loop = asyncio.get_running_loop()
@@ -353,7 +302,7 @@ class Supervisor:
                 self._stale = True  # no connection, or messages were missed
             if self._stale and not await self._regain_trust():
                 continue
-            await self._drop_leases()
+            await self._members.drop_leases()
             await self._pass(loop.time())
             await self._tidy()
             await self._write_reasons(loop.time())
@@ -365,8 +314,8 @@ class Supervisor:
         if self._stale:
             return self.settings.ping_period_s
         due = [self._replan_at]
-        if self._settled_at:
-            due.append(self._settled_at)
+        if self._members.settles_at:
+            due.append(self._members.settles_at)
         if self._retry_at is not None:
             due.append(self._retry_at)
         if self._waiting_since:
@@ -381,13 +330,12 @@ class Supervisor:
             return False
         self._stale = False
         await self._reconcile()
-        self._settled_at = asyncio.get_running_loop().time() + self.settings.settle_s
+        self._members.begin_anew()
         self._writer.forget()
-        self._dead_boots.clear()
         self._lease_and_pings.forget_all()
         self._lease_and_pings.watch(self._index.nodes())
         await self._lease_and_pings.heard_all(2 * self.settings.ping_period_s)
-        self._judge_all()
+        self._members.judge_all()
         return self._sure
 
     @property
@@ -416,10 +364,10 @@ class Supervisor:
             # Writes of our own are in the index at once, but a message about a later deletion of such a key may have been lost.
             await self._drop_missing()
             self._index.all_dirty()
-            self._judge_all()
-        elif self._settled_at and now >= self._settled_at:
-            self._settled_at = 0.0
-            self._judge_all()
+            self._members.judge_all()
+        elif self._members.settles_at and now >= self._members.settles_at:
+            self._members.settles_at = 0.0
+            self._members.judge_all()
         if not self._sure:
             return
         self._lease_and_pings.watch(self._index.nodes())
