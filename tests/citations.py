@@ -9,6 +9,7 @@ somewhere:
     owner/loop.py, tests/cases.py      a file: from the root, from a package, from tests, or from where it is cited
     turn/machine.py::advance           what that file defines, in pytest's notation
     agentmesh.turn.machine.advance     a module, and what it defines
+    `make cases`                       a target of the Makefile, in backticks
 
 What leads out of the repository, or names a section by its number, is refused: see `OLD`.
 """
@@ -53,6 +54,7 @@ _FILE = re.compile(r"(?<![\w/.*<{-])((?:[\w.-]+/)*\w[\w.-]*\.(?:py|toml|conf|txt
 _TEST = re.compile(r"(?<![\w/.-])((?:[a-z_]+/)+test_\w+)(?![\w/]|\.\w)")
 _CASES = re.compile(r"\b[Cc]ases? (\d+(?:(?:, and |, | to | and | or )\d+)*)")
 _DOTTED = re.compile(r"(?<![\w/.\"-])(agentmesh(?:_node|_client)?(?:\.[A-Za-z_]\w*)+)(?![\w-])")
+_MAKE = re.compile(r"`make ([a-z][a-z-]*)\b")
 _FENCE = re.compile(r"^(```|~~~).*?^\1[^\n]*$", re.MULTILINE | re.DOTALL)
 _COMMENT = re.compile(r"(?:^[ \t]*|  )#(?:!| )(.*)$")
 
@@ -106,11 +108,13 @@ def _paragraphs(page: str) -> Iterator[Piece]:
 
 def _docstrings(text: str, *, messages: bool) -> Iterator[Piece]:
     """Docstrings, those under a constant or a field too; with `messages`, what names a page in other strings."""
+    docstrings = set()
     for node in ast.walk(ast.parse(text)):
         match node:
-            case ast.Expr(value=ast.Constant(value=str(value))):
+            case ast.Expr(value=ast.Constant(value=str(value)) as constant):
+                docstrings.add(constant)
                 yield Piece(node.lineno, value)
-            case ast.Constant(value=str(value)) if messages and "docs/" in value:
+            case ast.Constant(value=str(value)) if messages and "docs/" in value and node not in docstrings:
                 yield from (Piece(node.lineno, match[0]) for match in _PAGE.finditer(value) if match[0].startswith("docs/"))
 
 
@@ -176,6 +180,11 @@ class Tree:
     def groups(self) -> set[str]:
         """Entry-point groups: dotted names that are no modules."""
         return set(tomllib.loads((self.root / "pyproject.toml").read_text())["project"].get("entry-points", {}))
+
+    @cached_property
+    def targets(self) -> set[str]:
+        """The targets of the Makefile."""
+        return set(re.findall(r"^([a-z][a-z-]*):", (self.root / "Makefile").read_text(), re.MULTILINE))
 
     def anchors(self, page: Path) -> set[str]:
         """The anchors of a page."""
@@ -295,6 +304,9 @@ def _named(tree: Tree, path: Path, flat: str) -> Iterator[tuple[int, str, str]]:
     for match in _TEST.finditer(flat):
         if tree.find(f"{match[1]}.py", near=path) is None:
             yield match.start(), match[0], "no such test"
+    for match in _MAKE.finditer(flat):
+        if match[1] not in tree.targets:
+            yield match.start(), match[0], "the Makefile has no such target"
     for match in _DOTTED.finditer(flat):
         if match[1] not in tree.groups and not tree.knows(match[1]):
             yield match.start(), match[0], "no such module or name"

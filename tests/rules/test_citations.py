@@ -18,6 +18,7 @@ def tree(tmp_path: Path) -> Tree:
     """A small repository."""
     for path, text in {
         "README.md": "# It\n",
+        "Makefile": "test: .venv ## All\n\techo\n",
         "pyproject.toml": '[project.entry-points."agentmesh.backends"]\n',
         "docs/semantics.md": "- **1** One.\n- **7** Seven.\n- **9** Nine.\n",
         "docs/architecture.md": "# A\n\n## The fence\n\n## Is it `mine`?\n\n## The fence\n\n```\n# no heading\n```\n",
@@ -52,6 +53,7 @@ def cited(tree: Tree, path: str, text: str) -> list[str]:
         "agentmesh.turn, agentmesh.turn.machine, agentmesh.turn.machine.Move.to, agentmesh.Agent",
         "the entry-point group agentmesh.backends",
         "mesh/test_it",
+        "`make test ARGS=x`, and to make tests",
     ],
 )
 def test_what_leads_somewhere(tree: Tree, good: str) -> None:
@@ -75,6 +77,7 @@ def test_what_leads_somewhere(tree: Tree, good: str) -> None:
         ("agentmesh.turn.machine.Movement", "agentmesh.turn.machine.Movement"),
         ("agentmesh.commands", "agentmesh.commands"),
         ("mesh/test_that", "mesh/test_that"),
+        ("run `make tests`", "`make tests"),
         ("(design 3, Fence)", "design 3"),
         ("design note 008", "design note 0"),
         ("as note 015 says", "note 015"),
