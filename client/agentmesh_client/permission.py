@@ -1,7 +1,7 @@
 """Permission errors of NATS.
 
 A server reports a forbidden publish or subscription as an error of the connection; the request itself merely gets no answer. So
-a call that has waited in vain looks here for the reason.
+a call that has waited in vain looks here for the reason (docs/nats.md#what-a-permission-forbids).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Also replaced: nats-py leaves a request that is in flight at a disconnect to its time-out, and closes for good on a protocol
 error. Here such a request fails at once, nothing is sent late, and a closed connection is opened again. What is replaced
-within nats-py's own client is in `agentmesh.edge.nats_client`.
+within nats-py's own client is in `agentmesh.edge.nats_client` (docs/nats.md#what-nats-py-does-differently).
 """
 
 from __future__ import annotations

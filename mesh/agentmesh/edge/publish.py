@@ -25,8 +25,10 @@ SCHEDULE = "Nats-Schedule"
 SCHEDULE_TARGET = "Nats-Schedule-Target"
 
 LAST_SCHEDULE = 9_214_646_400.0
-"""The beginning of 2262. The server counts nanoseconds in 64 bits, which end that year: it would store later messages at once."""
+"""The beginning of 2262. The server counts nanoseconds in 64 bits, which end that year: it would store later messages at once
+(docs/nats.md#message-schedules)."""
 
+# What each means: docs/nats.md#refused-or-no-verdict.
 _WRONG_SEQUENCE = 10071
 _NO_VERDICT = 10164
 _IN_PROCESS = 10158

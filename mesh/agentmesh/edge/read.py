@@ -16,7 +16,7 @@ from agentmesh.errors import BadRequest, MeshError, Unavailable
 from agentmesh.wire import parse_time
 
 MAX_MATCHES = 1024
-"""Most messages that one multi-subject direct get may match."""
+"""Most messages that one multi-subject direct get may match (docs/nats.md#many-subjects-in-one-read)."""
 MATCHES_PER_WILDCARD = 5
 """How many messages one wildcard pattern is taken to match: one for each mail lane of an agent."""
 PAGE_BYTES = 4 << 20

@@ -1,9 +1,10 @@
 """Purges consumed mail, in groups (docs/architecture.md#consumed-mail).
 
-A lane is bounded, so consumed mail must go before it crowds out new mail; but while the stream's duplicate window lasts, a
-server that restarts knows a message's id only if the message is still stored. So a lane is purged when half of its bound is
-taken, much of it by consumed mail, and then the agent's ledger remembers the ids; or when everything in it is older than the
-window. An agent does not come to rest before: asleep it would hear of nothing while its full lane refuses every sender.
+A lane is bounded, so consumed mail must go before it crowds out new mail; but while the stream's duplicate window lasts, a server
+that restarts knows a message's id only if the message is still stored (docs/nats.md#repetitions). So a lane is purged when half
+of its bound is taken, much of it by consumed mail, and then the agent's ledger remembers the ids; or when everything in it is
+older than the window. An agent does not come to rest before: asleep it would hear of nothing while its full lane refuses every
+sender.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Finds out whether processes are there, by pinging `mesh.node.<id>` (docs/architecture.md#failure-detection).
 
-A dead process has no subscription, so the server answers *no responders* within a millisecond. A node that reconnects after a
-server failover looks the same for a moment, hence the grace. A process that hangs has a subscription and does not answer: that
-proves nothing, its lease decides. While this process has no connection itself, nothing is concluded from silence (case 226).
+A dead process has no subscription, so the server answers *no responders* within a millisecond (docs/nats.md#no-responders). A
+node that reconnects after a server failover looks the same for a moment, hence the grace. A process that hangs has a subscription
+and does not answer: that proves nothing, its lease decides. While this process has no connection itself, nothing is concluded
+from silence (case 226).
 """
 
 from __future__ import annotations
