@@ -124,7 +124,7 @@ class Weather(Habits):
     def latency(self) -> float:
         if self._chances.slow and self.dice.random() < self._chances.slow:
             return self.dice.uniform(0.001, 0.3)
-        return self.dice.uniform(0.0001, 0.001)
+        return super().latency()
 
     def delay(self, subject: str) -> float:
         return self.dice.uniform(0.05, MOST_LATE_S) if self.dice.random() < self._chances.delayed else 0.0

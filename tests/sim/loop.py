@@ -12,10 +12,10 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import gc
-import heapq
 import itertools
 from collections import deque
 from collections.abc import Callable, Coroutine
+from heapq import heappop, heappush
 from typing import Any
 
 MAX_STEPS = 2_000_000
@@ -96,6 +96,46 @@ class _Task(asyncio.Task[Any]):
         return self is other
 
 
+class _Handle(asyncio.Handle):
+    """As the one of asyncio, made and cancelled without a thought of its debug mode: a run makes some ten thousand."""
+
+    __slots__ = ()
+
+    def __init__(
+        self, callback: Callable[..., object], args: tuple[Any, ...], loop: SimLoop, context: contextvars.Context | None
+    ) -> None:
+        self._context = contextvars.copy_context() if context is None else context
+        self._loop = loop
+        self._callback = callback
+        self._args = args
+        self._cancelled = False
+        self._repr = None
+        self._source_traceback = None
+
+    def cancel(self) -> None:
+        self._cancelled = True
+        self._callback = None  # type: ignore[assignment]
+        self._args = None  # type: ignore[assignment]
+
+
+class _TimerHandle(_Handle, asyncio.TimerHandle):
+    """As `_Handle`."""
+
+    __slots__ = ()
+
+    def __init__(
+        self,
+        when: float,
+        callback: Callable[..., object],
+        args: tuple[Any, ...],
+        loop: SimLoop,
+        context: contextvars.Context | None,
+    ) -> None:
+        super().__init__(callback, args, loop, context)
+        self._when = when
+        self._scheduled = False
+
+
 class SimLoop(asyncio.BaseEventLoop):
     """The loop. `time` begins at 0."""
 
@@ -133,16 +173,16 @@ class SimLoop(asyncio.BaseEventLoop):
     def call_soon[*Ts](
         self, callback: Callable[[*Ts], object], *args: *Ts, context: contextvars.Context | None = None
     ) -> asyncio.Handle:
-        handle = asyncio.Handle(callback, args, self, context)
+        handle = _Handle(callback, args, self, context)
         self._ready.append(handle)
         return handle
 
     def call_at[*Ts](
         self, when: float, callback: Callable[[*Ts], object], *args: *Ts, context: contextvars.Context | None = None
     ) -> asyncio.TimerHandle:
-        handle = asyncio.TimerHandle(when, callback, args, self, context)
+        handle = _TimerHandle(when, callback, args, self, context)
         self._timer_count += 1
-        heapq.heappush(self._timers, (when, self._timer_count, handle))
+        heappush(self._timers, (when, self._timer_count, handle))
         return handle
 
     def call_later[*Ts](
@@ -151,29 +191,32 @@ class SimLoop(asyncio.BaseEventLoop):
         return self.call_at(self.now + delay, callback, *args, context=context)
 
     def _run_once(self) -> None:
-        timers, ready = self._timers, self._ready
-        while timers and timers[0][2]._cancelled:
-            heapq.heappop(timers)
-        if not ready and not self._stopping:  # type: ignore[attr-defined]
-            if not timers:
-                raise Deadlock("nothing is ready and no timer is set")
-            self.now = max(self.now, timers[0][0])
-        while timers and timers[0][0] <= self.now:
-            ready.append(heapq.heappop(timers)[2])
-        steps = self.steps
-        for _ in range(len(ready)):
-            one = ready.popleft()
-            if one._cancelled:
-                continue
-            process = one._context.get(_process)  # type: ignore[attr-defined]
-            if process is not None and (process.frozen or process.dead):
-                process.parked.append(one)  # of a dead one it is kept for `finish`: a task whose wake-up is lost cannot end
-                continue
-            steps += 1
-            one._run()
-        self.steps = steps
-        if steps > MAX_STEPS:
-            raise Deadlock(f"{MAX_STEPS} steps: something spins")
+        """Rounds of what is ready, until the loop is told to stop."""
+        timers, ready, process_of = self._timers, self._ready, _process
+        while True:
+            while timers and timers[0][2]._cancelled:
+                heappop(timers)
+            if not ready and not self._stopping:  # type: ignore[attr-defined]
+                if not timers:
+                    raise Deadlock("nothing is ready and no timer is set")
+                self.now = max(self.now, timers[0][0])
+            now = self.now
+            while timers and timers[0][0] <= now:
+                ready.append(heappop(timers)[2])
+            for _ in range(len(ready)):
+                one = ready.popleft()
+                if one._cancelled:
+                    continue
+                process = one._context.get(process_of)  # type: ignore[attr-defined]
+                if process is not None and (process.frozen or process.dead):
+                    process.parked.append(one)  # of a dead one it is kept for `finish`: a task whose wake-up is lost cannot end
+                    continue
+                self.steps += 1
+                one._run()
+            if self.steps > MAX_STEPS:
+                raise Deadlock(f"{MAX_STEPS} steps: something spins")
+            if self._stopping:  # type: ignore[attr-defined]
+                return
 
     def _note(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         error = context.get("exception")

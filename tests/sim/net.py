@@ -14,6 +14,7 @@ import itertools
 import random
 from collections import deque
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 from agentmesh.edge.frames import check_pattern, publish_frame
@@ -35,6 +36,8 @@ from sim.server import Server
 RECONNECT_S = 0.25
 NOTICE_S = (10.0, 15.0)
 """How long it takes a client to notice that its server does not answer: two pings, five seconds apart."""
+LATENCY_S = (0.0001, 0.001)
+"""How long one message takes in a network that works."""
 GHOST_S = 30.0
 """Longest that the server keeps the subscriptions of a client that it cannot reach."""
 
@@ -52,7 +55,7 @@ class Habits:
 
     def latency(self) -> float:
         """Seconds that one message takes."""
-        return self.dice.uniform(0.0001, 0.001)
+        return LATENCY_S[0] + (LATENCY_S[1] - LATENCY_S[0]) * self.dice.random()  # `uniform`, for each message
 
     def delay(self, subject: str) -> float:
         """Seconds by which one message to the server is held up, apart from all others."""
@@ -146,37 +149,36 @@ class Network:
     def send(self, link: Link, action: Action, delay: float = 0.0) -> None:
         """From the client: `action` is done in the server when the message arrives."""
 
-        def arrive() -> None:
-            if link.cut:
-                link.to_server.append(arrive)
-            elif not self.down and (link.known or delay):
-                action()
-
         if delay:
-            self._later(delay, arrive)
-            return
+            self._later(delay, partial(self._arrive, link, action, True))
+        elif link.cut:
+            link.to_server.append(partial(self._arrive, link, action, False))
+        else:
+            link.up_at = max(link.up_at + TICK_S, self.loop.now + self.habits.latency())
+            self.loop.call_at(link.up_at, self._arrive, link, action, False, context=self.world)
+
+    def _arrive(self, link: Link, action: Action, held_up: bool) -> None:
         if link.cut:
-            link.to_server.append(arrive)
-            return
-        link.up_at = max(link.up_at + TICK_S, self.loop.time() + self.habits.latency())
-        self.loop.call_at(link.up_at, arrive, context=self.world)
+            link.to_server.append(partial(self._arrive, link, action, held_up))
+        elif not self.down and (link.known or held_up):
+            action()
 
     def _deliver(self, connection: int, sid: int, message: Message) -> None:
         link = self._links.get(connection)
         if link is None or (message.subject.startswith("_INBOX.") and self.habits.loses_reply(message.subject)):
             return
 
-        def arrive() -> None:
-            if link.cut:
-                link.to_client.append(arrive)
-            elif link.open:
-                self.loop.call_soon(link.transport.receive, link, sid, message, context=link.process.context)
-
         if link.cut:
-            link.to_client.append(arrive)
+            link.to_client.append(partial(self._come, link, sid, message))
             return
-        link.down_at = max(link.down_at + TICK_S, self.loop.time() + self.habits.latency())
-        self.loop.call_at(link.down_at, arrive, context=self.world)
+        link.down_at = max(link.down_at + TICK_S, self.loop.now + self.habits.latency())
+        self.loop.call_at(link.down_at, self._come, link, sid, message, context=self.world)
+
+    def _come(self, link: Link, sid: int, message: Message) -> None:
+        if link.cut:
+            link.to_client.append(partial(self._come, link, sid, message))
+        elif link.open:
+            self.loop.call_soon(link.transport.receive, link, sid, message, context=link.process.context)
 
     def answer(self, link: Link, action: Action) -> None:
         """From the server: `action` is done in the client, behind what is on its way to it."""
@@ -351,7 +353,7 @@ class SimTransport:
         if self._net.trace is not None:
             self._net.trace(self.name, subject, data[:120].decode("utf-8", "replace"))
         delay = self._net.habits.delay(subject) if reply else 0.0
-        self._net.send(link, lambda: server.publish(subject, fields, data, reply), delay)
+        self._net.send(link, partial(server.publish, subject, fields, data, reply), delay)
 
     async def publish(self, subject: str, data: bytes = b"", *, headers: Headers | None = None, reply: str = "") -> None:
         """See `Transport.publish`."""

@@ -7,13 +7,13 @@ It knows connections by number only; net.py carries messages to and from them. E
 from __future__ import annotations
 
 import base64
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
+
+import msgspec
 
 from agentmesh.edge.frames import header_block
 from agentmesh.edge.transport import Headers, Message
-from agentmesh.wire import format_time
 from sim.store import Refusal, Stored, Stream
 
 EPOCH = 1_800_000_000.0
@@ -85,15 +85,16 @@ class _Trie:
             del parent.children[token]
 
     def find(self, tokens: list[str], index: int, out: list[Interest]) -> None:
-        if (rest := self.children.get(">")) is not None and index < len(tokens):
-            out.extend(rest.here.values())
         if index == len(tokens):
             out.extend(self.here.values())
             return
-        for token in (tokens[index], "*"):
-            child = self.children.get(token)
-            if child is not None:
-                child.find(tokens, index + 1, out)
+        children = self.children
+        if (rest := children.get(">")) is not None:
+            out.extend(rest.here.values())
+        if (child := children.get(tokens[index])) is not None:
+            child.find(tokens, index + 1, out)
+        if (child := children.get("*")) is not None:
+            child.find(tokens, index + 1, out)
 
 
 class Server:
@@ -120,6 +121,8 @@ class Server:
         self._trie = _Trie()
         self._subscriptions: dict[tuple[int, int], str] = {}
         self._by_subject: dict[str, Stream | None] = {}
+        self._heard_by: dict[str, tuple[Interest, ...]] = {}
+        """Who listens to a subject, as long as no subscription comes or goes. Inboxes are left out: most are used once."""
 
     def wall(self) -> float:
         """The time, in seconds since the epoch."""
@@ -127,12 +130,14 @@ class Server:
 
     # --- connections ----------------------------------------------------------------------------------------------
     def subscribe(self, connection: int, sid: int, pattern: str, queue: str) -> None:
+        self._heard_by.clear()
         self._trie.add(pattern, Interest(connection, sid, queue))
         self._subscriptions[connection, sid] = pattern
 
     def unsubscribe(self, connection: int, sid: int) -> None:
         pattern = self._subscriptions.pop((connection, sid), None)
         if pattern is not None:
+            self._heard_by.clear()
             self._trie.remove(pattern, (connection, sid))
 
     def drop(self, connection: int) -> None:
@@ -177,18 +182,29 @@ class Server:
 
     def _spread(self, message: Message) -> bool:
         """Bring `message` to who listens: all plain subscribers, and one of each queue group."""
-        found: list[Interest] = []
-        self._trie.find(message.subject.split("."), 0, found)
+        subject = message.subject
+        chosen: list[Interest] = []
         groups: dict[str, list[Interest]] = {}
-        for interest in found:
+        for interest in self._listeners(subject):
             if interest.queue:
                 groups.setdefault(interest.queue, []).append(interest)
-        chosen = [i for i in found if not i.queue]
+            else:
+                chosen.append(interest)
         chosen += [members[self._choose(len(members))] for members in groups.values()]
         for interest in chosen:
-            for _ in range(self.faults.copies(message.subject)):
+            for _ in range(self.faults.copies(subject)):
                 self._deliver(interest.connection, interest.sid, message)
         return bool(chosen)
+
+    def _listeners(self, subject: str) -> Sequence[Interest]:
+        known = self._heard_by.get(subject)
+        if known is None:
+            found: list[Interest] = []
+            self._trie.find(subject.split("."), 0, found)
+            if subject.startswith("_INBOX."):
+                return found
+            known = self._heard_by[subject] = tuple(found)
+        return known
 
     def _send(self, subject: str, data: bytes, headers: Mapping[str, str], status: str = "") -> None:
         if subject:
@@ -196,7 +212,7 @@ class Server:
 
     def _reply(self, reply: str, body: Mapping[str, Any]) -> None:
         if reply:
-            self._send(reply, json.dumps(body).encode(), _NO_HEADERS)
+            self._send(reply, msgspec.json.encode(body), _NO_HEADERS)
 
     def _on_stored(self, stream: Stream, message: Stored) -> None:
         republish = stream.config.get("republish")
@@ -219,7 +235,7 @@ class Server:
             "Nats-Stream": stream.name,
             "Nats-Subject": message.subject,
             "Nats-Sequence": str(message.seq),
-            "Nats-Time-Stamp": format_time(message.time),
+            "Nats-Time-Stamp": message.stamp(),
         }
         if previous is not None:
             headers["Nats-Last-Sequence"] = str(previous)
@@ -228,7 +244,7 @@ class Server:
     # --- the API --------------------------------------------------------------------------------------------------
     def _api(self, call: str, data: bytes, reply: str) -> None:
         name = call.rpartition(".")[2]
-        body: dict[str, Any] = json.loads(data) if data else {}
+        body: dict[str, Any] = msgspec.json.decode(data) if data else {}
         stream = self.streams.get(name)
         if call.startswith("DIRECT.GET."):
             self._direct(stream, body, reply)
@@ -278,7 +294,7 @@ class Server:
             found = stream.get(body.get("seq", 0))
         if found is None:
             return _error(404, 10037, "no message found")
-        message = {"subject": found.subject, "seq": found.seq, "time": format_time(found.time)}
+        message = {"subject": found.subject, "seq": found.seq, "time": found.stamp()}
         if found.data:
             message["data"] = base64.b64encode(found.data).decode()
         if found.headers:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
+import functools
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
 from typing import Any
 
 from agentmesh.wire import format_time, parse_time
@@ -41,6 +41,12 @@ class Stored:
     at: float
     previous: int
     gone: float | None = None
+    _stamp: str = ""
+
+    def stamp(self) -> str:
+        """`time`, as the server writes it."""
+        self._stamp = self._stamp or format_time(self.time)
+        return self._stamp
 
 
 class Refusal(Exception):
@@ -51,6 +57,7 @@ class Refusal(Exception):
         self.body = {"code": code, "err_code": err_code, "description": description}
 
 
+@functools.cache
 def matches(pattern: str, subject: str) -> bool:
     """Whether `subject` is one of those that `pattern`, with wildcards, means."""
     if pattern == subject:
@@ -266,10 +273,10 @@ class Stream:
             self._live[message.seq] = message
             self._by_subject.setdefault(message.subject, []).append(message.seq)
             if "Nats-TTL" in message.headers and message.headers["Nats-TTL"].isdigit():
-                self._later(float(message.headers["Nats-TTL"]), partial(self._expire, message))
+                self._later(float(message.headers["Nats-TTL"]), functools.partial(self._expire, message))
             if "Nats-Schedule" in message.headers:
                 due = parse_time(message.headers["Nats-Schedule"].removeprefix("@at "))
-                self._later(max(0.0, due - self._wall()), partial(self._fire, message))
+                self._later(max(0.0, due - self._wall()), functools.partial(self._fire, message))
         self.restart()
 
     def restart(self) -> None:

@@ -8,7 +8,7 @@ import os
 import tempfile
 from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,6 @@ class AgentFactory:
 
     def __init__(self, services: Services) -> None:
         self._s = services
-        self._backends: dict[str, Any] = {}
         self._files = files_of(services.settings)
         self._prices = prices_of()
         self._counters = TurnMetrics()
@@ -63,7 +62,7 @@ class AgentFactory:
         slot = partial(self._process_slot, backend)
 
         def factory(agent: Agent[Any], options: Mapping[str, Any]) -> Backend:
-            make = self._backend(backend)
+            make = backend_class(backend)
             if takes_room(make):
                 room = Room(name, spec.incarnation, str(self._files / name), s.settings.root, s.transport, slot)
                 return make(agent, options, room=room)  # type: ignore[no-any-return]
@@ -80,14 +79,6 @@ class AgentFactory:
         """The spec's backend, else the class's, else the scripted one."""
         cls = self._s.settings.agents.get(spec.kind)
         return spec.backend or (cls.backend if cls is not None else None) or DEFAULT_BACKEND
-
-    def _backend(self, name: str) -> Any:
-        if name not in self._backends:
-            found = next(iter(entry_points(group=BACKENDS_GROUP, name=name)), None)
-            if found is None:
-                raise BackendError(f"there is no backend {name!r} on this node; install the package that brings it")
-            self._backends[name] = found.load()
-        return self._backends[name]
 
     def config(self, name: str, spec: Spec, runner: Runner | None) -> Config:
         """The turn machine's configuration for the agent."""
@@ -109,6 +100,19 @@ class AgentFactory:
             snapshot_records=s.settings.snapshot_records,
             remember_s=s.remember_s,
         )
+
+
+@cache
+def backend_class(name: str) -> Any:
+    """What makes backends of that name. To look through all installed packages takes a while, so what is found is remembered.
+
+    Raises:
+        BackendError: no installed package offers it.
+    """
+    found = next(iter(entry_points(group=BACKENDS_GROUP, name=name)), None)
+    if found is None:
+        raise BackendError(f"there is no backend {name!r} on this node; install the package that brings it")
+    return found.load()
 
 
 def takes_room(factory: Any) -> bool:
