@@ -15,6 +15,7 @@ import gc
 import itertools
 from collections import deque
 from collections.abc import Callable, Coroutine
+from contextvars import copy_context
 from heapq import heappop, heappush
 from typing import Any
 
@@ -40,7 +41,7 @@ class Process:
         self.parked: deque[asyncio.Handle] = deque()
         self._loop = loop
         loop.processes.append(self)
-        self.context = contextvars.copy_context()
+        self.context = copy_context()
         self.context.run(_process.set, self)
 
     def spawn[T](self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
@@ -71,12 +72,10 @@ def current_process() -> Process | None:
 class _Future(asyncio.Future[Any]):
     """Sets of futures are iterated in an order that must not depend on memory addresses."""
 
-    def __init__(self, number: int, loop: SimLoop) -> None:
-        super().__init__(loop=loop)
-        self._number = number
+    number = 0
 
     def __hash__(self) -> int:
-        return self._number
+        return self.number
 
     def __eq__(self, other: object) -> bool:
         return self is other
@@ -104,7 +103,7 @@ class _Handle(asyncio.Handle):
     def __init__(
         self, callback: Callable[..., object], args: tuple[Any, ...], loop: SimLoop, context: contextvars.Context | None
     ) -> None:
-        self._context = contextvars.copy_context() if context is None else context
+        self._context = copy_context() if context is None else context
         self._loop = loop
         self._callback = callback
         self._args = args
@@ -131,7 +130,13 @@ class _TimerHandle(_Handle, asyncio.TimerHandle):
         loop: SimLoop,
         context: contextvars.Context | None,
     ) -> None:
-        super().__init__(callback, args, loop, context)
+        self._context = copy_context() if context is None else context
+        self._loop = loop
+        self._callback = callback
+        self._args = args
+        self._cancelled = False
+        self._repr = None
+        self._source_traceback = None
         self._when = when
         self._scheduled = False
 
@@ -160,7 +165,9 @@ class SimLoop(asyncio.BaseEventLoop):
         return self.now
 
     def create_future(self) -> asyncio.Future[Any]:
-        return _Future(next(self.numbers), self)
+        future = _Future(loop=self)
+        future.number = next(self.numbers)
+        return future
 
     def bury(self, process: Process) -> None:
         """Keep the tasks of a dead process: to collect them would run what they have in `finally`."""
@@ -188,21 +195,17 @@ class SimLoop(asyncio.BaseEventLoop):
     def call_later[*Ts](
         self, delay: float, callback: Callable[[*Ts], object], *args: *Ts, context: contextvars.Context | None = None
     ) -> asyncio.TimerHandle:
-        return self.call_at(self.now + delay, callback, *args, context=context)
+        when = self.now + delay  # as `call_at`: half of all callbacks come from here
+        handle = _TimerHandle(when, callback, args, self, context)
+        self._timer_count += 1
+        heappush(self._timers, (when, self._timer_count, handle))
+        return handle
 
     def _run_once(self) -> None:
         """Rounds of what is ready, until the loop is told to stop."""
-        timers, ready, process_of = self._timers, self._ready, _process
+        ready, process_of = self._ready, _process
         while True:
-            while timers and timers[0][2]._cancelled:
-                heappop(timers)
-            if not ready and not self._stopping:  # type: ignore[attr-defined]
-                if not timers:
-                    raise Deadlock("nothing is ready and no timer is set")
-                self.now = max(self.now, timers[0][0])
-            now = self.now
-            while timers and timers[0][0] <= now:
-                ready.append(heappop(timers)[2])
+            self._add_due()
             for _ in range(len(ready)):
                 one = ready.popleft()
                 if one._cancelled:
@@ -212,11 +215,29 @@ class SimLoop(asyncio.BaseEventLoop):
                     process.parked.append(one)  # of a dead one it is kept for `finish`: a task whose wake-up is lost cannot end
                     continue
                 self.steps += 1
-                one._run()
+                try:
+                    one._context.run(one._callback, *one._args)  # type: ignore[attr-defined]
+                except (SystemExit, KeyboardInterrupt):
+                    raise
+                except BaseException as error:  # noqa: BLE001 - as asyncio has it: whatever a callback raises is reported
+                    self.call_exception_handler({"message": f"Exception in callback {one!r}", "exception": error})
             if self.steps > MAX_STEPS:
                 raise Deadlock(f"{MAX_STEPS} steps: something spins")
             if self._stopping:  # type: ignore[attr-defined]
                 return
+
+    def _add_due(self) -> None:
+        """Make ready whose time has come. Where nothing else is ready, the next time comes at once."""
+        timers, ready = self._timers, self._ready
+        while timers and timers[0][2]._cancelled:
+            heappop(timers)
+        if not ready and not self._stopping:  # type: ignore[attr-defined]
+            if not timers:
+                raise Deadlock("nothing is ready and no timer is set")
+            self.now = max(self.now, timers[0][0])
+        now = self.now
+        while timers and timers[0][0] <= now:
+            ready.append(heappop(timers)[2])
 
     def _note(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         error = context.get("exception")

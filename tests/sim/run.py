@@ -144,7 +144,11 @@ def registry_of(world: World) -> dict[str, Entry]:
 def _ledger(world: World, name: str) -> Ledger | None:
     journal = world.net.server.streams[world.subjects.stream("journal")]
     records = journal.view(world.subjects.journal(name), 0, 0.0)
-    return fold([(m.seq, decode_record(body_of(world.net.server, world.subjects, m))) for m in records])[0]
+    known = world.folded.get(name)
+    if known is None or known[0] != records:  # it is asked for every half second, and seldom is there anything new
+        folded = fold([(m.seq, decode_record(body_of(world.net.server, world.subjects, m))) for m in records])[0]
+        known = world.folded[name] = records, folded
+    return known[1]
 
 
 def _open_ends(world: World, wanted: Collection[str]) -> Iterator[str]:

@@ -12,6 +12,7 @@ from agentmesh.edge.clock import Ambient
 from agentmesh.edge.streams import ensure
 from agentmesh.edge.transport import Transport
 from agentmesh.errors import MeshError, Unavailable
+from agentmesh.records import Ledger
 from agentmesh.subjects import Subjects
 from agentmesh_client.client import Mesh
 from agentmesh_node.host.node import Node
@@ -22,6 +23,7 @@ from sim.agents import KINDS
 from sim.loop import Process, SimLoop
 from sim.net import Network, SimTransport
 from sim.server import EPOCH
+from sim.store import Stored
 
 SETTINGS = SupervisorSettings(ping_period_s=1.0, grace_s=0.5, replan_s=5.0)
 RESTART_S = 1.0
@@ -84,6 +86,8 @@ class World:
         self.wrap: dict[str, Wrap] = {}
         """By process: what its transport is wrapped in."""
         self.boots = 0
+        self.folded: dict[str, tuple[list[Stored], Ledger | None]] = {}
+        """By agent: the records of its journal when it was last looked at from outside, and what they come to."""
         self._starters: dict[str, Callable[[Process], Coroutine[Any, Any, None]]] = {}
         self._tokens = self.dice("tokens")
         self._exits: set[asyncio.TimerHandle] = set()
