@@ -99,7 +99,9 @@ def _verdicts(
         return
     gc.freeze()  # what is imported is shared with all workers
     with multiprocessing.get_context("fork").Pool(options.jobs, maxtasksperchild=LIFE) as pool:
-        for batch in itertools.batched(timely, LIFE * options.jobs):
+        # A pool takes all its work at once; with a deadline it is given little, and some cores wait for the others in between.
+        batches = [timely] if deadline is None else itertools.batched(timely, LIFE * options.jobs)
+        for batch in batches:
             yield from pool.imap_unordered(partial(run, collect=False), batch)
 
 

@@ -13,6 +13,7 @@ import asyncio
 import contextvars
 import gc
 import itertools
+import weakref
 from collections import deque
 from collections.abc import Callable, Coroutine
 from contextvars import copy_context
@@ -86,6 +87,7 @@ class _Task(asyncio.Task[Any]):
 
     def __init__(self, *args: Any, loop: SimLoop, **kwargs: Any) -> None:
         self._number = next(loop.numbers)
+        loop.tasks.add(self)
         super().__init__(*args, loop=loop, **kwargs)
 
     def __hash__(self) -> int:
@@ -155,6 +157,8 @@ class SimLoop(asyncio.BaseEventLoop):
         self.steps = 0
         self.processes: list[Process] = []
         self.numbers = itertools.count(1)
+        self.tasks: weakref.WeakSet[asyncio.Task[Any]] = weakref.WeakSet()
+        """Of this loop alone: asyncio's own set holds what earlier runs have left behind, too."""
         self._dead: list[asyncio.Task[Any]] = []
         self.defects: list[str] = []
         """What callbacks and forgotten tasks have raised."""
@@ -171,7 +175,10 @@ class SimLoop(asyncio.BaseEventLoop):
 
     def bury(self, process: Process) -> None:
         """Keep the tasks of a dead process: to collect them would run what they have in `finally`."""
-        self._dead += [task for task in asyncio.all_tasks(self) if task.get_context().get(_process) is process]
+        self._dead += [task for task in self._pending() if task.get_context().get(_process) is process]
+
+    def _pending(self) -> list[asyncio.Task[Any]]:
+        return [task for task in self.tasks if not task.done()]
 
     def take(self, handles: deque[asyncio.Handle]) -> None:
         """Run what was put aside, behind what is ready."""
@@ -262,7 +269,7 @@ class SimLoop(asyncio.BaseEventLoop):
         for _ in range(_ROUNDS):  # let every task begin: one that never did would leave its coroutine unused
             self.run_until_complete(asyncio.sleep(0))
         for _ in range(_ROUNDS):
-            tasks = sorted(asyncio.all_tasks(self), key=hash)
+            tasks = sorted(self._pending(), key=hash)
             for task in tasks:
                 task.cancel()
             if not tasks:
