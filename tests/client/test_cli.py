@@ -8,6 +8,7 @@ import datetime as dt
 import importlib.metadata
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -22,6 +23,7 @@ from agentmesh import errors, wire
 from agentmesh.subjects import Subjects, node_key
 from agentmesh.wire import NodeLease
 from agentmesh_client.cli import exits, main, output
+from agentmesh_client.cli.common import GlobalOptions
 from agentmesh_client.permission import refusal
 from client.fake_owner import World, place, world
 from client.test_control import STATUS
@@ -399,18 +401,46 @@ def test_the_installed_entry_points_are_hosting_verbs() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "expected"),
+    ("given", "verb", "arguments", "options"),
     [
-        ("ask a b", "ask a b"),
-        ("--nats u ask a b", "ask --nats u a b"),
-        ("-o json --root=r --quiet ps --all", "ps -o json --root=r --quiet --all"),
-        ("--help", "--help"),
-        ("", ""),
-        ("--nats", "--nats"),
+        ("ask a b", "ask", {"name": "a", "text": "b"}, {}),
+        ("--nats u ask a b", "ask", {"name": "a", "text": "b"}, {"nats": "u"}),
+        ("ask --nats=u a b --quiet", "ask", {"name": "a", "text": "b"}, {"nats": "u", "quiet": True}),
+        ("-o json --root=r --quiet ps --all", "ps", {"every": True}, {"output": "json", "root": "r", "quiet": True}),
+        ("ps -o=jsonl --debug", "ps", {}, {"output": "jsonl", "debug": True}),
+        ("ask a -- --quiet", "ask", {"name": "a", "text": "--quiet"}, {}),
+        ("tell a -hello", "tell", {"name": "a", "text": "-hello"}, {}),
+        ("--root r dead show a 7 -o json", "show", {"name": "a", "letter": 7}, {"root": "r", "output": "json"}),
     ],
 )
-def test_global_options_may_stand_before_the_verb(given: str, expected: str) -> None:
-    assert main.verb_first(given.split()) == expected.split()
+def test_global_options_may_stand_anywhere(given: str, verb: str, arguments: dict[str, Any], options: dict[str, Any]) -> None:
+    call = main.Call(given.split())
+    command, bound = call.parse()
+    assert (command.__name__, bound.arguments) == (verb, {**arguments, "options": GlobalOptions(**options)})
+    assert call.options == bound.arguments["options"]
+
+
+@pytest.mark.parametrize("given", ["--nats u --root r up", "up --nats u --root r", "--nats v up --nats u --root r"])
+def test_a_hosting_verb_takes_servers_and_root_as_its_own(monkeypatch: pytest.MonkeyPatch, given: str) -> None:
+    def up(*, nats: str | None = None, root: str | None = None) -> int:
+        assert (nats, root) == ("u", "r")
+        return 7
+
+    monkeypatch.setattr(main, "entry_points", lambda group: [_EntryPoint("up", up)])
+    assert main.main(given.split()) == 7
+
+
+@pytest.mark.parametrize("given", ["--nats", "ps -o", "-o xml ps", "ps --zork"])
+def test_a_wrong_option_is_one_line(given: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.main(given.split()) == exits.USAGE
+    assert re.fullmatch(r"mesh: .* See `mesh (ps )?--help`\.\n", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("given", ["", "--help"])
+def test_the_global_options_stand_in_the_help(given: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.main(given.split()) == exits.OK
+    shown = capsys.readouterr().out
+    assert all(f"  {option} " in shown for option in ("--nats", "--root", "--output, -o"))
 
 
 def test_each_error_has_its_exit_code() -> None:

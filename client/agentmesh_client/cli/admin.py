@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from agentmesh_client.cli import exits
-from agentmesh_client.cli.common import DEFAULTS, GlobalOptions, session
+from agentmesh_client.cli.common import DEFAULTS, Globals, session
 
 if TYPE_CHECKING:
     from agentmesh.edge.transport import Message
@@ -17,7 +17,7 @@ Flag = Annotated[bool, Parameter(negative="", show_default=False)]
 NodeId = Annotated[str, Parameter(help="The node's id, as `mesh nodes` shows it.")]
 
 
-async def drain(node: NodeId, /, *, timeout: float = 60.0, no_wait: Flag = False, options: GlobalOptions = DEFAULTS) -> int:
+async def drain(node: NodeId, /, *, timeout: float = 60.0, no_wait: Flag = False, options: Globals = DEFAULTS) -> int:
     """Have a node finish its turns, hand its agents over, and end.
 
     Parameters
@@ -40,7 +40,7 @@ async def drain(node: NodeId, /, *, timeout: float = 60.0, no_wait: Flag = False
     return exits.OK
 
 
-async def cordon(node: NodeId, /, *, off: Flag = False, options: GlobalOptions = DEFAULTS) -> int:
+async def cordon(node: NodeId, /, *, off: Flag = False, options: Globals = DEFAULTS) -> int:
     """Have a node keep its agents and take no more.
 
     Parameters
@@ -58,7 +58,7 @@ async def cordon(node: NodeId, /, *, off: Flag = False, options: GlobalOptions =
     return exits.OK
 
 
-async def rebalance(*, options: GlobalOptions = DEFAULTS) -> int:
+async def rebalance(*, options: Globals = DEFAULTS) -> int:
     """Move agents from full nodes to emptier ones, as few as possible; those in a turn stay."""
     from agentmesh_client.admin import Operator
     from agentmesh_client.cli.output import Printer
@@ -70,7 +70,7 @@ async def rebalance(*, options: GlobalOptions = DEFAULTS) -> int:
 
 
 async def events(
-    agent: str | None = None, /, *, every: Annotated[Flag, Parameter(name="--all")] = False, options: GlobalOptions = DEFAULTS
+    agent: str | None = None, /, *, every: Annotated[Flag, Parameter(name="--all")] = False, options: Globals = DEFAULTS
 ) -> int:
     """Show what happens, as it happens, until interrupted: the supervisors' decisions with their reasons.
 

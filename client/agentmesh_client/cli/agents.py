@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from agentmesh_client.cli import exits
-from agentmesh_client.cli.common import DEFAULTS, AgentName, GlobalOptions, Pairs, json_object, json_or_text, session
+from agentmesh_client.cli.common import DEFAULTS, AgentName, Globals, Pairs, json_object, json_or_text, session
 
 if TYPE_CHECKING:
     from agentmesh.wire import Status
@@ -30,7 +30,7 @@ async def start(
     budget: str | None = None,
     timeout: float = 30.0,
     no_wait: Flag = False,
-    options: GlobalOptions = DEFAULTS,
+    options: Globals = DEFAULTS,
 ) -> int:
     """Start an agent, and wait until a node runs it.
 
@@ -85,7 +85,7 @@ async def start(
     return exits.OK
 
 
-async def stop(name: AgentName, /, *, timeout: float = 30.0, no_wait: Flag = False, options: GlobalOptions = DEFAULTS) -> int:
+async def stop(name: AgentName, /, *, timeout: float = 30.0, no_wait: Flag = False, options: Globals = DEFAULTS) -> int:
     """End an agent's life and free its name; its callers are answered `stopped`.
 
     Parameters
@@ -104,7 +104,7 @@ async def stop(name: AgentName, /, *, timeout: float = 30.0, no_wait: Flag = Fal
     return exits.OK
 
 
-async def ps(*, every: Annotated[Flag, Parameter(name="--all")] = False, options: GlobalOptions = DEFAULTS) -> int:
+async def ps(*, every: Annotated[Flag, Parameter(name="--all")] = False, options: Globals = DEFAULTS) -> int:
     """List the agents.
 
     Parameters
@@ -125,7 +125,7 @@ async def ps(*, every: Annotated[Flag, Parameter(name="--all")] = False, options
     return exits.OK
 
 
-async def nodes(*, options: GlobalOptions = DEFAULTS) -> int:
+async def nodes(*, options: Globals = DEFAULTS) -> int:
     """List the live nodes."""
     from agentmesh_client.cli.output import Printer, age
 
@@ -142,7 +142,7 @@ async def nodes(*, options: GlobalOptions = DEFAULTS) -> int:
     return exits.OK
 
 
-async def status(name: AgentName, /, *, content: Flag = False, timeout: float = 10.0, options: GlobalOptions = DEFAULTS) -> int:
+async def status(name: AgentName, /, *, content: Flag = False, timeout: float = 10.0, options: Globals = DEFAULTS) -> int:
     """Show what an agent is doing.
 
     Parameters
@@ -160,7 +160,7 @@ async def status(name: AgentName, /, *, content: Flag = False, timeout: float = 
     return exits.OK
 
 
-async def history(name: AgentName, /, *, content: Flag = False, options: GlobalOptions = DEFAULTS) -> int:
+async def history(name: AgentName, /, *, content: Flag = False, options: Globals = DEFAULTS) -> int:
     """Show the turns that an agent has had in this life, from its journal.
 
     Parameters

@@ -17,6 +17,7 @@ from agentmesh_client.cli.common import (
     DEFAULTS,
     AgentName,
     GlobalOptions,
+    Globals,
     Pairs,
     Text,
     json_object,
@@ -107,7 +108,7 @@ def ask(
     timeout: float = 600.0,
     stream: Flag = False,
     extras: PromptFlags = NO_EXTRAS,
-    options: GlobalOptions = DEFAULTS,
+    options: Globals = DEFAULTS,
 ) -> Coroutine[Any, Any, int]:
     """Prompt an agent and print its answer.
 
@@ -238,7 +239,7 @@ def tell(
     *,
     timeout: float = 30.0,
     extras: PromptFlags = NO_EXTRAS,
-    options: GlobalOptions = DEFAULTS,
+    options: Globals = DEFAULTS,
 ) -> Coroutine[Any, Any, int]:
     """Prompt an agent without waiting for its answer; print the ref, which `mesh poll` takes.
 
@@ -259,7 +260,7 @@ async def _tell(name: str, text: str, timeout: float, extras: PromptFlags, optio
     return exits.OK
 
 
-async def poll(name: AgentName, ref: Ref, /, *, timeout: float = 10.0, options: GlobalOptions = DEFAULTS) -> int:
+async def poll(name: AgentName, ref: Ref, /, *, timeout: float = 10.0, options: Globals = DEFAULTS) -> int:
     """Show what became of a request: its answer, its error, or `pending`.
 
     Parameters
@@ -283,9 +284,7 @@ async def poll(name: AgentName, ref: Ref, /, *, timeout: float = 10.0, options: 
     return exits.OK
 
 
-def notify(
-    name: AgentName, event: Text, /, *, timeout: float = 30.0, options: GlobalOptions = DEFAULTS
-) -> Coroutine[Any, Any, int]:
+def notify(name: AgentName, event: Text, /, *, timeout: float = 30.0, options: Globals = DEFAULTS) -> Coroutine[Any, Any, int]:
     """Send an event to an agent: a JSON value, or text that is not JSON.
 
     Parameters
@@ -308,7 +307,7 @@ async def _notify(name: str, event: str, timeout: float, options: GlobalOptions)
     return exits.OK
 
 
-async def cancel(name: AgentName, ref: Ref, /, *, timeout: float = 10.0, options: GlobalOptions = DEFAULTS) -> int:
+async def cancel(name: AgentName, ref: Ref, /, *, timeout: float = 10.0, options: Globals = DEFAULTS) -> int:
     """Remove a prompt that waits; one that runs is not touched (see `mesh interrupt`).
 
     Parameters
@@ -321,9 +320,7 @@ async def cancel(name: AgentName, ref: Ref, /, *, timeout: float = 10.0, options
     return _done(options, "cancelled", done, f"request {ref} does not wait")
 
 
-async def interrupt(
-    name: AgentName, /, *, ref: str | None = None, timeout: float = 10.0, options: GlobalOptions = DEFAULTS
-) -> int:
+async def interrupt(name: AgentName, /, *, ref: str | None = None, timeout: float = 10.0, options: Globals = DEFAULTS) -> int:
     """Kill an agent's running turn; its caller gets the error `interrupted`.
 
     Parameters
@@ -338,7 +335,7 @@ async def interrupt(
     return _done(options, "interrupted", done, "no such turn was running")
 
 
-async def resume(name: AgentName, /, *, timeout: float = 10.0, options: GlobalOptions = DEFAULTS) -> int:
+async def resume(name: AgentName, /, *, timeout: float = 10.0, options: Globals = DEFAULTS) -> int:
     """Let a halted agent go on, or revive a failed one.
 
     Parameters

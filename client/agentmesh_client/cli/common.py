@@ -40,8 +40,17 @@ class GlobalOptions:
 
 
 DEFAULTS = GlobalOptions()
+Globals = Annotated[GlobalOptions, Parameter(parse=False)]
+"""The global options as a verb gets them: `main` has parsed them, wherever they stood."""
+Rest = Annotated[str, Parameter(show=False, allow_leading_hyphen=True)]
+"""A token that is left to somebody else to parse."""
 CONNECT_S = 3.0
 """Wait for a server. Short, because a person waits in front of the terminal."""
+
+
+def any_verb(*tokens: Rest, options: GlobalOptions = DEFAULTS) -> None:
+    # What all verbs take, for the parser. It is never called, and would show a docstring in the help.
+    raise NotImplementedError
 
 
 @asynccontextmanager

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import App, Parameter
 
 from agentmesh_client.cli import exits
-from agentmesh_client.cli.common import DEFAULTS, AgentName, GlobalOptions, session
+from agentmesh_client.cli.common import DEFAULTS, AgentName, Globals, session
 
 if TYPE_CHECKING:
     from agentmesh_client import DeadLetter
@@ -19,7 +19,7 @@ app = App(name="dead", help="List, read, send again or remove mail that an agent
 
 
 @app.command
-async def ls(name: AgentName, /, *, content: Flag = False, options: GlobalOptions = DEFAULTS) -> int:
+async def ls(name: AgentName, /, *, content: Flag = False, options: Globals = DEFAULTS) -> int:
     """List an agent's dead letters.
 
     Parameters
@@ -42,7 +42,7 @@ async def ls(name: AgentName, /, *, content: Flag = False, options: GlobalOption
 
 
 @app.command
-async def show(name: AgentName, letter: Letter, /, *, options: GlobalOptions = DEFAULTS) -> int:
+async def show(name: AgentName, letter: Letter, /, *, options: Globals = DEFAULTS) -> int:
     """Show one dead letter with its body."""
     from agentmesh.errors import NotFound
     from agentmesh_client.cli.output import Printer, age, fields
@@ -65,7 +65,7 @@ async def show(name: AgentName, letter: Letter, /, *, options: GlobalOptions = D
 
 
 @app.command
-async def retry(name: AgentName, letter: Letter, /, *, options: GlobalOptions = DEFAULTS) -> int:
+async def retry(name: AgentName, letter: Letter, /, *, options: Globals = DEFAULTS) -> int:
     """Send a dead letter again, and print the new ref. It leaves the list, and comes back if it fails again."""
     from agentmesh_client.cli.output import Printer
 
@@ -82,7 +82,7 @@ async def purge(
     /,
     *,
     every: Annotated[Flag, Parameter(name="--all")] = False,
-    options: GlobalOptions = DEFAULTS,
+    options: Globals = DEFAULTS,
 ) -> int:
     """Remove a dead letter, or all of an agent.
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from agentmesh_client.cli import exits
-from agentmesh_client.cli.common import DEFAULTS, GlobalOptions, session
+from agentmesh_client.cli.common import DEFAULTS, Globals, session
 
 if TYPE_CHECKING:
     from agentmesh_client.doctor.diagnosis import Diagnosis
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 Urls = Annotated[list[str] | None, Parameter(negative="")]
 
 
-async def doctor(*, monitor: Urls = None, system: str | None = None, options: GlobalOptions = DEFAULTS) -> int:
+async def doctor(*, monitor: Urls = None, system: str | None = None, options: Globals = DEFAULTS) -> int:
     """Examine the server and the mesh on it, and say which class of guarantee it has (docs/guarantees.md).
 
     Exits with 1 if something must be mended; warnings alone are no failure. Nothing is changed, and no key's value is read.

@@ -11,15 +11,18 @@ import inspect
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import EntryPoint, entry_points, version
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from agentmesh_client.cli import exits
 
 if TYPE_CHECKING:
+    from inspect import BoundArguments
+
     from cyclopts import App
+
+    from agentmesh_client.cli.common import GlobalOptions
 
 GROUP = "agentmesh.commands"
 
@@ -44,15 +47,21 @@ VERBS = {
     "events": ("admin:events", "Show what happens, as it happens."),
     "doctor": ("doctor:doctor", "Examine the server and the mesh on it, and say what it guarantees."),
 }
-_GLOBAL_WITH_VALUE = ("--nats", "--root", "--output", "-o")
-_GLOBAL_FLAGS = ("--quiet", "--debug")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; `argv` defaults to the process's arguments. Returns the exit code (`exits`)."""
-    tokens = verb_first(list(sys.argv[1:] if argv is None else argv))
     try:
-        return _run(tokens)
+        from cyclopts import CycloptsError
+    except ImportError:
+        print("mesh: the command line needs the extra `cli`: install agentmesh[cli]", file=sys.stderr)
+        return exits.FAILED
+    call = Call(sys.argv[1:] if argv is None else argv)
+    try:
+        return call.run()
+    except CycloptsError as error:
+        print(f"mesh: {' '.join(str(error).split())} See `mesh {call.verb}--help`.", file=sys.stderr)
+        return exits.USAGE
     except KeyboardInterrupt:
         return exits.INTERRUPTED
     except BrokenPipeError:
@@ -60,65 +69,69 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return exits.OK
     except Exception as error:  # noqa: BLE001 - the top of the program
-        if "--debug" in tokens:
+        if call.options is not None and call.options.debug:
             traceback.print_exception(error)
-        print(_complaint(error, tokens), file=sys.stderr)
+        print(call.complaint(error), file=sys.stderr)
         return exits.code(error)
 
 
-def _complaint(error: Exception, tokens: Sequence[str]) -> str:
-    """The text for stderr: a sentence, or the wire's error object if JSON output was asked for."""
-    if not _wants_json(tokens):
-        return f"mesh: {exits.sentence(error)}"
-    from agentmesh.errors import MeshError
-    from agentmesh.wire import VERSION, encode
+class Call:
+    """One call of the command."""
 
-    told = error if isinstance(error, MeshError) else MeshError(exits.sentence(error))
-    body = {"code": told.code, "message": told.message, "details": told.details}
-    return encode({"v": VERSION, "ok": False, "error": body}).decode()
+    def __init__(self, tokens: Sequence[str]) -> None:
+        self._tokens = tokens
+        self.options: GlobalOptions | None = None
+        """Once they are parsed."""
+        self.verb = ""
+        """The verb and a space, once it is known to be one."""
 
+    def parse(self) -> tuple[Callable[..., object], BoundArguments]:
+        """Parse the global options, wherever they stand, then the verb and its own. Returns what is to be called, and with what.
 
-def _wants_json(tokens: Sequence[str]) -> bool:
-    """Whether `-o json` or `-o jsonl`, in any spelling, is among the arguments."""
-    said = [second for first, second in pairwise(tokens) if first in ("-o", "--output")]
-    said += [token.partition("=")[2] for token in tokens if token.startswith(("-o=", "--output="))]
-    return bool(said) and said[-1].startswith("json")
+        Raises:
+            CycloptsError: wrong use.
+        """
+        from agentmesh_client.cli.common import DEFAULTS, any_verb
 
+        app = app_for(self._tokens)
+        rest, self.options = tuple(self._tokens), DEFAULTS
+        hosting = bool(rest) and not rest[0].startswith("-") and rest[0] in app and rest[0] not in VERBS
+        if not hosting:  # those verbs know no global options
+            app.meta.default(any_verb)
+            command, bound, _ = app.meta.parse_args(rest, print_error=False, exit_on_error=False)
+            if command is not any_verb:  # but the help, or the version
+                return command, bound
+            rest, self.options = bound.args, bound.kwargs.get("options", DEFAULTS)
+        self.verb = f"{rest[0]} " if rest and rest[0] in app else ""
+        command, bound, taken = app.parse_args(rest, print_error=False, exit_on_error=False)
+        bound.arguments.update(dict.fromkeys(taken, self.options))
+        for name in ("nats", "root"):  # but these two, which stood before it
+            if name in bound.signature.parameters and getattr(self.options, name) is not None:
+                bound.arguments.setdefault(name, getattr(self.options, name))
+        return command, bound
 
-def verb_first(tokens: list[str]) -> list[str]:
-    """`tokens` with the global options that stand before the verb moved behind it, where each verb takes them."""
-    moved = 0
-    while moved < len(tokens):
-        if tokens[moved] in _GLOBAL_WITH_VALUE:
-            moved += 2
-        elif tokens[moved] in _GLOBAL_FLAGS or tokens[moved].startswith(("--nats=", "--root=", "--output=")):
-            moved += 1
-        else:
-            break
-    return [*tokens[moved : moved + 1], *tokens[:moved], *tokens[moved + 1 :]]
+    def run(self) -> int:
+        """Do what is asked for. Returns the exit code. Raises as `parse`, and as the verb."""
+        command, bound = self.parse()
+        result = command(*bound.args, **bound.kwargs)
+        if inspect.iscoroutine(result):
+            import asyncio  # not needed for help
 
+            result = asyncio.run(result)
+        if sys.stdout is not None:  # it is None in a process that was started with it closed
+            sys.stdout.flush()  # if the reader has left, it raises here and not at exit
+        return result if isinstance(result, int) and not isinstance(result, bool) else exits.OK
 
-def _run(tokens: list[str]) -> int:
-    try:
-        from cyclopts import CycloptsError
-    except ImportError:
-        print("mesh: the command line needs the extra `cli`: install agentmesh[cli]", file=sys.stderr)
-        return exits.FAILED
-    app = app_for(tokens)
-    try:
-        command, bound, _ = app.parse_args(tokens, print_error=False, exit_on_error=False)
-    except CycloptsError as error:
-        verb = f"{tokens[0]} " if tokens and tokens[0] in app else ""
-        print(f"mesh: {' '.join(str(error).split())} See `mesh {verb}--help`.", file=sys.stderr)
-        return exits.USAGE
-    result: object = command(*bound.args, **bound.kwargs)
-    if inspect.iscoroutine(result):
-        import asyncio  # not needed for help
+    def complaint(self, error: Exception) -> str:
+        """The text for stderr: a sentence, or the wire's error object if JSON output was asked for."""
+        if self.options is None or self.options.output == "text":
+            return f"mesh: {exits.sentence(error)}"
+        from agentmesh.errors import MeshError
+        from agentmesh.wire import VERSION, encode
 
-        result = asyncio.run(result)
-    if sys.stdout is not None:  # it is None in a process that was started with it closed
-        sys.stdout.flush()  # if the reader has left, it raises here and not at exit
-    return result if isinstance(result, int) and not isinstance(result, bool) else exits.OK
+        told = error if isinstance(error, MeshError) else MeshError(exits.sentence(error))
+        body = {"code": told.code, "message": told.message, "details": told.details}
+        return encode({"v": VERSION, "ok": False, "error": body}).decode()
 
 
 def app_for(tokens: Sequence[str]) -> App:
@@ -135,26 +148,26 @@ def app_for(tokens: Sequence[str]) -> App:
     )
     for name, (target, summary) in VERBS.items():
         app.command(f"agentmesh_client.cli.{target}", name=name, help=summary)
-    first = tokens[0] if tokens else "--help"
-    if first not in VERBS and first != "--version":
+    if not tokens or (tokens[0] not in VERBS and tokens[0] != "--version"):
         for entry in entry_points(group=GROUP):
             if entry.name not in VERBS:
-                _add_hosting_verb(app, entry, wanted=entry.name == first)
+                _add_hosting_verb(app, entry)
     return app
 
 
-def _add_hosting_verb(app: App, entry: EntryPoint, *, wanted: bool) -> None:
+def _add_hosting_verb(app: App, entry: EntryPoint) -> None:
+    from agentmesh_client.cli.common import Rest
+
     try:
         app.command(entry.load(), name=entry.name)
-    except Exception as error:
-        if wanted:
-            raise RuntimeError(f"`mesh {entry.name}` ({entry.value}) cannot be loaded: {exits.sentence(error)}") from error
-        app.command(_nothing, name=entry.name, help=f"(cannot be loaded: {exits.sentence(error)})")
+    except Exception as error:  # noqa: BLE001 - whatever it is, the other verbs can be used
+        reason = exits.sentence(error)
 
+        def stand_in(*_: Rest) -> None:
+            raise RuntimeError(f"`mesh {entry.name}` ({entry.value}) cannot be loaded: {reason}")
 
-def _nothing() -> int:
-    """Stands in the help for a verb that cannot be loaded. A call of such a verb has raised before this."""
-    return exits.FAILED
+        stand_in.__annotations__["_"] = Rest
+        app.command(stand_in, name=entry.name, help=f"(cannot be loaded: {reason})")
 
 
 if __name__ == "__main__":
