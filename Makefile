@@ -1,6 +1,6 @@
 # Each target sets up what it needs: a Python of 3.12 or newer is all that must be there.
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint check bench bench-failover bench-sleeping bench-paired sim chaos cases clean
+.PHONY: help demo quick test lint check bench bench-failover bench-sleeping bench-paired sim chaos cases clean
 
 PY := .venv/bin/python
 PYTEST := $(PY) -m pytest
@@ -19,8 +19,11 @@ help: ## Show this list
 demo: .venv/.stamp ## Watch an agent outlive its node, in half a minute
 	@$(PY) examples/triage/demo.py
 
+quick: .venv/.stamp-dev ## Run the tests that need no server and no other process, in less than a minute
+	@$(PYTEST) -n $(WORKERS) -m quick $(ARGS)
+
 test: .venv/.stamp-dev ## Run all tests
-	@$(PYTEST) -n $(WORKERS) $(ARGS)
+	@$(PYTEST) -n $(WORKERS) --dist worksteal --durations=10 $(ARGS)
 
 lint: .venv/.stamp-dev ## Lint, format, types, imports
 	$(PY) -m ruff check .

@@ -1,14 +1,42 @@
-"""Fixtures of all tests."""
+"""Fixtures of all tests, and which of them are quick.
+
+A test is quick unless it uses one of the fixtures below that start a server, or is marked `processes` (it starts some of its own)
+or `slow`. So a new test is in `make quick` by itself. A quick one that starts a process all the same fails, wherever it is run.
+"""
 
 from __future__ import annotations
 
 import secrets
+import subprocess
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from agentmesh.subjects import Subjects
 from support import Server
+
+SERVERS = frozenset({"server", "fresh_server", "engine"})
+"""Fixtures that start servers."""
+
+
+@pytest.hookimpl(tryfirst=True)  # before those are left out that `-m` does not name
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the quick ones."""
+    for item in items:
+        served = not SERVERS.isdisjoint(getattr(item, "fixturenames", ()))
+        if not served and item.get_closest_marker("processes") is None and item.get_closest_marker("slow") is None:
+            item.add_marker("quick")
+
+
+@pytest.fixture(autouse=True)
+def _no_process_in_a_quick_test(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.node.get_closest_marker("quick") is not None:
+        monkeypatch.setattr(subprocess.Popen, "__init__", _refuse)
+
+
+def _refuse(_self: subprocess.Popen[Any], arguments: object, *_: object, **__: object) -> None:
+    pytest.fail(f"this test is in `make quick`, and starts a process: {arguments}. Mark it `processes`.")
 
 
 @pytest.fixture(scope="module")

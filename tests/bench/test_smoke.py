@@ -8,7 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from bench import cli, peer
+
+pytestmark = pytest.mark.processes
 
 PROJECT = Path(__file__).parents[2]
 TARGETS = 7

@@ -12,6 +12,8 @@ import pytest
 from chaos.cast import Kept
 from support import eventually, run
 
+pytestmark = pytest.mark.processes
+
 LIVES = "print('p1 ready', flush=True); import time; time.sleep(600)"
 
 

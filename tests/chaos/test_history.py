@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import msgspec
+import pytest
 from msgspec import Raw
 
 from agentmesh.records import Change, Record
@@ -39,6 +40,7 @@ def _judged(path: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
 
 
+@pytest.mark.processes
 def test_a_saved_history_is_the_same_and_is_judged_the_same(tmp_path: Path) -> None:
     history = _history()
     save(history, tmp_path / "good.gz")

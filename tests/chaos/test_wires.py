@@ -11,6 +11,8 @@ import pytest
 from chaos.cast import Wires
 from support import eventually, run
 
+pytestmark = pytest.mark.processes
+
 MAIN = b'CONNECT {"name": "mesh-node-n1"}\r\n'
 HEARTBEAT = b'CONNECT {"name":"mesh-heartbeat-n1"}\r\n'
 

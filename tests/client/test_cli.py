@@ -234,6 +234,7 @@ authorization { users = [
 """
 
 
+@pytest.mark.processes
 def test_what_the_server_forbids_exits_6(subjects: Subjects) -> None:
     with Server(config=RESTRICTED % subjects.root) as server:
 
@@ -304,6 +305,7 @@ def test_options_come_from_flag_then_environment_then_file(server: Server, subje
     run(scenario(), timeout=60)
 
 
+@pytest.mark.processes
 def test_help_costs_little_more_than_the_parser() -> None:
     def seconds(command: Sequence[str]) -> float:
         """Processor time: of that a busy machine takes nothing."""
@@ -323,6 +325,7 @@ def test_help_costs_little_more_than_the_parser() -> None:
     assert seconds((*COMMAND, "--help")) < 3 * parser
 
 
+@pytest.mark.processes
 def test_help_loads_neither_nats_nor_the_client() -> None:
     code = (
         "import sys; from agentmesh_client.cli.main import main; main(['--help']); "

@@ -102,6 +102,7 @@ def test_of_a_single_server_it_says_what_it_cannot_know_and_how_to_find_out(serv
     run(main(), 60)
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(("durable", "expected", "value"), [(False, "process", "120s"), (True, "power", "always")])
 def test_a_monitoring_page_tells_when_the_server_writes_to_its_disk(
     subjects: Subjects, durable: bool, expected: str, value: str
@@ -116,6 +117,7 @@ def test_a_monitoring_page_tells_when_the_server_writes_to_its_disk(
         run(main(server), 60)
 
 
+@pytest.mark.processes
 def test_three_servers_are_replicated_and_survive_the_power_cut_of_all_if_they_sync(subjects: Subjects) -> None:
     async def main(cluster: Cluster) -> None:
         pages = [part for server in cluster.servers for part in ("--monitor", server.monitor_url)]
@@ -142,6 +144,7 @@ def test_three_servers_are_replicated_and_survive_the_power_cut_of_all_if_they_s
         run(main(cluster), 110)
 
 
+@pytest.mark.processes
 def test_the_system_account_can_ask_all_servers(subjects: Subjects) -> None:
     async def main(server: Server) -> None:
         async with mesh(server, subjects) as doctor:

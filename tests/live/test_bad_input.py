@@ -350,6 +350,7 @@ def test_an_ask_never_hangs(server: Server, subjects: Subjects, tmp_path: Path) 
     run(main(), 110)
 
 
+@pytest.mark.processes
 def test_a_server_that_is_down_at_start_is_one_clear_sentence(tmp_path: Path) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))

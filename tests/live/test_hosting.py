@@ -17,6 +17,8 @@ import pytest
 import agentmesh_client
 from support import Server, eventually, run
 
+pytestmark = pytest.mark.processes
+
 AGENTS = '''
 import msgspec
 from agentmesh import Agent, Idle, Init

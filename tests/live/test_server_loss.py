@@ -149,6 +149,7 @@ class Small(Server):
 ACCOUNT = f"accounts: {{ M: {{ jetstream: {{ max_file: {SMALL} }}, users: [{{ user: m, password: m }}] }} }}\nno_auth_user: m"
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("kind", ["server", "account"])
 def test_a_full_store_is_said_and_goes_on_when_there_is_room_again(
     subjects: Subjects, kind: str, caplog: pytest.LogCaptureFixture
@@ -206,6 +207,7 @@ def small_disk() -> Iterator[OnASmallDisk]:
         yield server
 
 
+@pytest.mark.processes
 def test_a_full_disk_silences_the_server_and_the_node_says_why(
     small_disk: OnASmallDisk, subjects: Subjects, caplog: pytest.LogCaptureFixture
 ) -> None:

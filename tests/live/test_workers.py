@@ -116,6 +116,7 @@ def test_workers_do_not_outlive_the_process_that_keeps_them(server: Server, subj
     run(scenario(), LONG_S)
 
 
+@pytest.mark.processes
 def test_a_worker_that_cannot_start_ends_the_command_with_its_code() -> None:
     command = [sys.executable, "-m", "agentmesh_node", "node", "--id", "n", "--agents", str(AGENTS), "--workers", "2"]
     ended = subprocess.run(

@@ -12,6 +12,7 @@ import pytest
 DEPLOY = Path(__file__).parents[2] / "deploy" / "nats"
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("name", sorted(path.name for path in DEPLOY.glob("*.conf")))
 def test_a_shipped_server_configuration_is_valid(name: str) -> None:
     routes = {f"ROUTE_{letter.upper()}": f"nats://{letter}:6222" for letter in "abc"}

@@ -79,6 +79,7 @@ def test_what_a_former_module_had_is_the_same_object(former: str, name: str, pre
     assert getattr(import_module(former), name) is getattr(import_module(present), named)
 
 
+@pytest.mark.processes
 def test_a_former_name_is_the_first_import_of_a_process() -> None:
     code = "from agentmesh_node.loop_steps import Reply; from agentmesh.edge.jetstream import store; print(Reply, store)"
     found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60)

@@ -21,6 +21,8 @@ from sim.net import Network, SimTransport
 from sim.server import Faults
 from support import Server, connected, run
 
+pytestmark = pytest.mark.processes
+
 S = Subjects()
 OPERATIONS = 400
 LIMIT = 5

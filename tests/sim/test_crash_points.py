@@ -23,6 +23,7 @@ RECORDS = {
 EFFECTS = {"Resolve", "SendMail", "StartAgent", "StopAgent", "SetTimer", "CancelTimer", "Bury"}
 
 
+@pytest.mark.processes
 @pytest.mark.case(203)
 @pytest.mark.case(202)
 @pytest.mark.case(205)

@@ -8,6 +8,8 @@ import pytest
 
 from sim.command import sim
 
+pytestmark = pytest.mark.processes
+
 
 @pytest.mark.case(201)
 @pytest.mark.case(204)

@@ -432,6 +432,7 @@ def test_several_addresses_and_wait(fresh_server: Server) -> None:
     run(main())
 
 
+@pytest.mark.processes
 def test_wrong_credentials_are_unavailable_with_the_servers_reason() -> None:
     with Server(config="authorization { user: a, password: b }") as server:
 

@@ -351,6 +351,7 @@ def test_an_append_waits_through_a_restart_of_the_server(fresh_server: Server, s
     run(main())
 
 
+@pytest.mark.processes
 def test_appends_survive_the_death_of_the_leader(subjects: Subjects) -> None:
     """One owner on three servers appends through a kill of its stream's leader: each record once, in order."""
     with Cluster() as cluster:

@@ -283,6 +283,7 @@ async def _patiently[T](step: Callable[[], Awaitable[T]]) -> T:
     return result[0]
 
 
+@pytest.mark.processes
 def test_three_replicas_and_the_death_of_a_leader(subjects: Subjects) -> None:
     with Cluster() as cluster:
 

@@ -202,6 +202,7 @@ def test_what_a_stranger_may_not_do_to_mail(server: Server, subjects: Subjects) 
     run(main())
 
 
+@pytest.mark.processes
 def test_three_replicas_on_a_cluster_by_default(subjects: Subjects) -> None:
     with Cluster() as cluster:
 

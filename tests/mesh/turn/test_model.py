@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -178,7 +179,7 @@ Mesh.TestCase.settings = settings(
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],
 )
-TestMesh = Mesh.TestCase
+TestMesh = pytest.mark.slow(Mesh.TestCase)
 
 
 # --- with everything slow ---------------------------------------------------------------------------------------------
@@ -379,6 +380,7 @@ class Walk:
         bench.rested()
 
 
+@pytest.mark.slow
 @settings(
     max_examples=EXAMPLES,
     deadline=None,

@@ -270,6 +270,7 @@ def test_agents_of_a_loop_share_a_client_until_the_last_lets_it_go(fake: FakeMes
     run(check())
 
 
+@pytest.mark.processes
 def test_the_sdk_is_imported_by_the_first_prompt_and_not_on_the_loop() -> None:
     """Two seconds of import must not freeze a node's loop: it ticks all the while."""
     program = """

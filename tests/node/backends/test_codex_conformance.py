@@ -16,6 +16,8 @@ from fakes.responses import Call, Reply, ResponsesServer, Seen, Text, say, shell
 from node.backends.codex import KEY, KEY_NAME, options
 from node.backends.test_codex_turns import Librarian
 
+pytestmark = pytest.mark.processes
+
 
 def model(body: dict[str, Any]) -> Reply:
     """Runs a command and a tool, then answers."""

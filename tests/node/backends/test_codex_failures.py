@@ -11,6 +11,8 @@ from fakes.responses import Reply, ResponsesServer, Text, say
 from node.backends.codex import KEY, KEY_NAME, backend, play, processes, program
 from support import run
 
+pytestmark = pytest.mark.processes
+
 PATIENCE_S = 60.0
 
 

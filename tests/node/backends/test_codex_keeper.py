@@ -12,6 +12,8 @@ import pytest
 from agentmesh_node.backends.codex.process import KEEPER
 from node.backends.codex import processes
 
+pytestmark = pytest.mark.processes
+
 KEPT = (sys.executable, "-I", "-S", str(KEEPER), "/bin/sh", "-c")
 
 

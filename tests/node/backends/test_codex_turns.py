@@ -27,6 +27,8 @@ from fakes.responses import Call, Reply, ResponsesServer, Text, Thought, say, sh
 from node.backends.codex import KEY, KEY_NAME, Plain, backend, of, options, play, processes, program, text_of, turn, until
 from support import Server, connected, eventually, run
 
+pytestmark = pytest.mark.processes
+
 PATIENCE_S = 60.0
 
 

@@ -16,6 +16,8 @@ from agentmesh_node.process import nats_server
 from agentmesh_node.process.nats_server import EmbeddedServer
 from support import run
 
+pytestmark = pytest.mark.processes
+
 
 async def greeting(url: str) -> str:
     """The line that a NATS server greets a client with."""

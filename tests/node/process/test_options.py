@@ -87,6 +87,7 @@ def test_nonsense_is_refused_and_its_variable_named(setenv: Any, variable: str, 
     assert re.search(f"{variable}.*{complaint}", refused(*NODE))
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("command", [("-m", "agentmesh_node"), ("-m", "agentmesh_client.cli.main")], ids=["node", "mesh"])
 def test_nonsense_ends_the_command_with_one_line_and_2(command: tuple[str, ...], setenv: Any) -> None:
     setenv("MESH_LEASE_TTL_S", "1.5")

@@ -6,6 +6,8 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 SCRIPT = """
 import gc, json
 from agentmesh_node.process.signals import StopSignal, run
@@ -19,6 +21,7 @@ raise SystemExit(run(main))
 """
 
 
+@pytest.mark.processes
 def test_what_a_process_has_made_before_its_work_begins_is_not_collected_again() -> None:
     # A process of its own: what is frozen here would stay so for every other test.
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=60, check=True)

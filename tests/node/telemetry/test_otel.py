@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from agentmesh import semconv
 from fakes.otlp import OtlpReceiver
 
@@ -34,12 +36,14 @@ def run_turn(**environ: str) -> list[str]:
     return done.stdout.split()
 
 
+@pytest.mark.processes
 def test_without_an_endpoint_context_flows_and_the_sdk_stays_out() -> None:
     traceparent, baggage, sdk = run_turn(OTEL_PROPAGATORS="none")
     assert traceparent == "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     assert (baggage, sdk) == ("tenant=a", "False")
 
 
+@pytest.mark.processes
 def test_with_an_endpoint_spans_arrive_whole() -> None:
     with OtlpReceiver() as receiver:
         traceparent, _, sdk = run_turn(OTEL_EXPORTER_OTLP_ENDPOINT=receiver.endpoint)

@@ -24,6 +24,8 @@ from agentmesh_node.tools import Call, Result, Toolbox, mcp
 from fakes import mcp_server
 from support import eventually, run
 
+pytestmark = pytest.mark.processes
+
 TURN = Turn("a", "1", 1, steps=UnjournaledSteps(key="turn-7"))
 
 

@@ -405,6 +405,7 @@ def test_a_plain_tool_that_hangs_is_left_behind_in_its_thread_and_the_log_says_s
     assert "a plain tool is left behind in its thread" in caplog.text
 
 
+@pytest.mark.processes
 def test_plain_tools_that_hang_take_no_thread_from_others_and_keep_no_process() -> None:
     """More of them than the loop's executor has threads; the process ends while all of them still hang."""
     program = """
