@@ -6,7 +6,9 @@ or `slow`. So a new test is in `make quick` by itself. A quick one that starts a
 
 from __future__ import annotations
 
+import os
 import secrets
+import signal
 import subprocess
 from collections.abc import Iterator
 from typing import Any
@@ -18,6 +20,22 @@ from support import Server
 
 SERVERS = frozenset({"server", "fresh_server", "engine"})
 """Fixtures that start servers."""
+
+
+WORKERS_PER_CORE = 2
+"""Of all tests together most wait, for a server or for another process; quick ones do not."""
+
+
+def pytest_configure() -> None:
+    """Processes that tests start must heed an interrupt, although a shell that ran this in the background has it ignored."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """What `-n auto` means."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores if config.getoption("markexpr") == "quick" else WORKERS_PER_CORE * cores
 
 
 @pytest.hookimpl(tryfirst=True)  # before those are left out that `-m` does not name
