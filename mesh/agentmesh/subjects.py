@@ -90,15 +90,15 @@ class Subjects(msgspec.Struct, frozen=True):
     def timer(self, agent: str, timer_id: str) -> str:
         return f"{self.root}.timer.{agent}.{timer_id}"
 
-    # --- live -------------------------------------------------------------------------------------------------
-    def live(self, agent: str) -> str:
-        """The one subscription of an agent's owner: republished mail and control requests."""
+    # --- copies of mail, control requests -----------------------------------------------------------------------
+    def copies(self, agent: str) -> str:
+        """The one subscription of an agent's owner: copies of its stored mail, and control requests."""
         return f"{self.root}.live.*.{agent}"
 
     def control(self, agent: str) -> str:
         return f"{self.root}.live.control.{agent}"
 
-    def parse_live(self, subject: str) -> tuple[str, str] | None:
+    def parse_copy(self, subject: str) -> tuple[str, str] | None:
         """`(lane, agent)` of a subject under `mesh.live`, or None."""
         root, *rest = subject.split(".", 3)
         return (rest[1], rest[2]) if root == self.root and len(rest) == 3 and rest[0] == "live" else None

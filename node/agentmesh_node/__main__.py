@@ -1,4 +1,4 @@
-"""`python -m agentmesh_node up|node|supervisor`: the hosting verbs where the client package is not wanted."""
+"""`python -m agentmesh_node up|node|supervisor`: the hosting verbs without the client package."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """`mesh.ask.<agent>`: a plain NATS request, answered with the agent's outcome; durable underneath.
 
-Nodes and supervisors alike serve any agent: the prompt is put into the agent's mailbox with the requester's inbox as its reply
+Every node and supervisor serves every agent: it puts the prompt into the agent's mailbox with the requester's inbox as the reply
 subject, and the agent's owner answers there.
 """
 
@@ -31,13 +31,13 @@ log = logging.getLogger("agentmesh.node")
 _PASSED_ON = (wire.STREAM_TO, wire.DEADLINE, wire.BUDGET, wire.MSG_ID, wire.FOR, "Content-Type", *wire.TRACE_HEADERS)
 TRIES = 3
 AGAIN_S = 0.5
-"""Pause before a try of the same message: while the first one is still being stored, the server says so at once."""
+"""Pause before the same message is tried again: while the first try is still being stored, the server says so at once."""
 
 REPEAT_WAIT_S = 600.0
-"""How long a repeated ask waits for the first one's outcome where its `Mesh-Deadline` says nothing shorter: as long as the
-default watchdog lets a turn run."""
+"""How long a repeated ask waits for the first one's outcome, unless its `Mesh-Deadline` is sooner: as long as the default
+watchdog lets a turn run."""
 LOOK_S = 5.0
-"""Between two looks at the stored results while an outcome is waited for: its live copy may be missed."""
+"""Time between two reads of the stored results while an outcome is waited for: its copy may be missed."""
 
 
 class AskGateway:
@@ -62,19 +62,19 @@ class AskGateway:
         self._closed = False
 
     async def start(self) -> None:
-        """Serve from now on."""
-        self._subscription = await self._t.subscribe(self._subjects.ask_all(), self._take, queue=self._subjects.ask_queue)
+        """Begin to serve."""
+        self._subscription = await self._t.subscribe(self._subjects.ask_all(), self._on_ask, queue=self._subjects.ask_queue)
 
     async def close(self) -> None:
-        """Take no more asks. Those that have been handed to this process are still served."""
+        """Take no more asks. Asks that this process has got are still served."""
         if self._subscription is not None:
             await self._subscription.drain()
             self._subscription = None
         self._closed = True
         for found in self._waits:
-            found.put_nowait(None)  # the prompt is stored: who waits asks again, elsewhere
+            found.put_nowait(None)  # the prompt is stored: the caller asks again, and another process answers
 
-    def _take(self, message: Message) -> None:
+    def _on_ask(self, message: Message) -> None:
         self._spawn(self._serve(message))
 
     async def _serve(self, message: Message) -> None:
@@ -92,8 +92,7 @@ class AskGateway:
         except (Uncertain, ApiError, WrongLastSequence) as error:
             await self._refuse(reply, agent, Unavailable(f"the prompt may not have been stored: {error}; ask again"))
         except Disconnected:
-            # What goes over it goes to who asked, or waits for another's outcome: he repeats the ask, and hears from a process
-            # that is connected.
+            # Without a connection the caller gets no answer: it repeats the ask, and a connected process answers.
             log.debug("an ask was left: no connection", extra={"agent": agent})
 
     async def _put(self, agent: str, reply: str, message: Message) -> None:
@@ -125,7 +124,7 @@ class AskGateway:
             try:
                 return await store(self._t, self._subjects.inbox(agent), body, headers=headers)
             except Uncertain:
-                # The same id again: stored twice it cannot be.
+                # With the same id, so that it cannot be stored twice.
                 if attempt == TRIES - 1:
                     raise
             await asyncio.sleep(AGAIN_S)
@@ -133,7 +132,7 @@ class AskGateway:
 
     # --- a repeated ask -------------------------------------------------------------------------------------------
     async def _repeat(self, agent: str, reply: str, seq: int, deadline: str | None) -> None:
-        """Give who repeats an ask the first one's outcome: its owner answers only the first reply subject.
+        """Answer a repeated ask with the first one's outcome: the owner answers only the first reply subject.
 
         Raises:
             BadRequest: the id belongs to other mail.
@@ -146,14 +145,14 @@ class AskGateway:
                     f"this {wire.MSG_ID} was used for other mail; begin an id with the agent's name, and use it once"
                 )
             if first.headers.get(wire.REPLY_TO) == reply:
-                return  # a try of this very ask was stored: the owner answers it
+                return  # an earlier try of this very ask was stored: the owner answers it
         wait_s = REPEAT_WAIT_S if deadline is None else min(REPEAT_WAIT_S, wire.parse_time(deadline) - clock.SYSTEM.now())
         outcome = await self._outcome(agent, str(seq), max(LOOK_S, wait_s))
         if outcome is not None:
             await self._t.publish(reply, outcome)
 
     async def _outcome(self, agent: str, ref: str, wait_s: float) -> bytes | None:
-        """The stored outcome of a request, as soon as it is there; None if this gateway closes before."""
+        """The stored outcome of a request, as soon as it is there; None if this gateway closes first."""
         found: asyncio.Queue[bytes | None] = asyncio.Queue()
         self._waits.add(found)
         end = asyncio.get_running_loop().time() + wait_s
@@ -173,7 +172,7 @@ class AskGateway:
         raise Unavailable(f"this repeats the prompt {ref}, which has no outcome that is kept; poll it, or ask again later")
 
     async def _refuse(self, reply: str, agent: str, error: MeshError, stream_to: str | None = None) -> None:
-        """Tell the caller, and end the turn's live events with the outcome (docs/protocol.md#live-events)."""
+        """Answer the caller with an error, and end the turn's live events with it (docs/protocol.md#live-events)."""
         outcome = Outcome(agent=agent[:128], ref="", ok=False, error=ErrorBody.of(error))
         try:
             await self._t.publish(reply, wire.encode_outcome(outcome))
@@ -185,6 +184,6 @@ class AskGateway:
 
 
 def _last_event(outcome: Outcome) -> bytes:
-    """The live stream of a request without a turn: its outcome is all there is."""
+    """The only live event of a request without a turn: its outcome."""
     event = {"type": "outcome", "outcome": msgspec.Raw(wire.encode_outcome(outcome)), "agent": outcome.agent, "ref": outcome.ref}
     return msgspec.json.encode({"v": wire.VERSION, **event, "seq": 1, "owner": 0})

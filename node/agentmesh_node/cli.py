@@ -1,8 +1,8 @@
 """The hosting verbs of the `mesh` command: `up`, `node`, `supervisor`.
 
-Entry points of the group `agentmesh.commands`, so that the client's command finds them without importing this package. Each
-returns its exit code: 0 after an orderly end, 1 failed, 2 wrong use, 5 no NATS server, 130 interrupted. What they
-need is imported when they run: `mesh --help` reads only this file.
+They are entry points of the group `agentmesh.commands`, so that the client's command finds them without importing this package.
+Each returns its exit code: 0 after an orderly end, 1 failed, 2 wrong use, 5 no NATS server, 130 interrupted. They import what
+they need when they run: `mesh --help` loads only this file.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Where the signs of life of a process run: apart from the loop that they speak for, and on a connection of their own.
+"""Runs a process's signs of life apart from its main loop, on a connection of their own.
 
 A node's heartbeat (`heartbeat`) and a supervisor's lease and pings (`lease_and_pings`) must go on while the main loop is busy,
 and must end when it hangs. In a real process they have a thread; a simulation runs them in its one loop.
@@ -19,16 +19,16 @@ from agentmesh.errors import Unavailable
 START_TIMEOUT_S = 15.0
 """How long the first connection may take."""
 CHECK_S = 0.25
-"""How often a main loop says that it turns, and how often that is looked at."""
+"""How often a main loop notes that it turns, and how often that is checked."""
 HUNG = 70
 """Exit code of a process whose loop hangs."""
 
 
 class LivenessLoop(Protocol):
-    """What runs the signs of life of one process."""
+    """Runs the signs of life of one process."""
 
     async def connect(self, name: str) -> Transport:
-        """A connection of its own."""
+        """Open a connection of its own."""
 
     def start(self, name: str, main: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Begin to run `main`."""
@@ -46,7 +46,7 @@ async def begin(
     """Start `main` and return when it has set `started`.
 
     Raises:
-        Unavailable: `what` does not work now, within START_TIMEOUT_S.
+        Unavailable: it has not set it within START_TIMEOUT_S; `what` says what fails.
     """
     liveness.start(name, main)
     try:
@@ -57,7 +57,7 @@ async def begin(
 
 
 class LivenessThread:
-    """A thread with a loop of its own."""
+    """A thread with an event loop of its own."""
 
     def __init__(self, servers: str | Sequence[str]) -> None:
         self._servers = servers
@@ -78,5 +78,5 @@ class LivenessThread:
             await asyncio.to_thread(self._thread.join, timeout)
 
     def end_process(self) -> None:
-        """See `LivenessLoop.end_process`. Without a word to anybody: the loop that could say it hangs."""
+        """See `LivenessLoop.end_process`. Nothing is shut down: the loop that would do that hangs."""
         os._exit(HUNG)

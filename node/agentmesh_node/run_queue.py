@@ -1,8 +1,8 @@
-"""Work of a node's agents, taken in rounds.
+"""Work of a node's agents, queued so that the same stage of many turns runs together.
 
-A turn goes through many stages, from its mail to its record, and each is a piece of code that another has pushed out of the
-processor's caches by the time the next turn comes to it. So agents whose mail has come in one read are not served one after the
-other: each stage is done for all of them before the next one begins. Where one agent alone has something to do, nothing waits.
+A turn goes through many stages, from its mail to its record. If agents were served one after the other, the code of each stage
+would be pushed out of the processor's caches before the next turn needs it. So if one read brings mail for several agents, each
+stage is done for all of them before the next stage begins. If only one agent has work, nothing waits.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from typing import Any, Protocol
 
 
 class Reads(Protocol):
-    """What tells when messages are read: a `Transport`."""
+    """The part of a `Transport` that reports reads."""
 
     @property
     def reading(self) -> bool:
         """Whether messages of one read are being delivered now."""
 
     def on_read(self, callback: Callable[[], None]) -> Callable[[], None]:
-        """Call `callback` at the end of each read. Returns what ends that."""
+        """Call `callback` at the end of each read. Returns its remover."""
 
 
 class RunQueue:
-    """Pieces of work in the order in which they were put: what a piece puts comes behind those that wait."""
+    """Pieces of work, done in the order in which they are put: work that a piece puts comes after the pieces that wait."""
 
     def __init__(self, reads: Reads) -> None:
         self._reads = reads
@@ -34,22 +34,23 @@ class RunQueue:
         self._pieces: deque[tuple[Callable[[Any], None], Any]] = deque()
         self._due = False
         self._context = contextvars.copy_context()
-        """Whose turn it was that put the first piece is nothing that the others' code may see: trace, baggage, a user's own."""
-        self._forget_reads = reads.on_read(self._do)
+        """A context of its own: callbacks must not see the trace, the baggage or other variables of the turn that queued the
+        first piece."""
+        self._forget_reads = reads.on_read(self._run)
 
     def close(self) -> None:
-        """Do nothing more at the end of reads."""
+        """No longer work at the end of reads."""
         self._forget_reads()
 
     def put(self, work: Callable[[Any], None], subject: Any) -> None:
-        """Call `work(subject)` in its turn: at the end of the read that brought it, or soon."""
+        """Call `work(subject)` after the pieces that wait: at the end of the current read, or in the next loop iteration."""
         self._pieces.append((work, subject))
         if not self._due:
             self._due = True
             if not self._reads.reading:
-                self._loop.call_soon(self._do, context=self._context)
+                self._loop.call_soon(self._run, context=self._context)
 
-    def _do(self) -> None:
+    def _run(self) -> None:
         pieces = self._pieces
         try:
             while pieces:
@@ -57,5 +58,5 @@ class RunQueue:
                 work(subject)
         finally:
             self._due = bool(pieces)
-            if pieces:  # one has raised after all: the others must not suffer
-                self._loop.call_soon(self._do, context=self._context)
+            if pieces:  # a piece has raised: the others are done all the same
+                self._loop.call_soon(self._run, context=self._context)

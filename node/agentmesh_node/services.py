@@ -1,4 +1,4 @@
-"""What a node's owners share: connections, the registry's live copy, time and randomness, telemetry."""
+"""Shared by a node's owners: the connection, the registry's copy, time and randomness, telemetry."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from agentmesh_node.telemetry.tracing import Tracing
 log = logging.getLogger("agentmesh.node")
 
 CLOCKS_DIFFER_S = 60.0
-"""What the clocks of nodes may differ by."""
+"""How far the clocks of nodes may differ."""
 IDS = 256
-"""Random ids that are made at a time."""
+"""How many random ids are made at a time."""
 CROWDED_REST_S = 0.2
 """Idle time after which an agent rests, and sleeps, on a node that has too many awake."""
 
 
 class Services:
-    """Shared by the owners of one node. Clock and randomness are here, and nowhere else in an owner."""
+    """Shared by the owners of one node. An owner takes clock and randomness only from here."""
 
     def __init__(
         self,
@@ -63,9 +63,9 @@ class Services:
         self.boot = boot
         self.epoch = epoch
         self.duplicate_window_s = duplicate_window_s
-        """How long the server drops repetitions of a message id, as the mail's stream is configured."""
+        """How long the mail stream drops repetitions of a message id."""
         self.remember_s = duplicate_window_s + CLOCKS_DIFFER_S
-        """How long an agent knows the ids of mail that was purged."""
+        """How long an agent remembers the ids of purged mail."""
         self.run_queue = RunQueue(transport)
         self.tracing = Tracing(settings.node_id)
         self.events = Events(
@@ -79,13 +79,13 @@ class Services:
         )
         self._tasks: set[asyncio.Task[Any]] = set()
         self.suspects = asyncio.Semaphore(1)
-        """Held by the one agent that handles an input which may kill this process (docs/architecture.md#poison)."""
+        """Held by the one agent that handles an input that may kill this process (docs/architecture.md#poison)."""
         self.awake = 0
         """Agents that are loaded now."""
 
     @property
     def crowded(self) -> bool:
-        """Whether more agents are loaded than should be."""
+        """Whether too many agents are loaded."""
         return self.awake > self.settings.awake
 
     def rest_s(self) -> float:
@@ -97,7 +97,7 @@ class Services:
         return 0.0 if self.crowded else self.settings.passivate_s
 
     def spawn(self, work: Coroutine[Any, Any, Any]) -> None:
-        """Run a short piece of work that is kept and, at the end, awaited."""
+        """Run a short piece of work in a task that `close` awaits."""
         task = asyncio.Task(work, loop=asyncio.get_running_loop(), eager_start=True)
         if not task.done():
             self._tasks.add(task)
@@ -122,7 +122,7 @@ class Services:
     def token(self) -> str:
         """A random id of one subject token, which no stranger can guess. Only for the loop's own thread."""
         if not self._ids:
-            # Each call to the system for randomness lets another thread run first; every record needs an id.
+            # Each call to the system for randomness lets other threads run first, and every record needs an id.
             many = self.random_token(8 * IDS)
             self._ids = [many[at : at + 16] for at in range(0, 16 * IDS, 16)]
         return self._ids.pop()

@@ -1,9 +1,9 @@
 """Whether the store still has what was committed (docs/architecture.md#is-the-newest-record-mine).
 
-An append would find out by itself. But an agent that has nothing to write would go on as if nothing had happened, and on streams
-that were put back sequences are given again, so that its new mail looks like old mail. So the journals of loaded agents are
-compared with what their owners know, and the ends of the streams of mail and timers with what was consumed of them: at once after
-a reconnect, with each round of the self-check, and the latter before an agent is taken up.
+An append finds a loss by itself. But an agent that has nothing to write would go on as if nothing had happened; and a restored
+stream gives sequences again, so that new mail looks like old mail. So the journals of loaded agents are compared with what their
+owners know, and the ends of the mail and timer streams with what was consumed: at once after a reconnect, and in each pass of the
+audit. The ends are also compared before an agent is activated.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from agentmesh.subjects import LANES, Subjects
 
 GROUP = 500
 PROOF_S = 1.0
-"""A loss must be seen twice, so far apart, before it is believed."""
+"""A loss must be seen twice, this far apart, before it is believed."""
 
 
 class Acknowledged(NamedTuple):
-    """What a loaded agent's owner takes for stored."""
+    """What the store has acknowledged to a loaded agent's owner."""
 
     record: int
     """Sequence of its newest record."""
     positions: dict[str, int]
-    """Per lane the sequence up to which it has consumed."""
+    """Per lane, the sequence up to which it has consumed."""
 
 
 async def lost_journals(t: Transport, subjects: Subjects, committed: Mapping[str, int]) -> set[str]:
@@ -44,7 +44,7 @@ async def lost_journals(t: Transport, subjects: Subjects, committed: Mapping[str
     for start in range(0, len(names), GROUP):
         group = names[start : start + GROUP]
         found, _ = await get_last_many(t, stream, [subjects.journal(name) for name in group])
-        # A replica may lag behind: that makes a suspect, no more.
+        # A replica may lag behind, so this is only a suspicion.
         suspects.update(name for name in group if _seq(found.get(subjects.journal(name))) < committed[name])
     for _ in range(2):
         if not suspects:
@@ -60,31 +60,31 @@ def _seq(message: StoredMessage | None) -> int:
 
 
 class StreamEnds:
-    """How far the streams of mail and timers reach: what a journal has consumed lies before that, or the store has lost it."""
+    """The last sequences of the mail and timer streams. A journal cannot have consumed more, unless the store has lost data."""
 
     def __init__(self, transport: Transport, subjects: Subjects) -> None:
         self._t = transport
         self._subjects = subjects
         self._known: dict[str, int] = {}
-        """Per stream a sequence that it has given. Streams only grow, unless a server comes back with an older store."""
+        """Per stream, a sequence that it has given. Streams only grow, unless a server comes back with an older store."""
         self._looking = asyncio.Lock()
         self._forget_gaps = transport.on_gap(self._known.clear)
 
     def close(self) -> None:
-        """Listen for gaps no longer."""
+        """No longer listen for gaps."""
         self._forget_gaps()
 
     def heard(self, lane: str, message: Message) -> None:
-        """Take note of mail that has just been stored: most agents are taken up because of it, and need not ask then."""
+        """Note the sequence of mail that has just been stored: most agents are activated by new mail, and then need not ask."""
         if lane in LANES:
             with contextlib.suppress(KeyError, ValueError):
                 self._note(LANES[lane].stream, int(message.headers["Nats-Sequence"]))
 
     async def beyond(self, positions: Mapping[str, Mapping[str, int]]) -> set[str]:
-        """The agents in `positions` (each with its positions by lane) that have consumed what its stream has never given.
+        """The agents in `positions` (each with its positions by lane) that have consumed more than the streams have ever given.
 
         Raises:
-            ApiError, Unavailable: it cannot be told now.
+            ApiError, Unavailable: the store cannot be read now.
         """
         suspects = set(positions)
         for look in range(3):
@@ -100,13 +100,13 @@ class StreamEnds:
         for lane, seq in positions.items():
             stream = LANES[lane].stream
             if seq > self._known.get(stream, 0):
-                await self._look(stream, seq)
+                await self._read_end(stream, seq)
             if seq > self._known.get(stream, 0):
                 return False
         return True
 
-    async def _look(self, stream: Literal["mail", "timer"], seq: int) -> None:
-        async with self._looking:  # of many agents that are taken up at once, one asks
+    async def _read_end(self, stream: Literal["mail", "timer"], seq: int) -> None:
+        async with self._looking:  # of many agents that are activated at once, only one asks
             if seq > self._known.get(stream, 0):
                 state = await stream_state(self._t, self._subjects.stream(stream))
                 self._note(stream, state.last_seq)

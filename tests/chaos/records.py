@@ -47,7 +47,7 @@ class Recorder:
         s = self._subjects
         await self._make_streams()
         self.journal = await self._tape(s.stream("journal"), s.journal(">"), _JOURNAL_COPIES)
-        self.mail = await self._tape(s.stream("mail"), s.mail_filter(">"), s.live(">"))
+        self.mail = await self._tape(s.stream("mail"), s.mail_filter(">"), s.copies(">"))
         self.results = await self._tape(s.stream("result"), f"{s.root}.result.>", f"{s.root}.done.>")
 
     async def _tape(self, stream: str, filter: str, copies: str) -> Tape:

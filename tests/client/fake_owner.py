@@ -47,7 +47,7 @@ class Owner:
 
     async def __aenter__(self) -> Owner:
         self._turns = asyncio.create_task(self._work())
-        self._subscription = await self._transport.subscribe(self._subjects.live(self._agent), self._on_message)
+        self._subscription = await self._transport.subscribe(self._subjects.copies(self._agent), self._on_message)
         await self._transport.flush()
         return self
 
@@ -65,7 +65,7 @@ class Owner:
             await self.finish(mail)
 
     async def _on_message(self, message: Message) -> None:
-        lane, _ = self._subjects.parse_live(message.subject) or ("", "")
+        lane, _ = self._subjects.parse_copy(message.subject) or ("", "")
         if lane == "control":
             await self._control(message)
             return

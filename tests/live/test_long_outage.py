@@ -44,7 +44,7 @@ class Outage:
     async def begin(self) -> None:
         """Let it die, and wait until the server has forgotten all ids of the time before."""
         mesh = self.mesh
-        await mesh.transport.subscribe(mesh.subjects.live("receiver"), self._note)
+        await mesh.transport.subscribe(mesh.subjects.copies("receiver"), self._note)
         await mesh.client.start_agent("receiver", kind="Recorder", labels={"of": "receiver"}, timeout=PATIENCE_S)
         await mesh.client.start_agent("sender", kind="Puppet", labels={"of": "sender"}, timeout=PATIENCE_S)
         self.asked = asyncio.create_task(mesh.client.ask("sender", TELL, timeout=PATIENCE_S))

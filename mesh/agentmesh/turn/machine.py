@@ -42,7 +42,7 @@ from agentmesh.turn.values import (
     Resume,
     Retire,
     Returned,
-    ReturnLeave,
+    ReturnPermit,
     Start,
     Stop,
     Swept,
@@ -237,7 +237,7 @@ def _on_committed(core: Core, item: Any, out: list[Command]) -> None:
     if not flight.side:
         if core.cleared and flight.kind != "trying":
             core.cleared = False
-            out.append(ReturnLeave())
+            out.append(ReturnPermit())
         out.extend(core.emits)
         core.emits = ()
         THEN[flight.then][0](core, out)

@@ -12,7 +12,7 @@ import msgspec
 from msgspec import structs
 
 from agentmesh.turn.draft import Out, bury, commit, consume, end_request, forget_charges, key_of
-from agentmesh.turn.values import Active, AwaitLeave, Core, Phase
+from agentmesh.turn.values import Active, AwaitPermit, Core, Phase
 from agentmesh.wire import ErrorBody
 
 SUSPECT = 2
@@ -25,7 +25,7 @@ def hold_back(core: Core, key: str, out: Out) -> bool:
         return False
     if core.ledger.takeovers.get(key, 0) >= SUSPECT and not core.cleared:
         core.phase = Phase.SUSPECT
-        out.append(AwaitLeave())
+        out.append(AwaitPermit())
         return True
     if core.ledger.trying == key:
         return False

@@ -339,11 +339,11 @@ class Wake(msgspec.Struct, frozen=True):
     at: float
 
 
-class AwaitLeave(msgspec.Struct, frozen=True):
-    """Feed `Cleared` once no other agent of this node handles a suspect input; from then on none may until `ReturnLeave`."""
+class AwaitPermit(msgspec.Struct, frozen=True):
+    """Feed `Cleared` once no other agent of this node handles a suspect input; from then on none may until `ReturnPermit`."""
 
 
-class ReturnLeave(msgspec.Struct, frozen=True):
+class ReturnPermit(msgspec.Struct, frozen=True):
     """The suspect input is handled."""
 
 
@@ -366,7 +366,7 @@ class Sweep(msgspec.Struct, frozen=True):
 
 type Command = (
     RunCallback | RunTurn | KillTurn | Append | Perform | Emit | AnswerControl | Wake | Backoff | SetStatus | Sweep
-    | AwaitLeave | ReturnLeave | StepTaken | WaitOver
+    | AwaitPermit | ReturnPermit | StepTaken | WaitOver
 )  # fmt: skip
 
 

@@ -1,8 +1,8 @@
-"""Looks for mail that the plain subscriptions missed (docs/architecture.md#mail-and-lanes), and for
+"""Looks for mail that plain subscriptions have missed (docs/architecture.md#mail-and-lanes), and for
 records that the store has lost (docs/architecture.md#is-the-newest-record-mine).
 
-A subscription can lose a message without anybody noticing. So every lane's last sequence is compared with what its owner has
-seen, or with what a sleeping agent's `rest` record says: a group of agents at a time, spread over a minute.
+A subscription can lose a message without a sign. So every lane's last sequence is compared with what its owner has seen, or with
+a sleeping agent's `rest` record: a group of agents at a time, spread over a minute.
 """
 
 from __future__ import annotations
@@ -23,12 +23,15 @@ from agentmesh_node.store_loss import Acknowledged, lost_journals
 log = logging.getLogger("agentmesh.node")
 
 PERIOD_S = 60.0
-"""How long one round over all agents takes."""
+"""How long one pass over all agents takes."""
 
 
 class Audit:
-    """Checks a node's agents, round after round. `agents()` gives (name, mailbox; None asleep); `wake(name)` wakes one;
-    `loaded()` says what is known of each loaded agent; `lost(name)` hears of one of which the store has not all that any more."""
+    """Checks a node's agents, over and over.
+
+    `agents()` returns names with mailboxes (None while an agent sleeps); `wake(name)` wakes an agent; `loaded()` returns what the
+    store has acknowledged of each loaded agent; `lost(name)` is called for an agent of which the store has lost some of that.
+    """
 
     def __init__(
         self,
@@ -67,7 +70,7 @@ class Audit:
                 await asyncio.sleep(self._period_s / groups)
 
     async def check_store(self) -> None:
-        """Compare the store with what was committed: also to be called when it may be another one than before."""
+        """Compare the store with what was committed. Called also when the store may have been replaced."""
         try:
             loaded = self._loaded()
             lost = await lost_journals(

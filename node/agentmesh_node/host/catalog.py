@@ -1,8 +1,8 @@
-"""The agents placed on this node: taken up when they are placed, activated when there is work, released when they are not placed
-here any more.
+"""The agents placed on this node: listened to when they are placed, activated when there is work, released when they are no
+longer placed here.
 
-A placed agent is one subscription while it sleeps, and has an `Owner` while it is awake. Placements come from the registry; what
-is left to `node` is the node itself: its start, its drain, its end, and requests to it.
+A placed agent is one subscription while it sleeps, and has an `Owner` while it is awake. Placements come from the registry.
+`node` has the rest: start, drain and end of the node, and requests to it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from agentmesh_node.turns.agent_factory import AgentFactory
 log = logging.getLogger("agentmesh.node")
 
 WRITES = 64
-"""Placements that are given up at the same time, at most."""
+"""Most placements that are given up at the same time."""
 
 
 class Catalog:
@@ -49,10 +49,10 @@ class Catalog:
         self._factory = AgentFactory(services)
         self._placements = View(services.registry, [self._prefix + ">"], self._on_placement)
         self.agents: dict[str, PlacedAgent] = {}
-        """By name."""
+        """The placed agents, by name."""
         self._fresh: list[PlacedAgent] = []
         self._unreadable: set[str] = set()
-        """Agents placed here whose specs are malformed: tried again when those change."""
+        """Agents placed here whose specs are malformed: tried again when the specs change."""
         self._taking = Background("take up placements")
         self._slots = asyncio.Semaphore(services.settings.activations)
         self._writes = asyncio.Semaphore(WRITES)
@@ -68,7 +68,7 @@ class Catalog:
         await self._placements.start()
 
     def stop_activations(self) -> None:
-        """Activate nobody from now on: the node leaves."""
+        """Activate no more agents: the node leaves."""
         self._closing = True
 
     async def close(self) -> None:
@@ -89,7 +89,7 @@ class Catalog:
             await self._give_up(placed)
 
     async def release(self, placed: PlacedAgent) -> None:
-        """Stop acting for a placement: nothing more is done here, and the journal has all that counts."""
+        """Stop acting for a placement, at once: the journal has all that is needed."""
         placed.gone = True
         if self.agents.get(placed.name) is placed:
             del self.agents[placed.name]
@@ -126,14 +126,14 @@ class Catalog:
         placed = PlacedAgent(name, entry.revision, placement.incarnation)
         self.agents[name] = placed
         self._fresh.append(placed)
-        self._begin_to_take_up()
+        self._begin_listening()
 
-    def _begin_to_take_up(self) -> None:
+    def _begin_listening(self) -> None:
         if not self._taking.running:
-            self._taking.begin(self._take_up())
+            self._taking.begin(self._listen_to_new())
 
-    async def _take_up(self) -> None:
-        """Listen for what is newly placed, then wake those that have work: first those that somebody waits for."""
+    async def _listen_to_new(self) -> None:
+        """Subscribe for newly placed agents, then wake those that have work: first those with waiting callers."""
         while self._fresh:
             fresh, self._fresh = self._fresh, []
             for placed in fresh:
@@ -159,18 +159,18 @@ class Catalog:
         if placed.gone or placed.subscription is not None:
             return
         on_message = partial(self._on_copy, placed)
-        placed.subscription = await self._s.transport.subscribe(self._s.subjects.live(placed.name), on_message)
+        placed.subscription = await self._s.transport.subscribe(self._s.subjects.copies(placed.name), on_message)
         if self.agents.get(placed.name) is not placed:
             await placed.subscription.unsubscribe()
 
     def _on_copy(self, placed: PlacedAgent, message: Message) -> None:
-        """Take what the server republishes to an agent of its stored mail, or a control request to it."""
-        lane, _ = self._s.subjects.parse_live(message.subject) or ("", "")
+        """Handle a message to an agent: a copy of its stored mail, or a control request."""
+        lane, _ = self._s.subjects.parse_copy(message.subject) or ("", "")
         owner = placed.owner
-        # Until the lanes are read an owner's answers could be wrong: control requests wait for that, mail does not.
+        # Until the lanes are read an owner's answers could be wrong: control requests wait until then, mail does not.
         if owner is not None and owner.core is not None and (owner.begun or lane != "control"):
             owner.on_copy(lane, message)
-        elif not placed.gone and (lane != "control" or message.reply):  # a probe, which has no reply, wakes nobody
+        elif not placed.gone and (lane != "control" or message.reply):  # a probe, which has no reply, wakes no agent
             if lane == "control":
                 placed.waiting = (*placed.waiting, (lane, message))
             self._s.ends.heard(lane, message)
@@ -187,7 +187,7 @@ class Catalog:
         if placed.gone or placed.broken or placed.owner is not None or self._closing:
             return
         if placed.name in self._unreadable:
-            return  # reported, and tried again when its spec changes
+            return  # reported already; tried again when its spec changes
         if placed.activation is None or placed.activation.done():
             placed.activation = asyncio.get_running_loop().create_task(self._bring_up(placed), name=f"activate {placed.name}")
 
@@ -219,9 +219,9 @@ class Catalog:
                 if released:
                     await owner.close()
                 if released or not owner.closed:
-                    placed.activation = None  # a finished task is half of what a sleeping agent would take
+                    placed.activation = None  # a finished task would double the memory of a sleeping agent
                     return
-                # It was lost while it came up, and whoever saw that left the next try to this task.
+                # Its owner ended while it was being activated; this task makes the next try.
             await asyncio.sleep(pause)
 
     async def _own(self, placed: PlacedAgent) -> Owner:
@@ -249,7 +249,7 @@ class Catalog:
         return owner
 
     async def _spec(self, placed: PlacedAgent) -> Spec | None:
-        """The spec, from the live copy if that shows this life, else from the leader."""
+        """The spec, from the registry's copy if that shows this life, else from the leader."""
         entry = self._s.specs.get(spec_key(placed.name))
         spec = readable_spec(entry)
         if spec is None or spec.incarnation != placed.incarnation:
@@ -257,7 +257,7 @@ class Catalog:
         return decode_spec(entry) if entry is not None else None
 
     def _raise_alarm(self, placed: PlacedAgent, reason: str) -> None:
-        """Write nothing more: what the store has lost, nobody may paint over."""
+        """Write nothing more: what the store has lost must not be overwritten."""
         placed.broken = True
         log.critical("the store has lost data: the agent stops here", extra={"agent": placed.name, "error": reason})
 
@@ -290,7 +290,7 @@ class Catalog:
         try:
             entry = await self._s.registry.get(placement_key(self._node, placed.name))
         except EDGE_ERRORS:
-            return True  # unknown: the activation finds out
+            return True  # unknown: the activation will find out
         if entry is not None and entry.revision == placed.generation:
             return True
         await self.release(placed)
@@ -298,7 +298,7 @@ class Catalog:
 
     # --- specs ------------------------------------------------------------------------------------------------------
     def on_spec(self, entry: Entry) -> None:
-        """A spec has changed: have its agent, if it is placed here, activated, stopped, or shown in the registry as it is."""
+        """A spec has changed. If its agent is placed here, activate it, stop it, or write its status again."""
         placed = self.agents.get(entry.key[len(spec_key("")) :])
         if placed is None or entry.value is None:
             return
@@ -314,28 +314,28 @@ class Catalog:
         elif placed.owner.spec.status != "stopping":
             placed.owner.stop(spec)
 
-    # --- what may have been missed ----------------------------------------------------------------------------------
+    # --- for the audit ----------------------------------------------------------------------------------------------
     def mailboxes(self) -> list[tuple[str, Mailbox | None]]:
         """Each agent and its mailbox; None while it sleeps."""
         return [(p.name, p.owner.mailbox if p.owner is not None else None) for p in self.agents.values()]
 
     def acknowledged(self) -> dict[str, Acknowledged]:
-        """What the store has acknowledged of each agent that is loaded."""
+        """What the store has acknowledged of each loaded agent."""
         owners = [p.owner for p in self.agents.values() if p.owner is not None and p.owner.begun]
         return {o.name: Acknowledged(o.committed, o.core.ledger.positions) for o in owners if o.core is not None}
 
     def lose_store(self, name: str) -> None:
-        """The store does not have all that was committed of this agent: its owner stops."""
+        """The store has lost committed data of this agent: stop its owner."""
         placed = self.agents.get(name)
         if placed is not None and placed.owner is not None:
             placed.owner.lose_store()
 
     def catch_up(self) -> None:
-        """Messages may have been missed: look again, at every lane."""
+        """Messages may have been missed: read every lane again."""
         for placed in self.agents.values():
             if placed.owner is not None and placed.owner.mailbox is not None:
                 placed.owner.mailbox.catch_up()
             else:
                 self._fresh.append(placed)
         if self._fresh:
-            self._begin_to_take_up()
+            self._begin_listening()

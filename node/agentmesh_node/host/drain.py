@@ -1,4 +1,4 @@
-"""Handing agents over: which were given up here and are not yet taken up elsewhere (docs/architecture.md#nodes; case 222)."""
+"""Handing agents over: those given up here that have no owner elsewhere yet (docs/architecture.md#nodes; case 222)."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from agentmesh_node.host.placed_agent import PlacedAgent
 
 LOOK_S = 0.02
 CUT_OFF_S = 2.0
-"""How long a leaving node may be without a connection: it can hand nothing over, and the journals have all that counts."""
+"""How long a leaving node may be without a connection. Without one it can hand nothing over, and the journals have everything."""
 log = logging.getLogger("agentmesh.node")
 
 
 async def unless_cut_off(leaving: Coroutine[Any, Any, None], transport: Transport, monotonic: Callable[[], float]) -> None:
-    """Do what a leaving node has to do; give it up when there has been no connection for `CUT_OFF_S`."""
+    """Await `leaving`, but give it up when there has been no connection for `CUT_OFF_S`."""
     tasks = asyncio.ensure_future(leaving), asyncio.ensure_future(_cut_off(transport, monotonic))
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -43,7 +43,7 @@ async def _cut_off(transport: Transport, monotonic: Callable[[], float]) -> None
 
 
 async def give_up(registry: Registry, key: str, generation: int, ended: Callable[[], bool]) -> None:
-    """Delete a placement by revision: no agent is left without an owner, and no two owners fence each other for ever."""
+    """Delete a placement by revision, so that no agent is left without an owner and no two owners fence each other for ever."""
     for pause in UPKEEP_RETRY:
         if ended():
             return
@@ -56,7 +56,7 @@ async def give_up(registry: Registry, key: str, generation: int, ended: Callable
 
 
 class Handover:
-    """Follows what becomes of the agents that a leaving node gives up."""
+    """Follows the agents that a leaving node gives up, until they have owners elsewhere."""
 
     def __init__(self, node: str, registry: Registry, specs: View) -> None:
         self._node = node
@@ -66,7 +66,7 @@ class Handover:
         self._watch: Watch | None = None
 
     async def start(self) -> None:
-        """Follow all placements from now on: what comes before an agent is given up says nothing about it."""
+        """Follow all placements from now on. Placements from before an agent is given up do not count."""
         self._watch = await self._registry.watch(placement_key("*", ">"), self._on_placement)
 
     async def close(self) -> None:
@@ -74,13 +74,13 @@ class Handover:
             await self._watch.close()
 
     async def give_up_all(
-        self, residents: Mapping[str, PlacedAgent], hand_over: Callable[[PlacedAgent], Coroutine[Any, Any, None]]
+        self, placed: Mapping[str, PlacedAgent], hand_over: Callable[[PlacedAgent], Coroutine[Any, Any, None]]
     ) -> None:
-        """Hand over all `residents`, also those that come meanwhile: the leader placed them before it knew of the drain."""
+        """Hand over all agents in `placed`, also those that come meanwhile: the leader may not know of the drain yet."""
         begun: set[PlacedAgent] = set()
-        while residents:
+        while placed:
             async with asyncio.TaskGroup() as group:
-                for resident in [r for r in residents.values() if r not in begun]:
+                for resident in [r for r in placed.values() if r not in begun]:
                     begun.add(resident)
                     self._waiting.add(resident.name)
                     group.create_task(hand_over(resident))
@@ -92,7 +92,7 @@ class Handover:
             self._waiting.discard(agent)
 
     async def wait(self, seconds: float) -> set[str]:
-        """Wait until all have an owner elsewhere or cannot have one, at most `seconds`. Returns those that have none yet."""
+        """Wait until all agents have an owner elsewhere, or cannot have one, at most `seconds`. Returns those without."""
         if not self._waiting or not await self._has_elsewhere():
             return set()
         loop = asyncio.get_running_loop()
@@ -110,7 +110,7 @@ class Handover:
             spec = decode_spec(entry)
         except BadRequest:
             return False
-        # With a reason the leader has said that no node can take it.
+        # With a reason the leader has written that no node can take it.
         return spec.status in ("running", "failed") or (spec.status == "wanted" and spec.reason is None)
 
     async def _has_elsewhere(self) -> bool:

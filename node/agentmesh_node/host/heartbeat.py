@@ -1,8 +1,9 @@
-"""The node's sign of life, on a thread and a connection of its own: a callback that blocks the loop must not look like death.
+"""The node's heartbeat, on a thread and a connection of its own: a callback that blocks the loop must not look like a dead node.
 
-It keeps the node's lease in the registry and answers `mesh.node.<id>`. When the process dies its connection goes with it, and
-a supervisor's ping is answered `no responders` at once. A loop that has not ticked for `STALL_LIMIT_S` ends the process: a
-hang is a death too.
+It renews the node's lease in the registry and answers `mesh.node.<id>`. When the process dies its connection ends with it, and a
+supervisor's ping is answered `no responders` at once. If the node's loop has not turned for `STALL_LIMIT_S`, the heartbeat ends
+the
+process: a hang is a death too.
 """
 
 from __future__ import annotations
@@ -28,12 +29,12 @@ from agentmesh_node.settings import STALL_LIMIT_S
 
 log = logging.getLogger("agentmesh.node")
 
-_ORDERS = ("drain", "cordon", "release", "sweep")
-"""Requests that the node acts upon."""
+_COMMANDS = ("drain", "cordon", "release", "sweep")
+"""Requests that the node carries out."""
 
 
 class NodeFigures(msgspec.Struct):
-    """What the node's loop tells and the heartbeat's thread reads. Single fields: each is written whole."""
+    """Figures that the node's loop writes and the heartbeat's thread reads. Each field is written whole."""
 
     lease: NodeLease
     agents: int = 0
@@ -44,7 +45,7 @@ class NodeFigures(msgspec.Struct):
 
 
 class Heartbeat:
-    """Runs on its liveness. `on_request(request)` and `on_superseded()` are called on the node's loop."""
+    """Runs on its liveness loop. `on_request(request)` and `on_superseded()` are called on the node's loop."""
 
     def __init__(
         self,
@@ -67,7 +68,7 @@ class Heartbeat:
         self._stall_limit_s = stall_limit_s
         self._on_request = on_request
         self._on_superseded = on_superseded
-        self.facts = NodeFigures(lease, ticked=self._monotonic())
+        self.figures = NodeFigures(lease, ticked=self._monotonic())
         self._main = asyncio.get_running_loop()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._started: asyncio.Future[None] = self._main.create_future()
@@ -75,7 +76,7 @@ class Heartbeat:
         self._written: asyncio.Future[None] | None = None
         self._leaving = False
         self.refusal: str | None = None
-        """Why the last renewal failed: an outage is one line in the log, not four a second."""
+        """Why the last renewal failed. With it an outage is one line in the log, not four a second."""
         self._ticker: asyncio.TimerHandle | None = None
         self._revision = 0
 
@@ -84,25 +85,25 @@ class Heartbeat:
         """Return when the lease is in the registry.
 
         Raises:
-            Unavailable: that takes too long.
+            Unavailable: it is not there in time.
         """
         self._tick()
         await begin(self._liveness, f"heartbeat {self._node}", self._run, self._started, "the node's lease cannot be written")
 
     def _tick(self) -> None:
-        self.facts.ticked = self._monotonic()
+        self.figures.ticked = self._monotonic()
         self._ticker = self._main.call_later(CHECK_S, self._tick)
 
     async def change(self, lease: NodeLease, *, timeout: float = 5.0) -> None:
-        """Renew at once with another content. Returns when the registry has it, or `timeout` seconds are over."""
-        self.facts.lease = lease
+        """Renew the lease at once with other content. Returns when the registry has it, or after `timeout` seconds."""
+        self.figures.lease = lease
         written = self._written = self._main.create_future()
         if self._loop is not None and self._renew is not None:
             self._loop.call_soon_threadsafe(self._renew.set)
         await asyncio.wait((written,), timeout=timeout)
 
     async def close(self) -> None:
-        """Take the lease back and end."""
+        """Delete the lease and end."""
         self._leaving = True
         if self._loop is not None and self._renew is not None:
             self._loop.call_soon_threadsafe(self._renew.set)
@@ -110,18 +111,18 @@ class Heartbeat:
         if self._ticker is not None:
             self._ticker.cancel()
 
-    # --- on the liveness -----------------------------------------------------------------------------------------------
+    # --- on the liveness loop ---------------------------------------------------------------------------------------
     async def _run(self) -> None:
         try:
-            await self._live()
+            await self._connect_and_run()
         except Exception as failure:
             log.exception("the heartbeat ended")
-            self._tell(lambda error=failure: self._report_start(error))  # type: ignore[misc]
+            self._post_to_main(lambda error=failure: self._report_start(error))  # type: ignore[misc]
 
     def _report_write(self, lease: NodeLease) -> None:
         self._report_start(None)
         written = self._written
-        if written is not None and not written.done() and lease.draining == self.facts.lease.draining:
+        if written is not None and not written.done() and lease.draining == self.figures.lease.draining:
             written.set_result(None)
 
     def _report_start(self, error: Exception | None) -> None:
@@ -132,25 +133,25 @@ class Heartbeat:
         else:
             self._started.set_exception(error)
 
-    def _tell(self, action: Callable[[], Any]) -> None:
+    def _post_to_main(self, action: Callable[[], Any]) -> None:
         try:
             self._main.call_soon_threadsafe(action)
         except RuntimeError:
             log.debug("the node's loop is closed")
 
-    async def _live(self) -> None:
+    async def _connect_and_run(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._renew = asyncio.Event()
         transport = await self._liveness.connect(f"mesh-heartbeat-{self._node}")
         try:
             await transport.subscribe(self._subjects.node(self._node), lambda message: self._answer(transport, message))
-            # The server must know before the lease says that this node lives: a ping without responders means death.
+            # The server must know the subscription before there is a lease: a ping without responders means a dead node.
             await transport.flush()
             transport.on_gap(self._renew.set)
             registry = Registry(transport, self._subjects)
             await self._keep_lease(registry)
             await registry.delete(node_key(self._node), self._revision)
-        except (MeshError, Uncertain) as error:  # not what `subscribe` and `flush` raise: that is a start which has failed
+        except (MeshError, Uncertain) as error:  # what `subscribe` and `flush` raise is not caught: then the start has failed
             log.warning("the lease could not be taken back: %s", error)
         finally:
             await transport.close()
@@ -162,10 +163,10 @@ class Heartbeat:
             self._check_stall()
             if self._monotonic() >= due or self._renew.is_set():
                 self._renew.clear()
-                lease = self.facts.lease
+                lease = self.figures.lease
                 if await self._write(registry):
                     due = self._monotonic() + self._ttl_s / 3
-                    self._tell(lambda lease=lease: self._report_write(lease))  # type: ignore[misc]
+                    self._post_to_main(lambda lease=lease: self._report_write(lease))  # type: ignore[misc]
             try:
                 async with asyncio.timeout(CHECK_S):
                     await self._renew.wait()
@@ -173,14 +174,14 @@ class Heartbeat:
                 continue
 
     def _check_stall(self) -> None:
-        stalled = self._monotonic() - self.facts.ticked
+        stalled = self._monotonic() - self.figures.ticked
         if stalled > self._stall_limit_s:
             log.critical("the loop hangs; the process ends", extra={"seconds": round(stalled, 1)})
             self._liveness.end_process()
 
     async def _write(self, registry: Registry) -> bool:
-        """Renew the lease. Taking over another process's lease under this id is right once, at the start."""
-        key, value = node_key(self._node), wire.encode(self.facts.lease)
+        """Renew the lease. Another process's lease under this id may be taken over only at the start."""
+        key, value = node_key(self._node), wire.encode(self.figures.lease)
         try:
             self._revision = await registry.update(key, value, self._revision, ttl_s=self._ttl_s)
             written = True
@@ -208,9 +209,9 @@ class Heartbeat:
             self._revision = await registry.create(key, value, ttl_s=self._ttl_s)
             return True
         first = not self._started.done()
-        if not first and _boot(entry) not in (None, self.facts.lease.boot):
+        if not first and _boot(entry) not in (None, self.figures.lease.boot):
             log.error("another process runs under this id; this one yields: give one another --id", extra={"node": self._node})
-            self._tell(self._on_superseded)
+            self._post_to_main(self._on_superseded)
             return False
         self._revision = await registry.update(key, value, entry.revision, ttl_s=self._ttl_s)
         return True
@@ -219,8 +220,8 @@ class Heartbeat:
         try:
             reply = reply_subject(message.reply, self._subjects.root)
         except BadRequest:
-            return  # nobody can be told, and a stranger's word brings nothing into the mesh's own subjects (case 220)
-        facts = self.facts
+            return  # there is nowhere to answer: the mesh's own subjects are no reply subjects (case 220)
+        figures = self.figures
         problem: str | None = None
         try:
             request = msgspec.json.decode(message.data, type=ControlRequest)
@@ -228,21 +229,21 @@ class Heartbeat:
             request, problem = ControlRequest(op=""), str(error)
         if problem is not None:
             body = wire.encode_failure(BadRequest(f"not a request: {problem}"))
-        elif request.op in _ORDERS:
-            self._tell(lambda: self._on_request(request))
+        elif request.op in _COMMANDS:
+            self._post_to_main(lambda: self._on_request(request))
             body = wire.encode_reply({"ok": True})
         elif request.op not in ("ping", "stats"):
-            body = wire.encode_failure(BadRequest(f"a node knows the requests ping, stats, {', '.join(_ORDERS)}"))
+            body = wire.encode_failure(BadRequest(f"a node knows the requests ping, stats, {', '.join(_COMMANDS)}"))
         else:
             stats = NodeStats(
                 node=self._node,
-                boot=facts.lease.boot,
-                agents=facts.agents,
-                awake=facts.awake,
-                running=facts.running,
-                busy=facts.busy if request.content or request.op == "stats" else (),
-                lag_ms=round(max(0.0, self._monotonic() - facts.ticked - CHECK_S) * 1000, 1),
-                draining=facts.lease.draining,
+                boot=figures.lease.boot,
+                agents=figures.agents,
+                awake=figures.awake,
+                running=figures.running,
+                busy=figures.busy if request.content or request.op == "stats" else (),
+                lag_ms=round(max(0.0, self._monotonic() - figures.ticked - CHECK_S) * 1000, 1),
+                draining=figures.lease.draining,
             )
             body = wire.encode(stats)
         try:
@@ -252,7 +253,7 @@ class Heartbeat:
 
 
 def _boot(entry: Entry) -> str | None:
-    """The process that a lease names; None if it is malformed, and so nobody's."""
+    """The boot id of the process that a lease names; None if the lease is malformed."""
     try:
         return decode_node(entry).boot
     except BadRequest:

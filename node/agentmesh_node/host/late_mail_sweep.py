@@ -1,8 +1,8 @@
-"""Answers mail that slipped in behind the last sweep of a stopped agent, when the leader asks for it.
+"""Answers mail that arrived after the last sweep of a stopped agent, when the leading supervisor asks for it.
 
-What was meant for that life is answered by records behind the tombstone: they are fenced, so the name's next life and another
-sweep cannot collide with it (docs/architecture.md#the-end-of-a-life). Which agents need it,
-`agentmesh_node.supervisor.late_mail` finds.
+Mail for that life is answered by records behind the tombstone: they are fenced, so the name's next life and another sweep cannot
+collide with them (docs/architecture.md#the-end-of-a-life). `agentmesh_node.supervisor.late_mail` finds
+the agents that need it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ log = logging.getLogger("agentmesh.node")
 
 TRIES = 10
 TRY_S = 1.0
-"""How often an effect is tried, and how long apart; what is open then is left to the next round."""
+"""How often an effect is tried, and the pause between tries; effects that are open then are left to the next sweep."""
 
 
 class LateMailSweep:
@@ -40,7 +40,7 @@ class LateMailSweep:
         self._turn = asyncio.Lock()
 
     async def sweep(self, agents: Iterable[str]) -> None:
-        """Answer the late mail of `agents`. What cannot be done now is found again by the leader."""
+        """Answer the late mail of `agents`. If that fails, the leading supervisor finds it again."""
         async with self._turn:
             for agent in agents:
                 try:
@@ -58,14 +58,14 @@ class LateMailSweep:
         if spec is None or spec.status != "stopped" or ledger is None or ledger.incarnation != spec.incarnation:
             return
         if ledger.phase != "over":
-            return  # the stop itself is not finished: that is work to place
+            return  # the stop itself is not finished: an owner must do that
         waiting, late = await self._mail(agent, ledger)
         again = await s.registry.get(spec_key(agent))
         if entry is None or again is None or again.revision != entry.revision:
-            return  # a next life has begun: that owner sees to all of it
+            return  # a next life has begun: its owner answers the mail
         if late:
             change, effects = put_away(agent, ledger, waiting, late)
-            # In the name of the life's last owner: a finisher makes itself no owner.
+            # In the name of the life's last owner: the sweep does not become an owner.
             record = record_of(ledger, "swept", id=s.token(), at=s.now(), change=change, effects=effects)
             last = await s.journal.append(agent, encode_record(record), record_id=record.id, expected=last)
             ledger, _ = fold([(seq, decode_record(body)) for seq, body in await s.journal.read(agent)])
@@ -80,9 +80,11 @@ class LateMailSweep:
         )
 
     async def _mail(self, agent: str, ledger: Ledger) -> tuple[list[Mail], list[Mail]]:
-        """What lies beyond the tombstone's positions, in stream order, and the part of it that is late: it names a life (which
-        is over, if the spec is still the same after this read), or names none and was stored before the spec became `stopped`.
-        Both times are the server's: the clocks of nodes may be wrong."""
+        """The mail beyond the tombstone's positions, in stream order, and the part of it that is late.
+
+        Mail is late if it names a life (which is over, if the spec is still the same after this read), or if it names none and
+        was stored before the spec became `stopped`. Both times are the server's, because the clocks of nodes may be wrong.
+        """
         s = self._s
         stopped = await get_last(s.transport, s.subjects.stream("registry"), s.subjects.registry_key(spec_key(agent)))
         since = stopped.time if stopped is not None else 0.0
@@ -102,10 +104,10 @@ class LateMailSweep:
         return sorted(waiting, key=_seq), sorted(late, key=_seq)
 
     async def _perform(self, agent: str, ledger: Ledger) -> None:
-        """Give every answer that is open, in order.
+        """Perform every open answer, in order.
 
         Raises:
-            MeshError, Uncertain, WrongLastSequence: one of them cannot be given now.
+            MeshError, Uncertain, WrongLastSequence: an answer cannot be given now.
         """
         s = self._s
         handlers = EffectHandlers(
@@ -132,5 +134,5 @@ def _seq(mail: Mail) -> int:
 
 
 async def _is_answered(ledger: Ledger, ref: str) -> bool:
-    """Whether a request to an agent that has ended was answered: all were, and what is not yet stored is open."""
+    """Whether a request to an agent that has ended was answered: it was, unless its outcome is still an open effect."""
     return not any(isinstance(entry.effect, Resolve) and entry.effect.outcome.ref == ref for entry in ledger.effects.values())

@@ -1,6 +1,6 @@
 """Agents that were started with `link=True` end with their parent.
 
-The parent's last owner sees to it at once. Should its node die just then, the leading supervisor does (`agentmesh.planner`, End).
+The parent's last owner ends them at once. If its node dies just then, the leading supervisor does (`agentmesh.planner`, End).
 """
 
 from __future__ import annotations

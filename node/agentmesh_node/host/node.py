@@ -1,6 +1,6 @@
-"""One agent node: it joins the mesh, answers requests to it, hands its agents over when it drains, and leaves.
+"""One agent node: it joins the mesh, answers requests, hands its agents over when it drains, and leaves.
 
-What becomes of each agent that is placed on it is in `catalog`.
+The agents that are placed on it are in `catalog`.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ class Node:
         ambient: Ambient = SYSTEM,
         liveness: LivenessLoop | None = None,
     ) -> None:
-        """`servers` are those of `transport`; `liveness` runs the heartbeat (by default a thread, connected to them)."""
+        """`servers` are those of `transport`; `liveness` runs the heartbeat (by default a thread with a connection to them)."""
         self.settings = settings
         self._ambient = ambient
         self._liveness = liveness or LivenessThread(servers)
         self.subjects = Subjects(settings.root)
         self.drained = asyncio.Event()
-        """Set when an operator asks for a drain, or another process has taken over this node's id: end the process."""
+        """Set when an operator asks for a drain, or another process has taken over this node's id: then the process must end."""
         self._t = transport
         self._servers = servers
         self._registry = Registry(transport, self.subjects)
@@ -141,7 +141,7 @@ class Node:
 
     def _count(self) -> None:
         if self._heartbeat is not None:
-            count(self._heartbeat.facts, self.catalog.agents.values())
+            count(self._heartbeat.figures, self.catalog.agents.values())
         self._counter = asyncio.get_running_loop().call_later(0.5, self._count)
 
     async def close(self) -> None:
@@ -182,8 +182,8 @@ class Node:
         handover = Handover(self.settings.node_id, self._registry, self._specs)
         await handover.start()
         try:
-            # First the registry must say that this node takes nothing more; then its agents are given up.
-            await heartbeat.change(msgspec.structs.replace(heartbeat.facts.lease, draining=True))
+            # The registry must say that this node takes nothing more before its agents are given up.
+            await heartbeat.change(msgspec.structs.replace(heartbeat.figures.lease, draining=True))
             if self._gateway is not None:
                 await self._gateway.close()
             with contextlib.suppress(TimeoutError):
@@ -198,7 +198,7 @@ class Node:
     def _on_request(self, request: ControlRequest) -> None:
         assert self._heartbeat is not None
         if request.op == "cordon":
-            lease = msgspec.structs.replace(self._heartbeat.facts.lease, cordoned=request.on)
+            lease = msgspec.structs.replace(self._heartbeat.figures.lease, cordoned=request.on)
             self.services.spawn(self._heartbeat.change(lease))
         elif request.op == "release":
             for name in request.agents:
@@ -214,7 +214,7 @@ class Node:
         self.services.spawn(self._abandon())
 
     async def _abandon(self) -> None:
-        """Another process runs under this node's id and owns its placements now."""
+        """Stop: another process runs under this node's id and owns its placements now."""
         for placed in list(self.catalog.agents.values()):
             await self.catalog.release(placed)
         self.drained.set()

@@ -1,4 +1,4 @@
-"""What a node tells of itself: its lease, and the figures in its answers to pings."""
+"""A node's first lease, and the figures in its answers to pings."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from agentmesh_node.host.placed_agent import PlacedAgent
 from agentmesh_node.settings import NodeSettings
 
 MOST_BUSY = 256
-"""Agents in a turn that a node names, at most."""
+"""Most agents in a turn that a node names."""
 
 
 def first_lease(settings: NodeSettings, boot: str, now: float) -> NodeLease:
@@ -30,12 +30,12 @@ def first_lease(settings: NodeSettings, boot: str, now: float) -> NodeLease:
     )
 
 
-def count(facts: NodeFigures, agents: Collection[PlacedAgent]) -> None:
-    """Bring `facts` up to date. Each field is written whole: another thread reads them."""
+def count(figures: NodeFigures, agents: Collection[PlacedAgent]) -> None:
+    """Bring `figures` up to date. Each field is written whole, because another thread reads them."""
     awake = [placed.owner for placed in agents if placed.owner is not None]
     busy = [owner.name for owner in awake if not owner.idle]
-    facts.agents = len(agents)
-    facts.awake = len(awake)
-    facts.running = len(busy)
-    facts.busy = tuple(busy[:MOST_BUSY])
-    facts.lease = msgspec.structs.replace(facts.lease, agents=len(agents))
+    figures.agents = len(agents)
+    figures.awake = len(awake)
+    figures.running = len(busy)
+    figures.busy = tuple(busy[:MOST_BUSY])
+    figures.lease = msgspec.structs.replace(figures.lease, agents=len(agents))

@@ -1,4 +1,4 @@
-"""An agent as its node sees it from outside."""
+"""An agent that is placed on this node, asleep or awake."""
 
 from __future__ import annotations
 

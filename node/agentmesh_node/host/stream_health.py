@@ -1,7 +1,7 @@
-"""Whether the mesh's streams are there and can be written, as a node sees it: for its log and its readiness.
+"""Whether the mesh's streams exist and can be written, for the node's log and readiness.
 
-An owner that cannot append waits and tries again, in silence but for its own agent; what stops all of them at once is said here
-once, and once when it is over.
+An owner that cannot append waits and tries again, and reports that only for its own agent. A fault that stops all owners at once
+is logged here once, and once more when it is over.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from agentmesh.subjects import StreamRole, Subjects
 log = logging.getLogger("agentmesh.node")
 
 PERIOD_S = 2.0
-"""Time between two looks, each at one stream: the API of a server has better things to do."""
+"""Time between two checks, each of one stream: more would burden the server's API."""
 _FIRST: tuple[StreamRole, ...] = ("registry", "mail", "journal")
-"""Without these nothing goes."""
+"""Every turn needs these."""
 _ROLES: tuple[StreamRole, ...] = (*_FIRST, *(role for role in get_args(StreamRole.__value__) if role not in _FIRST))
 PROBE = "_probe"
-"""No agent's name: tokens that begin so are the mesh's own."""
+"""No agent can have this name: tokens with a leading `_` are the mesh's own."""
 LOOK_S = 5.0
 """Wait for one answer."""
 
 
 class StreamHealth:
-    """Looks at the streams of a mesh in turn, between `start` and `close`."""
+    """Checks the streams of a mesh one after another, between `start` and `close`."""
 
     def __init__(self, transport: Transport, subjects: Subjects, *, period_s: float = PERIOD_S) -> None:
         self._t = transport
         self._subjects = subjects
         self._period_s = period_s
-        # Of the streams that every turn needs it is tried whether they can be written.
+        # For the streams that every turn needs it is also checked whether they can be written.
         self._probes = {"mail": subjects.inbox(PROBE), "journal": subjects.journal(PROBE)}
         self._troubles: dict[str, Unavailable] = {}
         self._looking = Background("look at the streams")
@@ -47,22 +47,22 @@ class StreamHealth:
         return next((str(error) for error in self._troubles.values()), None)
 
     def start(self) -> None:
-        """Begin to look."""
+        """Begin to check."""
         self._looking.begin(self._run())
 
     async def close(self) -> None:
-        """Look no more."""
+        """Stop checking."""
         await self._looking.close()
 
     async def _run(self) -> None:
         while True:
             for role in _ROLES:
                 await asyncio.sleep(self._period_s)
-                await self._look(self._subjects.stream(role), self._probes.get(role))
+                await self._check(self._subjects.stream(role), self._probes.get(role))
 
-    async def _look(self, stream: str, probe: str | None) -> None:
+    async def _check(self, stream: str, probe: str | None) -> None:
         if not self._t.connected:
-            return  # that is said already, and no stream's fault
+            return  # that is reported already, and is no fault of a stream
         trouble = await explain(self._t, stream, probe=probe, timeout=LOOK_S)
         known = self._troubles.pop(stream, None)
         if trouble is not None:

@@ -1,7 +1,7 @@
-"""Which of many placed agents have work? Asked for some 200 at a time, without loading any (docs/architecture.md#rest).
+"""Finds which of many placed agents have work: some 200 with one request, without loading any (docs/architecture.md#rest).
 
-An agent whose newest record is not `rest`, or whose lanes reach beyond it, has work; the others stay asleep. Of those with work,
-the ones whose mail is younger than their newest record come first: somebody waits for them.
+An agent has work if its newest record is not `rest`, or if its lanes have newer mail; the others stay asleep. Agents whose mail
+is newer than their newest record come first: callers wait for them.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from agentmesh_node.services import Services
 
 GROUP = 200
 IN_FLIGHT = 4
-"""Groups that are asked about at the same time."""
+"""Groups that are checked at the same time."""
 
 
 async def agents_with_work(services: Services, agents: Sequence[str], urgent: Callable[[str], None] | None = None) -> set[str]:
     """The agents in `agents` that must be activated.
 
-    With `urgent`, that is called with each one that somebody waits for, as soon as it is found; returned are the others.
+    `urgent` is called with each agent that callers wait for, as soon as it is found; the others are returned.
 
     Raises:
-        Unavailable: it cannot be told now, for one of them at least.
+        Unavailable: it cannot be told now for at least one of them.
     """
     groups = iter([agents[start : start + GROUP] for start in range(0, len(agents), GROUP)])
     later: set[str] = set()
@@ -50,7 +50,7 @@ async def agents_with_work(services: Services, agents: Sequence[str], urgent: Ca
 
 
 async def _group(services: Services, agents: Sequence[str]) -> tuple[set[str], set[str]]:
-    """Those with work that somebody waits for, and the others with work."""
+    """The agents with work that callers wait for, and the other agents with work."""
     t, subjects = services.transport, services.subjects
     journals, _ = await get_last_many(t, subjects.stream("journal"), [subjects.journal(a) for a in agents])
     newest = {agent: journals.get(subjects.journal(agent)) for agent in agents}
@@ -75,7 +75,7 @@ async def _group(services: Services, agents: Sequence[str]) -> tuple[set[str], s
 
 
 def _rested(message: StoredMessage | None) -> dict[str, int] | None:
-    """The lane positions of an agent whose newest record says that nothing is left to do, else None."""
+    """The lane positions of an agent whose newest record is `rest`, else None."""
     if message is None or not is_rest(message.data):
         return None
     record = decode_record(message.data)

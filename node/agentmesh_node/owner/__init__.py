@@ -1,1 +1,1 @@
-"""One agent, owned by this process: mail in, one record out, effects done."""
+"""One agent, owned by this process: mail comes in, one record goes out, effects are performed."""

@@ -17,8 +17,8 @@ from agentmesh_node.services import Services
 class OwnershipLost(Exception):
     """This process does not own the agent (any more).
 
-    `final`: its placement is worth nothing and is to be deleted. `broken`: the store has lost data; nothing may be written
-    until an operator has restored it.
+    `final`: its placement is worthless and must be deleted. `broken`: the store has lost data; nothing may be written until an
+    operator has restored it.
     """
 
     def __init__(self, reason: str, *, final: bool, broken: bool = False) -> None:
@@ -29,13 +29,13 @@ class OwnershipLost(Exception):
 
     @staticmethod
     def by(error: Fenced | StoreLost | Unavailable) -> OwnershipLost:
-        """What an append that failed says of the ownership."""
+        """The loss of ownership that a failed append means."""
         reason = "another owner has appended" if isinstance(error, Fenced) else str(error)
         return OwnershipLost(reason, final=False, broken=isinstance(error, StoreLost))
 
 
 class Claimed(NamedTuple):
-    """What a new owner begins with: the ledger, the journal's newest sequence, whether the owner before died with its node."""
+    """The start of a new owner: the ledger, the journal's newest sequence, whether the previous owner died with its node."""
 
     ledger: Ledger
     fence: int
@@ -45,12 +45,12 @@ class Claimed(NamedTuple):
 async def claim_ownership(services: Services, name: str, spec: Spec, claim: Claim) -> Claimed:
     """Append the `activated` record and return the ledger with its sequence.
 
-    Where the journal says that this life is being finished, or that it is over, nothing is appended.
+    If the journal says that this life is being finished, or is over, nothing is appended.
 
     Raises:
         OwnershipLost: this process may not act.
         StoreLost: the store has lost committed records; nothing was written.
-        Unavailable: it cannot be told now.
+        Unavailable: the store cannot be read or written now.
     """
     while True:
         bodies = await services.journal.read(name)
@@ -78,13 +78,13 @@ async def claim_ownership(services: Services, name: str, spec: Spec, claim: Clai
                 name, encode_record(record), record_id=record.id, expected=last, rollup=verdict.snapshot
             )
         except Fenced:
-            continue  # someone appended meanwhile, or the read was stale: look again
+            continue  # another process appended meanwhile, or the read was stale: read again
         return Claimed(owned(start, claim), fence, died)
 
 
 async def _lease_boot(services: Services, claim: Claim, ledger: Ledger | None) -> str | None:
-    """The boot id in the lease of the last owner's node: whether that process lives, and, if it is this very node, whether it
-    has been started again."""
+    """The boot id in the lease of the last owner's node. It shows whether that process is alive; and, if it is this very node,
+    whether it has been started again."""
     if ledger is None or ledger.boot == claim.boot or not ledger.node:
         return None
     entry = await services.registry.get(node_key(ledger.node))

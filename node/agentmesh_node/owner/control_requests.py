@@ -29,13 +29,13 @@ from agentmesh_node.services import Services
 log = logging.getLogger("agentmesh.node")
 _decoder = msgspec.json.Decoder(ControlRequest)
 MAX_SEQUENCE = 2**63 - 1
-"""A ref above it was never issued: the server reads no larger sequence."""
+"""The largest ref that can exist: the server reads no larger sequence."""
 MAX_PROBE = 2048
-"""Bytes of a probe, which is handed on: some names and numbers."""
+"""Most bytes of a probe, which holds some names and numbers, and is handed on."""
 
 
 class ControlRequests:
-    """Takes the control requests to one agent and answers them."""
+    """Handles the control requests to one agent."""
 
     def __init__(
         self,
@@ -51,10 +51,10 @@ class ControlRequests:
         """
         Args:
             life: the agent's incarnation.
-            spec: the agent's spec as its owner knows it now.
-            backend_name: the backend that a spec stands for.
-            spent: what the running turn has spent so far.
-            on_probe: takes another agent's probe for circles of waits.
+            spec: returns the agent's spec as its owner knows it now.
+            backend_name: returns the name of a spec's backend.
+            spent: returns the running turn's spending so far.
+            on_probe: called with another agent's probe for circles of waits.
         """
         self._loop = loop
         self._s = services
@@ -64,27 +64,27 @@ class ControlRequests:
         self._spent = spent
         self._on_probe = on_probe
         self._replies: dict[str, str] = {}
-        """Where the machine's answers go, by the token that each request was fed with."""
+        """Reply subjects for the machine's answers, by the token of each request."""
 
     def handle(self, message: Message) -> None:
-        """Take one request. Bad input is answered, and harms nothing."""
+        """Handle one request. A malformed one is answered with an error."""
         if not message.reply:
-            self._take_probe(message)
+            self._handle_probe(message)
             return
         try:
             reply = names.reply_subject(message.reply, self._s.subjects.root)
         except BadRequest:
-            return  # there is nobody who could be told
+            return  # there is nowhere to answer
         try:
             request = _decoder.decode(message.data)
-            self._take(request, reply)
+            self._dispatch(request, reply)
         except (msgspec.DecodeError, RecursionError) as error:
             self._reply_soon(reply, wire.encode_failure(BadRequest(f"not a control request: {error}")))
         except MeshError as error:
             self._reply_soon(reply, wire.encode_failure(error))
 
-    def _take_probe(self, message: Message) -> None:
-        """Take what nobody waits for an answer to: a probe, or nothing."""
+    def _handle_probe(self, message: Message) -> None:
+        """Handle a message without a reply subject: only probes have none."""
         if len(message.data) > MAX_PROBE:
             return
         with contextlib.suppress(msgspec.DecodeError, RecursionError):
@@ -92,11 +92,11 @@ class ControlRequests:
             if request.op == "probe" and request.probe is not None:
                 self._on_probe(request.probe)
 
-    def _take(self, request: ControlRequest, reply: str) -> None:
+    def _dispatch(self, request: ControlRequest, reply: str) -> None:
         token = self._s.token()
         match request.op:
             case "status":
-                # Behind the mail that came ahead of it: what is asked for is the agent as it is after that.
+                # After the mail that came before it: the status shows the agent as it is after that mail.
                 self._s.run_queue.put(self._reply_status, (reply, request.content))
             case "poll":
                 self._s.spawn(self._poll(_needed(request.ref, "ref"), reply))
@@ -122,14 +122,14 @@ class ControlRequests:
         self._loop.feed(item)
 
     def answer(self, command: AnswerControl) -> None:
-        """Send what the machine answers."""
+        """Send the machine's answer to the request that it belongs to."""
         self._reply_soon(self._replies.pop(command.token, ""), wire.encode_reply(command.body))
 
     def _reply_soon(self, reply: str, body: bytes) -> None:
         self._s.spawn(self._send_reply(reply, body))
 
     async def _send_reply(self, reply: str, body: bytes) -> None:
-        """Send a reply. A requester that cannot be reached asks again."""
+        """Send a reply. If that fails the requester asks again."""
         if not reply:
             return
         try:
@@ -167,7 +167,7 @@ class ControlRequests:
 
     # --- dead letters -----------------------------------------------------------------------------------------------
     async def _resend(self, letter: str, reply: str) -> None:
-        """Send a dead letter again that came from another agent."""
+        """Send a dead letter of another agent again."""
         try:
             if not letter.isdecimal():
                 raise BadRequest(f"a dead letter is named by its sequence, a number; this is {letter[:40]!r}")
@@ -186,13 +186,13 @@ class ControlRequests:
             await self._send_reply(reply, wire.encode_failure(shown))
 
     async def is_gone(self, ref: str) -> bool:
-        """Whether a request that this agent has consumed was answered, and its outcome is kept no more.
+        """Whether a request that this agent has consumed was answered and its outcome is no longer kept.
 
-        False also where that cannot be told just now: ask again.
+        False also if that cannot be told now: ask again.
         """
         before = self._loop.core
         if before is None or before.inflight is not None:
-            return False  # the record on its way may hold the outcome
+            return False  # the record in flight may hold the outcome
         found = await self._look_up(ref)
         return found["status"] == "not_found" and self._loop.core is before
 
@@ -201,8 +201,8 @@ class ControlRequests:
         s = self._s
         subject = s.subjects.result(self._loop.name, ref)
         for _ in range(2):
-            # While one place is read, a request may move on to one that was looked at before: from the lane to this owner, from
-            # the ledger to the stored results. Once is enough for either.
+            # While one place is read, a request may move to a place that was read before: from the lane to this owner, from the
+            # ledger to the stored results. Each happens at most once, so reading twice is enough.
             core = self._loop.core
             assert core is not None
             known = _known(core, ref)
@@ -255,7 +255,7 @@ def _completed(outcome: bytes) -> dict[str, Any]:
 
 
 def _known(core: Core, ref: str) -> dict[str, Any] | None:
-    """What the owner's memory says of a request."""
+    """The answer to `poll` from the owner's memory, or None."""
     if _pending(core, ref):
         return {"status": "pending"}
     for entry in core.ledger.effects.values():

@@ -1,6 +1,7 @@
-"""Sends the probes of a turn that waits for other agents, and hands on those of others (agentmesh.turn.wait_cycles).
+"""Sends probes while a turn waits for other agents, and hands on other agents' probes (agentmesh.turn.wait_cycles).
 
-Probes are core messages to the waited-for agent's owner. One that is lost is sent again: the rounds go on as long as the wait.
+Probes are core messages to the owner of the agent that is waited for. A lost probe is replaced: new ones are sent as long as the
+wait lasts.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ from agentmesh_node.owner.loop import OwnerLoop
 from agentmesh_node.services import Services
 
 PROBE_PAUSES = ExponentialBackoff(0.1, 5.0)
-"""First how long a wait lasts before its first probe: most are over by then. At last the longest pause between two rounds: a
-circle that closes late is found that late."""
+"""The first pause is how long a wait lasts before its first probe: most are over by then. The longest is the pause between two
+probes of a long wait: a circle that closes late is found with that delay."""
 MEMORY = 1000
-"""Probes that are remembered, so that each is handed on once."""
+"""How many probes are remembered, so that each is handed on only once."""
 
 
 class Sent(msgspec.Struct, frozen=True):
-    """A probe of an own wait. `again`: an earlier one has come back."""
+    """A probe of one of the agent's own waits. `again`: an earlier one has come back."""
 
     wait: str
     origin: str
@@ -35,10 +36,10 @@ class Sent(msgspec.Struct, frozen=True):
 
 
 class CycleProber:
-    """The probes of one agent."""
+    """Sends and hands on probes for one agent."""
 
     def __init__(self, loop: OwnerLoop, services: Services, waiting: Callable[[], bool]) -> None:
-        """`waiting` tells whether the running turn waits for an agent."""
+        """`waiting` returns whether the running turn waits for an agent."""
         self._loop = loop
         self._waiting = waiting
         self._s = services
@@ -48,23 +49,23 @@ class CycleProber:
         self._next: asyncio.TimerHandle | None = None
 
     def arm(self) -> None:
-        """The running turn begins to wait, for one more agent perhaps."""
+        """Begin to send probes: the running turn begins to wait for an agent."""
         self._pauses = iter(PROBE_PAUSES)
         now = asyncio.get_running_loop().time()
         if self._next is not None and self._next.when() > now + PROBE_PAUSES.first_s:
             self._loop.call_off(self._next)
             self._next = None
         if self._next is None:
-            self._next = self._loop.later(PROBE_PAUSES.first_s, self._round)
+            self._next = self._loop.later(PROBE_PAUSES.first_s, self._send_probes)
 
-    def _round(self) -> None:
+    def _send_probes(self) -> None:
         self._next = None
         core = self._loop.core
         if core is None or not self._waiting():
             return
-        for name, wait in open_waits(core).items():  # none, as long as the journal cannot be written
+        for name, wait in open_waits(core).items():  # empty while the journal cannot be written
             self._send(name, wait.origin, again=False)
-        self._next = self._loop.later(next(self._pauses), self._round)
+        self._next = self._loop.later(next(self._pauses), self._send_probes)
 
     def _send(self, name: str, origin: str, *, again: bool) -> None:
         core = self._loop.core
@@ -76,7 +77,7 @@ class CycleProber:
         self._post(wait.agent, begun(core, wait, token))
 
     def received(self, probe: Probe) -> None:
-        """Another agent, which waits for this one, sends a probe or hands one on."""
+        """Handle a probe from another agent, which waits for this one."""
         core = self._loop.core
         if core is None or probe.id in self._seen:
             return

@@ -1,4 +1,4 @@
-"""Sending a dead letter of another agent again: only a node may speak in an agent's name (docs/protocol.md#subjects)."""
+"""Sending a dead letter of another agent again: only a node may send mail in an agent's name (docs/protocol.md#subjects)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from agentmesh.subjects import LANES
 from agentmesh_node.services import Services
 
 _KEPT = (wire.FROM, wire.FROM_LIFE, "Content-Type", *wire.TRACE_HEADERS)
-"""What goes along: its sender was told, so nobody waits for an answer; its origin is consumed, so it gets none."""
+"""Headers that are kept. The sender has its answer already, and the origin is consumed, so the others are left out."""
 
 
 async def resend(services: Services, agent: str, life: str, seq: int) -> int:
@@ -21,7 +21,7 @@ async def resend(services: Services, agent: str, life: str, seq: int) -> int:
 
     Raises:
         NotFound: there is no such letter.
-        BadRequest: it came from no agent.
+        BadRequest: it did not come from an agent.
         MailboxFull, TooLarge, Unavailable, Uncertain: as `store`.
     """
     s = services

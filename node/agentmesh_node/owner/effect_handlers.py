@@ -1,4 +1,4 @@
-"""How each effect is done, once: answers to their callers, mail to agents, agents started and stopped, timers, dead letters.
+"""Performs each effect, once: answers to their callers, mail to agents, agents started and stopped, timers, dead letters.
 
 This is the one place where a node changes the mesh on an agent's behalf.
 """
@@ -41,7 +41,7 @@ APPLIED_TTL_S = 7 * 24 * 3600
 
 
 class Refused(Exception):
-    """The effect cannot be done: a definite answer."""
+    """The effect cannot be performed: a definite answer."""
 
     def __init__(self, error: ErrorBody) -> None:
         super().__init__(error.message)
@@ -49,7 +49,7 @@ class Refused(Exception):
 
 
 class EffectHandlers:
-    """The effects of one agent, as its owner performs them."""
+    """Performs the effects of one agent."""
 
     def __init__(
         self,
@@ -64,9 +64,9 @@ class EffectHandlers:
         """
         Args:
             life: the agent's incarnation.
-            emit: tells a lifecycle fact: its kind and its fields.
+            emit: publishes a lifecycle fact: its kind and its fields.
             end_stream: ends the live events of a request with its outcome.
-            is_gone: whether a request was answered, and its outcome is kept no more.
+            is_gone: whether a request was answered and its outcome is no longer kept.
         """
         self.agent = agent
         self._life = life
@@ -82,10 +82,10 @@ class EffectHandlers:
         self._is_gone = is_gone
 
     def perform(self, origin: str, entry: Open) -> Awaitable[None]:
-        """Do the effect, or find that it is done.
+        """Perform the effect, or find that it is performed already.
 
         Raises:
-            Refused: it cannot be done.
+            Refused: it cannot be performed.
             MailboxFull, TooLarge, Unavailable, Uncertain, WrongLastSequence: as `store`.
         """
         effect: Effect = entry.effect
@@ -108,11 +108,11 @@ class EffectHandlers:
                 return self._bury(origin, entry.nonce, effect)
 
     # --- outcomes -------------------------------------------------------------------------------------------------
-    def tell_soon(self, effect: Resolve, told: Callable[[Exception | None], None]) -> bool:
-        """Tell who waits, and store the outcome, without a task that waits: `told` is called once, with what went wrong if
-        something did, in the step in which that is known.
+    def resolve_soon(self, effect: Resolve, resolved: Callable[[Exception | None], None]) -> bool:
+        """Send the outcome to the caller and store it, without a task that waits: `resolved` is called once, with the error if
+        there is one, in the loop callback in which that is known.
 
-        Returns: False where it takes more than this, or cannot be sent at once: `perform` it.
+        Returns: False if more is needed, or it cannot be sent at once: use `perform`.
         """
         body = wire.encode_outcome(effect.outcome)
         if effect.stream_to is not None or len(body) > outcome_limit(self._t.max_payload):
@@ -121,19 +121,19 @@ class EffectHandlers:
             return False
 
         def stored(result: Stored | Exception) -> None:
-            told(result if isinstance(result, Exception) and not _is_stored(result) else None)
+            resolved(result if isinstance(result, Exception) and not _is_stored(result) else None)
 
         return store_soon(self._t, self._subjects.result(self.agent, effect.outcome.ref), body, stored, expected=0)
 
     def _resolve(self, effect: Resolve) -> Awaitable[None]:
-        return self._tell(msgspec.structs.replace(effect, outcome=self._capped(effect.outcome, mailed=False)))
+        return self._send_and_store(msgspec.structs.replace(effect, outcome=self._capped(effect.outcome, mailed=False)))
 
     def _capped(self, outcome: Outcome, *, mailed: bool) -> Outcome:
-        """The outcome as everybody is told it: a record of an older version may hold one that is too large."""
+        """The outcome in the form that everybody gets: a record of an older version may hold one that is too large."""
         return capped(outcome, outcome_limit(self._t.max_payload, mailed=mailed))
 
-    async def _tell(self, effect: Resolve) -> None:
-        """Tell who waits, and store the outcome under the ref: the first one stored stays."""
+    async def _send_and_store(self, effect: Resolve) -> None:
+        """Send the outcome to the caller, and store it under the ref: the first one stored stays."""
         body = wire.encode_outcome(effect.outcome)
         if effect.reply_to is not None:
             await self._t.publish(effect.reply_to, body)
@@ -146,7 +146,7 @@ class EffectHandlers:
                 raise
 
     async def _echo(self, effect: Echo) -> None:
-        """Give a repeated request the first one's outcome, once that is stored; an error where it is stored no more."""
+        """Give a repeated request the first one's outcome, once that is stored; an error if it is no longer stored."""
         stream = self._subjects.stream("result")
         stored = await get_last(self._t, stream, self._subjects.result(self.agent, effect.of))
         if stored is None:
@@ -156,15 +156,15 @@ class EffectHandlers:
             outcome = Outcome(agent=self.agent, ref=effect.ref, ok=False, error=ErrorBody(code="not_found", message=message))
         else:
             outcome = msgspec.structs.replace(wire.decode_outcome(stored.data), ref=effect.ref)
-        # Not measured again: with a longer ref it may be past the bound, and yet must be the same one.
-        await self._tell(Resolve(outcome=outcome, reply_to=effect.reply_to, stream_to=effect.stream_to))
+        # Not capped again: with a longer ref it may exceed the bound, and yet it must be the same outcome.
+        await self._send_and_store(Resolve(outcome=outcome, reply_to=effect.reply_to, stream_to=effect.stream_to))
 
     # --- mail -----------------------------------------------------------------------------------------------------
     async def _mail(self, origin: str, nonce: str, effect: SendMail) -> None:
         spec = await self._spec_of(effect.to)
         if effect.outcome is not None:
             if spec is None or spec.status == "stopped" or (effect.life is not None and spec.incarnation != effect.life):
-                return  # an answer to a life that has ended is done
+                return  # an answer to a life that has ended needs no sending
         elif spec is None or spec.status == "stopped":
             raise Refused(ErrorBody(code="not_found", message=f"no agent {effect.to} exists; start it first"))
         body, headers = self._letter(effect)
@@ -175,7 +175,7 @@ class EffectHandlers:
         if effect.tag is not None:
             headers[wire.TAG] = effect.tag
         elif effect.wait is not None:
-            headers[wire.TAG] = origin  # what the answer is matched by
+            headers[wire.TAG] = origin  # the answer is matched by it
         if effect.deadline is not None:
             headers[wire.DEADLINE] = wire.format_time(effect.deadline)
         if effect.path:
@@ -184,11 +184,15 @@ class EffectHandlers:
             headers[wire.BUDGET] = wire.encode(effect.budget).decode()
         headers.update(effect.trace)
         subject = self._subjects.lane(effect.lane, effect.to)
-        # Ids are stream-wide: the name first, so that they cannot meet another agent's; the nonce, so that none can be guessed.
+        # Ids are stream-wide. The name comes first, so that two agents' ids differ; the nonce makes them impossible to guess.
         msg_id = f"{effect.to}.{self.agent}.{origin}.{nonce}"
         stored = await store(self._t, subject, body, headers=headers, msg_id=msg_id)
-        if stored.duplicate and not await self._lies_in(subject, stored.seq) and not await self.was_delivered(origin, effect):
-            # Somebody else has used this id. Should it be a repetition after all, the receiver knows the origin.
+        if (
+            stored.duplicate
+            and not await self._is_stored_in(subject, stored.seq)
+            and not await self.was_delivered(origin, effect)
+        ):
+            # Another sender has used this id. If it is a repetition after all, the receiver recognises it by the origin.
             await store(self._t, subject, body, headers=headers, msg_id=f"{msg_id}.{self._token()}")
         self._emit("sent", {"to": effect.to, "lane": effect.lane, "tag": effect.tag, "answer": effect.outcome is not None})
 
@@ -199,13 +203,13 @@ class EffectHandlers:
             return wire.encode_prompt(effect.prompt)
         return msgspec.json.encode(effect.event), {}
 
-    async def _lies_in(self, subject: str, seq: int) -> bool:
-        """Whether message `seq` of the mail is one of `subject`, as the leader knows it."""
+    async def _is_stored_in(self, subject: str, seq: int) -> bool:
+        """Whether message `seq` of the mail stream has this subject, according to the leader."""
         found = await get_next(self._t, self._subjects.stream("mail"), subject, seq)
         return found is not None and found.seq == seq
 
     async def _spec_of(self, name: str) -> Spec | None:
-        """The spec of `name`: from the live copy, or, where that has none, from the leader."""
+        """The spec of `name`: from the registry's copy, or, if that has none, from the leader."""
         entry = self._specs.get(spec_key(name))
         if entry is None:
             entry = await self._registry.get(spec_key(name))
@@ -215,7 +219,7 @@ class EffectHandlers:
         """Whether the receiver's lane or its journal shows this origin.
 
         Raises:
-            Unavailable: it cannot be told now.
+            Unavailable: the store cannot be read now.
         """
         subject = self._subjects.lane(effect.lane, effect.to)
         for message in await read_all(self._t, self._subjects.stream("mail"), subject):
@@ -252,7 +256,7 @@ class EffectHandlers:
         if await self._applied(origin, effect.name, old):
             return
         if old.status == "stopping":
-            raise Unavailable(f"{effect.name} is being stopped")  # its name is free soon: wait
+            raise Unavailable(f"{effect.name} is being stopped")  # its name is free soon: try again
         if old.status != "stopped":
             if effect.use:
                 return
@@ -273,7 +277,8 @@ class EffectHandlers:
         await self._replace(entry, old, spec, effect.name)
 
     async def _applied(self, origin: str, name: str, spec: Spec | None) -> bool:
-        """Whether this effect, or a newer one of this agent on that name, was done: it resurrects and kills nobody."""
+        """Whether this effect, or a newer one of this agent on that name, was performed: repeated, it must neither restart nor
+        stop an agent."""
         if spec is not None and spec.by is not None and spec.by.sender == self.agent:
             return origin_key(spec.by.origin) >= origin_key(origin)
         entry = await self._registry.get(applied_key(name, _hash(self.agent)))
@@ -282,14 +287,14 @@ class EffectHandlers:
         return origin_key(msgspec.json.decode(entry.value, type=str)) >= origin_key(origin)
 
     async def _replace(self, entry: Entry, old: Spec, new: Spec, name: str) -> None:
-        """Write a spec over another. Whoever replaces `by` first keeps what it said."""
+        """Write a spec over another. If that replaces `by`, the old `by` is kept first."""
         if old.by is not None and (new.by is None or old.by.sender != new.by.sender):
             await keep_applied(self._registry, name, old.by)
         await self._registry.update(spec_key(name), wire.encode(new), entry.revision)
 
     # --- timers ---------------------------------------------------------------------------------------------------
     async def _set_timer(self, origin: str, effect: SetTimer) -> None:
-        """One timer id is one target; a newer setting stays."""
+        """Set a timer, unless a newer setting of that timer is stored."""
         subject = self._subjects.timer(self.agent, effect.id)
         last = await get_last(self._t, self._subjects.stream("timer"), subject)
         if last is not None and origin_key(last.headers.get(wire.ORIGIN, "")) >= origin_key(origin):
@@ -305,7 +310,7 @@ class EffectHandlers:
         )
 
     async def _cancel_timer(self, origin: str, effect: CancelTimer) -> None:
-        """Cancel purges an older origin only."""
+        """Purge a timer, if it was set by an older effect."""
         stream, subject = self._subjects.stream("timer"), self._subjects.timer(self.agent, effect.id)
         last = await get_last(self._t, stream, subject)
         if last is not None and origin_key(last.headers.get(wire.ORIGIN, "")) < origin_key(origin):
@@ -313,7 +318,7 @@ class EffectHandlers:
 
     # --- dead letters ---------------------------------------------------------------------------------------------
     async def _bury(self, origin: str, nonce: str, effect: Bury) -> None:
-        """Copy the message out of its lane, with the reason."""
+        """Copy the message from its lane to the dead letters, with the reason."""
         body, headers = (effect.text or "").encode(), {}
         if effect.seq:
             lane = self._subjects.lane(effect.lane, self.agent)
@@ -331,7 +336,7 @@ class EffectHandlers:
 
 
 async def keep_applied(registry: Registry, name: str, by: By) -> None:
-    """Keep which origin of `by.sender` last changed the spec of `name`, for as long as an effect may be repeated."""
+    """Store which effect of `by.sender` last changed the spec of `name`, for as long as effects may be repeated."""
     key = applied_key(name, _hash(by.sender))
     value = msgspec.json.encode(by.origin)
     while True:
@@ -351,5 +356,5 @@ def _hash(sender: str) -> str:
 
 
 def _is_stored(error: Exception) -> bool:
-    """Whether an outcome was refused because there is one already: the first one stored stays."""
+    """Whether an outcome was refused because one is stored already: the first one stored stays."""
     return isinstance(error, WrongLastSequence) and error.last is not None

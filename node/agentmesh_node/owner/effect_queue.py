@@ -1,4 +1,4 @@
-"""Performs the effects of committed records: each until the server has acknowledged it, those of one target in order.
+"""Performs the effects of committed records: each until the server has acknowledged it, and those of one target in order.
 
 Every effect is idempotent by its origin, so trying again, also after a takeover, changes nothing (docs/architecture.md#effects).
 """
@@ -23,11 +23,11 @@ from agentmesh_node.owner.effect_handlers import EffectHandlers, Refused
 log = logging.getLogger("agentmesh.node")
 
 RETRY = ExponentialBackoff(0.02, 0.5)
-"""Short at its longest: a stream whose leader was just elected should not wait long for what it was refused."""
+"""The longest pause is short, so that an effect is performed soon after a stream has elected a leader."""
 PATIENCE_S = 30.0
-"""How long a full mailbox, or a name that is being stopped, is tried before the effect comes back as `Undelivered`."""
+"""How long an effect is tried on a full mailbox, or a name that is being stopped, before it comes back as `Undelivered`."""
 UNKNOWN_AFTER_S = 6 * 24 * 3600.0
-"""Age of a record from which nobody can tell whether its open effects were done: what would show it lapses after seven days."""
+"""Age of a record after which it cannot be told whether its open effects were performed: the traces expire after seven days."""
 
 
 class Item(msgspec.Struct):
@@ -36,7 +36,7 @@ class Item(msgspec.Struct):
     origin: str
     open: Open
     doubtful: bool
-    """It may have been done: by a former owner, or by an attempt whose fate is unknown."""
+    """It may have been performed: by a former owner, or by an attempt of unknown fate."""
     refused_since: float | None = None
 
 
@@ -54,9 +54,10 @@ class EffectQueue:
     ) -> None:
         """
         Args:
-            done: told the origins that the server has acknowledged.
-            gave_up: told the origin that is closed without, and why.
-            window_s: the streams' duplicate window: so long must refusals last before what may have been done is given up.
+            done: called with the origins that the server has acknowledged.
+            gave_up: called with the origin of an effect that is given up, and the reason.
+            window_s: the streams' duplicate window: an effect that may have been performed is given up only after refusals for
+                so long.
         """
         self._handlers = handlers
         self._done = done
@@ -78,15 +79,15 @@ class EffectQueue:
                 queue.append(item)
                 continue
             queue = self._queues[target] = deque((item,))
-            if doubtful or not isinstance(entry.effect, Resolve) or not self._told_soon(target, item, entry.effect):
+            if doubtful or not isinstance(entry.effect, Resolve) or not self._resolve_soon(target, item, entry.effect):
                 self._begin(target)
 
-    def _told_soon(self, target: str, item: Item, effect: Resolve) -> bool:
-        """Give an outcome to who waits for it, without a task: the most frequent effect, and one that is hardly ever refused.
-        Whether that is on its way; if it fails, it is tried again as any other."""
+    def _resolve_soon(self, target: str, item: Item, effect: Resolve) -> bool:
+        """Give an outcome to its caller without a task: the most frequent effect, and one that is hardly ever refused. Returns
+        whether it was sent; if storing it fails, it is tried again like any other effect."""
         queue = self._queues[target]
 
-        def told(error: Exception | None) -> None:
+        def resolved(error: Exception | None) -> None:
             if self._queues.get(target) is not queue:
                 return  # closed
             if error is not None:
@@ -101,9 +102,9 @@ class EffectQueue:
                 self._begin(target)
 
         try:
-            return self._handlers.tell_soon(effect, told)
+            return self._handlers.resolve_soon(effect, resolved)
         except MeshError:
-            return False  # the way with a task says what is to become of it
+            return False  # `_attempt` handles the error
 
     def _begin(self, target: str) -> None:
         task = asyncio.Task(self._work(target), loop=asyncio.get_running_loop(), name=f"effects {target}", eager_start=True)
@@ -111,7 +112,7 @@ class EffectQueue:
             self._workers[target] = task
 
     async def close(self) -> None:
-        """Stop. What is not done stays open in the journal."""
+        """Stop. Effects that are not done stay open in the journal."""
         await cancel_and_wait(*self._workers.values())
         self._queues.clear()
         self._workers.clear()
@@ -140,7 +141,7 @@ class EffectQueue:
                 return
 
     async def _attempt(self, item: Item) -> bool:
-        """Try once. Whether that was the end of it."""
+        """Try once. Returns whether the effect is closed."""
         if item.doubtful and self._now() - item.open.at > UNKNOWN_AFTER_S and _lapses(item.open.effect):
             error = ErrorBody(code="unknown", message="it was called for over six days ago, and may have been done since")
             self._close(item, error)
@@ -154,7 +155,7 @@ class EffectQueue:
         except TooLarge as error:
             return await self._give_up(item, ErrorBody.of(error), patience=0.0)
         except RequestError as error:
-            # A full mailbox, or something that the server will not take.
+            # A full mailbox, or a message that the server refuses.
             log.info("an effect is refused", extra={"agent": self._handlers.agent, "error": str(error)})
             return await self._give_up(item, ErrorBody.of(error), patience=PATIENCE_S)
         except Uncertain:
@@ -176,15 +177,16 @@ class EffectQueue:
             raise Refused(ErrorBody(code="not_found", message=f"{name} could not be started"))
 
     async def _give_up(self, item: Item, error: ErrorBody, *, patience: float) -> bool:
-        """Whether the refusal is the end of it. Outcomes and answers are never given up."""
+        """Give up a refused effect, if it has been refused for long enough. Returns whether it is closed. Outcomes and answers
+        are never given up."""
         effect = item.open.effect
-        if _always_told(effect):
+        if _never_given_up(effect):
             return False
         now = asyncio.get_running_loop().time()
         if item.refused_since is None:
             item.refused_since = now
         if isinstance(effect, SendMail) and item.doubtful:
-            # It may have been delivered. Refusals count only when the window is over and no trace of it is found.
+            # It may have been delivered. It is given up only after the window, and if no trace of it is found.
             try:
                 delivered = await self._handlers.was_delivered(item.origin, effect)
             except EDGE_ERRORS as trouble:
@@ -200,7 +202,7 @@ class EffectQueue:
         return True
 
     def _close(self, item: Item, error: ErrorBody) -> None:
-        """The effect comes back to its agent as `Undelivered`."""
+        """Give up the effect: it comes back to its agent as `Undelivered`."""
         effect = item.open.effect
         log.warning(
             "an effect is given up",
@@ -212,10 +214,10 @@ class EffectQueue:
 
 
 def _lapses(effect: Effect) -> bool:
-    """Whether what shows that an effect was done is kept for some days only. Of timers the agent's own table tells."""
-    return isinstance(effect, SendMail | StartAgent | StopAgent) and not _always_told(effect)
+    """Whether the traces of a performed effect expire after some days. (The agent's own ledger has its timers.)"""
+    return isinstance(effect, SendMail | StartAgent | StopAgent) and not _never_given_up(effect)
 
 
-def _always_told(effect: Effect) -> bool:
-    """Whether an effect is never given up: outcomes and answers, for which somebody waits."""
+def _never_given_up(effect: Effect) -> bool:
+    """Whether an effect is never given up: outcomes and answers, which callers wait for."""
     return isinstance(effect, Resolve | Echo) or (isinstance(effect, SendMail) and effect.outcome is not None)

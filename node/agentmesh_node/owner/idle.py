@@ -1,8 +1,7 @@
-"""From idle to at rest, from rest to sleep; and how an agent is brought to rest to be handed over.
+"""Brings an idle agent to rest, and from rest to sleep; also brings an agent to rest that is handed over.
 
-Before an idle agent sleeps its owner says in the journal that there is nothing to do (docs/architecture.md#rest), so that a
-new owner can leave it asleep without loading it. The record is written some time after there was nothing to do, not after each
-turn.
+Before an idle agent sleeps its owner writes a `rest` record: there is nothing to do (docs/architecture.md#rest). So a new owner
+can leave it asleep without loading it. The record is written after some idle time, not after each turn.
 """
 
 from __future__ import annotations
@@ -16,11 +15,11 @@ from agentmesh_node.owner.mail_purge import MailPurger
 from agentmesh_node.services import Services
 
 SETTLE_S = 1.0
-"""How long the effects of an agent that is handed over may take, before they are left to the next owner."""
+"""How long the effects of an agent that is handed over may take before they are left to the next owner."""
 
 
 class IdleTracker:
-    """When one agent rests."""
+    """Decides when one agent rests and sleeps."""
 
     def __init__(
         self,
@@ -33,7 +32,7 @@ class IdleTracker:
     ) -> None:
         """
         Args:
-            may_sleep: whether nothing is left to say or to do for which an agent at rest would have to stay loaded.
+            may_sleep: whether nothing is left to do for which an agent at rest must stay loaded.
             on_sleep: called when the agent has been at rest for long enough.
         """
         self._loop = loop
@@ -43,22 +42,22 @@ class IdleTracker:
         self._on_sleep = on_sleep
         self._active_at = services.monotonic()
         self._asleep_at: asyncio.TimerHandle | None = None
-        """Armed while the agent is at rest: when it has been so for long enough, only its subscription is kept."""
+        """Timer while the agent is at rest: after long enough it sleeps, and only its subscription is kept."""
 
     def arm(self) -> None:
-        """Look after a while whether the agent has come to rest."""
-        self._loop.later(self._s.rest_s(), self._look)
+        """Check after a while whether the agent can rest."""
+        self._loop.later(self._s.rest_s(), self._check)
 
     def on_input(self) -> None:
-        """Something has come in: if the agent was at rest, look again soon whether it comes back to it."""
+        """Note an input: if the agent was at rest, check again soon whether it can rest."""
         self._active_at = self._s.monotonic()
         if self._asleep_at is not None:
             self._loop.call_off(self._asleep_at)
             self._asleep_at = None
             self.arm()
 
-    def _look(self) -> None:
-        """Say in the journal that there is nothing to do, some time after there was; later, leave the agent asleep."""
+    def _check(self) -> None:
+        """Write the `rest` record if the agent has been idle for a while; later, let it sleep."""
         loop, core = self._loop, self._loop.core
         self._asleep_at = None
         quiet = self._s.monotonic() - self._active_at
@@ -69,22 +68,22 @@ class IdleTracker:
             self._rest()
             self.arm()
         elif quiet < self._s.patience() or not self._may_sleep():
-            self._asleep_at = loop.later(max(self._s.rest_s(), self._next(quiet) - quiet), self._look)
+            self._asleep_at = loop.later(max(self._s.rest_s(), self._next(quiet) - quiet), self._check)
         else:
             self._on_sleep()
 
     def _next(self, quiet: float) -> float:
-        """How quiet it is to have been at the next look: then it may sleep, or mail is old enough to be purged."""
+        """Idle time, in seconds, at which to check again: then it may sleep, or mail is old enough to be purged."""
         window = self._s.duplicate_window_s
         if not self._purger.lingering:
             return self._s.patience()
         return min(self._s.patience(), window + 1.0 if quiet <= window else quiet)
 
     async def retire(self) -> None:
-        """Begin nothing more, and return when the running turn is over; the caller bounds the wait.
+        """Begin nothing more, and return when the running turn is over. The caller bounds the wait.
 
-        Effects that are under way get a moment, for their callers' sake. If nothing is left to do the journal says so, and
-        the next owner can leave the agent asleep.
+        Effects under way get a moment, for their callers' sake. If nothing is left to do, that is recorded, and the next owner
+        can leave the agent asleep.
         """
         self._loop.feed(Retire())
         await self._idle()
@@ -95,7 +94,7 @@ class IdleTracker:
         await self._idle()
 
     def _rest(self) -> None:
-        """Say that there is nothing to do, once no lane is crowded: asleep, the agent would not hear whom it refuses."""
+        """Have the `rest` record written, once no lane is crowded: a sleeping agent cannot notice that its lane is full."""
         if self._purger.at_ease:
             self._loop.feed(Rest())
 

@@ -1,4 +1,4 @@
-"""Appends an owner's records, each behind the newest that it knows (docs/architecture.md#the-fence)."""
+"""Appends an owner's records, each after the newest one that it knows (docs/architecture.md#the-fence)."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from agentmesh_node.owner.spec_status import KEEP_STOPPED_S
 from agentmesh_node.services import Services
 
 STALL_S = 1.0
-"""After a stall of more than this, an owner checks its fence before it performs effects (case 204)."""
+"""After a longer stall an owner checks its fence before it performs effects (case 204)."""
 
 type Ending = Callable[[], Awaitable[Committed]]
-"""Goes on with an append that has met trouble; returns and raises as `JournalWriter.append`."""
+"""Goes on with an append that has failed once; returns and raises as `JournalWriter.append`."""
 
 
 class JournalWriter:
@@ -31,18 +31,18 @@ class JournalWriter:
         self.committed = committed
         """The sequence of the newest record that this owner knows to be stored."""
         self._began = 0.0
-        """When the newest record was sent, or the fence behind it was looked at."""
+        """When the newest record was sent, or the fence was last checked."""
 
     @property
     def stalled(self) -> bool:
-        """Whether so much time has passed since the newest record that another owner may have taken over meanwhile."""
+        """Whether so much time has passed since the newest record that another owner may have taken over."""
         return self._s.monotonic() - self._began > STALL_S
 
     async def check_fence(self) -> None:
-        """Find out whether the newest record is still this owner's.
+        """Return if the newest record is still this owner's.
 
         Raises:
-            Fenced: it is another's: nothing of this owner's may take effect.
+            Fenced: it is another owner's: nothing of this owner may take effect.
             Unavailable: as `Journal.last`.
         """
         newest = await self._s.journal.last(self._agent)
@@ -51,10 +51,10 @@ class JournalWriter:
         self._began = self._s.monotonic()
 
     def append_soon(self, command: Append, core: Core, appended: Callable[[Committed | Ending], None]) -> bool:
-        """`append` without a task that waits: `appended` is called once, in the step in which the acknowledgement arrives, with
-        what `append` returns, or with what is to be awaited instead.
+        """`append` without a task that waits: `appended` is called once, in the loop callback in which the acknowledgement
+        arrives, with the result of `append`, or with a function to await instead.
 
-        Returns: False where this record takes more than a publish, or cannot be sent at once: `append` it. Nothing was sent then.
+        Returns: False if this record needs more than a publish, or cannot be sent at once: use `append`. Nothing was sent then.
         """
         if command.kind == "tombstone":
             return False

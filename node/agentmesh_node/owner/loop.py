@@ -1,11 +1,11 @@
-"""Carries an owner's inputs through the turn machine: one at a time, in order, and without a task where nothing must be awaited.
+"""Feeds an owner's inputs to the turn machine: one at a time, in order, and without a task if nothing must be awaited.
 
-While a callback runs or a record is in flight, what arrives waits. The acknowledgement of a record goes on with its agent in the
-very step in which it is read from the socket (`Transport.call`), so no task has to be woken between it and the caller's answer.
-What costs something is done in rounds with what other agents have to do (`run_queue`).
+While a callback runs or a record is in flight, further inputs wait. The acknowledgement of a record is handled in the loop
+callback that reads it from the socket (`Transport.call`), so no task has to be woken between it and the caller's answer. Work
+that costs time is queued together with that of other agents (`run_queue`).
 
-The parts of an owner are given this loop, and none is given the owner: it has what nearly all of them need, which is what the
-machine knows, the way to feed it, and timers that end with the owner.
+The parts of an owner get this loop, and none gets the owner: the loop has what nearly all of them need, namely the machine's
+state, `feed`, and timers that end with the owner.
 """
 
 from __future__ import annotations
@@ -45,23 +45,23 @@ log = logging.getLogger("agentmesh.node")
 STOP_GRACE_S = 5.0
 """How long a running callback may hold up a stop before it is cancelled."""
 LOOK_S = 0.01
-"""How often something that gives no sign is looked at."""
+"""How often a condition is checked that nothing signals."""
 
 DEFECT = OwnershipLost("a defect", final=False)
 
 type Handlers = Mapping[type, Callable[[Any], None]]
-"""What performs each command that needs no waiting, by the command's type."""
+"""The handlers of commands that need no waiting, by the type of the command."""
 type Machine = Callable[[Core, Input, float], tuple[Core, list[Command]]]
 
 
 class UserCode(Protocol):
-    """What runs the agent's code (`turns.runner.Runner`)."""
+    """Runs the agent's code (`turns.runner.Runner`)."""
 
     async def call(self, command: RunCallback) -> Input:
-        """Run a callback to its end. Never raises, but for cancellation."""
+        """Run a callback to its end. Raises nothing but cancellation."""
 
     def end_span(self, error: str | None) -> None:
-        """The turn is committed, or lost: its span ends."""
+        """End the turn's span: the turn is committed, or lost."""
 
     @property
     def turn_task(self) -> asyncio.Task[None] | None:
@@ -81,16 +81,16 @@ class OwnerLoop:
         user_code: UserCode | None,
         machine: Machine = advance,
     ) -> None:
-        """`user_code` is None where the node does not serve the agent's kind: its callbacks decide nothing then."""
+        """`user_code` is None if the node does not serve the agent's kind: then its callbacks decide nothing."""
         self.name = name
-        """The agent's."""
+        """The agent's name."""
         self.core: Core | None = None
-        """What the turn machine knows of the agent; None until `begin`."""
+        """The turn machine's state of the agent; None until `begin`."""
         self.writer = writer
         self.closed = False
-        """Whether this owner acts no more."""
+        """Whether this owner has stopped acting."""
         self.task: asyncio.Task[None] | None = None
-        """What awaits something now."""
+        """The task that awaits something now, if there is one."""
         self.busy = False
         """Whether an input is being handled."""
         self._run_queue = run_queue
@@ -117,14 +117,14 @@ class OwnerLoop:
         on_input: Callable[[], None],
         on_end: Callable[[OwnershipLost | None], None],
     ) -> None:
-        """Handle inputs from now on, first those that have come already with the next one.
+        """Handle inputs from now on. Inputs that have come already are handled first, when the next one comes.
 
         Args:
-            core: what the machine begins with.
+            core: the state that the machine begins with.
             handlers: perform the commands that need no waiting; the others are awaited here.
             kill_turn: ends the running turn and its watchdog.
             on_input: called when an input comes while none is handled.
-            on_end: called when the owner can do no more: with the reason, or with None where the agent's life is over.
+            on_end: called when the owner ends: with the reason, or with None if the agent's life is over.
         """
         self.core = core
         self._handlers = handlers
@@ -133,7 +133,7 @@ class OwnerLoop:
         self._on_end = on_end
 
     async def close(self) -> None:
-        """Handle nothing more; what is under way is cancelled."""
+        """Handle nothing more; cancel what is under way."""
         self.closed = True
         for handle in self._timers:
             handle.cancel()
@@ -146,7 +146,7 @@ class OwnerLoop:
         return core is not None and core.active is None and not self.busy
 
     async def pause(self) -> None:
-        """Return when something of what runs has ended, or soon, if nothing does."""
+        """Return when a running task has ended; if none runs, return soon."""
         turn = self._user_code.turn_task if self._user_code is not None else None
         waiting = [task for task in (self.task, turn) if task is not None and not task.done()]
         if waiting:
@@ -156,7 +156,7 @@ class OwnerLoop:
 
     # --- timers -----------------------------------------------------------------------------------------------------
     def later(self, seconds: float, action: Callable[[], object]) -> asyncio.TimerHandle:
-        """Call `action` after so many seconds, unless the owner is closed by then."""
+        """Call `action` after `seconds`, unless the owner is closed by then."""
 
         def fire() -> None:
             self._timers.discard(handle)
@@ -168,13 +168,13 @@ class OwnerLoop:
         return handle
 
     def call_off(self, handle: asyncio.TimerHandle) -> None:
-        """Cancel what `later` has returned."""
+        """Cancel a timer of `later`."""
         handle.cancel()
         self._timers.discard(handle)
 
     # --- inputs -----------------------------------------------------------------------------------------------------
     def feed(self, item: Input) -> None:
-        """Take an input: at once, in the step in which it arrived, or behind what is being handled. Nothing once closed."""
+        """Handle an input: at once, within this call, or after the inputs that come first. Does nothing once closed."""
         if self.closed:
             return
         if self.busy or self.core is None:
@@ -188,7 +188,7 @@ class OwnerLoop:
         self._run_queue.put(self._handle_input, item)
 
     def _handle_input(self, item: Input) -> None:
-        """Carry an input into the machine."""
+        """Pass an input to the machine, and perform its commands."""
         if self.closed:
             return
         assert self.core is not None
@@ -200,7 +200,7 @@ class OwnerLoop:
             self._fail(DEFECT)
 
     def _next_input(self) -> None:
-        """An input is handled: the next one, or rest."""
+        """An input is handled: go on with the next one, if there is one."""
         if self._inputs and not self.closed:
             self._run_queue.put(self._handle_input, self._inputs.popleft())
             return
@@ -209,13 +209,13 @@ class OwnerLoop:
             self._on_end(None)
 
     def _fail(self, lost: OwnershipLost) -> None:
-        """This owner can do no more."""
+        """End this owner."""
         self.busy = False
         self._on_end(lost)
 
     # --- commands ---------------------------------------------------------------------------------------------------
     def _run_commands(self, commands: list[Command]) -> None:
-        """Perform commands: facts at once, what is behind them in its turn. With none left, go on with what waits."""
+        """Perform commands: facts at once, the others through the run queue. After the last one, handle the next input."""
         for index, command in enumerate(commands):
             if type(command) is not Emit:
                 self._run_queue.put(self._run_first, commands[index:])
@@ -224,7 +224,7 @@ class OwnerLoop:
         self._next_input()
 
     def _run_first(self, commands: list[Command]) -> None:
-        """Perform the first of `commands`, and begin with the others; or leave all that is to be awaited to a task."""
+        """Perform the first of `commands` and go on with the others; or, if one must be awaited, leave them all to a task."""
         if self.closed:
             return
         command, *others = commands
@@ -242,7 +242,7 @@ class OwnerLoop:
             self._fail(DEFECT)
 
     async def _run_and_await(self, commands: list[Command]) -> Input | None:
-        """Perform commands of which some are awaited, in order. Returns the input that the last one ended in."""
+        """Perform commands, some of which are awaited, in order. Returns the input that the last awaited one ends in."""
         following: Input | None = None
         for command in commands:
             if isinstance(command, RunCallback):
@@ -258,7 +258,7 @@ class OwnerLoop:
         return following
 
     async def _run_behind_fence(self, commands: list[Command]) -> Input | None:
-        """Effects after a stall: only if no other owner has taken over meanwhile (case 204)."""
+        """Perform effects after a stall: only if no other owner has taken over meanwhile (case 204)."""
         await self.writer.check_fence()
         return await self._run_and_await(commands)
 
@@ -268,7 +268,7 @@ class OwnerLoop:
             self.task = task
 
     async def _continue_after(self, work: Coroutine[Any, Any, Input | None]) -> None:
-        """Do `work`, and go on with the input that it ends in."""
+        """Await `work`, and go on with the input that it ends in."""
         try:
             following = await work
         except OwnershipLost as error:
@@ -291,14 +291,14 @@ class OwnerLoop:
 
     # --- records ----------------------------------------------------------------------------------------------------
     def _try_append_now(self, command: Command) -> bool:
-        """Whether `command`, which has nothing behind it that would have to wait for it, is a record that is on its way now."""
+        """Append the record of `command`, which must be the last one. Returns False if it is none, or if nothing was sent."""
         if type(command) is not Append:
             return False
         assert self.core is not None
         return self.writer.append_soon(command, self.core, partial(self._on_append_end, command))
 
     def _on_append_end(self, command: Append, end: Committed | Ending) -> None:
-        """The record that was on its way stands, or its fate must be found out."""
+        """The record is committed, or its fate must be found out."""
         if self.closed:
             return
         try:
@@ -317,7 +317,7 @@ class OwnerLoop:
         return committed
 
     def _end_turn_span(self, command: Append) -> None:
-        """The turn that a record ends is committed."""
+        """End the span of the turn that the committed record ends, if it ends one."""
         if command.turn is not None and self._user_code is not None:
             self._user_code.end_span(command.turn.error.code if command.turn.error else None)
 
@@ -332,7 +332,7 @@ class OwnerLoop:
             task = asyncio.current_task()
             if not self._overdue or task is None:
                 raise
-            # Cancelled by `limit_callbacks` and by nobody else: the callback ends, the owner goes on.
+            # Only `limit_callbacks` has cancelled: the callback ends, the owner goes on.
             self._overdue = False
             task.uncancel()
             return Raised(ErrorBody(code="timeout", message=f"{command.hook} held up the stop for {STOP_GRACE_S:g} s"))
@@ -340,7 +340,7 @@ class OwnerLoop:
             self._calling = False
 
     def limit_callbacks(self) -> None:
-        """While the agent stops, no callback may take longer than the grace."""
+        """Bound callbacks while the agent stops: none may take longer than `STOP_GRACE_S`."""
         if self._calling and self.task is not None:
             self._overdue = True
             self.task.cancel()

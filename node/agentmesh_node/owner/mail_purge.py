@@ -1,10 +1,9 @@
-"""Purges consumed mail, in groups (docs/architecture.md#consumed-mail).
+"""Purges consumed mail, many messages at a time (docs/architecture.md#consumed-mail).
 
-A lane is bounded, so consumed mail must go before it crowds out new mail; but while the stream's duplicate window lasts, a server
-that restarts knows a message's id only if the message is still stored (docs/nats.md#repetitions). So a lane is purged when half
-of its bound is taken, much of it by consumed mail, and then the agent's ledger remembers the ids; or when everything in it is
-older than the window. An agent does not come to rest before: asleep it would hear of nothing while its full lane refuses every
-sender.
+A lane is bounded, so consumed mail must go before it crowds out new mail. But during the stream's duplicate window a restarted
+server knows a message's id only if the message is still stored (docs/nats.md#repetitions). So a lane is purged either when it is
+half full, mostly with consumed mail, and then the agent's ledger remembers the ids; or when all its mail is older than the
+window. An agent does not come to rest before that: while it sleeps it would not notice that its full lane refuses every sender.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ class MailPurger:
         self._half = max(1, services.settings.mailbox_limit // 2)
         self._recent: dict[str, deque[tuple[int, str | None, str | None]]] = {lane: deque() for lane in LANES}
         self._inherited: dict[str, int] = {}
-        """Per lane: consumed by former owners up to here, and perhaps not purged."""
+        """Per lane: the sequence up to which former owners have consumed mail that may not be purged yet."""
         self._crowded: set[str] = set()
         """Lanes that former owners have left half full."""
         self._counted = True
@@ -45,28 +44,28 @@ class MailPurger:
         self._numbers = 0
 
     def inherit(self, positions: Mapping[str, int]) -> None:
-        """What former owners have consumed of each lane may still be stored."""
+        """Note the positions of former owners: mail up to them may still be stored."""
         self._inherited = {lane: seq for lane, seq in positions.items() if seq > 0}
         self._counted = not self._inherited
 
     @property
     def at_ease(self) -> bool:
-        """Whether every lane has room, as far as consumed mail goes."""
+        """Whether no lane is crowded with consumed mail."""
         return self._counted and not self._busy and not any(self._due(lane) for lane in LANES)
 
     @property
     def lingering(self) -> bool:
-        """Whether consumed mail waits to grow older than the window."""
+        """Whether consumed mail is stored that can be purged once it is older than the window."""
         return any(self._old(lane) for lane in LANES)
 
     def _old(self, lane: str) -> bool:
         return self._position(lane) > 0 and (bool(self._recent[lane]) or lane in self._inherited)
 
     def arrived(self, mail: tuple[Mail, ...]) -> None:
-        """Take note of new mail; begin to purge where half a lane is consumed."""
+        """Note new mail, and begin a purge if one is due."""
         for item in mail:
             self._recent[item.lane].append((item.seq, item.msg_id, item.stored))
-        self._look(mail[-1].lane)
+        self._purge_if_due(mail[-1].lane)
 
     def _due(self, lane: str) -> bool:
         """Whether `lane` is half full and half of that is consumed."""
@@ -79,8 +78,8 @@ class MailPurger:
         core = self._loop.core
         return core.ledger.positions.get(lane, 0) if core is not None else 0
 
-    def _look(self, lane: str) -> bool:
-        """Begin to purge `lane` if it is due; whether it did."""
+    def _purge_if_due(self, lane: str) -> bool:
+        """Begin to purge `lane` if that is due. Returns whether it was."""
         if self._busy or not self._due(lane):
             return False
         self._busy = True
@@ -88,7 +87,7 @@ class MailPurger:
         return True
 
     async def _trim(self, lane: str) -> None:
-        """First the ledger remembers the ids; the purge follows once that is committed."""
+        """Have the ledger remember the ids; the purge follows once that is committed."""
         try:
             position = self._position(lane)
             horizon = self._s.now() - self._s.remember_s
@@ -121,11 +120,11 @@ class MailPurger:
         return [(m.seq, m.headers.get(MSG_ID), m.time) for m in messages if m.seq <= upto]
 
     def asked_for(self, token: str) -> bool:
-        """Whether it was this purger that had the machine remember ids under `token`."""
+        """Whether `token` belongs to a `Trim` of this purger."""
         return token in self._below
 
     async def remembered(self, token: str) -> None:
-        """The ids are in the journal (or there are none to keep): purge. Every purge of mail carries a sequence."""
+        """Purge: the ids are in the journal, or there are none to keep. Every purge of mail names a sequence."""
         lane, position = self._below.pop(token)
         try:
             subject = self._s.subjects.lane(lane, self._loop.name)
@@ -142,11 +141,11 @@ class MailPurger:
             self._busy = False
 
     def quiet(self, seconds: float) -> None:
-        """Called from time to time; the agent has been idle for so long.
+        """Called from time to time while the agent is idle; `seconds` says for how long.
 
-        A full lane brings no new mail that would show that it is full. Beyond the window, nothing needs to be remembered.
+        No new mail comes to a full lane, so nothing else would begin its purge. After the window no ids need to be remembered.
         """
-        if self._busy or any(self._look(lane) for lane in LANES):
+        if self._busy or any(self._purge_if_due(lane) for lane in LANES):
             return
         if not self._counted:
             self._busy = True

@@ -1,8 +1,8 @@
-"""What an owner knows of its agent's lanes.
+"""An agent's mail lanes, as its owner follows them.
 
 Stored mail is republished to the owner's one plain subscription, with its sequence and the previous one of its subject. While
-those fit together, mail costs no read at all. Where they do not (a gap: slow consumer, reconnect, first look), the lanes are
-read by direct get until nothing is missing, and only then are live copies trusted again (docs/architecture.md#mail-and-lanes).
+the sequences follow one another, mail costs no read at all. If they do not (a gap: slow consumer, reconnect, the beginning), the
+lanes are read by direct get until nothing is missing; only then are copies trusted again (docs/architecture.md#mail-and-lanes).
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ class Mailbox:
         self._seen = {lane: positions.get(lane, 0) for lane in LANES}
         self._behind = True
         self._noticed = {"mail": 0, "timer": 0}
-        """Highest sequences that live copies have shown while they were not trusted."""
+        """Highest sequences of copies that came while copies were not trusted."""
         self._reader = Background(f"mailbox {agent}")
 
-    # --- live copies ----------------------------------------------------------------------------------------------
+    # --- copies -----------------------------------------------------------------------------------------------------
     def on_copy(self, lane_name: str, message: Message) -> None:
-        """Take a republished copy."""
+        """Handle a republished copy of stored mail."""
         headers = message.headers
         lane = LANES[lane_name]
         try:
@@ -69,7 +69,7 @@ class Mailbox:
         self._deliver((decode_mail(lane, seq, message.data, headers, root=self._subjects.root),))
 
     def knows(self, lane: str, seq: int) -> bool:
-        """Whether the message is delivered, or being read."""
+        """Whether the message is delivered, or is being read."""
         return self._behind or seq <= self._seen.get(lane, 0)
 
     # --- reading --------------------------------------------------------------------------------------------------
@@ -80,8 +80,8 @@ class Mailbox:
             self._reader.begin(self._read_all())
 
     async def caught_up(self, *, proven: bool = False) -> None:
-        """Return when everything stored before this call is delivered; `proven`: as the leader knows each lane, although
-        copies may have been lost and a replica lag. A sweep goes so far (docs/architecture.md#the-end-of-a-life)."""
+        """Return when everything stored before this call is delivered. With `proven` the leader confirms that for each lane:
+        copies may be lost and replicas lag. A sweep needs that (docs/architecture.md#the-end-of-a-life)."""
         for pause in RETRY:
             self.catch_up()
             await self._reader.wait()
@@ -115,13 +115,13 @@ class Mailbox:
                 await asyncio.sleep(next(pauses))
                 continue
             if self._complete():
-                # No await between this check and trusting live copies again: nothing can slip in between.
+                # No await between this check and trusting copies again: no copy can be missed in between.
                 self._behind = False
                 return
-            await asyncio.sleep(RETRY.first_s)  # a replica lags behind what a live copy has shown
+            await asyncio.sleep(RETRY.first_s)  # a replica does not have yet what a copy has shown
 
     async def _notice_last(self) -> None:
-        """What the leader has: a replica that is read may lag behind it."""
+        """Note the newest sequences of the leader: the replica that is read may lag behind."""
         for stream, subject in (("mail", self._subjects.mail_filter(self._agent)), ("timer", self._subjects.due(self._agent))):
             name = self._subjects.stream("mail" if stream == "mail" else "timer")
             last = await get_last(self._t, name, subject)
@@ -142,12 +142,12 @@ class Mailbox:
         start = min(self._seen[lane] for lane in lanes) + 1
         while True:
             page = await read(self._t, name, subject, from_seq=start, batch=PAGE)
-            self._take(page.messages)
+            self._deliver_read(page.messages)
             if not page.messages or page.pending == 0:
                 return
             start = page.messages[-1].seq + 1
 
-    def _take(self, messages: list[StoredMessage]) -> None:
+    def _deliver_read(self, messages: list[StoredMessage]) -> None:
         mail: list[Mail] = []
         for message in messages:
             parsed = self._subjects.parse_lane(message.subject)

@@ -1,7 +1,7 @@
-"""The owner of one agent: takes its mail and all else that comes in, and performs what the turn machine wants.
+"""The owner of one agent: feeds its mail and all other inputs to the turn machine, and performs the machine's commands.
 
-Dull on purpose: what is to be done is decided in `agentmesh.turn`, and `loop` keeps the order. The prompt task runs beside the
-inputs, so that it can be killed. Each of the other files here is one part: it is given the loop, or nothing of an owner at all.
+Dull on purpose: decisions are made in `agentmesh.turn`, and `loop` keeps the order. The prompt task runs beside the inputs, so
+that it can be killed. Each of the other files here is one part: it gets the loop, or nothing of an owner at all.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from agentmesh.turn.step_values import StepTaken, WaitOver
 from agentmesh.turn.values import (
     AnswerControl,
     Arrived,
-    AwaitLeave,
+    AwaitPermit,
     Backoff,
     BackoffOver,
     Cleared,
@@ -33,7 +33,7 @@ from agentmesh.turn.values import (
     GaveUp,
     Input,
     Perform,
-    ReturnLeave,
+    ReturnPermit,
     RunTurn,
     SetStatus,
     Start,
@@ -65,7 +65,7 @@ from agentmesh_node.turns.turn_run import TurnRun
 class Owner:
     """One agent, owned by this process. `activate`, then `close`.
 
-    Everything that comes in goes through `OwnerLoop`; the other parts are given that loop, and callbacks of this object.
+    All inputs go through `OwnerLoop`; the other parts get that loop, and callbacks of this object.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Owner:
         *,
         on_end: Callable[[Owner, OwnershipLost | None], None],
     ) -> None:
-        """`on_end` is called when this owner can do no more: why, or None where the agent's life is over or it is to sleep."""
+        """`on_end` is called when this owner ends: with the reason, or with None if the agent's life is over or it may sleep."""
         self.name = name
         self.spec = spec
         self.claim = claim
@@ -109,7 +109,9 @@ class Owner:
             begin_to_wait=self._begin_to_wait,
         )
         self._purger = MailPurger(self._loop, services)
-        self._idle = IdleTracker(self._loop, services, self._purger, may_sleep=self._may_sleep, on_sleep=lambda: self._end(None))
+        self._idle = IdleTracker(
+            self._loop, services, self._purger, may_sleep=self._may_sleep, on_sleep=lambda: self._report_end(None)
+        )
         self._control = ControlRequests(
             self._loop,
             services,
@@ -124,7 +126,7 @@ class Owner:
             name,
             claim.incarnation,
             emit=self._emit,
-            end_stream=self._turn.tell_outcome,
+            end_stream=self._turn.end_live_events,
             is_gone=self._control.is_gone,
         )
         self._effects = EffectQueue(
@@ -137,7 +139,7 @@ class Owner:
 
     @functools.cached_property
     def _prober(self) -> CycleProber:
-        """Made when it is needed: most agents never wait in mid-turn."""
+        """Made at its first use: most agents never wait in mid-turn."""
         return CycleProber(self._loop, self._s, waiting=lambda: self._turn.waiting)
 
     def _begin_to_wait(self) -> None:
@@ -153,11 +155,11 @@ class Owner:
         Raises:
             OwnershipLost: this process may not act.
             StoreLost: the store has lost committed records; nothing was written.
-            Unavailable: it cannot be told now.
+            Unavailable: the store cannot be read or written now.
         """
         claimed = await claim_ownership(self._s, self.name, self.spec, self.claim)
         if claimed.ledger.phase == "over":
-            if self.spec.status != "stopping":  # the last owner died before it could say so
+            if self.spec.status != "stopping":  # the last owner died before it could write this
                 self._status.set("stopping", claimed.ledger.failed)
             self._status.set("stopped", claimed.ledger.failed)
             await self._status.settled()
@@ -173,13 +175,13 @@ class Owner:
             self._command_handlers(),
             kill_turn=self._turn.kill,
             on_input=self._idle.on_input,
-            on_end=self._end,
+            on_end=self._report_end,
         )
         self._purger.inherit(ledger.positions)
         self.mailbox = Mailbox(s.transport, s.subjects, self.name, ledger.positions, self._on_mail)
         self._emit("activated", {"generation": self.claim.generation})
         self._effects.add(ledger.effects.items(), doubtful=True)
-        # First what waits: a chained prompt must not overtake events, nor an event's prompt the mail before it.
+        # Waiting mail comes first: a chained prompt must not overtake events, nor an event's prompt the mail before it.
         await self.mailbox.caught_up()
         self._begun = True
         if self.spec.status == "stopping" and (self.runner is None or ledger.phase == "new") and ledger.phase != "stopped":
@@ -196,7 +198,7 @@ class Owner:
         return self.spec.reason or ErrorBody(code="stopped", message="")
 
     async def close(self) -> None:
-        """Stop acting, at once and without a word: the journal has all that counts."""
+        """Stop acting at once, without writing anything: the journal has all that is needed."""
         if self.closed:
             return
         if self.core is not None:
@@ -214,18 +216,18 @@ class Owner:
         if self._permit is not None:
             await self._permit.give_back()
 
-    def _end(self, lost: OwnershipLost | None) -> None:
+    def _report_end(self, lost: OwnershipLost | None) -> None:
         self._on_end(self, lost)
 
-    # --- what others see of it --------------------------------------------------------------------------------------
+    # --- seen from outside ------------------------------------------------------------------------------------------
     @property
     def core(self) -> Core | None:
-        """What the turn machine knows of the agent; None until this owner has made itself the owner."""
+        """The turn machine's state of the agent; None until the `activated` record is committed."""
         return self._loop.core
 
     @property
     def begun(self) -> bool:
-        """Whether what waits for the agent is known, so that its state can be told."""
+        """Whether the waiting mail has been read, so that the agent's status can be given."""
         return self._begun
 
     @property
@@ -240,11 +242,11 @@ class Owner:
 
     @property
     def closed(self) -> bool:
-        """Whether this owner acts no more."""
+        """Whether this owner has stopped acting."""
         return self._loop.closed
 
     async def settled(self) -> None:
-        """Return when the registry shows what this owner last said."""
+        """Return when the registry shows the status that this owner set last."""
         await self._status.settled()
 
     async def retire(self) -> None:
@@ -252,17 +254,17 @@ class Owner:
         await self._idle.retire()
 
     def lose_store(self) -> None:
-        """The store does not have all that was committed any more: stop, and write nothing."""
+        """The store has lost committed data: stop, and write nothing."""
         if not self.closed:
-            self._end(OwnershipLost("the store ends before what was committed or consumed", final=False, broken=True))
+            self._report_end(OwnershipLost("the store ends before what was committed or consumed", final=False, broken=True))
 
     # --- inputs -----------------------------------------------------------------------------------------------------
     def feed(self, item: Input) -> None:
-        """Take an input for the turn machine (see `OwnerLoop.feed`)."""
+        """Feed an input to the turn machine (see `OwnerLoop.feed`)."""
         self._loop.feed(item)
 
     def on_copy(self, lane: str, message: Message) -> None:
-        """Take what came on the agent's one subscription: a copy of stored mail, or a control request."""
+        """Handle a message of the agent's one subscription: a copy of stored mail, or a control request."""
         if lane == "control":
             self._control.handle(message)
         elif lane in LANES and self.mailbox is not None:
@@ -275,12 +277,12 @@ class Owner:
     def stop(self, spec: Spec) -> None:
         """The registry says `stopping`."""
         self.spec = spec
-        if self._begun:  # else `_begin` sees it: where the agent stands must be known before it is stopped
+        if self._begun:  # else `_begin` sees the new spec: the waiting mail must be read before the agent is stopped
             self.feed(Stop(self._stop_reason()))
             self._loop.later(STOP_GRACE_S, self._loop.limit_callbacks)
 
     def reassert(self, spec: Spec) -> None:
-        """Say again in the registry how the agent is, if its spec says otherwise: the leader made it `wanted` while this node
+        """Write the agent's status to the registry again if its spec differs: the leader made it `wanted` while this node
         was thought lost, or a former owner that was frozen has written late (docs/architecture.md#the-registry)."""
         shown = self._shown
         if shown is not None and shown.status in ("running", "failed") and spec.status != shown.status:
@@ -288,20 +290,20 @@ class Owner:
 
     # --- commands ---------------------------------------------------------------------------------------------------
     def _command_handlers(self) -> Handlers:
-        """What performs each command at once; those that are not here are awaited by the loop."""
+        """The handlers of commands that are performed at once; the loop awaits the other commands."""
         return {
             RunTurn: self._turn.start,
             StepTaken: self._turn.step_taken,
             WaitOver: self._turn.wait_over,
-            Emit: self._tell_fact,
+            Emit: self._publish_fact,
             Perform: self._add_effects,
             AnswerControl: self._answer,
             SetStatus: self._set_status,
             Wake: self._wake_at,
             Backoff: self._back_off,
             Sweep: self._begin_sweep,
-            AwaitLeave: self._await_permit,
-            ReturnLeave: self._return_permit,
+            AwaitPermit: self._await_permit,
+            ReturnPermit: self._return_permit,
         }
 
     def _add_effects(self, command: Perform) -> None:
@@ -313,7 +315,7 @@ class Owner:
         else:
             self._control.answer(command)
 
-    def _tell_fact(self, command: Emit) -> None:
+    def _publish_fact(self, command: Emit) -> None:
         core, turn = self._loop.core, command.turn
         assert core is not None
         if turn is None:
@@ -321,7 +323,7 @@ class Owner:
         self._emit_fact(self.name, command.kind, turn, command.fields)
 
     def _emit(self, kind: str, fields: dict[str, Any]) -> None:
-        self._tell_fact(Emit(kind, fields))
+        self._publish_fact(Emit(kind, fields))
 
     def _wake_at(self, command: Wake) -> None:
         self._loop.later(command.at - self._s.now() + 0.001, lambda: self.feed(Tick()))
@@ -333,11 +335,11 @@ class Owner:
             self.runner.renew()
         self._loop.later(command.seconds, lambda: self.feed(BackoffOver()))
 
-    def _await_permit(self, command: AwaitLeave) -> None:
+    def _await_permit(self, command: AwaitPermit) -> None:
         if self._permit is None:
             self._permit = SuspectPermit(self._s.suspects, lambda: self.feed(Cleared()))
 
-    def _return_permit(self, command: ReturnLeave) -> None:
+    def _return_permit(self, command: ReturnPermit) -> None:
         permit, self._permit = self._permit, None
         if permit is not None:
             self._s.spawn(permit.give_back())
@@ -358,6 +360,6 @@ class Owner:
         self._status.set(command.status, command.reason)
 
     def _may_sleep(self) -> bool:
-        """Whether nothing is left to say or to do for which the agent would have to stay loaded."""
+        """Whether nothing is left to do for which the agent must stay loaded."""
         core = self.core
         return core is not None and not self._status.busy and not any(m.deadline is not None for m in core.prompts)

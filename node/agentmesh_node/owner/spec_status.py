@@ -1,4 +1,4 @@
-"""Shows an agent's status in its spec: in order, until the registry has it."""
+"""Writes an agent's status into its spec: in order, each until the registry has it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _FROM: dict[AgentStatus, tuple[AgentStatus, ...]] = {
     "stopped": ("stopping",),
     "wanted": (),
 }
-"""From which status an owner may go to which: a `stopping` spec is never made to run again."""
+"""Status in the spec -> statuses that an owner may write over it: a `stopping` spec never runs again."""
 KEEP_STOPPED_S = 7 * 24 * 3600
 
 
@@ -41,30 +41,30 @@ class StatusWriter:
         self._writing = Background(f"status {agent}")
 
     def set(self, status: AgentStatus, reason: ErrorBody | None) -> None:
-        """Show `status`, after what was set before."""
+        """Write `status`, after those that were set before."""
         self._wanted.append((status, reason))
         if not self._writing.running:
             self._writing.begin(self._write_all())
 
     def again(self, status: AgentStatus, reason: ErrorBody | None) -> None:
-        """Show `status` once more, since somebody else has written another one.
+        """Write `status` once more, because somebody else has written another one.
 
-        Also while it is being written: that may have been found done, by a read from before.
+        Needed also while it is being written: that write may have been taken for done by an older read.
         """
         if len(self._wanted) < 2:
             self.set(status, reason)
 
     @property
     def busy(self) -> bool:
-        """Whether something that was set is not in the registry yet."""
+        """Whether a status that was set is not in the registry yet."""
         return self._writing.running
 
     async def settled(self) -> None:
-        """Return when all that was set is in the registry."""
+        """Return when every status that was set is in the registry."""
         await self._writing.wait()
 
     async def close(self) -> None:
-        """Give up what is not written."""
+        """Stop, and drop what is not written."""
         await self._writing.close()
 
     async def _write_all(self) -> None:
@@ -82,7 +82,7 @@ class StatusWriter:
             pauses, stale = iter(UPKEEP_RETRY), False
 
     async def _write(self, status: AgentStatus, reason: ErrorBody | None, *, look: bool) -> None:
-        """Write over what the live copy shows; after a failure (`look`) over what the leader has."""
+        """Write over the spec of the registry's copy; after a failure (`look`) over that of the leader."""
         key = spec_key(self._agent)
         entry = None if look else self._s.specs.get(key)
         if entry is None or decode_spec(entry).status == status:
@@ -96,7 +96,7 @@ class StatusWriter:
                 return
             raise WrongLastSequence(newer.revision)
         kept = reason if reason is not None or status != "stopped" else spec.reason
-        # A reason that says why it waited for a node is over once it runs.
+        # The reason why it waited for a node no longer holds once it runs.
         new = msgspec.structs.replace(spec, status=status, reason=kept, since=wire.format_time(self._s.now()))
         ttl = KEEP_STOPPED_S if status == "stopped" else None
         await self._s.registry.update(key, wire.encode(new), entry.revision, ttl_s=ttl)

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from agentmesh.edge.tasks import cancel_and_wait
 
 LONGEST_S = 30.0
-"""How long others wait for one suspect. What kills its node does so sooner as a rule; and a suspect may be a turn of an hour,
-or one that waits for the answer of another suspect, which would wait for it in turn."""
+"""How long others wait for one suspect. An input that kills its node usually does so sooner. A suspect may be a turn of an hour;
+or it may wait for the answer of another suspect, which would otherwise wait for the permit for ever."""
 
 
 class SuspectPermit:
-    """Waits for its turn, calls `granted`, and is given back in the end, whether it came or not."""
+    """Waits for the node's permit, calls `granted`, and is given back in the end, granted or not."""
 
     def __init__(self, slot: asyncio.Semaphore, granted: Callable[[], None], longest_s: float = LONGEST_S) -> None:
         self._slot = slot
@@ -21,7 +21,7 @@ class SuspectPermit:
         self._longest_s = longest_s
         self._held = False
         self._limit: asyncio.TimerHandle | None = None
-        self._task = asyncio.get_running_loop().create_task(self._wait(), name="leave for a suspect input")
+        self._task = asyncio.get_running_loop().create_task(self._wait(), name="permit for a suspect input")
 
     async def _wait(self) -> None:
         await self._slot.acquire()
@@ -30,7 +30,7 @@ class SuspectPermit:
         self._granted()
 
     async def give_back(self) -> None:
-        """Let the next one begin. Idempotent."""
+        """Let the next suspect begin. Idempotent."""
         await cancel_and_wait(self._task)
         self._release()
 

@@ -1,1 +1,1 @@
-"""One process: brought up, signalled, watched, ended."""
+"""One process: start, signals, health, end."""

@@ -1,4 +1,4 @@
-"""Find the agents to serve: modules by name, or Python files by path."""
+"""Loads the agents to serve: from modules by name, or from Python files by path."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def load_agents(sources: Iterable[str], *, directory: Path | None = None) -> dic
     """The agent classes of `sources`, by kind (the class's name).
 
     Args:
-        sources: Each a module (`my_agents`, `team.agents`) or a file (`my_agents.py`, `path/to/agents.py`); one string may list
+        sources: each a module (`my_agents`, `team.agents`) or a file (`my_agents.py`, `path/to/agents.py`); one string may list
             several, separated by commas.
-        directory: Where modules and relative paths are looked up first; the current directory by default.
+        directory: where modules and relative paths are looked up first; the current directory by default.
 
     Raises:
-        InvalidAgent: a source cannot be imported or has no agents, two sources have agents of one name, or a class cannot
-            be an agent's (`agentmesh.callback_results.check_class`).
+        InvalidAgent: a source cannot be imported or has no agents, two sources have agents of one name, or a class is
+            refused by `agentmesh.callback_results.check_class`.
     """
     directory = (directory or Path()).absolute()
     kinds: dict[str, type[Agent[Any]]] = {}
@@ -50,14 +50,14 @@ def _import(source: str, directory: Path) -> ModuleType:
         if source.endswith(".py") or "/" in source:
             return _file(directory / source)
         return _module(source, directory)
-    except InvalidAgent as error:  # ours, or what a declaration in the user's file is refused with
+    except InvalidAgent as error:  # ours, or from a declaration in the user's file
         raise InvalidAgent(f"{error.message}{_line_in(error)}") from error
-    except (Exception, SystemExit) as error:  # whatever the user's code raises when it is imported
+    except (Exception, SystemExit) as error:  # user code may raise anything when it is imported
         raise InvalidAgent(f"{source} cannot be imported: {type(error).__name__}: {error}{_line_in(error)}") from error
 
 
 def _line_in(error: BaseException) -> str:
-    """Where in the user's own files `error` came from, as ` (agents.py, line 3)`; a SyntaxError says so itself."""
+    """The line of the user's own files that `error` came from, as ` (agents.py, line 3)`; a SyntaxError says that itself."""
     if isinstance(error, SyntaxError):
         return ""
     installed = sysconfig.get_paths()
@@ -88,14 +88,14 @@ def _file(path: Path) -> ModuleType:
     known = sys.modules.get(path.stem)
     if known is not None and getattr(known, "__file__", None) == str(path):
         return known
-    # Its own name where that is free: classes then have the name that their author expects, also in tracebacks.
+    # Under its own name if that is free: then classes have the module name that their author expects, also in tracebacks.
     name = path.stem if importlib.util.find_spec(path.stem) is None else f"agents_{abs(hash(str(path))):x}"
     _look_in(path.parent)
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise InvalidAgent(f"{path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # before it runs: type hints of its classes are resolved through it
+    sys.modules[name] = module  # before it runs: type hints of its classes are looked up in it
     try:
         spec.loader.exec_module(module)
     except BaseException:

@@ -1,8 +1,8 @@
 """Liveness and readiness over HTTP, for orchestrators: `GET /livez` and `GET /readyz`, each 200 or 503 with a reason.
 
-Liveness is the loop's own answer: a loop that hangs gives none, and the orchestrator's time-out says the rest (the heartbeat
-ends such a process by itself, see `MESH_STALL_LIMIT_S`). Readiness is whether the process takes work now; one that drains
-is alive and not ready.
+Liveness is answered by the loop itself: a loop that hangs gives no answer, and the orchestrator times out (the heartbeat also
+ends such a process, see `MESH_STALL_LIMIT_S`). Readiness is whether the process takes work now: a draining one is alive and not
+ready.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ MAX_LINE = 4096
 
 @contextlib.asynccontextmanager
 async def serving(port: int | None, not_ready: Callable[[], str | None], *, request_s: float = REQUEST_S) -> AsyncIterator[None]:
-    """Serve on all interfaces while the context is open; nothing without a port. `not_ready()` is None, or says why not; a
-    probe that has not asked after `request_s` seconds gets no answer.
+    """Serve on all interfaces while the context is open; without a port, do nothing. `not_ready()` returns None, or the reason. A
+    probe that has not sent its request after `request_s` seconds gets no answer.
 
     Raises:
         Unavailable: the port is taken.
@@ -50,7 +50,7 @@ async def _answer(
             writer.write(head.encode() + body)
             await writer.drain()
     except (TimeoutError, OSError, ValueError):
-        pass  # a probe that went away, or was none
+        pass  # the probe went away, or was no HTTP
     finally:
         writer.close()
 

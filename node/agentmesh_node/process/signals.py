@@ -19,15 +19,15 @@ from agentmesh.errors import MeshError, RequestError, ServerTooOld, Unavailable
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_NO_SERVER, EXIT_INTERRUPTED = 0, 1, 2, 5, 130
 YOUNG = 10_000
-"""New objects after which the garbage collector looks through the new ones."""
+"""New objects after which the garbage collector checks the new ones."""
 log = logging.getLogger("agentmesh.process")
 
 
 class StopSignal:
-    """SIGTERM and SIGINT as something to wait for.
+    """Waits for SIGTERM or SIGINT.
 
-    Before `ready` a signal ends the process at once, for there is nothing to drain. After it the first one is for the process
-    to act upon, and a second one ends it without waiting for more.
+    Before `ready` a signal ends the process at once, because there is nothing to drain. After `ready` the first signal ends
+    `stop`, and a second one ends the process without waiting any longer.
     """
 
     def __init__(self) -> None:
@@ -39,13 +39,13 @@ class StopSignal:
             loop.add_signal_handler(number, self._signalled)
 
     def ready(self, line: str) -> None:
-        """Say `line` on stdout: from now on the process does its work."""
+        """Print `line` on stdout: from now on the process does its work."""
         self._ready = True
         settle_memory()
-        print(line, flush=True)  # noqa: T201 - what the command is asked to say
+        print(line, flush=True)  # noqa: T201 - the command's output
 
     async def stop(self, *parts: asyncio.Task[None]) -> None:
-        """Return when the process is told to end, or when one of `parts` has ended, whose error is raised here."""
+        """Return when a signal says that the process must end, or when one of `parts` has ended; its error is raised here."""
         await first_of(self._stop, *parts)
         for part in parts:
             if part.done():
@@ -59,10 +59,10 @@ class StopSignal:
 
 
 def settle_memory() -> None:
-    """Spare the garbage collector what is not worth its time.
+    """Spare the garbage collector work.
 
-    What has been made by now, mostly modules, lasts as long as the process: it is not looked through again. And a turn makes
-    some hundred short-lived objects, which are gone without the collector: it need not look after every few turns.
+    The objects made so far, mostly modules, last as long as the process: they are not collected again. And a turn makes some
+    hundred short-lived objects, which are freed without the collector: it need not run after every few turns.
     """
     gc.collect()
     gc.freeze()
@@ -89,7 +89,7 @@ async def _with_signals(main: Callable[[StopSignal], Coroutine[Any, Any, None]])
 
 
 def report_error(error: MeshError) -> int:
-    """Say on stderr what is wrong, and return the exit code that stands for it."""
+    """Print the error on stderr, and return its exit code."""
     print(f"mesh: {error.message}", file=sys.stderr, flush=True)  # noqa: T201
     log.debug("the process ends", exc_info=error)
     if isinstance(error, RequestError):
@@ -98,7 +98,7 @@ def report_error(error: MeshError) -> int:
 
 
 def default_id() -> str:
-    """An id for a node or a supervisor that was given none: the host's name and a few random letters."""
+    """An id for a node or a supervisor without one: the host's name and a few random letters."""
     host = re.sub(r"[^A-Za-z0-9-]+", "-", socket.gethostname().partition(".")[0]).strip("-")[:48]
     return f"{host or 'host'}-{secrets.token_hex(2)}"
 

@@ -1,7 +1,7 @@
-"""`mesh node --workers N`: several node processes on one machine, kept alive by one that does nothing else.
+"""`mesh node --workers N`: several node processes on one machine, kept alive by a parent process that does nothing else.
 
-A Python process uses one core; a machine has more. Each worker is an ordinary node with an id of its own, `<id>-<number>`. One
-that dies is started again, with a pause that doubles while it goes on dying; one that was drained by an operator stays ended.
+A Python process uses one core; a machine has more. Each worker is an ordinary node with an id of its own, `<id>-<number>`. A
+worker that dies is started again, with a pause that doubles while it keeps dying; a worker that an operator has drained is not.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from agentmesh_node.process.signals import EXIT_OK, StopSignal
 log = logging.getLogger("agentmesh.workers")
 
 PARENT = "MESH_WORKER_OF"
-"""Names the process that keeps this one: a worker whose keeper is gone drains and ends."""
+"""Variable with the parent's process id: a worker whose parent is gone drains and ends."""
 RESTART = ExponentialBackoff(0.2, 10.0)
 LASTED_S = 30.0
-"""A worker that ran so long has not died of its start: the pause begins anew."""
+"""A worker that ran for so long has not died of its start: the pause begins anew."""
 LOOK_S = 1.0
 
 
@@ -54,17 +54,18 @@ class Workers:
         self._stopping = False
 
     def not_ready(self) -> str | None:
-        """Why not all workers do their work, or None."""
+        """Why not all workers work, or None."""
         missing = [own_id for own_id in self._ids if own_id not in self._ready]
         if self._stopping:
             return "draining"
         return f"not ready: {', '.join(missing)}" if missing else None
 
     async def serve(self, told: StopSignal, line: str, health_port: int | None) -> int:
-        """Keep the workers until told to end, then drain them. Returns the exit code: that of the first that failed, else 0.
+        """Keep the workers running until a signal, then drain them. Returns the exit code: that of the first one that failed,
+        else 0.
 
         Raises:
-            StartFailed: one could not be started at all.
+            StartFailed: a worker could not be started at all.
         """
         keepers = [asyncio.create_task(self._keep(own_id)) for own_id in self._ids]
         try:
@@ -91,7 +92,7 @@ class Workers:
             await asyncio.sleep(0.02)
 
     async def _all_ended(self, keepers: list[asyncio.Task[None]]) -> None:
-        """Return when all were drained from outside; raise what made one fail."""
+        """Return when all workers were drained from outside; raise if one fails."""
         await asyncio.gather(*keepers)
 
     def _signal(self, number: signal.Signals) -> None:
@@ -106,7 +107,7 @@ class Workers:
         while not self._stopping:
             began = loop.time()
             code, was_ready = await self._run(own_id)
-            # One that was about to start again when all were told to end had nothing to drain, and ends at once.
+            # A worker that was about to start again when all had to end has nothing to drain, and ends at once.
             self._codes[own_id] = code if was_ready or not self._stopping else EXIT_OK
             if self._stopping or (code == EXIT_OK and was_ready):
                 return
@@ -123,7 +124,7 @@ class Workers:
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "agentmesh_node", "worker", "--id", own_id,
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, env={**os.environ, PARENT: str(os.getpid())},
-            start_new_session=True,  # Ctrl-C in a terminal is for the keeper, which drains them
+            start_new_session=True,  # a terminal's Ctrl-C is for the parent, which drains the workers
         )  # fmt: skip
         self._running[own_id] = process
         assert process.stdin is not None and process.stdout is not None
@@ -142,7 +143,7 @@ class Workers:
 
 
 async def orphaned() -> None:
-    """Return when the process that keeps this worker is gone; never, for a process that is no worker."""
+    """Return when this worker's parent is gone; never, if this process is no worker."""
     parent = os.environ.get(PARENT, "")
-    while not parent or os.getppid() == int(parent):  # noqa: ASYNC110 - nobody tells
+    while not parent or os.getppid() == int(parent):  # noqa: ASYNC110 - nothing signals it
         await asyncio.sleep(LOOK_S)

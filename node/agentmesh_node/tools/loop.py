@@ -122,12 +122,12 @@ class ToolLoop:
     """The loop of one agent."""
 
     def __init__(
-        self, model: Model, toolbox: Toolbox, *, bounds: Bounds = BOUNDS, meter: CallGuard | None = None, conversation: str = ""
+        self, model: Model, toolbox: Toolbox, *, bounds: Bounds = BOUNDS, guard: CallGuard | None = None, conversation: str = ""
     ) -> None:
         self.model = model
         self.toolbox = toolbox
         self.bounds = bounds
-        self.meter: CallGuard = meter or Allowed()
+        self.guard: CallGuard = guard or Allowed()
         self.conversation = conversation
 
     def run(self, history: list[Any], prompt: str, turn: Turn) -> AsyncIterator[Event]:
@@ -142,7 +142,7 @@ class _LoopTurn:
         self._model = loop.model
         self._toolbox = loop.toolbox
         self._bounds = loop.bounds
-        self._meter = loop.meter
+        self._guard = loop.guard
         self._about = {"agent": turn.agent, "conversation": loop.conversation}
         self._history = history
         self._turn = turn
@@ -222,7 +222,7 @@ class _LoopTurn:
                 yield event
             yield reply
             return
-        note = await self._meter.before_call(Metered("model", self._model.name, self._turn))
+        note = await self._guard.before_call(Metered("model", self._model.name, self._turn))
         note = None if self._paused else note  # no message of ours is there to add it to
         self._note(note)
         async with aclosing(self._ask(specs)) as asked:
@@ -248,7 +248,7 @@ class _LoopTurn:
         return [self._total.event(replayed=replayed), *(called(call, replayed=replayed) for call in self._calls)]
 
     async def _count(self, reply: ModelAnswer, *, replayed: bool) -> None:
-        await self._meter.after_call(Metered("model", reply.model, self._turn, reply.usage, replayed))
+        await self._guard.after_call(Metered("model", reply.model, self._turn, reply.usage, replayed))
 
     async def _ask(self, specs: Sequence[ToolSpec]) -> AsyncGenerator[Event | ModelAnswer]:
         span = tracing.chat(self._model.provider, self._model.name, **self._about)
@@ -277,7 +277,7 @@ class _LoopTurn:
             known = self._taken.result(call)
             if known is not None:
                 results[call.id] = known
-                await self._meter.after_call(Metered("tool", call.name, self._turn, replayed=True))
+                await self._guard.after_call(Metered("tool", call.name, self._turn, replayed=True))
                 yield ran(known, replayed=True)
         tasks = {asyncio.create_task(self._tool(call), name=f"tool {call.name}") for call in calls if call.id not in results}
         waiting = set(tasks)
@@ -304,7 +304,7 @@ class _LoopTurn:
                 result = await self._run(call)
                 if not result.ok:
                     tracing.failed(span, result.error or "error")
-        await self._meter.after_call(Metered("tool", call.name, self._turn))
+        await self._guard.after_call(Metered("tool", call.name, self._turn))
         return result
 
     async def _keep_result(self, result: Result) -> Result:
@@ -322,7 +322,7 @@ class _LoopTurn:
             if known is not None:
                 return known
         try:
-            await self._meter.before_call(Metered("tool", call.name, self._turn))
+            await self._guard.before_call(Metered("tool", call.name, self._turn))
         except BudgetExceeded as error:
             # A result and not the end: results of tools beside it belong into the history. The next model call ends the turn.
             return Result.failed(call, error.code, f"this call was not made: {error.message}")

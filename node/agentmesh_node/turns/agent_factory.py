@@ -37,7 +37,7 @@ class AgentFactory:
         self._s = services
         self._files = files_of(services.settings)
         self._prices = prices_of()
-        self._counters = TurnMetrics()
+        self._metrics = TurnMetrics()
         self._threads = CallbackThreads()
         self._process_slots: dict[str, asyncio.Semaphore] = {}
 
@@ -55,7 +55,7 @@ class AgentFactory:
             limit=limit,
             emit=s.events.emit,
             prices=self._prices,
-            counters=self._counters,
+            metrics=self._metrics,
             threads=self._threads,
         )
         backend = self.backend_name(spec)

@@ -52,7 +52,7 @@ class Ports(msgspec.Struct, frozen=True):
     """Publishes a lifecycle fact: agent, kind, turn, fields (agentmesh_node.telemetry.events)."""
     prices: Prices = msgspec.field(default_factory=Prices)
     """Prices of models."""
-    counters: TurnMetrics = msgspec.field(default_factory=TurnMetrics)
+    metrics: TurnMetrics = msgspec.field(default_factory=TurnMetrics)
     """Metrics of what turns spend."""
     threads: CallbackThreads = msgspec.field(default_factory=CallbackThreads)
     """Threads in which plain callbacks run."""
@@ -281,7 +281,7 @@ class Runner:
         self,
         command: RunTurn,
         feed: Callable[[Input], None],
-        live: Callable[[Event], None] | None,
+        on_event: Callable[[Event], None] | None,
         steps: Steps | None = None,
     ) -> bool:
         """Start the prompt task; `feed` gets its `TurnEnded`. Returns whether it still runs: a quick one is over at once."""
@@ -291,7 +291,7 @@ class Runner:
         if self._tracing.on:
             self._span = self._tracing.turn(self._name, command.request, command.number, command.trace)
         task = self._turn = asyncio.Task(
-            self._run_turn(command, feed, live), loop=asyncio.get_running_loop(), name=self._title, eager_start=True
+            self._run_turn(command, feed, on_event), loop=asyncio.get_running_loop(), name=self._title, eager_start=True
         )
         return not task.done()
 
@@ -307,11 +307,11 @@ class Runner:
             self._tracing.end(self._span, error)
             self._span = None
 
-    async def _run_turn(self, command: RunTurn, feed: Callable[[Input], None], live: Callable[[Event], None] | None) -> None:
+    async def _run_turn(self, command: RunTurn, feed: Callable[[Input], None], on_event: Callable[[Event], None] | None) -> None:
         token = callback_context.current_context.set(callback_context.closed(_own_request(command.request)))
         entered = self._tracing.enter(self._span, command.trace)
         try:
-            ended = await self._consume(command, live)
+            ended = await self._consume(command, on_event)
         except BaseException as error:
             if _is_cancelled(error):
                 raise
@@ -338,11 +338,11 @@ class Runner:
         if self._meter is None or not self._meter.usage():
             return
         made = self._meter.made()
-        self._ports.counters.spent(self._cls.__name__, made)
+        self._ports.metrics.spent(self._cls.__name__, made)
         if self._span is not None and made.get("usd"):
             self._span.set_attribute(semconv.COST, made["usd"])
 
-    async def _consume(self, command: RunTurn, live: Callable[[Event], None] | None) -> TurnEnded:
+    async def _consume(self, command: RunTurn, on_event: Callable[[Event], None] | None) -> TurnEnded:
         backend, number, meter = self._backend, command.number, self._meter
         assert backend is not None
         assert meter is not None
@@ -356,10 +356,10 @@ class Runner:
             return TurnEnded(turn=number, error=sound(ErrorBody.of(error)))
         try:
             if meter.patience_s is None:
-                events, last, streamed = await self._read(stream.events, command, live)
+                events, last, streamed = await self._read(stream.events, command, on_event)
             else:
                 async with _within(meter):
-                    events, last, streamed = await self._read(stream.events, command, live)
+                    events, last, streamed = await self._read(stream.events, command, on_event)
         except BudgetExceeded as error:
             # The session of the turn's beginning: an interrupted run leaves none that is whole.
             return TurnEnded(turn=number, error=sound(ErrorBody.of(error)))
@@ -383,7 +383,7 @@ class Runner:
         return TurnEnded(turn=number, response=response, state=state, session=_encoded(session))
 
     async def _read(
-        self, stream: Any, command: RunTurn, live: Callable[[Event], None] | None
+        self, stream: Any, command: RunTurn, on_event: Callable[[Event], None] | None
     ) -> tuple[list[Event], Event | None, Any]:
         """The stream's events up to its terminal one, and the state as `handle_stream_event` left it.
 
@@ -398,8 +398,8 @@ class Runner:
                 events.append(event)
                 if self._meter is not None:
                     self._meter.observe(event)
-                if live is not None:
-                    live(event)
+                if on_event is not None:
+                    on_event(event)
                 if self._streams:
                     state = await self._observe(event, state)
                 if event.terminal:

@@ -16,7 +16,7 @@ from agentmesh_node.turns.turn_steps import TurnSteps
 
 
 class TurnRun:
-    """What runs beside the owner's inputs, so that it can be killed. One turn at a time."""
+    """The running turn. It runs beside the owner's inputs, so that it can be killed. One turn at a time."""
 
     def __init__(
         self,
@@ -30,10 +30,10 @@ class TurnRun:
     ) -> None:
         """
         Args:
-            name: the agent's.
-            generation: its owner's.
+            name: the agent's name.
+            generation: the owner's generation.
             feed: takes inputs for the turn machine.
-            runner: None where the node does not serve the agent's kind: no turn begins then.
+            runner: None if the node does not serve the agent's kind: then no turn begins.
             begin_to_wait: called when a turn begins to wait for an agent.
         """
         self._s = services
@@ -43,9 +43,9 @@ class TurnRun:
         self._runner = runner
         self._begin_to_wait = begin_to_wait
         self._watchdog: asyncio.TimerHandle | None = None
-        self._live: TurnEventStream | None = None
+        self._events: TurnEventStream | None = None
         self.steps: TurnSteps | None = None
-        """The running, or the last, turn's."""
+        """The steps of the running turn, or of the last one."""
 
     @property
     def waiting(self) -> bool:
@@ -53,15 +53,15 @@ class TurnRun:
         return self.steps is not None and self.steps.waiting
 
     def spent(self) -> dict[str, Any] | None:
-        """What the newest turn has spent so far, as its outcome has it; None where it is nothing."""
+        """The newest turn's spending so far, as its outcome has it; None if it is nothing."""
         return self._runner.spent() if self._runner is not None else None
 
     def start(self, command: RunTurn) -> None:
-        """Start the prompt task. Its end is fed to the owner; a quick one has ended when this returns."""
+        """Start the prompt task. Its end is fed to the machine; a quick task has ended when this returns."""
         assert self._runner is not None
-        self._live = TurnEventStream.open(self._s, self._name, command, self._generation)
+        self._events = TurnEventStream.open(self._s, self._name, command, self._generation)
         self.steps = TurnSteps(self._s, command, self._feed, self._begin_to_wait)
-        if self._runner.start_turn(command, self._ended, self._live.event if self._live else None, self.steps):
+        if self._runner.start_turn(command, self._ended, self._events.event if self._events else None, self.steps):
             self._watchdog = asyncio.get_running_loop().call_later(command.watchdog_s, self._on_watchdog, command.number)
 
     def _on_watchdog(self, number: int) -> None:
@@ -72,7 +72,7 @@ class TurnRun:
         self._feed(item)
 
     async def kill(self) -> None:
-        """End the prompt task; nothing of it runs on."""
+        """End the prompt task, and everything that it has started."""
         self._stop_watchdog()
         if self._runner is not None:
             await self._runner.kill_turn()
@@ -89,17 +89,17 @@ class TurnRun:
             self._watchdog = None
 
     def step_taken(self, command: StepTaken) -> None:
-        """The journal has a step, or refuses it."""
+        """Pass on that a step is committed, or refused."""
         assert self.steps is not None
         self.steps.step_taken(command)
-        if self._live is not None:
-            self._live.step = command.steps
+        if self._events is not None:
+            self._events.step = command.steps
 
     def wait_over(self, command: WaitOver) -> None:
-        """A wait of the turn has its outcome."""
+        """Pass on that a wait has its outcome."""
         assert self.steps is not None
         self.steps.wait_over(command)
 
-    def tell_outcome(self, effect: Resolve) -> None:
+    def end_live_events(self, effect: Resolve) -> None:
         """End the live events of a request with its outcome."""
-        TurnEventStream.close_with(self._s, self._name, effect, self._generation, self._live)
+        TurnEventStream.close_with(self._s, self._name, effect, self._generation, self._events)

@@ -133,7 +133,7 @@ def test_every_lane_takes_names_of_every_length_and_republishes(server: Server, 
             agents = ["coder", "team-a.coder", ".".join("abcdefgh")]
             for agent in agents:
                 live: list[Message] = []
-                subscription = await t.subscribe(subjects.live(agent), live.append)
+                subscription = await t.subscribe(subjects.copies(agent), live.append)
                 stored = [
                     (await store(t, subjects.lane(lane, agent), lane.encode(), headers={"Mesh-Tag": "t"})).seq
                     for lane in LANES
@@ -141,7 +141,7 @@ def test_every_lane_takes_names_of_every_length_and_republishes(server: Server, 
                 ]
                 await schedule(t, subjects.timer(agent, "t1"), subjects.due(agent), time.time(), b"due")
                 await eventually(lambda live=live: len(live) == len(LANES), what=f"all lanes of {agent}")
-                assert [subjects.parse_live(message.subject) for message in live] == [(lane, agent) for lane in LANES]
+                assert [subjects.parse_copy(message.subject) for message in live] == [(lane, agent) for lane in LANES]
                 assert [message.data.decode() for message in live] == list(LANES)
                 assert [int(message.headers["Nats-Sequence"]) for message in live[:-1]] == stored
                 await subscription.unsubscribe()

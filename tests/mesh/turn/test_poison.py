@@ -10,7 +10,7 @@ from agentmesh import ledger as book
 from agentmesh.agent import Agent, Idle
 from agentmesh.records import Bury, decode_record
 from agentmesh.turn import machine
-from agentmesh.turn.values import AwaitLeave, Cleared, Command, ReturnLeave, Start
+from agentmesh.turn.values import AwaitPermit, Cleared, Command, ReturnPermit, Start
 from mesh.turn.harness import Bench as World
 from mesh.turn.harness import Plain, agent
 
@@ -52,11 +52,11 @@ class Bench(World):
         self.do_effects()
 
     def _note(self, command: Command) -> None:
-        if isinstance(command, AwaitLeave):
+        if isinstance(command, AwaitPermit):
             self.leaves += 1
             if not self.suspects_wait:
                 self.clear()
-        elif isinstance(command, ReturnLeave):
+        elif isinstance(command, ReturnPermit):
             self.leaves -= 1
         else:
             super()._note(command)

@@ -25,7 +25,7 @@ OUTCOME = Resolve(outcome=Outcome(agent="a", ref="1", ok=True, text="yes"))
 
 
 class Script:
-    """Stands in for the deeds: attempts end as told, the last entry for ever; None is success."""
+    """Stands in for the handlers: attempts end in `ends` one by one, the last one for ever; None is success."""
 
     agent = "a"
 
@@ -36,7 +36,7 @@ class Script:
         self.attempts = 0
         self.looks = 0
 
-    def tell_soon(self, effect: Resolve, told: Callable[[Exception | None], None]) -> bool:
+    def resolve_soon(self, effect: Resolve, resolved: Callable[[Exception | None], None]) -> bool:
         return False
 
     async def perform(self, origin: str, entry: Open) -> None:
@@ -53,13 +53,13 @@ class Script:
 
 
 class Case:
-    """One effect in the hands of a performer."""
+    """One effect in an effect queue."""
 
     def __init__(self, script: Script, effect: Effect, *, doubtful: bool, age_s: float, window_s: float) -> None:
         self.script = script
         self.done: list[str] = []
         self.gave_up: list[str] = []
-        self._performer = EffectQueue(
+        self._effects = EffectQueue(
             cast("EffectHandlers", script),
             self.done.extend,
             lambda origin, error: self.gave_up.append(error.code),
@@ -69,13 +69,13 @@ class Case:
         self.add("1.1.0", effect, doubtful=doubtful, age_s=age_s)
 
     def add(self, origin: str, effect: Effect, *, doubtful: bool = False, age_s: float = 0.0) -> None:
-        self._performer.add([(origin, Open(effect, "nonce", NOW - age_s))], doubtful=doubtful)
+        self._effects.add([(origin, Open(effect, "nonce", NOW - age_s))], doubtful=doubtful)
 
     async def until(self, condition: Callable[[Case], bool]) -> None:
         try:
             await eventually(lambda: condition(self))
         finally:
-            await self._performer.close()
+            await self._effects.close()
 
 
 def settle(
@@ -174,16 +174,16 @@ def test_closing_leaves_the_effect_open() -> None:
     run(main())
 
 
-# --- outcomes, told without a task --------------------------------------------------------------------------------------
+# --- outcomes, sent without a task --------------------------------------------------------------------------------------
 class Teller(Script):
     """Effect handlers that tell an outcome soon: `end` ends it."""
 
     def __init__(self, *ends: Exception | None) -> None:
         super().__init__(*ends)
-        self.told: list[Callable[[Exception | None], None]] = []
+        self.resolved: list[Callable[[Exception | None], None]] = []
 
-    def tell_soon(self, effect: Resolve, told: Callable[[Exception | None], None]) -> bool:
-        self.told.append(told)
+    def resolve_soon(self, effect: Resolve, resolved: Callable[[Exception | None], None]) -> bool:
+        self.resolved.append(resolved)
         return True
 
 
@@ -191,11 +191,11 @@ def telling(script: Teller, *, doubtful: bool = False) -> Case:
     return Case(script, OUTCOME, doubtful=doubtful, age_s=0, window_s=3600)
 
 
-def test_an_outcome_is_told_without_a_task() -> None:
+def test_an_outcome_is_sent_without_a_task() -> None:
     async def main() -> None:
         case = telling(script := Teller(None))
         assert case.done == [] and script.attempts == 0
-        script.told[0](None)
+        script.resolved[0](None)
         assert case.done == ["1.1.0"] and script.attempts == 0
         await case.until(lambda case: True)
 
@@ -203,10 +203,10 @@ def test_an_outcome_is_told_without_a_task() -> None:
 
 
 @pytest.mark.parametrize("error", [Uncertain("?"), Unavailable("no leader")])
-def test_an_outcome_that_could_not_be_told_is_tried_as_any_other_effect(error: Exception) -> None:
+def test_an_outcome_that_could_not_be_sent_is_tried_as_any_other_effect(error: Exception) -> None:
     async def main() -> None:
         case = telling(script := Teller(Unavailable("no leader"), None))
-        script.told[0](error)
+        script.resolved[0](error)
         await case.until(lambda case: case.done == ["1.1.0"])
         assert script.attempts == 2
 
@@ -219,17 +219,17 @@ def test_what_follows_an_outcome_on_its_target_waits_for_it() -> None:
         case.add("1.2.0", Echo(ref="1", of="0"))
         await asyncio.sleep(0)
         assert script.attempts == 0
-        script.told[0](None)
+        script.resolved[0](None)
         await case.until(lambda case: case.done == ["1.1.0", "1.2.0"])
 
     run(main())
 
 
-def test_an_outcome_that_a_former_owner_may_have_told_is_not_told_soon() -> None:
+def test_an_outcome_that_a_former_owner_may_have_sent_is_not_sent_soon() -> None:
     async def main() -> None:
         case = telling(script := Teller(None), doubtful=True)
         await case.until(lambda case: case.done == ["1.1.0"])
-        assert script.told == []
+        assert script.resolved == []
 
     run(main())
 
@@ -238,8 +238,8 @@ def test_an_end_that_comes_after_the_close_is_nobodys() -> None:
     async def main() -> None:
         case = telling(script := Teller(None))
         await case.until(lambda case: True)
-        script.told[0](None)
-        script.told[0](Unavailable("no leader"))
+        script.resolved[0](None)
+        script.resolved[0](Unavailable("no leader"))
         assert (case.done, script.attempts) == ([], 0)
 
     run(main())

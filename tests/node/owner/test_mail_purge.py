@@ -41,10 +41,10 @@ class Lanes:
         """Hear of mail from now on."""
 
         def on_copy(message: Message) -> None:
-            lane, _ = self.node.subjects.parse_live(message.subject) or ("", "")
+            lane, _ = self.node.subjects.parse_copy(message.subject) or ("", "")
             self.mailbox.on_copy(lane, message)
 
-        await self.node.transport.subscribe(self.node.subjects.live(AGENT), on_copy)
+        await self.node.transport.subscribe(self.node.subjects.copies(AGENT), on_copy)
         await self.mailbox.caught_up()
 
     async def store(self, count: int, lane: str = "inbox", *, ids: bool = True) -> list[int]:

@@ -27,13 +27,13 @@ class Follower:
 
     async def follow(self) -> None:
         """Hear of what is stored from now on, and read what was stored before."""
-        await self.node.transport.subscribe(self.node.subjects.live(AGENT), self.on_copy)
+        await self.node.transport.subscribe(self.node.subjects.copies(AGENT), self.on_copy)
         await self.node.transport.flush()
         await self.mailbox.caught_up()
 
     def on_copy(self, message: Message) -> None:
         """One arrives."""
-        lane, _ = self.node.subjects.parse_live(message.subject) or ("", "")
+        lane, _ = self.node.subjects.parse_copy(message.subject) or ("", "")
         self.mailbox.on_copy(lane, message)
 
     def lose_copies(self, lane: str = "inbox") -> None:
@@ -44,7 +44,7 @@ class Follower:
         self.node.faults.lost.clear()
 
     def copies_of(self, lane: str) -> str:
-        return self.node.subjects.live(AGENT).replace("*", lane)
+        return self.node.subjects.copies(AGENT).replace("*", lane)
 
     @property
     def delivered(self) -> list[tuple[str, int]]:
@@ -202,7 +202,7 @@ def test_long_lanes_are_read_page_after_page() -> None:
 
 def test_what_comes_while_lanes_are_read_is_neither_lost_nor_doubled() -> None:
     async def story(it: Follower) -> None:
-        await it.node.transport.subscribe(it.node.subjects.live(AGENT), it.on_copy)
+        await it.node.transport.subscribe(it.node.subjects.copies(AGENT), it.on_copy)
 
         async def send() -> list[int]:
             return [await it.node.mail(AGENT) for _ in range(50)]

@@ -413,7 +413,7 @@ class Purse:
 
 def test_each_model_call_and_each_tool_run_is_metered() -> None:
     purse = Purse(99)
-    run(read(loop(Lines(wants(("1", "look")), says("ok")), meter=purse)))
+    run(read(loop(Lines(wants(("1", "look")), says("ok")), guard=purse)))
     assert [(c.kind, c.name, c.usage.get("input_tokens"), c.replayed) for c in purse.told] == [
         ("model", "lines-1", None, False), ("tool", "look", None, False), ("model", "lines-1", 3, False),
     ]  # fmt: skip
@@ -424,20 +424,20 @@ def test_what_an_earlier_owner_spent_counts_but_is_not_asked_for() -> None:
     with pytest.raises(DiedError):
         run(read(loop(Lines(wants(("1", "look")), says("ok"))), [], steps))
     purse = Purse(0)
-    run(read(loop(Lines(wants(("1", "look")), says("ok")), meter=purse), [], Dying(steps.taken)))
+    run(read(loop(Lines(wants(("1", "look")), says("ok")), guard=purse), [], Dying(steps.taken)))
     assert [(c.kind, c.replayed) for c in purse.told] == [("model", True), ("tool", True), ("model", True)]
 
 
 @pytest.mark.parametrize("calls", [0, 2])
 def test_a_turn_ends_when_the_budget_is_spent(calls: int) -> None:
-    events = run(read(loop(Lines(wants(("1", "look")), says("ok")), meter=Purse(calls))))
+    events = run(read(loop(Lines(wants(("1", "look")), says("ok")), guard=Purse(calls))))
     assert events[-1].kind == "error"
     assert (events[-1].data["code"], events[-1].data["limit"]) == ("budget_exceeded", "calls")
 
 
 def test_a_tool_that_the_budget_forbids_is_not_run_and_what_ran_beside_it_is_kept() -> None:
     history: list[Any] = []
-    events = run(read(loop(Lines(wants(("1", "pay"), ("2", "look")), says("ok")), meter=Purse(2)), history))
+    events = run(read(loop(Lines(wants(("1", "pay"), ("2", "look")), says("ok")), guard=Purse(2)), history))
     assert events[-1].data["code"] == "budget_exceeded"
     assert (ran["pay"], ran["look"]) == (1, 0)
     assert history[-1] == ["results", "1=paid", "2=this call was not made: all spent"], "it is known that it was paid"
@@ -451,7 +451,7 @@ def test_tools_that_fail_together_end_the_turn_once(caplog: pytest.LogCaptureFix
 
     async def check() -> None:
         with pytest.raises(DiedError):
-            await read(loop(Lines(wants(("1", "look"), ("2", "look"))), meter=Broken(9)))
+            await read(loop(Lines(wants(("1", "look"), ("2", "look"))), guard=Broken(9)))
         gc.collect()
 
     run(check())
@@ -460,14 +460,14 @@ def test_tools_that_fail_together_end_the_turn_once(caplog: pytest.LogCaptureFix
 
 def test_a_note_waits_while_the_provider_pauses() -> None:
     history: list[Any] = []
-    run(read(loop(Lines(says("well, ", goes_on=True), says("ok")), meter=Purse(2, "wrap up")), history))
+    run(read(loop(Lines(says("well, ", goes_on=True), says("ok")), guard=Purse(2, "wrap up")), history))
     assert history == [["user", "go"], ["model", "well, "], ["model", "ok"]]
 
 
 def test_a_note_reaches_the_model_and_stays_where_it_was_said() -> None:
     history: list[Any] = []
     steps = UnjournaledSteps(key="t")
-    run(read(loop(Lines(wants(("1", "look")), says("ok")), meter=Purse(3, "wrap up")), history, steps))
+    run(read(loop(Lines(wants(("1", "look")), says("ok")), guard=Purse(3, "wrap up")), history, steps))
     assert history[2] == ["results", "1=seen 1", "(wrap up)"]
     again: list[Any] = []
     run(read(loop(Lines()), again, Dying(steps.taken)))

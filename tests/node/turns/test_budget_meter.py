@@ -106,10 +106,10 @@ def test_a_spec_whose_budget_cannot_be_read_allows_nothing() -> None:
 def test_counters_count_tokens_and_money_by_model_and_kind() -> None:
     reader = InMemoryMetricReader()
     provider = MeterProvider([reader])
-    counters = TurnMetrics(provider.get_meter("test"))
+    metrics = TurnMetrics(provider.get_meter("test"))
     made = {"input_tokens": 5, "output_tokens": 3, "cache_read_input_tokens": 2, "usd": 0.5, "tool_calls": 4, "model": "m"}
-    counters.spent("Coder", made)
-    counters.spent("Coder", made)
+    metrics.spent("Coder", made)
+    metrics.spent("Coder", made)
     data = reader.get_metrics_data()
     assert data is not None
     found = {m.name: m.data.data_points[0] for m in data.resource_metrics[0].scope_metrics[0].metrics}

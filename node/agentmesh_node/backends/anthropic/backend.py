@@ -23,7 +23,7 @@ class AnthropicBackend:
     The session is `{"v", "session_id", "messages"}`: the whole conversation, so that any node can go on with it.
     """
 
-    def __init__(self, agent: Agent[Any], options: Mapping[str, Any], *, meter: CallGuard | None = None) -> None:
+    def __init__(self, agent: Agent[Any], options: Mapping[str, Any], *, guard: CallGuard | None = None) -> None:
         """
         Raises:
             BackendError: `details["reason"]` is `bad_options`.
@@ -32,7 +32,7 @@ class AnthropicBackend:
         self._options = read(options)
         self._toolbox = Toolbox(agent)
         self._lease = Lease()
-        self.meter = meter
+        self.guard = guard
         """Checks each model call and each tool run."""
 
     async def start_session(self) -> Any:
@@ -57,7 +57,7 @@ class AnthropicBackend:
             AnthropicModel(await self._lease.client(), options),
             self._toolbox,
             bounds=Bounds(options.max_iterations, options.parallel_tools),
-            meter=self.meter,
+            guard=self.guard,
             conversation=session["session_id"],
         )
         return Stream(loop.run(session["messages"], prompt, turn), session)
