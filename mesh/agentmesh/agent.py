@@ -18,7 +18,7 @@ from __future__ import annotations
 import sys
 import types
 import typing
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable
 from typing import Any, ClassVar, Generic, TypeVar, cast
 
 import msgspec
@@ -301,7 +301,3 @@ def agents_in(namespace: dict[str, Any]) -> dict[str, type[Agent[Any]]]:
         and value.__module__ == namespace.get("__name__")
         and not value.__name__.startswith("_")
     }
-
-
-type Decision = Idle[Any] | Prompt[Any] | Halt[Any] | Defer[Any] | Proceed[Any] | Skip[Any] | Init[Any]
-type Script = Callable[[str], Any] | Sequence[Any]

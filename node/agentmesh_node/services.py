@@ -126,6 +126,3 @@ class Services:
             many = self.random_token(8 * IDS)
             self._ids = [many[at : at + 16] for at in range(0, 16 * IDS, 16)]
         return self._ids.pop()
-
-
-__all__ = ["NodeSettings", "Services"]

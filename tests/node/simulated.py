@@ -25,7 +25,8 @@ from agentmesh.edge.transport import Transport
 from agentmesh.records import Record, RecordKind, encode_record
 from agentmesh.subjects import StreamRole, spec_key
 from agentmesh.wire import Spec, encode
-from agentmesh_node.services import NodeSettings, Services
+from agentmesh_node.services import Services
+from agentmesh_node.settings import NodeSettings
 from sim.loop import SimLoop, run_sim
 from sim.net import SimTransport
 from sim.server import Faults

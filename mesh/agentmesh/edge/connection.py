@@ -179,11 +179,6 @@ class NatsTransport:
         """Whether the connected server belongs to a cluster, of whatever size."""
         return bool(self._client._server_info.get("cluster"))
 
-    def cluster_size(self) -> int:
-        """How many servers the connected one says its cluster has; 1 outside a cluster. A best effort: servers that are
-        down are not counted, and one that listens on several addresses may count more than once."""
-        return max(1, len(self._client._server_info.get("connect_urls") or ())) if self.clustered else 1
-
     def new_inbox(self) -> str:
         """A subject that nobody else uses."""
         return f"_INBOX.{secrets.token_hex(11)}"

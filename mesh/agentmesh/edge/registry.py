@@ -18,7 +18,7 @@ from agentmesh.edge.batches import in_parts
 from agentmesh.edge.failures import ApiError, WrongLastSequence
 from agentmesh.edge.manage import stream_state
 from agentmesh.edge.publish import EXPECTED_SEQ, ROLLUP, TTL, store
-from agentmesh.edge.read import StoredMessage, get_last, get_last_direct, read_all
+from agentmesh.edge.read import StoredMessage, get_last, read_all
 from agentmesh.edge.tasks import Background
 from agentmesh.edge.transport import Message, Subscription, Transport
 from agentmesh.errors import BadRequest, MeshError, Unavailable
@@ -87,11 +87,6 @@ class Registry:
     async def get(self, key: str) -> Entry | None:
         """The key as the leader has it; None if it is absent, deleted or expired."""
         return _present(await self._last(key))
-
-    async def get_direct(self, key: str) -> Entry | None:
-        """The key as some replica has it: cheaper, and a few milliseconds stale at times."""
-        message = await get_last_direct(self._t, self._stream, self._subjects.registry_key(key))
-        return None if message is None else _present(self._entry(message))
 
     async def _last(self, key: str) -> Entry | None:
         message = await get_last(self._t, self._stream, self._subjects.registry_key(key))
