@@ -1,7 +1,9 @@
 """Every OpenTelemetry name that the mesh uses, in one place.
 
 The GenAI and messaging conventions are in development and still rename things; code elsewhere says `semconv.AGENT_NAME`, so
-that following them is a change to this file. Sources: semantic-conventions-genai (spans of agents, models and tools) and the
+that following them is a change to this file. The package opentelemetry-semantic-conventions marks all of its GenAI names as
+deprecated (they have moved to a repository of their own) and lacks the newer ones, so it is not imported; a test compares the
+names that both have. Sources: semantic-conventions-genai (spans of agents, models and tools) and the
 messaging conventions, v1.44, with the custom system `nats`.
 """
 
@@ -11,24 +13,11 @@ SCOPE = "agentmesh"
 """Instrumentation scope of all tracers and meters."""
 
 # --- span names ---------------------------------------------------------------------------------------------------
-# A destination in a span name is a template: real subjects bear agent names and would make each a name of its own.
-INBOX = "inbox"
-NOTIFY = "notify"
 
 
 def invoke_agent(agent: str) -> str:
     """A turn in its agent's process (INTERNAL), or a call to an agent elsewhere (CLIENT)."""
     return f"invoke_agent {agent}"
-
-
-def send(lane: str) -> str:
-    """A message published to a lane (PRODUCER)."""
-    return f"send {destination_template(lane)}"
-
-
-def process(lane: str) -> str:
-    """A message taken from a lane and handled (CONSUMER)."""
-    return f"process {destination_template(lane)}"
 
 
 def chat(model: str) -> str:
@@ -39,11 +28,6 @@ def chat(model: str) -> str:
 def execute_tool(tool: str) -> str:
     """A tool run for a model (INTERNAL)."""
     return f"execute_tool {tool}"
-
-
-def destination_template(lane: str, root: str = "mesh") -> str:
-    """Value of `MESSAGING_TEMPLATE` for a lane."""
-    return f"{root}.{lane}.{{agent}}"
 
 
 # --- GenAI --------------------------------------------------------------------------------------------------------
@@ -77,12 +61,7 @@ TOOL_NAME = "gen_ai.tool.name"
 TOOL_CALL_ID = "gen_ai.tool.call.id"
 TRANSFER_TARGET = "gen_ai.transfer.target.name"
 """On the run of a tool that asks another agent: which one."""
-CALLER_TYPE = "gen_ai.caller.type"
 CALLER_NAME = "gen_ai.caller.name"
-INPUT_MESSAGES = "gen_ai.input.messages"
-"""Content: only where the operator asks for it."""
-OUTPUT_MESSAGES = "gen_ai.output.messages"
-"""Content: only where the operator asks for it."""
 ERROR_TYPE = "error.type"
 """The mesh's error code."""
 
@@ -90,28 +69,14 @@ ERROR_TYPE = "error.type"
 MESSAGING_SYSTEM = "messaging.system"
 SYSTEM_NATS = "nats"
 MESSAGING_OPERATION = "messaging.operation.name"
-MESSAGING_OPERATION_TYPE = "messaging.operation.type"
-OPERATION_SEND = "send"
 OPERATION_PROCESS = "process"
-MESSAGING_DESTINATION = "messaging.destination.name"
-"""The full subject."""
-MESSAGING_TEMPLATE = "messaging.destination.template"
-MESSAGING_MESSAGE_ID = "messaging.message.id"
-"""The de-duplication id."""
-MESSAGING_CONVERSATION_ID = "messaging.message.conversation_id"
 
 # --- the mesh's own -----------------------------------------------------------------------------------------------
 KIND = "mesh.agent.kind"
 """The agent's class. Metrics bear this and not the name: there may be a hundred thousand names."""
 REF = "mesh.ref"
 TURN = "mesh.turn"
-GENERATION = "mesh.generation"
-"""The owner's generation: it grows when the agent is taken over."""
 NODE = "mesh.node"
-ATTEMPT = "mesh.attempt"
-"""Which try of its input the turn is, from 1."""
-TAKEOVER = "mesh.takeover"
-"""True on a turn that runs again because its former owner is gone."""
 
 # --- resources ----------------------------------------------------------------------------------------------------
 SERVICE_NAME = "service.name"
