@@ -415,6 +415,14 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     """When `status` was set (RFC 3339)."""
 
 
+def parent_sign(parent: str) -> bytes:
+    """What `encode` writes into each spec whose agent is linked to `parent`: looking for it costs less than decoding.
+
+    It may stand in other specs too (in their options), so one that has it must be decoded all the same.
+    """
+    return b'"parent":' + encode(parent)
+
+
 class NodeLease(msgspec.Struct, frozen=True, kw_only=True):
     """Registry `nodes.<id>`: a node that is alive. The key has a TTL."""
 

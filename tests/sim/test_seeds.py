@@ -34,3 +34,10 @@ def test_a_seed_repeats_its_run() -> None:
     runs = [sim("--seed", "39", "--verbose"), sim("--seed", "38", "--seeds", "2", "--verbose", "--jobs", "2")]
     digests = [re.findall(r"seed 39: .* s, ([0-9a-f]+);", run) for run in runs]
     assert digests[0] and digests[0] == digests[1]
+
+
+def test_a_seed_repeats_its_trace_byte_for_byte() -> None:
+    # Each in a process of its own.
+    traces = [sim("--seed", "42", "--trace").splitlines()[:-1] for _ in range(2)]  # the last line tells how long it took
+    assert len(traces[0]) > 500
+    assert traces[0] == traces[1]

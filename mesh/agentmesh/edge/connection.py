@@ -11,10 +11,10 @@ import asyncio
 import contextlib
 import itertools
 import logging
-import secrets
 from collections.abc import Callable, Iterable, Sequence
 from urllib.parse import urlsplit
 
+from agentmesh.edge.clock import SYSTEM
 from agentmesh.edge.frames import NO_HEADERS, check_pattern, publish_frame, publish_head
 from agentmesh.edge.nats_client import Client
 from agentmesh.edge.subscription import CLOSE_TIMEOUT_S, Gathering, LiveSubscription
@@ -181,7 +181,7 @@ class NatsTransport:
 
     def new_inbox(self) -> str:
         """A subject that nobody else uses."""
-        return f"_INBOX.{secrets.token_hex(11)}"
+        return f"_INBOX.{SYSTEM.token(11)}"
 
     # --- sending ----------------------------------------------------------------------------------------------
     async def publish(self, subject: str, data: bytes = b"", *, headers: Headers | None = None, reply: str = "") -> None:

@@ -19,7 +19,7 @@ from agentmesh.wire import ErrorBody
 
 async def end_children(registry: Registry, specs: View, parent: str, life: str, now: Callable[[], float]) -> None:
     """Have the children of that life of `parent` stopped. What cannot be written now is left to the leader."""
-    sign = b'"parent":%s' % msgspec.json.encode(parent)  # decoding a hundred thousand specs would hold up the loop
+    sign = wire.parent_sign(parent)  # decoding a hundred thousand specs would hold up the loop
     for key, entry in list(specs.entries.items()):
         if entry.value is None or sign not in entry.value:
             continue

@@ -7,13 +7,13 @@ import contextlib
 import gc
 import logging
 import re
-import secrets
 import signal
 import socket
 import sys
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from agentmesh.edge.clock import SYSTEM
 from agentmesh.edge.tasks import first_of
 from agentmesh.errors import MeshError, RequestError, ServerTooOld, Unavailable
 
@@ -100,7 +100,7 @@ def report_error(error: MeshError) -> int:
 def default_id() -> str:
     """An id for a node or a supervisor without one: the host's name and a few random letters."""
     host = re.sub(r"[^A-Za-z0-9-]+", "-", socket.gethostname().partition(".")[0]).strip("-")[:48]
-    return f"{host or 'host'}-{secrets.token_hex(2)}"
+    return f"{host or 'host'}-{SYSTEM.token(2)}"
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
 import msgspec
 
+from agentmesh.edge.clock import SYSTEM
 from agentmesh.edge.failures import EDGE_ERRORS, WrongLastSequence
 from agentmesh.edge.registry import Entry, Registry
 from agentmesh.planner import End, Place, Plan, Remove, Unplaced
@@ -40,7 +40,7 @@ class PlacementWriter:
         *,
         in_flight: int,
         may_act: Callable[[], bool],
-        wall_clock: Callable[[], float] = time.time,
+        wall_clock: Callable[[], float] = SYSTEM.now,
     ) -> None:
         self._registry = registry
         self._index = index

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import time
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
+from agentmesh.edge.clock import SYSTEM
 from agentmesh.edge.tasks import cancel_and_wait
 from agentmesh.errors import BackendError
 from agentmesh.tools import Effect, McpHttp, McpStdio, ToolCall, ToolSpec
@@ -224,11 +224,11 @@ class Seldom(logging.Filter):
 
     def __init__(self) -> None:
         super().__init__()
-        self._since = time.monotonic()
+        self._since = SYSTEM.monotonic()
         self._count = 0
 
     def filter(self, record: logging.LogRecord) -> bool:
-        now = time.monotonic()
+        now = SYSTEM.monotonic()
         if now - self._since > 60:
             self._since, self._count = now, 0
         self._count += 1

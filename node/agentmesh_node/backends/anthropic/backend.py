@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Mapping
 from typing import Any
 
 from agentmesh.agent import Agent
 from agentmesh.backend import Stream, Turn
+from agentmesh.edge.clock import SYSTEM
 from agentmesh_node.backends.anthropic.clients import Lease
 from agentmesh_node.backends.anthropic.model import AnthropicModel
 from agentmesh_node.backends.anthropic.options import read
@@ -37,7 +37,7 @@ class AnthropicBackend:
 
     async def start_session(self) -> Any:
         """An empty conversation."""
-        return {"v": VERSION, "session_id": secrets.token_hex(8), "messages": []}
+        return {"v": VERSION, "session_id": SYSTEM.token(8), "messages": []}
 
     async def resume_session(self, session: Any) -> Any:
         """The conversation as it is; an empty one if there is none, as when the agent had another backend before."""

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import email.utils
 import json
-import time
 from collections.abc import Mapping
 from typing import Any
 
+from agentmesh.edge.clock import SYSTEM
 from agentmesh.errors import BackendError
 
 RETRYABLE = frozenset({"rate_limited", "overloaded", "server_error", "timed_out", "connection", "stream_broken", "conflict"})
@@ -118,7 +118,7 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
         return float(value)
     except ValueError:
         date = email.utils.parsedate_tz(value)
-        return max(0.0, email.utils.mktime_tz(date) - time.time()) if date else None
+        return max(0.0, email.utils.mktime_tz(date) - SYSTEM.now()) if date else None
 
 
 def struck(text: str, secrets: tuple[str, ...]) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from agentmesh.backend import Event, Turn
+from agentmesh.edge.clock import SYSTEM
+from agentmesh.edge.retry import ExponentialBackoff
 from agentmesh.errors import BackendError
 from agentmesh.tools import ToolSpec
 from agentmesh_node.backends.anthropic import messages
@@ -75,8 +77,8 @@ class AnthropicModel:
         asked: float | None = error.details.get("retry_after_s")
         if asked is not None:
             return asked if asked <= self._options.max_wait_s else None
-        wait = FIRST_WAIT_S * 2.0 ** (attempt - 1)
-        return min(wait, self._options.max_wait_s) * random.uniform(0.75, 1.0)  # not all agents retry at the same moment
+        wait = next(islice(ExponentialBackoff(FIRST_WAIT_S, self._options.max_wait_s), attempt - 1, None))
+        return wait * (1.0 - _draw() / 4)  # not all agents retry at the same moment
 
     def _request(self, history: Sequence[Any], tools: Sequence[ToolSpec]) -> dict[str, Any]:
         declared = [{"name": t.name, "description": t.description, "input_schema": t.schema} for t in tools]
@@ -100,3 +102,8 @@ class AnthropicModel:
             if known is None:
                 raise
             raise known from None
+
+
+def _draw() -> float:
+    """A random number from 0 up to 1."""
+    return int(SYSTEM.token(4), 16) / 2**32

@@ -17,6 +17,7 @@ from opentelemetry import propagate
 
 from agentmesh.agent import Agent
 from agentmesh.backend import Event, Room, Stream, Turn
+from agentmesh.edge.clock import SYSTEM
 from agentmesh.edge.failures import EDGE_ERRORS, ApiError
 from agentmesh.errors import BackendError, BudgetExceeded, Unavailable
 from agentmesh.subjects import Subjects
@@ -134,7 +135,7 @@ class ClaudeBackend:
                 yield Event.result(source.standing.final, session_id=source.session)
                 return
             turn.allowance.check()
-            fresh = str(uuid.uuid4())
+            fresh = _random_uuid()
             garbage = await self._begin(turn, fresh, {base, source.session})
             await self._bring(source.session, entries)
             await self._clear(garbage)
@@ -287,7 +288,7 @@ def _message_of(run: _ClaudeRun, settled: Sequence[Result]) -> tuple[Any, str]:
     if not run.source.standing.begun:
         return run.text, run.message
     lines = [f"- {result.name} ({result.id}): {result.text}" for result in settled]
-    return "\n".join([GO_ON_WITH, *lines]) if lines else GO_ON, str(uuid.uuid4())
+    return "\n".join([GO_ON_WITH, *lines]) if lines else GO_ON, _random_uuid()
 
 
 def _terminal(error: BackendError | BudgetExceeded) -> Event:
@@ -317,3 +318,8 @@ async def _once(told: Any, message: str) -> AsyncIterator[dict[str, Any]]:
 async def _module(name: str) -> Any:
     """A module that is slow to import, imported off the event loop the first time."""
     return await asyncio.to_thread(importlib.import_module, name)
+
+
+def _random_uuid() -> str:
+    """A UUID that no stranger can guess: Claude Code takes no other ids."""
+    return str(uuid.UUID(SYSTEM.token(16), version=4))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import claude_agent_sdk as sdk
 
 from agentmesh.backend import Event
+from agentmesh.edge.clock import SYSTEM
 from agentmesh_node.backends.claude.failures import failed, reason_of
 from agentmesh_node.backends.claude.process import Malformed
 from agentmesh_node.backends.claude.transcript import added, event_of, tokens_of
@@ -102,7 +102,7 @@ class MessageReader:
 
     def _note_limit(self, info: sdk.RateLimitInfo) -> None:
         if info.status == "rejected" and info.resets_at is not None:
-            self._retry_after_s = max(1.0, info.resets_at - time.time())
+            self._retry_after_s = max(1.0, info.resets_at - SYSTEM.now())
 
     def _result(self, message: sdk.ResultMessage) -> Iterator[Event]:
         # Only the tokens of an earlier run are known: if there was one, no cost is given.
