@@ -404,11 +404,11 @@ _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(Record)
 
 
-class _Head(msgspec.Struct):
+class _RecordHead(msgspec.Struct):
     v: int = FIRST
 
 
-_head_decoder = msgspec.json.Decoder(_Head)
+_head_decoder = msgspec.json.Decoder(_RecordHead)
 
 
 def encode_record(record: Record) -> bytes:

@@ -417,7 +417,7 @@ def test_the_installed_entry_points_are_hosting_verbs() -> None:
     ],
 )
 def test_global_options_may_stand_anywhere(given: str, verb: str, arguments: dict[str, Any], options: dict[str, Any]) -> None:
-    call = main.Call(given.split())
+    call = main.Invocation(given.split())
     command, bound = call.parse()
     assert (command.__name__, bound.arguments) == (verb, {**arguments, "options": GlobalOptions(**options)})
     assert call.options == bound.arguments["options"]

@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ImportError:
         print("mesh: the command line needs the extra `cli`: install agentmesh[cli]", file=sys.stderr)
         return exits.FAILED
-    call = Call(sys.argv[1:] if argv is None else argv)
+    call = Invocation(sys.argv[1:] if argv is None else argv)
     try:
         return call.run()
     except CycloptsError as error:
@@ -75,8 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return exits.code(error)
 
 
-class Call:
-    """One call of the command."""
+class Invocation:
+    """The command, called once."""
 
     def __init__(self, tokens: Sequence[str]) -> None:
         self._tokens = tokens
