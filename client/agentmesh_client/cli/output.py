@@ -1,4 +1,7 @@
-"""Printing: data on stdout, as text or as the wire's own JSON; messages on stderr."""
+"""Printing: data on stdout, as text or as the wire's own JSON; messages on stderr.
+
+Columns need their widths and nothing else, so tables are not rich's.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Liveness and readiness over HTTP, for orchestrators: `GET /livez` and `GET /readyz`, each 200 or 503 with a reason.
 
 Liveness is answered by the loop itself: a loop that hangs gives no answer, and the orchestrator times out (the heartbeat also
-ends such a process, see `MESH_STALL_LIMIT_S`). Readiness is whether the process takes work now: a draining one is alive and not
-ready.
+ends such a process, see `MESH_STALL_LIMIT_S`). That is why it is not `http.server`, whose thread would answer for it. Readiness
+is whether the process takes work now: a draining one is alive and not ready.
 """
 
 from __future__ import annotations

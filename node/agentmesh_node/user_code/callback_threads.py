@@ -1,8 +1,9 @@
 """Threads for plain callbacks. Callbacks of one agent that hang do not keep those of others from running.
 
 A thread cannot be killed, so a callback that hangs holds its thread until the process ends. Therefore a call holds one of the
-node's slots only for a short time: a longer call gives its slot back and runs on without one. Instead the number of threads that
-an agent may leave behind is bounded: beyond that its callbacks are refused, which is handled like any crash of its own code.
+node's slots only for a short time: a longer call gives its slot back and runs on without one. Instead the number of threads
+that an agent may leave behind is bounded: beyond that its callbacks are refused, which is handled like any crash of its own
+code. `anyio.to_thread` has no such slot: its limiter counts a thread until it ends.
 """
 
 from __future__ import annotations
