@@ -292,7 +292,7 @@ def _anchor(tree: Tree, page: Path, anchor: str | None) -> str:
 def _named(tree: Tree, path: Path, flat: str) -> Iterator[tuple[int, str, str]]:
     """Pages, files, tests and modules that are named and are not there."""
     for match in _PAGE.finditer(flat):
-        # In code a page is named from the root: only so can it be found by whoever reads that file alone.
+        # In code a page is named from the root: so that a reader of that file alone can find it.
         page = tree.find(match[1], near=path) if path.suffix == ".md" else tree.root / match[1]
         there = page is not None and page.is_file()
         reason = _anchor(tree, page, match[2]) if page is not None and there else "no such page"

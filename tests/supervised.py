@@ -86,7 +86,7 @@ class FakeNode:
 
 
 class Mesh:
-    """One mesh on the test's server: a live view of its registry, and whoever takes part."""
+    """One mesh on the test's server: a view of its registry, and the processes that take part."""
 
     def __init__(self, server: Server, subjects: Subjects, stack: contextlib.AsyncExitStack) -> None:
         self.subjects = subjects

@@ -104,7 +104,7 @@ class Ended(Live, frozen=True, kw_only=True, tag_field="type", tag="outcome"):
 type LiveEvent = Started | Restarted | Missed | Text | Thinking | ToolUse | ToolResult | Usage | Ended
 
 
-class _Head(msgspec.Struct, frozen=True):
+class _EventHead(msgspec.Struct, frozen=True):
     """The fields that every message of a stream has."""
 
     type: str
@@ -115,7 +115,7 @@ class _Head(msgspec.Struct, frozen=True):
     """How many steps of the turn were durable when this was sent: a takeover keeps them, and the events up to them."""
 
 
-_head = msgspec.json.Decoder(_Head)
+_head = msgspec.json.Decoder(_EventHead)
 _any = msgspec.json.Decoder(dict[str, Any])
 _CONTENT: dict[str, type[Text | Thinking | ToolUse | ToolResult]] = {
     "text": Text,
@@ -173,7 +173,7 @@ class EventReader:
         self._n += 1
         return self._n
 
-    def _turn_to(self, run: str, head: _Head) -> list[LiveEvent]:
+    def _turn_to(self, run: str, head: _EventHead) -> list[LiveEvent]:
         """Begin with the events of a new run of the turn, perhaps the first."""
         self._owner, self._seq = head.owner, 0
         dead, self._run = self._run, run
@@ -214,7 +214,7 @@ class EventReader:
         return Restarted(n=self._next(), owner=self._owner, void_from=void_from)
 
 
-_HEAD = frozenset({"v", "agent", "ref", "type", *_Head.__struct_fields__})
+_HEAD = frozenset({"v", "agent", "ref", "type", *_EventHead.__struct_fields__})
 
 
 class LiveTurn:

@@ -16,7 +16,7 @@ class Roles(Protocol):
     """Who is who at this moment."""
 
     async def who(self, target: str, instead: str) -> str:
-        """The name of whoever plays the part `target`; `instead`, if that cannot be told."""
+        """The name of the process in the part `target`; `instead`, if that is not known."""
 
 
 class Storm:

@@ -28,7 +28,7 @@ _HEARTBEATS = (b"heartbeat", b"lookout")
 
 
 class Party:
-    """Whoever is behind one set of ports, and what is cut of it."""
+    """The processes behind one set of ports, and which of their connections are cut."""
 
     def __init__(self) -> None:
         self.connections: set[Connection] = set()

@@ -84,7 +84,7 @@ async def _make_streams(servers: Containers, subjects: Subjects) -> None:
 
 
 async def _without_a_majority(servers: Containers, mesh: ProcessMesh, second: str) -> None:
-    """Kill a second server: nothing can be stored. Whoever asks is told so within its timeout; then the server comes back."""
+    """Kill a second server: nothing can be stored. A caller gets that error within its timeout; then the server comes back."""
     await asyncio.to_thread(servers.kill, second)
     try:
         hasty = Traffic(mesh, AGENTS, SHORT_S)

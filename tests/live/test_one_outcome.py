@@ -1,4 +1,4 @@
-"""One request has one outcome: in the reply, as stored, in the live stream and for whoever polls, whatever its size."""
+"""One request has one outcome: in the reply, as stored, in the live stream and by `poll`, whatever its size."""
 
 from __future__ import annotations
 

@@ -203,7 +203,7 @@ def test_a_purge_that_arrives_after_the_name_was_reused() -> None:
         kept = scene.lane("inbox", "a")[-1].seq
         await scene.until(lambda: len(scene.lane("inbox", "a")) == 1, "the late purge")
         assert scene.lane("inbox", "a")[0].seq == kept
-        scene.world.kill(scene.node_of("a"))  # whoever comes next finds the prompt, too
+        scene.world.kill(scene.node_of("a"))  # the next owner finds the prompt, too
         scene.world.restart("n1")
         open_gate("g")
         assert (await asking).text == "of the next life"

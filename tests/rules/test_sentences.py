@@ -280,13 +280,13 @@ def test_mail_that_names_no_life_is_swept_if_it_was_stored_before_the_spec_becam
         before = await store(scene.mesh.transport, inbox, b"behind the sweep")
         faults.leaderless.clear()
         await scene.until(lambda: scene.spec("a").status == "stopped", "the end")
-        after = await store(scene.mesh.transport, inbox, b"for whoever comes")
+        after = await store(scene.mesh.transport, inbox, b"for any life")
         await scene.until(lambda: str(before.seq) in scene.results("a"), "the leader's round", 200.0)
         error = scene.results("a")[str(before.seq)].error
         assert error is not None and error.code == "stopped"
         await scene.start("a")
         await scene.until(lambda: str(after.seq) in scene.results("a"), "the next life's turn")
-        assert scene.results("a")[str(after.seq)].text == "for whoever comes"
+        assert scene.results("a")[str(after.seq)].text == "for any life"
         assert scene.kinds("a").count("swept") == 1
 
     play(story)

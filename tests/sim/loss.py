@@ -1,4 +1,4 @@
-"""A store that has lost data: whoever knows more than it stops, says so, and writes nothing
+"""A store that has lost data: an owner that knows more than the store stops, reports it, and writes nothing
 (docs/architecture.md#is-the-newest-record-mine).
 
 Agents work; at some time the journals, or all streams, are put back to what they were some seconds before. Of an owner that had

@@ -530,4 +530,4 @@ def _expire(future: asyncio.Future[Message]) -> None:
 def _fail(future: asyncio.Future[Any]) -> None:
     if not future.done():
         future.set_exception(Disconnected())
-        future.exception()  # whoever waited may have been killed
+        future.exception()  # the task that waited may have been killed

@@ -181,7 +181,7 @@ class Server:
             return {"error": refusal.body, "stream": stream.name, "seq": 0}
 
     def _spread(self, message: Message) -> bool:
-        """Bring `message` to who listens: all plain subscribers, and one of each queue group."""
+        """Deliver `message` to its subscribers: all plain subscribers, and one of each queue group."""
         subject = message.subject
         chosen: list[Interest] = []
         groups: dict[str, list[Interest]] = {}

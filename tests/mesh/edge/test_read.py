@@ -75,7 +75,7 @@ def test_a_hole_in_a_page_is_noticed(server: Server, subjects: Subjects) -> None
 
 
 def test_a_stranger_cannot_forge_what_the_server_says(server: Server, subjects: Subjects) -> None:
-    """Whoever may publish chooses headers, and even the status line. Neither ends a read early nor changes a sequence."""
+    """Any publisher chooses headers, and even the status line. Neither ends a read early nor changes a sequence."""
 
     async def main() -> None:
         async with connected(server.url) as t:

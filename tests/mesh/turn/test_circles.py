@@ -54,7 +54,7 @@ def returned(cores: dict[str, Core], name: str, wait: str) -> bool:
 
 
 def closes_a_circle(edges: list[Edge], age: int) -> bool:
-    """Whether older waits lead from whom the wait of that age waits for back to who waits."""
+    """Whether older waits lead from the agent that this wait waits for back to the waiting one."""
     asker, target = edges[age]
     reached, todo = set[str](), [target]
     while todo:

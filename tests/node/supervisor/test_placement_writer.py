@@ -86,7 +86,7 @@ def test_what_a_dead_node_leaves_behind_is_removed_later_and_some_at_a_time(serv
             leftovers = tuple(Remove(name, "n1", old[name], "n1 is gone") for name in names)
             assert await it.writer.carry_out(Plan(place=moves, remove=leftovers))
             assert [await it.exists("n2", name) for name in names] == [True] * 3
-            assert [await it.exists("n1", name) for name in names] == [True] * 3, "whoever waits for a placement comes first"
+            assert [await it.exists("n1", name) for name in names] == [True] * 3, "agents that wait for a placement come first"
             assert await it.writer.tidy(2)
             assert [await it.exists("n1", name) for name in names] == [False, False, True]
             await it.registry.update(placement_key("n1", "c"), LIFE, old["c"])
