@@ -1,4 +1,4 @@
-"""Each module has a test file of its own, in the mirrored place: whoever changes a module knows which tests to run first.
+"""Each module has a test file of its own, in the mirrored place: a change to a module shows which tests to run first.
 
 `node/agentmesh_node/owner/idle.py` is tested by `tests/node/owner/test_idle.py`, which imports it. `OTHERWISE` lists the modules
 that have none, each with the test file that tests it instead, or why it needs no test. The list only shrinks.
