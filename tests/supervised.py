@@ -24,7 +24,7 @@ FOREVER = 3600
 """TTL of a lease that does not end within a test."""
 
 
-class Undertaker(LivenessThread):
+class RecordingLivenessThread(LivenessThread):
     """A `LivenessThread` whose process is not ended, but told so."""
 
     def __init__(self, servers: str) -> None:

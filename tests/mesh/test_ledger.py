@@ -29,7 +29,7 @@ from agentmesh.records import (
 )
 from agentmesh.wire import PromptBody
 from mesh.turn.agents import Chatty
-from mesh.turn.harness import Bench
+from mesh.turn.harness import Rig
 from mesh.values import JSON, RAW, of, struct
 
 EFFECTS: tuple[type[Any], ...] = get_args(Effect.__value__)
@@ -147,7 +147,7 @@ def test_history_is_short() -> None:
 
 @pytest.mark.parametrize("every", [1, 2, 3, 256])
 def test_the_journal_folds_to_what_its_owner_holds(every: int) -> None:
-    bench = Bench(Chatty, snapshot_records=every)  # it compares after each record
+    bench = Rig(Chatty, snapshot_records=every)  # it compares after each record
     for number in range(6):
         bench.prompt(str(number))
         waiting = bench.prompt("cancelled")

@@ -14,7 +14,7 @@ from agentmesh.subjects import Subjects
 from agentmesh.wire import NodeLease
 from agentmesh_node.host.heartbeat import Heartbeat
 from live.mesh import PATIENCE_S, LocalMesh, local_mesh
-from supervised import Undertaker
+from supervised import RecordingLivenessThread
 from support import Server, connected, eventually, run
 
 BOUND_S = 110
@@ -73,7 +73,7 @@ def test_a_loop_that_hangs_is_ended_from_the_heartbeat_s_thread(server: Server, 
     async def main() -> bool:
         async with connected(server.url) as transport:
             await ensure(transport, subjects)
-            liveness = Undertaker(server.url)
+            liveness = RecordingLivenessThread(server.url)
             heartbeat = Heartbeat(
                 liveness,
                 subjects,
@@ -97,7 +97,7 @@ def test_a_loop_that_only_waits_is_not_ended(server: Server, subjects: Subjects)
     async def main() -> None:
         async with connected(server.url) as transport:
             await ensure(transport, subjects)
-            liveness = Undertaker(server.url)
+            liveness = RecordingLivenessThread(server.url)
             lease = NodeLease(boot="b1")
             heartbeat = Heartbeat(
                 liveness, subjects, "n1", lease, ttl_s=3, on_request=lambda r: None, on_superseded=lambda: None, stall_limit_s=60

@@ -1,6 +1,6 @@
 """A synchronous world around the turn machine, for tests.
 
-`Bench` plays the owner of one agent: it feeds inputs, performs commands, runs callbacks of a real `Agent` class, keeps a
+`Rig` plays the owner of one agent: it feeds inputs, performs commands, runs callbacks of a real `Agent` class, keeps a
 journal (encoded and decoded as an owner would), a server that stores mail, and what callers and telemetry got. The test ends
 prompt tasks, and may hold callbacks, commits and acknowledgements back to look between two steps.
 
@@ -85,7 +85,7 @@ def error(code: str, message: str = "") -> ErrorBody:
     return ErrorBody(code=code, message=message)
 
 
-class Bench:
+class Rig:
     """One agent's owner, its server and its callers. `hold` names hooks whose callbacks wait for `release`."""
 
     def __init__(self, cls: type[Agent[Any]] = Plain, *, hold: tuple[str, ...] = (), start: bool = True, **config: Any) -> None:

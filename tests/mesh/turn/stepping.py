@@ -1,4 +1,4 @@
-"""A `Bench` whose prompt tasks take steps and ask other agents, and which watches what the mesh promises about that.
+"""A `Rig` whose prompt tasks take steps and ask other agents, and which watches what the mesh promises about that.
 
 Whatever happens: a step that was acknowledged is there when its turn is tried again, each as it was; a wait has one outcome for
 ever, and its request one origin.
@@ -15,14 +15,14 @@ from agentmesh.records import SendMail, Wait
 from agentmesh.turn.step_values import AskAgent, StepTaken, TakeStep, WaitOver
 from agentmesh.turn.values import Arrived, Command, GaveUp, RunTurn
 from agentmesh.wire import ErrorBody, Mail, Outcome, PromptBody
-from mesh.turn.harness import Bench
+from mesh.turn.harness import Rig
 
 
 def answer_of(agent: str, text: str) -> Outcome:
     return Outcome(agent=agent, ref="1", ok=True, text=text)
 
 
-class Stepping(Bench):
+class Stepping(Rig):
     """A bench for steps and waits."""
 
     def __init__(self, *args: Any, **more: Any) -> None:

@@ -14,7 +14,7 @@ from agentmesh.turn import state_of
 from agentmesh.turn.values import Arrived, Phase, RunTurn, TurnEnded
 from agentmesh.wire import PromptBody
 from mesh.turn.agents import log_event
-from mesh.turn.harness import Bench, Plain, agent, error
+from mesh.turn.harness import Plain, Rig, agent, error
 
 
 class Chain(Plain):
@@ -34,7 +34,7 @@ def test_ask_returns_the_outcome_and_handle_response_sees_the_events() -> None:
         got.append(response)
         return Idle(state)
 
-    bench = Bench(agent(handle_response=keep))
+    bench = Rig(agent(handle_response=keep))
     ref = bench.prompt("hi")
     events = (Event.text("he"), Event.text("llo"), Event.result("hello"))
     bench.finish(response=Response("hello", events, duration_ms=3))
@@ -43,7 +43,7 @@ def test_ask_returns_the_outcome_and_handle_response_sees_the_events() -> None:
 
 
 def test_a_turn_tells_the_journal_only_what_it_has_changed() -> None:
-    bench = Bench(agent(handle_response=lambda self, ref, response, state: Idle(state)))
+    bench = Rig(agent(handle_response=lambda self, ref, response, state: Idle(state)))
     for session in (b'{"turns":1}', b'{"turns":1}', b'{"turns":2}'):
         bench.prompt("a")
         bench.finish(session=Raw(session))
@@ -57,7 +57,7 @@ def test_a_turn_tells_the_journal_only_what_it_has_changed() -> None:
 
 @pytest.mark.case(14)
 def test_after_the_turn_the_agent_is_idle() -> None:
-    bench = Bench()
+    bench = Rig()
     bench.prompt("a")
     assert state_of(bench.core) == "processing"
     bench.finish()
@@ -66,7 +66,7 @@ def test_after_the_turn_the_agent_is_idle() -> None:
 
 @pytest.mark.case(15)
 def test_a_backend_error_reaches_the_asker_and_leaves_the_agent_usable() -> None:
-    bench = Bench()
+    bench = Rig()
     bad = bench.prompt("a")
     bench.fail("backend_error", "quota")
     good = bench.prompt("b")
@@ -77,7 +77,7 @@ def test_a_backend_error_reaches_the_asker_and_leaves_the_agent_usable() -> None
 
 @pytest.mark.case(16)
 def test_a_second_ask_waits_and_each_gets_its_own_answer() -> None:
-    bench = Bench()
+    bench = Rig()
     first, second = bench.prompt("a"), bench.prompt("b")
     assert bench.prompts == ["a"]
     bench.drain()
@@ -88,7 +88,7 @@ def test_a_second_ask_waits_and_each_gets_its_own_answer() -> None:
 @pytest.mark.case(17)
 @pytest.mark.case(30)
 def test_a_prompt_to_a_halted_agent_waits_until_resume() -> None:
-    bench = Bench(agent(handle_response=lambda self, ref, response, state: Halt(state)))
+    bench = Rig(agent(handle_response=lambda self, ref, response, state: Halt(state)))
     bench.prompt("a")
     bench.finish()
     ref = bench.prompt("b")
@@ -101,7 +101,7 @@ def test_a_prompt_to_a_halted_agent_waits_until_resume() -> None:
 @pytest.mark.case(20)
 def test_the_asker_is_answered_after_all_callbacks_and_the_record() -> None:
     hooks = ("handle_response", "post_turn", "handle_event")
-    bench = Bench(agent(post_turn=lambda self, outcome, ref, state: state, handle_event=log_event), hold=hooks)
+    bench = Rig(agent(post_turn=lambda self, outcome, ref, state: state, handle_event=log_event), hold=hooks)
     ref = bench.prompt("a")
     bench.event("e")
     bench.auto_commit = False
@@ -129,7 +129,7 @@ class Fragile(Plain):
 @pytest.mark.case(21)
 @pytest.mark.case(209)
 def test_a_raising_handle_response_is_tried_again_and_then_set_aside() -> None:
-    bench = Bench(Fragile, max_attempts=3)
+    bench = Rig(Fragile, max_attempts=3)
     bad, good = bench.prompt("bad"), bench.prompt("good")
     for attempt in range(3):
         assert bench.task is not None and bench.task.prompt == "bad", attempt
@@ -148,7 +148,7 @@ def test_a_raising_handle_response_is_tried_again_and_then_set_aside() -> None:
 @pytest.mark.case(21)
 @pytest.mark.parametrize(("returned", "code"), [(None, "bad_return"), ("Idle", "bad_return"), (Idle([object()]), "bad_state")])
 def test_a_wrong_return_ends_the_turn_and_keeps_the_state_before_it(returned: Any, code: str) -> None:
-    bench = Bench(
+    bench = Rig(
         agent(
             pre_turn=lambda self, prompt, state: Proceed(prompt, ["touched"]),
             handle_response=lambda self, ref, response, state: returned if response.text == "BAD" else Idle([*state, "ok"]),
@@ -167,7 +167,7 @@ def test_a_wrong_return_ends_the_turn_and_keeps_the_state_before_it(returned: An
 @pytest.mark.case(22)
 @pytest.mark.case(29)
 def test_the_outcome_of_each_request_is_stored() -> None:
-    bench = Bench()
+    bench = Rig()
     asked = bench.prompt("a", reply_to="_INBOX.1")
     told = bench.prompt("b")
     bench.drain()
@@ -177,7 +177,7 @@ def test_the_outcome_of_each_request_is_stored() -> None:
 
 @pytest.mark.case(25)
 def test_a_failed_tell_keeps_its_reason() -> None:
-    bench = Bench()
+    bench = Rig()
     ref = bench.prompt("a")
     bench.fail("task_crashed", "KeyError: 'x'")
     assert bench.error(ref) == error("task_crashed", "KeyError: 'x'")
@@ -186,7 +186,7 @@ def test_a_failed_tell_keeps_its_reason() -> None:
 @pytest.mark.case(28)
 @pytest.mark.parametrize(("decision", "code"), [(Skip, "pre_turn_skipped"), (Halt, "pre_turn_halted")])
 def test_a_tell_that_pre_turn_refuses_can_be_polled(decision: Any, code: str) -> None:
-    bench = Bench(agent(pre_turn=lambda self, prompt, state: decision(state)))
+    bench = Rig(agent(pre_turn=lambda self, prompt, state: decision(state)))
     assert bench.code(bench.prompt("a")) == code
 
 
@@ -195,7 +195,7 @@ def test_a_tell_that_pre_turn_refuses_can_be_polled(decision: Any, code: str) ->
 @pytest.mark.case(33)
 @pytest.mark.case(34)
 def test_a_chained_turn_has_a_ref_of_its_own_and_answers_nobody() -> None:
-    bench = Bench(Chain)
+    bench = Rig(Chain)
     ref = bench.prompt("first")
     bench.drain()
     assert bench.prompts == ["first", "second"]
@@ -208,7 +208,7 @@ def test_a_chained_turn_has_a_ref_of_its_own_and_answers_nobody() -> None:
 
 @pytest.mark.case(32)
 def test_a_chained_prompt_runs_before_a_queued_one() -> None:
-    bench = Bench(Chain)
+    bench = Rig(Chain)
     bench.prompt("first")
     bench.prompt("told")
     bench.drain()
@@ -217,7 +217,7 @@ def test_a_chained_prompt_runs_before_a_queued_one() -> None:
 
 @pytest.mark.case(35)
 def test_queued_prompts_run_first_in_first_out_whatever_their_origin() -> None:
-    bench = Bench(agent(handle_event=lambda self, event, state: Prompt(event, state)))
+    bench = Rig(agent(handle_event=lambda self, event, state: Prompt(event, state)))
     bench.prompt("running")
     bench.prompt("ask", reply_to="_INBOX.1")
     bench.prompt("peer", lane="peer-inbox", sender="p", origin="1.1.0")
@@ -230,7 +230,7 @@ def test_queued_prompts_run_first_in_first_out_whatever_their_origin() -> None:
 
 @pytest.mark.case(35)
 def test_a_batch_is_run_in_stream_order_over_its_lanes() -> None:
-    bench = Bench()
+    bench = Rig()
     mails = [bench.post("inbox" if n % 2 else "peer-inbox", prompt=PromptBody(prompt=str(n))) for n in range(4)]
     bench.feed(Arrived((mails[1], mails[3], mails[0], mails[2])))
     bench.drain()
@@ -239,7 +239,7 @@ def test_a_batch_is_run_in_stream_order_over_its_lanes() -> None:
 
 @pytest.mark.case(36)
 def test_the_next_item_is_chosen_before_mail_that_arrives_with_the_commit() -> None:
-    bench = Bench(Chain)
+    bench = Rig(Chain)
     bench.prompt("first")
     bench.auto_commit = False
     bench.finish()
@@ -251,7 +251,7 @@ def test_the_next_item_is_chosen_before_mail_that_arrives_with_the_commit() -> N
 
 @pytest.mark.case(37)
 def test_every_prompt_that_waits_emits_the_new_depth() -> None:
-    bench = Bench(agent(handle_event=lambda self, event, state: Prompt(event, state)))
+    bench = Rig(agent(handle_event=lambda self, event, state: Prompt(event, state)))
     bench.prompt("runs at once")
     assert bench.facts("mailbox_queued") == []
     bench.prompt("a")
@@ -264,7 +264,7 @@ def test_every_prompt_that_waits_emits_the_new_depth() -> None:
 
 @pytest.mark.case(38)
 def test_one_prompt_task_at_a_time() -> None:
-    bench = Bench(agent(handle_event=lambda self, event, state: Prompt(event, state)))
+    bench = Rig(agent(handle_event=lambda self, event, state: Prompt(event, state)))
     for n in range(5):
         bench.prompt(str(n))
         bench.event(str(n))
@@ -274,7 +274,7 @@ def test_one_prompt_task_at_a_time() -> None:
 
 @pytest.mark.case(73)
 def test_the_late_end_of_a_killed_turn_is_dropped() -> None:
-    bench = Bench()
+    bench = Rig()
     killed = bench.prompt("a")
     late: RunTurn = bench.running()
     bench.interrupt()

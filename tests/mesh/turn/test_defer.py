@@ -11,7 +11,7 @@ from agentmesh.backend import Response
 from agentmesh.errors import BackendError
 from agentmesh.records import CancelTimer, SetTimer
 from agentmesh.wire import Outcome, PromptBody
-from mesh.turn.harness import Bench, Plain
+from mesh.turn.harness import Plain, Rig
 
 pytestmark = pytest.mark.case(200)
 
@@ -44,8 +44,8 @@ class Exclusive(Desk):
     exclusive = True
 
 
-def deferring(cls: type[Desk] = Desk, **fields: Any) -> tuple[Bench, str]:
-    bench = Bench(cls)
+def deferring(cls: type[Desk] = Desk, **fields: Any) -> tuple[Rig, str]:
+    bench = Rig(cls)
     ref = bench.prompt("a", **fields)
     bench.finish()
     assert ref not in bench.outcomes
@@ -104,7 +104,7 @@ def test_a_reply_in_the_deferring_callback_itself_answers() -> None:
             self.reply(ref, "at once")
             return Defer(state)
 
-    bench = Bench(Eager)
+    bench = Rig(Eager)
     ref = bench.prompt("a", deadline=5000.0)
     bench.finish()
     assert bench.answer(ref) == "at once"
@@ -176,7 +176,7 @@ def test_a_chained_turn_that_defers_answers_nobody_and_holds_nothing_back() -> N
         def handle_response(self, ref: str, response: Response, state: list[Any]) -> Any:
             return Prompt("chained", state) if response.text == "A" else Defer(state, exclusive=True)
 
-    bench = Bench(Chained)
+    bench = Rig(Chained)
     bench.prompt("a")
     bench.finish()
     bench.finish()
@@ -202,7 +202,7 @@ class Coordinator(Exclusive):
 
 @pytest.mark.case(216)
 def test_a_coordinator_asks_gathers_and_answers_over_takeovers() -> None:
-    bench = Bench(Coordinator)
+    bench = Rig(Coordinator)
     ref = bench.prompt("question", reply_to="_INBOX.1")
     bench.finish()
     for number, worker in enumerate(("w1", "w2")):

@@ -10,12 +10,12 @@ from msgspec import Raw
 from agentmesh.agent import Halt, Idle, Prompt
 from agentmesh.turn import state_of
 from agentmesh.turn.values import Interrupt, Phase, Watchdog
-from mesh.turn.harness import Bench, Plain, agent, error
+from mesh.turn.harness import Plain, Rig, agent, error
 
 
 @pytest.mark.case(64)
 def test_interrupt_kills_the_task_and_answers_interrupted() -> None:
-    bench = Bench()
+    bench = Rig()
     ref = bench.prompt("a")
     assert bench.interrupt() == {"interrupted": True}
     assert bench.task is None and "kill" in bench.trail
@@ -31,7 +31,7 @@ def test_handle_error_sees_the_interruption_and_decides(decision: str) -> None:
         seen.append(error.code)
         return Halt(state) if decision == "halt" else Prompt("again", state)
 
-    bench = Bench(agent(handle_error=decide))
+    bench = Rig(agent(handle_error=decide))
     ref = bench.prompt("a")
     bench.interrupt()
     assert seen == ["interrupted"]
@@ -45,14 +45,14 @@ def test_handle_error_sees_the_interruption_and_decides(decision: str) -> None:
 
 @pytest.mark.case(66)
 def test_interrupt_on_an_idle_agent_does_nothing() -> None:
-    bench = Bench(agent(handle_error=lambda self, ref, error, state: Halt(state)))
+    bench = Rig(agent(handle_error=lambda self, ref, error, state: Halt(state)))
     records = len(bench.journal)
     assert bench.interrupt() == {"interrupted": False}
     assert (bench.phase(), len(bench.journal), bench.halted()) == (Phase.IDLE, records, False)
 
 
 def test_interrupt_of_another_ref_touches_nothing() -> None:
-    bench = Bench()
+    bench = Rig()
     ref = bench.prompt("a")
     assert bench.interrupt("other", ref="99") == {"interrupted": False}
     assert bench.task is not None
@@ -62,7 +62,7 @@ def test_interrupt_of_another_ref_touches_nothing() -> None:
 
 @pytest.mark.case(67)
 def test_after_an_interrupt_the_next_prompt_runs() -> None:
-    bench = Bench()
+    bench = Rig()
     bench.prompt("a")
     following = bench.prompt("b")
     bench.interrupt()
@@ -72,7 +72,7 @@ def test_after_an_interrupt_the_next_prompt_runs() -> None:
 
 @pytest.mark.case(68)
 def test_an_interrupt_emits_the_error_telemetry() -> None:
-    bench = Bench()
+    bench = Rig()
     ref = bench.prompt("a")
     bench.interrupt()
     assert [(f["ref"], f["reason"]) for f in bench.facts("prompt_error")] == [(ref, "interrupted")]
@@ -86,7 +86,7 @@ def test_a_turn_that_outlives_the_watchdog_is_killed() -> None:
         seen.append(error.code)
         return Idle(state)
 
-    bench = Bench(agent(handle_error=keep), watchdog_s=5.0)
+    bench = Rig(agent(handle_error=keep), watchdog_s=5.0)
     ref = bench.prompt("a")
     bench.watchdog()
     assert bench.task is None and "kill" in bench.trail
@@ -95,7 +95,7 @@ def test_a_turn_that_outlives_the_watchdog_is_killed() -> None:
 
 def test_what_a_killed_turn_has_spent_is_in_its_outcome_and_counts() -> None:
     for kill in (Interrupt(usage={"input_tokens": 7}), Watchdog(1, usage={"input_tokens": 7})):
-        bench = Bench()
+        bench = Rig()
         ref = bench.prompt("a")
         bench.feed(kill)
         assert bench.outcomes[ref].usage == {"input_tokens": 7}
@@ -104,7 +104,7 @@ def test_what_a_killed_turn_has_spent_is_in_its_outcome_and_counts() -> None:
 
 @pytest.mark.case(70)
 def test_the_watchdog_is_ten_minutes_and_starts_again_with_each_turn() -> None:
-    bench = Bench(agent(handle_response=lambda self, ref, response, state: Prompt("on", state)))
+    bench = Rig(agent(handle_response=lambda self, ref, response, state: Prompt("on", state)))
     bench.prompt("a")
     old = bench.running().number
     bench.finish()
@@ -116,7 +116,7 @@ def test_the_watchdog_is_ten_minutes_and_starts_again_with_each_turn() -> None:
 @pytest.mark.case(71)
 @pytest.mark.case(72)
 def test_a_task_that_crashed_is_reported_and_the_agent_survives() -> None:
-    bench = Bench()
+    bench = Rig()
     ref = bench.prompt("a")
     bench.fail("task_crashed", "KeyError: 'x'")
     assert bench.error(ref) == error("task_crashed", "KeyError: 'x'")
@@ -136,7 +136,7 @@ def test_the_reason_reaches_the_caller_and_handle_error(code: str) -> None:
         seen.append((ref, error.code, error.message))
         return Idle(state)
 
-    bench = Bench(agent(handle_error=keep))
+    bench = Rig(agent(handle_error=keep))
     ref = bench.prompt("a")
     bench.fail(code, "why")
     assert bench.error(ref) == error(code, "why")
@@ -156,7 +156,7 @@ class Retrying(Plain):
 
 @pytest.mark.case(76)
 def test_a_retry_keeps_ref_and_caller_and_gives_one_outcome() -> None:
-    bench = Bench(Retrying)
+    bench = Rig(Retrying)
     ref = bench.prompt("a", reply_to="_INBOX.1", stream_to="_INBOX.2")
     bench.fail()
     assert ref not in bench.outcomes
@@ -170,7 +170,7 @@ def test_a_retry_keeps_ref_and_caller_and_gives_one_outcome() -> None:
 
 @pytest.mark.case(76)
 def test_a_retry_survives_a_takeover_with_its_caller() -> None:
-    bench = Bench(Retrying)
+    bench = Rig(Retrying)
     ref = bench.prompt("a", reply_to="_INBOX.1")
     bench.prompt("b")
     bench.fail()
@@ -187,7 +187,7 @@ def test_a_retry_of_a_chained_turn_still_answers_nobody() -> None:
         def handle_response(self, ref: str, response: Any, state: list[Any]) -> Any:
             return Prompt("chained", state) if response.text == "A" else Idle(state)
 
-    bench = Bench(Chained)
+    bench = Rig(Chained)
     ref = bench.prompt("a")
     bench.finish()
     bench.fail()
@@ -197,14 +197,14 @@ def test_a_retry_of_a_chained_turn_still_answers_nobody() -> None:
 
 
 def test_a_retry_keeps_metadata_and_sender() -> None:
-    bench = Bench(Retrying)
+    bench = Rig(Retrying)
     bench.prompt("a", lane="peer-inbox", sender="boss", origin="1.1.0")
     bench.fail()
     assert bench.running().request.sender == "boss"
 
 
 def test_an_interrupted_retry_ends_the_request() -> None:
-    bench = Bench(Retrying)
+    bench = Rig(Retrying)
     ref = bench.prompt("a")
     bench.fail()
     bench.interrupt()
@@ -213,7 +213,7 @@ def test_an_interrupted_retry_ends_the_request() -> None:
 
 @pytest.mark.case(77)
 def test_with_the_default_handle_error_the_next_prompt_runs() -> None:
-    bench = Bench()
+    bench = Rig()
     bench.prompt("a")
     following = bench.prompt("b")
     bench.fail()
@@ -230,7 +230,7 @@ def test_a_failing_handle_error_means_stay_idle(wrong: str) -> None:
             raise RuntimeError("boom")
         return "nonsense"
 
-    bench = Bench(agent(handle_error=bad))
+    bench = Rig(agent(handle_error=bad))
     ref = bench.prompt("a")
     bench.fail("backend_error", "original")
     assert bench.error(ref) == error("backend_error", "original")
@@ -245,7 +245,7 @@ def test_which_state_handle_error_sees() -> None:
         seen.append((error.code, state))
         return Idle(state)
 
-    bench = Bench(agent(handle_error=keep))
+    bench = Rig(agent(handle_error=keep))
     for code in ("backend_error", "no_terminal_event"):  # what the stream built is kept
         bench.prompt("a")
         bench.fail(code, state=Raw(f'["{code}"]'.encode()))
@@ -269,7 +269,7 @@ def test_which_state_handle_error_sees() -> None:
 @pytest.mark.case(90)
 @pytest.mark.case(91)
 def test_a_session_is_kept_from_turn_to_turn() -> None:
-    bench = Bench()
+    bench = Rig()
     bench.prompt("a")
     bench.finish(session=Raw(b'"s1"'))
     bench.prompt("b")
@@ -282,7 +282,7 @@ def test_a_session_is_kept_from_turn_to_turn() -> None:
 @pytest.mark.case(92)
 @pytest.mark.parametrize("end", ["interrupt", "watchdog", "crash", "terminal"])
 def test_the_session_after_a_turn_that_failed(end: str) -> None:
-    bench = Bench()
+    bench = Rig()
     bench.prompt("a")
     bench.finish(session=Raw(b'"before"'))
     bench.prompt("b")

@@ -9,11 +9,11 @@ import pytest
 from agentmesh.agent import Halt, Proceed
 from agentmesh.turn.values import Phase
 from mesh.turn.agents import Halting
-from mesh.turn.harness import Bench, agent
+from mesh.turn.harness import Rig, agent
 
 
-def halted() -> Bench:
-    bench = Bench(Halting)
+def halted() -> Rig:
+    bench = Rig(Halting)
     bench.prompt("halt")
     bench.finish()
     return bench
@@ -21,7 +21,7 @@ def halted() -> Bench:
 
 @pytest.mark.case(39)
 def test_a_halt_dispatches_nothing_further() -> None:
-    bench = Bench(Halting)
+    bench = Rig(Halting)
     bench.prompt("halt")
     waiting = bench.prompt("more")
     bench.finish()
@@ -49,7 +49,7 @@ def test_resume_is_answered_after_its_record() -> None:
 
 @pytest.mark.case(41)
 def test_resume_without_a_halt_changes_nothing() -> None:
-    bench = Bench(Halting)
+    bench = Rig(Halting)
     records = len(bench.journal)
     assert bench.resume("idle") == {"resumed": False}
     bench.prompt("a")
@@ -60,7 +60,7 @@ def test_resume_without_a_halt_changes_nothing() -> None:
 
 
 def test_a_resume_that_meets_a_halt_under_way_waits_for_its_record() -> None:
-    bench = Bench(Halting)
+    bench = Rig(Halting)
     bench.prompt("halt")
     waiting = bench.prompt("more")
     bench.auto_commit = False
@@ -91,7 +91,7 @@ def test_a_prompt_born_of_an_event_waits_while_halted() -> None:
 
 @pytest.mark.case(44)
 def test_a_chained_prompt_survives_a_halt_in_the_drain() -> None:
-    bench = Bench(Halting)
+    bench = Rig(Halting)
     bench.prompt("chain")
     bench.prompt("queued")
     bench.event("halt")
@@ -106,7 +106,7 @@ def test_a_chained_prompt_survives_a_halt_in_the_drain() -> None:
 
 @pytest.mark.case(45)
 def test_an_event_halts_an_idle_agent() -> None:
-    bench = Bench(Halting)
+    bench = Rig(Halting)
     bench.event("halt")
     assert bench.halted()
     bench.prompt("a")
@@ -115,7 +115,7 @@ def test_an_event_halts_an_idle_agent() -> None:
 
 @pytest.mark.case(46)
 def test_handle_error_may_halt_and_the_asker_gets_the_original_error() -> None:
-    bench = Bench(agent(handle_error=lambda self, ref, error, state: Halt([*state, error.code])))
+    bench = Rig(agent(handle_error=lambda self, ref, error, state: Halt([*state, error.code])))
     ref = bench.prompt("a")
     bench.fail("backend_error", "quota")
     assert bench.halted() and bench.state == ["backend_error"]
@@ -132,7 +132,7 @@ def test_post_run_runs_once_for_a_halt(by: str) -> None:
         def handle_error(self, ref: str, error: Any, state: list[Any]) -> Any:
             return Halt(state)
 
-    bench = Bench(ByAnything)
+    bench = Rig(ByAnything)
     if by == "event":
         bench.event("halt")
     elif by == "pre_turn":
@@ -154,7 +154,7 @@ def test_post_run_runs_once_for_a_halt(by: str) -> None:
 
 @pytest.mark.case(48)
 def test_a_second_halt_does_not_run_post_run_again_until_a_resume() -> None:
-    bench = Bench(Halting)
+    bench = Rig(Halting)
     bench.prompt("halt")
     bench.event("halt")
     bench.finish()
@@ -168,7 +168,7 @@ def test_a_second_halt_does_not_run_post_run_again_until_a_resume() -> None:
 
 @pytest.mark.case(49)
 def test_post_run_does_not_run_on_stop() -> None:
-    bench = Bench(Halting)
+    bench = Rig(Halting)
     bench.prompt("a")
     bench.stop()
     assert "post_run" not in bench.calls
@@ -188,7 +188,7 @@ def test_a_raising_post_run_leaves_the_halt_complete() -> None:
     def boom(self: Any, state: Any) -> None:
         raise RuntimeError("boom")
 
-    bench = Bench(type("Boom", (Halting,), {"post_run": boom}))
+    bench = Rig(type("Boom", (Halting,), {"post_run": boom}))
     ref = bench.prompt("halt")
     bench.event("note")
     bench.finish()
@@ -198,7 +198,7 @@ def test_a_raising_post_run_leaves_the_halt_complete() -> None:
 
 
 def test_a_turn_killed_before_its_halt_committed_halts_once_in_the_journal() -> None:
-    bench = Bench(Halting)
+    bench = Rig(Halting)
     ref = bench.prompt("halt")
     bench.auto_commit = False
     bench.finish()

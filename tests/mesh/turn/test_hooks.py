@@ -9,7 +9,7 @@ import pytest
 from agentmesh.agent import Halt, Idle, Proceed, Prompt, Skip
 from agentmesh.backend import Response
 from agentmesh.turn import state_of
-from mesh.turn.harness import Bench, Plain, agent
+from mesh.turn.harness import Plain, Rig, agent
 
 
 class Gate(Plain):
@@ -48,7 +48,7 @@ def test_pre_turn_sees_every_prompt_and_may_rewrite_it() -> None:
         def handle_event(self, event: Any, state: list[Any]) -> Any:
             return Prompt(event, state)
 
-    bench = Bench(Chained)
+    bench = Rig(Chained)
     ref = bench.prompt("a")
     bench.event("born")
     bench.drain()
@@ -58,7 +58,7 @@ def test_pre_turn_sees_every_prompt_and_may_rewrite_it() -> None:
 
 @pytest.mark.case(81)
 def test_skip_answers_keeps_the_hooks_state_and_goes_on() -> None:
-    bench = Bench(Gate)
+    bench = Rig(Gate)
     running = bench.prompt("a")
     skipped, following = bench.prompt("skip"), bench.prompt("b")
     bench.finish()
@@ -72,7 +72,7 @@ def test_skip_answers_keeps_the_hooks_state_and_goes_on() -> None:
 
 @pytest.mark.case(82)
 def test_halt_answers_halts_and_runs_post_run() -> None:
-    bench = Bench(Gate)
+    bench = Rig(Gate)
     ref = bench.prompt("halt")
     waiting = bench.prompt("b")
     assert bench.code(ref) == "pre_turn_halted"
@@ -82,7 +82,7 @@ def test_halt_answers_halts_and_runs_post_run() -> None:
 
 @pytest.mark.case(83)
 def test_a_raising_pre_turn_is_a_skip_with_the_state_before_it() -> None:
-    bench = Bench(Gate)
+    bench = Rig(Gate)
     ref = bench.prompt("raise")
     assert bench.code(ref) == "pre_turn_skipped" and "boom" in bench.error(ref).message
     assert bench.core.work.state == bench.core.ledger.state and bench.state == []
@@ -92,14 +92,14 @@ def test_a_raising_pre_turn_is_a_skip_with_the_state_before_it() -> None:
 @pytest.mark.case(84)
 @pytest.mark.parametrize("prompt", ["nonsense", "number", "empty"])
 def test_a_malformed_return_is_pre_turn_invalid(prompt: str) -> None:
-    bench = Bench(Gate)
+    bench = Rig(Gate)
     ref = bench.prompt(prompt)
     assert bench.code(ref) == "pre_turn_invalid"
     assert bench.state == [] and bench.task is None
 
 
 def test_a_state_of_pre_turn_that_cannot_be_encoded_is_bad_state() -> None:
-    bench = Bench(Gate)
+    bench = Rig(Gate)
     assert bench.code(bench.prompt("unencodable")) == "bad_state"
     assert bench.state == []
 
@@ -107,7 +107,7 @@ def test_a_state_of_pre_turn_that_cannot_be_encoded_is_bad_state() -> None:
 @pytest.mark.case(85)
 @pytest.mark.parametrize("prompt", ["skip", "halt", "raise", "nonsense"])
 def test_a_refused_prompt_calls_nothing_else_and_emits_no_prompt_telemetry(prompt: str) -> None:
-    bench = Bench(Gate)
+    bench = Rig(Gate)
     bench.prompt(prompt)
     assert set(bench.calls) <= {"init_agent", "start_session", "pre_turn", "post_run"}
     assert not [e.kind for e in bench.emits if e.kind.startswith("prompt_")]
@@ -134,7 +134,7 @@ def test_post_turn_follows_the_decision_on_success_and_failure_and_precedes_the_
         def handle_event(self, event: Any, state: list[Any]) -> Any:
             return Idle([*state, event])
 
-    bench = Bench(Post)
+    bench = Rig(Post)
     ref = bench.prompt("a")
     bench.event("e")
     bench.finish()
@@ -154,7 +154,7 @@ def test_a_failing_post_turn_changes_nothing_else(wrong: str) -> None:
             raise RuntimeError("boom")
         return object()
 
-    bench = Bench(agent(post_turn=bad, handle_response=lambda self, ref, response, state: Halt([*state, "kept"])))
+    bench = Rig(agent(post_turn=bad, handle_response=lambda self, ref, response, state: Halt([*state, "kept"])))
     ref = bench.prompt("a")
     bench.finish()
     assert bench.answer(ref) == "A" and bench.halted()
@@ -180,7 +180,7 @@ def test_every_hook_of_a_turn_knows_its_request() -> None:
             note(self, "post_turn")
             return state
 
-    bench = Bench(Curious)
+    bench = Rig(Curious)
     ref = bench.prompt("a", lane="peer-inbox", sender="boss", origin="1.4.0")
     bench.finish()
     assert seen == [(hook, ref, "boss", {}) for hook in ("pre_turn", "handle_response", "post_turn")]

@@ -13,14 +13,14 @@ from agentmesh.records import Bury, Resolve, SendMail, StartAgent
 from agentmesh.turn.values import Arrived, GaveUp, Rest
 from agentmesh.wire import PromptBody
 from mesh.turn.agents import Chatty, Halting, log_event
-from mesh.turn.harness import Bench, agent, error
+from mesh.turn.harness import Rig, agent, error
 
 
 # --- takeovers ------------------------------------------------------------------------------------------------------
 @pytest.mark.case(202)
 @pytest.mark.case(205)
 def test_a_turn_cut_short_runs_again_with_the_state_before_it() -> None:
-    bench = Bench(agent(pre_turn=lambda self, prompt, state: Proceed(prompt, [*state, "pre"])))
+    bench = Rig(agent(pre_turn=lambda self, prompt, state: Proceed(prompt, [*state, "pre"])))
     ref = bench.prompt("a")
     bench.kill()
     assert bench.prompts == ["a", "a"]
@@ -32,7 +32,7 @@ def test_a_turn_cut_short_runs_again_with_the_state_before_it() -> None:
 @pytest.mark.case(203)
 @pytest.mark.parametrize("landed", [False, True])
 def test_a_record_whose_fate_the_owner_never_learnt_has_one_outcome(landed: bool) -> None:
-    bench = Bench(Chatty)
+    bench = Rig(Chatty)
     ref = bench.prompt("a")
     bench.auto_commit = False
     bench.finish()
@@ -46,7 +46,7 @@ def test_a_record_whose_fate_the_owner_never_learnt_has_one_outcome(landed: bool
 
 @pytest.mark.case(203)
 def test_effects_that_no_record_calls_done_are_done_again_by_the_next_owner() -> None:
-    bench = Bench(Chatty)
+    bench = Rig(Chatty)
     bench.auto_done = False
     bench.prompt("a")
     bench.finish()
@@ -65,7 +65,7 @@ def test_effects_that_no_record_calls_done_are_done_again_by_the_next_owner() ->
 @pytest.mark.case(205)
 def test_state_halt_chain_and_session_survive_a_takeover() -> None:
 
-    bench = Bench(Halting)
+    bench = Rig(Halting)
     bench.prompt("chain")
     bench.event("halt")
     bench.finish(session=Raw(b'"s9"'))
@@ -76,7 +76,7 @@ def test_state_halt_chain_and_session_survive_a_takeover() -> None:
 
 
 def test_snapshots_change_nothing() -> None:
-    plain, often = Bench(Chatty), Bench(Chatty, snapshot_records=2)
+    plain, often = Rig(Chatty), Rig(Chatty, snapshot_records=2)
     for bench in (plain, often):
         for n in range(7):
             bench.prompt(str(n))
@@ -89,7 +89,7 @@ def test_snapshots_change_nothing() -> None:
 
 
 def test_a_snapshot_is_due_by_bytes_too() -> None:
-    bench = Bench(snapshot_bytes=1000)
+    bench = Rig(snapshot_bytes=1000)
     for _ in range(10):
         bench.prompt("x" * 400)
         bench.finish()
@@ -100,7 +100,7 @@ def test_a_snapshot_is_due_by_bytes_too() -> None:
 @pytest.mark.case(206)
 @pytest.mark.case(207)
 def test_repeated_mail_of_an_agent_is_handled_once() -> None:
-    bench = Bench(agent(handle_event=log_event))
+    bench = Rig(agent(handle_event=log_event))
     first = bench.prompt("a", lane="peer-inbox", sender="p", origin="1.5.0")
     again = bench.prompt("a", lane="peer-inbox", sender="p", origin="1.5.0")
     bench.drain()
@@ -113,7 +113,7 @@ def test_repeated_mail_of_an_agent_is_handled_once() -> None:
 
 @pytest.mark.case(206)
 def test_an_old_repetition_does_not_make_the_agent_forget_newer_origins() -> None:
-    bench = Bench()
+    bench = Rig()
     for origin in ("1.10.0", "1.11.0", "1.10.0", "1.11.0"):
         bench.prompt(origin, lane="peer-inbox", sender="p", origin=origin)
     bench.drain()
@@ -126,7 +126,7 @@ def test_an_old_repetition_does_not_make_the_agent_forget_newer_origins() -> Non
 @pytest.mark.parametrize("halted", [False, True])
 def test_mail_taken_out_of_order_neither_hides_older_mail_nor_comes_back(how: str, takeover: bool, halted: bool) -> None:
 
-    bench = Bench(Halting)
+    bench = Rig(Halting)
     if halted:
         bench.event("halt")
     else:
@@ -160,7 +160,7 @@ def test_the_sender_of_an_event_and_of_a_prompt_is_shown() -> None:
             seen.append(self.request.sender)
             return Idle(state)
 
-    bench = Bench(Curious)
+    bench = Rig(Curious)
     bench.event("e", "peer-notify", sender="p", origin="1.1.0")
     bench.event("e")
     bench.prompt("a", lane="peer-inbox", sender="p", origin="1.1.1")
@@ -171,13 +171,13 @@ def test_the_sender_of_an_event_and_of_a_prompt_is_shown() -> None:
 
 
 def test_an_answer_that_no_running_turn_waits_for_is_dropped() -> None:
-    bench = Bench(agent(handle_event=log_event))
+    bench = Rig(agent(handle_event=log_event))
     bench.event({"ok": True}, "peer-answer", sender="p", origin="1.1.0")
     assert bench.state == [] and bench.core.ledger.positions["peer-answer"] == 1
 
 
 def test_mail_meant_for_another_life_is_not_handled() -> None:
-    bench = Bench(agent(handle_event=log_event))
+    bench = Rig(agent(handle_event=log_event))
     bench.event("e", for_life="other")
     assert bench.state == [] and bench.code(bench.prompt("a", for_life="other")) == "stopped"
 
@@ -185,7 +185,7 @@ def test_mail_meant_for_another_life_is_not_handled() -> None:
 # --- dead letters, deadlines --------------------------------------------------------------------------------------------
 @pytest.mark.case(244)
 def test_a_malformed_prompt_or_event_becomes_a_dead_letter() -> None:
-    bench = Bench(agent(handle_event=log_event))
+    bench = Rig(agent(handle_event=log_event))
     mail = bench.post("inbox", problem="the prompt is not UTF-8 text", reply_to="_INBOX.1")
     bench.feed(Arrived((mail,)))
     bench.event(None, problem="the event is not UTF-8 text")
@@ -196,7 +196,7 @@ def test_a_malformed_prompt_or_event_becomes_a_dead_letter() -> None:
 
 @pytest.mark.case(213)
 def test_a_prompt_past_its_deadline_is_answered_expired_without_a_turn() -> None:
-    bench = Bench()
+    bench = Rig()
     bench.prompt("running")
     late, after = bench.prompt("late", deadline=1001.0), bench.prompt("after", deadline=1002.0)
     bench.now = 1001.5
@@ -210,7 +210,7 @@ def test_a_prompt_past_its_deadline_is_answered_expired_without_a_turn() -> None
 @pytest.mark.parametrize("while_", ["running", "halted", "failed"])
 def test_a_waiting_caller_hears_of_its_deadline_when_it_passes(while_: str) -> None:
 
-    bench = Bench(Halting)
+    bench = Rig(Halting)
     if while_ == "running":
         bench.prompt("a")
     else:
@@ -222,7 +222,7 @@ def test_a_waiting_caller_hears_of_its_deadline_when_it_passes(while_: str) -> N
 
 
 def test_prompts_turned_away_before_one_born_of_an_event() -> None:
-    bench = Bench(agent(handle_event=lambda self, event, state: Prompt(event, state)))
+    bench = Rig(agent(handle_event=lambda self, event, state: Prompt(event, state)))
     bench.prompt("running")
     late = bench.prompt("late", deadline=1001.0)
     bench.event("born")
@@ -234,7 +234,7 @@ def test_prompts_turned_away_before_one_born_of_an_event() -> None:
 # --- effects ------------------------------------------------------------------------------------------------------------
 @pytest.mark.case(216)
 def test_nothing_is_sent_unless_the_record_commits() -> None:
-    bench = Bench(Chatty)
+    bench = Rig(Chatty)
     bench.auto_commit = False
     bench.feed()
     bench.drain()
@@ -248,7 +248,7 @@ def test_nothing_is_sent_unless_the_record_commits() -> None:
 @pytest.mark.case(217)
 @pytest.mark.parametrize("when", ["idle", "in a turn", "in a callback", "committing", "halted"])
 def test_an_effect_that_cannot_be_done_comes_back_as_undelivered(when: str) -> None:
-    bench = Bench(Chatty)
+    bench = Rig(Chatty)
     bench.auto_done = False
     bench.prompt("a")
     bench.finish()
@@ -277,7 +277,7 @@ def test_an_effect_that_cannot_be_done_comes_back_as_undelivered(when: str) -> N
 
 @pytest.mark.case(217)
 def test_a_notice_survives_a_takeover_before_it_is_handled() -> None:
-    bench = Bench(Chatty)
+    bench = Rig(Chatty)
     bench.auto_done = False
     bench.prompt("a")
     bench.finish()
@@ -296,7 +296,7 @@ def test_a_taken_name_comes_back_too() -> None:
         self.start_agent("w1", kind="Worker")
         return Idle(state)
 
-    bench = Bench(type("Starter", (Chatty,), {"handle_response": start}))
+    bench = Rig(type("Starter", (Chatty,), {"handle_response": start}))
     bench.auto_done = False
     bench.prompt("a")
     bench.finish()
@@ -306,7 +306,7 @@ def test_a_taken_name_comes_back_too() -> None:
 
 
 def test_with_too_many_open_effects_no_prompt_begins_until_some_are_done() -> None:
-    bench = Bench(Chatty, max_effects=3)
+    bench = Rig(Chatty, max_effects=3)
     bench.auto_done = False
     for n in range(3):
         bench.prompt(str(n))
@@ -319,7 +319,7 @@ def test_with_too_many_open_effects_no_prompt_begins_until_some_are_done() -> No
 
 # --- rest -------------------------------------------------------------------------------------------------------------------
 def test_an_idle_agent_rests_once_and_not_with_work() -> None:
-    bench = Bench(Chatty)
+    bench = Rig(Chatty)
     bench.prompt("a")
     bench.feed(Rest())
     assert bench.kinds[-1] != "rest"
@@ -330,7 +330,7 @@ def test_an_idle_agent_rests_once_and_not_with_work() -> None:
 
 
 def test_an_agent_with_an_open_effect_does_not_rest() -> None:
-    bench = Bench()
+    bench = Rig()
     bench.auto_done = False
     bench.prompt("a")
     bench.finish()
@@ -339,7 +339,7 @@ def test_an_agent_with_an_open_effect_does_not_rest() -> None:
 
 
 def test_mail_fed_twice_is_handled_once() -> None:
-    bench = Bench(agent(handle_event=log_event))
+    bench = Rig(agent(handle_event=log_event))
     mail = bench.post("inbox", prompt=PromptBody(prompt="a"))
     event = bench.post("notify", event="e")
     bench.feed(Arrived((mail, event)), Arrived((mail, event)))

@@ -10,12 +10,12 @@ from agentmesh.agent import Idle, Proceed, Prompt
 from agentmesh.turn.dispatch import MAX_DRAIN
 from agentmesh.turn.values import Arrived
 from mesh.turn.agents import Halting, log_event
-from mesh.turn.harness import Bench, agent
+from mesh.turn.harness import Rig, agent
 
 
 @pytest.mark.case(51)
 def test_an_idle_agent_handles_an_event_at_once() -> None:
-    bench = Bench(Halting)
+    bench = Rig(Halting)
     bench.event("note")
     assert bench.state == ["note"]
     bench.event("prompt:go")
@@ -26,7 +26,7 @@ def test_an_idle_agent_handles_an_event_at_once() -> None:
 @pytest.mark.case(53)
 @pytest.mark.case(54)
 def test_events_of_a_turn_are_handled_after_it_in_order_and_lose_nothing() -> None:
-    bench = Bench(agent(handle_event=log_event))
+    bench = Rig(agent(handle_event=log_event))
     bench.prompt("a")
     for n in range(5):
         bench.event(n)
@@ -38,7 +38,7 @@ def test_events_of_a_turn_are_handled_after_it_in_order_and_lose_nothing() -> No
 @pytest.mark.case(52)
 @pytest.mark.parametrize("hook", ["pre_turn", "handle_response", "post_turn", "handle_event"])
 def test_an_event_that_arrives_during_a_callback_waits(hook: str) -> None:
-    bench = Bench(
+    bench = Rig(
         agent(
             pre_turn=lambda self, prompt, state: Proceed(prompt, state),
             post_turn=lambda self, outcome, ref, state: [*state, "post"],
@@ -62,7 +62,7 @@ def test_an_event_that_arrives_during_a_callback_waits(hook: str) -> None:
 @pytest.mark.case(55)
 @pytest.mark.case(56)
 def test_a_prompt_of_a_deferred_event_runs_behind_the_chained_one() -> None:
-    bench = Bench(Halting)
+    bench = Rig(Halting)
     bench.prompt("chain")
     bench.event("prompt:from event")
     bench.finish()
@@ -72,7 +72,7 @@ def test_a_prompt_of_a_deferred_event_runs_behind_the_chained_one() -> None:
 
 @pytest.mark.case(57)
 def test_a_deferred_event_halts_after_the_turn_whose_caller_is_answered() -> None:
-    bench = Bench(Halting)
+    bench = Rig(Halting)
     ref = bench.prompt("a")
     bench.event("halt")
     bench.finish()
@@ -81,7 +81,7 @@ def test_a_deferred_event_halts_after_the_turn_whose_caller_is_answered() -> Non
 
 @pytest.mark.case(58)
 def test_after_a_halt_in_the_drain_the_other_events_are_still_handled() -> None:
-    bench = Bench(Halting)
+    bench = Rig(Halting)
     bench.prompt("a")
     bench.event("halt")
     bench.event("x")
@@ -93,7 +93,7 @@ def test_after_a_halt_in_the_drain_the_other_events_are_still_handled() -> None:
 @pytest.mark.case(59)
 @pytest.mark.parametrize("end", ["fail", "interrupt", "watchdog"])
 def test_events_are_handled_after_a_failed_turn_too(end: str) -> None:
-    bench = Bench(agent(handle_event=log_event))
+    bench = Rig(agent(handle_event=log_event))
     bench.prompt("a")
     bench.event("e")
     getattr(bench, end)()
@@ -108,7 +108,7 @@ def test_deferred_events_see_the_state_after_post_turn() -> None:
         seen.append(list(state))
         return Idle(state)
 
-    bench = Bench(agent(post_turn=lambda self, outcome, ref, state: [*state, "post"], handle_event=keep))
+    bench = Rig(agent(post_turn=lambda self, outcome, ref, state: [*state, "post"], handle_event=keep))
     bench.prompt("a")
     bench.event("e")
     bench.finish()
@@ -117,7 +117,7 @@ def test_deferred_events_see_the_state_after_post_turn() -> None:
 
 @pytest.mark.case(61)
 def test_event_received_is_emitted_on_arrival() -> None:
-    bench = Bench(agent(handle_event=log_event))
+    bench = Rig(agent(handle_event=log_event))
     bench.prompt("a")
     bench.event({"n": 1})
     assert [f["event"] for f in bench.facts("event_received")] == [{"n": 1}]
@@ -136,7 +136,7 @@ def test_a_raising_handle_event_keeps_the_state_and_later_events_run(in_turn: bo
             return 7
         return Idle(state)
 
-    bench = Bench(agent(handle_event=fussy))
+    bench = Rig(agent(handle_event=fussy))
     if in_turn:
         bench.prompt("a")
     for event in ("x", "bad", "worse", "y"):
@@ -150,7 +150,7 @@ def test_a_raising_handle_event_keeps_the_state_and_later_events_run(in_turn: bo
 
 @pytest.mark.case(63)
 def test_without_an_override_events_are_accepted_and_ignored() -> None:
-    bench = Bench()
+    bench = Rig()
     bench.event("e")
     bench.prompt("a")
     bench.event("f")
@@ -160,7 +160,7 @@ def test_without_an_override_events_are_accepted_and_ignored() -> None:
 
 
 def test_a_stream_of_events_cannot_keep_an_idle_agent_from_committing() -> None:
-    bench = Bench(agent(handle_event=log_event))
+    bench = Rig(agent(handle_event=log_event))
     count = 2 * MAX_DRAIN + 3
     before = len(bench.journal)
     bench.feed(Arrived(tuple(bench.post("notify", event=n) for n in range(count))))
@@ -169,7 +169,7 @@ def test_a_stream_of_events_cannot_keep_an_idle_agent_from_committing() -> None:
 
 
 def test_events_that_arrive_while_deferred_ones_are_handled_do_not_hold_up_the_answer() -> None:
-    bench = Bench(agent(handle_event=log_event), hold=("handle_event",))
+    bench = Rig(agent(handle_event=log_event), hold=("handle_event",))
     ref = bench.prompt("a")
     bench.event("deferred")
     bench.finish()
@@ -182,7 +182,7 @@ def test_events_that_arrive_while_deferred_ones_are_handled_do_not_hold_up_the_a
 
 
 def test_events_overtake_queued_prompts() -> None:
-    bench = Bench(agent(handle_event=lambda self, event, state: Prompt(event, [*state, event])))
+    bench = Rig(agent(handle_event=lambda self, event, state: Prompt(event, [*state, event])))
     bench.prompt("a")
     bench.prompt("b")
     bench.event("e")
@@ -192,7 +192,7 @@ def test_events_overtake_queued_prompts() -> None:
 
 @pytest.mark.case(51)
 def test_null_is_an_event_like_any_other() -> None:
-    bench = Bench(agent(handle_event=log_event))
+    bench = Rig(agent(handle_event=log_event))
     for event in (None, 1, None, 2):
         bench.event(event)
     assert bench.state == [None, 1, None, 2]

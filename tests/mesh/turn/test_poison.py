@@ -11,11 +11,11 @@ from agentmesh.agent import Agent, Idle
 from agentmesh.records import Bury, decode_record
 from agentmesh.turn import machine
 from agentmesh.turn.values import AwaitPermit, Cleared, Command, ReturnPermit, Start
-from mesh.turn.harness import Bench as World
 from mesh.turn.harness import Plain, agent
+from mesh.turn.harness import Rig as World
 
 
-class Bench(World):
+class Rig(World):
     """A world in which nodes die. With `suspects_wait`, leave for a suspect input comes only by `clear`."""
 
     def __init__(self, cls: type[Agent[Any]] = Plain, *, suspects_wait: bool = False, **more: Any) -> None:
@@ -62,22 +62,22 @@ class Bench(World):
             super()._note(command)
 
 
-def buried(bench: Bench) -> list[Bury]:
+def buried(bench: Rig) -> list[Bury]:
     return [effect for effect in bench.order if isinstance(effect, Bury)]
 
 
-def named(bench: Bench) -> str | None:
+def named(bench: Rig) -> str | None:
     """The input that the journal says is being tried again."""
     return bench.core.ledger.trying
 
 
-def kinds(bench: Bench) -> list[str]:
+def kinds(bench: Rig) -> list[str]:
     return [decode_record(body).kind for _, body in bench.journal]
 
 
 @pytest.mark.case(209)
 def test_a_prompt_that_outlives_five_nodes_becomes_a_dead_letter_and_its_caller_is_told() -> None:
-    bench = Bench()
+    bench = Rig()
     poison = bench.prompt("poison")
     behind = bench.prompt("behind")
     for _ in range(6):
@@ -96,7 +96,7 @@ def test_a_prompt_that_outlives_five_nodes_becomes_a_dead_letter_and_its_caller_
 
 @pytest.mark.case(209)
 def test_the_first_death_charges_nobody_and_moves_are_free() -> None:
-    bench = Bench()
+    bench = Rig()
     ref = bench.prompt("slow")
     bench.die()
     assert named(bench) == f"inbox:{ref}"
@@ -109,14 +109,14 @@ def test_the_first_death_charges_nobody_and_moves_are_free() -> None:
 
 
 def test_without_a_death_nothing_is_named() -> None:
-    bench = Bench()
+    bench = Rig()
     bench.prompt("one")
     bench.finish()
     assert "trying" not in kinds(bench)
 
 
 def test_a_wary_owner_names_only_what_waited_and_each_only_once() -> None:
-    bench = Bench()
+    bench = Rig()
     bench.prompt("one")
     bench.prompt("two")
     bench.die()
@@ -129,7 +129,7 @@ def test_a_wary_owner_names_only_what_waited_and_each_only_once() -> None:
 
 
 def test_a_turn_that_ends_clears_what_it_was_charged_with() -> None:
-    bench = Bench()
+    bench = Rig()
     ref = bench.prompt("slow")
     bench.die()
     bench.die()
@@ -141,7 +141,7 @@ def test_a_turn_that_ends_clears_what_it_was_charged_with() -> None:
 
 @pytest.mark.case(209)
 def test_an_input_charged_twice_waits_until_it_may_run_alone() -> None:
-    bench = Bench(suspects_wait=True)
+    bench = Rig(suspects_wait=True)
     bench.prompt("poison")
     for _ in range(3):
         bench.die()
@@ -158,7 +158,7 @@ def test_an_input_charged_twice_waits_until_it_may_run_alone() -> None:
 
 
 def test_a_suspect_prompt_can_be_stopped_while_it_waits() -> None:
-    bench = Bench(suspects_wait=True)
+    bench = Rig(suspects_wait=True)
     ref = bench.prompt("poison")
     for _ in range(3):
         bench.die()
@@ -172,7 +172,7 @@ def test_an_event_that_kills_nodes_becomes_a_dead_letter() -> None:
     def handle_event(self: Any, event: Any, state: list[Any]) -> Any:
         return Idle([*state, event])
 
-    bench = Bench(agent(handle_event=handle_event), hold=("handle_event",))
+    bench = Rig(agent(handle_event=handle_event), hold=("handle_event",))
     bench.event("poison")
     bench.event("harmless")
     for _ in range(6):
@@ -188,7 +188,7 @@ def test_a_crash_while_an_input_is_named_ends_the_naming() -> None:
     def handle_response(self: Any, ref: str, response: Any, state: list[Any]) -> Any:
         raise RuntimeError("no")
 
-    bench = Bench(agent(handle_response=handle_response), max_attempts=1)
+    bench = Rig(agent(handle_response=handle_response), max_attempts=1)
     bench.prompt("one")
     bench.die()
     bench.finish()

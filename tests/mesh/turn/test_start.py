@@ -9,7 +9,7 @@ import pytest
 from agentmesh.agent import Idle, Init
 from agentmesh.turn import state_of
 from agentmesh.turn.values import Phase, Unreadable
-from mesh.turn.harness import Bench, agent, error
+from mesh.turn.harness import Rig, agent, error
 
 
 def boom(*_: Any) -> Any:
@@ -18,44 +18,44 @@ def boom(*_: Any) -> Any:
 
 @pytest.mark.case(1)
 def test_a_started_agent_is_idle() -> None:
-    bench = Bench()
+    bench = Rig()
     assert (state_of(bench.core), bench.queued, bench.core.active, bench.halted()) == ("idle", 0, None, False)
 
 
 @pytest.mark.case(5)
 def test_options_arrive_unchanged_in_init_agent() -> None:
-    bench = Bench(agent(init_agent=lambda self, options: Init([options])), options={"a": {"b": [1, None]}})
+    bench = Rig(agent(init_agent=lambda self, options: Init([options])), options={"a": {"b": [1, None]}})
     assert bench.state == [{"a": {"b": [1, None]}}]
 
 
 @pytest.mark.case(6)
 @pytest.mark.parametrize(("hook", "code"), [("init_agent", "init_failed"), ("start_session", "backend_start_failed")])
 def test_errors_of_agent_and_backend_are_told_apart(hook: str, code: str) -> None:
-    bench = Bench(agent(**{hook: boom}))
+    bench = Rig(agent(**{hook: boom}))
     assert bench.phase() is Phase.OVER
     assert bench.reason().code == code
 
 
 @pytest.mark.case(7)
 def test_a_wrong_return_of_init_agent_shows_its_type() -> None:
-    bench = Bench(agent(init_agent=lambda self, options: 42))
+    bench = Rig(agent(init_agent=lambda self, options: 42))
     assert bench.reason().code == "init_failed"
     assert "int" in bench.reason().message
 
 
 def test_an_init_that_failed_calls_no_terminate_agent() -> None:
-    bench = Bench(agent(init_agent=boom, terminate_agent=lambda self, reason, state: None))
+    bench = Rig(agent(init_agent=boom, terminate_agent=lambda self, reason, state: None))
     assert bench.calls == ["init_agent"]
 
 
 @pytest.mark.case(8)
 def test_init_emits_a_change_from_nothing_to_idle() -> None:
-    assert Bench().facts("state_changed") == [{"from": None, "to": "idle"}]
+    assert Rig().facts("state_changed") == [{"from": None, "to": "idle"}]
 
 
 @pytest.mark.case(9)
 def test_pre_run_runs_once_before_any_turn_and_its_state_is_kept() -> None:
-    bench = Bench(agent(pre_run=lambda self, state: [*state, "ready"]), hold=("pre_run",))
+    bench = Rig(agent(pre_run=lambda self, state: [*state, "ready"]), hold=("pre_run",))
     bench.prompt("a")
     assert bench.prompts == [], "a turn began before pre_run"
     bench.release()
@@ -67,7 +67,7 @@ def test_pre_run_runs_once_before_any_turn_and_its_state_is_kept() -> None:
 
 @pytest.mark.case(10)
 def test_a_slow_pre_run_delays_neither_the_start_nor_loses_mail() -> None:
-    bench = Bench(
+    bench = Rig(
         agent(pre_run=lambda self, state: state, handle_event=lambda self, event, state: Idle([*state, event])),
         hold=("pre_run",),
     )
@@ -83,7 +83,7 @@ def test_a_slow_pre_run_delays_neither_the_start_nor_loses_mail() -> None:
 @pytest.mark.case(11)
 def test_an_error_from_pre_run_stops_the_agent() -> None:
     reasons: list[Any] = []
-    bench = Bench(
+    bench = Rig(
         agent(
             pre_run=lambda self, state: ValueError("no disk"),
             terminate_agent=lambda self, reason, state: reasons.append(reason),
@@ -96,13 +96,13 @@ def test_an_error_from_pre_run_stops_the_agent() -> None:
 @pytest.mark.case(12)
 def test_a_raising_pre_run_stops_the_agent() -> None:
     reasons: list[Any] = []
-    bench = Bench(agent(pre_run=boom, terminate_agent=lambda self, reason, state: reasons.append(reason)))
+    bench = Rig(agent(pre_run=boom, terminate_agent=lambda self, reason, state: reasons.append(reason)))
     assert bench.phase() is Phase.OVER
     assert [(r.code, "boom" in r.message) for r in reasons] == [("pre_run_crashed", True)]
 
 
 def test_pre_run_runs_again_where_it_had_not_committed() -> None:
-    bench = Bench(agent(pre_run=lambda self, state: [*state, "ready"]), hold=("pre_run",))
+    bench = Rig(agent(pre_run=lambda self, state: [*state, "ready"]), hold=("pre_run",))
     bench.kill()
     bench.release()
     assert bench.state == ["ready"]
@@ -110,7 +110,7 @@ def test_pre_run_runs_again_where_it_had_not_committed() -> None:
 
 
 def test_init_agent_runs_again_where_it_had_not_committed() -> None:
-    bench = Bench(hold=("start_session",))
+    bench = Rig(hold=("start_session",))
     bench.kill()
     bench.release()
     assert bench.calls.count("init_agent") == 2
@@ -118,7 +118,7 @@ def test_init_agent_runs_again_where_it_had_not_committed() -> None:
 
 
 def test_activate_agent_runs_each_time_a_process_takes_the_agent_up() -> None:
-    bench = Bench(agent(activate_agent=lambda self, state: self.notify("peer", len(state))))
+    bench = Rig(agent(activate_agent=lambda self, state: self.notify("peer", len(state))))
     bench.prompt("a")
     bench.drain()
     bench.kill()
@@ -127,14 +127,14 @@ def test_activate_agent_runs_each_time_a_process_takes_the_agent_up() -> None:
 
 
 def test_a_session_repaired_on_resume_is_journaled() -> None:
-    bench = Bench(agent(resume_session=lambda self: "repaired"))
+    bench = Rig(agent(resume_session=lambda self: "repaired"))
     bench.kill()
     assert bytes(bench.core.ledger.session) == b'"repaired"'
     assert bench.phase() is Phase.IDLE
 
 
 def test_a_state_that_cannot_be_read_loses_nothing_and_is_visible() -> None:
-    bench = Bench(hold=("resume_session",))
+    bench = Rig(hold=("resume_session",))
     ref = bench.prompt("a")
     bench.kill()
     bench.held.clear()

@@ -15,7 +15,7 @@ from agentmesh.turn.step_values import TakeStep
 from agentmesh.turn.values import Phase, Stop
 from mesh.turn.harness import agent, error
 from mesh.turn.stepping import Stepping
-from mesh.turn.test_poison import Bench as Mortal
+from mesh.turn.test_poison import Rig as Mortal
 
 
 @pytest.fixture

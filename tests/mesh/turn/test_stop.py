@@ -12,13 +12,13 @@ from agentmesh.records import CancelTimer, Resolve
 from agentmesh.turn.lifecycle import MAX_BACKOFF_S, SWEEP_BATCH
 from agentmesh.turn.values import BackoffOver, Phase
 from agentmesh.wire import PromptBody, Restart
-from mesh.turn.harness import Bench, Plain, agent
+from mesh.turn.harness import Plain, Rig, agent
 
 
 @pytest.mark.case(97)
 @pytest.mark.case(235)
 def test_a_stop_ends_in_a_tombstone_that_keeps_what_belongs_to_the_name() -> None:
-    bench = Bench(agent(handle_response=lambda self, ref, response, state: Idle([self.notify_after(60, "x", id="t")])))
+    bench = Rig(agent(handle_response=lambda self, ref, response, state: Idle([self.notify_after(60, "x", id="t")])))
     bench.prompt("a", lane="peer-inbox", sender="p", origin="1.7.0")
     bench.finish()
     bench.stop()
@@ -43,7 +43,7 @@ def test_a_stop_kills_the_task_then_tells_the_agent_then_the_backend(failing: st
     callbacks: dict[str, Any] = {"terminate_agent": lambda self, reason, state: reasons.append((reason.message, state))}
     if failing:
         callbacks[failing] = fail
-    bench = Bench(agent(**callbacks))
+    bench = Rig(agent(**callbacks))
     ref = bench.prompt("a")
     bench.trail.clear()
     bench.stop("enough")
@@ -59,14 +59,14 @@ def test_a_stop_kills_the_task_then_tells_the_agent_then_the_backend(failing: st
 
 
 def test_hands_do_not_work_in_terminate_agent() -> None:
-    bench = Bench(agent(terminate_agent=lambda self, reason, state: self.notify("peer", 1)))
+    bench = Rig(agent(terminate_agent=lambda self, reason, state: self.notify("peer", 1)))
     bench.stop()
     assert bench.mails("peer") == [] and bench.phase() is Phase.OVER
 
 
 @pytest.mark.case(100)
 def test_the_name_can_be_used_again_and_the_new_life_sees_nothing_of_the_old() -> None:
-    bench = Bench(agent(handle_event=lambda self, event, state: Idle([*state, event])))
+    bench = Rig(agent(handle_event=lambda self, event, state: Idle([*state, event])))
     bench.prompt("a")
     bench.finish()
     incarnation = bench.core.ledger.incarnation
@@ -108,7 +108,7 @@ class Keeper(Plain):
 
 @pytest.mark.case(101)
 def test_every_unanswered_request_ends_with_stopped() -> None:
-    bench = Bench(Keeper)
+    bench = Rig(Keeper)
     deferred = bench.prompt("later", deadline=5000.0)
     bench.finish()
     retried = bench.prompt("x")
@@ -128,7 +128,7 @@ SLOW = ("init_agent", "start_session", "activate_agent", "pre_run", "pre_turn", 
 @pytest.mark.case(98)
 @pytest.mark.parametrize("hook", SLOW)
 def test_a_stop_during_a_callback_waits_for_it_and_then_stops(hook: str) -> None:
-    bench = Bench(Keeper, hold=(hook,))
+    bench = Rig(Keeper, hold=(hook,))
     refs = [bench.prompt("a"), bench.prompt("b")]
     if bench.task is not None:
         bench.event("e")
@@ -154,7 +154,7 @@ def test_a_stop_in_the_other_phases(when: str) -> None:
                 raise RuntimeError("boom")
             return Idle(state)
 
-    bench = Bench(Weak, restart=Restart(max=0 if when == "failed" else 5))
+    bench = Rig(Weak, restart=Restart(max=0 if when == "failed" else 5))
     bench.auto_restart = False
     ref = bench.prompt({"restarting": "crash", "failed": "crash", "halted": "halt"}.get(when, "a"))
     other = bench.prompt("b")
@@ -176,7 +176,7 @@ def test_a_stop_in_the_other_phases(when: str) -> None:
 @pytest.mark.parametrize("landed", [False, True])
 @pytest.mark.parametrize("after", range(4))
 def test_a_stop_is_finished_by_another_owner(landed: bool, after: int) -> None:
-    bench = Bench(Keeper)
+    bench = Rig(Keeper)
     deferred = bench.prompt("later")
     bench.finish()
     refs = [deferred, bench.prompt("a"), bench.prompt("b")]
@@ -198,7 +198,7 @@ def test_a_stop_is_finished_by_another_owner(landed: bool, after: int) -> None:
 
 
 def test_a_full_lane_is_swept_in_parts() -> None:
-    bench = Bench()
+    bench = Rig()
     running = bench.prompt("running")
     mails = [bench.post("inbox", prompt=PromptBody(prompt=str(n))) for n in range(2 * SWEEP_BATCH + 1)]
     bench.auto_done = False
@@ -210,7 +210,7 @@ def test_a_full_lane_is_swept_in_parts() -> None:
 
 
 def test_a_repeated_prompt_in_the_sweep_gets_no_second_outcome() -> None:
-    bench = Bench()
+    bench = Rig()
     first = bench.prompt("a", lane="peer-inbox", sender="p", origin="1.5.0", tag="t")
     again = bench.post("peer-inbox", prompt=PromptBody(prompt="a"), sender="p", origin="1.5.0", tag="t")
     bench.stop()
@@ -220,7 +220,7 @@ def test_a_repeated_prompt_in_the_sweep_gets_no_second_outcome() -> None:
 
 
 def test_the_tombstone_waits_for_every_effect() -> None:
-    bench = Bench()
+    bench = Rig()
     bench.prompt("a", reply_to="_INBOX.1")
     bench.auto_done = False
     bench.stop()
@@ -242,7 +242,7 @@ class Crashing(Plain):
 
 @pytest.mark.case(229)
 def test_an_agent_that_crashes_too_often_fails_visibly_and_resume_revives_it() -> None:
-    bench = Bench(Crashing, max_attempts=100, restart=Restart(max=2, within_s=60))
+    bench = Rig(Crashing, max_attempts=100, restart=Restart(max=2, within_s=60))
     ref = bench.prompt("crash")
     for _ in range(3):
         bench.finish()
@@ -263,7 +263,7 @@ def test_an_agent_that_crashes_too_often_fails_visibly_and_resume_revives_it() -
 
 @pytest.mark.case(229)
 def test_crashes_further_apart_than_the_window_are_forgiven() -> None:
-    bench = Bench(Crashing, max_attempts=100, restart=Restart(max=2, within_s=60))
+    bench = Rig(Crashing, max_attempts=100, restart=Restart(max=2, within_s=60))
     bench.prompt("crash")
     for _ in range(10):
         bench.finish()
@@ -273,7 +273,7 @@ def test_crashes_further_apart_than_the_window_are_forgiven() -> None:
 
 @pytest.mark.case(229)
 def test_the_default_is_five_restarts_in_a_minute_with_growing_back_off() -> None:
-    bench = Bench(Crashing, max_attempts=100)
+    bench = Rig(Crashing, max_attempts=100)
     bench.prompt("crash")
     for _ in range(6):
         bench.finish()
@@ -282,14 +282,14 @@ def test_the_default_is_five_restarts_in_a_minute_with_growing_back_off() -> Non
 
 
 def test_a_temporary_agent_ends_with_its_first_crash() -> None:
-    bench = Bench(Crashing, restart=Restart(policy="temporary"))
+    bench = Rig(Crashing, restart=Restart(policy="temporary"))
     ref = bench.prompt("crash")
     bench.finish()
     assert bench.phase() is Phase.OVER and bench.code(ref) == "stopped"
 
 
 def test_after_a_crash_the_prompt_stands_where_it_stood() -> None:
-    bench = Bench(Crashing, max_attempts=2)
+    bench = Rig(Crashing, max_attempts=2)
     first, second = bench.prompt("crash"), bench.prompt("b")
     bench.auto_restart = False
     bench.finish()
@@ -305,7 +305,7 @@ def test_after_a_crash_the_prompt_stands_where_it_stood() -> None:
 
 
 def test_a_crash_that_no_record_tells_of_yet_is_charged_once_it_is_tried_again() -> None:
-    bench = Bench(Crashing, max_attempts=2)
+    bench = Rig(Crashing, max_attempts=2)
     ref = bench.prompt("crash")
     bench.auto_commit = False
     bench.finish()
@@ -322,7 +322,7 @@ def test_a_chained_prompt_that_crashes_is_given_up_too() -> None:
                 return Prompt("crash", state)
             return super().handle_response(ref, response, state)
 
-    bench = Bench(Chained, max_attempts=2)
+    bench = Rig(Chained, max_attempts=2)
     bench.prompt("a")
     bench.prompt("b")
     bench.drain()
@@ -331,7 +331,7 @@ def test_a_chained_prompt_that_crashes_is_given_up_too() -> None:
 
 
 def test_a_charged_prompt_that_is_cancelled_leaves_no_charge_behind() -> None:
-    bench = Bench(Crashing, restart=Restart(max=0))
+    bench = Rig(Crashing, restart=Restart(max=0))
     ref = bench.prompt("crash")
     bench.finish()
     assert bench.core.ledger.attempts == {f"inbox:{ref}": 1}
@@ -340,7 +340,7 @@ def test_a_charged_prompt_that_is_cancelled_leaves_no_charge_behind() -> None:
 
 
 def test_an_outcome_of_the_stop_names_the_reason() -> None:
-    bench = Bench()
+    bench = Rig()
     ref = bench.prompt("a")
     bench.stop("the operator said so")
     assert bench.error(ref).code == "stopped"
@@ -349,7 +349,7 @@ def test_an_outcome_of_the_stop_names_the_reason() -> None:
 
 @pytest.mark.case(97)
 def test_the_fact_of_a_stop_says_why_and_at_which_turn() -> None:
-    bench = Bench(Plain)
+    bench = Rig(Plain)
     bench.prompt("a")
     bench.finish()
     bench.stop()

@@ -10,13 +10,13 @@ import pytest
 from agentmesh.agent import Halt, Idle, Proceed
 from agentmesh.turn.values import TurnEnded
 from agentmesh.wire import ErrorBody
-from mesh.turn.harness import Bench, Plain, agent
+from mesh.turn.harness import Plain, Rig, agent
 
 
 @pytest.mark.case(103)
 @pytest.mark.parametrize("rewritten", [False, True])
 def test_prompt_start(rewritten: bool) -> None:
-    bench = Bench(agent(pre_turn=lambda self, prompt, state: Proceed(prompt + "!" if rewritten else prompt, ["seen"])))
+    bench = Rig(agent(pre_turn=lambda self, prompt, state: Proceed(prompt + "!" if rewritten else prompt, ["seen"])))
     ref = bench.prompt("a")
     (fact,) = bench.facts("prompt_start")
     assert (fact["ref"], fact["rewritten"], fact["original_prompt"]) == (ref, rewritten, "a")
@@ -26,7 +26,7 @@ def test_prompt_start(rewritten: bool) -> None:
 
 @pytest.mark.case(104)
 def test_prompt_stop_precedes_handle_response_and_has_the_state_of_the_stream() -> None:
-    bench = Bench(hold=("handle_response",))
+    bench = Rig(hold=("handle_response",))
     ref = bench.prompt("a")
     bench.finish(state=msgspec.Raw(b'["streamed"]'))
     (fact,) = bench.facts("prompt_stop")
@@ -38,7 +38,7 @@ def test_prompt_stop_precedes_handle_response_and_has_the_state_of_the_stream() 
 @pytest.mark.case(105)
 @pytest.mark.parametrize("reason", ["backend_error", "no_terminal_event", "timeout", "task_crashed"])
 def test_prompt_error(reason: str) -> None:
-    bench = Bench()
+    bench = Rig()
     ref = bench.prompt("a")
     if reason == "timeout":
         bench.watchdog()
@@ -49,7 +49,7 @@ def test_prompt_error(reason: str) -> None:
 
 @pytest.mark.case(106)
 def test_halted_carries_the_state() -> None:
-    bench = Bench(agent(handle_response=lambda self, ref, response, state: Halt(["final"]), post_run=lambda self, state: None))
+    bench = Rig(agent(handle_response=lambda self, ref, response, state: Halt(["final"]), post_run=lambda self, state: None))
     bench.prompt("a")
     bench.finish()
     (fact,) = bench.facts("halted")
@@ -65,7 +65,7 @@ class Crashing(Plain):
 
 @pytest.mark.case(107)
 def test_state_changed_alternates_and_is_silent_from_idle_to_idle() -> None:
-    bench = Bench(agent(handle_event=lambda self, event, state: Idle(state)))
+    bench = Rig(agent(handle_event=lambda self, event, state: Idle(state)))
     bench.event("e")
     bench.prompt("a")
     bench.prompt("b")
@@ -78,7 +78,7 @@ def test_state_changed_alternates_and_is_silent_from_idle_to_idle() -> None:
 
 @pytest.mark.case(107)
 def test_state_changed_alternates_over_a_crash_too() -> None:
-    bench = Bench(Crashing, max_attempts=2)
+    bench = Rig(Crashing, max_attempts=2)
     bench.prompt("a")
     bench.drain()
     changes = [(f["from"], f["to"]) for f in bench.facts("state_changed")]
@@ -87,7 +87,7 @@ def test_state_changed_alternates_over_a_crash_too() -> None:
 
 @pytest.mark.case(105)
 def test_prompt_error_carries_the_raw_reason() -> None:
-    bench = Bench()
+    bench = Rig()
     bench.prompt("a")
     error = ErrorBody(code="backend_error", message="nope", details={"reason": "nope"})
     bench.feed(TurnEnded(turn=bench.running().number, error=error))

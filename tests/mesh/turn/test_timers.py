@@ -11,7 +11,7 @@ from agentmesh.backend import Response
 from agentmesh.records import CancelTimer, SetTimer
 from agentmesh.turn.values import AskTimer, DropTimer, EffectsDone, GaveUp, Interrupt, Phase
 from mesh.turn.agents import Chatty, Halting
-from mesh.turn.harness import Bench, Plain, error
+from mesh.turn.harness import Plain, Rig, error
 
 
 # --- timers ---------------------------------------------------------------------------------------------------------------
@@ -38,7 +38,7 @@ class Clock(Plain):
 
 @pytest.mark.case(231)
 def test_a_timer_comes_once_also_after_a_takeover() -> None:
-    bench = Bench(Clock)
+    bench = Rig(Clock)
     bench.event(["set", "t", 60, None])
     assert bench.effects(SetTimer) == [SetTimer(id="t", due=1060.0, event="e")]
     origin = bench.core.ledger.timers["t"].origin
@@ -50,7 +50,7 @@ def test_a_timer_comes_once_also_after_a_takeover() -> None:
 
 @pytest.mark.case(232)
 def test_a_replaced_or_cancelled_timer_that_had_fired_is_not_delivered() -> None:
-    bench = Bench(Clock)
+    bench = Rig(Clock)
     bench.event(["set", "t", 60, None])
     old = bench.core.ledger.timers["t"].origin
     bench.event(["set", "t", 90, None])
@@ -67,7 +67,7 @@ def test_a_replaced_or_cancelled_timer_that_had_fired_is_not_delivered() -> None
 @pytest.mark.case(234)
 @pytest.mark.parametrize("answer", ["CANCEL", "REPLACE", "NOTHING"])
 def test_a_timer_cancelled_or_replaced_by_the_turn_in_which_it_fired_is_not_delivered(answer: str) -> None:
-    bench = Bench(Clock)
+    bench = Rig(Clock)
     bench.event(["set", "t", 60, 60])
     bench.prompt("a")
     bench.fire("t")
@@ -80,7 +80,7 @@ def test_a_timer_cancelled_or_replaced_by_the_turn_in_which_it_fired_is_not_deli
 
 @pytest.mark.case(233)
 def test_a_repeating_timer_keeps_its_rhythm_and_merges_what_was_missed() -> None:
-    bench = Bench(Clock)
+    bench = Rig(Clock)
     bench.event(["set", "t", 10, 10])
     bench.now = 1010.5
     bench.fire("t")
@@ -95,7 +95,7 @@ def test_a_repeating_timer_keeps_its_rhythm_and_merges_what_was_missed() -> None
 @pytest.mark.case(234)
 def test_a_timer_is_handled_while_halted() -> None:
 
-    bench = Bench(type("HaltedClock", (Clock,), {"handle_response": Halting.handle_response}))
+    bench = Rig(type("HaltedClock", (Clock,), {"handle_response": Halting.handle_response}))
     bench.event(["set", "t", 10, None])
     bench.prompt("halt")
     bench.finish()
@@ -107,7 +107,7 @@ def test_a_timer_is_handled_while_halted() -> None:
 @pytest.mark.case(236)
 @pytest.mark.parametrize("in_turn", [False, True])
 def test_timers_set_and_cancelled_from_outside(in_turn: bool) -> None:
-    bench = Bench(Clock)
+    bench = Rig(Clock)
     if in_turn:
         bench.prompt("a")
     bench.feed(AskTimer(SetTimer(id="t", due=1060.0, event=1), "set"))
@@ -122,7 +122,7 @@ def test_timers_set_and_cancelled_from_outside(in_turn: bool) -> None:
 @pytest.mark.case(245)
 @pytest.mark.parametrize("landed", [False, True])
 def test_cancel_in_mid_turn_takes_out_the_waiting_prompt_only(landed: bool) -> None:
-    bench = Bench(Chatty)
+    bench = Rig(Chatty)
     running, waiting, last = bench.prompt("a"), bench.prompt("b"), bench.prompt("c")
     assert bench.cancel(running, "c1") == {"cancelled": False}
     assert bench.cancel("99", "c2") == {"cancelled": False}
@@ -151,7 +151,7 @@ def test_cancel_of_a_retry_that_waits() -> None:
 
             return Halt(state)
 
-    bench = Bench(Retrying)
+    bench = Rig(Retrying)
     ref = bench.prompt("a")
     bench.event("halt")
     bench.fail()
@@ -162,7 +162,7 @@ def test_cancel_of_a_retry_that_waits() -> None:
 # --- records in mid-turn ----------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("item", ["end", "interrupt", "watchdog", "cancel", "stop"])
 def test_what_arrives_while_a_record_of_mid_turn_is_under_way_waits_for_it(item: str) -> None:
-    bench = Bench()
+    bench = Rig()
     running, second, third = bench.prompt("a"), bench.prompt("b"), bench.prompt("c")
     bench.auto_commit = False
     bench.cancel(second)
@@ -192,7 +192,7 @@ def test_a_crash_after_a_record_of_mid_turn_keeps_that_record() -> None:
                 raise RuntimeError("boom")
             return Idle(state)
 
-    bench = Bench(Crashing, max_attempts=2)
+    bench = Rig(Crashing, max_attempts=2)
     crash, second, third = bench.prompt("crash"), bench.prompt("b"), bench.prompt("c")
     bench.cancel(second)
     bench.feed(AskTimer(SetTimer(id="t", due=1060.0), "t"))
@@ -204,7 +204,7 @@ def test_a_crash_after_a_record_of_mid_turn_keeps_that_record() -> None:
 
 @pytest.mark.case(67)
 def test_two_interrupts_put_by_together_kill_one_turn() -> None:
-    bench = Bench()
+    bench = Rig()
     running, second, third = bench.prompt("a"), bench.prompt("b"), bench.prompt("c")
     bench.auto_commit = False
     bench.cancel(second)
@@ -222,7 +222,7 @@ def test_two_interrupts_put_by_together_kill_one_turn() -> None:
 @pytest.mark.parametrize("takeover", [False, True])
 def test_a_repetition_whose_original_runs_or_waits_neither_expires_nor_is_cancelled(takeover: bool) -> None:
     """Found by `test_any_interleaving`: the sender heard two outcomes of one request."""
-    bench = Bench()
+    bench = Rig()
     fields: dict[str, Any] = {"lane": "peer-inbox", "sender": "p", "origin": "1.5.0", "tag": "t", "deadline": 1010.0}
     running, copy = bench.prompt("a", **fields), bench.prompt("a", **fields)
     bench.tick(1010.0)
@@ -239,7 +239,7 @@ def test_a_repetition_whose_original_runs_or_waits_neither_expires_nor_is_cancel
 
 @pytest.mark.case(217)
 def test_an_effect_that_was_done_is_not_given_up_any_more() -> None:
-    bench = Bench(Chatty)
+    bench = Rig(Chatty)
     bench.auto_done = False
     bench.prompt("a")
     bench.finish()

@@ -78,7 +78,7 @@ class Code:
             raise self.defect
 
 
-class Bench:
+class Rig:
     """A loop whose machine answers its inputs with `answers`, one after the other, and then with nothing."""
 
     def __init__(self, *answers: list[Command], code: Code | None = None) -> None:
@@ -122,7 +122,7 @@ class Bench:
 
 def test_inputs_wait_for_the_beginning_and_for_the_one_before() -> None:
     async def main() -> None:
-        bench = Bench([RECORD])
+        bench = Rig([RECORD])
         bench.loop.feed(Start())
         assert bench.inputs == []  # what the agent is must be known first
         loop = bench.begin()
@@ -142,7 +142,7 @@ def test_inputs_wait_for_the_beginning_and_for_the_one_before() -> None:
 
 def test_a_defect_at_a_records_end_ends_the_owner() -> None:
     async def main() -> None:
-        bench = Bench([RECORD], code=Code(RuntimeError("a span processor")))
+        bench = Rig([RECORD], code=Code(RuntimeError("a span processor")))
         loop = bench.begin()
         loop.feed(Rest())
         await asyncio.sleep(0)
@@ -159,7 +159,7 @@ def test_a_defect_at_a_records_end_ends_the_owner() -> None:
 @pytest.mark.parametrize("stalled", [False, True])
 def test_effects_after_a_stall_meet_the_fence_first(stalled: bool) -> None:
     async def main() -> None:
-        bench = Bench([RECORD], [Perform(())])
+        bench = Rig([RECORD], [Perform(())])
         loop = bench.begin()
         loop.feed(Rest())
         await asyncio.sleep(0)
@@ -176,7 +176,7 @@ def test_effects_after_a_stall_meet_the_fence_first(stalled: bool) -> None:
 
 def test_while_it_stops_a_callback_may_not_take_longer_than_the_grace() -> None:
     async def main(clock: SimLoop) -> None:
-        bench = Bench([RunCallback(hook="handle_event", args=())], code=Code())
+        bench = Rig([RunCallback(hook="handle_event", args=())], code=Code())
         loop = bench.begin()
         loop.feed(Rest())
         loop.later(STOP_GRACE_S, loop.limit_callbacks)
@@ -194,7 +194,7 @@ def test_while_it_stops_a_callback_may_not_take_longer_than_the_grace() -> None:
 
 def test_what_is_under_way_ends_with_the_owner() -> None:
     async def main(clock: SimLoop) -> None:
-        bench = Bench([RunCallback(hook="handle_event", args=())], code=Code())
+        bench = Rig([RunCallback(hook="handle_event", args=())], code=Code())
         loop = bench.begin()
         fired: list[int] = []
         loop.later(1.0, lambda: fired.append(1))

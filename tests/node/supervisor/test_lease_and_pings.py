@@ -17,7 +17,7 @@ from agentmesh_node.settings import SupervisorSettings
 from agentmesh_node.supervisor.failure_detector import PingState
 from agentmesh_node.supervisor.lease_and_pings import LeaseAndPings
 from agentmesh_node.supervisor.supervisor import Supervisor
-from supervised import Mesh, Undertaker, running
+from supervised import Mesh, RecordingLivenessThread, running
 from support import Faulty, Server, eventually, run
 
 BOUND_S = 60.0
@@ -25,7 +25,7 @@ PATIENCE_S = 20.0
 LONG_S = 600.0
 
 
-class Held(Faulty):
+class StallingConnection(Faulty):
     """A connection that carries nothing for a while, and does not end."""
 
     held = False
@@ -36,13 +36,13 @@ class Held(Faulty):
         await super().flush(timeout)
 
 
-class Beside:
+class SupervisorThread:
     """A supervisor on a loop and a thread of its own, so that a test can hold that loop up and look on."""
 
     def __init__(self, mesh: Mesh, name: str, settings: SupervisorSettings) -> None:
         self.supervisor: Supervisor
-        self.transport: Held
-        self.liveness = Undertaker(mesh.url)
+        self.transport: StallingConnection
+        self.liveness = RecordingLivenessThread(mesh.url)
         self._mesh = mesh
         self._name = name
         self._settings = settings
@@ -55,7 +55,7 @@ class Beside:
         self._loop = asyncio.get_running_loop()
         transport = await connect(self._mesh.url, name=self._name)
         try:
-            self.transport = Held(transport)
+            self.transport = StallingConnection(transport)
             self.supervisor = Supervisor(self.transport, self._mesh.subjects, self._name, self._settings, liveness=self.liveness)
             await self.supervisor.start()
             self._started.set()
@@ -90,8 +90,8 @@ class Beside:
 
 
 @contextlib.asynccontextmanager
-async def beside(mesh: Mesh, name: str, **settings: Any) -> AsyncIterator[Beside]:
-    leader = Beside(mesh, name, SupervisorSettings(**settings))
+async def beside(mesh: Mesh, name: str, **settings: Any) -> AsyncIterator[SupervisorThread]:
+    leader = SupervisorThread(mesh, name, SupervisorSettings(**settings))
     await leader.start()
     try:
         yield leader

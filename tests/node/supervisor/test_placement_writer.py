@@ -20,7 +20,7 @@ from support import Server, connected, run
 LIFE = encode(Placement(incarnation="l1"))
 
 
-class Bench:
+class Rig:
     """A registry, a index and a `PlacementWriter` over both."""
 
     def __init__(self, transport: NatsTransport, subjects: Subjects) -> None:
@@ -52,10 +52,10 @@ class Bench:
 
 
 @contextlib.asynccontextmanager
-async def bench(server: Server, subjects: Subjects) -> AsyncIterator[Bench]:
+async def bench(server: Server, subjects: Subjects) -> AsyncIterator[Rig]:
     async with connected(server.url) as transport:
         await ensure(transport, subjects)
-        yield Bench(transport, subjects)
+        yield Rig(transport, subjects)
 
 
 def place(node: str, revision: int = 0, agent: str = "a") -> Place:
