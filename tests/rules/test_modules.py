@@ -30,7 +30,6 @@ IMPORTED_BY: dict[str, str] = {
     "agentmesh.outcomes": "live/test_one_outcome.py",
     "agentmesh.ownership": "rules/test_ownership.py",
     "agentmesh.records": "mesh/test_ledger.py",
-    "agentmesh.semconv": "node/telemetry/test_otel.py",
     "agentmesh.steps": "node/backends/test_claude_lost.py",
     "agentmesh.subjects": "mesh/edge/test_streams.py",
     "agentmesh.testing": "node/backends/test_claude_conformance.py",
