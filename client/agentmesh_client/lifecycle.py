@@ -20,9 +20,10 @@ from agentmesh.edge.failures import WrongLastSequence
 from agentmesh.edge.registry import Entry, Registry, decode_spec
 from agentmesh.edge.retry import CALL_RETRY
 from agentmesh.errors import AlreadyStarted, BadRequest, MeshError, StartError, Stopped, Unavailable
+from agentmesh.formats import relabelled
 from agentmesh.names import agent_name, token
 from agentmesh.subjects import spec_key
-from agentmesh.wire import Restart, RestartPolicy, Spec, check_depth_of, encode, format_time
+from agentmesh.wire import Restart, RestartPolicy, Spec, check_depth_of, encode, encode_spec, format_time
 from agentmesh_client.directory import Directory
 from agentmesh_client.results import AgentInfo
 from agentmesh_client.retry import patiently
@@ -129,8 +130,8 @@ class Starter:
             if current.status != "stopped":
                 raise await self._taken(name, current)
             # `by` guards against repetitions of an older start or stop by an agent, so it must outlive the life
-            # (docs/architecture.md#effects).
-            heir = msgspec.structs.replace(spec, by=current.by)
+            # (docs/architecture.md#effects). So must the labels that say who can read the name's journal.
+            heir = msgspec.structs.replace(spec, by=current.by, labels=relabelled(current.labels, spec.labels))
             if await patiently(partial(self._replace, name, heir, taken), left):
                 return
         raise Unavailable(f"agent {name!r} could not be started: others keep changing its spec; try again")
@@ -224,7 +225,7 @@ class Starter:
                 return spec
             stopping = msgspec.structs.replace(spec, status="stopping", reason=None, since=format_time(self._now()))
             try:
-                await self._registry.update(spec_key(name), encode(stopping), entry.revision)
+                await self._registry.update(spec_key(name), encode_spec(stopping, entry.value), entry.revision)
                 return stopping
             except WrongLastSequence:
                 continue

@@ -51,7 +51,41 @@ class Addition(NamedTuple):
 ADDED: tuple[Addition, ...] = (
     Addition("NodeLease.reads", "ignored"),
     Addition("SupervisorLease.reads", "ignored"),
+    Addition("label mesh.reads-2", "kept"),
 )
+
+
+# --- labels -----------------------------------------------------------------------------------------------------------
+OWN_LABEL = "mesh."
+"""How labels of the mesh's own begin."""
+_READS = OWN_LABEL + "reads-"
+_YES = "yes"
+
+
+def node_labels(reads: int) -> dict[str, str]:
+    """The labels by which a node says, to every build's planner, which records it reads."""
+    return {f"{_READS}{version}": _YES for version in range(SECOND, reads + 1)}
+
+
+def required(labels: Mapping[str, str]) -> int:
+    """The version of records that a node must read to run an agent with these labels."""
+    return max((int(n) for key in labels if key.startswith(_READS) and (n := key.removeprefix(_READS)).isdigit()), default=FIRST)
+
+
+def requiring(labels: Mapping[str, str], version: int) -> dict[str, str]:
+    """`labels` of an agent whose journal holds records of `version`, or is about to."""
+    others = {key: value for key, value in labels.items() if not key.startswith(_READS)}
+    return others | {f"{_READS}{version}": _YES} if version > FIRST else others
+
+
+def relabelled(old: Mapping[str, str], new: Mapping[str, str]) -> dict[str, str]:
+    """The labels `new` of an agent that had `old`, with what the mesh itself had put there."""
+    return {**users_labels(new), **{key: value for key, value in old.items() if key.startswith(OWN_LABEL)}}
+
+
+def users_labels(labels: Mapping[str, str]) -> dict[str, str]:
+    """`labels` without those of the mesh's own."""
+    return {key: value for key, value in labels.items() if not key.startswith(OWN_LABEL)}
 
 
 # --- the version that a record needs --------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from typing import Any
 
 from msgspec import UNSET, Raw, structs
 
+from agentmesh.formats import FIRST
 from agentmesh.records import (
     NOTHING,
     Awaited,
@@ -158,6 +159,7 @@ def record_of(
     snapshot: Ledger | None = None,
     trace: dict[str, str] = NO_TRACE,
     positions: dict[str, int] | None = None,
+    v: int = FIRST,
 ) -> Record:
     """A record of the owner that `ledger` names: the process that appends it acts as that owner (docs/architecture.md#the-fence).
 
@@ -165,6 +167,7 @@ def record_of(
         ledger: the journal's ledger; gives incarnation, epoch, generation, node and boot.
         id: random, new for each record.
         at: seconds since the epoch.
+        v: the version of the newest record; this one bears it, too.
         change, effects, done, turn, snapshot, trace, positions: as in `Record`.
     """
     return Record(
@@ -183,6 +186,7 @@ def record_of(
         snapshot=snapshot,
         trace=trace,
         positions=positions,
+        v=v,
     )
 
 
@@ -223,6 +227,11 @@ def fold(records: Iterable[tuple[int, Record]]) -> tuple[Ledger | None, int]:
         ledger = apply(ledger, record, seq)
         last = seq
     return (None if ledger is None else _detached(ledger)), last
+
+
+def journal_version(records: Iterable[tuple[int, Record]]) -> int:
+    """The version that a reader of `records` (sequence, record; oldest first) must know: their newest record's."""
+    return max((record.v for _, record in records), default=FIRST)
 
 
 def _detached(ledger: Ledger) -> Ledger:

@@ -7,6 +7,7 @@ from typing import Literal
 import msgspec
 from msgspec import structs
 
+from agentmesh.formats import FIRST
 from agentmesh.ledger import NO_CHANGE
 from agentmesh.records import Change, Ledger, Record
 from agentmesh.wire import Spec
@@ -71,8 +72,15 @@ def judge(claim: Claim, spec: Spec | None, ledger: Ledger | None, *, lease_boot:
     return Verdict(act="activate", ledger=ledger)
 
 
-def activation(claim: Claim, verdict: Verdict, *, record_id: str, at: float, change: Change = NO_CHANGE) -> Record:
-    """The `activated` record, which fences every older owner. `change` charges an input with a node's death."""
+def activation(
+    claim: Claim, verdict: Verdict, *, record_id: str, at: float, change: Change = NO_CHANGE, v: int = FIRST
+) -> Record:
+    """The `activated` record, which fences every older owner.
+
+    Args:
+        change: charges an input with a node's death.
+        v: the version of the newest record, if that stays.
+    """
     return Record(
         kind="activated",
         id=record_id,
@@ -84,6 +92,7 @@ def activation(claim: Claim, verdict: Verdict, *, record_id: str, at: float, cha
         boot=claim.boot,
         snapshot=verdict.ledger if verdict.snapshot else None,
         change=change,
+        v=v,
     )
 
 

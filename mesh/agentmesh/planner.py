@@ -5,6 +5,7 @@
     an agent's spec is       it gets
     wanted, running, failed  one owner on a node that serves its kind, has its labels and has room
     stopping                 one owner on any live node: ending a life needs none of the agent's code
+                             (in each case one that reads the agent's journal, as far as its spec says what that takes)
     stopped, or absent       no owner
     of a parent that ended   an end: its spec goes to stopping (its parent's node does the same, if it is still alive)
 
@@ -22,10 +23,11 @@ from __future__ import annotations
 import heapq
 from collections import Counter
 from collections.abc import Iterable, Mapping, Set
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 
+from agentmesh.formats import FIRST, required, users_labels
 from agentmesh.wire import NodeLease, Spec
 
 
@@ -174,8 +176,13 @@ def explain(world: World, agent: str) -> str:
 
 
 # --- one run ------------------------------------------------------------------------------------------------------
-type _Needs = tuple[str, tuple[tuple[str, str], ...]] | None
-"""Kind and labels, as a key: agents with equal needs share one search. None: any node will do, only a life is to be ended."""
+class _Needs(NamedTuple):
+    """What a node must offer, as a key: agents with equal needs share one search."""
+
+    kind: str | None
+    """None: of any kind, since only a life is to be ended."""
+    labels: tuple[tuple[str, str], ...]
+    reads: int
 
 
 class _Vacancy(msgspec.Struct, frozen=True):
@@ -240,7 +247,10 @@ class _PlanRun:
         lease = self.world.nodes.get(node)
         if lease is None:
             return f"node {node} is gone"
-        return None if self._fits(node, spec) else f"node {node} no longer has its kind or labels"
+        if self._fits(node, spec):
+            return None
+        reads = lease.reads >= required(spec.labels)
+        return f"node {node} no longer has its kind or labels" if reads else f"node {node} is too old to read its journal"
 
     def _orphaned(self, spec: Spec) -> str | None:
         """Why a linked agent must end, or None."""
@@ -254,7 +264,7 @@ class _PlanRun:
 
     def _fits(self, node: str, spec: Spec) -> bool:
         """Whether a live node may run `spec`, its capacity aside."""
-        return spec.status == "stopping" or node in self._nodes_for(_needs(spec))
+        return node in self._nodes_for(_needs_now(spec))
 
     def _drop(self, agent: str, placements: Mapping[str, Placed], reason: str, incarnation: str | None = None) -> None:
         """Remove `placements`; `reason` is for those of the life `incarnation` (None: of any)."""
@@ -277,7 +287,7 @@ class _PlanRun:
         node = self._take(needs)
         if node is None and spec.status == "stopping":
             # Any node will do: its capacity bounds only agents that run.
-            node = self._take(None)
+            node = self._take(_needs_now(spec))
         if node is None:
             self._leave(vacancy)
             return
@@ -294,8 +304,7 @@ class _PlanRun:
             self.loads[stays] += 1
         reason = vacancy.why if stays is None else f"the newer placement on {stays} counts"
         self._drop(agent, _without(vacancy.held, stays), reason, spec.incarnation)
-        needs = None if spec.status == "stopping" else _needs(spec)
-        self.unplaced.append(Unplaced(agent, self._reason(needs)))
+        self.unplaced.append(Unplaced(agent, self._reason(_needs_now(spec))))
 
     def _take(self, needs: _Needs) -> str | None:
         """The least loaded open node for `needs`, counted as taken."""
@@ -307,7 +316,7 @@ class _PlanRun:
             seen, node = pool[0]
             load = self.loads.get(node, 0)
             capacity = self.world.nodes[node].capacity
-            if capacity and load >= capacity and needs is not None:
+            if capacity and load >= capacity and needs.kind is not None:
                 heapq.heappop(pool)  # loads only grow in this pass, so a full node stays full
             elif seen != load:
                 heapq.heapreplace(pool, (load, node))  # filled through another pool
@@ -362,13 +371,15 @@ class _PlanRun:
         if not nodes:
             return "no node is live"
         fitting = self._nodes_for(needs)
-        if fitting or needs is None:
+        if fitting:
             is_open = any(self.is_open(node) for node in fitting)
             return "no node that fits has room" if is_open else "every node that fits is draining, cordoned or in doubt"
-        kind, labels = needs
-        if not any(kind in lease.kinds for lease in nodes.values()):
+        kind = needs.kind
+        if kind is not None and not any(kind in lease.kinds for lease in nodes.values()):
             return f"no live node serves kind {kind}"
-        wanted = ", ".join(f"{key}={value}" for key, value in labels)
+        if self._nodes_for(needs._replace(reads=FIRST)):
+            return f"no live node that fits reads records of version {needs.reads}, which its journal has: start newer nodes"
+        wanted = ", ".join(f"{key}={value}" for key, value in needs.labels)
         return f"no live node that serves kind {kind} has the labels {wanted}"
 
 
@@ -391,24 +402,30 @@ def _without(held: Mapping[str, Placed], node: str | None) -> dict[str, Placed]:
 
 def _needs(spec: Spec) -> _Needs:
     """What a node must offer to run `spec`."""
-    return (spec.kind, tuple(sorted(spec.labels.items())) if spec.labels else ())
+    if not spec.labels:
+        return _Needs(spec.kind, (), FIRST)
+    return _Needs(spec.kind, tuple(sorted(users_labels(spec.labels).items())), required(spec.labels))
 
 
-def _misfit(needs: _Needs, lease: NodeLease) -> Literal["kind", "labels"] | None:
+def _needs_now(spec: Spec) -> _Needs:
+    """The same; or to end it, if that is what remains to be done."""
+    return _Needs(None, (), required(spec.labels)) if spec.status == "stopping" else _needs(spec)
+
+
+def _misfit(needs: _Needs, lease: NodeLease) -> Literal["kind", "labels", "build"] | None:
     """What a node lacks for `needs`, its capacity aside."""
-    if needs is None:
-        return None
-    kind, labels = needs
-    if kind not in lease.kinds:
+    if needs.kind is not None and needs.kind not in lease.kinds:
         return "kind"
-    return None if all(lease.labels.get(key) == value for key, value in labels) else "labels"
+    if lease.reads < needs.reads:
+        return "build"
+    return None if all(lease.labels.get(key) == value for key, value in needs.labels) else "labels"
 
 
 def _details(world: World, spec: Spec) -> str:
     """Node by node, why it does not take `spec`."""
     lines = []
     for node in sorted(world.nodes):
-        lease, lacks = world.nodes[node], _misfit(_needs(spec), world.nodes[node])
+        lease, lacks = world.nodes[node], _misfit(_needs_now(spec), world.nodes[node])
         states = (
             "draining" if lease.draining else "",
             "cordoned" if lease.cordoned else "",

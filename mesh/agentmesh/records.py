@@ -411,9 +411,14 @@ class _RecordHead(msgspec.Struct):
 _head_decoder = msgspec.json.Decoder(_RecordHead)
 
 
+def version_of(record: Record) -> int:
+    """The version that a record bears: its `v`, or more if its content needs more."""
+    return max(record.v, _NEEDED(record))
+
+
 def encode_record(record: Record) -> bytes:
-    """JSON of a record, with `v` written out: what it bears, or more if its content needs more."""
-    version = max(record.v, _NEEDED(record))
+    """JSON of a record, with its version written out."""
+    version = version_of(record)
     if version == FIRST:
         return _FIRST_HEAD + _encoder.encode(record)[1:]
     body = _encoder.encode(structs.replace(record, v=FIRST))
@@ -432,10 +437,19 @@ def decode_record(body: bytes) -> Record:
     try:
         record = _decoder.decode(body)
     except msgspec.ValidationError:
-        _check_version(_head_decoder.decode(body).v)  # a newer record may well have another form
+        _check_version(version_in(body))  # a newer record may well have another form
         raise
     _check_version(record.v)
     return record
+
+
+def version_in(body: bytes) -> int:
+    """The version of the record in `body`, which may be one that this build does not read.
+
+    Raises:
+        msgspec.DecodeError: it is no record.
+    """
+    return _head_decoder.decode(body).v
 
 
 def _check_version(version: int) -> None:

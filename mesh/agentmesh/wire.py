@@ -423,6 +423,25 @@ def parent_sign(parent: str) -> bytes:
     return b'"parent":' + encode(parent)
 
 
+_SPEC_FIELDS = frozenset(Spec.__struct_fields__)
+_fields_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+def unknown_fields(value: bytes | None) -> dict[str, msgspec.Raw]:
+    """What a stored spec has beyond what this build knows: a newer one has put it there."""
+    if value is None:
+        return {}
+    return {name: raw for name, raw in _fields_decoder.decode(value).items() if name not in _SPEC_FIELDS}
+
+
+def encode_spec(spec: Spec, over: bytes | Mapping[str, msgspec.Raw] | None = None) -> bytes:
+    """JSON of a spec, which is to replace the stored one `over` (or one with these unknown fields) of the same life: what this
+    build does not know of that stays as it is."""
+    body = _encoder.encode(spec)
+    unknown = over if isinstance(over, Mapping) else unknown_fields(over)
+    return body[:-1] + b"," + _encoder.encode(unknown)[1:] if unknown else body
+
+
 class NodeLease(msgspec.Struct, frozen=True, kw_only=True):
     """Registry `nodes.<id>`: a node that is alive. The key has a TTL."""
 

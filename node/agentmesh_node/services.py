@@ -59,7 +59,7 @@ class Services:
         self.specs = specs
         self.journal = Journal(transport, self.subjects, blobs=Blobs(transport, self.subjects, ambient=ambient))
         self.ends = StreamEnds(transport, self.subjects)
-        self.formats = Formats()
+        self.formats = Formats(registry, ambient.monotonic)
         self.boot = boot
         self.epoch = epoch
         self.duplicate_window_s = duplicate_window_s
@@ -114,6 +114,7 @@ class Services:
         """End what was spawned."""
         self.run_queue.close()
         self.ends.close()
+        await self.formats.close()
         running = set(self._tasks)
         while running and await cancel_and_wait(*running, within_s=5.0):
             running = self._tasks - running  # spawned by what was ending

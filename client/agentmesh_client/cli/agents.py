@@ -127,12 +127,13 @@ async def ps(*, every: Annotated[Flag, Parameter(name="--all")] = False, options
 
 async def nodes(*, options: Globals = DEFAULTS) -> int:
     """List the live nodes."""
+    from agentmesh.formats import users_labels
     from agentmesh_client.cli.output import Printer, age
 
     def row(node: NodeEntry) -> list[str]:
         lease = node.lease
         state = "draining" if lease.draining else "cordoned" if lease.cordoned else "ready"
-        labels = ",".join(f"{key}={value}" for key, value in sorted(lease.labels.items()))
+        labels = ",".join(f"{key}={value}" for key, value in sorted(users_labels(lease.labels).items()))
         load = f"{lease.agents}/{lease.capacity}" if lease.capacity else str(lease.agents)
         return [node.id, state, load, age(lease.started), lease.version or "-", labels or "-", ",".join(lease.kinds) or "-"]
 

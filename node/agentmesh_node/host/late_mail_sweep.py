@@ -16,7 +16,7 @@ from agentmesh.edge.failures import EDGE_ERRORS
 from agentmesh.edge.read import get_last, read_all
 from agentmesh.edge.registry import decode_spec
 from agentmesh.errors import Fenced
-from agentmesh.ledger import fold, record_of, settle
+from agentmesh.ledger import fold, journal_version, record_of, settle
 from agentmesh.records import Ledger, Resolve, decode_record, encode_record
 from agentmesh.subjects import LANES, spec_key
 from agentmesh.turn.late_mail import put_away, rested
@@ -54,7 +54,9 @@ class LateMailSweep:
         s = self._s
         entry = await s.registry.get(spec_key(agent))
         spec = decode_spec(entry) if entry is not None else None
-        ledger, last = fold([(seq, decode_record(body)) for seq, body in await s.journal.read(agent)])
+        records = [(seq, decode_record(body)) for seq, body in await s.journal.read(agent)]
+        ledger, last = fold(records)
+        v = journal_version(records)
         if spec is None or spec.status != "stopped" or ledger is None or ledger.incarnation != spec.incarnation:
             return
         if ledger.phase != "over":
@@ -66,7 +68,7 @@ class LateMailSweep:
         if late:
             change, effects = put_away(agent, ledger, waiting, late)
             # In the name of the life's last owner: the sweep does not become an owner.
-            record = record_of(ledger, "swept", id=s.token(), at=s.now(), change=change, effects=effects)
+            record = record_of(ledger, "swept", id=s.token(), at=s.now(), change=change, effects=effects, v=v)
             last = await s.journal.append(agent, encode_record(record), record_id=record.id, expected=last)
             ledger, _ = fold([(seq, decode_record(body)) for seq, body in await s.journal.read(agent)])
             assert ledger is not None
@@ -74,7 +76,7 @@ class LateMailSweep:
             return
         await self._perform(agent, ledger)
         kept = rested(settle(ledger, (), tuple(ledger.effects), seq=last, nonce="", at=s.now()))
-        record = record_of(ledger, "tombstone", id=s.token(), at=s.now(), snapshot=kept)
+        record = record_of(ledger, "tombstone", id=s.token(), at=s.now(), snapshot=kept, v=v)
         await s.journal.append(
             agent, encode_record(record), record_id=record.id, expected=last, rollup=True, ttl_s=KEEP_STOPPED_S
         )

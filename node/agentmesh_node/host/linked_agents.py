@@ -31,4 +31,4 @@ async def end_children(registry: Registry, specs: View, parent: str, life: str, 
         reason = ErrorBody(code="stopped", message=f"its parent {parent} ended")
         new = msgspec.structs.replace(spec, status="stopping", reason=reason, since=wire.format_time(now()))
         with contextlib.suppress(WrongLastSequence, MeshError, Uncertain, ApiError):
-            await registry.update(key, wire.encode(new), entry.revision)
+            await registry.update(key, wire.encode_spec(new, entry.value), entry.revision)

@@ -129,6 +129,7 @@ class Node:
             ambient=self._ambient,
         )
         await self._heartbeat.start()
+        await self._services.formats.start()
         await self._catalog.start()
         self._remove_gap = self._t.on_gap(self._on_gap)
         s, catalog = self._services, self._catalog

@@ -7,7 +7,7 @@ from importlib.metadata import version
 
 import msgspec
 
-from agentmesh.formats import RECORD_VERSION
+from agentmesh.formats import RECORD_VERSION, node_labels
 from agentmesh.wire import NodeLease, format_time
 from agentmesh_node.host.heartbeat import NodeFigures
 from agentmesh_node.host.placed_agent import PlacedAgent
@@ -22,7 +22,7 @@ def first_lease(settings: NodeSettings, boot: str, now: float) -> NodeLease:
     return NodeLease(
         boot=boot,
         kinds=tuple(sorted(settings.agents)),
-        labels=settings.labels,
+        labels={**settings.labels, **node_labels(RECORD_VERSION)},
         capacity=settings.capacity,
         version=version("agentmesh"),
         started=format_time(now),

@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 
+import msgspec
+
 from agentmesh.edge.read import StoredMessage, get_last_many
 from agentmesh.edge.tasks import cancel_and_wait
 from agentmesh.records import decode_record, is_rest
@@ -78,5 +80,8 @@ def _rested(message: StoredMessage | None) -> dict[str, int] | None:
     """The lane positions of an agent whose newest record is `rest`, else None."""
     if message is None or not is_rest(message.data):
         return None
-    record = decode_record(message.data)
+    try:
+        record = decode_record(message.data)
+    except (ValueError, msgspec.DecodeError):
+        return None  # what it is shows when it is activated
     return (record.positions or {}) if record.kind == "rest" else None

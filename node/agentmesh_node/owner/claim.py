@@ -6,11 +6,13 @@ from typing import NamedTuple
 
 from agentmesh.edge.registry import decode_node
 from agentmesh.errors import Fenced, StoreLost, Unavailable
-from agentmesh.ledger import charged, diff, fold
+from agentmesh.formats import FIRST, required
+from agentmesh.ledger import charged, diff, fold, journal_version
 from agentmesh.ownership import Claim, activation, judge, owned
-from agentmesh.records import Ledger, decode_record, encode_record
+from agentmesh.records import Ledger, decode_record, encode_record, version_of
 from agentmesh.subjects import node_key
 from agentmesh.wire import Spec
+from agentmesh_node.owner.reader_label import require_readers
 from agentmesh_node.services import Services
 
 
@@ -40,6 +42,8 @@ class Claimed(NamedTuple):
     ledger: Ledger
     fence: int
     died: bool
+    version: int
+    """The version that a reader of the journal must know."""
 
 
 async def claim_ownership(services: Services, name: str, spec: Spec, claim: Claim) -> Claimed:
@@ -54,7 +58,8 @@ async def claim_ownership(services: Services, name: str, spec: Spec, claim: Clai
     """
     while True:
         bodies = await services.journal.read(name)
-        ledger, last = fold([(seq, decode_record(body)) for seq, body in bodies])
+        records = [(seq, decode_record(body)) for seq, body in bodies]
+        ledger, last = fold(records)
         if ledger is None and spec.incarnation == claim.incarnation and spec.status in ("running", "failed"):
             raise StoreLost(f"agent {name} has run, and its journal is empty; stop, and restore the store from its backup")
         if ledger is not None and await services.ends.beyond({name: ledger.positions}):
@@ -68,18 +73,28 @@ async def claim_ownership(services: Services, name: str, spec: Spec, claim: Clai
             raise OwnershipLost(verdict.reason, final=True)
         assert verdict.ledger is not None
         if verdict.act in ("finish", "over"):
-            return Claimed(verdict.ledger, last, False)
+            return Claimed(verdict.ledger, last, False, journal_version(records))
         died = ledger is not None and not verdict.snapshot and ledger.boot not in (claim.boot, boot)
         start = charged(verdict.ledger, died)
         change = diff(verdict.ledger, start)
-        record = activation(claim, verdict, record_id=services.token(), at=services.now(), change=change)
+        record = activation(
+            claim,
+            verdict,
+            record_id=services.token(),
+            at=services.now(),
+            change=change,
+            v=FIRST if verdict.snapshot else journal_version(records),
+        )
+        version = version_of(record)
+        if version > required(spec.labels):
+            await require_readers(services, name, claim.incarnation, version)
         try:
             fence = await services.journal.append(
                 name, encode_record(record), record_id=record.id, expected=last, rollup=verdict.snapshot
             )
         except Fenced:
             continue  # another process appended meanwhile, or the read was stale: read again
-        return Claimed(owned(start, claim), fence, died)
+        return Claimed(owned(start, claim), fence, died, version)
 
 
 async def _lease_boot(services: Services, claim: Claim, ledger: Ledger | None) -> str | None:

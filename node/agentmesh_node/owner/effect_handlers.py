@@ -18,6 +18,7 @@ from agentmesh.edge.publish import Stored, schedule, store, store_soon
 from agentmesh.edge.read import get_last, get_next, read, read_all
 from agentmesh.edge.registry import Entry, Registry, decode_spec
 from agentmesh.errors import Unavailable
+from agentmesh.formats import relabelled
 from agentmesh.ledger import fold, origin_key
 from agentmesh.outcomes import capped, outcome_limit
 from agentmesh.records import (
@@ -290,7 +291,10 @@ class EffectHandlers:
         """Write a spec over another. If that replaces `by`, the old `by` is kept first."""
         if old.by is not None and (new.by is None or old.by.sender != new.by.sender):
             await keep_applied(self._registry, name, old.by)
-        await self._registry.update(spec_key(name), wire.encode(new), entry.revision)
+        same_life = new.incarnation == old.incarnation
+        if not same_life:
+            new = msgspec.structs.replace(new, labels=relabelled(old.labels, new.labels))
+        await self._registry.update(spec_key(name), wire.encode_spec(new, entry.value if same_life else None), entry.revision)
 
     # --- timers ---------------------------------------------------------------------------------------------------
     async def _set_timer(self, origin: str, effect: SetTimer) -> None:

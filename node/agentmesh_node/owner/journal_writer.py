@@ -7,9 +7,11 @@ from functools import partial
 
 from agentmesh.edge.journal import Settling
 from agentmesh.errors import Fenced
+from agentmesh.formats import FIRST
 from agentmesh.ledger import record_of
-from agentmesh.records import Record, encode_record
+from agentmesh.records import Record, encode_record, version_of
 from agentmesh.turn.values import Append, Committed, Core
+from agentmesh_node.owner.reader_label import require_readers
 from agentmesh_node.owner.spec_status import KEEP_STOPPED_S
 from agentmesh_node.services import Services
 
@@ -23,15 +25,23 @@ type Ending = Callable[[], Awaitable[Committed]]
 class JournalWriter:
     """Writes one owner's journal. One record is in flight at a time."""
 
-    __slots__ = ("_agent", "_began", "_s", "committed")
+    __slots__ = ("_agent", "_began", "_required", "_s", "committed", "version")
 
     def __init__(self, services: Services, agent: str, committed: int) -> None:
         self._s = services
         self._agent = agent
         self.committed = committed
         """The sequence of the newest record that this owner knows to be stored."""
+        self.version = FIRST
+        """The version that a reader of the journal must know: all further records bear it."""
+        self._required = FIRST
+        """The version that the agent's spec asks of a node, as far as this owner knows."""
         self._began = 0.0
         """When the newest record was sent, or the fence was last checked."""
+
+    def begin(self, fence: int, version: int, required: int) -> None:
+        """Go on behind the record `fence` of a journal of that version; the agent's spec asks a node for `required`."""
+        self.committed, self.version, self._required = fence, version, required
 
     @property
     def stalled(self) -> bool:
@@ -60,6 +70,8 @@ class JournalWriter:
             return False
         s = self._s
         record = self._record(command, core)
+        if self.version > self._required:
+            return False
         body = encode_record(record)
         self._began = s.monotonic()
 
@@ -85,6 +97,9 @@ class JournalWriter:
             Fenced, StoreLost, Unavailable: as `Journal.append`. Nothing of the record may take effect.
         """
         record = self._record(command, core)
+        if self.version > self._required:
+            await require_readers(self._s, self._agent, record.incarnation, self.version)
+            self._required = self.version
         body = encode_record(record)
         self._began = self._s.monotonic()
         self.committed = await self._s.journal.append(
@@ -98,7 +113,7 @@ class JournalWriter:
         return Committed(self.committed, record.id, record.at, len(body))
 
     def _record(self, command: Append, core: Core) -> Record:
-        return record_of(
+        record = record_of(
             core.ledger,
             command.kind,
             id=self._s.token(),
@@ -110,4 +125,7 @@ class JournalWriter:
             snapshot=command.snapshot,
             trace=command.trace,
             positions=core.work.positions if command.kind == "rest" else None,
+            v=self.version,
         )
+        self.version = version_of(record)
+        return record

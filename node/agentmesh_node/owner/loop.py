@@ -17,9 +17,12 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from functools import partial
 from typing import Any, Protocol
 
+from msgspec import structs
+
 from agentmesh.callback_results import NONE
 from agentmesh.edge.tasks import cancel_and_wait
 from agentmesh.errors import Fenced, StoreLost, Unavailable
+from agentmesh.formats import RECORD_VERSION
 from agentmesh.turn import advance
 from agentmesh.turn.values import (
     Append,
@@ -80,8 +83,13 @@ class OwnerLoop:
         now: Callable[[], float],
         user_code: UserCode | None,
         machine: Machine = advance,
+        may_write: Callable[[], int] = lambda: RECORD_VERSION,
     ) -> None:
-        """`user_code` is None if the node does not serve the agent's kind: then its callbacks decide nothing."""
+        """
+        Args:
+            user_code: None if the node does not serve the agent's kind: then its callbacks decide nothing.
+            may_write: the newest version of records that may be written (`Core.writes`).
+        """
         self.name = name
         """The agent's name."""
         self.core: Core | None = None
@@ -97,6 +105,7 @@ class OwnerLoop:
         self._now = now
         self._user_code = user_code
         self._machine = machine
+        self._may_write = may_write
         self._handlers: Handlers
         self._kill_turn: Callable[[], Awaitable[None]]
         self._on_input: Callable[[], None]
@@ -192,6 +201,8 @@ class OwnerLoop:
         if self.closed:
             return
         assert self.core is not None
+        if self.core.writes != (writes := self._may_write()):
+            self.core = structs.replace(self.core, writes=writes)
         try:
             self.core, commands = self._machine(self.core, item, self._now())
             self._run_commands(commands)

@@ -15,6 +15,7 @@ import msgspec
 
 from agentmesh.edge.tasks import cancel_and_wait
 from agentmesh.edge.transport import Message
+from agentmesh.formats import required
 from agentmesh.ownership import Claim
 from agentmesh.records import Ledger
 from agentmesh.subjects import LANES
@@ -99,6 +100,7 @@ class Owner:
             run_queue=services.run_queue,
             now=services.now,
             user_code=self.runner,
+            may_write=self._may_write,
         )
         self._turn = TurnRun(
             services,
@@ -137,6 +139,10 @@ class Owner:
             window_s=services.duplicate_window_s,
         )
 
+    def _may_write(self) -> int:
+        """The newest version of records that may be written: what all processes read, or what the journal has already."""
+        return max(self._s.formats.writes, self._loop.writer.version)
+
     @functools.cached_property
     def _prober(self) -> CycleProber:
         """Made at its first use: most agents never wait in mid-turn."""
@@ -164,7 +170,7 @@ class Owner:
             self._status.set("stopped", claimed.ledger.failed)
             await self._status.settled()
             raise OwnershipLost("this life is over", final=True)
-        self._loop.writer.committed = claimed.fence
+        self._loop.writer.begin(claimed.fence, claimed.version, required(self.spec.labels))
         await self._begin(claimed.ledger, claimed.died)
 
     async def _begin(self, ledger: Ledger, died: bool) -> None:

@@ -99,4 +99,4 @@ class StatusWriter:
         # The reason why it waited for a node no longer holds once it runs.
         new = msgspec.structs.replace(spec, status=status, reason=kept, since=wire.format_time(self._s.now()))
         ttl = KEEP_STOPPED_S if status == "stopped" else None
-        await self._s.registry.update(key, wire.encode(new), entry.revision, ttl_s=ttl)
+        await self._s.registry.update(key, wire.encode_spec(new, entry.value), entry.revision, ttl_s=ttl)

@@ -12,11 +12,13 @@ import contextlib
 import logging
 from collections.abc import Callable, Sequence
 
+import msgspec
+
 from agentmesh.edge.failures import EDGE_ERRORS
 from agentmesh.edge.journal import BLOB
-from agentmesh.edge.read import get_last_many
+from agentmesh.edge.read import StoredMessage, get_last_many
 from agentmesh.edge.transport import Disconnected, NoResponders, RequestTimeout, Transport
-from agentmesh.records import decode_record
+from agentmesh.records import Record, decode_record
 from agentmesh.subjects import Subjects
 from agentmesh.wire import ControlRequest, Spec, encode
 
@@ -32,14 +34,14 @@ GROUP = 200
 
 class LateMailFinder:
     """Looks for such mail while `run` runs and `may_look()` holds. `stopped()` returns the stopped agents' specs by name;
-    `nodes()` returns nodes that can be asked to sweep, the best first."""
+    `nodes(version)` returns nodes that read such records and can be asked to sweep, the best first."""
 
     def __init__(
         self,
         transport: Transport,
         subjects: Subjects,
         stopped: Callable[[], dict[str, Spec]],
-        nodes: Callable[[], Sequence[str]],
+        nodes: Callable[[int], Sequence[str]],
         may_look: Callable[[], bool],
         *,
         period_s: float = PERIOD_S,
@@ -65,24 +67,26 @@ class LateMailFinder:
             for group in groups:
                 try:
                     found = await self._look({name: specs[name] for name in group})
-                    if found:
-                        await self._ask(found)
+                    for version in sorted(set(found.values())):
+                        await self._ask([name for name in found if found[name] == version], version)
                 except EDGE_ERRORS as error:
                     log.debug("stopped agents cannot be looked at now: %s", error)
                 await asyncio.sleep(self._period_s / len(groups))
 
-    async def _look(self, specs: dict[str, Spec]) -> list[str]:
-        """Those of `specs` that must be swept."""
+    async def _look(self, specs: dict[str, Spec]) -> dict[str, int]:
+        """Those of `specs` that must be swept, and the version of records that a node must read for it."""
         t, subjects = self._t, self._subjects
         journals, _ = await get_last_many(t, subjects.stream("journal"), [subjects.journal(name) for name in specs])
         mail, _ = await get_last_many(t, subjects.stream("mail"), [subjects.mail_filter(name) for name in specs])
         positions: dict[str, dict[str, int]] = {}
+        versions: dict[str, int] = {}
         found: set[str] = set()
         for name, spec in specs.items():
             message = journals.get(subjects.journal(name))
-            record = decode_record(message.data) if message is not None and BLOB not in message.headers else None
+            record = _readable(message)
             if record is None or record.incarnation != spec.incarnation:
                 continue
+            versions[name] = record.v
             if record.kind == "tombstone" and record.snapshot is not None:
                 positions[name] = record.snapshot.positions
             else:
@@ -91,11 +95,21 @@ class LateMailFinder:
             lane, name = subjects.parse_lane(subject) or ("", "")
             if name in positions and message.seq > positions[name].get(lane, 0):
                 found.add(name)
-        return sorted(found)
+        return {name: versions[name] for name in sorted(found)}
 
-    async def _ask(self, agents: list[str]) -> None:
+    async def _ask(self, agents: list[str], version: int) -> None:
         request = encode(ControlRequest(op="sweep", agents=tuple(agents)))
-        for node in self._nodes():
+        for node in self._nodes(version):
             with contextlib.suppress(NoResponders, RequestTimeout, Disconnected):
                 await self._t.request(self._subjects.node(node), request, timeout=2.0)
                 return
+
+
+def _readable(message: StoredMessage | None) -> Record | None:
+    """The newest record of a journal; None if there is none, it is a blob, or a newer build's: one of those looks after it."""
+    if message is None or BLOB in message.headers:
+        return None
+    try:
+        return decode_record(message.data)
+    except (ValueError, msgspec.DecodeError):
+        return None

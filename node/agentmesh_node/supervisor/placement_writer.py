@@ -14,9 +14,10 @@ import msgspec
 from agentmesh.edge.clock import SYSTEM
 from agentmesh.edge.failures import EDGE_ERRORS, WrongLastSequence
 from agentmesh.edge.registry import Entry, Registry
+from agentmesh.formats import requiring
 from agentmesh.planner import End, Place, Plan, Remove, Unplaced
 from agentmesh.subjects import placement_key, spec_key
-from agentmesh.wire import ErrorBody, Placement, Spec, encode, format_time
+from agentmesh.wire import ErrorBody, Placement, Spec, encode, encode_spec, format_time
 from agentmesh_node.supervisor.decision_log import DecisionLog
 from agentmesh_node.supervisor.registry_index import RegistryIndex
 
@@ -189,9 +190,15 @@ class PlacementWriter:
         self._performed.append(("waiting", wait.reason, {"agent": wait.agent}))
         return True
 
+    async def require(self, agent: str, version: int) -> None:
+        """Have the agent's spec ask for nodes that read `version`. Raises: what `Registry.update` does."""
+        spec = self._index.specs.get(agent)
+        if spec is not None:
+            await self._change_spec(agent, msgspec.structs.replace(spec, labels=requiring(spec.labels, version)))
+
     async def _change_spec(self, agent: str, changed: Spec) -> bool:
         """Write a spec over the one that is known. False if somebody else has written meanwhile."""
-        key, value = spec_key(agent), encode(changed)
+        key, value = spec_key(agent), encode_spec(changed, self._index.unknown.get(agent))
         try:
             revision = await self._registry.update(key, value, self._index.revision(key))
         except WrongLastSequence:

@@ -16,9 +16,10 @@ import msgspec
 
 from agentmesh.edge.registry import Entry, decode_node, decode_placement, decode_spec
 from agentmesh.errors import BadRequest
+from agentmesh.formats import RECORD_VERSION, required
 from agentmesh.names import agent_name
 from agentmesh.planner import Placed, Plan, Unplaced, World
-from agentmesh.wire import NodeLease, Spec
+from agentmesh.wire import NodeLease, Spec, unknown_fields
 
 log = logging.getLogger("agentmesh.supervisor")
 
@@ -40,6 +41,8 @@ class RegistryIndex:
         self.leases: dict[str, NodeLease] = {}
         self.placements: dict[str, dict[str, Placed]] = {}
         self.waits: dict[str, Unplaced] = {}
+        self.unknown: dict[str, dict[str, msgspec.Raw]] = {}
+        """Per agent whose spec has some: fields of a newer build, which are kept when the spec is written anew."""
         self._children: dict[str, set[str]] = {}
         self._on_node: dict[str, set[str]] = {}
         self._states: dict[str, NodeState] = {}
@@ -78,6 +81,19 @@ class RegistryIndex:
     def lives(self, node: str) -> bool:
         """Whether `node` has a lease, and is not known to be gone."""
         return node in self.leases and self._states.get(node) is not NodeState.GONE
+
+    def readers(self, version: int) -> list[str]:
+        """Live nodes that stay and read records of `version`."""
+        return sorted(node for node, lease in self.leases.items() if not lease.draining and lease.reads >= version)
+
+    def behind(self) -> set[str]:
+        """Agents that begin or end on live nodes which do not read all that this build writes, and whose specs ask for less."""
+        older = [node for node, lease in self.leases.items() if lease.reads < RECORD_VERSION and self.lives(node)]
+        return {agent for node in older for agent in self._on_node.get(node, ()) if self._may_wait(agent)}
+
+    def _may_wait(self, agent: str) -> bool:
+        spec = self.specs.get(agent)
+        return spec is not None and spec.status in ("wanted", "stopping") and required(spec.labels) < RECORD_VERSION
 
     def matters(self, node: str) -> bool:
         """Whether `node` has a lease, or placements."""
@@ -118,6 +134,7 @@ class RegistryIndex:
         role, _, name = key.partition(".")
         if role == "agents":
             self._note_parent(name, self.specs.pop(name, None), None)
+            self.unknown.pop(name, None)
             self._unreadable.discard(name)
             self._dirty.add(name)
         elif role == "nodes":
@@ -209,6 +226,10 @@ class RegistryIndex:
             return
         self._note_parent(agent, self.specs.get(agent), spec)
         self.specs[agent] = spec
+        if unknown := unknown_fields(entry.value):
+            self.unknown[agent] = unknown
+        else:
+            self.unknown.pop(agent, None)
         self._unreadable.discard(agent)
         self._dirty.add(agent)
 
@@ -277,4 +298,4 @@ class RegistryIndex:
 
 def _facts(lease: NodeLease) -> tuple[object, ...]:
     """The parts of a lease that a plan reads; renewals change only the others."""
-    return (lease.boot, lease.kinds, lease.labels, lease.capacity, lease.draining, lease.cordoned)
+    return (lease.boot, lease.kinds, lease.labels, lease.capacity, lease.draining, lease.cordoned, lease.reads)

@@ -26,6 +26,7 @@ import msgspec
 
 from agentmesh.edge.batches import in_parts
 from agentmesh.edge.clock import SYSTEM, Ambient
+from agentmesh.edge.journal import Journal
 from agentmesh.edge.registry import Entry, Registry, View
 from agentmesh.edge.retry import UPKEEP_RETRY
 from agentmesh.edge.tasks import cancel_and_wait, first_of
@@ -40,6 +41,7 @@ from agentmesh_node.liveness_thread import LivenessLoop
 from agentmesh_node.settings import SupervisorSettings
 from agentmesh_node.supervisor.decision_log import DecisionLog
 from agentmesh_node.supervisor.failure_detector import PingState
+from agentmesh_node.supervisor.journal_check import JournalCheck
 from agentmesh_node.supervisor.late_mail import LateMailFinder
 from agentmesh_node.supervisor.leader_lease import wait_for
 from agentmesh_node.supervisor.lease_and_pings import LeaseAndPings, keep
@@ -115,7 +117,13 @@ class Supervisor:
             transport,
             subjects,
             lambda: {name: spec for name, spec in self._index.specs.items() if spec.status == "stopped"},
-            lambda: sorted(node for node, lease in self._index.leases.items() if not lease.draining),
+            self._index.readers,
+            lambda: self._lease_and_pings.leads and not self._stale,
+        )
+        self._journals = JournalCheck(
+            Journal(transport, subjects),
+            self._index.behind,
+            self._writer.require,
             lambda: self._lease_and_pings.leads and not self._stale,
         )
         self._wake = asyncio.Event()
@@ -195,7 +203,7 @@ class Supervisor:
 
     async def _serve(self) -> None:
         async with asyncio.TaskGroup() as group:
-            for part in (self._decisions.run, self._lead, self._late_mail.run, self._prove):
+            for part in (self._decisions.run, self._lead, self._late_mail.run, self._journals.run, self._prove):
                 group.create_task(keep(part))
 
     async def _prove(self) -> None:
