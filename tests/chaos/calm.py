@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 from agentmesh.errors import MeshError
 from agentmesh_client.client import Mesh
@@ -22,10 +22,12 @@ async def operate(mesh: Mesh) -> None:
         await asyncio.sleep(_RESUME_S)
 
 
-async def settle(recorder: Recorder, mesh: Mesh, seconds: float, clock: Callable[[], float]) -> list[str]:
+async def settle(
+    recorder: Recorder, mesh: Mesh, seconds: float, clock: Callable[[], float], *, immortal: Collection[str] = IMMORTAL
+) -> list[str]:
     """Wait until everything is done, for so long at most. Returns what is not done."""
     end = clock() + seconds
-    while left := await _left(recorder, mesh):
+    while left := await _left(recorder, mesh, immortal):
         if clock() > end:
             return left
         await asyncio.sleep(_LOOK_S)
@@ -39,12 +41,12 @@ async def _resume(mesh: Mesh, agent: str) -> None:
         return  # it shows in what is left
 
 
-async def _left(recorder: Recorder, mesh: Mesh) -> list[str]:
+async def _left(recorder: Recorder, mesh: Mesh, immortal: Collection[str]) -> list[str]:
     try:
         statuses = {entry.name: entry.spec.status for entry in await mesh.list_agents()}
     except MeshError as error:
         return [f"the registry cannot be read: {error}"]
-    left = [f"{agent} is {statuses.get(agent, 'unknown')}" for agent in IMMORTAL if statuses.get(agent) != "running"]
+    left = [f"{agent} is {statuses.get(agent, 'unknown')}" for agent in immortal if statuses.get(agent) != "running"]
     left += [f"{agent} is {status}" for agent, status in statuses.items() if status in ("wanted", "stopping")]
     return [*left, *_open(recorder)]
 

@@ -45,6 +45,11 @@ class Kept:
         self._keeper: asyncio.Task[None] | None = None
 
     @property
+    def begun(self) -> bool:
+        """Whether it was started once."""
+        return self._keeper is not None
+
+    @property
     def pid(self) -> int | None:
         """Id of the process, while it runs."""
         return self._process.pid if self._process is not None and self._process.returncode is None else None

@@ -26,10 +26,11 @@ _JOURNAL_COPIES = "chaos.journal.>"
 class Recorder:
     """Records the journal's, the mail's and the results' streams of a mesh, and what callers are told."""
 
-    def __init__(self, urls: Sequence[str], subjects: Subjects, clock: Callable[[], float]) -> None:
+    def __init__(self, urls: Sequence[str], subjects: Subjects, clock: Callable[[], float], *, replicas: int = REPLICAS) -> None:
         self._urls = urls
         self._subjects = subjects
         self._clock = clock
+        self._replicas = replicas
         self._stack = contextlib.AsyncExitStack()
         self._told: dict[tuple[str, bytes], Outcome] = {}
         self._ledgers: dict[str, Ledger | None] = {}
@@ -66,10 +67,10 @@ class Recorder:
 
     async def _make_streams(self) -> None:
         name = self._subjects.stream("journal")
-        config = stream_configs(self._subjects, replicas=REPLICAS, max_payload=self.ears[0].max_payload)[name]
+        config = stream_configs(self._subjects, replicas=self._replicas, max_payload=self.ears[0].max_payload)[name]
         config["republish"] = {"src": self._subjects.journal(">"), "dest": _JOURNAL_COPIES}
         await call_api(self.ears[0], f"STREAM.CREATE.{name}", config, timeout=20.0)
-        await ensure(self.ears[0], self._subjects, replicas=REPLICAS)
+        await ensure(self.ears[0], self._subjects, replicas=self._replicas)
 
     async def overhear(self, inbox: str) -> None:
         """Record what is told to the caller that listens under `inbox`."""

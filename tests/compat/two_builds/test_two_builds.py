@@ -1,0 +1,153 @@
+"""Both builds in one mesh, under kills: no accepted message is lost, no turn is run twice, and neither build forgets what the
+other has written."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import pytest
+
+from agentmesh.formats import ADDED, FIRST, SECOND
+from agentmesh.ledger import apply
+from agentmesh.records import Ledger, Record, Resolve
+from agentmesh.wire import Outcome
+from compat.two_builds import builds
+from compat.two_builds.caller import IMMORTAL
+from compat.two_builds.stage import NEW_NODES, NEW_SUPERVISOR, OLD_NODES, OLD_SUPERVISOR, Stage
+from judge.evidence import Evidence
+from judge.verdict import judge
+from support import Server, run
+
+WHOLE_S = 170.0
+TRIMMED = ("activated", "tombstone")
+"""Kinds whose snapshots leave something out: a new life begins, or the old one is over."""
+
+
+@pytest.mark.slow
+def test_neither_build_loses_what_the_other_has_written(tmp_path: Path) -> None:
+    old, logs = tmp_path / "old", tmp_path / "logs"
+    old.mkdir()
+    logs.mkdir()
+    builds.unpack(old)
+    with Server() as server:
+        stage = Stage(server, old, logs)
+        try:
+            evidence, wrong = run(_play(stage), timeout=WHOLE_S)
+        except BaseException:
+            print("\n".join(stage.notes), stage.said())
+            raise
+    wrong += judge(evidence, IMMORTAL)
+    wrong += dropped(evidence.journals)
+    wrong += untold(evidence)
+    assert not wrong, "\n".join([*wrong, *stage.notes])
+    assert len(evidence.results) > 100, "there was work"
+    assert crossings(evidence.journals) >= {"old to new", "new to old"}, "agents went both ways"
+
+
+async def _play(stage: Stage) -> tuple[Evidence, list[str]]:
+    async with stage.running():
+        await _mixed(stage)
+        await _upgraded(stage)
+        await _joined_again(stage)
+        await stage.end_calls()
+        wrong = await stage.settle()
+        wrong += stage.ended([*OLD_NODES, *NEW_NODES, OLD_SUPERVISOR, NEW_SUPERVISOR])
+        evidence, missing = await stage.evidence()
+        return evidence, wrong + missing
+
+
+async def _mixed(stage: Stage) -> None:
+    """Both builds serve; agents go to and fro; either supervisor leads. All is written as the build before writes it."""
+    await stage.progress()
+    await stage.kill(*NEW_NODES)
+    await stage.progress()
+    await stage.start(*NEW_NODES)
+    await stage.kill(*OLD_NODES)
+    await stage.progress()
+    await stage.start(*OLD_NODES)
+    await stage.kill(NEW_SUPERVISOR)
+    await stage.until(lambda: stage.leads(OLD_SUPERVISOR), "the older supervisor leads")
+    await stage.kill(NEW_NODES[0])
+    await stage.progress()
+    await stage.start(NEW_SUPERVISOR, NEW_NODES[0])
+    await stage.kill(OLD_SUPERVISOR)
+    await stage.until(lambda: stage.leads(NEW_SUPERVISOR), "the newer supervisor leads")
+    await stage.kill(OLD_NODES[0])
+    await stage.progress()
+    assert set(stage.versions().values()) == {FIRST}, "a newer record was written while an older process lived"
+    assert set((await stage.required(IMMORTAL)).values()) == {FIRST}
+
+
+async def _upgraded(stage: Stage) -> None:
+    """The older processes have left, and newer ones begin behind them: what needs the second version is written now."""
+    await stage.terminate(OLD_NODES[1])
+    await stage.terminate(NEW_NODES[0])
+    await stage.start(NEW_NODES[0])
+    await stage.terminate(NEW_NODES[1])
+    await stage.start(NEW_NODES[1])
+    await stage.progress()
+    if any(row.version == SECOND for row in ADDED):
+        await stage.until(lambda: set(stage.versions().values()) == {SECOND}, "all journals are of the second version")
+        assert set((await stage.required(IMMORTAL)).values()) == {SECOND}
+
+
+async def _joined_again(stage: Stage) -> None:
+    """Older processes join again, and lead: what they cannot read they leave to the newer nodes, and wait for these."""
+    await stage.start(OLD_SUPERVISOR, *OLD_NODES)
+    await stage.kill(NEW_SUPERVISOR, NEW_NODES[0])
+    await stage.until(lambda: stage.leads(OLD_SUPERVISOR), "the older supervisor leads again")
+    await stage.progress()
+    await stage.kill(NEW_NODES[1])
+    await stage.start(NEW_NODES[0])
+    await stage.progress()
+    await stage.start(NEW_SUPERVISOR, NEW_NODES[1])
+
+
+# --- what must hold -----------------------------------------------------------------------------------------------
+def dropped(journals: Mapping[str, Sequence[tuple[int, Record]]]) -> Iterator[str]:
+    """A snapshot says all that the journal said before it, whichever build wrote it; and no build goes on with what it cannot
+    read."""
+    for agent, records in journals.items():
+        ledger: Ledger | None = None
+        version = FIRST
+        for seq, record in records:
+            where = f"{agent}: record {seq} ({record.kind}) of {record.node}"
+            if record.snapshot is not None and record.kind not in TRIMMED and record.snapshot != ledger:
+                yield f"{where} drops {list(_different(ledger, record.snapshot))}"
+            if version > FIRST and record.node in OLD_NODES:
+                yield f"{where} is an older node's, behind one of version {version}"
+            version = record.v if record.kind == "activated" and record.snapshot is not None else max(version, record.v)
+            if record.v < version:
+                yield f"{where} is of version {record.v}, behind one of version {version}"
+            ledger = apply(ledger, record, seq)
+
+
+def _different(before: Ledger | None, snapshot: Ledger) -> Iterator[str]:
+    return (field for field in Ledger.__struct_fields__ if getattr(before, field, None) != getattr(snapshot, field))
+
+
+def untold(evidence: Evidence) -> Iterator[str]:
+    """An outcome is stored as the journal has it, whichever build tells it."""
+    recorded: dict[tuple[str, str], list[Outcome]] = {}
+    for records in evidence.journals.values():
+        for _, record in records:
+            for effect in record.effects:
+                if isinstance(effect, Resolve):
+                    recorded.setdefault((effect.outcome.agent, effect.outcome.ref), []).append(effect.outcome)
+    for outcome in evidence.results:
+        known = recorded.get((outcome.agent, outcome.ref))
+        if known is not None and outcome not in known:
+            yield f"the outcome of {outcome.agent} {outcome.ref} is stored as {outcome}, and recorded as {known}"
+
+
+def crossings(journals: Mapping[str, Sequence[tuple[int, Record]]]) -> set[str]:
+    """The ways in which agents went between builds."""
+    found = set()
+    for records in journals.values():
+        nodes = [record.node for _, record in records if record.kind == "activated"]
+        for before, after in itertools.pairwise(nodes):
+            if (before in OLD_NODES) != (after in OLD_NODES):
+                found.add("old to new" if before in OLD_NODES else "new to old")
+    return found
