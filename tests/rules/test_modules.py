@@ -140,7 +140,6 @@ THROUGH: dict[str, str] = {
 """Modules that a test file tests through what it imports."""
 
 NEEDS_NONE: dict[str, str] = {
-    "agentmesh_node.formats": "one field; who reads what is told by mesh/test_formats.py",
     "agentmesh.edge.clock": "declares the ports of clock and randomness",
     "agentmesh_node.__main__": "calls process/main.py",
 }

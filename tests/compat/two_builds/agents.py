@@ -21,7 +21,7 @@ def _often(self: Any, *args: Any) -> Any:
     return structs.replace(_config(self, *args), snapshot_records=SNAPSHOT_RECORDS)
 
 
-agent_factory.AgentFactory.config = _often  # type: ignore[method-assign]
+agent_factory.AgentFactory.config = _often  # type: ignore[method-assign, assignment]
 
 
 class Cell(agents.Cell):
