@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
+from msgspec import structs
 from msgspec.inspect import type_info
 
+from agentmesh.edge.registry import Entry, decode_spec
 from agentmesh.formats import ADDED
-from agentmesh.records import Record
+from agentmesh.records import Change, Ledger, Record
+from agentmesh.wire import encode_spec
 from compat.forms import forms, visit
+from compat.two_builds.test_two_builds import dropped
 
 FIRST = json.loads(Path(__file__).with_name("first.json").read_text())
 PAGE = Path(__file__).parents[2] / "docs" / "compatibility.md"
@@ -46,3 +51,25 @@ def test_only_what_stands_in_records_is_refused() -> None:
     visit(type_info(Record), stored)
     refused = {row.what for row in ADDED if row.old == "refused" and not row.what.startswith("kind:")}
     assert {what.partition(".")[0] for what in refused} <= set(stored), "only records bear a version"
+
+
+def test_a_spec_that_is_written_anew_keeps_what_this_build_does_not_know() -> None:
+    stored = b'{"kind":"A","incarnation":"i","fresh":[1,null],"labels":{},"status":"wanted"}'
+    entry = Entry("agents.a", stored, 1)
+    changed = encode_spec(structs.replace(decode_spec(entry), status="running"), stored)
+    assert json.loads(changed)["fresh"] == [1, None]
+    assert decode_spec(Entry("agents.a", changed, 2)).status == "running"
+    assert encode_spec(decode_spec(entry)) == encode_spec(decode_spec(entry), b'{"kind":"A","incarnation":"i"}')
+
+
+def test_the_judge_sees_what_a_snapshot_drops() -> None:
+    """As the build before would write it: the journal has said something that its snapshot does not know."""
+    who: dict[str, Any] = {"at": 1.0, "incarnation": "i", "epoch": 1, "generation": 1, "boot": "b"}
+    first = Record(kind="turn", id="1", node="n1", change=Change(turn=1, minted=3), **who)
+    short = Record(
+        kind="turn", id="2", node="o1", snapshot=Ledger(incarnation="i", generation=1, node="n1", boot="b", turn=1), **who
+    )
+    assert any("drops ['minted']" in line for line in dropped({"a": [(1, first), (2, short)]}))
+    newer = structs.replace(first, v=2)
+    behind = Record(kind="turn", id="3", node="o1", **who)
+    assert any("behind one of version 2" in line for line in dropped({"a": [(1, newer), (2, behind)]}))

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
 
+from agentmesh import formats
 from agentmesh.planner import Placed, Plan, Unplaced, World, explain, plan, surplus
 from agentmesh.wire import AgentStatus, NodeLease, Spec
 
@@ -442,3 +443,22 @@ def test_the_time_to_plan_grows_as_the_agents() -> None:
         assert len(made.place) == settled.loads["n3"]
 
     assert growth(place) < 32, "8 is linear, 64 quadratic"
+
+
+def test_an_agent_goes_to_a_node_that_reads_its_journal() -> None:
+    labels = formats.requiring({}, formats.SECOND)
+    wanted = Spec(kind="A", incarnation="i", labels=labels)
+    old, new = NodeLease(boot="b", kinds=("A",)), NodeLease(boot="b", kinds=("A",), reads=formats.SECOND)
+    assert [p.node for p in plan(World.of({"a": wanted}, {"o": old, "n": new}, {})).place] == ["n"]
+    waits = plan(World.of({"a": wanted}, {"o": old}, {}))
+    assert not waits.place and "reads records of version 2" in waits.unplaced[0].reason
+    stuck = {("o", "a"): Placed("i", 7)}
+    moved = plan(World.of({"a": wanted}, {"o": old, "n": new}, stuck))
+    assert [(p.node, p.previous) for p in moved.place] == [("n", "o")] and "too old" in moved.place[0].reason
+
+
+def test_ending_a_life_needs_a_node_that_reads_its_journal_too() -> None:
+    wanted = Spec(kind="A", incarnation="i", status="stopping", labels=formats.requiring({"gpu": "yes"}, formats.SECOND))
+    old, new = NodeLease(boot="b"), NodeLease(boot="b", reads=formats.SECOND)
+    assert [p.node for p in plan(World.of({"a": wanted}, {"o": old, "n": new}, {})).place] == ["n"]
+    assert not plan(World.of({"a": wanted}, {"o": old}, {})).place
