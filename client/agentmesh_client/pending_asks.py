@@ -34,7 +34,19 @@ log = logging.getLogger("agentmesh.client")
 class PendingAsk:
     """One ask whose outcome is waited for. `outcome` resolves to it, or to None when the wait is over without one."""
 
-    __slots__ = ("agent", "followed", "interval", "key", "life", "live", "outcome", "published", "ref", "reply_to", "round")
+    __slots__ = (
+        "agent",
+        "followed",
+        "interval",
+        "key",
+        "life",
+        "on_live_event",
+        "outcome",
+        "published",
+        "ref",
+        "reply_to",
+        "round",
+    )
 
     def __init__(self, agent: str, key: str, reply_to: str, outcome: asyncio.Future[Outcome | None], first_round: int) -> None:
         self.agent = agent
@@ -49,7 +61,7 @@ class PendingAsk:
         self.followed: Subscription | None = None
         self.published: Stored | Exception | None = None
         """Set when the wait was interrupted: the acknowledgement of the prompt, or why it was not stored."""
-        self.live: Callable[[bytes], None] | None = None
+        self.on_live_event: Callable[[bytes], None] | None = None
         """Takes the turn's live events, which are sent to `stream_to`."""
 
     @property
@@ -145,8 +157,8 @@ class PendingAsks:
         ask = self._waiting.get(key)
         if ask is None:
             ask = self._waiting.get(key.removesuffix(_LIVE))
-            if ask is not None and ask.live is not None:
-                ask.live(message.data)
+            if ask is not None and ask.on_live_event is not None:
+                ask.on_live_event(message.data)
             return  # a copy of a known outcome, or the outcome of an ask that has ended
         try:
             ask.answer(decode_outcome(message.data))

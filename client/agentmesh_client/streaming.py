@@ -229,7 +229,7 @@ class LiveTurn:
         self._events: deque[LiveEvent] = deque()
         self._news = asyncio.Event()
         self._outcome: Outcome | None = None
-        ask.live = self._take
+        ask.on_live_event = self._take
         ask.outcome.add_done_callback(lambda _: self._news.set())
 
     @property

@@ -23,7 +23,7 @@ from collections.abc import Mapping, Sequence
 
 CHUNK = 64 * 1024
 _NAME = re.compile(rb'"name":\s*"([^"]*)"')
-_HEARTBEATS = (b"heartbeat", b"lookout")
+_HEARTBEATS = (b"heartbeat", b"lease-and-pings")
 """In the names of connections that a node's heartbeat and its like in a supervisor have for themselves."""
 
 

@@ -29,9 +29,6 @@ GONE = {
 ALLOWED = {
     "docs/design": "notes keep the words of the day on which they were written",
     "tests/rules/test_words.py": "spells them",
-    "tests/sim/faults.py": "names of connections, which are sent",
-    "tests/chaos/wires.py": "names of connections, which are sent",
-    "node/agentmesh_node/supervisor/lease_and_pings.py": "names of a connection, a thread and a log line",
     "node/agentmesh_node/__init__.py": "former names of modules",
 }
 """Files, and folders, that may hold such a word."""

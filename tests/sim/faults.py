@@ -263,8 +263,8 @@ class Storm:
 
     def _cut_supervisor(self) -> None:
         name = self._dice.choice(sorted(self._world.supervisors))
-        lookout = f"mesh-lookout-{name}"
-        self._cut(*self._dice.choice(((name, lookout), (name,), (lookout,))))
+        pings = f"mesh-lease-and-pings-{name}"
+        self._cut(*self._dice.choice(((name, pings), (name,), (pings,))))
 
     def _cut_client(self) -> None:
         self._cut(self._dice.choice(self._clients()))

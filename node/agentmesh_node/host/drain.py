@@ -80,10 +80,10 @@ class Handover:
         begun: set[PlacedAgent] = set()
         while placed:
             async with asyncio.TaskGroup() as group:
-                for resident in [r for r in placed.values() if r not in begun]:
-                    begun.add(resident)
-                    self._waiting.add(resident.name)
-                    group.create_task(hand_over(resident))
+                for agent in [a for a in placed.values() if a not in begun]:
+                    begun.add(agent)
+                    self._waiting.add(agent.name)
+                    group.create_task(hand_over(agent))
             await asyncio.sleep(LOOK_S)
 
     def _on_placement(self, entry: Entry) -> None:

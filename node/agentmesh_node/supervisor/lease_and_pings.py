@@ -116,7 +116,7 @@ class LeaseAndPings:
             Unavailable: the registry cannot be read now.
         """
         self._tick()
-        await begin(self._liveness, f"lookout {self._id}", self._run, self._started, "the leader's lease cannot be read")
+        await begin(self._liveness, f"lease-and-pings {self._id}", self._run, self._started, "the leader's lease cannot be read")
 
     async def close(self) -> None:
         """Give the lead back, if this supervisor has it, and end."""
@@ -241,12 +241,12 @@ class LeaseAndPings:
             await self._connect_and_run()
         except Exception as failure:
             level = logging.ERROR if self._started.done() else logging.DEBUG  # else `start` raises it
-            log.log(level, "the lookout ended", exc_info=failure)
+            log.log(level, "lease and pings ended", exc_info=failure)
             self._post_to_main(self._report_start, failure)
 
     async def _connect_and_run(self) -> None:
         settings = self._settings
-        transport = await self._liveness.connect(f"mesh-lookout-{self._id}")
+        transport = await self._liveness.connect(f"mesh-lease-and-pings-{self._id}")
         try:
             ping = {"period_s": settings.ping_period_s, "grace_s": settings.grace_s}
             self._detector = FailureDetector(transport, self._subjects, **ping, on_change=self._heard)

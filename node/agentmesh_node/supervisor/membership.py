@@ -109,7 +109,7 @@ class Membership:
         """
         while self._doomed:
             node, revision = self._doomed.popitem()
-            if self._index.lives(node):
+            if self._index.is_live(node):
                 continue  # it has answered again meanwhile
             try:
                 async with asyncio.timeout(_LEASE_S):

@@ -63,9 +63,9 @@ class PlacementWriter:
         self._report()
         # An agent that could not be placed anew keeps the placement that it has.
         removals = [action for action in made.remove if action.agent not in undone]
-        leftovers = [action for action in removals if not self._index.lives(action.node)]
+        leftovers = [action for action in removals if not self._index.is_live(action.node)]
         self._later.update(((action.node, action.agent), action) for action in leftovers)
-        undone |= await self._each([action for action in removals if self._index.lives(action.node)], self._remove)
+        undone |= await self._each([action for action in removals if self._index.is_live(action.node)], self._remove)
         self._report()
         self._index.mark(undone)
         return not undone

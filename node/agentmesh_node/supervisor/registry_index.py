@@ -78,7 +78,7 @@ class RegistryIndex:
         """Every node that has a lease, or placements."""
         return self.leases.keys() | self._on_node.keys()
 
-    def lives(self, node: str) -> bool:
+    def is_live(self, node: str) -> bool:
         """Whether `node` has a lease, and is not known to be gone."""
         return node in self.leases and self._states.get(node) is not NodeState.GONE
 
@@ -88,7 +88,7 @@ class RegistryIndex:
 
     def behind(self) -> set[str]:
         """Agents that begin or end on live nodes which do not read all that this build writes, and whose specs ask for less."""
-        older = [node for node, lease in self.leases.items() if lease.reads < RECORD_VERSION and self.lives(node)]
+        older = [node for node, lease in self.leases.items() if lease.reads < RECORD_VERSION and self.is_live(node)]
         return {agent for node in older for agent in self._on_node.get(node, ()) if self._may_wait(agent)}
 
     def _may_wait(self, agent: str) -> bool:
