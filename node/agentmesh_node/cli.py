@@ -13,21 +13,21 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from agentmesh_node.process.options import CommonOptions, NodeOptions, SupervisorOptions
+from agentmesh_node.process.options import CommonOptions, NodeOptions, SupervisorOptions, within
 
 Nats = Annotated[
     str | None, Parameter(help="NATS servers, URL[,URL...]; else MESH_NATS_URL, else .mesh/url, else 127.0.0.1:4222.")
 ]
 Root = Annotated[str | None, Parameter(help="The mesh's root token; else MESH_ROOT, else 'mesh'.")]
 Replicas = Annotated[
-    int | None, Parameter(help="Copies of each stream where they are made now; by default 3 on three or more servers, else 1.")
+    int | None, within(1, 5, "Copies of each stream where they are made now; by default 3 on three or more servers, else 1.")
 ]
-Wait = Annotated[float, Parameter(help="Seconds to wait for a server before giving up.")]
+Wait = Annotated[float, within(0, 86_400, "Seconds to wait for a server before giving up.", whole=False)]
 Labels = Annotated[
     tuple[str, ...],
     Parameter(name="--label", negative="", show_default=False, help="KEY=VALUE that agents may ask for; repeatable."),
 ]
-HealthPort = Annotated[int | None, Parameter(help="Serve liveness (/livez) and readiness (/readyz) over HTTP on this port.")]
+HealthPort = Annotated[int | None, within(0, 65_535, "Serve liveness (/livez) and readiness (/readyz) over HTTP on this port.")]
 NODE, SUPERVISOR, COMMON = NodeOptions(), SupervisorOptions(), CommonOptions()
 
 
@@ -35,7 +35,7 @@ def up(
     agents: Annotated[list[str], Parameter(help="Modules or files with the agents' classes.")],
     /,
     *,
-    port: Annotated[int, Parameter(help="Port of the NATS server on 127.0.0.1; 0 takes a free one.")] = 4222,
+    port: Annotated[int, within(0, 65_535, "Port of the NATS server on 127.0.0.1; 0 takes a free one.")] = 4222,
     data: Annotated[Path, Parameter(help="Directory of everything that lasts.")] = Path(".mesh"),
     sync_interval: Annotated[
         str, Parameter(help="When data reaches the disk: 'always' survives a power cut, '2m' is faster.")
@@ -64,7 +64,7 @@ def node(
     ],
     id: Annotated[str | None, Parameter(help="The node's name in the mesh; by default made from the host's.")] = None,
     label: Labels = (),
-    workers: Annotated[int, Parameter(help="Processes to run; each is a node of its own, named ID-1, ID-2, ...")] = 1,
+    workers: Annotated[int, within(1, 1024, "Processes to run; each is a node of its own, named ID-1, ID-2, ...")] = 1,
     health_port: HealthPort = None,
     nats: Nats = None,
     root: Root = None,

@@ -6,8 +6,13 @@ The order is the same for programs, for the processes that host agents and for t
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
+
+from agentmesh.errors import BadRequest
+from agentmesh.names import root_token
 
 URL_VARIABLE = "MESH_NATS_URL"
 ROOT_VARIABLE = "MESH_ROOT"
@@ -23,21 +28,70 @@ def server_urls(
     """The NATS servers to connect to: `given`, else `MESH_NATS_URL`, else `.mesh/url` in `directory`, else the default.
 
     Each of them may list several servers, separated by commas. `directory` is the current one by default.
+
+    Raises:
+        BadRequest: one of them is no server address; says where it stands, if it is not `given`.
     """
     if given is not None and not isinstance(given, str):
         given = ",".join(given)
     environ = os.environ if environ is None else environ
-    for text in (given, environ.get(URL_VARIABLE), _text_of((directory or Path()) / URL_FILE)):
-        urls = [url.strip() for url in (text or "").split(",") if url.strip()]
-        if urls:
-            return urls
+    file = (directory or Path()) / URL_FILE
+    for source, text in (("", given), (URL_VARIABLE, environ.get(URL_VARIABLE)), (str(file), _text_of(file))):
+        if text and text.strip(", \t\r\n"):
+            with _naming(source):
+                return checked_urls(text)
     return [DEFAULT_URL]
 
 
 def mesh_root(given: str | None = None, *, environ: Mapping[str, str] | None = None) -> str:
-    """The mesh's root token: `given`, else `MESH_ROOT`, else `mesh`."""
+    """The mesh's root token: `given`, else `MESH_ROOT`, else `mesh`.
+
+    Raises:
+        BadRequest: it cannot be a root; names the variable, if it stands there.
+    """
     environ = os.environ if environ is None else environ
-    return given or environ.get(ROOT_VARIABLE) or DEFAULT_ROOT
+    if given:
+        return root_token(given)
+    with _naming(ROOT_VARIABLE):
+        return root_token(environ.get(ROOT_VARIABLE) or DEFAULT_ROOT)
+
+
+def checked_urls(servers: str | Sequence[str]) -> list[str]:
+    """The servers' URLs, listed or separated by commas.
+
+    Raises:
+        BadRequest: there is none, or one is no server address.
+    """
+    listed = servers.split(",") if isinstance(servers, str) else servers
+    urls = [url.strip() for url in listed if url.strip()]
+    if not urls:
+        raise BadRequest("no server address given; for example nats://127.0.0.1:4222")
+    for url in urls:
+        scheme, separator, _ = url.partition("://")
+        if separator and scheme not in ("nats", "tls"):
+            raise BadRequest(f"{without_credentials(url)}: use nats:// or tls://")
+        try:
+            parts = urlsplit(url if separator else f"nats://{url}")
+            usable = bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            usable = False
+        if not usable:
+            raise BadRequest(f"{without_credentials(url)} is no server address; for example nats://127.0.0.1:4222")
+    return urls
+
+
+def without_credentials(url: str) -> str:
+    """`url` as it may be shown."""
+    scheme, separator, rest = url.rpartition("://")
+    return scheme + separator + rest.rpartition("@")[2]
+
+
+@contextmanager
+def _naming(source: str) -> Iterator[None]:
+    try:
+        yield
+    except BadRequest as error:
+        raise BadRequest(f"{source}: {error.message}" if source else error.message) from None
 
 
 def _text_of(path: Path) -> str | None:

@@ -12,8 +12,8 @@ import contextlib
 import itertools
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from urllib.parse import urlsplit
 
+from agentmesh.edge.address import checked_urls, without_credentials
 from agentmesh.edge.clock import SYSTEM
 from agentmesh.edge.frames import NO_HEADERS, check_pattern, publish_frame, publish_head
 from agentmesh.edge.nats_client import Client
@@ -29,7 +29,7 @@ from agentmesh.edge.transport import (
     RequestTimeout,
     Subscription,
 )
-from agentmesh.errors import BadRequest, Unavailable
+from agentmesh.errors import Unavailable
 
 log = logging.getLogger("agentmesh.edge")
 
@@ -65,7 +65,7 @@ async def connect(
         BadRequest: no usable URL.
         Unavailable: no server could be reached in time.
     """
-    transport = NatsTransport(_urls(servers), name)
+    transport = NatsTransport(checked_urls(servers), name)
     began = asyncio.get_running_loop().time()
     try:
         async with asyncio.timeout(None if wait else connect_timeout) as limit:
@@ -77,38 +77,13 @@ async def connect(
     except TimeoutError:
         await transport.close()
         raise Unavailable(
-            f"no NATS server answers at {', '.join(_shown(u) for u in transport.urls)} ({transport.last_error}); "
+            f"no NATS server answers at {', '.join(without_credentials(u) for u in transport.urls)} ({transport.last_error}); "
             "start one (`mesh up`), or check the address"
         ) from None
     except BaseException:
         await transport.close()
         raise
     return transport
-
-
-def _urls(servers: str | Sequence[str]) -> list[str]:
-    listed = servers.split(",") if isinstance(servers, str) else servers
-    urls = [url.strip() for url in listed if url.strip()]
-    if not urls:
-        raise BadRequest("no server address given; for example nats://127.0.0.1:4222")
-    for url in urls:
-        scheme, separator, _ = url.partition("://")
-        if separator and scheme not in ("nats", "tls"):
-            raise BadRequest(f"{_shown(url)}: use nats:// or tls://")
-        parts = urlsplit(url if separator else f"nats://{url}")
-        try:
-            usable = bool(parts.hostname) and parts.port != 0
-        except ValueError:
-            usable = False
-        if not usable:
-            raise BadRequest(f"{_shown(url)} is no server address; for example nats://127.0.0.1:4222")
-    return urls
-
-
-def _shown(url: str) -> str:
-    """`url` without credentials."""
-    scheme, separator, rest = url.rpartition("://")
-    return scheme + separator + rest.rpartition("@")[2]
 
 
 class NatsTransport:

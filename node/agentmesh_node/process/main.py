@@ -20,7 +20,7 @@ from agentmesh.edge import streams
 from agentmesh.edge.address import mesh_root, server_urls
 from agentmesh.edge.connection import NatsTransport, connect
 from agentmesh.edge.tasks import cancel_and_wait
-from agentmesh.errors import BadRequest, MeshError, Unavailable
+from agentmesh.errors import MeshError, Unavailable
 from agentmesh.subjects import Subjects
 from agentmesh_node.host.node import Node
 from agentmesh_node.liveness_thread import LivenessThread
@@ -33,6 +33,7 @@ from agentmesh_node.process.workers import StartFailed, Workers, orphaned
 from agentmesh_node.settings import NodeSettings, SupervisorSettings
 from agentmesh_node.supervisor.supervisor import Supervisor
 from agentmesh_node.telemetry import logs, otel
+from agentmesh_node.turns.budget_meter import prices_of
 
 log = logging.getLogger("agentmesh.service")
 DEVELOPMENT = "dev"
@@ -57,7 +58,7 @@ class MeshAddress(msgspec.Struct, frozen=True, kw_only=True):
         Raises:
             BadRequest: a URL or the root is malformed.
         """
-        return MeshAddress(servers=server_urls(nats), root=names.root_token(mesh_root(root)), replicas=replicas, wait_s=wait_s)
+        return MeshAddress(servers=server_urls(nats), root=mesh_root(root), replicas=replicas, wait_s=wait_s)
 
 
 class NodeCommand(msgspec.Struct, frozen=True, kw_only=True):
@@ -78,8 +79,6 @@ def node(command: NodeCommand, *, workers: int = 1, health_port: int | None = No
     """Run an agent node until it is told to end, or so many `workers`. Returns the exit code."""
     try:
         settings = _node_settings(command)
-        if workers < 1:
-            raise BadRequest(f"--workers {workers}: at least one process must run")
     except MeshError as error:
         return report_error(error)
     where, common = command.where, command.common
@@ -178,7 +177,7 @@ def up(
 ) -> int:
     """Run server, supervisor and one node until told to end. Returns the exit code."""
     try:
-        where = MeshAddress(servers=[], root=names.root_token(mesh_root(root)))
+        where = MeshAddress(servers=[], root=mesh_root(root))
         settings = _node_settings(NodeCommand(id=DEVELOPMENT, agents=agents, where=where, options=options, common=common))
         server = EmbeddedServer(data / "nats", port=port, sync_interval=sync_interval)
     except MeshError as error:
@@ -305,16 +304,14 @@ def _node_settings(command: NodeCommand) -> NodeSettings:
     Raises:
         BadRequest: some of it cannot be meant.
     """
-    options = command.options
-    if options.capacity < 0:
-        raise BadRequest(f"--capacity {options.capacity}: write the most agents that the node takes, or 0 for no bound")
+    prices_of()  # the node reads them again; here nothing has been started yet
     return NodeSettings(
         node_id=names.node_id(command.id or default_id()),
         agents=load_agents(command.agents),
         labels=pairs(command.labels, "--label"),
         root=command.where.root,
         stall_limit_s=command.common.stall_limit_s,
-        **asdict(options),
+        **asdict(command.options),
     )
 
 

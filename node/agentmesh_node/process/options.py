@@ -6,6 +6,7 @@ but the parser is imported here, for `mesh --help` reads this. A test compares t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -13,6 +14,8 @@ from typing import Annotated, Any
 from cyclopts import Group, Parameter, Token
 from cyclopts.validators import Number
 
+MOST = 1_000_000
+"""Agents on one node: far more than its loop could serve."""
 TIMES = Group("Times and bounds", sort_key=99)
 
 
@@ -27,7 +30,21 @@ def _whole(_: type, tokens: Sequence[Token]) -> int:
     try:
         return int(text)
     except ValueError:
-        raise ValueError(f"{text} is no whole number") from None
+        raise ValueError(f"{text} is no whole number.") from None
+
+
+class _Within(Number):
+    """A range that says of "not a number" that it is none."""
+
+    def __call__(self, type_: Any, value: Any) -> None:
+        if isinstance(value, float) and math.isnan(value):
+            raise ValueError(f"Must be a number from {self.gte} to {self.lte}.")
+        super().__call__(type_, value)
+
+
+def within(low: float, high: float, text: str, *, whole: bool = True) -> Parameter:
+    """An option without a variable: a number from `low` to `high`. `text` is its help."""
+    return Parameter(validator=_Within(gte=low, lte=high), converter=_whole if whole else None, help=text)
 
 
 def _bounded(variable: str, low: float, high: float, text: str, *, whole: bool = False) -> Parameter:
@@ -37,7 +54,7 @@ def _bounded(variable: str, low: float, high: float, text: str, *, whole: bool =
         env_var=variable,
         env_var_split=_unless_empty,
         converter=_whole if whole else None,
-        validator=Number(gte=low, lte=high),
+        validator=_Within(gte=low, lte=high),
         group=TIMES,
         help=f"{text} [{low} to {high}]",
     )
@@ -48,7 +65,7 @@ def _bounded(variable: str, low: float, high: float, text: str, *, whole: bool =
 class NodeOptions:
     """Fields of `NodeSettings`."""
 
-    capacity: Annotated[int, Parameter(help="Most agents it takes; 0 is no bound.")] = 0
+    capacity: Annotated[int, within(0, MOST, "Most agents it takes; 0 is no bound.")] = 0
     content: Annotated[
         bool,
         Parameter(

@@ -9,16 +9,20 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any, TextIO
 
 import structlog
 from opentelemetry import trace
 
+from agentmesh.errors import BadRequest
+
 LOG_VARIABLE = "MESH_LOG"
-"""`json` or `text`; by default text on a terminal, else JSON."""
+"""`json` or `text`, in any case; by default text on a terminal, else JSON."""
 LEVEL_VARIABLE = "MESH_LOG_LEVEL"
 """A level's name; `info` by default."""
+SHAPES = ("text", "json")
+LEVELS = tuple(name.lower() for name in logging.getLevelNamesMapping())
 CHATTY = ("httpx2", "mcp")
 """Libraries that log each request at `info`: they are shown only at `debug`."""
 
@@ -30,25 +34,32 @@ def configure(
 
     Every line bears `time` (UTC), `level`, `logger`, `event`, `role`, `instance` and, inside a recorded span, `trace_id` and
     `span_id`.
+
+    Raises:
+        BadRequest: a variable has a value that is none of its own.
     """
     environ = os.environ if environ is None else environ
     stream = sys.stderr if stream is None else stream
+    shape = _chosen(environ, LOG_VARIABLE, SHAPES) or ("text" if stream.isatty() else "json")
+    level = _chosen(environ, LEVEL_VARIABLE, LEVELS) or "info"
     handler = logging.StreamHandler(stream)
-    handler.setFormatter(_formatter(role, instance, as_json=_as_json(environ.get(LOG_VARIABLE, ""), stream)))
+    handler.setFormatter(_formatter(role, instance, as_json=shape == "json"))
     root = logging.getLogger()
     for old in [h for h in root.handlers if getattr(h, "_mesh", False)]:
         root.removeHandler(old)
     handler._mesh = True  # type: ignore[attr-defined]
     root.addHandler(handler)
-    level = environ.get(LEVEL_VARIABLE, "info").upper()
-    root.setLevel(level if level in logging.getLevelNamesMapping() else "INFO")
+    root.setLevel(level.upper())
     for chatty in CHATTY:
         logging.getLogger(chatty).setLevel(logging.NOTSET if root.level <= logging.DEBUG else logging.WARNING)
     return handler
 
 
-def _as_json(wish: str, stream: TextIO) -> bool:
-    return wish == "json" if wish in ("json", "text") else not stream.isatty()
+def _chosen(environ: Mapping[str, str], variable: str, values: Sequence[str]) -> str | None:
+    given = environ.get(variable, "").strip().lower()
+    if given and given not in values:
+        raise BadRequest(f"{variable}: {given!r} is none of {', '.join(values)}")
+    return given or None
 
 
 def _formatter(role: str, instance: str, *, as_json: bool) -> structlog.stdlib.ProcessorFormatter:

@@ -43,7 +43,7 @@ def prices_of(environ: Mapping[str, str] = os.environ) -> Prices:
         text = Path(given).read_text()
         return prices_from(msgspec.json.decode(text) if text.lstrip().startswith("{") else tomllib.loads(text))
     except (OSError, ValueError, msgspec.MsgspecError, BadRequest) as error:
-        raise BadRequest(f"{PRICES} cannot be used: {error}") from None
+        raise BadRequest(f"{PRICES}: {error}") from None
 
 
 def spec_limits(agent: str, budget: Any) -> Limits:

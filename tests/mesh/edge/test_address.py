@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from agentmesh.edge.address import mesh_root, server_urls
+from agentmesh.errors import BadRequest
 
 
 def test_argument_then_environment_then_file_then_default(tmp_path: Path) -> None:
@@ -27,3 +28,16 @@ def test_root() -> None:
     assert mesh_root(environ={}) == "mesh"
     assert mesh_root(environ={"MESH_ROOT": "other"}) == "other"
     assert mesh_root("mine", environ={"MESH_ROOT": "other"}) == "mine"
+
+
+def test_what_cannot_be_used_is_refused_by_the_name_of_its_source(tmp_path: Path) -> None:
+    with pytest.raises(BadRequest, match=r"bad_request: MESH_ROOT: .No Root. cannot be a mesh's root"):
+        mesh_root(environ={"MESH_ROOT": "No Root"})
+    with pytest.raises(BadRequest, match=r"bad_request: MESH_NATS_URL: http://x: use nats"):
+        server_urls(environ={"MESH_NATS_URL": "http://me:secret@x"}, directory=tmp_path)
+    with pytest.raises(BadRequest, match=r"bad_request: http://x: use nats"):
+        server_urls("http://x", environ={}, directory=tmp_path)
+    (tmp_path / ".mesh").mkdir()
+    (tmp_path / ".mesh" / "url").write_text("http://x\n")
+    with pytest.raises(BadRequest, match="url: http://x: use nats"):
+        server_urls(environ={}, directory=tmp_path)

@@ -77,7 +77,7 @@ def test_an_option_comes_before_the_environment(setenv: Any) -> None:
         ("MESH_LEASE_TTL_S", "1.5", "1.5 is no whole number"),
         ("MESH_LEASE_TTL_S", "0", "Must be >= 1"),
         ("MESH_LEASE_TTL_S", "61", "Must be <= 60"),
-        ("MESH_STALL_LIMIT_S", "nan", "Must be"),
+        ("MESH_STALL_LIMIT_S", "nan", "Must be a number from 1 to 3600"),
         ("MESH_RESULTS_BYTES", "10", "Must be >= 1048576"),
         ("MESH_CONTENT", "maybe", "unable to convert .maybe. into bool"),
     ],
@@ -85,6 +85,50 @@ def test_an_option_comes_before_the_environment(setenv: Any) -> None:
 def test_nonsense_is_refused_and_its_variable_named(setenv: Any, variable: str, value: str, complaint: str) -> None:
     setenv(variable, value)
     assert re.search(f"{variable}.*{complaint}", refused(*NODE))
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "complaint"),
+    [
+        ("--wait", "-1", "Must be >= 0"),
+        ("--wait", "nan", "Must be a number from 0"),
+        ("--replicas", "0", "Must be >= 1"),
+        ("--replicas", "6", "Must be <= 5"),
+        ("--health-port", "65536", "Must be <= 65535"),
+        ("--capacity", "-1", "Must be >= 0"),
+        ("--capacity", "1.5", "1.5 is no whole number"),
+        ("--workers", "0", "Must be >= 1"),
+    ],
+)
+def test_what_an_option_cannot_mean_is_refused(option: str, value: str, complaint: str) -> None:
+    assert re.search(f"{option}.*{complaint}", refused(*NODE, option, value))
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("MESH_ROOT", "No Root"),
+        ("MESH_NATS_URL", "http://somewhere"),
+        ("MESH_LOG", "xml"),
+        ("MESH_LOG_LEVEL", "loud"),
+    ],
+)
+def test_a_wrong_variable_is_one_line_that_begins_with_it_and_2(
+    variable: str, value: str, setenv: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    setenv(variable, value)
+    assert main(["supervisor"]) == EXIT_USAGE
+    assert re.fullmatch(f"mesh: {variable}: .*\n", capsys.readouterr().err)
+
+
+def test_wrong_prices_are_one_line_that_begins_with_the_variable_and_2(
+    setenv: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    setenv("MESH_PRICES", "{")
+    agents = tmp_path / "some_agents.py"
+    agents.write_text("from agentmesh import Agent\n\n\nclass Some(Agent):\n    pass\n")
+    assert main(["node", "--agents", str(agents)]) == EXIT_USAGE
+    assert re.fullmatch("mesh: MESH_PRICES: .*\n", capsys.readouterr().err)
 
 
 @pytest.mark.processes
@@ -134,7 +178,7 @@ def test_the_page_for_operators_has_each_with_its_default_and_bounds(options: ty
     hints = get_type_hints(options, include_extras=True)
     for field in fields(options):
         parameter: Any = next(each for each in hints[field.name].__metadata__ if isinstance(each, Parameter))
-        for bounds in parameter.validator:
+        for bounds in parameter.validator if parameter.env_var else ():
             default = streams.DUPLICATE_WINDOW_S if field.default is None else field.default
             assert rows[parameter.env_var[0]] == (default, bounds.gte, bounds.lte)
             assert f"[{bounds.gte} to {bounds.lte}]" in parameter.help

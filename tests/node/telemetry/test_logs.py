@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from agentmesh.errors import BadRequest
 from agentmesh_node.telemetry import logs
 
 
@@ -55,6 +56,13 @@ def test_configuring_again_replaces_and_levels_can_be_chosen() -> None:
     logged(first)
     assert len(logged(second, MESH_LOG_LEVEL="debug").splitlines()) == 2
     assert len(first.getvalue().splitlines()) == 1
+
+
+@pytest.mark.parametrize("variable", ["MESH_LOG", "MESH_LOG_LEVEL"])
+def test_a_value_that_a_variable_does_not_know_is_refused(variable: str) -> None:
+    with pytest.raises(BadRequest, match=f"bad_request: {variable}: 'loud' is none of"):
+        logged(io.StringIO(), **{variable: "loud"})
+    assert logged(io.StringIO(), **{variable: ""})
 
 
 def test_an_exception_is_part_of_its_line() -> None:
