@@ -31,6 +31,7 @@ from agentmesh_node.liveness_thread import LivenessThread
 from agentmesh_node.settings import NodeSettings
 from agentmesh_node.supervisor.supervisor import Supervisor
 from live import agents as live_agents
+from preloaded import AVAILABLE, ForkedProcess, Forker
 from support import eventually
 
 AGENTS = Path(live_agents.__file__)
@@ -178,21 +179,28 @@ class Host:
     def __init__(self, own_id: str, log: Path) -> None:
         self.id = own_id
         self._log = log
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[bytes] | ForkedProcess | None = None
 
-    async def start(self, *options: str, before: Sequence[str] = ("-m", "agentmesh_node"), env: Mapping[str, str]) -> Self:
-        """Start it, and return when it says that it is ready."""
-        process = self._process = self._spawn((*before, *options), env)
+    async def start(
+        self, *options: str, before: Sequence[str] | None = None, env: Mapping[str, str], modules: Sequence[str] = ()
+    ) -> Self:
+        """Start it, and return when it says that it is ready. `before` is another program than `-m agentmesh_node`; `modules`
+        are those that it would import as it runs, which are heavy."""
+        process = self._process = self._spawn(before, options, env, modules)
         await eventually(
             lambda: f"{self.id} ready" in self.log or process.poll() is not None, PATIENCE_S, f"the ready line of {self.id}"
         )
         assert process.poll() is None, f"{self.id} ended at once:\n{self.log}"
         return self
 
-    def _spawn(self, arguments: Sequence[str], env: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    def _spawn(
+        self, before: Sequence[str] | None, options: Sequence[str], env: Mapping[str, str], modules: Sequence[str]
+    ) -> subprocess.Popen[bytes] | ForkedProcess:
         with self._log.open("wb") as log:
+            if before is None and AVAILABLE:
+                return Forker.mine().start(options, env, log, modules)
             return subprocess.Popen(
-                [sys.executable, *arguments],
+                [sys.executable, *(before or ("-m", "agentmesh_node")), *options],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=dict(env),
             )  # fmt: skip
 
@@ -251,7 +259,14 @@ class ProcessMesh(Observer):
     """A mesh of processes on one server; only the client runs here."""
 
     def __init__(
-        self, server: Addressed, transport: NatsTransport, subjects: Subjects, logs: Path, env: Mapping[str, str]
+        self,
+        server: Addressed,
+        transport: NatsTransport,
+        subjects: Subjects,
+        logs: Path,
+        env: Mapping[str, str],
+        *,
+        modules: Sequence[str],
     ) -> None:
         super().__init__(transport, subjects)
         self.server = server
@@ -262,13 +277,14 @@ class ProcessMesh(Observer):
         self._env = {k: v for k, v in os.environ.items() if not k.startswith(("MESH_", "OTEL_"))}
         self._env |= {"PYTHONPATH": str(AGENTS.parents[1]), **env}
         self.client: Mesh
+        self._modules = modules
 
     async def start(self, verb: str, own_id: str, *options: str, before: Sequence[str] | None = None, log: str = "") -> Host:
         """Start a process of that id, the second or third time perhaps."""
         host = self.hosts[own_id] = Host(own_id, self._logs / f"{log or own_id}.log")
         self._all.append(host)
         where = ("--id", own_id, "--nats", self.server.url, "--root", self.subjects.root)
-        return await host.start(verb, *where, *options, before=before or ("-m", "agentmesh_node"), env=self._env)
+        return await host.start(verb, *where, *options, before=before, env=self._env, modules=self._modules)
 
     async def node(self, own_id: str, *options: str, before: Sequence[str] | None = None, log: str = "") -> Host:
         """Start a node that serves the kinds of `live/agents.py`."""
@@ -292,11 +308,19 @@ class ProcessMesh(Observer):
 
 @contextlib.asynccontextmanager
 async def process_mesh(
-    server: Addressed, subjects: Subjects, logs: Path, *nodes: str, env: Mapping[str, str] | None = None
+    server: Addressed,
+    subjects: Subjects,
+    logs: Path,
+    *nodes: str,
+    env: Mapping[str, str] | None = None,
+    modules: Sequence[str] = (),
 ) -> AsyncIterator[ProcessMesh]:
-    """A supervisor and the nodes named, each a process, and a client here."""
+    """A supervisor and the nodes named, each a process, and a client here.
+
+    `modules` are heavy ones that the nodes will import: they are imported once for all nodes of this test process.
+    """
     transport = await connect(server.url, name="observer")
-    mesh = ProcessMesh(server, transport, subjects, logs, env or {})
+    mesh = ProcessMesh(server, transport, subjects, logs, env or {}, modules=modules)
     try:
         await ensure(transport, subjects)
         await mesh.listen()

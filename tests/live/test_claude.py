@@ -25,6 +25,7 @@ from live.mesh import PATIENCE_S, ProcessMesh, process_mesh
 from node.backends.claude_desk import KEY, childless, children
 from support import Server, eventually, run
 
+SDK = ("claude_agent_sdk", "agentmesh_node.backends.claude.backend")
 LONG_S = 110
 KEPT = re.compile(r'"entry":"([^"]+)"')
 
@@ -46,7 +47,7 @@ async def claude_mesh(server: Server, subjects: Subjects, root: Path, fake: Fake
         "MESH_DRAIN_S": "1",
     }
     agents = str(claude_agents.__file__)
-    async with process_mesh(server, subjects, root, env=env) as mesh:
+    async with process_mesh(server, subjects, root, env=env, modules=SDK) as mesh:
         try:
             await asyncio.gather(*(mesh.start("node", own_id, "--agents", agents) for own_id in ("n1", "n2")))
             yield mesh

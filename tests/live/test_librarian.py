@@ -15,6 +15,7 @@ from fakes.messages import Answer, Call, FakeMessages, Item, Tool
 from live.mesh import PATIENCE_S, process_mesh
 from support import Server, run
 
+SDK = ("anthropic", "agentmesh_node.backends.anthropic.backend")
 LIBRARIAN = Path(__file__).parents[2] / "examples" / "librarian"
 
 
@@ -100,7 +101,7 @@ def results(message: dict[str, Any]) -> Iterator[dict[str, Any]]:
 def test_a_question_is_answered_from_the_files(server: Server, subjects: Subjects, root: Path, tmp_path: Path) -> None:
     async def check(fake: FakeMessages) -> None:
         env = {"ANTHROPIC_BASE_URL": fake.url, "ANTHROPIC_API_KEY": "sk-test", "LIBRARIAN_ROOT": str(root)}
-        async with process_mesh(server, subjects, tmp_path, env=env) as mesh:
+        async with process_mesh(server, subjects, tmp_path, env=env, modules=SDK) as mesh:
             await mesh.start("node", "n1", "--agents", str(LIBRARIAN / "librarian.py"))
             await mesh.client.start_agent("librarian", kind="Librarian", options={"model": "test-model"})
             answer = await mesh.client.ask("librarian", "When do you open?", timeout=PATIENCE_S)

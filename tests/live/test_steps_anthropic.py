@@ -18,6 +18,7 @@ from live import toolers
 from live.mesh import PATIENCE_S, ProcessMesh, process_mesh
 from support import Server, eventually, run
 
+SDK = ("anthropic", "agentmesh_node.backends.anthropic.backend")
 LONG_S = 110
 CALLS = 20
 KEY = "sk-ant-in-no-record-0123456789"
@@ -75,7 +76,7 @@ def test_killed_while_the_model_answers_only_that_call_is_made_again(server: Ser
     async def main(fake: FakeMessages) -> None:
         gate = Gate(counting("count"), 10, fake)
         fake.play(gate)
-        async with process_mesh(server, subjects, tmp_path, env=environment(fake, runs)) as mesh:
+        async with process_mesh(server, subjects, tmp_path, env=environment(fake, runs), modules=SDK) as mesh:
             await tellers(mesh, "teller")
             asked = asyncio.create_task(mesh.client.ask("teller", "count to twenty", timeout=PATIENCE_S))
             await eventually(gate.reached.is_set, PATIENCE_S, "the eleventh model call")
@@ -113,7 +114,7 @@ def test_killed_while_a_tool_runs_its_effect_says_what_becomes_of_it(
     runs, gate = tmp_path / "runs", tmp_path / "gate"
 
     async def main(fake: FakeMessages) -> None:
-        async with process_mesh(server, subjects, tmp_path, env=environment(fake, runs, GATE=str(gate))) as mesh:
+        async with process_mesh(server, subjects, tmp_path, env=environment(fake, runs, GATE=str(gate)), modules=SDK) as mesh:
             await tellers(mesh, "teller")
             asked = asyncio.create_task(mesh.client.ask("teller", "go", timeout=PATIENCE_S))
             await eventually(lambda: len(lines(runs)) == toolers.GATED, PATIENCE_S, "the tenth run")
@@ -158,7 +159,7 @@ def test_another_agent_is_asked_once_though_the_asker_dies_while_it_waits(
             return asking(call)
 
         fake.play(script)
-        async with process_mesh(server, subjects, tmp_path, env=environment(fake, runs)) as mesh:
+        async with process_mesh(server, subjects, tmp_path, env=environment(fake, runs), modules=SDK) as mesh:
             await tellers(mesh, "first", "second")
             asked = asyncio.create_task(mesh.client.ask("first", "is it so", timeout=PATIENCE_S))
             await eventually(reached.is_set, PATIENCE_S, "the second agent's model call")
@@ -184,7 +185,7 @@ def test_agents_that_ask_each_other_in_a_circle_are_told_so(server: Server, subj
         return Answer(tools=(Tool(other, {"prompt": "go on"}, "c1"),))
 
     async def main(fake: FakeMessages) -> None:
-        async with process_mesh(server, subjects, tmp_path, env=environment(fake, tmp_path / "runs")) as mesh:
+        async with process_mesh(server, subjects, tmp_path, env=environment(fake, tmp_path / "runs"), modules=SDK) as mesh:
             await tellers(mesh, "first", "second")
             answer = await mesh.client.ask("first", "go", timeout=PATIENCE_S)
             assert "cycle" in answer.text
@@ -213,7 +214,7 @@ def test_the_key_is_nowhere(server: Server, subjects: Subjects, tmp_path: Path) 
 
     async def main(fake: FakeMessages, spans: OtlpReceiver) -> str:
         env = environment(fake, tmp_path / "runs", OTEL_EXPORTER_OTLP_ENDPOINT=spans.endpoint, MESH_LOG_LEVEL="debug")
-        async with process_mesh(server, subjects, tmp_path, env=env) as mesh:
+        async with process_mesh(server, subjects, tmp_path, env=env, modules=SDK) as mesh:
             await tellers(mesh, "teller")
             assert (await mesh.client.ask("teller", "hello", timeout=PATIENCE_S)).text == "done"
             errors = []
