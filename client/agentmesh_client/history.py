@@ -6,11 +6,11 @@ import datetime as dt
 
 import msgspec
 
-from agentmesh.edge.journal import Journal
+from agentmesh.edge.journal_reader import JournalReader
 from agentmesh.edge.transport import Transport
-from agentmesh.errors import Unavailable
+from agentmesh.errors import StoreLost
 from agentmesh.names import agent_name
-from agentmesh.records import Record, TurnInfo, decode_record
+from agentmesh.records import Record, TurnInfo
 from agentmesh.subjects import Subjects
 from agentmesh_client.results import TurnEntry
 from agentmesh_client.spec_cache import SpecCache, unknown
@@ -20,19 +20,17 @@ class Historian:
     """Reads journals. Needs no owner: the history of an agent that nobody runs can be read too."""
 
     def __init__(self, transport: Transport, subjects: Subjects, specs: SpecCache) -> None:
-        self._journal = Journal(transport, subjects)
+        self._journal = JournalReader(transport, subjects)
         self._specs = specs
 
     async def history(self, agent: str, *, content: bool) -> list[TurnEntry]:
         """See `Mesh.history`."""
         found = await self._journal.read(agent_name(agent))
-        if not found and await self._specs.read(agent) is None:
+        if found.wiped:
+            raise StoreLost(f"the journal of {agent!r} was rolled up by a message that is not the mesh's: its records are gone")
+        if not found.records and await self._specs.read(agent) is None:
             raise unknown(agent)
-        try:
-            records = [decode_record(body) for _, body in found]
-        except (msgspec.DecodeError, ValueError) as error:
-            raise Unavailable(f"the journal of {agent!r} holds what this client cannot read ({error}); upgrade it") from None
-        return [_entry(turn, content) for turn in turns(records)]
+        return [_entry(turn, content) for turn in turns([record for _, record in found.records])]
 
 
 def turns(records: list[Record]) -> list[TurnInfo]:

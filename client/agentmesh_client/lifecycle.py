@@ -19,7 +19,7 @@ from agentmesh.edge.clock import SYSTEM, Ambient
 from agentmesh.edge.failures import WrongLastSequence
 from agentmesh.edge.registry import Entry, Registry, decode_spec
 from agentmesh.edge.retry import CALL_RETRY
-from agentmesh.errors import AlreadyStarted, BadRequest, MeshError, StartError, Stopped, Unavailable
+from agentmesh.errors import AlreadyStarted, BadRequest, MeshError, StartError, Stopped, StoreLost, Unavailable
 from agentmesh.formats import relabelled
 from agentmesh.names import agent_name, token
 from agentmesh.subjects import spec_key
@@ -221,8 +221,9 @@ class Starter:
             spec = None if entry is None or entry.value is None else decode_spec(entry)
             if entry is None or spec is None or spec.status == "stopped":
                 raise unknown(name)
-            if spec.status == "stopping":
-                return spec
+            lost = spec.reason is not None and spec.reason.code == StoreLost.code
+            if spec.status == "stopping" and not lost:
+                return spec  # if the store has lost its data, this is the word to give that up
             stopping = msgspec.structs.replace(spec, status="stopping", reason=None, since=format_time(self._now()))
             try:
                 await self._registry.update(spec_key(name), encode_spec(stopping, entry.value), entry.revision)

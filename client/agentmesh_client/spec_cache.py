@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from agentmesh.edge.registry import Entry, Registry, Watch, decode_spec
 from agentmesh.edge.retry import CALL_RETRY
-from agentmesh.errors import AgentFailed, BadRequest, MeshError, NotFound, Stopped, Unavailable
+from agentmesh.errors import AgentFailed, BadRequest, MeshError, NotFound, Stopped, StoreLost, Unavailable, UnreadableRecord
 from agentmesh.names import agent_name
 from agentmesh.subjects import spec_key
 from agentmesh.wire import Spec
@@ -89,6 +89,7 @@ class SpecCache:
             NotFound: there is no such agent (it may have been stopped).
             Stopped: it is being stopped.
             AgentFailed: it has failed, and waits for `resume`.
+            StoreLost: the store has lost its data.
             Unavailable: the registry cannot be read now.
         """
         known = self._entry(agent_name(agent))
@@ -229,8 +230,13 @@ def unknown(agent: str) -> NotFound:
     )
 
 
-def failed(agent: str, spec: Spec) -> AgentFailed:
-    """The error for an agent that has failed altogether."""
+def failed(agent: str, spec: Spec) -> MeshError:
+    """The error for an agent that has failed altogether, or whose data the store has lost."""
+    if spec.reason is not None and spec.reason.code == StoreLost.code:
+        return StoreLost(
+            f"agent {agent!r} does not run: {spec.reason.message}; or give up what is lost: `mesh stop {agent}`",
+            details={"agent": agent},
+        )
     reason = "" if spec.reason is None else f" ({spec.reason.code}: {spec.reason.message})"
     return AgentFailed(
         f"agent {agent!r} has failed{reason}; `mesh resume {agent}` revives it",
@@ -247,6 +253,8 @@ def waiting(agent: str, spec: Spec) -> MeshError:
             "try again, or see `mesh nodes`",
             details=details,
         )
+    if spec.reason is not None and spec.reason.code == UnreadableRecord.code:
+        return UnreadableRecord(f"agent {agent!r} waits: {spec.reason.message}", details=details)
     why = f": {spec.reason.message}" if spec.reason and spec.reason.message else ""
     return Unavailable(
         f"agent {agent!r} is `wanted` and waits for a node that serves its kind {spec.kind!r}{why}; see `mesh nodes`",

@@ -27,7 +27,8 @@
         ├── Unavailable           unavailable       no server, or no leader: try again
         │   ├── NoLeader          no_leader         too few servers of a stream are up: bring the others back
         │   ├── StoreFull         store_full        the server's storage is full: free space, or raise the limit
-        │   └── StreamMissing     stream_missing    a stream of the mesh is gone: restore it, or make it anew
+        │   ├── StreamMissing     stream_missing    a stream of the mesh is gone: restore it, or make it anew
+        │   └── UnreadableRecord  unreadable_record a journal holds what this program cannot read: upgrade it, or restore that
         ├── AskTimeout            timeout           the caller's own patience ended; the turn still runs: poll the ref
         ├── Busy                  busy              no thread is left in this process: try later, or restart it
         ├── ServerTooOld          server_too_old    upgrade nats-server
@@ -270,6 +271,12 @@ class StreamMissing(Unavailable):
     """A stream of the mesh does not exist (any more); restore it from its backup, or start a process of the mesh to make it."""
 
     code = "stream_missing"
+
+
+class UnreadableRecord(Unavailable):
+    """A journal holds a record that this program cannot read; upgrade its node, or restore the journal."""
+
+    code = "unreadable_record"
 
 
 class AskTimeout(InfrastructureError):

@@ -52,6 +52,8 @@ ADDED: tuple[Addition, ...] = (
     Addition("NodeLease.reads", "ignored"),
     Addition("SupervisorLease.reads", "ignored"),
     Addition("label mesh.reads-2", "kept"),
+    Addition("Spec.ran", "ignored"),
+    Addition("Status.waiting", "ignored"),
 )
 
 

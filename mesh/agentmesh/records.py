@@ -19,6 +19,7 @@ import msgspec
 from msgspec import UNSET, Raw, UnsetType, structs
 
 from agentmesh.budget import Limits
+from agentmesh.errors import UnreadableRecord
 from agentmesh.formats import FIRST, RECORD_VERSION, needed_by
 from agentmesh.wire import Attachment, ErrorBody, Outcome, PromptBody, Restart
 
@@ -462,3 +463,33 @@ def _check_version(version: int) -> None:
 def is_rest(body: bytes) -> bool:
     """Whether `body` may be a record of the kind `rest`: cheaper than decoding all others."""
     return b'"kind":"rest"' in body or b'"kind": "rest"' in body[:48]
+
+
+def record_in(body: bytes, *, marked: bool) -> Record | None:
+    """The record in a message of a journal; None if that message is not the mesh's.
+
+    Args:
+        marked: whether the message bears the header that every record bears. One without it may be of an early program, and is
+            known by its form.
+
+    Raises:
+        UnreadableRecord: it is the mesh's, and this program cannot read it.
+    """
+    try:
+        return decode_record(body)
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
+        if not marked:
+            return None
+        raise UnreadableRecord(
+            f"cannot be read ({error}): a newer program has written it, or it is damaged; start a node of the newest version, or "
+            "restore the store from its backup",
+            details=_version_details(body),
+        ) from None
+
+
+def _version_details(body: bytes) -> dict[str, Any]:
+    """The version of a record that cannot be read, if that can be told."""
+    try:
+        return {"version": version_in(body)}
+    except (msgspec.DecodeError, ValueError, RecursionError):
+        return {}

@@ -413,6 +413,8 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     """Why it is `failed`, `stopping`, `stopped`, or still `wanted`."""
     since: str | None = None
     """When `status` was set (RFC 3339)."""
+    ran: bool = False
+    """An owner has shown it as running in this life, so its journal cannot be empty."""
 
 
 def parent_sign(parent: str) -> bytes:
@@ -523,6 +525,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     turn: int
     usage: dict[str, Any]
     failed: ErrorBody | None = None
+    waiting: ErrorBody | None = None
+    """Why it cannot be run where it is placed, and waits."""
     agent_state: Any = msgspec.UNSET
 
 

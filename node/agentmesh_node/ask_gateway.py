@@ -22,7 +22,7 @@ from agentmesh.edge.publish import Stored, store
 from agentmesh.edge.read import get_last, get_next
 from agentmesh.edge.registry import Registry, decode_spec
 from agentmesh.edge.transport import Disconnected, Message, Subscription, Transport
-from agentmesh.errors import AgentFailed, BadRequest, MeshError, NotFound, Unavailable
+from agentmesh.errors import AgentFailed, BadRequest, MeshError, NotFound, StoreLost, Unavailable
 from agentmesh.subjects import Subjects, spec_key
 from agentmesh.wire import ErrorBody, Outcome
 
@@ -102,6 +102,8 @@ class AskGateway:
             raise NotFound(f"no agent {agent} exists; start it with `mesh start {agent} --kind KIND`")
         if spec.status == "failed":
             why = spec.reason.message if spec.reason else "it failed"
+            if spec.reason is not None and spec.reason.code == StoreLost.code:
+                raise StoreLost(f"{agent} does not run: {why}; or give up what is lost: `mesh stop {agent}`")
             raise AgentFailed(f"{agent} has failed ({why}); revive it with `mesh resume {agent}`")
         wire.decode_prompt(message.data, message.headers)
         headers = {k: message.headers[k] for k in _PASSED_ON if k in message.headers}

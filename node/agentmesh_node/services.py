@@ -29,6 +29,10 @@ CLOCKS_DIFFER_S = 60.0
 """How far the clocks of nodes may differ."""
 IDS = 256
 """How many random ids are made at a time."""
+FOREIGN_REPORT_S = 60.0
+"""How often foreign messages in one agent's journal are reported, at most."""
+MOST_REPORTED = 10_000
+"""Agents of which that is remembered."""
 CROWDED_REST_S = 0.2
 """Idle time after which an agent rests, and sleeps, on a node that has too many awake."""
 
@@ -57,7 +61,10 @@ class Services:
         self.subjects = Subjects(settings.root)
         self.registry = registry
         self.specs = specs
-        self.journal = Journal(transport, self.subjects, blobs=Blobs(transport, self.subjects, ambient=ambient))
+        blobs = Blobs(transport, self.subjects, ambient=ambient)
+        self.journal = Journal(transport, self.subjects, blobs=blobs, on_foreign=self._report_foreign)
+        self._reported: dict[str, float] = {}
+        """When foreign messages in an agent's journal were reported last."""
         self.ends = StreamEnds(transport, self.subjects)
         self.formats = Formats(registry, ambient.monotonic)
         self.boot = boot
@@ -95,6 +102,20 @@ class Services:
     def patience(self) -> float:
         """How long an agent that rests stays loaded, in seconds."""
         return 0.0 if self.crowded else self.settings.passivate_s
+
+    def _report_foreign(self, agent: str, count: int, newest: int) -> None:
+        """Tell of foreign messages in a journal: once in a while, since their sender decides how many there are."""
+        now = self.monotonic()
+        if now - self._reported.get(agent, -FOREIGN_REPORT_S) < FOREIGN_REPORT_S:
+            return
+        if len(self._reported) >= MOST_REPORTED:
+            self._reported.clear()
+        self._reported[agent] = now
+        log.warning(
+            "a journal holds messages that are not the mesh's: they are passed over",
+            extra={"agent": agent, "count": count, "seq": newest},
+        )
+        self.events.emit(agent, "foreign_message", 0, {"count": count, "seq": newest})
 
     def spawn(self, work: Coroutine[Any, Any, Any]) -> None:
         """Run a short piece of work in a task that `close` awaits."""

@@ -10,13 +10,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
+from agentmesh.edge.journal_reader import JournalReader, is_foreign
 from agentmesh.edge.manage import stream_state
 from agentmesh.edge.read import StoredMessage, get_last, get_last_many
 from agentmesh.edge.transport import Message, Transport
+from agentmesh.errors import Fenced, StoreLost
 from agentmesh.subjects import LANES, Subjects
+
+log = logging.getLogger("agentmesh.node")
 
 GROUP = 500
 PROOF_S = 1.0
@@ -32,8 +37,11 @@ class Acknowledged(NamedTuple):
     """Per lane, the sequence up to which it has consumed."""
 
 
-async def lost_journals(t: Transport, subjects: Subjects, committed: Mapping[str, int]) -> set[str]:
-    """The agents in `committed` (each with the sequence of a record that was acknowledged) whose journals end before that.
+async def lost_journals(
+    t: Transport, subjects: Subjects, committed: Mapping[str, int], *, journals: JournalReader | None = None
+) -> set[str]:
+    """The agents in `committed` (each with the sequence of a record that was acknowledged) whose journals end before that, or
+    were rolled up by a message that is not the mesh's. `journals` reports such messages.
 
     Raises:
         Unavailable: it cannot be told now.
@@ -41,18 +49,37 @@ async def lost_journals(t: Transport, subjects: Subjects, committed: Mapping[str
     names = list(committed)
     stream = subjects.stream("journal")
     suspects: set[str] = set()
+    doubtful: set[str] = set()
     for start in range(0, len(names), GROUP):
         group = names[start : start + GROUP]
         found, _ = await get_last_many(t, stream, [subjects.journal(name) for name in group])
-        # A replica may lag behind, so this is only a suspicion.
-        suspects.update(name for name in group if _seq(found.get(subjects.journal(name))) < committed[name])
+        for name in group:
+            message = found.get(subjects.journal(name))
+            if _seq(message) < committed[name]:
+                suspects.add(name)  # a replica may lag behind, so this is only a suspicion
+            elif message is not None and message.seq > committed[name] and is_foreign(message):
+                doubtful.add(name)
+    lost = await _rolled_up(journals or JournalReader(t, subjects), {name: committed[name] for name in sorted(doubtful)})
     for _ in range(2):
         if not suspects:
             break
         await asyncio.sleep(PROOF_S)
         newest = {name: _seq(await get_last(t, stream, subjects.journal(name))) for name in sorted(suspects)}
         suspects = {name for name, seq in newest.items() if seq < committed[name]}
-    return suspects
+    return suspects | lost
+
+
+async def _rolled_up(journals: JournalReader, committed: Mapping[str, int]) -> set[str]:
+    """Those of `committed`, whose journals end with a foreign message, whose record is gone."""
+    lost: set[str] = set()
+    for name, seq in committed.items():
+        try:
+            await journals.check(name, seq)
+        except StoreLost:
+            lost.add(name)
+        except Fenced:
+            log.debug("another record follows", extra={"agent": name})
+    return lost
 
 
 def _seq(message: StoredMessage | None) -> int:

@@ -20,7 +20,7 @@ import msgspec
 
 from agentmesh import wire
 from agentmesh.edge.connection import NatsTransport, connect
-from agentmesh.edge.journal import RECORD
+from agentmesh.edge.journal_reader import RECORD
 from agentmesh.edge.manage import purge
 from agentmesh.edge.publish import store
 from agentmesh.edge.streams import ensure

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from agentmesh.edge.journal import RECORD
+from agentmesh.edge.journal_reader import RECORD
 from agentmesh.edge.manage import stream_state
 from agentmesh.edge.read import StoredMessage, get_last, read_all
 from agentmesh.edge.registry import Registry

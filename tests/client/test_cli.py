@@ -154,7 +154,13 @@ def test_control_verbs_print_the_wires_own_objects(server: Server, subjects: Sub
                 "cancel": {"cancelled": False},
                 "resume": {"resumed": True},
             }
-            assert await sh.json("status", "coder", "--content") == {"v": 1, **STATUS, "failed": None, "agent_state": {"n": 1}}
+            assert await sh.json("status", "coder", "--content") == {
+                "v": 1,
+                **STATUS,
+                "failed": None,
+                "waiting": None,
+                "agent_state": {"n": 1},
+            }
             text = (await sh.run("status", "coder"))[0]
             assert "generation   3071\n" in text
             assert await sh.json("interrupt", "coder", "--ref", "7") == {"v": 1, "interrupted": True}

@@ -15,14 +15,16 @@ from agentmesh import wire
 from agentmesh.edge.api import call_api
 from agentmesh.edge.connection import connect
 from agentmesh.edge.manage import stream_state
+from agentmesh.edge.publish import store
 from agentmesh.edge.registry import Registry
 from agentmesh.edge.streams import ensure
-from agentmesh.subjects import SUPERVISOR_KEY, Subjects, node_key
-from agentmesh.wire import NodeLease, SupervisorLease
+from agentmesh.subjects import SUPERVISOR_KEY, Subjects, node_key, spec_key
+from agentmesh.wire import AgentStatus, NodeLease, Spec, SupervisorLease
 from agentmesh_client.cli import exits
 from agentmesh_client.doctor import diagnosis
 from agentmesh_client.doctor.diagnosis import judge
 from agentmesh_client.doctor.facts import Facts, StreamFacts
+from agentmesh_client.doctor.stored import StoredFacts, StuckAgent
 from client.test_cli import Shell
 from support import Cluster, Server, eventually, run
 
@@ -206,6 +208,39 @@ def test_what_must_be_mended_exits_1(server: Server, subjects: Subjects) -> None
     run(main(), 60)
 
 
+@pytest.mark.case(251)
+@pytest.mark.case(253)
+def test_what_is_stored_and_cannot_be_used_is_named_with_what_to_do(server: Server, subjects: Subjects) -> None:
+    def spec(code: str, message: str, status: AgentStatus) -> bytes:
+        reason = wire.ErrorBody(code=code, message=message)
+        return wire.encode(Spec(kind="Coder", incarnation="life", status=status, reason=reason))
+
+    async def main() -> None:
+        transport = await connect(server.url, name="test")
+        try:
+            async with mesh(server, subjects) as doctor:
+                registry = Registry(transport, subjects)
+                for number in range(7):
+                    await registry.create(spec_key(f"lost{number}"), spec("store_lost", "gone", "failed"))
+                await registry.create(spec_key("newer"), spec("unreadable_record", "upgrade it", "wanted"))
+                await registry.create(spec_key("fine"), wire.encode(Spec(kind="Coder", incarnation="life", status="running")))
+                for key in ("nodes.ghost", "placements.n1.x", "agents.typo"):
+                    await registry.create(key, b"{")
+                await store(transport, subjects.journal("fine"), b"hello")
+                found = await doctor.json(expect=exits.FAILED)
+                problems, warnings = " ".join(texts(found, "problem")), " ".join(texts(found, "warning"))
+                assert "the store has lost data of lost0, lost1, lost2, lost3, lost4 and 2 more: restore it" in problems
+                assert "newer cannot be run: upgrade it" in problems
+                assert "in the journals of fine" in warnings
+                assert all(key in warnings for key in ("nodes.ghost", "placements.n1.x", "agents.typo"))
+                shown, _ = await doctor.shell.run("ps")
+                assert "store_lost: gone" in shown and "unreadable_record: upgrade it" in shown
+        finally:
+            await transport.close()
+
+    run(main(), 60)
+
+
 def test_without_a_server_it_exits_5(subjects: Subjects, server: Server) -> None:
     async def main() -> None:
         _, err = await Doctor(server, subjects).shell.run("doctor", "--nats", "nats://127.0.0.1:1", expect=exits.UNREACHABLE)
@@ -273,6 +308,14 @@ def test_the_weakest_part_decides(given: Facts, expected: str) -> None:
         (facts(clock_skew_s=-90.0), "problem", "90.0 s behind"),
         (facts(clock_skew_s=5.0), "warning", "5.0 s ahead"),
         (facts(supervisor=None), "problem", "no supervisor leads"),
+        (facts(stored=StoredFacts(stuck=[StuckAgent("a", "store_lost", "x")])), "problem", "data of a: restore it"),
+        (
+            facts(stored=StoredFacts(stuck=[StuckAgent("a", "unreadable_record", "upgrade")])),
+            "problem",
+            "a cannot be run: upgrade",
+        ),
+        (facts(stored=StoredFacts(foreign=[f"a{n}" for n in range(7)])), "warning", "a0, a1, a2, a3, a4 and 2 more: they are"),
+        (facts(stored=StoredFacts(malformed=["nodes.x"])), "warning", "what is not the mesh's: nodes.x"),
         (facts(nodes=[]), "problem", "no node is there"),
         (facts(server_errors=["write error: no space left"]), "problem", "no space left"),
         (facts((3, 1)), "warning", "S1: fewer than three replicas"),

@@ -22,7 +22,7 @@ from typing import Any
 from agentmesh.edge.publish import store
 from agentmesh.edge.registry import Registry, View, decode_spec
 from agentmesh.edge.transport import Transport
-from agentmesh.records import Record, RecordKind, encode_record
+from agentmesh.records import Ledger, Record, RecordKind, encode_record
 from agentmesh.subjects import StreamRole, spec_key
 from agentmesh.wire import Spec, encode
 from agentmesh_node.services import Services
@@ -160,7 +160,16 @@ class SimulatedNode:
     async def record(self, agent: str, kind: RecordKind = "turn", positions: dict[str, int] | None = None) -> int:
         """A record in the journal of `agent`; its sequence."""
         body = Record(
-            kind=kind, id=kind, at=1.0, incarnation="life", epoch=1, generation=1, node=NODE, boot="b", positions=positions
+            kind=kind,
+            id=kind,
+            at=1.0,
+            incarnation="life",
+            epoch=1,
+            generation=1,
+            node=NODE,
+            boot="b",
+            positions=positions,
+            snapshot=Ledger(incarnation="life") if kind == "activated" else None,  # as the first one of a life is
         )
         return (await store(self.others, self.subjects.journal(agent), encode_record(body))).seq
 

@@ -8,13 +8,14 @@ from collections.abc import Awaitable, Callable, Iterator
 import pytest
 
 from agentmesh.edge.failures import Uncertain, WrongLastSequence
-from agentmesh.edge.journal import RECORD, Journal
+from agentmesh.edge.journal import Journal
+from agentmesh.edge.journal_reader import RECORD
 from agentmesh.edge.publish import store
 from agentmesh.edge.streams import ensure
 from agentmesh.edge.transport import Headers, Message, Transport
 from agentmesh.errors import Fenced
 from agentmesh.subjects import Subjects
-from support import Cluster, Fault, Faulty, connected, cut_off, reply_lost, run
+from support import Cluster, Fault, Faulty, connected, cut_off, record, reply_lost, run
 
 BOUND_S = 110
 
@@ -47,10 +48,10 @@ def test_a_committed_record_whose_acknowledgement_was_lost_is_mine(cluster: Clus
             t = Faulty(inner)
             await ensure(t, subjects, replicas=3)
             journal = Journal(t, subjects)
-            first = await journal.append("a", b"one", record_id="r1", expected=0)
+            first = await journal.append("a", record("r1"), record_id="r1", expected=0)
             t.inject(subjects.journal("a"), fault)
-            second = await journal.append("a", b"two", record_id="r2", expected=first)
-            assert [(seq, body) for seq, body in await journal.read("a")] == [(first, b"one"), (second, b"two")]
+            second = await journal.append("a", record("r2"), record_id="r2", expected=first)
+            assert [(seq, found.id) for seq, found in (await journal.read("a")).records] == [(first, "r1"), (second, "r2")]
 
     run(main(), BOUND_S)
 
@@ -63,12 +64,12 @@ def test_a_committed_record_behind_which_another_has_appended_is_no_proof_of_own
             t = Meanwhile(inner, f"$JS.API.STREAM.MSG.GET.{subjects.stream('journal')}")
             await ensure(t, subjects, replicas=3)
             mine, theirs = Journal(t, subjects), Journal(other, subjects)
-            first = await mine.append("a", b"mine", record_id="r1", expected=0)
+            first = await mine.append("a", record("r1"), record_id="r1", expected=0)
             t.inject(subjects.journal("a"), reply_lost)
-            t.meanwhile = lambda: theirs.append("a", b"theirs", record_id="r3", expected=first + 1)
+            t.meanwhile = lambda: theirs.append("a", record("r3"), record_id="r3", expected=first + 1)
             with pytest.raises(Fenced):
-                await mine.append("a", b"mine too", record_id="r2", expected=first)
-            assert [body for _, body in await theirs.read("a")] == [b"mine", b"mine too", b"theirs"]
+                await mine.append("a", record("r2"), record_id="r2", expected=first)
+            assert [found.id for _, found in (await theirs.read("a")).records] == ["r1", "r2", "r3"]
 
     run(main(), BOUND_S)
 
@@ -78,8 +79,8 @@ def test_a_committed_record_that_is_sent_again_changes_nothing(cluster: Cluster,
         async with connected(cluster.url) as t:
             await ensure(t, subjects, replicas=3)
             journal = Journal(t, subjects)
-            first = await journal.append("a", b"one", record_id="r1", expected=0)
-            second = await journal.append("a", b"two", record_id="r2", expected=first)
+            first = await journal.append("a", record("r1"), record_id="r1", expected=0)
+            second = await journal.append("a", record("r2"), record_id="r2", expected=first)
             for record_id, expected in (("r1", 0), ("r2", first)):
                 # Whatever the verdict on the copy is called, it must not be taken for a new record.
                 try:
@@ -87,6 +88,6 @@ def test_a_committed_record_that_is_sent_again_changes_nothing(cluster: Cluster,
                 except (WrongLastSequence, Uncertain):
                     continue
                 assert stored.duplicate
-            assert [seq for seq, _ in await journal.read("a")] == [first, second]
+            assert [seq for seq, _ in (await journal.read("a")).records] == [first, second]
 
     run(main(), BOUND_S)

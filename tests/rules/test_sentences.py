@@ -9,7 +9,8 @@ import msgspec
 import pytest
 
 from agentmesh import wire
-from agentmesh.edge.journal import BLOB, Journal
+from agentmesh.edge.blobs import BLOB
+from agentmesh.edge.journal import Journal
 from agentmesh.edge.publish import store
 from agentmesh.edge.streams import ensure
 from agentmesh.errors import Stopped
@@ -21,7 +22,7 @@ from agentmesh_node.supervisor import late_mail
 from rules.scene import PATIENCE_S, Scene, do, open_gate, play, told
 from rules.test_attacks import Deaf, HeldUp, leaderless
 from sim.agents import Cell
-from support import Faulty, Server, connected, replaced, run
+from support import Faulty, Server, connected, record, replaced, run
 
 DAY_S = 24 * 3600.0
 
@@ -156,11 +157,11 @@ def test_10164_and_10158_are_no_verdict_and_tried_again(server: Server, subjects
             t = Faulty(inner)
             await ensure(t, subjects)
             journal = Journal(t, subjects)
-            first = await journal.append("a", b"one", record_id="r1", expected=0)
+            first = await journal.append("a", record("r1"), record_id="r1", expected=0)
             refusal = msgspec.json.encode({"error": {"code": 400, "err_code": code, "description": "wrong last sequence"}})
             t.inject(subjects.journal("a"), replaced(refusal), replaced(refusal))
-            second = await journal.append("a", b"two", record_id="r2", expected=first)
-            assert [body for _, body in await journal.read("a")] == [b"one", b"two"]
+            second = await journal.append("a", record("r2"), record_id="r2", expected=first)
+            assert [found.id for _, found in (await journal.read("a")).records] == ["r1", "r2"]
             assert second == first + 1
 
     run(main(), 60)
@@ -248,6 +249,8 @@ def test_a_waiting_sender_asks_at_once_for_the_sweep_of_what_slipped_in_behind_t
         with pytest.raises(Stopped):
             await scene.mesh.ask("a", "too late", timeout=PATIENCE_S)
         assert scene.world.loop.time() - asked_at < 5.0, "the leader's round takes a minute"
+        # The caller is told before the outcome is stored: that is on its way still.
+        await scene.until(lambda: len(scene.results("a")) == 2, "the stored outcome", 5.0)
         assert [outcome.error.code for outcome in scene.results("a").values() if outcome.error] == ["stopped"]
 
     play(story)

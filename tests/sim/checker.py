@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 
 import msgspec
 
-from agentmesh.edge.journal import BLOB
+from agentmesh.edge.blobs import BLOB
 from agentmesh.records import Record, decode_record
 from agentmesh.subjects import Subjects
 from agentmesh.wire import decode_outcome

@@ -190,6 +190,9 @@ class Stream:
         if headers.get("Nats-Rollup") == "sub":
             for seq in self._by_subject[subject][:-1]:
                 self._remove(seq)
+        elif headers.get("Nats-Rollup") == "all":
+            for seq in [seq for seq in self._live if seq != message.seq]:
+                self._remove(seq)
         return message
 
     def _after(self, message: Stored, ttl: float | None, due: float | None) -> None:

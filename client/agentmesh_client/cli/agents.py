@@ -221,6 +221,8 @@ def _status_lines(found: Status, content: bool) -> list[tuple[str, str]]:
     ]
     if found.failed is not None:
         lines.append(("failed", f"{found.failed.code}: {found.failed.message}"))
+    if found.waiting is not None:
+        lines.append(("waiting", f"{found.waiting.code}: {found.waiting.message}"))
     if content:
         lines.append(("agent state", json_text(found.agent_state)))
     return lines

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import msgspec
 
 from agentmesh.edge.streams import MIN_SERVER
+from agentmesh.errors import StoreLost
 from agentmesh_client.doctor.facts import Facts, StreamFacts
 
 MOST_SKEW_S = 60.0
@@ -15,6 +16,8 @@ MOST_SKEW_S = 60.0
 SKEW_S = 2.0
 DEFAULT_WINDOW_S = 120.0
 NEARLY_FULL = 0.8
+MOST_NAMED = 5
+"""Agents that a finding names, at most."""
 
 type Class = Literal["power", "replicated", "process", "unknown", "broken"]
 type Level = Literal["problem", "warning"]
@@ -99,6 +102,7 @@ def _findings(facts: Facts) -> Iterator[Finding]:
     yield from _of_window(facts)
     yield from _of_clocks(facts)
     yield from _of_room(facts)
+    yield from _of_stored(facts)
     if not facts.supervisor:
         yield Finding("problem", "no supervisor leads: nothing is placed or moved; start one with `mesh supervisor`")
     if not facts.nodes:
@@ -165,3 +169,34 @@ def _of_room(facts: Facts) -> Iterator[Finding]:
     if facts.storage_limit > 0 and facts.storage_used > NEARLY_FULL * facts.storage_limit:
         used = facts.storage_used / facts.storage_limit
         yield Finding("warning", f"{used:.0%} of this account's storage is used: raise max_file before it is full")
+
+
+def _of_stored(facts: Facts) -> Iterator[Finding]:
+    lost = [agent.name for agent in facts.stored.stuck if agent.code == StoreLost.code]
+    if lost:
+        yield Finding(
+            "problem",
+            f"the store has lost data of {_some(lost)}: restore it (docs/operations.md#a-store-that-was-put-back), or give these "
+            "agents up with `mesh stop`",
+        )
+    waiting = [agent for agent in facts.stored.stuck if agent.code != StoreLost.code]
+    if waiting:
+        yield Finding("problem", f"{_some([agent.name for agent in waiting])} cannot be run: {waiting[0].message}")
+    if facts.stored.foreign:
+        yield Finding(
+            "warning",
+            f"messages that are not the mesh's lie in the journals of {_some(facts.stored.foreign)}: they are passed over; only "
+            "nodes may publish there (docs/protocol.md#subjects)",
+        )
+    if facts.stored.malformed:
+        yield Finding(
+            "warning",
+            f"these keys of the registry hold what is not the mesh's: {_some(facts.stored.malformed)}; it counts as none: delete "
+            "it, and see who writes there",
+        )
+
+
+def _some(names: Sequence[str]) -> str:
+    """Names for people: the first of them, and how many more there are."""
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    return ", ".join(names[:MOST_NAMED]) + more

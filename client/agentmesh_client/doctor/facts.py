@@ -25,6 +25,7 @@ from agentmesh.errors import MeshError, Unavailable
 from agentmesh.subjects import SUPERVISOR_KEY, Subjects
 from agentmesh.wire import SupervisorLease
 from agentmesh_client.directory import Directory
+from agentmesh_client.doctor.stored import StoredFacts, look
 from agentmesh_client.permission import last_report, refusal
 
 MODEL_KEYS = ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "CLAUDE_CODE_OAUTH_TOKEN", "OPENAI_API_KEY", "CODEX_API_KEY")
@@ -81,6 +82,7 @@ class Facts(msgspec.Struct, kw_only=True):
     supervisor: str | None
     model_keys: dict[str, bool]
     """Whether this environment (not a node's) has the key."""
+    stored: StoredFacts = msgspec.field(default_factory=StoredFacts)
 
 
 async def gather(
@@ -130,6 +132,7 @@ async def gather(
         nodes=nodes,
         supervisor=supervisor,
         model_keys={name: bool(environ.get(name)) for name in MODEL_KEYS},
+        stored=await look(transport, subjects),
     )
 
 

@@ -1,7 +1,8 @@
 """Blobs: bodies that exceed the server's payload limit, in a NATS object store that any NATS client can read.
 
 The layout is the object store's own: chunks on one subject, then a meta record (name, size, digest) on another. The meta
-record is written last, so a blob is seen whole or not at all.
+record is written last, so a blob is seen whole or not at all. Messages of strangers on these subjects are passed over: chunks
+bear the blob's name in a header, and a meta record has a form.
 """
 
 from __future__ import annotations
@@ -16,13 +17,19 @@ import msgspec
 from agentmesh.edge.clock import SYSTEM, Ambient
 from agentmesh.edge.manage import purge
 from agentmesh.edge.publish import store
-from agentmesh.edge.read import get_last, read_all
+from agentmesh.edge.read import StoredMessage, get_last, read_all
 from agentmesh.edge.transport import Transport
 from agentmesh.errors import NotFound, Unavailable
 from agentmesh.subjects import Subjects
 from agentmesh.wire import format_time
 
+BLOB = "Mesh-Blob"
+"""Header: name of the blob that a chunk is part of, or that holds a record's body."""
 CHUNK_BYTES = 128 * 1024
+
+
+class Damaged(Unavailable):
+    """A blob lacks a part of what was put."""
 
 
 class _Options(msgspec.Struct, kw_only=True):
@@ -74,7 +81,7 @@ class Blobs:
         chunks = 0
         for start in range(0, len(data), size):
             # In order, each acknowledged: their order in the stream is the blob.
-            await store(self._t, subject, data[start : start + size])
+            await store(self._t, subject, data[start : start + size], headers={BLOB: name})
             chunks += 1
         info = _Info(
             name=name,
@@ -94,14 +101,17 @@ class Blobs:
 
         Raises:
             NotFound: there is none.
-            Unavailable: it cannot be read whole now.
+            Damaged: a part of it is gone.
+            Unavailable: it cannot be read now.
         """
         info = await self._info(name)
         messages = await read_all(self._t, self._stream, self._subjects.blob_chunks(info.nuid))
-        data = b"".join(message.data for message in messages)
+        own = [message for message in messages if message.headers.get(BLOB) == name]
+        # The chunks of early programs bear no name, and strangers can hardly have come between them.
+        data = b"".join(message.data for message in own or messages[: info.chunks])
         if len(data) != info.size or _digest(data) != info.digest:
             await self._info(name)  # deleted meanwhile: NotFound
-            raise Unavailable(f"blob {name} is damaged: its digest does not match; restore it, or try again")
+            raise Damaged(f"blob {name} is damaged: its digest does not match; restore it, or try again")
         return data
 
     async def delete(self, name: str) -> None:
@@ -121,13 +131,24 @@ class Blobs:
 
     async def _info(self, name: str) -> _Info:
         message = await get_last(self._t, self._stream, self._meta(name))
-        info = _decode(message.data) if message is not None else None
+        info = _info_in(message) if message is not None else None
+        if message is not None and info is None:  # a stranger's: the blob's own lies behind it, unless that was rolled up
+            messages = await read_all(self._t, self._stream, self._meta(name))
+            info = next((found for m in reversed(messages) if (found := _info_in(m)) is not None), None)
         if info is None or info.deleted:
             raise NotFound(f"there is no blob {name}")
         return info
 
     def _meta(self, name: str) -> str:
         return self._subjects.blob_meta(base64.urlsafe_b64encode(name.encode()).decode())
+
+
+def _info_in(message: StoredMessage) -> _Info | None:
+    """The meta record in a message; None if it is not of that form."""
+    try:
+        return _decode(message.data)
+    except (msgspec.DecodeError, RecursionError):
+        return None
 
 
 def _digest(data: bytes) -> str:

@@ -14,30 +14,26 @@ from functools import partial
 
 import msgspec
 
-from agentmesh.edge.blobs import Blobs
+from agentmesh.edge import journal_reader
+from agentmesh.edge.blobs import BLOB
 from agentmesh.edge.failures import EDGE_ERRORS, PASSING_ERRORS, Uncertain, WrongLastSequence
+from agentmesh.edge.journal_reader import RECORD, JournalReader, is_marked, lost
 from agentmesh.edge.publish import Stored, store, store_soon
-from agentmesh.edge.read import StoredMessage, get_last, read_all
+from agentmesh.edge.read import StoredMessage, get_last
 from agentmesh.edge.retry import ExponentialBackoff
 from agentmesh.edge.transport import Transport
-from agentmesh.errors import Fenced, NotFound, StoreLost, Unavailable
-from agentmesh.subjects import Subjects
+from agentmesh.errors import Fenced, Unavailable
 from agentmesh.wire import HEADER_ROOM
 
 log = logging.getLogger("agentmesh.edge")
 
-RECORD = "Mesh-Record"
-"""Header: the record's random id."""
-BLOB = "Mesh-Blob"
-"""Header: name of the blob that holds the body. The message itself then holds only that name."""
-
+_FIRST_ACK_S = 5.0
+"""Wait for the first acknowledgement."""
 _ACK_S = 2.0
 """Wait for one acknowledgement: it is lost when the stream's leader dies; the next leader can be asked what became of it."""
 _LOOK_S = 1.0
 """Wait for one answer of the leader: while there is no leader, nobody answers at all."""
 _RETRY = ExponentialBackoff(0.05, 0.5)
-_LOSS_PROOF_S = 1.0
-"""The loss of a record must be seen twice, this far apart, before it is believed."""
 
 _UNDECIDED = (*PASSING_ERRORS, WrongLastSequence)
 """After these the newest record tells what became of an append: a compare-and-set may have lost against its own first try."""
@@ -46,16 +42,8 @@ type Settling = Callable[[], Awaitable[int]]
 """Finds out what became of an append, and gets it done."""
 
 
-class Journal:
+class Journal(JournalReader):
     """The journals of one mesh, as one process writes and reads them."""
-
-    def __init__(self, transport: Transport, subjects: Subjects, *, blobs: Blobs | None = None) -> None:
-        self._t = transport
-        self._subjects = subjects
-        self._stream = subjects.stream("journal")
-        self._blobs = blobs or Blobs(transport, subjects)
-        self._blob_names: dict[str, set[str]] = {}
-        """Blobs that an agent's journal is known to name; a rollup makes them garbage."""
 
     async def append(
         self,
@@ -64,17 +52,20 @@ class Journal:
         *,
         record_id: str,
         expected: int,
+        fence: int | None = None,
         rollup: bool = False,
         ttl_s: int | None = None,
         patience_s: float = 30,
     ) -> int:
-        """Append one record behind the record `expected` (0: the journal is empty) and return its sequence.
+        """Append one record behind the record `expected` (0: the journal has none) and return its sequence.
 
-        While the fate of the append is unknown, nothing else is tried: the last record is read from the leader, and that decides.
-        A body above the server's limit goes to the blobs, by reference.
+        While the fate of the append is unknown, nothing else is tried: the newest record is read from the leader, and that
+        decides. Foreign messages behind `expected` change nothing: the append follows them. A body above the server's limit goes
+        to the blobs, by reference.
 
         Args:
             record_id: random, new for each record.
+            fence: the sequence of the newest message, where foreign ones are known to lie behind `expected`.
             rollup: the record replaces all older ones.
             ttl_s: seconds after which the server drops the record (a tombstone's).
             patience_s: seconds to go on while the store cannot be reached.
@@ -85,16 +76,15 @@ class Journal:
             StoreLost: the newest record is older than `expected`: the store has lost data. Write nothing.
             Unavailable: `patience_s` is over. `details["fate"]` says `"unknown"`, or `"not_stored"` if nothing was sent.
         """
-        subject = self._subjects.journal(agent)
         headers = {RECORD: record_id}
         deadline = asyncio.get_running_loop().time() + patience_s
         if len(body) > self._t.max_payload - HEADER_ROOM:
             body = await self._put_blob(agent, body, headers, deadline)
+        attempt = self._attempt(agent, body, headers, expected, deadline, fence=fence, rollup=rollup, ttl_s=ttl_s)
         try:
-            stored = await store(self._t, subject, body, headers=headers, expected=expected, rollup=rollup, ttl_s=ttl_s)
-            seq = stored.seq
+            seq = await attempt.publish()
         except _UNDECIDED as trouble:
-            seq = await self._attempt(subject, body, headers, expected, deadline, rollup=rollup, ttl_s=ttl_s).settle(trouble)
+            seq = await attempt.settle(trouble)
         if rollup and agent in self._blob_names:
             await self._drop_blobs(agent, keep=headers.get(BLOB))
         return seq
@@ -126,62 +116,36 @@ class Journal:
             if isinstance(result, Stored):
                 appended(result.seq)
             else:
-                appended(partial(self._attempt(subject, body, headers, expected, deadline, rollup=rollup).settle, result))
+                appended(partial(self._attempt(agent, body, headers, expected, deadline, rollup=rollup).settle, result))
 
         return store_soon(self._t, subject, body, stored, headers=headers, expected=expected, rollup=rollup)
 
     def _attempt(
         self,
-        subject: str,
+        agent: str,
         body: bytes,
         headers: dict[str, str],
-        expected: int,
+        known: int,
         deadline: float,
         *,
+        fence: int | None = None,
         rollup: bool,
         ttl_s: int | None = None,
     ) -> _Append:
         return _Append(
             transport=self._t,
+            reader=self,
+            agent=agent,
+            subject=self._subjects.journal(agent),
             stream=self._stream,
-            subject=subject,
             body=body,
             headers=headers,
-            expected=expected,
+            known=known,
+            fence=known if fence is None else fence,
             rollup=rollup,
             ttl_s=ttl_s,
             deadline=deadline,
         )
-
-    async def read(self, agent: str) -> list[tuple[int, bytes]]:
-        """All records in order, as (sequence, body), proven complete.
-
-        Raises:
-            Unavailable: the store cannot be read now.
-            StoreLost: a record's blob is gone although the record is not.
-        """
-        for _ in range(3):
-            messages = await read_all(self._t, self._stream, self._subjects.journal(agent))
-            try:
-                return [(message.seq, await self._body(agent, message)) for message in messages]
-            except NotFound:
-                continue  # a rollup meanwhile has made the record and its blob garbage
-        raise StoreLost(f"a blob of the journal of {agent} is gone; restore the store from its backup")
-
-    async def last(self, agent: str) -> tuple[int, bytes, str] | None:
-        """The newest record as (sequence, body, record id), from the leader; None if there is none.
-
-        Raises: as `read`.
-        """
-        for _ in range(3):
-            message = await get_last(self._t, self._stream, self._subjects.journal(agent))
-            if message is None:
-                return None
-            try:
-                return message.seq, await self._body(agent, message), message.headers.get(RECORD, "")
-            except NotFound:
-                continue
-        raise StoreLost(f"a blob of the journal of {agent} is gone; restore the store from its backup")
 
     # --- blobs ------------------------------------------------------------------------------------------------
     async def _put_blob(self, agent: str, body: bytes, headers: dict[str, str], deadline: float) -> bytes:
@@ -195,13 +159,6 @@ class Journal:
         headers[BLOB] = name
         self._blob_names.setdefault(agent, set()).add(name)
         return msgspec.json.encode({"v": 1, "blob": name})
-
-    async def _body(self, agent: str, message: StoredMessage) -> bytes:
-        name = message.headers.get(BLOB)
-        if name is None:
-            return message.data
-        self._blob_names.setdefault(agent, set()).add(name)
-        return await self._blobs.get(name)
 
     async def _drop_blobs(self, agent: str, *, keep: str | None) -> None:
         names = self._blob_names.pop(agent)
@@ -219,11 +176,16 @@ class _Append:
     """One append until its fate is known."""
 
     transport: Transport
-    stream: str
+    reader: JournalReader
+    agent: str
     subject: str
+    stream: str
     body: bytes
     headers: dict[str, str]
-    expected: int
+    known: int
+    """The record that it follows."""
+    fence: int
+    """The newest message, as far as is known: the record, or a foreign message behind it."""
     rollup: bool
     ttl_s: int | None
     deadline: float
@@ -239,50 +201,68 @@ class _Append:
             if isinstance(trouble, Uncertain):
                 self.sent = True
             # Before the verdict is asked for: the server may still be storing the record.
+            fence = self.fence
             seq = await self._verdict(trouble)
             if seq is not None:
                 return seq
-            await self._pause(next(pauses), trouble)
+            # Foreign messages are got ahead of at once, or a stream of them would never let one through.
+            await self._pause(next(pauses) if self.fence == fence else 0.0, trouble)
             try:
-                return await self._publish()
+                return await self.publish(max(0.1, min(_ACK_S, self.deadline - asyncio.get_running_loop().time())))
             except _UNDECIDED as error:
                 trouble = error
 
-    async def _publish(self) -> int:
-        left = self.deadline - asyncio.get_running_loop().time()
+    async def publish(self, timeout: float = _FIRST_ACK_S) -> int:
+        """Try once."""
         stored = await store(
             self.transport,
             self.subject,
             self.body,
             headers=self.headers,
-            expected=self.expected,
+            expected=self.fence,
             rollup=self.rollup,
             ttl_s=self.ttl_s,
-            timeout=max(0.1, min(_ACK_S, left)),
+            timeout=timeout,
         )
         return stored.seq
 
     async def _verdict(self, trouble: Exception) -> int | None:
-        """The record's sequence if the newest record is this one; None if nothing was appended yet."""
+        """The record's sequence if it is stored; None if it is not, and nothing but foreign messages is behind the known one."""
         newest = await self._newest(trouble)
+        last = newest.seq if newest is not None else 0
         if newest is not None and newest.headers.get(RECORD) == self.headers[RECORD]:
             return newest.seq
-        last = newest.seq if newest is not None else 0
-        if last == self.expected:
-            return None
-        if last > self.expected:
-            raise Fenced(
-                f"{self.subject}: another owner has appended record {last}; discard and activate again",
-                details={"expected": self.expected, "last": last},
-            )
-        raise StoreLost(
-            f"{self.subject}: record {self.expected} was acknowledged, the store's newest is {last}; "
-            "stop, and restore the store from its backup",
-            details={"expected": self.expected, "last": last},
+        if last < self.known:
+            raise lost(self.agent, self.known, last)
+        if newest is not None and last > self.known:
+            return await self._behind(newest)
+        self.fence = self.known
+        return None
+
+    async def _behind(self, newest: StoredMessage) -> int | None:
+        """The verdict where something lies behind the known record: this one, another owner's, or what is foreign."""
+        if is_marked(newest):
+            raise self._fenced(newest.seq)
+        behind = await self.reader.behind(self.agent, self.known)
+        if self.headers[RECORD] in behind.own:
+            return behind.own[self.headers[RECORD]]
+        if behind.own:
+            raise self._fenced(max(behind.own.values()))
+        if self.known and not await self.reader.stands(self.agent, self.known):
+            raise lost(self.agent, self.known, behind.fence)
+        if not self.known and behind.rolled_up and behind.fence > self.fence:
+            raise self._fenced(behind.fence)  # it has perhaps rolled up another owner's first record: look again
+        self.fence = behind.fence
+        return None
+
+    def _fenced(self, last: int) -> Fenced:
+        return Fenced(
+            f"the journal of {self.agent}: another owner has appended record {last}; discard and activate again",
+            details={"expected": self.known, "last": last},
         )
 
     async def _newest(self, trouble: Exception) -> StoredMessage | None:
-        """The newest record from the leader, waiting for one. A loss is believed when it is seen twice."""
+        """The newest message from the leader, waiting for one. A loss is believed when it is seen twice."""
         pauses, lost_before = iter(_RETRY), False
         while True:
             try:
@@ -290,10 +270,10 @@ class _Append:
             except Unavailable as error:
                 await self._pause(next(pauses), error)
                 continue
-            if (message.seq if message is not None else 0) >= self.expected or lost_before:
+            if (message.seq if message is not None else 0) >= self.known or lost_before:
                 return message
             lost_before = True
-            await asyncio.sleep(_LOSS_PROOF_S)
+            await asyncio.sleep(journal_reader.LOSS_PROOF_S)
 
     async def _pause(self, wait: float, trouble: Exception) -> None:
         await _pause_or_give_up(wait, self.deadline, trouble, fate="unknown" if self.sent else "not_stored")

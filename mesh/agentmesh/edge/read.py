@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -197,26 +197,37 @@ def _check_chain(messages: list[StoredMessage], end: Message, stream: str) -> No
 
 
 async def read_all(t: Transport, stream: str, filter: str, *, from_seq: int = 1, timeout: float = 5.0) -> list[StoredMessage]:
-    """Every message of `filter` at or behind `from_seq`, in order, proven complete: replicas are read until the leader
-    says that nothing more follows. A message that was replaced during the read may appear together with its successor.
+    """Every message of `filter` at or behind `from_seq`, in order, proven complete (see `read_pages`).
 
     Raises:
         Unavailable: no answer, no leader.
     """
-    messages: list[StoredMessage] = []
+    pages = read_pages(t, stream, filter, from_seq=from_seq, timeout=timeout)
+    return [message async for page in pages for message in page]
+
+
+async def read_pages(
+    t: Transport, stream: str, filter: str, *, from_seq: int = 1, timeout: float = 5.0
+) -> AsyncIterator[list[StoredMessage]]:
+    """Every message of `filter` at or behind `from_seq`, in order, some at a time, proven complete: replicas are read until the
+    leader says that nothing more follows. A message that was replaced during the read may appear together with its successor.
+
+    Raises:
+        Unavailable: no answer, no leader.
+    """
     next_seq = from_seq
     while True:
         page = await read(t, stream, filter, from_seq=next_seq, timeout=timeout)
-        messages += page.messages
         if page.messages:
             next_seq = page.messages[-1].seq + 1
+            yield page.messages
         if page.pending:
             continue
         beyond = await get_next(t, stream, filter, next_seq, timeout=timeout)
         if beyond is None:
-            return messages
-        messages.append(beyond)
+            return
         next_seq = beyond.seq + 1
+        yield [beyond]
 
 
 async def _many(t: Transport, stream: str, body: Mapping[str, Any], timeout: float) -> list[Message]:

@@ -73,9 +73,8 @@ class Audit:
         """Compare the store with what was committed. Called also when the store may have been replaced."""
         try:
             loaded = self._loaded()
-            lost = await lost_journals(
-                self._s.transport, self._s.subjects, {name: known.record for name, known in loaded.items()}
-            )
+            committed = {name: known.record for name, known in loaded.items()}
+            lost = await lost_journals(self._s.transport, self._s.subjects, committed, journals=self._s.journal)
             lost |= await self._s.ends.beyond({name: known.positions for name, known in loaded.items()})
         except EDGE_ERRORS as error:
             log.debug("the store cannot be checked now: %s", error)

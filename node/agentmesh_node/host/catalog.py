@@ -17,7 +17,7 @@ from agentmesh.edge.registry import Entry, View, decode_placement, decode_spec, 
 from agentmesh.edge.retry import UPKEEP_RETRY
 from agentmesh.edge.tasks import Background, cancel_and_wait
 from agentmesh.edge.transport import Message
-from agentmesh.errors import BadRequest, StoreLost
+from agentmesh.errors import BadRequest, StoreLost, UnreadableRecord
 from agentmesh.ownership import Claim
 from agentmesh.subjects import placement_key, spec_key
 from agentmesh.turn.values import Phase
@@ -25,6 +25,7 @@ from agentmesh.wire import Spec
 from agentmesh_node.host.drain import give_up
 from agentmesh_node.host.linked_agents import end_children
 from agentmesh_node.host.placed_agent import PlacedAgent
+from agentmesh_node.host.stuck import UNREADABLE_RETRY, StuckAgents
 from agentmesh_node.host.work_scan import agents_with_work
 from agentmesh_node.owner.claim import OwnershipLost
 from agentmesh_node.owner.mailbox import Mailbox
@@ -47,6 +48,7 @@ class Catalog:
         self._node = services.settings.node_id
         self._prefix = placement_key(self._node, "")
         self._factory = AgentFactory(services)
+        self._stuck = StuckAgents(services, self._factory.backend_name)
         self._placements = View(services.registry, [self._prefix + ">"], self._on_placement)
         self.agents: dict[str, PlacedAgent] = {}
         """The placed agents, by name."""
@@ -170,6 +172,9 @@ class Catalog:
         # Until the lanes are read an owner's answers could be wrong: control requests wait until then, mail does not.
         if owner is not None and owner.core is not None and (owner.begun or lane != "control"):
             owner.on_copy(lane, message)
+        elif placed.stuck is not None:
+            if lane == "control" and message.reply:
+                self._stuck.answer(placed, message)
         elif not placed.gone and (lane != "control" or message.reply):  # a probe, which has no reply, wakes no agent
             if lane == "control":
                 placed.waiting = (*placed.waiting, (lane, message))
@@ -192,6 +197,7 @@ class Catalog:
             placed.activation = asyncio.get_running_loop().create_task(self._bring_up(placed), name=f"activate {placed.name}")
 
     async def _bring_up(self, placed: PlacedAgent) -> None:
+        looks = iter(UNREADABLE_RETRY)
         for pause in UPKEEP_RETRY:
             if placed.gone:
                 return
@@ -203,8 +209,12 @@ class Catalog:
                 await self._give_up(placed)
                 return
             except StoreLost as error:
-                self._raise_alarm(placed, str(error))
+                self._stuck.lost(placed, error.message)
                 return
+            except UnreadableRecord as error:
+                self._stuck.unreadable(placed, error)
+                await asyncio.sleep(next(looks))
+                continue
             except EDGE_ERRORS as error:
                 if isinstance(error, BadRequest) and readable_spec(self._s.specs.get(spec_key(placed.name))) is None:
                     log.error("not activated: %s", error.message, extra={"agent": placed.name})
@@ -215,6 +225,7 @@ class Catalog:
             except Exception:
                 log.exception("activation failed", extra={"agent": placed.name})
             else:
+                self._stuck.runs(placed)
                 released = self.agents.get(placed.name) is not placed
                 if released:
                     await owner.close()
@@ -256,11 +267,6 @@ class Catalog:
             entry = await self._s.registry.get(spec_key(placed.name))
         return decode_spec(entry) if entry is not None else None
 
-    def _raise_alarm(self, placed: PlacedAgent, reason: str) -> None:
-        """Write nothing more: what the store has lost must not be overwritten."""
-        placed.broken = True
-        log.critical("the store has lost data: the agent stops here", extra={"agent": placed.name, "error": reason})
-
     # --- the end of an owner ----------------------------------------------------------------------------------------
     def _owner_ended(self, placed: PlacedAgent, owner: Owner, lost: OwnershipLost | None) -> None:
         self._s.spawn(self._after_owner(placed, owner, lost))
@@ -274,7 +280,7 @@ class Catalog:
             placed.owner = None
         await owner.close()
         if lost is not None and lost.broken:
-            self._raise_alarm(placed, lost.reason)
+            self._stuck.lost(placed, lost.reason, owner.committed)
         elif over or (lost is not None and lost.final):
             await self._give_up(placed)
         elif lost is not None and not placed.gone:
@@ -305,6 +311,8 @@ class Catalog:
         spec = readable_spec(entry)
         if spec is None or spec.incarnation != placed.incarnation or spec.status == "stopped":
             return
+        if placed.broken and spec.status == "stopping" and (spec.reason is None or spec.reason.code != StoreLost.code):
+            placed.stuck = None  # an operator gives up what is lost
         if placed.owner is None:
             if spec.status != "running" or placed.name in self._unreadable:
                 self._unreadable.discard(placed.name)
@@ -313,6 +321,10 @@ class Catalog:
             placed.owner.reassert(spec)
         elif placed.owner.spec.status != "stopping":
             placed.owner.stop(spec)
+
+    def trouble(self) -> str | None:
+        """What the store has lost of the agents here, and what to do about it; None if nothing is known to be lost."""
+        return self._stuck.trouble(self.agents.values())
 
     # --- for the audit ----------------------------------------------------------------------------------------------
     def mailboxes(self) -> list[tuple[str, Mailbox | None]]:

@@ -17,7 +17,7 @@ from agentmesh.edge.read import get_last, read_all
 from agentmesh.edge.registry import decode_spec
 from agentmesh.errors import Fenced
 from agentmesh.ledger import fold, journal_version, record_of, settle
-from agentmesh.records import Ledger, Resolve, decode_record, encode_record
+from agentmesh.records import Ledger, Resolve, encode_record
 from agentmesh.subjects import LANES, spec_key
 from agentmesh.turn.late_mail import put_away, rested
 from agentmesh.wire import Mail, decode_mail
@@ -54,7 +54,7 @@ class LateMailSweep:
         s = self._s
         entry = await s.registry.get(spec_key(agent))
         spec = decode_spec(entry) if entry is not None else None
-        records = [(seq, decode_record(body)) for seq, body in await s.journal.read(agent)]
+        records = (await s.journal.read(agent)).records
         ledger, last = fold(records)
         v = journal_version(records)
         if spec is None or spec.status != "stopped" or ledger is None or ledger.incarnation != spec.incarnation:
@@ -70,7 +70,7 @@ class LateMailSweep:
             # In the name of the life's last owner: the sweep does not become an owner.
             record = record_of(ledger, "swept", id=s.token(), at=s.now(), change=change, effects=effects, v=v)
             last = await s.journal.append(agent, encode_record(record), record_id=record.id, expected=last)
-            ledger, _ = fold([(seq, decode_record(body)) for seq, body in await s.journal.read(agent)])
+            ledger, _ = fold((await s.journal.read(agent)).records)
             assert ledger is not None
         if not ledger.effects:
             return

@@ -92,7 +92,8 @@ class Node:
             return "draining"
         if not self._t.connected:
             return "no connection to NATS"
-        return self._stream_health.trouble or (self._heartbeat.refusal if self._heartbeat is not None else None)
+        lost = self._catalog.trouble() if self._catalog is not None else None
+        return self._stream_health.trouble or lost or (self._heartbeat.refusal if self._heartbeat is not None else None)
 
     # --- life -------------------------------------------------------------------------------------------------------
     async def start(self) -> None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 
 from agentmesh.edge.transport import Message, Subscription
+from agentmesh.errors import StoreLost
+from agentmesh.wire import ErrorBody
 from agentmesh_node.owner.owner import Owner
 
 
 class PlacedAgent:
     """An agent placed on this node: one subscription while it sleeps, an owner while it is awake."""
 
-    __slots__ = ("activation", "broken", "generation", "gone", "incarnation", "name", "owner", "subscription", "waiting")
+    __slots__ = ("activation", "generation", "gone", "incarnation", "name", "owner", "stuck", "subscription", "waiting")
 
     def __init__(self, name: str, generation: int, incarnation: str) -> None:
         self.name = name
@@ -22,4 +24,10 @@ class PlacedAgent:
         self.activation: asyncio.Task[None] | None = None
         self.waiting: tuple[tuple[str, Message], ...] = ()
         self.gone = False
-        self.broken = False
+        self.stuck: ErrorBody | None = None
+        """Why it cannot be run here (see `StuckAgents`)."""
+
+    @property
+    def broken(self) -> bool:
+        """Whether the store has lost what the agent had committed: nothing is written any more."""
+        return self.stuck is not None and self.stuck.code == StoreLost.code

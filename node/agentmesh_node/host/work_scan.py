@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 
-import msgspec
-
+from agentmesh.edge.journal_reader import is_marked
 from agentmesh.edge.read import StoredMessage, get_last_many
 from agentmesh.edge.tasks import cancel_and_wait
-from agentmesh.records import decode_record, is_rest
+from agentmesh.errors import UnreadableRecord
+from agentmesh.records import is_rest, record_in
 from agentmesh.subjects import LANES
 from agentmesh_node.services import Services
 
@@ -81,7 +81,7 @@ def _rested(message: StoredMessage | None) -> dict[str, int] | None:
     if message is None or not is_rest(message.data):
         return None
     try:
-        record = decode_record(message.data)
-    except (ValueError, msgspec.DecodeError):
-        return None  # what it is shows when it is activated
-    return (record.positions or {}) if record.kind == "rest" else None
+        record = record_in(message.data, marked=is_marked(message))
+    except UnreadableRecord:
+        return None  # the activation finds it too, and says so
+    return (record.positions or {}) if record is not None and record.kind == "rest" else None

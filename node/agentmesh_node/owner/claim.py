@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from msgspec import structs
+
+from agentmesh.edge.journal_reader import Contents
 from agentmesh.edge.registry import decode_node
-from agentmesh.errors import Fenced, StoreLost, Unavailable
+from agentmesh.errors import BadRequest, Fenced, StoreLost, Unavailable
 from agentmesh.formats import FIRST, required
 from agentmesh.ledger import charged, diff, fold, journal_version
 from agentmesh.ownership import Claim, activation, judge, owned
-from agentmesh.records import Ledger, decode_record, encode_record, version_of
+from agentmesh.records import Ledger, encode_record, version_of
 from agentmesh.subjects import node_key
 from agentmesh.wire import Spec
 from agentmesh_node.owner.reader_label import require_readers
@@ -54,14 +57,14 @@ async def claim_ownership(services: Services, name: str, spec: Spec, claim: Clai
     Raises:
         OwnershipLost: this process may not act.
         StoreLost: the store has lost committed records; nothing was written.
+        UnreadableRecord: the journal holds what this program cannot read; nothing was written.
         Unavailable: the store cannot be read or written now.
     """
     while True:
-        bodies = await services.journal.read(name)
-        records = [(seq, decode_record(body)) for seq, body in bodies]
-        ledger, last = fold(records)
-        if ledger is None and spec.incarnation == claim.incarnation and spec.status in ("running", "failed"):
-            raise StoreLost(f"agent {name} has run, and its journal is empty; stop, and restore the store from its backup")
+        contents = await services.journal.read(name)
+        ledger, last = fold(contents.records)
+        if spec.incarnation == claim.incarnation:
+            _check_whole(name, spec, contents, claim.epoch)
         if ledger is not None and await services.ends.beyond({name: ledger.positions}):
             raise StoreLost(
                 f"agent {name} has consumed mail that its stream has never given: its stream was put back, or lost data; "
@@ -73,28 +76,58 @@ async def claim_ownership(services: Services, name: str, spec: Spec, claim: Clai
             raise OwnershipLost(verdict.reason, final=True)
         assert verdict.ledger is not None
         if verdict.act in ("finish", "over"):
-            return Claimed(verdict.ledger, last, False, journal_version(records))
+            return Claimed(verdict.ledger, last, False, journal_version(contents.records))
         died = ledger is not None and not verdict.snapshot and ledger.boot not in (claim.boot, boot)
         start = charged(verdict.ledger, died)
         change = diff(verdict.ledger, start)
-        record = activation(
-            claim,
-            verdict,
-            record_id=services.token(),
-            at=services.now(),
-            change=change,
-            v=FIRST if verdict.snapshot else journal_version(records),
-        )
+        v = FIRST if verdict.snapshot else journal_version(contents.records)
+        if contents.foreign:
+            verdict = structs.replace(verdict, snapshot=True)  # it rolls them up, so that no recovery has to read them again
+        record = activation(claim, verdict, record_id=services.token(), at=services.now(), change=change, v=v)
         version = version_of(record)
         if version > required(spec.labels):
             await require_readers(services, name, claim.incarnation, version)
         try:
             fence = await services.journal.append(
-                name, encode_record(record), record_id=record.id, expected=last, rollup=verdict.snapshot
+                name,
+                encode_record(record),
+                record_id=record.id,
+                expected=last,
+                fence=contents.fence,
+                rollup=verdict.snapshot,
             )
         except Fenced:
             continue  # another process appended meanwhile, or the read was stale: read again
         return Claimed(owned(start, claim), fence, died, version)
+
+
+def _check_whole(name: str, spec: Spec, contents: Contents, epoch: int) -> None:
+    """Make sure that the journal has what the agent has committed, as far as it and the spec can tell.
+
+    An operator who stops an agent whose loss the spec shows gives up what is lost.
+
+    Raises:
+        StoreLost: it has not.
+    """
+    mark = spec.reason if spec.reason is not None and spec.reason.code == StoreLost.code else None
+    if spec.status == "stopping" and mark is None:
+        return
+    if contents.wiped:
+        raise StoreLost(
+            f"the journal of agent {name} was rolled up by a message that is not the mesh's (sequence {contents.fence}); restore "
+            "the store from its backup"
+        )
+    if not contents.records:
+        if spec.ran or spec.status in ("running", "failed"):
+            raise StoreLost(f"agent {name} has run, and its journal is empty; restore the store from its backup")
+        return
+    first = contents.records[0][1]
+    if first.snapshot is None and first.incarnation == spec.incarnation:
+        raise StoreLost(f"the journal of agent {name} has lost its beginning; restore the store from its backup")
+    if mark is not None and mark.details.get("epoch") == epoch:
+        committed = mark.details.get("record")
+        if isinstance(committed, int) and contents.last < committed:
+            raise StoreLost(mark.message, details=mark.details)
 
 
 async def _lease_boot(services: Services, claim: Claim, ledger: Ledger | None) -> str | None:
@@ -103,4 +136,7 @@ async def _lease_boot(services: Services, claim: Claim, ledger: Ledger | None) -
     if ledger is None or ledger.boot == claim.boot or not ledger.node:
         return None
     entry = await services.registry.get(node_key(ledger.node))
-    return decode_node(entry).boot if entry is not None else None
+    try:
+        return decode_node(entry).boot if entry is not None else None
+    except BadRequest:
+        return None  # a lease of foreign form is none

@@ -17,7 +17,7 @@ from agentmesh.edge.manage import purge
 from agentmesh.edge.publish import Stored, schedule, store, store_soon
 from agentmesh.edge.read import get_last, get_next, read, read_all
 from agentmesh.edge.registry import Entry, Registry, decode_spec
-from agentmesh.errors import Unavailable
+from agentmesh.errors import StoreLost, Unavailable
 from agentmesh.formats import relabelled
 from agentmesh.ledger import fold, origin_key
 from agentmesh.outcomes import capped, outcome_limit
@@ -32,7 +32,6 @@ from agentmesh.records import (
     SetTimer,
     StartAgent,
     StopAgent,
-    decode_record,
 )
 from agentmesh.subjects import applied_key, spec_key
 from agentmesh.wire import By, ErrorBody, Outcome, Restart, Spec
@@ -221,13 +220,16 @@ class EffectHandlers:
 
         Raises:
             Unavailable: the store cannot be read now.
+            StoreLost: the receiver's journal is gone.
         """
         subject = self._subjects.lane(effect.lane, effect.to)
         for message in await read_all(self._t, self._subjects.stream("mail"), subject):
             if message.headers.get(wire.FROM) == self.agent and message.headers.get(wire.ORIGIN) == origin:
                 return True
-        records = [(seq, decode_record(body)) for seq, body in await self._journal.read(effect.to)]
-        ledger, _ = fold(records)
+        contents = await self._journal.read(effect.to)
+        if contents.wiped:
+            raise StoreLost(f"the journal of {effect.to} was rolled up by a message that is not the mesh's")
+        ledger, _ = fold(contents.records)
         newest = ledger.origins.get(f"{self.agent}/{effect.lane}") if ledger is not None else None
         return newest is not None and origin_key(newest) >= origin_key(origin)
 

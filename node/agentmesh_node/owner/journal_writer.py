@@ -6,7 +6,6 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 
 from agentmesh.edge.journal import Settling
-from agentmesh.errors import Fenced
 from agentmesh.formats import FIRST
 from agentmesh.ledger import record_of
 from agentmesh.records import Record, encode_record, version_of
@@ -53,11 +52,9 @@ class JournalWriter:
 
         Raises:
             Fenced: it is another owner's: nothing of this owner may take effect.
-            Unavailable: as `Journal.last`.
+            StoreLost, Unavailable: as `Journal.check`.
         """
-        newest = await self._s.journal.last(self._agent)
-        if newest is not None and newest[0] != self.committed:
-            raise Fenced(f"{self._agent}: another owner has appended during a stall")
+        await self._s.journal.check(self._agent, self.committed)
         self._began = self._s.monotonic()
 
     def append_soon(self, command: Append, core: Core, appended: Callable[[Committed | Ending], None]) -> bool:

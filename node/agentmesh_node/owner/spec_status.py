@@ -97,6 +97,12 @@ class StatusWriter:
             raise WrongLastSequence(newer.revision)
         kept = reason if reason is not None or status != "stopped" else spec.reason
         # The reason why it waited for a node no longer holds once it runs.
-        new = msgspec.structs.replace(spec, status=status, reason=kept, since=wire.format_time(self._s.now()))
+        new = msgspec.structs.replace(
+            spec,
+            status=status,
+            reason=kept,
+            since=wire.format_time(self._s.now()),
+            ran=spec.ran or status in ("running", "failed"),
+        )
         ttl = KEEP_STOPPED_S if status == "stopped" else None
         await self._s.registry.update(key, wire.encode_spec(new, entry.value), entry.revision, ttl_s=ttl)

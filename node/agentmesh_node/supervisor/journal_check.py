@@ -11,12 +11,10 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Set
 
-import msgspec
-
 from agentmesh.edge.failures import EDGE_ERRORS
 from agentmesh.edge.journal import Journal
+from agentmesh.errors import UnreadableRecord
 from agentmesh.formats import FIRST
-from agentmesh.records import version_in
 
 log = logging.getLogger("agentmesh.supervisor")
 
@@ -59,13 +57,11 @@ class JournalCheck:
             await asyncio.sleep(self._period_s)
 
     async def _check(self, agent: str) -> None:
-        newest = await self._journal.last(agent)
-        if newest is None:
-            return
         try:
-            version = version_in(newest[1])
-        except msgspec.DecodeError:
-            return
+            newest = await self._journal.last(agent)
+            version = FIRST if newest is None else newest[1].v
+        except UnreadableRecord as error:  # it may be of a version that this build does not read
+            version = error.details.get("version", FIRST)
         if version > FIRST:
             log.info("an older node has an agent that it cannot read", extra={"agent": agent, "version": version})
             await self._require(agent, version)

@@ -12,13 +12,13 @@ import contextlib
 import logging
 from collections.abc import Callable, Sequence
 
-import msgspec
-
+from agentmesh.edge.blobs import BLOB
 from agentmesh.edge.failures import EDGE_ERRORS
-from agentmesh.edge.journal import BLOB
+from agentmesh.edge.journal_reader import JournalReader, is_marked
 from agentmesh.edge.read import StoredMessage, get_last_many
 from agentmesh.edge.transport import Disconnected, NoResponders, RequestTimeout, Transport
-from agentmesh.records import Record, decode_record
+from agentmesh.errors import UnreadableRecord
+from agentmesh.records import Record, record_in
 from agentmesh.subjects import Subjects
 from agentmesh.wire import ControlRequest, Spec, encode
 
@@ -48,6 +48,7 @@ class LateMailFinder:
     ) -> None:
         self._t = transport
         self._subjects = subjects
+        self._journals = JournalReader(transport, subjects)
         self._stopped = stopped
         self._nodes = nodes
         self._may_look = may_look
@@ -82,8 +83,7 @@ class LateMailFinder:
         versions: dict[str, int] = {}
         found: set[str] = set()
         for name, spec in specs.items():
-            message = journals.get(subjects.journal(name))
-            record = _readable(message)
+            record = await self._newest(name, journals.get(subjects.journal(name)))
             if record is None or record.incarnation != spec.incarnation:
                 continue
             versions[name] = record.v
@@ -97,19 +97,22 @@ class LateMailFinder:
                 found.add(name)
         return {name: versions[name] for name in sorted(found)}
 
+    async def _newest(self, name: str, message: StoredMessage | None) -> Record | None:
+        """The newest record of an agent whose journal ends with `message`; None if there is none that can be read here."""
+        if message is None:
+            return None
+        try:
+            if is_marked(message) and BLOB not in message.headers:
+                return record_in(message.data, marked=True)
+            found = await self._journals.last(name)
+        except UnreadableRecord as error:
+            log.debug("a stopped agent cannot be looked at: %s", error.message, extra={"agent": name})
+            return None
+        return None if found is None else found[1]
+
     async def _ask(self, agents: list[str], version: int) -> None:
         request = encode(ControlRequest(op="sweep", agents=tuple(agents)))
         for node in self._nodes(version):
             with contextlib.suppress(NoResponders, RequestTimeout, Disconnected):
                 await self._t.request(self._subjects.node(node), request, timeout=2.0)
                 return
-
-
-def _readable(message: StoredMessage | None) -> Record | None:
-    """The newest record of a journal; None if there is none, it is a blob, or a newer build's: one of those looks after it."""
-    if message is None or BLOB in message.headers:
-        return None
-    try:
-        return decode_record(message.data)
-    except (ValueError, msgspec.DecodeError):
-        return None

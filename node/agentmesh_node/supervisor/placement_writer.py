@@ -184,6 +184,7 @@ class PlacementWriter:
             status="wanted",
             since=spec.since if spec.status == "wanted" else format_time(self._wall_clock()),
             reason=ErrorBody(code="unavailable", message=wait.reason),
+            ran=spec.ran or spec.status == "running",
         )
         if not await self._change_spec(wait.agent, changed):
             return False

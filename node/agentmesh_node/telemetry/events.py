@@ -29,6 +29,7 @@ log = logging.getLogger("agentmesh.node")
 type Kind = Literal[
     "prompt_start", "prompt_stop", "prompt_error", "event_received", "state_changed", "mailbox_queued", "halted",
     "started", "activated", "sent", "stopped", "failed", "dead_lettered", "callback_blocked",
+    "store_lost", "unreadable_record", "foreign_message",
 ]  # fmt: skip
 """The first seven are GenAgent's."""
 
@@ -61,6 +62,12 @@ FIELDS: dict[Kind, frozenset[str]] = {
     "dead_lettered": frozenset({"lane", "seq", "reason"}),
     # A callback held the node's loop for `seconds`.
     "callback_blocked": frozenset({"callback", "seconds"}),
+    # The store has lost what the agent had committed: it stops.
+    "store_lost": frozenset({"reason"}),
+    # Its journal holds what its node cannot read: it waits.
+    "unreadable_record": frozenset({"reason"}),
+    # Its journal holds messages that are not the mesh's: so many, the newest at `seq`. They are passed over.
+    "foreign_message": frozenset({"count", "seq"}),
 }
 """The fields of each kind of fact, content included."""
 KINDS = frozenset(FIELDS)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 
 import nats
 import pytest
 
-from agentmesh.edge.blobs import CHUNK_BYTES, Blobs
+from agentmesh.edge.blobs import CHUNK_BYTES, Blobs, Damaged
 from agentmesh.edge.failures import Uncertain
-from agentmesh.edge.manage import stream_state
+from agentmesh.edge.manage import delete, stream_state
 from agentmesh.edge.publish import store
+from agentmesh.edge.read import get_last
 from agentmesh.edge.streams import ensure
-from agentmesh.errors import NotFound, Unavailable
+from agentmesh.errors import NotFound
 from agentmesh.subjects import Subjects
 from support import Faulty, Server, connected, never_sent, run
 
@@ -88,8 +90,31 @@ def test_a_put_that_fails_shows_nothing_and_damage_is_noticed(server: Server, su
             with pytest.raises(NotFound):
                 await blobs.get("name")
             assert await blobs.put(_bytes(200_000)) == "other"
-            await store(t, subjects.blob_chunks("more"), b"stranger's bytes")
-            with pytest.raises(Unavailable, match="damaged"):
+            first = await get_last(t, subjects.blob_stream, subjects.blob_chunks("more"))
+            assert first is not None
+            await delete(t, subjects.blob_stream, first.seq)
+            with pytest.raises(Damaged):
                 await blobs.get("other")
+
+    run(main())
+
+
+def test_messages_of_strangers_do_not_damage_a_blob(server: Server, subjects: Subjects) -> None:
+    async def main() -> None:
+        async with connected(server.url) as t:
+            await ensure(t, subjects)
+            ids = iter(["name", "chunks"])
+            blobs = Blobs(t, subjects, new_id=lambda: next(ids))
+            data = _bytes(300_000)
+            await store(t, subjects.blob_chunks("chunks"), b"before")
+            await blobs.put(data)
+            await store(t, subjects.blob_chunks("chunks"), b"behind")
+            meta = subjects.blob_meta(base64.urlsafe_b64encode(b"name").decode())
+            for body in (b"", b"no JSON", b'{"name":"name"}', b"[" * 5000):
+                await store(t, meta, body)
+            assert await blobs.get("name") == data
+            await store(t, meta, b"rolled up", rollup=True)
+            with pytest.raises(NotFound):
+                await blobs.get("name")
 
     run(main())

@@ -227,6 +227,7 @@ def test_status_tells_of_the_agent_as_the_next_record_has_it() -> None:
             "turn": 4,
             "usage": {"tokens": 7},
             "failed": None,
+            "waiting": None,
         }
         it.notes.become(active=None, phase=Phase.IDLE)
         status = await it.ask("status", content=True)

@@ -76,7 +76,7 @@ def test_a_status_is_written_with_its_reason_and_the_time() -> None:
         assert [*busy, it.writer.busy] == [True, False]
         after = await it.now()
         assert after.since is not None and abs(parse_time(after.since) - it.node.services.now()) < 1
-        assert after == msgspec.structs.replace(before, status="failed", reason=WHY, since=after.since)
+        assert after == msgspec.structs.replace(before, status="failed", reason=WHY, since=after.since, ran=True)
 
     showing(story, status="running", options={"depth": 3}, labels={"zone": "b"})
 

@@ -1,0 +1,90 @@
+"""What a mesh has stored that no process of it can use: agents that cannot be run, and messages that are not the mesh's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+
+from agentmesh.edge.journal_reader import is_foreign
+from agentmesh.edge.read import get_last_many
+from agentmesh.edge.registry import Entry, Registry, decode_epoch, decode_node, decode_placement, decode_spec
+from agentmesh.edge.transport import Transport
+from agentmesh.errors import BadRequest, MeshError, StoreLost, UnreadableRecord
+from agentmesh.subjects import Subjects
+from agentmesh.wire import Spec, SupervisorLease
+
+GROUP = 1000
+MOST_JOURNALS = 10_000
+"""Journals whose ends are looked at, at most."""
+LOOK_S = 5.0
+"""Wait for one answer."""
+
+
+class StuckAgent(msgspec.Struct, frozen=True):
+    """An agent that cannot be run, with the error that its spec shows."""
+
+    name: str
+    code: str
+    message: str
+
+
+class StoredFacts(msgspec.Struct, kw_only=True):
+    """What was found."""
+
+    stuck: list[StuckAgent] = []
+    foreign: list[str] = []
+    """Agents whose journals end with a message that is not the mesh's."""
+    malformed: list[str] = []
+    """Keys of the registry whose values are of foreign form."""
+
+
+async def look(transport: Transport, subjects: Subjects) -> StoredFacts:
+    """Read the registry, and the ends of the journals. What this user may not read stays empty."""
+    found = StoredFacts()
+    try:
+        entries, _ = await Registry(transport, subjects).load()
+        specs: dict[str, Spec] = {}
+        for entry in entries:
+            _sort_in(entry, specs, found)
+        found.stuck = [
+            StuckAgent(name, spec.reason.code, spec.reason.message)
+            for name, spec in sorted(specs.items())
+            if spec.reason is not None and spec.reason.code in (StoreLost.code, UnreadableRecord.code)
+        ]
+        names = sorted(name for name, spec in specs.items() if spec.status != "stopped")[:MOST_JOURNALS]
+        for start in range(0, len(names), GROUP):
+            found.foreign += await _foreign(transport, subjects, names[start : start + GROUP])
+    except MeshError:
+        return found
+    return found
+
+
+def _sort_in(entry: Entry, specs: dict[str, Spec], found: StoredFacts) -> None:
+    role, _, name = entry.key.partition(".")
+    try:
+        if role == "agents":
+            specs[name] = decode_spec(entry)
+        elif role in _DECODE:
+            _DECODE[role](entry)
+    except (BadRequest, msgspec.DecodeError):
+        found.malformed.append(entry.key)
+
+
+def _supervisor(entry: Entry) -> SupervisorLease:
+    return msgspec.json.decode(entry.value or b"", type=SupervisorLease)
+
+
+_DECODE: dict[str, Callable[[Entry], Any]] = {
+    "nodes": decode_node,
+    "placements": decode_placement,
+    "epoch": decode_epoch,
+    "supervisor": _supervisor,
+}
+
+
+async def _foreign(transport: Transport, subjects: Subjects, names: Sequence[str]) -> list[str]:
+    stream = subjects.stream("journal")
+    newest, _ = await get_last_many(transport, stream, [subjects.journal(name) for name in names], timeout=LOOK_S)
+    return [name for name in names if (message := newest.get(subjects.journal(name))) is not None and is_foreign(message)]

@@ -1,0 +1,314 @@
+"""A message of a stranger ends no agent, and what the store has lost is seen (docs/architecture.md#foreign-messages)."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import msgspec
+import pytest
+
+from agentmesh.edge.journal_reader import RECORD
+from agentmesh.edge.publish import store
+from agentmesh.edge.transport import Message
+from agentmesh.errors import MeshError, StoreLost, UnreadableRecord
+from agentmesh.records import Record, decode_record, encode_record
+from rules.scene import PATIENCE_S, Scene, play
+
+BODIES = (b"", b"hello", b'{"prompt":"missing field kind"}', b"\xff", b"[" * 3000)
+
+
+class Stranger:
+    """Somebody who may publish where only the mesh should."""
+
+    def __init__(self, scene: Scene) -> None:
+        self._scene = scene
+
+    async def journal(self, agent: str, body: bytes = b"hello", **headers: str) -> int:
+        fields = {name.replace("_", "-"): value for name, value in headers.items()}
+        subject = self._scene.world.subjects.journal(agent)
+        return (await store(self._scene.mesh.transport, subject, body, headers=fields)).seq
+
+    async def registry(self, key: str, body: bytes = b"{") -> int:
+        return (await store(self._scene.mesh.transport, self._scene.world.subjects.registry_key(key), body)).seq
+
+
+async def facts(scene: Scene, agent: str) -> list[dict[str, Any]]:
+    """The agent's lifecycle facts from now on."""
+    heard: list[dict[str, Any]] = []
+
+    def take(message: Message) -> None:
+        heard.append(msgspec.json.decode(message.data))
+
+    await scene.mesh.transport.subscribe(scene.world.subjects.event(agent, "*"), take)
+    return heard
+
+
+def kinds(heard: list[dict[str, Any]]) -> list[str]:
+    return [fact["kind"] for fact in heard]
+
+
+async def rested(scene: Scene, agent: str) -> None:
+    await scene.until(lambda: readable(scene, agent)[-1].kind == "rest", f"{agent} rests")
+
+
+def readable(scene: Scene, agent: str) -> list[Record]:
+    """The records that were ever appended, without what is not the mesh's."""
+    subject = scene.world.subjects.journal(agent)
+    return [decode_record(m.data) for m in scene.history("journal", subject) if RECORD in m.headers]
+
+
+# --- foreign messages -----------------------------------------------------------------------------------------------
+@pytest.mark.case(252)
+def test_an_agent_goes_on_behind_foreign_messages_in_its_journal() -> None:
+    async def story(scene: Scene) -> None:
+        stranger, heard = Stranger(scene), await facts(scene, "a")
+        await scene.start("a")
+        for body in BODIES:
+            await stranger.journal("a", body)
+            assert (await scene.mesh.ask("a", "hello", timeout=PATIENCE_S)).text == "hello"
+        fact = next(fact for fact in heard if fact["kind"] == "foreign_message")
+        assert fact["count"] == 1 and fact["seq"] > 0
+        generation = scene.ledger("a").generation
+        assert kinds(heard).count("activated") == 1, "its owner stays its owner"
+        await rested(scene, "a")
+        assert len(await scene.mesh.history("a")) == len(BODIES)
+        assert scene.ledger("a").generation == generation
+
+    play(story)
+
+
+@pytest.mark.case(252)
+def test_a_takeover_passes_foreign_messages_over_and_cleans_the_journal() -> None:
+    async def story(scene: Scene) -> None:
+        stranger = Stranger(scene)
+        await scene.start("a")
+        await scene.mesh.ask("a", "one")
+        for body in BODIES:
+            await stranger.journal("a", body)
+        first = scene.node_of("a")
+        scene.world.kill(first)
+        assert (await scene.mesh.ask("a", "two", timeout=PATIENCE_S)).text == "two"
+        assert scene.node_of("a") != first
+        assert scene.seen("a").prompts == ["one", "two"]
+        subject = scene.world.subjects.journal("a")
+        assert all(RECORD in m.headers for m in scene.stored("journal") if m.subject == subject), "rolled up"
+        assert [turn.turn for turn in await scene.mesh.history("a")] == [1, 2]
+
+    play(story, nodes=("n1", "n2"))
+
+
+@pytest.mark.case(252)
+def test_sleepers_are_woken_by_foreign_messages_at_most_and_lose_nothing() -> None:
+    async def story(scene: Scene) -> None:
+        stranger = Stranger(scene)
+        await scene.start("a", "b")
+        await scene.mesh.ask("a", "one")
+        for name in ("a", "b"):
+            await scene.until(lambda name=name: _asleep(scene, name), f"{name} sleeps")  # type: ignore[misc]
+        await stranger.journal("a", b'{"kind":"rest"}')
+        await stranger.journal("b", b'{"kind": "rest", "positions": 3}')
+        await asyncio.sleep(70.0)  # a round of the audit
+        assert (await scene.mesh.ask("a", "two", timeout=PATIENCE_S)).text == "two"
+        assert scene.seen("a").prompts == ["one", "two"]
+
+    play(story, passivate_s=2.0)
+
+
+def _asleep(scene: Scene, agent: str) -> bool:
+    placed = scene.world.nodes["n1"].catalog.agents[agent]
+    return placed.owner is None and readable(scene, agent)[-1].kind == "rest"
+
+
+@pytest.mark.case(252)
+def test_a_stopped_agents_journal_with_foreign_messages_is_swept_and_begun_anew() -> None:
+    async def story(scene: Scene) -> None:
+        stranger = Stranger(scene)
+        await scene.start("a")
+        await stranger.journal("a")
+        await scene.mesh.stop("a", timeout=PATIENCE_S)
+        await stranger.journal("a")
+        late = await store(scene.mesh.transport, scene.world.subjects.inbox("a"), b"late", headers={"Mesh-For": "life"})
+        await scene.until(lambda: str(late.seq) in scene.results("a"), "the answer behind the end", 150.0)
+        assert scene.results("a")[str(late.seq)].error is not None
+        await scene.start("a")
+        assert (await scene.mesh.ask("a", "hello", timeout=PATIENCE_S)).text == "hello"
+
+    play(story)
+
+
+# --- a lost store ---------------------------------------------------------------------------------------------------
+async def wiped(scene: Scene, agent: str) -> None:
+    """See that the loss of the agent's journal is shown everywhere."""
+    await scene.until(lambda: scene.spec(agent).status == "failed", "the spec says it", 130.0)
+    reason = scene.spec(agent).reason
+    assert reason is not None and reason.code == "store_lost" and agent in reason.message
+    ready = scene.world.nodes[scene.node_of(agent)].not_ready()
+    assert ready is not None and agent in ready and "mesh stop" in ready
+    status = await scene.mesh.status(agent, timeout=PATIENCE_S)
+    assert status.failed is not None and status.failed.code == "store_lost"
+    with pytest.raises(StoreLost):
+        await scene.mesh.resume(agent)
+    with pytest.raises(StoreLost):
+        await scene.mesh.ask(agent, "hello")
+    with pytest.raises(StoreLost):
+        await scene.mesh.poll(agent, "999")
+
+
+@pytest.mark.case(254)
+@pytest.mark.parametrize("how", ["sub", "all"])
+def test_a_journal_that_a_stranger_rolled_up_is_a_lost_store(how: str) -> None:
+    async def story(scene: Scene) -> None:
+        stranger, heard = Stranger(scene), await facts(scene, "a")
+        await scene.start("a")
+        await scene.mesh.ask("a", "one")
+        await rested(scene, "a")
+        written = len(readable(scene, "a"))
+        await stranger.journal("a" if how == "sub" else "other", Nats_Rollup=how)
+        await wiped(scene, "a")
+        assert kinds(heard).count("store_lost") == 1
+        await asyncio.sleep(60.0)
+        assert len(readable(scene, "a")) == written, "nothing is written"
+        with pytest.raises(MeshError):
+            await scene.mesh.history("a") if how == "sub" else await scene.mesh.ask("a", "two")
+
+    play(story)
+
+
+@pytest.mark.case(254)
+@pytest.mark.parametrize("how", ["sub", "all"])
+@pytest.mark.parametrize("seen", [False, True])
+def test_a_takeover_neither_begins_such_an_agents_life_again_nor_forgets_the_loss(how: str, seen: bool) -> None:
+    async def story(scene: Scene) -> None:
+        stranger = Stranger(scene)
+        await scene.start("a")
+        await scene.mesh.ask("a", "one")
+        await rested(scene, "a")
+        await stranger.journal("a" if how == "sub" else "other", Nats_Rollup=how)
+        if seen:
+            await scene.until(lambda: scene.spec("a").status == "failed", "the spec says it", 130.0)
+        first = scene.node_of("a")
+        scene.world.kill(first)
+        await scene.until(lambda: scene.node_of("a") != first, "the takeover")
+        await wiped(scene, "a")
+
+    play(story, nodes=("n1", "n2"))
+
+
+@pytest.mark.case(251)
+def test_an_agent_that_waited_for_a_node_while_its_journal_was_lost_does_not_begin_again() -> None:
+    async def story(scene: Scene) -> None:
+        await scene.start("a")
+        await scene.mesh.ask("a", "one")
+        scene.world.kill("n1")
+        await scene.until(lambda: scene.spec("a").status == "wanted", "it waits")
+        await Stranger(scene).journal("other", Nats_Rollup="all")
+        scene.world.restart("n1")
+        await wiped(scene, "a")
+
+    play(story)
+
+
+@pytest.mark.case(251)
+def test_a_loss_that_the_spec_shows_is_not_forgotten_by_a_takeover_until_the_epoch_is_raised() -> None:
+    async def story(scene: Scene) -> None:
+        await scene.start("a")
+        await rested(scene, "a")
+        stream = scene.server.streams[scene.world.subjects.stream("journal")]
+        backup = stream.backup()
+        await scene.mesh.ask("a", "what will be lost")
+        await rested(scene, "a")
+        scene.world.net.stop_server()
+        stream.restore(backup)
+        scene.world.net.start_server()
+        await scene.until(lambda: scene.spec("a").status == "failed", "the spec says it")
+        for name in ("n1", "n2"):
+            scene.world.kill(name)
+            scene.world.restart(name)
+        await asyncio.sleep(30.0)
+        await wiped(scene, "a")
+        await Stranger(scene).registry("epoch", b"2")  # an operator has restored what there was to restore
+        for name in ("n1", "n2"):
+            scene.world.kill(name)
+            scene.world.restart(name)
+        await scene.until(lambda: scene.spec("a").status == "running", "it goes on")
+        assert (await scene.mesh.ask("a", "hello", timeout=PATIENCE_S)).text == "hello"
+        assert scene.spec("a").reason is None
+
+    play(story, nodes=("n1", "n2"))
+
+
+@pytest.mark.case(251)
+@pytest.mark.parametrize("how", ["sub", "all"])
+def test_an_operator_gives_up_what_is_lost_by_stopping_the_agent(how: str) -> None:
+    async def story(scene: Scene) -> None:
+        await scene.start("a")
+        await scene.mesh.ask("a", "one")
+        await Stranger(scene).journal("a" if how == "sub" else "other", Nats_Rollup=how)
+        await wiped(scene, "a")
+        await scene.mesh.stop("a", timeout=PATIENCE_S)
+        assert scene.spec("a").status == "stopped"
+        assert scene.world.nodes["n1"].not_ready() is None
+        await scene.start("a")
+        assert (await scene.mesh.ask("a", "two", timeout=PATIENCE_S)).text == "two"
+        assert scene.seen("a").prompts == ["two"]
+
+    play(story)
+
+
+@pytest.mark.case(251)
+def test_a_stop_under_way_waits_for_a_second_word_when_the_store_is_found_lost() -> None:
+    async def story(scene: Scene) -> None:
+        await scene.start("a")
+        await scene.mesh.ask("a", "one")
+        await Stranger(scene).journal("a", Nats_Rollup="sub")
+        await scene.mesh.stop("a", wait=False)
+        await scene.until(lambda: scene.spec("a").reason is not None, "the reason")
+        assert scene.spec("a").status == "stopping"
+        await asyncio.sleep(30.0)
+        reason = scene.spec("a").reason
+        assert reason is not None and reason.code == "store_lost", "an operator who did not know gives nothing up"
+        await scene.mesh.stop("a", timeout=PATIENCE_S)
+        assert scene.spec("a").status == "stopped"
+
+    play(story)
+
+
+# --- what cannot be read --------------------------------------------------------------------------------------------
+def newer(scene: Scene, agent: str) -> bytes:
+    """A record behind the newest one, as a newer program would write it."""
+    return encode_record(readable(scene, agent)[-1]).replace(b'{"v":1', b'{"v":99')
+
+
+@pytest.mark.case(253)
+@pytest.mark.parametrize("what", ["version", "kind", "cut"])
+def test_an_agent_waits_before_what_cannot_be_read_and_goes_on_when_it_can(what: str) -> None:
+    async def story(scene: Scene) -> None:
+        stranger, heard = Stranger(scene), await facts(scene, "a")
+        await scene.start("a")
+        await scene.mesh.ask("a", "one")
+        await rested(scene, "a")
+        last = encode_record(readable(scene, "a")[-1])
+        bodies = {"version": newer(scene, "a"), "kind": last.replace(b'"rest"', b'"dream"'), "cut": last[:-20]}
+        seq = await stranger.journal("a", bodies[what], Mesh_Record="r99")
+        ref = await scene.mesh.tell("a", "two")
+        await scene.until(lambda: scene.spec("a").status == "wanted", "the spec says it", 130.0)
+        reason = scene.spec("a").reason
+        assert reason is not None and reason.code == "unreadable_record" and str(seq) in reason.message
+        status = await scene.mesh.status("a", timeout=PATIENCE_S)
+        assert status.waiting == reason and status.failed is None
+        with pytest.raises(UnreadableRecord):
+            await scene.mesh.resume("a", timeout=PATIENCE_S)
+        assert not (await scene.mesh.poll("a", ref)).done, "its mail waits"
+        written = len(scene.history("journal", scene.world.subjects.journal("a")))
+        await asyncio.sleep(150.0)
+        assert len(scene.history("journal", scene.world.subjects.journal("a"))) == written, "nothing is written behind it"
+        assert scene.world.nodes["n1"].not_ready() is None, "the node takes work"
+        assert kinds(heard).count("unreadable_record") == 1
+        scene.server.streams[scene.world.subjects.stream("journal")].delete(seq)
+        await scene.until(lambda: scene.spec("a").status == "running", "it goes on", 70.0)
+        assert scene.spec("a").reason is None
+        await scene.until(lambda: ref in scene.results("a"), "its mail is answered")
+        assert scene.seen("a").prompts == ["one", "two"]
+
+    play(story)
