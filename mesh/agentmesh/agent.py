@@ -9,7 +9,7 @@
 
 An agent owns the meaning of its turns; the mesh owns their mechanics. Callbacks may be plain functions too: those run in a
 worker thread. The state is a msgspec Struct, a dataclass, a TypedDict or a dict; it is encoded when the turn commits.
-What a callback asks for through its hands (`self.tell`, `self.start_agent`, ...) becomes effects of the record being built,
+What a callback asks for through its context (`self.tell`, `self.start_agent`, ...) becomes effects of the record being built,
 and happens only if that record commits. docs/agent.md is the reference.
 """
 
@@ -198,7 +198,7 @@ class Agent(Generic[S]):
         """The agent that sent the event being handled; None for the world outside."""
         return callback_context.current().sender
 
-    # --- hands ----------------------------------------------------------------------------------------------------
+    # --- the context of a callback ------------------------------------------------------------------------------------
     def tell(self, target: str, prompt: str, *, tag: str | None = None, metadata: dict[str, Any] | None = None) -> None:
         """Send a prompt to another agent. With `tag`, its outcome comes back once as `Answer(tag, agent, outcome)`."""
         callback_context.current().tell(target, prompt, tag, metadata)

@@ -164,10 +164,10 @@ class Context:
 
 
 class _Closed(Context):
-    """The context of handle_stream_event and terminate_agent, where hands do not work."""
+    """The context of handle_stream_event and terminate_agent, where its calls do not work."""
 
     def _add(self, ask: Ask) -> None:
-        raise NotInCallback("an agent's hands do not work in handle_stream_event and terminate_agent")
+        raise NotInCallback("self.tell and its like do not work in handle_stream_event and terminate_agent")
 
 
 def closed(request: Request | None) -> Context:
@@ -186,7 +186,7 @@ def current() -> Context:
     """
     context = current_context.get()
     if context is None:
-        raise NotInCallback("an agent's hands and facts exist only inside its callbacks")
+        raise NotInCallback("self.tell and its like, and an agent's facts, exist only inside its callbacks")
     return context
 
 

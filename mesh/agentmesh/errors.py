@@ -8,7 +8,7 @@
     │   ├── AlreadyStarted        already_started   choose another name, or stop the first
     │   ├── MailboxFull           mailbox_full      send again later
     │   ├── NotPermitted          not_permitted     ask the operator for the permission
-    │   ├── NotInCallback         not_in_callback   call an agent's hands from its callbacks only
+    │   ├── NotInCallback         not_in_callback   self.tell and its like work in callbacks only
     │   └── InvalidAgent          invalid_agent     mend the agent's class
     ├── TurnError            the request was accepted and ended without an answer
     │   ├── TurnTimeout           timeout           ├── Interrupted         interrupted
@@ -112,7 +112,7 @@ class NotPermitted(RequestError):
 
 
 class NotInCallback(RequestError):
-    """An agent's hands (tell, notify, start_agent, ...) work only inside its callbacks."""
+    """The calls of a callback's context (tell, notify, start_agent, ...) work only inside callbacks."""
 
     code = "not_in_callback"
 

@@ -22,7 +22,7 @@ Root = Annotated[str | None, Parameter(help="The mesh's root token; else MESH_RO
 Replicas = Annotated[
     int | None, within(1, 5, "Copies of each stream where they are made now; by default 3 on three or more servers, else 1.")
 ]
-Wait = Annotated[float, within(0, 86_400, "Seconds to wait for a server before giving up.", whole=False)]
+WaitSeconds = Annotated[float, within(0, 86_400, "Seconds to wait for a server before giving up.", whole=False)]
 Labels = Annotated[
     tuple[str, ...],
     Parameter(name="--label", negative="", show_default=False, help="KEY=VALUE that agents may ask for; repeatable."),
@@ -69,7 +69,7 @@ def node(
     nats: Nats = None,
     root: Root = None,
     replicas: Replicas = None,
-    wait: Wait = 10.0,
+    wait: WaitSeconds = 10.0,
     options: NodeOptions = NODE,
     common: CommonOptions = COMMON,
 ) -> int:
@@ -98,7 +98,7 @@ def supervisor(
     nats: Nats = None,
     root: Root = None,
     replicas: Replicas = None,
-    wait: Wait = 10.0,
+    wait: WaitSeconds = 10.0,
     options: SupervisorOptions = SUPERVISOR,
     common: CommonOptions = COMMON,
 ) -> int:

@@ -129,7 +129,7 @@ class Scene:
             await asyncio.sleep(0.02)
 
     def effect_handlers(self, node: str, agent: str) -> EffectHandlers:
-        """The hands of a node that acts for `agent`: to do again what was done, or might have been."""
+        """What a node does that acts for `agent`: to do again what was done, or might have been."""
         services = self.world.nodes[node].services
         life = self.spec(agent).incarnation
         return EffectHandlers(

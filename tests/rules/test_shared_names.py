@@ -1,4 +1,4 @@
-"""One name, one thing: a class name (or the name of a type) stands in one file of the three packages."""
+"""One name, one thing: a class name, or the name of a type, stands in one file of the three packages."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SHARED = {
 
 
 def definitions() -> dict[str, set[str]]:
-    """Every name of a class or of a `type`, with the files that define it."""
+    """Every name of a class or of a type, with its files; so are `X = NewType(...)` and `X = Annotated[...]`."""
     found = defaultdict(set)
     for package in PACKAGES:
         for path in sorted((ROOT / package).rglob("*.py")):
@@ -26,6 +26,10 @@ def definitions() -> dict[str, set[str]]:
                     found[node.name].add(str(path.relative_to(ROOT)))
                 elif isinstance(node, ast.TypeAlias):
                     found[node.name.id].add(str(path.relative_to(ROOT)))
+                elif isinstance(node, ast.Assign) and isinstance(node.value, ast.Subscript | ast.Call):
+                    for target in node.targets:
+                        if isinstance(target, ast.Name) and target.id[0].isupper() and not target.id.isupper():
+                            found[target.id].add(str(path.relative_to(ROOT)))
     return found
 
 

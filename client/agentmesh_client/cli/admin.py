@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from agentmesh_client.cli import exits
-from agentmesh_client.cli.common import DEFAULTS, Globals, session
+from agentmesh_client.cli.common import DEFAULTS, Flag, Globals, session
 
 if TYPE_CHECKING:
     from agentmesh.edge.transport import Message
 
-Flag = Annotated[bool, Parameter(negative="", show_default=False)]
 NodeId = Annotated[str, Parameter(help="The node's id, as `mesh nodes` shows it.")]
 
 

@@ -7,13 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from agentmesh_client.cli import exits
-from agentmesh_client.cli.common import DEFAULTS, AgentName, Globals, Pairs, json_object, json_or_text, session
+from agentmesh_client.cli.common import DEFAULTS, AgentName, Flag, Globals, Pairs, json_object, json_or_text, session
 
 if TYPE_CHECKING:
     from agentmesh.wire import Status
     from agentmesh_client import AgentEntry, NodeEntry, TurnEntry
-
-Flag = Annotated[bool, Parameter(negative="", show_default=False)]
 
 
 async def start(

@@ -16,10 +16,11 @@ from agentmesh_client.cli import exits
 from agentmesh_client.cli.common import (
     DEFAULTS,
     AgentName,
+    Flag,
     GlobalOptions,
     Globals,
     Pairs,
-    Text,
+    TextArgument,
     json_object,
     json_or_text,
     read_text,
@@ -38,7 +39,6 @@ ACCEPTED_S = 1.0
 SILENCE_S = 3.0
 """After this long without an answer the user is told what the command waits for."""
 
-Flag = Annotated[bool, Parameter(negative="", show_default=False)]
 Ref = Annotated[str, Parameter(help="The request's ref, as `tell` prints it.")]
 
 
@@ -102,7 +102,7 @@ NO_EXTRAS = PromptFlags()
 
 def ask(
     name: AgentName,
-    text: Text,
+    text: TextArgument,
     /,
     *,
     timeout: float = 600.0,
@@ -234,7 +234,7 @@ async def _withdraw(mesh: Mesh, name: str, ref: str) -> str:
 
 def tell(
     name: AgentName,
-    text: Text,
+    text: TextArgument,
     /,
     *,
     timeout: float = 30.0,
@@ -284,7 +284,9 @@ async def poll(name: AgentName, ref: Ref, /, *, timeout: float = 10.0, options: 
     return exits.OK
 
 
-def notify(name: AgentName, event: Text, /, *, timeout: float = 30.0, options: Globals = DEFAULTS) -> Coroutine[Any, Any, int]:
+def notify(
+    name: AgentName, event: TextArgument, /, *, timeout: float = 30.0, options: Globals = DEFAULTS
+) -> Coroutine[Any, Any, int]:
     """Send an event to an agent: a JSON value, or text that is not JSON.
 
     Parameters

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 _GLOBAL = Group("Global options", sort_key=99)
 
 AgentName = Annotated[str, Parameter(help="The agent's name.")]
-Text = Annotated[str, Parameter(help="The text; `-` reads it from stdin.", allow_leading_hyphen=True)]
+TextArgument = Annotated[str, Parameter(help="The text; `-` reads it from stdin.", allow_leading_hyphen=True)]
+Flag = Annotated[bool, Parameter(negative="", show_default=False)]
 Pairs = Annotated[list[str] | None, Parameter(negative="")]
 
 
@@ -42,13 +43,13 @@ class GlobalOptions:
 DEFAULTS = GlobalOptions()
 Globals = Annotated[GlobalOptions, Parameter(parse=False)]
 """The global options as a verb gets them: `main` has parsed them, wherever they stood."""
-Rest = Annotated[str, Parameter(show=False, allow_leading_hyphen=True)]
+RestToken = Annotated[str, Parameter(show=False, allow_leading_hyphen=True)]
 """A token that is left to somebody else to parse."""
 CONNECT_S = 3.0
 """Wait for a server. Short, because a person waits in front of the terminal."""
 
 
-def any_verb(*tokens: Rest, options: GlobalOptions = DEFAULTS) -> None:
+def any_verb(*tokens: RestToken, options: GlobalOptions = DEFAULTS) -> None:
     # What all verbs take, for the parser. It is never called, and would show a docstring in the help.
     raise NotImplementedError
 

@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import App, Parameter
 
 from agentmesh_client.cli import exits
-from agentmesh_client.cli.common import DEFAULTS, AgentName, Globals, session
+from agentmesh_client.cli.common import DEFAULTS, AgentName, Flag, Globals, session
 
 if TYPE_CHECKING:
     from agentmesh_client import DeadLetter
 
 Letter = Annotated[int, Parameter(help="The letter's number, as `mesh dead ls` shows it.")]
-Flag = Annotated[bool, Parameter(negative="", show_default=False)]
 
 app = App(name="dead", help="List, read, send again or remove mail that an agent could not deal with.")
 

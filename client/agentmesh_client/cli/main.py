@@ -156,17 +156,17 @@ def app_for(tokens: Sequence[str]) -> App:
 
 
 def _add_hosting_verb(app: App, entry: EntryPoint) -> None:
-    from agentmesh_client.cli.common import Rest
+    from agentmesh_client.cli.common import RestToken
 
     try:
         app.command(entry.load(), name=entry.name)
     except Exception as error:  # noqa: BLE001 - whatever it is, the other verbs can be used
         reason = exits.sentence(error)
 
-        def stand_in(*_: Rest) -> None:
+        def stand_in(*_: RestToken) -> None:
             raise RuntimeError(f"`mesh {entry.name}` ({entry.value}) cannot be loaded: {reason}")
 
-        stand_in.__annotations__["_"] = Rest
+        stand_in.__annotations__["_"] = RestToken
         app.command(stand_in, name=entry.name, help=f"(cannot be loaded: {reason})")
 
 

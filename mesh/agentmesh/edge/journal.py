@@ -33,7 +33,10 @@ _ACK_S = 2.0
 """Wait for one acknowledgement: it is lost when the stream's leader dies; the next leader can be asked what became of it."""
 _LOOK_S = 1.0
 """Wait for one answer of the leader: while there is no leader, nobody answers at all."""
+PATIENCE_S = 30.0
+"""How long a failed append is tried again, unless its caller says otherwise."""
 _RETRY = ExponentialBackoff(0.05, 0.5)
+"""The pauses between its tries."""
 
 _UNDECIDED = (*PASSING_ERRORS, WrongLastSequence)
 """After these the newest record tells what became of an append: a compare-and-set may have lost against its own first try."""
@@ -55,7 +58,7 @@ class Journal(JournalReader):
         fence: int | None = None,
         rollup: bool = False,
         ttl_s: int | None = None,
-        patience_s: float = 30,
+        patience_s: float = PATIENCE_S,
     ) -> int:
         """Append one record behind the record `expected` (0: the journal has none) and return its sequence.
 
@@ -98,7 +101,7 @@ class Journal(JournalReader):
         record_id: str,
         expected: int,
         rollup: bool = False,
-        patience_s: float = 30,
+        patience_s: float = PATIENCE_S,
     ) -> bool:
         """`append` without a task that waits, for what most records are: small, and stored at once.
 

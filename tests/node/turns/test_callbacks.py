@@ -100,7 +100,7 @@ def test_a_plain_callback_runs_in_a_worker_thread_and_an_async_one_on_the_loop()
 
     end = call(made(handle_event=plain), "handle_event", 1)
     assert isinstance(end, Returned)
-    assert len(end.asks) == 1, "the hands work in a thread, too"
+    assert len(end.asks) == 1, "the context works in a thread, too"
     assert isinstance(call(made(handle_event=asynchronous), "handle_event", 1), Returned)
     assert ran[0] is not threading.main_thread()
     assert ran[1] is threading.main_thread()
