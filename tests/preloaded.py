@@ -2,8 +2,8 @@
 
 `python -m agentmesh_node` spends most of its start importing modules, half a second of processor time, and the tests start more
 than a thousand of them. So each test process keeps one that has done so and does nothing but fork (`serve`): the child gets
-arguments, environment and output of its own, runs the same `main`, and ends as any Python process does. A test that kills, stops or
-waits for it notices no difference, but for its command line.
+arguments, environment and output of its own, runs the same `main`, and ends as any Python process does. A test that kills, stops
+or waits for it notices no difference, but for its command line.
 
 It works where there are pidfds, on Linux; elsewhere, and for any other program, tests start processes in the usual way.
 """
