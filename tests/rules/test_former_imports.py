@@ -37,11 +37,12 @@ FORMER = MODULES | {f"{package}.{name}" for package, path in PACKAGES.items() fo
 def former_imports(text: str) -> Iterator[tuple[int, str]]:
     """Each import of a former name, with its line."""
     for node in ast.walk(ast.parse(text)):
-        names: list[str] = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
             names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        else:
+            continue
         yield from ((node.lineno, name) for name in names if name in FORMER)
 
 
