@@ -11,7 +11,9 @@ calls raise is one of `agentmesh.errors`.
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from importlib.machinery import ModuleSpec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -118,3 +120,35 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+_FORMER = {
+    "agentmesh_client.cli.asking": "agentmesh_client.cli.asks",
+    "agentmesh_client.cli.operating": "agentmesh_client.cli.admin",
+    "agentmesh_client.ends": "agentmesh_client.late_prompts",
+    "agentmesh_client.facts": "agentmesh_client.doctor.facts",
+    "agentmesh_client.operating": "agentmesh_client.admin",
+    "agentmesh_client.patience": "agentmesh_client.retry",
+    "agentmesh_client.prompting": "agentmesh_client.asks",
+    "agentmesh_client.prompts": "agentmesh_client.validation",
+    "agentmesh_client.sending": "agentmesh_client.mailer",
+    "agentmesh_client.specs": "agentmesh_client.spec_cache",
+    "agentmesh_client.starting": "agentmesh_client.lifecycle",
+    "agentmesh_client.verdicts": "agentmesh_client.doctor.diagnosis",
+    "agentmesh_client.waiting": "agentmesh_client.pending_asks",
+}
+"""Modules by their former names."""
+
+
+class _FormerNames:
+    """Asked last for a module that is not found. Until then it imports nothing: importing this package is cheap."""
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        if name not in _FORMER:
+            return None
+        from agentmesh.renamed import FormerNames  # noqa: PLC0415 - see above
+
+        return FormerNames(_FORMER).find_spec(name)
+
+
+sys.meta_path.append(_FormerNames())

@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 
 import agentmesh
+import agentmesh_client
 import agentmesh_node
 from agentmesh.renamed import FormerNames
 
 ROOT = Path(__file__).parents[2]
 (OF_MESH,) = (finder for finder in sys.meta_path if isinstance(finder, FormerNames))
-MODULES = {*OF_MESH._modules, *agentmesh_node._MODULES}
+MODULES = {*OF_MESH._modules, *agentmesh_node._MODULES, *agentmesh_client._FORMER}
 PACKAGES = {
     path.relative_to(ROOT / package).parent.as_posix().replace("/", "."): path
     for package in ("mesh", "node", "client")
@@ -63,6 +64,7 @@ def test_the_packages_import_nothing_by_a_former_name() -> None:
         "from agentmesh import hands",
         "def f():\n    from agentmesh.edge.jetstream import store",
         "from agentmesh_node import service as own",
+        "import agentmesh_client.starting",
         "from agentmesh_node.supervisor import Supervisor",
     ],
 )
