@@ -19,25 +19,23 @@ IMPORTED_BY: dict[str, str] = {
     "agentmesh.backend": "mesh/turn/test_ask.py",
     "agentmesh.callback_context": "node/turns/test_callbacks.py",
     "agentmesh.callback_results": "node/owner/test_loop.py",
-    "agentmesh.edge.api": "mesh/edge/test_journal.py",
+    "agentmesh.edge.api": "mesh/edge/test_manage.py",
     "agentmesh.edge.batches": "mesh/edge/test_registry.py",
-    "agentmesh.edge.failures": "mesh/edge/test_blobs.py",
+    "agentmesh.edge.failures": "mesh/edge/test_publish.py",
     "agentmesh.edge.frames": "mesh/edge/test_frames_in.py",
     "agentmesh.edge.nats_client": "mesh/edge/test_frames_in.py",
     "agentmesh.edge.subscription": "mesh/edge/test_connection.py",
     "agentmesh.edge.transport": "mesh/edge/test_connection.py",
-    "agentmesh.errors": "mesh/edge/test_publish.py",
+    "agentmesh.errors": "mesh/test_wire.py",
     "agentmesh.outcomes": "live/test_one_outcome.py",
     "agentmesh.ownership": "rules/test_ownership.py",
     "agentmesh.records": "mesh/test_ledger.py",
-    "agentmesh.steps": "node/backends/test_claude_lost.py",
+    "agentmesh.steps": "node/tools/test_loop_steps.py",
     "agentmesh.subjects": "mesh/edge/test_streams.py",
-    "agentmesh.testing": "node/backends/test_claude_conformance.py",
-    "agentmesh.tools.declared": "node/backends/test_backend_docs.py",
+    "agentmesh.testing": "node/backends/test_conformance.py",
+    "agentmesh.tools.declared": "node/tools/test_toolbox.py",
     "agentmesh.turn.dispatch": "mesh/turn/test_notify.py",
-    "agentmesh.turn.draft": "node/owner/test_mail_purge.py",
     "agentmesh.turn.lifecycle": "mesh/turn/test_stop.py",
-    "agentmesh.turn.machine": "mesh/turn/test_poison.py",
     "agentmesh.turn.step_values": "mesh/turn/test_model.py",
     "agentmesh.turn.values": "mesh/turn/test_ask.py",
     "agentmesh.turn.wait_cycles": "mesh/turn/test_circles.py",
@@ -47,7 +45,6 @@ IMPORTED_BY: dict[str, str] = {
     "agentmesh_client.cli.main": "client/test_cli.py",
     "agentmesh_client.cli.output": "client/test_cli.py",
     "agentmesh_client.cli.streaming": "client/test_streaming.py",
-    "agentmesh_client.client": "sim/test_findings.py",
     "agentmesh_client.doctor.diagnosis": "client/test_doctor.py",
     "agentmesh_client.doctor.facts": "client/test_doctor.py",
     "agentmesh_client.pending_asks": "client/test_asking.py",
@@ -60,21 +57,16 @@ IMPORTED_BY: dict[str, str] = {
     "agentmesh_node.backends.claude.options": "node/backends/test_claude_child.py",
     "agentmesh_node.backends.claude.store": "node/backends/test_claude_store.py",
     "agentmesh_node.backends.claude.transcript": "node/backends/test_claude_mirror.py",
-    "agentmesh_node.backends.codex.backend": "node/backends/test_codex_conformance.py",
+    "agentmesh_node.backends.codex.backend": "node/backends/test_codex_turns.py",
     "agentmesh_node.backends.codex.homes": "node/backends/test_codex_parts.py",
     "agentmesh_node.backends.codex.notifications": "node/backends/test_codex_parts.py",
     "agentmesh_node.backends.codex.process": "node/backends/test_codex_keeper.py",
-    "agentmesh_node.backends.codex.rollout": "node/backends/test_codex_conformance.py",
+    "agentmesh_node.backends.codex.rollout": "node/backends/test_codex_parts.py",
     "agentmesh_node.backends.codex.settings": "node/backends/test_codex_parts.py",
     "agentmesh_node.backends.codex.steps": "node/backends/test_codex_parts.py",
-    "agentmesh_node.host.heartbeat": "rules/test_limits.py",
-    "agentmesh_node.host.node": "live/test_sleep.py",
     "agentmesh_node.host.placed_agent": "node/host/test_catalog.py",
     "agentmesh_node.liveness_thread": "node/supervisor/test_leader_lease.py",
-    "agentmesh_node.owner.claim": "node/owner/test_loop.py",
     "agentmesh_node.owner.effect_handlers": "node/owner/test_effect_queue.py",
-    "agentmesh_node.owner.journal_writer": "node/owner/test_loop.py",
-    "agentmesh_node.owner.owner": "live/test_herd.py",
     "agentmesh_node.process.signals": "node/process/test_options.py",
     "agentmesh_node.services": "node/owner/test_idle.py",
     "agentmesh_node.settings": "node/process/test_options.py",
@@ -92,7 +84,9 @@ THROUGH: dict[str, str] = {
     "agentmesh.tools.signature": "node/tools/test_toolbox.py",
     "agentmesh.turn.control": "mesh/turn/test_halt.py",
     "agentmesh.turn.crash": "mesh/turn/test_errors.py",
+    "agentmesh.turn.draft": "mesh/turn/test_model.py",
     "agentmesh.turn.late_mail": "node/host/test_late_mail_sweep.py",
+    "agentmesh.turn.machine": "mesh/turn/test_model.py",
     "agentmesh.turn.outcome": "mesh/turn/test_ask.py",
     "agentmesh.turn.poison": "mesh/turn/test_poison.py",
     "agentmesh_client.admin": "live/test_operating.py",
@@ -102,6 +96,7 @@ THROUGH: dict[str, str] = {
     "agentmesh_client.cli.asks": "client/test_cli.py",
     "agentmesh_client.cli.dead": "client/test_cli.py",
     "agentmesh_client.cli.doctor": "client/test_doctor.py",
+    "agentmesh_client.client": "client/test_asking.py",
     "agentmesh_client.control": "client/test_control.py",
     "agentmesh_client.dead": "client/test_cli.py",
     "agentmesh_client.directory": "client/test_cli.py",
@@ -127,9 +122,7 @@ THROUGH: dict[str, str] = {
     "agentmesh_node.backends.codex.keeper": "node/backends/test_codex_keeper.py",
     "agentmesh_node.backends.codex.own_tools": "node/backends/test_codex_turns.py",
     "agentmesh_node.backends.codex.run": "node/backends/test_codex_turns.py",
-    "agentmesh_node.cli": "live/test_commands.py",
     "agentmesh_node.owner.dead_letters": "node/owner/test_control_requests.py",
-    "agentmesh_node.process.main": "live/test_hosting.py",
     "agentmesh_node.telemetry.otel": "node/telemetry/test_otel.py",
     "agentmesh_node.tools.functions": "node/tools/test_toolbox.py",
     "agentmesh_node.tools.toolbox": "node/tools/test_toolbox.py",
@@ -139,13 +132,26 @@ THROUGH: dict[str, str] = {
 }
 """Modules that a test file tests through what it imports."""
 
+WHOLE_NODES: dict[str, str] = {
+    "agentmesh_node.cli": "live/test_commands.py",
+    "agentmesh_node.host.heartbeat": "live/test_supervision.py",
+    "agentmesh_node.host.node": "live/test_hosting.py",
+    "agentmesh_node.owner.claim": "sim/test_crash_points.py",
+    "agentmesh_node.owner.journal_writer": "sim/test_crash_points.py",
+    "agentmesh_node.owner.owner": "sim/test_crash_points.py",
+    "agentmesh_node.process.main": "live/test_hosting.py",
+}
+"""Modules that no small test holds: only whole nodes do, for real or in the simulator. The file that says most is named."""
+
 NEEDS_NONE: dict[str, str] = {
     "agentmesh.edge.clock": "declares the ports of clock and randomness",
     "agentmesh_node.__main__": "calls process/main.py",
 }
 """Modules that need no test, and why."""
 
-OTHERWISE = IMPORTED_BY | THROUGH | NEEDS_NONE
+OTHERWISE = IMPORTED_BY | THROUGH | WHOLE_NODES | NEEDS_NONE
+MOST = 119
+"""How long the list may be. Only ever make it smaller."""
 
 
 def modules() -> Iterator[tuple[str, Path]]:
@@ -186,6 +192,7 @@ def test_each_module_has_a_test_file_of_its_own_or_stands_in_the_list() -> None:
 
 def test_the_list_only_shrinks() -> None:
     own = dict(modules())
+    assert len(OTHERWISE) <= MOST
     assert sorted(OTHERWISE.keys() - own.keys()) == [], "no such module"
     assert [name for name in OTHERWISE if has_its_own(name, own[name])] == [], "it has a test file of its own by now"
 
@@ -195,7 +202,7 @@ def test_what_is_said_to_be_imported_is() -> None:
 
 
 def test_the_files_that_test_a_module_through_another_exist() -> None:
-    assert [where for where in THROUGH.values() if not (ROOT / "tests" / where).is_file()] == []
+    assert [where for where in (THROUGH | WHOLE_NODES).values() if not (ROOT / "tests" / where).is_file()] == []
     assert all(NEEDS_NONE.values())
 
 
