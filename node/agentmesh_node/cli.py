@@ -35,7 +35,7 @@ def up(
     agents: Annotated[list[str], Parameter(help="Modules or files with the agents' classes.")],
     /,
     *,
-    port: Annotated[int, within(0, 65_535, "Port of the NATS server on 127.0.0.1; 0 takes a free one.")] = 4222,
+    port: Annotated[int, Parameter(help="Port of the NATS server on 127.0.0.1; 0 takes a free one.")] = 4222,
     data: Annotated[Path, Parameter(help="Directory of everything that lasts.")] = Path(".mesh"),
     sync_interval: Annotated[
         str, Parameter(help="When data reaches the disk: 'always' survives a power cut, '2m' is faster.")

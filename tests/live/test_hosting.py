@@ -113,7 +113,7 @@ def test_without_a_server_a_node_says_so_and_ends_with_5(project: Path) -> None:
         (["node", "--agents", "my_agents", "--id", "a.b"], "not a node id"),
         (["node", "--agents", "my_agents", "--label", "gpu"], "write KEY=VALUE"),
         (["node", "--agents", "my_agents", "--root", "No Root"], "cannot be a mesh's root"),
-        (["node", "--agents", "my_agents", "--capacity", "-1"], "--capacity -1"),
+        (["node", "--agents", "my_agents", "--capacity", "-1"], '"-1" for --capacity. Must be >= 0'),
         (["node", "--agents", "broken_agents"], "broken_agents cannot be imported: SyntaxError"),
         (["node", "--agents", "ending_agents"], "ending_agents cannot be imported: SystemExit: 3"),
         (["supervisor", "--id", "*"], "not a node id"),
