@@ -26,6 +26,7 @@ TRIMMED = ("activated", "tombstone")
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(WHOLE_S + 60)  # its own bound says more
 def test_neither_build_loses_what_the_other_has_written(tmp_path: Path) -> None:
     old, logs = tmp_path / "old", tmp_path / "logs"
     old.mkdir()
