@@ -140,7 +140,7 @@ _FORMER = {
 """Modules by their former names."""
 
 
-class _FormerNames:
+class _FormerClientNames:
     """Asked last for a module that is not found. Until then it imports nothing: importing this package is cheap."""
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
@@ -151,4 +151,4 @@ class _FormerNames:
         return FormerNames(_FORMER).find_spec(name)
 
 
-sys.meta_path.append(_FormerNames())
+sys.meta_path.append(_FormerClientNames())

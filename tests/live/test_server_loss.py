@@ -287,7 +287,8 @@ def test_a_deleted_journal_stops_its_agents_and_paints_nothing_over(
             assert left == [], "what the store has lost, nobody may paint over"
             # What is new has a journal of its own.
             await mesh.client.start_agent("newcomer", kind="Recorder", timeout=PATIENCE_S)
-            await serves(mesh, "newcomer")
+            assert (await mesh.client.ask("newcomer", "afterwards", timeout=PATIENCE_S)).text == "afterwards"
+            await reports(mesh, "the store has lost data of asleep, awake")
 
     with caplog.at_level(logging.CRITICAL):
         run(main(), LONG_S)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from agentmesh.agent import Agent
-from agentmesh.formats import RECORD_VERSION
+from agentmesh.formats import RECORD_VERSION, users_labels
 from agentmesh.ownership import Claim
 from agentmesh.wire import NodeLease, Spec, parse_time
 from agentmesh_node.host.heartbeat import NodeFigures
@@ -22,7 +22,7 @@ class Doll(Agent[int]):
 def test_the_first_lease_says_what_the_process_serves() -> None:
     settings = NodeSettings(node_id="n1", agents={"Doll": Doll, "Bear": Doll}, labels={"zone": "b"}, capacity=7)
     lease = first_lease(settings, "boot", 1_800_000_000.0)
-    assert (lease.boot, lease.kinds, lease.labels, lease.capacity) == ("boot", ("Bear", "Doll"), {"zone": "b"}, 7)
+    assert (lease.boot, lease.kinds, users_labels(lease.labels), lease.capacity) == ("boot", ("Bear", "Doll"), {"zone": "b"}, 7)
     assert parse_time(lease.started) == 1_800_000_000.0 and lease.version
     assert lease.agents == 0 and not lease.draining and not lease.cordoned
     assert lease.reads == RECORD_VERSION
