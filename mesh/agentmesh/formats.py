@@ -54,6 +54,8 @@ ADDED: tuple[Addition, ...] = (
     Addition("label mesh.reads-2", "kept"),
     Addition("Spec.ran", "ignored"),
     Addition("Status.waiting", "ignored"),
+    Addition("Ledger.spec", "ignored"),
+    Addition("Change.spec", "ignored"),
 )
 
 

@@ -237,7 +237,9 @@ def journal_version(records: Iterable[tuple[int, Record]]) -> int:
 def _detached(ledger: Ledger) -> Ledger:
     """`ledger` with copies of its raw values, so that it does not keep the bytes of whole records in memory."""
     steps = {index: Step(_copied(step.value)) for index, step in ledger.steps.items()}
-    return structs.replace(ledger, state=_copied(ledger.state), session=_copied(ledger.session), steps=steps)
+    return structs.replace(
+        ledger, state=_copied(ledger.state), session=_copied(ledger.session), spec=_copied(ledger.spec), steps=steps
+    )
 
 
 def _copied(raw: Raw) -> Raw:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Literal
 
 import msgspec
-from msgspec import structs
+from msgspec import Raw, structs
 
 from agentmesh.formats import FIRST
 from agentmesh.ledger import NO_CHANGE
-from agentmesh.records import Change, Ledger, Record
-from agentmesh.wire import Spec
+from agentmesh.records import NOTHING, Change, Ledger, Record
+from agentmesh.wire import Spec, encode
 
 
 class Claim(msgspec.Struct, frozen=True, kw_only=True):
@@ -106,3 +106,31 @@ def owned(ledger: Ledger, claim: Claim) -> Ledger:
         node=claim.node,
         boot=claim.boot,
     )
+
+
+_spec = msgspec.json.Decoder(Spec)
+
+
+def kept_spec(spec: Spec, ledger: Ledger) -> Raw:
+    """`spec` as a journal keeps it: what was asked for, and not how the agent is. The very value that `ledger` has, if that says
+    the same."""
+    body = encode(structs.replace(spec, status="running", reason=None, since=None, ran=True))
+    return ledger.spec if bytes(ledger.spec) == body else Raw(body)
+
+
+def restored_spec(ledger: Ledger | None) -> Spec | None:
+    """The spec of the life that `ledger` is about, as its journal kept it, with the status that the ledger says; None if it kept
+    none that can be read."""
+    if ledger is None or ledger.spec == NOTHING or ledger.phase == "over":
+        return None
+    try:
+        spec = _spec.decode(ledger.spec)
+    except (msgspec.DecodeError, RecursionError):
+        return None
+    if spec.incarnation != ledger.incarnation:
+        return None
+    if ledger.phase == "stopped":
+        return structs.replace(spec, status="stopping", reason=ledger.failed)
+    if ledger.failed is not None:
+        return structs.replace(spec, status="failed", reason=ledger.failed)
+    return structs.replace(spec, status="running" if ledger.phase in ("init", "ready") else "wanted")

@@ -328,6 +328,9 @@ class Ledger(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """By digest of a `Nats-Msg-Id`: mail that was purged while a repetition of it might still come."""
     effects: dict[str, Open] = {}
     history: tuple[TurnInfo, ...] = ()
+    spec: Raw = NOTHING
+    """The spec as JSON, without its status (`agentmesh.ownership.kept_spec`): what the registry's is restored from if a message
+    that is not the mesh's replaces it."""
 
 
 class Change(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -349,6 +352,7 @@ class Change(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     notices: tuple[Notice, ...] | UnsetType = UNSET
     trying: str | UnsetType | None = UNSET
     turning: Turning | UnsetType | None = UNSET
+    spec: Raw | UnsetType = UNSET
 
     positions: dict[str, int | None] | UnsetType = UNSET
     taken: dict[str, tuple[int, ...] | None] | UnsetType = UNSET

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from msgspec import structs
+from msgspec import Raw, structs
 from msgspec.inspect import type_info
 
 from agentmesh.edge.registry import Entry, decode_spec
@@ -70,6 +70,10 @@ def test_the_judge_sees_what_a_snapshot_drops() -> None:
         kind="turn", id="2", node="o1", snapshot=Ledger(incarnation="i", generation=1, node="n1", boot="b", turn=1), **who
     )
     assert any("drops ['minted']" in line for line in dropped({"a": [(1, first), (2, short)]}))
+    spec = structs.replace(first, change=Change(turn=1, spec=Raw(b"{}")))
+    assert not [line for line in dropped({"a": [(1, spec), (2, short)]}) if "drops" in line], "the older build may"
+    own = structs.replace(short, node="n2")
+    assert any("drops ['spec']" in line for line in dropped({"a": [(1, spec), (2, own)]})), "this one may not"
     newer = structs.replace(first, v=2)
     behind = Record(kind="turn", id="3", node="o1", **who)
     assert any("behind one of version 2" in line for line in dropped({"a": [(1, newer), (2, behind)]}))

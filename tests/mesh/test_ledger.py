@@ -35,7 +35,7 @@ from mesh.values import JSON, RAW, of, struct
 EFFECTS: tuple[type[Any], ...] = get_args(Effect.__value__)
 KEPT = tuple(f for f in Ledger.__struct_fields__ if f not in Change.__struct_fields__)
 """What a change does not speak of: the record itself says it."""
-LEDGERS = struct(Ledger, state=RAW, session=RAW)
+LEDGERS = struct(Ledger, state=RAW, session=RAW, spec=RAW)
 
 relaxed = settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large], deadline=None, max_examples=100)
 

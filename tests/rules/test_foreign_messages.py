@@ -10,10 +10,13 @@ import pytest
 
 from agentmesh.edge.journal_reader import RECORD
 from agentmesh.edge.publish import store
+from agentmesh.edge.registry import readable_spec
 from agentmesh.edge.transport import Message
 from agentmesh.errors import MeshError, StoreLost, UnreadableRecord
 from agentmesh.records import Record, decode_record, encode_record
+from agentmesh.subjects import placement_key, spec_key
 from rules.scene import PATIENCE_S, Scene, play
+from sim.run import registry_of
 
 BODIES = (b"", b"hello", b'{"prompt":"missing field kind"}', b"\xff", b"[" * 3000)
 
@@ -310,5 +313,174 @@ def test_an_agent_waits_before_what_cannot_be_read_and_goes_on_when_it_can(what:
         assert scene.spec("a").reason is None
         await scene.until(lambda: ref in scene.results("a"), "its mail is answered")
         assert scene.seen("a").prompts == ["one", "two"]
+
+    play(story)
+
+
+# --- the registry ---------------------------------------------------------------------------------------------------
+FOREIGN = (b"{", b"", b"[" * 3000, b'"text"', b"7", b'{"kind":7}', b"\xff")
+
+
+@pytest.mark.case(256)
+@pytest.mark.parametrize("body", FOREIGN)
+def test_a_foreign_spec_is_put_back_by_the_agents_owner(body: bytes) -> None:
+    async def story(scene: Scene) -> None:
+        await scene.mesh.start_agent("a", kind="Doll", options={"depth": 3}, timeout=PATIENCE_S)
+        await scene.mesh.ask("a", "one")
+        before = scene.spec("a")
+        generation = scene.ledger("a").generation
+        await Stranger(scene).registry(spec_key("a"), body)
+        await scene.until(lambda: _spec(scene) is not None, "the spec is put back", 0.5)
+        assert msgspec.structs.replace(scene.spec("a"), since=before.since) == before
+        assert (await scene.mesh.ask("a", "two", timeout=PATIENCE_S)).text == "two"
+        assert scene.ledger("a").generation == generation
+
+    play(story)
+
+
+def _spec(scene: Scene, agent: str = "a") -> Any:
+    found = registry_of(scene.world).get(spec_key(agent))
+    return readable_spec(found)
+
+
+@pytest.mark.case(256)
+def test_a_foreign_spec_of_a_sleeping_agent_is_put_back_from_its_journal() -> None:
+    async def story(scene: Scene) -> None:
+        await scene.mesh.start_agent("a", kind="Doll", options={"depth": 3}, timeout=PATIENCE_S)
+        await scene.until(lambda: _asleep(scene, "a"), "it sleeps")
+        before = scene.spec("a")
+        scene.world.kill("s1")  # no leader helps
+        await Stranger(scene).registry(spec_key("a"))
+        await scene.until(lambda: _spec(scene) is not None, "the spec is put back", 5.0)
+        assert msgspec.structs.replace(scene.spec("a"), since=before.since) == before
+        assert (await scene.mesh.ask("a", "one", timeout=PATIENCE_S)).text == "one"
+
+    play(story, passivate_s=2.0)
+
+
+@pytest.mark.case(256)
+@pytest.mark.parametrize("leader", ["remembers", "is new"])
+def test_a_foreign_spec_without_an_owner_is_put_back_and_its_agent_goes_on(leader: str) -> None:
+    """Its node died at the same moment; a leader that was there has seen the spec, a new one takes it from the journal."""
+
+    async def story(scene: Scene) -> None:
+        await scene.mesh.start_agent("a", kind="Doll", options={"depth": 3}, timeout=PATIENCE_S)
+        await scene.mesh.ask("a", "one")
+        before = scene.spec("a")
+        first = scene.node_of("a")
+        scene.world.kill(first)
+        if leader == "is new":
+            scene.world.kill("s1")
+        await Stranger(scene).registry(spec_key("a"))
+        if leader == "is new":
+            scene.world.restart("s1")
+        await scene.until(lambda: _spec(scene) is not None, "the spec is put back")
+        assert scene.spec("a").options == before.options and scene.spec("a").incarnation == before.incarnation
+        assert (await scene.mesh.ask("a", "two", timeout=PATIENCE_S)).text == "two"
+        assert scene.seen("a").prompts == ["one", "two"]
+
+    play(story, nodes=("n1", "n2"))
+
+
+@pytest.mark.case(256)
+def test_a_foreign_spec_of_an_agent_that_waits_for_its_first_node_is_put_back() -> None:
+    async def story(scene: Scene) -> None:
+        await scene.mesh.start_agent("a", kind="Doll", labels={"zone": "b"}, wait=False)
+        await scene.until(lambda: scene.spec("a").reason is not None, "it waits")
+        await Stranger(scene).registry(spec_key("a"))
+        await scene.until(lambda: _spec(scene) is not None, "the spec is put back")
+        assert scene.spec("a").labels == {"zone": "b"}
+
+    play(story)
+
+
+@pytest.mark.case(256)
+def test_a_name_that_never_was_an_agents_is_left_alone() -> None:
+    async def story(scene: Scene) -> None:
+        await scene.start("a")
+        revision = await Stranger(scene).registry(spec_key("nobody"))
+        await asyncio.sleep(30.0)
+        assert registry_of(scene.world)[spec_key("nobody")].revision == revision
+        assert (await scene.mesh.ask("a", "one", timeout=PATIENCE_S)).text == "one"
+
+    play(story)
+
+
+@pytest.mark.case(255)
+@pytest.mark.parametrize("body", FOREIGN)
+def test_a_foreign_placement_counts_as_none(body: bytes) -> None:
+    async def story(scene: Scene) -> None:
+        await scene.start("a")
+        await scene.mesh.ask("a", "one")
+        await Stranger(scene).registry(placement_key(scene.node_of("a"), "a"), body)
+        await Stranger(scene).registry(placement_key("n3", "a"), body)
+        assert (await scene.mesh.ask("a", "two", timeout=PATIENCE_S)).text == "two"
+        await scene.until(lambda: _placements(scene, "a") == 1, "one placement")
+        assert scene.seen("a").prompts == ["one", "two"]
+
+    play(story, nodes=("n1", "n2"))
+
+
+def _placements(scene: Scene, agent: str) -> int:
+    return sum(key.startswith("placements.") and key.endswith(f".{agent}") for key in registry_of(scene.world))
+
+
+@pytest.mark.case(255)
+@pytest.mark.parametrize("body", FOREIGN)
+def test_a_foreign_lease_moves_no_agent_of_a_node_that_lives(body: bytes) -> None:
+    async def story(scene: Scene) -> None:
+        heard = await facts(scene, "a")
+        await scene.start("a")
+        await scene.mesh.ask("a", "one")
+        await Stranger(scene).registry("nodes.n1", body)
+        await asyncio.sleep(20.0)
+        assert (await scene.mesh.ask("a", "two", timeout=PATIENCE_S)).text == "two"
+        assert kinds(heard).count("activated") == 1
+        assert scene.ledger("a").takeovers == {}
+
+    play(story)
+
+
+@pytest.mark.case(255)
+def test_a_foreign_lease_of_a_dead_node_holds_none_of_its_agents() -> None:
+    async def story(scene: Scene) -> None:
+        await scene.start("a")
+        await scene.mesh.ask("a", "one")
+        first = scene.node_of("a")
+        scene.world.kill(first)
+        await Stranger(scene).registry(f"nodes.{first}")
+        assert (await scene.mesh.ask("a", "two", timeout=PATIENCE_S)).text == "two"
+        assert scene.node_of("a") != first
+        await scene.until(lambda: f"nodes.{first}" not in registry_of(scene.world), "the leftover is deleted")
+
+    play(story, nodes=("n1", "n2"))
+
+
+@pytest.mark.case(255)
+@pytest.mark.parametrize("body", FOREIGN)
+def test_a_foreign_leaders_lease_keeps_nobody_from_leading(body: bytes) -> None:
+    async def story(scene: Scene) -> None:
+        await scene.start("a")
+        await Stranger(scene).registry("supervisor", body)
+        await scene.start("b")
+        assert (await scene.mesh.ask("b", "one", timeout=PATIENCE_S)).text == "one"
+        scene.world.kill("s1")
+        await Stranger(scene).registry("supervisor", body)
+        scene.world.restart("s1")
+        await scene.start("c")
+
+    play(story)
+
+
+@pytest.mark.case(255)
+def test_a_foreign_epoch_is_put_back_and_nodes_start_again() -> None:
+    async def story(scene: Scene) -> None:
+        await scene.start("a")
+        await scene.mesh.ask("a", "one")
+        await Stranger(scene).registry("epoch", b"soon")
+        scene.world.kill("n1")
+        scene.world.restart("n1")
+        assert (await scene.mesh.ask("a", "two", timeout=PATIENCE_S)).text == "two"
+        assert registry_of(scene.world)["epoch"].value == b"1"
 
     play(story)

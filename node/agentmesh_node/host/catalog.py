@@ -12,16 +12,19 @@ import contextlib
 import logging
 from functools import partial
 
+from msgspec import structs
+
 from agentmesh.edge.failures import EDGE_ERRORS
 from agentmesh.edge.registry import Entry, View, decode_placement, decode_spec, readable_spec
 from agentmesh.edge.retry import UPKEEP_RETRY
 from agentmesh.edge.tasks import Background, cancel_and_wait
 from agentmesh.edge.transport import Message
 from agentmesh.errors import BadRequest, StoreLost, UnreadableRecord
-from agentmesh.ownership import Claim
+from agentmesh.ledger import fold
+from agentmesh.ownership import Claim, restored_spec
 from agentmesh.subjects import placement_key, spec_key
 from agentmesh.turn.values import Phase
-from agentmesh.wire import Spec
+from agentmesh.wire import Spec, encode, format_time
 from agentmesh_node.host.drain import give_up
 from agentmesh_node.host.linked_agents import end_children
 from agentmesh_node.host.placed_agent import PlacedAgent
@@ -265,7 +268,26 @@ class Catalog:
         spec = readable_spec(entry)
         if spec is None or spec.incarnation != placed.incarnation:
             entry = await self._s.registry.get(spec_key(placed.name))
-        return decode_spec(entry) if entry is not None else None
+        if entry is None:
+            return None
+        return readable_spec(entry) or await self._restore_spec(placed, entry)
+
+    async def _restore_spec(self, placed: PlacedAgent, entry: Entry) -> Spec:
+        """Put back a spec of foreign form, as the journal has it.
+
+        Raises:
+            BadRequest: the journal has none of this life.
+            WrongLastSequence: somebody else has written it meanwhile.
+            StoreLost, UnreadableRecord, Unavailable: as `Journal.read`.
+        """
+        ledger, _ = fold((await self._s.journal.read(placed.name)).records)
+        spec = restored_spec(ledger)
+        if spec is None or spec.incarnation != placed.incarnation:
+            return decode_spec(entry)  # which says what is wrong with it
+        restored = structs.replace(spec, since=format_time(self._s.now()))
+        await self._s.registry.update(entry.key, encode(restored), entry.revision)
+        log.warning("the spec was not the mesh's any more, and is put back", extra={"agent": placed.name})
+        return restored
 
     # --- the end of an owner ----------------------------------------------------------------------------------------
     def _owner_ended(self, placed: PlacedAgent, owner: Owner, lost: OwnershipLost | None) -> None:
@@ -309,7 +331,10 @@ class Catalog:
         if placed is None or entry.value is None:
             return
         spec = readable_spec(entry)
-        if spec is None or spec.incarnation != placed.incarnation or spec.status == "stopped":
+        if spec is None:
+            self._on_foreign_spec(placed)
+            return
+        if spec.incarnation != placed.incarnation or spec.status == "stopped":
             return
         if placed.broken and spec.status == "stopping" and (spec.reason is None or spec.reason.code != StoreLost.code):
             placed.stuck = None  # an operator gives up what is lost
@@ -318,9 +343,19 @@ class Catalog:
                 self._unreadable.discard(placed.name)
                 self._activate(placed)
         elif spec.status != "stopping":
+            placed.owner.saw(spec)
             placed.owner.reassert(spec)
         elif placed.owner.spec.status != "stopping":
             placed.owner.stop(spec)
+
+    def _on_foreign_spec(self, placed: PlacedAgent) -> None:
+        """The spec is of foreign form: its agent's owner puts it back, or one that begins for this."""
+        log.warning("a spec is not the mesh's", extra={"agent": placed.name})
+        if placed.owner is not None and placed.owner.core is not None:
+            placed.owner.put_spec_back()
+        else:
+            self._unreadable.discard(placed.name)
+            self._activate(placed)
 
     def trouble(self) -> str | None:
         """What the store has lost of the agents here, and what to do about it; None if nothing is known to be lost."""

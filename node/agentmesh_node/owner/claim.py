@@ -11,7 +11,7 @@ from agentmesh.edge.registry import decode_node
 from agentmesh.errors import BadRequest, Fenced, StoreLost, Unavailable
 from agentmesh.formats import FIRST, required
 from agentmesh.ledger import charged, diff, fold, journal_version
-from agentmesh.ownership import Claim, activation, judge, owned
+from agentmesh.ownership import Claim, activation, judge, kept_spec, owned
 from agentmesh.records import Ledger, encode_record, version_of
 from agentmesh.subjects import node_key
 from agentmesh.wire import Spec
@@ -70,15 +70,17 @@ async def claim_ownership(services: Services, name: str, spec: Spec, claim: Clai
                 f"agent {name} has consumed mail that its stream has never given: its stream was put back, or lost data; "
                 "stop, and restore all streams of the mesh from one moment"
             )
-        boot = await _lease_boot(services, claim, ledger)
+        boot, foreign = await _lease_boot(services, claim, ledger)
         verdict = judge(claim, spec, ledger, lease_boot=boot)
         if verdict.act == "yield":
             raise OwnershipLost(verdict.reason, final=True)
         assert verdict.ledger is not None
         if verdict.act in ("finish", "over"):
             return Claimed(verdict.ledger, last, False, journal_version(contents.records))
-        died = ledger is not None and not verdict.snapshot and ledger.boot not in (claim.boot, boot)
+        # Where a lease is of foreign form nothing is known of its process: no input is charged with a death that may be feigned.
+        died = ledger is not None and not verdict.snapshot and not foreign and ledger.boot not in (claim.boot, boot)
         start = charged(verdict.ledger, died)
+        start = structs.replace(start, spec=kept_spec(spec, start))
         change = diff(verdict.ledger, start)
         v = FIRST if verdict.snapshot else journal_version(contents.records)
         if contents.foreign:
@@ -130,13 +132,13 @@ def _check_whole(name: str, spec: Spec, contents: Contents, epoch: int) -> None:
             raise StoreLost(mark.message, details=mark.details)
 
 
-async def _lease_boot(services: Services, claim: Claim, ledger: Ledger | None) -> str | None:
-    """The boot id in the lease of the last owner's node. It shows whether that process is alive; and, if it is this very node,
-    whether it has been started again."""
+async def _lease_boot(services: Services, claim: Claim, ledger: Ledger | None) -> tuple[str | None, bool]:
+    """The boot id in the lease of the last owner's node, and whether that lease is of foreign form, which counts as none. The id
+    shows whether that process is alive; and, if it is this very node, whether it has been started again."""
     if ledger is None or ledger.boot == claim.boot or not ledger.node:
-        return None
+        return None, False
     entry = await services.registry.get(node_key(ledger.node))
     try:
-        return decode_node(entry).boot if entry is not None else None
+        return (decode_node(entry).boot if entry is not None else None), False
     except BadRequest:
-        return None  # a lease of foreign form is none
+        return None, True

@@ -287,7 +287,7 @@ class EffectHandlers:
         entry = await self._registry.get(applied_key(name, _hash(self.agent)))
         if entry is None or entry.value is None:
             return False
-        return origin_key(msgspec.json.decode(entry.value, type=str)) >= origin_key(origin)
+        return _applied_origin(entry) >= origin_key(origin)
 
     async def _replace(self, entry: Entry, old: Spec, new: Spec, name: str) -> None:
         """Write a spec over another. If that replaces `by`, the old `by` is kept first."""
@@ -350,11 +350,19 @@ async def keep_applied(registry: Registry, name: str, by: By) -> None:
         try:
             if entry is None:
                 await registry.create(key, value, ttl_s=APPLIED_TTL_S)
-            elif entry.value is None or origin_key(msgspec.json.decode(entry.value, type=str)) < origin_key(by.origin):
+            elif _applied_origin(entry) < origin_key(by.origin):
                 await registry.update(key, value, entry.revision, ttl_s=APPLIED_TTL_S)
         except WrongLastSequence:
             continue
         return
+
+
+def _applied_origin(entry: Entry) -> tuple[int, ...]:
+    """A sort key of the origin in an `applied` key; what is of foreign form is older than any."""
+    try:
+        return origin_key(msgspec.json.decode(entry.value or b"", type=str))
+    except (msgspec.DecodeError, RecursionError):
+        return (-1,)
 
 
 def _hash(sender: str) -> str:

@@ -93,7 +93,7 @@ class Owner:
         self._shown: SetStatus | None = None
         self.mailbox: Mailbox | None = None
         self.runner: Runner | None = factory.runner(name, spec)
-        self._status = StatusWriter(services, name, claim.incarnation)
+        self._status = StatusWriter(services, name, claim.incarnation, lambda: self.spec)
         self._loop = OwnerLoop(
             name,
             writer=JournalWriter(services, name, committed=0),
@@ -293,6 +293,19 @@ class Owner:
         shown = self._shown
         if shown is not None and shown.status in ("running", "failed") and spec.status != shown.status:
             self._status.again(shown.status, shown.reason)
+
+    def saw(self, spec: Spec) -> None:
+        """Keep a spec that was seen: should a message that is not the mesh's replace it, this one is put back."""
+        if self.spec.status != "stopping":
+            self.spec = spec
+
+    def put_spec_back(self) -> None:
+        """Write the spec again, which is of foreign form now."""
+        shown = self._shown
+        if shown is not None:
+            self._status.again(shown.status, shown.reason)
+        else:
+            self._status.again(self.spec.status, self.spec.reason)
 
     # --- commands ---------------------------------------------------------------------------------------------------
     def _command_handlers(self) -> Handlers:

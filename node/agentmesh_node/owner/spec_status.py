@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
+from collections.abc import Callable
 
 import msgspec
 
 from agentmesh import wire
 from agentmesh.edge.failures import EDGE_ERRORS, WrongLastSequence
-from agentmesh.edge.registry import decode_spec
+from agentmesh.edge.registry import readable_spec
 from agentmesh.edge.retry import UPKEEP_RETRY
 from agentmesh.edge.tasks import Background
 from agentmesh.subjects import spec_key
-from agentmesh.wire import AgentStatus, ErrorBody
+from agentmesh.wire import AgentStatus, ErrorBody, Spec
 from agentmesh_node.services import Services
 
 log = logging.getLogger("agentmesh.node")
@@ -33,10 +34,12 @@ KEEP_STOPPED_S = 7 * 24 * 3600
 class StatusWriter:
     """Writes the status of one life of one agent, by compare-and-set."""
 
-    def __init__(self, services: Services, agent: str, incarnation: str) -> None:
+    def __init__(self, services: Services, agent: str, incarnation: str, good: Callable[[], Spec]) -> None:
+        """`good`: the last spec of this life that could be read, for where the registry's is of foreign form."""
         self._s = services
         self._agent = agent
         self._incarnation = incarnation
+        self._good = good
         self._wanted: deque[tuple[AgentStatus, ErrorBody | None]] = deque()
         self._writing = Background(f"status {agent}")
 
@@ -85,12 +88,16 @@ class StatusWriter:
         """Write over the spec of the registry's copy; after a failure (`look`) over that of the leader."""
         key = spec_key(self._agent)
         entry = None if look else self._s.specs.get(key)
-        if entry is None or decode_spec(entry).status == status:
+        seen = readable_spec(entry)
+        if seen is None or seen.status == status:
             entry = await self._s.registry.get(key)
+            seen = readable_spec(entry)
         if entry is None:
             return
-        spec = decode_spec(entry)
-        if spec.incarnation != self._incarnation or spec.status not in _FROM[status]:
+        if seen is None:
+            log.warning("the spec was not the mesh's any more, and is put back", extra={"agent": self._agent})
+        spec = self._good() if seen is None else seen
+        if seen is not None and (spec.incarnation != self._incarnation or spec.status not in _FROM[status]):
             newer = await self._s.registry.get(key)
             if newer is None or newer.revision == entry.revision:
                 return
@@ -105,4 +112,5 @@ class StatusWriter:
             ran=spec.ran or status in ("running", "failed"),
         )
         ttl = KEEP_STOPPED_S if status == "stopped" else None
-        await self._s.registry.update(key, wire.encode_spec(new, entry.value), entry.revision, ttl_s=ttl)
+        over = None if seen is None else entry.value
+        await self._s.registry.update(key, wire.encode_spec(new, over), entry.revision, ttl_s=ttl)

@@ -79,6 +79,8 @@ class LeaderLease:
         self._revision = 0
         self._renewed_at = 0.0
         self._seen: tuple[SupervisorLease, int] | None = None
+        self._foreign = 0
+        """Revision of a value of foreign form, which is no lease and can be replaced; 0: there is none."""
         self._seen_at = 0.0
         self._wake = asyncio.Event()
 
@@ -97,6 +99,7 @@ class LeaderLease:
         if entry is not None and entry.revision < self._revision:
             return
         lease = _decode(entry)
+        self._foreign = entry.revision if entry is not None and entry.value is not None and lease is None else 0
         self._seen = None if lease is None or entry is None else (lease, entry.revision)
         self._seen_at = self._monotonic()
         if self._leading:
@@ -181,10 +184,11 @@ class LeaderLease:
         value = encode(SupervisorLease(id=self._id, since=self._since, reads=RECORD_VERSION))
         try:
             async with asyncio.timeout(self._ttl / 3):
-                if self._seen is None:
+                over = self._foreign if self._seen is None else self._seen[1]
+                if not over:
                     self._revision = await self._registry.create(SUPERVISOR_KEY, value, ttl_s=self._ttl)
                 else:
-                    self._revision = await self._registry.update(SUPERVISOR_KEY, value, self._seen[1], ttl_s=self._ttl)
+                    self._revision = await self._registry.update(SUPERVISOR_KEY, value, over, ttl_s=self._ttl)
         except WrongLastSequence:
             await self._look()
             return
@@ -219,5 +223,5 @@ def _decode(entry: Entry | None) -> SupervisorLease | None:
         return None
     try:
         return msgspec.json.decode(entry.value, type=SupervisorLease)
-    except msgspec.DecodeError:
-        return SupervisorLease(id="", since="")  # somebody holds it, under no name: it ends with its TTL
+    except (msgspec.DecodeError, RecursionError):
+        return None  # of foreign form: it has no TTL, and nobody holds it

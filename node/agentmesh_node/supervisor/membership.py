@@ -57,6 +57,8 @@ class Membership:
         """Until this time of the loop nobody is dead because its lease is gone; 0: it has passed."""
         self._dead_boots: dict[str, str] = {}
         """Which process of a node its pings found dead: another may have taken its id since."""
+        self._foreign_since: dict[str, float] = {}
+        """Since when a node's lease is of foreign form."""
         self._doomed: dict[str, int] = {}
         """Leases of dead nodes, by their revisions: to be deleted."""
 
@@ -83,19 +85,27 @@ class Membership:
         if ping_state is PingState.DEAD:
             state, reason = NodeState.GONE, f"no responders for {self._settings.grace_s:g} s"
         elif lease is None:
-            settled = asyncio.get_running_loop().time() >= self.settles_at
+            settled = asyncio.get_running_loop().time() >= max(self.settles_at, self._rewritten_by(node))
             state, reason = (NodeState.GONE if settled else NodeState.DOUBTED), "its lease is gone"
         elif ping_state is PingState.SILENT:
             state, reason = NodeState.DOUBTED, "no responders"
         else:
             state, reason = NodeState.LIVE, "it has a lease"
-        if state is NodeState.GONE and lease is not None:
+        if state is NodeState.GONE and (lease is not None or node in self._index.foreign_leases):
             self._doomed[node] = self._index.revision(node_key(node))
         if self._index.set_state(node, state):
             level = logging.WARNING if state is NodeState.GONE else logging.INFO
             self._decisions.add(f"node_{state.value}", reason, level=level, node=node)
             if state is NodeState.GONE:
                 self._index.hurry(self._pings.busy(node))
+
+    def _rewritten_by(self, node: str) -> float:
+        """When a node that lives has written its lease again, if a message that is not the mesh's has replaced it; 0 if not."""
+        if node not in self._index.foreign_leases:
+            self._foreign_since.pop(node, None)
+            return 0.0
+        since = self._foreign_since.setdefault(node, asyncio.get_running_loop().time())
+        return since + self._settings.settle_s
 
     def judge_all(self) -> None:
         """Decide the state of every node."""

@@ -48,7 +48,9 @@ class RegistryIndex:
         self._states: dict[str, NodeState] = {}
         self._revisions: dict[str, int] = {}
         self._buried: dict[str, int] = {}
-        self._unreadable: set[str] = set()
+        self.foreign_leases: set[str] = set()
+        """Nodes whose leases are of foreign form."""
+        self._unreadable: dict[str, int] = {}
         self._dirty: set[str] = set()
         self._first: set[str] = set()
         self._may_fit = False
@@ -107,6 +109,10 @@ class RegistryIndex:
         """Newest revision seen of `key`; 0 if it does not exist."""
         return self._revisions.get(key, 0)
 
+    def foreign_specs(self) -> dict[str, int]:
+        """Agents whose specs are of foreign form, with the revisions of those."""
+        return dict(self._unreadable)
+
     # --- what changes ---------------------------------------------------------------------------------------------
     def observe(self, entry: Entry) -> None:
         """Note a change, unless a newer one of that key is known."""
@@ -135,9 +141,10 @@ class RegistryIndex:
         if role == "agents":
             self._note_parent(name, self.specs.pop(name, None), None)
             self.unknown.pop(name, None)
-            self._unreadable.discard(name)
+            self._unreadable.pop(name, None)
             self._dirty.add(name)
         elif role == "nodes":
+            self.foreign_leases.discard(name)
             self.leases.pop(name, None)
             self._node_changed(name)
         elif role == "placements":
@@ -189,7 +196,7 @@ class RegistryIndex:
     def take_dirty(self, limit: int) -> set[str]:
         """At most `limit` of the agents that the next plan must look at; they are no longer dirty then."""
         self._mark_waiting()
-        self._dirty -= self._unreadable
+        self._dirty.difference_update([agent for agent in self._unreadable if agent not in self.specs])
         first, self._first = self._first & self._dirty, set()
         if len(self._dirty) <= limit:
             dirty, self._dirty = self._dirty, set()
@@ -220,8 +227,9 @@ class RegistryIndex:
             agent_name(agent)  # any NATS client can write any key
             spec = decode_spec(entry)
         except BadRequest as error:
-            # It is not known what should run: leaving the agent exactly as it is does the least harm.
-            self._unreadable.add(agent)
+            # Until it is put back, the last spec that could be read counts. Without one it is not known what should run: leaving
+            # the agent exactly as it is does the least harm.
+            self._unreadable[agent] = entry.revision
             log.error("spec_unreadable", extra={"agent": agent, "reason": error.message})
             return
         self._note_parent(agent, self.specs.get(agent), spec)
@@ -230,7 +238,7 @@ class RegistryIndex:
             self.unknown[agent] = unknown
         else:
             self.unknown.pop(agent, None)
-        self._unreadable.discard(agent)
+        self._unreadable.pop(agent, None)
         self._dirty.add(agent)
 
     def _note_parent(self, agent: str, old: Spec | None, new: Spec | None) -> None:
@@ -249,8 +257,13 @@ class RegistryIndex:
         try:
             lease = decode_node(entry)
         except BadRequest as error:
+            # A value of foreign form is no lease. Its node, if there is one, writes the lease again within a third of its TTL.
             log.error("lease_unreadable", extra={"node": node, "reason": error.message})
+            self.foreign_leases.add(node)
+            if self.leases.pop(node, None) is not None:
+                self._node_changed(node)
             return
+        self.foreign_leases.discard(node)
         old = self.leases.get(node)
         self.leases[node] = lease
         if old is None or _facts(old) != _facts(lease):

@@ -27,6 +27,7 @@ import msgspec
 from agentmesh.edge.batches import in_parts
 from agentmesh.edge.clock import SYSTEM, Ambient
 from agentmesh.edge.journal import Journal
+from agentmesh.edge.journal_reader import JournalReader
 from agentmesh.edge.registry import Entry, Registry, View
 from agentmesh.edge.retry import UPKEEP_RETRY
 from agentmesh.edge.tasks import cancel_and_wait, first_of
@@ -48,6 +49,7 @@ from agentmesh_node.supervisor.lease_and_pings import LeaseAndPings, keep
 from agentmesh_node.supervisor.membership import Membership
 from agentmesh_node.supervisor.placement_writer import PlacementWriter, needs_reason
 from agentmesh_node.supervisor.registry_index import RegistryIndex
+from agentmesh_node.supervisor.spec_repair import SpecRepair
 
 PATTERNS = ("agents.>", "nodes.*", "placements.>")
 """Registry keys that a supervisor follows."""
@@ -126,6 +128,13 @@ class Supervisor:
             self._writer.require,
             lambda: self._lease_and_pings.leads and not self._stale,
         )
+        self._repair = SpecRepair(
+            registry,
+            JournalReader(transport, subjects),
+            self._index,
+            lambda: self._lease_and_pings.leads and not self._stale,
+            wall_clock,
+        )
         self._wake = asyncio.Event()
         self._stop = asyncio.Event()
         self._stale = True
@@ -203,7 +212,7 @@ class Supervisor:
 
     async def _serve(self) -> None:
         async with asyncio.TaskGroup() as group:
-            for part in (self._decisions.run, self._lead, self._late_mail.run, self._journals.run, self._prove):
+            for part in (self._decisions.run, self._lead, self._late_mail.run, self._journals.run, self._repair.run, self._prove):
                 group.create_task(keep(part))
 
     async def _prove(self) -> None:

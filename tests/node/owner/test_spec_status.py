@@ -26,13 +26,17 @@ ALLOWED = {
 STATUSES: tuple[AgentStatus, ...] = get_args(AgentStatus.__value__)
 
 
+GOOD = Spec(kind="Doll", incarnation="life", status="running", options={"depth": 3})
+"""What the owner has seen last."""
+
+
 class Shown:
     """A status writer, and what the registry has."""
 
     def __init__(self, node: SimulatedNode) -> None:
         self.node = node
         self.key = node.subjects.registry_key(spec_key(AGENT))
-        self.writer = StatusWriter(node.services, AGENT, "life")
+        self.writer = StatusWriter(node.services, AGENT, "life", lambda: GOOD)
 
     async def now(self) -> Spec:
         spec = await self.node.read_spec(AGENT)
@@ -257,14 +261,16 @@ def test_a_write_of_unknown_fate_is_looked_for(fault: Fault) -> None:
     showing(story)
 
 
-def test_a_spec_that_cannot_be_read_is_tried_until_somebody_mends_it() -> None:
+@pytest.mark.case(256)
+@pytest.mark.parametrize("value", [b"{", b"", b"[" * 5000, b'{"kind":"Doll"}'], ids=["cut off", "empty", "nested", "no life"])
+def test_a_spec_of_foreign_form_is_replaced_by_the_last_good_one(value: bytes) -> None:
     async def story(it: Shown) -> None:
-        await it.node.write_spec(AGENT, b"{")
-        it.writer.set("running", None)
-        await it.node.until(lambda: len(it.node.logged("status not written")) > 3, "it is tried")
-        await it.node.spec(AGENT)
+        await it.node.write_spec(AGENT, value)
+        it.writer.set("failed", WHY)
         await it.writer.settled()
-        assert (await it.now()).status == "running"
+        after = await it.now()
+        assert after == msgspec.structs.replace(GOOD, status="failed", reason=WHY, since=after.since, ran=True)
+        assert len(it.node.logged("is put back")) == 1
 
     showing(story)
 
