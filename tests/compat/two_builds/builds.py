@@ -8,7 +8,7 @@ import subprocess
 import tarfile
 from pathlib import Path
 
-BEFORE = "7ba601813b39f94c071803b2249aaade5cf3a93f"
+BEFORE = "1585755d556e9ca101fcce7d4cac5ce6a9940e59"
 """The commit of the build before: the last one before records had a second version."""
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
