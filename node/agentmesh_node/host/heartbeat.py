@@ -19,6 +19,7 @@ from agentmesh import wire
 from agentmesh.edge.clock import SYSTEM, Ambient
 from agentmesh.edge.failures import EDGE_ERRORS, Uncertain, WrongLastSequence
 from agentmesh.edge.registry import Entry, Registry, decode_node
+from agentmesh.edge.retry import UPKEEP_RETRY
 from agentmesh.edge.transport import Disconnected, Message, Transport
 from agentmesh.errors import BadRequest, MeshError
 from agentmesh.names import reply_subject
@@ -146,15 +147,27 @@ class Heartbeat:
         try:
             await transport.subscribe(self._subjects.node(self._node), lambda message: self._answer(transport, message))
             # The server must know the subscription before there is a lease: a ping without responders means a dead node.
-            await transport.flush()
+            await self._flush(transport)
             transport.on_gap(self._renew.set)
             registry = Registry(transport, self._subjects)
             await self._keep_lease(registry)
             await registry.delete(node_key(self._node), self._revision)
-        except (MeshError, Uncertain) as error:  # what `subscribe` and `flush` raise is not caught: then the start has failed
+        except (MeshError, Uncertain) as error:  # what `subscribe` raises is not caught: then the start has failed
             log.warning("the lease could not be taken back: %s", error)
         finally:
             await transport.close()
+
+    async def _flush(self, transport: Transport) -> None:
+        """Return when the server has all that was sent. A connection that breaks meanwhile subscribes anew by itself."""
+        for pause in UPKEEP_RETRY:
+            try:
+                await transport.flush()
+            except Disconnected:
+                if self._leaving:
+                    raise
+                await asyncio.sleep(pause)
+            else:
+                return
 
     async def _keep_lease(self, registry: Registry) -> None:
         assert self._renew is not None
