@@ -15,7 +15,7 @@ from agentmesh import wire
 from agentmesh.edge.failures import WrongLastSequence
 from agentmesh.edge.manage import purge
 from agentmesh.edge.publish import Stored, schedule, store, store_soon
-from agentmesh.edge.read import get_last, get_next, read, read_all
+from agentmesh.edge.read import get_last, get_next, read_all
 from agentmesh.edge.registry import Entry, Registry, decode_spec
 from agentmesh.errors import StoreLost, Unavailable
 from agentmesh.formats import relabelled
@@ -35,6 +35,7 @@ from agentmesh.records import (
 )
 from agentmesh.subjects import applied_key, spec_key
 from agentmesh.wire import By, ErrorBody, Outcome, Restart, Spec
+from agentmesh_node.endings import bury, is_stored, send_outcome, store_outcome
 from agentmesh_node.services import Services
 
 APPLIED_TTL_S = 7 * 24 * 3600
@@ -105,7 +106,7 @@ class EffectHandlers:
             case CancelTimer():
                 return self._cancel_timer(origin, effect)
             case Bury():
-                return self._bury(origin, entry.nonce, effect)
+                return bury(self._t, self._subjects, self.agent, effect, origin=origin, nonce=entry.nonce)
 
     # --- outcomes -------------------------------------------------------------------------------------------------
     def resolve_soon(self, effect: Resolve, resolved: Callable[[Exception | None], None]) -> bool:
@@ -121,7 +122,7 @@ class EffectHandlers:
             return False
 
         def stored(result: Stored | Exception) -> None:
-            resolved(result if isinstance(result, Exception) and not _is_stored(result) else None)
+            resolved(result if isinstance(result, Exception) and not is_stored(result) else None)
 
         return store_soon(self._t, self._subjects.result(self.agent, effect.outcome.ref), body, stored, expected=0)
 
@@ -134,16 +135,10 @@ class EffectHandlers:
 
     async def _send_and_store(self, effect: Resolve) -> None:
         """Send the outcome to the caller, and store it under the ref: the first one stored stays."""
-        body = wire.encode_outcome(effect.outcome)
-        if effect.reply_to is not None:
-            await self._t.publish(effect.reply_to, body)
+        await send_outcome(self._t, effect)
         if effect.stream_to is not None:
             self._end_stream(effect)
-        try:
-            await store(self._t, self._subjects.result(self.agent, effect.outcome.ref), body, expected=0)
-        except WrongLastSequence as error:
-            if not _is_stored(error):
-                raise
+        await store_outcome(self._t, self._subjects, effect.outcome)
 
     async def _echo(self, effect: Echo) -> None:
         """Give a repeated request the first one's outcome, once that is stored; an error if it is no longer stored."""
@@ -322,24 +317,6 @@ class EffectHandlers:
         if last is not None and origin_key(last.headers.get(wire.ORIGIN, "")) < origin_key(origin):
             await purge(self._t, stream, subject, below=last.seq + 1)
 
-    # --- dead letters ---------------------------------------------------------------------------------------------
-    async def _bury(self, origin: str, nonce: str, effect: Bury) -> None:
-        """Copy the message from its lane to the dead letters, with the reason."""
-        body, headers = (effect.text or "").encode(), {}
-        if effect.seq:
-            lane = self._subjects.lane(effect.lane, self.agent)
-            stream = self._subjects.stream("timer" if effect.lane == "due" else "mail")
-            page = await read(self._t, stream, lane, from_seq=effect.seq, batch=1)
-            if page.messages and page.messages[0].seq == effect.seq:
-                body = page.messages[0].data
-                kept = page.messages[0].headers
-                headers = {k: v for k, v in kept.items() if k.startswith("Mesh-") or k in (*wire.TRACE_HEADERS, "Content-Type")}
-        headers["Mesh-Reason"] = effect.reason.code
-        headers["Mesh-Reason-Text"] = " ".join(effect.reason.message.split())[:500].encode("ascii", "replace").decode()
-        headers["Mesh-Lane"] = effect.lane
-        headers["Mesh-Ref"] = str(effect.seq)
-        await store(self._t, self._subjects.dead(self.agent), body, headers=headers, msg_id=f"{self.agent}.dead.{origin}.{nonce}")
-
 
 async def keep_applied(registry: Registry, name: str, by: By) -> None:
     """Store which effect of `by.sender` last changed the spec of `name`, for as long as effects may be repeated."""
@@ -367,8 +344,3 @@ def _applied_origin(entry: Entry) -> tuple[int, ...]:
 
 def _hash(sender: str) -> str:
     return hashlib.sha256(sender.encode()).hexdigest()[:16]
-
-
-def _is_stored(error: Exception) -> bool:
-    """Whether an outcome was refused because one is stored already: the first one stored stays."""
-    return isinstance(error, WrongLastSequence) and error.last is not None

@@ -1,0 +1,65 @@
+"""How mail ends, whoever ends it: its outcome is stored and told, and what cannot be dealt with becomes a dead letter.
+
+An owner does it for its agent (`owner/effect_handlers.py`), the leading supervisor for mail that no agent will ever take
+(`supervisor/unclaimed_mail.py`).
+"""
+
+from __future__ import annotations
+
+from agentmesh import wire
+from agentmesh.edge.failures import WrongLastSequence
+from agentmesh.edge.publish import store
+from agentmesh.edge.read import read
+from agentmesh.edge.transport import Transport
+from agentmesh.records import Bury, Resolve
+from agentmesh.subjects import Subjects
+from agentmesh.wire import Outcome
+
+
+async def send_outcome(t: Transport, effect: Resolve) -> None:
+    """Send the outcome to the caller, if it waits on a subject.
+
+    Raises:
+        Disconnected: there is no connection.
+    """
+    if effect.reply_to is not None:
+        await t.publish(effect.reply_to, wire.encode_outcome(effect.outcome))
+
+
+async def store_outcome(t: Transport, subjects: Subjects, outcome: Outcome) -> None:
+    """Store an outcome under its ref, unless one is stored there: the first one stays.
+
+    Raises:
+        TooLarge, Unavailable, Uncertain, WrongLastSequence: as `store`.
+    """
+    try:
+        await store(t, subjects.result(outcome.agent, outcome.ref), wire.encode_outcome(outcome), expected=0)
+    except WrongLastSequence as error:
+        if not is_stored(error):
+            raise
+
+
+def is_stored(error: Exception) -> bool:
+    """Whether an outcome was refused because one is stored already."""
+    return isinstance(error, WrongLastSequence) and error.last is not None
+
+
+async def bury(t: Transport, subjects: Subjects, agent: str, effect: Bury, *, origin: str, nonce: str) -> None:
+    """Copy the message from its lane to the agent's dead letters, with the reason. `nonce`: the id of the record that says so.
+
+    Raises:
+        TooLarge, Unavailable, Uncertain: as `store`.
+    """
+    body, headers = (effect.text or "").encode(), {}
+    if effect.seq:
+        stream = subjects.stream("timer" if effect.lane == "due" else "mail")
+        page = await read(t, stream, subjects.lane(effect.lane, agent), from_seq=effect.seq, batch=1)
+        if page.messages and page.messages[0].seq == effect.seq:
+            body = page.messages[0].data
+            kept = page.messages[0].headers
+            headers = {k: v for k, v in kept.items() if k.startswith("Mesh-") or k in (*wire.TRACE_HEADERS, "Content-Type")}
+    headers["Mesh-Reason"] = effect.reason.code
+    headers["Mesh-Reason-Text"] = " ".join(effect.reason.message.split())[:500].encode("ascii", "replace").decode()
+    headers["Mesh-Lane"] = effect.lane
+    headers["Mesh-Ref"] = str(effect.seq)
+    await store(t, subjects.dead(agent), body, headers=headers, msg_id=f"{agent}.dead.{origin}.{nonce}")

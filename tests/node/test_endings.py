@@ -1,0 +1,52 @@
+"""How mail ends: the first outcome that is stored stays, and a dead letter is the message as it was, with the reason."""
+
+from __future__ import annotations
+
+from agentmesh import wire
+from agentmesh.records import Bury, Resolve
+from agentmesh.wire import ErrorBody, Outcome
+from agentmesh_node.endings import bury, send_outcome, store_outcome
+from node.simulated import SimulatedNode, simulate
+
+GONE = ErrorBody(code="not_found", message="no agent\nhas this name \u2026")
+
+
+def test_the_first_outcome_that_is_stored_stays() -> None:
+    async def story(node: SimulatedNode) -> None:
+        for text in ("first", "second"):
+            await store_outcome(node.transport, node.subjects, Outcome(agent="a", ref="7", ok=True, text=text))
+        (stored,) = node.stored(node.subjects.result("a", "7"))
+        assert wire.decode_outcome(stored.data).text == "first"
+
+    simulate(story)
+
+
+def test_only_a_caller_that_waits_on_a_subject_is_told() -> None:
+    async def story(node: SimulatedNode) -> None:
+        outcome = Outcome(agent="a", ref="7", ok=False, error=GONE)
+        heard: list[bytes] = []
+        inbox = "_INBOX.caller"
+        await node.others.subscribe(inbox, lambda message: heard.append(message.data))
+        await send_outcome(node.transport, Resolve(outcome=outcome))
+        await send_outcome(node.transport, Resolve(outcome=outcome, reply_to=inbox))
+        await node.until(lambda: heard, "the caller hears of it")
+        assert [wire.decode_outcome(data) for data in heard] == [outcome]
+
+    simulate(story)
+
+
+def test_a_dead_letter_is_the_message_as_it_was_with_the_reason_and_comes_once() -> None:
+    async def story(node: SimulatedNode) -> None:
+        given = {"Mesh-For": "life", "Content-Type": "text/plain", "X-Other": "x"}
+        seq = await node.mail("a", b"hello", headers=given)
+        for _ in range(2):
+            effect = Bury(lane="inbox", seq=seq, reason=GONE)
+            await bury(node.transport, node.subjects, "a", effect, origin="1.5.0", nonce="n")
+        (letter,) = node.stored(node.subjects.dead("a"))
+        assert letter.data == b"hello"
+        assert letter.headers["Mesh-Reason"] == "not_found"
+        assert letter.headers["Mesh-Reason-Text"] == "no agent has this name ?"
+        assert letter.headers["Mesh-Ref"] == str(seq)
+        assert {k: v for k, v in letter.headers.items() if k in given} == {k: v for k, v in given.items() if k != "X-Other"}
+
+    simulate(story)
