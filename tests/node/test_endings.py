@@ -27,6 +27,7 @@ def test_only_a_caller_that_waits_on_a_subject_is_told() -> None:
         heard: list[bytes] = []
         inbox = "_INBOX.caller"
         await node.others.subscribe(inbox, lambda message: heard.append(message.data))
+        await node.others.flush()
         await send_outcome(node.transport, Resolve(outcome=outcome))
         await send_outcome(node.transport, Resolve(outcome=outcome, reply_to=inbox))
         await node.until(lambda: heard, "the caller hears of it")
