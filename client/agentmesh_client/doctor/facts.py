@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import http.client
 import re
 import urllib.error
 import urllib.request
@@ -14,6 +15,7 @@ from typing import Any
 import msgspec
 
 from agentmesh.edge import connection
+from agentmesh.edge.address import without_credentials
 from agentmesh.edge.api import API, call_api
 from agentmesh.edge.clock import SYSTEM
 from agentmesh.edge.failures import ApiError
@@ -233,12 +235,18 @@ def _synced(pages: Iterable[dict[str, Any]]) -> dict[str, str]:
 
 def _page(url: str) -> dict[str, Any]:
     if not url.startswith(("http://", "https://")):
-        raise Unavailable(f"{url} is no monitoring page; for example http://127.0.0.1:8222")
+        raise _no_page(url)
     try:
         with urllib.request.urlopen(f"{url.rstrip('/')}/varz", timeout=LOOK_S) as response:
             return msgspec.json.decode(response.read(), type=dict[str, Any])
     except (OSError, msgspec.DecodeError) as error:
-        raise Unavailable(f"the monitoring page {url} cannot be read: {error}") from None
+        raise Unavailable(f"the monitoring page {without_credentials(url)} cannot be read: {error}") from None
+    except http.client.InvalidURL:  # whose text has a piece of the URL
+        raise _no_page(url) from None
+
+
+def _no_page(url: str) -> Unavailable:
+    return Unavailable(f"{without_credentials(url)} is no monitoring page; for example http://127.0.0.1:8222")
 
 
 def _ailing(url: str) -> list[str]:
@@ -253,9 +261,11 @@ def _ailing(url: str) -> list[str]:
             except msgspec.DecodeError:
                 said = {}
         found = [str(one.get("error", one)) for one in said.get("errors") or ()]
-        return found or [str(said.get("error") or f"{url} answers {error.code}")]
+        return found or [str(said.get("error") or f"{without_credentials(url)} answers {error.code}")]
     except OSError as error:
-        raise Unavailable(f"the monitoring page {url} cannot be read: {error}") from None
+        raise Unavailable(f"the monitoring page {without_credentials(url)} cannot be read: {error}") from None
+    except http.client.InvalidURL:
+        raise _no_page(url) from None
 
 
 async def _ping(system: str) -> list[dict[str, Any]]:

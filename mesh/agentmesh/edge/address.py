@@ -6,7 +6,8 @@ The order is the same for programs, for the processes that host agents and for t
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -20,6 +21,7 @@ URL_FILE = Path(".mesh") / "url"
 """Written by `mesh up` in its working directory, so that commands given there find its server."""
 DEFAULT_URL = "nats://127.0.0.1:4222"
 DEFAULT_ROOT = "mesh"
+_NO_PORT = re.compile(r"([^:/\[]*):(?!\d*(?:/|$))")
 
 
 def server_urls(
@@ -81,9 +83,17 @@ def checked_urls(servers: str | Sequence[str]) -> list[str]:
 
 
 def without_credentials(url: str) -> str:
-    """`url` as it may be shown."""
-    scheme, separator, rest = url.rpartition("://")
-    return scheme + separator + rest.rpartition("@")[2]
+    """`url` as it may be shown, whatever its scheme: without user and password, also where it is malformed."""
+    scheme, separator, rest = url.partition("://") if "://" in url else ("", "", url)
+    shown = rest.rpartition("@")[2]
+    # Where the host is missing, or a comma in a password has cut the URL in two, what looks like a port is a secret.
+    found = _NO_PORT.match(shown)
+    return f"{scheme}{separator}{found[1]}:***" if found else scheme + separator + shown
+
+
+def shown_urls(urls: Iterable[str]) -> str:
+    """Several of them, joined by commas, as they may be shown."""
+    return ",".join(without_credentials(url) for url in urls)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import itertools
 import logging
 from collections.abc import Callable, Iterable, Sequence
 
-from agentmesh.edge.address import checked_urls, without_credentials
+from agentmesh.edge.address import checked_urls, shown_urls
 from agentmesh.edge.clock import SYSTEM
 from agentmesh.edge.frames import NO_HEADERS, check_pattern, publish_frame, publish_head
 from agentmesh.edge.nats_client import Client
@@ -77,7 +77,7 @@ async def connect(
     except TimeoutError:
         await transport.close()
         raise Unavailable(
-            f"no NATS server answers at {', '.join(without_credentials(u) for u in transport.urls)} ({transport.last_error}); "
+            f"no NATS server answers at {shown_urls(transport.urls)} ({transport.last_error}); "
             "start one (`mesh up`), or check the address"
         ) from None
     except BaseException:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
+from agentmesh.edge.address import checked_urls, shown_urls
 from agentmesh.edge.clock import SYSTEM, Ambient
 from agentmesh.edge.registry import Entry, Registry, View, decode_epoch
 from agentmesh.edge.streams import duplicate_window
@@ -83,8 +84,8 @@ class Node:
 
     @property
     def url(self) -> str:
-        """The servers that this node uses."""
-        return self._servers if isinstance(self._servers, str) else ",".join(self._servers)
+        """The servers that this node uses, as they may be shown."""
+        return shown_urls(checked_urls(self._servers))
 
     def not_ready(self) -> str | None:
         """Why this node takes no work now, or None."""

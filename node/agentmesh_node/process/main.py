@@ -17,7 +17,7 @@ import msgspec
 from agentmesh import names
 from agentmesh.arguments import pairs
 from agentmesh.edge import streams
-from agentmesh.edge.address import mesh_root, server_urls
+from agentmesh.edge.address import mesh_root, server_urls, shown_urls
 from agentmesh.edge.connection import NatsTransport, connect
 from agentmesh.edge.tasks import cancel_and_wait
 from agentmesh.errors import MeshError, Unavailable
@@ -122,7 +122,7 @@ def _workers(command: NodeCommand, kinds: str, count: int, health_port: int | No
     async def main(told: StopSignal) -> None:
         nonlocal code
         logs.configure("workers", own_id)
-        line = f"node {own_id} ready: {count} workers; kinds {kinds}; {','.join(command.where.servers)}"
+        line = f"node {own_id} ready: {count} workers; kinds {kinds}; {shown_urls(command.where.servers)}"
         try:
             code = await Workers(own_id, count, partial(_worker_command, command)).serve(told, line, health_port)
         except StartFailed as error:
@@ -158,7 +158,7 @@ def supervisor(
             await stack.enter_async_context(health.serving(health_port, lambda: "starting" if part is None else None))
             await _make_streams(where, common, own_id)
             part = await _start_supervisor(stack, where, own_id, settings)
-            told.ready(f"supervisor {own_id} ready: {','.join(where.servers)}")
+            told.ready(f"supervisor {own_id} ready: {shown_urls(where.servers)}")
             await told.stop(part)
 
     return run(main)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from agentmesh.edge.address import mesh_root, server_urls
+from agentmesh.edge.address import checked_urls, mesh_root, server_urls, shown_urls, without_credentials
 from agentmesh.errors import BadRequest
 
 
@@ -41,3 +41,32 @@ def test_what_cannot_be_used_is_refused_by_the_name_of_its_source(tmp_path: Path
     (tmp_path / ".mesh" / "url").write_text("http://x\n")
     with pytest.raises(BadRequest, match="url: http://x: use nats"):
         server_urls(environ={}, directory=tmp_path)
+
+
+@pytest.mark.case(300)
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("nats://me:secret@host:4222", "nats://host:4222"),
+        ("me:secret@host", "host"),
+        ("nats://secret@host:4222", "nats://host:4222"),
+        ("nats://host:4222", "nats://host:4222"),
+        ("host", "host"),
+        ("tls://[::1]:4222", "tls://[::1]:4222"),
+        ("http://me:secret@host:8222/varz", "http://host:8222/varz"),
+        ("nats://me:secret", "nats://me:***"),
+        ("nats://me:sec:ret://@host", "nats://host"),
+        ("nats://me:secret/word@host", "nats://host"),
+    ],
+)
+def test_an_address_is_shown_without_its_secrets(url: str, shown: str) -> None:
+    assert without_credentials(url) == shown
+    assert "secret" not in shown_urls([url, url])
+
+
+@pytest.mark.case(300)
+@pytest.mark.parametrize("url", ["nats://me:secret", "nats://me:sec,secret@host:1", "nats://me:secret/w@h", "ws://me:secret@h"])
+def test_what_is_said_of_a_malformed_address_has_no_secret(url: str) -> None:
+    with pytest.raises(BadRequest) as caught:
+        checked_urls(url)
+    assert "sec" not in str(caught.value)
