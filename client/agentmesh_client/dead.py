@@ -9,16 +9,17 @@ from agentmesh.edge.manage import delete, purge
 from agentmesh.edge.read import StoredMessage, get_last, get_next, read_all
 from agentmesh.edge.transport import Transport
 from agentmesh.errors import BadRequest, NotFound
+from agentmesh.headers import CONTENT_TYPE, TRACE_HEADERS
 from agentmesh.names import agent_name
 from agentmesh.subjects import LANES, Subjects
-from agentmesh.wire import FROM, TRACE_HEADERS, ControlRequest, ErrorBody
+from agentmesh.wire import FROM, ControlRequest, ErrorBody
 from agentmesh_client.control import Control, ControlReply
 from agentmesh_client.mailer import Mailer
 from agentmesh_client.results import DeadLetter
 from agentmesh_client.spec_cache import SpecCache
 
 REASON, REASON_TEXT, LANE, REF = "Mesh-Reason", "Mesh-Reason-Text", "Mesh-Lane", "Mesh-Ref"
-_KEPT = ("Content-Type", *TRACE_HEADERS)
+_KEPT = (CONTENT_TYPE, *TRACE_HEADERS)
 """Headers that are kept when a letter is sent again. The others no longer hold: its caller has been answered, its deadline and
 the life that it was meant for are over."""
 
@@ -85,6 +86,7 @@ class DeadLetters:
 def _letter(agent: str, message: StoredMessage, content: bool) -> DeadLetter:
     headers = message.headers
     ref = headers.get(REF, "0")
+    known = LANES.get(headers.get(LANE, ""))
     text, raw = None, None
     if content:
         try:
@@ -98,7 +100,7 @@ def _letter(agent: str, message: StoredMessage, content: bool) -> DeadLetter:
         time=dt.datetime.fromtimestamp(message.time, dt.UTC),
         reason=ErrorBody(code=headers.get(REASON, "dead_letter"), message=headers.get(REASON_TEXT, "")),
         ref=None if ref == "0" else ref,
-        sender=headers.get(FROM),
+        sender=headers.get(FROM) if known is not None and known.trusted else None,  # on the open lanes anyone may claim it
         text=text,
         base64=raw,
     )

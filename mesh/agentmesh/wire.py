@@ -17,6 +17,7 @@ import msgspec
 from agentmesh.budget import Limits, limits_from
 from agentmesh.errors import BadRequest, MeshError, error_for
 from agentmesh.formats import FIRST
+from agentmesh.headers import is_json, message_id, trace_in
 from agentmesh.names import reply_subject
 from agentmesh.subjects import Lane
 
@@ -32,7 +33,6 @@ TAG = "Mesh-Tag"
 PATH = "Mesh-Path"
 BUDGET = "Mesh-Budget"
 MSG_ID = "Nats-Msg-Id"
-TRACE_HEADERS = ("traceparent", "tracestate", "baggage")
 
 VERSION = 1
 HEADER_ROOM = 4096
@@ -100,44 +100,55 @@ class Mail(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 _JSON_HEADS = b'{["-0123456789tfn'
 _JSON_SPACE = b" \t\r\n"
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_TEXT: Any = object()
+"""Stands for text that is no JSON."""
 _prompt_decoder = msgspec.json.Decoder(PromptBody)
 _json_decoder = msgspec.json.Decoder()
 
 
 def decode_prompt(body: bytes, headers: Mapping[str, str]) -> PromptBody:
-    """The prompt in `body`: plain text, or JSON when it begins with `{` and says so.
+    """The prompt in `body`: plain text, or JSON that is declared as such or has the shape of a prompt. A byte order mark ahead of
+    it is dropped.
 
     Raises:
-        BadRequest: empty, not UTF-8, JSON of another shape, or an attachment that is not base64.
+        BadRequest: empty, not UTF-8, JSON of another shape, declared as JSON and cut, or an attachment that is not base64.
     """
+    body = body.removeprefix(_BYTE_ORDER_MARK)
     if not body:
         raise BadRequest("the prompt is empty")
     try:
         text = body.decode()
     except UnicodeDecodeError:
         raise BadRequest("the prompt is not UTF-8 text") from None
-    if body[0] == 0x7B:  # {
-        declared = headers.get("Content-Type", "").partition(";")[0].strip().lower() == "application/json"
-        try:
-            raw = _json_of(body)
-        except msgspec.DecodeError:
-            if declared:
-                raise BadRequest("the prompt is declared as JSON but is not JSON") from None
-            raw = None
-        if declared or (isinstance(raw, dict) and isinstance(raw.get("prompt"), str)):
-            check_depth_of(body, raw)
-            try:
-                decoded = _prompt_decoder.decode(body)
-            except msgspec.ValidationError as error:
-                raise BadRequest(f"the prompt's JSON has another shape: {error}") from None
-            if not decoded.prompt:
-                raise BadRequest("the prompt is empty")
-            for attachment in decoded.attachments:
-                _check_base64(attachment)
-            return decoded
+    declared = is_json(headers)
+    if declared or body[0] == 0x7B:  # {
+        raw = _declared_json(body, "prompt") if declared else _json_or_text(body)
+        if isinstance(raw, str):
+            text = raw
+        elif raw is not _TEXT and (declared or (isinstance(raw, dict) and isinstance(raw.get("prompt"), str))):
+            return _shaped_prompt(body, raw)
     if not text.strip():
         raise BadRequest("the prompt is empty")
     return PromptBody(prompt=text)
+
+
+def _shaped_prompt(body: bytes, raw: Any) -> PromptBody:
+    """The prompt in the JSON `body`, which holds `raw`.
+
+    Raises:
+        BadRequest: as `decode_prompt`.
+    """
+    check_depth_of(body, raw)
+    try:
+        decoded = _prompt_decoder.decode(body)
+    except msgspec.ValidationError as error:
+        raise BadRequest(f"the prompt's JSON has another shape: {error}") from None
+    if not decoded.prompt:
+        raise BadRequest("the prompt is empty")
+    for attachment in decoded.attachments:
+        _check_base64(attachment)
+    return decoded
 
 
 def _check_base64(attachment: Attachment) -> None:
@@ -155,25 +166,53 @@ def encode_prompt(body: PromptBody) -> tuple[bytes, dict[str, str]]:
     return msgspec.json.encode(body), {"Content-Type": "application/json"}
 
 
-def decode_event(body: bytes) -> Any:
-    """The event in `body`: any JSON value, or text that is not JSON.
+def decode_event(body: bytes, headers: Mapping[str, str] | None = None) -> Any:
+    """The event in `body`: any JSON value, or text that is not JSON. A byte order mark ahead of it is dropped.
 
     Raises:
-        BadRequest: the body is not UTF-8, or nested too deeply.
+        BadRequest: the body is not UTF-8, nested too deeply, or declared as JSON and cut.
     """
-    head = body[:1] if body[:1] not in _JSON_SPACE else body.lstrip(_JSON_SPACE)[:1]
-    if head and head in _JSON_HEADS:
-        try:
-            value = _json_of(body)
-        except msgspec.DecodeError:
-            pass
-        else:
+    body = body.removeprefix(_BYTE_ORDER_MARK)
+    if _head(body) in _JSON_HEADS:
+        value = _declared_json(body, "event") if headers and is_json(headers) else _json_or_text(body)
+        if value is not _TEXT:
             check_depth_of(body, value)
             return value
     try:
         return body.decode()
     except UnicodeDecodeError:
         raise BadRequest("the event is not UTF-8 text") from None
+
+
+def _head(body: bytes) -> int:
+    """The first byte of `body` that is no white space, or 0."""
+    head = body[:1] if body[:1] not in _JSON_SPACE else body.lstrip(_JSON_SPACE)[:1]
+    return head[0] if head else 0
+
+
+def _json_or_text(body: bytes) -> Any:
+    """The JSON value in `body`, or `_TEXT` if it is none.
+
+    Raises:
+        BadRequest: it is nested too deeply to be read.
+    """
+    try:
+        return _json_of(body)
+    except msgspec.DecodeError:
+        return _TEXT
+
+
+def _declared_json(body: bytes, what: str) -> Any:
+    """The JSON value in a `body` that is declared as JSON, or `_TEXT` for a body that does not even begin as JSON text, array or
+    object: some programs declare all that they send.
+
+    Raises:
+        BadRequest: it begins so and is no JSON.
+    """
+    value = _json_or_text(body)
+    if value is _TEXT and _head(body) in b'{["':
+        raise BadRequest(f"the {what} is declared as JSON but is not JSON")
+    return value
 
 
 def _json_of(body: bytes) -> Any:
@@ -265,8 +304,9 @@ def decode_mail(lane: Lane, seq: int, body: bytes, headers: Mapping[str, str], *
     """
     found = headers.get
     fields: dict[str, Any] = {}
-    if "traceparent" in headers or "baggage" in headers:  # W3C: baggage goes without a trace, too
-        fields["trace"] = {k: headers[k] for k in TRACE_HEADERS if k in headers}
+    trace = trace_in(headers)
+    if "traceparent" in trace or "baggage" in trace:  # W3C: baggage goes without a trace, too
+        fields["trace"] = trace
     if lane.trusted:
         path = found(PATH)
         fields.update(
@@ -277,6 +317,7 @@ def decode_mail(lane: Lane, seq: int, body: bytes, headers: Mapping[str, str], *
             path=tuple(path.split(",")) if path else (),
             schedule=found("Nats-Scheduler"),
         )
+    msg_id = found(MSG_ID) or None  # for the server, too, an empty one is none
     try:
         if lane.kind == "prompt":
             # The addresses first: the caller of a malformed prompt can then still be told.
@@ -284,6 +325,9 @@ def decode_mail(lane: Lane, seq: int, body: bytes, headers: Mapping[str, str], *
                 fields["reply_to"] = reply_subject(headers[REPLY_TO], root)
             if STREAM_TO in headers:
                 fields["stream_to"] = reply_subject(headers[STREAM_TO], root)
+        if msg_id is not None:
+            message_id(msg_id)
+        if lane.kind == "prompt":
             if DEADLINE in headers:
                 fields["deadline"] = _deadline(headers[DEADLINE])
             if BUDGET in headers:
@@ -292,10 +336,9 @@ def decode_mail(lane: Lane, seq: int, body: bytes, headers: Mapping[str, str], *
         else:
             if DEADLINE in headers:
                 fields["deadline"] = _deadline(headers[DEADLINE])
-            fields["event"] = decode_event(body)
+            fields["event"] = decode_event(body, headers)
     except BadRequest as error:
         fields["problem"] = error.message
-    msg_id = found(MSG_ID)
     stored = None if msg_id is None else found("Nats-Time-Stamp")
     return Mail(lane=lane.name, seq=seq, for_life=found(FOR), msg_id=msg_id, stored=stored, **fields)
 
@@ -496,7 +539,8 @@ class ControlRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     """A request to `mesh.live.control.<agent>` or `mesh.node.<id>`."""
 
     op: str
-    ref: str | None = None
+    ref: str | int | None = None
+    """A ref is a sequence, so it may be a number as well as a text; `ref_of` gives the text."""
     content: bool = False
     id: str | None = None
     event: Any = None
@@ -506,6 +550,11 @@ class ControlRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     on: bool = True
     agents: tuple[str, ...] = ()
     probe: Probe | None = None
+
+
+def ref_of(request: ControlRequest) -> str | None:
+    """The ref that a request names, as text."""
+    return None if request.ref is None else str(request.ref)
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):

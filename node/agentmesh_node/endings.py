@@ -10,7 +10,8 @@ from agentmesh import wire
 from agentmesh.edge.failures import WrongLastSequence
 from agentmesh.edge.publish import store
 from agentmesh.edge.read import read
-from agentmesh.edge.transport import Transport
+from agentmesh.edge.transport import Headers, Transport
+from agentmesh.headers import CONTENT_TYPE, content_type_in, is_name, legible, trace_in
 from agentmesh.records import Bury, Resolve
 from agentmesh.subjects import Subjects
 from agentmesh.wire import Outcome
@@ -56,10 +57,18 @@ async def bury(t: Transport, subjects: Subjects, agent: str, effect: Bury, *, or
         page = await read(t, stream, subjects.lane(effect.lane, agent), from_seq=effect.seq, batch=1)
         if page.messages and page.messages[0].seq == effect.seq:
             body = page.messages[0].data
-            kept = page.messages[0].headers
-            headers = {k: v for k, v in kept.items() if k.startswith("Mesh-") or k in (*wire.TRACE_HEADERS, "Content-Type")}
+            headers = _kept(page.messages[0].headers)
     headers["Mesh-Reason"] = effect.reason.code
-    headers["Mesh-Reason-Text"] = " ".join(effect.reason.message.split())[:500].encode("ascii", "replace").decode()
+    headers["Mesh-Reason-Text"] = legible(" ".join(effect.reason.message.split())[:500])
     headers["Mesh-Lane"] = effect.lane
     headers["Mesh-Ref"] = str(effect.seq)
     await store(t, subjects.dead(agent), body, headers=headers, msg_id=f"{agent}.dead.{origin}.{nonce}")
+
+
+def _kept(headers: Headers) -> dict[str, str]:
+    """The headers of a message that its dead letter keeps, as clients of every language can read them."""
+    kept = {name: legible(value) for name, value in headers.items() if name.startswith("Mesh-") and is_name(name)}
+    kept.update(trace_in(headers))
+    if (declared := content_type_in(headers)) is not None:
+        kept[CONTENT_TYPE] = legible(declared)
+    return kept

@@ -98,3 +98,52 @@ def test_the_sign_of_a_parent_stands_in_what_the_encoder_writes(more: dict[str, 
     assert parent_sign("team-a.boss") in encode(spec)
     assert parent_sign("team-a") not in encode(spec)
     assert parent_sign("team-a.boss") not in encode(Spec(kind="Coder", incarnation="1", parent_life="team-a.boss"))
+
+
+# --- declared as JSON ---------------------------------------------------------------------------------------------
+JSON = {"Content-Type": "application/json"}
+MARK = b"\xef\xbb\xbf"
+
+
+@pytest.mark.case(315)
+@pytest.mark.parametrize(
+    ("body", "prompt"),
+    [
+        (b'"hello"', "hello"),
+        (b' "a \\"quoted\\" word"\n', 'a "quoted" word'),
+        (b' {"prompt": "hello"}', "hello"),
+        (MARK + b'{"prompt": "hello"}', "hello"),
+        (MARK + b'"hello"', "hello"),
+        (b"hello", "hello"),
+        (b"2 apples", "2 apples"),
+    ],
+)
+def test_a_prompt_that_is_declared_as_json(body: bytes, prompt: str) -> None:
+    assert decode_prompt(body, JSON).prompt == prompt
+
+
+@pytest.mark.case(315)
+@pytest.mark.parametrize(
+    "body",
+    [b'"hello', b"[1, 2]", b"17", b"true", b"null", b'[{"prompt"', b'""', b'" "', MARK, MARK + b"{half", b' {"prompt": 7}'],
+)
+def test_a_prompt_that_is_declared_as_json_and_is_none_is_refused(body: bytes) -> None:
+    with pytest.raises(BadRequest):
+        decode_prompt(body, JSON)
+
+
+@pytest.mark.case(315)
+def test_a_byte_order_mark_is_no_part_of_what_is_said() -> None:
+    assert decode_prompt(MARK + b"hello", {}).prompt == "hello"
+    assert decode_prompt(MARK + b'{"prompt": "hello", "metadata": {"a": 1}}', {}).metadata == {"a": 1}
+    assert decode_event(MARK + b'{"a": 1}') == {"a": 1}
+    assert decode_event(MARK + b"text") == "text"
+
+
+@pytest.mark.case(315)
+def test_an_event_that_is_declared_as_json_and_cut_is_refused() -> None:
+    assert decode_event(b'{"a": ', {}) == '{"a": ', "text, where nothing says that it is more"
+    assert decode_event(b" text", JSON) == " text"
+    for body in (b'{"a": ', b'["a"', b'"a', MARK + b"{"):
+        with pytest.raises(BadRequest, match="declared as JSON"):
+            decode_event(body, JSON)

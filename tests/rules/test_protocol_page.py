@@ -11,10 +11,12 @@ import pytest
 from agentmesh import errors, wire
 from agentmesh.budget import Limits
 from agentmesh.edge.streams import stream_configs
+from agentmesh.headers import TRACE_HEADERS
 from agentmesh.subjects import LANES, Subjects
 from agentmesh.wire import ControlRequest, NodeLease, NodeStats, Outcome, Placement, PromptBody, Spec, Status, SupervisorLease
+from agentmesh_node import endings
 from agentmesh_node.host import heartbeat
-from agentmesh_node.owner import control_requests, effect_handlers
+from agentmesh_node.owner import control_requests
 from agentmesh_node.telemetry.events import FIELDS
 from citations import ROOT
 
@@ -36,7 +38,7 @@ def words(text: str) -> set[str]:
 
 def test_every_header_is_told() -> None:
     headers = {value for name, value in vars(wire).items() if name.isupper() and isinstance(value, str) and "-" in value}
-    headers |= set(wire.TRACE_HEADERS) | set(re.findall(r'"(Mesh-[\w-]+)"', inspect.getsource(effect_handlers)))
+    headers |= set(TRACE_HEADERS) | set(re.findall(r'"(Mesh-[\w-]+)"', inspect.getsource(endings)))
     assert len(headers) > 15
     assert headers - words(PAGE) == set()
 

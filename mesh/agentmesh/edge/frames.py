@@ -8,6 +8,7 @@ from types import MappingProxyType
 
 from agentmesh.edge.transport import Headers
 from agentmesh.errors import BadRequest, TooLarge
+from agentmesh.headers import is_name
 
 MAX_ADDRESS = 4000
 """Most bytes of subject and reply together. The server ends a connection whose control line has more than 4,096."""
@@ -18,6 +19,21 @@ _END = b"\r\n"
 _MAX_KNOWN_NAMES = 1024
 _known_names: set[str] = set()
 _parted = methodcaller("partition", ":")
+_MSG_ID = "Nats-Msg-Id"
+_ADDED_BY_SERVER = frozenset(
+    (
+        "Nats-Stream",
+        "Nats-Subject",
+        "Nats-Sequence",
+        "Nats-Last-Sequence",
+        "Nats-Time-Stamp",
+        "Nats-Num-Pending",
+        "Nats-UpTo-Sequence",
+        "Nats-Scheduler",
+        "Nats-Schedule-Next",
+    )
+)
+"""Headers that the server appends to copies of what it has stored, and to what it reads of it."""
 
 
 def publish_frame(subject: str, data: bytes, headers: Headers | None, reply: str, max_payload: int) -> bytes:
@@ -69,11 +85,28 @@ def header_block(headers: Headers) -> str:
 
 
 def parse_headers(block: bytes) -> tuple[str, dict[str, str]]:
-    """Status code (`""` if there is none) and headers of a received block. Of a repeated name the last value counts:
-    the server appends its own to what it has stored, so a stranger's mail cannot forge `Nats-Sequence`."""
+    """Status code (`""` if there is none) and headers of a received block, values without outer blanks.
+
+    Of a repeated name the first value counts, as for the server and for most clients, except for what the server adds itself: it
+    appends that to what it has stored, so a stranger's mail cannot forge `Nats-Sequence`. `Nats-Msg-Id` keeps the blanks by which
+    the server tells ids apart.
+    """
     first, _, rest = block.decode("utf-8", "replace").partition("\r\n")
-    headers = {name: value.strip() for name, colon, value in map(_parted, rest.split("\r\n")) if colon}
+    lines = rest.split("\r\n")
+    headers = {name: value.strip(" ") for name, colon, value in map(_parted, lines) if colon}
+    if len(headers) + 2 != len(lines) or b" \r\n" in block or b"\t" in block:
+        headers = _parsed_with_care(lines)
     return first[9:12], headers
+
+
+def _parsed_with_care(lines: list[str]) -> dict[str, str]:
+    """The headers in `lines`, some of which may be repeated, no headers, or have blanks that matter."""
+    headers: dict[str, str] = {}
+    for name, colon, value in map(_parted, lines):
+        if not colon or (name in headers and name not in _ADDED_BY_SERVER):
+            continue
+        headers[name] = value.lstrip(" ") if name == _MSG_ID else value.strip(" \t")
+    return headers
 
 
 def take_messages(data: bytes, deliver: Callable[[int, bytes, bytes, bytes, bytes], None]) -> tuple[int, int, bytes]:
@@ -126,7 +159,7 @@ def check_pattern(subject: str) -> None:
 
 def _learn_name(name: str) -> None:
     # Names come from a few constants, so each is checked once.
-    if not name or not name.isascii() or not name.isprintable() or ":" in name or " " in name:
+    if not is_name(name):
         raise BadRequest(f"{name[:80]!r} is not a header name")
     if len(_known_names) < _MAX_KNOWN_NAMES:
         _known_names.add(name)

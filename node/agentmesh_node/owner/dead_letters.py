@@ -6,10 +6,11 @@ from agentmesh import wire
 from agentmesh.edge.publish import store
 from agentmesh.edge.read import get_next
 from agentmesh.errors import BadRequest, NotFound
+from agentmesh.headers import CONTENT_TYPE, TRACE_HEADERS
 from agentmesh.subjects import LANES
 from agentmesh_node.services import Services
 
-_KEPT = (wire.FROM, wire.FROM_LIFE, "Content-Type", *wire.TRACE_HEADERS)
+_KEPT = (wire.FROM, wire.FROM_LIFE, CONTENT_TYPE, *TRACE_HEADERS)
 """Headers that are kept. The sender has its answer already, and the origin is consumed, so the others are left out."""
 
 

@@ -117,7 +117,7 @@ class MailPurger:
             return []
         stream = self._s.subjects.stream(LANES[lane].stream)
         messages = await read_all(self._s.transport, stream, self._s.subjects.lane(lane, self._loop.name))
-        return [(m.seq, m.headers.get(MSG_ID), m.time) for m in messages if m.seq <= upto]
+        return [(m.seq, m.headers.get(MSG_ID) or None, m.time) for m in messages if m.seq <= upto]
 
     def asked_for(self, token: str) -> bool:
         """Whether `token` belongs to a `Trim` of this purger."""

@@ -1,0 +1,78 @@
+"""Header names and values as clients of many languages write them, and as all of them can read them. Pure.
+
+What a client does to a header depends on its language: some trim values and some do not, some look names up whatever their case,
+some write any Unicode and some refuse it, and one goes deaf on what others write without complaint. So the mesh reads what any of
+them may mean, and writes what each of them can read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from agentmesh.errors import BadRequest
+
+CONTENT_TYPE = "Content-Type"
+TRACE_HEADERS = ("traceparent", "tracestate", "baggage")
+"""W3C trace context and baggage, as the mesh spells them."""
+MAX_SHOWN = 80
+
+_TRACE_HEADS = frozenset("tTbB")
+
+
+def trace_in(headers: Mapping[str, str]) -> dict[str, str]:
+    """The W3C trace context among `headers`, by its lower-case names, in whatever case they are written, to be handed on.
+
+    W3C's names are those of HTTP, where case does not matter: OpenTelemetry's carrier for Go writes `Traceparent`. If a name is
+    there in several spellings, the lower-case one counts.
+    """
+    found: dict[str, str] = {}
+    for name in headers:
+        if name[:1] in _TRACE_HEADS:
+            plain = name.lower()
+            if plain in TRACE_HEADERS and (name == plain or plain not in found):
+                found[plain] = legible(headers[name])
+    return found
+
+
+def content_type_in(headers: Mapping[str, str]) -> str | None:
+    """The value of `Content-Type`, in whatever case its name is written: bridges from HTTP write it in lower case."""
+    if CONTENT_TYPE in headers:
+        return headers[CONTENT_TYPE]
+    return next((value for name, value in headers.items() if name.lower() == "content-type"), None)
+
+
+def is_json(headers: Mapping[str, str]) -> bool:
+    """Whether `headers` declare the body as JSON."""
+    return (content_type_in(headers) or "").partition(";")[0].strip().lower() == "application/json"
+
+
+def is_name(text: str) -> bool:
+    """Whether clients of every language can read `text` as the name of a header."""
+    return bool(text) and text.isascii() and text.isprintable() and ":" not in text and " " not in text
+
+
+def readable(value: str) -> bool:
+    """Whether clients of every language can read `value` as that of a header: it is printable ASCII."""
+    return value.isascii() and value.isprintable()
+
+
+def legible(value: str) -> str:
+    """`value` as one line of printable ASCII, for people: other characters become `?`, line breaks and tabs blanks."""
+    if readable(value):
+        return value
+    return "".join(c if readable(c) else "?" for c in " ".join(value.split()))
+
+
+def message_id(text: str) -> str:
+    """`text`, if it can be the id of a message (`Nats-Msg-Id`).
+
+    Clients of some languages trim a header's value and others do not, and the server compares ids with the blanks at their end:
+    an id with such blanks would be two ids, and two turns.
+
+    Raises:
+        BadRequest: it is empty, has outer blanks, or is not printable ASCII.
+    """
+    if not text or text != text.strip() or not readable(text):
+        shown = ascii(text) if len(text) <= MAX_SHOWN else ascii(text[:MAX_SHOWN]) + "..."
+        raise BadRequest(f"{shown} is not a message id: Nats-Msg-Id is printable ASCII without blanks around it")
+    return text
