@@ -1,7 +1,8 @@
 """`mesh.ask.<agent>`: a plain NATS request, answered with the agent's outcome; durable underneath.
 
 Every node and supervisor serves every agent: it puts the prompt into the agent's mailbox with the requester's inbox as the reply
-subject, and the agent's owner answers there.
+subject, and the agent's owner answers there. Where the asker names a `Mesh-Reply-To`, the owner answers that one, and the process
+that took the ask sends the stored outcome on to the requester's inbox.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 import msgspec
@@ -17,18 +18,20 @@ import msgspec
 from agentmesh import names, wire
 from agentmesh.budget import limits_from
 from agentmesh.edge import clock
-from agentmesh.edge.failures import ApiError, Uncertain, WrongLastSequence
+from agentmesh.edge.failures import EDGE_ERRORS, ApiError, Uncertain, WrongLastSequence
 from agentmesh.edge.publish import Stored, store
 from agentmesh.edge.read import get_last, get_next
 from agentmesh.edge.registry import Registry, decode_spec
-from agentmesh.edge.transport import Disconnected, Message, Subscription, Transport
+from agentmesh.edge.replies import report_unanswerable
+from agentmesh.edge.transport import Disconnected, Headers, Message, Subscription, Transport
 from agentmesh.errors import AgentFailed, BadRequest, MeshError, NotFound, StoreLost, Unavailable
+from agentmesh.headers import CONTENT_TYPE, content_type_in, legible, message_id, readable, trace_in
 from agentmesh.subjects import Subjects, spec_key
 from agentmesh.wire import ErrorBody, Outcome
 
 log = logging.getLogger("agentmesh.node")
 
-_PASSED_ON = (wire.STREAM_TO, wire.DEADLINE, wire.BUDGET, wire.MSG_ID, wire.FOR, "Content-Type", *wire.TRACE_HEADERS)
+_PASSED_ON = (wire.STREAM_TO, wire.DEADLINE, wire.BUDGET, wire.MSG_ID, wire.FOR)
 TRIES = 3
 AGAIN_S = 0.5
 """Pause before the same message is tried again: while the first try is still being stored, the server says so at once."""
@@ -79,23 +82,38 @@ class AskGateway:
 
     async def _serve(self, message: Message) -> None:
         agent = self._subjects.parse_ask(message.subject)
-        try:
-            reply = names.reply_subject(message.reply, self._subjects.root)
-        except BadRequest as error:
-            if len(message.reply.encode()) <= names.MAX_REPLY_SUBJECT:
-                log.debug("an ask without a usable reply subject was dropped", extra={"agent": agent, "error": error.message})
+        addresses, problem = self._addresses(message)
+        if not addresses:
             return
         try:
-            await self._put(names.agent_name(agent), reply, message)
+            if problem is not None:
+                raise problem
+            await self._put(names.agent_name(agent), addresses, message)
         except MeshError as error:
-            await self._refuse(reply, agent, error, message.headers.get(wire.STREAM_TO))
+            await self._refuse(addresses, agent, error, message.headers.get(wire.STREAM_TO))
         except (Uncertain, ApiError, WrongLastSequence) as error:
-            await self._refuse(reply, agent, Unavailable(f"the prompt may not have been stored: {error}; ask again"))
+            await self._refuse(addresses, agent, Unavailable(f"the prompt may not have been stored: {error}; ask again"))
         except Disconnected:
             # Without a connection the caller gets no answer: it repeats the ask, and a connected process answers.
             log.debug("an ask was left: no connection", extra={"agent": agent})
 
-    async def _put(self, agent: str, reply: str, message: Message) -> None:
+    def _addresses(self, message: Message) -> tuple[tuple[str, ...], BadRequest | None]:
+        """Where the outcome goes (`Mesh-Reply-To`, which the owner answers as for all mail, and the request's reply subject), and
+        what is wrong with an address that was given."""
+        found: list[str] = []
+        problem: BadRequest | None = None
+        for address in (message.headers.get(wire.REPLY_TO), message.reply or None):
+            try:
+                if address is not None and names.reply_subject(address, self._subjects.root) not in found:
+                    found.append(address)
+            except BadRequest as error:
+                problem = error
+        if not found or (problem is not None and message.reply not in found):
+            report_unanswerable(message.subject, "it has no reply subject" if problem is None else problem.message)
+        return tuple(found), problem
+
+    async def _put(self, agent: str, addresses: tuple[str, ...], message: Message) -> None:
+        first, *others = addresses
         entry = await self._registry.get(spec_key(agent))
         spec = decode_spec(entry) if entry is not None else None
         if spec is None or spec.status == "stopped":
@@ -106,20 +124,39 @@ class AskGateway:
                 raise StoreLost(f"{agent} does not run: {why}; or give up what is lost: `mesh stop {agent}`")
             raise AgentFailed(f"{agent} has failed ({why}); revive it with `mesh resume {agent}`")
         wire.decode_prompt(message.data, message.headers)
-        headers = {k: message.headers[k] for k in _PASSED_ON if k in message.headers}
-        for told in (wire.STREAM_TO, wire.REPLY_TO):
-            if told in message.headers:
-                names.reply_subject(message.headers[told], self._subjects.root)
+        headers = self._passed_on(message.headers, first)
         if wire.DEADLINE in headers:
             wire.parse_time(headers[wire.DEADLINE])
         if wire.BUDGET in headers:
             limits_from(headers[wire.BUDGET])
-        headers[wire.REPLY_TO] = reply
+        own_id = wire.MSG_ID in headers
         headers.setdefault(wire.FOR, spec.incarnation)
         headers.setdefault(wire.MSG_ID, f"{agent}.{self._token()}")
         stored = await self._store(agent, message.data, headers)
-        if stored.duplicate and wire.MSG_ID in message.headers:
-            await self._repeat(agent, reply, stored.seq, headers.get(wire.DEADLINE))
+        if stored.duplicate and own_id:
+            await self._repeat(agent, addresses, stored.seq, headers.get(wire.DEADLINE))
+        elif others:
+            await self._tell(agent, others, stored.seq, headers.get(wire.DEADLINE))
+
+    def _passed_on(self, given: Headers, reply_to: str) -> dict[str, str]:
+        """The headers of the mail that an ask becomes: those of its headers that mean something, as every client can read them.
+
+        Raises:
+            BadRequest: an address or the id is not fit for it.
+        """
+        headers = {name: legible(given[name]) for name in _PASSED_ON if given.get(name)}
+        if wire.STREAM_TO in given:
+            names.reply_subject(given[wire.STREAM_TO], self._subjects.root)
+        for address in (reply_to, given.get(wire.STREAM_TO, "")):
+            if not readable(address):
+                raise BadRequest(f"the reply subject {address!a} is not printable ASCII, which a header of mail is")
+        if wire.MSG_ID in headers:
+            headers[wire.MSG_ID] = message_id(given[wire.MSG_ID])
+        if (declared := content_type_in(given)) is not None:
+            headers[CONTENT_TYPE] = legible(declared)
+        headers.update(trace_in(given))
+        headers[wire.REPLY_TO] = reply_to
+        return headers
 
     async def _store(self, agent: str, body: bytes, headers: dict[str, str]) -> Stored:
         for attempt in range(TRIES):
@@ -133,12 +170,11 @@ class AskGateway:
         raise AssertionError("the last try returns or raises")
 
     # --- a repeated ask -------------------------------------------------------------------------------------------
-    async def _repeat(self, agent: str, reply: str, seq: int, deadline: str | None) -> None:
-        """Answer a repeated ask with the first one's outcome: the owner answers only the first reply subject.
+    async def _repeat(self, agent: str, addresses: tuple[str, ...], seq: int, deadline: str | None) -> None:
+        """Answer a repeated ask with the first one's outcome: the owner answers only the first one's `Mesh-Reply-To`.
 
         Raises:
             BadRequest: the id belongs to other mail.
-            Unavailable: there is no outcome yet when the wait ends.
         """
         first = await get_next(self._t, self._subjects.stream("mail"), f"{self._subjects.root}.>", seq)
         if first is not None and first.seq == seq:
@@ -146,12 +182,27 @@ class AskGateway:
                 raise BadRequest(
                     f"this {wire.MSG_ID} was used for other mail; begin an id with the agent's name, and use it once"
                 )
-            if first.headers.get(wire.REPLY_TO) == reply:
-                return  # an earlier try of this very ask was stored: the owner answers it
+            # If an earlier try of this very ask was stored, the owner answers it there.
+            addresses = tuple(address for address in addresses if address != first.headers.get(wire.REPLY_TO))
+        await self._tell(agent, addresses, seq, deadline)
+
+    async def _tell(self, agent: str, addresses: Sequence[str], seq: int, deadline: str | None) -> None:
+        """Send the outcome of the stored prompt `seq`, once it is there, to addresses that its owner does not know."""
+        if not addresses:
+            return
         wait_s = REPEAT_WAIT_S if deadline is None else min(REPEAT_WAIT_S, wire.parse_time(deadline) - clock.SYSTEM.now())
-        outcome = await self._outcome(agent, str(seq), max(LOOK_S, wait_s))
+        try:
+            outcome = await self._outcome(agent, str(seq), max(LOOK_S, wait_s))
+        except Disconnected:
+            raise
+        except EDGE_ERRORS as error:
+            text = f"the prompt {seq} is stored; its outcome cannot be read now ({error}); poll it, or ask again with the same id"
+            shown = error if isinstance(error, MeshError) else Unavailable(text)
+            await self._refuse(addresses, agent, shown)
+            return
         if outcome is not None:
-            await self._t.publish(reply, outcome)
+            for address in addresses:
+                await self._t.publish(address, outcome)
 
     async def _outcome(self, agent: str, ref: str, wait_s: float) -> bytes | None:
         """The stored outcome of a request, as soon as it is there; None if this gateway closes first."""
@@ -173,11 +224,12 @@ class AskGateway:
             return None
         raise Unavailable(f"this repeats the prompt {ref}, which has no outcome that is kept; poll it, or ask again later")
 
-    async def _refuse(self, reply: str, agent: str, error: MeshError, stream_to: str | None = None) -> None:
+    async def _refuse(self, addresses: Sequence[str], agent: str, error: MeshError, stream_to: str | None = None) -> None:
         """Answer the caller with an error, and end the turn's live events with it (docs/protocol.md#live-events)."""
         outcome = Outcome(agent=agent[:128], ref="", ok=False, error=ErrorBody.of(error))
         try:
-            await self._t.publish(reply, wire.encode_outcome(outcome))
+            for address in addresses:
+                await self._t.publish(address, wire.encode_outcome(outcome))
             if stream_to is not None:
                 with contextlib.suppress(BadRequest):
                     self._t.post(names.reply_subject(stream_to, self._subjects.root), _last_event(outcome))

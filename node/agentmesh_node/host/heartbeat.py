@@ -19,10 +19,10 @@ from agentmesh import wire
 from agentmesh.edge.clock import SYSTEM, Ambient
 from agentmesh.edge.failures import EDGE_ERRORS, Uncertain, WrongLastSequence
 from agentmesh.edge.registry import Entry, Registry, decode_node
+from agentmesh.edge.replies import usable_reply
 from agentmesh.edge.retry import UPKEEP_RETRY
 from agentmesh.edge.transport import Disconnected, Message, Transport
 from agentmesh.errors import BadRequest, MeshError
-from agentmesh.names import reply_subject
 from agentmesh.subjects import Subjects, node_key
 from agentmesh.wire import ControlRequest, NodeLease, NodeStats
 from agentmesh_node.liveness_thread import CHECK_S, LivenessLoop, begin
@@ -230,10 +230,9 @@ class Heartbeat:
         return True
 
     async def _answer(self, transport: Transport, message: Message) -> None:
-        try:
-            reply = reply_subject(message.reply, self._subjects.root)
-        except BadRequest:
-            return  # there is nowhere to answer: the mesh's own subjects are no reply subjects (case 220)
+        reply = usable_reply(message, self._subjects.root)
+        if reply is None:
+            return
         figures = self.figures
         problem: str | None = None
         try:

@@ -16,10 +16,10 @@ import msgspec
 from agentmesh import wire
 from agentmesh.edge.failures import EDGE_ERRORS
 from agentmesh.edge.registry import decode_spec, readable_spec
+from agentmesh.edge.replies import usable_reply
 from agentmesh.edge.retry import UPKEEP_RETRY, ExponentialBackoff
 from agentmesh.edge.transport import Disconnected, Message
 from agentmesh.errors import BadRequest, StoreLost, UnreadableRecord
-from agentmesh.names import reply_subject
 from agentmesh.subjects import spec_key
 from agentmesh.wire import ControlRequest, ErrorBody, Spec, Status
 from agentmesh_node.host.placed_agent import PlacedAgent
@@ -122,10 +122,9 @@ class StuckAgents:
     def answer(self, placed: PlacedAgent, message: Message) -> None:
         """Answer a control request to a stuck agent."""
         assert placed.stuck is not None
-        try:
-            reply = reply_subject(message.reply, self._s.subjects.root)
-        except BadRequest:
-            return  # there is nobody who could be told
+        reply = usable_reply(message, self._s.subjects.root)
+        if reply is None:
+            return
         try:
             asked = msgspec.json.decode(message.data, type=ControlRequest).op
         except (msgspec.DecodeError, RecursionError) as error:

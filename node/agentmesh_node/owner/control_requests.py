@@ -13,6 +13,7 @@ from agentmesh import names, wire
 from agentmesh.callback_context import timer_of, timer_token
 from agentmesh.edge.failures import EDGE_ERRORS
 from agentmesh.edge.read import get_last, read
+from agentmesh.edge.replies import usable_reply
 from agentmesh.edge.transport import Disconnected, Message
 from agentmesh.errors import BadRequest, MeshError, TooLarge, Unavailable
 from agentmesh.ledger import is_taken
@@ -71,10 +72,9 @@ class ControlRequests:
         if not message.reply:
             self._handle_probe(message)
             return
-        try:
-            reply = names.reply_subject(message.reply, self._s.subjects.root)
-        except BadRequest:
-            return  # there is nowhere to answer
+        reply = usable_reply(message, self._s.subjects.root)
+        if reply is None:
+            return
         try:
             request = _decoder.decode(message.data)
             self._dispatch(request, reply)
@@ -99,15 +99,15 @@ class ControlRequests:
                 # After the mail that came before it: the status shows the agent as it is after that mail.
                 self._s.run_queue.put(self._reply_status, (reply, request.content))
             case "poll":
-                self._s.spawn(self._poll(_needed(request.ref, "ref"), reply))
+                self._s.spawn(self._poll(_needed(wire.ref_of(request), "ref"), reply))
             case "resend":
-                self._s.spawn(self._resend(_needed(request.ref, "ref"), reply))
+                self._s.spawn(self._resend(_needed(wire.ref_of(request), "ref"), reply))
             case "interrupt":
-                self._feed(Interrupt(token, request.ref, self._spent()), token, reply)
+                self._feed(Interrupt(token, wire.ref_of(request), self._spent()), token, reply)
             case "resume":
                 self._feed(Resume(token), token, reply)
             case "cancel":
-                self._feed(Cancel(_needed(request.ref, "ref"), token), token, reply)
+                self._feed(Cancel(_needed(wire.ref_of(request), "ref"), token), token, reply)
             case "set_timer":
                 self._feed(AskTimer(_timer(self._s, request), token), token, reply)
             case "cancel_timer":

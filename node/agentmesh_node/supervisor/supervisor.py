@@ -29,11 +29,12 @@ from agentmesh.edge.clock import SYSTEM, Ambient
 from agentmesh.edge.journal import Journal
 from agentmesh.edge.journal_reader import JournalReader
 from agentmesh.edge.registry import Entry, Registry, View
+from agentmesh.edge.replies import usable_reply
 from agentmesh.edge.retry import UPKEEP_RETRY
 from agentmesh.edge.tasks import cancel_and_wait, first_of
 from agentmesh.edge.transport import Disconnected, Message, NoResponders, RequestTimeout, Subscription, Transport
 from agentmesh.errors import BadRequest, MeshError, Unavailable
-from agentmesh.names import node_id, reply_subject
+from agentmesh.names import node_id
 from agentmesh.planner import explain, plan, surplus
 from agentmesh.subjects import Subjects
 from agentmesh.wire import ControlRequest, NodeStats, encode, encode_failure, encode_reply
@@ -236,10 +237,9 @@ class Supervisor:
     # --- inputs ---------------------------------------------------------------------------------------------------
     async def _answer(self, message: Message) -> None:
         """Answer a request to `mesh.node.<id>`. By a ping standbys see that the leader is there."""
-        try:
-            reply = reply_subject(message.reply, self._subjects.root)
-        except BadRequest:
-            return  # there is nowhere to answer (case 220)
+        reply = usable_reply(message, self._subjects.root)
+        if reply is None:
+            return
         try:
             op = msgspec.json.decode(message.data, type=ControlRequest).op
         except (msgspec.DecodeError, RecursionError):
