@@ -139,11 +139,12 @@ class AskSender:
     async def _send(self, given: PromptRequest, ask: PendingAsk, body: bytes, headers: dict[str, str], patience: float) -> None:
         """Store the prompt; `ask` knows its ref then."""
         headers[wire.REPLY_TO] = ask.reply_to
+        ask.message_id = self._mailer.message_id(given.agent, given.options.get("idempotency_key"))
         stored = await self._mailer.put(
             self._subjects.inbox(given.agent),
             body,
             headers,
-            message_id=self._mailer.message_id(given.agent, given.options.get("idempotency_key")),
+            message_id=ask.message_id,
             timeout=patience,
             answer=ask.outcome,
         )
@@ -160,7 +161,7 @@ class AskSender:
         """
         headers[wire.REPLY_TO] = ask.reply_to
         subject, life = self._subjects.inbox(given.agent), headers[wire.FOR]
-        message_id = self._mailer.message_id(given.agent, given.options.get("idempotency_key"))
+        message_id = ask.message_id = self._mailer.message_id(given.agent, given.options.get("idempotency_key"))
         began, first = asyncio.get_running_loop().time(), ask.outcome
 
         def stored(published: Stored | Exception) -> None:

@@ -17,6 +17,7 @@ import msgspec
 
 from agentmesh.edge.publish import Stored
 from agentmesh.edge.read import get_last_many
+from agentmesh.edge.results import is_answer, outcome_in
 from agentmesh.edge.tasks import Background
 from agentmesh.edge.transport import Message, Subscription, Transport
 from agentmesh.errors import MeshError
@@ -40,6 +41,7 @@ class PendingAsk:
         "interval",
         "key",
         "life",
+        "message_id",
         "on_live_event",
         "outcome",
         "published",
@@ -54,6 +56,8 @@ class PendingAsk:
         self.reply_to = reply_to
         self.outcome = outcome
         self.ref: str | None = None
+        self.message_id: str | None = None
+        """The prompt's `Nats-Msg-Id`: an outcome that names another one is not this ask's."""
         self.life = ""
         """The incarnation that is asked."""
         self.round = first_round
@@ -70,8 +74,10 @@ class PendingAsk:
         return self.reply_to + _LIVE
 
     def answer(self, outcome: Outcome) -> None:
-        """Take the outcome; copies of it that come later are ignored."""
-        if not self.outcome.done():
+        """Take the outcome; copies of it that come later are ignored, and so is the outcome of another message."""
+        if outcome.msg_id is not None and outcome.msg_id != self.message_id:
+            log.warning("an outcome of another message is stored as %s of agent %s: mail was put back", outcome.ref, self.agent)
+        elif not self.outcome.done():
             self.outcome.set_result(outcome)
 
     def interrupt(self, published: Stored | Exception) -> None:
@@ -136,7 +142,7 @@ class PendingAsks:
     async def follow(self, ask: PendingAsk) -> None:
         """Watch the stored result too: the answer to a prompt that repeats a key goes to the first prompt's reply subject."""
         subject = self._subjects.done(ask.agent, ask.ref or "")
-        ask.followed = await self._transport.subscribe(subject, lambda message: _take(ask, message.data))
+        ask.followed = await self._transport.subscribe(subject, lambda message: self._on_copy(ask, message))
         ask.round = 0
         self.look_now()
 
@@ -167,6 +173,12 @@ class PendingAsks:
             ask.round = 0
             self.look_now()
 
+    def _on_copy(self, ask: PendingAsk, message: Message) -> None:
+        try:
+            ask.answer(decode_outcome(message.data))
+        except msgspec.DecodeError:
+            log.warning("what was stored as %s of agent %s is no outcome", ask.ref, ask.agent)
+
     async def _look_for_ever(self) -> None:
         while True:
             try:
@@ -188,17 +200,14 @@ class PendingAsks:
             by_subject.setdefault(self._subjects.result(ask.agent, ask.ref or ""), []).append(ask)
         try:
             found, _ = await get_last_many(self._transport, self._subjects.stream("result"), list(by_subject))
+            for subject, newest in found.items():
+                stored = await outcome_in(self._transport, self._subjects, newest)
+                if stored is None:
+                    continue
+                for ask in by_subject.get(subject, ()):
+                    if await is_answer(self._transport, self._subjects, stored, ask.message_id):
+                        ask.answer(stored.outcome)
         except MeshError as error:
             log.debug("stored results cannot be looked up now: %s", error)
             return False
-        for subject, stored in found.items():
-            for ask in by_subject.get(subject, ()):
-                _take(ask, stored.data)
         return True
-
-
-def _take(ask: PendingAsk, body: bytes) -> None:
-    try:
-        ask.answer(decode_outcome(body))
-    except msgspec.DecodeError:
-        log.error("the stored result %s of agent %s is no outcome", ask.ref, ask.agent)

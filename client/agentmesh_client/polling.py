@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import msgspec
-
 from agentmesh.edge.manage import stream_state
-from agentmesh.edge.read import get_last, get_last_direct, get_next
+from agentmesh.edge.read import get_next
+from agentmesh.edge.results import read_outcome, standing_prompt
 from agentmesh.edge.transport import Transport
 from agentmesh.errors import NotFound, Unavailable
 from agentmesh.names import agent_name, token
+from agentmesh.outcomes import Asked, answers
 from agentmesh.subjects import Subjects
-from agentmesh.wire import ControlRequest, Outcome, decode_outcome
+from agentmesh.wire import ControlRequest, Outcome
 from agentmesh_client.control import Control, ControlReply
 from agentmesh_client.results import PollResult
 from agentmesh_client.spec_cache import SpecCache
@@ -27,42 +27,59 @@ class Poller:
         self._specs = specs
         self._control = control
 
-    async def poll(self, agent: str, ref: str, *, timeout: float) -> PollResult:
-        """See `Mesh.poll`."""
+    async def poll(self, agent: str, ref: str, *, message_id: str | None = None, timeout: float) -> PollResult:
+        """See `Mesh.poll`. `message_id`: the prompt's `Nats-Msg-Id`, if the caller knows it."""
         agent_name(agent)
         token(ref, "ref")
         if ref.isdecimal() and int(ref) > _LAST_REF:
-            return await self._last_look(agent, ref)
-        stored = await get_last_direct(self._transport, self._subjects.stream("result"), self._subjects.result(agent, ref))
-        if stored is not None:
-            return _completed(stored.data)
+            return await self._last_look(agent, ref, message_id)
+        known = await self._stored(agent, ref, message_id, direct=True)
+        if known is not None:
+            return known
         try:
             answer = await self._control.ask(
                 agent, ControlRequest(op="poll", ref=ref), ControlReply, timeout=timeout, repeat=True
             )
         except NotFound:
-            return await self._last_look(agent, ref)
+            return await self._last_look(agent, ref, message_id)
         except Unavailable:
-            return await self._without_owner(agent, ref)
+            return await self._without_owner(agent, ref, message_id)
         if answer.outcome is not None:
+            if message_id is not None and answer.outcome.msg_id not in (None, message_id):
+                raise _another(agent, answer.outcome)
             return PollResult(status="completed", outcome=answer.outcome)
-        return _PENDING if answer.status == "pending" else await self._last_look(agent, ref)
+        return _PENDING if answer.status == "pending" else await self._last_look(agent, ref, message_id)
 
-    async def _last_look(self, agent: str, ref: str) -> PollResult:
+    async def _stored(self, agent: str, ref: str, message_id: str | None, *, direct: bool = False) -> PollResult | None:
+        """What the stored result says; None if there is none, or it answers an older message than the one that stands in the mail
+        under this ref.
+
+        Raises:
+            NotFound: it answers another message than the one with `message_id`.
+            Unavailable: it has a form that this client does not know.
+        """
+        stored = await read_outcome(self._transport, self._subjects, agent, ref, direct=direct)
+        if stored is None:
+            return None
+        standing = await standing_prompt(self._transport, self._subjects, agent, ref)
+        if standing is not None and not answers(stored.outcome, standing.asked, stored.time):
+            return None
+        if not answers(stored.outcome, Asked(message_id), stored.time):
+            raise _another(agent, stored.outcome)
+        return PollResult(status="completed", outcome=stored.outcome)
+
+    async def _last_look(self, agent: str, ref: str, message_id: str | None) -> PollResult:
         """The result from the stream's leader: it may have been stored since the first look, or missed by a replica.
 
         Raises:
             NotFound: there is none, so the ref was never issued or its result is no longer kept.
         """
-        stored = await get_last(self._transport, self._subjects.stream("result"), self._subjects.result(agent, ref))
-        if stored is not None:
-            return _completed(stored.data)
-        raise NotFound(
-            f"agent {agent!r} knows no request {ref!r}: check the ref; results are kept for an hour by default",
-            details={"agent": agent, "ref": ref},
-        )
+        stored = await self._stored(agent, ref, message_id)
+        if stored is None:
+            raise _unknown(agent, ref)
+        return stored
 
-    async def _without_owner(self, agent: str, ref: str) -> PollResult:
+    async def _without_owner(self, agent: str, ref: str, message_id: str | None) -> PollResult:
         """What the stored mail shows while nobody owns the agent.
 
         A stored prompt of this agent is `pending`. A sequence that is another agent's mail, or not issued yet, is not found. A
@@ -73,16 +90,16 @@ class Poller:
             NotFound, Unavailable.
         """
         if not ref.isdecimal() or int(ref) == 0:
-            return await self._last_look(agent, ref)
+            return await self._last_look(agent, ref, message_id)
         seq = int(ref)
         mail = self._subjects.stream("mail")
         found = await get_next(self._transport, mail, f"{self._subjects.root}.>", seq)
         if found is not None and found.seq == seq:
             if self._subjects.parse_lane(found.subject) in (("inbox", agent), ("peer-inbox", agent)):
                 return _PENDING
-            return await self._last_look(agent, ref)
+            return await self._last_look(agent, ref, message_id)
         if found is None and seq > (await stream_state(self._transport, mail)).last_seq:
-            return await self._last_look(agent, ref)
+            return await self._last_look(agent, ref, message_id)
         raise Unavailable(
             f"nobody runs agent {agent!r} now, and only its owner can tell whether request {ref} is still open; poll again",
             details={"agent": agent, "ref": ref, "status": "wanted"},
@@ -93,14 +110,17 @@ _LAST_REF = 2**64 - 1
 """The largest ref. A ref is a stream sequence, and the server refuses to look for larger ones."""
 
 
-def _completed(body: bytes) -> PollResult:
-    return PollResult(status="completed", outcome=_outcome(body))
+def _unknown(agent: str, ref: str) -> NotFound:
+    return NotFound(
+        f"agent {agent!r} knows no request {ref!r}: check the ref; results are kept for an hour by default",
+        details={"agent": agent, "ref": ref},
+    )
 
 
-def _outcome(body: bytes) -> Outcome:
-    try:
-        return decode_outcome(body)
-    except msgspec.DecodeError as error:
-        raise Unavailable(
-            f"the stored result has a form that this client does not know ({error}); is its version newer?"
-        ) from None
+def _another(agent: str, outcome: Outcome) -> NotFound:
+    """The error for a ref that now stands for another message than the caller's."""
+    return NotFound(
+        f"what is stored as request {outcome.ref} of agent {agent!r} answers another message, of {outcome.stored}: mail was put "
+        "back to an older state, and yours was lost with it; send it again",
+        details={"agent": agent, "ref": outcome.ref, "asked": outcome.stored},
+    )

@@ -56,6 +56,12 @@ ADDED: tuple[Addition, ...] = (
     Addition("Status.waiting", "ignored"),
     Addition("Ledger.spec", "ignored"),
     Addition("Change.spec", "ignored"),
+    Addition("Outcome.msg_id", "ignored"),
+    Addition("Outcome.stored", "ignored"),
+    Addition("Caller.msg_id", "ignored"),
+    Addition("Caller.stored", "ignored"),
+    Addition("Echo.msg_id", "ignored"),
+    Addition("Echo.stored", "ignored"),
 )
 
 

@@ -1,10 +1,64 @@
-"""How large an outcome may be: one bound, so that a request has one outcome wherever it is shown."""
+"""Outcomes: how large one may be, and which message it answers. Pure.
+
+A ref is a sequence of the mail stream. A stream that is put back to an older state gives sequences again, and the outcomes of
+the messages that it has lost may still be stored, each under a ref that now belongs to another message. So an outcome names its
+message: by that one's `Nats-Msg-Id`, and by the time when the server stored it (docs/design/020-outcomes-name-their-message.md).
+"""
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import msgspec
 
-from agentmesh.wire import HEADER_ROOM, MAIL_ROOM, ErrorBody, Outcome, encode_outcome
+from agentmesh.errors import BadRequest
+from agentmesh.wire import HEADER_ROOM, MAIL_ROOM, ErrorBody, Outcome, encode_outcome, parse_time
+
+ID_LENGTH = 256
+"""Characters of a `Nats-Msg-Id` that an outcome repeats, at most: an id may be longer than the outcome could be."""
+SAME_CLOCK_S = 1.0
+"""An outcome that does not name its message may have been stored so much before it: by two servers, whose clocks differ."""
+
+
+class Asked(NamedTuple):
+    """A message that asks something, as far as it is known."""
+
+    msg_id: str | None = None
+    """Its `Nats-Msg-Id`; None: it had none, or it is not known."""
+    stored: float | None = None
+    """When the server stored it (seconds since 1970); None: that is not known."""
+
+
+def id_in_outcome(msg_id: str | None) -> str | None:
+    """A `Nats-Msg-Id` as outcomes name it."""
+    return msg_id if msg_id is None else msg_id[:ID_LENGTH]
+
+
+def message_named(outcome: Outcome) -> Asked:
+    """The message that an outcome answers, as far as it says so."""
+    return Asked(outcome.msg_id, None if outcome.stored is None else _time(outcome.stored))
+
+
+def answers(outcome: Outcome, asked: Asked, at: float) -> bool:
+    """Whether an outcome answers this message, as far as both are known.
+
+    Args:
+        outcome: one that is stored under the message's ref.
+        asked: the message.
+        at: when the outcome was stored (seconds since 1970, by the server's clock).
+    """
+    if outcome.stored is None:  # an older build has written it
+        return asked.stored is None or at > asked.stored - SAME_CLOCK_S
+    if asked.stored is not None and _time(outcome.stored) != asked.stored:
+        return False
+    return asked.msg_id is None or outcome.msg_id == id_in_outcome(asked.msg_id)
+
+
+def _time(text: str) -> float | None:
+    try:
+        return parse_time(text)
+    except BadRequest:
+        return None  # no server has written this
 
 
 def outcome_limit(max_payload: int, *, mailed: bool = False) -> int:

@@ -102,6 +102,10 @@ class Echo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="e
     of: str
     reply_to: str | None = None
     stream_to: str | None = None
+    msg_id: str | None = None
+    """The id that both have."""
+    stored: str | None = None
+    """When the repetition was stored, in the server's words."""
 
 
 class Bury(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="bury", tag_field="t"):
@@ -161,6 +165,10 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     budget: Limits | None = None
     """What the request may cost: this turn, and the turns of the agents that it asks."""
     trace: dict[str, str] = {}
+    msg_id: str | None = None
+    """The request's `Nats-Msg-Id`, as its outcome names it."""
+    stored: str | None = None
+    """When the server stored the request, in its own words."""
 
 
 class Queued(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

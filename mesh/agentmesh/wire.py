@@ -86,7 +86,7 @@ class Mail(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     budget: Limits | None = None
     """What the request may cost (header `Mesh-Budget`)."""
     stored: str | None = None
-    """When the server stored it, in its own words (RFC 3339); set where `msg_id` is."""
+    """When the server stored it, in its own words (RFC 3339)."""
     trace: dict[str, str] = {}
     problem: str | None = None
     schedule: str | None = None
@@ -339,7 +339,7 @@ def decode_mail(lane: Lane, seq: int, body: bytes, headers: Mapping[str, str], *
             fields["event"] = decode_event(body, headers)
     except BadRequest as error:
         fields["problem"] = error.message
-    stored = None if msg_id is None else found("Nats-Time-Stamp")
+    stored = found("Nats-Time-Stamp")
     return Mail(lane=lane.name, seq=seq, for_life=found(FOR), msg_id=msg_id, stored=stored, **fields)
 
 
@@ -374,6 +374,10 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     error: ErrorBody | None = None
     turn: int | None = None
     node: str | None = None
+    msg_id: str | None = None
+    """Which message it answers: the first 256 characters of that one's `Nats-Msg-Id`, if it had one."""
+    stored: str | None = None
+    """When the server stored that message, in its own words (RFC 3339). None: an older build has written this outcome."""
 
     def unwrap(self) -> str:
         """The answer's text.

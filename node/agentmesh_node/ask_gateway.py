@@ -20,9 +20,10 @@ from agentmesh.budget import limits_from
 from agentmesh.edge import clock
 from agentmesh.edge.failures import EDGE_ERRORS, ApiError, Uncertain, WrongLastSequence
 from agentmesh.edge.publish import Stored, store
-from agentmesh.edge.read import get_last, get_next
+from agentmesh.edge.read import get_next
 from agentmesh.edge.registry import Registry, decode_spec
 from agentmesh.edge.replies import report_unanswerable
+from agentmesh.edge.results import is_answer, read_outcome
 from agentmesh.edge.transport import Disconnected, Headers, Message, Subscription, Transport
 from agentmesh.errors import AgentFailed, BadRequest, MeshError, NotFound, StoreLost, Unavailable
 from agentmesh.headers import CONTENT_TYPE, content_type_in, legible, message_id, readable, trace_in
@@ -61,7 +62,7 @@ class AskGateway:
         self._token = token
         self._spawn = spawn
         self._subscription: Subscription | None = None
-        self._waits: set[asyncio.Queue[bytes | None]] = set()
+        self._waits: set[asyncio.Queue[None]] = set()
         self._closed = False
 
     async def start(self) -> None:
@@ -74,8 +75,8 @@ class AskGateway:
             await self._subscription.drain()
             self._subscription = None
         self._closed = True
-        for found in self._waits:
-            found.put_nowait(None)  # the prompt is stored: the caller asks again, and another process answers
+        for woken in self._waits:
+            woken.put_nowait(None)  # the prompt is stored: the caller asks again, and another process answers
 
     def _on_ask(self, message: Message) -> None:
         self._spawn(self._serve(message))
@@ -134,9 +135,9 @@ class AskGateway:
         headers.setdefault(wire.MSG_ID, f"{agent}.{self._token()}")
         stored = await self._store(agent, message.data, headers)
         if stored.duplicate and own_id:
-            await self._repeat(agent, addresses, stored.seq, headers.get(wire.DEADLINE))
+            await self._repeat(agent, addresses, stored.seq, headers)
         elif others:
-            await self._tell(agent, others, stored.seq, headers.get(wire.DEADLINE))
+            await self._tell(agent, others, stored.seq, headers)
 
     def _passed_on(self, given: Headers, reply_to: str) -> dict[str, str]:
         """The headers of the mail that an ask becomes: those of its headers that mean something, as every client can read them.
@@ -170,8 +171,12 @@ class AskGateway:
         raise AssertionError("the last try returns or raises")
 
     # --- a repeated ask -------------------------------------------------------------------------------------------
-    async def _repeat(self, agent: str, addresses: tuple[str, ...], seq: int, deadline: str | None) -> None:
+    async def _repeat(self, agent: str, addresses: tuple[str, ...], seq: int, headers: Headers) -> None:
         """Answer a repeated ask with the first one's outcome: the owner answers only the first one's `Mesh-Reply-To`.
+
+        Args:
+            seq: where the first one is stored.
+            headers: those of the repetition.
 
         Raises:
             BadRequest: the id belongs to other mail.
@@ -184,15 +189,20 @@ class AskGateway:
                 )
             # If an earlier try of this very ask was stored, the owner answers it there.
             addresses = tuple(address for address in addresses if address != first.headers.get(wire.REPLY_TO))
-        await self._tell(agent, addresses, seq, deadline)
+        await self._tell(agent, addresses, seq, headers)
 
-    async def _tell(self, agent: str, addresses: Sequence[str], seq: int, deadline: str | None) -> None:
-        """Send the outcome of the stored prompt `seq`, once it is there, to addresses that its owner does not know."""
+    async def _tell(self, agent: str, addresses: Sequence[str], seq: int, headers: Headers) -> None:
+        """Send the outcome of the stored prompt `seq`, once it is there, to addresses that its owner does not know.
+
+        Args:
+            headers: those of the prompt, or of one that repeats its id.
+        """
         if not addresses:
             return
+        deadline = headers.get(wire.DEADLINE)
         wait_s = REPEAT_WAIT_S if deadline is None else min(REPEAT_WAIT_S, wire.parse_time(deadline) - clock.SYSTEM.now())
         try:
-            outcome = await self._outcome(agent, str(seq), max(LOOK_S, wait_s))
+            outcome = await self._outcome(agent, str(seq), headers[wire.MSG_ID], max(LOOK_S, wait_s))
         except Disconnected:
             raise
         except EDGE_ERRORS as error:
@@ -204,21 +214,21 @@ class AskGateway:
             for address in addresses:
                 await self._t.publish(address, outcome)
 
-    async def _outcome(self, agent: str, ref: str, wait_s: float) -> bytes | None:
+    async def _outcome(self, agent: str, ref: str, msg_id: str, wait_s: float) -> bytes | None:
         """The stored outcome of a request, as soon as it is there; None if this gateway closes first."""
-        found: asyncio.Queue[bytes | None] = asyncio.Queue()
-        self._waits.add(found)
+        woken: asyncio.Queue[None] = asyncio.Queue()
+        self._waits.add(woken)
         end = asyncio.get_running_loop().time() + wait_s
-        subscription = await self._t.subscribe(self._subjects.done(agent, ref), lambda message: found.put_nowait(message.data))
+        subscription = await self._t.subscribe(self._subjects.done(agent, ref), lambda _: woken.put_nowait(None))
         try:
             while asyncio.get_running_loop().time() < end and not self._closed:
-                stored = await get_last(self._t, self._subjects.stream("result"), self._subjects.result(agent, ref))
-                if stored is not None:
-                    return stored.data
+                stored = await read_outcome(self._t, self._subjects, agent, ref)
+                if stored is not None and await is_answer(self._t, self._subjects, stored, msg_id):
+                    return stored.body
                 with contextlib.suppress(TimeoutError):
-                    return await asyncio.wait_for(found.get(), LOOK_S)
+                    await asyncio.wait_for(woken.get(), LOOK_S)
         finally:
-            self._waits.discard(found)
+            self._waits.discard(woken)
             await subscription.unsubscribe()
         if self._closed:
             return None

@@ -1,4 +1,5 @@
-"""How mail ends, whoever ends it: its outcome is stored and told, and what cannot be dealt with becomes a dead letter.
+"""How mail ends, whoever ends it: its outcome is told, and what cannot be dealt with becomes a dead letter. (Outcomes are stored by
+`agentmesh.edge.results.store_outcome`.)
 
 An owner does it for its agent (`owner/effect_handlers.py`), the leading supervisor for mail that no agent will ever take
 (`supervisor/unclaimed_mail.py`).
@@ -7,14 +8,12 @@ An owner does it for its agent (`owner/effect_handlers.py`), the leading supervi
 from __future__ import annotations
 
 from agentmesh import wire
-from agentmesh.edge.failures import WrongLastSequence
 from agentmesh.edge.publish import store
 from agentmesh.edge.read import read
 from agentmesh.edge.transport import Headers, Transport
 from agentmesh.headers import CONTENT_TYPE, content_type_in, is_name, legible, trace_in
 from agentmesh.records import Bury, Resolve
 from agentmesh.subjects import Subjects
-from agentmesh.wire import Outcome
 
 
 async def send_outcome(t: Transport, effect: Resolve) -> None:
@@ -25,24 +24,6 @@ async def send_outcome(t: Transport, effect: Resolve) -> None:
     """
     if effect.reply_to is not None:
         await t.publish(effect.reply_to, wire.encode_outcome(effect.outcome))
-
-
-async def store_outcome(t: Transport, subjects: Subjects, outcome: Outcome) -> None:
-    """Store an outcome under its ref, unless one is stored there: the first one stays.
-
-    Raises:
-        TooLarge, Unavailable, Uncertain, WrongLastSequence: as `store`.
-    """
-    try:
-        await store(t, subjects.result(outcome.agent, outcome.ref), wire.encode_outcome(outcome), expected=0)
-    except WrongLastSequence as error:
-        if not is_stored(error):
-            raise
-
-
-def is_stored(error: Exception) -> bool:
-    """Whether an outcome was refused because one is stored already."""
-    return isinstance(error, WrongLastSequence) and error.last is not None
 
 
 async def bury(t: Transport, subjects: Subjects, agent: str, effect: Bury, *, origin: str, nonce: str) -> None:

@@ -27,7 +27,6 @@ IMPORTED_BY: dict[str, str] = {
     "agentmesh.edge.subscription": "mesh/edge/test_connection.py",
     "agentmesh.edge.transport": "mesh/edge/test_connection.py",
     "agentmesh.errors": "mesh/test_wire.py",
-    "agentmesh.outcomes": "live/test_one_outcome.py",
     "agentmesh.ownership": "rules/test_ownership.py",
     "agentmesh.records": "mesh/test_ledger.py",
     "agentmesh.steps": "node/tools/test_loop_steps.py",

@@ -8,6 +8,7 @@ from typing import Any
 from msgspec import structs
 
 from agentmesh.agent import Timer, Undelivered
+from agentmesh.outcomes import id_in_outcome
 from agentmesh.records import NOTHING, CancelTimer, Echo, Queued, SetTimer
 from agentmesh.subjects import LANES
 from agentmesh.turn.crash import begin_crash
@@ -159,7 +160,9 @@ def _end_without_turn(core: Core, mail: Mail) -> bool:
     first = repeats(core, mail) if core.work.seen else None
     if first is not None:
         consume(core, mail)
-        core.effects = (*core.effects, Echo(ref=mail.ref, of=first, reply_to=mail.reply_to, stream_to=mail.stream_to))
+        msg_id, stored = id_in_outcome(mail.msg_id), mail.stored
+        echo = Echo(ref=mail.ref, of=first, reply_to=mail.reply_to, stream_to=mail.stream_to, msg_id=msg_id, stored=stored)
+        core.effects = (*core.effects, echo)
         return True
     if mail.problem is not None:
         error = ErrorBody(code="bad_request", message=mail.problem)

@@ -10,7 +10,7 @@ from msgspec import structs
 
 from agentmesh import ledger as book
 from agentmesh.callback_context import DeferredReply
-from agentmesh.outcomes import capped, outcome_limit
+from agentmesh.outcomes import capped, id_in_outcome, outcome_limit
 from agentmesh.records import (
     Bury,
     Caller,
@@ -55,6 +55,8 @@ def caller_of(mail: Mail) -> Caller:
         deadline=mail.deadline,
         budget=mail.budget,
         trace=mail.trace,
+        msg_id=id_in_outcome(mail.msg_id),
+        stored=mail.stored,
     )
 
 
@@ -65,7 +67,8 @@ def failed_outcome(core: Core, ref: str, error: ErrorBody) -> Outcome:
 
 def resolve(core: Core, caller: Caller, outcome: Outcome) -> tuple[Effect, ...]:
     """The effects that give a request its one outcome: stored, published to a caller that waits, mailed to an agent that
-    tagged it."""
+    tagged it. The outcome names the message that it answers."""
+    outcome = structs.replace(outcome, msg_id=caller.msg_id, stored=caller.stored)
     mailed = caller.sender is not None and caller.tag is not None
     outcome = capped(outcome, outcome_limit(core.config.max_payload, mailed=mailed))
     told = Resolve(outcome=outcome, reply_to=caller.reply_to, stream_to=caller.stream_to)

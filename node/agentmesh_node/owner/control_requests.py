@@ -12,12 +12,12 @@ import msgspec
 from agentmesh import names, wire
 from agentmesh.callback_context import timer_of, timer_token
 from agentmesh.edge.failures import EDGE_ERRORS
-from agentmesh.edge.read import get_last, read
 from agentmesh.edge.replies import usable_reply
+from agentmesh.edge.results import read_outcome, standing_prompt
 from agentmesh.edge.transport import Disconnected, Message
 from agentmesh.errors import BadRequest, MeshError, TooLarge, Unavailable
 from agentmesh.ledger import is_taken
-from agentmesh.outcomes import capped, outcome_limit
+from agentmesh.outcomes import answers, capped, outcome_limit
 from agentmesh.records import NOTHING, Echo, Resolve, SetTimer
 from agentmesh.turn import state_of
 from agentmesh.turn.draft import depth
@@ -29,8 +29,6 @@ from agentmesh_node.services import Services
 
 log = logging.getLogger("agentmesh.node")
 _decoder = msgspec.json.Decoder(ControlRequest)
-MAX_SEQUENCE = 2**63 - 1
-"""The largest ref that can exist: the server reads no larger sequence."""
 MAX_PROBE = 2048
 """Most bytes of a probe, which holds some names and numbers, and is handed on."""
 
@@ -198,8 +196,7 @@ class ControlRequests:
 
     async def _look_up(self, ref: str) -> dict[str, Any]:
         """`pending`, `completed` or `not_found`, as this owner can prove it."""
-        s = self._s
-        subject = s.subjects.result(self._loop.name, ref)
+        s, name = self._s, self._loop.name
         for _ in range(2):
             # While one place is read, a request may move to a place that was read before: from the lane to this owner, from the
             # ledger to the stored results. Each happens at most once, so reading twice is enough.
@@ -208,25 +205,14 @@ class ControlRequests:
             known = _known(core, ref)
             if known is not None:
                 return known
-            stored = await get_last(s.transport, s.subjects.stream("result"), subject)
-            if stored is not None:
-                return _completed(stored.data)
-            if ref.isdecimal() and int(ref) <= MAX_SEQUENCE and await self._in_lane(int(ref)):
-                return {"status": "pending"}
+            stored = await read_outcome(s.transport, s.subjects, name, ref)
+            standing = await standing_prompt(s.transport, s.subjects, name, ref)
+            if stored is not None and (standing is None or answers(stored.outcome, standing.asked, stored.time)):
+                return _completed(stored.body)
+            ledger = (self._loop.core or core).ledger
+            if standing is not None and not is_taken(ledger, standing.lane, int(ref)):
+                return {"status": "pending"}  # it has not reached this owner yet
         return {"status": "not_found"}
-
-    async def _in_lane(self, seq: int) -> bool:
-        """Whether a prompt with this sequence is stored and not consumed: it has not reached this owner yet."""
-        s, core = self._s, self._loop.core
-        assert core is not None
-        for lane in ("inbox", "peer-inbox"):
-            if is_taken(core.ledger, lane, seq):
-                continue
-            subject = s.subjects.lane(lane, self._loop.name)
-            page = await read(s.transport, s.subjects.stream("mail"), subject, from_seq=seq, batch=1)
-            if page.messages and page.messages[0].seq == seq:
-                return True
-        return False
 
 
 def _needed(value: str | None, what: str) -> str:

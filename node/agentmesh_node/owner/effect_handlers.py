@@ -17,10 +17,11 @@ from agentmesh.edge.manage import purge
 from agentmesh.edge.publish import Stored, schedule, store, store_soon
 from agentmesh.edge.read import get_last, get_next, read_all
 from agentmesh.edge.registry import Entry, Registry, decode_spec
+from agentmesh.edge.results import read_outcome, store_outcome
 from agentmesh.errors import StoreLost, Unavailable
 from agentmesh.formats import relabelled
 from agentmesh.ledger import fold, origin_key
-from agentmesh.outcomes import capped, outcome_limit
+from agentmesh.outcomes import Asked, answers, capped, outcome_limit
 from agentmesh.records import (
     Bury,
     CancelTimer,
@@ -35,7 +36,7 @@ from agentmesh.records import (
 )
 from agentmesh.subjects import applied_key, spec_key
 from agentmesh.wire import By, ErrorBody, Outcome, Restart, Spec
-from agentmesh_node.endings import bury, is_stored, send_outcome, store_outcome
+from agentmesh_node.endings import bury, send_outcome
 from agentmesh_node.services import Services
 
 APPLIED_TTL_S = 7 * 24 * 3600
@@ -122,7 +123,8 @@ class EffectHandlers:
             return False
 
         def stored(result: Stored | Exception) -> None:
-            resolved(result if isinstance(result, Exception) and not is_stored(result) else None)
+            # If an outcome is stored already, `perform` sees whether it is this one.
+            resolved(result if isinstance(result, Exception) else None)
 
         return store_soon(self._t, self._subjects.result(self.agent, effect.outcome.ref), body, stored, expected=0)
 
@@ -134,7 +136,7 @@ class EffectHandlers:
         return capped(outcome, outcome_limit(self._t.max_payload, mailed=mailed))
 
     async def _send_and_store(self, effect: Resolve) -> None:
-        """Send the outcome to the caller, and store it under the ref: the first one stored stays."""
+        """Send the outcome to the caller, and store it under the ref: of one message the first outcome stays."""
         await send_outcome(self._t, effect)
         if effect.stream_to is not None:
             self._end_stream(effect)
@@ -142,15 +144,15 @@ class EffectHandlers:
 
     async def _echo(self, effect: Echo) -> None:
         """Give a repeated request the first one's outcome, once that is stored; an error if it is no longer stored."""
-        stream = self._subjects.stream("result")
-        stored = await get_last(self._t, stream, self._subjects.result(self.agent, effect.of))
-        if stored is None:
-            if not await self._is_gone(effect.of):
-                raise Unavailable(f"the request {effect.of} has no outcome yet")
+        first = await read_outcome(self._t, self._subjects, self.agent, effect.of)
+        if first is not None and answers(first.outcome, Asked(effect.msg_id), first.time):
+            outcome = first.outcome
+        elif await self._is_gone(effect.of):
             message = f"this repeats the request {effect.of}, which was answered; its outcome is kept no more"
             outcome = Outcome(agent=self.agent, ref=effect.ref, ok=False, error=ErrorBody(code="not_found", message=message))
         else:
-            outcome = msgspec.structs.replace(wire.decode_outcome(stored.data), ref=effect.ref)
+            raise Unavailable(f"the request {effect.of} has no outcome yet")
+        outcome = msgspec.structs.replace(outcome, ref=effect.ref, msg_id=effect.msg_id, stored=effect.stored)
         # Not capped again: with a longer ref it may exceed the bound, and yet it must be the same outcome.
         await self._send_and_store(Resolve(outcome=outcome, reply_to=effect.reply_to, stream_to=effect.stream_to))
 

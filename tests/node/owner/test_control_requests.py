@@ -12,6 +12,7 @@ from msgspec import Raw, structs
 
 from agentmesh import wire
 from agentmesh.edge.publish import store
+from agentmesh.edge.results import LAST_REF
 from agentmesh.edge.transport import Message
 from agentmesh.records import Caller, Deferred, Echo, Ledger, Open, Queued, Resolve, SetTimer
 from agentmesh.turn.values import (
@@ -28,7 +29,7 @@ from agentmesh.turn.values import (
     TurnEnded,
 )
 from agentmesh.wire import ErrorBody, Mail, Outcome, Probe, Spec, encode_outcome
-from agentmesh_node.owner.control_requests import MAX_PROBE, MAX_SEQUENCE, ControlRequests
+from agentmesh_node.owner.control_requests import MAX_PROBE, ControlRequests
 from node.owner.noting_loop import AGENT, NotingLoop
 from node.simulated import NODE, SimulatedNode, simulate
 from support import never_sent
@@ -418,12 +419,13 @@ def test_a_prompt_that_lies_in_its_lane_is_pending(lane: str) -> None:
     desk(story)
 
 
-@pytest.mark.parametrize("ref", [str(MAX_SEQUENCE + 1), "9" * 60, "s1", "-1"])
+@pytest.mark.parametrize("ref", [str(LAST_REF + 1), "9" * 60, "s1", "-1"])
 def test_what_no_lane_can_hold_is_not_looked_for(ref: str) -> None:
     async def story(it: Desk) -> None:
         it.node.transport.requests.clear()
         assert await it.poll(ref) == "not_found"
-        assert not any("DIRECT.GET" in subject for subject in it.node.transport.requests)
+        mail = it.node.subjects.stream("mail")
+        assert not any(mail in subject for subject in it.node.transport.requests)
 
     desk(story)
 
@@ -468,7 +470,7 @@ def test_where_it_cannot_be_told_now_the_caller_hears_so() -> None:
         it.node.faults.leaderless.add(it.node.subjects.stream("result"))
         assert (await it.refusal("poll", ref="7"))[0] == "no_leader"
         it.node.faults.leaderless.clear()
-        it.node.transport.inject(f"$JS.API.DIRECT.GET.{it.node.subjects.stream('mail')}", never_sent)
+        it.node.transport.inject(f"$JS.API.STREAM.MSG.GET.{it.node.subjects.stream('mail')}", never_sent)
         assert (await it.refusal("poll", ref="7"))[0] == "unavailable"
 
     desk(story)

@@ -1,0 +1,137 @@
+"""Stored outcomes: reading the one that counts, storing one, and finding the message that it must answer.
+
+A subject of results holds one outcome, or, where mail was put back to an older state, the outcomes of several messages that had
+the same sequence; the newest counts (docs/design/020-outcomes-name-their-message.md).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import msgspec
+
+from agentmesh.edge.failures import WrongLastSequence
+from agentmesh.edge.publish import store
+from agentmesh.edge.read import StoredMessage, get_last, get_last_direct, get_next, read_all
+from agentmesh.edge.transport import Transport
+from agentmesh.errors import Unavailable
+from agentmesh.outcomes import Asked, answers, message_named
+from agentmesh.subjects import LANES, Subjects
+from agentmesh.wire import MSG_ID, Outcome, decode_outcome, encode_outcome
+
+TRIES = 5
+"""How often an outcome is stored behind others, while others are stored at the same time."""
+LAST_REF = 2**63 - 1
+"""The largest ref that can exist: the server reads no larger sequence."""
+
+PROMPT_LANES = frozenset(name for name, lane in LANES.items() if lane.kind == "prompt")
+
+
+class StoredOutcome(NamedTuple):
+    """An outcome as it is stored: also its bytes, and when it was stored (seconds since 1970, by the server's clock)."""
+
+    outcome: Outcome
+    body: bytes
+    time: float
+
+
+class StandingPrompt(NamedTuple):
+    """A prompt that stands in the mail, and its lane."""
+
+    lane: str
+    asked: Asked
+
+
+async def read_outcome(
+    t: Transport, subjects: Subjects, agent: str, ref: str, *, direct: bool = False, timeout: float = 5.0
+) -> StoredOutcome | None:
+    """The outcome that is stored under a ref: the newest of the mesh's form.
+
+    Args:
+        direct: read it from any replica, which is cheaper, and may be a few milliseconds stale.
+
+    Raises:
+        Unavailable: it cannot be read now.
+    """
+    get = get_last_direct if direct else get_last
+    newest = await get(t, subjects.stream("result"), subjects.result(agent, ref), timeout=timeout)
+    return None if newest is None else await outcome_in(t, subjects, newest)
+
+
+async def outcome_in(t: Transport, subjects: Subjects, newest: StoredMessage) -> StoredOutcome | None:
+    """The outcome that counts on a subject of results of which this is the newest message; None if there is none.
+
+    Raises:
+        Unavailable: it cannot be read now.
+    """
+    found = stored_outcome(newest)
+    if found is not None:
+        return found
+    # Somebody has published what is no outcome: what lies in front of it counts.
+    messages = await read_all(t, subjects.stream("result"), newest.subject)
+    return next((found for message in reversed(messages) if (found := stored_outcome(message)) is not None), None)
+
+
+def stored_outcome(message: StoredMessage) -> StoredOutcome | None:
+    """The outcome in a message of the stream of results; None if it holds none."""
+    try:
+        return StoredOutcome(decode_outcome(message.data), message.data, message.time)
+    except (msgspec.DecodeError, RecursionError):
+        return None
+
+
+async def standing_prompt(
+    t: Transport, subjects: Subjects, agent: str, ref: str, *, timeout: float = 5.0
+) -> StandingPrompt | None:
+    """The prompt to `agent` that stands in the mail under this ref, according to the leader; None if there is none (any more).
+
+    Raises:
+        Unavailable: the mail cannot be read now.
+    """
+    if not ref.isdecimal() or not 0 < int(ref) <= LAST_REF:
+        return None
+    found = await get_next(t, subjects.stream("mail"), subjects.mail_filter(agent), int(ref), timeout=timeout)
+    lane, _ = (subjects.parse_lane(found.subject) if found is not None else None) or ("", "")
+    if found is None or found.seq != int(ref) or lane not in PROMPT_LANES:
+        return None
+    return StandingPrompt(lane, Asked(found.headers.get(MSG_ID), found.time))
+
+
+async def is_answer(t: Transport, subjects: Subjects, stored: StoredOutcome, msg_id: str | None) -> bool:
+    """Whether a stored outcome answers the message with this `Nats-Msg-Id` that was stored under the same ref.
+
+    Raises:
+        Unavailable: that cannot be told now.
+    """
+    asked = Asked(msg_id)
+    if stored.outcome.stored is None:  # an older build has written it: only the time when it was stored can tell
+        standing = await standing_prompt(t, subjects, stored.outcome.agent, stored.outcome.ref)
+        asked = asked if standing is None else standing.asked
+    return answers(stored.outcome, asked, stored.time)
+
+
+async def store_outcome(t: Transport, subjects: Subjects, outcome: Outcome) -> None:
+    """Store an outcome under its ref, unless one is stored there that answers the same message: the first one stays. One of
+    another message stays too, in front of this one.
+
+    Raises:
+        As `agentmesh.edge.publish.store`; WrongLastSequence if the server gave no verdict.
+    """
+    subject, body, expected = subjects.result(outcome.agent, outcome.ref), encode_outcome(outcome), 0
+    for _ in range(TRIES):
+        try:
+            await store(t, subject, body, expected=expected)
+        except WrongLastSequence as error:
+            if error.last is None:
+                raise
+        else:
+            return
+        newest = await get_last(t, subjects.stream("result"), subject)
+        if newest is None:
+            expected = 0  # it has lapsed
+            continue
+        there = await outcome_in(t, subjects, newest)
+        if there is not None and answers(there.outcome, message_named(outcome), there.time):
+            return
+        expected = newest.seq
+    raise Unavailable(f"others store outcomes under {subject} at the same time; try again")
