@@ -1,5 +1,4 @@
-"""How mail ends, whoever ends it: its outcome is told, and what cannot be dealt with becomes a dead letter. (Outcomes are stored by
-`agentmesh.edge.results.store_outcome`.)
+"""How mail ends: its outcome is told, and what cannot be dealt with becomes a dead letter (`edge/results.py` stores outcomes).
 
 An owner does it for its agent (`owner/effect_handlers.py`), the leading supervisor for mail that no agent will ever take
 (`supervisor/unclaimed_mail.py`).
