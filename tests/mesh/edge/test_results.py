@@ -1,4 +1,4 @@
-"""Stored outcomes: which one counts, and storing one where another message's lies (design note 020)."""
+"""Stored outcomes: which one counts, and storing one where another message's lies (docs/design/020-outcomes-name-their-message.md)."""
 
 from __future__ import annotations
 
