@@ -1,4 +1,4 @@
-"""Stored outcomes: which one counts, and storing one where another message's lies (docs/design/020-outcomes-name-their-message.md)."""
+"""Which stored outcome counts, and storing one behind another (docs/design/020-outcomes-name-their-message.md)."""
 
 from __future__ import annotations
 
