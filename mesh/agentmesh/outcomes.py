@@ -80,5 +80,9 @@ def capped(outcome: Outcome, limit: int) -> Outcome:
     size = len(encode_outcome(outcome))
     if size <= limit:
         return outcome
-    error = ErrorBody(code="too_large", message=f"the outcome takes {size} bytes, more than a message can hold")
+    error = ErrorBody(
+        code="too_large",
+        message=f"the outcome takes {size} bytes; at most {limit} can be sent to its caller",
+        details={"size": size, "limit": limit},
+    )
     return msgspec.structs.replace(outcome, ok=False, text=None, usage=None, session_id=None, error=error)

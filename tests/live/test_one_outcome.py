@@ -63,3 +63,20 @@ def test_a_large_answer_is_the_same_everywhere(server: Server, subjects: Subject
             assert [other == first for other in others] == [True] * 3
 
     run(main())
+
+
+@pytest.mark.case(318)
+def test_an_outcome_that_is_too_large_says_the_number_that_counts(server: Server, subjects: Subjects) -> None:
+    async def main() -> None:
+        async with local_mesh(server, subjects, serves={"Loud": Loud}) as mesh:
+            await mesh.client.start_agent("loud", kind="Loud")
+            refused = await mesh.client.ask_outcome("loud", "1047000")
+            assert refused.error is not None and refused.error.code == "too_large"
+            size, limit = refused.error.details["size"], refused.error.details["limit"]
+            assert (limit, size > limit) == (outcome_limit(MAX_PAYLOAD), True)
+            assert str(limit) in refused.error.message
+            most = 1_047_000 - (size - limit) - 50  # the other fields of the next outcome are about as long as this one's
+            assert (await mesh.client.ask_outcome("loud", str(most))).ok
+            assert not (await mesh.client.ask_outcome("loud", str(most + 100))).ok
+
+    run(main())

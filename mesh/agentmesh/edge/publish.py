@@ -13,10 +13,12 @@ from typing import NamedTuple, NoReturn
 import msgspec
 
 from agentmesh.edge.failures import EDGE_ERRORS, Uncertain, WrongLastSequence
+from agentmesh.edge.frames import header_block
 from agentmesh.edge.server_errors import ServerError, definite
 from agentmesh.edge.transport import UNANSWERED, Headers, Message, NoResponders, Transport
-from agentmesh.errors import Unavailable
-from agentmesh.wire import MSG_ID, format_time
+from agentmesh.errors import TooLarge, Unavailable
+from agentmesh.subjects import LANES
+from agentmesh.wire import MAIL_ROOM, MSG_ID, format_time
 
 EXPECTED_SEQ = "Nats-Expected-Last-Subject-Sequence"
 TTL = "Nats-TTL"
@@ -32,6 +34,7 @@ LAST_SCHEDULE = 9_214_646_400.0
 _WRONG_SEQUENCE = 10071
 _NO_VERDICT = 10164
 _IN_PROCESS = 10158
+_MAIL_LANES = frozenset(lane.name for lane in LANES.values() if lane.stream == "mail")
 
 
 class Stored(NamedTuple):
@@ -85,9 +88,11 @@ async def store(
     fields = _conditions(headers, expected, msg_id, ttl_s, rollup)
     try:
         reply = await t.request(subject, data, headers=fields, timeout=timeout)
+        return _acknowledged(reply, subject)
     except UNANSWERED as error:
         raise _unanswered(error, subject) from None
-    return _acknowledged(reply, subject)
+    except TooLarge as error:
+        raise _measured(error, t, subject, data, fields) from None
 
 
 def store_soon(
@@ -115,6 +120,8 @@ def store_soon(
         if type(reply) is Message:
             try:
                 result: Stored | Exception = _acknowledged(reply, subject)
+            except TooLarge as error:
+                result = _measured(error, t, subject, data, fields)
             except EDGE_ERRORS as error:
                 result = error
             except Exception as error:  # noqa: BLE001 - the callback must be called whatever the reply is
@@ -124,7 +131,10 @@ def store_soon(
         stored(result)
 
     fields = _conditions(headers, expected, msg_id, None, rollup)
-    return t.call(subject, data, headers=fields, timeout=timeout, answered=answered)
+    try:
+        return t.call(subject, data, headers=fields, timeout=timeout, answered=answered)
+    except TooLarge as error:
+        raise _measured(error, t, subject, data, fields) from None
 
 
 async def schedule(
@@ -172,6 +182,17 @@ def _unanswered(error: Exception, subject: str) -> Unavailable | Uncertain:
     if isinstance(error, NoResponders):
         return Unavailable(f"no stream takes {subject} now (none exists, or it has no leader); try again")
     return Uncertain(f"no acknowledgement for {subject}: {type(error).__name__}")
+
+
+def _measured(error: TooLarge, t: Transport, subject: str, data: bytes, headers: Headers | None) -> TooLarge:
+    """The error with the number that counts: the limit of mail is below the server's own (docs/protocol.md#sizes)."""
+    if subject.partition(".")[2].partition(".")[0] not in _MAIL_LANES:
+        return error
+    size, limit = len(data) + (len(header_block(headers).encode()) if headers else 0), t.max_payload - MAIL_ROOM
+    return TooLarge(
+        f"the message takes {size} bytes with its headers; at most {limit} can be mailed to an agent: send less, or a reference",
+        details={**error.details, "size": size, "limit": limit},
+    )
 
 
 def _acknowledged(reply: Message, subject: str) -> Stored:

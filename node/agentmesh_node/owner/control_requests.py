@@ -133,7 +133,10 @@ class ControlRequests:
         try:
             await self._s.transport.publish(reply, body)
         except TooLarge:
-            await self._s.transport.publish(reply, wire.encode_failure(TooLarge("the reply is larger than a message can be")))
+            size, limit = len(body), self._s.transport.max_payload
+            text = f"the reply takes {size} bytes; the server takes {limit}: ask for the status without content"
+            refused = TooLarge(text, details={"size": size, "limit": limit})
+            await self._s.transport.publish(reply, wire.encode_failure(refused))
         except Disconnected:
             log.debug("a control request could not be answered: no connection")
 
@@ -228,7 +231,10 @@ def _timer(services: Services, request: ControlRequest) -> SetTimer:
     wire.check_depth(request.event)
     size, limit = len(msgspec.json.encode(request.event)), outcome_limit(services.transport.max_payload, mailed=True)
     if size > limit:
-        raise TooLarge(f"the event takes {size} bytes; a timer can carry {limit}: send a reference instead")
+        raise TooLarge(
+            f"the event takes {size} bytes; a timer can carry {limit}: send a reference instead",
+            details={"size": size, "limit": limit},
+        )
     return timer_of(_needed(request.id, "id"), due, request.every_s, request.event)
 
 

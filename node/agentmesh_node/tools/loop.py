@@ -311,8 +311,8 @@ class _LoopTurn:
         """Commit a result. Returns it, or the result that is committed instead if the journal cannot keep it."""
         try:
             await self._commit(Ran(result))
-        except TooLarge:
-            result = msgspec.structs.replace(result, ok=False, text=TOO_LARGE, error="too_large")
+        except TooLarge as error:
+            result = msgspec.structs.replace(result, ok=False, text=f"{TOO_LARGE} ({error.message})", error="too_large")
             await self._commit(Ran(result))
         return result
 

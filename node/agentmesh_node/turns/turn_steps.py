@@ -106,8 +106,12 @@ class TurnSteps:
         if not prompt.prompt:
             raise BadRequest("the prompt is empty")
         size = len(_encoded(prompt))
-        if size > self._s.transport.max_payload - PROMPT_ROOM:
-            raise TooLarge(f"the prompt takes {size} bytes, more than a message can hold: pass a reference instead")
+        limit = self._s.transport.max_payload - PROMPT_ROOM
+        if size > limit:
+            raise TooLarge(
+                f"the prompt takes {size} bytes; at most {limit} can be asked in a turn: pass a reference instead",
+                details={"size": size, "limit": limit},
+            )
         wire.check_depth(prompt.metadata)
         return AskAgent(
             turn=self._command.number,

@@ -15,8 +15,9 @@ import pytest
 
 from agentmesh.edge.failures import ApiError, Uncertain, WrongLastSequence
 from agentmesh.edge.manage import purge, stream_state
-from agentmesh.edge.publish import Stored, schedule, store
+from agentmesh.edge.publish import Stored, schedule, store, store_soon
 from agentmesh.edge.read import get_last, get_last_direct, get_last_many, read, read_all
+from agentmesh.edge.streams import ensure
 from agentmesh.errors import BadRequest, MailboxFull, MeshError, TooLarge, Unavailable
 from agentmesh.subjects import Subjects
 from mesh.edge.streams_made import make_stream
@@ -306,3 +307,30 @@ def test_three_replicas_and_the_death_of_a_leader(subjects: Subjects) -> None:
                 assert stored.items() <= {message.seq: message.data for message in messages}.items()
 
         run(main(), timeout=100)
+
+
+@pytest.mark.case(318)
+@pytest.mark.parametrize("lane", ["inbox", "notify", "peer-inbox"])
+def test_mail_that_is_too_large_says_the_number_that_counts(server: Server, subjects: Subjects, lane: str) -> None:
+    async def main() -> None:
+        async with connected(server.url) as t:
+            await ensure(t, subjects)
+            subject, headers = subjects.lane(lane, "coder"), {"Mesh-Reply-To": "_INBOX.größe"}
+            numbers = set()
+            for size in (t.max_payload - 65_536, t.max_payload, t.max_payload + 1):  # refused by the stream, or before it is sent
+                with pytest.raises(TooLarge) as caught:
+                    await store(t, subject, b"x" * size, headers=headers, msg_id="a")
+                numbers.add(caught.value.details["limit"])
+                overhead = caught.value.details["size"] - size
+            answers: asyncio.Queue[Stored | Exception] = asyncio.Queue()
+            assert store_soon(t, subject, b"x" * (t.max_payload - 65_536), answers.put_nowait, headers=headers, msg_id="a")
+            refused = await answers.get()
+            assert isinstance(refused, TooLarge) and numbers == {refused.details["limit"]}
+            with pytest.raises(TooLarge, match=str(refused.details["limit"])):
+                store_soon(t, subject, b"x" * t.max_payload, answers.put_nowait, headers=headers, msg_id="a")
+            most = refused.details["limit"] - overhead
+            with pytest.raises(TooLarge):
+                await store(t, subject, b"x" * (most + 1), headers=headers, msg_id="a")
+            assert (await store(t, subject, b"x" * most, headers=headers, msg_id="a")).seq == 1
+
+    run(main())

@@ -90,8 +90,8 @@ class OwnTools:
                 tracing.failed(span, result.error or "error")
         try:
             await self._commit(Ran(result))
-        except TooLarge:
-            result = Result.failed(call, "too_large", TOO_LARGE)
+        except TooLarge as error:
+            result = Result.failed(call, "too_large", f"{TOO_LARGE} ({error.message})")
             await self._commit(Ran(result))
         self._results[call.id] = result
         return result
