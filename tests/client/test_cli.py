@@ -502,3 +502,43 @@ def test_a_cell_is_one_line() -> None:
     assert output.one_line("two\nlines") == "two lines"
     assert output.one_line("x" * 61) == "x" * 59 + "…"
     assert [output.one_line(text) for text in (None, "", " \n")] == ["-"] * 3
+
+
+# --- for people ---------------------------------------------------------------------------------------------------
+def test_a_text_without_quotes_is_told_to_take_them(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.main(["-o", "json", "ask", "coder", "rename", "the", "--stream", "module"]) == exits.USAGE
+    assert 'quotes: `mesh ask coder "rename the module"`' in capsys.readouterr().err
+    assert main.main(["status", "coder", "now"]) == exits.USAGE
+    err = capsys.readouterr().err
+    assert "quotes" not in err and "See `mesh status --help`" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("dead", "ls", "coder"), "coder has no dead letters"),
+        (("ps",), "there are no agents"),
+        (("nodes",), "no node is live"),
+    ],
+)
+def test_nothing_is_said_to_be_nothing(server: Server, subjects: Subjects, arguments: tuple[str, ...], said: str) -> None:
+    async def main() -> None:
+        async with shell(server, subjects, agents=()) as (_, sh):
+            out, err = await sh.run(*arguments)
+            assert out == "" and said in err
+            assert await sh.json(*arguments) == []
+
+    run(main())
+
+
+def test_money_is_rounded_for_people() -> None:
+    assert [output.dollars(amount) for amount in (0, 0.01234567, 12.3, 0.00000123)] == [
+        "$0.0000",
+        "$0.0123",
+        "$12.3000",
+        "<$0.0001",
+    ]
+    usage = {"input_tokens": 7, "cost_usd": 0.1 + 0.2, "delegated": {"usd": 1.23456789, "tokens": 3}, "usd": 0.00001}
+    assert json.loads(output.usage_text(usage)) == {
+        "input_tokens": 7, "cost_usd": 0.3, "delegated": {"usd": 1.2346, "tokens": 3}, "usd": 0.00001,
+    }  # fmt: skip

@@ -119,7 +119,8 @@ async def ps(*, every: Annotated[Flag, Parameter(name="--all")] = False, options
 
     async with session(options) as mesh:
         found = await mesh.list_agents(stopped=every)
-    Printer(options).table(found, ("NAME", "KIND", "BACKEND", "STATUS", "NODE", "SINCE", "REASON"), row)
+    columns = ("NAME", "KIND", "BACKEND", "STATUS", "NODE", "SINCE", "REASON")
+    Printer(options).table(found, columns, row, nothing="there are no agents; start one: `mesh start NAME --kind KIND`")
     return exits.OK
 
 
@@ -137,7 +138,8 @@ async def nodes(*, options: Globals = DEFAULTS) -> int:
 
     async with session(options) as mesh:
         found = await mesh.nodes()
-    Printer(options).table(found, ("NODE", "STATE", "AGENTS", "UP", "VERSION", "LABELS", "KINDS"), row)
+    columns = ("NODE", "STATE", "AGENTS", "UP", "VERSION", "LABELS", "KINDS")
+    Printer(options).table(found, columns, row, nothing="no node is live; start one: `mesh node --agents MODULE`")
     return exits.OK
 
 
@@ -197,12 +199,12 @@ async def history(name: AgentName, /, *, content: Flag = False, options: Globals
         "RESULT",
         *(("PROMPT", "ANSWER") if content else ()),
     )
-    Printer(options).table(turns, columns, row)
+    Printer(options).table(turns, columns, row, nothing=f"{name} has had no turn that is still in its journal")
     return exits.OK
 
 
 def _status_lines(found: Status, content: bool) -> list[tuple[str, str]]:
-    from agentmesh_client.cli.output import json_text
+    from agentmesh_client.cli.output import json_text, usage_text
 
     lines = [
         ("name", found.name),
@@ -215,7 +217,7 @@ def _status_lines(found: Status, content: bool) -> list[tuple[str, str]]:
         ("node", found.node),
         ("incarnation", found.incarnation),
         ("generation", str(found.generation)),
-        ("usage", json_text(found.usage)),
+        ("usage", usage_text(found.usage)),
     ]
     if found.failed is not None:
         lines.append(("failed", f"{found.failed.code}: {found.failed.message}"))

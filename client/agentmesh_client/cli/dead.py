@@ -36,7 +36,7 @@ async def ls(name: AgentName, /, *, content: Flag = False, options: Globals = DE
     async with session(options) as mesh:
         found = await mesh.dead_letters(name, content)
     columns = ("LETTER", "LANE", "REF", "SINCE", "FROM", "REASON", "MESSAGE", *(("BODY",) if content else ()))
-    Printer(options).table(found, columns, row)
+    Printer(options).table(found, columns, row, nothing=f"{name} has no dead letters")
     return exits.OK
 
 

@@ -20,7 +20,7 @@ from agentmesh_client.cli import exits
 if TYPE_CHECKING:
     from inspect import BoundArguments
 
-    from cyclopts import App
+    from cyclopts import App, CycloptsError
 
     from agentmesh_client.cli.common import GlobalOptions
 
@@ -46,7 +46,11 @@ VERBS = {
     "rebalance": ("admin:rebalance", "Even out the load of the nodes."),
     "events": ("admin:events", "Show what happens, as it happens."),
     "doctor": ("doctor:doctor", "Examine the server and the mesh on it, and say what it guarantees."),
+    "completion": ("completion:completion", "Print a script with which a shell completes verbs and options."),
 }
+
+TEXT_VERBS = ("ask", "tell", "notify")
+"""Verbs whose last argument is a text: it is easily given without the quotes that the shell wants."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return call.run()
     except CycloptsError as error:
-        print(f"mesh: {' '.join(str(error).split())} See `mesh {call.verb}--help`.", file=sys.stderr)
+        print(f"mesh: {' '.join(str(error).split())} {call.advice(error)}", file=sys.stderr)
         return exits.USAGE
     except KeyboardInterrupt:
         return exits.INTERRUPTED
@@ -84,6 +88,8 @@ class Invocation:
         """Once they are parsed."""
         self.verb = ""
         """The verb and a space, once it is known to be one."""
+        self._words: list[str] = []
+        """The verb and what follows it, without options."""
 
     def parse(self) -> tuple[Callable[..., object], BoundArguments]:
         """Parse the global options, wherever they stand, then the verb and its own. Returns what is to be called, and with what.
@@ -103,6 +109,7 @@ class Invocation:
                 return command, bound
             rest, self.options = bound.args, bound.kwargs.get("options", DEFAULTS)
         self.verb = f"{rest[0]} " if rest and rest[0] in app else ""
+        self._words = [word for word in rest if not word.startswith("-")]
         command, bound, taken = app.parse_args(rest, print_error=False, exit_on_error=False)
         bound.arguments.update(dict.fromkeys(taken, self.options))
         for name in ("nats", "root"):  # but these two, which stood before it
@@ -121,6 +128,16 @@ class Invocation:
         if sys.stdout is not None:  # it is None in a process that was started with it closed
             sys.stdout.flush()  # if the reader has left, it raises here and not at exit
         return result if isinstance(result, int) and not isinstance(result, bool) else exits.OK
+
+    def advice(self, error: CycloptsError) -> str:
+        """What to do about a command that cannot be parsed."""
+        from cyclopts import UnusedCliTokensError
+
+        unused = error.unused_tokens if isinstance(error, UnusedCliTokensError) else None
+        if unused and self.verb.strip() in TEXT_VERBS and unused[0] in self._words[3:]:
+            words = " ".join(self._words[2:])
+            return f'Put a text of several words into quotes: `mesh {self.verb}{self._words[1]} "{words}"`.'
+        return f"See `mesh {self.verb}--help`."
 
     def complaint(self, error: Exception) -> str:
         """The text for stderr: a sentence, or the wire's error object if JSON output was asked for."""

@@ -13,10 +13,14 @@ from typing import Any
 
 import msgspec
 
+from agentmesh.budget import COSTS
 from agentmesh.wire import Outcome, encode_outcome
 from agentmesh_client.cli.common import GlobalOptions
 from agentmesh_client.results import PollResult
 
+DIGITS = 4
+"""Decimal places of dollars that people are shown."""
+LEAST_SHOWN = 0.0001
 _COLOURS = {"running": "32", "failed": "31", "stopping": "33", "wanted": "33", "stopped": "2"}
 
 
@@ -36,15 +40,19 @@ class Printer:
         """Print one value: as JSON, or as `text`."""
         print(json_text(value) if self.as_json else text)
 
-    def table(self, items: Sequence[object], columns: Sequence[str], row: Callable[[Any], Sequence[str]]) -> None:
-        """Print a list: one JSON array, a line of JSON each, or aligned columns."""
+    def table(
+        self, items: Sequence[object], columns: Sequence[str], row: Callable[[Any], Sequence[str]], *, nothing: str
+    ) -> None:
+        """Print a list: one JSON array, a line of JSON each, or aligned columns; to people `nothing`, if it is empty."""
         if self._output == "json":
             print("[" + ",".join(json_text(item) for item in items) + "]")
         elif self._output == "jsonl":
             for item in items:
                 print(json_text(item))
-        else:
+        elif items:
             print(aligned(columns, [row(item) for item in items], colour=_colour_wanted()))
+        else:
+            self.note(nothing)
 
     def note(self, text: str) -> None:
         """Tell the user something that is not data."""
@@ -92,6 +100,26 @@ def one_line(text: str | None, width: int = 60) -> str:
     """`text` for a cell: on one line, and not too long; `-` for none."""
     flat = " ".join((text or "").split())
     return (flat if len(flat) <= width else flat[: width - 1] + "…") or "-"
+
+
+def dollars(amount: float) -> str:
+    """An amount of money, as exact as people want it."""
+    return f"${amount:.4f}" if amount == 0 or amount >= LEAST_SHOWN else f"<${LEAST_SHOWN}"
+
+
+def usage_text(usage: dict[str, Any]) -> str:
+    """What was used, as JSON with the money rounded."""
+    return msgspec.json.encode(_rounded(usage)).decode()
+
+
+def _rounded(usage: dict[str, Any]) -> dict[str, Any]:
+    shown = dict(usage)
+    for name, value in usage.items():
+        if isinstance(value, dict):
+            shown[name] = _rounded(value)
+        elif name in COSTS and isinstance(value, float):
+            shown[name] = round(value, DIGITS) or value
+    return shown
 
 
 def fields(pairs: Sequence[tuple[str, str]]) -> str:

@@ -13,7 +13,7 @@ from typing import TextIO
 import msgspec
 
 from agentmesh.wire import Outcome, encode_outcome
-from agentmesh_client.cli.output import Printer, one_line
+from agentmesh_client.cli.output import Printer, dollars, one_line
 from agentmesh_client.streaming import (
     Ended,
     LiveEvent,
@@ -141,7 +141,7 @@ def totals(outcome: Outcome, seconds: float) -> str:
     ]
     cost = usage.get("usd", usage.get("cost_usd"))
     if isinstance(cost, int | float):
-        parts.append(f"${cost:.4f}")
+        parts.append(dollars(cost))
     return ", ".join([*parts, f"{seconds:.2f} s"])
 
 
