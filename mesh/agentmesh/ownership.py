@@ -56,9 +56,11 @@ def judge(claim: Claim, spec: Spec | None, ledger: Ledger | None, *, lease_boot:
     if same_generation and ledger.boot != claim.boot and lease_boot not in (None, claim.boot):
         return Verdict(act="yield", reason="this node was started again: the newer process owns its placements")
     if ledger.incarnation != claim.incarnation:
-        # A new life of the name. Positions and newest origins belong to the name; the rest ended with the old one.
+        # A new life of the name. Positions and newest origins belong to the name; the rest ended with the old one. What a sweep
+        # behind its end has left open are answers that are still due: nobody else may ever give them.
         fresh = Ledger(
             incarnation=claim.incarnation,
+            effects=ledger.effects if ledger.phase == "over" else {},
             positions=ledger.positions,
             taken=ledger.taken,
             origins=ledger.origins,

@@ -11,8 +11,9 @@ from agentmesh.edge.publish import store
 from agentmesh.edge.read import read
 from agentmesh.edge.transport import Headers, Transport
 from agentmesh.headers import CONTENT_TYPE, content_type_in, is_name, legible, trace_in
-from agentmesh.records import Bury, Resolve
+from agentmesh.records import Bury, Resolve, SendMail
 from agentmesh.subjects import Subjects
+from agentmesh.wire import Spec
 
 
 async def send_outcome(t: Transport, effect: Resolve) -> None:
@@ -23,6 +24,29 @@ async def send_outcome(t: Transport, effect: Resolve) -> None:
     """
     if effect.reply_to is not None:
         await t.publish(effect.reply_to, wire.encode_outcome(effect.outcome))
+
+
+async def send_answer(
+    t: Transport, subjects: Subjects, effect: SendMail, spec: Spec | None, *, sender: tuple[str, str], origin: str, nonce: str
+) -> None:
+    """Send the outcome of its request to the agent that has asked, unless that agent's life is over.
+
+    Args:
+        spec: that agent's.
+        sender: the agent that was asked, and its incarnation.
+
+    Raises:
+        MailboxFull, TooLarge, Unavailable, Uncertain: as `store`.
+    """
+    assert effect.outcome is not None, "an answer is an outcome"
+    if spec is None or spec.status == "stopped" or (effect.life is not None and spec.incarnation != effect.life):
+        return
+    agent, life = sender
+    headers = {wire.FROM: agent, wire.FROM_LIFE: life, wire.ORIGIN: origin, wire.FOR: spec.incarnation, **effect.trace}
+    if effect.tag is not None:
+        headers[wire.TAG] = effect.tag
+    msg_id = f"{effect.to}.{agent}.{origin}.{nonce}"
+    await store(t, subjects.lane(effect.lane, effect.to), wire.encode_outcome(effect.outcome), headers=headers, msg_id=msg_id)
 
 
 async def bury(t: Transport, subjects: Subjects, agent: str, effect: Bury, *, origin: str, nonce: str) -> None:

@@ -75,3 +75,9 @@ class SupervisorSettings(msgspec.Struct, frozen=True, kw_only=True):
     """How long an agent must have waited before the reason is written to its spec: most waits are shorter."""
     writes_in_flight: int = 64
     """Most registry writes under way at one time."""
+    unclaimed_age_s: float = 3600.0
+    """How long mail for a name that no agent has is kept; then it becomes dead letters."""
+    unclaimed_names: int = 10_000
+    """Most such names for which mail is kept; beyond, the oldest mail is ended first."""
+    unclaimed_bytes: int = 64 << 20
+    """Most bytes of such mail."""

@@ -68,6 +68,8 @@ def _chain(agent: str, records: Sequence[tuple[int, Record]]) -> Iterable[str]:
             if record.incarnation in over:
                 yield f"{where} wakes a life that has ended"
             newest, owner, phase = (record.epoch, record.generation), who, ""
+        elif not record.node and owner is None and record.kind in ("swept", "tombstone"):
+            continue  # the leader has ended mail for nobody
         elif phase == "over" and (who != owner or record.kind not in ("swept", "tombstone")):
             yield f"{where} follows the tombstone"
         elif owner is not None and who != owner:

@@ -135,7 +135,6 @@ WHOLE_NODES: dict[str, str] = {
     "agentmesh_node.cli": "live/test_commands.py",
     "agentmesh_node.host.heartbeat": "live/test_supervision.py",
     "agentmesh_node.host.node": "live/test_hosting.py",
-    "agentmesh_node.owner.claim": "sim/test_crash_points.py",
     "agentmesh_node.owner.journal_writer": "sim/test_crash_points.py",
     "agentmesh_node.owner.owner": "sim/test_crash_points.py",
     "agentmesh_node.process.main": "live/test_hosting.py",

@@ -349,7 +349,7 @@ class Stream:
         state: dict[str, Any] = {"messages": len(self._live), "first_seq": first, "last_seq": self.last_seq}
         if subjects:
             state["subjects"] = {name: len(seqs) for name, seqs in self._by_subject.items() if matches(subjects, name)}
-        return {"config": self.config, "state": state, "created": format_time(0.0)}
+        return {"config": self.config, "state": state, "created": format_time(0.0), "ts": format_time(self._wall())}
 
     def live(self) -> list[Stored]:
         """Everything that is stored now."""

@@ -9,6 +9,7 @@ import msgspec
 from agentmesh.edge.api import call_api
 from agentmesh.edge.failures import ApiError
 from agentmesh.edge.transport import Transport
+from agentmesh.wire import parse_time
 
 _NOT_DELETED = (10043, 10057)
 
@@ -60,6 +61,34 @@ async def count(t: Transport, stream: str, filter: str, *, timeout: float = 5.0)
     body = {"subjects_filter": filter}
     info: dict[str, Any] = msgspec.json.decode(await call_api(t, f"STREAM.INFO.{stream}", body, timeout=timeout))
     return dict(info["state"].get("subjects") or {})
+
+
+class SubjectCounts(NamedTuple):
+    """Every subject of a stream that holds messages, with their number. `time`: when the stream's leader said so, by its clock
+    (seconds since 1970)."""
+
+    subjects: dict[str, int]
+    time: float
+    config: dict[str, Any]
+
+
+async def count_all(t: Transport, stream: str, *, timeout: float = 10.0) -> SubjectCounts:
+    """All subjects of `stream`. The server counts 100,000 of them in some 150 ms, and gives so many at a time: subjects that come
+    or go between two of these answers may be missing.
+
+    Raises:
+        ApiError, Unavailable: see `stream_state`.
+    """
+    found: dict[str, int] = {}
+    offset = 0
+    while True:
+        body = {"subjects_filter": ">", "offset": offset}
+        info: dict[str, Any] = msgspec.json.decode(await call_api(t, f"STREAM.INFO.{stream}", body, timeout=timeout))
+        page = info["state"].get("subjects") or {}
+        found.update(page)
+        offset += len(page)
+        if not page or offset >= info.get("total", 0):
+            return SubjectCounts(found, parse_time(info["ts"]), info["config"])
 
 
 async def delete(t: Transport, stream: str, seq: int, *, timeout: float = 5.0) -> bool:

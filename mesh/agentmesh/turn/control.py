@@ -22,6 +22,7 @@ from agentmesh.turn.draft import (
     end_request,
     forget_charges,
     is_repetition,
+    remember,
 )
 from agentmesh.turn.lifecycle import boot, finish
 from agentmesh.turn.poison import begin
@@ -47,9 +48,6 @@ from agentmesh.turn.values import (
     Wake,
 )
 from agentmesh.wire import ErrorBody, Mail, format_time
-
-MAX_SEEN = 4096
-"""Ids of purged mail that an agent remembers; the oldest go first."""
 
 
 # --- mail ---------------------------------------------------------------------------------------------------------
@@ -236,10 +234,7 @@ def on_trim(core: Core, item: Trim, out: Out) -> None:
     """Remember the ids of mail that is about to be purged, for as long as the server would have known them."""
 
     def change(draft: Core) -> None:
-        kept = {k: v for k, v in draft.work.seen.items() if v.at > draft.now - core.config.remember_s}
-        kept.update(item.seen)
-        newest = sorted(kept.items(), key=lambda pair: pair[1].at)[-MAX_SEEN:]
-        draft.work = structs.replace(draft.work, seen=dict(newest))
+        remember(draft, item.seen, since=draft.now - core.config.remember_s)
 
     answer_later(core, item.token, {})
     _change(core, change, out)

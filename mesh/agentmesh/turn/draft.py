@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from msgspec import structs
@@ -22,6 +22,7 @@ from agentmesh.records import (
     Queued,
     RecordKind,
     Resolve,
+    Seen,
     SendMail,
     TurnInfo,
 )
@@ -30,6 +31,9 @@ from agentmesh.turn.values import AnswerControl, Append, Command, Core, Emit, In
 from agentmesh.wire import ErrorBody, Mail, Outcome, parse_time
 
 type Out = list[Command]
+
+MAX_SEEN = 4096
+"""Ids of purged mail that an agent remembers; the oldest go first."""
 
 
 def deadline_timer(ref: str) -> str:
@@ -143,6 +147,14 @@ def is_repetition(ledger: Ledger, mail: Mail) -> bool:
 def digest(msg_id: str) -> str:
     """The form of a `Nats-Msg-Id` that the ledger keeps."""
     return hashlib.blake2b(msg_id.encode(), digest_size=12).hexdigest()
+
+
+def remember(core: Core, seen: Mapping[str, Seen], *, since: float) -> None:
+    """Add to the draft the ids of mail that is about to be purged, by digest; those from before `since` (seconds since the epoch)
+    are forgotten."""
+    kept = {key: one for key, one in core.work.seen.items() if one.at > since}
+    newest = sorted({**kept, **seen}.items(), key=lambda pair: pair[1].at)[-MAX_SEEN:]
+    core.work = structs.replace(core.work, seen=dict(newest))
 
 
 def repeats(core: Core, mail: Mail) -> str | None:

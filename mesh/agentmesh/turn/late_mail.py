@@ -1,13 +1,14 @@
-"""Mail that arrived after the last sweep of a life that has ended (docs/architecture.md#the-end-of-a-life). Pure."""
+"""Mail that no life of its name will take: it came behind the last sweep of one that has ended
+(docs/architecture.md#the-end-of-a-life), or no agent has the name (docs/architecture.md#mail-for-nobody). Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 
 from agentmesh.ledger import diff
-from agentmesh.records import Change, Effect, Ledger
+from agentmesh.records import Change, Effect, Ledger, Seen
 from agentmesh.subjects import LANES
-from agentmesh.turn.draft import caller_of, consume, end_request, is_repetition
+from agentmesh.turn.draft import bury, caller_of, consume, end_request, is_repetition, remember
 from agentmesh.turn.values import Config, Core
 from agentmesh.wire import ErrorBody, Mail
 
@@ -32,6 +33,32 @@ def put_away(agent: str, ledger: Ledger, waiting: Collection[Mail], late: Collec
         consume(core, mail)
         if LANES[mail.lane].kind == "prompt" and not repeated:
             end_request(core, caller_of(mail), error)
+    return diff(ledger, core.work), core.effects
+
+
+def unclaimed(
+    agent: str, ledger: Ledger, mail: Sequence[Mail], reason: ErrorBody, *, seen: Mapping[str, Seen], since: float
+) -> tuple[Change, tuple[Effect, ...]]:
+    """Change and effects of the record that ends `mail`, for which there is no agent: each message becomes a dead letter with
+    `reason`, and a prompt's outcome is that error.
+
+    Args:
+        agent: the name.
+        ledger: what its journal says: no life, or one that is over.
+        mail: the oldest mail beyond the ledger's positions, in the order of the stream.
+        seen: ids of what will be purged while a repetition may still come, as the ledger remembers them.
+        since: from when on the server knows an id (seconds since the epoch); older ones are forgotten.
+    """
+    core = Core(config=Config(name=agent, kind=""), ledger=ledger, work=ledger)
+    for item in mail:
+        repeated = is_repetition(core.work, item)
+        consume(core, item)
+        if repeated:
+            continue
+        bury(core, item.lane, item.seq, reason)
+        if LANES[item.lane].kind == "prompt":
+            end_request(core, caller_of(item), reason)
+    remember(core, seen, since=since)
     return diff(ledger, core.work), core.effects
 
 

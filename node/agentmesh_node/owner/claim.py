@@ -100,6 +100,13 @@ async def claim_ownership(services: Services, name: str, spec: Spec, claim: Clai
             )
         except Fenced:
             continue  # another process appended meanwhile, or the read was stale: read again
+        except StoreLost:
+            if ledger is None or ledger.phase != "over":
+                raise
+            again = await services.journal.read(name)
+            if again.records or again.wiped:
+                raise
+            continue  # the tombstone has lapsed in this very moment: the name has no past
         return Claimed(owned(start, claim), fence, died, version)
 
 

@@ -128,6 +128,15 @@ class SupervisorOptions:
     settle_s: Annotated[
         float, _bounded("MESH_SETTLE_S", 0.5, 120, "Seconds after an election that a node may be without a lease.")
     ] = 3.0
+    unclaimed_age_s: Annotated[
+        float, _bounded("MESH_UNCLAIMED_AGE_S", 1, 30 * 86_400, "Seconds that mail for a name that no agent has is kept.")
+    ] = 3600.0
+    unclaimed_names: Annotated[
+        int, _bounded("MESH_UNCLAIMED_NAMES", 0, 1_000_000, "Most such names for which mail is kept.", whole=True)
+    ] = 10_000
+    unclaimed_bytes: Annotated[int, _bounded("MESH_UNCLAIMED_BYTES", 0, 1 << 40, "Most bytes of such mail.", whole=True)] = (
+        64 << 20
+    )
 
 
 @Parameter(name="*")

@@ -34,11 +34,13 @@ from agentmesh.edge.retry import UPKEEP_RETRY
 from agentmesh.edge.tasks import cancel_and_wait, first_of
 from agentmesh.edge.transport import Disconnected, Message, NoResponders, RequestTimeout, Subscription, Transport
 from agentmesh.errors import BadRequest, MeshError, Unavailable
+from agentmesh.formats import SECOND
 from agentmesh.names import node_id
 from agentmesh.planner import explain, plan, surplus
-from agentmesh.subjects import Subjects
+from agentmesh.subjects import Subjects, spec_key
 from agentmesh.wire import ControlRequest, NodeStats, encode, encode_failure, encode_reply
 from agentmesh_node.ask_gateway import AskGateway
+from agentmesh_node.formats import Formats
 from agentmesh_node.liveness_thread import LivenessLoop
 from agentmesh_node.settings import SupervisorSettings
 from agentmesh_node.supervisor.decision_log import DecisionLog
@@ -51,6 +53,7 @@ from agentmesh_node.supervisor.membership import Membership
 from agentmesh_node.supervisor.placement_writer import PlacementWriter, needs_reason
 from agentmesh_node.supervisor.registry_index import RegistryIndex
 from agentmesh_node.supervisor.spec_repair import SpecRepair
+from agentmesh_node.supervisor.unclaimed_mail import UnclaimedMail
 
 PATTERNS = ("agents.>", "nodes.*", "placements.>")
 """Registry keys that a supervisor follows."""
@@ -136,6 +139,18 @@ class Supervisor:
             lambda: self._lease_and_pings.leads and not self._stale,
             wall_clock,
         )
+        self._formats = Formats(registry, ambient.monotonic)
+        self._unclaimed = UnclaimedMail(
+            transport,
+            subjects,
+            registry,
+            self._decisions,
+            self.settings,
+            is_known=lambda agent: self._index.revision(spec_key(agent)) > 0,
+            may_act=lambda: self._lease_and_pings.leads and not self._stale,
+            reads_all=lambda: self._formats.writes >= SECOND,
+            ambient=ambient,
+        )
         self._wake = asyncio.Event()
         self._stop = asyncio.Event()
         self._stale = True
@@ -158,6 +173,7 @@ class Supervisor:
         """
         try:
             await self._view.start()
+            await self._formats.start()
             await self._reconcile()
             self._subscription = await self._transport.subscribe(self._subjects.node(self.id), self._answer)
             self._forget_gap = self._transport.on_gap(self._cut_off)
@@ -202,6 +218,7 @@ class Supervisor:
         if self._subscription is not None:
             await self._subscription.unsubscribe()
             self._subscription = None
+        await self._formats.close()
         await self._view.close()
         if main is not None and main.done() and not main.cancelled():
             main.result()
@@ -213,7 +230,8 @@ class Supervisor:
 
     async def _serve(self) -> None:
         async with asyncio.TaskGroup() as group:
-            for part in (self._decisions.run, self._lead, self._late_mail.run, self._journals.run, self._repair.run, self._prove):
+            looks = (self._late_mail.run, self._journals.run, self._repair.run, self._unclaimed.run)
+            for part in (self._decisions.run, self._lead, *looks, self._prove):
                 group.create_task(keep(part))
 
     async def _prove(self) -> None:
