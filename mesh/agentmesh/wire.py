@@ -9,6 +9,7 @@ import binascii
 import datetime as dt
 import functools
 import math
+import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -25,6 +26,7 @@ from agentmesh.subjects import Lane
 REPLY_TO = "Mesh-Reply-To"
 STREAM_TO = "Mesh-Stream-To"
 DEADLINE = "Mesh-Deadline"
+TIMEOUT = "Mesh-Timeout"
 FOR = "Mesh-For"
 FROM = "Mesh-From"
 FROM_LIFE = "Mesh-From-Life"
@@ -33,6 +35,8 @@ TAG = "Mesh-Tag"
 PATH = "Mesh-Path"
 BUDGET = "Mesh-Budget"
 MSG_ID = "Nats-Msg-Id"
+_TIME_STAMP = "Nats-Time-Stamp"
+"""When the server stored a message: in its copies and in what is read of it."""
 
 VERSION = 1
 HEADER_ROOM = 4096
@@ -42,6 +46,7 @@ MAIL_ROOM = 64 * 1024
 MAX_DEPTH = 100
 """How deeply the JSON of a prompt, an event, or a spec's options may be nested."""
 _TOO_DEEP = f"the JSON is nested deeper than {MAX_DEPTH} levels: send it flatter, or as text inside a string"
+_SECONDS = re.compile(r"[0-9]{1,12}(?:\.[0-9]{1,9})?")
 MAX_TIME = 32_503_680_000.0
 """The year 3000, in seconds since the epoch."""
 
@@ -274,6 +279,37 @@ def _deadline(text: str) -> float:
     return min(MAX_TIME, max(0.0, parse_time(text)))
 
 
+def parse_timeout(text: str) -> float:
+    """The seconds that the header `Mesh-Timeout` gives a request, counted from when the server stored it.
+
+    Raises:
+        BadRequest: it is no decimal number above 0.
+    """
+    seconds = float(text) if _SECONDS.fullmatch(text) else 0.0
+    if not seconds:
+        raise BadRequest(f"{TIMEOUT} is a number of seconds above 0, as 30 or 2.5; this is {text[:40]!r}")
+    return seconds
+
+
+def _latest_start(headers: Mapping[str, str], stored_at: float | None) -> float | None:
+    """By when the turn of a message must begin, in seconds since the epoch; None if it does not say. The sooner counts of a
+    deadline and a time-out.
+
+    Raises:
+        BadRequest: one of them cannot be read.
+    """
+    deadline = _deadline(headers[DEADLINE]) if DEADLINE in headers else None
+    if TIMEOUT not in headers:
+        return deadline
+    seconds = parse_timeout(headers[TIMEOUT])
+    if stored_at is None and _TIME_STAMP in headers:
+        stored_at = parse_time(headers[_TIME_STAMP])
+    if stored_at is None:
+        return deadline
+    end = min(MAX_TIME, stored_at + seconds)
+    return end if deadline is None else min(deadline, end)
+
+
 def check_time(seconds: float) -> float:
     """`seconds` since the epoch, if that is a time between 1970 and 3000: other times cannot be formatted, and nobody means them.
 
@@ -297,8 +333,11 @@ def _second(seconds: int) -> str:
     return dt.datetime.fromtimestamp(seconds, dt.UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
-def decode_mail(lane: Lane, seq: int, body: bytes, headers: Mapping[str, str], *, root: str) -> Mail:
-    """A stored message as `Mail`. Never raises: if something is wrong with it, `problem` says what.
+def decode_mail(
+    lane: Lane, seq: int, body: bytes, headers: Mapping[str, str], *, root: str, stored_at: float | None = None
+) -> Mail:
+    """A stored message as `Mail`. Never raises: if something is wrong with it, `problem` says what. `stored_at` is when the
+    server stored it (seconds since the epoch); by default its headers say.
 
     On open lanes the sender headers are ignored: a stranger can neither pose as an agent nor spoil its watermark.
     """
@@ -328,18 +367,18 @@ def decode_mail(lane: Lane, seq: int, body: bytes, headers: Mapping[str, str], *
         if msg_id is not None:
             message_id(msg_id)
         if lane.kind == "prompt":
-            if DEADLINE in headers:
-                fields["deadline"] = _deadline(headers[DEADLINE])
+            if DEADLINE in headers or TIMEOUT in headers:
+                fields["deadline"] = _latest_start(headers, stored_at)
             if BUDGET in headers:
                 fields["budget"] = limits_from(headers[BUDGET])
             fields["prompt"] = decode_prompt(body, headers)
         else:
-            if DEADLINE in headers:
-                fields["deadline"] = _deadline(headers[DEADLINE])
+            if DEADLINE in headers or TIMEOUT in headers:
+                fields["deadline"] = _latest_start(headers, stored_at)
             fields["event"] = decode_event(body, headers)
     except BadRequest as error:
         fields["problem"] = error.message
-    stored = found("Nats-Time-Stamp")
+    stored = found(_TIME_STAMP)
     return Mail(lane=lane.name, seq=seq, for_life=found(FOR), msg_id=msg_id, stored=stored, **fields)
 
 
@@ -597,3 +636,7 @@ class NodeStats(msgspec.Struct, frozen=True, kw_only=True):
     """Agents that are loaded; of each other agent there is only a subscription."""
     busy: tuple[str, ...] = ()
     """Some of the agents that are in a turn, if the ping asks for content: should the node die, they are placed first."""
+    time: str | None = None
+    """The process's own clock, if the request is `stats`."""
+    server_time: str | None = None
+    """The servers' time as the process estimates it, at the same moment."""

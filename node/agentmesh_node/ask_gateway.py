@@ -17,7 +17,6 @@ import msgspec
 
 from agentmesh import names, wire
 from agentmesh.budget import limits_from
-from agentmesh.edge import clock
 from agentmesh.edge.failures import EDGE_ERRORS, ApiError, Uncertain, WrongLastSequence
 from agentmesh.edge.publish import Stored, store
 from agentmesh.edge.read import get_next
@@ -32,13 +31,13 @@ from agentmesh.wire import ErrorBody, Outcome
 
 log = logging.getLogger("agentmesh.node")
 
-_PASSED_ON = (wire.STREAM_TO, wire.DEADLINE, wire.BUDGET, wire.MSG_ID, wire.FOR)
+_PASSED_ON = (wire.STREAM_TO, wire.DEADLINE, wire.TIMEOUT, wire.BUDGET, wire.MSG_ID, wire.FOR)
 TRIES = 3
 AGAIN_S = 0.5
 """Pause before the same message is tried again: while the first try is still being stored, the server says so at once."""
 
 REPEAT_WAIT_S = 600.0
-"""How long a repeated ask waits for the first one's outcome, unless its `Mesh-Deadline` is sooner: as long as the default
+"""How long a repeated ask waits for the first one's outcome, unless its deadline is sooner: as long as the default
 watchdog lets a turn run."""
 LOOK_S = 5.0
 """Time between two reads of the stored results while an outcome is waited for: its copy may be missed."""
@@ -53,12 +52,15 @@ class AskGateway:
         subjects: Subjects,
         registry: Registry,
         *,
+        now: Callable[[], float],
         token: Callable[[], str],
         spawn: Callable[[Coroutine[Any, Any, Any]], None],
     ) -> None:
+        """`now` is the servers' time, `token` makes ids, `spawn` runs work beside the caller."""
         self._t = transport
         self._subjects = subjects
         self._registry = registry
+        self._now = now
         self._token = token
         self._spawn = spawn
         self._subscription: Subscription | None = None
@@ -126,8 +128,7 @@ class AskGateway:
             raise AgentFailed(f"{agent} has failed ({why}); revive it with `mesh resume {agent}`")
         wire.decode_prompt(message.data, message.headers)
         headers = self._passed_on(message.headers, first)
-        if wire.DEADLINE in headers:
-            wire.parse_time(headers[wire.DEADLINE])
+        self._patience(headers)  # what cannot be read is refused before anything is stored
         if wire.BUDGET in headers:
             limits_from(headers[wire.BUDGET])
         own_id = wire.MSG_ID in headers
@@ -158,6 +159,19 @@ class AskGateway:
         headers.update(trace_in(given))
         headers[wire.REPLY_TO] = reply_to
         return headers
+
+    def _patience(self, headers: Headers) -> float:
+        """How long a repeated ask waits, in seconds.
+
+        Raises:
+            BadRequest: its deadline or its time-out cannot be read.
+        """
+        patience_s = REPEAT_WAIT_S
+        if wire.DEADLINE in headers:
+            patience_s = min(patience_s, wire.parse_time(headers[wire.DEADLINE]) - self._now())
+        if wire.TIMEOUT in headers:
+            patience_s = min(patience_s, wire.parse_timeout(headers[wire.TIMEOUT]))
+        return max(LOOK_S, patience_s)
 
     async def _store(self, agent: str, body: bytes, headers: dict[str, str]) -> Stored:
         for attempt in range(TRIES):
@@ -199,10 +213,8 @@ class AskGateway:
         """
         if not addresses:
             return
-        deadline = headers.get(wire.DEADLINE)
-        wait_s = REPEAT_WAIT_S if deadline is None else min(REPEAT_WAIT_S, wire.parse_time(deadline) - clock.SYSTEM.now())
         try:
-            outcome = await self._outcome(agent, str(seq), headers[wire.MSG_ID], max(LOOK_S, wait_s))
+            outcome = await self._outcome(agent, str(seq), headers[wire.MSG_ID], self._patience(headers))
         except Disconnected:
             raise
         except EDGE_ERRORS as error:

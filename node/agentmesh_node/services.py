@@ -38,7 +38,8 @@ CROWDED_REST_S = 0.2
 
 
 class Services:
-    """Shared by the owners of one node. An owner takes clock and randomness only from here."""
+    """Shared by the owners of one node. An owner takes clock and randomness only from here: `ambient.now` is the servers' time,
+    as the node estimates it (`server_time`), so that all owners of an agent measure by one clock."""
 
     def __init__(
         self,

@@ -147,3 +147,30 @@ def test_an_event_that_is_declared_as_json_and_cut_is_refused() -> None:
     for body in (b'{"a": ', b'["a"', b'"a', MARK + b"{"):
         with pytest.raises(BadRequest, match="declared as JSON"):
             decode_event(body, JSON)
+
+
+STORED = {"Nats-Time-Stamp": "2026-01-02T03:04:05.5Z"}
+AT = parse_time(STORED["Nats-Time-Stamp"])
+
+
+@pytest.mark.parametrize("lane", ["inbox", "notify"])
+@pytest.mark.parametrize(
+    ("headers", "deadline"),
+    [
+        ({"Mesh-Timeout": "30"}, AT + 30),
+        ({"Mesh-Timeout": "0.25"}, AT + 0.25),
+        ({"Mesh-Timeout": "999999999999"}, MAX_TIME),
+        ({"Mesh-Timeout": "30", "Mesh-Deadline": "2026-01-02T03:04:06Z"}, AT + 0.5),
+        ({"Mesh-Timeout": "30", "Mesh-Deadline": "2027-01-02T03:04:06Z"}, AT + 30),
+    ],
+)
+def test_a_timeout_counts_from_the_time_at_which_it_was_stored(lane: str, headers: dict[str, str], deadline: float) -> None:
+    mail = decode_mail(LANES[lane], 1, b"p", headers | STORED, root="mesh")
+    assert (mail.problem, mail.deadline) == (None, deadline)
+    assert decode_mail(LANES[lane], 1, b"p", headers, root="mesh", stored_at=AT).deadline == deadline
+
+
+@pytest.mark.parametrize("text", ["0", "0.0", "-1", "", "soon", "1e3", "nan", "inf", " 30", "30s", "PT30S", "9" * 400, "\u0663"])
+def test_a_timeout_that_is_no_number_of_seconds_is_refused(text: str) -> None:
+    mail = decode_mail(LANES["inbox"], 1, b"p", {"Mesh-Timeout": text} | STORED, root="mesh")
+    assert mail.problem is not None and "Mesh-Timeout" in mail.problem

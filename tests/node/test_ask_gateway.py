@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from agentmesh.edge.clock import SYSTEM
 from agentmesh.edge.publish import store
 from agentmesh.edge.read import get_last, read_all
 from agentmesh.edge.registry import Registry
@@ -25,7 +26,9 @@ async def _asked(server: Server, subjects: Subjects, *faults: Fault) -> tuple[in
         await registry.create(spec_key("coder"), encode(Spec(kind="Coder", incarnation="i1", status="running")))
         line = Faulty(t)
         line.inject(subjects.inbox("coder"), *faults)
-        gateway = AskGateway(line, subjects, registry, token=lambda: "once", spawn=lambda work: _spawn(group, work))
+        gateway = AskGateway(
+            line, subjects, registry, now=SYSTEM.now, token=lambda: "once", spawn=lambda work: _spawn(group, work)
+        )
         await gateway.start()
         await t.publish(subjects.ask("coder"), b"hello", reply=t.new_inbox())
         stored = subjects.inbox("coder")
@@ -67,7 +70,9 @@ def test_a_repeated_ask_that_meets_a_cut_is_left_and_the_next_one_is_answered(se
             registry = Registry(t, subjects)
             await registry.create(spec_key("coder"), encode(Spec(kind="Coder", incarnation="i1", status="running")))
             line = Cut(t)
-            gateway = AskGateway(line, subjects, registry, token=lambda: "once", spawn=lambda work: _spawn(group, work))
+            gateway = AskGateway(
+                line, subjects, registry, now=SYSTEM.now, token=lambda: "once", spawn=lambda work: _spawn(group, work)
+            )
             await gateway.start()
             headers = {MSG_ID: "coder.order-7"}
             first = await store(t, subjects.inbox("coder"), b"hello", headers=headers)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import msgspec
@@ -119,14 +120,16 @@ class Server:
         self._deliver = deliver
         self._choose = choose
         self._trie = _Trie()
+        self.ahead: dict[str, float] = {}
+        """By stream: seconds by which the clock of the server that leads it is ahead."""
         self._subscriptions: dict[tuple[int, int], str] = {}
         self._by_subject: dict[str, Stream | None] = {}
         self._heard_by: dict[str, tuple[Interest, ...]] = {}
         """Who listens to a subject, as long as no subscription comes or goes. Inboxes are left out: most are used once."""
 
-    def wall(self) -> float:
-        """The time, in seconds since the epoch."""
-        return EPOCH + self._clock()
+    def wall(self, stream: str = "") -> float:
+        """The time, in seconds since the epoch, as the server has it that leads `stream`."""
+        return EPOCH + self._clock() + self.ahead.get(stream, 0.0)
 
     # --- connections ----------------------------------------------------------------------------------------------
     def subscribe(self, connection: int, sid: int, pattern: str, queue: str) -> None:
@@ -278,7 +281,7 @@ class Server:
         stream = self.streams[config["name"]] = Stream(
             config,
             clock=self._clock,
-            wall=self.wall,
+            wall=partial(self.wall, config["name"]),
             later=self._later,
             stored=self._on_stored,
             lateness=lambda: self.faults.lateness(),

@@ -20,6 +20,7 @@ from agentmesh.turn.draft import (
     consume,
     depth,
     end_request,
+    expired,
     forget_charges,
     is_repetition,
     remember,
@@ -304,12 +305,12 @@ def on_tick(core: Core, item: Tick, out: Out) -> None:
     if not late:
         return
     core.prompts = tuple(m for m in core.prompts if m not in late)
-    error = ErrorBody(code="expired", message="the deadline passed before the turn could begin")
 
     def change(draft: Core) -> None:
         for mail in late:
             consume(draft, mail)
-            end_request(draft, caller_of(mail), error)
+            if mail.deadline is not None:
+                end_request(draft, caller_of(mail), expired(draft, mail.deadline, "the turn could begin"))
 
     _change(core, change, out)
 

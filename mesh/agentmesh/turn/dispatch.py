@@ -21,6 +21,7 @@ from agentmesh.turn.draft import (
     consume,
     end_request,
     enqueue,
+    expired,
     forget_charges,
     is_repetition,
     key_of,
@@ -170,7 +171,7 @@ def _end_without_turn(core: Core, mail: Mail) -> bool:
     elif mail.for_life is not None and mail.for_life != core.ledger.incarnation:
         error = ErrorBody(code="stopped", message="the agent that this was meant for has ended; another bears its name now")
     elif mail.deadline is not None and mail.deadline <= core.now:
-        error = ErrorBody(code="expired", message="the deadline passed before the turn could begin")
+        error = expired(core, mail.deadline, "the turn could begin")
     if error is None:
         return False
     consume(core, mail)
@@ -475,7 +476,7 @@ def _fired(core: Core, mail: Mail) -> Any:
         deferred = core.work.deferred.get(ref)
         if deferred is not None:
             close_deferred(core, ref, structs.replace(deferred, caller=structs.replace(deferred.caller, deadline=None)))
-            end_request(core, deferred.caller, ErrorBody(code="expired", message="the deadline passed before the reply"))
+            end_request(core, deferred.caller, expired(core, entry.due, "the reply"))
         return _NO_EVENT
     missed = 0
     if entry.every is not None:

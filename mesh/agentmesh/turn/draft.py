@@ -28,12 +28,23 @@ from agentmesh.records import (
 )
 from agentmesh.subjects import LANES
 from agentmesh.turn.values import AnswerControl, Append, Command, Core, Emit, Inflight, Phase, Then
-from agentmesh.wire import ErrorBody, Mail, Outcome, parse_time
+from agentmesh.wire import ErrorBody, Mail, Outcome, format_time, parse_time
 
 type Out = list[Command]
 
 MAX_SEEN = 4096
 """Ids of purged mail that an agent remembers; the oldest go first."""
+
+
+def expired(core: Core, deadline: float, before: str) -> ErrorBody:
+    """The error of a request whose deadline passed before what should have come. It shows both times: a caller whose clock is
+    wrong sees it here."""
+    due, now = format_time(deadline), format_time(core.now)
+    return ErrorBody(
+        code="expired",
+        message=f"the deadline passed before {before}: it was {due}, and it is {now} by the server's clock",
+        details={"deadline": due, "server_time": now},
+    )
 
 
 def deadline_timer(ref: str) -> str:

@@ -46,7 +46,8 @@ class NodeFigures(msgspec.Struct):
 
 
 class Heartbeat:
-    """Runs on its liveness loop. `on_request(request)` and `on_superseded()` are called on the node's loop."""
+    """Runs on its liveness loop. `on_request(request)` and `on_superseded()` are called on the node's loop; `server_now`,
+    the servers' time as the node estimates it, is not."""
 
     def __init__(
         self,
@@ -59,10 +60,13 @@ class Heartbeat:
         on_request: Callable[[ControlRequest], None],
         on_superseded: Callable[[], None],
         stall_limit_s: float = STALL_LIMIT_S,
+        server_now: Callable[[], float] = SYSTEM.now,
         ambient: Ambient = SYSTEM,
     ) -> None:
         self._liveness = liveness
         self._monotonic = ambient.monotonic
+        self._now = ambient.now
+        self._server_now = server_now
         self._subjects = subjects
         self._node = node
         self._ttl_s = ttl_s
@@ -247,15 +251,18 @@ class Heartbeat:
         elif request.op not in ("ping", "stats"):
             body = wire.encode_failure(BadRequest(f"a node knows the requests ping, stats, {', '.join(_COMMANDS)}"))
         else:
+            full = request.op == "stats"
             stats = NodeStats(
                 node=self._node,
                 boot=figures.lease.boot,
                 agents=figures.agents,
                 awake=figures.awake,
                 running=figures.running,
-                busy=figures.busy if request.content or request.op == "stats" else (),
+                busy=figures.busy if request.content or full else (),
                 lag_ms=round(max(0.0, self._monotonic() - figures.ticked - CHECK_S) * 1000, 1),
                 draining=figures.lease.draining,
+                time=wire.format_time(self._now()) if full else None,
+                server_time=wire.format_time(self._server_now()) if full else None,
             )
             body = wire.encode(stats)
         try:

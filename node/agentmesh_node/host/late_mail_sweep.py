@@ -99,7 +99,7 @@ class LateMailSweep:
             for message in await read_all(s.transport, stream, subject, from_seq=beyond):
                 if message.seq in taken:
                     continue
-                mail = decode_mail(lane, message.seq, message.data, message.headers, root=s.subjects.root)
+                mail = decode_mail(lane, message.seq, message.data, message.headers, root=s.subjects.root, stored_at=message.time)
                 waiting.append(mail)
                 if mail.for_life is not None or message.time < since:
                     late.append(mail)

@@ -28,6 +28,7 @@ from agentmesh_node.host.late_mail_sweep import LateMailSweep
 from agentmesh_node.host.node_stats import count, first_lease
 from agentmesh_node.host.stream_health import StreamHealth
 from agentmesh_node.liveness_thread import LivenessLoop, LivenessThread
+from agentmesh_node.server_time import ServerTime
 from agentmesh_node.services import Services
 from agentmesh_node.settings import NodeSettings
 
@@ -64,6 +65,7 @@ class Node:
         self._catalog: Catalog | None = None
         self._gateway: AskGateway | None = None
         self._audit: Audit | None = None
+        self._server_time = ServerTime(transport, self.subjects, ambient)
         self._stream_health = StreamHealth(transport, self.subjects)
         self._heartbeat: Heartbeat | None = None
         self._draining = False
@@ -106,6 +108,8 @@ class Node:
         epoch = await self._registry.get(EPOCH_KEY)
         number = decode_epoch(epoch) if epoch is not None else 1
         boot = self._ambient.token(8)
+        await self._server_time.start()
+        clock = self._server_time.clock
         self._services = Services(
             transport=self._t,
             settings=self.settings,
@@ -113,7 +117,7 @@ class Node:
             specs=self._specs,
             boot=boot,
             epoch=number,
-            ambient=self._ambient,
+            ambient=self._ambient._replace(now=clock.now),
             duplicate_window_s=await duplicate_window(self._t, self.subjects),
         )
         self._catalog = Catalog(self._services)
@@ -123,11 +127,12 @@ class Node:
             self._liveness,
             self.subjects,
             self.settings.node_id,
-            first_lease(self.settings, boot, self._ambient.now()),
+            first_lease(self.settings, boot, clock.now()),
             ttl_s=self.settings.lease_ttl_s,
             stall_limit_s=self.settings.stall_limit_s,
             on_request=self._on_request,
             on_superseded=self._on_superseded,
+            server_now=clock.now,
             ambient=self._ambient,
         )
         await self._heartbeat.start()
@@ -135,7 +140,7 @@ class Node:
         await self._catalog.start()
         self._remove_gap = self._t.on_gap(self._on_gap)
         s, catalog = self._services, self._catalog
-        self._gateway = AskGateway(self._t, self.subjects, self._registry, token=s.token, spawn=s.spawn)
+        self._gateway = AskGateway(self._t, self.subjects, self._registry, now=s.now, token=s.token, spawn=s.spawn)
         await self._gateway.start()
         self._audit = Audit(s, catalog.mailboxes, catalog.wake, catalog.acknowledged, catalog.lose_store)
         self._audit.start()
@@ -158,6 +163,7 @@ class Node:
         if self._counter is not None:
             self._counter.cancel()
         await self._stream_health.close()
+        await self._server_time.close()
         if self._audit is not None:
             await self._audit.close()
         if self._gateway is not None:

@@ -157,6 +157,8 @@ class Mailbox:
             if message.seq <= self._seen[lane.name]:
                 continue
             self._seen[lane.name] = message.seq
-            mail.append(decode_mail(lane, message.seq, message.data, message.headers, root=self._subjects.root))
+            mail.append(
+                decode_mail(lane, message.seq, message.data, message.headers, root=self._subjects.root, stored_at=message.time)
+            )
         if mail:
             self._deliver(tuple(mail))

@@ -345,7 +345,9 @@ class Owner:
         self._publish_fact(Emit(kind, fields))
 
     def _wake_at(self, command: Wake) -> None:
-        self._loop.later(command.at - self._s.now() + 0.001, lambda: self.feed(Tick()))
+        left = command.at - self._s.now()
+        # The servers' time may go slower than the loop's for a while (`ServerClock`): then it is not time yet.
+        self._loop.later(left + 0.001, lambda: self._wake_at(command) if self._s.now() < command.at else self.feed(Tick()))
 
     def _back_off(self, command: Backoff) -> None:
         if self.runner is not None:

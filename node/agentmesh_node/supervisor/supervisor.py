@@ -38,10 +38,11 @@ from agentmesh.formats import SECOND
 from agentmesh.names import node_id
 from agentmesh.planner import explain, plan, surplus
 from agentmesh.subjects import Subjects, spec_key
-from agentmesh.wire import ControlRequest, NodeStats, encode, encode_failure, encode_reply
+from agentmesh.wire import ControlRequest, NodeStats, encode, encode_failure, encode_reply, format_time
 from agentmesh_node.ask_gateway import AskGateway
 from agentmesh_node.formats import Formats
 from agentmesh_node.liveness_thread import LivenessLoop
+from agentmesh_node.server_time import ServerTime
 from agentmesh_node.settings import SupervisorSettings
 from agentmesh_node.supervisor.decision_log import DecisionLog
 from agentmesh_node.supervisor.failure_detector import PingState
@@ -90,7 +91,10 @@ class Supervisor:
     ) -> None:
         self.id = node_id(supervisor_id)
         self.settings = settings if settings is not None else SupervisorSettings()
-        wall_clock = ambient.now
+        self._own_clock = ambient.now
+        self._server_time = ServerTime(transport, subjects, ambient)
+        ambient = ambient._replace(now=self._server_time.clock.now)
+        now = ambient.now
         self.boot = ambient.token(8)
         self._transport = transport
         self._subjects = subjects
@@ -98,7 +102,7 @@ class Supervisor:
         self._registry = registry
         self._view = View(registry, PATTERNS, self._observe)
         self._index = RegistryIndex()
-        self._decisions = DecisionLog(transport, subjects, self.id, wall_clock)
+        self._decisions = DecisionLog(transport, subjects, self.id, now)
         self._lease_and_pings = LeaseAndPings(
             liveness,
             subjects,
@@ -117,7 +121,7 @@ class Supervisor:
             self._decisions,
             in_flight=self.settings.writes_in_flight,
             may_act=lambda: self._lease_and_pings.leads,
-            wall_clock=wall_clock,
+            wall_clock=now,
         )
         self._late_mail = LateMailFinder(
             transport,
@@ -137,7 +141,7 @@ class Supervisor:
             JournalReader(transport, subjects),
             self._index,
             lambda: self._lease_and_pings.leads and not self._stale,
-            wall_clock,
+            now,
         )
         self._formats = Formats(registry, ambient.monotonic)
         self._unclaimed = UnclaimedMail(
@@ -158,7 +162,7 @@ class Supervisor:
         self._retry_at: float | None = None
         self._pauses = iter(UPKEEP_RETRY)
         self._waiting_since: dict[str, float] = {}
-        self._asks = AskGateway(transport, subjects, registry, token=partial(ambient.token, 8), spawn=self._serve_ask)
+        self._asks = AskGateway(transport, subjects, registry, now=now, token=partial(ambient.token, 8), spawn=self._serve_ask)
         self._serving: set[asyncio.Task[Any]] = set()
         self._subscription: Subscription | None = None
         self._forget_gap: Callable[[], None] = lambda: None
@@ -172,6 +176,7 @@ class Supervisor:
             Unavailable: the registry cannot be read now.
         """
         try:
+            await self._server_time.start()
             await self._view.start()
             await self._formats.start()
             await self._reconcile()
@@ -212,6 +217,7 @@ class Supervisor:
         if main is not None:
             await self._decisions.flush()
         self._forget_gap()
+        await self._server_time.close()
         await self._asks.close()
         if self._serving:
             await asyncio.wait(self._serving, timeout=_ASKS_S)
@@ -264,7 +270,7 @@ class Supervisor:
             op = ""
         try:
             if op in ("ping", "stats"):
-                body = encode(NodeStats(node=self.id, boot=self.boot, agents=0, running=0, lag_ms=0.0, draining=False))
+                body = encode(self._stats(op == "stats"))
             elif op == "rebalance":
                 body = encode_reply({"moving": await self._rebalance()})
             else:
@@ -273,6 +279,18 @@ class Supervisor:
             body = encode_failure(error)
         with contextlib.suppress(Disconnected):
             await self._transport.publish(reply, body)
+
+    def _stats(self, full: bool) -> NodeStats:
+        return NodeStats(
+            node=self.id,
+            boot=self.boot,
+            agents=0,
+            running=0,
+            lag_ms=0.0,
+            draining=False,
+            time=format_time(self._own_clock()) if full else None,
+            server_time=format_time(self._server_time.clock.now()) if full else None,
+        )
 
     async def _rebalance(self) -> int:
         """Ask the nodes that have too many agents to hand some over; those are then placed like all others.

@@ -1,0 +1,75 @@
+"""Keeps a process's estimate of the servers' time: asks the leaders of the mesh's streams, one after another."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import get_args
+
+from agentmesh.edge.clock import Ambient
+from agentmesh.edge.failures import EDGE_ERRORS
+from agentmesh.edge.server_time import compare_clocks
+from agentmesh.edge.tasks import Background
+from agentmesh.edge.transport import Transport
+from agentmesh.server_clock import WINDOW_S, ServerClock
+from agentmesh.subjects import StreamRole, Subjects
+
+log = logging.getLogger("agentmesh.node")
+
+LOOK_S = 2.0
+"""Wait for one answer."""
+WRONG_S = 2.0
+"""Own clocks that are further off are logged."""
+
+
+class ServerTime:
+    """The servers' time for one process, between `start` and `close`."""
+
+    def __init__(self, transport: Transport, subjects: Subjects, ambient: Ambient) -> None:
+        self._t = transport
+        self._monotonic = ambient.monotonic
+        # One server may be wrong, and leads some of the streams: ask for all of them.
+        self._streams = [subjects.stream(role) for role in get_args(StreamRole.__value__)]
+        self._period_s = WINDOW_S / (2 * len(self._streams))
+        self._asking = Background("ask for the servers' time")
+        self._told = False
+        self.clock = ServerClock(ambient.monotonic, ambient.now)
+
+    async def start(self) -> None:
+        """Ask all leaders at once, and go on asking. A mesh that does not answer now leaves the clock unknown for a while."""
+        await asyncio.gather(*(self._ask(stream) for stream in self._streams))
+        self._tell()
+        self._asking.begin(self._run())
+
+    async def close(self) -> None:
+        """Stop asking."""
+        await self._asking.close()
+
+    async def _run(self) -> None:
+        while True:
+            for stream in self._streams:
+                await asyncio.sleep(self._period_s)
+                if self._t.connected:
+                    await self._ask(stream)
+                    self._tell()
+
+    async def _ask(self, stream: str) -> None:
+        try:
+            await compare_clocks(self._t, stream, self.clock, monotonic=self._monotonic, timeout=LOOK_S)
+        except EDGE_ERRORS as error:
+            log.debug("no time from %s: %s", stream, error)
+
+    def _tell(self) -> None:
+        """Log once that this machine's clock is wrong, and once that it is right again."""
+        ahead = self.clock.ahead_s()
+        wrong = ahead is not None and abs(ahead) > WRONG_S
+        if ahead is None or wrong == self._told:
+            return
+        self._told = wrong
+        if wrong:
+            log.warning(
+                "this machine's clock and the NATS servers' differ; deadlines go by the servers': synchronise them",
+                extra={"ahead_s": round(ahead, 1)},
+            )
+        else:
+            log.info("this machine's clock and the NATS servers' agree again")
