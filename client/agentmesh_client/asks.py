@@ -18,6 +18,7 @@ from agentmesh_client.late_prompts import LatePrompts
 from agentmesh_client.mailer import Mailer
 from agentmesh_client.pending_asks import PendingAsk, PendingAsks
 from agentmesh_client.retry import patiently
+from agentmesh_client.server_time import CallersClock
 from agentmesh_client.spec_cache import SpecCache
 from agentmesh_client.streaming import LiveTurn
 from agentmesh_client.validation import budget_header, instant, prompt_message, seconds
@@ -80,13 +81,21 @@ class AskSender:
     """Sends prompts and waits for their outcomes. `Mesh.ask` and `Mesh.stream` say what is raised."""
 
     def __init__(
-        self, subjects: Subjects, specs: SpecCache, asks: PendingAsks, mailer: Mailer, late_prompts: LatePrompts
+        self,
+        subjects: Subjects,
+        specs: SpecCache,
+        asks: PendingAsks,
+        mailer: Mailer,
+        late_prompts: LatePrompts,
+        *,
+        clock: CallersClock,
     ) -> None:
         self._subjects = subjects
         self._specs = specs
         self._asks = asks
         self._mailer = mailer
         self._late_prompts = late_prompts
+        self._clock = clock
 
     async def ask(self, given: PromptRequest, on_accepted: Callable[[str], None] | None = None) -> Outcome:
         """Send a prompt and return its outcome; `on_accepted` is called with its ref."""
@@ -130,6 +139,8 @@ class AskSender:
         """Body and headers, and how long to wait from now."""
         body, headers = given.message()
         patience = seconds(given.timeout)
+        if wire.DEADLINE in headers:
+            headers[wire.DEADLINE] = await self._clock.by_the_servers(headers[wire.DEADLINE])
         life = self._specs.lives.get(given.agent)
         if life is None:
             life, patience = await self.life(given.agent, patience)

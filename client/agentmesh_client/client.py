@@ -38,6 +38,7 @@ from agentmesh_client.results import (
     TurnEntry,
 )
 from agentmesh_client.retry import patiently
+from agentmesh_client.server_time import CallersClock
 from agentmesh_client.spec_cache import SpecCache
 from agentmesh_client.streaming import LiveTurn
 from agentmesh_client.validation import instant, json_bytes, seconds
@@ -103,7 +104,8 @@ class Mesh:
             transport, subjects, registry, waiting=self._asks.waiting, look=lambda: self._asks.look_now(at_all=True)
         )
         self._specs.on_spec = self._late_prompts.seen
-        self._sender = AskSender(subjects, self._specs, self._asks, self._mailer, self._late_prompts)
+        self._clock = CallersClock(transport, subjects, ambient)
+        self._sender = AskSender(subjects, self._specs, self._asks, self._mailer, self._late_prompts, clock=self._clock)
         self._directory = Directory(transport, subjects, registry)
         self._starter = Starter(registry, self._specs, self._directory, ambient)
         self._control = Control(transport, subjects, self._specs)
@@ -140,7 +142,8 @@ class Mesh:
             timeout: seconds until this caller gives up; the turn goes on (case 18).
             metadata: JSON that the agent sees beside the prompt.
             attachments: files, made by `attachment`.
-            deadline: if the turn has not begun by then, the prompt is answered `expired` without a turn.
+            deadline: if the turn has not begun by then, the prompt is answered `expired` without a turn. It is a time of this
+                machine's clock; if that is wrong by the servers' clock, what is sent is put right.
             idempotency_key: one token; a second prompt with it, within two minutes, gets the first one's outcome.
             budget: what the answer may cost, including the agents asked on the way: some of `tokens`, `usd`, `wall_s`
                 (seconds of the turn) and `tool_calls` (agentmesh.budget).
@@ -299,7 +302,7 @@ class Mesh:
             every_s=None if every_s is None else seconds(every_s, "every_s"),
         )
         # Only until the timer is due does a repetition set the same timer: once it has fired, it would set another.
-        repeat = at is not None and wire.parse_time(instant(at, "at")) > self._ambient.now() + timeout
+        repeat = at is not None and wire.parse_time(instant(at, "at")) > await self._clock.now() + timeout
         reply = await self._request(agent, request, ControlReply, timeout, repeat=repeat)
         due = None if reply.due is None else dt.datetime.fromtimestamp(wire.parse_time(reply.due), dt.UTC)
         return TimerSet(id=timer_id, due=due)
@@ -432,6 +435,8 @@ class Mesh:
         if life is None:
             life, timeout = await self._sender.life(agent, timeout)
         headers[wire.FOR] = life
+        if wire.DEADLINE in headers:
+            headers[wire.DEADLINE] = await self._clock.by_the_servers(headers[wire.DEADLINE])
         message_id = self._mailer.message_id(agent, key)
         stored = await self._mailer.put(lane(agent), body, headers, message_id=message_id, timeout=timeout)
         return str(stored.seq)

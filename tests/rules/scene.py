@@ -6,7 +6,7 @@ A `Doll` does what its prompts say, one call of a hand after another. `gate:NAME
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, ClassVar
 
 import msgspec
@@ -72,6 +72,10 @@ class Scene:
         """Every value that a key of the registry, or a subject of another stream, ever had."""
         subject = self.world.subjects.registry_key(key) if role == "registry" else key
         return [m for m in self.server.streams[self.world.subjects.stream(role)].history if m.subject == subject]
+
+    def history_of(self, role: Any) -> list[Stored]:
+        """Everything that a stream ever stored."""
+        return self.server.streams[self.world.subjects.stream(role)].history
 
     def records(self, agent: str) -> list[Record]:
         """Every record ever appended for the agent."""
@@ -147,13 +151,16 @@ def play(
     nodes: tuple[str, ...] = ("n1",),
     mailbox_limit: int = 1000,
     max_payload: int = 1 << 20,
+    ahead: Mapping[str, float] | None = None,
     **settings: Any,
 ) -> None:
-    """Let `story` happen in a world of one supervisor, some nodes and a client."""
+    """Let `story` happen in a world of one supervisor, some nodes and a client. `ahead`: by process (`n1`, `s1`, `c1`), by how
+    many seconds its clock is."""
 
     async def main(loop: SimLoop) -> None:
         _gates.clear()
         world = World(loop, story.__name__, mailbox_limit=mailbox_limit, max_payload=max_payload)
+        world.ahead.update(ahead or {})
         Cell.dice, Cell.slowness, Cell.crashed, Cell.bulk = world.dice("agents"), 0.0, set(), 0
         await world.prepare()
         world.supervisor("s1")
