@@ -62,6 +62,9 @@ ADDED: tuple[Addition, ...] = (
     Addition("Caller.stored", "ignored"),
     Addition("Echo.msg_id", "ignored"),
     Addition("Echo.stored", "ignored"),
+    Addition("header Mesh-Timeout", "ignored"),
+    Addition("NodeStats.time", "ignored"),
+    Addition("NodeStats.server_time", "ignored"),
 )
 
 
