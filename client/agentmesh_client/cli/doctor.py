@@ -62,6 +62,7 @@ def _text(diagnosis: Diagnosis) -> str:
     parts = [
         fields(_general(facts)),
         aligned(("STREAM", "REPLICAS", "LEADER", "MESSAGES", "BYTES"), [_row(s) for s in facts.streams]),
+        aligned(("PROCESS", "NAME", "VERSION", "CLOCK"), _processes(facts)),
     ]
     parts += ["\n".join(f"{finding.level}: {finding.text}" for finding in diagnosis.findings)] if diagnosis.findings else []
     parts.append(f"guarantee: {diagnosis.guarantee}: {diagnosis.meaning}")
@@ -86,6 +87,19 @@ def _general(facts: Facts) -> list[tuple[str, str]]:
         ("supervisor", facts.supervisor or "none"),
         ("nodes", ", ".join(facts.nodes) or "none"),
         ("model keys here", present or "none"),
+    ]
+
+
+def _processes(facts: Facts) -> list[tuple[str, ...]]:
+    """The servers, supervisors and nodes, with their clocks by that of the servers."""
+    from agentmesh_client.doctor.clocks import servers_ahead_s
+
+    reference = servers_ahead_s(facts) or 0.0
+    rows = [("server", server.name, server.version, server.clock_ahead_s) for server in facts.servers]
+    rows += [(member.role, member.id, member.version, member.clock_ahead_s) for member in facts.members]
+    return [
+        (role, name, version or "-", "unknown" if ahead is None else f"{ahead - reference:+.3f} s")
+        for role, name, version, ahead in rows
     ]
 
 

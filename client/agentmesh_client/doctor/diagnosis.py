@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Literal
 
 import msgspec
 
 from agentmesh.edge.streams import MIN_SERVER
 from agentmesh.errors import StoreLost
+from agentmesh_client.doctor import clocks, settings
 from agentmesh_client.doctor.facts import Facts, StreamFacts
+from agentmesh_client.doctor.finding import Finding, some
+from agentmesh_client.doctor.servers import ALWAYS
 
-MOST_SKEW_S = 60.0
-"""How far clocks may differ: agents remember the ids of purged mail for so much longer than the server."""
-SKEW_S = 2.0
 DEFAULT_WINDOW_S = 120.0
 NEARLY_FULL = 0.8
-MOST_NAMED = 5
-"""Agents that a finding names, at most."""
 
 type Class = Literal["power", "replicated", "process", "unknown", "broken"]
-type Level = Literal["problem", "warning"]
-
-
-class Finding(msgspec.Struct, frozen=True):
-    """A fact worth knowing, or a fault to mend."""
-
-    level: Level
-    text: str
 
 
 class Diagnosis(msgspec.Struct, kw_only=True):
@@ -99,8 +89,9 @@ def _findings(facts: Facts) -> Iterator[Finding]:
             yield from _of_stream(stream)
     yield from _of_replicas(facts)
     yield from _of_sync(facts)
+    yield from settings.findings(facts)
     yield from _of_window(facts)
-    yield from _of_clocks(facts)
+    yield from clocks.findings(facts)
     yield from _of_room(facts)
     yield from _of_stored(facts)
     if not facts.supervisor:
@@ -116,7 +107,8 @@ def _of_stream(stream: StreamFacts) -> Iterator[Finding]:
     elif not stream.replicas:
         yield Finding("problem", f"{name} cannot be asked: too few of its servers are up; bring them back")
     elif stream.up < stream.replicas:
-        yield Finding("problem", f"{name} has {stream.up} of {stream.replicas} replicas up to date: bring the others back")
+        which = f" ({', '.join(stream.behind)})" if stream.behind else ""
+        yield Finding("problem", f"{name} has {stream.up} of {stream.replicas} replicas up to date{which}: bring the others back")
     for drift in stream.drift:
         yield Finding("problem", f"{name} is not as the mesh needs it: {drift}; set it back (`nats stream edit {name}`)")
 
@@ -139,7 +131,7 @@ def _of_sync(facts: Facts) -> Iterator[Finding]:
             "page) or --system URL (a user of the system account), or look for it in the server's configuration (default 2m)",
         )
     for name, value in sorted(facts.sync.items()):
-        if value != "always":
+        if value != ALWAYS and not settings.is_too_long(value):
             yield Finding("warning", f"{name} writes to its disk every {value}: set sync_interval: always to outlive a power cut")
 
 
@@ -155,16 +147,6 @@ def _of_window(facts: Facts) -> Iterator[Finding]:
         )
 
 
-def _of_clocks(facts: Facts) -> Iterator[Finding]:
-    skew = facts.clock_skew_s
-    if skew is not None and abs(skew) > SKEW_S:
-        level: Level = "problem" if abs(skew) > MOST_SKEW_S else "warning"
-        ahead = "ahead of" if skew > 0 else "behind"
-        yield Finding(
-            level, f"the server's clock is {abs(skew):.1f} s {ahead} this machine's: synchronise both (deadlines, timers)"
-        )
-
-
 def _of_room(facts: Facts) -> Iterator[Finding]:
     if facts.storage_limit > 0 and facts.storage_used > NEARLY_FULL * facts.storage_limit:
         used = facts.storage_used / facts.storage_limit
@@ -176,27 +158,25 @@ def _of_stored(facts: Facts) -> Iterator[Finding]:
     if lost:
         yield Finding(
             "problem",
-            f"the store has lost data of {_some(lost)}: restore it (docs/operations.md#a-store-that-was-put-back), or give these "
+            f"the store has lost data of {some(lost)}: restore it (docs/operations.md#a-store-that-was-put-back), or give these "
             "agents up with `mesh stop`",
         )
     waiting = [agent for agent in facts.stored.stuck if agent.code != StoreLost.code]
     if waiting:
-        yield Finding("problem", f"{_some([agent.name for agent in waiting])} cannot be run: {waiting[0].message}")
+        yield Finding("problem", f"{some([agent.name for agent in waiting])} cannot be run: {waiting[0].message}")
+    if facts.stored.waiting:
+        first = facts.stored.waiting[0]
+        names = some([agent.name for agent in facts.stored.waiting])
+        yield Finding("warning", f"without a node: {names}; {first.name} because: {first.message}")
     if facts.stored.foreign:
         yield Finding(
             "warning",
-            f"messages that are not the mesh's lie in the journals of {_some(facts.stored.foreign)}: they are passed over; only "
+            f"messages that are not the mesh's lie in the journals of {some(facts.stored.foreign)}: they are passed over; only "
             "nodes may publish there (docs/protocol.md#subjects)",
         )
     if facts.stored.malformed:
         yield Finding(
             "warning",
-            f"these keys of the registry hold what is not the mesh's: {_some(facts.stored.malformed)}; it counts as none: delete "
+            f"these keys of the registry hold what is not the mesh's: {some(facts.stored.malformed)}; it counts as none: delete "
             "it, and see who writes there",
         )
-
-
-def _some(names: Sequence[str]) -> str:
-    """Names for people: the first of them, and how many more there are."""
-    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
-    return ", ".join(names[:MOST_NAMED]) + more

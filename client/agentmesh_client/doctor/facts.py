@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-import asyncio
-import datetime as dt
-import http.client
-import re
-import urllib.error
-import urllib.request
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from agentmesh.edge import connection
-from agentmesh.edge.address import without_credentials
 from agentmesh.edge.api import API, call_api
 from agentmesh.edge.clock import SYSTEM
 from agentmesh.edge.failures import ApiError
 from agentmesh.edge.registry import Registry
 from agentmesh.edge.server_errors import NO_STREAM
 from agentmesh.edge.streams import differences, stream_configs
-from agentmesh.edge.transport import UNANSWERED, Message
+from agentmesh.edge.transport import UNANSWERED
 from agentmesh.errors import MeshError, Unavailable
 from agentmesh.subjects import SUPERVISOR_KEY, Subjects
 from agentmesh.wire import SupervisorLease
 from agentmesh_client.directory import Directory
+from agentmesh_client.doctor import members as processes
+from agentmesh_client.doctor import servers as machines
+from agentmesh_client.doctor.members import MemberFacts
+from agentmesh_client.doctor.servers import ServerFacts
 from agentmesh_client.doctor.stored import StoredFacts, look
 from agentmesh_client.permission import last_report, refusal
 
@@ -49,6 +46,8 @@ class StreamFacts(msgspec.Struct, kw_only=True):
     replicas: int = 0
     up: int = 0
     """Replicas that are up and current."""
+    behind: list[str] = []
+    """The servers of the others, and what is the matter with each."""
     leader: str | None = None
     messages: int = 0
     bytes: int = 0
@@ -76,6 +75,12 @@ class Facts(msgspec.Struct, kw_only=True):
     """Health problems reported by the servers whose monitoring pages are known."""
     clock_skew_s: float | None
     """How far the server's clock is ahead of this machine's."""
+    servers: list[ServerFacts] = []
+    """What is known of each server: at least of the one that is connected, and the clocks of those that lead streams."""
+    members: list[MemberFacts] = []
+    """The nodes and supervisors."""
+    password: bool = True
+    """Whether this connection had to say who it is."""
     user: str
     publish: dict[str, list[str]]
     """What this user is allowed and denied to publish; empty: everything is allowed."""
@@ -109,9 +114,9 @@ async def gather(
         Unavailable: a monitoring page, or the servers by `system`, cannot be asked.
     """
     account = await _account(transport)
-    streams, skew = await _streams(transport, subjects)
-    sync, source = await _sync(monitors, system, directory)
-    ailing = [text for texts in await asyncio.gather(*(asyncio.to_thread(_ailing, url) for url in monitors)) for text in texts]
+    streams, clocks = await _streams(transport, subjects)
+    pages, source = await machines.look(monitors, system, directory)
+    ailing = await machines.ailing(monitors)
     user = await _user(transport)
     permissions = user.get("permissions") or {}
     nodes, supervisor = await _members(transport, subjects)
@@ -124,14 +129,17 @@ async def gather(
         storage_used=(account or {}).get("storage", 0),
         storage_limit=((account or {}).get("limits") or {}).get("max_storage", -1),
         streams=streams,
-        sync=sync,
+        sync={page.name: page.sync for page in pages if page.sync is not None},
         sync_source=source,
         server_errors=ailing,
-        clock_skew_s=skew,
+        clock_skew_s=next(reversed(clocks.values()), None),
+        servers=_servers(transport, pages, clocks),
+        members=await processes.look(transport, subjects, nodes, supervisor),
+        password=_gives_password(transport.urls),
         user=str(user.get("user", "")),
         publish=permissions.get("publish") or {},
         subscribe=permissions.get("subscribe") or {},
-        nodes=nodes,
+        nodes=list(nodes),
         supervisor=supervisor,
         model_keys={name: bool(environ.get(name)) for name in MODEL_KEYS},
         stored=await look(transport, subjects),
@@ -165,10 +173,10 @@ async def _ask(t: connection.NatsTransport, call: str) -> dict[str, Any]:
 
 
 # --- streams ------------------------------------------------------------------------------------------------------
-async def _streams(t: connection.NatsTransport, subjects: Subjects) -> tuple[list[StreamFacts], float | None]:
-    """Each stream of the mesh, and how far the server's clock is ahead."""
+async def _streams(t: connection.NatsTransport, subjects: Subjects) -> tuple[list[StreamFacts], dict[str, float]]:
+    """Each stream of the mesh; and of the servers that lead them, how far their clocks are ahead of this machine's."""
     found: list[StreamFacts] = []
-    skew: float | None = None
+    clocks: dict[str, float] = {}
     for name, wanted in stream_configs(subjects, replicas=1, max_payload=t.max_payload).items():
         sent = SYSTEM.now()
         try:
@@ -178,14 +186,15 @@ async def _streams(t: connection.NatsTransport, subjects: Subjects) -> tuple[lis
             found.append(StreamFacts(name=name, exists=not gone))
             continue
         if "ts" in info:
-            skew = _seconds(info["ts"]) - (sent + SYSTEM.now()) / 2
+            clocks[(info.get("cluster") or {}).get("leader") or t.server_name] = machines.ahead(info["ts"], sent, SYSTEM.now())
         found.append(_stream(name, wanted, info))
-    return found, skew
+    return found, clocks
 
 
 def _stream(name: str, wanted: dict[str, Any], info: dict[str, Any]) -> StreamFacts:
     config, cluster = info["config"], info.get("cluster") or {}
-    others = [one for one in cluster.get("replicas") or () if one.get("current") and not one.get("offline")]
+    replicas = cluster.get("replicas") or ()
+    others = [one for one in replicas if one.get("current") and not one.get("offline")]
     drift = [
         f"{field} is {there!r}, not {value!r}" for field, value, there in differences(wanted, config) if field not in OPTIONS
     ]
@@ -196,6 +205,7 @@ def _stream(name: str, wanted: dict[str, Any], info: dict[str, Any]) -> StreamFa
         exists=True,
         replicas=config["num_replicas"],
         up=len(others) + 1,
+        behind=[_behind(one) for one in replicas if one not in others],
         leader=cluster.get("leader") if cluster else None,
         messages=info["state"]["messages"],
         bytes=info["state"]["bytes"],
@@ -204,98 +214,29 @@ def _stream(name: str, wanted: dict[str, Any], info: dict[str, Any]) -> StreamFa
     )
 
 
-def _seconds(moment: str) -> float:
-    return dt.datetime.fromisoformat(re.sub(r"(\.\d{6})\d+", r"\1", moment)).timestamp()
+def _behind(replica: Mapping[str, Any]) -> str:
+    """A replica that is not up to date, in words."""
+    why = "cannot be reached" if replica.get("offline") else f"{replica.get('lag', 0)} writes behind"
+    return f"{replica.get('name', '?')} ({why})"
 
 
-# --- when servers write to their disks ------------------------------------------------------------------------------
-async def _sync(monitors: Sequence[str], system: str | None, directory: Path | None) -> tuple[dict[str, str], str | None]:
-    """`sync_interval` by server, and where it was read. Only users of the system account can ask NATS for it."""
-    if monitors:
-        pages = await asyncio.gather(*(asyncio.to_thread(_page, url) for url in monitors))
-        return _synced(pages), "the monitoring pages"
-    if system is not None:
-        return _synced(await _ping(system)), "the system account"
-    text = await asyncio.to_thread(_local, directory) if directory is not None else None
-    if text is not None:
-        return {"mesh up": text}, "the configuration that `mesh up` has written"
-    return {}, None
+# --- servers ------------------------------------------------------------------------------------------------------
+def _servers(t: connection.NatsTransport, pages: Sequence[ServerFacts], clocks: Mapping[str, float]) -> list[ServerFacts]:
+    """What their own reports say, what the connection says of its server, and the clocks of those that lead streams."""
+    found = {page.name: page for page in pages if page.version is not None}
+    if t.server_name not in found:
+        version = ".".join(map(str, t.server_version))
+        found[t.server_name] = ServerFacts(name=t.server_name, version=version, max_payload=t.max_payload)
+    for name, ahead in clocks.items():
+        known = found.setdefault(name, ServerFacts(name=name))
+        if known.clock_ahead_s is None:
+            found[name] = msgspec.structs.replace(known, clock_ahead_s=ahead)
+    return [found[name] for name in sorted(found)]
 
 
-def _synced(pages: Iterable[dict[str, Any]]) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for page in pages:
-        config = (page.get("jetstream") or {}).get("config") or {}
-        if config.get("sync_always"):
-            found[page["server_name"]] = "always"
-        elif "sync_interval" in config:
-            found[page["server_name"]] = f"{config['sync_interval'] / _SECOND:g}s"
-    return found
-
-
-def _page(url: str) -> dict[str, Any]:
-    if not url.startswith(("http://", "https://")):
-        raise _no_page(url)
-    try:
-        with urllib.request.urlopen(f"{url.rstrip('/')}/varz", timeout=LOOK_S) as response:
-            return msgspec.json.decode(response.read(), type=dict[str, Any])
-    except (OSError, msgspec.DecodeError) as error:
-        raise Unavailable(f"the monitoring page {without_credentials(url)} cannot be read: {error}") from None
-    except http.client.InvalidURL:  # whose text has a piece of the URL
-        raise _no_page(url) from None
-
-
-def _no_page(url: str) -> Unavailable:
-    return Unavailable(f"{without_credentials(url)} is no monitoring page; for example http://127.0.0.1:8222")
-
-
-def _ailing(url: str) -> list[str]:
-    """The health problems that a server reports of itself."""
-    try:
-        with urllib.request.urlopen(f"{url.rstrip('/')}/healthz?details=true", timeout=LOOK_S):
-            return []
-    except urllib.error.HTTPError as error:
-        with error:
-            try:
-                said = msgspec.json.decode(error.read(), type=dict[str, Any])
-            except msgspec.DecodeError:
-                said = {}
-        found = [str(one.get("error", one)) for one in said.get("errors") or ()]
-        return found or [str(said.get("error") or f"{without_credentials(url)} answers {error.code}")]
-    except OSError as error:
-        raise Unavailable(f"the monitoring page {without_credentials(url)} cannot be read: {error}") from None
-    except http.client.InvalidURL:
-        raise _no_page(url) from None
-
-
-async def _ping(system: str) -> list[dict[str, Any]]:
-    """The reports that every server of the cluster gives to a user of the system account."""
-    pages: list[dict[str, Any]] = []
-
-    def take(message: Message) -> None:
-        if message.data:
-            pages.append(msgspec.json.decode(message.data).get("data") or {})
-
-    transport = await connection.connect(system, name="mesh-doctor")
-    try:
-        inbox = transport.new_inbox()
-        await transport.subscribe(inbox, take)
-        await transport.publish("$SYS.REQ.SERVER.PING.VARZ", reply=inbox)
-        await asyncio.sleep(LOOK_S)  # it is not known how many will answer
-    finally:
-        await transport.close()
-    if not pages:
-        raise Unavailable("no server answers the user of --system; it must belong to the system account")
-    return pages
-
-
-def _local(directory: Path) -> str | None:
-    try:
-        text = (directory / "nats" / "nats-server.conf").read_text(encoding="utf-8")
-    except OSError:
-        return None
-    found = re.search(r'sync_interval: "([^"]+)"', text)
-    return found[1] if found else None
+def _gives_password(urls: Sequence[str]) -> bool:
+    """Whether the addresses have a user or a token in them; a certificate may be one, too."""
+    return any("@" in url or url.startswith("tls:") for url in urls)
 
 
 # --- members -----------------------------------------------------------------------------------------------------
@@ -308,13 +249,13 @@ async def _user(t: connection.NatsTransport) -> dict[str, Any]:
         return {}
 
 
-async def _members(t: connection.NatsTransport, subjects: Subjects) -> tuple[list[str], str | None]:
-    """Nodes that are alive, and the leading supervisor."""
+async def _members(t: connection.NatsTransport, subjects: Subjects) -> tuple[dict[str, str], str | None]:
+    """Nodes that are alive, with the versions of their programs, and the leading supervisor."""
     registry = Registry(t, subjects)
     try:
         nodes = await Directory(t, subjects, registry).nodes()
         entry = await registry.get(SUPERVISOR_KEY)
         leads = msgspec.json.decode(entry.value, type=SupervisorLease).id if entry is not None and entry.value else None
     except (MeshError, msgspec.DecodeError):
-        return [], None
-    return [node.id for node in nodes], leads
+        return {}, None
+    return {node.id: node.lease.version for node in nodes}, leads

@@ -18,6 +18,7 @@ from agentmesh.wire import Spec, SupervisorLease
 GROUP = 1000
 MOST_JOURNALS = 10_000
 """Journals whose ends are looked at, at most."""
+_STUCK = (StoreLost.code, UnreadableRecord.code)
 LOOK_S = 5.0
 """Wait for one answer."""
 
@@ -38,6 +39,8 @@ class StoredFacts(msgspec.Struct, kw_only=True):
     """Agents whose journals end with a message that is not the mesh's."""
     malformed: list[str] = []
     """Keys of the registry whose values are of foreign form."""
+    waiting: list[StuckAgent] = []
+    """Agents that no live node has, and why."""
 
 
 async def look(transport: Transport, subjects: Subjects) -> StoredFacts:
@@ -46,12 +49,20 @@ async def look(transport: Transport, subjects: Subjects) -> StoredFacts:
     try:
         entries, _ = await Registry(transport, subjects).load()
         specs: dict[str, Spec] = {}
+        places: set[tuple[str, str]] = set()
         for entry in entries:
-            _sort_in(entry, specs, found)
+            _sort_in(entry, specs, places, found)
+        live = {entry.key.partition(".")[2] for entry in entries if entry.key.startswith("nodes.")}
+        placed = {agent for agent, node in places if node in live}
         found.stuck = [
             StuckAgent(name, spec.reason.code, spec.reason.message)
             for name, spec in sorted(specs.items())
-            if spec.reason is not None and spec.reason.code in (StoreLost.code, UnreadableRecord.code)
+            if spec.reason is not None and spec.reason.code in _STUCK
+        ]
+        found.waiting = [
+            _waiting(name, spec)
+            for name, spec in sorted(specs.items())
+            if spec.status == "wanted" and name not in placed and (spec.reason is None or spec.reason.code not in _STUCK)
         ]
         names = sorted(name for name, spec in specs.items() if spec.status != "stopped")[:MOST_JOURNALS]
         for start in range(0, len(names), GROUP):
@@ -61,13 +72,22 @@ async def look(transport: Transport, subjects: Subjects) -> StoredFacts:
     return found
 
 
-def _sort_in(entry: Entry, specs: dict[str, Spec], found: StoredFacts) -> None:
+def _waiting(name: str, spec: Spec) -> StuckAgent:
+    if spec.reason is None:
+        return StuckAgent(name, "unavailable", "no supervisor has placed it yet")
+    return StuckAgent(name, spec.reason.code, spec.reason.message)
+
+
+def _sort_in(entry: Entry, specs: dict[str, Spec], places: set[tuple[str, str]], found: StoredFacts) -> None:
     role, _, name = entry.key.partition(".")
     try:
         if role == "agents":
             specs[name] = decode_spec(entry)
         elif role in _DECODE:
             _DECODE[role](entry)
+            if role == "placements":
+                node, _, agent = name.partition(".")
+                places.add((agent, node))
     except (BadRequest, msgspec.DecodeError):
         found.malformed.append(entry.key)
 

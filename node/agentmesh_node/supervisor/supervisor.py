@@ -164,7 +164,7 @@ class Supervisor:
         self._waiting_since: dict[str, float] = {}
         self._asks = AskGateway(transport, subjects, registry, now=now, token=partial(ambient.token, 8), spawn=self._serve_ask)
         self._serving: set[asyncio.Task[Any]] = set()
-        self._subscription: Subscription | None = None
+        self._subscriptions: list[Subscription] = []
         self._forget_gap: Callable[[], None] = lambda: None
         self._main: asyncio.Task[None] | None = None
 
@@ -180,7 +180,8 @@ class Supervisor:
             await self._view.start()
             await self._formats.start()
             await self._reconcile()
-            self._subscription = await self._transport.subscribe(self._subjects.node(self.id), self._answer)
+            for subject in (self._subjects.node(self.id), self._subjects.supervisors()):
+                self._subscriptions.append(await self._transport.subscribe(subject, self._answer))
             self._forget_gap = self._transport.on_gap(self._cut_off)
             await self._asks.start()
             await self._transport.flush()  # before that, others could find no subscription and take its lease
@@ -221,9 +222,8 @@ class Supervisor:
         await self._asks.close()
         if self._serving:
             await asyncio.wait(self._serving, timeout=_ASKS_S)
-        if self._subscription is not None:
-            await self._subscription.unsubscribe()
-            self._subscription = None
+        while self._subscriptions:
+            await self._subscriptions.pop().unsubscribe()
         await self._formats.close()
         await self._view.close()
         if main is not None and main.done() and not main.cancelled():

@@ -9,7 +9,7 @@ from agentmesh.edge.journal_reader import RECORD
 from agentmesh.edge.publish import store
 from agentmesh.edge.registry import Registry
 from agentmesh.edge.streams import ensure
-from agentmesh.subjects import EPOCH_KEY, Subjects, spec_key
+from agentmesh.subjects import EPOCH_KEY, Subjects, node_key, placement_key, spec_key
 from agentmesh.wire import AgentStatus, ErrorBody, Spec
 from agentmesh_client.doctor import stored
 from agentmesh_client.doctor.stored import StoredFacts, StuckAgent, look
@@ -26,10 +26,32 @@ def test_a_mesh_in_order_shows_nothing(server: Server, subjects: Subjects) -> No
             await ensure(t, subjects)
             assert await look(t, subjects) == StoredFacts()
             await Registry(t, subjects).create(spec_key("a"), spec())
-            await Registry(t, subjects).create(spec_key("b"), spec("wanted", ErrorBody(code="unavailable", message="no node")))
+            await Registry(t, subjects).create(spec_key("b"), spec("wanted"))
+            await Registry(t, subjects).create(placement_key("n1", "b"), wire.encode(wire.Placement(incarnation="life")))
+            await Registry(t, subjects).create(node_key("n1"), wire.encode(wire.NodeLease(boot="b")))
             await store(t, subjects.journal("a"), record("r1"), headers={RECORD: "r1"})
             await store(t, subjects.journal("b"), record("r1"))  # of an early program
             assert await look(t, subjects) == StoredFacts()
+
+    run(main())
+
+
+@pytest.mark.case(335)
+def test_agents_that_no_live_node_has_are_found_with_the_reason(server: Server, subjects: Subjects) -> None:
+    async def main() -> None:
+        async with connected(server.url) as t:
+            await ensure(t, subjects)
+            registry = Registry(t, subjects)
+            no_node = ErrorBody(code="unavailable", message="no live node serves the kind Coder")
+            await registry.create(spec_key("a"), spec("wanted", no_node))
+            await registry.create(spec_key("b"), spec("wanted"))
+            await registry.create(placement_key("dead", "b"), wire.encode(wire.Placement(incarnation="life")))
+            for name, status in (("c", "running"), ("d", "stopped"), ("e", "failed")):
+                await registry.create(spec_key(name), spec(status))  # type: ignore[arg-type]
+            assert (await look(t, subjects)).waiting == [
+                StuckAgent("a", "unavailable", "no live node serves the kind Coder"),
+                StuckAgent("b", "unavailable", "no supervisor has placed it yet"),
+            ]
 
     run(main())
 
