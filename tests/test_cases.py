@@ -28,7 +28,7 @@ def test_no_number_is_missing_or_used_twice() -> None:
         *range(290, 293),
         *range(300, 301),
         *range(310, 320),
-        *range(330, 333),
+        *range(330, 336),
     }
 
 

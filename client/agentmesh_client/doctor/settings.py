@@ -52,7 +52,7 @@ def _of_users(facts: Facts) -> Iterator[Finding]:
     if not facts.password:
         yield Finding(
             "warning",
-            "the server lets in who gives no password: whoever reaches its port can read and change everything that this user "
+            "the server lets in who gives no password: any client that reaches its port can read and change everything that this user "
             "can; give nodes, supervisors, operators and callers users of their own (docs/operations.md#users)",
         )
     elif not any(facts.publish.values()) and not any(facts.subscribe.values()):
