@@ -25,7 +25,7 @@ from agentmesh_client.cli import exits
 from agentmesh_client.doctor import diagnosis
 from agentmesh_client.doctor.diagnosis import judge
 from agentmesh_client.doctor.facts import Facts, StreamFacts
-from agentmesh_client.doctor.servers import ServerFacts
+from agentmesh_client.doctor.servers import ServerReport
 from agentmesh_client.doctor.stored import StoredFacts, StuckAgent
 from client.test_cli import Shell
 from support import Cluster, Server, eventually, run
@@ -333,7 +333,7 @@ def test_the_weakest_part_decides(given: Facts, expected: str) -> None:
         ),
         (facts(sync={"a": "2000000s"}), "problem", "without quotes"),
         (
-            facts(servers=[ServerFacts(name=n, clock_ahead_s=c) for n, c in (("a", 0), ("b", 0), ("c", 90))]),
+            facts(servers=[ServerReport(name=n, clock_ahead_s=c) for n, c in (("a", 0), ("b", 0), ("c", 90))]),
             "problem",
             "server c",
         ),

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterator
 
 from agentmesh_client.doctor.facts import Facts
-from agentmesh_client.doctor.finding import Finding, Level, some
+from agentmesh_client.doctor.findings import Finding, Level, some
 from agentmesh_client.doctor.members import MemberFacts
 
 SKEW_S = 2.0

@@ -11,7 +11,7 @@ from agentmesh.edge.streams import MIN_SERVER
 from agentmesh.errors import StoreLost
 from agentmesh_client.doctor import clocks, settings
 from agentmesh_client.doctor.facts import Facts, StreamFacts
-from agentmesh_client.doctor.finding import Finding, some
+from agentmesh_client.doctor.findings import Finding, some
 from agentmesh_client.doctor.servers import ALWAYS
 
 DEFAULT_WINDOW_S = 120.0

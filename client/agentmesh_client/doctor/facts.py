@@ -23,7 +23,7 @@ from agentmesh_client.directory import Directory
 from agentmesh_client.doctor import members as processes
 from agentmesh_client.doctor import servers as machines
 from agentmesh_client.doctor.members import MemberFacts
-from agentmesh_client.doctor.servers import ServerFacts
+from agentmesh_client.doctor.servers import ServerReport
 from agentmesh_client.doctor.stored import StoredFacts, look
 from agentmesh_client.permission import last_report, refusal
 
@@ -75,7 +75,7 @@ class Facts(msgspec.Struct, kw_only=True):
     """Health problems reported by the servers whose monitoring pages are known."""
     clock_skew_s: float | None
     """How far the server's clock is ahead of this machine's."""
-    servers: list[ServerFacts] = []
+    servers: list[ServerReport] = []
     """What is known of each server: at least of the one that is connected, and the clocks of those that lead streams."""
     members: list[MemberFacts] = []
     """The nodes and supervisors."""
@@ -221,14 +221,14 @@ def _behind(replica: Mapping[str, Any]) -> str:
 
 
 # --- servers ------------------------------------------------------------------------------------------------------
-def _servers(t: connection.NatsTransport, pages: Sequence[ServerFacts], clocks: Mapping[str, float]) -> list[ServerFacts]:
+def _servers(t: connection.NatsTransport, pages: Sequence[ServerReport], clocks: Mapping[str, float]) -> list[ServerReport]:
     """What their own reports say, what the connection says of its server, and the clocks of those that lead streams."""
     found = {page.name: page for page in pages if page.version is not None}
     if t.server_name not in found:
         version = ".".join(map(str, t.server_version))
-        found[t.server_name] = ServerFacts(name=t.server_name, version=version, max_payload=t.max_payload)
+        found[t.server_name] = ServerReport(name=t.server_name, version=version, max_payload=t.max_payload)
     for name, ahead in clocks.items():
-        known = found.setdefault(name, ServerFacts(name=name))
+        known = found.setdefault(name, ServerReport(name=name))
         if known.clock_ahead_s is None:
             found[name] = msgspec.structs.replace(known, clock_ahead_s=ahead)
     return [found[name] for name in sorted(found)]

@@ -26,7 +26,7 @@ ALWAYS = "always"
 _SECOND = 1_000_000_000
 
 
-class ServerFacts(msgspec.Struct, kw_only=True):
+class ServerReport(msgspec.Struct, kw_only=True):
     """One server. What could not be learnt is None."""
 
     name: str
@@ -43,7 +43,7 @@ class ServerFacts(msgspec.Struct, kw_only=True):
 class Pages(NamedTuple):
     """What could be learnt of all servers, and where it was read."""
 
-    servers: list[ServerFacts]
+    servers: list[ServerReport]
     source: str | None
 
 
@@ -65,7 +65,7 @@ async def look(monitors: Sequence[str], system: str | None, directory: Path | No
         return Pages([_facts(*page) for page in await _ping(system)], "the system account")
     text = await asyncio.to_thread(_local, directory) if directory is not None else None
     if text is not None:
-        return Pages([ServerFacts(name="mesh up", sync=text)], "the configuration that `mesh up` has written")
+        return Pages([ServerReport(name="mesh up", sync=text)], "the configuration that `mesh up` has written")
     return Pages([], None)
 
 
@@ -85,11 +85,11 @@ def ahead(stamp: str, sent: float, heard: float) -> float:
     return moment - (sent + heard) / 2
 
 
-def _facts(page: dict[str, Any], sent: float, heard: float) -> ServerFacts:
+def _facts(page: dict[str, Any], sent: float, heard: float) -> ServerReport:
     """What a server's general page (`varz`) says."""
     config = (page.get("jetstream") or {}).get("config") or {}
     sync = f"{config['sync_interval'] / _SECOND:.15g}s" if "sync_interval" in config else None
-    return ServerFacts(
+    return ServerReport(
         name=str(page.get("server_name") or page.get("server_id", "?")),
         version=page.get("version"),
         max_payload=page.get("max_payload"),

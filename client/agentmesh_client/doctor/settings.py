@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from agentmesh_client.doctor.facts import Facts
-from agentmesh_client.doctor.finding import Finding
-from agentmesh_client.doctor.servers import ALWAYS, ServerFacts
+from agentmesh_client.doctor.findings import Finding
+from agentmesh_client.doctor.servers import ALWAYS, ServerReport
 
 LONGEST_SYNC_S = 3600.0
 """Nobody means a longer interval."""
 
-_DIFFER: tuple[tuple[str, Callable[[ServerFacts], str | None], str], ...] = (
+_DIFFER: tuple[tuple[str, Callable[[ServerReport], str | None], str], ...] = (
     (
         "max_payload",
         lambda server: None if server.max_payload is None else str(server.max_payload),
@@ -41,7 +41,7 @@ def findings(facts: Facts) -> Iterator[Finding]:
 
 
 def is_too_long(sync: str) -> bool:
-    """Whether an interval, as `ServerFacts.sync` has it, is longer than anybody means."""
+    """Whether an interval, as `ServerReport.sync` has it, is longer than anybody means."""
     try:
         return sync != ALWAYS and float(sync.removesuffix("s")) > LONGEST_SYNC_S
     except ValueError:
@@ -52,8 +52,8 @@ def _of_users(facts: Facts) -> Iterator[Finding]:
     if not facts.password:
         yield Finding(
             "warning",
-            "the server lets in who gives no password: any client that reaches its port can read and change everything that this user "
-            "can; give nodes, supervisors, operators and callers users of their own (docs/operations.md#users)",
+            "the server lets in who gives no password: any client that reaches its port can read and change everything that this "
+            "user can; give nodes, supervisors, operators and callers users of their own (docs/operations.md#users)",
         )
     elif not any(facts.publish.values()) and not any(facts.subscribe.values()):
         yield Finding(

@@ -12,11 +12,11 @@ from agentmesh.server_clock import ServerClock
 from agentmesh.wire import parse_time
 
 
-class _Info(msgspec.Struct):
+class _LeadersTime(msgspec.Struct):
     ts: str | None = None
 
 
-_info = msgspec.json.Decoder(_Info)
+_info = msgspec.json.Decoder(_LeadersTime)
 
 
 async def compare_clocks(

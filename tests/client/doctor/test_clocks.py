@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 
 from agentmesh_client.doctor.clocks import findings, servers_ahead_s
-from agentmesh_client.doctor.finding import Finding
+from agentmesh_client.doctor.findings import Finding
 from agentmesh_client.doctor.members import MemberFacts
-from agentmesh_client.doctor.servers import ServerFacts
+from agentmesh_client.doctor.servers import ServerReport
 from client.test_doctor import facts
 
 
-def servers(*ahead: float | None) -> list[ServerFacts]:
-    return [ServerFacts(name=name, clock_ahead_s=one) for name, one in zip("abc", ahead, strict=False)]
+def servers(*ahead: float | None) -> list[ServerReport]:
+    return [ServerReport(name=name, clock_ahead_s=one) for name, one in zip("abc", ahead, strict=False)]
 
 
 def node(clock: float | None, server: float | None = 0.0, *, answers: bool = True) -> MemberFacts:

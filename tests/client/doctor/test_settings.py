@@ -6,15 +6,15 @@ import re
 
 import pytest
 
-from agentmesh_client.doctor.servers import ServerFacts
+from agentmesh_client.doctor.servers import ServerReport
 from agentmesh_client.doctor.settings import findings, is_too_long
 from citations import ROOT
 from client.test_doctor import facts
 
 
-def servers(**settings: tuple[object, ...]) -> list[ServerFacts]:
+def servers(**settings: tuple[object, ...]) -> list[ServerReport]:
     columns = [[(field, value) for value in values] for field, values in settings.items()]
-    return [ServerFacts(name=f"s{at}", **dict(row)) for at, row in enumerate(zip(*columns, strict=True), 1)]
+    return [ServerReport(name=f"s{at}", **dict(row)) for at, row in enumerate(zip(*columns, strict=True), 1)]
 
 
 LIMITED = {"allow": ["mesh.ask.>"]}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from agentmesh_client.doctor.finding import MOST_NAMED, some
+from agentmesh_client.doctor.findings import MOST_NAMED, some
 
 
 def test_some_names_are_shown_and_the_others_counted() -> None:
