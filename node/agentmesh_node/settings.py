@@ -44,7 +44,8 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
     snapshot_records: int = 256
     """Records of a journal after which the next one is a snapshot: the most that a recovery reads."""
     mailbox_limit: int = 1000
-    """The bound of a mail lane, as its stream has it."""
+    """Most messages that are stored in a mail lane, as its stream has it. Half of them may be consumed and not purged yet: what a
+    lane always takes is half as many that wait."""
     content: bool = False
     """Whether lifecycle facts on the wire include prompts, events and states."""
     files: str = ""

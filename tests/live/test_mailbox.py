@@ -77,6 +77,25 @@ def test_what_former_owners_have_consumed_and_not_purged_frees_room_too(server: 
     run(main(), 110)
 
 
+@pytest.mark.case(208)
+@pytest.mark.parametrize("consumed", [249, 499])
+def test_a_lane_always_takes_as_many_as_the_page_says(server: Server, subjects: Subjects, tmp_path: Path, consumed: int) -> None:
+    async def main() -> None:
+        async with local_mesh(server, subjects) as mesh:
+            await start(mesh, "busy", kind="Recorder")
+            await asyncio.gather(*(mesh.client.ask("busy", f"c{n}", timeout=PATIENCE_S) for n in range(consumed)))
+            assert await stored(mesh) == consumed, "as much consumed mail as may lie in a lane"
+            gate = tmp_path / "gate"
+            await mesh.client.tell("busy", f"gate:{gate} first")
+            await mesh.saw("prompt_start", "busy", count=consumed + 1)
+            await asyncio.gather(*(mesh.client.tell("busy", f"p{n}") for n in range(500)))
+            assert (await mesh.client.status("busy")).queued == 500
+            gate.touch()
+            assert (await mesh.client.ask("busy", "the last", timeout=PATIENCE_S)).turn == consumed + 502
+
+    run(main(), 110)
+
+
 @pytest.mark.case(217)
 def test_a_colleagues_full_mailbox_is_waited_for(server: Server, subjects: Subjects, tmp_path: Path) -> None:
     async def main() -> None:
