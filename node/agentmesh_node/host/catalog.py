@@ -92,6 +92,7 @@ class Catalog:
                     await owner.retire()
         async with self._writes:
             await self._give_up(placed)
+        log.info("agent handed over", extra={"agent": placed.name})
 
     async def release(self, placed: PlacedAgent) -> None:
         """Stop acting for a placement, at once: the journal has all that is needed."""
@@ -298,6 +299,7 @@ class Catalog:
         if over:
             await owner.settled()
             await end_children(self._s.registry, self._s.specs, placed.name, placed.incarnation, self._s.now)
+            log.info("agent ended", extra={"agent": placed.name, "reason": _why(owner.spec)})
         if placed.owner is owner:
             placed.owner = None
         await owner.close()
@@ -386,3 +388,9 @@ class Catalog:
                 self._fresh.append(placed)
         if self._fresh:
             self._begin_listening()
+
+
+def _why(spec: Spec) -> str:
+    """Why an agent ends, as its spec says."""
+    reason = spec.reason
+    return "it was stopped" if reason is None else reason.message or reason.code

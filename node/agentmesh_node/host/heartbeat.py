@@ -80,6 +80,8 @@ class Heartbeat:
         self._renew: asyncio.Event | None = None
         self._written: asyncio.Future[None] | None = None
         self._leaving = False
+        self._superseded = False
+        """Another process has the lease of this id: it is not written any more."""
         self.refusal: str | None = None
         """Why the last renewal failed. With it an outage is one line in the log, not four a second."""
         self._ticker: asyncio.TimerHandle | None = None
@@ -102,6 +104,8 @@ class Heartbeat:
     async def change(self, lease: NodeLease, *, timeout: float = 5.0) -> None:
         """Renew the lease at once with other content. Returns when the registry has it, or after `timeout` seconds."""
         self.figures.lease = lease
+        if self._superseded:
+            return
         written = self._written = self._main.create_future()
         if self._loop is not None and self._renew is not None:
             self._loop.call_soon_threadsafe(self._renew.set)
@@ -155,7 +159,8 @@ class Heartbeat:
             transport.on_gap(self._renew.set)
             registry = Registry(transport, self._subjects)
             await self._keep_lease(registry)
-            await registry.delete(node_key(self._node), self._revision)
+            if not self._superseded:
+                await registry.delete(node_key(self._node), self._revision)
         except (MeshError, Uncertain) as error:  # what `subscribe` raises is not caught: then the start has failed
             log.warning("the lease could not be taken back: %s", error)
         finally:
@@ -178,8 +183,9 @@ class Heartbeat:
         due = 0.0
         while not self._leaving:
             self._check_stall()
-            if self._monotonic() >= due or self._renew.is_set():
-                self._renew.clear()
+            wanted = self._monotonic() >= due or self._renew.is_set()
+            self._renew.clear()
+            if wanted and not self._superseded:
                 lease = self.figures.lease
                 if await self._write(registry):
                     due = self._monotonic() + self._ttl_s / 3
@@ -227,7 +233,11 @@ class Heartbeat:
             return True
         first = not self._started.done()
         if not first and _boot(entry) not in (None, self.figures.lease.boot):
-            log.error("another process runs under this id; this one yields: give one another --id", extra={"node": self._node})
+            self._superseded = True
+            log.error(
+                "another process runs under this id: this one gives up its agents and ends; give each node an --id of its own",
+                extra={"node": self._node},
+            )
             self._post_to_main(self._on_superseded)
             return False
         self._revision = await registry.update(key, value, entry.revision, ttl_s=self._ttl_s)

@@ -185,6 +185,7 @@ class Node:
         if self._heartbeat is None or self._draining:
             return
         self._draining = True
+        log.info("draining", extra={"agents": len(self.catalog.agents), "longest_s": self.settings.drain_s})
         await unless_cut_off(self._leave(self._heartbeat), self._t, self._ambient.monotonic)
 
     async def _leave(self, heartbeat: Heartbeat) -> None:
@@ -201,6 +202,7 @@ class Node:
             left = await handover.wait(HANDOVER_S)
             if left:
                 log.warning("agents were given up and have no owner yet", extra={"agents": len(left)})
+            log.info("drained", extra={"without_owner": len(left)})
         finally:
             await handover.close()
 
@@ -223,7 +225,8 @@ class Node:
         self.services.spawn(self._abandon())
 
     async def _abandon(self) -> None:
-        """Stop: another process runs under this node's id and owns its placements now."""
+        """Stop: another process runs under this node's id and owns its placements now. There is nothing to hand over."""
+        self._draining = True
         for placed in list(self.catalog.agents.values()):
             await self.catalog.release(placed)
         self.drained.set()

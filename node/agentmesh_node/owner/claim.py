@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import NamedTuple
 
 from msgspec import structs
@@ -17,6 +18,8 @@ from agentmesh.subjects import node_key
 from agentmesh.wire import Spec
 from agentmesh_node.owner.reader_label import require_readers
 from agentmesh_node.services import Services
+
+log = logging.getLogger("agentmesh.node")
 
 
 class OwnershipLost(Exception):
@@ -107,7 +110,16 @@ async def claim_ownership(services: Services, name: str, spec: Spec, claim: Clai
             if again.records or again.wiped:
                 raise
             continue  # the tombstone has lapsed in this very moment: the name has no past
+        _tell(name, claim, ledger, died)
         return Claimed(owned(start, claim), fence, died, version)
+
+
+def _tell(name: str, claim: Claim, former: Ledger | None, died: bool) -> None:
+    """Log that this process has taken the agent, unless it had it already and has merely woken it."""
+    if former is not None and (former.boot, former.generation) == (claim.boot, claim.generation):
+        return
+    before = None if former is None or former.incarnation != claim.incarnation else former.node
+    log.info("agent taken", extra={"agent": name, "generation": claim.generation, "from": before, "its_node_died": died})
 
 
 def _check_whole(name: str, spec: Spec, contents: Contents, epoch: int) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -61,6 +62,8 @@ from agentmesh_node.services import Services
 from agentmesh_node.turns.agent_factory import AgentFactory
 from agentmesh_node.turns.runner import Runner
 from agentmesh_node.turns.turn_run import TurnRun
+
+log = logging.getLogger("agentmesh.node")
 
 
 class Owner:
@@ -378,6 +381,8 @@ class Owner:
         if command.status == "stopping":
             self.spec = msgspec.structs.replace(self.spec, status="stopping", reason=command.reason)
         self._shown = command
+        if command.status == "failed" and command.reason is not None:
+            log.error("agent failed: %s", command.reason.message, extra={"agent": self.name})
         self._status.set(command.status, command.reason)
 
     def _may_sleep(self) -> bool:
