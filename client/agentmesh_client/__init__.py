@@ -17,12 +17,14 @@ from importlib.machinery import ModuleSpec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from agentmesh.wire import Attachment, NodeLease, Outcome, Restart, Spec, Status
+    from agentmesh.wire import Attachment, Configuration, NodeLease, Outcome, Restart, Spec, Status
     from agentmesh_client.asks import PromptOptions
     from agentmesh_client.client import Mesh, connect
     from agentmesh_client.results import (
         AgentEntry,
         AgentInfo,
+        AgentUpdate,
+        ChangeEntry,
         DeadLetter,
         NodeEntry,
         PollResult,
@@ -48,7 +50,10 @@ if TYPE_CHECKING:
 __all__ = [
     "AgentEntry",
     "AgentInfo",
+    "AgentUpdate",
     "Attachment",
+    "ChangeEntry",
+    "Configuration",
     "DeadLetter",
     "Ended",
     "LiveEvent",
@@ -78,13 +83,15 @@ __all__ = [
 ]
 
 _HOMES = {
-    "agentmesh.wire": ("Attachment", "NodeLease", "Outcome", "Restart", "Spec", "Status"),
+    "agentmesh.wire": ("Attachment", "Configuration", "NodeLease", "Outcome", "Restart", "Spec", "Status"),
     "agentmesh_client.asks": ("PromptOptions",),
     "agentmesh_client.client": ("Mesh", "connect"),
     "agentmesh_client.validation": ("attachment",),
     "agentmesh_client.results": (
         "AgentEntry",
         "AgentInfo",
+        "AgentUpdate",
+        "ChangeEntry",
         "DeadLetter",
         "NodeEntry",
         "PollResult",

@@ -6,7 +6,7 @@ import asyncio
 import datetime as dt
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
-from typing import Any, Unpack
+from typing import Any, Literal, Unpack
 
 from agentmesh import wire
 from agentmesh.edge import address, connection
@@ -18,6 +18,7 @@ from agentmesh.names import agent_name, token
 from agentmesh.subjects import Subjects
 from agentmesh.wire import ControlRequest, Outcome, Restart, RestartPolicy, Status
 from agentmesh_client.asks import AskSender, PromptOptions, PromptRequest
+from agentmesh_client.configuration import Updater, adjustment, checked_labels
 from agentmesh_client.control import Control, ControlReply
 from agentmesh_client.dead import DeadLetters
 from agentmesh_client.directory import Directory
@@ -30,6 +31,8 @@ from agentmesh_client.polling import Poller
 from agentmesh_client.results import (
     AgentEntry,
     AgentInfo,
+    AgentUpdate,
+    ChangeEntry,
     DeadLetter,
     NodeEntry,
     PollResult,
@@ -109,6 +112,7 @@ class Mesh:
         self._directory = Directory(transport, subjects, registry)
         self._starter = Starter(registry, self._specs, self._directory, ambient)
         self._control = Control(transport, subjects, self._specs)
+        self._updater = Updater(self._control, registry, ambient)
         self._poller = Poller(transport, subjects, self._specs, self._control)
         self._historian = Historian(transport, subjects, self._specs)
         self._dead = DeadLetters(transport, subjects, self._specs, self._mailer, self._control)
@@ -328,6 +332,7 @@ class Mesh:
         restart: Restart | RestartPolicy | None = None,
         watchdog_s: float | None = None,
         budget: Mapping[str, Any] | None = None,
+        if_exists: Literal["error", "use"] = "error",
         timeout: float = 30.0,
         wait: bool = True,
     ) -> AgentInfo:
@@ -342,14 +347,17 @@ class Mesh:
             restart: what happens when the agent's own code crashes; a policy's name, or `Restart`.
             watchdog_s: longest turn, in seconds.
             budget: limits on what the agent may spend.
+            if_exists: `use` takes an agent of this kind that has the name already, as it is: its options stay.
             wait: False returns once the spec is written.
 
         Raises:
-            AlreadyStarted: the name is taken; the message says where it runs.
+            AlreadyStarted: the name is taken, with `use` by an agent of another kind; the message says where it runs.
             InitFailed, BackendStartFailed, PreRunFailed, PreRunCrashed: its own code failed or refused to begin.
             Unavailable: no node took it within `timeout`; the spec stays, and it starts when such a node comes (case 221).
         """
         agent_name(name)
+        if if_exists not in ("error", "use"):
+            raise BadRequest(f'if_exists is "error" or "use", not {if_exists!r}')
         spec = new_spec(
             kind=kind,
             backend=backend,
@@ -360,7 +368,42 @@ class Mesh:
             budget=budget,
             ambient=self._ambient,
         )
-        return await self._starter.start(name, spec, timeout=seconds(timeout), wait=wait)
+        return await self._starter.start(name, spec, timeout=seconds(timeout), wait=wait, use=if_exists == "use")
+
+    async def update_agent(
+        self,
+        name: str,
+        *,
+        backend_options: Mapping[str, Any] | None = None,
+        labels: Mapping[str, str | None] | None = None,
+        budget: Mapping[str, Any] | None = None,
+        watchdog_s: float | None = None,
+        restart: Restart | RestartPolicy | None = None,
+        expect: str | None = None,
+        timeout: float = 30.0,
+    ) -> AgentUpdate:
+        """Change the configuration of an agent that has been started: idle, halted, asleep or failed; one in a turn is changed at
+        the turn's end. What is not given stays. It is durable when this returns, and the next turn uses it (cases 340 to 347).
+
+        Args:
+            backend_options: merged into those in force, which the backend must accept; None removes one.
+            labels: merged into the agent's; None removes one. The agent moves if its node has not got them.
+            budget: the bounds of each turn, all of them; empty for none.
+            watchdog_s: longest turn, in seconds.
+            restart: a policy's name, or `Restart`.
+            expect: the tag of the configuration that you want to change (`Status.configuration.tag`).
+            timeout: seconds to wait, also for the end of a turn.
+
+        Raises:
+            NotFound: there is no such agent.
+            Conflict: `expect` is not what is in force; nothing has changed, or the labels have not.
+            BackendError: the backend refuses the options; nothing has changed.
+            Unavailable: no node runs the agent, or a process of an older build is up; nothing has changed.
+            AskTimeout: a turn runs for longer than `timeout`. The change may still be made: asking for it again does no harm.
+        """
+        change = adjustment(backend_options=backend_options, budget=budget, watchdog_s=watchdog_s, restart=restart)
+        given = checked_labels(labels or {})
+        return await self._updater.update(agent_name(name), change, given, expect=expect, timeout=seconds(timeout))
 
     async def stop(self, agent: str, *, wait: bool = True, timeout: float = 30.0) -> None:
         """End an agent's life: its turn is killed, its callers are answered `stopped`, and the name becomes free.
@@ -395,6 +438,14 @@ class Mesh:
             NotFound: there is no such agent.
         """
         return await patiently(lambda: self._historian.history(agent, content=content), seconds(timeout))
+
+    async def configuration_history(self, agent: str, *, timeout: float = CONTROL_S) -> list[ChangeEntry]:
+        """The changes of an agent's configuration in this life, oldest first: the newest 32.
+
+        Raises:
+            NotFound: there is no such agent.
+        """
+        return await patiently(lambda: self._historian.changes(agent), seconds(timeout))
 
     async def dead_letters(self, agent: str, content: bool = False, *, timeout: float = CONTROL_S) -> list[DeadLetter]:
         """Mail that an agent could not deal with, oldest first; with `content` the bodies too (case 210)."""

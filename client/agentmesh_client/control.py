@@ -11,7 +11,7 @@ from agentmesh.edge.retry import CALL_RETRY
 from agentmesh.edge.transport import Disconnected, Message, NoResponders, RequestTimeout, Transport
 from agentmesh.errors import AskTimeout, Unavailable
 from agentmesh.subjects import Subjects
-from agentmesh.wire import ControlRequest, ErrorBody, Outcome, encode
+from agentmesh.wire import Configuration, ControlRequest, ErrorBody, Outcome, encode
 from agentmesh_client.retry import ABSENT_S, says_absent
 from agentmesh_client.spec_cache import SpecCache, unknown, waiting
 
@@ -32,6 +32,8 @@ class ControlReply(msgspec.Struct, frozen=True, kw_only=True):
     outcome: Outcome | None = None
     due: str | None = None
     ref: str | None = None
+    set: bool = False
+    configuration: Configuration | None = None
 
 
 class _Failure(msgspec.Struct, frozen=True):

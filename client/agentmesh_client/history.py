@@ -10,9 +10,9 @@ from agentmesh.edge.journal_reader import JournalReader
 from agentmesh.edge.transport import Transport
 from agentmesh.errors import StoreLost
 from agentmesh.names import agent_name
-from agentmesh.records import Record, TurnInfo
+from agentmesh.records import Record, SetInfo, TurnInfo
 from agentmesh.subjects import Subjects
-from agentmesh_client.results import TurnEntry
+from agentmesh_client.results import ChangeEntry, TurnEntry
 from agentmesh_client.spec_cache import SpecCache, unknown
 
 
@@ -25,12 +25,19 @@ class Historian:
 
     async def history(self, agent: str, *, content: bool) -> list[TurnEntry]:
         """See `Mesh.history`."""
+        return [_entry(turn, content) for turn in turns(await self._records(agent))]
+
+    async def changes(self, agent: str) -> list[ChangeEntry]:
+        """See `Mesh.configuration_history`."""
+        return [_change(info) for info in changes(await self._records(agent))]
+
+    async def _records(self, agent: str) -> list[Record]:
         found = await self._journal.read(agent_name(agent))
         if found.wiped:
             raise StoreLost(f"the journal of {agent!r} was rolled up by a message that is not the mesh's: its records are gone")
         if not found.records and await self._specs.read(agent) is None:
             raise unknown(agent)
-        return [_entry(turn, content) for turn in turns([record for _, record in found.records])]
+        return [record for _, record in found.records]
 
 
 def turns(records: list[Record]) -> list[TurnInfo]:
@@ -60,6 +67,23 @@ def turns(records: list[Record]) -> list[TurnInfo]:
             takeovers = 0
         before = record
     return [known[number] for number in sorted(known)]
+
+
+def changes(records: list[Record]) -> list[SetInfo]:
+    """The changes of the configuration in `records` (oldest first), of the newest life there."""
+    known: dict[int, SetInfo] = {}
+    life = ""
+    for record in records:
+        if record.incarnation != life:
+            known, life = {}, record.incarnation
+        told = record.snapshot.sets if record.snapshot is not None else ()
+        told = told if record.change.sets is msgspec.UNSET else record.change.sets
+        known.update((info.number, info) for info in told)
+    return [known[number] for number in sorted(known)]
+
+
+def _change(info: SetInfo) -> ChangeEntry:
+    return ChangeEntry(number=info.number, at=_moment(info.at), after_turn=info.turn, node=info.node, values=info.values)
 
 
 def _entry(turn: TurnInfo, content: bool) -> TurnEntry:

@@ -93,18 +93,20 @@ class Starter:
         self._directory = directory
 
     # --- start ----------------------------------------------------------------------------------------------------
-    async def start(self, name: str, spec: Spec, *, timeout: float, wait: bool) -> AgentInfo:
-        """Write `spec` under `name`, and wait until it runs. See `Mesh.start_agent`."""
+    async def start(self, name: str, spec: Spec, *, timeout: float, wait: bool, use: bool = False) -> AgentInfo:
+        """Write `spec` under `name`, and wait until it runs; with `use`, an agent of this kind that is there will do. See
+        `Mesh.start_agent`."""
         agent_name(name)
         loop = asyncio.get_running_loop()
         end = loop.time() + timeout
         await self._specs.watch(name)  # first, so that no change is missed
-        await self._claim(name, spec, end)
+        taken = await self._claim(name, spec, end, use)
         self._specs.forget(name)
+        spec = taken or spec
         if not wait:
-            return _info(name, spec, None)
+            return _info(name, spec, None, existed=taken is not None)
         running = await self._running(name, spec, max(end - loop.time(), 0.0))
-        return _info(name, running, await self.node_of(name, running))
+        return _info(name, running, await self.node_of(name, running), existed=taken is not None)
 
     async def node_of(self, name: str, spec: Spec) -> str | None:
         """The node that runs this life. A spec that is `running` is placed; a replica that does not show that yet is behind."""
@@ -116,24 +118,27 @@ class Starter:
             await asyncio.sleep(pause)
         raise AssertionError("CALL_RETRY has no end")
 
-    async def _claim(self, name: str, spec: Spec, end: float) -> None:
-        """Write `spec` under `name`: as a new key, or in place of a stopped agent's."""
+    async def _claim(self, name: str, spec: Spec, end: float, use: bool) -> Spec | None:
+        """Write `spec` under `name`: as a new key, or in place of a stopped agent's. Returns None; with `use` the spec of the
+        agent that has the name, if one of this kind does."""
         loop = asyncio.get_running_loop()
         for _ in range(MOST_TRIES):
             left = max(end - loop.time(), 0.5)
             taken = await patiently(partial(self._create, name, spec), left)
             if taken is None:
-                return
+                return None
             current = decode_spec(taken)
             if current.status == "stopping" and await self._freed(name, current, max(end - loop.time(), 0.0)):
                 continue
+            if current.status != "stopped" and use and current.kind == spec.kind and current.status != "stopping":
+                return current
             if current.status != "stopped":
                 raise await self._taken(name, current)
             # `by` guards against repetitions of an older start or stop by an agent, so it must outlive the life
             # (docs/architecture.md#effects). So must the labels that say who can read the name's journal.
             heir = msgspec.structs.replace(spec, by=current.by, labels=relabelled(current.labels, spec.labels))
             if await patiently(partial(self._replace, name, heir, taken), left):
-                return
+                return None
         raise Unavailable(f"agent {name!r} could not be started: others keep changing its spec; try again")
 
     async def _create(self, name: str, spec: Spec) -> Entry | None:
@@ -171,7 +176,8 @@ class Starter:
         node = await self.node_of(name, current)
         where = f"on node {node!r}" if node else f"(`{current.status}`, on no node yet)"
         return AlreadyStarted(
-            f"agent {name!r} exists {where}; choose another name, or stop it first: `mesh stop {name}`",
+            f"agent {name!r} exists {where}, of the kind {current.kind!r}; choose another name, or stop it first: "
+            f"`mesh stop {name}`",
             details={"agent": name, "node": node, "status": current.status, "kind": current.kind},
         )
 
@@ -264,5 +270,5 @@ def _beginning(name: str, spec: Spec, node: str) -> Unavailable:
     )
 
 
-def _info(name: str, spec: Spec, node: str | None) -> AgentInfo:
-    return AgentInfo(name=name, kind=spec.kind, node=node, incarnation=spec.incarnation, status=spec.status)
+def _info(name: str, spec: Spec, node: str | None, *, existed: bool) -> AgentInfo:
+    return AgentInfo(name=name, kind=spec.kind, node=node, incarnation=spec.incarnation, status=spec.status, existed=existed)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from agentmesh.wire import AgentStatus, ErrorBody, NodeLease, Outcome, Spec
+from agentmesh.wire import AgentStatus, Configuration, ErrorBody, NodeLease, Outcome, Spec
 
 
 class Response(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,6 +68,32 @@ class AgentInfo(msgspec.Struct, frozen=True, kw_only=True):
     incarnation: str
     """Tells this life of the name from earlier and later ones."""
     status: AgentStatus
+    existed: bool = False
+    """The agent was there already, and is used (`if_exists="use"`)."""
+
+
+class AgentUpdate(msgspec.Struct, frozen=True, kw_only=True):
+    """What `Mesh.update_agent` has done."""
+
+    name: str
+    changed: bool
+    """False: all was so already."""
+    configuration: Configuration | None = None
+    """What is in force now; None if the labels were changed: `Mesh.status` shows it once the agent is where they lead it."""
+
+
+class ChangeEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """A change of an agent's configuration while it ran, as its journal shows it."""
+
+    number: int = msgspec.field(name="set")
+    """Counts the changes of a life, from 1; in JSON it is called `set`."""
+    at: dt.datetime
+    after_turn: int
+    """The newest turn before it; 0: there was none."""
+    node: str
+    values: dict[str, Any]
+    """By the name of a part its new value; long ones are described. Of the backend options those that were given, null for those
+    that were removed."""
 
 
 class AgentEntry(msgspec.Struct, frozen=True, kw_only=True):

@@ -6,6 +6,7 @@
     │   ├── TooLarge              too_large         send less, or a reference
     │   ├── NotFound              not_found         start the agent, or check the name
     │   ├── AlreadyStarted        already_started   choose another name, or stop the first
+    │   ├── Conflict              conflict          look again, and decide anew
     │   ├── MailboxFull           mailbox_full      send again later
     │   ├── NotPermitted          not_permitted     ask the operator for the permission
     │   ├── NotInCallback         not_in_callback   self.tell and its like work in callbacks only
@@ -97,6 +98,12 @@ class AlreadyStarted(RequestError):
     """The name is taken; choose another, or stop the agent first."""
 
     code = "already_started"
+
+
+class Conflict(RequestError):
+    """What was to be changed is not what the caller expects any more; look again, and decide anew."""
+
+    code = "conflict"
 
 
 class MailboxFull(RequestError):

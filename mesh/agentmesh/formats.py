@@ -65,6 +65,17 @@ ADDED: tuple[Addition, ...] = (
     Addition("header Mesh-Timeout", "ignored"),
     Addition("NodeStats.time", "ignored"),
     Addition("NodeStats.server_time", "ignored"),
+    Addition("kind:set", "refused", SECOND),
+    Addition("Ledger.overrides", "refused", SECOND),
+    Addition("Change.overrides", "refused", SECOND),
+    Addition("Ledger.sets", "refused", SECOND),
+    Addition("Change.sets", "refused", SECOND),
+    Addition("Spec.backend_options", "ignored"),
+    Addition("Spec.sets", "ignored"),
+    Addition("Status.configuration", "ignored"),
+    Addition("ControlRequest.set", "ignored"),
+    Addition("ControlRequest.expect", "ignored"),
+    Addition("op set", "ignored"),
 )
 
 

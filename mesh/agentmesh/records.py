@@ -279,6 +279,29 @@ class TurnInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     takeovers: int = 0
 
 
+class Overrides(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What `mesh set` has put in the place of what class and spec say; None: nothing."""
+
+    watchdog_s: float | None = None
+    budget: Limits | None = None
+    restart: Restart | None = None
+
+
+class SetInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A change of the agent's configuration, as `mesh history` shows it."""
+
+    number: int
+    """Counts the changes of a life, from 1."""
+    id: str
+    """The request's id: by it a repetition is known."""
+    at: float
+    turn: int
+    """The newest turn before it."""
+    node: str
+    values: dict[str, Any]
+    """By the name of a part its new value, if that is short; of the backend options those that were changed."""
+
+
 type LifePhase = Literal["new", "init", "ready", "stopped", "over"]
 
 
@@ -339,6 +362,10 @@ class Ledger(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     spec: Raw = NOTHING
     """The spec as JSON, without its status (`agentmesh.ownership.kept_spec`): what the registry's is restored from if a message
     that is not the mesh's replaces it."""
+    overrides: Overrides = Overrides()
+    """What was changed of the configuration since the start, except for `backend_options`."""
+    sets: tuple[SetInfo, ...] = ()
+    """The newest of these changes (`agentmesh.configuration.KEPT`)."""
 
 
 class Change(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -361,6 +388,8 @@ class Change(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     trying: str | UnsetType | None = UNSET
     turning: Turning | UnsetType | None = UNSET
     spec: Raw | UnsetType = UNSET
+    overrides: Overrides | UnsetType = UNSET
+    sets: tuple[SetInfo, ...] | UnsetType = UNSET
 
     positions: dict[str, int | None] | UnsetType = UNSET
     taken: dict[str, tuple[int, ...] | None] | UnsetType = UNSET
@@ -377,7 +406,7 @@ class Change(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 type RecordKind = Literal[
     "activated", "init", "ready", "turn", "event", "control", "refused", "step", "crashed", "gave_up",
-    "rest", "trying", "stopped", "swept", "tombstone",
+    "rest", "trying", "stopped", "swept", "tombstone", "set",
 ]  # fmt: skip
 
 

@@ -501,6 +501,10 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     """When `status` was set (RFC 3339)."""
     ran: bool = False
     """An owner has shown it as running in this life, so its journal cannot be empty."""
+    backend_options: dict[str, Any] | None = None
+    """Shown once `mesh set` has changed the agent's configuration: the backend options in force."""
+    sets: int = 0
+    """How many changes of the configuration the fields above show; the journal decides what is in force."""
 
 
 def parent_sign(parent: str) -> bytes:
@@ -578,6 +582,36 @@ class Probe(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     request: str
 
 
+class Adjustment(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """What a `set` request changes of an agent's configuration; None leaves a part as it is."""
+
+    backend_options: dict[str, Any] = {}
+    """Merged into those in force, key by key; null removes a key."""
+    budget: dict[str, Any] | None = None
+    """The whole budget of each turn; empty: no bounds."""
+    watchdog_s: float | None = None
+    restart: Restart | None = None
+
+
+class Configuration(msgspec.Struct, frozen=True, kw_only=True):
+    """What is in force for an agent. `tag` names these very values: a `set` that expects it fails if they have changed."""
+
+    backend_options: dict[str, Any] | None
+    """None: too large to be shown (`MAX_SHOWN`)."""
+    budget: dict[str, Any]
+    watchdog_s: float
+    restart: Restart
+    labels: dict[str, str]
+    """The spec's, without those of the mesh's own."""
+    sets: int
+    """How often it was changed in this life."""
+    tag: str
+
+
+MAX_SHOWN = 64 << 10
+"""Most bytes of backend options, as JSON, that a status shows."""
+
+
 class ControlRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A request to `mesh.live.control.<agent>` or `mesh.node.<id>`."""
 
@@ -593,6 +627,9 @@ class ControlRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     on: bool = True
     agents: tuple[str, ...] = ()
     probe: Probe | None = None
+    set: Adjustment | None = None
+    expect: str | None = None
+    """`set`: the tag that the configuration must have (`Configuration.tag`)."""
 
 
 def ref_of(request: ControlRequest) -> str | None:
@@ -619,6 +656,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     failed: ErrorBody | None = None
     waiting: ErrorBody | None = None
     """Why it cannot be run where it is placed, and waits."""
+    configuration: Configuration | None = None
+    """What is in force; an owner of an older build does not tell."""
     agent_state: Any = msgspec.UNSET
 
 

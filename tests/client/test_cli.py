@@ -159,6 +159,7 @@ def test_control_verbs_print_the_wires_own_objects(server: Server, subjects: Sub
                 **STATUS,
                 "failed": None,
                 "waiting": None,
+                "configuration": None,
                 "agent_state": {"n": 1},
             }
             text = (await sh.run("status", "coder"))[0]
@@ -223,7 +224,8 @@ def test_exit_codes_tell_what_went_wrong(server: Server, subjects: Subjects) -> 
             _, err = await sh.run("ask", "coder", "hi", "--timeout", "0.3", expect=exits.TIMED_OUT)
             assert "mesh poll coder" in err
             _, err = await sh.run("start", "other", "--kind", "X", "--timeout", "0.3", expect=exits.TIMED_OUT)
-            assert "waits for a node" in err
+            assert "no live node serves the kind 'X'" in err and "not registered" in err
+            assert "other" not in [entry.name for entry in await w.mesh.list_agents()]
             _, err = await sh.run("--nats", "nats://127.0.0.1:1", "ps", expect=exits.UNREACHABLE)
             assert "mesh up" in err
             assert "Traceback" not in err

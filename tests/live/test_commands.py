@@ -41,7 +41,10 @@ def test_every_verb_prints_json_on_demand(server: Server, subjects: Subjects, tm
             assert await said("cancel", "coder", told["ref"]) == {"v": 1, "cancelled": False}
             await mesh.client.ask("coder", do(["then", {"decision": "halt"}]))
             assert await said("resume", "coder") == {"v": 1, "resumed": True}
-            assert [turn["turn"] for turn in await said("history", "coder")] == [1, 2, 3]
+            done = await said("set", "coder", "--watchdog", "60", "--backend-option", "delay_s=0")
+            assert (done["changed"], done["configuration"]["watchdog_s"]) == (True, 60.0)
+            past = await said("history", "coder")
+            assert [entry.get("turn", entry.get("set")) for entry in past] == [1, 2, 3, 1]
             assert await said("dead", "ls", "coder") == []
             assert await said("stop", "coder") == {"v": 1, "name": "coder", "status": "stopped"}
             of_agents = {verb for verb, (home, _) in VERBS.items() if not home.startswith(("admin:", "doctor:"))}

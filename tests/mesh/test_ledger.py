@@ -26,6 +26,7 @@ from agentmesh.records import (
     TurnInfo,
     decode_record,
     encode_record,
+    version_of,
 )
 from agentmesh.wire import PromptBody
 from mesh.turn.agents import Chatty
@@ -72,8 +73,8 @@ def test_every_field_of_a_ledger_is_told_by_a_change_or_by_the_record() -> None:
 @given(struct(Record, v=st.integers(1, RECORD_VERSION)))
 def test_every_record_survives_the_journal(written: Record) -> None:
     body = encode_record(written)
-    assert decode_record(body) == written
-    assert msgspec.json.decode(body)["v"] == written.v
+    assert decode_record(body) == structs.replace(written, v=version_of(written))
+    assert msgspec.json.decode(body)["v"] == version_of(written)
 
 
 @pytest.mark.parametrize("kind", EFFECTS, ids=lambda kind: kind.__name__)

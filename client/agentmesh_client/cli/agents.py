@@ -11,7 +11,11 @@ from agentmesh_client.cli.common import DEFAULTS, AgentName, Flag, Globals, Pair
 
 if TYPE_CHECKING:
     from agentmesh.wire import Status
-    from agentmesh_client import AgentEntry, NodeEntry, TurnEntry
+    from agentmesh_client import AgentEntry, ChangeEntry, Mesh, NodeEntry, TurnEntry
+    from agentmesh_client.cli.output import Printer
+
+LOOK_S = 0.25
+"""How often it is looked whether a node serves a kind."""
 
 
 async def start(
@@ -26,11 +30,12 @@ async def start(
     restart: Literal["permanent", "transient", "temporary"] | None = None,
     watchdog: float | None = None,
     budget: str | None = None,
+    if_exists: Literal["error", "use"] = "error",
     timeout: float = 30.0,
     no_wait: Flag = False,
     options: Globals = DEFAULTS,
 ) -> int:
-    """Start an agent, and wait until a node runs it.
+    """Start an agent, and wait until a node runs it. Nothing is registered before a live node serves its kind.
 
     Parameters
     ----------
@@ -50,10 +55,12 @@ async def start(
         Longest turn, in seconds.
     budget
         What each turn may cost, as JSON: {"usd": 1, "tokens": 100000, "wall_s": 60, "tool_calls": 20}, or some of these.
+    if_exists
+        `use` takes an agent of this kind that has the name already, as it is.
     timeout
         Seconds to wait for a node.
     no_wait
-        Return once the agent is registered.
+        Register the agent, also for a node that comes later, and return.
     """
     from agentmesh.arguments import pairs
     from agentmesh_client.cli.output import Printer
@@ -62,11 +69,7 @@ async def start(
     settings |= {key: json_or_text(value) for key, value in pairs(option or (), "--option").items()}
     printer = Printer(options)
     async with session(options) as mesh:
-        kinds = {known for node in await mesh.nodes() for known in node.lease.kinds}
-        if kind not in kinds:
-            there = f"there are: {', '.join(sorted(kinds))}" if kinds else "there is no live node"
-            wait = "it is registered, and" if no_wait else f"waiting up to {timeout:g} s; it"
-            printer.note(f"no live node serves the kind {kind!r} ({there}); {wait} starts when such a node comes")
+        timeout = await _await_kind(mesh, printer, name, kind, timeout, no_wait=no_wait)
         agent = await mesh.start_agent(
             name,
             kind=kind,
@@ -76,11 +79,63 @@ async def start(
             restart=restart,
             watchdog_s=watchdog,
             budget=json_object(budget, "--budget") if budget is not None else None,
+            if_exists=if_exists,
             timeout=timeout,
             wait=not no_wait,
         )
-    printer.value(agent, f"{name} is {agent.status}" + (f" on {agent.node}" if agent.node else ""))
+    before = ", and was there before: its options stay" if agent.existed else ""
+    printer.value(agent, f"{name} is {agent.status}" + (f" on {agent.node}" if agent.node else "") + before)
     return exits.OK
+
+
+async def _await_kind(mesh: Mesh, printer: Printer, name: str, kind: str, timeout: float, *, no_wait: bool) -> float:
+    """Wait until a live node serves `kind`, so that a misspelt one leaves nothing behind. Returns the seconds that are left.
+
+    Raises:
+        Unavailable: none does in time, or the name is taken by then anyway.
+    """
+    import asyncio
+
+    from agentmesh.errors import Unavailable
+    from agentmesh.names import agent_name, token
+
+    agent_name(name)
+    token(kind, "kind")
+    loop = asyncio.get_running_loop()
+    end = loop.time() + timeout
+    kinds = await _kinds(mesh)
+    if kind in kinds:
+        return timeout
+    there = _known(kind, kinds)
+    if no_wait:
+        printer.note(f"no live node serves the kind {kind!r} ({there}); it is registered, and starts when such a node comes")
+        return timeout
+    printer.note(f"no live node serves the kind {kind!r} ({there}); waiting up to {timeout:g} s for one")
+    while kind not in kinds:
+        if loop.time() + LOOK_S > end:
+            raise Unavailable(
+                f"no live node serves the kind {kind!r} ({_known(kind, kinds)}), so {name} was not registered; `--no-wait` "
+                "registers it for a node that comes later",
+                details={"agent": name, "kind": kind, "status": "unknown"},
+            )
+        await asyncio.sleep(LOOK_S)
+        kinds = await _kinds(mesh)
+    return max(end - loop.time(), 1.0)
+
+
+async def _kinds(mesh: Mesh) -> set[str]:
+    return {known for node in await mesh.nodes() for known in node.lease.kinds}
+
+
+def _known(kind: str, kinds: set[str]) -> str:
+    """The kinds that there are, the likeliest first if one looks like `kind`."""
+    import difflib
+
+    if not kinds:
+        return "there is no live node"
+    close = difflib.get_close_matches(kind, sorted(kinds), n=1, cutoff=0.7)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    return f"there are: {', '.join(sorted(kinds))}{hint}"
 
 
 async def stop(name: AgentName, /, *, timeout: float = 30.0, no_wait: Flag = False, options: Globals = DEFAULTS) -> int:
@@ -162,16 +217,22 @@ async def status(name: AgentName, /, *, content: Flag = False, timeout: float = 
 
 
 async def history(name: AgentName, /, *, content: Flag = False, options: Globals = DEFAULTS) -> int:
-    """Show the turns that an agent has had in this life, from its journal.
+    """Show the turns that an agent has had in this life, and the changes of its configuration, from its journal.
 
     Parameters
     ----------
     content
         Show prompts and answers too.
     """
+    from agentmesh_client import ChangeEntry
+    from agentmesh_client.cli.configuration import change_text
     from agentmesh_client.cli.output import Printer, age, one_line
 
-    def row(turn: TurnEntry) -> list[str]:
+    def row(entry: TurnEntry | ChangeEntry) -> list[str]:
+        if isinstance(entry, ChangeEntry):
+            cells = ["-", "-", age(entry.at.isoformat()), "-", "-", entry.node, "-", change_text(entry)]
+            return [*cells, "-", "-"] if content else cells
+        turn = entry
         took = f"{(turn.ended - turn.started).total_seconds():.3f} s"
         result = "ok" if turn.error is None else turn.error.code
         cells = [
@@ -188,6 +249,7 @@ async def history(name: AgentName, /, *, content: Flag = False, options: Globals
 
     async with session(options) as mesh:
         turns = await mesh.history(name, content)
+        changes = await mesh.configuration_history(name)
     columns = (
         "TURN",
         "REF",
@@ -199,11 +261,14 @@ async def history(name: AgentName, /, *, content: Flag = False, options: Globals
         "RESULT",
         *(("PROMPT", "ANSWER") if content else ()),
     )
-    Printer(options).table(turns, columns, row, nothing=f"{name} has had no turn that is still in its journal")
+    both: list[TurnEntry | ChangeEntry] = [*turns, *changes]
+    both.sort(key=lambda entry: (entry.after_turn, 1, entry.number) if isinstance(entry, ChangeEntry) else (entry.turn, 0, 0))
+    Printer(options).table(both, columns, row, nothing=f"{name} has had no turn that is still in its journal")
     return exits.OK
 
 
 def _status_lines(found: Status, content: bool) -> list[tuple[str, str]]:
+    from agentmesh_client.cli.configuration import configuration_lines
     from agentmesh_client.cli.output import json_text, usage_text
 
     lines = [
@@ -219,6 +284,8 @@ def _status_lines(found: Status, content: bool) -> list[tuple[str, str]]:
         ("generation", str(found.generation)),
         ("usage", usage_text(found.usage)),
     ]
+    if found.configuration is not None:
+        lines += configuration_lines(found.configuration)
     if found.failed is not None:
         lines.append(("failed", f"{found.failed.code}: {found.failed.message}"))
     if found.waiting is not None:

@@ -29,6 +29,7 @@ GROUP = "agentmesh.commands"
 VERBS = {
     "start": ("agents:start", "Start an agent."),
     "stop": ("agents:stop", "End an agent's life and free its name."),
+    "set": ("configuration:change", "Change a running agent's configuration."),
     "ps": ("agents:ps", "List the agents."),
     "nodes": ("agents:nodes", "List the live nodes."),
     "status": ("agents:status", "Show what an agent is doing."),

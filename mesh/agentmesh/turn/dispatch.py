@@ -36,6 +36,7 @@ from agentmesh.turn.values import (
     Active,
     Choice,
     Cleared,
+    Configure,
     Core,
     Emit,
     KillTurn,
@@ -60,6 +61,8 @@ def go_on(core: Core, out: Out) -> None:
     core.phase = Phase.IDLE
     core.active, core.reason, core.trace = None, None, {}
     core.drains = MAX_DRAIN
+    if core.stash and any(type(item) is Configure for item in core.stash):
+        return  # it comes first: turns and events have no end
     if core.retiring:
         return
     if core.answered:

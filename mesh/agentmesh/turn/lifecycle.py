@@ -305,6 +305,7 @@ def finish(core: Core, out: Out) -> None:
         boot=old.boot,
         failed=old.failed,
         history=shortened(old.history),
+        sets=old.sets,
         positions=old.positions,
         taken=old.taken,
         origins=old.origins,

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from msgspec import structs
 
 from agentmesh.records import Ledger
-from agentmesh.turn import control, crash, dispatch, draft, lifecycle, steps
+from agentmesh.turn import configuration, control, crash, dispatch, draft, lifecycle, steps
 from agentmesh.turn.step_values import AskAgent, Circled, TakeStep
 from agentmesh.turn.values import (
     Arrived,
@@ -27,6 +27,7 @@ from agentmesh.turn.values import (
     Command,
     Committed,
     Config,
+    Configure,
     Core,
     DropTimer,
     EffectsDone,
@@ -100,6 +101,7 @@ TABLE: dict[Phase, dict[type, Move]] = {
         GaveUp: Move(control.on_gave_up, (P.IDLE, P.COMMITTING)),
         Tick: Move(control.on_tick, (P.IDLE, P.COMMITTING)),
         Rest: Move(control.on_rest, (P.IDLE, P.COMMITTING)),
+        Configure: Move(configuration.on_configure, (P.CONFIGURING, *_NEXT)),
         Stop: Move(lifecycle.on_stop, _END),
     },
     P.SUSPECT: {
@@ -141,8 +143,10 @@ TABLE: dict[Phase, dict[type, Move]] = {
         Tick: Move(control.on_tick, (P.FAILED, P.COMMITTING)),
         Resume: Move(control.on_resume_failed, (P.COMMITTING, P.SESSION)),
         GaveUp: Move(control.on_gave_up, (P.FAILED, P.COMMITTING)),
+        Configure: Move(configuration.on_configure, (P.FAILED, P.CONFIGURING, P.COMMITTING)),
         Stop: Move(lifecycle.on_stop, _END),
     },
+    P.CONFIGURING: _callback(configuration.on_checked, P.FAILED, *_NEXT),
     P.ENDING: _callback(lifecycle.on_ending, P.CLOSING),
     P.CLOSING: _callback(lifecycle.on_closing, P.COMMITTING),
     P.STOPPED: {
@@ -163,7 +167,7 @@ ELSEWHERE: dict[type, Callable[[Core, Any, list[Command]], None]] = {
     Resume: control.on_resume_elsewhere,
 }
 """Handlers of these inputs in phases that have no move for them."""
-DEFERRED = (Cancel, AskTimer, DropTimer, Trim, GaveUp, Stop, Tick, Resume, Swept, BackoffOver)
+DEFERRED = (Cancel, AskTimer, DropTimer, Trim, GaveUp, Stop, Tick, Resume, Swept, BackoffOver, Configure)
 
 
 def _failed(core: Core, out: list[Command]) -> None:
@@ -179,13 +183,14 @@ THEN: dict[Then, tuple[Callable[[Core, list[Command]], None], tuple[Phase, ...]]
     "sweep": (lifecycle.after_stop, (P.STOPPED,)),
     "swept": (lifecycle.after_sweep, (P.STOPPED, P.COMMITTING)),
     "over": (lifecycle.after_tombstone, (P.OVER,)),
+    "configured": (configuration.after_set, (P.FAILED, *_NEXT)),
 }
 """What follows a committed record, and the phases that can follow."""
 
 
 def new_core(config: Config, ledger: Ledger, *, record: Any = "activated") -> Core:
     """The core of an owner whose `activated` record (or the record of kind `record`) has just been committed."""
-    return Core(config=config, ledger=ledger, work=ledger, record=record)
+    return Core(config=configuration.in_force(config, ledger), ledger=ledger, work=ledger, record=record)
 
 
 def advance(core: Core, item: Input, now: float) -> tuple[Core, list[Command]]:
@@ -218,10 +223,18 @@ def _feed(core: Core, item: Input, out: list[Command]) -> None:
             move.handler(core, item, out)
         else:  # a record in mid-turn is in flight
             core.stash = (*core.stash, control.bound(core, item))
-    elif kind in ELSEWHERE and not (kind is Resume and core.work.halted):
+    elif kind in ELSEWHERE and not (kind is Resume and _may_be_resumed(core)):
         ELSEWHERE[kind](core, item, out)
+    elif isinstance(item, Configure):
+        core.stash = configuration.stashed(core, item, out)
     elif kind in DEFERRED:
         core.stash = (*core.stash, item)
+
+
+def _may_be_resumed(core: Core) -> bool:
+    """Whether a resume has something to do, later: the agent is halted, or has failed and is being configured."""
+    configuring = core.configuring is not None or (core.inflight is not None and core.inflight.then == "configured")
+    return core.work.halted or (configuring and core.reason is not None)
 
 
 def _on_committed(core: Core, item: Any, out: list[Command]) -> None:

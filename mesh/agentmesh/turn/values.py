@@ -14,7 +14,7 @@ from agentmesh.callback_context import Ask, Request
 from agentmesh.formats import RECORD_VERSION
 from agentmesh.records import NOTHING, Caller, Change, Effect, Ledger, Open, Queued, RecordKind, Seen, SetTimer, TurnInfo
 from agentmesh.turn.step_values import AskAgent, Circled, StepTaken, TakeStep, WaitOver
-from agentmesh.wire import AgentStatus, Attachment, ErrorBody, Mail, Outcome, Restart
+from agentmesh.wire import Adjustment, AgentStatus, Attachment, ErrorBody, Mail, Outcome, Restart
 
 
 class Phase(StrEnum):
@@ -49,6 +49,8 @@ class Phase(StrEnum):
     """`terminate_agent` runs after a crash."""
     SUSPECT = "suspect"
     """The next input may kill nodes: it waits until this node handles no other suspect input."""
+    CONFIGURING = "configuring"
+    """The backend checks new options."""
     RESTARTING = "restarting"
     """Back-off between a crash and the restart."""
     FAILED = "failed"
@@ -215,6 +217,18 @@ class DropTimer(msgspec.Struct, frozen=True):
     token: str = ""
 
 
+class Configure(msgspec.Struct, frozen=True, kw_only=True):
+    """Change the agent's configuration between two turns, because a control request asks for it."""
+
+    id: str
+    """The request's: the same request twice is one change."""
+    change: Adjustment
+    labels: dict[str, str] = {}
+    """The spec's labels, which `expect` covers."""
+    expect: str | None = None
+    token: str = ""
+
+
 class Trim(msgspec.Struct, frozen=True):
     """Consumed mail is about to be purged: remember the ids that the server will then forget. Answered to `token`."""
 
@@ -255,7 +269,7 @@ class Rest(msgspec.Struct, frozen=True):
 type Input = (
     Start | Arrived | Returned | Misbehaved | Raised | Unreadable | TurnEnded | Watchdog | Committed | EffectsDone | GaveUp
     | Interrupt | Resume | Cancel | AskTimer | DropTimer | Trim | Stop | Swept | BackoffOver | Tick | Rest | Retire | Cleared
-    | TakeStep | AskAgent | Circled
+    | TakeStep | AskAgent | Circled | Configure
 )  # fmt: skip
 
 
@@ -402,7 +416,7 @@ class Active(msgspec.Struct, frozen=True, kw_only=True):
         return Request(self.ref, self.label, self.sender, self.metadata, self.attachments)
 
 
-type Then = Literal["go_on", "activate", "boot", "failed", "after_crash", "sweep", "swept", "over"]
+type Then = Literal["go_on", "activate", "boot", "failed", "after_crash", "sweep", "swept", "over", "configured"]
 """What follows when a record is committed."""
 
 
@@ -447,6 +461,8 @@ class Core(msgspec.Struct, kw_only=True):
     done: tuple[str, ...] = ()
     inflight: Inflight | None = None
     stash: tuple[Input, ...] = ()
+    configuring: Configure | None = None
+    """The change that the backend checks now."""
     reason: ErrorBody | None = None
     """Why the agent crashes, ends or has failed."""
     record: RecordKind | None = None

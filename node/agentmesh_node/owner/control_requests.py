@@ -11,6 +11,7 @@ import msgspec
 
 from agentmesh import names, wire
 from agentmesh.callback_context import timer_of, timer_token
+from agentmesh.configuration import checked
 from agentmesh.edge.failures import EDGE_ERRORS
 from agentmesh.edge.replies import usable_reply
 from agentmesh.edge.results import read_outcome, standing_prompt
@@ -20,8 +21,9 @@ from agentmesh.ledger import is_taken
 from agentmesh.outcomes import answers, capped, outcome_limit
 from agentmesh.records import NOTHING, Echo, Resolve, SetTimer
 from agentmesh.turn import state_of
+from agentmesh.turn.configuration import shown
 from agentmesh.turn.draft import depth
-from agentmesh.turn.values import AnswerControl, AskTimer, Cancel, Core, DropTimer, Input, Interrupt, Resume
+from agentmesh.turn.values import AnswerControl, AskTimer, Cancel, Configure, Core, DropTimer, Input, Interrupt, Resume
 from agentmesh.wire import ControlRequest, Probe, Spec, Status
 from agentmesh_node.owner.dead_letters import resend
 from agentmesh_node.owner.loop import OwnerLoop
@@ -110,6 +112,8 @@ class ControlRequests:
                 self._feed(AskTimer(_timer(self._s, request), token), token, reply)
             case "cancel_timer":
                 self._feed(DropTimer(timer_token(_needed(request.id, "id")), token), token, reply)
+            case "set":
+                self._feed(self._configure(request, token), token, reply)
             case _:
                 raise BadRequest(f"unknown operation {request.op[:40]!r}")
 
@@ -163,8 +167,17 @@ class ControlRequests:
             turn=ledger.turn,
             usage=ledger.usage,
             failed=core.ledger.failed or (core.reason if core.phase == "failed" else None),
+            configuration=shown(core, spec.labels),
             agent_state=_plain_state(core) if content else msgspec.UNSET,
         )
+
+    # --- configuration ----------------------------------------------------------------------------------------------
+    def _configure(self, request: ControlRequest, token: str) -> Configure:
+        if request.set is None:
+            raise BadRequest("this operation needs 'set', an object")
+        own_id = token if request.id is None else _needed(request.id, "id")
+        change = checked(request.set)
+        return Configure(id=own_id, change=change, labels=self._spec().labels, expect=request.expect, token=token)
 
     # --- dead letters -----------------------------------------------------------------------------------------------
     async def _resend(self, letter: str, reply: str) -> None:

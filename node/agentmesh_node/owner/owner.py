@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from agentmesh.configuration import shown_in
 from agentmesh.edge.tasks import cancel_and_wait
 from agentmesh.edge.transport import Message
 from agentmesh.formats import required
@@ -96,7 +97,7 @@ class Owner:
         self._shown: SetStatus | None = None
         self.mailbox: Mailbox | None = None
         self.runner: Runner | None = factory.runner(name, spec)
-        self._status = StatusWriter(services, name, claim.incarnation, lambda: self.spec)
+        self._status = StatusWriter(services, name, claim.incarnation, lambda: self.spec, self._configured)
         self._loop = OwnerLoop(
             name,
             writer=JournalWriter(services, name, committed=0),
@@ -145,6 +146,10 @@ class Owner:
     def _may_write(self) -> int:
         """The newest version of records that may be written: what all processes read, or what the journal has already."""
         return max(self._s.formats.writes, self._loop.writer.version)
+
+    def _configured(self, spec: Spec) -> Spec:
+        """`spec` as it shows the configuration in force."""
+        return spec if self.core is None else shown_in(spec, self.core.ledger)
 
     @functools.cached_property
     def _prober(self) -> CycleProber:
@@ -292,9 +297,12 @@ class Owner:
 
     def reassert(self, spec: Spec) -> None:
         """Write the agent's status to the registry again if its spec differs: the leader made it `wanted` while this node
-        was thought lost, or a former owner that was frozen has written late (docs/architecture.md#the-registry)."""
+        was thought lost, or a former owner that was frozen has written late (docs/architecture.md#the-registry). So, too, if the
+        spec shows another configuration than the one in force."""
         shown = self._shown
-        if shown is not None and shown.status in ("running", "failed") and spec.status != shown.status:
+        if shown is None or shown.status not in ("running", "failed"):
+            return
+        if spec.status != shown.status or self._configured(spec) is not spec:
             self._status.again(shown.status, shown.reason)
 
     def saw(self, spec: Spec) -> None:

@@ -34,12 +34,24 @@ KEEP_STOPPED_S = 7 * 24 * 3600
 class StatusWriter:
     """Writes the status of one life of one agent, by compare-and-set."""
 
-    def __init__(self, services: Services, agent: str, incarnation: str, good: Callable[[], Spec]) -> None:
-        """`good`: the last spec of this life that could be read, for where the registry's is of foreign form."""
+    def __init__(
+        self,
+        services: Services,
+        agent: str,
+        incarnation: str,
+        good: Callable[[], Spec],
+        configured: Callable[[Spec], Spec] = lambda spec: spec,
+    ) -> None:
+        """
+        Args:
+            good: the last spec of this life that could be read, for where the registry's is of foreign form.
+            configured: a spec as it shows the configuration in force; the very spec if it does.
+        """
         self._s = services
         self._agent = agent
         self._incarnation = incarnation
         self._good = good
+        self._configured = configured
         self._wanted: deque[tuple[AgentStatus, ErrorBody | None]] = deque()
         self._writing = Background(f"status {agent}")
 
@@ -89,7 +101,7 @@ class StatusWriter:
         key = spec_key(self._agent)
         entry = None if look else self._s.specs.get(key)
         seen = readable_spec(entry)
-        if seen is None or seen.status == status:
+        if seen is None or (seen.status == status and self._configured(seen) is seen):
             entry = await self._s.registry.get(key)
             seen = readable_spec(entry)
         if entry is None:
@@ -97,6 +109,10 @@ class StatusWriter:
         if seen is None:
             log.warning("the spec was not the mesh's any more, and is put back", extra={"agent": self._agent})
         spec = self._good() if seen is None else seen
+        configured = self._configured(spec) if spec.incarnation == self._incarnation else spec
+        if seen is not None and spec.status == status and configured is not spec:
+            await self._s.registry.update(key, wire.encode_spec(configured, entry.value), entry.revision)
+            return
         if seen is not None and (spec.incarnation != self._incarnation or spec.status not in _FROM[status]):
             newer = await self._s.registry.get(key)
             if newer is None or newer.revision == entry.revision:
@@ -105,7 +121,7 @@ class StatusWriter:
         kept = reason if reason is not None or status != "stopped" else spec.reason
         # The reason why it waited for a node no longer holds once it runs.
         new = msgspec.structs.replace(
-            spec,
+            configured,
             status=status,
             reason=kept,
             since=wire.format_time(self._s.now()),

@@ -29,7 +29,7 @@ log = logging.getLogger("agentmesh.node")
 type Kind = Literal[
     "prompt_start", "prompt_stop", "prompt_error", "event_received", "state_changed", "mailbox_queued", "halted",
     "started", "activated", "sent", "stopped", "failed", "dead_lettered", "callback_blocked",
-    "store_lost", "unreadable_record", "foreign_message",
+    "store_lost", "unreadable_record", "foreign_message", "configured",
 ]  # fmt: skip
 """The first seven are GenAgent's."""
 
@@ -68,6 +68,8 @@ FIELDS: dict[Kind, frozenset[str]] = {
     "unreadable_record": frozenset({"reason"}),
     # Its journal holds messages that are not the mesh's: so many, the newest at `seq`. They are passed over.
     "foreign_message": frozenset({"count", "seq"}),
+    # The agent's configuration was changed while it ran: these parts of it.
+    "configured": frozenset({"parts"}),
 }
 """The fields of each kind of fact, content included."""
 KINDS = frozenset(FIELDS)

@@ -37,6 +37,8 @@ from agentmesh_node.user_code.callback_threads import CallbackThreads
 log = logging.getLogger("agentmesh.node")
 
 type BackendFactory = Callable[[Agent[Any], dict[str, Any]], Backend]
+CHECK_S = 20.0
+"""How long a backend may take to accept new options."""
 KILL_PATIENCE_S = 5.0
 """How long a cancelled task may take to end before it is left behind and reported."""
 
@@ -214,13 +216,18 @@ class Runner:
                 return self._with_session(await self._backend.start_session())
             if command.hook == "resume_session":
                 return await self._resume(command)
+            if command.hook == "change_options":
+                return await self._change_options(*command.args)
             if self._backend is not None:
                 await self._backend.terminate_session(_decoded(command.args[0]))
             return Returned(NONE)
         except BaseException as error:
             if _is_cancelled(error):
                 raise
-            log.exception("the backend failed", extra={"agent": self._name, "call": command.hook})
+            if command.hook == "change_options":  # a request is refused: nothing is wrong here
+                log.info("the backend refuses its new options: %s", error, extra={"agent": self._name})
+            else:
+                log.exception("the backend failed", extra={"agent": self._name, "call": command.hook})
             return Raised(raised_error(error))
 
     async def _resume(self, command: RunCallback) -> Input:
@@ -233,6 +240,25 @@ class Runner:
         resumed = await self._backend.resume_session(session)
         kept = raw if resumed == session else _encoded(resumed)
         return Returned(Choice(kind="session", session=kept), state=taken)
+
+    async def _change_options(self, raw: Raw, options: dict[str, Any]) -> Input:
+        """Go on with a backend that has these options. If it cannot be made, or does not take the session, the former one stays.
+
+        Both are never at work beside each other: the former one lets go first, and can be used again afterwards.
+        """
+        await self.release()
+        former = self._backend
+        try:
+            async with asyncio.timeout(CHECK_S):
+                self._backend = self._factory(self._agent, copy.deepcopy(options))
+                session = _decoded(raw)
+                resumed = await self._backend.resume_session(session)
+        except BaseException:
+            if self._backend is not former:
+                await self.release()
+            self._backend = former
+            raise
+        return Returned(Choice(kind="session", session=raw if resumed == session else _encoded(resumed)))
 
     async def _readable(self, raw: Raw, version: int) -> Raw | ErrorBody:
         """The state that replaces `raw`, which a class of `version` wrote; NOTHING if it stays; an error if it cannot be read.
@@ -433,7 +459,7 @@ class Runner:
 
 _SHARED = frozenset({"init_agent", "handle_error", "terminate_agent", "post_turn"})
 """Callbacks whose arguments the turn machine uses further: they get copies."""
-_SESSION_HOOKS = frozenset({"start_session", "resume_session", "terminate_session"})
+_SESSION_HOOKS = frozenset({"start_session", "resume_session", "change_options", "terminate_session"})
 
 
 @contextlib.asynccontextmanager

@@ -24,7 +24,7 @@ from agentmesh import ledger as book
 from agentmesh.agent import Agent, Idle, Init, overridden
 from agentmesh.backend import Event, Response
 from agentmesh.callback_results import NONE, Codec, raised_error
-from agentmesh.records import NOTHING, Effect, Ledger, Open, Record, Resolve, SendMail, decode_record, encode_record
+from agentmesh.records import NOTHING, Effect, Ledger, Open, Record, Resolve, SendMail, decode_record, encode_record, version_of
 from agentmesh.turn import machine
 from agentmesh.turn.draft import depth
 from agentmesh.turn.values import (
@@ -63,7 +63,7 @@ from agentmesh.turn.values import (
 )
 from agentmesh.wire import ErrorBody, Mail, Outcome, PromptBody
 
-SESSION_HOOKS = ("start_session", "resume_session", "terminate_session")
+SESSION_HOOKS = ("start_session", "resume_session", "change_options", "terminate_session")
 
 
 class Plain(Agent[list[Any]]):
@@ -366,7 +366,7 @@ class Rig:
                 return Returned(Choice(kind="session", session=Raw(msgspec.json.encode(custom()))))
             except Exception as raised:  # noqa: BLE001 - a backend may raise anything
                 return Raised(raised_error(raised))
-        if command.hook == "resume_session":
+        if command.hook in ("resume_session", "change_options"):
             return Returned(Choice(kind="session", session=command.args[0]))
         return Returned(Choice(kind="session", session=Raw(b'"s0"')) if command.hook == "start_session" else NONE)
 
@@ -394,6 +394,7 @@ class Rig:
 
     def _store(self, record: Record) -> int:
         self.journal_seq += 1
+        record = msgspec.structs.replace(record, v=version_of(record))
         body = encode_record(record)
         if record.snapshot is not None:
             self.journal.clear()

@@ -18,8 +18,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from agentmesh.records import SendMail
 from agentmesh.turn.step_values import Circled
-from agentmesh.turn.values import BackoffOver, GaveUp, Phase, Tick
-from agentmesh.wire import Restart
+from agentmesh.turn.values import BackoffOver, Configure, GaveUp, Phase, Tick
+from agentmesh.wire import Adjustment, Restart
 from mesh.turn.genagent import ERROR, MAX_ATTEMPTS, PRE, RESPONSE, Model, Scripted
 from mesh.turn.harness import error, table_is_kept
 from mesh.turn.stepping import Stepping
@@ -113,6 +113,12 @@ class Mesh(RuleBasedStateMachine):
         ref = data.draw(st.sampled_from([*waiting, *self.refs[-2:], "none"]))
         assert self.bench.cancel(ref, f"c{self.number()}") == {"cancelled": self.model.cancel(ref)}
 
+    @rule(model=st.integers(1, 3))
+    def set_options(self, model: int) -> None:
+        """What others see of the agent stays as it is."""
+        change = Adjustment(backend_options={"model": model})
+        self.bench.feed(Configure(id=f"s{self.number()}", change=change, token=f"s{self.number()}"))
+
     @rule(seconds=st.integers(1, 20))
     def wait(self, seconds: int) -> None:
         self.bench.tick(self.bench.now + seconds)
@@ -187,6 +193,7 @@ ALL_HOOKS = (
     "init_agent",
     "start_session",
     "resume_session",
+    "change_options",
     "pre_turn",
     "handle_response",
     "handle_error",
@@ -218,6 +225,7 @@ class Walk:
         """What can happen now, and how often it should."""
         bench = self.bench
         now = {"prompt": 3, "event": 3, "cancel": 1, "wait": 1, "resume": 1, "interrupt": 1, "kill": 1, "repeat": 1}
+        now["set_options"] = 2
         if bench.held:
             now["release"] = 12
         if bench.appending is not None:
@@ -305,6 +313,12 @@ class Walk:
     def cancel(self) -> None:
         self.bench.cancel(self.draw(st.sampled_from([*self.refs[-4:], "c1", "none"])), f"c{self.ids}")
 
+    def set_options(self) -> None:
+        """Set an option, or repeat such a request."""
+        number = self.draw(st.sampled_from([self.ids, *range(max(0, self.ids - 20), self.ids)]))
+        change = Adjustment(backend_options={"number": number}, watchdog_s=float(number + 1))
+        self.bench.feed(Configure(id=f"s{number}", change=change, token=f"s{self.ids}"))
+
     def wait(self) -> None:
         self.bench.now += 3
         self.bench.feed(Tick())
@@ -375,6 +389,9 @@ class Walk:
         assert ledger.taken == {} and ledger.attempts == {} and ledger.awaiting == {}
         assert all(seq <= ledger.positions.get(lane, 0) for lane, seq in bench.mail)
         assert not [key for key in ledger.origins if "@" in key]
+        assert ledger.backend_options.get("number", 0) + 1 == (ledger.overrides.watchdog_s or 1), "a change was torn"
+        assert len({info.id for info in ledger.sets}) == len(ledger.sets), "a request was done twice"
+        assert bench.core.config.watchdog_s == (ledger.overrides.watchdog_s or 600.0)
         sent = Counter(e.wait for _, e in self.requests())
         assert all(count == 1 for count in sent.values()), "a request of a wait was sent twice"
         bench.rested()
