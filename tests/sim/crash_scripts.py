@@ -6,7 +6,10 @@ import asyncio
 import datetime as dt
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Any
 
+from agentmesh.errors import MeshError
+from agentmesh.wire import Restart
 from agentmesh_client.client import Mesh
 from sim.crashes import Notes, Script
 from sim.server import EPOCH
@@ -93,6 +96,42 @@ async def waits(mesh: Mesh, notes: Notes) -> None:
     await notes.ask(mesh, "b", "add L4")
 
 
+async def configuration(mesh: Mesh, notes: Notes) -> None:
+    """What is set of an agent that is idle, in a turn, halted, asleep and failed; each request is one change."""
+    await mesh.start_agent("a", kind="Cell")
+    await _set(mesh, notes, "idle", watchdog_s=70, backend_options={"delay_s": 0.0})
+    await mesh.tell("a", "steps L1 3")
+    await _set(mesh, notes, "in a turn", budget={"tool_calls": 9})
+    await _set(mesh, notes, "refused", backend_options={"delay_s": "soon"})
+    await notes.ask(mesh, "a", "halt L2")
+    await _set(mesh, notes, "halted", restart=Restart(max=0), labels={"zone": None})
+    await mesh.resume("a", timeout=100)
+    await notes.ask(mesh, "a", "add L3")
+    await asyncio.sleep(4)  # it sleeps
+    await _set(mesh, notes, "asleep", watchdog_s=80)
+    await mesh.tell("a", "boom L4")
+    await _failed(mesh, "a")
+    await _set(mesh, notes, "failed", restart=Restart(max=5), watchdog_s=90)
+    await _set(mesh, notes, "as it is", watchdog_s=90)
+    await mesh.resume("a", timeout=100)
+    await notes.ask(mesh, "a", "add L5")
+    changes = await mesh.configuration_history("a", timeout=100)
+    notes.answers["history"] = str([(change.number, change.values) for change in changes])
+
+
+async def _set(mesh: Mesh, notes: Notes, what: str, **values: Any) -> None:
+    try:
+        notes.answers[what] = f"changed: {(await mesh.update_agent('a', timeout=200, **values)).changed}"
+    except MeshError as error:
+        notes.answers[what] = f"error {error.code}"
+
+
+async def _failed(mesh: Mesh, name: str) -> None:
+    async with asyncio.timeout(300):
+        while all(e.spec.status != "failed" for e in await mesh.list_agents() if e.name == name):  # noqa: ASYNC110
+            await asyncio.sleep(0.2)
+
+
 async def _there(mesh: Mesh, name: str) -> None:
     async with asyncio.timeout(300):
         while await mesh.whereis(name) is None:  # noqa: ASYNC110 - a client that polls
@@ -106,5 +145,5 @@ async def _gone(mesh: Mesh, name: str) -> None:
 
 
 SCRIPTS: Mapping[str, Script] = MappingProxyType(
-    {script.__name__: script for script in (turns, chain, lives, timers, crashes, steps, waits)}
+    {script.__name__: script for script in (turns, chain, lives, timers, crashes, steps, waits, configuration)}
 )

@@ -150,7 +150,7 @@ class Final:
 
     answers: dict[str, str]
     agents: dict[str, Any]
-    """Per agent: status, count, and what it consumed, in order for each kind and sender."""
+    """Per agent: status, configuration, and what it consumed, in order for each kind and sender."""
     dead: list[tuple[str, str]]
     outcomes: dict[tuple[str, str], str]
     """What is stored for each prompt, by agent and label."""
@@ -240,7 +240,9 @@ def _final(world: World, notes: Notes, evidence: Evidence, wrong: list[str], cal
             for line in life.log:
                 kind, sender, label = line.split("|")
                 consumed[f"{kind}|{sender}"].append("" if kind == "answer" else label)  # the tag is a ref: a sequence
-        agents[name] = (decode_spec(entry).status, dict(consumed))
+        spec = decode_spec(entry)
+        shown = (spec.watchdog_s, spec.budget, spec.restart, spec.backend_options, spec.sets)
+        agents[name] = (spec.status, shown, dict(consumed))
     dead = [(m.subject, m.headers["Mesh-Reason"]) for m in world.net.server.streams[world.subjects.stream("dead")].live()]
     refs = {(x.agent, str(x.seq)): x.label for x in evidence.letters}
     outcomes = {(o.agent, refs[o.agent, o.ref]): said(o) for o in evidence.results}

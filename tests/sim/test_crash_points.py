@@ -18,7 +18,7 @@ PARTS = 4
 """Tests for each script: they share its calls, so that none takes long and all cores have something to do."""
 RECORDS = {
     "activated", "init", "ready", "turn", "event", "control", "refused", "step", "crashed", "gave_up", "rest", "stopped", "swept",
-    "tombstone", "snapshot",
+    "tombstone", "snapshot", "set",
 }  # fmt: skip
 EFFECTS = {"Resolve", "SendMail", "StartAgent", "StopAgent", "SetTimer", "CancelTimer", "Bury"}
 
