@@ -29,6 +29,7 @@ def test_no_number_is_missing_or_used_twice() -> None:
         *range(300, 301),
         *range(310, 320),
         *range(330, 336),
+        *range(340, 350),
     }
 
 

@@ -29,7 +29,7 @@ from agentmesh_client.validation import json_bytes, seconds
 MOST_TRIES = 20
 """Most compare-and-set tries on one spec; each failure means that somebody else has changed it."""
 
-type Labels = Mapping[str, str | None]
+type LabelChanges = Mapping[str, str | None]
 
 
 def adjustment(
@@ -64,8 +64,8 @@ def adjustment(
     return None if change == Adjustment() else checked(change)
 
 
-def checked_labels(labels: Labels) -> dict[str, str | None]:
-    """Labels to be given, and those to be taken away (None).
+def checked_labels(labels: LabelChanges) -> dict[str, str | None]:
+    """LabelChanges to be given, and those to be taken away (None).
 
     Raises:
         BadRequest: they are no text, or the mesh's own.
@@ -89,7 +89,7 @@ class Updater:
         self._token = ambient.token
 
     async def update(
-        self, agent: str, change: Adjustment | None, labels: Labels, *, expect: str | None, timeout: float
+        self, agent: str, change: Adjustment | None, labels: LabelChanges, *, expect: str | None, timeout: float
     ) -> AgentUpdate:
         """Make `change`, then give the agent `labels`. See `Mesh.update_agent`."""
         if change is None and not labels:
@@ -132,7 +132,7 @@ class Updater:
                 details={"agent": agent},
             ) from None
 
-    async def _relabel(self, agent: str, labels: Labels, expected: Mapping[str, str] | None) -> bool:
+    async def _relabel(self, agent: str, labels: LabelChanges, expected: Mapping[str, str] | None) -> bool:
         """Write the labels into the spec. Returns whether that changes anything.
 
         Raises:
@@ -158,7 +158,7 @@ class Updater:
         raise Unavailable(f"agent {agent!r} could not be given its labels: others keep changing its spec; try again")
 
 
-def _labelled(spec: Spec, labels: Labels) -> dict[str, str]:
+def _labelled(spec: Spec, labels: LabelChanges) -> dict[str, str]:
     merged = {**users_labels(spec.labels), **labels}
     return relabelled(spec.labels, {key: value for key, value in merged.items() if value is not None})
 

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from agentmesh import errors, wire
-from agentmesh.subjects import Subjects, node_key
+from agentmesh.subjects import Subjects, node_key, spec_key
 from agentmesh.wire import NodeLease
 from agentmesh_client.cli import exits, main, output
 from agentmesh_client.cli.common import GlobalOptions
@@ -202,6 +202,29 @@ def test_start_ps_nodes_and_stop(server: Server, subjects: Subjects) -> None:
     run(scenario(), timeout=60)
 
 
+@pytest.mark.case(348)
+@pytest.mark.case(349)
+def test_a_misspelt_kind_leaves_nothing_behind_and_a_start_can_be_repeated(server: Server, subjects: Subjects) -> None:
+    async def scenario() -> None:
+        async with shell(server, subjects, agents=()) as (w, sh), w.placer():
+            lease = wire.encode(NodeLease(boot="b", kinds=("Coder",)))
+            await w.registry.create(node_key("n1"), lease)
+            _, err = await sh.run("start", "coder", "--kind", "Codr", "--timeout", "0.6", expect=exits.TIMED_OUT)
+            assert "did you mean 'Coder'?" in err and "--no-wait" in err
+            assert await w.registry.get(spec_key("coder")) is None
+            for _ in range(2):
+                out, _ = await sh.run("start", "coder", "--kind", "Coder", "--if-exists", "use")
+                assert out.startswith("coder is running on n1")
+            assert "was there before" in out
+            out, err = await sh.run("start", "later", "--kind", "Later", "--no-wait")
+            assert out == "later is wanted\n" and "no live node serves the kind 'Later'" in err
+            late = asyncio.create_task(sh.run("start", "late", "--kind", "Late", "--timeout", "30"))
+            await w.registry.create(node_key("n2"), wire.encode(NodeLease(boot="b", kinds=("Late",))))
+            assert (await late)[0].startswith("late is running")
+
+    run(scenario(), timeout=60)
+
+
 def test_exit_codes_tell_what_went_wrong(server: Server, subjects: Subjects) -> None:
     async def scenario() -> None:
         async with shell(server, subjects) as (w, sh), w.owner("coder") as owner:
@@ -225,7 +248,6 @@ def test_exit_codes_tell_what_went_wrong(server: Server, subjects: Subjects) -> 
             assert "mesh poll coder" in err
             _, err = await sh.run("start", "other", "--kind", "X", "--timeout", "0.3", expect=exits.TIMED_OUT)
             assert "no live node serves the kind 'X'" in err and "not registered" in err
-            assert "other" not in [entry.name for entry in await w.mesh.list_agents()]
             _, err = await sh.run("--nats", "nats://127.0.0.1:1", "ps", expect=exits.UNREACHABLE)
             assert "mesh up" in err
             assert "Traceback" not in err

@@ -111,6 +111,25 @@ def test_a_taken_name_is_refused_naming_its_node(server: Server, subjects: Subje
 
 
 @pytest.mark.case(4)
+@pytest.mark.case(348)
+def test_a_start_may_use_the_agent_that_is_there(server: Server, subjects: Subjects) -> None:
+    async def scenario() -> None:
+        async with world(server, subjects) as w, w.placer():
+            first = await w.mesh.start_agent("coder", kind="Coder", options={"depth": 1}, if_exists="use")
+            assert not first.existed
+            again = await w.mesh.start_agent("coder", kind="Coder", options={"depth": 2}, if_exists="use")
+            assert again.existed and (again.incarnation, again.node) == (first.incarnation, first.node)
+            assert (await w.spec("coder")).options == {"depth": 1}
+            with pytest.raises(AlreadyStarted, match="of the kind 'Coder'"):
+                await w.mesh.start_agent("coder", kind="Other", if_exists="use")
+            await w.mesh.stop("coder")
+            assert not (await w.mesh.start_agent("coder", kind="Other", if_exists="use")).existed
+            with pytest.raises(BadRequest):
+                await w.mesh.start_agent("coder", kind="Other", if_exists="maybe")  # type: ignore[arg-type]
+
+    run(scenario(), timeout=60)
+
+
 def test_of_many_starts_of_one_name_one_wins(server: Server, subjects: Subjects) -> None:
     async def scenario() -> None:
         async with world(server, subjects) as w, w.placer():

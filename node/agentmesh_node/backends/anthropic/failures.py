@@ -40,9 +40,10 @@ _NEXT = {
     "no_credentials": "set ANTHROPIC_API_KEY, or a workload identity, in the node's environment",
     "forbidden": "the credentials do not allow this",
     "spend_limit": "the account's spending is at its limit",
-    "not_found": "check the option model",
-    "too_long": "the conversation is too long for the model: send less, or set the option compact_at",
-    "max_tokens": "raise the option max_tokens",
+    "not_found": "give the agent another model: `mesh set AGENT --backend-option model=...`",
+    "too_long": "the conversation is too long for the model: send less, or give the agent the option compact_at, or a model with "
+    "more room: `mesh set AGENT --backend-option compact_at=150000`",
+    "max_tokens": "raise the option max_tokens: `mesh set AGENT --backend-option max_tokens=...`",
 }
 """What to do next, for reasons that do not say it themselves."""
 

@@ -16,9 +16,9 @@ NEXT = {
     "unauthenticated": "check ANTHROPIC_API_KEY or CLAUDE_CODE_OAUTH_TOKEN in the node's environment",
     "forbidden": "the credentials do not allow this",
     "spend_limit": "the account's spending is at its limit",
-    "not_found": "check the option model",
-    "max_turns": "prompt it to go on, or raise the option max_turns",
-    "budget_exceeded": "raise the option max_budget_usd",
+    "not_found": "give the agent another model: `mesh set AGENT --backend-option model=...`",
+    "max_turns": "prompt it to go on, or raise the option max_turns: `mesh set AGENT --backend-option max_turns=...`",
+    "budget_exceeded": "raise the option max_budget_usd: `mesh set AGENT --backend-option max_budget_usd=...`",
     "store_unavailable": "its transcript cannot be kept, so it could not go on elsewhere",
 }
 """What to do next, for reasons that do not say it themselves."""
