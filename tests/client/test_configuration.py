@@ -20,7 +20,7 @@ def test_what_makes_no_sense_is_refused_in_the_caller() -> None:
     assert adjustment() is None
     for wrong in ({"restart": "never"}, {"watchdog_s": 0}, {"budget": {"euro": 1}}, {"backend_options": {"f": object()}}):
         with pytest.raises(BadRequest):
-            adjustment(**wrong)  # type: ignore[arg-type]
+            adjustment(**wrong)
     for labels in ({"": "x"}, {"a": 1}, {"mesh.reads-2": None}):
         with pytest.raises(BadRequest):
             checked_labels(labels)  # type: ignore[arg-type]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-from typing import Any
+import json
 
 import pytest
 
@@ -13,7 +12,7 @@ from agentmesh.errors import BadRequest
 from agentmesh.records import Ledger, Overrides
 from agentmesh.wire import MAX_SHOWN, Adjustment, Restart, Spec
 
-DEEP: Any = functools.reduce(lambda inner, _: [inner], range(200), 0)
+DEEP = json.loads("[" * 200 + "]" * 200)
 LEDGER = Ledger(incarnation="i", backend_options={"a": 1, "b": {"c": 2}})
 
 

@@ -39,7 +39,7 @@ async def change(
     watchdog
         Longest turn, in seconds.
     restart
-        What happens when the agent's own code crashes.
+        What happens when the agent's own code crashes; at most 5 restarts in 60 s.
     expect
         The configuration that you want to change, as `mesh status` shows it; if it is another one, nothing changes.
     timeout

@@ -13,6 +13,7 @@ import msgspec
 
 import agentmesh_client
 from agentmesh.edge.registry import Registry, decode_spec
+from agentmesh.errors import Unavailable
 from agentmesh.formats import required
 from agentmesh.subjects import SUPERVISOR_KEY, Subjects, spec_key
 from agentmesh.wire import SupervisorLease
@@ -173,6 +174,28 @@ class Stage:
         registry = Registry(self.recorder.ears[0], self.subjects)
         found = {agent: await registry.get(spec_key(agent)) for agent in agents}
         return {agent: required(decode_spec(entry).labels) for agent, entry in found.items() if entry is not None}
+
+    async def set_all(self, watchdog_s: float) -> list[str]:
+        """Set the watchdog of the immortal agents; those that have taken it."""
+        return [agent for agent in IMMORTAL if await self._set(agent, watchdog_s)]
+
+    async def _set(self, agent: str, watchdog_s: float) -> bool:
+        try:
+            await self.mesh.update_agent(agent, watchdog_s=watchdog_s, timeout=END_S)
+        except Unavailable as error:
+            self.note(f"{agent} is not set: {error.message}")
+            return False
+        return True
+
+    async def watchdogs(self) -> dict[str, tuple[float | None, float | None]]:
+        """Of the immortal agents, the watchdog in force and the one that the spec shows."""
+        found: dict[str, tuple[float | None, float | None]] = {}
+        for entry in await self.mesh.list_agents():
+            if entry.name in IMMORTAL:
+                status = await self.mesh.status(entry.name, timeout=END_S)
+                told = None if status.configuration is None else status.configuration.watchdog_s
+                found[entry.name] = told, entry.spec.watchdog_s
+        return found
 
     async def settle(self) -> list[str]:
         """Wait until all is done that was accepted; what is not."""

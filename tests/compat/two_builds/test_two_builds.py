@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from agentmesh.formats import ADDED, FIRST, SECOND
 from agentmesh.ledger import apply
@@ -20,9 +21,13 @@ from judge.evidence import Evidence
 from judge.verdict import judge
 from support import Server, run
 
-WHOLE_S = 170.0
+WHOLE_S = 230.0
+SET_S, UNSET_S = 501.0, 502.0
+"""Watchdogs that are set of the running agents: the one that they take, and one that is refused."""
 TRIMMED = ("activated", "tombstone")
 """Kinds whose snapshots leave something out: a new life begins, or the old one is over."""
+DROPPED = frozenset(row.what.partition(".")[2] for row in ADDED if row.old == "ignored" and row.what.startswith("Outcome."))
+"""Fields of an outcome that the build before does not tell."""
 IGNORED = frozenset(row.what.partition(".")[2] for row in ADDED if row.old == "ignored" and row.what.startswith("Ledger."))
 """Fields of a ledger that are declared to be dropped by the build before: nothing depends on them."""
 
@@ -56,6 +61,8 @@ async def _play(stage: Stage) -> tuple[Evidence, list[str]]:
         await _joined_again(stage)
         await stage.end_calls()
         wrong = await stage.settle()
+        if any(row.version == SECOND for row in ADDED):
+            wrong += [f"{agent} has lost what was set" for agent, s in (await stage.watchdogs()).items() if s != (SET_S, SET_S)]
         wrong += stage.ended([*OLD_NODES, *NEW_NODES, OLD_SUPERVISOR, NEW_SUPERVISOR])
         evidence, missing = await stage.evidence()
         return evidence, wrong + missing
@@ -81,6 +88,7 @@ async def _mixed(stage: Stage) -> None:
     await stage.progress()
     assert set(stage.versions().values()) == {FIRST}, "a newer record was written while an older process lived"
     assert set((await stage.required(IMMORTAL)).values()) == {FIRST}
+    assert await stage.set_all(UNSET_S) == [], "an older process would lose what is set of a running agent"
 
 
 async def _upgraded(stage: Stage) -> None:
@@ -92,6 +100,8 @@ async def _upgraded(stage: Stage) -> None:
     await stage.start(NEW_NODES[1])
     await stage.progress()
     if any(row.version == SECOND for row in ADDED):
+        # Older processes that have gone count for half a minute. From then on what is set is of the second version.
+        await stage.until(lambda: _all_set(stage), "all agents are set")
         await stage.until(lambda: set(stage.versions().values()) == {SECOND}, "all journals are of the second version")
         assert set((await stage.required(IMMORTAL)).values()) == {SECOND}
 
@@ -106,6 +116,14 @@ async def _joined_again(stage: Stage) -> None:
     await stage.start(NEW_NODES[0])
     await stage.progress()
     await stage.start(NEW_SUPERVISOR, NEW_NODES[1])
+    # A newer leader gives the agents, which older nodes cannot read, to nodes that can.
+    await stage.kill(OLD_SUPERVISOR)
+    await stage.until(lambda: stage.leads(NEW_SUPERVISOR), "the newer supervisor leads again")
+    await stage.progress()
+
+
+async def _all_set(stage: Stage) -> bool:
+    return await stage.set_all(SET_S) == list(IMMORTAL)
 
 
 # --- what must hold -----------------------------------------------------------------------------------------------
@@ -134,7 +152,7 @@ def _different(before: Ledger | None, snapshot: Ledger) -> Iterator[str]:
 
 
 def untold(evidence: Evidence) -> Iterator[str]:
-    """An outcome is stored as the journal has it, whichever build tells it."""
+    """An outcome is stored as the journal has it, whichever build tells it; the older one may leave out what it does not know."""
     recorded: dict[tuple[str, str], list[Outcome]] = {}
     for records in evidence.journals.values():
         for _, record in records:
@@ -143,8 +161,13 @@ def untold(evidence: Evidence) -> Iterator[str]:
                     recorded.setdefault((effect.outcome.agent, effect.outcome.ref), []).append(effect.outcome)
     for outcome in evidence.results:
         known = recorded.get((outcome.agent, outcome.ref))
-        if known is not None and outcome not in known:
+        if known is not None and outcome not in known and outcome not in map(_as_older_builds_tell, known):
             yield f"the outcome of {outcome.agent} {outcome.ref} is stored as {outcome}, and recorded as {known}"
+
+
+def _as_older_builds_tell(outcome: Outcome) -> Outcome:
+    defaults = {field.name: field.default for field in structs.fields(Outcome)}
+    return structs.replace(outcome, **{field: defaults[field] for field in DROPPED})
 
 
 def crossings(journals: Mapping[str, Sequence[tuple[int, Record]]]) -> set[str]:

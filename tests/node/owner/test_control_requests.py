@@ -137,6 +137,11 @@ def test_what_cannot_be_read_is_answered(body: bytes) -> None:
         ({"op": "set_timer", "id": "t", "at": "2030-01-01T00:00:00Z", "after_s": 1}, "'at' or 'after_s'"),
         ({"op": "set_timer", "id": "t", "at": "tomorrow"}, "tomorrow"),
         ({"op": "set_timer", "after_s": 1}, "'id'"),
+        ({"op": "set"}, "'set'"),
+        ({"op": "set", "set": {}}, "nothing to set"),
+        ({"op": "set", "set": {"model": "m"}}, "model"),
+        ({"op": "set", "set": {"budget": {"euro": 1}}}, "euro"),
+        ({"op": "set", "set": {"watchdog_s": -1}}, "watchdog_s"),
         ({"op": "set_timer", "id": "t", "after_s": 1, "every_s": 0.001}, "period"),
     ],
     ids=lambda value: msgspec.json.encode(value).decode()[:40] if isinstance(value, dict) else "",
@@ -209,11 +214,22 @@ def test_what_nobody_waits_for_and_is_no_probe_is_nothing(body: bytes) -> None:
 # --- status ---------------------------------------------------------------------------------------------------------
 def test_status_tells_of_the_agent_as_the_next_record_has_it() -> None:
     async def story(it: Desk) -> None:
-        ledger = Ledger(incarnation="life", phase="ready", generation=9, state=Raw(b'{"depth":2}'), turn=3)
+        ledger = Ledger(
+            incarnation="life",
+            phase="ready",
+            generation=9,
+            state=Raw(b'{"depth":2}'),
+            turn=3,
+            backend_options={"model": "m"},
+        )
+        it.spec = structs.replace(it.spec, labels={"zone": "a", "mesh.reads-2": "yes"})
         draft = structs.replace(ledger, turn=4, halted=True, usage={"tokens": 7}, queue=(Queued(ref="s1", text="again"),))
         waiting = (Mail(lane="inbox", seq=8), Mail(lane="inbox", seq=9))
         it.notes.become(ledger=ledger, work=draft, active=ACTIVE, phase=Phase.TURN, prompts=waiting)
-        assert await it.ask("status") == {
+        status = await it.ask("status")
+        tag = status["configuration"].pop("tag")
+        assert len(tag) == 10
+        assert status == {
             "v": wire.VERSION,
             "name": AGENT,
             "kind": "Doll",
@@ -229,6 +245,14 @@ def test_status_tells_of_the_agent_as_the_next_record_has_it() -> None:
             "usage": {"tokens": 7},
             "failed": None,
             "waiting": None,
+            "configuration": {
+                "backend_options": {"model": "m"},
+                "budget": {},
+                "watchdog_s": 600.0,
+                "restart": {"policy": "permanent", "max": 5, "within_s": 60.0},
+                "labels": {"zone": "a"},
+                "sets": 0,
+            },
         }
         it.notes.become(active=None, phase=Phase.IDLE)
         status = await it.ask("status", content=True)
