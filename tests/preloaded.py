@@ -1,9 +1,9 @@
 """Processes of the tests that need not import anything: they are forked from one that has imported it all.
 
-`python -m agentmesh_node` spends most of its start importing modules, half a second of processor time, and the tests start more
-than a thousand of them. So each test process keeps one that has done so and does nothing but fork (`serve`): the child gets
-arguments, environment and output of its own, runs the same `main`, and ends as any Python process does. A test that kills, stops
-or waits for it notices no difference, but for its command line.
+`python -m agentmesh_node` and `mesh` spend most of their start importing modules, half a second of processor time, and the tests
+start more than a thousand of them. So each test process keeps one that has done so and does nothing but fork (`serve`): the child
+gets arguments, environment, input and output of its own, runs the same `main`, and ends as any Python process does. A test that
+kills, stops or waits for it notices no difference, but for its command line.
 
 It works where there are pidfds, on Linux; elsewhere, and for any other program, tests start processes in the usual way.
 """
@@ -21,10 +21,20 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import IO, Any, Self
 
+NODE = "agentmesh_node.__main__"
+"""The hosting verbs: its `main` runs them."""
+MESH = "agentmesh_client.cli.main"
+"""`mesh`."""
 MODULES = (
-    "agentmesh_node.__main__",
+    NODE,
+    MESH,
+    "agentmesh_client.cli.admin",
+    "agentmesh_client.cli.agents",
+    "agentmesh_client.cli.asks",
+    "agentmesh_client.cli.dead",
     "agentmesh_node.process.main",
     "agentmesh_node.process.agent_loader",
     "agentmesh_node.host.node",
@@ -35,7 +45,7 @@ MODULES = (
     "agentmesh.edge.nats_client",
     "uvloop",
 )
-"""What every node or supervisor imports sooner or later."""
+"""What every node, supervisor or command imports sooner or later."""
 AVAILABLE = hasattr(os, "pidfd_open") and hasattr(os, "fork")
 _MOST = 1 << 18
 """Bytes of a request or an answer: an environment fits well."""
@@ -62,10 +72,35 @@ class Forker:
             cls._mine = cls()
         return cls._mine
 
-    def start(self, arguments: Sequence[str], env: Mapping[str, str], log: IO[bytes], modules: Sequence[str]) -> ForkedProcess:
-        """Run `python -m agentmesh_node *arguments`; `modules` are imported before, once for all later ones."""
-        request = {"arguments": list(arguments), "env": dict(env), "cwd": os.getcwd(), "modules": list(modules)}
-        socket.send_fds(self._socket, [json.dumps(request).encode()], [log.fileno()])
+    def start(
+        self,
+        arguments: Sequence[str],
+        env: Mapping[str, str],
+        *,
+        stdin: IO[bytes] | None = None,
+        stdout: IO[bytes],
+        stderr: IO[bytes] | None = None,
+        program: str = NODE,
+        cwd: Path | None = None,
+        modules: Sequence[str] = (),
+    ) -> ForkedProcess:
+        """Run `python -m program *arguments`.
+
+        Args:
+            stdin: nothing by default.
+            stderr: by default it goes to `stdout`.
+            modules: what is imported before, once for all later processes.
+        """
+        request = {
+            "program": program,
+            "arguments": list(arguments),
+            "env": dict(env),
+            "cwd": str(cwd or Path.cwd()),
+            "modules": list(modules),
+        }
+        with open(os.devnull, "rb") as nothing:
+            streams = (stdin or nothing, stdout, stderr or stdout)
+            socket.send_fds(self._socket, [json.dumps(request).encode()], [stream.fileno() for stream in streams])
         while True:
             answer = self._answer(0)
             if "started" in answer:
@@ -115,6 +150,11 @@ class ForkedProcess:
         if self.poll() is None:
             os.kill(self.pid, number)
 
+    def end(self) -> None:
+        """Be sure that it has ended."""
+        self.send_signal(signal.SIGKILL)
+        self.wait()
+
 
 # --- the preloaded process ------------------------------------------------------------------------------------------
 def serve(requests: socket.socket) -> dict[str, Any]:
@@ -129,7 +169,7 @@ def serve(requests: socket.socket) -> dict[str, Any]:
                     _report(requests, pidfds.pop(key.fd))
                     os.close(key.fd)
                     continue
-                data, fds, _flags, _address = socket.recv_fds(requests, _MOST, 1)
+                data, fds, _flags, _address = socket.recv_fds(requests, _MOST, 3)
                 if not data:  # those who asked are gone
                     os._exit(0)
                 request: dict[str, Any] = json.loads(data)
@@ -141,9 +181,10 @@ def serve(requests: socket.socket) -> dict[str, Any]:
                     for fd in pidfds:
                         os.close(fd)
                     requests.close()
-                    request["log"] = fds[0]
+                    request["streams"] = fds
                     return request
-                os.close(fds[0])
+                for fd in fds:
+                    os.close(fd)
                 pidfd = os.pidfd_open(pid)
                 pidfds[pidfd] = pid
                 selector.register(pidfd, selectors.EVENT_READ)
@@ -157,15 +198,15 @@ def _report(requests: socket.socket, pid: int) -> None:
 
 def become(request: dict[str, Any]) -> None:
     """Take on what a process is given at its start."""
-    os.dup2(request["log"], 1)
-    os.dup2(request["log"], 2)
-    os.close(request["log"])
+    for number, fd in enumerate(request["streams"]):
+        os.dup2(fd, number)
+        os.close(fd)
     os.chdir(request["cwd"])
     os.environ.clear()
     os.environ.update(request["env"])
     paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     sys.path[:0] = [request["cwd"], *(path for path in paths if path)]  # as `python -m` has it
-    sys.argv = ["agentmesh_node", *request["arguments"]]
+    sys.argv = [request["program"], *request["arguments"]]
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -179,7 +220,7 @@ def main(fd: int) -> int:
     gc.freeze()
     request = serve(socket.socket(fileno=fd))
     become(request)
-    return int(importlib.import_module("agentmesh_node.__main__").main(request["arguments"]))
+    return int(importlib.import_module(request["program"]).main(request["arguments"]))
 
 
 if __name__ == "__main__":

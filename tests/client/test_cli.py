@@ -27,9 +27,8 @@ from agentmesh_client.cli.common import GlobalOptions
 from agentmesh_client.permission import refusal
 from client.fake_owner import World, place, world
 from client.test_control import STATUS
+from commands import PROGRAM, mesh_command
 from support import Cluster, Server, eventually, run
-
-COMMAND = (sys.executable, "-m", "agentmesh_client.cli.main")
 
 
 class Shell:
@@ -43,7 +42,7 @@ class Shell:
     @contextlib.asynccontextmanager
     async def started(self, *arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
         process = await asyncio.create_subprocess_exec(
-            *COMMAND,
+            *PROGRAM,
             *arguments,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -60,10 +59,9 @@ class Shell:
 
     async def run(self, *arguments: str, stdin: str = "", expect: int = exits.OK) -> tuple[str, str]:
         """stdout and stderr of a command that must end with the code `expect`."""
-        async with self.started(*arguments) as process:
-            out, err = await process.communicate(stdin.encode())
-            assert process.returncode == expect, f"exit code {process.returncode}: {out.decode()} {err.decode()}"
-            return out.decode(), err.decode()
+        ended = await mesh_command(arguments, self.environ, cwd=self._directory, stdin=stdin)
+        assert ended.returncode == expect, f"exit code {ended.returncode}: {ended.stdout} {ended.stderr}"
+        return ended.stdout, ended.stderr
 
     async def json(self, *arguments: str, expect: int = exits.OK) -> Any:
         """What the command prints with `-o json`."""
@@ -352,7 +350,7 @@ def test_help_costs_little_more_than_the_parser() -> None:
         return min(once() for _ in range(5))
 
     parser = seconds((sys.executable, "-c", "import cyclopts"))
-    assert seconds((*COMMAND, "--help")) < 3 * parser
+    assert seconds((*PROGRAM, "--help")) < 3 * parser
 
 
 @pytest.mark.processes

@@ -198,7 +198,7 @@ class Host:
     ) -> subprocess.Popen[bytes] | ForkedProcess:
         with self._log.open("wb") as log:
             if before is None and AVAILABLE:
-                return Forker.mine().start(options, env, log, modules)
+                return Forker.mine().start(options, env, stdout=log, modules=modules)
             return subprocess.Popen(
                 [sys.executable, *(before or ("-m", "agentmesh_node")), *options],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=dict(env),

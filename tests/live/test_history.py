@@ -5,33 +5,25 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import subprocess
-import sys
 from typing import Any
 
 import pytest
 
 from agentmesh.errors import NotFound, PreTurnSkipped
 from agentmesh.subjects import Subjects
+from commands import mesh_command
 from live.mesh import PATIENCE_S, LocalMesh, local_mesh
 from live.test_between_agents import do, events_of, start
 from support import Server, eventually, run
 
 
-def mesh_command(mesh: LocalMesh, *arguments: str, code: int = 0) -> str:
-    """What `mesh ...` prints. To be run in a thread: the mesh runs on this loop."""
+async def command(mesh: LocalMesh, *arguments: str, code: int = 0) -> str:
+    """What `mesh ...` prints."""
     clean = {key: value for key, value in os.environ.items() if not key.startswith("MESH_")}
-    done = subprocess.run(
-        [sys.executable, "-m", "agentmesh_client.cli.main", *arguments],
-        env=clean | {"MESH_NATS_URL": mesh.server.url, "MESH_ROOT": mesh.subjects.root, "COLUMNS": "200"},
-        capture_output=True, text=True, timeout=PATIENCE_S, check=False,
-    )  # fmt: skip
+    where = {"MESH_NATS_URL": mesh.server.url, "MESH_ROOT": mesh.subjects.root, "COLUMNS": "200"}
+    done = await mesh_command(arguments, clean | where)
     assert done.returncode == code, f"{arguments}: {done.returncode}\n{done.stdout}{done.stderr}"
     return done.stdout if code == 0 else done.stderr
-
-
-async def command(mesh: LocalMesh, *arguments: str, code: int = 0) -> str:
-    return await asyncio.to_thread(mesh_command, mesh, *arguments, code=code)
 
 
 @pytest.mark.case(246)
