@@ -209,21 +209,34 @@ class SimLoop(asyncio.BaseEventLoop):
         return handle
 
     def _run_once(self) -> None:
-        """Rounds of what is ready, until the loop is told to stop."""
-        ready, process_of = self._ready, _process
+        """Rounds of what is ready, until the loop is told to stop. In most rounds that is one timer."""
+        ready, timers, process_of = self._ready, self._timers, _process
+        pop, take = heappop, ready.popleft
         while True:
-            self._add_due()
-            for _ in range(len(ready)):
-                one = ready.popleft()
+            if not ready and not self._stopping:  # type: ignore[attr-defined]  # nothing else is ready: the next time comes at once
+                while timers and timers[0][2]._cancelled:
+                    pop(timers)
+                if not timers:
+                    raise Deadlock("nothing is ready and no timer is set")
+                if timers[0][0] > self.now:
+                    self.now = timers[0][0]
+            now = self.now
+            while timers and timers[0][0] <= now:
+                ready.append(pop(timers)[2])
+            count = len(ready)
+            self.steps += count
+            while count:
+                count -= 1
+                one = take()
                 if one._cancelled:
                     continue
-                process = one._context.get(process_of)  # type: ignore[attr-defined]
+                context = one._context  # type: ignore[attr-defined]
+                process = context.get(process_of)
                 if process is not None and (process.frozen or process.dead):
                     process.parked.append(one)  # of a dead one it is kept for `finish`: a task whose wake-up is lost cannot end
                     continue
-                self.steps += 1
                 try:
-                    one._context.run(one._callback, *one._args)  # type: ignore[attr-defined]
+                    context.run(one._callback, *one._args)  # type: ignore[attr-defined]
                 except (SystemExit, KeyboardInterrupt):
                     raise
                 except BaseException as error:  # noqa: BLE001 - as asyncio has it: whatever a callback raises is reported
@@ -232,19 +245,6 @@ class SimLoop(asyncio.BaseEventLoop):
                 raise Deadlock(f"{MAX_STEPS} steps: something spins")
             if self._stopping:  # type: ignore[attr-defined]
                 return
-
-    def _add_due(self) -> None:
-        """Make ready whose time has come. Where nothing else is ready, the next time comes at once."""
-        timers, ready = self._timers, self._ready
-        while timers and timers[0][2]._cancelled:
-            heappop(timers)
-        if not ready and not self._stopping:  # type: ignore[attr-defined]
-            if not timers:
-                raise Deadlock("nothing is ready and no timer is set")
-            self.now = max(self.now, timers[0][0])
-        now = self.now
-        while timers and timers[0][0] <= now:
-            ready.append(heappop(timers)[2])
 
     def _note(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         error = context.get("exception")

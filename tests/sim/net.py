@@ -44,6 +44,11 @@ GHOST_S = 30.0
 TICK_S = 1e-7
 """Between two messages on one link, so that their order is that of their times."""
 
+SMALL = 1024
+"""Bytes that every server takes."""
+_publishable: set[str] = set()
+"""Subjects that a frame has been made for."""
+
 type Action = Callable[[], None]
 
 
@@ -348,7 +353,9 @@ class SimTransport:
         link = self._link
         if not self._live or link is None:
             raise Disconnected
-        publish_frame(subject, data, headers, reply, self.max_payload)  # for what it refuses
+        if headers or len(data) > SMALL or subject not in _publishable:
+            publish_frame(subject, data, headers, reply, self.max_payload)  # for what it refuses
+            _publishable.add(subject)
         server, fields = self._net.server, dict(headers) if headers else None
         if self._net.trace is not None:
             self._net.trace(self.name, subject, data[:120].decode("utf-8", "replace"))

@@ -36,4 +36,4 @@ def unpack(where: Path) -> Path:
 def environment(tree: Path) -> dict[str, str]:
     """The environment of a process that runs the code of `tree`: it stands before whatever is installed."""
     env = {key: value for key, value in os.environ.items() if not key.startswith(("MESH_", "OTEL_"))}
-    return env | {"PYTHONPATH": os.pathsep.join(str(tree / part) for part in _PARTS), "PYTHONDONTWRITEBYTECODE": "1"}
+    return env | {"PYTHONPATH": os.pathsep.join(str(tree / part) for part in _PARTS)}
