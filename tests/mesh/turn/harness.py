@@ -85,6 +85,10 @@ def error(code: str, message: str = "") -> ErrorBody:
     return ErrorBody(code=code, message=message)
 
 
+_image = msgspec.msgpack.Encoder(enc_hook=repr).encode
+"""All that a core holds, as bytes: what has changed in it shows."""
+
+
 class Rig:
     """One agent's owner, its server and its callers. `hold` names hooks whose callbacks wait for `release`."""
 
@@ -188,9 +192,9 @@ class Rig:
             self._busy = False
 
     def _step(self, item: Input) -> None:
-        before, image = self.core, repr(self.core)
+        before, image = self.core, _image(self.core)
         self.core, commands = machine.advance(before, item, self.now)
-        assert repr(before) == image, f"step changed its input at {item}"
+        assert _image(before) == image, f"step changed its input at {item}"
         if isinstance(item, Committed):
             assert self.folded() == self.core.ledger, "the journal says something else than its owner"
         for command in commands:
