@@ -2,6 +2,9 @@
 .DEFAULT_GOAL := help
 .PHONY: help demo quick test lint check bench bench-failover bench-sleeping bench-paired sim chaos cases clean
 
+# Tests start a thousand processes: without byte code each would compile all that it imports, as long as it takes to run.
+unexport PYTHONDONTWRITEBYTECODE
+
 PY := .venv/bin/python
 PYTEST := $(PY) -m pytest
 WORKERS ?= auto

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from agentmesh.subjects import Subjects
 from support import Server
@@ -26,8 +27,16 @@ WORKERS_PER_CORE = 2
 """Of all tests together most wait, for a server or for another process; quick ones do not."""
 
 
-def pytest_configure() -> None:
-    """Processes that tests start must heed an interrupt, although a shell that ran this in the background has it ignored."""
+settings.register_profile("quick", max_examples=25)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Of a property, `make quick` tries a quarter of the examples that all tests try.
+
+    Processes that tests start must heed an interrupt, although a shell that ran this in the background has it ignored.
+    """
+    if _only_quick(config):
+        settings.load_profile("quick")
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -36,16 +45,25 @@ def pytest_configure() -> None:
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """What `-n auto` means."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return cores if config.getoption("markexpr") == "quick" else WORKERS_PER_CORE * cores
+    return cores if _only_quick(config) else WORKERS_PER_CORE * cores
+
+
+def _only_quick(config: pytest.Config) -> bool:
+    return bool(config.getoption("markexpr") == "quick")
 
 
 @pytest.hookimpl(tryfirst=True)  # before those are left out that `-m` does not name
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the quick ones."""
+    """Mark the quick ones, and put the modules with the longest tests first: at the end no worker waits for another's."""
+    lengths: dict[object, int] = {}
     for item in items:
         served = not SERVERS.isdisjoint(getattr(item, "fixturenames", ()))
-        if not served and item.get_closest_marker("processes") is None and item.get_closest_marker("slow") is None:
+        slow = item.get_closest_marker("slow") is not None
+        if not served and not slow and item.get_closest_marker("processes") is None:
             item.add_marker("quick")
+        module = item.path
+        lengths[module] = max(lengths.get(module, 0), 2 if slow else 1 if item.get_closest_marker("quick") is None else 0)
+    items.sort(key=lambda item: -lengths[item.path])
 
 
 @pytest.fixture(autouse=True)

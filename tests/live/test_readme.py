@@ -65,6 +65,7 @@ def run_block(text: str, project: Path) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 def test_its_commands_do_what_it_says(tmp_path: Path) -> None:
     told = blocks()

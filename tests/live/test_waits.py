@@ -174,6 +174,7 @@ async def runs_elsewhere(mesh: ProcessMesh, agent: str, node: str) -> bool:
 
 
 # --- takeovers --------------------------------------------------------------------------------------------------------
+@pytest.mark.slow
 @pytest.mark.case(218)
 @pytest.mark.case(215)
 @pytest.mark.parametrize("victims", ["a", "b", "ab", "ba"])

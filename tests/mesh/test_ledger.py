@@ -38,7 +38,7 @@ KEPT = tuple(f for f in Ledger.__struct_fields__ if f not in Change.__struct_fie
 """What a change does not speak of: the record itself says it."""
 LEDGERS = struct(Ledger, state=RAW, session=RAW, spec=RAW)
 
-relaxed = settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large], deadline=None, max_examples=100)
+relaxed = settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large], deadline=None)
 
 
 def record(**fields: Any) -> Record:

@@ -15,16 +15,19 @@ from typing import Any
 import pytest
 import uvicorn
 
+import fakes
 from agentmesh.agent import Agent
 from agentmesh.backend import Turn
 from agentmesh.errors import BackendError
 from agentmesh.steps import UnjournaledSteps
 from agentmesh.tools import McpHttp, McpStdio
 from agentmesh_node.tools import Call, Result, Toolbox, mcp
-from fakes import mcp_server
 from support import eventually, run
 
 pytestmark = pytest.mark.processes
+
+MCP_SERVER = Path(fakes.__file__).with_name("mcp_server.py")
+"""To be run: to import it is to import the whole SDK."""
 
 TURN = Turn("a", "1", 1, steps=UnjournaledSteps(key="turn-7"))
 
@@ -37,7 +40,7 @@ def notes(tmp_path: Path) -> Path:
 
 
 def stdio(notes: Path, **how: Any) -> McpStdio:
-    return McpStdio(**{"name": "shop", "command": sys.executable, "args": (mcp_server.__file__, str(notes)), **how})
+    return McpStdio(**{"name": "shop", "command": sys.executable, "args": (str(MCP_SERVER), str(notes)), **how})
 
 
 def box(*declared: Any) -> Toolbox:
@@ -184,7 +187,7 @@ def test_a_server_that_writes_what_is_no_message_does_not_fill_the_log(
     notes: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(mcp, "_seldom", mcp.Seldom())
-    serve = f"import runpy; runpy.run_path({mcp_server.__file__!r}, run_name='__main__')"
+    serve = f"import runpy; runpy.run_path({str(MCP_SERVER)!r}, run_name='__main__')"
     flood = f"print('no message\\n' * 1000, flush=True); {serve}"
 
     async def check() -> None:
@@ -236,6 +239,8 @@ def test_a_server_that_cannot_be_used_is_named_in_a_typed_error(notes: Path, bro
 @contextmanager
 def served(notes: Path, seen: list[dict[str, str]]) -> Iterator[str]:
     """The server's address; `seen` gets the headers of each request."""
+    from fakes import mcp_server  # and with it the whole SDK
+
     application = mcp_server.made(notes).streamable_http_app(stateless_http=True)
 
     async def watched(scope: Any, receive: Any, send: Any) -> None:
