@@ -24,7 +24,6 @@ EFFECTS = {"Resolve", "SendMail", "StartAgent", "StopAgent", "SetTimer", "Cancel
 
 
 @pytest.mark.processes
-@pytest.mark.slow
 @pytest.mark.case(203)
 @pytest.mark.case(202)
 @pytest.mark.case(205)

@@ -8,7 +8,7 @@ import pytest
 
 from sim.command import sim
 
-pytestmark = [pytest.mark.processes, pytest.mark.slow]
+pytestmark = pytest.mark.processes
 
 
 @pytest.mark.case(201)
