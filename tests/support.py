@@ -39,8 +39,8 @@ from agentmesh.edge.transport import (
 )
 from agentmesh.records import Record, encode_record
 
-MEMORY = Path("/dev/shm")  # noqa: S108 - a memory file system, not a name in it
-"""Where stores are that need not outlive a power cut, if there is room: on a disk a server spends as much time again in the kernel."""
+MEMORY = Path("/dev/shm")
+"""Where stores are that need not outlive a power cut, if there is room. On a disk each costs more time in the kernel."""
 _ROOM = 4 << 30
 """Bytes: a server takes three quarters of what is free for its limit."""
 START_S = 60.0
