@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from agentmesh.subjects import Subjects
 from support import Server
@@ -27,7 +27,9 @@ WORKERS_PER_CORE = 2
 """Of all tests together most wait, for a server or for another process; quick ones do not."""
 
 
-settings.register_profile("quick", max_examples=25)
+# How long an example takes says how busy the machine is.
+settings.register_profile("all", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("quick", settings.get_profile("all"), max_examples=25)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -35,8 +37,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
     Processes that tests start must heed an interrupt, although a shell that ran this in the background has it ignored.
     """
-    if _only_quick(config):
-        settings.load_profile("quick")
+    settings.load_profile("quick" if _only_quick(config) else "all")
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

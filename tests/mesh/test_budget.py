@@ -70,6 +70,7 @@ def test_spending_survives_the_wire_without_its_time(spent: Spending) -> None:
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
     lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from([*TOKENS, "usd", "tool_calls", "delegated", "x"]), inner),
+    max_leaves=20,
 )
 
 

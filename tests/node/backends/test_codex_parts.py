@@ -149,7 +149,9 @@ def test_tokens_are_counted_as_by_all_backends() -> None:
 
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=20,
 )
 METHODS = st.sampled_from(["item/started", "item/completed", "item/agentMessage/delta", "thread/new/thing"])
 TYPES = st.sampled_from(["commandExecution", "fileChange", "mcpToolCall", "dynamicToolCall", "webSearch", "agentMessage", "new"])
