@@ -22,7 +22,7 @@ from agentmesh.edge.connection import NatsTransport, connect
 from agentmesh.edge.read import read_all
 from agentmesh.edge.streams import ensure, stream_configs
 from agentmesh.subjects import Subjects
-from client.test_cli import COMMAND
+from commands import PROGRAM
 from fakes.otlp import OtlpReceiver
 from live.mesh import AGENTS
 from support import Server, eventually, free_ports, run
@@ -115,7 +115,7 @@ class Said:
         """What a command of the client prints, with all that it can be made to tell."""
         name = re.sub(r"\W+", "-", "-".join(arguments))[:60]
         process = await asyncio.create_subprocess_exec(
-            *COMMAND, *arguments, "--debug",
+            *PROGRAM, *arguments, "--debug",
             cwd=self._folder, env={**self.env, **(env or {})}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
         out, _ = await process.communicate()
@@ -187,7 +187,7 @@ def test_it_is_in_no_error_either(locked: Server, subjects: Subjects, tmp_path: 
             options = ("--wait", "0") if verb == "supervisor" else ("--debug",)
             for url in urls:
                 process = await asyncio.create_subprocess_exec(
-                    *COMMAND, verb, *options,
+                    *PROGRAM, verb, *options,
                     cwd=tmp_path, env={**said.env, "MESH_NATS_URL": url}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                 )  # fmt: skip
                 out, _ = await process.communicate()
