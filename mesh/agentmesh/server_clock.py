@@ -35,7 +35,7 @@ class ServerClock:
         wall: this process's own clock, in seconds since the epoch. Only what it says before the first stamp is used.
     """
 
-    __slots__ = ("_floor", "_monotonic", "_offset", "_read", "_samples", "_since", "_wall", "known")
+    __slots__ = ("_floor", "_monotonic", "_offset", "_read", "_samples", "_since", "_slow", "_wall", "known")
 
     def __init__(self, monotonic: Callable[[], float], wall: Callable[[], float]) -> None:
         self._monotonic = monotonic
@@ -44,7 +44,9 @@ class ServerClock:
         """Ascending in both fields: a stamp that is not the least of those that outlive it is dropped."""
         self._offset = wall() - monotonic()
         self._since = 0.0
-        self._floor = float("-inf")
+        self._slow = False
+        """Whether it is too far ahead, and goes slower."""
+        self._floor = 0.0
         """The estimate at `_since`, which it does not fall behind."""
         self._read = False
         """Whether somebody goes by the estimate already."""
@@ -53,9 +55,14 @@ class ServerClock:
 
     def now(self) -> float:
         """The servers' time, in seconds since the epoch. Once `known`, it never goes back."""
-        self._read = self.known
         at = self._monotonic()
-        return max(at + self._offset, self._floor + (at - self._since) * SLOWEST)
+        if not self._read:
+            self._read = self.known
+        if not self._slow:
+            return at + self._offset
+        right, slow = at + self._offset, self._floor + (at - self._since) * SLOWEST
+        self._slow = slow > right
+        return max(right, slow)
 
     def observe(self, stamp: float, sent: float, heard: float) -> None:
         """Take a server's time into account.
@@ -85,5 +92,6 @@ class ServerClock:
     def _set(self, offset: float) -> None:
         if self._read and offset < self._offset:
             self._floor, self._since = self.now(), self._monotonic()
+            self._slow = True
         self.known = True
         self._offset = offset
