@@ -9,6 +9,7 @@ from agentmesh.edge.clock import Ambient
 from agentmesh.edge.failures import EDGE_ERRORS
 from agentmesh.edge.server_time import compare_clocks
 from agentmesh.edge.transport import Transport
+from agentmesh.errors import NotPermitted
 from agentmesh.server_clock import ServerClock
 from agentmesh.subjects import StreamRole, Subjects
 from agentmesh.wire import MAX_TIME, format_time, parse_time
@@ -18,7 +19,7 @@ log = logging.getLogger("agentmesh.client")
 FRESH_S = 20.0
 """How long a comparison of the clocks holds."""
 UNKNOWN_S = 60.0
-"""Pause after one that failed: this user may not ask, or nobody answers."""
+"""Pause after one that failed. A user who may not ask does not try again."""
 LOOK_S = 1.0
 """Wait for the answers."""
 AGREE_S = 0.5
@@ -52,13 +53,17 @@ class CallersClock:
         async with self._comparing:
             if self._monotonic() >= self._due:
                 known = await asyncio.gather(*(self._compare(stream) for stream in self._streams))
-                self._due = self._monotonic() + (FRESH_S if any(known) else UNKNOWN_S)
+                pause = FRESH_S if any(known) else UNKNOWN_S
+                self._due = self._monotonic() + (pause if self._streams else float("inf"))
         ahead = self._clock.ahead_s()
         return 0.0 if ahead is None or abs(ahead) < AGREE_S else ahead
 
     async def _compare(self, stream: str) -> bool:
         try:
             await compare_clocks(self._t, stream, self._clock, monotonic=self._monotonic, timeout=LOOK_S)
+        except NotPermitted:
+            self._streams.remove(stream)  # each attempt would be an error in the server's log
+            return False
         except EDGE_ERRORS as error:
             log.debug("no time from %s: %s", stream, error)
             return False

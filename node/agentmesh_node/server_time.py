@@ -11,6 +11,7 @@ from agentmesh.edge.failures import EDGE_ERRORS
 from agentmesh.edge.server_time import compare_clocks
 from agentmesh.edge.tasks import Background
 from agentmesh.edge.transport import Transport
+from agentmesh.errors import NotPermitted
 from agentmesh.server_clock import WINDOW_S, ServerClock
 from agentmesh.subjects import StreamRole, Subjects
 
@@ -46,8 +47,8 @@ class ServerTime:
         await self._asking.close()
 
     async def _run(self) -> None:
-        while True:
-            for stream in self._streams:
+        while self._streams:
+            for stream in list(self._streams):
                 await asyncio.sleep(self._period_s)
                 if self._t.connected:
                     await self._ask(stream)
@@ -56,6 +57,9 @@ class ServerTime:
     async def _ask(self, stream: str) -> None:
         try:
             await compare_clocks(self._t, stream, self.clock, monotonic=self._monotonic, timeout=LOOK_S)
+        except NotPermitted as error:
+            self._streams.remove(stream)
+            log.warning("the servers' time cannot be asked of %s: %s", stream, error.message)
         except EDGE_ERRORS as error:
             log.debug("no time from %s: %s", stream, error)
 

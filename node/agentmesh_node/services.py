@@ -26,7 +26,7 @@ from agentmesh_node.telemetry.tracing import Tracing
 log = logging.getLogger("agentmesh.node")
 
 CLOCKS_DIFFER_S = 60.0
-"""How far the clocks of nodes may differ."""
+"""How far the clocks of the servers may differ, and of nodes of older builds."""
 IDS = 256
 """How many random ids are made at a time."""
 FOREIGN_REPORT_S = 60.0

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from agentmesh.edge.transport import Message
+from agentmesh.errors import NotPermitted
 from agentmesh.wire import MAX_TIME, format_time, parse_time
 from agentmesh_client.server_time import FRESH_S, UNKNOWN_S, CallersClock
 from node.simulated import SimulatedNode, simulate
@@ -63,12 +65,30 @@ def test_one_comparison_serves_for_a_while_and_a_failed_one_too() -> None:
     simulate(story)
 
 
-def test_a_caller_who_may_not_ask_goes_by_its_own_clock() -> None:
+def test_a_caller_who_gets_no_answer_goes_by_its_own_clock() -> None:
     async def story(node: SimulatedNode) -> None:
         node.faults.leaderless |= set(node.server.streams)
         clock = clock_of(node, 90.0)
         moment = format_time(node.server.wall())
         assert await clock.by_the_servers(moment) == moment
         assert await clock.now() == pytest.approx(node.server.wall() + 90.0, abs=0.1)
+
+    simulate(story)
+
+
+def forbidden(reply: Message | None) -> Message:
+    raise NotPermitted("this user may not do that")
+
+
+def test_a_caller_who_may_not_ask_does_not_ask_again() -> None:
+    async def story(node: SimulatedNode) -> None:
+        clock, asked = clock_of(node, 90.0), node.transport.requests
+        for role in ("mail", "result"):
+            node.transport.inject(f"$JS.API.STREAM.INFO.{node.subjects.stream(role)}", forbidden)
+        asked.clear()
+        for _ in range(3):
+            assert await clock.now() == pytest.approx(node.server.wall() + 90.0, abs=0.1)
+            await node.pass_time(UNKNOWN_S + 1)
+        assert len(asked) == 2
 
     simulate(story)

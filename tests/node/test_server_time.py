@@ -6,6 +6,8 @@ import logging
 
 import pytest
 
+from agentmesh.edge.transport import Message
+from agentmesh.errors import NotPermitted
 from agentmesh.server_clock import WINDOW_S
 from agentmesh_node.server_time import ServerTime
 from node.simulated import NODE, SimulatedNode, simulate
@@ -69,6 +71,25 @@ def test_what_cannot_be_asked_now_is_asked_later() -> None:
         node.faults.leaderless.clear()
         await node.until(lambda: kept.clock.known, "a leader is there")
         assert abs(kept.clock.now() - node.server.wall()) < 0.1
+        await kept.close()
+
+    simulate(story)
+
+
+def forbidden(reply: Message | None) -> Message:
+    raise NotPermitted("this user may not do that")
+
+
+def test_what_may_not_be_asked_is_not_asked_again_and_said_once() -> None:
+    async def story(node: SimulatedNode) -> None:
+        dead, mail = node.subjects.stream("dead"), node.subjects.stream("mail")
+        kept = ServerTime(node.transport, node.subjects, node.world.ambient(NODE))
+        node.transport.inject(f"$JS.API.STREAM.INFO.{dead}", forbidden)
+        await kept.start()
+        node.transport.requests.clear()
+        await node.pass_time(WINDOW_S)
+        assert dead not in asked(node) and mail in asked(node)
+        assert len(node.logged("cannot be asked", logging.WARNING)) == 1
         await kept.close()
 
     simulate(story)

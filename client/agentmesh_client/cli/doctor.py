@@ -26,7 +26,7 @@ async def doctor(*, monitor: Urls = None, system: str | None = None, options: Gl
     Parameters
     ----------
     monitor
-        Monitoring page of a server, as http://127.0.0.1:8222, to read its sync_interval; once for each server.
+        Monitoring page of a server, as http://127.0.0.1:8222, to read its settings and its clock; once for each server.
     system
         Address with a user of the system account, as nats://user:password@host:4222, to read the same of all servers.
     """
