@@ -265,7 +265,7 @@ class Server:
         self._binary = binary
         self._dir = Path(tempfile.mkdtemp(prefix="nats-test-", dir=None if durable else _memory()))
         self._extra = config
-        self._jetstream = jetstream
+        self.jetstream = jetstream
         self._durable = durable
         self._max_payload = max_payload
         self._port = -1
@@ -282,6 +282,11 @@ class Server:
         """Process id of the running server."""
         assert self._process is not None, "the server does not run"
         return self._process.pid
+
+    @property
+    def store(self) -> Path:
+        """Directory of what it keeps."""
+        return self._dir / "js"
 
     @property
     def log(self) -> str:
@@ -326,7 +331,7 @@ class Server:
             "http: 127.0.0.1:-1",
             f'jetstream {{ store_dir: "{self._dir}/js"',
             "  sync_interval: always" if self._durable else "",
-            self._jetstream,
+            self.jetstream,
             "}",
             f"max_payload: {self._max_payload}" if self._max_payload else "",
             self._extra,

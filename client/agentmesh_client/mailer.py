@@ -15,7 +15,8 @@ from agentmesh.edge.diagnosis import explain
 from agentmesh.edge.failures import PASSING_ERRORS, Uncertain
 from agentmesh.edge.publish import Stored, store, store_soon
 from agentmesh.edge.retry import CALL_RETRY
-from agentmesh.edge.streams import DUPLICATE_WINDOW_S, duplicate_window
+from agentmesh.edge.stream_configs import DUPLICATE_WINDOW_S
+from agentmesh.edge.streams import duplicate_window
 from agentmesh.edge.transport import Transport
 from agentmesh.errors import Unavailable
 from agentmesh.names import token

@@ -23,7 +23,10 @@ from timeline import Timeline
 
 import agentmesh_client
 from agentmesh import semconv
+from agentmesh.edge.connection import connect
+from agentmesh.edge.streams import ensure
 from agentmesh.errors import MeshError
+from agentmesh.subjects import Subjects
 from agentmesh_client import Mesh
 from agentmesh_node.process.nats_server import EmbeddedServer
 from agentmesh_node.telemetry import otel
@@ -86,6 +89,15 @@ class Processes:
         return self._directory / f"{own_id}.log"
 
 
+async def make_streams(url: str) -> None:
+    """What `mesh setup --new` does: the server's store is a new directory."""
+    transport = await connect(url, name="demo-setup")
+    try:
+        await ensure(transport, Subjects())
+    finally:
+        await transport.close()
+
+
 @contextlib.asynccontextmanager
 async def stage(show: Timeline) -> AsyncIterator[tuple[Processes, Mesh]]:
     """A mesh of one server, one supervisor and two nodes, and a client that listens to its events."""
@@ -95,6 +107,7 @@ async def stage(show: Timeline) -> AsyncIterator[tuple[Processes, Mesh]]:
             show.say("server", f"{server.url}, JetStream in {server.store}")
             processes = Processes(directory, server.url)
             try:
+                await make_streams(server.url)
                 await processes.start("supervisor", "s1")
                 agents = ("--agents", str(HERE / "agents.py"))
                 await asyncio.gather(*(processes.start("node", node, *agents) for node in ("n1", "n2")))

@@ -28,7 +28,7 @@
         ├── Unavailable           unavailable       no server, or no leader: try again
         │   ├── NoLeader          no_leader         too few servers of a stream are up: bring the others back
         │   ├── StoreFull         store_full        the server's storage is full: free space, or raise the limit
-        │   ├── StreamMissing     stream_missing    a stream of the mesh is gone: restore it, or make it anew
+        │   ├── StreamMissing     stream_missing    a stream of the mesh is not there: run `mesh setup`
         │   └── UnreadableRecord  unreadable_record a journal holds what this program cannot read: upgrade it, or restore that
         ├── AskTimeout            timeout           the caller's own patience ended; the turn still runs: poll the ref
         ├── Busy                  busy              no thread is left in this process: try later, or restart it
@@ -275,7 +275,7 @@ class StoreFull(Unavailable):
 
 
 class StreamMissing(Unavailable):
-    """A stream of the mesh does not exist (any more); restore it from its backup, or start a process of the mesh to make it."""
+    """A stream of the mesh does not exist (any more); restore it from its backup, or run `mesh setup`."""
 
     code = "stream_missing"
 

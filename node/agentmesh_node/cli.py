@@ -1,4 +1,4 @@
-"""The hosting verbs of the `mesh` command: `up`, `node`, `supervisor`.
+"""The hosting verbs of the `mesh` command: `up`, `setup`, `node`, `supervisor`.
 
 They are entry points of the group `agentmesh.commands`, so that the client's command finds them without importing this package.
 Each returns its exit code: 0 after an orderly end, 1 failed, 2 wrong use, 5 no NATS server, 130 interrupted. They import what
@@ -13,14 +13,14 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from agentmesh_node.process.options import CommonOptions, NodeOptions, SupervisorOptions, within
+from agentmesh_node.process.options import CommonOptions, NodeOptions, StreamOptions, SupervisorOptions, within
 
 Nats = Annotated[
     str | None, Parameter(help="NATS servers, URL[,URL...]; else MESH_NATS_URL, else .mesh/url, else 127.0.0.1:4222.")
 ]
 Root = Annotated[str | None, Parameter(help="The mesh's root token; else MESH_ROOT, else 'mesh'.")]
 Replicas = Annotated[
-    int | None, within(1, 5, "Copies of each stream where they are made now; by default 3 on three or more servers, else 1.")
+    int | None, within(1, 5, "Copies of each stream that is made; by default 3 on three or more servers, else 1.")
 ]
 WaitSeconds = Annotated[float, within(0, 86_400, "Seconds to wait for a server before giving up.", whole=False)]
 Labels = Annotated[
@@ -28,7 +28,7 @@ Labels = Annotated[
     Parameter(name="--label", negative="", show_default=False, help="KEY=VALUE that agents may ask for; repeatable."),
 ]
 HealthPort = Annotated[int | None, within(0, 65_535, "Serve liveness (/livez) and readiness (/readyz) over HTTP on this port.")]
-NODE, SUPERVISOR, COMMON = NodeOptions(), SupervisorOptions(), CommonOptions()
+NODE, SUPERVISOR, STREAMS, COMMON = NodeOptions(), SupervisorOptions(), StreamOptions(), CommonOptions()
 
 
 def up(
@@ -43,6 +43,7 @@ def up(
     root: Root = None,
     options: NodeOptions = NODE,
     leader: SupervisorOptions = SUPERVISOR,
+    store: StreamOptions = STREAMS,
     common: CommonOptions = COMMON,
 ) -> int:
     """Run a whole mesh here: NATS server, supervisor, node.
@@ -53,8 +54,40 @@ def up(
     from agentmesh_node.process import main
 
     return main.up(
-        agents, port=port, data=data, sync_interval=sync_interval, root=root, options=options, leader=leader, common=common
+        agents,
+        port=port,
+        data=data,
+        sync_interval=sync_interval,
+        root=root,
+        options=options,
+        leader=leader,
+        store=store,
+        common=common,
     )
+
+
+def setup(
+    *,
+    new: Annotated[
+        bool, Parameter(negative="", show_default=False, help="Make what every mesh has, though none of it or not all is there.")
+    ] = False,
+    dry_run: Annotated[bool, Parameter(negative="", show_default=False, help="Say what would be done, and do nothing.")] = False,
+    replicas: Replicas = None,
+    nats: Nats = None,
+    root: Root = None,
+    wait: WaitSeconds = 10.0,
+    store: StreamOptions = STREAMS,
+) -> int:
+    """Make the mesh's streams, or add what a newer build needs to those of an older one.
+
+    It never removes or shrinks anything, and may run at any time. Without --new it makes nothing where the mesh should have
+    streams and has none: its server may have been started without the key of an encrypted store, and making streams would then
+    destroy what is stored.
+    """
+    from agentmesh_node.process import setup as verb
+    from agentmesh_node.process.address import MeshAddress
+
+    return verb.setup(MeshAddress.find(nats, root, wait_s=wait), verb.settings(store, replicas), new=new, dry_run=dry_run)
 
 
 def node(
@@ -68,7 +101,6 @@ def node(
     health_port: HealthPort = None,
     nats: Nats = None,
     root: Root = None,
-    replicas: Replicas = None,
     wait: WaitSeconds = 10.0,
     options: NodeOptions = NODE,
     common: CommonOptions = COMMON,
@@ -78,8 +110,9 @@ def node(
     SIGTERM or Ctrl-C drains it: running turns end, its agents go to other nodes, and it exits with 0.
     """
     from agentmesh_node.process import main
+    from agentmesh_node.process.address import MeshAddress
 
-    where = main.MeshAddress.find(nats, root, replicas=replicas, wait_s=wait)
+    where = MeshAddress.find(nats, root, wait_s=wait)
     command = main.NodeCommand(id=id, agents=agents, labels=label, where=where, options=options, common=common)
     return main.node(command, workers=workers, health_port=health_port)
 
@@ -97,7 +130,6 @@ def supervisor(
     health_port: HealthPort = None,
     nats: Nats = None,
     root: Root = None,
-    replicas: Replicas = None,
     wait: WaitSeconds = 10.0,
     options: SupervisorOptions = SUPERVISOR,
     common: CommonOptions = COMMON,
@@ -107,6 +139,7 @@ def supervisor(
     Of several one leads, and the others stand by to go on at once when it ends.
     """
     from agentmesh_node.process import main
+    from agentmesh_node.process.address import MeshAddress
 
-    where = main.MeshAddress.find(nats, root, replicas=replicas, wait_s=wait)
+    where = MeshAddress.find(nats, root, wait_s=wait)
     return main.supervisor(id=id, where=where, health_port=health_port, options=options, common=common)

@@ -12,7 +12,7 @@ from agentmesh.edge.blobs import Blobs
 from agentmesh.edge.clock import SYSTEM, Ambient
 from agentmesh.edge.journal import Journal
 from agentmesh.edge.registry import Registry, View
-from agentmesh.edge.streams import DUPLICATE_WINDOW_S
+from agentmesh.edge.stream_configs import DUPLICATE_WINDOW_S
 from agentmesh.edge.tasks import cancel_and_wait
 from agentmesh.edge.transport import Transport
 from agentmesh.subjects import Subjects

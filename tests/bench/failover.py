@@ -25,10 +25,12 @@ from typing import Any
 import msgspec
 
 import agentmesh_client
+from agentmesh.edge.streams import ensure
 from agentmesh.edge.transport import Message
+from agentmesh.subjects import Subjects
 from agentmesh.wire import SupervisorLease
 from agentmesh_client import Mesh
-from support import Cluster, Server
+from support import Cluster, Server, connected
 
 HERE = Path(__file__).parent
 PATIENCE_S = 120.0
@@ -104,6 +106,8 @@ async def stage(
         processes: dict[str, Process] = {}
         agents = ("--agents", str(HERE / "failover_agents.py"))
         try:
+            async with connected(servers.url) as transport:
+                await ensure(transport, Subjects())
             for own_id in SUPERVISORS:
                 processes[own_id] = Process("supervisor", own_id, servers.url, logs, env={})
             await asyncio.gather(*(p.ready() for p in processes.values()))

@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 
 from agentmesh.edge.api import call_api
 from agentmesh.edge.connection import NatsTransport, connect
-from agentmesh.edge.streams import ensure, stream_configs
+from agentmesh.edge.stream_configs import stream_configs
+from agentmesh.edge.streams import ensure
 from agentmesh.edge.transport import Message
 from agentmesh.ledger import apply
 from agentmesh.records import Ledger, Record, decode_record

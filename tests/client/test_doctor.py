@@ -341,6 +341,25 @@ def test_the_weakest_part_decides(given: Facts, expected: str) -> None:
         (facts((3, 1)), "warning", "S1: fewer than three replicas"),
         (facts((1,)), "warning", "one server holds everything"),
         (facts(storage_used=90, storage_limit=100), "warning", "90% of this account's storage"),
+        (facts(streams=[StreamFacts(name="S", exists=False)]), "problem", "S does not exist: a new mesh is made by"),
+        pytest.param(
+            facts(
+                streams=[
+                    StreamFacts(name="S", exists=True, replicas=1, up=1),
+                    StreamFacts(name="T", exists=False, purpose="dues"),
+                ]
+            ),
+            "warning",
+            "T does not exist, so this mesh works without dues: run `mesh setup`",
+            marks=pytest.mark.case(262),
+        ),
+        pytest.param(
+            facts(streams=[StreamFacts(name="S", exists=True, replicas=1, up=1, lacks={"subjects is [], not ['a']": "dues"})]),
+            "warning",
+            "so this mesh works without dues: run `mesh setup`",
+            marks=pytest.mark.case(262),
+        ),
+        (facts(streams=[StreamFacts(name="S", exists=True, replicas=1, up=1, lacks={"x": None})]), "problem", "run `mesh setup`"),
         (facts(streams=[StreamFacts(name="S", exists=True, replicas=3, up=2)]), "problem", "2 of 3 replicas"),
         (facts(streams=[StreamFacts(name="S", exists=True)]), "problem", "cannot be asked"),
         (facts(streams=[StreamFacts(name="S", exists=True, replicas=1, up=1, duplicate_window_s=9)]), "warning", "window is 9 s"),

@@ -71,6 +71,13 @@ def first_line(process: subprocess.Popen[str]) -> str:
     return line
 
 
+def setup(project: Path, *arguments: str) -> tuple[int, str, str]:
+    """What `mesh setup` returns and says."""
+    with verb(project, "setup", *arguments) as process:
+        said, complaint = process.communicate(timeout=60)
+        return process.returncode, said, complaint
+
+
 def end(process: subprocess.Popen[str], how: signal.Signals = signal.SIGTERM) -> tuple[int, str]:
     """The exit code after a signal, and what else it said on stdout."""
     process.send_signal(how)
@@ -84,6 +91,7 @@ def test_node_and_supervisor_say_one_line_when_ready_and_drain_on_sigterm(server
             await mesh.start_agent("counter", kind="Counter")
             return (await mesh.ask("counter", "hello")).text
 
+    assert setup(project, "--new", "--nats", server.url)[0] == 0
     with (
         verb(project, "supervisor", "--id", "s1", "--nats", server.url) as supervisor,
         verb(project, "node", "--agents", "my_agents", "--id", "n1", "--nats", server.url, "--label", "gpu=yes") as node,

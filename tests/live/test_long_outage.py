@@ -143,34 +143,29 @@ def test_mail_to_an_agent_that_has_gone_meanwhile_is_given_up_only_if_it_never_a
     run(main(), LONG_S)
 
 
-def test_the_process_that_makes_the_streams_sets_the_window_and_all_others_agree(
-    server: Server, subjects: Subjects, tmp_path: Path
-) -> None:
+def test_setup_sets_the_window_and_all_processes_take_it_from_there(server: Server, subjects: Subjects, tmp_path: Path) -> None:
     async def main() -> None:
         clean = {name: value for name, value in os.environ.items() if not name.startswith(("MESH_", "OTEL_"))}
         where = ("--nats", server.url, "--root", subjects.root)
-        hosts = []
-        try:
-            for own_id, window in (("first", {VARIABLE: "7"}), ("second", {})):
-                host = Host(own_id, tmp_path / f"{own_id}.log")
-                hosts.append(host)
-                await host.start("supervisor", "--id", own_id, *where, env=clean | window)
-            async with connected(server.url) as transport:
-                assert await duplicate_window(transport, subjects) == 7
-            command = [sys.executable, "-m", "agentmesh_node", "supervisor", "--id", "third", *where]
-            other = await asyncio.to_thread(
-                subprocess.run,
-                command,
-                env=clean | {VARIABLE: "9"},
-                capture_output=True,
-                text=True,
-                timeout=PATIENCE_S,
-                check=False,
+
+        async def setup(*options: str, **window: str) -> subprocess.CompletedProcess[str]:
+            command = [sys.executable, "-m", "agentmesh_node", "setup", *where, *options]
+            return await asyncio.to_thread(
+                subprocess.run, command, env=clean | window, capture_output=True, text=True, timeout=PATIENCE_S, check=False
             )
-            assert other.returncode == 1
-            assert "duplicate_window" in other.stderr, "it says what does not agree"
+
+        assert (await setup("--new", MESH_DUPLICATE_WINDOW_S="7")).returncode == 0
+        host = Host("first", tmp_path / "first.log")
+        try:
+            await host.start("supervisor", "--id", "first", *where, env=clean | {VARIABLE: "9"})
         finally:
-            for host in hosts:
-                await host.close()
+            await host.close()
+        async with connected(server.url) as transport:
+            assert await duplicate_window(transport, subjects) == 7
+            refused = await setup("--duplicate-window", "5")
+            assert refused.returncode == 1
+            assert "duplicate_window" in refused.stderr, "it says what does not agree"
+            assert (await setup("--duplicate-window", "9")).returncode == 0
+            assert await duplicate_window(transport, subjects) == 9
 
     run(main(), LONG_S)

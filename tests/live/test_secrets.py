@@ -20,7 +20,8 @@ import pytest
 import agentmesh_client
 from agentmesh.edge.connection import NatsTransport, connect
 from agentmesh.edge.read import read_all
-from agentmesh.edge.streams import ensure, stream_configs
+from agentmesh.edge.stream_configs import stream_configs
+from agentmesh.edge.streams import ensure
 from agentmesh.subjects import Subjects
 from commands import PROGRAM
 from fakes.otlp import OtlpReceiver

@@ -251,7 +251,7 @@ def test_a_deleted_mail_stream_is_said_and_its_successor_is_used(
             assert "restore it from its backup" in error.message
             await reports(mesh, "stream_missing")
             assert [record for record in caplog.records if "the store cannot be used: stream_missing" in record.getMessage()]
-            await ensure(mesh.transport, subjects)  # as the start of any node does
+            await ensure(mesh.transport, subjects)  # as `mesh setup --new` does
             await serves(mesh)
             after = await mesh.client.ask("coder", "once more")
             assert int(after.ref) > int(before.ref), "no ref is given twice: it would bring the first one's outcome"

@@ -10,7 +10,7 @@ import pytest
 
 from agentmesh import errors, wire
 from agentmesh.budget import Limits
-from agentmesh.edge.streams import stream_configs
+from agentmesh.edge.stream_configs import stream_configs
 from agentmesh.headers import TRACE_HEADERS
 from agentmesh.subjects import LANES, Subjects
 from agentmesh.wire import ControlRequest, NodeLease, NodeStats, Outcome, Placement, PromptBody, Spec, Status, SupervisorLease

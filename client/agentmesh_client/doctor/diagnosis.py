@@ -47,7 +47,7 @@ def guarantee(facts: Facts) -> Class:
     if not facts.jetstream or not facts.streams or not all(_usable(stream) for stream in facts.streams):
         return "broken"
     always = bool(facts.sync) and all(value == "always" for value in facts.sync.values())
-    replicas = min(stream.replicas for stream in facts.streams)
+    replicas = min((stream.replicas for stream in facts.streams if stream.exists), default=0)
     # In a cluster every server must be known to sync.
     if always and (not facts.cluster or len(facts.sync) >= replicas):
         return "power"
@@ -57,7 +57,9 @@ def guarantee(facts: Facts) -> Class:
 
 
 def _usable(stream: StreamFacts) -> bool:
-    return stream.exists and stream.replicas > 0 and not any(drift.startswith("storage ") for drift in stream.drift)
+    if not stream.exists:
+        return stream.purpose is not None
+    return stream.replicas > 0 and not any(drift.startswith("storage ") for drift in stream.drift)
 
 
 def meaning(kind: Class, facts: Facts) -> str:
@@ -102,13 +104,26 @@ def _findings(facts: Facts) -> Iterator[Finding]:
 
 def _of_stream(stream: StreamFacts) -> Iterator[Finding]:
     name = stream.name
-    if not stream.exists:
-        yield Finding("problem", f"{name} does not exist: restore it from its backup, or start a node or a supervisor to make it")
+    if not stream.exists and stream.purpose is not None:
+        yield Finding(
+            "warning", f"{name} does not exist, so this mesh works without {stream.purpose}: run `mesh setup` to add it"
+        )
+    elif not stream.exists:
+        yield Finding(
+            "problem",
+            f"{name} does not exist: a new mesh is made by `mesh setup --new`; if this one had it, look for its account, and the "
+            "server's store directory and encryption key, or restore it from its backup",
+        )
     elif not stream.replicas:
         yield Finding("problem", f"{name} cannot be asked: too few of its servers are up; bring them back")
     elif stream.up < stream.replicas:
         which = f" ({', '.join(stream.behind)})" if stream.behind else ""
         yield Finding("problem", f"{name} has {stream.up} of {stream.replicas} replicas up to date{which}: bring the others back")
+    for lack, purpose in stream.lacks.items():
+        if purpose is None:
+            yield Finding("problem", f"{name} is not as the mesh needs it: {lack}; run `mesh setup`")
+        else:
+            yield Finding("warning", f"{name}: {lack}, so this mesh works without {purpose}: run `mesh setup` to add it")
     for drift in stream.drift:
         yield Finding("problem", f"{name} is not as the mesh needs it: {drift}; set it back (`nats stream edit {name}`)")
 

@@ -14,7 +14,7 @@ from agentmesh.edge.clock import SYSTEM
 from agentmesh.edge.failures import ApiError
 from agentmesh.edge.registry import Registry
 from agentmesh.edge.server_errors import NO_STREAM
-from agentmesh.edge.streams import differences, stream_configs
+from agentmesh.edge.stream_configs import addition, differences, options, purpose, stream_configs
 from agentmesh.edge.transport import UNANSWERED
 from agentmesh.errors import MeshError, Unavailable
 from agentmesh.subjects import SUPERVISOR_KEY, Subjects
@@ -28,8 +28,6 @@ from agentmesh_client.doctor.stored import StoredFacts, look
 from agentmesh_client.permission import last_report, refusal
 
 MODEL_KEYS = ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "CLAUDE_CODE_OAUTH_TOKEN", "OPENAI_API_KEY", "CODEX_API_KEY")
-OPTIONS = frozenset(("num_replicas", "duplicate_window", "max_age", "max_bytes", "max_msgs_per_subject"))
-"""Fields of a stream that operators may choose."""
 UNLIMITED = {"max_age": 0, "max_bytes": -1, "max_msgs": -1}
 """Limits that a stream must leave open unless its own configuration sets them: they would drop or refuse messages that the mesh
 needs."""
@@ -52,6 +50,10 @@ class StreamFacts(msgspec.Struct, kw_only=True):
     messages: int = 0
     bytes: int = 0
     duplicate_window_s: float = 0
+    purpose: str | None = None
+    """What it is for, if an older mesh may lack it."""
+    lacks: dict[str, str | None] = {}
+    """Fields in which it has less than this build uses, and what that is for, if an older mesh may lack it."""
     drift: list[str] = []
     """Fields in which its configuration differs from what the mesh needs."""
 
@@ -183,21 +185,28 @@ async def _streams(t: connection.NatsTransport, subjects: Subjects) -> tuple[lis
             info = await _ask(t, f"STREAM.INFO.{name}")
         except (ApiError, Unavailable) as error:  # as above
             gone = isinstance(error, ApiError) and error.err_code == NO_STREAM
-            found.append(StreamFacts(name=name, exists=not gone))
+            found.append(StreamFacts(name=name, exists=not gone, purpose=purpose(subjects, name)))
             continue
         if "ts" in info:
             clocks[(info.get("cluster") or {}).get("leader") or t.server_name] = machines.ahead(info["ts"], sent, SYSTEM.now())
-        found.append(_stream(name, wanted, info))
+        found.append(_stream(subjects, name, wanted, info))
     return found, clocks
 
 
-def _stream(name: str, wanted: dict[str, Any], info: dict[str, Any]) -> StreamFacts:
+def _stream(subjects: Subjects, name: str, wanted: dict[str, Any], info: dict[str, Any]) -> StreamFacts:
     config, cluster = info["config"], info.get("cluster") or {}
     replicas = cluster.get("replicas") or ()
     others = [one for one in replicas if one.get("current") and not one.get("offline")]
-    drift = [
-        f"{field} is {there!r}, not {value!r}" for field, value, there in differences(wanted, config) if field not in OPTIONS
-    ]
+    drift: list[str] = []
+    lacks: dict[str, str | None] = {}
+    for field, value, there in differences(wanted, config):
+        text = f"{field} is {there!r}, not {value!r}"
+        if field in options(name):
+            continue
+        if addition(field, value, there) is None:
+            drift.append(text)
+        else:
+            lacks[text] = purpose(subjects, name, field)
     limits = {field: bound for field, bound in UNLIMITED.items() if field not in wanted or wanted[field] == bound}
     drift += [f"{field} is {config[field]}" for field, bound in limits.items() if config.get(field, bound) not in (0, -1)]
     return StreamFacts(
@@ -210,6 +219,7 @@ def _stream(name: str, wanted: dict[str, Any], info: dict[str, Any]) -> StreamFa
         messages=info["state"]["messages"],
         bytes=info["state"]["bytes"],
         duplicate_window_s=config.get("duplicate_window", 0) / _SECOND,
+        lacks=lacks,
         drift=drift,
     )
 

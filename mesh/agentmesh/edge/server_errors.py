@@ -50,9 +50,15 @@ def leaderless() -> NoLeader:
 
 def missing(stream: str) -> StreamMissing:
     """The error for a stream that the server does not know."""
-    absent = ", so there is no such mesh" if stream.startswith("KV_") else ""
+    if stream.startswith("KV_"):
+        text = "so there is no such mesh here: check its root, the server's address and the account; a new mesh is made by "
+    else:
+        text = (
+            "which every mesh has: if it was deleted, restore it from its backup, or have it made anew, empty, by "
+            "`mesh setup --new`; a new mesh is made by "
+        )
     return StreamMissing(
-        f"this server has no stream {stream}{absent}: start it (`mesh up`), or check its root and the server's address; if the "
-        "stream was deleted, restore it from its backup, or start a node or a supervisor, which makes it anew, empty",
+        f"this server has no stream {stream}, {text}`mesh setup --new` (or `mesh up`). If it had one, look at its store "
+        "directory and its encryption key first",
         details={"missing": stream},
     )

@@ -1,8 +1,7 @@
-"""The streams and buckets of a mesh: what each is configured as, and how they come to be.
+"""How the streams and buckets of a mesh come to be, and whether they are there.
 
-Durations are nanoseconds, as the server's API wants them. Why each stream is as it is stands in
-docs/protocol.md#streams: mail refuses when a lane is full; timers need message schedules, which exclude that on one stream
-(docs/nats.md#schedules-and-discard-new); journals never drop anything by themselves.
+Only `mesh setup` makes them, and what runs it for itself (`mesh up`, the demo, tests): a server that opened its store with a
+wrong key shows none, and making them then destroys what is stored (docs/design/019-creating-is-a-verb.md).
 """
 
 from __future__ import annotations
@@ -10,35 +9,39 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Set
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import msgspec
 
 from agentmesh.edge.api import call_api
 from agentmesh.edge.clock import SYSTEM
 from agentmesh.edge.failures import PASSING_ERRORS, ApiError, WrongLastSequence
 from agentmesh.edge.manage import stream_state
-from agentmesh.edge.registry import MARKER_TTL_S, Registry
+from agentmesh.edge.registry import Registry
+from agentmesh.edge.server_errors import NO_STREAM
+from agentmesh.edge.stream_configs import (
+    DUPLICATE_WINDOW_S,
+    RESULTS_BYTES,
+    addition,
+    differences,
+    options,
+    purpose,
+    stream_configs,
+)
 from agentmesh.edge.transport import Transport
-from agentmesh.errors import BadRequest, ConfigMismatch, ServerTooOld, Unavailable
-from agentmesh.subjects import EPOCH_KEY, StreamRole, Subjects
-from agentmesh.wire import MAIL_ROOM
+from agentmesh.errors import BadRequest, ConfigMismatch, ServerTooOld, StreamMissing, Unavailable
+from agentmesh.subjects import EPOCH_KEY, Subjects
 
 log = logging.getLogger("agentmesh.edge")
 
 MIN_SERVER = (2, 14)
 """Oldest nats-server that has what the mesh needs (schedules, delete markers, republish of them)."""
 PATIENCE_S = 30.0
-"""How long `ensure` waits for a cluster to elect its leaders."""
-
-RESULTS_BYTES = 512 << 20
-"""How much of outcomes is kept by default. The server sets this aside on its disk when it makes the stream."""
-SESSION_MESSAGES = 100_000
-"""Most messages in one part of a backend's session: what would come behind them is refused."""
-DUPLICATE_WINDOW_S = 120.0
-"""How long a stream drops repetitions of a message id by default."""
+"""How long a cluster may take to elect its leaders."""
 JOINING_S = 5.0
-"""How long `ensure` waits for the servers that three replicas need."""
+"""How long is waited for the servers that three replicas need."""
 
 _RETRY_S = 0.25
 _TELL_S = 2.0
@@ -47,13 +50,12 @@ _SECOND = 1_000_000_000
 _MICROSECONDS = 1_000_000
 _IN_USE = 10058
 _OVERLAP = 10065
-_NO_STREAM = 10059
 _TOO_FEW_SERVERS = (10005, 10074)
 
 
 @runtime_checkable
 class ServerFacts(Protocol):
-    """What `ensure` asks of a transport about its server, if the transport knows."""
+    """What is asked of a transport about its server, if the transport knows."""
 
     @property
     def server_version(self) -> tuple[int, int, int]:
@@ -64,88 +66,142 @@ class ServerFacts(Protocol):
         """Whether it belongs to a cluster."""
 
 
-def stream_configs(
-    subjects: Subjects,
-    *,
-    replicas: int,
-    max_payload: int,
-    mailbox_limit: int = 1000,
-    results_age_s: float = 3600,
-    results_bytes: int = RESULTS_BYTES,
-    duplicate_window_s: float = DUPLICATE_WINDOW_S,
-) -> dict[str, dict[str, Any]]:
-    """The exact JSON of each stream's creation, by stream name.
+class StreamSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What an operator may choose of the streams. None takes what exists as it is, and the default for what is made."""
+
+    replicas: int | None = None
+    """Copies of each stream. By default 3 on a cluster of three or more servers, else 1."""
+    mailbox_limit: int | None = None
+    """Most messages in one lane of one agent. By default 1,000."""
+    results_age_s: float | None = None
+    """How long outcomes are kept, at most. By default an hour."""
+    results_bytes: int | None = None
+    """How much of them is kept. By default `RESULTS_BYTES`."""
+    duplicate_window_s: float | None = None
+    """How long repetitions of a message id are dropped. By default two minutes."""
+
+    def chosen(self) -> frozenset[str]:
+        """The fields of streams that these options decide."""
+        fields = {
+            "num_replicas": self.replicas,
+            "max_msgs_per_subject": self.mailbox_limit,
+            "max_age": self.results_age_s,
+            "max_bytes": self.results_bytes,
+            "duplicate_window": self.duplicate_window_s,
+        }
+        return frozenset(field for field, value in fields.items() if value is not None)
+
+    def configs(self, subjects: Subjects, max_payload: int, replicas: int) -> dict[str, dict[str, Any]]:
+        """What each stream is to be, where `replicas` are made unless the options say how many."""
+        limits = {"mailbox_limit": self.mailbox_limit, "results_age_s": self.results_age_s}
+        return stream_configs(
+            subjects,
+            replicas=self.replicas or replicas,
+            max_payload=max_payload,
+            results_bytes=self.results_bytes or RESULTS_BYTES,
+            duplicate_window_s=self.duplicate_window_s or DUPLICATE_WINDOW_S,
+            **{name: value for name, value in limits.items() if value is not None},  # type: ignore[arg-type]
+        )
+
+
+class Widening(NamedTuple):
+    """A field of a stream that gets more than it has."""
+
+    stream: str
+    field: str
+    found: Any
+    wanted: Any
+
+
+class StreamPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """What `carry_out` would do to give a mesh all its streams."""
+
+    create: list[dict[str, Any]]
+    """The configurations of those to be made."""
+    change: list[Widening]
+    lost: list[str]
+    """Of those to be made: what every mesh has. It is a new mesh, or has lost them, or the server cannot read its store."""
+    known: bool
+    """Whether any of the mesh's streams is there."""
+    chosen: frozenset[str]
+
+    def refusal(self, root: str) -> StreamMissing | None:
+        """Why this must not be carried out unless somebody says that what is missing never was, or is given up."""
+        if not self.lost:
+            return None
+        details = {"missing": self.lost}
+        if not self.known:
+            return StreamMissing(
+                f"this account has no stream of mesh {root!r}: if that mesh is new, say so with `mesh setup --new`. If there "
+                "was one, do not: look for its server, account and root, and for the server's store directory and encryption "
+                "key; what is stored can be lost when its streams are made anew",
+                details=details,
+            )
+        return StreamMissing(
+            f"mesh {root!r} has lost {', '.join(self.lost)}: restore them from their backup; or give up what was in them, and "
+            "have them made anew, empty, by `mesh setup --new`",
+            details=details,
+        )
+
+
+async def plan(t: Transport, subjects: Subjects, wanted: StreamSettings | None = None) -> StreamPlan:
+    """What is to be done so that the mesh has all its streams. Nothing is changed.
+
+    Raises:
+        ServerTooOld: the server is older than 2.14.
+        ConfigMismatch: a stream exists with another configuration, which cannot be had by adding to it; `details` name stream,
+            field, wanted and found.
+        Unavailable: JetStream is off, or has no leader for 30 s.
+    """
+    # In a cluster 3 is tried first: how many servers it has is not known for sure while it starts.
+    wanted = wanted or StreamSettings()
+    configs = wanted.configs(subjects, t.max_payload, 3 if _checked_server(t) else 1)
+    found = await _found(t, configs)
+    chosen = wanted.chosen()
+    changes = [
+        change
+        for name, config in configs.items()
+        if (there := found[name]) is not None
+        for change in _changes(config, there, chosen)
+    ]
+    absent = [name for name, there in found.items() if there is None]
+    return StreamPlan(
+        create=[configs[name] for name in absent],
+        change=changes,
+        lost=[name for name in absent if purpose(subjects, name) is None],
+        known=len(absent) < len(found),
+        chosen=chosen,
+    )
+
+
+async def carry_out(t: Transport, subjects: Subjects, plan: StreamPlan, *, now: Callable[[], float] = SYSTEM.now) -> None:
+    """Make and widen what `plan` says. Any number of processes may do so at once, and again.
 
     Args:
-        max_payload: the server's limit, in bytes.
-        mailbox_limit: most messages in one lane of one agent.
-        results_age_s: how long outcomes are kept, at most.
-        results_bytes: how much of them is kept; the oldest go first.
-        duplicate_window_s: how long repetitions of a message id are dropped.
+        now: the time. A stream of a mesh in use is made with this, in microseconds, as its first sequence: beyond every sequence
+            that it may have given before.
+
+    Raises:
+        ConfigMismatch, Unavailable: as `plan`.
+        Unavailable: the cluster has too few servers for the replicas that are asked for.
+        BadRequest: the server refuses it.
     """
-    s, window = subjects, int(duplicate_window_s * _SECOND)
-    mail = {
-        "discard": "new",
-        "discard_new_per_subject": True,
-        "max_msgs_per_subject": mailbox_limit,
-        # No max_bytes and no max_msgs: a stranger's flood on one lane must not fill the others.
-        "max_msgs": -1,
-        "max_bytes": -1,
-        "max_msg_size": max_payload - MAIL_ROOM,
-        # Otherwise anyone's `Nats-Rollup: all` would empty the stream.
-        "allow_rollup_hdrs": False,
-        "allow_msg_ttl": False,
-    }
-    # The server needs rollups for schedules, and turns them on by itself.
-    timer = {"discard": "old", "allow_msg_schedules": True, "allow_rollup_hdrs": True}
-    age = int(results_age_s * _SECOND)
-    # By age and by size, not by number (case 27). The server wants no window that is longer than the age.
-    result = {"discard": "old", "max_age": age, "max_bytes": results_bytes, "duplicate_window": min(window, age)}
-    journal = {"discard": "new", "allow_rollup_hdrs": True, "allow_msg_ttl": True}
-    registry = {
-        "discard": "new",
-        "max_msgs_per_subject": 1,
-        "allow_rollup_hdrs": True,
-        "deny_delete": True,
-        "allow_msg_ttl": True,
-        "subject_delete_marker_ttl": MARKER_TTL_S * _SECOND,
-    }
-    extras: dict[StreamRole, dict[str, Any]] = {
-        "mail": mail,
-        "timer": timer,
-        "result": result,
-        "journal": journal,
-        "dead": {"discard": "old"},
-        # Transcripts stay until their agent stops or moves on to a later session: neither age nor size may cut one.
-        "session": {"discard": "new", "discard_new_per_subject": True, "max_msgs_per_subject": SESSION_MESSAGES},
-        "registry": registry,
-    }
-    common = _common(replicas, window)
-    configs = {s.stream(role): _config(s, role, common, extra) for role, extra in extras.items()}
-    blobs = {"name": s.blob_stream, "subjects": s.blob_subjects(), "discard": "new", "allow_rollup_hdrs": True}
-    configs[s.blob_stream] = {**common, **blobs}
-    return configs
-
-
-def _common(replicas: int, window: int) -> dict[str, Any]:
-    return {
-        "retention": "limits",
-        "storage": "file",
-        "num_replicas": replicas,
-        "max_consumers": -1,
-        "allow_direct": True,
-        "duplicate_window": window,
-    }
-
-
-def _config(s: Subjects, role: StreamRole, common: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
-    # The fields that are special to this stream come first: a mismatch is reported for the first field that differs.
-    config = {"name": s.stream(role), "subjects": s.stream_subjects(role), **extra, **common, **extra}
-    republished = s.republished(role)
-    if republished is not None:
-        source, destination = republished
-        config["republish"] = {"src": source, "dest": destination}
-    return config
+    first_seq = int(now() * _MICROSECONDS) if plan.create and await _has_worked(t, subjects) else 1
+    replicas: dict[str, int] = {}
+    for config in plan.create:
+        try:
+            await _patiently(partial(_make, t, {**config, **replicas}, plan.chosen, first_seq))
+        except _TooFewServers as error:
+            if "num_replicas" in plan.chosen:
+                raise Unavailable(
+                    f"the cluster has too few servers for {config['num_replicas']} replicas ({error}); start more, or ask for "
+                    "fewer (--replicas)"
+                ) from None
+            replicas = {"num_replicas": 1}
+            await _patiently(partial(_make, t, {**config, **replicas}, plan.chosen, first_seq))
+    for stream in dict.fromkeys(change.stream for change in plan.change):
+        await _patiently(partial(_widen, t, stream, [change for change in plan.change if change.stream == stream]))
+    await _patiently(partial(_ensure_epoch, t, subjects))
 
 
 async def ensure(
@@ -153,64 +209,79 @@ async def ensure(
     subjects: Subjects,
     *,
     replicas: int | None = None,
-    mailbox_limit: int = 1000,
-    results_age_s: float = 3600,
-    results_bytes: int = RESULTS_BYTES,
+    mailbox_limit: int | None = None,
+    results_age_s: float | None = None,
+    results_bytes: int | None = None,
     duplicate_window_s: float | None = None,
     now: Callable[[], float] = SYSTEM.now,
 ) -> None:
-    """Create what does not exist yet: the streams, the registry with its `epoch`, the blob bucket. Any number of processes
-    may do so at once, and again.
+    """`plan` and `carry_out` where it is certain that what is missing may be made: the registry gets its `epoch`, too.
 
-    Args:
-        replicas: copies of each stream. None: what exists is taken as it is; new streams get 3 on a cluster of three or
-            more servers, else 1.
-        mailbox_limit: most messages in one lane of one agent.
-        results_age_s: how long outcomes are kept, at most.
-        results_bytes: how much of them is kept; the oldest go first.
-        duplicate_window_s: how long repetitions of a message id are dropped. None: what exists is taken as it is; new streams
-            get two minutes.
-        now: the time. A stream that was deleted from a mesh in use is made anew with this, in microseconds, as its first
-            sequence: beyond every sequence that it has given before.
+    Args: see `StreamSettings` and `carry_out`.
 
-    Raises:
-        ServerTooOld: the server is older than 2.14.
-        ConfigMismatch: a stream exists with another configuration; `details` name stream, field, wanted and found.
-        Unavailable: JetStream is off, or has no leader for 30 s.
+    Raises: as these.
     """
-    clustered = False
-    if isinstance(t, ServerFacts):
-        _check_version(t.server_version)
-        clustered = t.clustered
-    given = {"num_replicas": replicas, "duplicate_window": duplicate_window_s}
-    taken_as_is = frozenset(field for field, value in given.items() if value is None)
-    configs = partial(
-        stream_configs,
-        subjects,
-        max_payload=t.max_payload,
+    wanted = StreamSettings(
+        replicas=replicas,
         mailbox_limit=mailbox_limit,
         results_age_s=results_age_s,
         results_bytes=results_bytes,
-        duplicate_window_s=duplicate_window_s or DUPLICATE_WINDOW_S,
+        duplicate_window_s=duplicate_window_s,
     )
-    try:
-        # In a cluster 3 is tried first: how many servers it has is not known for sure while it starts.
-        await _ensure_all(t, configs(replicas=replicas or (3 if clustered else 1)), taken_as_is, now)
-    except _TooFewServers as error:
-        if replicas is not None:
-            raise Unavailable(
-                f"the cluster has too few servers for {replicas} replicas ({error}); start more, or ask for fewer (--replicas)"
-            ) from None
-        await _ensure_all(t, configs(replicas=1), taken_as_is, now)
-    await _patiently(partial(_ensure_epoch, t, subjects))
+    await carry_out(t, subjects, await plan(t, subjects, wanted), now=now)
 
 
-async def _ensure_all(
-    t: Transport, configs: Mapping[str, dict[str, Any]], taken_as_is: Set[str], now: Callable[[], float]
-) -> None:
-    first_seq = int(now() * _MICROSECONDS) if await _has_worked(t, configs) else 1
-    for config in configs.values():
-        await _patiently(partial(_ensure_stream, t, config, taken_as_is, first_seq))
+class Absent(NamedTuple):
+    """What a mesh lacks."""
+
+    lost: list[str]
+    """Streams that every mesh has: nothing works without them."""
+    later: dict[str, str]
+    """Streams, and fields as `stream.field`, that an older mesh has not got, each with what it is for: the rest works without."""
+
+
+async def absent(t: Transport, subjects: Subjects) -> Absent:
+    """What a process of the mesh does not find on the server. Nothing is changed.
+
+    Raises:
+        ServerTooOld, ConfigMismatch, Unavailable: as `plan`.
+        ConfigMismatch: a stream lacks what every mesh has, too.
+    """
+    wanted = await plan(t, subjects)
+    later = {config["name"]: purpose(subjects, config["name"]) for config in wanted.create}
+    for change in wanted.change:
+        stream, field, found, more = change
+        known = later[f"{stream}.{field}"] = purpose(subjects, stream, field)
+        if known is None:
+            raise ConfigMismatch(
+                f"stream {stream} exists with {field} = {found!r}, this mesh needs {more!r}: `mesh setup` adds it",
+                details={"stream": stream, "field": field, "wanted": more, "found": found},
+            )
+    return Absent(wanted.lost, {name: text for name, text in later.items() if text is not None})
+
+
+async def account_has_streams(t: Transport) -> bool:
+    """Whether the account has any stream, of whatever mesh or application: then its store can be read.
+
+    Raises:
+        Unavailable: see `plan`.
+    """
+    found = False
+
+    async def look() -> None:
+        nonlocal found
+        found = bool(msgspec.json.decode(await call_api(t, "STREAM.NAMES")).get("total"))
+
+    await _patiently(look)
+    return found
+
+
+def _checked_server(t: Transport) -> bool:
+    """Whether the server belongs to a cluster."""
+    if not isinstance(t, ServerFacts):
+        return False
+    _check_version(t.server_version)
+    return t.clustered
 
 
 def _check_version(version: tuple[int, int, int]) -> None:
@@ -234,7 +305,7 @@ async def _patiently(step: Callable[[], Awaitable[None]]) -> None:
             return
         except PASSING_ERRORS as error:
             if loop.time() >= started + PATIENCE_S:
-                raise Unavailable(f"the mesh's streams cannot be created: {error}") from None
+                raise Unavailable(f"the mesh's streams cannot be used: {error}") from None
             if not told and loop.time() >= started + _TELL_S:
                 told = True
                 log.warning("waiting %g s at most for the mesh's streams: %s", PATIENCE_S, error)
@@ -259,8 +330,25 @@ async def duplicate_window(t: Transport, subjects: Subjects, *, timeout: float =
     return float(state.config["duplicate_window"]) / _SECOND
 
 
-async def _has_worked(t: Transport, names: Iterable[str]) -> bool:
-    """Whether this mesh has been in use: whether one of its streams has stored more than `ensure` writes itself."""
+async def _found(t: Transport, names: Mapping[str, Any]) -> dict[str, dict[str, Any] | None]:
+    """The configuration of each stream; None for one that does not exist."""
+    found: dict[str, dict[str, Any] | None] = {}
+
+    async def look(name: str) -> None:
+        try:
+            found[name] = (await stream_state(t, name)).config
+        except ApiError as error:
+            if error.err_code != NO_STREAM:
+                raise BadRequest(f"stream {name}: {error}") from None
+            found[name] = None
+
+    for name in names:
+        await _patiently(partial(look, name))
+    return found
+
+
+async def _has_worked(t: Transport, subjects: Subjects) -> bool:
+    """Whether this mesh has been in use: whether one of its streams has stored more than `carry_out` writes itself."""
     newest = 0
 
     async def look(name: str) -> None:
@@ -268,27 +356,20 @@ async def _has_worked(t: Transport, names: Iterable[str]) -> bool:
         try:
             newest = max(newest, (await stream_state(t, name)).last_seq)
         except ApiError as error:
-            if error.err_code != _NO_STREAM:
+            if error.err_code != NO_STREAM:
                 raise BadRequest(f"stream {name}: {error}") from None
 
-    for name in names:
+    for name in stream_configs(subjects, replicas=1, max_payload=t.max_payload):
         await _patiently(partial(look, name))
     return newest > 1  # 1: the registry's epoch, written with the streams
 
 
-async def _ensure_stream(t: Transport, config: dict[str, Any], taken_as_is: Set[str], first_seq: int) -> None:
-    name = config["name"]
-    try:
-        state = await stream_state(t, name)
-    except ApiError as error:
-        if error.err_code != _NO_STREAM:
-            raise BadRequest(f"stream {name}: {error}") from None
-        # A stream that is made anew in a mesh in use must not give a sequence twice: refs, positions in lanes and generations are
-        # sequences.
-        if await _create(t, {**config, "first_seq": first_seq} if first_seq > 1 else config):
-            return
-        state = await stream_state(t, name)
-    _compare(config, state.config, taken_as_is)
+async def _make(t: Transport, config: dict[str, Any], chosen: frozenset[str], first_seq: int) -> None:
+    # A stream that is made anew in a mesh in use must not give a sequence twice: refs, positions in lanes and generations are
+    # sequences.
+    if not await _create(t, {**config, "first_seq": first_seq} if first_seq > 1 else config):
+        name = config["name"]
+        await _widen(t, name, _changes(config, (await stream_state(t, name)).config, chosen))
 
 
 async def _create(t: Transport, config: dict[str, Any]) -> bool:
@@ -311,25 +392,38 @@ async def _create(t: Transport, config: dict[str, Any]) -> bool:
     return True
 
 
-def _compare(wanted: dict[str, Any], found: dict[str, Any], taken_as_is: Set[str]) -> None:
+def _changes(wanted: dict[str, Any], found: dict[str, Any], chosen: frozenset[str]) -> list[Widening]:
+    """What the stream lacks of what is wanted.
+
+    Raises:
+        ConfigMismatch: it cannot have that without losing what it has.
+    """
+    name, changes = wanted["name"], []
     for field, value, there in differences(wanted, found):
-        if field not in taken_as_is:
+        if field in options(name) - chosen:
+            continue
+        more = addition(field, value, there) if field != "num_replicas" else None
+        if more is None:
             raise ConfigMismatch(
-                f"stream {wanted['name']} exists with {field} = {there!r}, this mesh wants {value!r}; "
-                "change the option, or the stream",
-                details={"stream": wanted["name"], "field": field, "wanted": value, "found": there},
+                f"stream {name} exists with {field} = {there!r}, this mesh wants {value!r}; change the option, or the stream",
+                details={"stream": name, "field": field, "wanted": value, "found": there},
             )
+        changes.append(Widening(name, field, there, more))
+    return changes
 
 
-def differences(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    """Where a stream's configuration differs: (field, wanted value, found value)."""
-    for field, value in wanted.items():
-        there = found.get(field)
-        if field == "republish" and isinstance(there, dict):
-            there = {"src": there.get("src"), "dest": there.get("dest")}
-        # The server leaves fields out that are at their zero.
-        if (there or False) != (value or False):
-            yield field, value, there
+async def _widen(t: Transport, stream: str, changes: list[Widening]) -> None:
+    if not changes:
+        return
+    # Read again: another process may have added something meanwhile, which must stay.
+    config = (await stream_state(t, stream)).config
+    for _, field, _, wanted in changes:
+        more = addition(field, wanted, config.get(field))
+        config[field] = config.get(field) if more is None else more
+    try:
+        await call_api(t, f"STREAM.UPDATE.{stream}", config)
+    except ApiError as error:
+        raise BadRequest(f"stream {stream} cannot be changed: {error}") from None
 
 
 async def _ensure_epoch(t: Transport, subjects: Subjects) -> None:

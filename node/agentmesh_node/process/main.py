@@ -16,8 +16,7 @@ import msgspec
 
 from agentmesh import names
 from agentmesh.arguments import pairs
-from agentmesh.edge import streams
-from agentmesh.edge.address import mesh_root, server_urls, shown_urls
+from agentmesh.edge.address import mesh_root, shown_urls
 from agentmesh.edge.connection import NatsTransport, connect
 from agentmesh.edge.tasks import cancel_and_wait
 from agentmesh.errors import MeshError, Unavailable
@@ -25,9 +24,12 @@ from agentmesh.subjects import Subjects
 from agentmesh_node.host.node import Node
 from agentmesh_node.liveness_thread import LivenessThread
 from agentmesh_node.process import health
+from agentmesh_node.process.address import MeshAddress
 from agentmesh_node.process.agent_loader import load_agents
 from agentmesh_node.process.nats_server import EmbeddedServer
-from agentmesh_node.process.options import CommonOptions, NodeOptions, SupervisorOptions
+from agentmesh_node.process.options import CommonOptions, NodeOptions, StreamOptions, SupervisorOptions
+from agentmesh_node.process.setup import set_up_own, streams_there
+from agentmesh_node.process.setup import settings as stream_settings
 from agentmesh_node.process.signals import EXIT_OK, StopSignal, default_id, report_error, run
 from agentmesh_node.process.workers import StartFailed, Workers, orphaned
 from agentmesh_node.settings import NodeSettings, SupervisorSettings
@@ -39,26 +41,6 @@ log = logging.getLogger("agentmesh.service")
 DEVELOPMENT = "dev"
 """The id of node and supervisor of `mesh up`."""
 _RETRY_S = 0.5
-
-
-class MeshAddress(msgspec.Struct, frozen=True, kw_only=True):
-    """The mesh that a process belongs to."""
-
-    servers: list[str]
-    root: str
-    replicas: int | None = None
-    """Copies of each stream, where this process is the one that makes them; None lets the cluster's size decide."""
-    wait_s: float = 10.0
-    """Longest wait for a first connection."""
-
-    @staticmethod
-    def find(nats: str | None, root: str | None, *, replicas: int | None = None, wait_s: float = 10.0) -> MeshAddress:
-        """Arguments first, then the environment, then `.mesh/url`, then the defaults.
-
-        Raises:
-            BadRequest: a URL or the root is malformed.
-        """
-        return MeshAddress(servers=server_urls(nats), root=mesh_root(root), replicas=replicas, wait_s=wait_s)
 
 
 class NodeCommand(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,7 +63,7 @@ def node(command: NodeCommand, *, workers: int = 1, health_port: int | None = No
         settings = _node_settings(command)
     except MeshError as error:
         return report_error(error)
-    where, common = command.where, command.common
+    where = command.where
     if workers > 1:
         return _workers(msgspec.structs.replace(command, id=settings.node_id), _kinds(settings), workers, health_port)
 
@@ -90,7 +72,7 @@ def node(command: NodeCommand, *, workers: int = 1, health_port: int | None = No
             await _observe(stack, "node", settings.node_id)
             state = _Readiness()
             await stack.enter_async_context(health.serving(health_port, state.not_ready))
-            await _make_streams(where, common, settings.node_id)
+            await streams_there(where, settings.node_id, state.wait)
             state.node = hosted = await _start_node(stack, where, settings)
             told.ready(f"node {settings.node_id} ready: kinds {_kinds(settings)}; {hosted.url}")
             await told.stop(_background(stack, _asked_to_end(hosted)), _background(stack, orphaned()))
@@ -105,14 +87,22 @@ def worker(command: bytes) -> int:
 
 
 class _Readiness:
-    """Whether a node takes work."""
+    """Whether a process takes work."""
 
     def __init__(self) -> None:
+        self._waiting = "starting"
         self.node: Node | None = None
+        self.supervising = False
+
+    def wait(self, reason: str) -> None:
+        """It has not started yet, for this reason."""
+        self._waiting = reason
 
     def not_ready(self) -> str | None:
         """Why it does not, or None."""
-        return "starting" if self.node is None else self.node.not_ready()
+        if self.node is not None:
+            return self.node.not_ready()
+        return None if self.supervising else self._waiting
 
 
 def _workers(command: NodeCommand, kinds: str, count: int, health_port: int | None) -> int:
@@ -154,10 +144,11 @@ def supervisor(
     async def main(told: StopSignal) -> None:
         async with contextlib.AsyncExitStack() as stack:
             await _observe(stack, "supervisor", own_id)
-            part: asyncio.Task[None] | None = None
-            await stack.enter_async_context(health.serving(health_port, lambda: "starting" if part is None else None))
-            await _make_streams(where, common, own_id)
+            state = _Readiness()
+            await stack.enter_async_context(health.serving(health_port, state.not_ready))
+            await streams_there(where, own_id, state.wait)
             part = await _start_supervisor(stack, where, own_id, settings)
+            state.supervising = True
             told.ready(f"supervisor {own_id} ready: {shown_urls(where.servers)}")
             await told.stop(part)
 
@@ -173,6 +164,7 @@ def up(
     root: str | None,
     options: NodeOptions,
     leader: SupervisorOptions,
+    store: StreamOptions,
     common: CommonOptions,
 ) -> int:
     """Run server, supervisor and one node until told to end. Returns the exit code."""
@@ -188,7 +180,7 @@ def up(
             await _observe(stack, "node", settings.node_id)
             await stack.enter_async_context(server)
             there = msgspec.structs.replace(where, servers=[server.url])
-            await _make_streams(there, common, settings.node_id)
+            await set_up_own(server, there, stream_settings(store))
             leading = await _start_supervisor(stack, there, DEVELOPMENT, _supervisor_settings(leader, common))
             parts = [_background(stack, _keep(server)), leading]
             hosted = await _start_node(stack, there, settings)
@@ -212,19 +204,6 @@ async def _connect(stack: contextlib.AsyncExitStack, where: MeshAddress, name: s
     transport = await connect(where.servers, name=name, connect_timeout=where.wait_s)
     stack.push_async_callback(transport.close)
     return transport
-
-
-async def _make_streams(where: MeshAddress, wanted: CommonOptions, name: str) -> None:
-    async with contextlib.AsyncExitStack() as stack:
-        transport = await _connect(stack, where, f"mesh-setup-{name}")
-        await streams.ensure(
-            transport,
-            Subjects(where.root),
-            replicas=where.replicas,
-            results_age_s=wanted.results_age_s,
-            results_bytes=wanted.results_bytes,
-            duplicate_window_s=wanted.duplicate_window_s,
-        )
 
 
 async def _start_node(stack: contextlib.AsyncExitStack, where: MeshAddress, settings: NodeSettings) -> Node:

@@ -106,6 +106,14 @@ class EmbeddedServer:
         """Process id of the running server."""
         return None if self._process is None else self._process.pid
 
+    def is_new(self) -> bool:
+        """Whether nothing was ever stored here, or what was begun when that was so has not been called `used` yet."""
+        return self._new_file.exists()
+
+    def used(self) -> None:
+        """From now on the store holds something that must not be made anew."""
+        self._new_file.unlink(missing_ok=True)
+
     @property
     def log_file(self) -> Path:
         """The server's own log."""
@@ -130,6 +138,8 @@ class EmbeddedServer:
         binary = await asyncio.to_thread(find_binary) if self._binary is None else self._binary
         self.store.mkdir(parents=True, exist_ok=True)
         self._take_store()
+        if not any((self.store / "jetstream").glob("*/streams/*")):
+            self._new_file.touch()
         try:
             await self._end_orphan()
             self._check_port()
@@ -247,6 +257,10 @@ class EmbeddedServer:
         lines = [line for line in self.log_file.read_text(errors="replace").splitlines() if line.strip()]
         fatal = [line for line in lines if "[FTL]" in line] or lines or ["it said nothing"]
         return fatal[-1].rpartition("] ")[2]
+
+    @property
+    def _new_file(self) -> Path:
+        return self.store / "new"
 
     @property
     def _config_file(self) -> Path:

@@ -141,25 +141,27 @@ class SupervisorOptions:
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
+class StreamOptions:
+    """Fields of `agentmesh.edge.streams.StreamSettings`. What is not set leaves what exists as it is."""
+
+    duplicate_window_s: Annotated[
+        float | None,
+        _bounded("MESH_DUPLICATE_WINDOW_S", 1, 86_400, "Seconds that a message sent again is known; by default 120."),
+    ] = None
+    results_age_s: Annotated[
+        float | None, _bounded("MESH_RESULTS_AGE_S", 1, 30 * 86_400, "Seconds that outcomes are kept; by default 3600.")
+    ] = None
+    results_bytes: Annotated[
+        int | None,
+        _bounded("MESH_RESULTS_BYTES", 1 << 20, 1 << 44, "Bytes of outcomes that are kept; by default 512 MiB.", whole=True),
+    ] = None
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
 class CommonOptions:
-    """What each process of a mesh has: a bound for its loop, and the streams, where it is the one that makes them."""
+    """What each process of a mesh has: a bound for its loop."""
 
     stall_limit_s: Annotated[
         float, _bounded("MESH_STALL_LIMIT_S", 1, 3600, "Seconds that the main loop may hang until the process ends itself.")
     ] = 60.0
-    duplicate_window_s: Annotated[
-        float | None,
-        _bounded(
-            "MESH_DUPLICATE_WINDOW_S",
-            1,
-            86_400,
-            "Seconds that a message sent again is known, where the streams are made now; by default 120.",
-        ),
-    ] = None
-    results_age_s: Annotated[
-        float, _bounded("MESH_RESULTS_AGE_S", 1, 30 * 86_400, "Seconds that outcomes are kept, where the streams are made now.")
-    ] = 3600.0
-    results_bytes: Annotated[
-        int,
-        _bounded("MESH_RESULTS_BYTES", 1 << 20, 1 << 44, "Bytes of outcomes that are kept, likewise.", whole=True),
-    ] = 512 << 20

@@ -15,7 +15,7 @@ from typing import Any
 
 from agentmesh.edge.clock import SYSTEM
 from agentmesh.edge.tasks import first_of
-from agentmesh.errors import MeshError, RequestError, ServerTooOld, Unavailable
+from agentmesh.errors import MeshError, RequestError, ServerTooOld, StreamMissing, Unavailable
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_NO_SERVER, EXIT_INTERRUPTED = 0, 1, 2, 5, 130
 YOUNG = 10_000
@@ -94,6 +94,8 @@ def report_error(error: MeshError) -> int:
     log.debug("the process ends", exc_info=error)
     if isinstance(error, RequestError):
         return EXIT_USAGE
+    if isinstance(error, StreamMissing):
+        return EXIT_FAILED  # the server is there, and has no mesh
     return EXIT_NO_SERVER if isinstance(error, Unavailable | ServerTooOld) else EXIT_FAILED
 
 

@@ -69,7 +69,7 @@ _BREATH_S = 0.001
 
 
 class Supervisor:
-    """One supervisor on a transport that its caller owns. The streams must exist (`agentmesh.edge.streams.ensure`).
+    """One supervisor on a transport that its caller owns. The streams must exist (`mesh setup`).
 
     Args:
         supervisor_id: one token; differs from the ids of all other supervisors and of all nodes.

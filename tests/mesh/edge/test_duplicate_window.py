@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from agentmesh.edge.manage import stream_state
-from agentmesh.edge.streams import DUPLICATE_WINDOW_S, duplicate_window, ensure, stream_configs
+from agentmesh.edge.stream_configs import DUPLICATE_WINDOW_S, stream_configs
+from agentmesh.edge.streams import duplicate_window, ensure
 from agentmesh.errors import ConfigMismatch, Unavailable
 from agentmesh.subjects import Subjects
 from support import Server, connected, run
@@ -30,8 +31,10 @@ def test_who_sets_none_takes_what_is_there_and_who_sets_another_is_told(server: 
             for name in stream_configs(subjects, replicas=1, max_payload=t.max_payload):
                 assert (await stream_state(t, name)).config["duplicate_window"] == 7_000_000_000
             with pytest.raises(ConfigMismatch) as error:
-                await ensure(t, subjects, duplicate_window_s=9)
+                await ensure(t, subjects, duplicate_window_s=5)
             assert error.value.details["field"] == "duplicate_window"
+            await ensure(t, subjects, duplicate_window_s=9)
+            assert await duplicate_window(t, subjects) == 9, "a longer one takes nothing away"
 
     run(main())
 

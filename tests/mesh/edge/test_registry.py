@@ -114,7 +114,7 @@ def test_markers_vanish_and_the_key_can_be_created_then_too(
     server: Server, subjects: Subjects, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(registry_module, "DELETED_TTL_S", 1)
-    monkeypatch.setattr("agentmesh.edge.streams.MARKER_TTL_S", 1)
+    monkeypatch.setattr("agentmesh.edge.stream_configs.MARKER_TTL_S", 1)
 
     async def main() -> None:
         async with connected(server.url) as t:
@@ -441,7 +441,7 @@ def test_what_the_feed_brings_while_a_large_load_is_taken_in_wins_over_it(server
 def test_a_deleted_key_stays_so_when_the_server_is_killed(
     fresh_server: Server, subjects: Subjects, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("agentmesh.edge.streams.MARKER_TTL_S", 1)
+    monkeypatch.setattr("agentmesh.edge.stream_configs.MARKER_TTL_S", 1)
 
     async def main() -> None:
         async with connected(fresh_server.url) as t:

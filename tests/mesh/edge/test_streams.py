@@ -8,13 +8,16 @@ from typing import Any
 
 import pytest
 
+from agentmesh.edge import stream_configs as configs
 from agentmesh.edge import streams
 from agentmesh.edge.api import call_api
+from agentmesh.edge.connection import NatsTransport
 from agentmesh.edge.failures import WrongLastSequence
 from agentmesh.edge.manage import stream_state
 from agentmesh.edge.publish import schedule, store
 from agentmesh.edge.registry import Registry
-from agentmesh.edge.streams import ensure, stream_configs
+from agentmesh.edge.stream_configs import stream_configs
+from agentmesh.edge.streams import absent, account_has_streams, carry_out, ensure, plan
 from agentmesh.edge.transport import Message
 from agentmesh.errors import BadRequest, ConfigMismatch, MailboxFull, ServerTooOld, TooLarge, Unavailable
 from agentmesh.subjects import LANES, Subjects
@@ -26,11 +29,11 @@ def test_every_field_arrives_as_it_was_asked_for(server: Server, subjects: Subje
     async def main() -> None:
         async with connected(server.url) as t:
             await ensure(t, subjects, mailbox_limit=77, results_age_s=120)
-            configs = stream_configs(subjects, replicas=1, max_payload=t.max_payload, mailbox_limit=77, results_age_s=120)
-            assert set(configs) == {
+            made = stream_configs(subjects, replicas=1, max_payload=t.max_payload, mailbox_limit=77, results_age_s=120)
+            assert set(made) == {
                 f"{subjects.root.upper()}_{role}" for role in ("MAIL", "TIMER", "RESULT", "JOURNAL", "DEAD", "SESSION")
             } | {f"KV_{subjects.root}-registry", f"OBJ_{subjects.root}-blobs"}
-            for name, wanted in configs.items():
+            for name, wanted in made.items():
                 found = (await stream_state(t, name)).config
                 for field, value in wanted.items():
                     assert found.get(field, False) == value, (name, field)
@@ -239,5 +242,126 @@ def test_more_replicas_than_servers(server: Server, subjects: Subjects, monkeypa
                 await ensure(t, subjects, replicas=3)
             await ensure(Alone(t), subjects)
             assert (await stream_state(t, subjects.stream("mail"))).config["num_replicas"] == 1
+
+    run(main())
+
+
+# --- setup ----------------------------------------------------------------------------------------------------------
+async def take_away(t: NatsTransport, stream: str) -> None:
+    await call_api(t, f"STREAM.DELETE.{stream}")
+
+
+async def change(t: NatsTransport, stream: str, **fields: Any) -> None:
+    await call_api(t, f"STREAM.UPDATE.{stream}", (await stream_state(t, stream)).config | fields)
+
+
+@pytest.mark.case(260)
+def test_a_plan_says_what_is_missing_and_changes_nothing(server: Server, subjects: Subjects) -> None:
+    async def main() -> None:
+        async with connected(server.url) as t:
+            names = set(stream_configs(subjects, replicas=1, max_payload=t.max_payload))
+            found = await plan(t, subjects)
+            assert {config["name"] for config in found.create} == set(found.lost) == names
+            assert not found.known
+            refusal = found.refusal(subjects.root)
+            assert refusal is not None
+            assert refusal.code == "stream_missing"
+            assert "mesh setup --new" in refusal.message and "encryption key" in refusal.message
+            assert (await absent(t, subjects)).lost == found.lost, "nothing was made"
+            await carry_out(t, subjects, found)
+            again = await plan(t, subjects)
+            assert (again.create, again.change, again.refusal(subjects.root)) == ([], [], None)
+
+    run(main())
+
+
+@pytest.mark.case(260)
+def test_what_every_mesh_has_is_not_made_anew_unasked(server: Server, subjects: Subjects) -> None:
+    async def main() -> None:
+        async with connected(server.url) as t:
+            await ensure(t, subjects)
+            await store(t, subjects.result("a", "1"), b"used")
+            await store(t, subjects.result("a", "2"), b"twice")
+            await take_away(t, subjects.stream("mail"))
+            found = await plan(t, subjects)
+            refusal = found.refusal(subjects.root)
+            assert refusal is not None
+            assert "restore" in refusal.message and "--new" in refusal.message
+            assert refusal.details == {"missing": [subjects.stream("mail")]}
+            await carry_out(t, subjects, found)
+            assert (await store(t, subjects.inbox("a"), b"x")).seq > 1_000_000_000, "no sequence is given twice"
+
+    run(main())
+
+
+@pytest.mark.case(263)
+def test_what_a_newer_build_needs_is_added_and_nothing_is_taken_away(
+    server: Server, subjects: Subjects, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        async with connected(server.url) as t:
+            await ensure(t, subjects)
+            # As an older build has made them: without one stream, one subject, one switch. And one subject of somebody else's.
+            mail, dead, own = subjects.stream("mail"), subjects.stream("dead"), f"{subjects.root}.own"
+            await take_away(t, dead)
+            kept = [subject for subject in (await stream_state(t, mail)).config["subjects"] if "peer-answer" not in subject]
+            await change(t, mail, subjects=[*kept, own])
+            await change(t, subjects.stream("result"), republish=None)
+            await store(t, subjects.inbox("a"), b"stays")
+            monkeypatch.setattr(
+                configs, "LATER", {"dead": "dead letters", "mail.subjects": "answers", "result.republish": "news"}
+            )
+            lacks = await absent(t, subjects)
+            assert lacks.lost == []
+            assert lacks.later == {
+                dead: "dead letters",
+                f"{mail}.subjects": "answers",
+                f"{subjects.stream('result')}.republish": "news",
+            }
+            found = await plan(t, subjects)
+            assert found.refusal(subjects.root) is None, "an older mesh has not lost what it never had"
+            await carry_out(t, subjects, found)
+            assert (await absent(t, subjects)).later == {}
+            state = await stream_state(t, mail)
+            assert set(state.config["subjects"]) == {*kept, own, f"{subjects.root}.peer-answer.>"}
+            assert state.messages == 1
+
+    run(main())
+
+
+@pytest.mark.case(263)
+def test_a_bound_may_grow_and_does_not_shrink(server: Server, subjects: Subjects) -> None:
+    async def main() -> None:
+        async with connected(server.url) as t:
+            await ensure(t, subjects, results_age_s=300, mailbox_limit=10)
+            await ensure(t, subjects, results_age_s=600, mailbox_limit=20)
+            await ensure(t, subjects)
+            assert (await stream_state(t, subjects.stream("result"))).config["max_age"] == 600_000_000_000
+            assert (await stream_state(t, subjects.stream("mail"))).config["max_msgs_per_subject"] == 20
+            with pytest.raises(ConfigMismatch, match="max_age"):
+                await ensure(t, subjects, results_age_s=300)
+
+    run(main())
+
+
+def test_a_process_names_what_its_mesh_must_have_and_lacks(server: Server, subjects: Subjects) -> None:
+    async def main() -> None:
+        async with connected(server.url) as t:
+            await ensure(t, subjects)
+            await change(t, subjects.stream("result"), republish=None)
+            with pytest.raises(ConfigMismatch, match="`mesh setup` adds it"):
+                await absent(t, subjects)
+            await ensure(t, subjects)
+            assert await absent(t, subjects) == ([], {})
+
+    run(main())
+
+
+def test_a_store_that_can_be_read_shows_any_stream(fresh_server: Server, subjects: Subjects) -> None:
+    async def main() -> None:
+        async with connected(fresh_server.url) as t:
+            assert not await account_has_streams(t)
+            await call_api(t, "STREAM.CREATE.OTHER", {"name": "OTHER", "subjects": ["other"]})
+            assert await account_has_streams(t)
 
     run(main())

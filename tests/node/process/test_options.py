@@ -13,20 +13,22 @@ from typing import Any, get_type_hints
 import pytest
 from cyclopts import CycloptsError, Parameter
 
-from agentmesh.edge import streams
+from agentmesh.edge import stream_configs
+from agentmesh.edge.streams import StreamSettings
 from agentmesh_node.__main__ import app, main
-from agentmesh_node.process.options import CommonOptions, NodeOptions, SupervisorOptions
+from agentmesh_node.process.options import CommonOptions, NodeOptions, StreamOptions, SupervisorOptions
 from agentmesh_node.process.signals import EXIT_USAGE
 from agentmesh_node.settings import NodeSettings, SupervisorSettings
 
 PAGE = Path(__file__).parents[3] / "docs" / "operations.md"
 NODE = ("node", "--agents", "my_agents")
-STREAMS = SimpleNamespace(
-    stall_limit_s=60.0,
-    results_age_s=3600.0,
-    results_bytes=streams.RESULTS_BYTES,
-    duplicate_window_s=None,  # an older mesh's is taken as it is
-)
+COMMON = SimpleNamespace(stall_limit_s=60.0)
+DEFAULTS = {
+    "duplicate_window_s": stream_configs.DUPLICATE_WINDOW_S,
+    "results_age_s": 3600.0,
+    "results_bytes": stream_configs.RESULTS_BYTES,
+}
+"""Of what leaves an existing mesh as it is unless somebody sets it."""
 
 
 @pytest.fixture
@@ -57,12 +59,14 @@ def test_what_the_environment_sets_is_read_and_the_rest_left_alone(setenv: Any) 
     setenv("MESH_RESULTS_BYTES", "2000000")
     node = parsed(*NODE)
     assert node["options"] == NodeOptions(drain_s=7.5, lease_ttl_s=2)
-    assert node["common"] == CommonOptions(stall_limit_s=30, results_age_s=60.0, results_bytes=2_000_000)
+    assert node["common"] == CommonOptions(stall_limit_s=30)
+    assert parsed("setup")["store"] == StreamOptions(results_age_s=60.0, results_bytes=2_000_000)
     supervisor = parsed("supervisor")
     assert supervisor["options"] == SupervisorOptions(lease_ttl_s=9)
     assert supervisor["common"] == node["common"]
     up = parsed("up", "my_agents")
     assert (up["options"], up["leader"], up["common"]) == (node["options"], supervisor["options"], node["common"])
+    assert up["store"] == parsed("setup")["store"]
 
 
 def test_an_option_comes_before_the_environment(setenv: Any) -> None:
@@ -78,7 +82,6 @@ def test_an_option_comes_before_the_environment(setenv: Any) -> None:
         ("MESH_LEASE_TTL_S", "0", "Must be >= 1"),
         ("MESH_LEASE_TTL_S", "61", "Must be <= 60"),
         ("MESH_STALL_LIMIT_S", "nan", "Must be a number from 1 to 3600"),
-        ("MESH_RESULTS_BYTES", "10", "Must be >= 1048576"),
         ("MESH_CONTENT", "maybe", "unable to convert .maybe. into bool"),
     ],
 )
@@ -87,13 +90,17 @@ def test_nonsense_is_refused_and_its_variable_named(setenv: Any, variable: str, 
     assert re.search(f"{variable}.*{complaint}", refused(*NODE))
 
 
+def test_what_a_stream_cannot_be_given_is_refused_by_setup_alone(setenv: Any) -> None:
+    setenv("MESH_RESULTS_BYTES", "10")
+    assert re.search("MESH_RESULTS_BYTES.*Must be >= 1048576", refused("setup"))
+    assert parsed(*NODE), "nodes and supervisors make no streams"
+
+
 @pytest.mark.parametrize(
     ("option", "value", "complaint"),
     [
         ("--wait", "-1", "Must be >= 0"),
         ("--wait", "nan", "Must be a number from 0"),
-        ("--replicas", "0", "Must be >= 1"),
-        ("--replicas", "6", "Must be <= 5"),
         ("--health-port", "65536", "Must be <= 65535"),
         ("--capacity", "-1", "Must be >= 0"),
         ("--capacity", "1.5", "1.5 is no whole number"),
@@ -102,6 +109,11 @@ def test_nonsense_is_refused_and_its_variable_named(setenv: Any, variable: str, 
 )
 def test_what_an_option_cannot_mean_is_refused(option: str, value: str, complaint: str) -> None:
     assert re.search(f"{option}.*{complaint}", refused(*NODE, option, value))
+
+
+@pytest.mark.parametrize(("value", "complaint"), [("0", "Must be >= 1"), ("6", "Must be <= 5")])
+def test_a_number_of_copies_that_cannot_be_is_refused(value: str, complaint: str) -> None:
+    assert re.search(f"--replicas.*{complaint}", refused("setup", "--replicas", value))
 
 
 @pytest.mark.parametrize(
@@ -161,9 +173,10 @@ def test_a_switch_that_nobody_sets_is_off() -> None:
     [
         (NodeOptions(), NodeSettings(node_id="n", agents={})),
         (SupervisorOptions(), SupervisorSettings()),
-        (CommonOptions(), STREAMS),
+        (CommonOptions(), COMMON),
+        (StreamOptions(), StreamSettings()),
     ],
-    ids=["node", "supervisor", "common"],
+    ids=["node", "supervisor", "common", "streams"],
 )
 def test_each_option_has_the_name_and_the_default_of_its_setting(options: Any, settings: object) -> None:
     for field in fields(options):
@@ -171,7 +184,7 @@ def test_each_option_has_the_name_and_the_default_of_its_setting(options: Any, s
         assert (type(field.default), field.default) == (type(wanted), wanted), field.name
 
 
-@pytest.mark.parametrize("options", [NodeOptions, SupervisorOptions, CommonOptions])
+@pytest.mark.parametrize("options", [NodeOptions, SupervisorOptions, CommonOptions, StreamOptions])
 def test_the_page_for_operators_has_each_with_its_default_and_bounds(options: type) -> None:
     row = re.compile(r"^\| `(\w+)` \| ([\d.]+) \| ([\d.]+) to ([\d.]+)", re.M)
     rows = {variable: tuple(map(float, numbers)) for variable, *numbers in row.findall(PAGE.read_text())}
@@ -179,6 +192,6 @@ def test_the_page_for_operators_has_each_with_its_default_and_bounds(options: ty
     for field in fields(options):
         parameter: Any = next(each for each in hints[field.name].__metadata__ if isinstance(each, Parameter))
         for bounds in parameter.validator if parameter.env_var else ():
-            default = streams.DUPLICATE_WINDOW_S if field.default is None else field.default
+            default = DEFAULTS[field.name] if field.default is None else field.default
             assert rows[parameter.env_var[0]] == (default, bounds.gte, bounds.lte)
             assert f"[{bounds.gte} to {bounds.lte}]" in parameter.help
