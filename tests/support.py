@@ -155,6 +155,14 @@ class Faulty:
         return None
 
     @property
+    def domain(self) -> str | None:
+        return self._inner.domain
+
+    @domain.setter
+    def domain(self, domain: str | None) -> None:
+        self._inner.domain = domain
+
+    @property
     def max_payload(self) -> int:
         return self._inner.max_payload
 

@@ -33,6 +33,7 @@
         ├── AskTimeout            timeout           the caller's own patience ended; the turn still runs: poll the ref
         ├── Busy                  busy              no thread is left in this process: try later, or restart it
         ├── ServerTooOld          server_too_old    upgrade nats-server
+        ├── WrongDomain           wrong_domain      a message was stored in another mesh of this root: give one another root
         ├── ConfigMismatch        config_mismatch   a stream exists with another configuration
         ├── Fenced                fenced            another owner has appended; internal
         └── StoreLost             store_lost        the store has lost committed data: restore it
@@ -302,6 +303,12 @@ class ServerTooOld(InfrastructureError):
     """The NATS server is too old."""
 
     code = "server_too_old"
+
+
+class WrongDomain(InfrastructureError):
+    """A message was stored in another JetStream domain than the mesh's: two meshes of one root hear each other."""
+
+    code = "wrong_domain"
 
 
 class ConfigMismatch(InfrastructureError):

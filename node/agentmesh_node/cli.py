@@ -19,6 +19,10 @@ Nats = Annotated[
     str | None, Parameter(help="NATS servers, URL[,URL...]; else MESH_NATS_URL, else .mesh/url, else 127.0.0.1:4222.")
 ]
 Root = Annotated[str | None, Parameter(help="The mesh's root token; else MESH_ROOT, else 'mesh'.")]
+Domain = Annotated[
+    str | None,
+    Parameter(help="JetStream domain of the mesh, if its server is behind a leaf node; else MESH_DOMAIN, else the server's own."),
+]
 Replicas = Annotated[
     int | None, within(1, 5, "Copies of each stream that is made; by default 3 on three or more servers, else 1.")
 ]
@@ -75,6 +79,7 @@ def setup(
     replicas: Replicas = None,
     nats: Nats = None,
     root: Root = None,
+    domain: Domain = None,
     wait: WaitSeconds = 10.0,
     store: StreamOptions = STREAMS,
 ) -> int:
@@ -87,7 +92,7 @@ def setup(
     from agentmesh_node.process import setup as verb
     from agentmesh_node.process.address import MeshAddress
 
-    return verb.setup(MeshAddress.find(nats, root, wait_s=wait), verb.settings(store, replicas), new=new, dry_run=dry_run)
+    return verb.setup(MeshAddress.find(nats, root, domain, wait_s=wait), verb.settings(store, replicas), new=new, dry_run=dry_run)
 
 
 def node(
@@ -101,6 +106,7 @@ def node(
     health_port: HealthPort = None,
     nats: Nats = None,
     root: Root = None,
+    domain: Domain = None,
     wait: WaitSeconds = 10.0,
     options: NodeOptions = NODE,
     common: CommonOptions = COMMON,
@@ -112,7 +118,7 @@ def node(
     from agentmesh_node.process import main
     from agentmesh_node.process.address import MeshAddress
 
-    where = MeshAddress.find(nats, root, wait_s=wait)
+    where = MeshAddress.find(nats, root, domain, wait_s=wait)
     command = main.NodeCommand(id=id, agents=agents, labels=label, where=where, options=options, common=common)
     return main.node(command, workers=workers, health_port=health_port)
 
@@ -130,6 +136,7 @@ def supervisor(
     health_port: HealthPort = None,
     nats: Nats = None,
     root: Root = None,
+    domain: Domain = None,
     wait: WaitSeconds = 10.0,
     options: SupervisorOptions = SUPERVISOR,
     common: CommonOptions = COMMON,
@@ -141,5 +148,5 @@ def supervisor(
     from agentmesh_node.process import main
     from agentmesh_node.process.address import MeshAddress
 
-    where = MeshAddress.find(nats, root, wait_s=wait)
+    where = MeshAddress.find(nats, root, domain, wait_s=wait)
     return main.supervisor(id=id, where=where, health_port=health_port, options=options, common=common)

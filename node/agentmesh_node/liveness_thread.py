@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Protocol
 
+from agentmesh.edge.address import API
 from agentmesh.edge.connection import connect
 from agentmesh.edge.transport import Transport
 from agentmesh.errors import Unavailable
@@ -59,13 +60,16 @@ async def begin(
 class LivenessThread:
     """A thread with an event loop of its own."""
 
-    def __init__(self, servers: str | Sequence[str]) -> None:
+    def __init__(self, servers: str | Sequence[str], *, api: str = API, mesh: str | None = None) -> None:
+        """`servers`, `api` and `mesh` are as for `agentmesh.edge.connection.connect`."""
         self._servers = servers
+        self._api = api
+        self._mesh = mesh
         self._thread: threading.Thread | None = None
 
     async def connect(self, name: str) -> Transport:
         """See `LivenessLoop.connect`."""
-        return await connect(self._servers, name=name, connect_timeout=START_TIMEOUT_S)
+        return await connect(self._servers, name=name, connect_timeout=START_TIMEOUT_S, api=self._api, mesh=self._mesh)
 
     def start(self, name: str, main: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """See `LivenessLoop.start`."""

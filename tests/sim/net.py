@@ -265,6 +265,7 @@ class SimTransport:
         self._gap_callbacks: dict[object, Callable[[], None]] = {}
         self._read_callbacks: list[Callable[[], None]] = []
         self.reading = False
+        self.domain: str | None = ""
         self._reconnecting: asyncio.Task[None] | None = None
         self._inbox = self.new_inbox() + "."
         self._add(self._inbox + "*", "", self._on_reply)

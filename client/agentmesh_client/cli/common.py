@@ -32,6 +32,8 @@ class GlobalOptions:
     """NATS servers, separated by commas; else MESH_NATS_URL, else the file .mesh/url, else 127.0.0.1:4222."""
     root: Annotated[str | None, Parameter(group=_GLOBAL)] = None
     """The mesh's root token; else MESH_ROOT, else "mesh"."""
+    domain: Annotated[str | None, Parameter(group=_GLOBAL)] = None
+    """JetStream domain of the mesh, if its server is behind a leaf node; else MESH_DOMAIN, else the server's own."""
     output: Annotated[Literal["text", "json", "jsonl"], Parameter(name=("--output", "-o"), group=_GLOBAL)] = "text"
     """Format of stdout; jsonl prints one line per element."""
     quiet: Annotated[bool, Parameter(negative="", show_default=False, group=_GLOBAL)] = False
@@ -70,7 +72,7 @@ async def session(options: GlobalOptions, timeout: float = CONNECT_S) -> AsyncIt
     logging.basicConfig(level=level, format="mesh: %(message)s", stream=sys.stderr)
     try:
         async with agentmesh_client.connect(
-            options.nats, root=options.root, name="mesh", connect_timeout=CONNECT_S, silent_timeout=timeout
+            options.nats, root=options.root, domain=options.domain, name="mesh", connect_timeout=CONNECT_S, silent_timeout=timeout
         ) as mesh:
             try:
                 yield mesh

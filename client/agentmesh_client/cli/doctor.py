@@ -77,6 +77,7 @@ def _general(facts: Facts) -> list[tuple[str, str]]:
     return [
         ("server", f"{facts.server} {facts.version}{' in a cluster' if facts.cluster else ''}"),
         ("jetstream", "yes" if facts.jetstream else "no answer"),
+        ("domain", "unknown" if facts.domain is None else facts.domain or "none"),
         ("max payload", f"{facts.max_payload} bytes"),
         ("sync interval", f"{sync} (from {facts.sync_source})" if sync else "unknown"),
         ("duplicate window", ", ".join(sorted(window)) or "unknown"),

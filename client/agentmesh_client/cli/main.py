@@ -113,7 +113,7 @@ class Invocation:
         self._words = [word for word in rest if not word.startswith("-")]
         command, bound, taken = app.parse_args(rest, print_error=False, exit_on_error=False)
         bound.arguments.update(dict.fromkeys(taken, self.options))
-        for name in ("nats", "root"):  # but these two, which stood before it
+        for name in ("nats", "root", "domain"):  # but these, which stood before it
             if name in bound.signature.parameters and getattr(self.options, name) is not None:
                 bound.arguments.setdefault(name, getattr(self.options, name))
         return command, bound

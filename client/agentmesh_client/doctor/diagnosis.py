@@ -89,6 +89,7 @@ def _findings(facts: Facts) -> Iterator[Finding]:
     for stream in facts.streams:
         if facts.jetstream or stream.replicas:  # else a finding above says why nothing is known of it
             yield from _of_stream(stream)
+    yield from _of_sets(facts)
     yield from _of_replicas(facts)
     yield from _of_sync(facts)
     yield from settings.findings(facts)
@@ -126,6 +127,18 @@ def _of_stream(stream: StreamFacts) -> Iterator[Finding]:
             yield Finding("warning", f"{name}: {lack}, so this mesh works without {purpose}: run `mesh setup` to add it")
     for drift in stream.drift:
         yield Finding("problem", f"{name} is not as the mesh needs it: {drift}; set it back (`nats stream edit {name}`)")
+
+
+def _of_sets(facts: Facts) -> Iterator[Finding]:
+    here = any(stream.exists for stream in facts.streams)
+    if facts.sets > 1:
+        yield Finding(
+            "problem",
+            f"{facts.sets} sets of this mesh's streams hear what is published here, and store each other's mail: a leaf node has "
+            "one of its own. Nothing but another root keeps them apart: give one of the meshes another (--root, MESH_ROOT)",
+        )
+    elif facts.sets and not here:
+        yield Finding("problem", "this mesh is in another JetStream domain, behind a leaf node: name it (--domain, MESH_DOMAIN)")
 
 
 def _of_replicas(facts: Facts) -> Iterator[Finding]:

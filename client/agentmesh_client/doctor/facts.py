@@ -9,12 +9,14 @@ from typing import Any
 import msgspec
 
 from agentmesh.edge import connection
-from agentmesh.edge.api import API, call_api
+from agentmesh.edge.address import API
+from agentmesh.edge.api import call_api
 from agentmesh.edge.clock import SYSTEM
 from agentmesh.edge.failures import ApiError
 from agentmesh.edge.registry import Registry
 from agentmesh.edge.server_errors import NO_STREAM
 from agentmesh.edge.stream_configs import addition, differences, options, purpose, stream_configs
+from agentmesh.edge.streams import audience
 from agentmesh.edge.transport import UNANSWERED
 from agentmesh.errors import MeshError, Unavailable
 from agentmesh.subjects import SUPERVISOR_KEY, Subjects
@@ -66,6 +68,10 @@ class Facts(msgspec.Struct, kw_only=True):
     cluster: bool
     max_payload: int
     jetstream: bool
+    domain: str | None = None
+    """JetStream domain that the mesh's streams are in ("": none); None: none of them answers."""
+    sets: int = 0
+    """How many sets of the mesh's streams hear what is published here; 0: unknown."""
     storage_used: int = 0
     storage_limit: int = -1
     """Of this account, in bytes; -1: the server's own."""
@@ -122,6 +128,7 @@ async def gather(
     user = await _user(transport)
     permissions = user.get("permissions") or {}
     nodes, supervisor = await _members(transport, subjects)
+    stored = await look(transport, subjects)
     return Facts(
         server=transport.server_name,
         version=".".join(map(str, transport.server_version)),
@@ -144,8 +151,17 @@ async def gather(
         nodes=list(nodes),
         supervisor=supervisor,
         model_keys={name: bool(environ.get(name)) for name in MODEL_KEYS},
-        stored=await look(transport, subjects),
+        stored=stored,
+        domain=transport.domain,
+        sets=await _sets(transport, subjects),
     )
+
+
+async def _sets(t: connection.NatsTransport, subjects: Subjects) -> int:
+    try:
+        return await audience(t, subjects, first_s=LOOK_S)
+    except UNANSWERED:
+        return 0
 
 
 async def _account(t: connection.NatsTransport) -> dict[str, Any] | None:

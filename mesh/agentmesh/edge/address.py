@@ -21,6 +21,9 @@ URL_FILE = Path(".mesh") / "url"
 """Written by `mesh up` in its working directory, so that commands given there find its server."""
 DEFAULT_URL = "nats://127.0.0.1:4222"
 DEFAULT_ROOT = "mesh"
+DOMAIN_VARIABLE = "MESH_DOMAIN"
+API = "$JS.API"
+"""Where the server answers requests to JetStream, unless a domain says otherwise."""
 _NO_PORT = re.compile(r"([^:/\[]*):(?!\d*(?:/|$))")
 
 
@@ -56,6 +59,24 @@ def mesh_root(given: str | None = None, *, environ: Mapping[str, str] | None = N
         return root_token(given)
     with _naming(ROOT_VARIABLE):
         return root_token(environ.get(ROOT_VARIABLE) or DEFAULT_ROOT)
+
+
+def js_api(given: str | None = None, *, environ: Mapping[str, str] | None = None) -> str:
+    """Where the mesh's JetStream answers: for the domain `given`, else that in `MESH_DOMAIN`, else the server's own. What has a
+    dot is no domain, but the prefix itself.
+
+    Raises:
+        BadRequest: it can be neither.
+    """
+    environ = os.environ if environ is None else environ
+    text = given or environ.get(DOMAIN_VARIABLE)
+    if not text:
+        return API
+    with _naming("" if given else DOMAIN_VARIABLE):
+        tokens = text.split(".")
+        if not all(tokens) or not text.isascii() or not text.isprintable() or set(text) & set(" *>"):
+            raise BadRequest(f"{text!r} is no JetStream domain, as `hub`, and no prefix of its API, as `$JS.hub.API`")
+    return text if len(tokens) > 1 else f"$JS.{text}.API"
 
 
 def checked_urls(servers: str | Sequence[str]) -> list[str]:

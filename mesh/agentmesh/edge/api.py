@@ -7,16 +7,16 @@ from typing import Any
 
 import msgspec
 
+from agentmesh.edge.address import API
 from agentmesh.edge.failures import ApiError
 from agentmesh.edge.server_errors import NO_META_LEADER, ServerError, leaderless
 from agentmesh.edge.transport import Disconnected, Message, NoResponders, RequestTimeout, Transport
 from agentmesh.errors import NoLeader, Unavailable
 
-API = "$JS.API"
-
 
 class _ApiReply(msgspec.Struct):
     error: ServerError | None = None
+    domain: str = ""
 
 
 _reply = msgspec.json.Decoder(_ApiReply)
@@ -50,6 +50,18 @@ async def ask_server(t: Transport, subject: str, body: bytes, timeout: float) ->
         ) from None
     except (RequestTimeout, Disconnected) as error:
         raise Unavailable(f"no answer to {subject}: {type(error).__name__}") from None
+
+
+def domain_of(reply: bytes) -> str:
+    """The JetStream domain that an answer about a stream bears; "" is one, too.
+
+    Raises:
+        ValueError: it is an error, or no answer.
+    """
+    answer = _reply.decode(reply)
+    if answer.error is not None:
+        raise ValueError(answer.error.description)
+    return answer.domain
 
 
 def _raise_error(error: ServerError | None) -> None:

@@ -13,7 +13,8 @@ import itertools
 import logging
 from collections.abc import Callable, Iterable, Sequence
 
-from agentmesh.edge.address import checked_urls, shown_urls
+from agentmesh.edge.address import API, checked_urls, shown_urls
+from agentmesh.edge.api import domain_of
 from agentmesh.edge.clock import SYSTEM
 from agentmesh.edge.frames import NO_HEADERS, check_pattern, publish_frame, publish_head
 from agentmesh.edge.nats_client import Client
@@ -39,6 +40,8 @@ RECONNECT_WAIT_S = 0.25
 ATTEMPT_TIMEOUT_S = 2.0
 MAX_HEADS = 16_384
 """Most subjects for which the encoded beginning of a PUB command is kept."""
+LEARN_S = 5.0
+"""Wait for the mesh's domain."""
 LOOK_S = 0.25
 """How often time-outs are checked: one timer for all requests is cheaper than one for each."""
 
@@ -50,6 +53,8 @@ async def connect(
     connect_timeout: float = 5.0,
     silent_timeout: float | None = None,
     wait: bool = False,
+    api: str = API,
+    mesh: str | None = None,
 ) -> NatsTransport:
     """Connect, and stay connected: whatever happens later, the transport reconnects by itself for ever.
 
@@ -60,12 +65,14 @@ async def connect(
         silent_timeout: the same for a server that accepts the connection and says nothing (it hangs, or is overloaded); never
             less than `connect_timeout`.
         wait: keep trying instead of raising when none can be reached.
+        api: where the mesh's JetStream answers (`address.js_api`): `$JS.API` and what is behind it is sent there.
+        mesh: a stream of the mesh that this connection is for, whose answers tell its domain.
 
     Raises:
         BadRequest: no usable URL.
         Unavailable: no server could be reached in time.
     """
-    transport = NatsTransport(checked_urls(servers), name)
+    transport = NatsTransport(checked_urls(servers), name, api=api, mesh=mesh)
     began = asyncio.get_running_loop().time()
     try:
         async with asyncio.timeout(None if wait else connect_timeout) as limit:
@@ -74,6 +81,7 @@ async def connect(
             await transport._open()
         transport.on_silence = lambda: None
         transport._live = True
+        transport._learn_domain()
     except TimeoutError:
         await transport.close()
         raise Unavailable(
@@ -89,8 +97,14 @@ async def connect(
 class NatsTransport:
     """A connection to NATS. Make one with `connect`."""
 
-    def __init__(self, urls: list[str], name: str) -> None:
+    def __init__(self, urls: list[str], name: str, *, api: str = API, mesh: str | None = None) -> None:
         self.urls = urls
+        self.domain: str | None = None
+        """See `Transport.domain`."""
+        self._api = None if api == API else api
+        self._mesh = mesh
+        self._learning = False
+        """It has been asked for the domain, and there was no answer yet."""
         self.last_error = "no attempt was made"
         self.on_silence: Callable[[], None] = lambda: None
         """Called while connecting, when a server accepts the connection and does not answer."""
@@ -164,7 +178,7 @@ class NatsTransport:
         client = self._client
         if not self._live:
             raise Disconnected
-        frame = publish_frame(subject, data, headers, reply, client._max_payload)
+        frame = publish_frame(self._there(subject), data, headers, reply, client._max_payload)
         if client.congested:
             await self._uncongested(client)
         client.send(frame)
@@ -205,7 +219,7 @@ class NatsTransport:
         if not self._live:
             raise Disconnected
         reply = f"{self._inbox}{next(self._tokens)}"
-        frame = publish_frame(subject, data, headers, reply, client._max_payload)
+        frame = publish_frame(self._there(subject), data, headers, reply, client._max_payload)
         if client.congested:
             await self._uncongested(client)
         future = self._wait(reply, timeout)
@@ -226,7 +240,7 @@ class NatsTransport:
         if not self._live or client.congested:
             return False
         reply = f"{self._inbox}{next(self._tokens)}"
-        frame = publish_frame(subject, data, headers, reply, client._max_payload)
+        frame = publish_frame(self._there(subject), data, headers, reply, client._max_payload)
         self._called[reply] = answered, self._loop.time() + timeout
         if self._timeout_timer is None:
             self._timeout_timer = self._loop.call_later(LOOK_S, self._check_timeouts)
@@ -239,7 +253,7 @@ class NatsTransport:
         if not self._live:
             raise Disconnected
         reply = f"{self._inbox}{next(self._tokens)}"
-        frame = publish_frame(subject, data, None, reply, client._max_payload)
+        frame = publish_frame(self._there(subject), data, None, reply, client._max_payload)
         if client.congested:
             await self._uncongested(client)
         gathering = Gathering(self._loop.create_future(), self._loop.time())
@@ -275,6 +289,27 @@ class NatsTransport:
             await future
         finally:
             del self._waiting[key]
+
+    def _there(self, subject: str) -> str:
+        """Where `subject` is to be sent, if the mesh is in another domain than the server: a leaf node lets neither the API nor
+        the registry's subjects through (docs/nats.md#leaf-nodes)."""
+        if self._api is None or subject[:1] != "$":
+            return subject
+        if subject.startswith(f"{API}."):
+            return self._api + subject[len(API) :]
+        return f"{self._api}.{subject}" if subject.startswith("$KV.") else subject
+
+    # --- the mesh's domain ----------------------------------------------------------------------------------------
+    def _learn_domain(self) -> None:
+        """Ask the mesh's own streams for their domain, at connect and after each reconnect: it may have been added meanwhile."""
+        if self._mesh is not None:
+            self._learning = self.call(f"{API}.STREAM.INFO.{self._mesh}", timeout=LEARN_S, answered=self._on_domain)
+
+    def _on_domain(self, answer: Message | Exception) -> None:
+        self._learning = False
+        if isinstance(answer, Message):
+            with contextlib.suppress(ValueError):
+                self.domain = domain_of(answer.data)
 
     def _wait(self, key: str, timeout: float) -> asyncio.Future[Message]:
         """A future of the message that arrives for `_waiting[key]`; it raises `RequestTimeout` after `timeout` seconds."""
@@ -420,7 +455,11 @@ class NatsTransport:
             self._answer_call(reply, Disconnected())
 
     async def _on_error(self, error: Exception) -> None:
-        self.last_error = str(error) or type(error).__name__
+        text = str(error) or type(error).__name__
+        if self._learning and f"stream.info.{self._mesh}".lower() in text.lower():
+            self._learning = False  # this user may not ask, so the domain stays unknown; nobody waits for the answer
+            return
+        self.last_error = text
         if isinstance(error, TimeoutError):
             self.on_silence()
         level = logging.WARNING if self.connected else logging.DEBUG
@@ -430,6 +469,7 @@ class NatsTransport:
         log.info("%s: reconnected to NATS", self._name)
         # No await between the two: nobody finds the connection up without having heard of the gap.
         self._live = True
+        self._learn_domain()
         self.gap()
 
     def _on_closed(self) -> None:

@@ -22,7 +22,7 @@ from agentmesh.edge.publish import Stored, store, store_soon
 from agentmesh.edge.read import StoredMessage, get_last
 from agentmesh.edge.retry import ExponentialBackoff
 from agentmesh.edge.transport import Transport
-from agentmesh.errors import Fenced, Unavailable
+from agentmesh.errors import Fenced, Unavailable, WrongDomain
 from agentmesh.wire import HEADER_ROOM
 
 log = logging.getLogger("agentmesh.edge")
@@ -38,7 +38,7 @@ PATIENCE_S = 30.0
 _RETRY = ExponentialBackoff(0.05, 0.5)
 """The pauses between its tries."""
 
-_UNDECIDED = (*PASSING_ERRORS, WrongLastSequence)
+_UNDECIDED = (*PASSING_ERRORS, WrongLastSequence, WrongDomain)
 """After these the newest record tells what became of an append: a compare-and-set may have lost against its own first try."""
 
 type Settling = Callable[[], Awaitable[int]]
@@ -201,13 +201,15 @@ class _Append:
             raise trouble  # refused for good
         pauses = iter(_RETRY)
         while True:
-            if isinstance(trouble, Uncertain):
+            if isinstance(trouble, Uncertain | WrongDomain):
                 self.sent = True
             # Before the verdict is asked for: the server may still be storing the record.
             fence = self.fence
             seq = await self._verdict(trouble)
             if seq is not None:
                 return seq
+            if isinstance(trouble, WrongDomain):  # it is in another mesh's journal, and must not be sent there again
+                raise Unavailable(f"the journal cannot be written: {trouble.message}", details={"fate": "not_stored"})
             # Foreign messages are got ahead of at once, or a stream of them would never let one through.
             await self._pause(next(pauses) if self.fence == fence else 0.0, trouble)
             try:

@@ -6,17 +6,20 @@ means is decided here once: what was refused (nothing stored), what is unknown, 
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable
 from typing import NamedTuple, NoReturn
 
 import msgspec
 
+from agentmesh.edge.address import API
+from agentmesh.edge.api import domain_of
 from agentmesh.edge.failures import EDGE_ERRORS, Uncertain, WrongLastSequence
 from agentmesh.edge.frames import header_block
 from agentmesh.edge.server_errors import ServerError, definite
-from agentmesh.edge.transport import UNANSWERED, Headers, Message, NoResponders, Transport
-from agentmesh.errors import TooLarge, Unavailable
+from agentmesh.edge.transport import UNANSWERED, Disconnected, Headers, Message, NoResponders, Transport
+from agentmesh.errors import TooLarge, Unavailable, WrongDomain
 from agentmesh.subjects import LANES
 from agentmesh.wire import MAIL_ROOM, MSG_ID, format_time
 
@@ -34,6 +37,8 @@ LAST_SCHEDULE = 9_214_646_400.0
 _WRONG_SEQUENCE = 10071
 _NO_VERDICT = 10164
 _IN_PROCESS = 10158
+_LEARN_S = 5.0
+"""Wait for what a stream says of its domain."""
 _MAIL_LANES = frozenset(lane.name for lane in LANES.values() if lane.stream == "mail")
 
 
@@ -45,9 +50,18 @@ class Stored(NamedTuple):
 
 
 class _Ack(msgspec.Struct):
+    stream: str = ""
+    domain: str = ""
     seq: int = 0
     duplicate: bool = False
     error: ServerError | None = None
+
+
+class _Elsewhere(Exception):
+    """An acknowledgement of another domain than the mesh's, as far as that is known."""
+
+    def __init__(self, ack: _Ack) -> None:
+        self.ack = ack
 
 
 _ack = msgspec.json.Decoder(_Ack)
@@ -80,6 +94,7 @@ async def store(
         MailboxFull: the subject is at its bound. Nothing was stored.
         TooLarge: headers and body exceed a limit. Nothing was stored.
         Unavailable: no connection, or no leader. Nothing was stored.
+        WrongDomain: it was stored in another JetStream domain than the mesh's, and perhaps here, too. Do not repeat it.
         Uncertain: no acknowledgement came, or an earlier try of `msg_id` is still being stored; it may be stored.
         BadRequest: the server refuses it for another reason. Nothing was stored.
     """
@@ -88,7 +103,9 @@ async def store(
     fields = _conditions(headers, expected, msg_id, ttl_s, rollup)
     try:
         reply = await t.request(subject, data, headers=fields, timeout=timeout)
-        return _acknowledged(reply, subject)
+        return _acknowledged(t, reply, subject)
+    except _Elsewhere as elsewhere:
+        return await _or_wrong_domain(t, elsewhere.ack, subject)
     except UNANSWERED as error:
         raise _unanswered(error, subject) from None
     except TooLarge as error:
@@ -119,7 +136,10 @@ def store_soon(
     def answered(reply: Message | Exception) -> None:
         if type(reply) is Message:
             try:
-                result: Stored | Exception = _acknowledged(reply, subject)
+                result: Stored | Exception = _acknowledged(t, reply, subject)
+            except _Elsewhere as elsewhere:
+                _look_whose(t, elsewhere.ack, subject, stored)
+                return
             except TooLarge as error:
                 result = _measured(error, t, subject, data, fields)
             except EDGE_ERRORS as error:
@@ -195,8 +215,53 @@ def _measured(error: TooLarge, t: Transport, subject: str, data: bytes, headers:
     )
 
 
-def _acknowledged(reply: Message, subject: str) -> Stored:
-    """The acknowledgement in the reply to a publish; raises as `store`."""
+async def _or_wrong_domain(t: Transport, ack: _Ack, subject: str) -> Stored:
+    """What an acknowledgement of another domain means: nothing, if the mesh's own has changed (`WrongDomain` otherwise)."""
+    try:
+        answer: Message | Exception = await t.request(_whose(ack), timeout=_LEARN_S)
+    except UNANSWERED as error:
+        answer = error
+    return _same_domain(t, ack, subject, answer)
+
+
+def _look_whose(t: Transport, ack: _Ack, subject: str, stored: Callable[[Stored | Exception], None]) -> None:
+    """`_or_wrong_domain` for `store_soon`."""
+
+    def answered(answer: Message | Exception) -> None:
+        try:
+            result: Stored | Exception = _same_domain(t, ack, subject, answer)
+        except WrongDomain as error:
+            result = error
+        stored(result)
+
+    if not t.call(_whose(ack), timeout=_LEARN_S, answered=answered):
+        answered(Disconnected())
+
+
+def _whose(ack: _Ack) -> str:
+    return f"{API}.STREAM.INFO.{ack.stream}"
+
+
+def _same_domain(t: Transport, ack: _Ack, subject: str, answer: Message | Exception) -> Stored:
+    """The publish, if the domain that its acknowledgement bears is the mesh's by what its stream answers."""
+    if isinstance(answer, Message):
+        with contextlib.suppress(ValueError):
+            t.domain = domain_of(answer.data)
+    if ack.domain == t.domain:
+        return Stored(ack.seq, ack.duplicate)
+    there, here = (
+        f"the JetStream domain {name!r}" if name else "a JetStream without a domain" for name in (ack.domain, t.domain)
+    )
+    raise WrongDomain(
+        f"{subject} was stored in stream {ack.stream} of {there}, at sequence {ack.seq}, and this mesh is in {here}: two sets of "
+        "streams of one root hear each other. Give one of the meshes another root, or name the domain of the one that is meant "
+        "(--domain)",
+        details={"stream": ack.stream, "domain": ack.domain, "seq": ack.seq, "wanted": t.domain},
+    )
+
+
+def _acknowledged(t: Transport, reply: Message, subject: str) -> Stored:
+    """The acknowledgement in the reply to a publish; raises as `store`, and `_Elsewhere`."""
     try:
         ack = _ack.decode(reply.data)
     except msgspec.DecodeError:
@@ -205,6 +270,8 @@ def _acknowledged(reply: Message, subject: str) -> Stored:
         _refused(ack.error, subject)
     if ack.seq <= 0:
         raise Uncertain(f"the answer for {subject} is no acknowledgement")
+    if ack.domain != t.domain and t.domain is not None:
+        raise _Elsewhere(ack)
     return Stored(ack.seq, ack.duplicate)
 
 

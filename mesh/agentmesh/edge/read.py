@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from agentmesh.edge.api import API, ask_server
+from agentmesh.edge.address import API
+from agentmesh.edge.api import ask_server
 from agentmesh.edge.frames import NO_HEADERS, parse_headers
 from agentmesh.edge.server_errors import NO_META_LEADER, NO_STREAM, ServerError, leaderless, missing
 from agentmesh.edge.transport import Disconnected, Message, NoResponders, RequestTimeout, Transport

@@ -17,6 +17,7 @@ import msgspec
 
 from agentmesh.edge.api import call_api
 from agentmesh.edge.clock import SYSTEM
+from agentmesh.edge.connection import NatsTransport
 from agentmesh.edge.failures import PASSING_ERRORS, ApiError, WrongLastSequence
 from agentmesh.edge.manage import stream_state
 from agentmesh.edge.registry import Registry
@@ -30,7 +31,7 @@ from agentmesh.edge.stream_configs import (
     purpose,
     stream_configs,
 )
-from agentmesh.edge.transport import Transport
+from agentmesh.edge.transport import Message, Transport
 from agentmesh.errors import BadRequest, ConfigMismatch, ServerTooOld, StreamMissing, Unavailable
 from agentmesh.subjects import EPOCH_KEY, Subjects
 
@@ -43,6 +44,13 @@ PATIENCE_S = 30.0
 JOINING_S = 5.0
 """How long is waited for the servers that three replicas need."""
 
+FIRST_S, OTHERS_S = 2.0, 1.0
+"""Waits for the answers of those who hear a publish."""
+PROBE = "_probe"
+"""No agent can have this name: tokens with a leading `_` are the mesh's own."""
+
+_REFUSED = {"Nats-Expected-Stream": "_none"}
+"""Every stream refuses a message that is meant for another."""
 _RETRY_S = 0.25
 _TELL_S = 2.0
 """A wait for the server that lasts this long is logged with its reason: a cluster that has just been started takes less."""
@@ -258,6 +266,33 @@ async def absent(t: Transport, subjects: Subjects) -> Absent:
                 details={"stream": stream, "field": field, "wanted": more, "found": found},
             )
     return Absent(wanted.lost, {name: text for name, text in later.items() if text is not None})
+
+
+async def audience(t: NatsTransport, subjects: Subjects, *, first_s: float = FIRST_S, others_s: float = OTHERS_S) -> int:
+    """How many sets of this mesh's streams hear what is published here: 1 if all is well, 2 where a leaf node has one of its own.
+
+    What is published is refused by all of them, so nothing is stored. 0 may also mean that this user may not publish mail.
+
+    Args:
+        first_s: longest wait for the first answer, in seconds.
+        others_s: wait for each further one.
+    """
+    heard: asyncio.Queue[Message] = asyncio.Queue()
+    inbox = t.new_inbox()
+    subscription = await t.subscribe(inbox, heard.put_nowait)
+    count = 0
+    try:
+        await t.publish(subjects.inbox(PROBE), headers=_REFUSED, reply=inbox)
+        with contextlib.suppress(TimeoutError):
+            while True:
+                async with asyncio.timeout(others_s if count else first_s):
+                    message = await heard.get()
+                if message.status == "503":
+                    break
+                count += 1
+    finally:
+        await subscription.unsubscribe()
+    return count
 
 
 async def account_has_streams(t: Transport) -> bool:

@@ -59,6 +59,10 @@ class Subscription(Protocol):
 class Transport(Protocol):
     """A NATS connection that reconnects by itself for ever and never sends late what it reported as failed."""
 
+    domain: str | None
+    """The JetStream domain of the mesh that this connection is for ("": it has none); None while that is not known. `publish`
+    compares acknowledgements with it."""
+
     @property
     def max_payload(self) -> int:
         """The server's limit on headers and body of one message, in bytes."""

@@ -11,6 +11,7 @@ import logging
 from typing import get_args
 
 from agentmesh.edge.diagnosis import explain
+from agentmesh.edge.streams import PROBE
 from agentmesh.edge.tasks import Background
 from agentmesh.edge.transport import Transport
 from agentmesh.errors import Unavailable
@@ -23,8 +24,6 @@ PERIOD_S = 2.0
 _FIRST: tuple[StreamRole, ...] = ("registry", "mail", "journal")
 """Every turn needs these."""
 _ROLES: tuple[StreamRole, ...] = (*_FIRST, *(role for role in get_args(StreamRole.__value__) if role not in _FIRST))
-PROBE = "_probe"
-"""No agent can have this name: tokens with a leading `_` are the mesh's own."""
 LOOK_S = 5.0
 """Wait for one answer."""
 

@@ -15,7 +15,7 @@ import msgspec
 from agentmesh.edge.failures import EDGE_ERRORS, Uncertain
 from agentmesh.edge.retry import ExponentialBackoff
 from agentmesh.edge.tasks import cancel_and_wait
-from agentmesh.errors import MeshError, RequestError, TooLarge
+from agentmesh.errors import MeshError, RequestError, TooLarge, WrongDomain
 from agentmesh.records import Echo, Effect, Open, Resolve, SendMail, StartAgent, StopAgent, target_of
 from agentmesh.wire import ErrorBody
 from agentmesh_node.owner.effect_handlers import EffectHandlers, Refused
@@ -38,6 +38,8 @@ class Item(msgspec.Struct):
     doubtful: bool
     """It may have been performed: by a former owner, or by an attempt of unknown fate."""
     refused_since: float | None = None
+    elsewhere: ErrorBody | None = None
+    """Another mesh has stored it: it must not be sent again."""
 
 
 class EffectQueue:
@@ -142,6 +144,8 @@ class EffectQueue:
 
     async def _attempt(self, item: Item) -> bool:
         """Try once. Returns whether the effect is closed."""
+        if item.elsewhere is not None:
+            return await self._give_up(item, item.elsewhere, patience=0.0)
         if item.doubtful and self._now() - item.open.at > UNKNOWN_AFTER_S and _lapses(item.open.effect):
             error = ErrorBody(code="unknown", message="it was called for over six days ago, and may have been done since")
             self._close(item, error)
@@ -161,11 +165,21 @@ class EffectQueue:
         except Uncertain:
             item.doubtful = True
             return False
+        except WrongDomain as error:
+            return await self._not_again(item, error)
         except EDGE_ERRORS as error:
             log.debug("an effect is tried again: %s", error, extra={"agent": self._handlers.agent})
             return False
         self._done((item.origin,))
         return True
+
+    async def _not_again(self, item: Item, error: WrongDomain) -> bool:
+        """Another mesh has stored it, and would do so again: it is given up, unless it turns out to be stored here, too."""
+        log.error("an effect went astray: %s", error, extra={"agent": self._handlers.agent})
+        item.doubtful = True
+        if not _never_given_up(item.open.effect):
+            item.elsewhere = ErrorBody.of(error)
+        return False
 
     # --- giving up ------------------------------------------------------------------------------------------------
     def _check_failed_start(self, item: Item) -> None:

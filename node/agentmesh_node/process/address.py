@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
-from agentmesh.edge.address import mesh_root, server_urls
+from agentmesh.edge.address import API, js_api, mesh_root, server_urls
+from agentmesh.subjects import Subjects
 
 
 class MeshAddress(msgspec.Struct, frozen=True, kw_only=True):
@@ -14,12 +15,19 @@ class MeshAddress(msgspec.Struct, frozen=True, kw_only=True):
     root: str
     wait_s: float = 10.0
     """Longest wait for a first connection."""
+    api: str = API
+    """Where the mesh's JetStream answers."""
+
+    @property
+    def registry(self) -> str:
+        """The stream that tells the mesh's domain."""
+        return Subjects(self.root).stream("registry")
 
     @staticmethod
-    def find(nats: str | None, root: str | None, *, wait_s: float = 10.0) -> MeshAddress:
+    def find(nats: str | None, root: str | None, domain: str | None = None, *, wait_s: float = 10.0) -> MeshAddress:
         """Arguments first, then the environment, then `.mesh/url`, then the defaults.
 
         Raises:
-            BadRequest: a URL or the root is malformed.
+            BadRequest: a URL, the root or the domain is malformed.
         """
-        return MeshAddress(servers=server_urls(nats), root=mesh_root(root), wait_s=wait_s)
+        return MeshAddress(servers=server_urls(nats), root=mesh_root(root), wait_s=wait_s, api=js_api(domain))

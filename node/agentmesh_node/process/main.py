@@ -201,16 +201,20 @@ async def _observe(stack: contextlib.AsyncExitStack, role: str, instance: str) -
 
 
 async def _connect(stack: contextlib.AsyncExitStack, where: MeshAddress, name: str) -> NatsTransport:
-    transport = await connect(where.servers, name=name, connect_timeout=where.wait_s)
+    transport = await connect(where.servers, name=name, connect_timeout=where.wait_s, api=where.api, mesh=where.registry)
     stack.push_async_callback(transport.close)
     return transport
+
+
+def _liveness(where: MeshAddress) -> LivenessThread:
+    return LivenessThread(where.servers, api=where.api, mesh=where.registry)
 
 
 async def _start_node(stack: contextlib.AsyncExitStack, where: MeshAddress, settings: NodeSettings) -> Node:
     transport = await _connect(stack, where, f"mesh-node-{settings.node_id}")
 
     async def begin() -> Node:
-        hosted = Node(transport, where.servers, settings)
+        hosted = Node(transport, where.servers, settings, liveness=_liveness(where))
         try:
             await hosted.start()
         except BaseException:
@@ -246,7 +250,7 @@ async def _start_supervisor(
     transport = await _connect(stack, where, f"mesh-supervisor-{own_id}")
 
     async def begin() -> Supervisor:
-        supervisor = Supervisor(transport, Subjects(where.root), own_id, settings, liveness=LivenessThread(where.servers))
+        supervisor = Supervisor(transport, Subjects(where.root), own_id, settings, liveness=_liveness(where))
         await supervisor.start()
         return supervisor
 

@@ -15,7 +15,7 @@ from dataclasses import asdict
 from agentmesh.edge import streams
 from agentmesh.edge.connection import NatsTransport, connect
 from agentmesh.edge.streams import StreamPlan, StreamSettings, Widening
-from agentmesh.errors import StreamMissing, Unavailable
+from agentmesh.errors import StreamMissing, Unavailable, WrongDomain
 from agentmesh.subjects import Subjects
 from agentmesh_node.process.address import MeshAddress
 from agentmesh_node.process.nats_server import EmbeddedServer
@@ -43,6 +43,7 @@ def setup(where: MeshAddress, wanted: StreamSettings, *, new: bool, dry_run: boo
         async with _connected(where, "mesh-setup") as transport:
             subjects = Subjects(where.root)
             plan = await streams.plan(transport, subjects, wanted)
+            await _no_second_set(transport, subjects, plan)
             refusal = None if new else plan.refusal(where.root)
             if dry_run or refusal is None:
                 for line in _lines(plan, where.root):
@@ -54,6 +55,23 @@ def setup(where: MeshAddress, wanted: StreamSettings, *, new: bool, dry_run: boo
                 print(f"mesh {where.root} has all its streams", flush=True)  # noqa: T201
 
     return run(main) or code
+
+
+async def _no_second_set(transport: NatsTransport, subjects: Subjects, plan: StreamPlan) -> None:
+    """Refuse to make, or to go on with, a second set of the mesh's streams within hearing.
+
+    Raises:
+        WrongDomain: there is one.
+    """
+    sets = await streams.audience(transport, subjects)
+    here = subjects.stream("mail") not in (config["name"] for config in plan.create)
+    if sets > int(here):
+        raise WrongDomain(
+            f"another set of streams of mesh {subjects.root!r} can be heard from here, beyond a leaf node: two sets store each "
+            "other's mail, and nothing but another root keeps them apart. If that mesh is meant, name its JetStream domain "
+            "(--domain); if this is another one, give it another root (--root)",
+            details={"sets": sets},
+        )
 
 
 def _lines(plan: StreamPlan, root: str) -> Iterator[str]:
@@ -122,7 +140,7 @@ async def streams_there(where: MeshAddress, own_id: str, waiting: Callable[[str]
 
 @contextlib.asynccontextmanager
 async def _connected(where: MeshAddress, name: str) -> AsyncIterator[NatsTransport]:
-    transport = await connect(where.servers, name=name, connect_timeout=where.wait_s)
+    transport = await connect(where.servers, name=name, connect_timeout=where.wait_s, api=where.api)
     try:
         yield transport
     finally:

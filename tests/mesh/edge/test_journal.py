@@ -9,7 +9,8 @@ import pytest
 
 from agentmesh.edge import journal as journal_module
 from agentmesh.edge import journal_reader
-from agentmesh.edge.api import API, call_api
+from agentmesh.edge.address import API
+from agentmesh.edge.api import call_api
 from agentmesh.edge.blobs import BLOB, Blobs
 from agentmesh.edge.journal import Journal, Settling
 from agentmesh.edge.manage import purge, stream_state
