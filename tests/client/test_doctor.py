@@ -341,6 +341,8 @@ def test_the_weakest_part_decides(given: Facts, expected: str) -> None:
         (facts((3, 1)), "warning", "S1: fewer than three replicas"),
         (facts((1,)), "warning", "one server holds everything"),
         (facts(storage_used=90, storage_limit=100), "warning", "90% of this account's storage"),
+        (facts(sets=2), "problem", "2 sets of this mesh's streams"),
+        (facts(sets=1, streams=[StreamFacts(name="S", exists=False)]), "problem", "behind a leaf node: name it"),
         (facts(streams=[StreamFacts(name="S", exists=False)]), "problem", "S does not exist: a new mesh is made by"),
         pytest.param(
             facts(

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from agentmesh.edge.address import checked_urls, mesh_root, server_urls, shown_urls, without_credentials
+from agentmesh.edge.address import checked_urls, js_api, mesh_root, server_urls, shown_urls, without_credentials
 from agentmesh.errors import BadRequest
 
 
@@ -41,6 +41,28 @@ def test_what_cannot_be_used_is_refused_by_the_name_of_its_source(tmp_path: Path
     (tmp_path / ".mesh" / "url").write_text("http://x\n")
     with pytest.raises(BadRequest, match="url: http://x: use nats"):
         server_urls(environ={}, directory=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("given", "set_to", "prefix"),
+    [
+        (None, "", "$JS.API"),
+        (None, "hub", "$JS.hub.API"),
+        ("hub", "other", "$JS.hub.API"),
+        ("$JS.hub.API", "", "$JS.hub.API"),
+        ("from.elsewhere", "", "from.elsewhere"),
+    ],
+)
+def test_a_domain_says_where_the_api_is(given: str | None, set_to: str, prefix: str) -> None:
+    assert js_api(given, environ={"MESH_DOMAIN": set_to}) == prefix
+
+
+@pytest.mark.parametrize("wrong", ["a b", "a.", ".", "a.>", "*", "d\u00fc"])
+def test_what_is_no_domain_is_refused_and_its_variable_named(wrong: str) -> None:
+    with pytest.raises(BadRequest, match="is no JetStream domain"):
+        js_api(wrong, environ={})
+    with pytest.raises(BadRequest, match=r"^bad_request: MESH_DOMAIN: "):
+        js_api(environ={"MESH_DOMAIN": wrong})
 
 
 @pytest.mark.case(300)

@@ -9,7 +9,7 @@ from typing import cast
 import pytest
 
 from agentmesh.edge.failures import Uncertain
-from agentmesh.errors import MailboxFull, Unavailable
+from agentmesh.errors import MailboxFull, Unavailable, WrongDomain
 from agentmesh.records import Echo, Effect, Open, Resolve, SendMail, SetTimer, StartAgent
 from agentmesh.wire import ErrorBody, Outcome
 from agentmesh_node.owner import effect_queue
@@ -243,3 +243,23 @@ def test_an_end_that_comes_after_the_close_is_nobodys() -> None:
         assert (case.done, script.attempts) == ([], 0)
 
     run(main())
+
+
+@pytest.mark.case(266)
+def test_what_another_mesh_has_stored_is_not_sent_again_and_given_up_unless_it_arrived_here(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    astray = Script(WrongDomain("stored elsewhere"))
+    case = settle(astray, doubtful=False)
+    assert (case.done, case.gave_up, astray.attempts) == ([], ["wrong_domain"], 1)
+    both = Script(WrongDomain("stored elsewhere"), delivered=True)
+    case = settle(both, doubtful=False)
+    assert (case.done, case.gave_up, both.attempts) == (["1.1.0"], [], 1)
+    assert [record for record in caplog.records if "went astray" in record.getMessage()]
+
+
+@pytest.mark.case(266)
+def test_an_answer_that_another_mesh_has_stored_is_tried_further() -> None:
+    script = Script(WrongDomain("stored elsewhere"), None)
+    case = settle(script, ANSWER, doubtful=False)
+    assert (case.done, script.attempts) == (["1.1.0"], 2)
