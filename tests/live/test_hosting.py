@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import signal
@@ -15,7 +16,10 @@ from pathlib import Path
 import pytest
 
 import agentmesh_client
-from support import Server, eventually, run
+from agentmesh.edge.manage import stream_state
+from agentmesh.subjects import Subjects
+from live.mesh import PATIENCE_S, local_mesh
+from support import Server, connected, eventually, run
 
 pytestmark = pytest.mark.processes
 
@@ -199,3 +203,28 @@ def test_a_second_signal_does_not_wait_for_the_turn(project: Path) -> None:
         with pytest.raises(subprocess.TimeoutExpired):
             mesh.wait(1)  # it drains: the turn may end
         assert end(mesh, signal.SIGINT)[0] == 130
+
+
+@pytest.mark.case(263)
+def test_setup_adds_to_a_mesh_that_works_meanwhile(server: Server, subjects: Subjects, project: Path) -> None:
+    async def widest() -> int:
+        async with connected(server.url) as t:
+            return int((await stream_state(t, subjects.stream("result"))).config["max_age"])
+
+    async def main() -> None:
+        async with local_mesh(server, subjects, results_age_s=300.0) as mesh:
+            await mesh.client.start_agent("a", kind="Recorder")
+            asked = 0
+            adding = asyncio.create_task(
+                asyncio.to_thread(setup, project, "--nats", server.url, "--root", subjects.root, "--results-age", "600")
+            )
+            while not adding.done() or asked < 3:
+                assert (await mesh.client.ask("a", str(asked), timeout=PATIENCE_S)).text == str(asked)
+                asked += 1
+            code, said, complaint = await adding
+            assert (code, complaint) == (0, "")
+            assert f"change {subjects.stream('result')}: max_age from 300 s to 600 s" in said
+            assert (await mesh.client.ask("a", "afterwards", timeout=PATIENCE_S)).text == "afterwards"
+        assert await widest() == 600_000_000_000
+
+    run(main(), 110)
