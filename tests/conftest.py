@@ -23,7 +23,7 @@ SERVERS = frozenset({"server", "fresh_server", "engine"})
 """Fixtures that start servers."""
 
 
-WORKERS_PER_CORE = 2
+WORKERS_PER_CORE = 3
 """Of all tests together most wait, for a server or for another process; quick ones do not."""
 
 
