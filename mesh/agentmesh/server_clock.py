@@ -33,11 +33,13 @@ class ServerClock:
     Args:
         monotonic: a clock for durations, in seconds.
         wall: this process's own clock, in seconds since the epoch. Only what it says before the first stamp is used.
+        window_s: how long a stamp counts, in seconds; 0: the newest alone does.
     """
 
-    __slots__ = ("_floor", "_monotonic", "_offset", "_read", "_samples", "_since", "_slow", "_wall", "known")
+    __slots__ = ("_floor", "_monotonic", "_offset", "_read", "_samples", "_since", "_slow", "_wall", "_window_s", "known")
 
-    def __init__(self, monotonic: Callable[[], float], wall: Callable[[], float]) -> None:
+    def __init__(self, monotonic: Callable[[], float], wall: Callable[[], float], *, window_s: float = WINDOW_S) -> None:
+        self._window_s = window_s
         self._monotonic = monotonic
         self._wall = wall
         self._samples: deque[_Sample] = deque()
@@ -78,7 +80,7 @@ class ServerClock:
             return
         offset = stamp - sent
         samples = self._samples
-        while samples and samples[0].heard < heard - WINDOW_S:
+        while samples and samples[0].heard <= heard - self._window_s:
             samples.popleft()
         while samples and samples[-1].offset >= offset:
             samples.pop()
@@ -88,6 +90,10 @@ class ServerClock:
     def ahead_s(self) -> float | None:
         """By how many seconds this process's own clock is ahead of the servers'; None as long as that is not known."""
         return self._wall() - self._monotonic() - self._offset if self.known else None
+
+    def newest(self) -> float:
+        """The servers' time as `now` will have it once it goes at full speed again: it may go back."""
+        return self._monotonic() + self._offset
 
     def _set(self, offset: float) -> None:
         if self._read and offset < self._offset:

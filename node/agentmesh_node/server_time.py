@@ -35,6 +35,13 @@ class ServerTime:
         self._asking = Background("ask for the servers' time")
         self._told = False
         self.clock = ServerClock(ambient.monotonic, ambient.now)
+        self._timers = subjects.stream("timer")
+        self._timers_clock = ServerClock(ambient.monotonic, ambient.now, window_s=0.0)
+
+    def timers_now(self) -> float:
+        """The time as the server has it that fires timers now: what "in ten seconds" counts from. A server with another clock
+        that leads other streams does not matter to it."""
+        return self._timers_clock.newest() if self._timers_clock.known else self.clock.now()
 
     async def start(self) -> None:
         """Ask all leaders at once, and go on asking. A mesh that does not answer now leaves the clock unknown for a while."""
@@ -56,7 +63,8 @@ class ServerTime:
 
     async def _ask(self, stream: str) -> None:
         try:
-            await compare_clocks(self._t, stream, self.clock, monotonic=self._monotonic, timeout=LOOK_S)
+            clocks = (self.clock, self._timers_clock) if stream == self._timers else (self.clock,)
+            await compare_clocks(self._t, stream, *clocks, monotonic=self._monotonic, timeout=LOOK_S)
         except NotPermitted as error:
             self._streams.remove(stream)
             log.warning("the servers' time cannot be asked of %s: %s", stream, error.message)

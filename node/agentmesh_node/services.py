@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any
 
@@ -51,9 +51,12 @@ class Services:
         boot: str,
         epoch: int,
         ambient: Ambient = SYSTEM,
+        timers_now: Callable[[], float] | None = None,
         duplicate_window_s: float = DUPLICATE_WINDOW_S,
     ) -> None:
         self.now = ambient.now
+        self.timers_now = timers_now or ambient.now
+        """The time that a timer counts from, in seconds since the epoch."""
         self.monotonic = ambient.monotonic
         self.random_token = ambient.token
         self._ids: list[str] = []

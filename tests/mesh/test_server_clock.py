@@ -103,6 +103,16 @@ def test_it_never_jumps_back_but_goes_slower_until_it_is_right(behind: float) ->
     assert bench.wrong == pytest.approx(0, abs=1e-6)
 
 
+def test_without_a_window_the_newest_stamp_counts_and_the_time_as_it_says_may_go_back() -> None:
+    bench = Bench()
+    clock = ServerClock(lambda: bench.at, lambda: 0.0, window_s=0.0)
+    for ahead in (0.0, 3600.0, -90.0, 0.0):
+        clock.observe(START + bench.at + ahead, bench.at, bench.at)
+        assert clock.newest() == START + bench.at + ahead
+        bench.at += 1.0
+        assert clock.newest() == START + bench.at + ahead
+
+
 def test_a_stamp_of_a_slow_request_counts_only_where_there_is_no_other() -> None:
     bench = Bench(own=3600.0)
     bench.hear(took=WIDEST_S * 8)

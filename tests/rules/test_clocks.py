@@ -11,6 +11,7 @@ import pytest
 
 from agentmesh.edge.publish import store
 from agentmesh.server_clock import WINDOW_S
+from agentmesh.subjects import StreamRole
 from agentmesh.wire import DEADLINE, TIMEOUT, format_time, parse_time
 from rules.scene import PATIENCE_S, Scene, do, open_gate, play
 from sim.server import EPOCH
@@ -131,6 +132,27 @@ def test_a_timer_of_an_owner_whose_clock_is_wrong_comes_when_it_is_due(wrong: fl
         assert began + 10 <= fired.at <= began + 10 + EARLY_S
 
     play(story, ahead={"n1": wrong})
+
+
+@pytest.mark.case(330)
+@pytest.mark.parametrize("wrong", WRONG_S)
+@pytest.mark.parametrize("leads", ["mail", "timer"])
+def test_a_timer_comes_when_it_is_due_whichever_stream_a_server_with_a_wrong_clock_leads(leads: StreamRole, wrong: float) -> None:
+    async def story(scene: Scene) -> None:
+        await scene.start("a")
+        scene.server.ahead = {scene.world.subjects.stream(leads): wrong}
+        await asyncio.sleep(WINDOW_S)
+        due = scene.world.subjects.due("a")
+        for number in range(2):
+            began = scene.world.loop.time()
+            if number:
+                await scene.mesh.set_timer("a", "t", "tick", after_s=10)
+            else:
+                await scene.mesh.ask("a", do(["notify_after", {"seconds": 10, "event": "tick"}]))
+            await scene.until(lambda after=number: len(scene.history("timer", due)) > after, "the timer fires")  # type: ignore[misc]
+            assert began + 10 <= scene.history("timer", due)[number].at <= began + 10 + EARLY_S
+
+    play(story)
 
 
 @pytest.mark.case(331)

@@ -20,12 +20,12 @@ _info = msgspec.json.Decoder(_LeadersTime)
 
 
 async def compare_clocks(
-    t: Transport, stream: str, clock: ServerClock, *, monotonic: Callable[[], float], timeout: float = 5.0
+    t: Transport, stream: str, *clocks: ServerClock, monotonic: Callable[[], float], timeout: float = 5.0
 ) -> None:
-    """Tell `clock` what time the leader of `stream` has: the clock by which it stamps what it stores.
+    """Tell `clocks` what time the leader of `stream` has: the clock by which it stamps what it stores.
 
     Args:
-        monotonic: the clock that `clock` reads.
+        monotonic: the clock that `clocks` read.
 
     Raises:
         ApiError: there is no such stream.
@@ -34,4 +34,6 @@ async def compare_clocks(
     sent = monotonic()
     info = _info.decode(await call_api(t, f"STREAM.INFO.{stream}", timeout=timeout))
     if info.ts is not None:
-        clock.observe(parse_time(info.ts), sent, monotonic())
+        stamp, heard = parse_time(info.ts), monotonic()
+        for clock in clocks:
+            clock.observe(stamp, sent, heard)

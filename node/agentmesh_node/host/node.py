@@ -118,6 +118,7 @@ class Node:
             boot=boot,
             epoch=number,
             ambient=self._ambient._replace(now=clock.now),
+            timers_now=self._server_time.timers_now,
             duplicate_window_s=await duplicate_window(self._t, self.subjects),
         )
         self._catalog = Catalog(self._services)

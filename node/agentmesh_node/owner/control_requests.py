@@ -240,7 +240,7 @@ def _needed(value: str | None, what: str) -> str:
 def _timer(services: Services, request: ControlRequest) -> SetTimer:
     if (request.at is None) == (request.after_s is None):
         raise BadRequest("set_timer needs either 'at' or 'after_s'")
-    due = wire.parse_time(request.at) if request.at is not None else services.now() + max(0.0, request.after_s or 0.0)
+    due = wire.parse_time(request.at) if request.at is not None else services.timers_now() + max(0.0, request.after_s or 0.0)
     wire.check_depth(request.event)
     size, limit = len(msgspec.json.encode(request.event)), outcome_limit(services.transport.max_payload, mailed=True)
     if size > limit:

@@ -49,7 +49,7 @@ class AgentFactory:
             return None
         limit = s.transport.max_payload - (128 << 10)
         ports = Ports(
-            now=s.now,
+            now=s.timers_now,
             monotonic=s.monotonic,
             token=lambda: s.random_token(8),
             limit=limit,

@@ -47,6 +47,7 @@ class Ports(msgspec.Struct, frozen=True):
     """The runner's ports: time, randomness, limits, facts, prices, metrics, threads."""
 
     now: Callable[[], float]
+    """The time that timers count from."""
     monotonic: Callable[[], float]
     token: Callable[[], str]
     limit: int
