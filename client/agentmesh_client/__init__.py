@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         Response,
         TimerSet,
         TurnEntry,
+        UnclaimedMail,
     )
     from agentmesh_client.streaming import (
         Ended,
@@ -77,6 +78,7 @@ __all__ = [
     "ToolResult",
     "ToolUse",
     "TurnEntry",
+    "UnclaimedMail",
     "Usage",
     "attachment",
     "connect",
@@ -98,6 +100,7 @@ _HOMES = {
         "Response",
         "TimerSet",
         "TurnEntry",
+        "UnclaimedMail",
     ),
     "agentmesh_client.streaming": (
         "Ended",

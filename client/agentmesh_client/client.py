@@ -39,11 +39,13 @@ from agentmesh_client.results import (
     Response,
     TimerSet,
     TurnEntry,
+    UnclaimedMail,
 )
 from agentmesh_client.retry import patiently
 from agentmesh_client.server_time import CallersClock
 from agentmesh_client.spec_cache import SpecCache
 from agentmesh_client.streaming import LiveTurn
+from agentmesh_client.unclaimed import Unclaimed
 from agentmesh_client.validation import instant, json_bytes, seconds
 
 CONTROL_S = 10.0
@@ -124,6 +126,7 @@ class Mesh:
         self._poller = Poller(transport, subjects, self._specs, self._control)
         self._historian = Historian(transport, subjects, self._specs)
         self._dead = DeadLetters(transport, subjects, self._specs, self._mailer, self._control)
+        self._unclaimed = Unclaimed(transport, subjects, registry)
         self._forget_gaps: Callable[[], None] | None = None
 
     async def open(self) -> None:
@@ -458,6 +461,14 @@ class Mesh:
     async def dead_letters(self, agent: str, content: bool = False, *, timeout: float = CONTROL_S) -> list[DeadLetter]:
         """Mail that an agent could not deal with, oldest first; with `content` the bodies too (case 210)."""
         return await patiently(lambda: self._dead.list(agent, content=content), seconds(timeout))
+
+    async def unclaimed_mail(self, agent: str | None = None, *, timeout: float = CONTROL_S) -> list[UnclaimedMail]:
+        """Mail for names that no agent has, a plain client's for one: by name, the oldest first, 1,000 names at most (case 293).
+
+        Args:
+            agent: only that name.
+        """
+        return await patiently(lambda: self._unclaimed.list(agent), seconds(timeout))
 
     async def retry_dead_letter(self, agent: str, seq: int, *, timeout: float = 30.0) -> str:
         """Send a dead letter again, without its deadline, and remove it. Returns the new ref.

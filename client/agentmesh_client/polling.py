@@ -10,7 +10,7 @@ from agentmesh.errors import NotFound, Unavailable
 from agentmesh.names import agent_name, token
 from agentmesh.outcomes import Asked, answers
 from agentmesh.subjects import Subjects
-from agentmesh.wire import ControlRequest, Outcome
+from agentmesh.wire import ControlRequest, ErrorBody, Outcome
 from agentmesh_client.control import Control, ControlReply
 from agentmesh_client.results import PollResult
 from agentmesh_client.spec_cache import SpecCache
@@ -41,7 +41,7 @@ class Poller:
                 agent, ControlRequest(op="poll", ref=ref), ControlReply, timeout=timeout, repeat=True
             )
         except NotFound:
-            return await self._last_look(agent, ref, message_id)
+            return await self._without_agent(agent, ref, message_id)
         except Unavailable:
             return await self._without_owner(agent, ref, message_id)
         if answer.outcome is not None:
@@ -78,6 +78,27 @@ class Poller:
         if stored is None:
             raise _unknown(agent, ref)
         return stored
+
+    async def _without_agent(self, agent: str, ref: str, message_id: str | None) -> PollResult:
+        """What is stored, where no agent has the name: a request may wait for one (docs/architecture.md#mail-for-nobody).
+
+        Raises:
+            NotFound: nothing is.
+        """
+        # In this order: what waits no longer at the second look has an outcome by then.
+        waits = await standing_prompt(self._transport, self._subjects, agent, ref)
+        stored = await self._stored(agent, ref, message_id)
+        if stored is not None:
+            return stored
+        if waits is None:
+            raise _unknown(agent, ref)
+        if await self._specs.read(agent) is not None:
+            return _PENDING  # it came behind the end of that name's last life, or a new one has just begun
+        message = (
+            f"no agent has the name {agent!r}: the request waits for one, for an hour by default; start it with "
+            f"`mesh start {agent} --kind KIND`"
+        )
+        return PollResult(status="pending", reason=ErrorBody(code=NotFound.code, message=message))
 
     async def _without_owner(self, agent: str, ref: str, message_id: str | None) -> PollResult:
         """What the stored mail shows while nobody owns the agent.

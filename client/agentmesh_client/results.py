@@ -51,6 +51,8 @@ class PollResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     status: Literal["pending", "completed"]
     outcome: Outcome | None = None
     """Set when `completed`; `outcome.ok` tells an answer from an error."""
+    reason: ErrorBody | None = None
+    """Why it is pending, where no agent has the name: the request waits for one to be started."""
 
     @property
     def done(self) -> bool:
@@ -141,6 +143,15 @@ class TurnEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     prompt: str | None = None
     """The first 1,000 characters, if content is asked for; the same holds for `answer`."""
     answer: str | None = None
+
+
+class UnclaimedMail(msgspec.Struct, frozen=True, kw_only=True):
+    """Mail for a name that no agent has: it waits for one, for an hour by default, and is dead letters then."""
+
+    agent: str
+    messages: int
+    oldest: dt.datetime
+    """When the oldest of them was stored."""
 
 
 class DeadLetter(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -231,11 +231,14 @@ def test_what_is_stored_and_cannot_be_used_is_named_with_what_to_do(server: Serv
                 for key in ("nodes.ghost", "placements.n1.x", "agents.typo"):
                     await registry.create(key, b"{")
                 await store(transport, subjects.journal("fine"), b"hello")
+                for name in ("fine", "nobody", "nobody"):
+                    await store(transport, subjects.inbox(name), b"hello")
                 found = await doctor.json(expect=exits.FAILED)
                 problems, warnings = " ".join(texts(found, "problem")), " ".join(texts(found, "warning"))
                 assert "the store has lost data of lost0, lost1, lost2, lost3, lost4 and 2 more: restore it" in problems
                 assert "newer cannot be run: upgrade it" in problems
                 assert "in the journals of fine" in warnings
+                assert "names that no agent has: nobody (messages: 2)" in warnings
                 assert all(key in warnings for key in ("nodes.ghost", "placements.n1.x", "agents.typo"))
                 shown, _ = await doctor.shell.run("ps")
                 assert "store_lost: gone" in shown and "unreadable_record: upgrade it" in shown
@@ -320,6 +323,7 @@ def test_the_weakest_part_decides(given: Facts, expected: str) -> None:
         ),
         (facts(stored=StoredFacts(foreign=[f"a{n}" for n in range(7)])), "warning", "a0, a1, a2, a3, a4 and 2 more: they are"),
         (facts(stored=StoredFacts(malformed=["nodes.x"])), "warning", "what is not the mesh's: nodes.x"),
+        (facts(stored=StoredFacts(unclaimed={"a": 2, "b": 1})), "warning", "no agent has: a, b (messages: 3); start"),
         (facts(nodes=[]), "problem", "no node is there"),
         (
             facts(stored=StoredFacts(waiting=[StuckAgent("a", "unavailable", "no such kind")])),

@@ -281,6 +281,8 @@ async def poll(name: AgentName, ref: Ref, /, *, timeout: float = 10.0, options: 
             printer.failure(outcome)
         return exits.FAILED
     printer.value(result, "pending" if outcome is None else outcome.text or "")
+    if result.reason is not None:
+        printer.note(result.reason.message)
     return exits.OK
 
 

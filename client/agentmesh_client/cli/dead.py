@@ -10,9 +10,10 @@ from agentmesh_client.cli import exits
 from agentmesh_client.cli.common import DEFAULTS, AgentName, Flag, Globals, session
 
 if TYPE_CHECKING:
-    from agentmesh_client import DeadLetter
+    from agentmesh_client import DeadLetter, UnclaimedMail
 
 Letter = Annotated[int, Parameter(help="The letter's number, as `mesh dead ls` shows it.")]
+Only = Annotated[str | None, Parameter(help="Only this name.")]
 
 app = App(name="dead", help="List, read, send again or remove mail that an agent could not deal with.")
 
@@ -35,8 +36,29 @@ async def ls(name: AgentName, /, *, content: Flag = False, options: Globals = DE
 
     async with session(options) as mesh:
         found = await mesh.dead_letters(name, content)
+        waiting = await mesh.unclaimed_mail(name)
     columns = ("LETTER", "LANE", "REF", "SINCE", "FROM", "REASON", "MESSAGE", *(("BODY",) if content else ()))
-    Printer(options).table(found, columns, row, nothing=f"{name} has no dead letters")
+    printer = Printer(options)
+    printer.table(found, columns, row, nothing=f"{name} has no dead letters")
+    for one in waiting:
+        printer.note(
+            f"no agent has the name {name}, and mail waits for one (messages: {one.messages}, the oldest stored "
+            f"{age(one.oldest.isoformat())} ago): start it with `mesh start {name} --kind KIND`, or it becomes dead letters"
+        )
+    return exits.OK
+
+
+@app.command
+async def unclaimed(name: Only = None, /, *, options: Globals = DEFAULTS) -> int:
+    """List the names that no agent has, and for which mail waits. It becomes dead letters after an hour by default."""
+    from agentmesh_client.cli.output import Printer, age
+
+    def row(one: UnclaimedMail) -> list[str]:
+        return [one.agent, str(one.messages), age(one.oldest.isoformat())]
+
+    async with session(options) as mesh:
+        found = await mesh.unclaimed_mail(name)
+    Printer(options).table(found, ("NAME", "MESSAGES", "OLDEST"), row, nothing="no mail waits for a name that no agent has")
     return exits.OK
 
 

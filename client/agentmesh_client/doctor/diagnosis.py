@@ -208,3 +208,10 @@ def _of_stored(facts: Facts) -> Iterator[Finding]:
             f"these keys of the registry hold what is not the mesh's: {some(facts.stored.malformed)}; it counts as none: delete "
             "it, and see who writes there",
         )
+    if facts.stored.unclaimed:
+        unclaimed = sorted(facts.stored.unclaimed)
+        yield Finding(
+            "warning",
+            f"mail waits for names that no agent has: {some(unclaimed)} (messages: {sum(facts.stored.unclaimed.values())}); start "
+            "such agents, or it becomes dead letters, after an hour by default (`mesh dead unclaimed`)",
+        )

@@ -7,13 +7,16 @@ from typing import Any
 
 import msgspec
 
+from agentmesh.edge.failures import ApiError
 from agentmesh.edge.journal_reader import is_foreign
+from agentmesh.edge.manage import count_all
 from agentmesh.edge.read import get_last_many
 from agentmesh.edge.registry import Entry, Registry, decode_epoch, decode_node, decode_placement, decode_spec
 from agentmesh.edge.transport import Transport
 from agentmesh.errors import BadRequest, MeshError, StoreLost, UnreadableRecord
 from agentmesh.subjects import Subjects
 from agentmesh.wire import Spec, SupervisorLease
+from agentmesh_client.unclaimed import counts
 
 GROUP = 1000
 MOST_JOURNALS = 10_000
@@ -41,12 +44,15 @@ class StoredFacts(msgspec.Struct, kw_only=True):
     """Keys of the registry whose values are of foreign form."""
     waiting: list[StuckAgent] = []
     """Agents that no live node has, and why."""
+    unclaimed: dict[str, int] = {}
+    """Names that no agent has, with the number of messages that wait for one."""
 
 
 async def look(transport: Transport, subjects: Subjects) -> StoredFacts:
     """Read the registry, and the ends of the journals. What this user may not read stays empty."""
     found = StoredFacts()
     try:
+        mail = await _mail(transport, subjects)
         entries, _ = await Registry(transport, subjects).load()
         specs: dict[str, Spec] = {}
         places: set[tuple[str, str]] = set()
@@ -64,12 +70,21 @@ async def look(transport: Transport, subjects: Subjects) -> StoredFacts:
             for name, spec in sorted(specs.items())
             if spec.status == "wanted" and name not in placed and (spec.reason is None or spec.reason.code not in _STUCK)
         ]
+        found.unclaimed = counts(subjects, mail, {entry.key for entry in entries})
         names = sorted(name for name, spec in specs.items() if spec.status != "stopped")[:MOST_JOURNALS]
         for start in range(0, len(names), GROUP):
             found.foreign += await _foreign(transport, subjects, names[start : start + GROUP])
     except MeshError:
         return found
     return found
+
+
+async def _mail(transport: Transport, subjects: Subjects) -> dict[str, int]:
+    """The subjects of the mail stream, with their counts; nothing, where they cannot be had."""
+    try:
+        return (await count_all(transport, subjects.stream("mail"), timeout=LOOK_S)).subjects
+    except (MeshError, ApiError):
+        return {}
 
 
 def _waiting(name: str, spec: Spec) -> StuckAgent:

@@ -54,7 +54,7 @@ from agentmesh_node.supervisor.membership import Membership
 from agentmesh_node.supervisor.placement_writer import PlacementWriter, needs_reason
 from agentmesh_node.supervisor.registry_index import RegistryIndex
 from agentmesh_node.supervisor.spec_repair import SpecRepair
-from agentmesh_node.supervisor.unclaimed_mail import UnclaimedMail
+from agentmesh_node.supervisor.unclaimed_mail import UnclaimedMailFinder
 
 PATTERNS = ("agents.>", "nodes.*", "placements.>")
 """Registry keys that a supervisor follows."""
@@ -144,7 +144,7 @@ class Supervisor:
             now,
         )
         self._formats = Formats(registry, ambient.monotonic)
-        self._unclaimed = UnclaimedMail(
+        self._unclaimed = UnclaimedMailFinder(
             transport,
             subjects,
             registry,

@@ -92,7 +92,7 @@ def beyond(kept: Mapping[str, Sequence[Waiting]], *, before: float, names: int, 
     return Beyond(aged, crowded)
 
 
-class UnclaimedMail:
+class UnclaimedMailFinder:
     """Looks while `run` runs, `may_act()` holds and every process reads what this build writes (`reads_all()`).
 
     `is_known(agent)` says whether the name has a spec, as far as this supervisor knows.

@@ -17,7 +17,7 @@ from agentmesh_node.settings import SupervisorSettings
 from agentmesh_node.supervisor import unclaimed_mail
 from agentmesh_node.supervisor.decision_log import DecisionLog
 from agentmesh_node.supervisor.registry_index import RegistryIndex
-from agentmesh_node.supervisor.unclaimed_mail import OVERHEAD, UnclaimedMail, Waiting, beyond
+from agentmesh_node.supervisor.unclaimed_mail import OVERHEAD, UnclaimedMailFinder, Waiting, beyond
 from node.simulated import SimulatedNode, simulate
 
 AGE_S = 100.0
@@ -62,7 +62,7 @@ class Look:
         self.reads_all = True
         node.world.ahead[name] = ahead_s
         ambient = node.world.ambient(name)
-        self.part = UnclaimedMail(
+        self.part = UnclaimedMailFinder(
             node.transport,
             node.subjects,
             node.registry,
