@@ -15,6 +15,9 @@ from agentmesh.records import Bury, Resolve, SendMail
 from agentmesh.subjects import Subjects
 from agentmesh.wire import Spec
 
+REASON = "Mesh-Reason"
+"""Header of a dead letter: the code of the error for which it is one."""
+
 
 async def send_outcome(t: Transport, effect: Resolve) -> None:
     """Send the outcome to the caller, if it waits on a subject.
@@ -62,7 +65,7 @@ async def bury(t: Transport, subjects: Subjects, agent: str, effect: Bury, *, or
         if page.messages and page.messages[0].seq == effect.seq:
             body = page.messages[0].data
             headers = _kept(page.messages[0].headers)
-    headers["Mesh-Reason"] = effect.reason.code
+    headers[REASON] = effect.reason.code
     headers["Mesh-Reason-Text"] = legible(" ".join(effect.reason.message.split())[:500])
     headers["Mesh-Lane"] = effect.lane
     headers["Mesh-Ref"] = str(effect.seq)

@@ -212,6 +212,6 @@ def _of_stored(facts: Facts) -> Iterator[Finding]:
         unclaimed = sorted(facts.stored.unclaimed)
         yield Finding(
             "warning",
-            f"mail waits for names that no agent has: {some(unclaimed)} (messages: {sum(facts.stored.unclaimed.values())}); start "
-            "such agents, or it becomes dead letters, after an hour by default (`mesh dead unclaimed`)",
+            f"mail waits for names that no agent has: {some(unclaimed)} (messages: {sum(facts.stored.unclaimed.values())}); "
+            "start such agents, or it becomes dead letters, after an hour by default (`mesh dead unclaimed`)",
         )

@@ -69,6 +69,8 @@ class UnclaimedSweep:
         self._journal = journal
         self._token = token
         self._now = now
+        self._odd: set[str] = set()
+        """Names that cannot be dealt with: each is reported once."""
 
     async def end(self, agent: str, upto: int, reason: ErrorBody, moment: Moment) -> int:
         """End the mail of `agent` up to the sequence `upto` with `reason`, and finish what was begun before. Returns how many
@@ -83,7 +85,9 @@ class UnclaimedSweep:
         contents = await self._journal.read(agent)
         ledger, last = fold(contents.records)
         if contents.wiped or (ledger is not None and not _is_over(ledger)):
-            log.warning("mail waits for a name whose spec is gone, and whose life is not over", extra={"agent": agent})
+            if agent not in self._odd:
+                self._odd.add(agent)
+                log.warning("mail waits for a name whose spec is gone, and whose life is not over", extra={"agent": agent})
             return 0
         if ledger is None:
             ledger = Ledger(incarnation=self._token(8), epoch=moment.epoch, phase="over")

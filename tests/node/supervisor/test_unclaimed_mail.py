@@ -14,44 +14,16 @@ from agentmesh.edge.registry import Entry
 from agentmesh.subjects import LANES, spec_key
 from agentmesh.wire import AgentStatus, encode
 from agentmesh_node.settings import SupervisorSettings
-from agentmesh_node.supervisor import unclaimed_mail
+from agentmesh_node.supervisor import unclaimed_table
 from agentmesh_node.supervisor.decision_log import DecisionLog
 from agentmesh_node.supervisor.registry_index import RegistryIndex
-from agentmesh_node.supervisor.unclaimed_mail import OVERHEAD, UnclaimedMailFinder, Waiting, beyond
+from agentmesh_node.supervisor.unclaimed_mail import UnclaimedMailFinder
+from agentmesh_node.supervisor.unclaimed_table import OVERHEAD
 from node.simulated import SimulatedNode, simulate
 
 AGE_S = 100.0
 
 
-# --- the bounds -----------------------------------------------------------------------------------------------------
-def waiting(*seqs: int, size: int = 10) -> list[Waiting]:
-    """Messages of which each was stored at the second of its number."""
-    return [Waiting(seq, float(seq), size) for seq in seqs]
-
-
-def test_what_is_old_is_beyond_the_bound_and_what_is_younger_stays() -> None:
-    kept = {"a": waiting(1, 5, 9), "b": waiting(6), "c": waiting(5)}
-    assert beyond(kept, before=5.0, names=9, size=999) == ({"a": 5, "c": 5}, {})
-
-
-def test_of_too_many_names_those_with_the_oldest_mail_go_first_with_all_that_they_have() -> None:
-    kept = {"a": waiting(3), "b": waiting(1, 9), "c": waiting(2), "d": waiting(4)}
-    assert beyond(kept, before=0.0, names=2, size=999) == ({}, {"b": 9, "c": 2})
-
-
-def test_of_too_many_bytes_the_oldest_messages_go_first() -> None:
-    kept = {"a": waiting(1, 4), "b": waiting(2, 3)}
-    assert beyond(kept, before=0.0, names=9, size=40) == ({}, {})
-    assert beyond(kept, before=0.0, names=9, size=39) == ({}, {"a": 1})
-    assert beyond(kept, before=0.0, names=9, size=10) == ({}, {"a": 1, "b": 3})
-
-
-def test_what_is_old_does_not_count_for_the_bounds() -> None:
-    kept = {"a": waiting(1), "b": waiting(2), "c": waiting(3)}
-    assert beyond(kept, before=1.0, names=2, size=20) == ({"a": 1}, {})
-
-
-# --- the look -------------------------------------------------------------------------------------------------------
 class Look:
     """One that looks, and what its supervisor knows."""
 
@@ -174,8 +146,22 @@ def test_beyond_the_bounds_of_names_and_bytes_the_oldest_mail_is_ended_first() -
     simulate(story)
 
 
+@pytest.mark.case(292)
+def test_beyond_the_bounds_the_oldest_dead_letters_of_such_mail_go_too() -> None:
+    async def story(node: SimulatedNode) -> None:
+        look = Look(node, unclaimed_names=1, unclaimed_bytes=100_000)
+        await store(node.others, node.subjects.dead("a"), b"of an agent", headers={"Mesh-Reason": "bad_request"})
+        for agent in ("a", "b", "c", "d"):
+            await node.mail(agent, agent.encode())
+        await look.part.look()
+        assert look.lane("d") == [4], "the youngest name stays"
+        assert [look.dead(agent) for agent in "abc"] == [[b"of an agent"], [], [b"c"]]
+
+    simulate(story)
+
+
 def test_names_that_are_too_many_for_one_look_follow_in_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(unclaimed_mail, "MOST_READ", 2)
+    monkeypatch.setattr(unclaimed_table, "MOST_READ", 2)
 
     async def story(node: SimulatedNode) -> None:
         look = Look(node, unclaimed_names=0)
