@@ -6,8 +6,8 @@ import pytest
 from msgspec import structs
 
 from agentmesh.ownership import Claim, Verdict, judge
-from agentmesh.records import Ledger
-from agentmesh.wire import AgentStatus, Spec
+from agentmesh.records import Ledger, LifePhase, Open, Resolve
+from agentmesh.wire import AgentStatus, Outcome, Spec
 
 SPEC = Spec(kind="K", incarnation="life", status="running")
 CLAIM = Claim(node="n2", boot="new", epoch=1, generation=10, incarnation="life")
@@ -53,6 +53,16 @@ def test_after_a_stopped_record_or_a_tombstone_nobody_activates_that_incarnation
     spec = structs.replace(SPEC, status=status)
     assert verdict(spec=spec, ledger=structs.replace(OLDER, phase="stopped")).act == "finish"
     assert verdict(spec=spec, ledger=structs.replace(OLDER, phase="over")).act == "over"
+
+
+@pytest.mark.parametrize(("phase", "inherited"), [("over", True), ("stopped", False), ("ready", False)])
+def test_a_new_life_gives_the_answers_that_a_sweep_behind_the_end_of_the_last_has_left_open(
+    phase: LifePhase, inherited: bool
+) -> None:
+    due = {"1.7.0": Open(Resolve(outcome=Outcome(agent="a", ref="3", ok=False)), "n", 1.0)}
+    found = verdict(ledger=structs.replace(OLDER, incarnation="former", phase=phase, effects=due))
+    assert found.ledger is not None
+    assert found.ledger.effects == (due if inherited else {})
 
 
 def test_positions_and_newest_origins_belong_to_the_name_and_all_else_to_the_life() -> None:
