@@ -176,15 +176,16 @@ def test_names_that_are_too_many_for_one_look_follow_in_the_next(monkeypatch: py
 
 def test_what_a_leader_that_died_has_begun_is_finished_at_once_by_the_next() -> None:
     async def story(node: SimulatedNode) -> None:
-        look = Look(node, unclaimed_names=0)
+        look = Look(node)
         seq = await node.mail("a", b"hello")
+        await node.pass_time(AGE_S + 1.0)
         results = node.subjects.stream("result")
         node.faults.leaderless.add(results)
         await look.part.look()  # the record stands, the outcome cannot be stored
         assert node.logged("mail for nobody cannot be ended now", logging.WARNING)
         assert look.error("a", seq) is None
         node.faults.leaderless.discard(results)
-        other = Look(node, name="s2")  # its own bounds do not ask for it
+        other = Look(node, name="s2", unclaimed_age_s=3600.0)  # its own bounds do not ask for it
         await other.part.look()
         assert other.error("a", seq) == "not_found"
         assert other.lane("a") == []
