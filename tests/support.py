@@ -41,8 +41,10 @@ from agentmesh.records import Record, encode_record
 
 MEMORY = Path("/dev/shm")
 """Where stores are that need not outlive a power cut, if there is room. On a disk each costs more time in the kernel."""
+_RESERVABLE = "1TB"
+"""What streams may reserve: a mesh reserves more than it will ever store, and a server has many, one for each test."""
 _ROOM = 4 << 30
-"""Bytes: a server takes three quarters of what is free for its limit."""
+"""Bytes."""
 START_S = 60.0
 """How long a server, or a cluster's first election, may take."""
 _POLL_S = 0.01
@@ -338,6 +340,7 @@ class Server:
             f"listen: 127.0.0.1:{self._port}",
             "http: 127.0.0.1:-1",
             f'jetstream {{ store_dir: "{self._dir}/js"',
+            f'  max_file_store: "{_RESERVABLE}"',
             "  sync_interval: always" if self._durable else "",
             self.jetstream,
             "}",
