@@ -375,6 +375,10 @@ class Server:
         with urllib.request.urlopen(f"{self._monitor}/{path}", timeout=5) as response:
             return json.load(response)
 
+    def streams(self) -> list[Path]:
+        """The directories of its streams, each named as its stream: to be copied and put back while it does not run."""
+        return sorted((self._dir / "js" / "jetstream" / "$G" / "streams").iterdir())
+
     def stop(self) -> None:
         """End it in order. The store and the port stay for `restart`."""
         self._end(signal.SIGTERM)

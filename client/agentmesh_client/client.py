@@ -232,16 +232,21 @@ class Mesh:
         headers = {} if deadline is None else {wire.DEADLINE: instant(deadline, "deadline")}
         await self._send(self.subjects.notify, agent, body, headers, key=idempotency_key, timeout=seconds(timeout))
 
-    async def poll(self, agent: str, ref: str, *, timeout: float = CONTROL_S) -> PollResult:
+    async def poll(self, agent: str, ref: str, *, idempotency_key: str | None = None, timeout: float = CONTROL_S) -> PollResult:
         """What became of a request: the stored outcome, or that it is pending.
 
-        While nobody owns the agent, a prompt that lies in its mailbox is pending.
+        While nobody owns the agent, a prompt that lies in its mailbox is pending. `outcome.stored` says when the prompt was
+        stored: should mail have been put back to an older state, another prompt may have had this ref.
+
+        Args:
+            idempotency_key: the prompt's, if it had one: an outcome of a prompt with another one is refused.
 
         Raises:
-            NotFound: no such request, or its result is no longer kept.
+            NotFound: no such request, its result is no longer kept, or what is stored answers another prompt.
             Unavailable: only the owner could tell, and there is none now.
         """
-        return await self._poller.poll(agent, ref, timeout=seconds(timeout))
+        message_id = None if idempotency_key is None else self._mailer.message_id(agent, idempotency_key)
+        return await self._poller.poll(agent, ref, message_id=message_id, timeout=seconds(timeout))
 
     # --- control --------------------------------------------------------------------------------------------------
     async def status(self, agent: str, content: bool = False, *, timeout: float = CONTROL_S) -> Status:

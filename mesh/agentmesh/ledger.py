@@ -14,6 +14,7 @@ from typing import Any
 from msgspec import UNSET, Raw, structs
 
 from agentmesh.formats import FIRST
+from agentmesh.outcomes import Answered, answered_by
 from agentmesh.records import (
     NOTHING,
     Awaited,
@@ -232,6 +233,12 @@ def fold(records: Iterable[tuple[int, Record]]) -> tuple[Ledger | None, int]:
 def journal_version(records: Iterable[tuple[int, Record]]) -> int:
     """The version that a reader of `records` (sequence, record; oldest first) must know: their newest record's."""
     return max((record.v for _, record in records), default=FIRST)
+
+
+def newest_answered(records: Iterable[tuple[int, Record]]) -> Answered | None:
+    """The message with the largest sequence among those that `records` answer; None if none of them says which it answers."""
+    effects = (effect for _, record in records for effect in record.effects if isinstance(effect, Resolve))
+    return max((answered for effect in effects if (answered := answered_by(effect.outcome)) is not None), default=None)
 
 
 def _detached(ledger: Ledger) -> Ledger:

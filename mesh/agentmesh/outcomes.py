@@ -7,6 +7,8 @@ message: by that one's `Nats-Msg-Id`, and by the time when the server stored it 
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import msgspec
@@ -18,6 +20,8 @@ ID_LENGTH = 256
 """Characters of a `Nats-Msg-Id` that an outcome repeats, at most: an id may be longer than the outcome could be."""
 SAME_CLOCK_S = 1.0
 """An outcome that does not name its message may have been stored so much before it: by two servers, whose clocks differ."""
+OTHER_CLOCK_S = 60.0
+"""By how much a message may seem to be older than the one before it: another server leads the stream by then."""
 
 
 class Asked(NamedTuple):
@@ -27,6 +31,19 @@ class Asked(NamedTuple):
     """Its `Nats-Msg-Id`; None: it had none, or it is not known."""
     stored: float | None = None
     """When the server stored it (seconds since 1970); None: that is not known."""
+
+
+class Answered(NamedTuple):
+    """A message of the mail that was consumed and answered: its sequence, and when the server stored it (seconds since 1970)."""
+
+    seq: int
+    stored: float
+
+
+def answered_by(outcome: Outcome) -> Answered | None:
+    """The message that an outcome answers; None if it does not name it."""
+    stored = message_named(outcome).stored
+    return Answered(int(outcome.ref), stored) if stored is not None and outcome.ref.isdecimal() else None
 
 
 def id_in_outcome(msg_id: str | None) -> str | None:
@@ -52,6 +69,20 @@ def answers(outcome: Outcome, asked: Asked, at: float) -> bool:
     if asked.stored is not None and _time(outcome.stored) != asked.stored:
         return False
     return asked.msg_id is None or outcome.msg_id == id_in_outcome(asked.msg_id)
+
+
+def given_again(messages: Iterable[tuple[int, float]]) -> bool:
+    """Whether some of these messages have got their sequences a second time: a later one is older.
+
+    Args:
+        messages: sequence of each, and when the server stored it (seconds since 1970).
+    """
+    newest = -math.inf
+    for _, stored in sorted(messages, key=lambda message: (message[0], -message[1])):
+        if stored < newest - OTHER_CLOCK_S:
+            return True
+        newest = max(newest, stored)
+    return False
 
 
 def _time(text: str) -> float | None:

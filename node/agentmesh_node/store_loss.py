@@ -14,11 +14,14 @@ import logging
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
+from agentmesh.edge.failures import EDGE_ERRORS
 from agentmesh.edge.journal_reader import JournalReader, is_foreign
 from agentmesh.edge.manage import stream_state
 from agentmesh.edge.read import StoredMessage, get_last, get_last_many
+from agentmesh.edge.results import OlderMail, describe, is_replaced, older_mail
 from agentmesh.edge.transport import Message, Transport
 from agentmesh.errors import Fenced, StoreLost
+from agentmesh.outcomes import Answered
 from agentmesh.subjects import LANES, Subjects
 
 log = logging.getLogger("agentmesh.node")
@@ -35,6 +38,8 @@ class Acknowledged(NamedTuple):
     """Sequence of its newest record."""
     positions: dict[str, int]
     """Per lane, the sequence up to which it has consumed."""
+    answered: Answered | None = None
+    """The newest message of the mail that it is known to have answered."""
 
 
 async def lost_journals(
@@ -94,8 +99,11 @@ class StreamEnds:
         self._subjects = subjects
         self._known: dict[str, int] = {}
         """Per stream, a sequence that it has given. Streams only grow, unless a server comes back with an older store."""
+        self._compared: set[str] = set()
+        """Agents of which a message that they have answered was looked at since the last gap: what they have consumed since is of
+        the same stream."""
         self._looking = asyncio.Lock()
-        self._forget_gaps = transport.on_gap(self._known.clear)
+        self._forget_gaps = transport.on_gap(self._doubt)
 
     def close(self) -> None:
         """No longer listen for gaps."""
@@ -106,6 +114,33 @@ class StreamEnds:
         if lane in LANES:
             with contextlib.suppress(KeyError, ValueError):
                 self._note(LANES[lane].stream, int(message.headers["Nats-Sequence"]))
+
+    def _doubt(self) -> None:
+        self._known.clear()
+        self._compared.clear()
+
+    async def lost_mail(self, known: Mapping[str, Acknowledged]) -> set[str]:
+        """The agents in `known` of which the mail or timer streams have lost something that they had consumed.
+
+        Raises:
+            ApiError, Unavailable: the store cannot be read now.
+        """
+        lost = await self.beyond({name: one.positions for name, one in known.items()})
+        others = {name: one.answered for name, one in known.items() if one.answered is not None and name not in lost}
+        return lost | await self._given_again(others)
+
+    async def _given_again(self, answered: Mapping[str, Answered]) -> set[str]:
+        """The agents in `answered` whose newest answered message has another one in its place: the stream was put back, and has
+        grown again since. (A message that was purged since says nothing.)"""
+        lost: set[str] = set()
+        for name, message in answered.items():
+            if name in self._compared:
+                continue
+            if await is_replaced(self._t, self._subjects, message):
+                lost.add(name)
+            else:
+                self._compared.add(name)
+        return lost
 
     async def beyond(self, positions: Mapping[str, Mapping[str, int]]) -> set[str]:
         """The agents in `positions` (each with its positions by lane) that have consumed more than the streams have ever given.
@@ -140,3 +175,20 @@ class StreamEnds:
 
     def _note(self, stream: str, seq: int) -> None:
         self._known[stream] = max(seq, self._known.get(stream, 0))
+
+
+async def report_older_mail(t: Transport, subjects: Subjects) -> None:
+    """Log it if the mail was put back to an older state than the results: new requests get the refs of old ones then."""
+    older: OlderMail | None = None
+    for look in range(2):
+        if look:
+            await asyncio.sleep(PROOF_S)  # a server that has just become the leader may lag behind itself
+        try:
+            older = await older_mail(t, subjects)
+        except EDGE_ERRORS as error:
+            log.debug("mail and results cannot be compared now: %s", error)
+            return
+        if older is None:
+            return
+    assert older is not None
+    log.critical("%s", describe(older), extra={"answered": older.answered, "end": older.end})

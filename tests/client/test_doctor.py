@@ -18,6 +18,7 @@ from agentmesh.edge.connection import connect
 from agentmesh.edge.manage import stream_state
 from agentmesh.edge.publish import store
 from agentmesh.edge.registry import Registry
+from agentmesh.edge.results import OlderMail
 from agentmesh.edge.streams import ensure
 from agentmesh.subjects import SUPERVISOR_KEY, Subjects, node_key, spec_key
 from agentmesh.wire import AgentStatus, NodeLease, Spec, SupervisorLease
@@ -324,6 +325,7 @@ def test_the_weakest_part_decides(given: Facts, expected: str) -> None:
         (facts(stored=StoredFacts(foreign=[f"a{n}" for n in range(7)])), "warning", "a0, a1, a2, a3, a4 and 2 more: they are"),
         (facts(stored=StoredFacts(malformed=["nodes.x"])), "warning", "what is not the mesh's: nodes.x"),
         (facts(stored=StoredFacts(unclaimed={"a": 2, "b": 1})), "warning", "no agent has: a, b (messages: 3); start"),
+        (facts(stored=StoredFacts(older_mail=OlderMail(9, 5))), "problem", "request 9 is answered, the mail ends at 5"),
         (facts(nodes=[]), "problem", "no node is there"),
         (
             facts(stored=StoredFacts(waiting=[StuckAgent("a", "unavailable", "no such kind")])),

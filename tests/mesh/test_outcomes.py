@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from msgspec import structs
 
-from agentmesh.outcomes import ID_LENGTH, SAME_CLOCK_S, Asked, answers, capped, id_in_outcome, message_named
+from agentmesh.outcomes import (
+    ID_LENGTH,
+    OTHER_CLOCK_S,
+    SAME_CLOCK_S,
+    Asked,
+    answered_by,
+    answers,
+    capped,
+    given_again,
+    id_in_outcome,
+    message_named,
+)
 from agentmesh.wire import Outcome, encode_outcome, parse_time
 
 STORED = "2026-11-30T15:20:31.123456789Z"
@@ -57,3 +68,16 @@ def test_a_long_id_stands_shortened_in_its_outcome() -> None:
     assert len(encode_outcome(capped(named, limit))) <= limit, "what is told in its place fits"
     assert capped(named, limit).msg_id == named.msg_id and capped(named, limit).stored == STORED
     assert id_in_outcome(None) is None
+
+
+def test_sequences_are_given_again_where_a_later_one_is_older() -> None:
+    assert not given_again([])
+    assert not given_again([(3, AT + 2), (1, AT), (2, AT + 1)])
+    assert not given_again([(1, AT + OTHER_CLOCK_S / 2), (2, AT)]), "two servers' clocks"
+    assert given_again([(5, AT), (2, AT + 2 * OTHER_CLOCK_S)])
+    assert given_again([(5, AT), (5, AT + 2 * OTHER_CLOCK_S)]), "two messages of one sequence"
+
+
+def test_the_message_that_was_answered_is_known_from_its_outcome() -> None:
+    assert answered_by(OUTCOME) == (7, AT)
+    assert answered_by(OLD) is None and answered_by(structs.replace(OUTCOME, ref="c1")) is None

@@ -5,11 +5,16 @@ from __future__ import annotations
 import pytest
 
 from agentmesh.edge.failures import ApiError
+from agentmesh.edge.manage import purge
+from agentmesh.edge.read import read_all
+from agentmesh.edge.results import store_outcome
 from agentmesh.edge.transport import Message
 from agentmesh.errors import Unavailable
+from agentmesh.outcomes import Answered
 from agentmesh.subjects import StreamRole
+from agentmesh.wire import Outcome
 from agentmesh_node import store_loss
-from agentmesh_node.store_loss import PROOF_S, StreamEnds, lost_journals
+from agentmesh_node.store_loss import PROOF_S, Acknowledged, StreamEnds, lost_journals, report_older_mail
 from node.simulated import SimulatedNode, simulate
 
 
@@ -83,6 +88,68 @@ def test_nothing_is_asked_about_no_agents() -> None:
         assert await node.services.ends.beyond({}) == set()
         assert await node.services.ends.beyond({"new": {}}) == set()
         assert node.transport.requests == []
+
+    simulate(story)
+
+
+# --- mail that has taken the place of other mail ----------------------------------------------------------------------
+def test_an_agent_whose_answered_message_was_replaced_by_another_has_lost_mail() -> None:
+    async def story(node: SimulatedNode) -> None:
+        for name in ("whole", "moved", "purged"):
+            await node.mail(name)
+        stored = {m.subject: m for m in await read_all(node.others, node.subjects.stream("mail"), node.subjects.inbox("*"))}
+        answered = {name: Answered((m := stored[node.subjects.inbox(name)]).seq, m.time) for name in ("whole", "moved", "purged")}
+        answered["moved"] = answered["moved"]._replace(stored=answered["moved"].stored - 3600)
+        await purge(node.others, node.subjects.stream("mail"), node.subjects.inbox("purged"))
+        known = {name: Acknowledged(1, {"inbox": one.seq}, one) for name, one in answered.items()}
+        known["silent"] = Acknowledged(1, {"inbox": 1})
+        ends = StreamEnds(node.transport, node.subjects)
+        assert await ends.lost_mail(known) == {"moved"}
+        reads = node.transport.requests.count(f"$JS.API.STREAM.MSG.GET.{node.subjects.stream('mail')}")
+        assert await ends.lost_mail(known) == {"moved"}
+        again = node.transport.requests.count(f"$JS.API.STREAM.MSG.GET.{node.subjects.stream('mail')}")
+        assert (reads, again) == (3, 4), "what was found in its place is looked at again after a gap only"
+
+    simulate(story)
+
+
+def test_after_a_gap_the_mail_is_looked_at_again() -> None:
+    async def story(node: SimulatedNode) -> None:
+        seq = await node.mail("a")
+        (message,) = await read_all(node.others, node.subjects.stream("mail"), node.subjects.inbox("a"))
+        ends = StreamEnds(node.transport, node.subjects)
+        known = {"a": Acknowledged(1, {"inbox": seq}, Answered(seq, message.time))}
+        assert await ends.lost_mail(known) == set()
+        stream = node.server.streams[node.subjects.stream("mail")]
+        node.net.stop_server()
+        stream.restore((seq - 1, []))
+        await node.pass_time(1.0)
+        node.net.start_server()
+        await node.until(lambda: node.transport.connected, "the connection")
+        assert await ends.lost_mail(known) == {"a"}, "the stream ends before it"
+        assert await node.mail("b") == seq
+        assert await ends.lost_mail(known) == {"a"}, "another has its place"
+        ends.close()
+
+    simulate(story)
+
+
+def test_mail_that_is_older_than_the_results_is_reported_once_it_is_sure() -> None:
+    async def story(node: SimulatedNode) -> None:
+        def reports() -> list[str]:
+            return [line.getMessage() for line in node.logs if line.levelname == "CRITICAL"]
+
+        await report_older_mail(node.transport, node.subjects)
+        await store_outcome(node.others, node.subjects, Outcome(agent="a", ref="1", ok=True))
+        await report_older_mail(node.transport, node.subjects)
+        (said,) = reports()
+        assert "request 1 is answered, the mail ends at 0" in said
+        node.loop.call_later(PROOF_S / 2, lambda: node.world.process("others").spawn(node.mail("a")))
+        await report_older_mail(node.transport, node.subjects)
+        assert len(reports()) == 1, "the leader had lagged behind itself"
+        node.faults.leaderless.add(node.subjects.stream("result"))
+        await report_older_mail(node.transport, node.subjects)
+        assert len(reports()) == 1
 
     simulate(story)
 

@@ -260,20 +260,26 @@ async def _tell(name: str, text: str, timeout: float, extras: PromptFlags, optio
     return exits.OK
 
 
-async def poll(name: AgentName, ref: Ref, /, *, timeout: float = 10.0, options: Globals = DEFAULTS) -> int:
-    """Show what became of a request: its answer, its error, or `pending`.
+async def poll(
+    name: AgentName, ref: Ref, /, *, key: str | None = None, timeout: float = 10.0, options: Globals = DEFAULTS
+) -> int:
+    """Show what became of a request: its answer, its error, or `pending`; and when it was asked.
 
     Parameters
     ----------
+    key
+        The prompt's idempotency key, if it had one: the answer to a prompt with another one is refused.
     timeout
         Seconds to wait for the agent's owner.
     """
-    from agentmesh_client.cli.output import Printer
+    from agentmesh_client.cli.output import Printer, age
 
     printer = Printer(options)
     async with session(options, timeout) as mesh:
-        result = await mesh.poll(name, ref, timeout=timeout)
+        result = await mesh.poll(name, ref, idempotency_key=key, timeout=timeout)
     outcome = result.outcome
+    if outcome is not None and outcome.stored is not None:
+        printer.note(f"asked {age(outcome.stored)} ago, at {outcome.stored}")
     if outcome is not None and not outcome.ok:
         if printer.as_json:
             printer.value(result, "")

@@ -7,6 +7,7 @@ from typing import Literal
 
 import msgspec
 
+from agentmesh.edge.results import describe
 from agentmesh.edge.streams import MIN_SERVER
 from agentmesh.errors import StoreLost
 from agentmesh_client.doctor import clocks, settings
@@ -215,3 +216,6 @@ def _of_stored(facts: Facts) -> Iterator[Finding]:
             f"mail waits for names that no agent has: {some(unclaimed)} (messages: {sum(facts.stored.unclaimed.values())}); "
             "start such agents, or it becomes dead letters, after an hour by default (`mesh dead unclaimed`)",
         )
+    older = facts.stored.older_mail
+    if older is not None:
+        yield Finding("problem", describe(older))

@@ -1,4 +1,5 @@
-"""What a mesh has stored that no process of it can use: agents that cannot be run, and messages that are not the mesh's."""
+"""What a mesh has stored that no process of it can use: agents that cannot be run, messages that are not the mesh's, and streams
+that were not put back together."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ from agentmesh.edge.journal_reader import is_foreign
 from agentmesh.edge.manage import count_all
 from agentmesh.edge.read import get_last_many
 from agentmesh.edge.registry import Entry, Registry, decode_epoch, decode_node, decode_placement, decode_spec
+from agentmesh.edge.results import OlderMail, older_mail
 from agentmesh.edge.transport import Transport
 from agentmesh.errors import BadRequest, MeshError, StoreLost, UnreadableRecord
 from agentmesh.subjects import Subjects
@@ -46,6 +48,8 @@ class StoredFacts(msgspec.Struct, kw_only=True):
     """Agents that no live node has, and why."""
     unclaimed: dict[str, int] = {}
     """Names that no agent has, with the number of messages that wait for one."""
+    older_mail: OlderMail | None = None
+    """Set if the mail was put back to an older state than the results."""
 
 
 async def look(transport: Transport, subjects: Subjects) -> StoredFacts:
@@ -74,7 +78,8 @@ async def look(transport: Transport, subjects: Subjects) -> StoredFacts:
         names = sorted(name for name, spec in specs.items() if spec.status != "stopped")[:MOST_JOURNALS]
         for start in range(0, len(names), GROUP):
             found.foreign += await _foreign(transport, subjects, names[start : start + GROUP])
-    except MeshError:
+        found.older_mail = await older_mail(transport, subjects, timeout=LOOK_S)
+    except (MeshError, ApiError):
         return found
     return found
 

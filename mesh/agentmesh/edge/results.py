@@ -11,11 +11,12 @@ from typing import NamedTuple
 import msgspec
 
 from agentmesh.edge.failures import WrongLastSequence
+from agentmesh.edge.manage import stream_state
 from agentmesh.edge.publish import store
-from agentmesh.edge.read import StoredMessage, get_last, get_last_direct, get_next, read_all
+from agentmesh.edge.read import StoredMessage, get_last, get_last_direct, get_next, read, read_all
 from agentmesh.edge.transport import Transport
 from agentmesh.errors import Unavailable
-from agentmesh.outcomes import Asked, answers, message_named
+from agentmesh.outcomes import Answered, Asked, answered_by, answers, given_again, message_named
 from agentmesh.subjects import LANES, Subjects
 from agentmesh.wire import MSG_ID, Outcome, decode_outcome, encode_outcome
 
@@ -24,6 +25,8 @@ TRIES = 5
 LAST_REF = 2**63 - 1
 """The largest ref that can exist: the server reads no larger sequence."""
 
+NEWEST_RESULTS = 256
+"""How many results are looked at for signs of older mail."""
 PROMPT_LANES = frozenset(name for name, lane in LANES.items() if lane.kind == "prompt")
 
 
@@ -33,6 +36,15 @@ class StoredOutcome(NamedTuple):
     outcome: Outcome
     body: bytes
     time: float
+
+
+class OlderMail(NamedTuple):
+    """What shows that the mail was put back to an older state than the results."""
+
+    answered: int
+    """The largest ref that is known to be answered."""
+    end: int
+    """The last sequence of the mail."""
 
 
 class StandingPrompt(NamedTuple):
@@ -135,3 +147,48 @@ async def store_outcome(t: Transport, subjects: Subjects, outcome: Outcome) -> N
             return
         expected = newest.seq
     raise Unavailable(f"others store outcomes under {subject} at the same time; try again")
+
+
+async def older_mail(t: Transport, subjects: Subjects, *, timeout: float = 5.0) -> OlderMail | None:
+    """What the newest results show of mail that was put back to an older state; None if they show nothing of the kind.
+
+    They show it if a ref is answered that the mail does not reach, if the last answered message has another one in its place, or
+    if of two answered messages the later one is the older: then sequences have been given again.
+
+    Raises:
+        ApiError, Unavailable: the streams cannot be read now.
+    """
+    stream = subjects.stream("result")
+    first = (await stream_state(t, stream, timeout=timeout)).last_seq - NEWEST_RESULTS + 1
+    page = await read(t, stream, f"{subjects.root}.result.>", from_seq=first, batch=NEWEST_RESULTS, timeout=timeout)
+    # Behind that read: no message that is answered there can be newer than this end.
+    end = (await stream_state(t, subjects.stream("mail"), timeout=timeout)).last_seq
+    outcomes = [stored.outcome for message in page.messages if (stored := stored_outcome(message)) is not None]
+    answered = max((int(outcome.ref) for outcome in outcomes if outcome.ref.isdecimal()), default=0)
+    named = [message for outcome in outcomes if (message := answered_by(outcome)) is not None]
+    if answered > end or given_again(named) or (named and await is_replaced(t, subjects, max(named), timeout=timeout)):
+        return OlderMail(answered, end)
+    return None
+
+
+async def is_replaced(t: Transport, subjects: Subjects, answered: Answered, *, timeout: float = 5.0) -> bool | None:
+    """Whether another message has the place of one that was answered; None if none has it (any more).
+
+    Raises:
+        Unavailable: the mail cannot be read now.
+    """
+    found = await get_next(t, subjects.stream("mail"), f"{subjects.root}.>", answered.seq, timeout=timeout)
+    return None if found is None or found.seq != answered.seq else found.time != answered.stored
+
+
+def describe(older: OlderMail) -> str:
+    """What was found, for people, and what to do about it."""
+    seen = (
+        f"request {older.answered} is answered, the mail ends at {older.end}"
+        if older.answered > older.end
+        else "sequences of answered requests have been given again"
+    )
+    return (
+        f"the mail was put back to an older state than the results: {seen}. Agents that have consumed more than there is stop "
+        "(`store_lost`): stop all nodes, and restore all streams from one moment (docs/operations.md#a-store-that-was-put-back)"
+    )

@@ -75,7 +75,7 @@ class Audit:
             loaded = self._loaded()
             committed = {name: known.record for name, known in loaded.items()}
             lost = await lost_journals(self._s.transport, self._s.subjects, committed, journals=self._s.journal)
-            lost |= await self._s.ends.beyond({name: known.positions for name, known in loaded.items()})
+            lost |= await self._s.ends.lost_mail(loaded)
         except EDGE_ERRORS as error:
             log.debug("the store cannot be checked now: %s", error)
             return

@@ -370,8 +370,8 @@ class Catalog:
 
     def acknowledged(self) -> dict[str, Acknowledged]:
         """What the store has acknowledged of each loaded agent."""
-        owners = [p.owner for p in self.agents.values() if p.owner is not None and p.owner.begun]
-        return {o.name: Acknowledged(o.committed, o.core.ledger.positions) for o in owners if o.core is not None}
+        owners = [p.owner for p in self.agents.values() if p.owner is not None]
+        return {owner.name: known for owner in owners if (known := owner.acknowledged) is not None}
 
     def lose_store(self, name: str) -> None:
         """The store has lost committed data of this agent: stop its owner."""

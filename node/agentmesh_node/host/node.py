@@ -31,6 +31,7 @@ from agentmesh_node.liveness_thread import LivenessLoop, LivenessThread
 from agentmesh_node.server_time import ServerTime
 from agentmesh_node.services import Services
 from agentmesh_node.settings import NodeSettings
+from agentmesh_node.store_loss import report_older_mail
 
 log = logging.getLogger("agentmesh.node")
 
@@ -146,6 +147,7 @@ class Node:
         self._audit = Audit(s, catalog.mailboxes, catalog.wake, catalog.acknowledged, catalog.lose_store)
         self._audit.start()
         self._stream_health.start()
+        s.spawn(report_older_mail(self._t, self.subjects))
         self._count()
 
     def _count(self) -> None:
@@ -240,4 +242,5 @@ class Node:
         """Messages may have been missed; and the server may have come back with an older store."""
         if self._audit is not None:
             self.services.spawn(self._audit.check_store())
+            self.services.spawn(report_older_mail(self._t, self.subjects))
         self.catalog.catch_up()

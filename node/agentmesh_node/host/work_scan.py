@@ -1,7 +1,7 @@
 """Finds which of many placed agents have work: some 200 with one request, without loading any (docs/architecture.md#rest).
 
-An agent has work if its newest record is not `rest`, or if its lanes have newer mail; the others stay asleep. Agents whose mail
-is newer than their newest record come first: callers wait for them.
+An agent has work if its newest record is not `rest`, or if its lanes have mail beyond that, or newer; the others stay asleep.
+Agents whose mail is newer than their newest record come first: callers wait for them.
 """
 
 from __future__ import annotations
@@ -66,11 +66,11 @@ async def _group(services: Services, agents: Sequence[str]) -> tuple[set[str], s
         if parsed is None or parsed[0] not in LANES or parsed[1] not in newest:
             continue
         lane, agent = parsed
-        if agent in rested:
-            waits = message.seq > rested[agent].get(lane, 0)
-        else:
-            record = newest[agent]
-            waits = record is None or message.time >= record.time
+        record = newest[agent]
+        newer = record is None or message.time >= record.time
+        # Mail that an agent has consumed is older than its `rest`, unless the stream was put back and has given sequences again:
+        # the activation finds that out.
+        waits = newer or (agent in rested and message.seq > rested[agent].get(lane, 0))
         if waits:
             urgent.add(agent)
     return urgent, later - urgent

@@ -11,13 +11,15 @@ from agentmesh.edge.journal_reader import Contents
 from agentmesh.edge.registry import decode_node
 from agentmesh.errors import BadRequest, Fenced, StoreLost, Unavailable
 from agentmesh.formats import FIRST, required
-from agentmesh.ledger import charged, diff, fold, journal_version
+from agentmesh.ledger import charged, diff, fold, journal_version, newest_answered
+from agentmesh.outcomes import Answered
 from agentmesh.ownership import Claim, activation, judge, kept_spec, owned
 from agentmesh.records import Ledger, encode_record, version_of
 from agentmesh.subjects import node_key
 from agentmesh.wire import Spec
 from agentmesh_node.owner.reader_label import require_readers
 from agentmesh_node.services import Services
+from agentmesh_node.store_loss import Acknowledged
 
 log = logging.getLogger("agentmesh.node")
 
@@ -50,6 +52,8 @@ class Claimed(NamedTuple):
     died: bool
     version: int
     """The version that a reader of the journal must know."""
+    answered: Answered | None
+    """The newest message that the journal answers."""
 
 
 async def claim_ownership(services: Services, name: str, spec: Spec, claim: Claim) -> Claimed:
@@ -68,18 +72,15 @@ async def claim_ownership(services: Services, name: str, spec: Spec, claim: Clai
         ledger, last = fold(contents.records)
         if spec.incarnation == claim.incarnation:
             _check_whole(name, spec, contents, claim.epoch)
-        if ledger is not None and await services.ends.beyond({name: ledger.positions}):
-            raise StoreLost(
-                f"agent {name} has consumed mail that its stream has never given: its stream was put back, or lost data; "
-                "stop, and restore all streams of the mesh from one moment"
-            )
+        answered = newest_answered(contents.records)
+        await _check_mail(services, name, ledger, answered)
         boot, foreign = await _lease_boot(services, claim, ledger)
         verdict = judge(claim, spec, ledger, lease_boot=boot)
         if verdict.act == "yield":
             raise OwnershipLost(verdict.reason, final=True)
         assert verdict.ledger is not None
         if verdict.act in ("finish", "over"):
-            return Claimed(verdict.ledger, last, False, journal_version(contents.records))
+            return Claimed(verdict.ledger, last, False, journal_version(contents.records), answered)
         # Where a lease is of foreign form nothing is known of its process: no input is charged with a death that may be feigned.
         died = ledger is not None and not verdict.snapshot and not foreign and ledger.boot not in (claim.boot, boot)
         start = charged(verdict.ledger, died)
@@ -111,7 +112,22 @@ async def claim_ownership(services: Services, name: str, spec: Spec, claim: Clai
                 raise
             continue  # the tombstone has lapsed in this very moment: the name has no past
         _tell(name, claim, ledger, died)
-        return Claimed(owned(start, claim), fence, died, version)
+        return Claimed(owned(start, claim), fence, died, version, answered)
+
+
+async def _check_mail(services: Services, name: str, ledger: Ledger | None, answered: Answered | None) -> None:
+    """Make sure that the mail has given all that the agent has consumed, and has not given it again since.
+
+    Raises:
+        StoreLost: it has not.
+        Unavailable: that cannot be told now.
+    """
+    known = Acknowledged(0, ledger.positions if ledger is not None else {}, answered)
+    if await services.ends.lost_mail({name: known}):
+        raise StoreLost(
+            f"agent {name} has consumed mail that its stream has never given, or has given again since: its stream was put back, "
+            "or lost data; stop, and restore all streams of the mesh from one moment"
+        )
 
 
 def _tell(name: str, claim: Claim, former: Ledger | None, died: bool) -> None:

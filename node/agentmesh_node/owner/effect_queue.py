@@ -17,7 +17,7 @@ from agentmesh.edge.retry import ExponentialBackoff
 from agentmesh.edge.tasks import cancel_and_wait
 from agentmesh.errors import MeshError, RequestError, TooLarge, WrongDomain
 from agentmesh.records import Echo, Effect, Open, Resolve, SendMail, StartAgent, StopAgent, target_of
-from agentmesh.wire import ErrorBody
+from agentmesh.wire import ErrorBody, Outcome
 from agentmesh_node.owner.effect_handlers import EffectHandlers, Refused
 
 log = logging.getLogger("agentmesh.node")
@@ -70,6 +70,8 @@ class EffectQueue:
         self._workers: dict[str, asyncio.Task[None]] = {}
         self._failed_starts: dict[str, set[str]] = {}
         """Per record: names whose start was refused; the record's later effects on them fail too."""
+        self.outcome: Outcome | None = None
+        """The newest that was to be given."""
 
     def add(self, effects: Iterable[tuple[str, Open]], *, doubtful: bool = False) -> None:
         """Begin to perform `effects`, in order per target."""
@@ -88,6 +90,7 @@ class EffectQueue:
         """Give an outcome to its caller without a task: the most frequent effect, and one that is hardly ever refused. Returns
         whether it was sent; if storing it fails, it is tried again like any other effect."""
         queue = self._queues[target]
+        self.outcome = effect.outcome
 
         def resolved(error: Exception | None) -> None:
             if self._queues.get(target) is not queue:

@@ -18,6 +18,7 @@ from agentmesh.configuration import shown_in
 from agentmesh.edge.tasks import cancel_and_wait
 from agentmesh.edge.transport import Message
 from agentmesh.formats import required
+from agentmesh.outcomes import Answered, answered_by
 from agentmesh.ownership import Claim
 from agentmesh.records import Ledger
 from agentmesh.subjects import LANES
@@ -60,6 +61,7 @@ from agentmesh_node.owner.mailbox import Mailbox
 from agentmesh_node.owner.spec_status import StatusWriter
 from agentmesh_node.owner.suspect_permit import SuspectPermit
 from agentmesh_node.services import Services
+from agentmesh_node.store_loss import Acknowledged
 from agentmesh_node.turns.agent_factory import AgentFactory
 from agentmesh_node.turns.runner import Runner
 from agentmesh_node.turns.turn_run import TurnRun
@@ -135,6 +137,7 @@ class Owner:
             end_stream=self._turn.end_live_events,
             is_gone=self._control.is_gone,
         )
+        self._answered: Answered | None = None
         self._effects = EffectQueue(
             handlers,
             lambda origins: self.feed(EffectsDone(origins)),
@@ -178,6 +181,7 @@ class Owner:
             self._status.set("stopped", claimed.ledger.failed)
             await self._status.settled()
             raise OwnershipLost("this life is over", final=True)
+        self._answered = claimed.answered
         self._loop.writer.begin(claimed.fence, claimed.version, required(self.spec.labels))
         await self._begin(claimed.ledger, claimed.died)
 
@@ -248,6 +252,14 @@ class Owner:
     def committed(self) -> int:
         """The sequence of the newest record that this owner knows to be stored."""
         return self._loop.writer.committed
+
+    @property
+    def acknowledged(self) -> Acknowledged | None:
+        """What the store has acknowledged of the agent; None while that is not known."""
+        if self.core is None or not self.begun:
+            return None
+        given = answered_by(self._effects.outcome) if self._effects.outcome is not None else None
+        return Acknowledged(self.committed, self.core.ledger.positions, given or self._answered)
 
     @property
     def idle(self) -> bool:

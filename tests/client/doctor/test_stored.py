@@ -8,9 +8,10 @@ from agentmesh import wire
 from agentmesh.edge.journal_reader import RECORD
 from agentmesh.edge.publish import store
 from agentmesh.edge.registry import Registry
+from agentmesh.edge.results import OlderMail, store_outcome
 from agentmesh.edge.streams import ensure
 from agentmesh.subjects import EPOCH_KEY, Subjects, node_key, placement_key, spec_key
-from agentmesh.wire import AgentStatus, ErrorBody, Spec
+from agentmesh.wire import AgentStatus, ErrorBody, Outcome, Spec
 from agentmesh_client.doctor import stored
 from agentmesh_client.doctor.stored import StoredFacts, StuckAgent, look
 from support import Server, connected, record, run
@@ -79,6 +80,19 @@ def test_each_kind_is_found_and_of_stopped_agents_nothing_is_asked(
             assert found.stuck == [StuckAgent("lost", "store_lost", "gone"), StuckAgent("newer", "unreadable_record", "old")]
             assert found.foreign == ["a", "c", "d", "e"]
             assert sorted(found.malformed) == sorted((spec_key("typo"), "nodes.x", "placements.n.a", "supervisor", EPOCH_KEY))
+
+    run(main())
+
+
+def test_mail_that_is_older_than_the_results_is_found(server: Server, subjects: Subjects) -> None:
+    async def main() -> None:
+        async with connected(server.url) as t:
+            await ensure(t, subjects)
+            await store(t, subjects.inbox("a"), b"hello")
+            await store_outcome(t, subjects, Outcome(agent="a", ref="1", ok=True))
+            assert (await look(t, subjects)).older_mail is None
+            await store_outcome(t, subjects, Outcome(agent="a", ref="2", ok=True))
+            assert (await look(t, subjects)).older_mail == OlderMail(answered=2, end=1)
 
     run(main())
 

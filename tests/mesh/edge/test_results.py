@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 from msgspec import structs
 
+from agentmesh.edge.manage import purge
 from agentmesh.edge.publish import store
 from agentmesh.edge.read import read_all
-from agentmesh.edge.results import LAST_REF, read_outcome, standing_prompt, store_outcome
+from agentmesh.edge.results import LAST_REF, OlderMail, describe, older_mail, read_outcome, standing_prompt, store_outcome
 from agentmesh.errors import Unavailable
 from agentmesh.outcomes import Asked
-from agentmesh.wire import MSG_ID, Outcome, decode_outcome, encode_outcome
+from agentmesh.wire import MSG_ID, Outcome, decode_outcome, encode_outcome, format_time
 from node.simulated import SimulatedNode, simulate
 from support import replaced
 
@@ -105,3 +106,45 @@ def test_the_prompt_that_stands_under_a_ref() -> None:
             assert await standing_prompt(node.others, node.subjects, AGENT, ref) is None
 
     simulate(story)
+
+
+def test_results_that_the_mail_does_not_reach_or_whose_refs_were_given_twice_show_older_mail() -> None:
+    async def story(node: SimulatedNode) -> None:
+        async def found() -> OlderMail | None:
+            return await older_mail(node.others, node.subjects)
+
+        assert await found() is None
+        for _ in range(9):
+            await node.mail("another")
+        await purge(node.others, node.subjects.stream("mail"), node.subjects.inbox("another"), below=9)
+        await keep(node, OLDER, structs.replace(UNNAMED, ref="c3"))
+        assert await found() is None
+        await keep(node, structs.replace(UNNAMED, ref="10"))
+        assert await found() == OlderMail(answered=10, end=9)
+        await node.mail("another")
+        assert await found() is None
+        await keep(node, structs.replace(NEWER, ref="6"))
+        assert await found() == OlderMail(answered=10, end=10), "a later message is older"
+
+    simulate(story)
+
+
+def test_where_another_message_has_the_place_of_the_last_answered_one_the_mail_was_put_back() -> None:
+    async def story(node: SimulatedNode) -> None:
+        seq = await node.mail(AGENT)
+        found = await standing_prompt(node.others, node.subjects, AGENT, str(seq))
+        assert found is not None and found.asked.stored is not None
+        own = Outcome(agent=AGENT, ref=str(seq), ok=True, stored=format_time(found.asked.stored))
+        await keep(node, own)
+        assert await older_mail(node.others, node.subjects) is None
+        await keep(node, structs.replace(own, stored=format_time(found.asked.stored - 1)))
+        assert await older_mail(node.others, node.subjects) is None, "its own is there, too"
+        await purge(node.others, node.subjects.stream("result"), node.subjects.result(AGENT, str(seq)))
+        await keep(node, structs.replace(own, stored=format_time(found.asked.stored - 1)))
+        assert await older_mail(node.others, node.subjects) == OlderMail(seq, seq)
+
+    simulate(story)
+
+
+def test_older_mail_is_described_as_it_was_found() -> None:
+    assert "given again" in describe(OlderMail(10, 10)) and "the mail ends at 9" in describe(OlderMail(10, 9))
