@@ -13,7 +13,7 @@ import pytest
 
 from agentmesh.edge.publish import store
 from agentmesh.edge.results import OlderMail, read_outcome
-from agentmesh.errors import AgentFailed, AskTimeout, StoreLost
+from agentmesh.errors import AgentFailed, StoreLost
 from agentmesh.subjects import Subjects
 from agentmesh_client.cli import exits
 from agentmesh_client.doctor.stored import look
@@ -104,7 +104,12 @@ def test_an_agent_that_has_consumed_more_answers_nobody_and_nodes_and_doctor_say
             async with local_mesh(fresh_server, subjects) as mesh:
                 with pytest.raises(StoreLost):  # the old outcome is nobody's
                     await mesh.client.poll("coder", ref, timeout=PATIENCE_S)
-                with pytest.raises((AgentFailed, StoreLost, AskTimeout)):
+
+                async def shown() -> bool:
+                    return bool((await look(mesh.client.transport, subjects)).stuck)
+
+                await eventually(shown, PATIENCE_S, "the spec says so")
+                with pytest.raises((AgentFailed, StoreLost)):
                     await mesh.client.ask("coder", NEW, timeout=PATIENCE_S)
                 assert "its stream was put back" in await command(mesh, "ask", "coder", NEW, code=exits.FAILED)
                 assert "its stream was put back" in await command(mesh, "poll", "coder", ref, code=exits.FAILED)

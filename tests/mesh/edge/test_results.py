@@ -132,15 +132,14 @@ def test_results_that_the_mail_does_not_reach_or_whose_refs_were_given_twice_sho
 def test_where_another_message_has_the_place_of_the_last_answered_one_the_mail_was_put_back() -> None:
     async def story(node: SimulatedNode) -> None:
         seq = await node.mail(AGENT)
-        found = await standing_prompt(node.others, node.subjects, AGENT, str(seq))
-        assert found is not None and found.asked.stored is not None
-        own = Outcome(agent=AGENT, ref=str(seq), ok=True, stored=format_time(found.asked.stored))
+        (message,) = await read_all(node.others, node.subjects.stream("mail"), node.subjects.inbox(AGENT))
+        own = Outcome(agent=AGENT, ref=str(seq), ok=True, stored=message.headers["Nats-Time-Stamp"])
         await keep(node, own)
         assert await older_mail(node.others, node.subjects) is None
-        await keep(node, structs.replace(own, stored=format_time(found.asked.stored - 1)))
+        await keep(node, structs.replace(own, stored=format_time(message.time - 1)))
         assert await older_mail(node.others, node.subjects) is None, "its own is there, too"
         await purge(node.others, node.subjects.stream("result"), node.subjects.result(AGENT, str(seq)))
-        await keep(node, structs.replace(own, stored=format_time(found.asked.stored - 1)))
+        await keep(node, structs.replace(own, stored=format_time(message.time - 1)))
         assert await older_mail(node.others, node.subjects) == OlderMail(seq, seq)
 
     simulate(story)
