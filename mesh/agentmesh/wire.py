@@ -96,6 +96,8 @@ class Mail(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     problem: str | None = None
     schedule: str | None = None
     """`due` lane: the subject of the schedule that fired (`Nats-Scheduler`)."""
+    repeats: str | None = None
+    """The ref of the message that had this one's `msg_id` first, as the agent's owner knows it (agentmesh.message_ids)."""
 
     @property
     def ref(self) -> str:

@@ -30,6 +30,8 @@ _BACK_S = 4.0
 """How long a process needs to be itself again after it was started anew."""
 _ELECTION_S = 10.0
 """Quiet behind a fault of a server: streams elect leaders, which takes 4 to 8 s. Without it nothing else would happen."""
+_TWICE_S = 10.0
+"""Between two kills of all servers: they have elected leaders, and some work was done."""
 _LENGTHS_S = (0.2, 1.0, 4.0, 9.0)
 
 
@@ -141,6 +143,10 @@ def _servers(dice: random.Random, seconds: float) -> list[Fault]:
         if at + length > seconds:
             return faults
         faults.append(_fault(at, kind, target, length, instead=instead))
+        if target == ALL_SERVERS and at + length + _TWICE_S + 1.0 <= seconds:
+            # A second kill without a clean stop between: more of what was deleted comes back then.
+            faults.append(_fault(at + length + _TWICE_S, kind, target, 1.0, instead=instead))
+            at += _TWICE_S + 1.0
         at += length + _ELECTION_S + dice.uniform(0.0, 12.0)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
+from sim.forgetting import Forgetting
 from sim.net import Habits
 from sim.server import Faults
 from sim.world import World
@@ -92,6 +93,7 @@ class ServerFaults(Faults):
         self._dice = dice
         self._chances = chances
         self.leaderless: set[str] = set()
+        self.forgetting: Forgetting | None = None
 
     def refuse(self, stream: str) -> bool:
         return stream in self.leaderless
@@ -112,6 +114,12 @@ class ServerFaults(Faults):
 
     def lateness(self) -> float:
         return self._dice.uniform(0.0, self._chances.late_timers)
+
+    def undead(self) -> bool:
+        return self.forgetting is not None and self.forgetting.undead()
+
+    def lacking(self, count: int) -> int | None:
+        return None if self.forgetting is None else self.forgetting.lacking(count)
 
 
 class Weather(Habits):
@@ -146,6 +154,7 @@ class Storm:
         world.net.server.faults = self._mishaps
         world.net.habits = Weather(world.dice("weather"), self.chances)
         self.kinds = kinds
+        self._mishaps.forgetting = self._forgetting = Forgetting(world, kinds, self._note)
         self.pause = self._dice.choice((0.3, 1.0, 3.0))
         """Mean time between two faults, in seconds."""
         self.log: list[str] = []
@@ -156,6 +165,7 @@ class Storm:
     async def blow(self, seconds: float) -> None:
         """Let things go wrong for so long, then end every fault."""
         self._set_chances()
+        forgetting = self._world.loop.create_task(self._forgetting.blow(seconds))
         deeds = [kind for kind in self.kinds if hasattr(self, f"_{kind}")]
         end = self._world.loop.time() + seconds
         while deeds and (pause := self._dice.expovariate(1 / self.pause)) < end - self._world.loop.time():
@@ -164,6 +174,7 @@ class Storm:
         await asyncio.sleep(max(0.0, end - self._world.loop.time()))
         if self._dark:
             await asyncio.sleep(self._dice.uniform(*OUTAGE_S))
+        await forgetting
         self.chances.clear()
         while self._undo:
             self._undo.pop()()

@@ -20,6 +20,7 @@ from judge.verdict import judge
 from sim.agents import Cell
 from sim.checker import body_of, gather
 from sim.faults import Storm, climate
+from sim.forgetting import forgotten
 from sim.loop import SimLoop, run_sim
 from sim.workload import IMMORTAL, Workload
 from sim.world import World
@@ -84,6 +85,8 @@ async def _run(
     loop: SimLoop, seed: int, kinds: tuple[str, ...] | None, seconds: float | None, trace: Callable[[str], None] | None
 ) -> Verdict:
     sky = climate(random.Random(f"{seed}/climate"), kinds, seconds)
+    if kinds is None:
+        sky = sky._replace(kinds=(*sky.kinds, *forgotten(random.Random(f"{seed}/forgetting"))))
     world = World(loop, seed, mailbox_limit=sky.mailbox_limit, max_payload=sky.max_payload, skew_s=sky.skew_s)
     if trace is not None:
         world.net.trace_to(trace)

@@ -54,6 +54,14 @@ class Faults:
         """How late an expiry or a schedule is."""
         return 0.0
 
+    def undead(self) -> bool:
+        """Whether the replica that answers a direct get still has what has expired."""
+        return False
+
+    def lacking(self, count: int) -> int | None:
+        """Which of so many messages is missing in the answer to a direct get, though it is stored."""
+        return None
+
 
 class _Trie:
     """Subscriptions by subject token."""
@@ -308,19 +316,23 @@ class Server:
         if stream is None:
             self._send(reply, b"", {}, "503")
             return
-        lag = self.faults.lag()
+        lag, undead = self.faults.lag(), self.faults.undead()
         if "multi_last" in body:
-            self._multi_last(stream, body["multi_last"], lag, reply)
+            self._multi_last(stream, body["multi_last"], lag, undead, reply)
         elif "batch" in body:
-            self._batch(stream, body, lag, reply)
+            self._batch(stream, body, lag, undead, reply)
         else:
-            self._one(stream, body, lag, reply)
+            self._one(stream, body, lag, undead, reply)
 
-    def _one(self, stream: Stream, body: Mapping[str, Any], lag: float, reply: str) -> None:
+    def _lacking(self, found: list[Stored]) -> list[Stored]:
+        missing = self.faults.lacking(len(found)) if found else None
+        return found if missing is None else [*found[:missing], *found[missing + 1 :]]
+
+    def _one(self, stream: Stream, body: Mapping[str, Any], lag: float, undead: bool, reply: str) -> None:
         if "last_by_subj" in body:
-            found = stream.view(body["last_by_subj"], 0, lag)[-1:]
+            found = stream.view(body["last_by_subj"], 0, lag, undead=undead)[-1:]
         else:
-            found = stream.view(body.get("next_by_subj", ">"), body.get("seq", 0), lag)[:1]
+            found = stream.view(body.get("next_by_subj", ">"), body.get("seq", 0), lag, undead=undead)[:1]
             if "next_by_subj" not in body:
                 found = [m for m in found if m.seq == body.get("seq")]
         if found:
@@ -328,8 +340,8 @@ class Server:
         else:
             self._send(reply, b"", {"Description": "Message Not Found"}, "404")
 
-    def _batch(self, stream: Stream, body: Mapping[str, Any], lag: float, reply: str) -> None:
-        found = stream.view(body.get("next_by_subj", ">"), body.get("seq", 0), lag)
+    def _batch(self, stream: Stream, body: Mapping[str, Any], lag: float, undead: bool, reply: str) -> None:
+        found = self._lacking(stream.view(body.get("next_by_subj", ">"), body.get("seq", 0), lag, undead=undead))
         if not found:
             self._send(reply, b"", {"Description": "Message Not Found"}, "404")
             return
@@ -346,8 +358,8 @@ class Server:
         end = {"Description": "EOB", "Nats-Num-Pending": str(len(found) - sent), "Nats-Last-Sequence": str(before)}
         self._send(reply, b"", end, "204")
 
-    def _multi_last(self, stream: Stream, patterns: list[str], lag: float, reply: str) -> None:
-        found = stream.newest_each(patterns, lag)
+    def _multi_last(self, stream: Stream, patterns: list[str], lag: float, undead: bool, reply: str) -> None:
+        found = self._lacking(stream.newest_each(patterns, lag, undead=undead))
         if len(found) > _MAX_MATCHES:
             self._send(reply, b"", {"Description": "Too Many Results"}, "413")
             return

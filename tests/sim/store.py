@@ -1,7 +1,8 @@
 """One JetStream stream, in memory: what nats-server 2.15 was measured to do with it (test_conformance.py holds it to that).
 
 Only what the mesh uses: publishes with expected sequence, message ids, TTL, roll-up and schedules; bounds per subject; reads by
-sequence, subject and pattern, also from a replica that lags; purge.
+sequence, subject and pattern, also from a replica that lags; purge; and what a server that was killed forgets
+(docs/nats.md#what-a-killed-server-forgets).
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from agentmesh.wire import format_time, parse_time
 
 MAX_LAG_S = 1.0
 """How far a replica may be behind, in seconds."""
+REMEMBERED_S = 120.0
+"""How long ago, in seconds, what was deleted may have been so that a killed server brings it back."""
 _NANOS = 1_000_000_000
 _SCHEDULE_HEADERS = ("Nats-Schedule", "Nats-Schedule-Target", "Nats-Schedule-TTL", "Nats-Schedule-Rollup")
 _OF_ONE_PUBLISH = (
@@ -97,6 +100,8 @@ class Stream:
         self._live: dict[int, Stored] = {}
         self._by_subject: dict[str, list[int]] = {}
         self._removed: deque[Stored] = deque()
+        self._expired: deque[Stored] = deque()
+        """What went because its TTL was over, lately."""
         self._ids: dict[str, tuple[int, float]] = {}
 
     def takes(self, subject: str) -> bool:
@@ -209,6 +214,9 @@ class Stream:
             return
         last = self._by_subject[message.subject][-1] == message.seq
         self._remove(message.seq)
+        self._expired.append(message)
+        while (self._expired[0].gone or 0.0) < self._clock() - REMEMBERED_S:
+            self._expired.popleft()
         marker_ttl = self.config.get("subject_delete_marker_ttl", 0) // _NANOS
         is_marker = "Nats-Marker-Reason" in message.headers or message.headers.get("KV-Operation") in ("PURGE", "DEL")
         if last and marker_ttl and not is_marker:
@@ -286,6 +294,63 @@ class Stream:
         """What a restart of the server makes of it: the table of ids is rebuilt from what is stored."""
         self._ids = {m.headers["Nats-Msg-Id"]: (m.seq, m.at) for m in self._live.values() if m.headers.get("Nats-Msg-Id")}
 
+    # --- what a killed server forgets -------------------------------------------------------------------------------
+    def forget_ids(self, chosen: Callable[[], bool]) -> int:
+        """Forget ids of messages that are stored, each if `chosen()`. How many."""
+        gone = [msg_id for msg_id in self._ids if chosen()]
+        for msg_id in gone:
+            del self._ids[msg_id]
+        return len(gone)
+
+    def bring_back(self, chosen: Callable[[], bool]) -> int:
+        """Bring back what was purged, rolled up, replaced or has expired, each if `chosen()`. How many.
+
+        A subject of which one message is kept keeps its newest; what has a TTL that is over does not come back.
+        """
+        now, single = self._clock(), self.config.get("max_msgs_per_subject", -1) == 1 or self.config.get("allow_msg_schedules")
+        back = []
+        for message in reversed(self.history):
+            if message.gone is None or message.gone < now - REMEMBERED_S or (single and message.subject in self._by_subject):
+                continue
+            ttl = message.headers.get("Nats-TTL", "")
+            over = ttl.isdigit() and message.at + int(ttl) <= now
+            if not over and not self._is_due(message) and chosen():
+                self._put_back(message)
+                back.append(message)
+        self._live = dict(sorted(self._live.items()))
+        return len(back)
+
+    def fire_again(self, chosen: Callable[[], bool]) -> int:
+        """Fire schedules once more that have fired lately, each if `chosen()`. How many."""
+        again = [
+            message
+            for message in self.history
+            if message.gone is not None
+            and message.gone >= self._clock() - REMEMBERED_S
+            and self._is_due(message)
+            and message.subject not in self._by_subject
+            and chosen()
+        ]
+        for message in again:
+            self._put_back(message)
+        self._live = dict(sorted(self._live.items()))
+        return len(again)
+
+    def _is_due(self, message: Stored) -> bool:
+        due = message.headers.get("Nats-Schedule")
+        return due is not None and parse_time(due.removeprefix("@at ")) <= self._wall()
+
+    def _put_back(self, message: Stored) -> None:
+        message.gone = None
+        self._live[message.seq] = message
+        bisect.insort(self._by_subject.setdefault(message.subject, []), message.seq)
+        ttl, due = message.headers.get("Nats-TTL", ""), message.headers.get("Nats-Schedule")
+        if ttl.isdigit():
+            self._later(max(0.0, message.at + int(ttl) - self._clock()), functools.partial(self._expire, message))
+        if due is not None:
+            at = parse_time(due.removeprefix("@at "))
+            self._later(max(0.0, at - self._wall()) + self._lateness(), functools.partial(self._fire, message))
+
     # --- reading --------------------------------------------------------------------------------------------------
     def last_on(self, subject: str) -> Stored | None:
         """The newest message of exactly this subject."""
@@ -313,8 +378,15 @@ class Stream:
         for seq in seqs[bisect.bisect_left(seqs, from_seq) :]:
             yield self._live[seq]
 
-    def view(self, pattern: str, from_seq: int, lag: float) -> list[Stored]:
-        """What matches, as a replica sees it that is `lag` seconds behind."""
+    def view(self, pattern: str, from_seq: int, lag: float, *, undead: bool = False) -> list[Stored]:
+        """What matches, as a replica sees it that is `lag` seconds behind; `undead`: and that still has what has expired."""
+        if undead:
+            found = {m.seq: m for m in self._matching(pattern, from_seq)}
+            for message in self._expired:
+                over = message.gone is not None and message.seq >= from_seq and message.subject not in self._by_subject
+                if over and matches(pattern, message.subject):
+                    found[message.seq] = message
+            return [found[seq] for seq in sorted(found)]
         if not lag:
             return list(self._matching(pattern, from_seq))
         then = self._clock() - lag
@@ -333,11 +405,11 @@ class Stream:
                 return message.seq
         return 0
 
-    def newest_each(self, patterns: list[str], lag: float) -> list[Stored]:
+    def newest_each(self, patterns: list[str], lag: float, *, undead: bool = False) -> list[Stored]:
         """The newest message of each subject that one of `patterns` matches, in stream order."""
         newest: dict[str, Stored] = {}
         for pattern in patterns:
-            for message in self.view(pattern, 0, lag):
+            for message in self.view(pattern, 0, lag, undead=undead):
                 known = newest.get(message.subject)
                 if known is None or known.seq < message.seq:
                     newest[message.subject] = message
@@ -347,6 +419,8 @@ class Stream:
         """What `STREAM.INFO` says; with a pattern of `subjects` also how many messages each of those has."""
         first = next(iter(self._live), self.last_seq + 1 if self.last_seq else 0)
         state: dict[str, Any] = {"messages": len(self._live), "first_seq": first, "last_seq": self.last_seq}
+        if self.history:
+            state["last_ts"] = self.history[-1].stamp()
         if subjects:
             state["subjects"] = {name: len(seqs) for name, seqs in self._by_subject.items() if matches(subjects, name)}
         return {"config": self.config, "state": state, "created": format_time(0.0), "ts": format_time(self._wall())}

@@ -24,7 +24,20 @@ def test_who_knows_more_than_the_store_stops_says_so_and_writes_nothing() -> Non
     assert "0 failed" in sim("--loss", "--seed", "1", "--seeds", "30", "--jobs", "2")
 
 
-@pytest.mark.parametrize("fault", ["skew", "full", "blobs", "restarts"])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "skew",
+        "full",
+        "blobs",
+        "restarts",
+        "forgotten_ids",
+        "returned,full",
+        "undead,kill_node",
+        "fired_twice",
+        "lacking,kill_node",
+    ],
+)
 def test_each_of_these_faults_alone(fault: str) -> None:
     assert "0 failed" in sim("--seed", "1", "--seeds", "6", "--faults", fault, "--jobs", "2")
 

@@ -17,7 +17,7 @@ import msgspec
 from agentmesh.edge.clock import SYSTEM, Ambient
 from agentmesh.edge.manage import purge
 from agentmesh.edge.publish import store
-from agentmesh.edge.read import StoredMessage, get_last, read_all
+from agentmesh.edge.read import StoredMessage, get_last, read_all, read_by_leader
 from agentmesh.edge.transport import Transport
 from agentmesh.errors import NotFound, Unavailable
 from agentmesh.subjects import Subjects
@@ -105,11 +105,11 @@ class Blobs:
             Unavailable: it cannot be read now.
         """
         info = await self._info(name)
-        messages = await read_all(self._t, self._stream, self._subjects.blob_chunks(info.nuid))
-        own = [message for message in messages if message.headers.get(BLOB) == name]
-        # The chunks of early programs bear no name, and strangers can hardly have come between them.
-        data = b"".join(message.data for message in own or messages[: info.chunks])
-        if len(data) != info.size or _digest(data) != info.digest:
+        subject = self._subjects.blob_chunks(info.nuid)
+        data = _joined(name, info, await read_all(self._t, self._stream, subject))
+        if data is None:  # a replica may leave a chunk out: the leader decides
+            data = _joined(name, info, [chunk async for chunk in read_by_leader(self._t, self._stream, subject)])
+        if data is None:
             await self._info(name)  # deleted meanwhile: NotFound
             raise Damaged(f"blob {name} is damaged: its digest does not match; restore it, or try again")
         return data
@@ -141,6 +141,14 @@ class Blobs:
 
     def _meta(self, name: str) -> str:
         return self._subjects.blob_meta(base64.urlsafe_b64encode(name.encode()).decode())
+
+
+def _joined(name: str, info: _Info, messages: list[StoredMessage]) -> bytes | None:
+    """The body that the chunks in `messages` make up; None if it is not the one that was put."""
+    own = [message for message in messages if message.headers.get(BLOB) == name]
+    # The chunks of early programs bear no name, and strangers can hardly have come between them.
+    data = b"".join(message.data for message in own or messages[: info.chunks])
+    return data if len(data) == info.size and _digest(data) == info.digest else None
 
 
 def _info_in(message: StoredMessage) -> _Info | None:

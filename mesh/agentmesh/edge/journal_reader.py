@@ -13,8 +13,8 @@ from collections.abc import AsyncIterator, Callable
 from typing import NamedTuple
 
 from agentmesh.edge.blobs import BLOB, Blobs, Damaged
-from agentmesh.edge.publish import ROLLUP
-from agentmesh.edge.read import StoredMessage, get_last, get_next, read_pages
+from agentmesh.edge.publish import EXPECTED_SEQ, ROLLUP
+from agentmesh.edge.read import StoredMessage, get_last, get_next, read_by_leader, read_pages
 from agentmesh.edge.transport import Transport
 from agentmesh.errors import Fenced, NotFound, StoreLost, UnreadableRecord
 from agentmesh.records import Record, record_in
@@ -137,12 +137,27 @@ class JournalReader:
                 if is_foreign(message):
                     foreign += 1
                     rolled_up = rolled_up or ROLLUP in message.headers
+                elif ROLLUP in message.headers:
+                    own, foreign, rolled_up = [message], 0, False  # what came before may be back (docs/nats.md)
                 else:
                     own.append(message)
         return own, fence, foreign, rolled_up
 
-    def _pages(self, agent: str, from_seq: int) -> AsyncIterator[list[StoredMessage]]:
-        return read_pages(self._t, self._stream, self._subjects.journal(agent), from_seq=from_seq)
+    async def _pages(self, agent: str, from_seq: int) -> AsyncIterator[list[StoredMessage]]:
+        """The messages at or behind `from_seq`. Each record names the message that it follows, so what a listing of a replica
+        lacks shows, and is read from the leader."""
+        subject = self._subjects.journal(agent)
+        before = from_seq - 1
+        async for page in read_pages(self._t, self._stream, subject, from_seq=from_seq):
+            whole: list[StoredMessage] = []
+            for message in page:
+                expected = message.headers.get(EXPECTED_SEQ, "")
+                if expected.isdigit() and int(expected) > before and ROLLUP not in message.headers:
+                    missing = read_by_leader(self._t, self._stream, subject, from_seq=before + 1)
+                    whole += [found async for found in _until(missing, message.seq)]
+                whole.append(message)
+                before = message.seq
+            yield whole
 
     # --- what an owner asks -----------------------------------------------------------------------------------------
     async def behind(self, agent: str, known: int) -> Behind:
@@ -213,6 +228,14 @@ class JournalReader:
             return message.data
         self._blob_names.setdefault(agent, set()).add(name)
         return await self._blobs.get(name)
+
+
+async def _until(messages: AsyncIterator[StoredMessage], seq: int) -> AsyncIterator[StoredMessage]:
+    """Those of `messages` before `seq`."""
+    async for message in messages:
+        if message.seq >= seq:
+            return
+        yield message
 
 
 def lost(agent: str, known: int, last: int) -> StoreLost:

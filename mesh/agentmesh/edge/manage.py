@@ -21,6 +21,8 @@ class StreamState(NamedTuple):
     first_seq: int
     last_seq: int
     config: dict[str, Any]
+    last_time: float = 0.0
+    """When its newest message was stored, in seconds since 1970; 0: it never had one."""
 
 
 async def stream_state(t: Transport, stream: str, *, timeout: float = 5.0) -> StreamState:
@@ -32,7 +34,8 @@ async def stream_state(t: Transport, stream: str, *, timeout: float = 5.0) -> St
     """
     info: dict[str, Any] = msgspec.json.decode(await call_api(t, f"STREAM.INFO.{stream}", timeout=timeout))
     state = info["state"]
-    return StreamState(state["messages"], state["first_seq"], state["last_seq"], info["config"])
+    last_time = parse_time(state["last_ts"]) if state["last_seq"] and "last_ts" in state else 0.0
+    return StreamState(state["messages"], state["first_seq"], state["last_seq"], info["config"], last_time)
 
 
 async def purge(t: Transport, stream: str, filter: str, *, below: int | None = None, timeout: float = 5.0) -> int:

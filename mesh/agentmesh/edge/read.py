@@ -23,6 +23,8 @@ MATCHES_PER_WILDCARD = 5
 PAGE_BYTES = 4 << 20
 """Most bytes of a page when the caller sets no bound."""
 
+TIME_STAMP = "Nats-Time-Stamp"
+"""Header: when the server stored a message, in its own words. Every message that is read here has it."""
 _NO_MESSAGE = 10037
 
 
@@ -94,7 +96,7 @@ async def _leader_get(t: Transport, stream: str, body: Mapping[str, Any], timeou
         text = got.error.description if got.error is not None else "an answer without a message"
         raise Unavailable(f"stream {stream} cannot be read now: {text}; try again")
     raw = got.message
-    headers = parse_headers(base64.b64decode(raw.hdrs))[1] if raw.hdrs else NO_HEADERS
+    headers = {**(parse_headers(base64.b64decode(raw.hdrs))[1] if raw.hdrs else NO_HEADERS), TIME_STAMP: raw.time}
     return StoredMessage(raw.subject, raw.seq, base64.b64decode(raw.data), headers, parse_time(raw.time), 0)
 
 
@@ -198,7 +200,7 @@ def _check_chain(messages: list[StoredMessage], end: Message, stream: str) -> No
 
 
 async def read_all(t: Transport, stream: str, filter: str, *, from_seq: int = 1, timeout: float = 5.0) -> list[StoredMessage]:
-    """Every message of `filter` at or behind `from_seq`, in order, proven complete (see `read_pages`).
+    """Every message of `filter` at or behind `from_seq`, in order, proven complete at its end (see `read_pages`).
 
     Raises:
         Unavailable: no answer, no leader.
@@ -210,8 +212,9 @@ async def read_all(t: Transport, stream: str, filter: str, *, from_seq: int = 1,
 async def read_pages(
     t: Transport, stream: str, filter: str, *, from_seq: int = 1, timeout: float = 5.0
 ) -> AsyncIterator[list[StoredMessage]]:
-    """Every message of `filter` at or behind `from_seq`, in order, some at a time, proven complete: replicas are read until the
-    leader says that nothing more follows. A message that was replaced during the read may appear together with its successor.
+    """Every message of `filter` at or behind `from_seq`, in order, some at a time, proven complete at its end: replicas are read
+    until the leader says that nothing more follows. A message that was replaced during the read may appear together with its
+    successor. What decides something compares the middle too: a replica that has just woken was seen to leave one out.
 
     Raises:
         Unavailable: no answer, no leader.
@@ -229,6 +232,21 @@ async def read_pages(
             return
         next_seq = beyond.seq + 1
         yield [beyond]
+
+
+async def read_by_leader(
+    t: Transport, stream: str, filter: str, *, from_seq: int = 1, timeout: float = 5.0
+) -> AsyncIterator[StoredMessage]:
+    """Every message of `filter` at or behind `from_seq`, in order, from the stream's leader: one request for each, and none is
+    missing. A listing of a replica may lack one in its middle (docs/nats.md#what-a-killed-server-forgets).
+
+    Raises:
+        Unavailable: no leader, or no answer in time.
+    """
+    next_seq = from_seq
+    while (message := await get_next(t, stream, filter, next_seq, timeout=timeout)) is not None:
+        yield message
+        next_seq = message.seq + 1
 
 
 async def _many(t: Transport, stream: str, body: Mapping[str, Any], timeout: float) -> list[Message]:
@@ -252,7 +270,7 @@ def _stored(reply: Message) -> StoredMessage:
         int(headers["Nats-Sequence"]),
         reply.data,
         headers,
-        parse_time(headers["Nats-Time-Stamp"]),
+        parse_time(headers[TIME_STAMP]),
         int(headers.get("Nats-Last-Sequence", 0)),
     )
 

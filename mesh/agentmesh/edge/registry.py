@@ -31,8 +31,9 @@ MARKER_TTL_S = 10
 """Seconds for which an expired key leaves a marker."""
 DELETED_TTL_S = 3600
 """Seconds for which a deleted key leaves a marker. A server that is killed and started again brings back a value whose marker
-has vanished meanwhile (docs/nats.md#deleted-values-come-back): a placement that was deleted long ago, so that an agent without
-an owner seems to have one. A marker that is still there keeps it away; it lasts until the server has saved its index for sure."""
+has vanished meanwhile (docs/nats.md#what-a-killed-server-forgets): a placement that was deleted long ago, so that an agent
+without an owner seems to have one. A marker that is still there keeps it away; it lasts until the server has saved its index for
+sure."""
 RESYNC_S = 30.0
 """How often a view reads the registry again although nothing seems missed."""
 RESYNC_SHARE = 0.02
@@ -44,6 +45,10 @@ _MARKER = "Nats-Marker-Reason"
 _TRIES = 40
 _RETRY_WAIT_S = 0.05
 _RELOAD_WAIT_S = 0.25
+_LATE_S = 1.0
+"""How late the server may drop what has expired, in seconds."""
+_MOST_GONE = 16_384
+"""Deleted keys that a view remembers; the oldest go first."""
 
 
 class Entry(NamedTuple):
@@ -114,6 +119,9 @@ class Registry:
                 "start the mesh (`mesh up`), or check its root and the server's address"
             ) from None
         messages = await read_all(self._t, self._stream, self._subjects.registry_key(pattern))
+        # By the server's clock, as far as the bucket shows it: a replica may show a lease for minutes after its term.
+        now = max((message.time for message in messages), default=state.last_time)
+        messages = [message for message in messages if not _is_over(message, max(now, state.last_time))]
         # A key that changed during the read may appear twice; the later one counts.
         newest = {message.subject: message for message in messages}
         entries: list[Entry] = []
@@ -199,6 +207,12 @@ def _present(entry: Entry | None) -> Entry | None:
     return entry if entry is not None and entry.value is not None else None
 
 
+def _is_over(message: StoredMessage, now: float) -> bool:
+    """Whether the term of a key has passed, although it is stored."""
+    ttl = message.headers.get(TTL, "")
+    return ttl.isdigit() and message.time + int(ttl) < now - _LATE_S
+
+
 def _is_marker(headers: Mapping[str, str]) -> bool:
     return _OPERATION in headers or _MARKER in headers
 
@@ -224,7 +238,8 @@ class View:
         self._resync_s = resync_s
         self._entries: dict[str, Entry] = {}
         self._gone: dict[str, int] = {}
-        """Revisions of deletions that the last load may not have seen."""
+        """Deletions that were seen, by key: the revision up to which it is gone. A load may not have seen them yet; and what was
+        deleted may be stored again behind the death of a server."""
         self._floor = 0
         """Revision up to which this copy is complete: that of the last load."""
         self._old_news = 0
@@ -333,10 +348,33 @@ class View:
             entries, revision = await self._registry.load_pattern(pattern)
             loaded.update((entry.key, entry) for entry in entries)
             floors.append(revision)
-        await self._merge(loaded, min(floors, default=0))
+        floor = min(floors, default=0)
+        if floor < self._floor:
+            self._gone.clear()  # the store was put back: revisions are given a second time
+        await self._confirm(loaded, floor)
+        await self._merge(loaded, floor)
         self._fresh = gaps == self._gaps
         self._load_took_s = asyncio.get_running_loop().time() - began
         self._notify_waiters()
+
+    async def _confirm(self, loaded: dict[str, Entry], floor: int) -> None:
+        """Correct `loaded` where it contradicts this copy: replicas may lack a key, or show one that has expired; and a server
+        that was killed may have brought back one that was deleted, which counts for nothing here."""
+        doubtful: list[str] = []
+        async for keys in in_parts(list(self._entries)):
+            doubtful += [key for key in keys if key not in loaded and self._entries[key].revision <= floor]
+        async for entries in in_parts(list(loaded.values())):
+            for entry in entries:
+                if entry.revision <= self._gone.get(entry.key, 0):
+                    del loaded[entry.key]
+                elif entry.revision <= self._floor and entry.key not in self._entries:
+                    doubtful.append(entry.key)
+        for key in doubtful:
+            entry_now = await self._registry.get(key)
+            if entry_now is None:
+                loaded.pop(key, None)
+            else:
+                loaded[key] = entry_now
 
     async def _merge(self, loaded: dict[str, Entry], floor: int) -> None:
         """Replace the copy by what was loaded, except where the feed has a newer change, or brings one meanwhile."""
@@ -346,6 +384,7 @@ class View:
                 known = self._entries.get(key)
                 if known is not None and known.revision <= floor and key not in loaded:
                     del self._entries[key]
+                    self._note_gone(key, known.revision)
                     self._report(Entry(key, None, floor))
         async for entries in in_parts(loaded.values()):
             for entry in entries:
@@ -355,7 +394,12 @@ class View:
                     self._entries[entry.key] = entry
                     self._report(entry)
         self._floor = floor
-        self._gone = {key: revision for key, revision in self._gone.items() if revision > floor}
+
+    def _note_gone(self, key: str, revision: int) -> None:
+        self._gone.pop(key, None)  # the newest stand at the end
+        self._gone[key] = revision
+        if len(self._gone) > _MOST_GONE:
+            del self._gone[next(iter(self._gone))]
 
     def _apply(self, entry: Entry) -> None:
         """One change from the feed."""
@@ -364,7 +408,7 @@ class View:
         if entry.revision <= newest:
             return
         if entry.value is None:
-            self._gone[entry.key] = entry.revision
+            self._note_gone(entry.key, entry.revision)
             # Reported even if this copy never had the key: the listener may know it from a write of its own.
             self._entries.pop(entry.key, None)
         else:

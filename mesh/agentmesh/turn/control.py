@@ -20,10 +20,12 @@ from agentmesh.turn.draft import (
     consume,
     depth,
     end_request,
+    end_unanswered,
     expired,
     forget_charges,
     is_repetition,
     remember,
+    repeats,
 )
 from agentmesh.turn.lifecycle import boot, finish
 from agentmesh.turn.poison import begin
@@ -161,9 +163,11 @@ def on_resume_elsewhere(core: Core, item: Resume, out: Out) -> None:
 
 
 def on_cancel(core: Core, item: Cancel, out: Out) -> None:
-    """Remove a prompt that waits; one that runs is not touched."""
-    mail = next((m for m in core.prompts if m.ref == item.ref and not _is_copy(core, m)), None)
-    queued = next((q for q in (core.work.next, *core.work.queue) if q is not None and q.ref == item.ref), None)
+    """Remove a prompt that waits; one that runs is not touched. Who names a repetition means what it repeats."""
+    named = next((m for m in core.prompts if m.ref == item.ref), None)
+    ref = (repeats(core, named) if named is not None else None) or item.ref
+    mail = next((m for m in core.prompts if m.ref == ref and not _is_copy(core, m)), None)
+    queued = next((q for q in (core.work.next, *core.work.queue) if q is not None and q.ref == ref), None)
     if mail is None and queued is None:
         if item.token:
             out.append(AnswerControl(item.token, {"cancelled": False}))
@@ -308,9 +312,8 @@ def on_tick(core: Core, item: Tick, out: Out) -> None:
 
     def change(draft: Core) -> None:
         for mail in late:
-            consume(draft, mail)
             if mail.deadline is not None:
-                end_request(draft, caller_of(mail), expired(draft, mail.deadline, "the turn could begin"))
+                end_unanswered(draft, mail, expired(draft, mail.deadline, "the turn could begin"))
 
     _change(core, change, out)
 

@@ -8,8 +8,7 @@ from typing import Any
 from msgspec import structs
 
 from agentmesh.agent import Timer, Undelivered
-from agentmesh.outcomes import id_in_outcome
-from agentmesh.records import NOTHING, CancelTimer, Echo, Queued, SetTimer
+from agentmesh.records import NOTHING, CancelTimer, Queued, SetTimer
 from agentmesh.subjects import LANES
 from agentmesh.turn.crash import begin_crash
 from agentmesh.turn.draft import (
@@ -19,6 +18,7 @@ from agentmesh.turn.draft import (
     close_deferred,
     commit,
     consume,
+    echo,
     end_request,
     enqueue,
     expired,
@@ -161,12 +161,9 @@ def _end_without_turn(core: Core, mail: Mail) -> bool:
     if mail.origin is not None and is_repetition(core.work, mail):
         consume(core, mail)
         return True
-    first = repeats(core, mail) if core.work.seen else None
+    first = repeats(core, mail)
     if first is not None:
-        consume(core, mail)
-        msg_id, stored = id_in_outcome(mail.msg_id), mail.stored
-        echo = Echo(ref=mail.ref, of=first, reply_to=mail.reply_to, stream_to=mail.stream_to, msg_id=msg_id, stored=stored)
-        core.effects = (*core.effects, echo)
+        echo(core, mail, first)
         return True
     if mail.problem is not None:
         error = ErrorBody(code="bad_request", message=mail.problem)

@@ -16,6 +16,7 @@ from agentmesh.records import (
     Caller,
     CancelTimer,
     Deferred,
+    Echo,
     Effect,
     Ledger,
     Open,
@@ -169,10 +170,13 @@ def remember(core: Core, seen: Mapping[str, Seen], *, since: float) -> None:
 
 
 def repeats(core: Core, mail: Mail) -> str | None:
-    """The ref of the purged message that `mail` repeats, or None.
+    """The ref of the message that `mail` repeats, or None.
 
-    It repeats one if the ledger remembers its id, and the id was still in use when `mail` was stored.
+    It repeats one that waits, runs or was consumed, as its owner found by the id; or a purged one, if the ledger remembers its
+    id, and the id was still in use when `mail` was stored.
     """
+    if mail.repeats is not None:
+        return mail.repeats
     ledger = core.work
     if mail.msg_id is None or not ledger.seen:
         return None
@@ -181,6 +185,27 @@ def repeats(core: Core, mail: Mail) -> str | None:
         return None
     late = mail.stored is not None and parse_time(mail.stored) > seen.at + core.config.remember_s
     return None if late else seen.ref
+
+
+def echo(core: Core, mail: Mail, first: str) -> None:
+    """Add to the draft that the prompt `mail` is consumed, and gets the outcome of the one that it repeats."""
+    consume(core, mail)
+    msg_id, stored = id_in_outcome(mail.msg_id), mail.stored
+    effect = Echo(ref=mail.ref, of=first, reply_to=mail.reply_to, stream_to=mail.stream_to, msg_id=msg_id, stored=stored)
+    core.effects = (*core.effects, effect)
+
+
+def end_unanswered(core: Core, mail: Mail, error: ErrorBody) -> None:
+    """Add to the draft that the prompt `mail` is consumed without a turn, and ends with `error`; if it repeats another one, as
+    that one did."""
+    repeated = is_repetition(core.work, mail)
+    first = None if repeated else repeats(core, mail)
+    if first is not None:
+        echo(core, mail, first)
+        return
+    consume(core, mail)
+    if not repeated:
+        end_request(core, caller_of(mail), error)
 
 
 def apply_replies(core: Core) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from agentmesh.ledger import diff
 from agentmesh.records import Change, Effect, Ledger, Seen
 from agentmesh.subjects import LANES
-from agentmesh.turn.draft import bury, caller_of, consume, end_request, is_repetition, remember
+from agentmesh.turn.draft import bury, caller_of, consume, end_request, end_unanswered, is_repetition, remember
 from agentmesh.turn.values import Config, Core
 from agentmesh.wire import ErrorBody, Mail
 
@@ -27,12 +27,12 @@ def put_away(agent: str, ledger: Ledger, waiting: Collection[Mail], late: Collec
     core.events = tuple(mail for mail in waiting if LANES[mail.lane].kind != "prompt")
     error = ErrorBody(code="stopped", message="the agent had been stopped when this came")
     for mail in late:
-        repeated = is_repetition(core.work, mail)
         core.prompts = tuple(other for other in core.prompts if other is not mail)
         core.events = tuple(other for other in core.events if other is not mail)
-        consume(core, mail)
-        if LANES[mail.lane].kind == "prompt" and not repeated:
-            end_request(core, caller_of(mail), error)
+        if LANES[mail.lane].kind == "prompt":
+            end_unanswered(core, mail, error)
+        else:
+            consume(core, mail)
     return diff(ledger, core.work), core.effects
 
 

@@ -9,7 +9,7 @@ from agentmesh.ledger import shortened
 from agentmesh.records import NOTHING, CancelTimer, Ledger
 from agentmesh.turn.crash import begin_crash, drop_draft
 from agentmesh.turn.dispatch import go_on, kill
-from agentmesh.turn.draft import Out, caller_of, commit, consume, end_request, is_repetition
+from agentmesh.turn.draft import Out, commit, consume, end_request, end_unanswered
 from agentmesh.turn.steps import release_answers, withdraw
 from agentmesh.turn.values import (
     Backoff,
@@ -268,10 +268,7 @@ def on_swept(core: Core, item: Swept, out: Out) -> None:
     error = ErrorBody(code="stopped", message="the agent was stopped before it came to this")
     for _ in range(min(SWEEP_BATCH, len(core.prompts))):
         mail, core.prompts = core.prompts[0], core.prompts[1:]
-        repeated = is_repetition(core.work, mail)
-        consume(core, mail)
-        if not repeated:
-            end_request(core, caller_of(mail), error)
+        end_unanswered(core, mail, error)
     release_answers(core)
     while core.events:
         mail, core.events = core.events[0], core.events[1:]

@@ -1,5 +1,6 @@
-"""Looks for mail that plain subscriptions have missed (docs/architecture.md#mail-and-lanes), and for
-records that the store has lost (docs/architecture.md#is-the-newest-record-mine).
+"""Looks for mail that plain subscriptions have missed (docs/architecture.md#mail-and-lanes), for records that the store has lost
+(docs/architecture.md#is-the-newest-record-mine), and for purged mail that is back and fills a lane
+(docs/nats.md#what-a-killed-server-forgets).
 
 A subscription can lose a message without a sign. So every lane's last sequence is compared with what its owner has seen, or with
 a sleeping agent's `rest` record: a group of agents at a time, spread over a minute.
@@ -8,11 +9,13 @@ a sleeping agent's `rest` record: a group of agents at a time, spread over a min
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import math
 from collections.abc import Callable, Sequence
 
 from agentmesh.edge.failures import EDGE_ERRORS
+from agentmesh.edge.manage import count
 from agentmesh.edge.read import get_last_many
 from agentmesh.edge.tasks import Background
 from agentmesh_node.host.work_scan import GROUP, agents_with_work
@@ -24,6 +27,8 @@ log = logging.getLogger("agentmesh.node")
 
 PERIOD_S = 60.0
 """How long one pass over all agents takes."""
+ROUNDS_PER_COUNT = 10
+"""The mail of all lanes is counted in every so many passes."""
 
 
 class Audit:
@@ -49,6 +54,8 @@ class Audit:
         self._loaded = loaded
         self._lost = lost
         self._period_s = period_s
+        self._uncounted = False
+        """The mail of all lanes should have been counted, and could not be."""
         self._rounds = Background("audit")
 
     def start(self) -> None:
@@ -58,8 +65,10 @@ class Audit:
         await self._rounds.close()
 
     async def _run(self) -> None:
-        while True:
+        for number in itertools.count():
             await self.check_store()
+            if number % ROUNDS_PER_COUNT == 0 or self._uncounted:
+                await self.check_lanes()
             agents = list(self._agents())
             groups = max(1, math.ceil(len(agents) / GROUP))
             for index in range(groups):
@@ -81,6 +90,27 @@ class Audit:
             return
         for name in sorted(lost):
             self._lost(name)
+
+    async def check_lanes(self) -> None:
+        """Find lanes that are half full, and have what they hold read anew: what was purged, and is back, would refuse all
+        senders, and no new mail would come to show it. Called also when servers may have been killed."""
+        self._uncounted = True
+        s, half = self._s, max(1, self._s.settings.mailbox_limit // 2)
+        try:
+            stored = await count(s.transport, s.subjects.stream("mail"), s.subjects.mail_filter("*"))
+            stored |= await count(s.transport, s.subjects.stream("timer"), s.subjects.due("*"))
+        except EDGE_ERRORS as error:
+            log.debug("mail cannot be counted now: %s", error)
+            return
+        self._uncounted = False
+        lanes = (s.subjects.parse_lane(subject) for subject, number in stored.items() if number >= half)
+        full = {lane[1] for lane in lanes if lane is not None}
+        for name, mailbox in self._agents():
+            if name in full:
+                if mailbox is None:
+                    self._wake(name)
+                else:
+                    mailbox.survey()
 
     async def _check(self, agents: Sequence[tuple[str, Mailbox | None]]) -> None:
         asleep = [name for name, mailbox in agents if mailbox is None]

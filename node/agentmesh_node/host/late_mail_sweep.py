@@ -13,10 +13,11 @@ from collections.abc import Iterable
 from functools import partial
 
 from agentmesh.edge.failures import EDGE_ERRORS
-from agentmesh.edge.read import get_last, read_all
+from agentmesh.edge.read import get_last, read_by_leader
 from agentmesh.edge.registry import decode_spec
 from agentmesh.errors import Fenced
 from agentmesh.ledger import fold, journal_version, record_of, settle
+from agentmesh.message_ids import MessageIds
 from agentmesh.records import Ledger, Resolve, encode_record
 from agentmesh.subjects import LANES, spec_key
 from agentmesh.turn.late_mail import put_away, rested
@@ -90,16 +91,18 @@ class LateMailSweep:
         s = self._s
         stopped = await get_last(s.transport, s.subjects.stream("registry"), s.subjects.registry_key(spec_key(agent)))
         since = stopped.time if stopped is not None else 0.0
+        ids = MessageIds(s.remember_s)
         waiting: list[Mail] = []
         late: list[Mail] = []
         for lane in LANES.values():
             stream, subject = s.subjects.stream(lane.stream), s.subjects.lane(lane.name, agent)
             beyond = ledger.positions.get(lane.name, 0) + 1
             taken = ledger.taken.get(lane.name, ())
-            for message in await read_all(s.transport, stream, subject, from_seq=beyond):
-                if message.seq in taken:
-                    continue
+            async for message in read_by_leader(s.transport, stream, subject):
                 mail = decode_mail(lane, message.seq, message.data, message.headers, root=s.subjects.root, stored_at=message.time)
+                (mail,) = ids.marked((mail,))
+                if message.seq < beyond or message.seq in taken:
+                    continue
                 waiting.append(mail)
                 if mail.for_life is not None or message.time < since:
                     late.append(mail)

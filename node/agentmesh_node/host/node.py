@@ -243,4 +243,5 @@ class Node:
         if self._audit is not None:
             self.services.spawn(self._audit.check_store())
             self.services.spawn(report_older_mail(self._t, self.subjects))
+            self.services.spawn(self._audit.check_lanes())
         self.catalog.catch_up()

@@ -15,7 +15,7 @@ from agentmesh import wire
 from agentmesh.edge.failures import WrongLastSequence
 from agentmesh.edge.manage import purge
 from agentmesh.edge.publish import Stored, schedule, store, store_soon
-from agentmesh.edge.read import get_last, get_next, read_all
+from agentmesh.edge.read import get_last, get_next, read_by_leader
 from agentmesh.edge.registry import Entry, Registry, decode_spec
 from agentmesh.edge.results import read_outcome, store_outcome
 from agentmesh.errors import StoreLost, Unavailable
@@ -220,7 +220,7 @@ class EffectHandlers:
             StoreLost: the receiver's journal is gone.
         """
         subject = self._subjects.lane(effect.lane, effect.to)
-        for message in await read_all(self._t, self._subjects.stream("mail"), subject):
+        async for message in read_by_leader(self._t, self._subjects.stream("mail"), subject):
             if message.headers.get(wire.FROM) == self.agent and message.headers.get(wire.ORIGIN) == origin:
                 return True
         contents = await self._journal.read(effect.to)

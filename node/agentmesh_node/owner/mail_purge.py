@@ -1,20 +1,23 @@
 """Purges consumed mail, many messages at a time (docs/architecture.md#consumed-mail).
 
-A lane is bounded, so consumed mail must go before it crowds out new mail. But during the stream's duplicate window a restarted
-server knows a message's id only if the message is still stored (docs/nats.md#repetitions). So a lane is purged either when it is
-half full, mostly with consumed mail, and then the agent's ledger remembers the ids; or when all its mail is older than the
-window. An agent does not come to rest before that: while it sleeps it would not notice that its full lane refuses every sender.
+A lane is bounded, so consumed mail must go before it crowds out new mail. But during the duplicate window an agent knows the id
+of a message only if that is still stored, or is in its ledger. So a lane is purged either when it is half full, mostly with
+consumed mail, and then the ledger remembers the ids; or when all its mail is older than the window. An agent does not come to
+rest before that: while it sleeps it would not notice that its full lane refuses every sender.
+
+What was purged may be back behind the death of a server (docs/nats.md#what-a-killed-server-forgets). It lies below the positions,
+so nobody reads it; it counts here as what it is, consumed mail, and goes in the same way.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 from agentmesh.edge.failures import EDGE_ERRORS
-from agentmesh.edge.manage import count, purge
-from agentmesh.edge.read import read_all
+from agentmesh.edge.manage import purge
+from agentmesh.edge.read import TIME_STAMP, StoredMessage
 from agentmesh.records import Seen
 from agentmesh.subjects import LANES
 from agentmesh.turn.draft import digest
@@ -34,24 +37,20 @@ class MailPurger:
         self._s = services
         self._half = max(1, services.settings.mailbox_limit // 2)
         self._recent: dict[str, deque[tuple[int, str | None, str | None]]] = {lane: deque() for lane in LANES}
-        self._inherited: dict[str, int] = {}
-        """Per lane: the sequence up to which former owners have consumed mail that may not be purged yet."""
-        self._crowded: set[str] = set()
-        """Lanes that former owners have left half full."""
-        self._counted = True
+        """Per lane, what is stored: sequence, message id, and when it was stored."""
         self._below: dict[str, tuple[str, int]] = {}
         self._busy = False
         self._numbers = 0
 
-    def inherit(self, positions: Mapping[str, int]) -> None:
-        """Note the positions of former owners: mail up to them may still be stored."""
-        self._inherited = {lane: seq for lane, seq in positions.items() if seq > 0}
-        self._counted = not self._inherited
+    def stored(self, lane: str, messages: Sequence[StoredMessage]) -> None:
+        """Note all that a lane holds of mail that has been seen before: what former owners have left, or what is back."""
+        self._recent[lane] = deque((m.seq, m.headers.get(MSG_ID) or None, m.headers.get(TIME_STAMP)) for m in messages)
+        self._purge_if_due(lane)
 
     @property
     def at_ease(self) -> bool:
         """Whether no lane is crowded with consumed mail."""
-        return self._counted and not self._busy and not any(self._due(lane) for lane in LANES)
+        return not self._busy and not any(self._due(lane) for lane in LANES)
 
     @property
     def lingering(self) -> bool:
@@ -59,7 +58,7 @@ class MailPurger:
         return any(self._old(lane) for lane in LANES)
 
     def _old(self, lane: str) -> bool:
-        return self._position(lane) > 0 and (bool(self._recent[lane]) or lane in self._inherited)
+        return self._position(lane) > 0 and bool(self._recent[lane])
 
     def arrived(self, mail: tuple[Mail, ...]) -> None:
         """Note new mail, and begin a purge if one is due."""
@@ -69,8 +68,6 @@ class MailPurger:
 
     def _due(self, lane: str) -> bool:
         """Whether `lane` is half full and half of that is consumed."""
-        if lane in self._crowded:
-            return True
         recent = self._recent[lane]
         return len(recent) >= self._half and recent[max(1, self._half // 2) - 1][0] <= self._position(lane)
 
@@ -88,17 +85,14 @@ class MailPurger:
 
     async def _trim(self, lane: str) -> None:
         """Have the ledger remember the ids; the purge follows once that is committed."""
-        try:
-            position = self._position(lane)
-            horizon = self._s.now() - self._s.remember_s
-            ids = await self._inherited_ids(lane)
-            recent = [(seq, msg_id, at) for seq, msg_id, at in self._recent[lane] if seq <= position and msg_id is not None]
-            ids += [(seq, msg_id, parse_time(at) if at is not None else self._s.now()) for seq, msg_id, at in recent]
-            seen = {digest(msg_id): Seen(str(seq), at) for seq, msg_id, at in ids if msg_id is not None and at > horizon}
-        except EDGE_ERRORS as error:
-            log.debug("mail not purged now: %s", error, extra={"agent": self._loop.name})
-            self._busy = False
-            return
+        position = self._position(lane)
+        horizon = self._s.now() - self._s.remember_s
+        recent = [(seq, msg_id, at) for seq, msg_id, at in self._recent[lane] if seq <= position and msg_id is not None]
+        ids = [(seq, msg_id, parse_time(at) if at is not None else self._s.now()) for seq, msg_id, at in recent]
+        seen: dict[str, Seen] = {}
+        for seq, msg_id, at in ids:
+            if at > horizon:
+                seen.setdefault(digest(msg_id), Seen(str(seq), at))  # the first one has the outcome
         token = self._planned(lane, position)
         if seen:
             self._loop.feed(Trim(token, seen))
@@ -110,14 +104,6 @@ class MailPurger:
         token = f"trim-{self._numbers}"
         self._below[token] = (lane, position)
         return token
-
-    async def _inherited_ids(self, lane: str) -> list[tuple[int, str | None, float]]:
-        upto = self._inherited.get(lane, 0)
-        if not upto:
-            return []
-        stream = self._s.subjects.stream(LANES[lane].stream)
-        messages = await read_all(self._s.transport, stream, self._s.subjects.lane(lane, self._loop.name))
-        return [(m.seq, m.headers.get(MSG_ID) or None, m.time) for m in messages if m.seq <= upto]
 
     def asked_for(self, token: str) -> bool:
         """Whether `token` belongs to a `Trim` of this purger."""
@@ -132,8 +118,6 @@ class MailPurger:
         except EDGE_ERRORS as error:
             log.debug("mail not purged now: %s", error, extra={"agent": self._loop.name})
         else:
-            self._inherited.pop(lane, None)
-            self._crowded.discard(lane)
             recent = self._recent[lane]
             while recent and recent[0][0] <= position:
                 recent.popleft()
@@ -147,25 +131,9 @@ class MailPurger:
         """
         if self._busy or any(self._purge_if_due(lane) for lane in LANES):
             return
-        if not self._counted:
-            self._busy = True
-            self._s.spawn(self._count_inherited())
-        elif seconds > self._s.duplicate_window_s:
+        if seconds > self._s.duplicate_window_s:
             for lane in LANES:
                 if self._old(lane):
                     self._busy = True
                     self._s.spawn(self.remembered(self._planned(lane, self._position(lane))))
                     return
-
-    async def _count_inherited(self) -> None:
-        """Find the lanes that former owners have left half full."""
-        subjects, name = self._s.subjects, self._loop.name
-        try:
-            stored = await count(self._s.transport, subjects.stream("mail"), subjects.mail_filter(name))
-        except EDGE_ERRORS as error:
-            log.debug("mail not counted now: %s", error, extra={"agent": name})
-        else:
-            self._crowded = {lane for lane in self._inherited if stored.get(subjects.lane(lane, name), 0) >= self._half}
-            self._counted = True
-        finally:
-            self._busy = False

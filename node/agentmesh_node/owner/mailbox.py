@@ -2,17 +2,19 @@
 
 Stored mail is republished to the owner's one plain subscription, with its sequence and the previous one of its subject. While
 the sequences follow one another, mail costs no read at all. If they do not (a gap: slow consumer, reconnect, the beginning), the
-lanes are read by direct get until nothing is missing; only then are copies trusted again (docs/architecture.md#mail-and-lanes).
+lanes are read until nothing is missing; only then are copies trusted again (docs/architecture.md#mail-and-lanes).
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping
 
 from agentmesh.edge.failures import EDGE_ERRORS
-from agentmesh.edge.read import StoredMessage, get_last, get_next, read
+from agentmesh.edge.manage import count
+from agentmesh.edge.read import StoredMessage, get_next, read_all, read_by_leader
 from agentmesh.edge.retry import ExponentialBackoff
 from agentmesh.edge.tasks import Background
 from agentmesh.edge.transport import Message, Transport
@@ -35,12 +37,19 @@ class Mailbox:
         agent: str,
         positions: Mapping[str, int],
         deliver: Callable[[tuple[Mail, ...]], None],
+        *,
+        stored: Callable[[str, list[StoredMessage]], None],
     ) -> None:
+        """`stored` hears what a lane holds of mail that has been seen before: at the beginning and with each survey, before what
+        is new is delivered."""
         self._t = transport
         self._subjects = subjects
         self._agent = agent
         self._deliver = deliver
         self._seen = {lane: positions.get(lane, 0) for lane in LANES}
+        self._stored = stored
+        self._survey = True
+        """The next read is of all that is stored, also of what was consumed: it may have ids that come again, or be back."""
         self._behind = True
         self._noticed = {"mail": 0, "timer": 0}
         """Highest sequences of copies that came while copies were not trusted."""
@@ -79,6 +88,11 @@ class Mailbox:
         if not self._reader.running:
             self._reader.begin(self._read_all())
 
+    def survey(self) -> None:
+        """Read all that the lanes hold, in the background: what was purged may be stored again."""
+        self._survey = True
+        self.catch_up()
+
     async def caught_up(self, *, proven: bool = False) -> None:
         """Return when everything stored before this call is delivered. With `proven` the leader confirms that for each lane:
         copies may be lost and replicas lag. A sweep needs that (docs/architecture.md#the-end-of-a-life)."""
@@ -106,27 +120,22 @@ class Mailbox:
     async def _read_all(self) -> None:
         pauses = iter(RETRY)
         while True:
+            survey, self._survey = self._survey, False
             try:
-                await self._notice_last()
-                await self._read_stream("mail")
-                await self._read_stream("timer")
+                for stream in ("mail", "timer"):
+                    await (self._read_whole(stream) if survey else self._read_new(stream))
             except EDGE_ERRORS as error:
                 log.debug("mail cannot be read now: %s", error, extra={"agent": self._agent})
+                self._survey = self._survey or survey
                 await asyncio.sleep(next(pauses))
+                continue
+            if self._survey:
                 continue
             if self._complete():
                 # No await between this check and trusting copies again: no copy can be missed in between.
                 self._behind = False
                 return
-            await asyncio.sleep(RETRY.first_s)  # a replica does not have yet what a copy has shown
-
-    async def _notice_last(self) -> None:
-        """Note the newest sequences of the leader: the replica that is read may lag behind."""
-        for stream, subject in (("mail", self._subjects.mail_filter(self._agent)), ("timer", self._subjects.due(self._agent))):
-            name = self._subjects.stream("mail" if stream == "mail" else "timer")
-            last = await get_last(self._t, name, subject)
-            if last is not None:
-                self._noticed[stream] = max(self._noticed[stream], last.seq)
+            await asyncio.sleep(RETRY.first_s)  # a server that has just become the leader lags behind what a copy has shown
 
     def _complete(self) -> bool:
         high = {"mail": 0, "timer": 0}
@@ -135,17 +144,37 @@ class Mailbox:
             high[stream] = max(high[stream], seq)
         return all(high[stream] >= noticed for stream, noticed in self._noticed.items())
 
-    async def _read_stream(self, stream: str) -> None:
-        lanes = [name for name, lane in LANES.items() if lane.stream == stream]
-        subject = self._subjects.mail_filter(self._agent) if stream == "mail" else self._subjects.due(self._agent)
+    async def _read_whole(self, stream: str) -> None:
+        """Read all that the lanes of `stream` hold, also what was consumed: a listing, of which the leader says how many there
+        must be; or one by one from the leader."""
         name = self._subjects.stream("mail" if stream == "mail" else "timer")
-        start = min(self._seen[lane] for lane in lanes) + 1
-        while True:
-            page = await read(self._t, name, subject, from_seq=start, batch=PAGE)
-            self._deliver_read(page.messages)
-            if not page.messages or page.pending == 0:
-                return
-            start = page.messages[-1].seq + 1
+        subject = self._subjects.mail_filter(self._agent) if stream == "mail" else self._subjects.due(self._agent)
+        wanted = await count(self._t, name, subject)
+        found: list[StoredMessage] = []
+        if wanted:
+            found = await read_all(self._t, name, subject)
+            got = Counter(message.subject for message in found)
+            if any(got[lane] < number for lane, number in wanted.items()):
+                found = [message async for message in read_by_leader(self._t, name, subject)]
+        for lane in LANES.values():
+            if lane.stream == stream:
+                self._stored(lane.name, self._seen_in(lane.name, found))
+        self._deliver_read(found)
+
+    def _seen_in(self, lane: str, found: list[StoredMessage]) -> list[StoredMessage]:
+        subject, seen = self._subjects.lane(lane, self._agent), self._seen[lane]
+        return [message for message in found if message.subject == subject and message.seq <= seen]
+
+    async def _read_new(self, stream: str) -> None:
+        """Read what the lanes of `stream` hold behind what has been seen, one by one from the leader: a listing of a replica may
+        lack a message, and what follows it would pass over it for ever."""
+        name = self._subjects.stream("mail" if stream == "mail" else "timer")
+        found: list[StoredMessage] = []
+        for lane, seen in self._seen.items():
+            if LANES[lane].stream == stream:
+                subject = self._subjects.lane(lane, self._agent)
+                found += [message async for message in read_by_leader(self._t, name, subject, from_seq=seen + 1)]
+        self._deliver_read(sorted(found, key=_seq))
 
     def _deliver_read(self, messages: list[StoredMessage]) -> None:
         mail: list[Mail] = []
@@ -160,5 +189,9 @@ class Mailbox:
             mail.append(
                 decode_mail(lane, message.seq, message.data, message.headers, root=self._subjects.root, stored_at=message.time)
             )
-        if mail:
-            self._deliver(tuple(mail))
+        for start in range(0, len(mail), PAGE):
+            self._deliver(tuple(mail[start : start + PAGE]))
+
+
+def _seq(message: StoredMessage) -> int:
+    return message.seq

@@ -15,9 +15,11 @@ from typing import Any
 import msgspec
 
 from agentmesh.configuration import shown_in
+from agentmesh.edge.read import TIME_STAMP, StoredMessage
 from agentmesh.edge.tasks import cancel_and_wait
 from agentmesh.edge.transport import Message
 from agentmesh.formats import required
+from agentmesh.message_ids import MessageIds
 from agentmesh.outcomes import Answered, answered_by
 from agentmesh.ownership import Claim
 from agentmesh.records import Ledger
@@ -47,7 +49,7 @@ from agentmesh.turn.values import (
     Tick,
     Wake,
 )
-from agentmesh.wire import ErrorBody, Mail, Probe, Spec
+from agentmesh.wire import MSG_ID, ErrorBody, Mail, Probe, Spec
 from agentmesh_node.owner.claim import OwnershipLost, claim_ownership
 from agentmesh_node.owner.control_requests import ControlRequests
 from agentmesh_node.owner.cycle_probes import CycleProber
@@ -117,6 +119,7 @@ class Owner:
             begin_to_wait=self._begin_to_wait,
         )
         self._purger = MailPurger(self._loop, services)
+        self._ids = MessageIds(services.remember_s)
         self._idle = IdleTracker(
             self._loop, services, self._purger, may_sleep=self._may_sleep, on_sleep=lambda: self._report_end(None)
         )
@@ -195,8 +198,7 @@ class Owner:
             on_input=self._idle.on_input,
             on_end=self._report_end,
         )
-        self._purger.inherit(ledger.positions)
-        self.mailbox = Mailbox(s.transport, s.subjects, self.name, ledger.positions, self._on_mail)
+        self.mailbox = Mailbox(s.transport, s.subjects, self.name, ledger.positions, self._on_mail, stored=self._on_stored)
         self._emit("activated", {"generation": self.claim.generation})
         self._effects.add(ledger.effects.items(), doubtful=True)
         # Waiting mail comes first: a chained prompt must not overtake events, nor an event's prompt the mail before it.
@@ -297,8 +299,17 @@ class Owner:
             self.mailbox.on_copy(lane, message)
 
     def _on_mail(self, mail: tuple[Mail, ...]) -> None:
+        mail = self._ids.marked(mail)
         self._loop.feed(Arrived(mail))
         self._purger.arrived(mail)
+
+    def _on_stored(self, lane: str, messages: list[StoredMessage]) -> None:
+        """Note what a lane holds of mail that has been seen, most of it by former owners."""
+        if not LANES[lane].trusted:
+            for message in messages:
+                if msg_id := message.headers.get(MSG_ID):
+                    self._ids.note(lane, message.seq, msg_id, message.headers.get(TIME_STAMP))
+        self._purger.stored(lane, messages)
 
     def stop(self, spec: Spec) -> None:
         """The registry says `stopping`."""

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import re
 import shutil
@@ -22,6 +23,8 @@ from pathlib import Path
 from typing import IO
 
 from agentmesh.errors import BadRequest, ServerTooOld, Unavailable
+
+log = logging.getLogger("agentmesh.node")
 
 OLDEST = (2, 14)
 """Oldest nats-server that the mesh runs on."""
@@ -148,7 +151,7 @@ class EmbeddedServer:
             await self.stop()
             raise
 
-    async def stop(self, timeout_s: float = 10.0) -> None:
+    async def stop(self, timeout_s: float = 30.0) -> None:
         """End the server: SIGTERM, which flushes its store, and SIGKILL after `timeout_s`. Harmless when it does not run."""
         process, self._process = self._process, None
         try:
@@ -293,6 +296,7 @@ async def _end(process: asyncio.subprocess.Process, timeout_s: float) -> None:
         async with asyncio.timeout(timeout_s):
             await process.wait()
     except TimeoutError:
+        log.warning("nats-server does not end %g s after SIGTERM and is killed: deleted messages may be stored again", timeout_s)
         _signal(process, signal.SIGKILL)
         await process.wait()
 

@@ -15,7 +15,7 @@ from agentmesh.edge.journal import Journal
 from agentmesh.edge.journal_reader import RECORD, JournalReader
 from agentmesh.edge.manage import delete
 from agentmesh.edge.publish import store
-from agentmesh.edge.read import get_last
+from agentmesh.edge.read import TIME_STAMP, get_last
 from agentmesh.edge.streams import ensure
 from agentmesh.edge.transport import Transport
 from agentmesh.errors import Fenced, StoreLost, UnreadableRecord
@@ -276,6 +276,6 @@ def test_a_stranger_cannot_name_a_blob(server: Server, subjects: Subjects) -> No
             await Stranger(t, subjects).writes(msgspec.json.encode({"v": 1, "blob": "x"}), headers={BLOB: "x"})
             assert (await journal.read(AGENT)).foreign == 1
             raw = await get_last(t, subjects.stream("journal"), subjects.journal(AGENT))
-            assert raw is not None and raw.headers == {BLOB: "x"}
+            assert raw is not None and raw.headers == {BLOB: "x", TIME_STAMP: raw.headers[TIME_STAMP]}
 
     run(main())

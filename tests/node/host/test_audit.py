@@ -5,6 +5,9 @@ from __future__ import annotations
 import itertools
 import logging
 
+import pytest
+
+from agentmesh.edge.read import StoredMessage
 from agentmesh.wire import Mail
 from agentmesh_node.host.audit import Audit
 from agentmesh_node.host.work_scan import GROUP
@@ -25,6 +28,8 @@ class Agents:
         self.woken: list[tuple[float, str]] = []
         self.loaded: dict[str, Acknowledged] = {}
         self.lost: list[str] = []
+        self.held: list[tuple[str, int]] = []
+        """What awake agents were told to be stored of mail that they have seen."""
         self.audit = Audit(
             node.services,
             lambda: list(self.placed.items()),
@@ -40,9 +45,13 @@ class Agents:
         def deliver(mail: tuple[Mail, ...]) -> None:
             self.delivered.extend((name, item) for item in mail)
 
-        mailbox = Mailbox(self._node.transport, self._node.subjects, name, {}, deliver)
+        mailbox = Mailbox(self._node.transport, self._node.subjects, name, {}, deliver, stored=self._on_stored)
         await mailbox.caught_up()
         self.placed[name] = mailbox
+
+    def _on_stored(self, lane: str, messages: list[StoredMessage]) -> None:
+        if messages:
+            self.held.append((lane, len(messages)))
 
     def names_woken(self) -> list[str]:
         return [name for _, name in self.woken]
@@ -148,6 +157,28 @@ def test_what_cannot_be_told_now_harms_nobody_and_is_looked_at_in_the_next_round
         await agents.audit.close()
 
     simulate(story)
+
+
+@pytest.mark.case(283)
+def test_lanes_that_are_half_full_are_read_anew_and_sleepers_are_woken_for_it() -> None:
+    async def story(node: SimulatedNode) -> None:
+        agents = Agents(node)
+        for name in ("awake", "roomy", "asleep"):
+            for _ in range(3 if name == "roomy" else 4):
+                await node.mail(name)
+        await agents.load("awake")
+        await agents.load("roomy")
+        agents.placed["asleep"] = None
+        node.faults.leaderless.add(node.subjects.stream("mail"))
+        await agents.audit.check_lanes()
+        assert node.logged("mail cannot be counted") and agents.held == []
+        node.faults.leaderless.clear()
+        agents.audit.start()
+        await node.until(lambda: agents.held and agents.woken, "the next round counts")
+        assert agents.held == [("inbox", 4)] and agents.names_woken()[0] == "asleep"
+        await agents.audit.close()
+
+    simulate(story, mailbox_limit=8)
 
 
 def test_closed_it_looks_no_more() -> None:

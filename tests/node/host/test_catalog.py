@@ -76,6 +76,7 @@ def test_a_new_agent_is_activated_and_shown_as_running() -> None:
             found = await awake(node, catalog, "a")
             assert (found.generation, found.incarnation) == (generation, "life")
             assert found.owner is not None
+            await node.until(lambda: found.owner is not None and found.owner.idle, "its start is over")
             await found.owner.settled()
             spec = await node.read_spec("a")
             assert spec is not None
