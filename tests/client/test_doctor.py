@@ -349,7 +349,12 @@ def test_the_weakest_part_decides(given: Facts, expected: str) -> None:
         (facts(storage_used=90, storage_limit=100), "warning", "90% of this account's storage"),
         (facts(sets=2), "problem", "2 sets of this mesh's streams"),
         (facts(sets=1, streams=[StreamFacts(name="S", exists=False)]), "problem", "behind a leaf node: name it"),
-        (facts(streams=[StreamFacts(name="S", exists=False)]), "problem", "S does not exist: a new mesh is made by"),
+        (facts(streams=[StreamFacts(name=name, exists=False) for name in "ST"]), "problem", "if it is new, `mesh setup --new`"),
+        (
+            facts(streams=[StreamFacts(name="S", exists=True, replicas=1, up=1), StreamFacts(name="T", exists=False)]),
+            "problem",
+            "T does not exist, and every mesh has it: restore it",
+        ),
         pytest.param(
             facts(
                 streams=[

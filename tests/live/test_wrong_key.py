@@ -20,9 +20,10 @@ from agentmesh.edge.streams import absent, ensure
 from agentmesh.subjects import Subjects
 from live import agents as live_agents
 from live.mesh import PATIENCE_S
-from support import Server, connected, eventually, run
+from live.test_workers import http_get
+from support import Server, connected, eventually, free_ports, run
 
-pytestmark = [pytest.mark.processes, pytest.mark.case(260)]
+pytestmark = [pytest.mark.processes, pytest.mark.case(260), pytest.mark.case(261)]
 
 MAIL = 100
 AGENTS = str(Path(live_agents.__file__))
@@ -55,9 +56,13 @@ def ends(project: Path, *arguments: str) -> tuple[int, str]:
 
 
 def waits(project: Path, server: Server, *arguments: str) -> str:
-    """What a verb says that does not end; it ends when it is told to."""
-    with process(project, *arguments, "--nats", server.url) as (running, log):
+    """What a verb says that does not end, and is not ready; it ends when it is told to."""
+    (port,) = free_ports(1)
+    with process(project, *arguments, "--nats", server.url, "--health-port", str(port)) as (running, log):
         run(eventually(lambda: "stream_missing" in log.read_text(), PATIENCE_S, "its complaint"))
+        status, reason = run(http_get(port, "/readyz"))
+        assert status == 503
+        assert reason.startswith("stream_missing: ") and "run `mesh setup`" in reason
         assert running.poll() is None
         running.send_signal(signal.SIGTERM)
         assert running.wait(PATIENCE_S) == 130, "it has not been ready"
@@ -90,7 +95,7 @@ def test_with_a_wrong_key_nothing_is_made_and_with_the_right_one_everything_is_t
         server.launch()  # it serves, and never calls itself healthy
         assert run(shown(server)) == 0, "the fault that this is about"
 
-        for said in (
+        for said in (  # cases 260 and 261
             waits(tmp_path, server, "node", "--agents", AGENTS, "--id", "n1"),
             waits(tmp_path, server, "supervisor", "--id", "s1"),
         ):

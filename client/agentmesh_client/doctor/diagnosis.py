@@ -87,10 +87,13 @@ def _findings(facts: Facts) -> Iterator[Finding]:
         yield Finding("problem", "JetStream does not answer: switch it on, for this account too, or bring its servers back")
     for text in facts.server_errors:
         yield Finding("problem", f"a server says: {text}; mend that (free space on its disk, for one), and restart it")
-    for stream in facts.streams:
-        if facts.jetstream or stream.replicas:  # else a finding above says why nothing is known of it
-            yield from _of_stream(stream)
-    yield from _of_sets(facts)
+    if any(stream.exists for stream in facts.streams):
+        for stream in facts.streams:
+            if facts.jetstream or stream.replicas:  # else a finding above says why nothing is known of it
+                yield from _of_stream(stream)
+        yield from _of_sets(facts)
+    elif facts.jetstream:
+        yield _no_mesh(facts)
     yield from _of_replicas(facts)
     yield from _of_sync(facts)
     yield from settings.findings(facts)
@@ -113,8 +116,8 @@ def _of_stream(stream: StreamFacts) -> Iterator[Finding]:
     elif not stream.exists:
         yield Finding(
             "problem",
-            f"{name} does not exist: a new mesh is made by `mesh setup --new`; if this one had it, look for its account, and the "
-            "server's store directory and encryption key, or restore it from its backup",
+            f"{name} does not exist, and every mesh has it: restore it from its backup, or have it made anew, empty, by "
+            "`mesh setup --new`",
         )
     elif not stream.replicas:
         yield Finding("problem", f"{name} cannot be asked: too few of its servers are up; bring them back")
@@ -130,16 +133,23 @@ def _of_stream(stream: StreamFacts) -> Iterator[Finding]:
         yield Finding("problem", f"{name} is not as the mesh needs it: {drift}; set it back (`nats stream edit {name}`)")
 
 
+def _no_mesh(facts: Facts) -> Finding:
+    if facts.sets:
+        return Finding("problem", "this mesh is in another JetStream domain, behind a leaf node: name it (--domain, MESH_DOMAIN)")
+    return Finding(
+        "problem",
+        "this account has no stream of this mesh: if it is new, `mesh setup --new` makes them; if there was one, look for its "
+        "server, account and root, and for the server's store directory and encryption key",
+    )
+
+
 def _of_sets(facts: Facts) -> Iterator[Finding]:
-    here = any(stream.exists for stream in facts.streams)
     if facts.sets > 1:
         yield Finding(
             "problem",
             f"{facts.sets} sets of this mesh's streams hear what is published here, and store each other's mail: a leaf node has "
             "one of its own. Nothing but another root keeps them apart: give one of the meshes another (--root, MESH_ROOT)",
         )
-    elif facts.sets and not here:
-        yield Finding("problem", "this mesh is in another JetStream domain, behind a leaf node: name it (--domain, MESH_DOMAIN)")
 
 
 def _of_replicas(facts: Facts) -> Iterator[Finding]:

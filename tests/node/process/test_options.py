@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import tomllib
 from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
@@ -195,3 +196,9 @@ def test_the_page_for_operators_has_each_with_its_default_and_bounds(options: ty
             default = DEFAULTS[field.name] if field.default is None else field.default
             assert rows[parameter.env_var[0]] == (default, bounds.gte, bounds.lte)
             assert f"[{bounds.gte} to {bounds.lte}]" in parameter.help
+
+
+def test_each_verb_is_a_command_of_mesh_too() -> None:
+    declared = tomllib.loads((PAGE.parents[1] / "pyproject.toml").read_text())["project"]["entry-points"]["agentmesh.commands"]
+    own = {name for name in app if not name.startswith("-")} - {"worker"}
+    assert set(declared) == own == {"up", "setup", "node", "supervisor"}
