@@ -31,7 +31,7 @@ BACK_S = 60.0
 WEIGHTS: Mapping[str, float] = MappingProxyType(
     {
         "ask": 8, "plain": 3, "tell": 8, "notify": 5, "pass": 5, "call": 4, "steps": 2, "wait": 1, "timer": 1, "halt": 0.1,
-        "flaky": 0.1, "start": 0.3, "stop": 0.3, "spawn": 0.3, "mortal": 1, "resume": 0.3,
+        "flaky": 0.1, "start": 0.3, "stop": 0.3, "spawn": 0.3, "mortal": 1, "resume": 0.3, "set": 0.3,
     }
 )  # fmt: skip
 """What clients do. Agents halt and crash rarely: there are many prompts a second, and a failed agent runs none."""

@@ -41,8 +41,10 @@ def judge(evidence: Evidence, immortal: Collection[str]) -> list[str]:
     for agent, records in evidence.journals.items():
         wrong += _chain(agent, records)
         wrong += _steps(agent, records)
+        wrong += _torn(agent, records)
         lives += lives_of(agent, records)
     wrong += _counts(lives)
+    wrong += _set_once(evidence)
     wrong += _answers(evidence)
     wrong += _acceptance(evidence)
     wrong += _sending(evidence)
@@ -104,6 +106,35 @@ def _steps(agent: str, records: Sequence[tuple[int, Record]]) -> Iterable[str]:
         if len(ledger.steps) < count[turn]:
             yield f"{where}: the turn has {len(ledger.steps)} steps, and had {count[turn]} before"
         count[turn] = max(count[turn], len(ledger.steps))
+
+
+def _torn(agent: str, records: Sequence[tuple[int, Record]]) -> Iterable[str]:
+    """Each change of the configuration is whole, and has the next number of its life."""
+    ledger: Ledger | None = None
+    for seq, record in records:
+        before, ledger = ledger, apply(ledger, record, seq)
+        where = f"{agent}: record {seq} ({record.kind})"
+        known = before.sets[-1].number if before is not None and before.incarnation == ledger.incarnation and before.sets else 0
+        now = ledger.sets[-1].number if ledger.sets else 0
+        if ledger.phase != "over" and now != known + (record.kind == "set"):
+            yield f"{where} leaves {now} changes of the configuration, after {known}"
+        if len({info.id for info in ledger.sets}) < len(ledger.sets):
+            yield f"{where} leaves a request that was done twice"
+        if "label" in ledger.backend_options and ledger.backend_options["watchdog_s"] != ledger.overrides.watchdog_s:
+            yield f"{where} leaves a change that is torn"
+
+
+def _set_once(evidence: Evidence) -> Iterable[str]:
+    """What a client has set is in the journal: once if it was told so, else once at most."""
+    made: Counter[str] = Counter()
+    for agent, records in evidence.journals.items():
+        for _, record in records:
+            if record.kind == "set" and record.change.backend_options is not msgspec.UNSET:
+                made[f"{agent}/{record.change.backend_options.get('label')}"] += 1
+    for op in evidence.operations:
+        count = made[f"{op.agent}/{op.label}"]
+        if op.kind == "set" and (count > 1 or (count == 0 and op.ref is not None and op.error is None)):
+            yield f"{op.agent}: {op.label} was set {count} times, and its client was told {op.error or op.ref}"
 
 
 def lives_of(agent: str, records: Sequence[tuple[int, Record]]) -> list[Life]:

@@ -172,6 +172,9 @@ def _open_ends(world: World, wanted: Collection[str]) -> Iterator[str]:
         if spec.status != "running":
             yield f"{name} is {spec.status}"
         yield from _owners(keys, name)
+        ledger = _ledger(world, name)
+        if ledger is not None and ledger.sets and ledger.sets[-1].number != spec.sets:
+            yield f"the spec of {name} shows change {spec.sets} of its configuration, and {ledger.sets[-1].number} is in force"
         if record is None or record.kind != "rest":
             yield f"the journal of {name} ends with {record.kind if record else 'nothing'}"
         else:

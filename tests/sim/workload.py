@@ -45,6 +45,7 @@ WEIGHTS: Mapping[str, float] = MappingProxyType(
         "spawn": 1,
         "mortal": 2,
         "resume": 4,
+        "set": 3,
     }
 )
 """How often clients do what, by default."""
@@ -130,12 +131,8 @@ class Workload:
                 )
             case "timer":
                 await self._tell(mesh, client, dice.choice(COUNTERS), f"timer {label} {dice.choice((0.0, 0.5, 5.0))}")
-            case "start":
-                await self._do(client, "start", agent := dice.choice(MORTAL), label, lambda op: _start(mesh, agent))
-            case "stop":
-                await self._do(client, "stop", agent := dice.choice(MORTAL), label, lambda op: _stop(mesh, agent))
-            case "resume":
-                await self._do(client, "resume", agent := dice.choice(IMMORTAL), label, lambda op: _resume(mesh, agent))
+            case "start" | "stop" | "resume" | "set":
+                await self._operate(mesh, client, kind, label, dice)
             case "spawn":
                 verb = dice.choice(("spawn", "end"))
                 await self._tell(mesh, client, dice.choice(COUNTERS), f"{verb} {label} {dice.choice(MORTAL)}")
@@ -146,6 +143,24 @@ class Workload:
                 await self._do(client, "plain ask", agent, label, lambda op: self._plain(mesh, op, agent, label))
             case _:
                 await self._tell(mesh, client, dice.choice(IMMORTAL), f"{'add' if kind == 'tell' else kind} {label}")
+
+    async def _operate(self, mesh: Mesh, client: str, kind: str, label: str, dice: random.Random) -> None:
+        """What operators do."""
+        agent = dice.choice({"start": MORTAL, "stop": MORTAL, "resume": IMMORTAL}.get(kind, (*IMMORTAL, *MORTAL)))
+        watchdog_s = float(dice.randint(600, 9999)) if kind == "set" else 0.0
+
+        async def act(op: Operation) -> None:
+            match kind:
+                case "start":
+                    await mesh.start_agent(agent, kind="Cell", timeout=20.0)
+                case "stop":
+                    await mesh.stop(agent, timeout=20.0)
+                case "resume":
+                    await mesh.resume(agent, timeout=10.0)
+                case _:
+                    await _set(mesh, op, agent, label, watchdog_s)
+
+        await self._do(client, kind, agent, label, act)
 
     async def _long(self, mesh: Mesh, client: str, kind: str, label: str, dice: random.Random) -> None:
         """A turn with steps, or one that waits for others. Agents wait for each other, and for themselves: circles come about,
@@ -244,13 +259,8 @@ class Workload:
         return await self._world.spawn("c-last", work())
 
 
-async def _start(mesh: Mesh, agent: str) -> None:
-    await mesh.start_agent(agent, kind="Cell", timeout=20.0)
-
-
-async def _resume(mesh: Mesh, agent: str) -> None:
-    await mesh.resume(agent, timeout=10.0)
-
-
-async def _stop(mesh: Mesh, agent: str) -> Any:
-    await mesh.stop(agent, timeout=20.0)
+async def _set(mesh: Mesh, op: Operation, agent: str, label: str, watchdog_s: float) -> None:
+    """Two parts of the configuration that tell of each other, so that a change which is torn shows."""
+    options = {"label": label, "watchdog_s": watchdog_s}
+    await mesh.update_agent(agent, backend_options=options, watchdog_s=watchdog_s, timeout=20.0)
+    op.ref = "-"
