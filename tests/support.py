@@ -340,7 +340,7 @@ class Server:
             f"listen: 127.0.0.1:{self._port}",
             "http: 127.0.0.1:-1",
             f'jetstream {{ store_dir: "{self._dir}/js"',
-            f'  max_file_store: "{_RESERVABLE}"',
+            f"  max_file_store: {_RESERVABLE}",
             "  sync_interval: always" if self._durable else "",
             self.jetstream,
             "}",
