@@ -258,6 +258,9 @@ class Server:
     A store outlives `stop` and `kill`, so that `restart` finds it; leaving the context removes it.
     """
 
+    file_store = _RESERVABLE
+    """How much its streams may reserve and fill."""
+
     def __init__(
         self, *, name: str = "test", durable: bool = False, max_payload: int | None = None, jetstream: str = "", config: str = ""
     ) -> None:
@@ -340,7 +343,7 @@ class Server:
             f"listen: 127.0.0.1:{self._port}",
             "http: 127.0.0.1:-1",
             f'jetstream {{ store_dir: "{self._dir}/js"',
-            f"  max_file_store: {_RESERVABLE}",
+            f"  max_file_store: {self.file_store}",
             "  sync_interval: always" if self._durable else "",
             self.jetstream,
             "}",

@@ -141,8 +141,7 @@ SMALL = 6 << 20
 class Small(Server):
     """A server that may store little."""
 
-    def _config(self) -> str:
-        return super()._config().replace("jetstream {", f"jetstream {{ max_file_store: {SMALL},", 1)
+    file_store = str(SMALL)
 
 
 # The account's own limit is another one, with an error of its own.
@@ -182,8 +181,7 @@ def test_a_full_store_is_said_and_goes_on_when_there_is_room_again(
 class OnASmallDisk(Server):
     """A server whose disk is full long before its own limit is."""
 
-    def _config(self) -> str:
-        return super()._config().replace("jetstream {", "jetstream { max_file_store: 1GB,", 1)
+    file_store = "1GB"
 
     def mount(self, size: str, *options: str) -> None:
         """Put a disk of `size` under its store, or make that one as large."""
