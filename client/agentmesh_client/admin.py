@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 
 import msgspec
 
 from agentmesh.edge.failures import ApiError
 from agentmesh.edge.registry import Registry
-from agentmesh.edge.transport import Disconnected, NoResponders, RequestTimeout, Transport
-from agentmesh.errors import AskTimeout, NotFound, Unavailable
+from agentmesh.edge.transport import UNANSWERED, Disconnected, NoResponders, RequestTimeout, Transport
+from agentmesh.errors import AskTimeout, MeshError, NotFound, Unavailable
 from agentmesh.names import node_id
 from agentmesh.subjects import SUPERVISOR_KEY, Subjects, node_key
-from agentmesh.wire import ControlRequest, ErrorBody, SupervisorLease, encode
+from agentmesh.wire import Activities, Activity, ControlRequest, ErrorBody, SupervisorLease, encode
 
 REQUEST_S = 5.0
 REBALANCE_S = 30.0
 LOOK_S = 0.1
+ACTIVITY_S = 2.0
+"""Wait for a node to say what its agents are doing."""
+AT_ONCE = 32
+"""Nodes that are asked at the same time."""
 
 
 class _AdminReply(msgspec.Struct, frozen=True):
@@ -45,6 +50,21 @@ class Operator:
     async def cordon(self, node: str, *, on: bool = True) -> None:
         """Have `node` take no more agents, or take them again. Raises: as `drain`."""
         await self._ask(node_id(node), ControlRequest(op="cordon", on=on))
+
+    async def activities(self, nodes: Iterable[str]) -> dict[str, Activity]:
+        """What the agents that are loaded on these nodes are doing, by name. A node that does not say it is left out."""
+        slots = asyncio.Semaphore(AT_ONCE)
+
+        async def ask(node: str) -> tuple[Activity, ...]:
+            async with slots:
+                try:
+                    request = encode(ControlRequest(op="agents"))
+                    message = await self._transport.request(self._subjects.node(node), request, timeout=ACTIVITY_S)
+                    return msgspec.json.decode(message.data, type=Activities).agents
+                except (*UNANSWERED, MeshError, msgspec.MsgspecError):
+                    return ()
+
+        return {one.name: one for found in await asyncio.gather(*map(ask, nodes)) for one in found}
 
     async def rebalance(self) -> int:
         """Even out load over the nodes. Returns how many agents are asked to move.

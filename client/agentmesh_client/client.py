@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import Any, Literal, Unpack
 
+import msgspec
+
 from agentmesh import wire
 from agentmesh.edge import address, connection
 from agentmesh.edge.clock import SYSTEM, Ambient
@@ -17,6 +19,7 @@ from agentmesh.errors import BadRequest
 from agentmesh.names import agent_name, token
 from agentmesh.subjects import Subjects
 from agentmesh.wire import ControlRequest, Outcome, Restart, RestartPolicy, Status
+from agentmesh_client.admin import Operator
 from agentmesh_client.asks import AskSender, PromptOptions, PromptRequest
 from agentmesh_client.configuration import Updater, adjustment, checked_labels
 from agentmesh_client.control import Control, ControlReply
@@ -435,9 +438,15 @@ class Mesh:
         spec = await self._specs.read(agent)
         return None if spec is None or spec.status == "stopped" else await self._starter.node_of(agent, spec)
 
-    async def list_agents(self, *, stopped: bool = False) -> list[AgentEntry]:
-        """All agents by name. Stopped ones, whose names are free, only with `stopped`."""
-        return await self._directory.agents(stopped=stopped)
+    async def list_agents(self, *, stopped: bool = False, activity: bool = False) -> list[AgentEntry]:
+        """All agents by name. Stopped ones, whose names are free, only with `stopped`; with `activity` what each is doing, which
+        its node is asked for."""
+        found = await self._directory.agents(stopped=stopped)
+        if not activity:
+            return found
+        operator = Operator(self.transport, self.subjects)
+        doing = await operator.activities(sorted({entry.node for entry in found if entry.node is not None}))
+        return [msgspec.structs.replace(entry, activity=doing.get(entry.name)) for entry in found]
 
     async def nodes(self) -> list[NodeEntry]:
         """All live nodes by id."""

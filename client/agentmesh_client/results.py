@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from agentmesh.wire import AgentStatus, Configuration, ErrorBody, NodeLease, Outcome, Spec
+from agentmesh.wire import Activity, AgentStatus, Configuration, ErrorBody, NodeLease, Outcome, Spec
 
 
 class Response(msgspec.Struct, frozen=True, kw_only=True):
@@ -105,6 +105,8 @@ class AgentEntry(msgspec.Struct, frozen=True, kw_only=True):
     spec: Spec
     node: str | None = None
     """The node that it is placed on, if any."""
+    activity: Activity | None = None
+    """What it is doing, where that was asked for; None while it sleeps, or if its node does not say."""
 
 
 class NodeEntry(msgspec.Struct, frozen=True, kw_only=True):

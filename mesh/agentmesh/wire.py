@@ -660,7 +660,37 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     """Why it cannot be run where it is placed, and waits."""
     configuration: Configuration | None = None
     """What is in force; an owner of an older build does not tell."""
+    since: str | None = None
+    """When the running turn began (RFC 3339)."""
+    sender: str | None = None
+    """The agent that the running turn is for; None for the outside, and for the agent itself."""
+    tool: str | None = None
+    """The tool that the running turn waits for."""
     agent_state: Any = msgspec.UNSET
+
+
+class Activity(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What an agent that is loaded is doing: a part of a node's reply to `agents`. Those that sleep have no such part."""
+
+    name: str
+    state: Literal["idle", "processing"]
+    halted: bool = False
+    queued: int = 0
+    since: str | None = None
+    """This, `sender` and `tool` as in `Status`."""
+    sender: str | None = None
+    tool: str | None = None
+    usd: float = 0.0
+    """What the agent has cost in this life, the running turn and the agents that it asked included."""
+
+
+class Activities(msgspec.Struct, frozen=True, kw_only=True):
+    """Reply of a node to `agents`."""
+
+    v: int = VERSION
+    agents: tuple[Activity, ...] = ()
+    more: int = 0
+    """Further agents that are loaded, for which there was no room; those in a turn, and those with a queue, come first."""
 
 
 class NodeStats(msgspec.Struct, frozen=True, kw_only=True):

@@ -185,7 +185,7 @@ def test_start_ps_nodes_and_stop(server: Server, subjects: Subjects) -> None:
             assert "'n1'" in err
 
             listed = await sh.json("ps")
-            assert listed == [{"name": "coder", "spec": json.loads(wire.encode(spec)), "node": "n1"}]
+            assert listed == [{"name": "coder", "spec": json.loads(wire.encode(spec)), "node": "n1", "activity": None}]
             assert json.loads((await sh.run("ps", "-o", "jsonl"))[0]) == listed[0]
             header, row = (await sh.run("ps"))[0].splitlines()
             assert header.split()[:5] == ["NAME", "KIND", "BACKEND", "STATUS", "NODE"]

@@ -158,23 +158,27 @@ async def stop(name: AgentName, /, *, timeout: float = 30.0, no_wait: Flag = Fal
 
 
 async def ps(*, every: Annotated[Flag, Parameter(name="--all")] = False, options: Globals = DEFAULTS) -> int:
-    """List the agents.
+    """List the agents, and what those that are loaded are doing: state, prompts that wait, age of the turn, cost in this life.
 
     Parameters
     ----------
     every
         Include those that have been stopped.
     """
-    from agentmesh_client.cli.output import Printer, age
+    from agentmesh_client.cli.output import Printer, age, dollars
 
     def row(agent: AgentEntry) -> list[str]:
         spec = agent.spec
         reason = ": ".join(filter(None, (spec.reason.code, spec.reason.message))) if spec.reason else "-"
-        return [agent.name, spec.kind, spec.backend or "-", spec.status, agent.node or "-", age(spec.since), reason]
+        cells = [agent.name, spec.kind, spec.backend or "-", spec.status, agent.node or "-", age(spec.since)]
+        if (doing := agent.activity) is None:
+            return [*cells, "-", "-", "-", "-", reason]
+        state = "halted" if doing.halted and doing.state == "idle" else doing.state
+        return [*cells, state, str(doing.queued), age(doing.since), dollars(doing.usd) if doing.usd else "-", reason]
 
     async with session(options) as mesh:
-        found = await mesh.list_agents(stopped=every)
-    columns = ("NAME", "KIND", "BACKEND", "STATUS", "NODE", "SINCE", "REASON")
+        found = await mesh.list_agents(stopped=every, activity=True)
+    columns = ("NAME", "KIND", "BACKEND", "STATUS", "NODE", "SINCE", "STATE", "QUEUE", "TURN", "COST", "REASON")
     Printer(options).table(found, columns, row, nothing="there are no agents; start one: `mesh start NAME --kind KIND`")
     return exits.OK
 
@@ -269,7 +273,7 @@ async def history(name: AgentName, /, *, content: Flag = False, options: Globals
 
 def _status_lines(found: Status, content: bool) -> list[tuple[str, str]]:
     from agentmesh_client.cli.configuration import configuration_lines
-    from agentmesh_client.cli.output import json_text, usage_text
+    from agentmesh_client.cli.output import age, json_text, usage_text
 
     lines = [
         ("name", found.name),
@@ -278,6 +282,9 @@ def _status_lines(found: Status, content: bool) -> list[tuple[str, str]]:
         ("state", found.state + (", halted" if found.halted else "")),
         ("queued", str(found.queued)),
         ("request", found.current_request or "-"),
+        ("since", age(found.since)),
+        ("for", (found.sender or "outside") if found.current_request else "-"),
+        ("tool", found.tool or "-"),
         ("turn", str(found.turn)),
         ("node", found.node),
         ("incarnation", found.incarnation),

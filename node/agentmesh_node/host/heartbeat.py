@@ -46,8 +46,8 @@ class NodeFigures(msgspec.Struct):
 
 
 class Heartbeat:
-    """Runs on its liveness loop. `on_request(request)` and `on_superseded()` are called on the node's loop; `server_now`,
-    the servers' time as the node estimates it, is not."""
+    """Runs on its liveness loop. `on_request(request)`, `on_superseded()` and `on_agents(reply)` are called on the node's loop;
+    `server_now`, the servers' time as the node estimates it, is not."""
 
     def __init__(
         self,
@@ -59,6 +59,7 @@ class Heartbeat:
         ttl_s: int,
         on_request: Callable[[ControlRequest], None],
         on_superseded: Callable[[], None],
+        on_agents: Callable[[str], None] = lambda reply: None,
         stall_limit_s: float = STALL_LIMIT_S,
         server_now: Callable[[], float] = SYSTEM.now,
         ambient: Ambient = SYSTEM,
@@ -73,6 +74,7 @@ class Heartbeat:
         self._stall_limit_s = stall_limit_s
         self._on_request = on_request
         self._on_superseded = on_superseded
+        self._on_agents = on_agents
         self.figures = NodeFigures(lease, ticked=self._monotonic())
         self._main = asyncio.get_running_loop()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -258,8 +260,11 @@ class Heartbeat:
         elif request.op in _COMMANDS:
             self._post_to_main(lambda: self._on_request(request))
             body = wire.encode_reply({"ok": True})
+        elif request.op == "agents":
+            self._post_to_main(lambda: self._on_agents(reply))
+            return
         elif request.op not in ("ping", "stats"):
-            body = wire.encode_failure(BadRequest(f"a node knows the requests ping, stats, {', '.join(_COMMANDS)}"))
+            body = wire.encode_failure(BadRequest(f"a node knows the requests ping, stats, agents, {', '.join(_COMMANDS)}"))
         else:
             full = request.op == "stats"
             stats = NodeStats(

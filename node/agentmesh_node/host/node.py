@@ -18,14 +18,14 @@ from agentmesh.edge.registry import Entry, Registry, View, decode_epoch
 from agentmesh.edge.streams import duplicate_window
 from agentmesh.edge.transport import Transport
 from agentmesh.subjects import EPOCH_KEY, Subjects
-from agentmesh.wire import ControlRequest
+from agentmesh.wire import ControlRequest, encode
 from agentmesh_node.ask_gateway import AskGateway
 from agentmesh_node.host.audit import Audit
 from agentmesh_node.host.catalog import Catalog
 from agentmesh_node.host.drain import Handover, unless_cut_off
 from agentmesh_node.host.heartbeat import Heartbeat
 from agentmesh_node.host.late_mail_sweep import LateMailSweep
-from agentmesh_node.host.node_stats import count, first_lease
+from agentmesh_node.host.node_stats import activities, count, first_lease
 from agentmesh_node.host.stream_health import StreamHealth
 from agentmesh_node.liveness_thread import LivenessLoop, LivenessThread
 from agentmesh_node.server_time import ServerTime
@@ -134,6 +134,7 @@ class Node:
             stall_limit_s=self.settings.stall_limit_s,
             on_request=self._on_request,
             on_superseded=self._on_superseded,
+            on_agents=self._tell_activities,
             server_now=clock.now,
             ambient=self._ambient,
         )
@@ -223,6 +224,9 @@ class Node:
             self.services.spawn(self._late_mail.sweep(request.agents))
         else:
             self.drained.set()
+
+    def _tell_activities(self, reply: str) -> None:
+        self._t.post(reply, encode(activities(self.catalog.agents.values())))
 
     def _on_superseded(self) -> None:
         self.services.spawn(self._abandon())

@@ -8,13 +8,15 @@ from importlib.metadata import version
 import msgspec
 
 from agentmesh.formats import RECORD_VERSION, node_labels
-from agentmesh.wire import NodeLease, format_time
+from agentmesh.wire import Activities, NodeLease, format_time
 from agentmesh_node.host.heartbeat import NodeFigures
 from agentmesh_node.host.placed_agent import PlacedAgent
 from agentmesh_node.settings import NodeSettings
 
 MOST_BUSY = 256
 """Most agents in a turn that a node names."""
+MOST_SHOWN = 2000
+"""Most agents of which a node says what they do, so that a message can hold the reply."""
 
 
 def first_lease(settings: NodeSettings, boot: str, now: float) -> NodeLease:
@@ -28,6 +30,13 @@ def first_lease(settings: NodeSettings, boot: str, now: float) -> NodeLease:
         started=format_time(now),
         reads=RECORD_VERSION,
     )
+
+
+def activities(agents: Collection[PlacedAgent]) -> Activities:
+    """What the loaded ones of `agents` are doing."""
+    found = [placed.owner.activity() for placed in agents if placed.owner is not None]
+    doing = sorted((one for one in found if one is not None), key=lambda one: (one.state == "idle", -one.queued, one.name))
+    return Activities(agents=tuple(doing[:MOST_SHOWN]), more=max(0, len(doing) - MOST_SHOWN))
 
 
 def count(figures: NodeFigures, agents: Collection[PlacedAgent]) -> None:

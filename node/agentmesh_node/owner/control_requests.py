@@ -20,14 +20,14 @@ from agentmesh.errors import BadRequest, MeshError, TooLarge, Unavailable
 from agentmesh.ledger import is_taken
 from agentmesh.outcomes import answers, capped, outcome_limit
 from agentmesh.records import NOTHING, Echo, Resolve, SetTimer
-from agentmesh.turn import state_of
 from agentmesh.turn.configuration import shown
-from agentmesh.turn.draft import depth
 from agentmesh.turn.values import AnswerControl, AskTimer, Cancel, Configure, Core, DropTimer, Input, Interrupt, Resume
 from agentmesh.wire import ControlRequest, Probe, Spec, Status
+from agentmesh_node.owner.activity import activity_of
 from agentmesh_node.owner.dead_letters import resend
 from agentmesh_node.owner.loop import OwnerLoop
 from agentmesh_node.services import Services
+from agentmesh_node.turns.turn_run import TurnRun
 
 log = logging.getLogger("agentmesh.node")
 _decoder = msgspec.json.Decoder(ControlRequest)
@@ -46,7 +46,7 @@ class ControlRequests:
         *,
         spec: Callable[[], Spec],
         backend_name: Callable[[Spec], str],
-        spent: Callable[[], dict[str, Any] | None],
+        turn: TurnRun,
         on_probe: Callable[[Probe], None],
     ) -> None:
         """
@@ -54,7 +54,7 @@ class ControlRequests:
             life: the agent's incarnation.
             spec: returns the agent's spec as its owner knows it now.
             backend_name: returns the name of a spec's backend.
-            spent: returns the running turn's spending so far.
+            turn: the running turn, or the last one.
             on_probe: called with another agent's probe for circles of waits.
         """
         self._loop = loop
@@ -62,7 +62,7 @@ class ControlRequests:
         self._life = life
         self._spec = spec
         self._backend_name = backend_name
-        self._spent = spent
+        self._turn = turn
         self._on_probe = on_probe
         self._replies: dict[str, str] = {}
         """Reply subjects for the machine's answers, by the token of each request."""
@@ -103,7 +103,7 @@ class ControlRequests:
             case "resend":
                 self._s.spawn(self._resend(_needed(wire.ref_of(request), "ref"), reply))
             case "interrupt":
-                self._feed(Interrupt(token, wire.ref_of(request), self._spent()), token, reply)
+                self._feed(Interrupt(token, wire.ref_of(request), self._turn.spent()), token, reply)
             case "resume":
                 self._feed(Resume(token), token, reply)
             case "cancel":
@@ -152,14 +152,14 @@ class ControlRequests:
     def _status(self, *, content: bool) -> Status:
         core, spec = self._loop.core, self._spec()
         assert core is not None
-        ledger = core.work
+        ledger, doing = core.work, activity_of(self._loop.name, core, self._turn)
         return Status(
             name=self._loop.name,
             kind=spec.kind,
             backend=self._backend_name(spec),
-            state="processing" if state_of(core) == "processing" else "idle",
-            halted=ledger.halted,
-            queued=depth(core),
+            state=doing.state,
+            halted=doing.halted,
+            queued=doing.queued,
             current_request=core.active.ref if core.active else None,
             node=self._s.settings.node_id,
             incarnation=core.ledger.incarnation,
@@ -167,6 +167,9 @@ class ControlRequests:
             turn=ledger.turn,
             usage=ledger.usage,
             failed=core.ledger.failed or (core.reason if core.phase == "failed" else None),
+            since=doing.since,
+            sender=doing.sender,
+            tool=doing.tool,
             configuration=shown(core, spec.labels),
             agent_state=_plain_state(core) if content else msgspec.UNSET,
         )

@@ -49,7 +49,8 @@ from agentmesh.turn.values import (
     Tick,
     Wake,
 )
-from agentmesh.wire import MSG_ID, ErrorBody, Mail, Probe, Spec
+from agentmesh.wire import MSG_ID, Activity, ErrorBody, Mail, Probe, Spec
+from agentmesh_node.owner.activity import activity_of
 from agentmesh_node.owner.claim import OwnershipLost, claim_ownership
 from agentmesh_node.owner.control_requests import ControlRequests
 from agentmesh_node.owner.cycle_probes import CycleProber
@@ -129,7 +130,7 @@ class Owner:
             claim.incarnation,
             spec=lambda: self.spec,
             backend_name=factory.backend_name,
-            spent=self._turn.spent,
+            turn=self._turn,
             on_probe=self._on_probe,
         )
         handlers = EffectHandlers(
@@ -398,6 +399,10 @@ class Owner:
         permit, self._permit = self._permit, None
         if permit is not None:
             self._s.spawn(permit.give_back())
+
+    def activity(self) -> Activity | None:
+        """What the agent is doing; None while it is being activated."""
+        return None if self.core is None else activity_of(self.name, self.core, self._turn)
 
     def _begin_sweep(self, command: Sweep) -> None:
         self._sweep_task = asyncio.get_running_loop().create_task(self._sweep(), name=f"sweep {self.name}")

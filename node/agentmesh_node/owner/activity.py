@@ -1,0 +1,27 @@
+"""What an owner's agent is doing now, as operators are shown it."""
+
+from __future__ import annotations
+
+from agentmesh.budget import spending_of
+from agentmesh.turn import state_of
+from agentmesh.turn.draft import depth
+from agentmesh.turn.values import Core
+from agentmesh.wire import Activity, format_time
+from agentmesh_node.turns.turn_run import TurnRun
+
+
+def activity_of(name: str, core: Core, turn: TurnRun) -> Activity:
+    """What the agent `name` is doing. `turn` is its running turn, if one runs."""
+    processing = state_of(core) == "processing"
+    active = core.active if processing else None
+    usd = spending_of(core.ledger.usage).usd + (spending_of(turn.spent()).usd if active is not None else 0.0)
+    return Activity(
+        name=name,
+        state="processing" if processing else "idle",
+        halted=core.work.halted,
+        queued=depth(core),
+        since=format_time(active.started) if active is not None else None,
+        sender=active.sender if active is not None else None,
+        tool=turn.tool if active is not None else None,
+        usd=round(usd, 9),
+    )
