@@ -456,8 +456,9 @@ class Mesh:
     async def history(self, agent: str, content: bool = False, *, timeout: float = CONTROL_S) -> list[TurnEntry]:
         """The turns that an agent has had in this life, oldest first, from its journal; with `content` prompts and answers too.
 
-        Snapshots cut the journal short: of the turns before them only the newest 32 are remembered (case 246). The turns of a
-        stopped agent are kept, with shorter texts, for seven days or until the name is used again.
+        Snapshots cut the journal short: of the turns before them only the newest are remembered, 32 or as many as `MESH_HISTORY`
+        of the agent's node says (case 246). The turns of a stopped agent are kept, with shorter texts, for seven days or until
+        the name is used again.
 
         Raises:
             NotFound: there is no such agent.

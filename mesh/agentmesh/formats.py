@@ -59,6 +59,8 @@ ADDED: tuple[Addition, ...] = (
     Addition("Status.tool", "ignored"),
     Addition("Ledger.spec", "ignored"),
     Addition("Change.spec", "ignored"),
+    Addition("Ledger.history_limit", "ignored"),
+    Addition("Change.history_limit", "ignored"),
     Addition("Outcome.msg_id", "ignored"),
     Addition("Outcome.stored", "ignored"),
     Addition("Caller.msg_id", "ignored"),

@@ -42,8 +42,6 @@ _IN_CHANGE = tuple(None if field in NOT_IN_CHANGE else (index, field, field in M
 """Per field of a ledger: None, or what `diff` needs (index, name, whether it is a map)."""
 NO_CHANGE = Change()
 NO_TRACE: dict[str, str] = {}
-HISTORY = 32
-"""Turns that a snapshot remembers for `mesh history`."""
 HISTORY_TEXT = 1000
 """Characters of a prompt or an answer that the history keeps."""
 TOMBSTONE_TEXT = 200
@@ -131,7 +129,7 @@ def settle(
             awaiting = {**awaiting, origin: Awaited(effect.to, effect.tag)}
         elif isinstance(effect, SendMail) and effect.wait is not None and effect.wait in waits:
             waits = {**waits, effect.wait: structs.replace(waits[effect.wait], origin=origin)}
-    history = ledger.history if turn is None else (*ledger.history[1 - HISTORY :], turn)
+    history = ledger.history if turn is None else (*ledger.history, turn)[-ledger.history_limit :]
     return structs.replace(ledger, effects=open_, timers=timers, awaiting=awaiting, waits=waits, history=history)
 
 

@@ -359,6 +359,8 @@ class Ledger(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """By digest of a `Nats-Msg-Id`: mail that was purged while a repetition of it might still come."""
     effects: dict[str, Open] = {}
     history: tuple[TurnInfo, ...] = ()
+    history_limit: int = 32
+    """Turns that `history` keeps: a setting of the nodes, in the journal so that all who read it keep the same ones."""
     spec: Raw = NOTHING
     """The spec as JSON, without its status (`agentmesh.ownership.kept_spec`): what the registry's is restored from if a message
     that is not the mesh's replaces it."""
@@ -387,6 +389,7 @@ class Change(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     notices: tuple[Notice, ...] | UnsetType = UNSET
     trying: str | UnsetType | None = UNSET
     turning: Turning | UnsetType | None = UNSET
+    history_limit: int | UnsetType = UNSET
     spec: Raw | UnsetType = UNSET
     overrides: Overrides | UnsetType = UNSET
     sets: tuple[SetInfo, ...] | UnsetType = UNSET

@@ -43,6 +43,8 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
     one another until they time out."""
     snapshot_records: int = 256
     """Records of a journal after which the next one is a snapshot: the most that a recovery reads."""
+    history: int = 32
+    """Turns that an agent's journal shows at least, once it has had so many. A journal also has those since its last snapshot."""
     mailbox_limit: int = 1000
     """Most messages that are stored in a mail lane, as its stream has it. Half of them may be consumed and not purged yet: what a
     lane always takes is half as many that wait."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 from typing import Any
 
 import pytest
@@ -17,13 +18,13 @@ from live.test_between_agents import do, events_of, start
 from support import Server, eventually, run
 
 
-async def command(mesh: LocalMesh, *arguments: str, code: int = 0) -> str:
-    """What `mesh ...` prints."""
+async def command(mesh: LocalMesh, *arguments: str, code: int = 0, errors: bool = False) -> str:
+    """What `mesh ...` prints; with `errors`, or another `code`, on stderr."""
     clean = {key: value for key, value in os.environ.items() if not key.startswith("MESH_")}
     where = {"MESH_NATS_URL": mesh.server.url, "MESH_ROOT": mesh.subjects.root, "COLUMNS": "200"}
     done = await mesh_command(arguments, clean | where)
     assert done.returncode == code, f"{arguments}: {done.returncode}\n{done.stdout}{done.stderr}"
-    return done.stdout if code == 0 else done.stderr
+    return done.stdout if code == 0 and not errors else done.stderr
 
 
 @pytest.mark.case(246)
@@ -67,6 +68,26 @@ def test_the_last_turns_survive_a_snapshot(server: Server, subjects: Subjects) -
             assert [turn.turn for turn in turns] == list(range(301 - len(turns), 301))
             assert 32 <= len(turns) < 300
             assert turns[-1].answer == "p299"
+
+    run(main(), 110)
+
+
+@pytest.mark.case(246)
+@pytest.mark.parametrize("kept", [3, 60])
+def test_how_many_turns_are_kept_is_a_setting(server: Server, subjects: Subjects, kept: int) -> None:
+    async def main() -> None:
+        async with local_mesh(server, subjects, history=kept, snapshot_records=4) as mesh:
+            await start(mesh, "busy", kind="Recorder")
+            for number in range(70):
+                await mesh.client.ask("busy", f"p{number}")
+            turns = [turn.turn for turn in await mesh.client.history("busy")]
+            assert turns == list(range(71 - len(turns), 71))
+            assert kept <= len(turns) <= kept + 4, "those that are kept, and those since the last snapshot"
+            said = await command(mesh, "history", "busy", errors=True)
+            first = re.search(r"turns before (\d+) are not kept any more; .* MESH_HISTORY", said)
+            assert first is not None and turns[0] <= int(first[1]) <= 71 - kept, "a snapshot may have come in between"
+            await mesh.client.stop("busy")
+            assert [turn.turn for turn in await mesh.client.history("busy")][-kept:] == turns[-kept:]
 
     run(main(), 110)
 

@@ -138,12 +138,13 @@ def test_a_snapshot_stands_for_everything_before_it() -> None:
     assert book.fold([(3, rolled)]) == book.fold([*records, (3, record(change=Change(turn=2), done=("1.2.0",)))])
 
 
-def test_history_is_short() -> None:
-    ledger: Ledger | None = None
-    for number in range(book.HISTORY + 5):
+@pytest.mark.parametrize("limit", [1, 2, 32, 100])
+def test_history_is_as_long_as_the_journal_says(limit: int) -> None:
+    ledger: Ledger | None = book.apply(None, record(change=Change(history_limit=limit)), 1)
+    for number in range(limit + 5):
         info = TurnInfo(number=number, ref="1", started=1.0, ended=2.0, node="n", generation=1)
-        ledger = book.apply(ledger, record(turn=info), number + 1)
-    assert ledger is not None and [t.number for t in ledger.history] == list(range(5, book.HISTORY + 5))
+        ledger = book.apply(ledger, record(turn=info), number + 2)
+    assert ledger is not None and [t.number for t in ledger.history] == list(range(5, limit + 5))
 
 
 @pytest.mark.parametrize("every", [1, 2, 3, 256])

@@ -267,7 +267,11 @@ async def history(name: AgentName, /, *, content: Flag = False, options: Globals
     )
     both: list[TurnEntry | ChangeEntry] = [*turns, *changes]
     both.sort(key=lambda entry: (entry.after_turn, 1, entry.number) if isinstance(entry, ChangeEntry) else (entry.turn, 0, 0))
-    Printer(options).table(both, columns, row, nothing=f"{name} has had no turn that is still in its journal")
+    printer = Printer(options)
+    printer.table(both, columns, row, nothing=f"{name} has had no turn that is still in its journal")
+    if turns and turns[0].turn > 1 and not printer.as_json:
+        kept = "its node's setting MESH_HISTORY says how many are kept at least"
+        printer.note(f"turns before {turns[0].turn} are not kept any more; {kept}")
     return exits.OK
 
 

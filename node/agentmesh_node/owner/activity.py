@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from agentmesh.budget import spending_of
 from agentmesh.turn import state_of
 from agentmesh.turn.draft import depth
 from agentmesh.turn.values import Core
 from agentmesh.wire import Activity, format_time
-from agentmesh_node.turns.turn_run import TurnRun
 
 
-def activity_of(name: str, core: Core, turn: TurnRun) -> Activity:
-    """What the agent `name` is doing. `turn` is its running turn, if one runs."""
+def activity_of(name: str, core: Core, spent: Callable[[], dict[str, Any] | None], tool: Callable[[], str | None]) -> Activity:
+    """What the agent `name` is doing. `spent` and `tool` tell of its running turn, if one runs: what it has spent, and in which
+    tool it is."""
     processing = state_of(core) == "processing"
     active = core.active if processing else None
-    usd = spending_of(core.ledger.usage).usd + (spending_of(turn.spent()).usd if active is not None else 0.0)
+    usd = spending_of(core.ledger.usage).usd + (spending_of(spent()).usd if active is not None else 0.0)
     return Activity(
         name=name,
         state="processing" if processing else "idle",
@@ -22,6 +25,6 @@ def activity_of(name: str, core: Core, turn: TurnRun) -> Activity:
         queued=depth(core),
         since=format_time(active.started) if active is not None else None,
         sender=active.sender if active is not None else None,
-        tool=turn.tool if active is not None else None,
+        tool=tool() if active is not None else None,
         usd=round(usd, 9),
     )

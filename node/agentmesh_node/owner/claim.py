@@ -84,7 +84,7 @@ async def claim_ownership(services: Services, name: str, spec: Spec, claim: Clai
         # Where a lease is of foreign form nothing is known of its process: no input is charged with a death that may be feigned.
         died = ledger is not None and not verdict.snapshot and not foreign and ledger.boot not in (claim.boot, boot)
         start = charged(verdict.ledger, died)
-        start = structs.replace(start, spec=kept_spec(spec, start))
+        start = structs.replace(start, spec=kept_spec(spec, start), history_limit=services.settings.history)
         change = diff(verdict.ledger, start)
         v = FIRST if verdict.snapshot else journal_version(contents.records)
         if contents.foreign:

@@ -27,7 +27,6 @@ from agentmesh_node.owner.activity import activity_of
 from agentmesh_node.owner.dead_letters import resend
 from agentmesh_node.owner.loop import OwnerLoop
 from agentmesh_node.services import Services
-from agentmesh_node.turns.turn_run import TurnRun
 
 log = logging.getLogger("agentmesh.node")
 _decoder = msgspec.json.Decoder(ControlRequest)
@@ -46,7 +45,8 @@ class ControlRequests:
         *,
         spec: Callable[[], Spec],
         backend_name: Callable[[Spec], str],
-        turn: TurnRun,
+        spent: Callable[[], dict[str, Any] | None],
+        tool: Callable[[], str | None] = lambda: None,
         on_probe: Callable[[Probe], None],
     ) -> None:
         """
@@ -54,7 +54,8 @@ class ControlRequests:
             life: the agent's incarnation.
             spec: returns the agent's spec as its owner knows it now.
             backend_name: returns the name of a spec's backend.
-            turn: the running turn, or the last one.
+            spent: returns the running turn's spending so far.
+            tool: returns the tool that the running turn waits for.
             on_probe: called with another agent's probe for circles of waits.
         """
         self._loop = loop
@@ -62,7 +63,8 @@ class ControlRequests:
         self._life = life
         self._spec = spec
         self._backend_name = backend_name
-        self._turn = turn
+        self._spent = spent
+        self._tool = tool
         self._on_probe = on_probe
         self._replies: dict[str, str] = {}
         """Reply subjects for the machine's answers, by the token of each request."""
@@ -103,7 +105,7 @@ class ControlRequests:
             case "resend":
                 self._s.spawn(self._resend(_needed(wire.ref_of(request), "ref"), reply))
             case "interrupt":
-                self._feed(Interrupt(token, wire.ref_of(request), self._turn.spent()), token, reply)
+                self._feed(Interrupt(token, wire.ref_of(request), self._spent()), token, reply)
             case "resume":
                 self._feed(Resume(token), token, reply)
             case "cancel":
@@ -152,7 +154,7 @@ class ControlRequests:
     def _status(self, *, content: bool) -> Status:
         core, spec = self._loop.core, self._spec()
         assert core is not None
-        ledger, doing = core.work, activity_of(self._loop.name, core, self._turn)
+        ledger, doing = core.work, activity_of(self._loop.name, core, self._spent, self._tool)
         return Status(
             name=self._loop.name,
             kind=spec.kind,

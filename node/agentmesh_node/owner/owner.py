@@ -130,7 +130,8 @@ class Owner:
             claim.incarnation,
             spec=lambda: self.spec,
             backend_name=factory.backend_name,
-            turn=self._turn,
+            spent=self._turn.spent,
+            tool=self._turn.tool,
             on_probe=self._on_probe,
         )
         handlers = EffectHandlers(
@@ -402,7 +403,7 @@ class Owner:
 
     def activity(self) -> Activity | None:
         """What the agent is doing; None while it is being activated."""
-        return None if self.core is None else activity_of(self.name, self.core, self._turn)
+        return None if self.core is None else activity_of(self.name, self.core, self._turn.spent, self._turn.tool)
 
     def _begin_sweep(self, command: Sweep) -> None:
         self._sweep_task = asyncio.get_running_loop().create_task(self._sweep(), name=f"sweep {self.name}")

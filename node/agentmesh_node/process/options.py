@@ -101,6 +101,10 @@ class NodeOptions:
     activations: Annotated[
         int, _bounded("MESH_ACTIVATIONS", 1, 1024, "Agents that are activated at the same time, at most.", whole=True)
     ] = 64
+    history: Annotated[
+        int,
+        _bounded("MESH_HISTORY", 1, 1000, "Turns of an agent that `mesh history` shows at least.", whole=True),
+    ] = 32
     children: Annotated[
         int,
         _bounded("MESH_CHILDREN", 0, 10_000, "Child processes of one backend at a time, at most; 0 is no bound.", whole=True),

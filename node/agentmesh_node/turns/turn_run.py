@@ -55,7 +55,6 @@ class TurnRun:
         """Whether the running turn waits for an agent."""
         return self.steps is not None and self.steps.waiting
 
-    @property
     def tool(self) -> str | None:
         """The tool that the newest turn waits for: of several the one that was called last."""
         return next(reversed(self._tools.values()), None)

@@ -245,6 +245,9 @@ def test_status_tells_of_the_agent_as_the_next_record_has_it() -> None:
             "usage": {"tokens": 7},
             "failed": None,
             "waiting": None,
+            "since": "1970-01-01T00:00:00.000000Z",
+            "sender": None,
+            "tool": None,
             "configuration": {
                 "backend_options": {"model": "m"},
                 "budget": {},
