@@ -50,7 +50,7 @@ def test_every_verb_prints_json_on_demand(server: Server, subjects: Subjects, tm
             assert [entry.get("turn", entry.get("set")) for entry in past] == [1, 2, 3, 1]
             assert await said("dead", "ls", "coder") == []
             assert await said("stop", "coder") == {"v": 1, "name": "coder", "status": "stopped"}
-            of_agents = {verb for verb, (home, _) in VERBS.items() if not home.startswith(("admin:", "doctor:"))}
+            of_agents = {verb for verb, (home, _) in VERBS.items() if not home.startswith(("admin:", "doctor:", "completion:"))}
             assert used == of_agents, "a verb that this test has forgotten"
 
     run(main(), 110)
