@@ -91,19 +91,20 @@ class UnclaimedSweep:
             return 0
         if ledger is None:
             ledger = Ledger(incarnation=self._token(8), epoch=moment.epoch, phase="over")
-        v, ended, fence = journal_version(contents.records), 0, contents.fence
+        v, ended, fence, more = journal_version(contents.records), 0, contents.fence, True
         while True:
             if ledger.effects:
                 await self._perform(agent, ledger)
                 ledger = rested(settle(ledger, (), tuple(ledger.effects), seq=last, nonce="", at=self._now()))
                 record = record_of(ledger, "tombstone", id=self._token(8), at=self._now(), snapshot=ledger, v=v)
                 fence = last = await self._append(agent, record, last, fence)
-            if await self._spec(agent) is not None:
+            if more and await self._spec(agent) is not None:
                 break  # the mail is its owner's
-            letters = await self._letters(agent, ledger, upto)
+            letters = await self._letters(agent, ledger, upto) if more else []
             if not letters:
                 await self._purge(agent, ledger)
                 break
+            more = len(letters) == BATCH
             mail = [letter.mail for letter in letters]
             seen = {digest(x.msg_id): Seen(x.mail.ref, x.time) for x in letters if x.msg_id and x.time > moment.since}
             change, effects = unclaimed(agent, ledger, mail, reason, seen=seen, since=moment.since)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from agentmesh.edge.batches import in_parts
 from agentmesh.edge.manage import SubjectCounts, count_all
-from agentmesh.edge.read import StoredMessage, read_pages
+from agentmesh.edge.read import StoredMessage, read
 from agentmesh.edge.tasks import cancel_and_wait
 from agentmesh.edge.transport import Transport
 from agentmesh.errors import BadRequest
@@ -125,11 +125,16 @@ class UnclaimedTable:
         return Looked(found, new, len(unread) > len(now))
 
     async def _read(self, name: str) -> None:
+        """From any replica: what one that lags has not shown yet differs from the count, and is read in the next look."""
         mail: list[Waiting] = []
-        number = 0
-        async for page in read_pages(self._t, self._stream, self._filter_of(name)):
-            number += len(page)
-            for message in page:
+        number, after, pending = 0, 0, 1
+        while pending:
+            messages, pending = await read(self._t, self._stream, self._filter_of(name), from_seq=after + 1)
+            if not messages:
+                break
+            number += len(messages)
+            for message in messages:
+                after = message.seq
                 if self._counts(message):
                     headers = sum(len(key) + len(value) for key, value in message.headers.items())
                     mail.append(Waiting(message.seq, message.time, len(message.data) + headers + OVERHEAD))
