@@ -1,9 +1,9 @@
 """A store that has lost data: an owner that knows more than the store stops, reports it, and writes nothing
 (docs/architecture.md#is-the-newest-record-mine).
 
-Agents work; at some time the journals, or all streams, are put back to what they were some seconds before. Of an owner that had
-committed a record that is gone now, nothing may follow in that journal, and its node must have raised the alarm by the time when
-there was something to write. All others go on.
+Agents work; at some time some or all streams are put back to what they were some seconds before. Of an owner that had committed a
+record that is gone now, nothing may follow in that journal, and its node must have raised the alarm by the time when there was
+something to write. Where no mail is lost, all others go on. Whatever is lost, nobody gets the answer to another question.
 """
 
 from __future__ import annotations
@@ -12,20 +12,33 @@ import asyncio
 import contextlib
 import hashlib
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from agentmesh.errors import AskTimeout, MeshError
 from agentmesh.records import decode_record
+from agentmesh.subjects import Subjects
 from agentmesh_node.host.placed_agent import PlacedAgent
+from judge.evidence import Operation
 from sim.agents import Cell
 from sim.loop import SimLoop, run_sim
 from sim.run import Verdict
+from sim.store import Stored
 from sim.workload import IMMORTAL, WEIGHTS, Workload
 from sim.world import World
 
 AFTER_S = 5.0
 """How long the agents work on the restored store."""
 ASK_S = 20.0
+
+
+LOST: dict[str, Callable[[Subjects, str], bool]] = {
+    "journals": lambda subjects, stream: stream == subjects.stream("journal"),
+    "mail": lambda subjects, stream: stream == subjects.stream("mail"),
+    "all streams but results": lambda subjects, stream: stream != subjects.stream("result"),
+    "all streams": lambda subjects, stream: True,
+}
+"""What is put back: whether a stream belongs to it."""
 
 
 class Owned(NamedTuple):
@@ -64,12 +77,12 @@ async def _run(loop: SimLoop, seed: int) -> Verdict:
     before, between = dice.uniform(0.5, 4.0), dice.uniform(0.2, 4.0)
     load = loop.create_task(work.run(before + between + AFTER_S))
     await asyncio.sleep(before)
-    roles = dice.choice((("journal",), tuple(world.net.server.streams)))
-    chosen = [world.subjects.stream("journal")] if roles == ("journal",) else list(roles)
+    what = dice.choice(tuple(LOST))
+    chosen = [name for name in world.net.server.streams if LOST[what](world.subjects, name)]
     backups = {name: world.net.server.streams[name].backup() for name in chosen}
     await asyncio.sleep(between)
     world.net.stop_server()
-    owned = _owned(world, backups[world.subjects.stream("journal")][1])
+    owned = _owned(world, backups.get(world.subjects.stream("journal")))
     for name, backup in backups.items():
         world.net.server.streams[name].restore(backup)
     restored_at = loop.time()
@@ -77,18 +90,20 @@ async def _run(loop: SimLoop, seed: int) -> Verdict:
     world.net.start_server()
     await load
     # Where mail was put back too, an agent that has lost no record takes new mail for old while sequences are given again.
-    wrong = [*await _alarms(world, owned, strict=len(chosen) == 1), *_silence(world, owned, restored_at)]
+    whole = world.subjects.stream("mail") not in chosen
+    wrong = [*await _alarms(world, owned, strict=whole), *_silence(world, owned, restored_at), *_strange(work.history)]
     wrong += [f"defect: {line}" for line in loop.defects]
     lost = sum(one.lost for one in owned.values())
     records = len(world.net.server.streams[world.subjects.stream("journal")].history)
     digest = hashlib.sha256(repr(sorted((name, one.node, one.lost) for name, one in owned.items())).encode()).hexdigest()[:16]
-    kinds = ("loss of journals" if len(chosen) == 1 else "loss of all streams", f"{lost} of {len(owned)} owners knew more")
+    kinds = (f"loss of {what}", f"{lost} of {len(owned)} owners knew more")
     return Verdict(seed, wrong, [], kinds, len(work.history), records, loop.time(), 0.0, digest)
 
 
-def _owned(world: World, journal: list[Any]) -> dict[str, Owned]:
-    """Who is loaded, and who of them will know more than the store."""
-    newest: dict[str, int] = {message.subject: message.seq for message in journal}
+def _owned(world: World, journal: tuple[int, list[Stored]] | None) -> dict[str, Owned]:
+    """Who is loaded, and who of them will know more than the store, if its journals become these."""
+    stream = world.net.server.streams[world.subjects.stream("journal")]
+    newest = {message.subject: message.seq for message in (stream.live() if journal is None else journal[1])}
     found = {}
     for name, node in sorted(world.nodes.items()):
         for agent, resident in sorted(node.catalog.agents.items()):
@@ -135,3 +150,12 @@ def _silence(world: World, owned: dict[str, Owned], since: float) -> list[str]:
             if record.node == one.node and record.incarnation == one.life and not one.resident.gone:
                 wrong.append(f"{one.node} wrote a {record.kind} record of {agent}, though it knew of a record that is lost")
     return wrong
+
+
+def _strange(history: list[Operation]) -> list[str]:
+    """Nobody got the answer to another question: of simple ones the label is part of the answer."""
+    return [
+        f"{op.agent} was asked {op.label}, and the answer is {op.outcome.text!r}"
+        for op in history
+        if op.kind == "ask add" and op.outcome is not None and op.outcome.ok and op.label not in (op.outcome.text or "").split()
+    ]
