@@ -37,6 +37,7 @@ from agentmesh.edge.transport import (
     Subscription,
     Transport,
 )
+from agentmesh.errors import NotPermitted
 from agentmesh.records import Record, encode_record
 
 MEMORY = Path("/dev/shm")
@@ -173,6 +174,10 @@ class Faulty:
         return self._inner.connected
 
     @property
+    def clustered(self) -> bool:
+        return self._inner.clustered
+
+    @property
     def reading(self) -> bool:
         return self._inner.reading
 
@@ -234,6 +239,13 @@ class Faulty:
 
     def on_gap(self, callback: Callable[[], None]) -> Callable[[], None]:
         return self._inner.on_gap(callback)
+
+    @property
+    def refusal(self) -> NotPermitted | None:
+        return self._inner.refusal
+
+    def on_refused(self, callback: Callable[[NotPermitted], None]) -> Callable[[], None]:
+        return self._inner.on_refused(callback)
 
     async def flush(self, timeout: float = 5.0) -> None:
         await self._inner.flush(timeout)

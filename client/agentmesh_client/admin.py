@@ -7,13 +7,13 @@ from collections.abc import Iterable
 
 import msgspec
 
-from agentmesh.edge.failures import ApiError
 from agentmesh.edge.registry import Registry
 from agentmesh.edge.transport import UNANSWERED, Disconnected, NoResponders, RequestTimeout, Transport
 from agentmesh.errors import AskTimeout, MeshError, NotFound, Unavailable
 from agentmesh.names import node_id
 from agentmesh.subjects import SUPERVISOR_KEY, Subjects, node_key
 from agentmesh.wire import Activities, Activity, ControlRequest, ErrorBody, SupervisorLease, encode
+from agentmesh_client.retry import or_absent
 
 REQUEST_S = 5.0
 REBALANCE_S = 30.0
@@ -45,11 +45,11 @@ class Operator:
             AskTimeout: it does not answer in time.
             Unavailable: NATS cannot be reached.
         """
-        await self._ask(node_id(node), ControlRequest(op="drain"))
+        await or_absent(lambda: self._ask(node_id(node), ControlRequest(op="drain")), self._registry)
 
     async def cordon(self, node: str, *, on: bool = True) -> None:
         """Have `node` take no more agents, or take them again. Raises: as `drain`."""
-        await self._ask(node_id(node), ControlRequest(op="cordon", on=on))
+        await or_absent(lambda: self._ask(node_id(node), ControlRequest(op="cordon", on=on)), self._registry)
 
     async def activities(self, nodes: Iterable[str]) -> dict[str, Activity]:
         """What the agents that are loaded on these nodes are doing, by name. A node that does not say it is left out."""
@@ -72,10 +72,7 @@ class Operator:
         Raises:
             Unavailable: no supervisor leads now, or NATS cannot be reached.
         """
-        try:
-            entry = await self._registry.get(SUPERVISOR_KEY)
-        except ApiError as error:
-            raise Unavailable(f"the registry cannot be read: {error}") from None
+        entry = await self._registry.get(SUPERVISOR_KEY)
         if entry is None or entry.value is None:
             raise Unavailable("no supervisor leads; start one with `mesh supervisor`")
         leader = msgspec.json.decode(entry.value, type=SupervisorLease).id

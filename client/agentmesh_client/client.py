@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import Any, Literal, Unpack
 
@@ -44,7 +44,7 @@ from agentmesh_client.results import (
     TurnEntry,
     UnclaimedMail,
 )
-from agentmesh_client.retry import patiently
+from agentmesh_client.retry import or_absent, patiently
 from agentmesh_client.server_time import CallersClock
 from agentmesh_client.spec_cache import SpecCache
 from agentmesh_client.streaming import LiveTurn
@@ -64,6 +64,7 @@ async def connect(
     name: str = "agentmesh-client",
     connect_timeout: float = 5.0,
     silent_timeout: float | None = None,
+    wait_s: float | None = None,
 ) -> AsyncIterator[Mesh]:
     """Connect to a mesh for the length of an `async with` block.
 
@@ -76,9 +77,13 @@ async def connect(
         name: how the connection shows in the server's list.
         connect_timeout: seconds to wait for the first connection; afterwards the client reconnects for ever.
         silent_timeout: the same for a server that accepts the connection and does not answer. Default: `connect_timeout`.
+        wait_s: the same for a server that is not there: nobody listens at its address, or its name does not resolve. 0 ends at
+            once. Default: `connect_timeout`.
 
     Raises:
         Unavailable: no server can be reached.
+        NotPermitted: the server refuses the credentials.
+        TlsFailed: no TLS connection can be made with it.
         BadRequest: the URL, the root or the domain is malformed.
     """
     subjects = Subjects(address.mesh_root(root))
@@ -87,6 +92,7 @@ async def connect(
         name=name,
         connect_timeout=connect_timeout,
         silent_timeout=silent_timeout,
+        wait_s=wait_s,
         api=address.js_api(domain),
         mesh=subjects.stream("registry"),
     )
@@ -112,7 +118,7 @@ class Mesh:
         self.transport = transport
         self._ambient = ambient
         self.subjects = subjects
-        registry = Registry(transport, subjects)
+        registry = self._registry = Registry(transport, subjects)
         self._specs = SpecCache(registry)
         self._asks = PendingAsks(transport, subjects, inbox)
         self._mailer = Mailer(transport, ambient, subjects)
@@ -249,7 +255,9 @@ class Mesh:
             Unavailable: only the owner could tell, and there is none now.
         """
         message_id = None if idempotency_key is None else self._mailer.message_id(agent, idempotency_key)
-        return await self._poller.poll(agent, ref, message_id=message_id, timeout=seconds(timeout))
+        return await or_absent(
+            lambda: self._poller.poll(agent, ref, message_id=message_id, timeout=seconds(timeout)), self._registry
+        )
 
     # --- control --------------------------------------------------------------------------------------------------
     async def status(self, agent: str, content: bool = False, *, timeout: float = CONTROL_S) -> Status:
@@ -463,7 +471,7 @@ class Mesh:
         Raises:
             NotFound: there is no such agent.
         """
-        return await patiently(lambda: self._historian.history(agent, content=content), seconds(timeout))
+        return await self._read(lambda: self._historian.history(agent, content=content), timeout)
 
     async def configuration_history(self, agent: str, *, timeout: float = CONTROL_S) -> list[ChangeEntry]:
         """The changes of an agent's configuration in this life, oldest first: the newest 32.
@@ -475,7 +483,7 @@ class Mesh:
 
     async def dead_letters(self, agent: str, content: bool = False, *, timeout: float = CONTROL_S) -> list[DeadLetter]:
         """Mail that an agent could not deal with, oldest first; with `content` the bodies too (case 210)."""
-        return await patiently(lambda: self._dead.list(agent, content=content), seconds(timeout))
+        return await self._read(lambda: self._dead.list(agent, content=content), timeout)
 
     async def unclaimed_mail(self, agent: str | None = None, *, timeout: float = CONTROL_S) -> list[UnclaimedMail]:
         """Mail for names that no agent has, a plain client's for one: by name, the oldest first, 1,000 names at most (case 293).
@@ -525,6 +533,10 @@ class Mesh:
         message_id = self._mailer.message_id(agent, key)
         stored = await self._mailer.put(lane(agent), body, headers, message_id=message_id, timeout=timeout)
         return str(stored.seq)
+
+    async def _read[T](self, call: Callable[[], Awaitable[T]], timeout: float) -> T:
+        """The result of a read that any replica answers."""
+        return await patiently(lambda: or_absent(call, self._registry), seconds(timeout))
 
     async def _request[T](self, agent: str, request: ControlRequest, reply: type[T], timeout: float, *, repeat: bool) -> T:
         return await self._control.ask(agent_name(agent), request, reply, timeout=seconds(timeout), repeat=repeat)

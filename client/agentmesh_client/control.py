@@ -12,11 +12,13 @@ from agentmesh.edge.transport import Disconnected, Message, NoResponders, Reques
 from agentmesh.errors import AskTimeout, Unavailable
 from agentmesh.subjects import Subjects
 from agentmesh.wire import Configuration, ControlRequest, ErrorBody, Outcome, encode
-from agentmesh_client.retry import ABSENT_S, says_absent
+from agentmesh_client.retry import is_absent
 from agentmesh_client.spec_cache import SpecCache, unknown, waiting
 
 LOOK_S = 1.0
 """Wait for the registry's view of an agent that nobody answers for."""
+SETTLE_S = 2.0
+"""How long a node that has just come may take to be given the agents that waited for it."""
 ATTEMPT_S = 2.0
 """Wait for one reply to a request that may be repeated."""
 
@@ -90,13 +92,13 @@ class Control:
         except TimeoutError:
             return  # the request is tried again, and so is this
         except Unavailable as error:
-            if says_absent(error) and waited > ABSENT_S:
+            if is_absent(error, waited):
                 raise
             return
         if spec is None or spec.status == "stopped":
             raise unknown(agent)
         # A node that has just come takes a moment to be given the agents that waited for it.
-        if spec.status == "wanted" and spec.reason is not None and waited > ABSENT_S:
+        if spec.status == "wanted" and spec.reason is not None and waited > SETTLE_S:
             raise waiting(agent, spec)
 
     async def _gave_up(self, agent: str, op: str, timeout: float, last: Exception | None) -> Exception:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator
 
-from agentmesh.edge.failures import ApiError
 from agentmesh.edge.read import get_last_many
 from agentmesh.edge.registry import Entry, Registry, decode_node, decode_placement, decode_spec
 from agentmesh.edge.transport import Transport
-from agentmesh.errors import BadRequest, Unavailable
+from agentmesh.errors import BadRequest
 from agentmesh.subjects import Subjects, placement_key
 from agentmesh_client.results import AgentEntry, NodeEntry
 
@@ -56,12 +55,7 @@ class Directory:
         return sorted(found, key=lambda node: node.id)
 
     async def _load(self, prefix: str) -> list[Entry]:
-        try:
-            return (await self._registry.load(prefix))[0]
-        except ApiError as error:
-            raise Unavailable(
-                f"this server has no mesh {self._subjects.root!r} ({error}); start one with `mesh up`, or name another root"
-            ) from None
+        return (await self._registry.load(prefix))[0]
 
 
 def _nodes_by_life(placements: Iterable[Entry]) -> dict[tuple[str, str], str]:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from agentmesh.edge.registry import Registry
 from agentmesh.edge.tasks import cancel_and_wait
 from agentmesh.edge.transport import UNANSWERED, Transport
-from agentmesh.errors import MeshError
+from agentmesh.errors import MeshError, NotPermitted
 from agentmesh.subjects import Subjects
 from agentmesh.wire import ControlRequest, Spec, encode
 
@@ -88,5 +88,5 @@ class LatePrompts:
             try:
                 await self._transport.request(self._subjects.node(node.key.partition(".")[2]), request, timeout=REQUEST_S)
                 return
-            except UNANSWERED:
+            except (*UNANSWERED, NotPermitted):
                 continue

@@ -22,7 +22,6 @@ from agentmesh.errors import Unavailable
 from agentmesh.names import token
 from agentmesh.subjects import Subjects
 from agentmesh.wire import Outcome
-from agentmesh_client.permission import last_report, refusal
 
 SHORTEST_PAUSE_S = 1e-6
 """A shorter pause is not made: no clock would show that it has passed."""
@@ -140,9 +139,6 @@ class Mailer:
         while await retry.pause():
             if not retry.uncertain and self._subjects is not None:
                 await self._find_out(retry)
-            forbidden = refusal(last_report(self._transport), subject)
-            if forbidden is not None:
-                raise forbidden
             if retry.uncertain and not await self._may_repeat(retry):
                 break
             try:
@@ -157,7 +153,7 @@ class Mailer:
         """Find out why the message is not acknowledged, for the error that its caller may get in the end."""
         if retry.wants_reason and self._subjects is not None:
             reason = await explain(self._transport, self._subjects.stream("mail"), timeout=min(LEARN_S, retry.attempt_timeout()))
-            retry.reason = reason
+            retry.reason = reason if isinstance(reason, Unavailable) else None
 
     async def _may_repeat(self, retry: _Retry) -> bool:
         """Whether the server still knows the id of a message that it may have stored. The window is asked for once, when

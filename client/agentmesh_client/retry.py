@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 from agentmesh.edge.failures import PASSING_ERRORS
+from agentmesh.edge.registry import Registry
 from agentmesh.edge.retry import CALL_RETRY
-from agentmesh.errors import MeshError, Unavailable
+from agentmesh.errors import MeshError, NotFound, NotPermitted, StreamMissing, Unavailable
+from agentmesh.subjects import EPOCH_KEY
 
-ABSENT_S = 2.0
-"""How long a server must say that it has no such mesh before that is believed: a server that has just started still learns of
-its streams."""
+ABSENT_S = 1.0
+"""How long a server of a cluster must say that it has no such mesh before that is believed: one that has just started still
+learns of its streams."""
 
 
 async def patiently[T](call: Callable[[], Awaitable[T]], timeout: float) -> T:
@@ -34,7 +37,7 @@ async def patiently[T](call: Callable[[], Awaitable[T]], timeout: float) -> T:
                     return await call()
                 except PASSING_ERRORS as error:
                     last = error
-                    if says_absent(error) and loop.time() + pause >= began + ABSENT_S:
+                    if is_absent(error, loop.time() + pause - began):
                         break
                 await asyncio.sleep(pause)
     except TimeoutError:
@@ -43,9 +46,26 @@ async def patiently[T](call: Callable[[], Awaitable[T]], timeout: float) -> T:
     raise as_unavailable(last) from last
 
 
-def says_absent(error: Exception) -> bool:
-    """Whether the server said that there is no such mesh."""
-    return isinstance(error, Unavailable) and "missing" in error.details
+async def or_absent[T](call: Callable[[], Awaitable[T]], registry: Registry) -> T:
+    """The result of `call`. If nobody answers it, that may be because there is no such mesh, which then is the error: a read of a
+    stream's replicas cannot tell the two apart, nor can a request to a process.
+
+    Raises:
+        StreamMissing: there is no such mesh.
+        MeshError: as `call`.
+    """
+    try:
+        return await call()
+    except (Unavailable, NotFound):
+        with suppress(NotPermitted):
+            await registry.get(EPOCH_KEY)
+        raise
+
+
+def is_absent(error: Exception, said_for_s: float) -> bool:
+    """Whether the server says that there is no such mesh, and has said so for long enough to be believed. A lone server knows its
+    streams once it takes connections."""
+    return isinstance(error, StreamMissing) and (said_for_s >= ABSENT_S or not error.details.get("clustered", True))
 
 
 def as_unavailable(error: Exception) -> MeshError:

@@ -32,6 +32,7 @@
         │   └── UnreadableRecord  unreadable_record a journal holds what this program cannot read: upgrade it, or restore that
         ├── AskTimeout            timeout           the caller's own patience ended; the turn still runs: poll the ref
         ├── Busy                  busy              no thread is left in this process: try later, or restart it
+        ├── TlsFailed             tls_failed        no TLS with the server: mend its address, or the certificates
         ├── ServerTooOld          server_too_old    upgrade nats-server
         ├── WrongDomain           wrong_domain      a message was stored in another mesh of this root: give one another root
         ├── ConfigMismatch        config_mismatch   a stream exists with another configuration
@@ -297,6 +298,12 @@ class Busy(InfrastructureError):
     """This process can start no more threads: functions that hang in theirs must end, or the process be restarted."""
 
     code = "busy"
+
+
+class TlsFailed(InfrastructureError):
+    """No TLS connection can be made with the NATS server; check its address and the certificates."""
+
+    code = "tls_failed"
 
 
 class ServerTooOld(InfrastructureError):

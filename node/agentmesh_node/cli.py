@@ -1,8 +1,8 @@
 """The hosting verbs of the `mesh` command: `up`, `setup`, `node`, `supervisor`.
 
 They are entry points of the group `agentmesh.commands`, so that the client's command finds them without importing this package.
-Each returns its exit code: 0 after an orderly end, 1 failed, 2 wrong use, 5 no NATS server, 130 interrupted. They import what
-they need when they run: `mesh --help` loads only this file.
+Each returns its exit code: 0 after an orderly end, 1 failed, 2 wrong use, 5 no NATS server, 6 not permitted, 130 interrupted.
+They import what they need when they run: `mesh --help` loads only this file.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Domain = Annotated[
 Replicas = Annotated[
     int | None, within(1, 5, "Copies of each stream that is made; by default 3 on three or more servers, else 1.")
 ]
-WaitSeconds = Annotated[float, within(0, 86_400, "Seconds to wait for a server before giving up.", whole=False)]
+WaitSeconds = Annotated[float, within(0, 86_400, "Seconds to wait for a server that is not there yet.", whole=False)]
 Labels = Annotated[
     tuple[str, ...],
     Parameter(name="--label", negative="", show_default=False, help="KEY=VALUE that agents may ask for; repeatable."),
@@ -107,7 +107,7 @@ def node(
     nats: Nats = None,
     root: Root = None,
     domain: Domain = None,
-    wait: WaitSeconds = 10.0,
+    wait: WaitSeconds = 0.0,
     options: NodeOptions = NODE,
     common: CommonOptions = COMMON,
 ) -> int:
@@ -137,7 +137,7 @@ def supervisor(
     nats: Nats = None,
     root: Root = None,
     domain: Domain = None,
-    wait: WaitSeconds = 10.0,
+    wait: WaitSeconds = 0.0,
     options: SupervisorOptions = SUPERVISOR,
     common: CommonOptions = COMMON,
 ) -> int:

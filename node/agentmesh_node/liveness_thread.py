@@ -69,7 +69,15 @@ class LivenessThread:
 
     async def connect(self, name: str) -> Transport:
         """See `LivenessLoop.connect`."""
-        return await connect(self._servers, name=name, connect_timeout=START_TIMEOUT_S, api=self._api, mesh=self._mesh)
+        # The process had a connection a moment ago: one that is gone meanwhile is waited for.
+        return await connect(
+            self._servers,
+            name=name,
+            connect_timeout=START_TIMEOUT_S,
+            wait_s=START_TIMEOUT_S,
+            api=self._api,
+            mesh=self._mesh,
+        )
 
     def start(self, name: str, main: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """See `LivenessLoop.start`."""

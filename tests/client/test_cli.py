@@ -24,7 +24,6 @@ from agentmesh.subjects import Subjects, node_key, spec_key
 from agentmesh.wire import NodeLease
 from agentmesh_client.cli import exits, main, output
 from agentmesh_client.cli.common import GlobalOptions
-from agentmesh_client.permission import refusal
 from client.fake_owner import World, place, world
 from client.test_control import STATUS
 from commands import PROGRAM, mesh_command
@@ -483,6 +482,7 @@ def test_each_error_has_its_exit_code() -> None:
         errors.Unavailable("x"): exits.UNREACHABLE,
         errors.Unavailable("x", details={"status": "wanted"}): exits.TIMED_OUT,
         errors.NotPermitted("x"): exits.NOT_PERMITTED,
+        errors.TlsFailed("x"): exits.UNREACHABLE,
         errors.AlreadyStarted("x"): exits.FAILED,
         errors.TurnTimeout("x"): exits.FAILED,
         OSError("x"): exits.FAILED,
@@ -490,15 +490,6 @@ def test_each_error_has_its_exit_code() -> None:
     assert {error: exits.code(error) for error in codes} == codes
     assert exits.sentence(errors.NotFound("no\n  agent")) == "no agent"
     assert exits.sentence(OSError("disk")) == "OSError: disk"
-
-
-def test_reports_of_the_connection_are_understood() -> None:
-    report = 'nats: permissions violation for publish to "mesh.inbox.coder"'
-    assert "mesh.inbox.coder" in str(refusal(report))
-    assert refusal(report, "mesh.inbox.coder") is not None
-    assert refusal(report, "mesh.inbox.other") is None
-    assert refusal("nats: 'Authorization Violation'") is not None
-    assert refusal("connection refused") is None
 
 
 def test_tables_are_aligned_and_coloured_only_on_demand() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -76,7 +77,7 @@ async def _story(servers: Containers, subjects: Subjects, logs: Path) -> None:
 
 async def _make_streams(servers: Containers, subjects: Subjects) -> None:
     async with asyncio.timeout(PATIENCE_S):
-        transport = await connect(servers.url, name="setup", wait=True)
+        transport = await connect(servers.url, name="setup", wait_s=math.inf)
     try:
         await ensure(transport, subjects, replicas=len(NAMES))
     finally:

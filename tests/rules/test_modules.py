@@ -47,7 +47,6 @@ IMPORTED_BY: dict[str, str] = {
     "agentmesh_client.doctor.diagnosis": "client/test_doctor.py",
     "agentmesh_client.doctor.facts": "client/test_doctor.py",
     "agentmesh_client.pending_asks": "client/test_asking.py",
-    "agentmesh_client.permission": "client/test_cli.py",
     "agentmesh_node": "node/test_store_loss.py",
     "agentmesh_node.backends.anthropic.clients": "node/backends/test_anthropic.py",
     "agentmesh_node.backends.anthropic.failures": "node/backends/test_anthropic_failures.py",

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from agentmesh.edge.registry import decode_spec
 from agentmesh.edge.transport import Answered, Handler, Headers, Message, Subscription, Transport
+from agentmesh.errors import NotPermitted
 from agentmesh.wire import Outcome
 from agentmesh_client.client import Mesh
 from judge.evidence import Evidence
@@ -84,6 +85,10 @@ class Counting:
         return self._inner.connected
 
     @property
+    def clustered(self) -> bool:
+        return self._inner.clustered
+
+    @property
     def reading(self) -> bool:
         return self._inner.reading
 
@@ -120,6 +125,13 @@ class Counting:
 
     def on_gap(self, callback: Callable[[], None]) -> Callable[[], None]:
         return self._inner.on_gap(callback)
+
+    @property
+    def refusal(self) -> NotPermitted | None:
+        return self._inner.refusal
+
+    def on_refused(self, callback: Callable[[NotPermitted], None]) -> Callable[[], None]:
+        return self._inner.on_refused(callback)
 
     async def flush(self, timeout: float = 5.0) -> None:
         await self._inner.flush(timeout)

@@ -29,7 +29,7 @@ from agentmesh.edge.transport import (
     RequestTimeout,
     Subscription,
 )
-from agentmesh.errors import TooLarge
+from agentmesh.errors import NotPermitted, TooLarge
 from sim.loop import Process, SimLoop
 from sim.server import Server
 
@@ -278,6 +278,10 @@ class SimTransport:
     def connected(self) -> bool:
         return self._live
 
+    @property
+    def clustered(self) -> bool:
+        return True  # what a cluster does, a lone server does less often
+
     def new_inbox(self) -> str:
         """A subject that nobody else uses."""
         return f"_INBOX.{self._net.dice.getrandbits(88):022x}"
@@ -523,6 +527,14 @@ class SimTransport:
             self._gap_callbacks.pop(key, None)
 
         return remove
+
+    @property
+    def refusal(self) -> None:
+        """Everybody may do everything."""
+
+    def on_refused(self, callback: Callable[[NotPermitted], None]) -> Callable[[], None]:
+        """See `Transport.on_refused`."""
+        return lambda: None
 
     def gap(self) -> None:
         """Tell everybody that messages may have been missed."""

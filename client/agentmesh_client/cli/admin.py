@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
@@ -80,7 +81,10 @@ async def events(
     every
         Show both, for all agents.
     """
+    from agentmesh.edge.registry import Registry
+    from agentmesh.errors import NotPermitted
     from agentmesh.names import agent_name
+    from agentmesh.subjects import EPOCH_KEY
     from agentmesh_client.cli.output import Printer
 
     printer = Printer(options)
@@ -93,22 +97,30 @@ async def events(
         else:
             wanted = [subjects.event("_supervisor", "*")]
 
-        unprintable: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def end(error: Exception) -> None:
+            if not ended.done():
+                ended.set_exception(error)
 
         def show(message: Message) -> None:
             try:
                 _show(printer, message.data)
             except OSError as error:  # the reader of the output has left, or the disk is full: this verb has no other end
-                if not unprintable.done():
-                    unprintable.set_exception(error)
+                end(error)
 
+        mesh.transport.on_refused(end)  # also later: its permissions may be changed
         for subject in wanted:
             await mesh.transport.subscribe(subject, show)
         await mesh.transport.flush()
+        if ended.done():
+            ended.result()
+        with suppress(NotPermitted):  # who may see events need not be one who may read the registry
+            await Registry(mesh.transport, subjects).get(EPOCH_KEY)  # raises if there is no such mesh
         if agent is not None and not every and await mesh.whereis(agent) is None:
             printer.note(f"no node runs an agent {agent!r} now; see `mesh ps` for the names in use")
         printer.note("waiting for events; Ctrl-C ends")
-        await unprintable
+        await ended
     return exits.OK
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
+from cyclopts.validators import Number
 
 if TYPE_CHECKING:
     from agentmesh_client import Mesh
@@ -34,6 +35,8 @@ class GlobalOptions:
     """The mesh's root token; else MESH_ROOT, else "mesh"."""
     domain: Annotated[str | None, Parameter(group=_GLOBAL)] = None
     """JetStream domain of the mesh, if its server is behind a leaf node; else MESH_DOMAIN, else the server's own."""
+    wait: Annotated[float, Parameter(group=_GLOBAL, validator=Number(gte=0, lte=86_400))] = 0.0
+    """Seconds to wait for a server that is not there yet."""
     output: Annotated[Literal["text", "json", "jsonl"], Parameter(name=("--output", "-o"), group=_GLOBAL)] = "text"
     """Format of stdout; jsonl prints one line per element."""
     quiet: Annotated[bool, Parameter(negative="", show_default=False, group=_GLOBAL)] = False
@@ -59,27 +62,47 @@ def any_verb(*tokens: RestToken, options: GlobalOptions = DEFAULTS) -> None:
 @asynccontextmanager
 async def session(options: GlobalOptions, timeout: float = CONNECT_S) -> AsyncIterator[Mesh]:
     """A connection to the mesh that the options name. For a server that accepts the connection and does not answer it waits up to
-    the verb's own `timeout`, in seconds.
+    the verb's own `timeout`, in seconds; for one that is not there no longer than `--wait` says.
 
     Raises:
-        NotPermitted: the server forbids it (NATS reports that as an error of the connection; the request only times out).
+        NotPermitted: the server refuses the credentials, now or when a lost connection is restored, or the replies.
+        TlsFailed, Unavailable: see `agentmesh_client.connect`.
     """
+    import asyncio
+
     import agentmesh_client
-    from agentmesh.errors import AskTimeout, Unavailable
-    from agentmesh_client.permission import last_report, refusal
+    from agentmesh.errors import NotPermitted
 
     level = logging.DEBUG if options.debug else logging.ERROR if options.quiet else logging.WARNING
     logging.basicConfig(level=level, format="mesh: %(message)s", stream=sys.stderr)
-    try:
-        async with agentmesh_client.connect(
-            options.nats, root=options.root, domain=options.domain, name="mesh", connect_timeout=CONNECT_S, silent_timeout=timeout
-        ) as mesh:
-            try:
-                yield mesh
-            except (Unavailable, AskTimeout) as error:
-                raise refusal(last_report(mesh.transport)) or error from None
-    except Unavailable as error:
-        raise refusal(error.message) or error from None
+    async with agentmesh_client.connect(
+        options.nats,
+        root=options.root,
+        domain=options.domain,
+        name="mesh",
+        connect_timeout=CONNECT_S,
+        silent_timeout=timeout,
+        wait_s=options.wait,
+    ) as mesh:
+        refused: NotPermitted | None = None
+        try:
+            async with asyncio.timeout(None) as limit:
+
+                def end(error: NotPermitted) -> None:
+                    nonlocal refused
+                    if refused is None and str(error.details.get("subject", "_INBOX.")).startswith("_INBOX."):
+                        refused = error
+                        limit.reschedule(asyncio.get_running_loop().time())
+
+                forget = mesh.transport.on_refused(end)
+                try:
+                    yield mesh
+                finally:
+                    forget()
+        except TimeoutError:
+            if refused is None:
+                raise
+            raise refused from None
 
 
 def read_text(text: str) -> str:

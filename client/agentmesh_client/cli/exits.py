@@ -23,6 +23,8 @@ def code(error: Exception) -> int:
 
     if isinstance(error, errors.NotPermitted):
         return NOT_PERMITTED
+    if isinstance(error, errors.TlsFailed):
+        return UNREACHABLE
     if isinstance(error, errors.NotFound):
         return NOT_FOUND
     if isinstance(error, errors.AskTimeout):
@@ -39,6 +41,8 @@ def code(error: Exception) -> int:
 
 def sentence(error: BaseException) -> str:
     """`error` in one line."""
+    if (said := getattr(error, "description", "")) and hasattr(error, "err_code"):
+        return f"JetStream refuses it: {said}"
     text = str(getattr(error, "message", "") or error) or type(error).__name__
     if not hasattr(error, "message"):
         text = f"{type(error).__name__}: {text}" if str(error) else text

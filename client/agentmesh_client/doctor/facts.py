@@ -9,7 +9,6 @@ from typing import Any
 import msgspec
 
 from agentmesh.edge import connection
-from agentmesh.edge.address import API
 from agentmesh.edge.api import call_api
 from agentmesh.edge.clock import SYSTEM
 from agentmesh.edge.failures import ApiError
@@ -18,7 +17,7 @@ from agentmesh.edge.server_errors import NO_STREAM
 from agentmesh.edge.stream_configs import addition, differences, options, purpose, stream_configs
 from agentmesh.edge.streams import audience
 from agentmesh.edge.transport import UNANSWERED
-from agentmesh.errors import MeshError, Unavailable
+from agentmesh.errors import MeshError, NotPermitted, Unavailable
 from agentmesh.subjects import SUPERVISOR_KEY, Subjects
 from agentmesh.wire import SupervisorLease
 from agentmesh_client.directory import Directory
@@ -27,7 +26,6 @@ from agentmesh_client.doctor import servers as machines
 from agentmesh_client.doctor.members import MemberFacts
 from agentmesh_client.doctor.servers import ServerReport
 from agentmesh_client.doctor.stored import StoredFacts, look
-from agentmesh_client.permission import last_report, refusal
 
 MODEL_KEYS = ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "CLAUDE_CODE_OAUTH_TOKEN", "OPENAI_API_KEY", "CODEX_API_KEY")
 UNLIMITED = {"max_age": 0, "max_bytes": -1, "max_msgs": -1}
@@ -179,14 +177,7 @@ async def _ask(t: connection.NatsTransport, call: str) -> dict[str, Any]:
         ApiError, Unavailable: see `api`.
         NotPermitted: this user may not ask.
     """
-    try:
-        reply: dict[str, Any] = msgspec.json.decode(await call_api(t, call, timeout=LOOK_S))
-    except Unavailable:
-        # NATS reports that as an error of the connection; the request itself only times out.
-        forbidden = refusal(last_report(t), f"{API}.{call}")
-        if forbidden is not None:
-            raise forbidden from None
-        raise
+    reply: dict[str, Any] = msgspec.json.decode(await call_api(t, call, timeout=LOOK_S))
     return reply
 
 
@@ -271,7 +262,7 @@ async def _user(t: connection.NatsTransport) -> dict[str, Any]:
     try:
         reply = await t.request("$SYS.REQ.USER.INFO", timeout=LOOK_S)
         return msgspec.json.decode(reply.data, type=dict[str, Any]).get("data") or {}
-    except (*UNANSWERED, msgspec.DecodeError):
+    except (*UNANSWERED, NotPermitted, msgspec.DecodeError):
         return {}
 
 

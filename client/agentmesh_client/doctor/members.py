@@ -11,6 +11,7 @@ import msgspec
 from agentmesh.edge.clock import SYSTEM
 from agentmesh.edge.connection import NatsTransport
 from agentmesh.edge.transport import UNANSWERED, Message
+from agentmesh.errors import NotPermitted
 from agentmesh.subjects import Subjects
 from agentmesh.wire import ControlRequest, NodeStats, encode
 from agentmesh_client.doctor.servers import ahead
@@ -62,7 +63,7 @@ async def _ask(t: NatsTransport, subject: str) -> _Answer | None:
     try:
         message = await t.request(subject, encode(ControlRequest(op="stats")), timeout=LOOK_S)
         return _stats.decode(message.data), sent, SYSTEM.now()
-    except (*UNANSWERED, msgspec.MsgspecError):
+    except (*UNANSWERED, NotPermitted, msgspec.MsgspecError):
         return None
 
 
@@ -82,7 +83,7 @@ async def _supervisors(t: NatsTransport, subjects: Subjects) -> list[MemberFacts
         sent = SYSTEM.now()
         await t.publish(subjects.supervisors(), encode(ControlRequest(op="stats")), reply=inbox)
         await asyncio.sleep(GATHER_S)
-    except UNANSWERED:
+    except (*UNANSWERED, NotPermitted):
         pass
     finally:
         await subscription.unsubscribe()

@@ -39,17 +39,31 @@ async def ask_server(t: Transport, subject: str, body: bytes, timeout: float) ->
     """The server's reply, whatever it says.
 
     Raises:
+        NotPermitted: the server forbids it.
         Unavailable: nobody answers, no connection, no answer in time.
     """
     try:
         return await t.request(subject, body, timeout=timeout)
     except NoResponders:
         raise NoLeader(
-            f"nobody answers {subject} now: the stream has no leader, as too few of its servers are up, or JetStream is off; "
-            "bring its servers back"
+            f"nobody answers for {_asked(subject)} now: too few of its servers are up to lead it, or JetStream is off for this "
+            "account; bring its servers back, or switch it on",
+            details={"subject": subject},
         ) from None
-    except (RequestTimeout, Disconnected) as error:
-        raise Unavailable(f"no answer to {subject}: {type(error).__name__}") from None
+    except RequestTimeout:
+        raise Unavailable(
+            f"no answer about {_asked(subject)} within {timeout:g} s; try again", details={"subject": subject}
+        ) from None
+    except Disconnected:
+        raise Unavailable("there is no connection to a NATS server now; try again", details={"subject": subject}) from None
+
+
+def _asked(subject: str) -> str:
+    """What a request of the API is about, in words."""
+    tokens = subject.removeprefix(f"{API}.").split(".")
+    if tokens[0] == "STREAM":
+        return f"stream {tokens[-1]}"
+    return f"stream {tokens[2]}" if tokens[:2] == ["DIRECT", "GET"] else "JetStream"
 
 
 def domain_of(reply: bytes) -> str:

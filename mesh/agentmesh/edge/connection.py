@@ -11,13 +11,18 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import math
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+from urllib.parse import urlsplit
 
-from agentmesh.edge.address import API, checked_urls, shown_urls
+from agentmesh.edge.address import API, checked_urls, shown_urls, without_credentials
 from agentmesh.edge.api import domain_of
 from agentmesh.edge.clock import SYSTEM
+from agentmesh.edge.first_connection import Answer, Attempt, FirstConnection, answer_of, no_server
 from agentmesh.edge.frames import NO_HEADERS, check_pattern, publish_frame, publish_head
 from agentmesh.edge.nats_client import Client
+from agentmesh.edge.refusals import bad_credentials, forbidden, violation
 from agentmesh.edge.subscription import CLOSE_TIMEOUT_S, Gathering, LiveSubscription
 from agentmesh.edge.tasks import cancel_and_wait
 from agentmesh.edge.transport import (
@@ -30,7 +35,7 @@ from agentmesh.edge.transport import (
     RequestTimeout,
     Subscription,
 )
-from agentmesh.errors import Unavailable
+from agentmesh.errors import MeshError, NotPermitted
 
 log = logging.getLogger("agentmesh.edge")
 
@@ -38,6 +43,7 @@ PING_INTERVAL_S = 5
 MAX_OUTSTANDING_PINGS = 2
 RECONNECT_WAIT_S = 0.25
 ATTEMPT_TIMEOUT_S = 2.0
+DEFAULT_PORT = 4222
 MAX_HEADS = 16_384
 """Most subjects for which the encoded beginning of a PUB command is kept."""
 LEARN_S = 5.0
@@ -52,11 +58,13 @@ async def connect(
     name: str,
     connect_timeout: float = 5.0,
     silent_timeout: float | None = None,
-    wait: bool = False,
+    wait_s: float | None = None,
     api: str = API,
     mesh: str | None = None,
 ) -> NatsTransport:
     """Connect, and stay connected: whatever happens later, the transport reconnects by itself for ever.
+
+    What cannot change by waiting ends it at once: wrong credentials, wrong TLS (`agentmesh.edge.first_connection`).
 
     Args:
         servers: URLs (`nats://` or `tls://`, user and password or a token may be in them), as a list or joined by commas.
@@ -64,34 +72,53 @@ async def connect(
         connect_timeout: seconds until the first connection must stand.
         silent_timeout: the same for a server that accepts the connection and says nothing (it hangs, or is overloaded); never
             less than `connect_timeout`.
-        wait: keep trying instead of raising when none can be reached.
+        wait_s: seconds to keep trying while there is no server at any of the addresses (`connect_timeout` by default; 0 ends at
+            once, `math.inf` never).
         api: where the mesh's JetStream answers (`address.js_api`): `$JS.API` and what is behind it is sent there.
         mesh: a stream of the mesh that this connection is for, whose answers tell its domain.
 
     Raises:
         BadRequest: no usable URL.
+        NotPermitted: the server refuses the credentials.
+        TlsFailed: TLS cannot be made with it.
         Unavailable: no server could be reached in time.
     """
-    transport = NatsTransport(checked_urls(servers), name, api=api, mesh=mesh)
-    began = asyncio.get_running_loop().time()
+    urls = checked_urls(servers)
+    transport = NatsTransport(urls, name, api=api, mesh=mesh)
+    clock = asyncio.get_running_loop().time
+    began, wait_s = clock(), connect_timeout if wait_s is None else wait_s
+    first = FirstConnection({_address(url): without_credentials(url) for url in urls}, wait_s)
+    verdict: MeshError | None = None
     try:
-        async with asyncio.timeout(None if wait else connect_timeout) as limit:
-            if not wait and silent_timeout is not None and silent_timeout > connect_timeout:
+        async with asyncio.timeout(None if wait_s == math.inf else max(connect_timeout, wait_s)) as limit:
+            if silent_timeout is not None and silent_timeout > max(connect_timeout, wait_s):
                 transport.on_silence = lambda: limit.reschedule(began + silent_timeout)
+
+            def failed(attempt: Attempt) -> None:
+                nonlocal verdict
+                verdict = verdict or first.failed(attempt, clock() - began)
+                if verdict is not None:
+                    limit.reschedule(clock())
+
+            transport.on_failed = failed
             await transport._open()
         transport.on_silence = lambda: None
+        transport.on_failed = transport.rejected_again
         transport._live = True
         transport._learn_domain()
     except TimeoutError:
         await transport.close()
-        raise Unavailable(
-            f"no NATS server answers at {shown_urls(transport.urls)} ({transport.last_error}); "
-            "start one (`mesh up`), or check the address"
-        ) from None
+        raise verdict or no_server([shown_urls(urls)], transport.last_error) from None
     except BaseException:
         await transport.close()
         raise
     return transport
+
+
+def _address(url: str) -> str:
+    """`host:port` of a checked URL."""
+    parts = urlsplit(url if "://" in url else f"nats://{url}")
+    return f"{parts.hostname}:{parts.port or DEFAULT_PORT}"
 
 
 class NatsTransport:
@@ -108,14 +135,21 @@ class NatsTransport:
         self.last_error = "no attempt was made"
         self.on_silence: Callable[[], None] = lambda: None
         """Called while connecting, when a server accepts the connection and does not answer."""
+        self.on_failed: Callable[[Attempt], None] = lambda attempt: None
+        """Called for each attempt to connect that has failed."""
+        self._refused: dict[str, NotPermitted] = {}
+        """Subscriptions that the server refuses, by subject; under the empty one the credentials."""
+        self._refused_callbacks: list[Callable[[NotPermitted], None]] = []
+        self._deaf: NotPermitted | None = None
+        """Set when no reply can be heard: the inbox is refused."""
         self._name = name
         self._loop = asyncio.get_running_loop()
         self._subscriptions: dict[int, LiveSubscription] = {}
         self._sids = itertools.count(1)
-        self._waiting: dict[str, tuple[asyncio.Future[Message], float]] = {}
-        """Requests that are waited for, by reply subject: the future, and its deadline on the loop's clock."""
-        self._called: dict[str, tuple[Answered, float]] = {}
-        """Requests of `call`, by reply subject: the callback, and its deadline."""
+        self._waiting: dict[str, tuple[asyncio.Future[Message], float, str]] = {}
+        """Requests that are waited for, by reply subject: the future, its deadline on the loop's clock, the subject asked."""
+        self._called: dict[str, tuple[Answered, float, str]] = {}
+        """Requests of `call`, by reply subject: the callback, its deadline, the subject asked."""
         self._timeout_timer: asyncio.TimerHandle | None = None
         self._heads: dict[str, bytes] = {}
         """Encoded PUB heads of recently used subjects."""
@@ -219,10 +253,13 @@ class NatsTransport:
         if not self._live:
             raise Disconnected
         reply = f"{self._inbox}{next(self._tokens)}"
-        frame = publish_frame(self._there(subject), data, headers, reply, client._max_payload)
+        there = self._there(subject)
+        frame = publish_frame(there, data, headers, reply, client._max_payload)
         if client.congested:
             await self._uncongested(client)
-        future = self._wait(reply, timeout)
+        if self._deaf is not None:
+            raise self._deaf
+        future = self._wait(reply, timeout, there)
         client.send(frame)
         try:
             message = await future
@@ -240,8 +277,11 @@ class NatsTransport:
         if not self._live or client.congested:
             return False
         reply = f"{self._inbox}{next(self._tokens)}"
-        frame = publish_frame(self._there(subject), data, headers, reply, client._max_payload)
-        self._called[reply] = answered, self._loop.time() + timeout
+        there = self._there(subject)
+        frame = publish_frame(there, data, headers, reply, client._max_payload)
+        if self._deaf is not None:
+            return False
+        self._called[reply] = answered, self._loop.time() + timeout, there
         if self._timeout_timer is None:
             self._timeout_timer = self._loop.call_later(LOOK_S, self._check_timeouts)
         client.send(frame)
@@ -253,10 +293,13 @@ class NatsTransport:
         if not self._live:
             raise Disconnected
         reply = f"{self._inbox}{next(self._tokens)}"
-        frame = publish_frame(self._there(subject), data, None, reply, client._max_payload)
+        there = self._there(subject)
+        frame = publish_frame(there, data, None, reply, client._max_payload)
         if client.congested:
             await self._uncongested(client)
-        gathering = Gathering(self._loop.create_future(), self._loop.time())
+        if self._deaf is not None:
+            raise self._deaf
+        gathering = Gathering(self._loop.create_future(), self._loop.time(), there)
         self._gathering[reply] = gathering
         client.send(frame)
         try:
@@ -278,7 +321,7 @@ class NatsTransport:
         if not self._live:
             raise Disconnected
         key = f"pong {next(self._tokens)}"
-        future = self._wait(key, timeout)
+        future = self._wait(key, timeout, "")
 
         def answered(_: object) -> None:
             if not future.done():
@@ -311,10 +354,10 @@ class NatsTransport:
             with contextlib.suppress(ValueError):
                 self.domain = domain_of(answer.data)
 
-    def _wait(self, key: str, timeout: float) -> asyncio.Future[Message]:
+    def _wait(self, key: str, timeout: float, subject: str) -> asyncio.Future[Message]:
         """A future of the message that arrives for `_waiting[key]`; it raises `RequestTimeout` after `timeout` seconds."""
         future: asyncio.Future[Message] = self._loop.create_future()
-        self._waiting[key] = (future, self._loop.time() + timeout)
+        self._waiting[key] = (future, self._loop.time() + timeout, subject)
         if timeout < 4 * LOOK_S:
             self._loop.call_later(timeout, _expire, future)
         elif self._timeout_timer is None:
@@ -324,11 +367,11 @@ class NatsTransport:
     def _check_timeouts(self) -> None:
         """Fail the requests whose time is over."""
         now = self._loop.time()
-        for future, deadline in self._waiting.values():
+        for future, deadline, _ in self._waiting.values():
             if deadline <= now:
                 _expire(future)
         self._timeout_timer = None
-        for reply in [reply for reply, (_, deadline) in self._called.items() if deadline <= now]:
+        for reply in [reply for reply, (_, deadline, _) in self._called.items() if deadline <= now]:
             self._answer_call(reply, RequestTimeout())
         if self._timeout_timer is None and (self._waiting or self._called):
             self._timeout_timer = self._loop.call_later(LOOK_S, self._check_timeouts)
@@ -409,9 +452,64 @@ class NatsTransport:
             except Exception:
                 log.exception("a gap callback failed")
 
+    # --- what the server refuses --------------------------------------------------------------------------------
+    @property
+    def refusal(self) -> NotPermitted | None:
+        """See `Transport.refusal`."""
+        return next(iter(self._refused.values()), None)
+
+    def on_refused(self, callback: Callable[[NotPermitted], None]) -> Callable[[], None]:
+        """See `Transport.on_refused`."""
+        self._refused_callbacks = [*self._refused_callbacks, callback]
+        return lambda: self._refused_callbacks.remove(callback)
+
+    def _on_error_line(self, line: str) -> None:
+        """The server has sent an error: fail what waits for what it forbids."""
+        refused = violation(line)
+        if refused is None:
+            self.last_error = line.partition(" ")[2].strip(" '\r\n")
+            return
+        error = forbidden(refused, self._client.user)
+        if refused.act == "publish":
+            if not self._fail(error, refused.subject):
+                log.warning("a message was not sent: %s", error.message, extra={"connection": self._name})
+            return
+        if refused.subject == f"{self._inbox}*":
+            self._deaf = error
+            self._fail(error, None)
+        self._refuse(refused.subject, error)
+
+    def _on_failed(self, attempt: Attempt) -> None:
+        self.on_failed(attempt)
+
+    def rejected_again(self, attempt: Attempt) -> None:
+        """Note whether a lost connection is not restored because its credentials are refused."""
+        if "" not in self._refused and answer_of(attempt) is Answer.REJECTED:
+            self._refuse("", bad_credentials(attempt.user, attempt.address))
+
+    def _refuse(self, subject: str, error: NotPermitted) -> None:
+        self._refused[subject] = error
+        # Who has asked to hear of it says it, or can do without.
+        level = logging.INFO if self._refused_callbacks else logging.ERROR
+        log.log(level, "%s", error.message, extra={"connection": self._name})
+        for callback in self._refused_callbacks:
+            callback(error)
+
+    def _fail(self, error: NotPermitted, subject: str | None) -> bool:
+        """Fail the requests to `subject` (None: all) that are waited for. Returns whether there was any."""
+        waiting = [one for one, _, asked in self._waiting.values() if asked and subject in (None, asked) and not one.done()]
+        gathering = [one.done for one in self._gathering.values() if subject in (None, one.subject) and not one.done.done()]
+        called = [reply for reply, (_, _, asked) in self._called.items() if subject in (None, asked)]
+        futures: list[asyncio.Future[Any]] = [*waiting, *gathering]
+        for future in futures:
+            future.set_exception(error)
+        for reply in called:
+            self._answer_call(reply, error)
+        return bool(waiting or gathering or called)
+
     # --- life -------------------------------------------------------------------------------------------------
     def _new_client(self) -> Client:
-        return Client(self._on_down, self._on_closed, self._on_read)
+        return Client(self._on_down, self._on_closed, self._on_read, self._on_error_line, self._on_failed)
 
     def _on_read(self) -> None:
         for callback in self._read_callbacks:
@@ -443,9 +541,11 @@ class NatsTransport:
     def _on_down(self) -> None:
         """The connection is gone: requests in flight fail now, not at their time-outs."""
         if self._live and not self._closing:
-            log.warning("%s: disconnected from NATS", self._name)
+            log.warning("the connection to NATS is lost", extra={"connection": self._name})
         self._live = False
-        for future, _ in self._waiting.values():
+        self._deaf = None
+        self._refused = {subject: error for subject, error in self._refused.items() if not subject}
+        for future, _, _ in self._waiting.values():
             if not future.done():
                 future.set_exception(Disconnected())
         for gathering in self._gathering.values():
@@ -463,18 +563,21 @@ class NatsTransport:
         if isinstance(error, TimeoutError):
             self.on_silence()
         level = logging.WARNING if self.connected else logging.DEBUG
-        log.log(level, "%s: connection error: %s", self._name, self.last_error)
+        log.log(level, "an error of the connection to NATS: %s", self.last_error, extra={"connection": self._name})
 
     async def _on_reconnected(self) -> None:
-        log.info("%s: reconnected to NATS", self._name)
+        log.info("the connection to NATS is there again", extra={"connection": self._name})
         # No await between the two: nobody finds the connection up without having heard of the gap.
         self._live = True
+        self._refused.pop("", None)
         self._learn_domain()
         self.gap()
 
     def _on_closed(self) -> None:
         if not self._closing:
-            log.error("%s: the server closed the connection (%s); opening it again", self._name, self.last_error)
+            log.error(
+                "the server closed the connection (%s); opening it again", self.last_error, extra={"connection": self._name}
+            )
             self._reopening = self._loop.create_task(self._reopen())
 
     async def _reopen(self) -> None:
@@ -484,7 +587,7 @@ class NatsTransport:
             try:
                 await self._open()
             except Exception:
-                log.exception("%s: opening the connection again failed; trying again", self._name)
+                log.exception("opening the connection again failed; trying again", extra={"connection": self._name})
                 continue
             await self._on_reconnected()
             return

@@ -7,16 +7,15 @@ from typing import Any
 import msgspec
 
 from agentmesh.edge.api import call_api
-from agentmesh.edge.failures import ApiError
+from agentmesh.edge.failures import ApiError, explained
 from agentmesh.edge.manage import purge
-from agentmesh.edge.server_errors import NO_STREAM, missing
 from agentmesh.edge.transport import Transport
-from agentmesh.errors import NoLeader, StoreFull, Unavailable
+from agentmesh.errors import MeshError, NoLeader, NotPermitted, StoreFull, Unavailable
 
 _NO_SPACE = "no space left"
 
 
-async def explain(t: Transport, stream: str, *, probe: str | None = None, timeout: float = 1.0) -> Unavailable | None:
+async def explain(t: Transport, stream: str, *, probe: str | None = None, timeout: float = 1.0) -> MeshError | None:
     """Why writes to `stream` get no answer: an error that says what to do, or None if nothing is wrong with the stream.
 
     Args:
@@ -26,8 +25,8 @@ async def explain(t: Transport, stream: str, *, probe: str | None = None, timeou
     try:
         info: dict[str, Any] = msgspec.json.decode(await call_api(t, f"STREAM.INFO.{stream}", timeout=timeout))
     except ApiError as error:
-        return missing(stream) if error.err_code == NO_STREAM else Unavailable(f"stream {stream}: {error}")
-    except Unavailable as error:
+        return explained(error, stream, clustered=t.clustered)
+    except (Unavailable, NotPermitted) as error:
         return error
     cluster = info.get("cluster") or {}
     if not cluster or cluster.get("leader"):
@@ -40,7 +39,7 @@ async def explain(t: Transport, stream: str, *, probe: str | None = None, timeou
     )
 
 
-async def _written(t: Transport, stream: str, probe: str, timeout: float) -> Unavailable | None:
+async def _written(t: Transport, stream: str, probe: str, timeout: float) -> MeshError | None:
     """The server's reason for not writing to `stream`, or None if it writes."""
     try:
         await purge(t, stream, probe, timeout=timeout)
@@ -52,6 +51,6 @@ async def _written(t: Transport, stream: str, probe: str, timeout: float) -> Una
             f"stream {stream} cannot be written ({error.description}); {cure}, and restart that server",
             details={"stream": stream, "err_code": error.err_code},
         )
-    except Unavailable as error:
+    except (Unavailable, NotPermitted) as error:
         return error
     return None

@@ -7,6 +7,7 @@ could do harm); the groups are for the rest.
 
 from __future__ import annotations
 
+from agentmesh.edge.server_errors import NO_STREAM, missing
 from agentmesh.edge.transport import UNANSWERED
 from agentmesh.errors import MeshError, Unavailable
 
@@ -32,6 +33,13 @@ class ApiError(Exception):
         self.code = code
         self.err_code = err_code
         self.description = description
+
+
+def explained(error: ApiError, stream: str, *, clustered: bool) -> Unavailable:
+    """What a definite error of a call about `stream` means to a user."""
+    if error.err_code == NO_STREAM:
+        return missing(stream, clustered=clustered)
+    return Unavailable(f"stream {stream} cannot be used: {error.description}", details={"err_code": error.err_code})
 
 
 EDGE_ERRORS = (MeshError, ApiError, Uncertain, WrongLastSequence, *UNANSWERED, TimeoutError)

@@ -22,7 +22,7 @@ from agentmesh.edge.publish import Stored, store, store_soon
 from agentmesh.edge.read import StoredMessage, get_last
 from agentmesh.edge.retry import ExponentialBackoff
 from agentmesh.edge.transport import Transport
-from agentmesh.errors import Fenced, Unavailable, WrongDomain
+from agentmesh.errors import Fenced, NotPermitted, Unavailable, WrongDomain
 from agentmesh.wire import HEADER_ROOM
 
 log = logging.getLogger("agentmesh.edge")
@@ -38,7 +38,9 @@ PATIENCE_S = 30.0
 _RETRY = ExponentialBackoff(0.05, 0.5)
 """The pauses between its tries."""
 
-_UNDECIDED = (*PASSING_ERRORS, WrongLastSequence, WrongDomain)
+_MENDABLE = (*PASSING_ERRORS, NotPermitted)
+"""What ends by itself, or by an operator's hand: an owner holds its record until then."""
+_UNDECIDED = (*_MENDABLE, WrongLastSequence, WrongDomain)
 """After these the newest record tells what became of an append: a compare-and-set may have lost against its own first try."""
 
 type Settling = Callable[[], Awaitable[int]]
@@ -156,7 +158,7 @@ class Journal(JournalReader):
             try:
                 name = await self._blobs.put(body)
                 break
-            except PASSING_ERRORS as error:
+            except _MENDABLE as error:
                 # Chunks of a failed try stay behind as garbage; no record names them.
                 await _pause_or_give_up(pause, deadline, error, fate="not_stored")
         headers[BLOB] = name
@@ -272,7 +274,7 @@ class _Append:
         while True:
             try:
                 message = await get_last(self.transport, self.stream, self.subject, timeout=_LOOK_S)
-            except Unavailable as error:
+            except (Unavailable, NotPermitted) as error:
                 await self._pause(next(pauses), error)
                 continue
             if (message.seq if message is not None else 0) >= self.known or lost_before:

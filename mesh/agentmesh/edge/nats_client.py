@@ -19,13 +19,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from typing import Any
 
 import nats.aio.client
 import nats.errors
+from nats.aio.client import DEFAULT_BUFFER_SIZE
+from nats.aio.transport import TcpTransport
 
+from agentmesh.edge.first_connection import Attempt
 from agentmesh.edge.frames import NO_HEADERS, parse_headers, take_messages
+from agentmesh.edge.refusals import tls_failed, who
 from agentmesh.edge.transport import Disconnected, Message
 
 log = logging.getLogger("agentmesh.edge")
@@ -52,9 +57,12 @@ class _Tap(asyncio.Protocol):
         stream: Any,
         deliver: Callable[[int, bytes, bytes, bytes, bytes], None],
         reading: Callable[[bool], None] = lambda begins: None,
+        refused: Callable[[str], None] = lambda line: None,
     ) -> None:
-        """`reading` is told when the messages of one read begin to be delivered, and when they have been."""
+        """`reading` is told when the messages of one read begin to be delivered, and when they have been; `refused` gets each
+        error line of the server, as it is (nats-py knows them in lower case only)."""
         self._reading = reading
+        self._refused = refused
         self._stream = stream
         self._inner = stream.get_protocol()
         self._deliver = deliver
@@ -79,6 +87,10 @@ class _Tap(asyncio.Protocol):
         finally:
             self._reading(False)
         if commands:
+            if b"-ERR" in commands:
+                for line in commands.decode("utf-8", "replace").split("\r\n"):
+                    if line.startswith("-ERR"):
+                        self._refused(line)
             self._inner.data_received(commands)
         if position < len(data):
             self._rest += data[position:]
@@ -97,6 +109,16 @@ class _Tap(asyncio.Protocol):
         self._inner.resume_writing()
 
 
+class _Tcp(TcpTransport):
+    """nats-py's transport, whose stream protocol believes after an upgrade to TLS that it is a plain one: at the end of the
+    stream it asks for a connection that stays open half, which asyncio refuses with a warning each time."""
+
+    async def connect_tls(self, *arguments: Any, **named: Any) -> None:
+        await super().connect_tls(*arguments, **named)
+        protocol: Any = self._io_writer.transport.get_protocol()  # type: ignore[union-attr]
+        protocol._over_ssl = True
+
+
 class Client(nats.aio.client.Client):
     """nats-py's client with direct delivery and direct sending; see the module's docstring."""
 
@@ -104,10 +126,18 @@ class Client(nats.aio.client.Client):
     _subs: Any  # dict[int, LiveSubscription]
 
     def __init__(
-        self, on_down: Callable[[], None], on_closed: Callable[[], None], on_read: Callable[[], None] = lambda: None
+        self,
+        on_down: Callable[[], None],
+        on_closed: Callable[[], None],
+        on_read: Callable[[], None],
+        on_refused: Callable[[str], None],
+        on_failed: Callable[[Attempt], None],
     ) -> None:
+        """`on_refused` gets error lines of the server, `on_failed` each attempt to connect that has failed."""
         super().__init__()
         self._on_read = on_read
+        self._on_refused = on_refused
+        self._on_failed = on_failed
         self.reading = False
         """Whether the messages of one read are being delivered."""
         self._on_down = on_down
@@ -209,12 +239,22 @@ class Client(nats.aio.client.Client):
         if not begins:
             self._on_read()
 
+    @property
+    def user(self) -> str:
+        """Who this connection is to its server, in words."""
+        uri = self._current_server.uri if self._current_server is not None else None
+        return who(uri.username, uri.password) if uri is not None else who(None, None)
+
     async def _process_connect_init(self) -> None:
-        await super()._process_connect_init()
+        try:
+            await super()._process_connect_init()
+        except Exception as error:
+            self._failed(self._current_server, opened=True, error=error)
+            raise
         # The handshake (and TLS, which changes the transport) is over: from here on messages can come.
         stream = self._stream = self._transport._io_writer.transport
         reader: Any = self._transport._io_reader
-        tap = _Tap(stream, self.take, self._read)
+        tap = _Tap(stream, self.take, self._read, self._on_refused)
         stream.set_protocol(tap)
         early = bytes(reader._buffer)
         reader._buffer.clear()
@@ -222,10 +262,20 @@ class Client(nats.aio.client.Client):
             tap.data_received(early)
 
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
+        uri: Any = self._current_server.uri  # type: ignore[union-attr]  # there is one: it has sent this
+        if initial_connection and uri.scheme == "tls" and not info.get("tls_required"):
+            # nats-py goes on without TLS, and sends the password in the clear.
+            if not info.get("tls_available"):
+                raise tls_failed(f"{uri.hostname}:{uri.port}", None)
+            info = {**info, "tls_required": True}
         await super()._process_info(info, initial_connection)
         # Servers come and go and limits change while connected; nats-py keeps what it was told first.
         self._server_info = {**self._server_info, **info}
         self._max_payload = self._server_info.get("max_payload", self._max_payload)
+
+    async def _process_err(self, err_msg: str) -> None:
+        if "permissions violation" not in err_msg:  # of those `on_refused` has heard, by their subjects as they are
+            await super()._process_err(err_msg)
 
     async def _process_op_err(self, e: Exception) -> None:
         if not (self.is_closed or self.is_reconnecting):
@@ -257,7 +307,17 @@ class Client(nats.aio.client.Client):
 
     async def _connect_to_server(self, s: Any) -> None:
         self._abort()  # what a failed attempt left behind
-        await super()._connect_to_server(s)
+        s.last_attempt = time.monotonic()
+        self._transport = _Tcp()  # type: ignore[no-untyped-call]
+        try:
+            await self._transport.connect(s.uri, DEFAULT_BUFFER_SIZE, self.options["connect_timeout"])
+        except Exception as error:
+            self._failed(s, opened=False, error=error)
+            raise
+
+    def _failed(self, server: Any, *, opened: bool, error: Exception) -> None:
+        uri = server.uri
+        self._on_failed(Attempt(f"{uri.hostname}:{uri.port}", who(uri.username, uri.password), opened, error))
 
     def _go_down(self) -> None:
         self._abort()

@@ -18,8 +18,8 @@ from agentmesh.edge.api import domain_of
 from agentmesh.edge.failures import EDGE_ERRORS, Uncertain, WrongLastSequence
 from agentmesh.edge.frames import header_block
 from agentmesh.edge.server_errors import ServerError, definite
-from agentmesh.edge.transport import UNANSWERED, Disconnected, Headers, Message, NoResponders, Transport
-from agentmesh.errors import TooLarge, Unavailable, WrongDomain
+from agentmesh.edge.transport import UNANSWERED, Disconnected, Headers, Message, NoResponders, Transport, in_words
+from agentmesh.errors import NotPermitted, TooLarge, Unavailable, WrongDomain
 from agentmesh.subjects import LANES
 from agentmesh.wire import MAIL_ROOM, MSG_ID, format_time
 
@@ -93,6 +93,7 @@ async def store(
         WrongLastSequence: `expected` is not so, or the server gave no verdict. Nothing was stored.
         MailboxFull: the subject is at its bound. Nothing was stored.
         TooLarge: headers and body exceed a limit. Nothing was stored.
+        NotPermitted: the server forbids it. Nothing was stored.
         Unavailable: no connection, or no leader. Nothing was stored.
         WrongDomain: it was stored in another JetStream domain than the mesh's, and perhaps here, too. Do not repeat it.
         Uncertain: no acknowledgement came, or an earlier try of `msg_id` is still being stored; it may be stored.
@@ -197,11 +198,13 @@ def _conditions(
     return fields
 
 
-def _unanswered(error: Exception, subject: str) -> Unavailable | Uncertain:
+def _unanswered(error: Exception, subject: str) -> NotPermitted | Unavailable | Uncertain:
     """The error of a publish whose request ended with `error`: not sent, or of unknown fate."""
+    if isinstance(error, NotPermitted):
+        return error
     if isinstance(error, NoResponders):
         return Unavailable(f"no stream takes {subject} now (none exists, or it has no leader); try again")
-    return Uncertain(f"no acknowledgement for {subject}: {type(error).__name__}")
+    return Uncertain(f"no acknowledgement for {subject}: {in_words(error)}")
 
 
 def _measured(error: TooLarge, t: Transport, subject: str, data: bytes, headers: Headers | None) -> TooLarge:

@@ -12,7 +12,7 @@ from agentmesh.edge.address import API
 from agentmesh.edge.api import ask_server
 from agentmesh.edge.frames import NO_HEADERS, parse_headers
 from agentmesh.edge.server_errors import NO_META_LEADER, NO_STREAM, ServerError, leaderless, missing
-from agentmesh.edge.transport import Disconnected, Message, NoResponders, RequestTimeout, Transport
+from agentmesh.edge.transport import Disconnected, Message, NoResponders, RequestTimeout, Transport, in_words
 from agentmesh.errors import BadRequest, MeshError, Unavailable
 from agentmesh.wire import parse_time
 
@@ -89,7 +89,7 @@ async def _leader_get(t: Transport, stream: str, body: Mapping[str, Any], timeou
         return None
     if got.error is not None and got.error.err_code == NO_STREAM:
         # A server that has just started may not know the stream yet: callers try again for a moment before they believe it.
-        raise missing(stream)
+        raise missing(stream, clustered=t.clustered)
     if got.error is not None and got.error.err_code == NO_META_LEADER:
         raise leaderless()
     if got.error is not None or got.message is None:
@@ -255,7 +255,7 @@ async def _many(t: Transport, stream: str, body: Mapping[str, Any], timeout: flo
     except NoResponders:
         raise Unavailable(f"no replica of {stream} answers now; try again") from None
     except (RequestTimeout, Disconnected) as error:
-        raise Unavailable(f"no answer from {stream}: {type(error).__name__}") from None
+        raise Unavailable(f"no answer from stream {stream}: {in_words(error)}; try again") from None
 
 
 def _is_stored(reply: Message) -> bool:

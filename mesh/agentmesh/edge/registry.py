@@ -15,7 +15,7 @@ from typing import NamedTuple
 import msgspec
 
 from agentmesh.edge.batches import in_parts
-from agentmesh.edge.failures import ApiError, WrongLastSequence
+from agentmesh.edge.failures import ApiError, WrongLastSequence, explained
 from agentmesh.edge.manage import stream_state
 from agentmesh.edge.publish import EXPECTED_SEQ, ROLLUP, TTL, store
 from agentmesh.edge.read import StoredMessage, get_last, read_all
@@ -114,10 +114,7 @@ class Registry:
         try:
             state = await stream_state(self._t, self._stream)
         except ApiError as error:
-            raise Unavailable(
-                f"the registry of mesh {self._subjects.root!r} cannot be read: {error}; "
-                "start the mesh (`mesh up`), or check its root and the server's address"
-            ) from None
+            raise explained(error, self._stream, clustered=self._t.clustered) from None
         messages = await read_all(self._t, self._stream, self._subjects.registry_key(pattern))
         # By the server's clock, as far as the bucket shows it: a replica may show a lease for minutes after its term.
         now = max((message.time for message in messages), default=state.last_time)

@@ -48,8 +48,8 @@ def leaderless() -> NoLeader:
     )
 
 
-def missing(stream: str) -> StreamMissing:
-    """The error for a stream that the server does not know."""
+def missing(stream: str, *, clustered: bool = True) -> StreamMissing:
+    """The error for a stream that the server does not know; `clustered`: another may know it."""
     if stream.startswith("KV_"):
         text = "so there is no such mesh here: check its root, the server's address and the account; a new mesh is made by "
     else:
@@ -60,5 +60,5 @@ def missing(stream: str) -> StreamMissing:
     return StreamMissing(
         f"this server has no stream {stream}, {text}`mesh setup --new` (or `mesh up`). If it had one, look at its store "
         "directory and its encryption key first",
-        details={"missing": stream},
+        details={"missing": stream, "clustered": clustered},
     )

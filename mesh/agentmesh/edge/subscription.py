@@ -125,10 +125,11 @@ class LiveSubscription:
 class Gathering:
     """The replies of one `request_many`, as they come in."""
 
-    __slots__ = ("done", "messages", "touched")
+    __slots__ = ("done", "messages", "subject", "touched")
 
-    def __init__(self, done: asyncio.Future[None], now: float) -> None:
+    def __init__(self, done: asyncio.Future[None], now: float, subject: str = "") -> None:
         self.done = done
+        self.subject = subject
         self.messages: list[Message] = []
         self.touched = now
 

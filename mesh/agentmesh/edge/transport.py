@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import NamedTuple, Protocol
 
+from agentmesh.errors import NotPermitted
+
 type Headers = Mapping[str, str]
 type Handler = Callable[[Message], Awaitable[None] | None]
 type Answered = Callable[[Message | Exception], None]
@@ -45,6 +47,13 @@ UNANSWERED = (NoResponders, RequestTimeout, Disconnected)
 """What `Transport.request` raises when there is no reply. Only after `NoResponders` is it certain that nobody has heard it."""
 
 
+def in_words(error: Exception) -> str:
+    """Why a request got no reply, for people."""
+    if isinstance(error, RequestTimeout):
+        return "it did not come in time"
+    return "the connection to NATS was lost" if isinstance(error, Disconnected) else str(error) or type(error).__name__
+
+
 class Subscription(Protocol):
     """A subscription that is open."""
 
@@ -70,6 +79,10 @@ class Transport(Protocol):
     @property
     def connected(self) -> bool:
         """Whether a server is connected at this moment."""
+
+    @property
+    def clustered(self) -> bool:
+        """Whether the connected server belongs to a cluster: one that has just started may not know all streams yet."""
 
     @property
     def reading(self) -> bool:
@@ -107,6 +120,7 @@ class Transport(Protocol):
 
         Raises:
             NoResponders, RequestTimeout, Disconnected, TooLarge.
+            NotPermitted: the server forbids it, to publish there or to hear the reply; nobody has got it.
         """
 
     def call(
@@ -127,6 +141,7 @@ class Transport(Protocol):
 
         Raises:
             NoResponders, RequestTimeout (of silence between two replies), Disconnected.
+            NotPermitted: see `request`.
         """
 
     async def subscribe(self, subject: str, handler: Handler, *, queue: str = "") -> Subscription:
@@ -134,6 +149,14 @@ class Transport(Protocol):
 
     def on_gap(self, callback: Callable[[], None]) -> Callable[[], None]:
         """Call `callback` whenever messages may have been missed (reconnect, slow consumer). Returns its remover."""
+
+    @property
+    def refusal(self) -> NotPermitted | None:
+        """What the server refuses this connection now, and no wait will change: a subscription that is open, or, since the
+        connection was lost, its credentials. Complete for what was subscribed before the last `flush`."""
+
+    def on_refused(self, callback: Callable[[NotPermitted], None]) -> Callable[[], None]:
+        """Call `callback` whenever `refusal` gets a reason. Returns its remover."""
 
     async def flush(self, timeout: float = 5.0) -> None:
         """Return when the server has processed everything sent so far.

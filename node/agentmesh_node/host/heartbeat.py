@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -22,7 +23,7 @@ from agentmesh.edge.registry import Entry, Registry, decode_node
 from agentmesh.edge.replies import usable_reply
 from agentmesh.edge.retry import UPKEEP_RETRY
 from agentmesh.edge.transport import Disconnected, Message, Transport
-from agentmesh.errors import BadRequest, MeshError
+from agentmesh.errors import BadRequest, MeshError, NotPermitted
 from agentmesh.subjects import Subjects, node_key
 from agentmesh.wire import ControlRequest, NodeLease, NodeStats
 from agentmesh_node.liveness_thread import CHECK_S, LivenessLoop, begin
@@ -94,6 +95,7 @@ class Heartbeat:
         """Return when the lease is in the registry.
 
         Raises:
+            NotPermitted: the server refuses what it needs.
             Unavailable: it is not there in time.
         """
         self._tick()
@@ -158,6 +160,9 @@ class Heartbeat:
             await transport.subscribe(self._subjects.node(self._node), lambda message: self._answer(transport, message))
             # The server must know the subscription before there is a lease: a ping without responders means a dead node.
             await self._flush(transport)
+            if transport.refusal is not None:
+                self._post_to_main(partial(self._report_start, transport.refusal))
+                return
             transport.on_gap(self._renew.set)
             registry = Registry(transport, self._subjects)
             await self._keep_lease(registry)
@@ -226,6 +231,8 @@ class Heartbeat:
         level = logging.WARNING if self.refusal is None else logging.DEBUG
         log.log(level, "lease not renewed: %s", error, extra={"node": self._node})
         self.refusal = str(error)
+        if isinstance(error, NotPermitted):
+            self._post_to_main(partial(self._report_start, error))  # a node that has started goes on, and is not ready
         return False
 
     async def _rewrite(self, registry: Registry, key: str, value: bytes) -> bool:

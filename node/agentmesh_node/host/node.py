@@ -16,7 +16,8 @@ from agentmesh.edge.address import checked_urls, shown_urls
 from agentmesh.edge.clock import SYSTEM, Ambient
 from agentmesh.edge.registry import Entry, Registry, View, decode_epoch
 from agentmesh.edge.streams import duplicate_window
-from agentmesh.edge.transport import Transport
+from agentmesh.edge.transport import Disconnected, RequestTimeout, Transport
+from agentmesh.errors import Unavailable
 from agentmesh.subjects import EPOCH_KEY, Subjects
 from agentmesh.wire import ControlRequest, encode
 from agentmesh_node.ask_gateway import AskGateway
@@ -94,6 +95,8 @@ class Node:
         """Why this node takes no work now, or None."""
         if self._draining or self.drained.is_set():
             return "draining"
+        if (refusal := self._t.refusal) is not None:
+            return str(refusal)
         if not self._t.connected:
             return "no connection to NATS"
         lost = self._catalog.trouble() if self._catalog is not None else None
@@ -104,6 +107,7 @@ class Node:
         """Join the mesh. Returns when the node's lease is in the registry and asks are served.
 
         Raises:
+            NotPermitted: the server refuses what a node needs.
             Unavailable: the registry cannot be read or written.
         """
         epoch = await self._registry.get(EPOCH_KEY)
@@ -150,6 +154,12 @@ class Node:
         self._stream_health.start()
         s.spawn(report_older_mail(self._t, self.subjects))
         self._count()
+        try:
+            await self._t.flush()  # then it is known which subscriptions the server refuses
+        except (Disconnected, RequestTimeout) as error:
+            raise Unavailable("the connection to NATS was lost while the node began; try again") from error
+        if (refusal := self._t.refusal) is not None:
+            raise refusal
 
     def _count(self) -> None:
         if self._heartbeat is not None:

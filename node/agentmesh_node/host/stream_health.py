@@ -14,7 +14,7 @@ from agentmesh.edge.diagnosis import explain
 from agentmesh.edge.streams import PROBE
 from agentmesh.edge.tasks import Background
 from agentmesh.edge.transport import Transport
-from agentmesh.errors import Unavailable
+from agentmesh.errors import MeshError
 from agentmesh.subjects import StreamRole, Subjects
 
 log = logging.getLogger("agentmesh.node")
@@ -37,7 +37,7 @@ class StreamHealth:
         self._period_s = period_s
         # For the streams that every turn needs it is also checked whether they can be written.
         self._probes = {"mail": subjects.inbox(PROBE), "journal": subjects.journal(PROBE)}
-        self._troubles: dict[str, Unavailable] = {}
+        self._troubles: dict[str, MeshError] = {}
         self._looking = Background("look at the streams")
 
     @property

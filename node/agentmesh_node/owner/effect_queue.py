@@ -15,7 +15,7 @@ import msgspec
 from agentmesh.edge.failures import EDGE_ERRORS, Uncertain
 from agentmesh.edge.retry import ExponentialBackoff
 from agentmesh.edge.tasks import cancel_and_wait
-from agentmesh.errors import MeshError, RequestError, TooLarge, WrongDomain
+from agentmesh.errors import MeshError, NotPermitted, RequestError, TooLarge, WrongDomain
 from agentmesh.records import Echo, Effect, Open, Resolve, SendMail, StartAgent, StopAgent, target_of
 from agentmesh.wire import ErrorBody, Outcome
 from agentmesh_node.owner.effect_handlers import EffectHandlers, Refused
@@ -161,6 +161,9 @@ class EffectQueue:
             return await self._give_up(item, refusal.error, patience=0.0)
         except TooLarge as error:
             return await self._give_up(item, ErrorBody.of(error), patience=0.0)
+        except NotPermitted as error:  # by this node's user: its operator may yet permit it, or another node do it
+            log.warning("an effect is tried again: %s", error, extra={"agent": self._handlers.agent})
+            return False
         except RequestError as error:
             # A full mailbox, or a message that the server refuses.
             log.info("an effect is refused", extra={"agent": self._handlers.agent, "error": str(error)})

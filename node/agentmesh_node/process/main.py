@@ -24,7 +24,7 @@ from agentmesh.subjects import Subjects
 from agentmesh_node.host.node import Node
 from agentmesh_node.liveness_thread import LivenessThread
 from agentmesh_node.process import health
-from agentmesh_node.process.address import MeshAddress
+from agentmesh_node.process.address import PATIENCE_S, MeshAddress
 from agentmesh_node.process.agent_loader import load_agents
 from agentmesh_node.process.nats_server import EmbeddedServer
 from agentmesh_node.process.options import CommonOptions, NodeOptions, StreamOptions, SupervisorOptions
@@ -201,7 +201,11 @@ async def _observe(stack: contextlib.AsyncExitStack, role: str, instance: str) -
 
 
 async def _connect(stack: contextlib.AsyncExitStack, where: MeshAddress, name: str) -> NatsTransport:
-    transport = await connect(where.servers, name=name, connect_timeout=where.wait_s, api=where.api, mesh=where.registry)
+    """A further connection of this process: a server that was there a moment ago is waited for."""
+    wait_s = max(where.wait_s, PATIENCE_S)
+    transport = await connect(
+        where.servers, name=name, connect_timeout=PATIENCE_S, wait_s=wait_s, api=where.api, mesh=where.registry
+    )
     stack.push_async_callback(transport.close)
     return transport
 
@@ -223,7 +227,7 @@ async def _start_node(stack: contextlib.AsyncExitStack, where: MeshAddress, sett
         stack.push_async_callback(hosted.close)
         return hosted
 
-    return await _when_available(begin, where.wait_s)
+    return await _when_available(begin, max(where.wait_s, PATIENCE_S))
 
 
 async def _when_available[T](begin: Callable[[], Awaitable[T]], seconds: float) -> T:
@@ -254,7 +258,7 @@ async def _start_supervisor(
         await supervisor.start()
         return supervisor
 
-    return _background(stack, (await _when_available(begin, where.wait_s)).run_until_stopped())
+    return _background(stack, (await _when_available(begin, max(where.wait_s, PATIENCE_S))).run_until_stopped())
 
 
 async def _asked_to_end(hosted: Node) -> None:

@@ -17,7 +17,7 @@ from agentmesh.edge.connection import NatsTransport, connect
 from agentmesh.edge.streams import StreamPlan, StreamSettings, Widening
 from agentmesh.errors import StreamMissing, Unavailable, WrongDomain
 from agentmesh.subjects import Subjects
-from agentmesh_node.process.address import MeshAddress
+from agentmesh_node.process.address import PATIENCE_S, MeshAddress
 from agentmesh_node.process.nats_server import EmbeddedServer
 from agentmesh_node.process.options import StreamOptions
 from agentmesh_node.process.signals import EXIT_OK, StopSignal, report_error, run
@@ -140,7 +140,7 @@ async def streams_there(where: MeshAddress, own_id: str, waiting: Callable[[str]
 
 @contextlib.asynccontextmanager
 async def _connected(where: MeshAddress, name: str) -> AsyncIterator[NatsTransport]:
-    transport = await connect(where.servers, name=name, connect_timeout=where.wait_s, api=where.api)
+    transport = await connect(where.servers, name=name, connect_timeout=PATIENCE_S, wait_s=where.wait_s, api=where.api)
     try:
         yield transport
     finally:

@@ -15,9 +15,9 @@ from typing import Any
 
 from agentmesh.edge.clock import SYSTEM
 from agentmesh.edge.tasks import first_of
-from agentmesh.errors import MeshError, RequestError, ServerTooOld, StreamMissing, Unavailable
+from agentmesh.errors import MeshError, NotPermitted, RequestError, ServerTooOld, StreamMissing, TlsFailed, Unavailable
 
-EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_NO_SERVER, EXIT_INTERRUPTED = 0, 1, 2, 5, 130
+EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_NO_SERVER, EXIT_NOT_PERMITTED, EXIT_INTERRUPTED = 0, 1, 2, 5, 6, 130
 YOUNG = 10_000
 """New objects after which the garbage collector checks the new ones."""
 log = logging.getLogger("agentmesh.process")
@@ -92,11 +92,13 @@ def report_error(error: MeshError) -> int:
     """Print the error on stderr, and return its exit code."""
     print(f"mesh: {error.message}", file=sys.stderr, flush=True)  # noqa: T201
     log.debug("the process ends", exc_info=error)
+    if isinstance(error, NotPermitted):
+        return EXIT_NOT_PERMITTED
     if isinstance(error, RequestError):
         return EXIT_USAGE
     if isinstance(error, StreamMissing):
         return EXIT_FAILED  # the server is there, and has no mesh
-    return EXIT_NO_SERVER if isinstance(error, Unavailable | ServerTooOld) else EXIT_FAILED
+    return EXIT_NO_SERVER if isinstance(error, Unavailable | ServerTooOld | TlsFailed) else EXIT_FAILED
 
 
 def default_id() -> str:

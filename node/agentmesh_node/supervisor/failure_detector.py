@@ -16,6 +16,7 @@ from collections.abc import Callable, Set
 import msgspec
 
 from agentmesh.edge.transport import Disconnected, NoResponders, RequestTimeout, Transport
+from agentmesh.errors import NotPermitted
 from agentmesh.subjects import Subjects
 from agentmesh.wire import ControlRequest, NodeStats, encode
 
@@ -156,7 +157,7 @@ class FailureDetector:
             return PingState.SILENT
         except RequestTimeout:
             return PingState.HANGS
-        except Disconnected:
+        except (Disconnected, NotPermitted):
             return PingState.UNKNOWN
         if more is not None:
             more.busy = _busy(reply.data)

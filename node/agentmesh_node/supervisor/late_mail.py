@@ -17,7 +17,7 @@ from agentmesh.edge.failures import EDGE_ERRORS
 from agentmesh.edge.journal_reader import JournalReader, is_marked
 from agentmesh.edge.read import StoredMessage, get_last_many
 from agentmesh.edge.transport import Disconnected, NoResponders, RequestTimeout, Transport
-from agentmesh.errors import UnreadableRecord
+from agentmesh.errors import NotPermitted, UnreadableRecord
 from agentmesh.records import Record, record_in
 from agentmesh.subjects import Subjects
 from agentmesh.wire import ControlRequest, Spec, encode
@@ -113,6 +113,6 @@ class LateMailFinder:
     async def _ask(self, agents: list[str], version: int) -> None:
         request = encode(ControlRequest(op="sweep", agents=tuple(agents)))
         for node in self._nodes(version):
-            with contextlib.suppress(NoResponders, RequestTimeout, Disconnected):
+            with contextlib.suppress(NoResponders, RequestTimeout, Disconnected, NotPermitted):
                 await self._t.request(self._subjects.node(node), request, timeout=2.0)
                 return

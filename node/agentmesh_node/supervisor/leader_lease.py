@@ -22,6 +22,7 @@ import msgspec
 from agentmesh.edge.clock import SYSTEM, Ambient
 from agentmesh.edge.failures import EDGE_ERRORS, WrongLastSequence
 from agentmesh.edge.registry import Entry, Registry
+from agentmesh.errors import NotPermitted
 from agentmesh.formats import RECORD_VERSION
 from agentmesh.subjects import SUPERVISOR_KEY
 from agentmesh.wire import SupervisorLease, encode, format_time
@@ -83,6 +84,8 @@ class LeaderLease:
         """Revision of a value of foreign form, which is no lease and can be replaced; 0: there is none."""
         self._seen_at = 0.0
         self._wake = asyncio.Event()
+        self._forbidden = False
+        """The server forbids to take or renew the lease, and the log says so."""
 
     @property
     def leads(self) -> bool:
@@ -123,7 +126,9 @@ class LeaderLease:
             try:
                 pause = await self._step()
             except EDGE_ERRORS as error:
-                log.debug("lease_retry", extra={"reason": repr(error)})
+                level = logging.WARNING if isinstance(error, NotPermitted) and not self._forbidden else logging.DEBUG
+                self._forbidden = isinstance(error, NotPermitted)
+                log.log(level, "lease_retry", extra={"reason": str(error) if self._forbidden else repr(error)})
                 pause = _RETRY_S
             if self._leading and not self.leads:
                 self._lose("it could not renew its lease in time")

@@ -33,7 +33,7 @@ from agentmesh.edge.replies import usable_reply
 from agentmesh.edge.retry import UPKEEP_RETRY
 from agentmesh.edge.tasks import cancel_and_wait, first_of
 from agentmesh.edge.transport import Disconnected, Message, NoResponders, RequestTimeout, Subscription, Transport
-from agentmesh.errors import BadRequest, MeshError, Unavailable
+from agentmesh.errors import BadRequest, MeshError, NotPermitted, Unavailable
 from agentmesh.formats import SECOND
 from agentmesh.names import node_id
 from agentmesh.planner import explain, plan, surplus
@@ -173,6 +173,7 @@ class Supervisor:
         """Begin: follow the registry, answer pings, stand for election. Returns when it takes part.
 
         Raises:
+            NotPermitted: the server refuses what a supervisor needs.
             Unavailable: the registry cannot be read now.
         """
         try:
@@ -185,6 +186,8 @@ class Supervisor:
             self._forget_gap = self._transport.on_gap(self._cut_off)
             await self._asks.start()
             await self._transport.flush()  # before that, others could find no subscription and take its lease
+            if (refusal := self._transport.refusal) is not None:
+                raise refusal
             await self._lease_and_pings.start()
         except (Disconnected, RequestTimeout) as error:
             await self.close()
@@ -308,7 +311,7 @@ class Supervisor:
             self._decisions.add("rebalancing", reason, node=node, agents=len(agents))
             for start in range(0, len(agents), _RELEASED_AT_ONCE):
                 request = ControlRequest(op="release", agents=agents[start : start + _RELEASED_AT_ONCE])
-                with contextlib.suppress(NoResponders, RequestTimeout, Disconnected):
+                with contextlib.suppress(NoResponders, RequestTimeout, Disconnected, NotPermitted):
                     await self._transport.request(self._subjects.node(node), encode(request), timeout=2.0)
         return sum(len(agents) for agents in leaving.values())
 
