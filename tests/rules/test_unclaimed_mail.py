@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, NamedTuple
 
 import pytest
+from msgspec import structs
 
 from agentmesh import wire
 from agentmesh.edge.failures import EDGE_ERRORS
@@ -25,6 +26,7 @@ from sim import crashes
 from sim.crashes import MOMENTS, Counting, Vanished
 from sim.net import SimTransport
 from sim.run import registry_of
+from sim.world import SETTINGS
 
 REASON = ErrorBody(code="not_found", message="no agent has had the name")
 
@@ -174,3 +176,37 @@ def test_at_every_step_of_a_sweep_the_mail_is_the_agents_or_answered(
         assert steps > 15, "reads, the record, letters, outcomes, the tombstone, purges"
 
     play(story)
+
+
+@pytest.mark.case(291)
+@pytest.mark.parametrize("seed", range(4))
+def test_while_leaders_die_and_names_are_started_all_mail_is_the_agents_or_answered(seed: int) -> None:
+    async def story(scene: Scene) -> None:
+        world = scene.world
+        dice = world.dice(f"unclaimed {seed}")
+        settings = structs.replace(SETTINGS, unclaimed_age_s=2.0)
+        world.kill("s1")
+        for name in ("u1", "u2"):
+            world.supervisor(name, settings)
+        transport = await connected(scene, "plain")
+        sent = {f"x{number}": await mail(scene, transport, f"x{number}") for number in range(24)}
+        waiting = dice.sample(sorted(sent), 16)
+        while waiting:
+            await pass_time(scene, dice.uniform(0.0, 0.4))
+            await scene.start(waiting.pop())
+            if dice.random() < 0.2:
+                victim = dice.choice(("u1", "u2"))
+                world.kill(victim)
+                await pass_time(scene, dice.uniform(0.0, 1.0))
+                world.restart(victim)
+        for name, letters in sent.items():
+            await judged(scene, name, letters)
+        agents, nobodys = zip(*(shares(scene, name, letters) for name, letters in sent.items()), strict=True)
+        assert any(agents) and any(nobodys), "there was both"
+
+    play(story)
+
+
+async def pass_time(scene: Scene, seconds: float) -> None:
+    end = scene.world.loop.time() + seconds
+    await scene.until(lambda: scene.world.loop.time() >= end, "time passes")
