@@ -9,9 +9,11 @@ from typing import get_args
 import msgspec
 import pytest
 
+from agentmesh.configuration import noted, shown_in
 from agentmesh.edge.transport import Message
+from agentmesh.records import Ledger, Overrides
 from agentmesh.subjects import spec_key
-from agentmesh.wire import AgentStatus, ErrorBody, Spec, encode, parse_time
+from agentmesh.wire import Adjustment, AgentStatus, ErrorBody, Spec, encode, parse_time
 from agentmesh_node.owner.spec_status import KEEP_STOPPED_S, StatusWriter
 from node.simulated import SimulatedNode, simulate
 from sim.store import Stored
@@ -316,3 +318,52 @@ def test_settled_returns_when_it_is_closed() -> None:
         await asyncio.wait_for(waiting, 5)
 
     showing(story)
+
+
+# --- the configuration in force ---------------------------------------------------------------------------------------
+@pytest.mark.case(345)
+def test_a_status_that_stands_is_written_again_to_show_another_configuration() -> None:
+    async def story(it: Shown) -> None:
+        before = await it.now()
+        it.writer = StatusWriter(it.node.services, AGENT, "life", lambda: GOOD, _with_change(2))
+        it.writer.set("running", None)
+        await it.writer.settled()
+        now = await it.now()
+        assert (now.watchdog_s, now.sets, now.status, now.since) == (2.0, 2, "running", before.since)
+        written = len(it.history())
+        it.writer.again("running", None)
+        await it.writer.settled()
+        assert len(it.history()) == written, "it is shown already"
+
+    showing(story, status="running", incarnation="life")
+
+
+@pytest.mark.case(345)
+def test_a_former_owner_shows_its_status_and_no_older_configuration() -> None:
+    async def story(it: Shown) -> None:
+        it.writer = StatusWriter(it.node.services, AGENT, "life", lambda: GOOD, _with_change(2))
+        for status in ("running", "failed"):
+            it.writer.set(status, WHY if status == "failed" else None)
+        await it.writer.settled()
+        now = await it.now()
+        assert (now.status, now.watchdog_s, now.sets) == ("failed", 9.0, 3)
+
+    showing(story, status="wanted", incarnation="life", watchdog_s=9.0, sets=3)
+
+
+@pytest.mark.case(345)
+def test_another_life_of_the_name_is_shown_nothing() -> None:
+    async def story(it: Shown) -> None:
+        it.writer = StatusWriter(it.node.services, AGENT, "life", lambda: GOOD, _with_change(2))
+        it.writer.set("running", None)
+        await it.writer.settled()
+        assert (await it.now()).sets == 0 and len(it.history()) == 1
+
+    showing(story, status="running", incarnation="another")
+
+
+def _with_change(number: int) -> Callable[[Spec], Spec]:
+    ledger = Ledger(incarnation="life", overrides=Overrides(watchdog_s=float(number)))
+    for count in range(number):
+        ledger = noted(ledger, Adjustment(watchdog_s=float(number)), f"r{count}", 1.0)
+    return lambda spec: shown_in(spec, ledger)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
@@ -15,9 +16,10 @@ from agentmesh.backend import Event, Stream, Turn
 from agentmesh.callback_context import Request
 from agentmesh.errors import BackendError
 from agentmesh.records import NOTHING
-from agentmesh.turn.values import Input, Returned, RunCallback, RunTurn, TurnEnded
+from agentmesh.turn.values import Input, Raised, Returned, RunCallback, RunTurn, TurnEnded
 from agentmesh_node.telemetry.tracing import Tracing
 from agentmesh_node.turns.runner import Ports, Runner
+from sim.loop import SimLoop, run_sim
 from support import run
 
 
@@ -186,3 +188,65 @@ def test_a_crash_in_the_stream_or_in_its_callback_leaves_no_trace(
     assert "boom" in end.error.message or "trip" in end.error.message
     assert end.state == NOTHING and end.session == NOTHING
     assert untouched == ["before"], "what the stream's callback did to the state stayed behind"
+
+
+# --- new options --------------------------------------------------------------------------------------------------------
+class Optioned(Talker):
+    """A backend with options: `bad` ones are refused, and it never answers with `hang`. It notes what is done with it."""
+
+    def __init__(self, options: Mapping[str, Any], notes: list[str]) -> None:
+        super().__init__(Clock(), Event.result(str(options.get("model"))))
+        self.name = str(options.get("model"))
+        self.notes = notes
+        notes.append(f"made {self.name}")
+        if "bad" in options:
+            raise BackendError("unknown option bad", details={"reason": "bad_options"})
+
+    async def resume_session(self, session: Any) -> Any:
+        if self.name == "hang":
+            await asyncio.Event().wait()
+        return {**session, "model": self.name} if self.name == "repairs" else session
+
+    async def release(self) -> None:
+        self.notes.append(f"released {self.name}")
+
+
+async def _changed(options: dict[str, Any]) -> tuple[Input, list[str], str]:
+    """What becomes of new options: how the call ends, what was done, and which backend runs the next turn."""
+    notes: list[str] = []
+    ports = Ports(now=lambda: 0.0, monotonic=lambda: 0.0, token=lambda: "t", limit=10_000)
+    runner = Runner(Counting, "coder", lambda agent, given: Optioned(given, notes), ports, Tracing("n1"))
+    await runner.call(RunCallback(hook="start_session", args=({"model": "old"},), state=Raw(b"[]")))
+    ended = await runner.call(RunCallback(hook="change_options", args=(Raw(b'{"turns":1}'), options)))
+    turns: list[Input] = []
+    command = RunTurn(number=1, request=Request("1"), prompt="p", state=Raw(b"[]"), session=Raw(b'{"turns":1}'), watchdog_s=60.0)
+    runner.start_turn(command, turns.append, None)
+    assert runner.turn_task is not None
+    await runner.turn_task
+    (end,) = turns
+    assert isinstance(end, TurnEnded) and end.response is not None
+    return ended, notes, end.response.text
+
+
+@pytest.mark.case(341)
+def test_the_former_backend_lets_go_before_the_new_one_is_made() -> None:
+    ended, notes, text = run(_changed({"model": "new"}))
+    assert isinstance(ended, Returned) and ended.choice.session == Raw(b'{"turns":1}')
+    assert notes == ["made old", "released old", "made new"] and text == "new"
+    repaired, _, _ = run(_changed({"model": "repairs"}))
+    assert isinstance(repaired, Returned)
+    assert msgspec.json.decode(repaired.choice.session) == {"turns": 1, "model": "repairs"}
+
+
+@pytest.mark.case(341)
+def test_the_former_backend_goes_on_if_the_new_one_refuses_or_hangs() -> None:
+    refused, notes, text = run(_changed({"model": "new", "bad": 1}))
+    assert isinstance(refused, Raised) and refused.error.details == {"reason": "bad_options"}
+    assert notes == ["made old", "released old", "made new"] and text == "old"
+
+    async def main(loop: SimLoop) -> tuple[Input, list[str], str]:
+        return await _changed({"model": "hang"})
+
+    ended, notes, text = run_sim(main)
+    assert isinstance(ended, Raised)
+    assert notes == ["made old", "released old", "made hang", "released hang"] and text == "old"
