@@ -12,7 +12,7 @@ from msgspec.inspect import type_info
 
 from agentmesh.edge.registry import Entry, decode_spec
 from agentmesh.formats import ADDED
-from agentmesh.records import Change, Ledger, Record
+from agentmesh.records import Caller, Change, Deferred, Ledger, Record
 from agentmesh.wire import encode_spec
 from compat.forms import forms, visit
 from compat.two_builds.test_two_builds import dropped
@@ -77,3 +77,14 @@ def test_the_judge_sees_what_a_snapshot_drops() -> None:
     newer = structs.replace(first, v=2)
     behind = Record(kind="turn", id="3", node="o1", **who)
     assert any("behind one of version 2" in line for line in dropped({"a": [(1, newer), (2, behind)]}))
+
+
+def test_the_judge_lets_the_older_build_drop_what_is_declared_inside_of_a_ledger() -> None:
+    who: dict[str, Any] = {"at": 1.0, "incarnation": "i", "epoch": 1, "generation": 1, "boot": "b"}
+    caller = Caller(ref="7", msg_id="a.x", stored="2026-01-01T00:00:00Z")
+    first = Record(kind="turn", id="1", node="n1", change=Change(deferred={"7": Deferred(caller=caller, turn=1)}), **who)
+    whole = Ledger(incarnation="i", generation=1, node="n1", boot="b", deferred={"7": Deferred(caller=Caller(ref="7"), turn=1)})
+    other = structs.replace(whole, deferred={"7": Deferred(caller=Caller(ref="8"), turn=1)})
+    for node, snapshot, drops in (("o1", whole, False), ("o1", other, True), ("n2", whole, True)):
+        behind = Record(kind="turn", id="2", node=node, snapshot=snapshot, **who)
+        assert any("drops ['deferred']" in line for line in dropped({"a": [(1, first), (2, behind)]})) == drops
