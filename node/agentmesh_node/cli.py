@@ -44,6 +44,9 @@ def up(
     sync_interval: Annotated[
         str, Parameter(help="When data reaches the disk: 'always' survives a power cut, '2m' is faster.")
     ] = "always",
+    reload: Annotated[
+        bool, Parameter(negative="", show_default=False, help="Start again when a Python file beside the agents changes.")
+    ] = False,
     root: Root = None,
     options: NodeOptions = NODE,
     leader: SupervisorOptions = SUPERVISOR,
@@ -55,6 +58,10 @@ def up(
     What it stores is in the data directory, its address in `url` there, so a restart finds every agent as it was. Ctrl-C lets
     running turns end first; a second Ctrl-C does not wait for them.
     """
+    if reload:
+        from agentmesh_node.process.reload import Reloader, child_command, watched
+
+        return Reloader(child_command(sys.argv[1:]), watched(agents, Path().absolute())).run()
     from agentmesh_node.process import main
 
     return main.up(

@@ -86,3 +86,16 @@ def test_for_whom_an_agent_works_is_seen(server: Server, subjects: Subjects, tmp
             await eventually(idle, PATIENCE_S, "the turn's end")
 
     run(main(), 110)
+
+
+@pytest.mark.case(320)
+def test_a_supervisor_of_the_same_id_does_not_answer_in_the_nodes_place(server: Server, subjects: Subjects) -> None:
+    async def main() -> None:
+        async with local_mesh(server, subjects, "s1") as mesh:  # the supervisor's id, as in `mesh up`
+            await mesh.client.start_agent("coder", kind="Recorder")
+            await mesh.client.ask("coder", "hello", timeout=PATIENCE_S)
+            for _ in range(5):
+                (entry,) = await mesh.client.list_agents(activity=True)
+                assert entry.activity is not None and entry.activity.state == "idle"
+
+    run(main(), 110)

@@ -271,6 +271,8 @@ class Supervisor:
             op = msgspec.json.decode(message.data, type=ControlRequest).op
         except (msgspec.DecodeError, RecursionError):
             op = ""
+        if op == "agents":
+            return  # the node of this id answers, if there is one, as in `mesh up`; a supervisor has no agents
         try:
             if op in ("ping", "stats"):
                 body = encode(self._stats(op == "stats"))
