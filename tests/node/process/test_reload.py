@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 import subprocess
 import sys
@@ -78,7 +79,7 @@ def test_what_is_watched(tmp_path: Path) -> None:
     (tmp_path / ".venv" / "other.py").write_text("")
     assert watched(["mine, team.agents"], tmp_path) == [tmp_path, tmp_path / "team"]
     assert watched(["team/agents.py"], tmp_path) == [tmp_path / "team"]
-    assert watched(["json.tool"], tmp_path) == [Path(__import__("json").__file__).parent]
+    assert watched(["json.tool"], tmp_path) == [Path(json.__file__).parent]
     assert watched(["no_such_module_anywhere"], tmp_path) == []
     assert list(states([tmp_path])) == [tmp_path / "mine.py"]
     assert child_command(["up", "mine", "--reload", "--port", "0"])[1:] == ["-m", "agentmesh_node", "up", "mine", "--port", "0"]
