@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import agentmesh_client
+from agentmesh.edge import connection
 from agentmesh.edge.api import call_api
 from agentmesh.edge.connection import NatsTransport, connect
 from agentmesh.edge.manage import stream_state
@@ -207,5 +208,20 @@ def test_a_name_for_a_domain_stands_in_the_environment(pair: Pair, subjects: Sub
         shell = Shell(pair.leaf, subjects, tmp_path)
         shell.environ["MESH_DOMAIN"] = "hub"
         await shell.run("ps")
+
+    run(main())
+
+
+@pytest.mark.case(267)
+def test_the_domain_of_a_mesh_that_is_yet_to_be_made_is_learned_later(
+    pair: Pair, subjects: Subjects, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "LEARN_S", 0.1)
+
+    async def main() -> None:
+        async with joined(pair.leaf, subjects) as t:
+            assert t.domain is None
+            await ensure(t, subjects)
+            await eventually(lambda: t.domain == "leaf", PATIENCE_S, "the domain")
 
     run(main())

@@ -132,6 +132,7 @@ class NatsTransport:
         self._mesh = mesh
         self._learning = False
         """It has been asked for the domain, and there was no answer yet."""
+        self._learn_timer: asyncio.TimerHandle | None = None
         self.last_error = "no attempt was made"
         self.on_silence: Callable[[], None] = lambda: None
         """Called while connecting, when a server accepts the connection and does not answer."""
@@ -353,6 +354,18 @@ class NatsTransport:
         if isinstance(answer, Message):
             with contextlib.suppress(ValueError):
                 self.domain = domain_of(answer.data)
+                return
+        if self._mesh is None:
+            return
+        # An election, or streams that are yet to be made. What was known stays so until there is an answer.
+        if self._learn_timer is not None:
+            self._learn_timer.cancel()
+        self._learn_timer = self._loop.call_later(LEARN_S, self._learn_again)
+
+    def _learn_again(self) -> None:
+        self._learn_timer = None
+        if self._live and not self._learning:
+            self._learn_domain()
 
     def _wait(self, key: str, timeout: float, subject: str) -> asyncio.Future[Message]:
         """A future of the message that arrives for `_waiting[key]`; it raises `RequestTimeout` after `timeout` seconds."""
@@ -557,7 +570,7 @@ class NatsTransport:
     async def _on_error(self, error: Exception) -> None:
         text = str(error) or type(error).__name__
         if self._learning and f"stream.info.{self._mesh}".lower() in text.lower():
-            self._learning = False  # this user may not ask, so the domain stays unknown; nobody waits for the answer
+            self._learning, self._mesh = False, None  # this user may not ask, so the domain stays unknown
             return
         self.last_error = text
         if isinstance(error, TimeoutError):
@@ -599,6 +612,9 @@ class NatsTransport:
         with contextlib.suppress(RequestTimeout, Disconnected):
             await self.flush(CLOSE_TIMEOUT_S)
         self._closing = True
+        self._mesh = None
+        if self._learn_timer is not None:
+            self._learn_timer.cancel()
         if self._timeout_timer is not None:
             self._timeout_timer.cancel()
         await cancel_and_wait(self._reopening, within_s=CLOSE_TIMEOUT_S)
