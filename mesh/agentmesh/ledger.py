@@ -14,7 +14,7 @@ from typing import Any
 from msgspec import UNSET, Raw, structs
 
 from agentmesh.formats import FIRST
-from agentmesh.outcomes import Answered, answered_by
+from agentmesh.outcomes import AnsweredMessage, answered_by
 from agentmesh.records import (
     NOTHING,
     Awaited,
@@ -233,7 +233,7 @@ def journal_version(records: Iterable[tuple[int, Record]]) -> int:
     return max((record.v for _, record in records), default=FIRST)
 
 
-def newest_answered(records: Iterable[tuple[int, Record]]) -> Answered | None:
+def newest_answered(records: Iterable[tuple[int, Record]]) -> AnsweredMessage | None:
     """The message with the largest sequence among those that `records` answer; None if none of them says which it answers."""
     effects = (effect for _, record in records for effect in record.effects if isinstance(effect, Resolve))
     return max((answered for effect in effects if (answered := answered_by(effect.outcome)) is not None), default=None)

@@ -33,17 +33,17 @@ class Asked(NamedTuple):
     """When the server stored it (seconds since 1970); None: that is not known."""
 
 
-class Answered(NamedTuple):
+class AnsweredMessage(NamedTuple):
     """A message of the mail that was consumed and answered: its sequence, and when the server stored it (seconds since 1970)."""
 
     seq: int
     stored: float
 
 
-def answered_by(outcome: Outcome) -> Answered | None:
+def answered_by(outcome: Outcome) -> AnsweredMessage | None:
     """The message that an outcome answers; None if it does not name it."""
     stored = message_named(outcome).stored
-    return Answered(int(outcome.ref), stored) if stored is not None and outcome.ref.isdecimal() else None
+    return AnsweredMessage(int(outcome.ref), stored) if stored is not None and outcome.ref.isdecimal() else None
 
 
 def id_in_outcome(msg_id: str | None) -> str | None:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 WINDOW_S = 60.0
-"""How long a stamp counts. Within this time every stream has been asked (`agentmesh_node.server_time`), so that no single server
+"""How long a stamp counts. Within this time every stream has been asked (`edge/server_time_keeper.py`), so that no single server
 decides, and what a wrong one has said is forgotten."""
 WIDEST_S = 1.0
 """A stamp whose request took longer is not used: it says too little about when the server wrote it."""

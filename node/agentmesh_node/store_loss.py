@@ -21,7 +21,7 @@ from agentmesh.edge.read import StoredMessage, get_last, get_last_many
 from agentmesh.edge.results import OlderMail, describe, is_replaced, older_mail
 from agentmesh.edge.transport import Message, Transport
 from agentmesh.errors import Fenced, StoreLost
-from agentmesh.outcomes import Answered
+from agentmesh.outcomes import AnsweredMessage
 from agentmesh.subjects import LANES, Subjects
 
 log = logging.getLogger("agentmesh.node")
@@ -38,7 +38,7 @@ class Acknowledged(NamedTuple):
     """Sequence of its newest record."""
     positions: dict[str, int]
     """Per lane, the sequence up to which it has consumed."""
-    answered: Answered | None = None
+    answered: AnsweredMessage | None = None
     """The newest message of the mail that it is known to have answered."""
 
 
@@ -129,7 +129,7 @@ class StreamEnds:
         others = {name: one.answered for name, one in known.items() if one.answered is not None and name not in lost}
         return lost | await self._given_again(others)
 
-    async def _given_again(self, answered: Mapping[str, Answered]) -> set[str]:
+    async def _given_again(self, answered: Mapping[str, AnsweredMessage]) -> set[str]:
         """The agents in `answered` whose newest answered message has another one in its place: the stream was put back, and has
         grown again since. (A message that was purged since says nothing.)"""
         lost: set[str] = set()

@@ -28,6 +28,7 @@ class Line:
         self._script = list(script)
         self.connected = True
         self.ids: list[str] = []
+        self.domain: str | None = None
 
     async def request(
         self, subject: str, data: bytes = b"", *, headers: Mapping[str, str] | None = None, timeout: float

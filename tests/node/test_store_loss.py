@@ -10,7 +10,7 @@ from agentmesh.edge.read import read_all
 from agentmesh.edge.results import store_outcome
 from agentmesh.edge.transport import Message
 from agentmesh.errors import Unavailable
-from agentmesh.outcomes import Answered
+from agentmesh.outcomes import AnsweredMessage
 from agentmesh.subjects import StreamRole
 from agentmesh.wire import Outcome
 from agentmesh_node import store_loss
@@ -98,7 +98,9 @@ def test_an_agent_whose_answered_message_was_replaced_by_another_has_lost_mail()
         for name in ("whole", "moved", "purged"):
             await node.mail(name)
         stored = {m.subject: m for m in await read_all(node.others, node.subjects.stream("mail"), node.subjects.inbox("*"))}
-        answered = {name: Answered((m := stored[node.subjects.inbox(name)]).seq, m.time) for name in ("whole", "moved", "purged")}
+        answered = {
+            name: AnsweredMessage((m := stored[node.subjects.inbox(name)]).seq, m.time) for name in ("whole", "moved", "purged")
+        }
         answered["moved"] = answered["moved"]._replace(stored=answered["moved"].stored - 3600)
         await purge(node.others, node.subjects.stream("mail"), node.subjects.inbox("purged"))
         known = {name: Acknowledged(1, {"inbox": one.seq}, one) for name, one in answered.items()}
@@ -118,7 +120,7 @@ def test_after_a_gap_the_mail_is_looked_at_again() -> None:
         seq = await node.mail("a")
         (message,) = await read_all(node.others, node.subjects.stream("mail"), node.subjects.inbox("a"))
         ends = StreamEnds(node.transport, node.subjects)
-        known = {"a": Acknowledged(1, {"inbox": seq}, Answered(seq, message.time))}
+        known = {"a": Acknowledged(1, {"inbox": seq}, AnsweredMessage(seq, message.time))}
         assert await ends.lost_mail(known) == set()
         stream = node.server.streams[node.subjects.stream("mail")]
         node.net.stop_server()

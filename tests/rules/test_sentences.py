@@ -138,7 +138,7 @@ def test_an_effect_of_a_record_over_six_days_old_comes_back_as_unknown() -> None
         faults = leaderless(scene, "mail", "result")
         await scene.until(lambda: "turn" in scene.kinds("boss"), "the turn whose effects stay open")
         scene.world.kill("n1")
-        scene.world.ahead["n1"] = 6 * DAY_S + 60.0
+        scene.server.ahead = dict.fromkeys(scene.server.streams, 6 * DAY_S + 60.0)  # so long was there no node
         faults.leaderless.clear()
         scene.world.restart("n1")
         await scene.until(lambda: ref in scene.results("boss"), "its outcome, which is never given up")

@@ -16,7 +16,7 @@ from agentmesh.edge.publish import store
 from agentmesh.edge.read import StoredMessage, get_last, get_last_direct, get_next, read, read_all
 from agentmesh.edge.transport import Transport
 from agentmesh.errors import Unavailable
-from agentmesh.outcomes import Answered, Asked, answered_by, answers, given_again, message_named
+from agentmesh.outcomes import AnsweredMessage, Asked, answered_by, answers, given_again, message_named
 from agentmesh.subjects import LANES, Subjects
 from agentmesh.wire import MSG_ID, Outcome, decode_outcome, encode_outcome
 
@@ -171,7 +171,7 @@ async def older_mail(t: Transport, subjects: Subjects, *, timeout: float = 5.0) 
     return None
 
 
-async def is_replaced(t: Transport, subjects: Subjects, answered: Answered, *, timeout: float = 5.0) -> bool | None:
+async def is_replaced(t: Transport, subjects: Subjects, answered: AnsweredMessage, *, timeout: float = 5.0) -> bool | None:
     """Whether another message has the place of one that was answered; None if none has it (any more).
 
     Raises:

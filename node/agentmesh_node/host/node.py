@@ -15,6 +15,7 @@ import msgspec
 from agentmesh.edge.address import checked_urls, shown_urls
 from agentmesh.edge.clock import SYSTEM, Ambient
 from agentmesh.edge.registry import Entry, Registry, View, decode_epoch
+from agentmesh.edge.server_time_keeper import ServerTime
 from agentmesh.edge.streams import duplicate_window
 from agentmesh.edge.transport import Disconnected, RequestTimeout, Transport
 from agentmesh.errors import Unavailable
@@ -29,7 +30,6 @@ from agentmesh_node.host.late_mail_sweep import LateMailSweep
 from agentmesh_node.host.node_stats import activities, count, first_lease
 from agentmesh_node.host.stream_health import StreamHealth
 from agentmesh_node.liveness_thread import LivenessLoop, LivenessThread
-from agentmesh_node.server_time import ServerTime
 from agentmesh_node.services import Services
 from agentmesh_node.settings import NodeSettings
 from agentmesh_node.store_loss import report_older_mail

@@ -12,7 +12,7 @@ from agentmesh.edge.registry import decode_node
 from agentmesh.errors import BadRequest, Fenced, StoreLost, Unavailable
 from agentmesh.formats import FIRST, required
 from agentmesh.ledger import charged, diff, fold, journal_version, newest_answered
-from agentmesh.outcomes import Answered
+from agentmesh.outcomes import AnsweredMessage
 from agentmesh.ownership import Claim, activation, judge, kept_spec, owned
 from agentmesh.records import Ledger, encode_record, version_of
 from agentmesh.subjects import node_key
@@ -52,7 +52,7 @@ class Claimed(NamedTuple):
     died: bool
     version: int
     """The version that a reader of the journal must know."""
-    answered: Answered | None
+    answered: AnsweredMessage | None
     """The newest message that the journal answers."""
 
 
@@ -115,7 +115,7 @@ async def claim_ownership(services: Services, name: str, spec: Spec, claim: Clai
         return Claimed(owned(start, claim), fence, died, version, answered)
 
 
-async def _check_mail(services: Services, name: str, ledger: Ledger | None, answered: Answered | None) -> None:
+async def _check_mail(services: Services, name: str, ledger: Ledger | None, answered: AnsweredMessage | None) -> None:
     """Make sure that the mail has given all that the agent has consumed, and has not given it again since.
 
     Raises:

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from agentmesh import wire
+from agentmesh.edge.endings import bury, send_outcome
 from agentmesh.edge.failures import WrongLastSequence
 from agentmesh.edge.manage import purge
 from agentmesh.edge.publish import Stored, schedule, store, store_soon
@@ -36,7 +37,6 @@ from agentmesh.records import (
 )
 from agentmesh.subjects import applied_key, spec_key
 from agentmesh.wire import By, ErrorBody, Outcome, Restart, Spec
-from agentmesh_node.endings import bury, send_outcome
 from agentmesh_node.services import Services
 
 APPLIED_TTL_S = 7 * 24 * 3600

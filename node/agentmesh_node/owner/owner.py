@@ -20,7 +20,7 @@ from agentmesh.edge.tasks import cancel_and_wait
 from agentmesh.edge.transport import Message
 from agentmesh.formats import required
 from agentmesh.message_ids import MessageIds
-from agentmesh.outcomes import Answered, answered_by
+from agentmesh.outcomes import AnsweredMessage, answered_by
 from agentmesh.ownership import Claim
 from agentmesh.records import Ledger
 from agentmesh.subjects import LANES
@@ -142,7 +142,7 @@ class Owner:
             end_stream=self._turn.end_live_events,
             is_gone=self._control.is_gone,
         )
-        self._answered: Answered | None = None
+        self._answered: AnsweredMessage | None = None
         self._effects = EffectQueue(
             handlers,
             lambda origins: self.feed(EffectsDone(origins)),

@@ -31,6 +31,7 @@ from agentmesh.edge.journal_reader import JournalReader
 from agentmesh.edge.registry import Entry, Registry, View
 from agentmesh.edge.replies import usable_reply
 from agentmesh.edge.retry import UPKEEP_RETRY
+from agentmesh.edge.server_time_keeper import ServerTime
 from agentmesh.edge.tasks import cancel_and_wait, first_of
 from agentmesh.edge.transport import Disconnected, Message, NoResponders, RequestTimeout, Subscription, Transport
 from agentmesh.errors import BadRequest, MeshError, NotPermitted, Unavailable
@@ -42,7 +43,6 @@ from agentmesh.wire import ControlRequest, NodeStats, encode, encode_failure, en
 from agentmesh_node.ask_gateway import AskGateway
 from agentmesh_node.formats import Formats
 from agentmesh_node.liveness_thread import LivenessLoop
-from agentmesh_node.server_time import ServerTime
 from agentmesh_node.settings import SupervisorSettings
 from agentmesh_node.supervisor.decision_log import DecisionLog
 from agentmesh_node.supervisor.failure_detector import PingState

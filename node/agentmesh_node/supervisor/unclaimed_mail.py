@@ -15,6 +15,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from agentmesh.edge.clock import Ambient
+from agentmesh.edge.endings import REASON
 from agentmesh.edge.failures import EDGE_ERRORS
 from agentmesh.edge.journal import Journal
 from agentmesh.edge.manage import SubjectCounts, delete
@@ -24,7 +25,6 @@ from agentmesh.edge.transport import Transport
 from agentmesh.errors import Fenced, NotFound
 from agentmesh.subjects import EPOCH_KEY, Subjects
 from agentmesh.wire import ErrorBody
-from agentmesh_node.endings import REASON
 from agentmesh_node.settings import SupervisorSettings
 from agentmesh_node.supervisor.decision_log import DecisionLog
 from agentmesh_node.supervisor.unclaimed_sweep import Moment, UnclaimedSweep

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from agentmesh import wire
+from agentmesh.edge.endings import bury, send_answer, send_outcome
 from agentmesh.edge.journal import Journal
 from agentmesh.edge.manage import purge
 from agentmesh.edge.read import read_pages
@@ -26,7 +27,6 @@ from agentmesh.subjects import LANES, MAIL_LANES, Subjects, spec_key
 from agentmesh.turn.draft import digest
 from agentmesh.turn.late_mail import rested, unclaimed
 from agentmesh.wire import ErrorBody, Mail, Spec, decode_mail
-from agentmesh_node.endings import bury, send_answer, send_outcome
 
 log = logging.getLogger("agentmesh.supervisor")
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from agentmesh import wire
+from agentmesh.edge.endings import bury, send_outcome
 from agentmesh.edge.results import store_outcome
 from agentmesh.records import Bury, Resolve
 from agentmesh.wire import ErrorBody, Outcome
-from agentmesh_node.endings import bury, send_outcome
 from node.simulated import SimulatedNode, simulate
 
 GONE = ErrorBody(code="not_found", message="no agent\nhas this name \u2026")

@@ -6,10 +6,10 @@ import logging
 
 import pytest
 
+from agentmesh.edge.server_time_keeper import ServerTime
 from agentmesh.edge.transport import Message
 from agentmesh.errors import NotPermitted
 from agentmesh.server_clock import WINDOW_S
-from agentmesh_node.server_time import ServerTime
 from node.simulated import NODE, SimulatedNode, simulate
 
 
