@@ -170,7 +170,7 @@ def test_10164_and_10158_are_no_verdict_and_tried_again(server: Server, subjects
 def test_a_store_that_has_lost_records_is_noticed_at_once_also_by_an_agent_at_rest() -> None:
     async def story(scene: Scene) -> None:
         await scene.start("a", "b")
-        await scene.until(lambda: scene.kinds("a")[-1] == "rest", "rest")
+        await scene.until(lambda: scene.kinds("a")[-1] == scene.kinds("b")[-1] == "rest", "rest")
         stream = scene.server.streams[scene.world.subjects.stream("journal")]
         backup = stream.backup()
         await scene.mesh.ask("a", "what will be lost")
