@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from agentmesh.edge.address import API, checked_urls, shown_urls, without_credentials
 from agentmesh.edge.api import domain_of
 from agentmesh.edge.clock import SYSTEM
-from agentmesh.edge.first_connection import Answer, Attempt, FirstConnection, answer_of, no_server
+from agentmesh.edge.first_connection import AddressAnswer, Attempt, FirstConnection, answer_of, no_server
 from agentmesh.edge.frames import NO_HEADERS, check_pattern, publish_frame, publish_head
 from agentmesh.edge.nats_client import Client
 from agentmesh.edge.refusals import bad_credentials, forbidden, violation
@@ -497,7 +497,7 @@ class NatsTransport:
 
     def rejected_again(self, attempt: Attempt) -> None:
         """Note whether a lost connection is not restored because its credentials are refused."""
-        if "" not in self._refused and answer_of(attempt) is Answer.REJECTED:
+        if "" not in self._refused and answer_of(attempt) is AddressAnswer.REJECTED:
             self._refuse("", bad_credentials(attempt.user, attempt.address))
 
     def _refuse(self, subject: str, error: NotPermitted) -> None:

@@ -17,7 +17,7 @@ from agentmesh.edge.refusals import bad_credentials, rejected, tls_failed
 from agentmesh.errors import MeshError, TlsFailed, Unavailable
 
 
-class Answer(Enum):
+class AddressAnswer(Enum):
     """What an attempt to connect has shown of an address."""
 
     ABSENT = auto()
@@ -41,14 +41,16 @@ class Attempt(NamedTuple):
     error: Exception
 
 
-def answer_of(attempt: Attempt) -> Answer:
+def answer_of(attempt: Attempt) -> AddressAnswer:
     """What a failed attempt shows."""
     error = attempt.error
     if isinstance(error, TlsFailed | ssl.SSLError | ssl.CertificateError):
-        return Answer.NO_TLS
+        return AddressAnswer.NO_TLS
     if not attempt.opened:
-        return Answer.ABSENT if isinstance(error, OSError) and not isinstance(error, TimeoutError) else Answer.PASSING
-    return Answer.REJECTED if rejected(str(error)) else Answer.PASSING
+        return (
+            AddressAnswer.ABSENT if isinstance(error, OSError) and not isinstance(error, TimeoutError) else AddressAnswer.PASSING
+        )
+    return AddressAnswer.REJECTED if rejected(str(error)) else AddressAnswer.PASSING
 
 
 class FirstConnection:
@@ -57,21 +59,21 @@ class FirstConnection:
     def __init__(self, addresses: Mapping[str, str], wait_s: float) -> None:
         """`addresses`: each as `host:port`, and as it was given; `wait_s`: how long a server that is not there is waited for."""
         self._given = addresses.values()
-        self._answers: dict[str, tuple[Answer, Attempt] | None] = dict.fromkeys(addresses)
+        self._answers: dict[str, tuple[AddressAnswer, Attempt] | None] = dict.fromkeys(addresses)
         self._wait_s = wait_s
 
     def failed(self, attempt: Attempt, elapsed_s: float) -> MeshError | None:
         """Take a failed attempt, so many seconds after the beginning. Returns the error to end with, or None to go on."""
         if attempt.address in self._answers:  # others the servers have named: they are tried, and decide nothing
             self._answers[attempt.address] = (answer_of(attempt), attempt)
-        told = [found for found in self._answers.values() if found is not None and found[0] is not Answer.PASSING]
+        told = [found for found in self._answers.values() if found is not None and found[0] is not AddressAnswer.PASSING]
         if len(told) < len(self._answers):
             return None
         for answer, last in told:
-            if answer is Answer.REJECTED:
+            if answer is AddressAnswer.REJECTED:
                 return bad_credentials(last.user, last.address)
         for answer, last in told:
-            if answer is Answer.NO_TLS:
+            if answer is AddressAnswer.NO_TLS:
                 return last.error if isinstance(last.error, TlsFailed) else tls_failed(last.address, last.error)
         if elapsed_s < self._wait_s:
             return None

@@ -7,7 +7,7 @@ import ssl
 
 import pytest
 
-from agentmesh.edge.first_connection import Answer, Attempt, FirstConnection, answer_of
+from agentmesh.edge.first_connection import AddressAnswer, Attempt, FirstConnection, answer_of
 from agentmesh.edge.refusals import tls_failed, who
 from agentmesh.errors import NotPermitted, TlsFailed, Unavailable
 
@@ -23,21 +23,21 @@ def attempt(error: Exception, address: str = A, *, opened: bool = False) -> Atte
 @pytest.mark.parametrize(
     ("failed", "answer"),
     [
-        (attempt(REFUSED), Answer.ABSENT),
-        (attempt(socket.gaierror(-2, "Name or service not known")), Answer.ABSENT),
-        (attempt(OSError("Multiple exceptions: [Errno 111] a, [Errno 111] b")), Answer.ABSENT),
-        (attempt(TimeoutError()), Answer.PASSING),
-        (attempt(REJECTED, opened=True), Answer.REJECTED),
-        (attempt(Exception("nats: 'User Authentication Expired'"), opened=True), Answer.REJECTED),
-        (attempt(Exception("nats: 'Authentication Timeout'"), opened=True), Answer.PASSING),
-        (attempt(Exception("nats: 'maximum connections exceeded'"), opened=True), Answer.PASSING),
-        (attempt(ConnectionResetError(), opened=True), Answer.PASSING),
-        (attempt(ssl.SSLError(1, "wrong version number"), opened=True), Answer.NO_TLS),
-        (attempt(ssl.SSLCertVerificationError("unknown authority"), opened=True), Answer.NO_TLS),
-        (attempt(tls_failed(A, None), opened=True), Answer.NO_TLS),
+        (attempt(REFUSED), AddressAnswer.ABSENT),
+        (attempt(socket.gaierror(-2, "Name or service not known")), AddressAnswer.ABSENT),
+        (attempt(OSError("Multiple exceptions: [Errno 111] a, [Errno 111] b")), AddressAnswer.ABSENT),
+        (attempt(TimeoutError()), AddressAnswer.PASSING),
+        (attempt(REJECTED, opened=True), AddressAnswer.REJECTED),
+        (attempt(Exception("nats: 'User Authentication Expired'"), opened=True), AddressAnswer.REJECTED),
+        (attempt(Exception("nats: 'Authentication Timeout'"), opened=True), AddressAnswer.PASSING),
+        (attempt(Exception("nats: 'maximum connections exceeded'"), opened=True), AddressAnswer.PASSING),
+        (attempt(ConnectionResetError(), opened=True), AddressAnswer.PASSING),
+        (attempt(ssl.SSLError(1, "wrong version number"), opened=True), AddressAnswer.NO_TLS),
+        (attempt(ssl.SSLCertVerificationError("unknown authority"), opened=True), AddressAnswer.NO_TLS),
+        (attempt(tls_failed(A, None), opened=True), AddressAnswer.NO_TLS),
     ],
 )
-def test_what_an_attempt_shows(failed: Attempt, answer: Answer) -> None:
+def test_what_an_attempt_shows(failed: Attempt, answer: AddressAnswer) -> None:
     assert answer_of(failed) is answer
 
 
