@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from agentmesh import wire
 from agentmesh.edge.publish import store
-from agentmesh.edge.read import read
+from agentmesh.edge.read import get_next
 from agentmesh.edge.transport import Headers, Transport
 from agentmesh.headers import CONTENT_TYPE, content_type_in, is_name, legible, trace_in
 from agentmesh.records import Bury, Resolve, SendMail
@@ -61,10 +61,10 @@ async def bury(t: Transport, subjects: Subjects, agent: str, effect: Bury, *, or
     body, headers = (effect.text or "").encode(), {}
     if effect.seq:
         stream = subjects.stream("timer" if effect.lane == "due" else "mail")
-        page = await read(t, stream, subjects.lane(effect.lane, agent), from_seq=effect.seq, batch=1)
-        if page.messages and page.messages[0].seq == effect.seq:
-            body = page.messages[0].data
-            headers = _kept(page.messages[0].headers)
+        found = await get_next(t, stream, subjects.lane(effect.lane, agent), effect.seq)
+        if found is not None and found.seq == effect.seq:
+            body = found.data
+            headers = _kept(found.headers)
     headers[REASON] = effect.reason.code
     headers["Mesh-Reason-Text"] = legible(" ".join(effect.reason.message.split())[:500])
     headers["Mesh-Lane"] = effect.lane

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -247,6 +248,24 @@ async def read_by_leader(
     while (message := await get_next(t, stream, filter, next_seq, timeout=timeout)) is not None:
         yield message
         next_seq = message.seq + 1
+
+
+async def read_counted(
+    t: Transport, stream: str, filter: str, wanted: Mapping[str, int], *, timeout: float = 5.0
+) -> list[StoredMessage]:
+    """Every message of `filter`, in order: a listing, unless it has fewer on a subject than the leader has said (`wanted`, see
+    `manage.count`); then one by one from the leader.
+
+    Raises:
+        Unavailable: no answer, no leader.
+    """
+    if not wanted:
+        return []
+    found = await read_all(t, stream, filter, timeout=timeout)
+    got = Counter(message.subject for message in found)
+    if all(got[subject] >= number for subject, number in wanted.items()):
+        return found
+    return [message async for message in read_by_leader(t, stream, filter, timeout=timeout)]
 
 
 async def _many(t: Transport, stream: str, body: Mapping[str, Any], timeout: float) -> list[Message]:

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter
 from collections.abc import Callable, Mapping
 
 from agentmesh.edge.failures import EDGE_ERRORS
 from agentmesh.edge.manage import count
-from agentmesh.edge.read import StoredMessage, get_next, read_all, read_by_leader
+from agentmesh.edge.read import StoredMessage, get_next, read_by_leader, read_counted
 from agentmesh.edge.retry import ExponentialBackoff
 from agentmesh.edge.tasks import Background
 from agentmesh.edge.transport import Message, Transport
@@ -149,13 +148,7 @@ class Mailbox:
         must be; or one by one from the leader."""
         name = self._subjects.stream("mail" if stream == "mail" else "timer")
         subject = self._subjects.mail_filter(self._agent) if stream == "mail" else self._subjects.due(self._agent)
-        wanted = await count(self._t, name, subject)
-        found: list[StoredMessage] = []
-        if wanted:
-            found = await read_all(self._t, name, subject)
-            got = Counter(message.subject for message in found)
-            if any(got[lane] < number for lane, number in wanted.items()):
-                found = [message async for message in read_by_leader(self._t, name, subject)]
+        found = await read_counted(self._t, name, subject, await count(self._t, name, subject))
         for lane in LANES.values():
             if lane.stream == stream:
                 self._stored(lane.name, self._seen_in(lane.name, found))

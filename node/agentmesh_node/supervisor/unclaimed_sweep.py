@@ -17,7 +17,7 @@ from agentmesh import wire
 from agentmesh.edge.endings import bury, send_answer, send_outcome
 from agentmesh.edge.journal import Journal
 from agentmesh.edge.manage import purge
-from agentmesh.edge.read import read_pages
+from agentmesh.edge.read import read_by_leader
 from agentmesh.edge.registry import Registry, decode_spec
 from agentmesh.edge.results import store_outcome
 from agentmesh.edge.transport import Transport
@@ -130,16 +130,16 @@ class UnclaimedSweep:
         found: list[_Letter] = []
         after = min(ledger.positions.get(lane, 0) for lane in MAIL_LANES)
         filter_ = self._subjects.mail_filter(agent)
-        async for page in read_pages(self._t, self._subjects.stream("mail"), filter_, from_seq=after + 1):
-            for message in page:
-                parsed = self._subjects.parse_lane(message.subject)
-                if message.seq > upto or len(found) == BATCH:
-                    return found
-                if parsed is None or parsed[1] != agent or is_taken(ledger, parsed[0], message.seq):
-                    continue
-                lane = LANES[parsed[0]]
-                mail = decode_mail(lane, message.seq, message.data, message.headers, root=self._subjects.root)
-                found.append(_Letter(mail, message.headers.get(wire.MSG_ID), message.time))
+        # By the leader, for what a listing of a replica lacks would be purged with the rest.
+        async for message in read_by_leader(self._t, self._subjects.stream("mail"), filter_, from_seq=after + 1):
+            parsed = self._subjects.parse_lane(message.subject)
+            if message.seq > upto or len(found) == BATCH:
+                return found
+            if parsed is None or parsed[1] != agent or is_taken(ledger, parsed[0], message.seq):
+                continue
+            lane = LANES[parsed[0]]
+            mail = decode_mail(lane, message.seq, message.data, message.headers, root=self._subjects.root)
+            found.append(_Letter(mail, message.headers.get(wire.MSG_ID), message.time))
         return found
 
     async def _purge(self, agent: str, ledger: Ledger) -> None:

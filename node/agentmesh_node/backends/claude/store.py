@@ -17,9 +17,9 @@ import msgspec
 from agentmesh.edge.api import call_api
 from agentmesh.edge.clock import SYSTEM, Ambient
 from agentmesh.edge.failures import Uncertain, WrongLastSequence
-from agentmesh.edge.manage import purge
+from agentmesh.edge.manage import count, purge
 from agentmesh.edge.publish import store
-from agentmesh.edge.read import StoredMessage, get_last, get_last_many, read_all
+from agentmesh.edge.read import StoredMessage, get_last, get_last_many, read_counted
 from agentmesh.edge.transport import Transport
 from agentmesh.errors import Fenced, Unavailable
 from agentmesh.subjects import Subjects
@@ -82,7 +82,8 @@ class JetStreamSessionStore:
         Raises:
             Unavailable: it cannot be read now.
         """
-        messages = await read_all(self._t, self._stream, self._subject(key))
+        subject = self._subject(key)
+        messages = await read_counted(self._t, self._stream, subject, await count(self._t, self._stream, subject))
         return _entries(messages) if messages else None
 
     async def list_sessions(self, project_key: str) -> list[SessionStoreListEntry]:
