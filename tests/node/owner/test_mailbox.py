@@ -300,7 +300,7 @@ def test_while_nothing_can_be_read_it_is_tried_again() -> None:
         assert it.delivered == [("inbox", seq)]
         await it.node.stop_server()
         it.mailbox.catch_up()
-        await it.node.until(lambda: it.node.logged("Disconnected"), "a try without a connection")
+        await it.node.until(lambda: it.node.logged("no connection"), "a try without a connection")
         await it.node.start_server()
         await it.mailbox.caught_up()
 
