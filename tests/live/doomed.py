@@ -61,8 +61,8 @@ def main(when: str, where: str, *arguments: str) -> int:
     return hosting(arguments)
 
 
-def _make(when: str, where: str, transport: Transport, *arguments: Any) -> Node:
-    return Node(Doomed(transport, when, where), *arguments)
+def _make(when: str, where: str, transport: Transport, *arguments: Any, **named: Any) -> Node:
+    return Node(Doomed(transport, when, where), *arguments, **named)
 
 
 if __name__ == "__main__":
