@@ -157,6 +157,9 @@ def test_control_verbs_print_the_wires_own_objects(server: Server, subjects: Sub
                 "failed": None,
                 "waiting": None,
                 "configuration": None,
+                "since": None,
+                "sender": None,
+                "tool": None,
                 "agent_state": {"n": 1},
             }
             text = (await sh.run("status", "coder"))[0]
