@@ -94,7 +94,7 @@ def parse_headers(block: bytes) -> tuple[str, dict[str, str]]:
     first, _, rest = block.decode("utf-8", "replace").partition("\r\n")
     lines = rest.split("\r\n")
     headers = {name: value.strip(" ") for name, colon, value in map(_parted, lines) if colon}
-    if len(headers) + 2 != len(lines) or b" \r\n" in block or b"\t" in block:
+    if len(headers) + 2 != len(lines) or " \r" in rest or "\t" in rest:  # searched in the text: in bytes it takes twice as long
         headers = _parsed_with_care(lines)
     return first[9:12], headers
 
