@@ -11,6 +11,7 @@
     checker.py   what a run leaves behind for the judge (tests/judge)
     run.py       one seed, from its world to its verdict
     loss.py      instead of faults: a store that is put back to an earlier state
+    strangers.py instead of faults: messages that are not the mesh's, and records that nobody can read
 
 A seed chooses its climate (how long, which kinds of fault, how large a lane, a message and a state may be, how wrong the clocks
 are), the schedule of its faults, and all that clients do. `python -m tests.sim --seed N --seeds M` runs seeds N to N+M-1 on all

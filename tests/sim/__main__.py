@@ -13,7 +13,7 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,11 +37,12 @@ def main() -> int:
         seeds = range(options.seed, options.seed + (options.seeds or 1))
     began = time.monotonic()
     deadline = None if options.minutes is None else began + 60 * options.minutes
-    count, failed, virtual, seen = 0, [], 0.0, Counter[str]()
+    count, failed, virtual, seen, counts = 0, [], 0.0, Counter[str](), Counter[str]()
     for verdict in _verdicts(seeds, deadline, options, kinds):
         count += 1
         virtual += verdict.virtual_s
         seen.update(verdict.kinds)
+        counts.update(verdict.counts)
         if options.verbose or verdict.wrong:
             print(verdict.line(), flush=True)
         if verdict.wrong:
@@ -51,6 +52,8 @@ def main() -> int:
     spent = time.monotonic() - began
     if options.verbose:
         print("runs with each kind of fault: " + ", ".join(f"{kind} {number}" for kind, number in sorted(seen.items())))
+    if counts:
+        print(", ".join(f"{number} {what}" for what, number in counts.items()))
     rate = f"{60 * count / spent:.0f} seeds a minute on {options.jobs} cores"
     print(f"{count} seeds from {options.seed}: {len(failed)} failed {sorted(failed) or ''}; ", end="")
     print(f"{virtual / 60:.0f} virtual minutes in {spent:.0f} s, {rate}")
@@ -68,6 +71,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seconds", type=float, default=None, help="virtual seconds of faults and load; by default the seed's")
     parser.add_argument("--faults", default=None, help="only these kinds of fault, joined by commas; 'none' for a calm run")
     parser.add_argument("--loss", action="store_true", help="instead of faults, a store that is put back to an earlier state")
+    parser.add_argument("--foreign", type=int, default=0, help="instead of faults, so many messages of strangers in each run")
+    parser.add_argument("--unreadable", type=int, default=0, help="instead of faults, so many records that nobody can read")
     parser.add_argument("--crash", default=None, help="a script whose node is to die at each call, or one call: waits:17:after")
     parser.add_argument("--part", default="1/1", help="with --crash: only this part of the calls, as 1/4")
     parser.add_argument("--trace", action="store_true", help="show every message and every fault")
@@ -84,16 +89,25 @@ def _crash(options: argparse.Namespace) -> int:
     return run(options.crash, options.part, options.jobs, print if options.trace else None)
 
 
+def _kind_of_run(options: argparse.Namespace) -> Callable[..., Verdict]:
+    from sim.loss import run_loss
+    from sim.run import run_seed
+    from sim.strangers import run_foreign, run_unreadable
+
+    if options.foreign or options.unreadable:
+        return partial(run_foreign if options.foreign else run_unreadable, count=options.foreign or options.unreadable)
+    return run_loss if options.loss else run_seed
+
+
 def _verdicts(
     seeds: Iterable[int], deadline: float | None, options: argparse.Namespace, kinds: tuple[str, ...] | None
 ) -> Iterator[Verdict]:
     """A verdict for each seed, as they come; no run begins behind the deadline."""
-    from sim.loss import run_loss
-    from sim.run import attempt, quiet, run_seed
+    from sim.run import attempt, quiet
 
     quiet()
     timely = itertools.takewhile(lambda _: deadline is None or time.monotonic() < deadline, seeds)
-    run = partial(attempt, run_loss if options.loss else run_seed, kinds=kinds, seconds=options.seconds)
+    run = partial(attempt, _kind_of_run(options), kinds=kinds, seconds=options.seconds)
     if options.trace or options.jobs == 1 or seeds in (range(options.seed, options.seed + 1),):
         yield from (run(seed, trace=print if options.trace else None) for seed in timely)
         return

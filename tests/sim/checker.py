@@ -10,9 +10,10 @@ from weakref import WeakKeyDictionary
 import msgspec
 
 from agentmesh.edge.blobs import BLOB
+from agentmesh.edge.journal_reader import RECORD
 from agentmesh.records import Record, decode_record
 from agentmesh.subjects import Subjects
-from agentmesh.wire import decode_outcome
+from agentmesh.wire import Outcome, decode_outcome
 from judge.evidence import Evidence, Operation, letter_of, outcome_of
 from sim.server import Server
 from sim.store import Stored
@@ -21,25 +22,45 @@ _bodies: WeakKeyDictionary[Server, dict[str, bytes]] = WeakKeyDictionary()
 """Bodies that were found in the blobs, by the blob's name."""
 
 
+GARBLED = b"\xff"
+"""How the body of a stranger's mail begins: no text, and no JSON."""
+FORGED = "forged"
+"""How the id of a record begins that bears the mesh's header, and that no program of these runs can read."""
+
+
+def is_record(message: Stored) -> bool:
+    """Whether a message of a journal is a record of this run's programs, and not a stranger's."""
+    return not message.headers.get(RECORD, FORGED).startswith(FORGED)
+
+
 def gather(server: Server, subjects: Subjects, operations: Sequence[Operation]) -> Evidence:
-    """The evidence of a run."""
+    """The evidence of a run. What strangers have written is no part of it."""
     journals: dict[str, list[tuple[int, Record]]] = defaultdict(list)
     head = len(subjects.journal(""))
-    for message in server.streams[subjects.stream("journal")].history:
+    for message in filter(is_record, server.streams[subjects.stream("journal")].history):
         body = body_of(server, subjects, message)
         journals[message.subject[head:]].append((message.seq, decode_record(body)))
     letters = []
     for message in server.streams[subjects.stream("mail")].history:
         parsed = subjects.parse_lane(message.subject)
         assert parsed is not None
-        letters.append(letter_of(message.seq, *parsed, message.data, message.headers))
+        if not message.data.startswith(GARBLED):
+            letters.append(letter_of(message.seq, *parsed, message.data, message.headers))
     return Evidence(
         operations,
         letters,
         dict(journals),
-        [decode_outcome(m.data) for m in server.streams[subjects.stream("result")].history],
+        [o for m in server.streams[subjects.stream("result")].history if (o := _outcome(m.data)) is not None],
         [o for _, body in server.heard if (o := outcome_of(body)) is not None],
     )
+
+
+def _outcome(body: bytes) -> Outcome | None:
+    """The outcome in a stored result; None for what strangers write there, which has not its form."""
+    try:
+        return decode_outcome(body)
+    except (msgspec.DecodeError, ValueError, RecursionError):
+        return None
 
 
 def body_of(server: Server, subjects: Subjects, record: Stored) -> bytes:

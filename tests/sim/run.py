@@ -9,19 +9,21 @@ import random
 import time
 import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
-from agentmesh.edge.registry import Entry, decode_spec
+from agentmesh.edge.registry import Entry, readable_spec
 from agentmesh.ledger import fold, is_taken
 from agentmesh.records import Ledger, Record, decode_record
 from agentmesh.subjects import LANES, spec_key
 from agentmesh.wire import FOR
 from judge.verdict import judge
 from sim.agents import Cell
-from sim.checker import body_of, gather
+from sim.checker import body_of, gather, is_record
 from sim.faults import Storm, climate
 from sim.forgetting import forgotten
 from sim.loop import SimLoop, run_sim
+from sim.store import Stored
 from sim.workload import IMMORTAL, Workload
 from sim.world import World
 
@@ -43,6 +45,8 @@ class Verdict:
     real_s: float
     digest: str
     """Of everything that was stored: the same for the same seed."""
+    counts: Mapping[str, int] = MappingProxyType({})
+    """What else of it can be counted, and summed over runs."""
 
     def line(self) -> str:
         """All of it but what is wrong, in one line."""
@@ -50,7 +54,7 @@ class Verdict:
         return (
             f"seed {self.seed}: {result}; {self.operations} operations, {self.records} records, {self.virtual_s:.0f} virtual s "
             f"in {self.real_s:.2f} s, {self.digest}; {', '.join(self.kinds) or 'no faults'}"
-        )
+        ) + "".join(f"; {count} {what}" for what, count in self.counts.items())
 
 
 def run_seed(
@@ -119,21 +123,20 @@ async def _run(
     return Verdict(seed, wrong, storm.log, storm.kinds, len(work.history), records, loop.time(), 0.0, digest.hexdigest()[:16])
 
 
-def settled(world: World, wanted: Collection[str]) -> bool:
-    """Whether nothing is left to do; the agents `wanted` must run."""
-    return next(iter(_open_ends(world, wanted)), None) is None
+def settled(world: World, wanted: Collection[str], excused: Collection[str] = ()) -> bool:
+    """Whether nothing is left to do; the agents `wanted` must run. Of those `excused` nothing is said."""
+    return next(iter(_open_ends(world, wanted, excused)), None) is None
 
 
-def unsettled(world: World, wanted: Collection[str]) -> list[str]:
+def unsettled(world: World, wanted: Collection[str], excused: Collection[str] = ()) -> list[str]:
     """What is left to do."""
-    return list(_open_ends(world, wanted))
+    return list(_open_ends(world, wanted, excused))
 
 
 def halted(world: World) -> list[str]:
     """Agents that do nothing until they are resumed."""
-    failed = [
-        key[7:] for key, entry in registry_of(world).items() if key[:7] == "agents." and decode_spec(entry).status == "failed"
-    ]
+    specs = {key[7:]: readable_spec(entry) for key, entry in registry_of(world).items() if key[:7] == "agents."}
+    failed = [name for name, spec in specs.items() if spec is not None and spec.status == "failed"]
     return sorted({*failed, *(name for name in IMMORTAL if (ledger := _ledger(world, name)) is not None and ledger.halted)})
 
 
@@ -146,7 +149,7 @@ def registry_of(world: World) -> dict[str, Entry]:
 
 def _ledger(world: World, name: str) -> Ledger | None:
     journal = world.net.server.streams[world.subjects.stream("journal")]
-    records = journal.view(world.subjects.journal(name), 0, 0.0)
+    records = [m for m in journal.view(world.subjects.journal(name), 0, 0.0) if is_record(m)]
     known = world.folded.get(name)
     if known is None or known[0] != records:  # it is asked for every half second, and seldom is there anything new
         folded = fold([(m.seq, decode_record(body_of(world.net.server, world.subjects, m))) for m in records])[0]
@@ -154,15 +157,29 @@ def _ledger(world: World, name: str) -> Ledger | None:
     return known[1]
 
 
-def _open_ends(world: World, wanted: Collection[str]) -> Iterator[str]:
+def _last(world: World, name: str) -> Stored | None:
+    """The newest record."""
     journal = world.net.server.streams[world.subjects.stream("journal")]
+    last = journal.last_on(world.subjects.journal(name))
+    if last is None or is_record(last):
+        return last
+    return next((m for m in reversed(journal.view(world.subjects.journal(name), 0, 0.0)) if is_record(m)), None)
+
+
+def _open_ends(world: World, wanted: Collection[str], excused: Collection[str]) -> Iterator[str]:
     keys = registry_of(world)
     yield from (f"{name} has no spec" for name in wanted if spec_key(name) not in keys)
     for key in sorted(keys):
         if not key.startswith("agents."):
             continue
-        name, spec = key.partition(".")[2], decode_spec(keys[key])
-        last = journal.last_on(world.subjects.journal(name))
+        name, spec = key.partition(".")[2], readable_spec(keys[key])
+        if name in excused:
+            continue
+        if spec is None:
+            if name in wanted:
+                yield f"the spec of {name} is not the mesh's"
+            continue
+        last = _last(world, name)
         record = decode_record(body_of(world.net.server, world.subjects, last)) if last is not None else None
         if spec.status == "stopped":
             if record is not None and (record.kind != "tombstone" or record.incarnation != spec.incarnation):

@@ -2,7 +2,8 @@
 (docs/architecture.md#foreign-messages).
 
 The owner of an agent puts its spec back at once. Where there is none (its node died, or it never had one), the leader writes the
-last spec that it has seen; a leader that has seen none takes it from the journal, whose snapshots keep it.
+last spec that it has seen; a leader that has seen none takes it from the journal, whose snapshots keep it. A leader that has seen
+no epoch takes the highest that a journal ends with: nobody has acted under a higher one.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from msgspec import structs
 from agentmesh.edge.failures import EDGE_ERRORS, WrongLastSequence
 from agentmesh.edge.journal_reader import JournalReader
 from agentmesh.edge.registry import Registry, decode_epoch
-from agentmesh.errors import BadRequest
+from agentmesh.errors import BadRequest, StoreLost, UnreadableRecord
 from agentmesh.ledger import fold
 from agentmesh.ownership import restored_spec
 from agentmesh.subjects import EPOCH_KEY, spec_key
@@ -49,7 +50,7 @@ class SpecRepair:
         self._may_act = may_act
         self._now = now
         self._period_s = period_s
-        self._hopeless: dict[str, int] = {}
+        self.hopeless: dict[str, int] = {}
         """Revisions of specs, and of the epoch, that there is nothing to restore from: each is reported once."""
         self._epoch: int | None = None
         """The last epoch that could be read."""
@@ -62,7 +63,7 @@ class SpecRepair:
             await asyncio.sleep(self._period_s)
             now = self._index.foreign_specs() if self._may_act() else {}
             for agent, revision in sorted(now.items()):
-                if before.get(agent) == revision != self._hopeless.get(agent):
+                if before.get(agent) == revision != self.hopeless.get(agent):
                     await self._guarded(agent, revision)
             before = now
 
@@ -77,7 +78,7 @@ class SpecRepair:
     async def _put_back(self, agent: str, revision: int) -> None:
         spec = self._index.specs.get(agent) or await self._from_journal(agent)
         if spec is None:
-            self._hopeless[agent] = revision
+            self.hopeless[agent] = revision
             log.error("a spec is not the mesh's, and none is known: write it again, or delete the key", extra={"agent": agent})
             return
         await self._registry.update(spec_key(agent), encode(spec), revision)
@@ -89,7 +90,7 @@ class SpecRepair:
         return None if spec is None else structs.replace(spec, since=format_time(self._now()))
 
     async def _look_at_epoch(self) -> None:
-        """Keep the epoch, and put it back. Without it no node could start, and a lower one would make nodes yield for ever."""
+        """Keep the epoch, and put it back. Without it no node can start, and a lower one would make nodes yield for ever."""
         try:
             entry = await self._registry.get(EPOCH_KEY)
             if entry is None:
@@ -97,12 +98,27 @@ class SpecRepair:
             try:
                 self._epoch = decode_epoch(entry)
             except BadRequest as error:
-                if self._epoch is None and self._hopeless.get(EPOCH_KEY) != entry.revision:
-                    self._hopeless[EPOCH_KEY] = entry.revision
-                    log.error("epoch_unreadable", extra={"reason": error.message})
-                if self._epoch is None or not self._may_act():
+                if not self._may_act():
                     return
-                await self._registry.update(EPOCH_KEY, encode(self._epoch), entry.revision)
-                log.warning("the epoch was not the mesh's any more, and is put back", extra={"epoch": self._epoch})
+                epoch = self._epoch or await self._epoch_of_journals()
+                if not epoch:
+                    if self.hopeless.get(EPOCH_KEY) != entry.revision:
+                        log.error("epoch_unreadable", extra={"reason": error.message})
+                    self.hopeless[EPOCH_KEY] = entry.revision
+                    return
+                await self._registry.update(EPOCH_KEY, encode(epoch), entry.revision)
+                log.warning("the epoch was not the mesh's any more, and is put back", extra={"epoch": epoch})
         except EDGE_ERRORS as error:
             log.debug("the epoch cannot be looked at now: %s", error)
+
+    async def _epoch_of_journals(self) -> int:
+        """The highest epoch that the journal of an agent ends with; 0 if no journal tells one."""
+        highest = 0
+        for agent in sorted({*self._index.specs, *self._index.foreign_specs()}):
+            try:
+                last = await self._journals.last(agent)
+            except (UnreadableRecord, StoreLost) as error:
+                log.debug("a journal tells no epoch: %s", error, extra={"agent": agent})
+                continue
+            highest = max(highest, last[1].epoch if last is not None else 0)
+        return highest

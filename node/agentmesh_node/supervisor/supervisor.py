@@ -136,7 +136,7 @@ class Supervisor:
             self._writer.require,
             lambda: self._lease_and_pings.leads and not self._stale,
         )
-        self._repair = SpecRepair(
+        self.repair = SpecRepair(
             registry,
             JournalReader(transport, subjects),
             self._index,
@@ -239,7 +239,7 @@ class Supervisor:
 
     async def _serve(self) -> None:
         async with asyncio.TaskGroup() as group:
-            looks = (self._late_mail.run, self._journals.run, self._repair.run, self._unclaimed.run)
+            looks = (self._late_mail.run, self._journals.run, self.repair.run, self._unclaimed.run)
             for part in (self._decisions.run, self._lead, *looks, self._prove):
                 group.create_task(keep(part))
 

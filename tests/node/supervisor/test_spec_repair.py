@@ -56,8 +56,8 @@ async def repairing(node: SimulatedNode) -> AsyncIterator[Repair]:
         task.cancel()
 
 
-async def journal(node: SimulatedNode, spec: Spec, ledger: Ledger) -> None:
-    who = {"id": "r", "at": 1.0, "incarnation": "life", "epoch": 1, "generation": 1, "node": NODE, "boot": "b"}
+async def journal(node: SimulatedNode, spec: Spec, ledger: Ledger, epoch: int = 1) -> None:
+    who = {"id": "r", "at": 1.0, "incarnation": "life", "epoch": epoch, "generation": 1, "node": NODE, "boot": "b"}
     body = msgspec.convert({"kind": "activated", **who}, Record)
     body = structs.replace(body, snapshot=ledger, change=Change(spec=kept_spec(spec, ledger)))
     await store(node.others, node.subjects.journal("a"), encode_record(body), headers={"Mesh-Record": "r"})
@@ -131,12 +131,24 @@ def test_a_key_that_was_never_an_agents_is_reported_once() -> None:
     simulate(story)
 
 
+@pytest.mark.case(256)
+def test_an_epoch_that_nobody_remembers_comes_from_the_journals() -> None:
+    async def story(node: SimulatedNode) -> None:
+        await store(node.others, node.subjects.registry_key(EPOCH_KEY), b"soon")
+        async with repairing(node) as repair:
+            await journal(node, GOOD, Ledger(incarnation="life", phase="ready"), epoch=4)
+            await repair.write(encode(GOOD))
+            await node.until(lambda: repair.value(EPOCH_KEY) == b"4", "the epoch is put back", 5 * PERIOD_S)
+
+    simulate(story)
+
+
 def test_the_epoch_is_put_back_as_it_was_last_and_never_guessed() -> None:
     async def story(node: SimulatedNode) -> None:
         await store(node.others, node.subjects.registry_key(EPOCH_KEY), b"soon")
         async with repairing(node) as repair:
             await node.pass_time(5.0)
-            assert repair.value(EPOCH_KEY) == b"soon", "it has never seen one"
+            assert repair.value(EPOCH_KEY) == b"soon", "it has never seen one, and there is no journal"
             assert len(node.logged("epoch_unreadable")) == 1
             await repair.epoch(b"3")
             await node.pass_time(2 * PERIOD_S)
