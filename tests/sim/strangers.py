@@ -224,11 +224,17 @@ async def _foreign(loop: SimLoop, seed: int, count: int) -> Verdict:
 
 
 def _is_named(scene: Scene, agent: str) -> bool:
-    """Whether somebody says that the agent has lost its journal: its spec; or, where a stranger has written that too, the leader,
-    which reports that there is nothing left to take it from."""
+    """Whether somebody says that the agent has lost its journal: its spec; or, where strangers wrote that or the epoch too, the
+    leader, which reports that there is nothing left to take it from."""
+    keys = registry_of(scene.world)
     leaders = [supervisor for supervisor in scene.world.supervisors.values() if supervisor.leads]
-    hopeless = any(agent in leader.repair.hopeless for leader in leaders)
-    return hopeless if scene.spec(agent) is None else _says(scene, agent, "failed", "store_lost")
+    hopeless = {(key, revision) for leader in leaders for key, revision in leader.repair.hopeless.items()}
+    if (EPOCH_KEY, keys[EPOCH_KEY].revision) in hopeless:
+        return True
+    spec = keys.get(spec_key(agent))
+    if readable_spec(spec) is None:
+        return spec is not None and (agent, spec.revision) in hopeless
+    return _says(scene, agent, "failed", "store_lost")
 
 
 def _rolled_up(scene: Scene) -> dict[str, int]:
@@ -278,6 +284,7 @@ class Forger:
             self._left -= burst
             written = [self._forge(agent, dice) for _ in range(burst)]
             if dice.random() < 0.05:
+                await self._scene.world.spawn(f"c-{agent}", self._prompt(agent))  # an idle agent has no reason to look
                 named = await self._scene.until(NAMED_S, lambda: _says(self._scene, agent, "wanted", "unreadable_record"))
                 self.unnamed += [] if named else [f"{agent} cannot be read, and its spec says {_shown(self._scene, agent)}"]
             else:
@@ -285,6 +292,10 @@ class Forger:
             for message in dice.sample(written, len(written)):
                 self._scene.stream("journal").delete(message.seq)
             await asyncio.sleep(dice.choice((0.0, 1.0, 60.0)) * dice.random())
+
+    async def _prompt(self, agent: str) -> None:
+        async with self._scene.world.client(f"c-{agent}") as mesh:
+            await mesh.tell(agent, f"add {agent}-{self._count}", timeout=20.0)
 
     def _forge(self, agent: str, dice: random.Random) -> Stored:
         journal, subject = self._scene.stream("journal"), self._scene.world.subjects.journal(agent)

@@ -16,15 +16,15 @@ pytestmark = pytest.mark.processes
 @pytest.mark.case(255)
 @pytest.mark.case(256)
 def test_messages_of_strangers_end_no_agent_and_change_no_turn() -> None:
-    said = sim("--foreign", "1500", "--seed", "9", "--seeds", "6", "--jobs", "2")
-    assert "0 failed" in said and "9000 foreign messages" in said
+    said = sim("--foreign", "1500", "--seed", "10", "--seeds", "4", "--jobs", "2")
+    assert "0 failed" in said and "6000 foreign messages" in said
     assert re.search(r" [1-9]\d* journals rolled up", said), "those agents say it, and nothing follows"
 
 
 @pytest.mark.case(253)
 def test_no_record_that_cannot_be_read_is_passed_over() -> None:
-    said = sim("--unreadable", "60", "--seed", "1", "--seeds", "4", "--jobs", "2")
-    assert "0 failed" in said and "240 unreadable records" in said
+    said = sim("--unreadable", "60", "--seed", "1", "--seeds", "3", "--jobs", "2")
+    assert "0 failed" in said and "180 unreadable records" in said
 
 
 def test_a_seed_with_strangers_repeats_its_run() -> None:
