@@ -87,7 +87,7 @@ def setup(
     nats: Nats = None,
     root: Root = None,
     domain: Domain = None,
-    wait: WaitSeconds = 10.0,
+    wait: WaitSeconds = 0.0,
     store: StreamOptions = STREAMS,
 ) -> int:
     """Make the mesh's streams, or add what a newer build needs to those of an older one.

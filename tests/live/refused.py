@@ -1,12 +1,13 @@
 """Every verb where it cannot work: wrong password, no permission, no server, wrong root; over TCP and TLS.
 
-`python tests/live/refused.py` runs all as processes and prints the table of docs/operations.md#what-ends-a-command-at-once.
+`python tests/live/refused.py` runs them all and prints the table of docs/operations.md#what-ends-a-command-at-once.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import os
 import subprocess
 import sys
@@ -22,6 +23,7 @@ if __name__ == "__main__":
 from agentmesh.edge.connection import connect
 from agentmesh.edge.streams import ensure
 from agentmesh.subjects import Subjects
+from agentmesh_client.cli import main as cli
 from certificates import Authority
 from live.mesh import AGENTS
 from support import Server, free_ports
@@ -132,6 +134,17 @@ def command(there: Place, verb: str, condition: str, *, timeout: float) -> Said:
     return Said(done.returncode, time.monotonic() - began, done.stderr.strip())
 
 
+def here(there: Place, verb: str, condition: str) -> Said:
+    """Run a verb of the client in this process: what it takes without the interpreter's start and the imports."""
+    names = {name: value for name, value in there.variables(condition).items() if name.startswith(("MESH_", "SSL_"))}
+    os.environ.update(names)
+    errors = io.StringIO()
+    began = time.monotonic()
+    with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(io.StringIO()):
+        code = cli.main(VERBS[verb])
+    return Said(code, time.monotonic() - began, errors.getvalue().strip())
+
+
 def main() -> None:
     """Print the table."""
     found: dict[tuple[str, str, bool], Said] = {}
@@ -145,17 +158,20 @@ def main() -> None:
             asyncio.run(prepare())
             for verb in VERBS:
                 for condition in CONDITIONS:
-                    try:
-                        found[verb, condition, tls] = command(there, verb, condition, timeout=10)
-                    except subprocess.TimeoutExpired:
-                        found[verb, condition, tls] = Said(-1, 10.0, "(does not end)")
+                    if verb not in HOSTING:
+                        found[verb, condition, tls] = here(there, verb, condition)
+                    elif condition != "wrong root":  # node and supervisor wait for a mesh to be made, and setup would make it
+                        found[verb, condition, tls] = command(there, verb, condition, timeout=60)
     print(f"| verb | {' | '.join(CONDITIONS)} |\n|---|{'---|' * len(CONDITIONS)}")
     for verb in VERBS:
         cells = []
         for condition in CONDITIONS:
+            if (verb, condition, True) not in found:
+                cells.append("-")
+                continue
             tcp, tls_ = found[verb, condition, False], found[verb, condition, True]
             codes = str(tcp.code) if tcp.code == tls_.code else f"{tcp.code}/{tls_.code}"
-            cells.append(f"{codes}: {tcp.seconds:.1f}, {tls_.seconds:.1f} s")
+            cells.append(f"{codes}: {tcp.seconds:.2f}, {tls_.seconds:.2f} s")
         print(f"| `{verb}` | {' | '.join(cells)} |")
     for (verb, condition, tls), said in found.items():
         print(f"{verb:14}{condition:16}{'tls' if tls else 'tcp':4}{said.code:4}{said.seconds:6.2f}  {said.text}", file=sys.stderr)
