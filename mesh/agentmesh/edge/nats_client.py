@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -28,6 +27,7 @@ import nats.errors
 from nats.aio.client import DEFAULT_BUFFER_SIZE
 from nats.aio.transport import TcpTransport
 
+from agentmesh.edge.clock import SYSTEM
 from agentmesh.edge.first_connection import Attempt
 from agentmesh.edge.frames import NO_HEADERS, parse_headers, take_messages
 from agentmesh.edge.refusals import tls_failed, who
@@ -307,7 +307,7 @@ class Client(nats.aio.client.Client):
 
     async def _connect_to_server(self, s: Any) -> None:
         self._abort()  # what a failed attempt left behind
-        s.last_attempt = time.monotonic()
+        s.last_attempt = SYSTEM.monotonic()  # as its base class counts
         self._transport = _Tcp()  # type: ignore[no-untyped-call]
         try:
             await self._transport.connect(s.uri, DEFAULT_BUFFER_SIZE, self.options["connect_timeout"])
