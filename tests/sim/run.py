@@ -9,7 +9,6 @@ import random
 import time
 import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping
-from types import MappingProxyType
 from typing import Any
 
 from agentmesh.edge.registry import Entry, readable_spec
@@ -45,7 +44,7 @@ class Verdict:
     real_s: float
     digest: str
     """Of everything that was stored: the same for the same seed."""
-    counts: Mapping[str, int] = MappingProxyType({})
+    counts: dict[str, int] = dataclasses.field(default_factory=dict)
     """What else of it can be counted, and summed over runs."""
 
     def line(self) -> str:
