@@ -61,9 +61,15 @@ async def count(t: Transport, stream: str, filter: str, *, timeout: float = 5.0)
     Raises:
         ApiError, Unavailable: see `stream_state`.
     """
+    counts, _ = await count_up_to_now(t, stream, filter, timeout=timeout)
+    return counts
+
+
+async def count_up_to_now(t: Transport, stream: str, filter: str, *, timeout: float = 5.0) -> tuple[dict[str, int], int]:
+    """`count`, and the last sequence of the stream at that moment: what has a larger one is not counted."""
     body = {"subjects_filter": filter}
     info: dict[str, Any] = msgspec.json.decode(await call_api(t, f"STREAM.INFO.{stream}", body, timeout=timeout))
-    return dict(info["state"].get("subjects") or {})
+    return dict(info["state"].get("subjects") or {}), int(info["state"]["last_seq"])
 
 
 class SubjectCounts(NamedTuple):

@@ -251,10 +251,10 @@ async def read_by_leader(
 
 
 async def read_counted(
-    t: Transport, stream: str, filter: str, wanted: Mapping[str, int], *, timeout: float = 5.0
+    t: Transport, stream: str, filter: str, wanted: Mapping[str, int], end: int, *, timeout: float = 5.0
 ) -> list[StoredMessage]:
-    """Every message of `filter`, in order: a listing, unless it has fewer on a subject than the leader has said (`wanted`, see
-    `manage.count`); then one by one from the leader.
+    """Every message of `filter`, in order: a listing, unless it has fewer on a subject, up to the sequence `end`, than the leader
+    has said (`wanted`, see `manage.count_up_to_now`); then one by one from the leader.
 
     Raises:
         Unavailable: no answer, no leader.
@@ -262,7 +262,7 @@ async def read_counted(
     if not wanted:
         return []
     found = await read_all(t, stream, filter, timeout=timeout)
-    got = Counter(message.subject for message in found)
+    got = Counter(message.subject for message in found if message.seq <= end)
     if all(got[subject] >= number for subject, number in wanted.items()):
         return found
     return [message async for message in read_by_leader(t, stream, filter, timeout=timeout)]

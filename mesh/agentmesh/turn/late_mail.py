@@ -37,7 +37,14 @@ def put_away(agent: str, ledger: Ledger, waiting: Collection[Mail], late: Collec
 
 
 def unclaimed(
-    agent: str, ledger: Ledger, mail: Sequence[Mail], reason: ErrorBody, *, seen: Mapping[str, Seen], since: float
+    agent: str,
+    ledger: Ledger,
+    mail: Sequence[Mail],
+    reason: ErrorBody,
+    *,
+    behind: Sequence[Mail] = (),
+    seen: Mapping[str, Seen],
+    since: float,
 ) -> tuple[Change, tuple[Effect, ...]]:
     """Change and effects of the record that ends `mail`, for which there is no agent: each message becomes a dead letter with
     `reason`, and a prompt's outcome is that error.
@@ -46,10 +53,13 @@ def unclaimed(
         agent: the name.
         ledger: what its journal says: no life, or one that is over.
         mail: the oldest mail beyond the ledger's positions, in the order of the stream.
+        behind: what waits behind it, where the ledger has mail that was taken ahead of other mail.
         seen: ids of what will be purged while a repetition may still come, as the ledger remembers them.
         since: from when on the server knows an id (seconds since the epoch); older ones are forgotten.
     """
     core = Core(config=Config(name=agent, kind=""), ledger=ledger, work=ledger)
+    core.prompts = tuple(item for item in behind if LANES[item.lane].kind == "prompt")
+    core.events = tuple(item for item in behind if LANES[item.lane].kind != "prompt")
     for item in mail:
         repeated = is_repetition(core.work, item)
         consume(core, item)

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from agentmesh.edge.failures import EDGE_ERRORS
 from agentmesh.edge.manage import purge
 from agentmesh.edge.read import TIME_STAMP, StoredMessage
-from agentmesh.records import Seen
+from agentmesh.records import Bury, Seen
 from agentmesh.subjects import LANES
 from agentmesh.turn.draft import digest
 from agentmesh.turn.values import Trim
@@ -72,8 +72,18 @@ class MailPurger:
         return len(recent) >= self._half and recent[max(1, self._half // 2) - 1][0] <= self._position(lane)
 
     def _position(self, lane: str) -> int:
+        """Up to which sequence the mail of `lane` may go: it is consumed, and of none of it a dead letter has yet to be made."""
         core = self._loop.core
-        return core.ledger.positions.get(lane, 0) if core is not None else 0
+        if core is None:
+            return 0
+        position = core.ledger.positions.get(lane, 0)
+        if core.ledger.effects:
+            done = frozenset(core.done)
+            for origin, one in core.ledger.effects.items():
+                effect = one.effect
+                if isinstance(effect, Bury) and effect.lane == lane and 0 < effect.seq <= position and origin not in done:
+                    position = effect.seq - 1
+        return position
 
     def _purge_if_due(self, lane: str) -> bool:
         """Begin to purge `lane` if that is due. Returns whether it was."""

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable, Mapping
 
 from agentmesh.edge.failures import EDGE_ERRORS
-from agentmesh.edge.manage import count
+from agentmesh.edge.manage import count_up_to_now
 from agentmesh.edge.read import StoredMessage, get_next, read_by_leader, read_counted
 from agentmesh.edge.retry import ExponentialBackoff
 from agentmesh.edge.tasks import Background
@@ -148,7 +148,8 @@ class Mailbox:
         must be; or one by one from the leader."""
         name = self._subjects.stream("mail" if stream == "mail" else "timer")
         subject = self._subjects.mail_filter(self._agent) if stream == "mail" else self._subjects.due(self._agent)
-        found = await read_counted(self._t, name, subject, await count(self._t, name, subject))
+        wanted, end = await count_up_to_now(self._t, name, subject)
+        found = await read_counted(self._t, name, subject, wanted, end)
         for lane in LANES.values():
             if lane.stream == stream:
                 self._stored(lane.name, self._seen_in(lane.name, found))

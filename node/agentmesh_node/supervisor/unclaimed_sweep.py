@@ -100,14 +100,14 @@ class UnclaimedSweep:
                 fence = last = await self._append(agent, record, last, fence)
             if more and await self._spec(agent) is not None:
                 break  # the mail is its owner's
-            letters = await self._letters(agent, ledger, upto) if more else []
+            letters, behind = await self._letters(agent, ledger, upto) if more else ([], [])
             if not letters:
                 await self._purge(agent, ledger)
                 break
             more = len(letters) == BATCH
             mail = [letter.mail for letter in letters]
             seen = {digest(x.msg_id): Seen(x.mail.ref, x.time) for x in letters if x.msg_id and x.time > moment.since}
-            change, effects = unclaimed(agent, ledger, mail, reason, seen=seen, since=moment.since)
+            change, effects = unclaimed(agent, ledger, mail, reason, behind=behind, seen=seen, since=moment.since)
             record = record_of(
                 ledger, "swept", id=self._token(8), at=self._now(), change=change, effects=effects, snapshot=ledger, v=v
             )
@@ -125,22 +125,28 @@ class UnclaimedSweep:
         body = encode_record(record)
         return await self._journal.append(agent, body, record_id=record.id, expected=last, fence=fence, rollup=True, ttl_s=KEEP_S)
 
-    async def _letters(self, agent: str, ledger: Ledger, upto: int) -> list[_Letter]:
-        """The oldest mail beyond the ledger's positions, up to `upto`, in stream order."""
+    async def _letters(self, agent: str, ledger: Ledger, upto: int) -> tuple[list[_Letter], list[Mail]]:
+        """The oldest mail beyond the ledger's positions, up to `upto`, in stream order; and what waits behind it, if the ledger
+        has taken mail ahead of other mail. From the leader: what a listing of a replica lacks would be passed over, and purged.
+        """
         found: list[_Letter] = []
+        behind: list[Mail] = []
         after = min(ledger.positions.get(lane, 0) for lane in MAIL_LANES)
         filter_ = self._subjects.mail_filter(agent)
-        # By the leader, for what a listing of a replica lacks would be purged with the rest.
         async for message in read_by_leader(self._t, self._subjects.stream("mail"), filter_, from_seq=after + 1):
             parsed = self._subjects.parse_lane(message.subject)
-            if message.seq > upto or len(found) == BATCH:
-                return found
+            full = message.seq > upto or len(found) == BATCH
+            if full and not ledger.taken:
+                break
             if parsed is None or parsed[1] != agent or is_taken(ledger, parsed[0], message.seq):
                 continue
             lane = LANES[parsed[0]]
             mail = decode_mail(lane, message.seq, message.data, message.headers, root=self._subjects.root)
-            found.append(_Letter(mail, message.headers.get(wire.MSG_ID), message.time))
-        return found
+            if full:
+                behind.append(mail)
+            else:
+                found.append(_Letter(mail, message.headers.get(wire.MSG_ID), message.time))
+        return found, behind
 
     async def _purge(self, agent: str, ledger: Ledger) -> None:
         for lane in MAIL_LANES:

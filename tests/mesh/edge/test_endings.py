@@ -52,3 +52,14 @@ def test_a_dead_letter_is_the_message_as_it_was_with_the_reason_and_comes_once()
         assert {k: v for k, v in letter.headers.items() if k in given} == {k: v for k, v in given.items() if k != "X-Other"}
 
     simulate(story)
+
+
+def test_a_message_that_a_replica_does_not_show_yet_is_in_its_dead_letter() -> None:
+    async def story(node: SimulatedNode) -> None:
+        seq = await node.mail("a", b"hello")
+        node.faults.lag_s = 10.0
+        await bury(node.transport, node.subjects, "a", Bury(lane="inbox", seq=seq, reason=GONE), origin="1.5.0", nonce="n")
+        (letter,) = node.stored(node.subjects.dead("a"))
+        assert letter.data == b"hello"
+
+    simulate(story)

@@ -6,13 +6,15 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 
 import pytest
+from msgspec import structs
 
 from agentmesh.edge.read import get_last, read_all
 from agentmesh.edge.transport import Message
+from agentmesh.records import Bury, Open
 from agentmesh.subjects import LANES
 from agentmesh.turn.draft import digest
 from agentmesh.turn.values import Trim
-from agentmesh.wire import Mail
+from agentmesh.wire import ErrorBody, Mail
 from agentmesh_node.owner.mail_purge import MailPurger
 from agentmesh_node.owner.mailbox import Mailbox
 from node.owner.noting_loop import AGENT, NotingLoop
@@ -118,6 +120,30 @@ def test_half_a_lane_much_of_it_consumed_is_purged_once_its_ids_are_remembered()
         await it.remember()
         assert it.held() == [seqs[2], last], "what is not consumed stays"
         assert it.at_ease()
+
+    lanes(story)
+
+
+def test_what_a_dead_letter_has_yet_to_be_made_of_stays() -> None:
+    async def story(it: Lanes) -> None:
+        first, second, *_ = seqs = await it.arrive(3, ids=False)
+        reason = ErrorBody(code="bad_request")
+        letters = {
+            f"1.9.{n}": Open(Bury(lane="inbox", seq=seq, reason=reason), "n", 1.0) for n, seq in enumerate((first, second))
+        }
+        ledger = structs.replace(it.notes.core.ledger, positions={"inbox": seqs[-1]}, effects=letters)
+        it.notes.become(ledger=ledger, work=ledger)
+        (last,) = await it.arrive(1, ids=False)
+        await it.settle()
+        assert it.held() == [*seqs, last]
+        it.notes.become(done=("1.9.0",))
+        it.purger.quiet(1e6)
+        await it.settle()
+        assert it.held() == [*seqs[1:], last], "the other one is not made yet"
+        it.notes.become(done=("1.9.0", "1.9.1"))
+        it.purger.quiet(1e6)
+        await it.settle()
+        assert it.held() == [last]
 
     lanes(story)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
 
 import pytest
 
@@ -249,6 +250,27 @@ def test_a_listing_that_lacks_a_message_in_its_middle_loses_no_mail(missing: int
         more = [await it.node.mail(AGENT) for _ in range(3)]
         await it.mailbox.caught_up()
         assert it.delivered == [("inbox", seq) for seq in (*sent, *more)]
+
+    following(story, follow=False)
+
+
+def test_new_mail_does_not_stand_in_for_what_a_listing_lacks() -> None:
+    async def story(it: Follower) -> None:
+        sent = [await it.node.mail(AGENT) for _ in range(3)]
+        it.node.faults.lacking = lambda count: 1 if count == 4 else None  # type: ignore[method-assign]
+
+        ask, counted = it.node.transport.request, f"$JS.API.STREAM.INFO.{it.node.subjects.stream('mail')}"
+
+        async def one_more_behind_the_count(subject: str, data: bytes = b"", **options: Any) -> Message:
+            answer = await ask(subject, data, **options)
+            if subject == counted and len(sent) == 3:
+                sent.append(await it.node.mail(AGENT))
+            return answer
+
+        it.node.transport.request = one_more_behind_the_count  # type: ignore[method-assign]
+        await it.mailbox.caught_up()
+        assert len(sent) == 4
+        assert it.delivered == [("inbox", seq) for seq in sent]
 
     following(story, follow=False)
 

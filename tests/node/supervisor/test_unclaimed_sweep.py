@@ -118,3 +118,29 @@ def test_a_strangers_message_in_the_journal_is_followed() -> None:
         assert len(node.stored(node.subjects.dead("a"))) == 1
 
     simulate(story)
+
+
+def test_what_a_listing_lacks_is_ended_with_the_rest() -> None:
+    async def story(node: SimulatedNode) -> None:
+        seqs = [await node.mail("a") for _ in range(3)]
+        node.faults.lacking = lambda count: 1 if count == 3 else None  # type: ignore[method-assign]
+        assert await end(node, "a", seqs[-1]) == 3
+        assert [m.headers["Mesh-Ref"] for m in node.stored(node.subjects.dead("a"))] == [str(seq) for seq in seqs]
+        assert node.stored(node.subjects.inbox("a")) == []
+
+    simulate(story)
+
+
+def test_mail_that_waits_in_front_of_what_was_taken_before_its_turn_is_not_passed_over() -> None:
+    async def story(node: SimulatedNode) -> None:
+        old, young, taken = [await node.mail("a") for _ in range(3)]
+        over = Ledger(incarnation="former", phase="over", taken={"inbox": (taken,)})
+        record = record_of(over, "tombstone", id="t", at=1.0, snapshot=over)
+        await store(node.others, node.subjects.journal("a"), encode_record(record))
+        assert await end(node, "a", old) == 1
+        assert [m.seq for m in node.stored(node.subjects.inbox("a"))] == [young, taken], "it may live on"
+        assert await end(node, "a", taken) == 1
+        assert [m.headers["Mesh-Ref"] for m in node.stored(node.subjects.dead("a"))] == [str(old), str(young)]
+        assert node.stored(node.subjects.inbox("a")) == []
+
+    simulate(story)

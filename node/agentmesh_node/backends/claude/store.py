@@ -17,7 +17,7 @@ import msgspec
 from agentmesh.edge.api import call_api
 from agentmesh.edge.clock import SYSTEM, Ambient
 from agentmesh.edge.failures import Uncertain, WrongLastSequence
-from agentmesh.edge.manage import count, purge
+from agentmesh.edge.manage import count_up_to_now, purge
 from agentmesh.edge.publish import store
 from agentmesh.edge.read import StoredMessage, get_last, get_last_many, read_counted
 from agentmesh.edge.transport import Transport
@@ -83,7 +83,8 @@ class JetStreamSessionStore:
             Unavailable: it cannot be read now.
         """
         subject = self._subject(key)
-        messages = await read_counted(self._t, self._stream, subject, await count(self._t, self._stream, subject))
+        wanted, end = await count_up_to_now(self._t, self._stream, subject)
+        messages = await read_counted(self._t, self._stream, subject, wanted, end)
         return _entries(messages) if messages else None
 
     async def list_sessions(self, project_key: str) -> list[SessionStoreListEntry]:
