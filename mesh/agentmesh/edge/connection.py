@@ -355,8 +355,8 @@ class NatsTransport:
             with contextlib.suppress(ValueError):
                 self.domain = domain_of(answer.data)
                 return
-        if self._mesh is None:
-            return
+        if self._mesh is None or isinstance(answer, NotPermitted):
+            return  # a user who may not ask does not know the domain; the next connection asks again
         # An election, or streams that are yet to be made. What was known stays so until there is an answer.
         if self._learn_timer is not None:
             self._learn_timer.cancel()
@@ -568,11 +568,7 @@ class NatsTransport:
             self._answer_call(reply, Disconnected())
 
     async def _on_error(self, error: Exception) -> None:
-        text = str(error) or type(error).__name__
-        if self._learning and f"stream.info.{self._mesh}".lower() in text.lower():
-            self._learning, self._mesh = False, None  # this user may not ask, so the domain stays unknown
-            return
-        self.last_error = text
+        self.last_error = str(error) or type(error).__name__
         if isinstance(error, TimeoutError):
             self.on_silence()
         level = logging.WARNING if self.connected else logging.DEBUG

@@ -7,10 +7,11 @@ import logging
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from agentmesh.edge import refusals
+from agentmesh.edge import connection, refusals
 from agentmesh.edge.connection import connect
 from agentmesh.edge.publish import store
 from agentmesh.edge.refusals import Violation, violation
@@ -71,6 +72,28 @@ def test_a_forbidden_request_fails_at_once_and_only_that_one(limited: Server) ->
             assert not other.done()
             other.cancel()
             assert t.connected and t.refusal is None
+
+    run(main())
+
+
+def test_who_may_not_ask_for_the_domain_asks_once(limited: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "LEARN_S", 0.1)
+
+    async def main() -> None:
+        asked: list[str] = []
+
+        class Counting(connection.NatsTransport):
+            def call(self, subject: str, *given: Any, **named: Any) -> bool:
+                asked.append(subject)
+                return super().call(subject, *given, **named)
+
+        monkeypatch.setattr(connection, "NatsTransport", Counting)
+        t = await connect(as_user(limited, "Limited"), name="test", mesh="MESH_registry")
+        try:
+            await asyncio.sleep(0.5)
+            assert t.connected and t.domain is None and len(asked) == 1
+        finally:
+            await t.close()
 
     run(main())
 
