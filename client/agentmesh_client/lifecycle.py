@@ -176,8 +176,8 @@ class Starter:
         node = await self.node_of(name, current)
         where = f"on node {node!r}" if node else f"(`{current.status}`, on no node yet)"
         return AlreadyStarted(
-            f"agent {name!r} exists {where}, of the kind {current.kind!r}; choose another name, or stop it first: "
-            f"`mesh stop {name}`",
+            f"agent {name!r} exists {where}, of the kind {current.kind!r}; choose another name, stop it first "
+            f"(`mesh stop {name}`), or take it as it is (`--if-exists use`)",
             details={"agent": name, "node": node, "status": current.status, "kind": current.kind},
         )
 

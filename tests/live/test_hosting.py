@@ -18,6 +18,7 @@ import pytest
 import agentmesh_client
 from agentmesh.edge.manage import stream_state
 from agentmesh.subjects import Subjects
+from agentmesh_client.admin import Operator
 from live.mesh import PATIENCE_S, local_mesh
 from support import Server, connected, eventually, run
 
@@ -164,6 +165,23 @@ def test_up_brings_everything_and_a_restart_finds_it_again(project: Path) -> Non
             assert (project / ".mesh" / "url").read_text() == match[1] + "\n"
             assert run(turns(match[1], start=round_number == 1)) == round_number
             assert end(mesh, signal.SIGINT) == (0, "")
+
+
+def test_node_and_supervisor_of_up_share_an_id_and_each_request_is_answered_by_the_one_that_is_meant(project: Path) -> None:
+    async def operate(url: str) -> None:
+        async with agentmesh_client.connect(url) as mesh:
+            operator = Operator(mesh.transport, mesh.subjects)
+            for _ in range(5):
+                await operator.cordon("dev")
+                await operator.cordon("dev", on=False)
+                assert await operator.rebalance() == 0
+            await operator.drain("dev")
+
+    with verb(project, "up", "my_agents", "--port", "0") as mesh:
+        url = first_line(mesh).split()[2].rstrip(";")
+        assert run(turns(url, start=True)) == 1  # the supervisor knows the node
+        run(operate(url))
+        assert mesh.wait(timeout=30) == 0
 
 
 @pytest.mark.case(201)

@@ -17,6 +17,7 @@ import msgspec
 from agentmesh.edge import connection
 from agentmesh.edge.address import without_credentials
 from agentmesh.edge.clock import SYSTEM
+from agentmesh.edge.first_connection import reason_of
 from agentmesh.edge.transport import Message
 from agentmesh.errors import Unavailable
 
@@ -107,9 +108,15 @@ def _page(url: str) -> tuple[dict[str, Any], float, float]:
         with urllib.request.urlopen(f"{url.rstrip('/')}/varz", timeout=LOOK_S) as response:
             return msgspec.json.decode(response.read(), type=dict[str, Any]), sent, SYSTEM.now()
     except (OSError, msgspec.DecodeError) as error:
-        raise Unavailable(f"the monitoring page {without_credentials(url)} cannot be read: {error}") from None
+        raise Unavailable(f"the monitoring page {without_credentials(url)} cannot be read: {_reason(error)}") from None
     except http.client.InvalidURL:  # whose text has a piece of the URL
         raise _no_page(url) from None
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong with a page; what is wrong with its server is inside of the library's error."""
+    inner = error.reason if isinstance(error, urllib.error.URLError) and isinstance(error.reason, OSError) else error
+    return reason_of(inner)
 
 
 def _no_page(url: str) -> Unavailable:
@@ -130,7 +137,7 @@ def _ailing(url: str) -> list[str]:
         found = [str(one.get("error", one)) for one in said.get("errors") or ()]
         return found or [str(said.get("error") or f"{without_credentials(url)} answers {error.code}")]
     except OSError as error:
-        raise Unavailable(f"the monitoring page {without_credentials(url)} cannot be read: {error}") from None
+        raise Unavailable(f"the monitoring page {without_credentials(url)} cannot be read: {_reason(error)}") from None
     except http.client.InvalidURL:
         raise _no_page(url) from None
 

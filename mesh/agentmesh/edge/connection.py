@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from agentmesh.edge.address import API, checked_urls, shown_urls, without_credentials
 from agentmesh.edge.api import domain_of
 from agentmesh.edge.clock import SYSTEM
-from agentmesh.edge.first_connection import AddressAnswer, Attempt, FirstConnection, answer_of, no_server
+from agentmesh.edge.first_connection import AddressAnswer, Attempt, FirstConnection, answer_of, no_server, reason_of
 from agentmesh.edge.frames import NO_HEADERS, check_pattern, publish_frame, publish_head
 from agentmesh.edge.nats_client import Client
 from agentmesh.edge.refusals import bad_credentials, forbidden, violation
@@ -568,7 +568,7 @@ class NatsTransport:
             self._answer_call(reply, Disconnected())
 
     async def _on_error(self, error: Exception) -> None:
-        self.last_error = str(error) or type(error).__name__
+        self.last_error = reason_of(error)
         if isinstance(error, TimeoutError):
             self.on_silence()
         level = logging.WARNING if self.connected else logging.DEBUG

@@ -77,10 +77,11 @@ class FirstConnection:
                 return last.error if isinstance(last.error, TlsFailed) else tls_failed(last.address, last.error)
         if elapsed_s < self._wait_s:
             return None
-        return no_server(self._given, _reason(attempt.error))
+        return no_server(self._given, reason_of(attempt.error))
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """Why an address does not answer, for people."""
     if isinstance(error, ConnectionRefusedError):
         return "nobody listens there"
     return "the name does not resolve" if isinstance(error, socket.gaierror) else str(error) or type(error).__name__

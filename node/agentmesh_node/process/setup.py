@@ -52,7 +52,7 @@ def setup(where: MeshAddress, wanted: StreamSettings, *, new: bool, dry_run: boo
                 code = report_error(refusal)
             elif not dry_run:
                 await streams.carry_out(transport, subjects, plan)
-                print(f"mesh {where.root} has all its streams", flush=True)  # noqa: T201
+                print(f"mesh {where.root!r} has all its streams", flush=True)  # noqa: T201
 
     return run(main) or code
 
@@ -82,7 +82,7 @@ def _lines(plan: StreamPlan, root: str) -> Iterator[str]:
     for change in plan.change:
         yield _line(change)
     if not plan.create and not plan.change:
-        yield f"nothing to do for mesh {root}"
+        yield f"nothing to do for mesh {root!r}"
 
 
 def _line(change: Widening) -> str:

@@ -58,6 +58,8 @@ from agentmesh_node.supervisor.unclaimed_mail import UnclaimedMailFinder
 
 PATTERNS = ("agents.>", "nodes.*", "placements.>")
 """Registry keys that a supervisor follows."""
+_OF_NODES = ("drain", "cordon", "release", "sweep")
+"""Requests that only nodes carry out."""
 _ASKS_S = 2.0
 """How long asks that were taken may still be served when the supervisor ends."""
 _RELEASED_AT_ONCE = 1000
@@ -271,8 +273,8 @@ class Supervisor:
             op = msgspec.json.decode(message.data, type=ControlRequest).op
         except (msgspec.DecodeError, RecursionError):
             op = ""
-        if op == "agents":
-            return  # the node of this id answers, if there is one, as in `mesh up`; a supervisor has no agents
+        if op == "agents" or (op in _OF_NODES and self._index.is_live(self.id)):
+            return  # the node of this id answers, as in `mesh up`; a supervisor has no agents
         try:
             if op in ("ping", "stats"):
                 body = encode(self._stats(op == "stats"))

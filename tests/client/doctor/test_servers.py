@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from agentmesh.edge.connection import connect
 from agentmesh.errors import Unavailable
 from agentmesh_client.doctor.servers import ahead, ailing, look
 from agentmesh_client.doctor.settings import is_too_long
-from support import Server, run
+from support import Server, free_ports, run
 
 ACCOUNTS = """
 accounts { SYS: { users: [ { user: sys, password: s } ] }, MESH: { jetstream: enabled, users: [ { user: a, password: b } ] } }
@@ -67,5 +68,18 @@ def test_a_page_that_cannot_be_read_is_named_without_its_password(url: str) -> N
         with pytest.raises(Unavailable) as caught:
             await look([url], None, None)
         assert "pass" not in caught.value.message
+
+    run(main())
+
+
+def test_a_page_and_a_server_that_are_not_there_are_told_in_words() -> None:
+    async def main() -> None:
+        (port,) = free_ports(1)
+        with pytest.raises(Unavailable, match=r"cannot be read: nobody listens there$"):
+            await look([f"http://127.0.0.1:{port}"], None, None)
+        with pytest.raises(Unavailable, match=r"cannot be read: nobody listens there$"):
+            await ailing([f"http://127.0.0.1:{port}"])
+        with pytest.raises(Unavailable, match=r"\(nobody listens there\)"):
+            await connect(f"nats://127.0.0.1:{port}", name="test", connect_timeout=0.3)
 
     run(main())

@@ -53,10 +53,10 @@ def test_a_new_mesh_is_made_only_if_somebody_says_that_it_is_new(
     assert f"make {subjects.stream('mail')}: " in would and "; 1 copy" in would
     assert len(lacks(server, subjects)) == 8, "nothing was made"
     assert command([*where, "--new"]) == 0
-    assert capsys.readouterr().out == f"{would}mesh {subjects.root} has all its streams\n"
+    assert capsys.readouterr().out == f"{would}mesh '{subjects.root}' has all its streams\n"
     assert lacks(server, subjects) == []
     assert command(where) == 0
-    assert capsys.readouterr().out.splitlines()[0] == f"nothing to do for mesh {subjects.root}"
+    assert capsys.readouterr().out.splitlines()[0] == f"nothing to do for mesh '{subjects.root}'"
 
 
 @pytest.mark.case(263)

@@ -14,7 +14,7 @@ import pytest
 from agentmesh.edge.transport import Message
 from agentmesh.planner import Plan, World, plan
 from agentmesh.subjects import SUPERVISOR_KEY, Subjects, node_key, placement_key, spec_key
-from agentmesh.wire import ErrorBody, NodeStats, Placement, decode_outcome, encode
+from agentmesh.wire import ControlRequest, ErrorBody, NodeStats, Placement, decode_outcome, encode
 from agentmesh_node.supervisor import supervisor
 from supervised import running
 from support import Server, eventually, run
@@ -453,6 +453,24 @@ def test_it_answers_pings_and_refuses_the_rest(server: Server, subjects: Subject
             for body in (b'{"op":"drain"}', b"not json"):
                 refused = await mesh.transport.request(subjects.node("s1"), body, timeout=5)
                 assert json.loads(refused.data)["error"]["code"] == "bad_request"
+
+    run(scenario())
+
+
+def test_what_only_a_node_does_is_left_to_the_node_of_its_id(server: Server, subjects: Subjects) -> None:
+    async def scenario() -> None:
+        async with running(server, subjects) as mesh:
+            await mesh.leading("s1")
+            await mesh.node("s1")
+            await mesh.want("a")
+            await mesh.until(lambda: mesh.homes("a") == ["s1"])  # it knows the node
+            answers: list[dict[str, Any]] = []
+            inbox = mesh.transport.new_inbox()
+            await mesh.transport.subscribe(inbox, lambda message: answers.append(json.loads(message.data)))
+            for op in ("drain", "cordon", "ping"):
+                await mesh.transport.publish(subjects.node("s1"), encode(ControlRequest(op=op)), reply=inbox)
+            await eventually(lambda: len(answers) == 4, what="the node's answers, and both of the ping")
+            assert [answer for answer in answers if "error" in answer] == []
 
     run(scenario())
 
