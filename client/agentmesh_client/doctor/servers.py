@@ -109,7 +109,7 @@ def _page(url: str) -> tuple[dict[str, Any], float, float]:
             return msgspec.json.decode(response.read(), type=dict[str, Any]), sent, SYSTEM.now()
     except (OSError, msgspec.DecodeError) as error:
         raise Unavailable(f"the monitoring page {without_credentials(url)} cannot be read: {_reason(error)}") from None
-    except http.client.InvalidURL:  # whose text has a piece of the URL
+    except http.client.HTTPException:  # no HTTP, as on the port for clients; or no URL, and the text has a piece of it
         raise _no_page(url) from None
 
 
@@ -138,7 +138,7 @@ def _ailing(url: str) -> list[str]:
         return found or [str(said.get("error") or f"{without_credentials(url)} answers {error.code}")]
     except OSError as error:
         raise Unavailable(f"the monitoring page {without_credentials(url)} cannot be read: {_reason(error)}") from None
-    except http.client.InvalidURL:
+    except http.client.HTTPException:
         raise _no_page(url) from None
 
 

@@ -32,6 +32,10 @@ def test_a_page_tells_settings_and_clock_and_an_interval_without_quotes_is_what_
         assert found.clock_ahead_s is not None and abs(found.clock_ahead_s) < 60
         assert found.sync == "2000000s" and is_too_long(found.sync)
         assert await ailing([server.monitor_url]) == []
+        with pytest.raises(Unavailable, match="is no monitoring page"):
+            await look([server.url.replace("nats://", "http://")], None, None)
+        with pytest.raises(Unavailable, match="is no monitoring page"):
+            await ailing([server.url.replace("nats://", "http://")])
 
     with Server(max_payload=2 << 20, jetstream="sync_interval: 2m") as server:
         run(main(server))
