@@ -9,12 +9,14 @@ from typing import Any
 
 import msgspec
 
+from agentmesh.control_values import ControlRequest, NodeStats
 from agentmesh.edge.connection import NatsTransport, connect
 from agentmesh.edge.registry import Registry, View, decode_spec
 from agentmesh.edge.streams import ensure
 from agentmesh.edge.transport import Message, Subscription
+from agentmesh.registry_values import AgentStatus, NodeLease, Spec
 from agentmesh.subjects import SUPERVISOR_KEY, Subjects, node_key, placement_key, spec_key
-from agentmesh.wire import AgentStatus, ControlRequest, NodeLease, NodeStats, Spec, encode
+from agentmesh.wire import encode
 from agentmesh_node.liveness_thread import LivenessThread
 from agentmesh_node.settings import SupervisorSettings
 from agentmesh_node.supervisor.supervisor import Supervisor

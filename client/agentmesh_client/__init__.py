@@ -17,7 +17,9 @@ from importlib.machinery import ModuleSpec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from agentmesh.wire import Attachment, Configuration, NodeLease, Outcome, Restart, Spec, Status
+    from agentmesh.control_values import Configuration, Status
+    from agentmesh.registry_values import NodeLease, Restart, Spec
+    from agentmesh.wire import Attachment, Outcome
     from agentmesh_client.asks import PromptOptions
     from agentmesh_client.client import Mesh, connect
     from agentmesh_client.results import (

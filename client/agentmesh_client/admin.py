@@ -7,12 +7,14 @@ from collections.abc import Iterable
 
 import msgspec
 
+from agentmesh.control_values import Activities, Activity, ControlRequest
 from agentmesh.edge.registry import Registry
 from agentmesh.edge.transport import UNANSWERED, Disconnected, NoResponders, RequestTimeout, Transport
 from agentmesh.errors import AskTimeout, MeshError, NotFound, Unavailable
 from agentmesh.names import node_id
+from agentmesh.registry_values import SupervisorLease
 from agentmesh.subjects import SUPERVISOR_KEY, Subjects, node_key
-from agentmesh.wire import Activities, Activity, ControlRequest, ErrorBody, SupervisorLease, encode
+from agentmesh.wire import ErrorBody, encode
 from agentmesh_client.retry import or_absent
 
 REQUEST_S = 5.0

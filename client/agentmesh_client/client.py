@@ -11,14 +11,16 @@ from typing import Any, Literal, Unpack
 import msgspec
 
 from agentmesh import wire
+from agentmesh.control_values import ControlRequest, Status
 from agentmesh.edge import address, connection
 from agentmesh.edge.clock import SYSTEM, Ambient
 from agentmesh.edge.registry import Registry
 from agentmesh.edge.transport import Transport
 from agentmesh.errors import BadRequest
 from agentmesh.names import agent_name, token
+from agentmesh.registry_values import Restart, RestartPolicy
 from agentmesh.subjects import Subjects
-from agentmesh.wire import ControlRequest, Outcome, Restart, RestartPolicy, Status
+from agentmesh.wire import Outcome
 from agentmesh_client.admin import Operator
 from agentmesh_client.asks import AskSender, PromptOptions, PromptRequest
 from agentmesh_client.configuration import Updater, adjustment, checked_labels

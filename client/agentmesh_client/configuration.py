@@ -13,13 +13,14 @@ from typing import Any, get_args
 import msgspec
 
 from agentmesh.configuration import checked
+from agentmesh.control_values import Adjustment, ControlRequest, Status
 from agentmesh.edge.clock import SYSTEM, Ambient
 from agentmesh.edge.failures import WrongLastSequence
 from agentmesh.edge.registry import Registry, decode_spec
 from agentmesh.errors import AskTimeout, BadRequest, Conflict, Unavailable
 from agentmesh.formats import OWN_LABEL, relabelled, users_labels
+from agentmesh.registry_values import Restart, RestartPolicy, Spec, encode_spec
 from agentmesh.subjects import spec_key
-from agentmesh.wire import Adjustment, ControlRequest, Restart, RestartPolicy, Spec, Status, encode_spec
 from agentmesh_client.control import Control, ControlReply
 from agentmesh_client.results import AgentUpdate
 from agentmesh_client.retry import patiently

@@ -7,11 +7,12 @@ from contextlib import suppress
 
 import msgspec
 
+from agentmesh.control_values import Configuration, ControlRequest
 from agentmesh.edge.retry import CALL_RETRY
 from agentmesh.edge.transport import Disconnected, Message, NoResponders, RequestTimeout, Transport
 from agentmesh.errors import AskTimeout, Unavailable
 from agentmesh.subjects import Subjects
-from agentmesh.wire import Configuration, ControlRequest, ErrorBody, Outcome, encode
+from agentmesh.wire import ErrorBody, Outcome, encode
 from agentmesh_client.retry import is_absent
 from agentmesh_client.spec_cache import SpecCache, unknown, waiting
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import datetime as dt
 
+from agentmesh.control_values import ControlRequest
 from agentmesh.edge.manage import delete, purge
 from agentmesh.edge.read import StoredMessage, get_last, get_next, read_all
 from agentmesh.edge.transport import Transport
@@ -12,7 +13,7 @@ from agentmesh.errors import BadRequest, NotFound
 from agentmesh.headers import CONTENT_TYPE, TRACE_HEADERS
 from agentmesh.names import agent_name
 from agentmesh.subjects import LANES, Subjects
-from agentmesh.wire import FROM, ControlRequest, ErrorBody
+from agentmesh.wire import FROM, ErrorBody
 from agentmesh_client.control import Control, ControlReply
 from agentmesh_client.mailer import Mailer
 from agentmesh_client.results import DeadLetter

@@ -11,12 +11,14 @@ import asyncio
 import logging
 from collections.abc import Callable
 
+from agentmesh.control_values import ControlRequest
 from agentmesh.edge.registry import Registry
 from agentmesh.edge.tasks import cancel_and_wait
 from agentmesh.edge.transport import UNANSWERED, Transport
 from agentmesh.errors import MeshError, NotPermitted
+from agentmesh.registry_values import Spec
 from agentmesh.subjects import Subjects
-from agentmesh.wire import ControlRequest, Spec, encode
+from agentmesh.wire import encode
 
 FIRST_S = 0.1
 """Wait for the stop's own answers: with them most asks need no sweep."""

@@ -22,8 +22,9 @@ from agentmesh.edge.retry import CALL_RETRY
 from agentmesh.errors import AlreadyStarted, BadRequest, MeshError, StartError, Stopped, StoreLost, Unavailable
 from agentmesh.formats import relabelled
 from agentmesh.names import agent_name, token
+from agentmesh.registry_values import Restart, RestartPolicy, Spec, encode_spec
 from agentmesh.subjects import spec_key
-from agentmesh.wire import Restart, RestartPolicy, Spec, check_depth_of, encode, encode_spec, format_time
+from agentmesh.wire import check_depth_of, encode, format_time
 from agentmesh_client.directory import Directory
 from agentmesh_client.results import AgentInfo
 from agentmesh_client.retry import patiently

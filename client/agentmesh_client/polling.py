@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from agentmesh.control_values import ControlRequest
 from agentmesh.edge.manage import stream_state
 from agentmesh.edge.read import get_next
 from agentmesh.edge.results import read_outcome, standing_prompt
@@ -10,7 +11,7 @@ from agentmesh.errors import NotFound, Unavailable
 from agentmesh.names import agent_name, token
 from agentmesh.outcomes import Asked, answers
 from agentmesh.subjects import Subjects
-from agentmesh.wire import ControlRequest, ErrorBody, Outcome
+from agentmesh.wire import ErrorBody, Outcome
 from agentmesh_client.control import Control, ControlReply
 from agentmesh_client.results import PollResult
 from agentmesh_client.spec_cache import SpecCache

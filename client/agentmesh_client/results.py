@@ -7,7 +7,9 @@ from typing import Any, Literal
 
 import msgspec
 
-from agentmesh.wire import Activity, AgentStatus, Configuration, ErrorBody, NodeLease, Outcome, Spec
+from agentmesh.control_values import Activity, Configuration
+from agentmesh.registry_values import AgentStatus, NodeLease, Spec
+from agentmesh.wire import ErrorBody, Outcome
 
 
 class Response(msgspec.Struct, frozen=True, kw_only=True):

@@ -15,8 +15,8 @@ from agentmesh.edge.registry import Entry, Registry, Watch, decode_spec
 from agentmesh.edge.retry import CALL_RETRY
 from agentmesh.errors import AgentFailed, BadRequest, MeshError, NotFound, Stopped, StoreLost, Unavailable, UnreadableRecord
 from agentmesh.names import agent_name
+from agentmesh.registry_values import Spec
 from agentmesh.subjects import spec_key
-from agentmesh.wire import Spec
 
 MOST_NAMES = 1024
 """Most names watched at a time; the oldest one that no call waits for is dropped first."""

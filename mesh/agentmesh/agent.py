@@ -26,7 +26,8 @@ import msgspec
 from agentmesh import callback_context
 from agentmesh.backend import Event, Response
 from agentmesh.errors import InvalidAgent, MeshError
-from agentmesh.wire import ErrorBody, Outcome, Restart
+from agentmesh.registry_values import Restart
+from agentmesh.wire import ErrorBody, Outcome
 
 S = TypeVar("S")
 type Later[T] = T | Awaitable[T]

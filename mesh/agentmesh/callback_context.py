@@ -16,7 +16,8 @@ from agentmesh import names
 from agentmesh.budget import Limits
 from agentmesh.errors import BadRequest, MeshError, NotInCallback
 from agentmesh.records import CancelTimer, Effect, SendMail, SetTimer, StartAgent, StopAgent
-from agentmesh.wire import Attachment, ErrorBody, PromptBody, Restart, check_depth_of, check_time
+from agentmesh.registry_values import Restart
+from agentmesh.wire import Attachment, ErrorBody, PromptBody, check_depth_of, check_time
 
 MAX_PERIOD_S = 3_155_760_000.0
 

@@ -12,8 +12,9 @@ from agentmesh.backend import Event, Response
 from agentmesh.callback_context import Ask
 from agentmesh.errors import BackendError, BudgetExceeded, InvalidAgent, MeshError
 from agentmesh.records import NOTHING
+from agentmesh.registry_values import Restart
 from agentmesh.turn.values import Choice, Misbehaved, Returned
-from agentmesh.wire import ErrorBody, Restart
+from agentmesh.wire import ErrorBody
 
 _ALLOWED: dict[str, tuple[type, ...]] = {
     "init_agent": (Init,),

@@ -14,9 +14,11 @@ import msgspec
 from msgspec import structs
 
 from agentmesh.budget import limits_from
+from agentmesh.control_values import MAX_SHOWN, Adjustment
 from agentmesh.errors import BadRequest
 from agentmesh.records import Ledger, Overrides, SetInfo
-from agentmesh.wire import MAX_SHOWN, Adjustment, Spec, check_depth, encode
+from agentmesh.registry_values import Spec
+from agentmesh.wire import check_depth, encode
 
 KEPT = 32
 """Changes that a journal remembers: for `mesh history`, and to know a request that is repeated."""

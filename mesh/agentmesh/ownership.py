@@ -10,7 +10,8 @@ from msgspec import Raw, structs
 from agentmesh.formats import FIRST
 from agentmesh.ledger import NO_CHANGE
 from agentmesh.records import NOTHING, Change, Ledger, Record
-from agentmesh.wire import Spec, encode
+from agentmesh.registry_values import Spec
+from agentmesh.wire import encode
 
 
 class Claim(msgspec.Struct, frozen=True, kw_only=True):

@@ -28,7 +28,7 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from agentmesh.formats import FIRST, required, users_labels
-from agentmesh.wire import NodeLease, Spec
+from agentmesh.registry_values import NodeLease, Spec
 
 
 class Placed(msgspec.Struct, frozen=True, gc=False):

@@ -21,7 +21,8 @@ from msgspec import UNSET, Raw, UnsetType, structs
 from agentmesh.budget import Limits
 from agentmesh.errors import UnreadableRecord
 from agentmesh.formats import FIRST, RECORD_VERSION, needed_by
-from agentmesh.wire import Attachment, ErrorBody, Outcome, PromptBody, Restart
+from agentmesh.registry_values import Restart
+from agentmesh.wire import Attachment, ErrorBody, Outcome, PromptBody
 
 NOTHING = Raw(b"")
 """No value (a `Raw` cannot stand in a union with null)."""

@@ -1,4 +1,6 @@
-"""Headers and payloads: everything that crosses a process outside the journal (protocol version 1).
+"""Headers, prompts, events, outcomes: what crosses a process outside the journal (protocol version 1).
+
+The registry's values are in `registry_values.py`, control requests in `control_values.py`.
 
 Evolution: fields are only added, with defaults; readers ignore fields they do not know; `v` is the protocol's version.
 """
@@ -11,15 +13,15 @@ import functools
 import math
 import re
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from agentmesh.budget import Limits, limits_from
 from agentmesh.errors import BadRequest, MeshError, error_for
-from agentmesh.formats import FIRST
 from agentmesh.headers import is_json, message_id, trace_in
 from agentmesh.names import reply_subject
+from agentmesh.renamed import attributes
 from agentmesh.subjects import Lane
 
 # --- headers ------------------------------------------------------------------------------------------------------
@@ -460,254 +462,29 @@ def decode_outcome(body: bytes) -> Outcome:
     return _outcome_decoder.decode(body)
 
 
-# --- the registry -------------------------------------------------------------------------------------------------
-type AgentStatus = Literal["wanted", "running", "failed", "stopping", "stopped"]
-type RestartPolicy = Literal["permanent", "transient", "temporary"]
-
-
-class Restart(msgspec.Struct, frozen=True, kw_only=True):
-    """How often an agent whose own code crashes is restarted (as OTP's supervisors do)."""
-
-    policy: RestartPolicy = "permanent"
-    max: int = 5
-    within_s: float = 60.0
-
-
-class By(msgspec.Struct, frozen=True, kw_only=True):
-    """The agent that last changed a spec by an effect, and the effect's origin."""
-
-    sender: str
-    origin: str
-
-
-class Spec(msgspec.Struct, frozen=True, kw_only=True):
-    """Registry `agents.<agent>`: what should run."""
-
-    kind: str
-    incarnation: str
-    status: AgentStatus = "wanted"
-    backend: str | None = None
-    options: dict[str, Any] = {}
-    labels: dict[str, str] = {}
-    restart: Restart = Restart()
-    watchdog_s: float | None = None
-    budget: dict[str, Any] | None = None
-    parent: str | None = None
-    """With `link=True`: the agent whose end also ends this one."""
-    parent_life: str | None = None
-    """The parent's incarnation: another agent of its name is not its parent."""
-    by: By | None = None
-    reason: ErrorBody | None = None
-    """Why it is `failed`, `stopping`, `stopped`, or still `wanted`."""
-    since: str | None = None
-    """When `status` was set (RFC 3339)."""
-    ran: bool = False
-    """An owner has shown it as running in this life, so its journal cannot be empty."""
-    backend_options: dict[str, Any] | None = None
-    """Shown once `mesh set` has changed the agent's configuration: the backend options in force."""
-    sets: int = 0
-    """How many changes of the configuration the fields above show; the journal decides what is in force."""
-
-
-def parent_sign(parent: str) -> bytes:
-    """What `encode` writes into each spec whose agent is linked to `parent`: looking for it costs less than decoding.
-
-    It may stand in other specs too (in their options), so one that has it must be decoded all the same.
-    """
-    return b'"parent":' + encode(parent)
-
-
-_SPEC_FIELDS = frozenset(Spec.__struct_fields__)
-_fields_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
-
-
-def unknown_fields(value: bytes | None) -> dict[str, msgspec.Raw]:
-    """What a stored spec has beyond what this build knows: a newer one has put it there."""
-    if value is None:
-        return {}
-    return {name: raw for name, raw in _fields_decoder.decode(value).items() if name not in _SPEC_FIELDS}
-
-
-def encode_spec(spec: Spec, over: bytes | Mapping[str, msgspec.Raw] | None = None) -> bytes:
-    """JSON of a spec, which is to replace the stored one `over` (or one with these unknown fields) of the same life: what this
-    build does not know of that stays as it is."""
-    body = _encoder.encode(spec)
-    unknown = over if isinstance(over, Mapping) else unknown_fields(over)
-    return body[:-1] + b"," + _encoder.encode(unknown)[1:] if unknown else body
-
-
-class NodeLease(msgspec.Struct, frozen=True, kw_only=True):
-    """Registry `nodes.<id>`: a node that is alive. The key has a TTL."""
-
-    boot: str
-    kinds: tuple[str, ...] = ()
-    labels: dict[str, str] = {}
-    capacity: int = 0
-    """Most agents it takes; 0 is no bound."""
-    agents: int = 0
-    version: str = ""
-    started: str = ""
-    draining: bool = False
-    cordoned: bool = False
-    reads: int = FIRST
-    """The newest version of records that the process reads; absent in the first build."""
-
-
-class Placement(msgspec.Struct, frozen=True, kw_only=True):
-    """Registry `placements.<node>.<agent>`: the node runs the agent. The key's revision is the generation."""
-
-    incarnation: str
-    since: str = ""
-
-
-class SupervisorLease(msgspec.Struct, frozen=True, kw_only=True):
-    """Registry `supervisor`: the leader. The key has a TTL."""
-
-    id: str
-    since: str = ""
-    reads: int = FIRST
-    """As in `NodeLease`."""
-
-
-# --- control ------------------------------------------------------------------------------------------------------
-class Probe(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Looks for a circle of waits (agentmesh.turn.wait_cycles)."""
-
-    id: str
-    """Random: only the agent that sent it recognises it when it comes back."""
-    root: str
-    """The agent that sent it; `since` and `origin` tell for which of its waits."""
-    since: float
-    origin: str
-    sender: str
-    """The agent that handed it on: it waits for the outcome of `request`, an origin."""
-    request: str
-
-
-class Adjustment(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """What a `set` request changes of an agent's configuration; None leaves a part as it is."""
-
-    backend_options: dict[str, Any] = {}
-    """Merged into those in force, key by key; null removes a key."""
-    budget: dict[str, Any] | None = None
-    """The whole budget of each turn; empty: no bounds."""
-    watchdog_s: float | None = None
-    restart: Restart | None = None
-
-
-class Configuration(msgspec.Struct, frozen=True, kw_only=True):
-    """What is in force for an agent. `tag` names these very values: a `set` that expects it fails if they have changed."""
-
-    backend_options: dict[str, Any] | None
-    """None: too large to be shown (`MAX_SHOWN`)."""
-    budget: dict[str, Any]
-    watchdog_s: float
-    restart: Restart
-    labels: dict[str, str]
-    """The spec's, without those of the mesh's own."""
-    sets: int
-    """How often it was changed in this life."""
-    tag: str
-
-
-MAX_SHOWN = 64 << 10
-"""Most bytes of backend options, as JSON, that a status shows."""
-
-
-class ControlRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A request to `mesh.live.control.<agent>` or `mesh.node.<id>`."""
-
-    op: str
-    ref: str | int | None = None
-    """A ref is a sequence, so it may be a number as well as a text; `ref_of` gives the text."""
-    content: bool = False
-    id: str | None = None
-    event: Any = None
-    at: str | None = None
-    after_s: float | None = None
-    every_s: float | None = None
-    on: bool = True
-    agents: tuple[str, ...] = ()
-    probe: Probe | None = None
-    set: Adjustment | None = None
-    expect: str | None = None
-    """`set`: the tag that the configuration must have (`Configuration.tag`)."""
-
-
-def ref_of(request: ControlRequest) -> str | None:
-    """The ref that a request names, as text."""
-    return None if request.ref is None else str(request.ref)
-
-
-class Status(msgspec.Struct, frozen=True, kw_only=True):
-    """Reply to `status`. `agent_state` only where content is asked for."""
-
-    v: int = VERSION
-    name: str
-    kind: str
-    backend: str
-    state: Literal["idle", "processing"]
-    halted: bool
-    queued: int
-    current_request: str | None
-    node: str
-    incarnation: str
-    generation: int
-    turn: int
-    usage: dict[str, Any]
-    failed: ErrorBody | None = None
-    waiting: ErrorBody | None = None
-    """Why it cannot be run where it is placed, and waits."""
-    configuration: Configuration | None = None
-    """What is in force; an owner of an older build does not tell."""
-    since: str | None = None
-    """When the running turn began (RFC 3339)."""
-    sender: str | None = None
-    """The agent that the running turn is for; None for the outside, and for the agent itself."""
-    tool: str | None = None
-    """The tool that the running turn waits for."""
-    agent_state: Any = msgspec.UNSET
-
-
-class Activity(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What an agent that is loaded is doing: a part of a node's reply to `agents`. Those that sleep have no such part."""
-
-    name: str
-    state: Literal["idle", "processing"]
-    halted: bool = False
-    queued: int = 0
-    since: str | None = None
-    """This, `sender` and `tool` as in `Status`."""
-    sender: str | None = None
-    tool: str | None = None
-    usd: float = 0.0
-    """What the agent has cost in this life, the running turn and the agents that it asked included."""
-
-
-class Activities(msgspec.Struct, frozen=True, kw_only=True):
-    """Reply of a node to `agents`."""
-
-    v: int = VERSION
-    agents: tuple[Activity, ...] = ()
-    more: int = 0
-    """Further agents that are loaded, for which there was no room; those in a turn, and those with a queue, come first."""
-
-
-class NodeStats(msgspec.Struct, frozen=True, kw_only=True):
-    """Reply of a node to `ping`."""
-
-    v: int = VERSION
-    node: str
-    boot: str
-    agents: int
-    running: int
-    lag_ms: float
-    draining: bool
-    awake: int = 0
-    """Agents that are loaded; of each other agent there is only a subscription."""
-    busy: tuple[str, ...] = ()
-    """Some of the agents that are in a turn, if the ping asks for content: should the node die, they are placed first."""
-    time: str | None = None
-    """The process's own clock, if the request is `stats`."""
-    server_time: str | None = None
-    """The servers' time as the process estimates it, at the same moment."""
+# Names that have stood here.
+_MOVED = {
+    "Activities": "agentmesh.control_values",
+    "Activity": "agentmesh.control_values",
+    "Adjustment": "agentmesh.control_values",
+    "AgentStatus": "agentmesh.registry_values",
+    "By": "agentmesh.registry_values",
+    "Configuration": "agentmesh.control_values",
+    "ControlRequest": "agentmesh.control_values",
+    "MAX_SHOWN": "agentmesh.control_values",
+    "NodeLease": "agentmesh.registry_values",
+    "NodeStats": "agentmesh.control_values",
+    "Placement": "agentmesh.registry_values",
+    "Probe": "agentmesh.control_values",
+    "Restart": "agentmesh.registry_values",
+    "RestartPolicy": "agentmesh.registry_values",
+    "Spec": "agentmesh.registry_values",
+    "Status": "agentmesh.control_values",
+    "SupervisorLease": "agentmesh.registry_values",
+    "encode_spec": "agentmesh.registry_values",
+    "parent_sign": "agentmesh.registry_values",
+    "ref_of": "agentmesh.control_values",
+    "unknown_fields": "agentmesh.registry_values",
+}
+if not TYPE_CHECKING:  # a type checker knows the present ones
+    __getattr__ = attributes(__name__, _MOVED)

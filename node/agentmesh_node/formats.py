@@ -15,8 +15,8 @@ import msgspec
 from agentmesh.edge.registry import Entry, Registry, View, decode_node
 from agentmesh.errors import BadRequest
 from agentmesh.formats import RECORD_VERSION
+from agentmesh.registry_values import SupervisorLease
 from agentmesh.subjects import SUPERVISOR_KEY
-from agentmesh.wire import SupervisorLease
 
 log = logging.getLogger("agentmesh.node")
 

@@ -27,8 +27,8 @@ import msgspec
 import agentmesh_client
 from agentmesh.edge.streams import ensure
 from agentmesh.edge.transport import Message
+from agentmesh.registry_values import SupervisorLease
 from agentmesh.subjects import Subjects
-from agentmesh.wire import SupervisorLease
 from agentmesh_client import Mesh
 from support import Cluster, Server, connected
 

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import msgspec
 
-from agentmesh.wire import ControlRequest, NodeStats, encode
+from agentmesh.control_values import ControlRequest, NodeStats
+from agentmesh.wire import encode
 from agentmesh_client import Mesh
 from bench.failover import PATIENCE_S, Process, each, stage
 

@@ -18,8 +18,8 @@ from agentmesh.edge.api import call_api
 from agentmesh.edge.connection import connect
 from agentmesh.edge.registry import Registry
 from agentmesh.errors import MeshError
+from agentmesh.registry_values import SupervisorLease
 from agentmesh.subjects import SUPERVISOR_KEY, Subjects
-from agentmesh.wire import SupervisorLease
 from agentmesh_client.client import Mesh
 from chaos.cast import Kept, Servers, Wires
 from chaos.records import Recorder

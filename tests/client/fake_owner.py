@@ -16,8 +16,9 @@ from agentmesh.edge.publish import store
 from agentmesh.edge.registry import Entry, Registry, View, decode_spec
 from agentmesh.edge.transport import Message, Subscription, Transport
 from agentmesh.errors import MeshError
+from agentmesh.registry_values import Placement, Spec
 from agentmesh.subjects import LANES, Subjects, placement_key, spec_key
-from agentmesh.wire import ErrorBody, Mail, Outcome, Placement, Spec
+from agentmesh.wire import ErrorBody, Mail, Outcome
 from agentmesh_client import Mesh, connect
 from support import Server, connected
 

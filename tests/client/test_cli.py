@@ -20,8 +20,8 @@ from typing import Any
 import pytest
 
 from agentmesh import errors, wire
+from agentmesh.registry_values import NodeLease
 from agentmesh.subjects import Subjects, node_key, spec_key
-from agentmesh.wire import NodeLease
 from agentmesh_client.cli import exits, main, output
 from agentmesh_client.cli.common import GlobalOptions
 from client.fake_owner import World, place, world

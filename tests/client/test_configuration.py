@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from agentmesh.control_values import Configuration
 from agentmesh.errors import AskTimeout, BadRequest, Conflict, NotFound, Unavailable
+from agentmesh.registry_values import By, Restart
 from agentmesh.subjects import Subjects
-from agentmesh.wire import By, Configuration, Restart
 from agentmesh_client.configuration import adjustment, checked_labels
 from client.fake_owner import world
 from support import Server, run

@@ -20,8 +20,8 @@ from agentmesh.edge.publish import store
 from agentmesh.edge.registry import Registry
 from agentmesh.edge.results import OlderMail
 from agentmesh.edge.streams import ensure
+from agentmesh.registry_values import AgentStatus, NodeLease, Spec, SupervisorLease
 from agentmesh.subjects import SUPERVISOR_KEY, Subjects, node_key, spec_key
-from agentmesh.wire import AgentStatus, NodeLease, Spec, SupervisorLease
 from agentmesh_client.cli import exits
 from agentmesh_client.doctor import diagnosis
 from agentmesh_client.doctor.diagnosis import judge

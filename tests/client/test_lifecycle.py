@@ -23,8 +23,9 @@ from agentmesh.errors import (
     Stopped,
     Unavailable,
 )
+from agentmesh.registry_values import By, NodeLease, Restart, Spec
 from agentmesh.subjects import Subjects, node_key, placement_key
-from agentmesh.wire import MAX_DEPTH, By, ErrorBody, NodeLease, Restart, Spec
+from agentmesh.wire import MAX_DEPTH, ErrorBody
 from agentmesh_client import connect
 from agentmesh_client.lifecycle import new_spec
 from client.fake_owner import place, world

@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 from msgspec.inspect import StructType, Type, multi_type_info
 
-from agentmesh import wire
+from agentmesh import control_values, registry_values, wire
 from agentmesh.edge import journal
 from agentmesh.records import Record, RecordKind
 
@@ -18,13 +18,13 @@ ROOTS = (
     Record,
     wire.Outcome,
     wire.PromptBody,
-    wire.Spec,
-    wire.NodeLease,
-    wire.SupervisorLease,
-    wire.Placement,
-    wire.ControlRequest,
-    wire.Status,
-    wire.NodeStats,
+    registry_values.Spec,
+    registry_values.NodeLease,
+    registry_values.SupervisorLease,
+    registry_values.Placement,
+    control_values.ControlRequest,
+    control_values.Status,
+    control_values.NodeStats,
 )
 """What is stored or sent as JSON."""
 
@@ -35,7 +35,7 @@ def forms() -> dict[str, list[str]]:
     for info in multi_type_info(ROOTS):
         visit(info, found)
     found["kind"] = list(get_args(RecordKind.__value__))
-    found["status"] = list(get_args(wire.AgentStatus.__value__))
+    found["status"] = list(get_args(registry_values.AgentStatus.__value__))
     found["header"] = sorted({name for module in (wire, journal) for name in vars(module).values() if _is_header(name)})
     return found
 

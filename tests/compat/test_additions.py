@@ -13,7 +13,7 @@ from msgspec.inspect import type_info
 from agentmesh.edge.registry import Entry, decode_spec
 from agentmesh.formats import ADDED
 from agentmesh.records import Caller, Change, Deferred, Ledger, Record
-from agentmesh.wire import encode_spec
+from agentmesh.registry_values import encode_spec
 from compat.forms import forms, visit
 from compat.two_builds.test_two_builds import dropped
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from agentmesh.errors import AskTimeout, BackendError, InitFailed, Interrupted, NotFound, TurnTimeout
+from agentmesh.registry_values import Restart
 from agentmesh.subjects import Subjects
-from agentmesh.wire import Restart
 from live import obedient
 from live.mesh import PATIENCE_S, LocalMesh, kinds, local_mesh
 from live.test_between_agents import start, state_of

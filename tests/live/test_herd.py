@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from agentmesh import Agent, Idle, Init
+from agentmesh.control_values import ControlRequest
 from agentmesh.edge.read import read_all
 from agentmesh.errors import MailboxFull
 from agentmesh.subjects import Subjects
-from agentmesh.wire import ControlRequest, encode
+from agentmesh.wire import encode
 from agentmesh_node.owner.owner import Owner
 from live.mesh import PATIENCE_S, LocalMesh, local_mesh
 from support import Server, eventually, run

@@ -19,8 +19,9 @@ from agentmesh.edge.publish import Stored, store, store_soon
 from agentmesh.edge.registry import Registry
 from agentmesh.edge.streams import absent, audience, ensure
 from agentmesh.errors import WrongDomain
+from agentmesh.registry_values import Spec
 from agentmesh.subjects import Subjects, spec_key
-from agentmesh.wire import Spec, encode
+from agentmesh.wire import encode
 from agentmesh_client.cli import exits
 from agentmesh_node.__main__ import main as command
 from agentmesh_node.host.node import Node

@@ -12,8 +12,8 @@ import pytest
 
 from agentmesh.edge.read import read_all
 from agentmesh.errors import AgentFailed, MeshError
+from agentmesh.registry_values import Restart
 from agentmesh.subjects import Subjects
-from agentmesh.wire import Restart
 from live import deadly
 from live.mesh import PATIENCE_S, ProcessMesh, process_mesh
 from support import Server, eventually, run

@@ -8,9 +8,10 @@ import pytest
 
 from agentmesh.budget import Limits
 from agentmesh.configuration import adjusted, checked, knows, merged, noted, shown_in
+from agentmesh.control_values import MAX_SHOWN, Adjustment
 from agentmesh.errors import BadRequest
 from agentmesh.records import Ledger, Overrides
-from agentmesh.wire import MAX_SHOWN, Adjustment, Restart, Spec
+from agentmesh.registry_values import Restart, Spec
 
 DEEP = json.loads("[" * 200 + "]" * 200)
 LEDGER = Ledger(incarnation="i", backend_options={"a": 1, "b": {"c": 2}})

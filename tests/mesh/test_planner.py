@@ -12,7 +12,7 @@ from msgspec import structs
 
 from agentmesh import formats
 from agentmesh.planner import Placed, Plan, Unplaced, World, explain, plan, surplus
-from agentmesh.wire import AgentStatus, NodeLease, Spec
+from agentmesh.registry_values import AgentStatus, NodeLease, Spec
 
 Placements = dict[tuple[str, str], Placed]
 

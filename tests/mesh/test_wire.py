@@ -9,7 +9,7 @@ import pytest
 
 from agentmesh.errors import BadRequest
 from agentmesh.subjects import LANES
-from agentmesh.wire import MAX_DEPTH, MAX_TIME, Spec, decode_event, decode_mail, decode_prompt, encode, parent_sign, parse_time
+from agentmesh.wire import MAX_DEPTH, MAX_TIME, decode_event, decode_mail, decode_prompt, parse_time
 
 
 def nested(levels: int) -> Any:
@@ -87,17 +87,6 @@ def test_deep_json_that_claims_to_be_no_prompt_is_text() -> None:
 def test_baggage_travels_without_a_trace() -> None:
     mail = decode_mail(LANES["inbox"], 1, b"p", {"baggage": "user=7"}, root="mesh")
     assert mail.trace == {"baggage": "user=7"}
-
-
-@pytest.mark.parametrize(
-    "more", [{}, {"status": "running", "options": {"a": [1]}, "parent_life": "p1", "since": "2026-01-02T03:04:05Z"}]
-)
-def test_the_sign_of_a_parent_stands_in_what_the_encoder_writes(more: dict[str, Any]) -> None:
-    spec = Spec(kind="Coder", incarnation="1", parent="team-a.boss", **more)
-    assert parent_sign("team-a.boss") == b'"parent":"team-a.boss"'
-    assert parent_sign("team-a.boss") in encode(spec)
-    assert parent_sign("team-a") not in encode(spec)
-    assert parent_sign("team-a.boss") not in encode(Spec(kind="Coder", incarnation="1", parent_life="team-a.boss"))
 
 
 # --- declared as JSON ---------------------------------------------------------------------------------------------

@@ -23,8 +23,9 @@ from agentmesh.edge.publish import store
 from agentmesh.edge.registry import Registry, View, decode_spec
 from agentmesh.edge.transport import Transport
 from agentmesh.records import Ledger, Record, RecordKind, encode_record
+from agentmesh.registry_values import Spec
 from agentmesh.subjects import StreamRole, spec_key
-from agentmesh.wire import Spec, encode
+from agentmesh.wire import encode
 from agentmesh_node.services import Services
 from agentmesh_node.settings import NodeSettings
 from sim.loop import SimLoop, run_sim

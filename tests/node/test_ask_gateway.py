@@ -10,8 +10,9 @@ from agentmesh.edge.read import get_last, read_all
 from agentmesh.edge.registry import Registry
 from agentmesh.edge.streams import ensure
 from agentmesh.edge.transport import Disconnected, Handler, Subscription
+from agentmesh.registry_values import Spec
 from agentmesh.subjects import Subjects, spec_key
-from agentmesh.wire import MSG_ID, Outcome, Spec, encode, encode_outcome
+from agentmesh.wire import MSG_ID, Outcome, encode, encode_outcome
 from agentmesh_node.ask_gateway import AskGateway
 from support import Fault, Faulty, Server, connected, eventually, replaced, reply_lost, run
 

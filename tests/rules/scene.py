@@ -13,8 +13,9 @@ import msgspec
 
 from agentmesh.edge.registry import decode_spec
 from agentmesh.records import Ledger, Record, decode_record
+from agentmesh.registry_values import Spec
 from agentmesh.subjects import LANES, spec_key
-from agentmesh.wire import Outcome, Spec, decode_outcome
+from agentmesh.wire import Outcome, decode_outcome
 from agentmesh_client.client import Mesh
 from agentmesh_node.owner.effect_handlers import EffectHandlers
 from agentmesh_node.owner.owner import Owner

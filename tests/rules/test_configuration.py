@@ -7,10 +7,12 @@ import asyncio
 
 import pytest
 
+from agentmesh.control_values import Configuration
 from agentmesh.edge.registry import Registry
 from agentmesh.errors import BackendError, BadRequest, Conflict, NotFound, Unavailable
+from agentmesh.registry_values import NodeLease, Restart
 from agentmesh.subjects import node_key, spec_key
-from agentmesh.wire import Configuration, NodeLease, Restart, encode
+from agentmesh.wire import encode
 from rules.scene import KINDS, Scene, do, play
 from sim.run import registry_of
 

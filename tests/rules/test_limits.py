@@ -10,8 +10,8 @@ from agentmesh import wire
 from agentmesh.edge.publish import store
 from agentmesh.edge.read import read_all
 from agentmesh.edge.streams import ensure
+from agentmesh.registry_values import NodeLease
 from agentmesh.subjects import Subjects
-from agentmesh.wire import NodeLease
 from agentmesh_node.host.heartbeat import Heartbeat
 from live.mesh import PATIENCE_S, LocalMesh, local_mesh
 from supervised import RecordingLivenessThread

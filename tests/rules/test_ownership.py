@@ -7,7 +7,8 @@ from msgspec import structs
 
 from agentmesh.ownership import Claim, Verdict, judge
 from agentmesh.records import Ledger, LifePhase, Open, Resolve
-from agentmesh.wire import AgentStatus, Outcome, Spec
+from agentmesh.registry_values import AgentStatus, Spec
+from agentmesh.wire import Outcome
 
 SPEC = Spec(kind="K", incarnation="life", status="running")
 CLAIM = Claim(node="n2", boot="new", epoch=1, generation=10, incarnation="life")

@@ -10,11 +10,13 @@ import pytest
 
 from agentmesh import errors, wire
 from agentmesh.budget import Limits
+from agentmesh.control_values import ControlRequest, NodeStats, Status
 from agentmesh.edge import endings
 from agentmesh.edge.stream_configs import stream_configs
 from agentmesh.headers import TRACE_HEADERS
+from agentmesh.registry_values import NodeLease, Placement, Spec, SupervisorLease
 from agentmesh.subjects import LANES, Subjects
-from agentmesh.wire import ControlRequest, NodeLease, NodeStats, Outcome, Placement, PromptBody, Spec, Status, SupervisorLease
+from agentmesh.wire import Outcome, PromptBody
 from agentmesh_node.host import heartbeat
 from agentmesh_node.owner import control_requests
 from agentmesh_node.telemetry.events import FIELDS

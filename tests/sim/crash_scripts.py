@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from agentmesh.errors import MeshError
-from agentmesh.wire import Restart
+from agentmesh.registry_values import Restart
 from agentmesh_client.client import Mesh
 from sim.crashes import Notes, Script
 from sim.server import EPOCH

@@ -26,8 +26,8 @@ from agentmesh.edge.blobs import BLOB
 from agentmesh.edge.journal_reader import RECORD
 from agentmesh.edge.publish import ROLLUP
 from agentmesh.edge.registry import readable_spec
+from agentmesh.registry_values import Spec
 from agentmesh.subjects import EPOCH_KEY, SUPERVISOR_KEY, node_key, placement_key, spec_key
-from agentmesh.wire import Spec
 from judge.evidence import Evidence
 from judge.verdict import judge, lives_of
 from sim.agents import Cell

@@ -13,10 +13,11 @@ from agentmesh.edge.publish import store
 from agentmesh.edge.registry import Registry, decode_spec
 from agentmesh.errors import MeshError
 from agentmesh.records import Ledger, decode_record
+from agentmesh.registry_values import Restart, Spec
 from agentmesh.subjects import spec_key
 from agentmesh.turn import advance, new_core
 from agentmesh.turn.values import Config, Stop
-from agentmesh.wire import ErrorBody, Restart, Spec
+from agentmesh.wire import ErrorBody
 from agentmesh_client.client import Mesh
 from sim.agents import Cell
 from sim.faults import Chances, ServerFaults

@@ -10,7 +10,7 @@ from agentmesh_client.cli import exits
 from agentmesh_client.cli.common import DEFAULTS, AgentName, Flag, Globals, Pairs, json_object, json_or_text, session
 
 if TYPE_CHECKING:
-    from agentmesh.wire import Status
+    from agentmesh.control_values import Status
     from agentmesh_client import AgentEntry, ChangeEntry, Mesh, NodeEntry, TurnEntry
     from agentmesh_client.cli.output import Printer
 

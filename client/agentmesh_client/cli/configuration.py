@@ -8,7 +8,7 @@ from agentmesh_client.cli import exits
 from agentmesh_client.cli.common import DEFAULTS, AgentName, Globals, Pairs, json_object, json_or_text, session
 
 if TYPE_CHECKING:
-    from agentmesh.wire import Configuration
+    from agentmesh.control_values import Configuration
     from agentmesh_client import AgentUpdate, ChangeEntry
 
 

@@ -18,8 +18,8 @@ from agentmesh.edge.stream_configs import addition, differences, options, purpos
 from agentmesh.edge.streams import audience
 from agentmesh.edge.transport import UNANSWERED
 from agentmesh.errors import MeshError, NotPermitted, Unavailable
+from agentmesh.registry_values import SupervisorLease
 from agentmesh.subjects import SUPERVISOR_KEY, Subjects
-from agentmesh.wire import SupervisorLease
 from agentmesh_client.directory import Directory
 from agentmesh_client.doctor import members as processes
 from agentmesh_client.doctor import servers as machines

@@ -8,12 +8,13 @@ from typing import Literal
 
 import msgspec
 
+from agentmesh.control_values import ControlRequest, NodeStats
 from agentmesh.edge.clock import SYSTEM
 from agentmesh.edge.connection import NatsTransport
 from agentmesh.edge.transport import UNANSWERED, Message
 from agentmesh.errors import NotPermitted
 from agentmesh.subjects import Subjects
-from agentmesh.wire import ControlRequest, NodeStats, encode
+from agentmesh.wire import encode
 from agentmesh_client.doctor.servers import ahead
 
 LOOK_S = 2.0

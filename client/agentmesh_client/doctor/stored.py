@@ -16,8 +16,8 @@ from agentmesh.edge.registry import Entry, Registry, decode_epoch, decode_node, 
 from agentmesh.edge.results import OlderMail, older_mail
 from agentmesh.edge.transport import Transport
 from agentmesh.errors import BadRequest, MeshError, StoreLost, UnreadableRecord
+from agentmesh.registry_values import Spec, SupervisorLease
 from agentmesh.subjects import Subjects
-from agentmesh.wire import Spec, SupervisorLease
 from agentmesh_client.unclaimed import counts
 
 GROUP = 1000

@@ -12,8 +12,8 @@ from agentmesh.edge.read import get_next
 from agentmesh.edge.transport import Headers, Transport
 from agentmesh.headers import CONTENT_TYPE, content_type_in, is_name, legible, trace_in
 from agentmesh.records import Bury, Resolve, SendMail
+from agentmesh.registry_values import Spec
 from agentmesh.subjects import Subjects
-from agentmesh.wire import Spec
 
 REASON = "Mesh-Reason"
 """Header of a dead letter: the code of the error for which it is one."""

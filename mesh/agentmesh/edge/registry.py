@@ -22,8 +22,9 @@ from agentmesh.edge.read import StoredMessage, get_last, read_all
 from agentmesh.edge.tasks import Background
 from agentmesh.edge.transport import Message, Subscription, Transport
 from agentmesh.errors import BadRequest, MeshError, Unavailable
+from agentmesh.registry_values import NodeLease, Placement, Spec
 from agentmesh.subjects import Subjects
-from agentmesh.wire import NodeLease, Placement, Spec, check_depth_of
+from agentmesh.wire import check_depth_of
 
 log = logging.getLogger("agentmesh.edge")
 

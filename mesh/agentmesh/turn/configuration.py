@@ -13,6 +13,7 @@ import msgspec
 from msgspec import structs
 
 from agentmesh.configuration import adjusted, knows, noted
+from agentmesh.control_values import MAX_SHOWN, Configuration
 from agentmesh.errors import Conflict, Unavailable
 from agentmesh.formats import SECOND, users_labels
 from agentmesh.records import NOTHING, Ledger
@@ -32,7 +33,7 @@ from agentmesh.turn.values import (
     RunCallback,
     SetStatus,
 )
-from agentmesh.wire import MAX_SHOWN, Configuration, ErrorBody, encode
+from agentmesh.wire import ErrorBody, encode
 
 
 def in_force(config: Config, ledger: Ledger) -> Config:

@@ -11,10 +11,12 @@ from msgspec import Raw
 from agentmesh.backend import Response
 from agentmesh.budget import EMPTY_PURSE, NO_LIMITS, Limits, Purse
 from agentmesh.callback_context import Ask, Request
+from agentmesh.control_values import Adjustment
 from agentmesh.formats import RECORD_VERSION
 from agentmesh.records import NOTHING, Caller, Change, Effect, Ledger, Open, Queued, RecordKind, Seen, SetTimer, TurnInfo
+from agentmesh.registry_values import AgentStatus, Restart
 from agentmesh.turn.step_values import AskAgent, Circled, StepTaken, TakeStep, WaitOver
-from agentmesh.wire import Adjustment, AgentStatus, Attachment, ErrorBody, Mail, Outcome, Restart
+from agentmesh.wire import Attachment, ErrorBody, Mail, Outcome
 
 
 class Phase(StrEnum):

@@ -14,9 +14,9 @@ from __future__ import annotations
 
 from msgspec import structs
 
+from agentmesh.control_values import Probe
 from agentmesh.records import Caller, Wait
 from agentmesh.turn.values import Core, Phase
-from agentmesh.wire import Probe
 
 
 def open_waits(core: Core) -> dict[str, Wait]:

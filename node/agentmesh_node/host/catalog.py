@@ -22,9 +22,10 @@ from agentmesh.edge.transport import Message
 from agentmesh.errors import BadRequest, StoreLost, UnreadableRecord
 from agentmesh.ledger import fold
 from agentmesh.ownership import Claim, restored_spec
+from agentmesh.registry_values import Spec
 from agentmesh.subjects import placement_key, spec_key
 from agentmesh.turn.values import Phase
-from agentmesh.wire import Spec, encode, format_time
+from agentmesh.wire import encode, format_time
 from agentmesh_node.host.drain import give_up
 from agentmesh_node.host.linked_agents import end_children
 from agentmesh_node.host.placed_agent import PlacedAgent

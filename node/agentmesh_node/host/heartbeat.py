@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 from agentmesh import wire
+from agentmesh.control_values import ControlRequest, NodeStats
 from agentmesh.edge.clock import SYSTEM, Ambient
 from agentmesh.edge.failures import EDGE_ERRORS, Uncertain, WrongLastSequence
 from agentmesh.edge.registry import Entry, Registry, decode_node
@@ -24,8 +25,8 @@ from agentmesh.edge.replies import usable_reply
 from agentmesh.edge.retry import UPKEEP_RETRY
 from agentmesh.edge.transport import Disconnected, Message, Transport
 from agentmesh.errors import BadRequest, MeshError, NotPermitted
+from agentmesh.registry_values import NodeLease
 from agentmesh.subjects import Subjects, node_key
-from agentmesh.wire import ControlRequest, NodeLease, NodeStats
 from agentmesh_node.liveness_thread import CHECK_S, LivenessLoop, begin
 from agentmesh_node.settings import STALL_LIMIT_S
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from agentmesh import wire
+from agentmesh import registry_values, wire
 from agentmesh.edge.failures import ApiError, Uncertain, WrongLastSequence
 from agentmesh.edge.registry import Registry, View, readable_spec
 from agentmesh.errors import MeshError
@@ -19,7 +19,7 @@ from agentmesh.wire import ErrorBody
 
 async def end_children(registry: Registry, specs: View, parent: str, life: str, now: Callable[[], float]) -> None:
     """Have the children of that life of `parent` stopped. What cannot be written now is left to the leader."""
-    sign = wire.parent_sign(parent)  # decoding a hundred thousand specs would hold up the loop
+    sign = registry_values.parent_sign(parent)  # decoding a hundred thousand specs would hold up the loop
     for key, entry in list(specs.entries.items()):
         if entry.value is None or sign not in entry.value:
             continue
@@ -31,4 +31,4 @@ async def end_children(registry: Registry, specs: View, parent: str, life: str, 
         reason = ErrorBody(code="stopped", message=f"its parent {parent} ended")
         new = msgspec.structs.replace(spec, status="stopping", reason=reason, since=wire.format_time(now()))
         with contextlib.suppress(WrongLastSequence, MeshError, Uncertain, ApiError):
-            await registry.update(key, wire.encode_spec(new, entry.value), entry.revision)
+            await registry.update(key, registry_values.encode_spec(new, entry.value), entry.revision)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
+from agentmesh.control_values import ControlRequest
 from agentmesh.edge.address import checked_urls, shown_urls
 from agentmesh.edge.clock import SYSTEM, Ambient
 from agentmesh.edge.registry import Entry, Registry, View, decode_epoch
@@ -20,7 +21,7 @@ from agentmesh.edge.streams import duplicate_window
 from agentmesh.edge.transport import Disconnected, RequestTimeout, Transport
 from agentmesh.errors import Unavailable
 from agentmesh.subjects import EPOCH_KEY, Subjects
-from agentmesh.wire import ControlRequest, encode
+from agentmesh.wire import encode
 from agentmesh_node.ask_gateway import AskGateway
 from agentmesh_node.host.audit import Audit
 from agentmesh_node.host.catalog import Catalog

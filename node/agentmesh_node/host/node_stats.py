@@ -7,8 +7,10 @@ from importlib.metadata import version
 
 import msgspec
 
+from agentmesh.control_values import Activities
 from agentmesh.formats import RECORD_VERSION, node_labels
-from agentmesh.wire import Activities, NodeLease, format_time
+from agentmesh.registry_values import NodeLease
+from agentmesh.wire import format_time
 from agentmesh_node.host.heartbeat import NodeFigures
 from agentmesh_node.host.placed_agent import PlacedAgent
 from agentmesh_node.settings import NodeSettings

@@ -14,14 +14,16 @@ from collections.abc import Callable, Iterable
 import msgspec
 
 from agentmesh import wire
+from agentmesh.control_values import ControlRequest, Status
 from agentmesh.edge.failures import EDGE_ERRORS
 from agentmesh.edge.registry import decode_spec, readable_spec
 from agentmesh.edge.replies import usable_reply
 from agentmesh.edge.retry import UPKEEP_RETRY, ExponentialBackoff
 from agentmesh.edge.transport import Disconnected, Message
 from agentmesh.errors import BadRequest, StoreLost, UnreadableRecord
+from agentmesh.registry_values import Spec
 from agentmesh.subjects import spec_key
-from agentmesh.wire import ControlRequest, ErrorBody, Spec, Status
+from agentmesh.wire import ErrorBody
 from agentmesh_node.host.placed_agent import PlacedAgent
 from agentmesh_node.services import Services
 

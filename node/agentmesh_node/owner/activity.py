@@ -6,10 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 from agentmesh.budget import spending_of
+from agentmesh.control_values import Activity
 from agentmesh.turn import state_of
 from agentmesh.turn.draft import depth
 from agentmesh.turn.values import Core
-from agentmesh.wire import Activity, format_time
+from agentmesh.wire import format_time
 
 
 def activity_of(name: str, core: Core, spent: Callable[[], dict[str, Any] | None], tool: Callable[[], str | None]) -> Activity:

@@ -15,8 +15,8 @@ from agentmesh.ledger import charged, diff, fold, journal_version, newest_answer
 from agentmesh.outcomes import AnsweredMessage
 from agentmesh.ownership import Claim, activation, judge, kept_spec, owned
 from agentmesh.records import Ledger, encode_record, version_of
+from agentmesh.registry_values import Spec
 from agentmesh.subjects import node_key
-from agentmesh.wire import Spec
 from agentmesh_node.owner.reader_label import require_readers
 from agentmesh_node.services import Services
 from agentmesh_node.store_loss import Acknowledged

@@ -9,9 +9,10 @@ from typing import Any
 
 import msgspec
 
-from agentmesh import names, wire
+from agentmesh import control_values, names, wire
 from agentmesh.callback_context import timer_of, timer_token
 from agentmesh.configuration import checked
+from agentmesh.control_values import ControlRequest, Probe, Status
 from agentmesh.edge.failures import EDGE_ERRORS
 from agentmesh.edge.replies import usable_reply
 from agentmesh.edge.results import read_outcome, standing_prompt
@@ -20,9 +21,9 @@ from agentmesh.errors import BadRequest, MeshError, TooLarge, Unavailable
 from agentmesh.ledger import is_taken
 from agentmesh.outcomes import answers, capped, outcome_limit
 from agentmesh.records import NOTHING, Echo, Resolve, SetTimer
+from agentmesh.registry_values import Spec
 from agentmesh.turn.configuration import shown
 from agentmesh.turn.values import AnswerControl, AskTimer, Cancel, Configure, Core, DropTimer, Input, Interrupt, Resume
-from agentmesh.wire import ControlRequest, Probe, Spec, Status
 from agentmesh_node.owner.activity import activity_of
 from agentmesh_node.owner.dead_letters import resend
 from agentmesh_node.owner.loop import OwnerLoop
@@ -101,15 +102,15 @@ class ControlRequests:
                 # After the mail that came before it: the status shows the agent as it is after that mail.
                 self._s.run_queue.put(self._reply_status, (reply, request.content))
             case "poll":
-                self._s.spawn(self._poll(_needed(wire.ref_of(request), "ref"), reply))
+                self._s.spawn(self._poll(_needed(control_values.ref_of(request), "ref"), reply))
             case "resend":
-                self._s.spawn(self._resend(_needed(wire.ref_of(request), "ref"), reply))
+                self._s.spawn(self._resend(_needed(control_values.ref_of(request), "ref"), reply))
             case "interrupt":
-                self._feed(Interrupt(token, wire.ref_of(request), self._spent()), token, reply)
+                self._feed(Interrupt(token, control_values.ref_of(request), self._spent()), token, reply)
             case "resume":
                 self._feed(Resume(token), token, reply)
             case "cancel":
-                self._feed(Cancel(_needed(wire.ref_of(request), "ref"), token), token, reply)
+                self._feed(Cancel(_needed(control_values.ref_of(request), "ref"), token), token, reply)
             case "set_timer":
                 self._feed(AskTimer(_timer(self._s, request), token), token, reply)
             case "cancel_timer":

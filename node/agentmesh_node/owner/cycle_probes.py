@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator
 import msgspec
 
 from agentmesh import wire
+from agentmesh.control_values import ControlRequest, Probe
 from agentmesh.edge.retry import ExponentialBackoff
 from agentmesh.turn.step_values import Circled
 from agentmesh.turn.wait_cycles import begun, handed_on, holds, open_waits
-from agentmesh.wire import ControlRequest, Probe
 from agentmesh_node.owner.loop import OwnerLoop
 from agentmesh_node.services import Services
 

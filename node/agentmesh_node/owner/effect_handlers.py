@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from agentmesh import wire
+from agentmesh import registry_values, wire
 from agentmesh.edge.endings import bury, send_outcome
 from agentmesh.edge.failures import WrongLastSequence
 from agentmesh.edge.manage import purge
@@ -35,8 +35,9 @@ from agentmesh.records import (
     StartAgent,
     StopAgent,
 )
+from agentmesh.registry_values import By, Restart, Spec
 from agentmesh.subjects import applied_key, spec_key
-from agentmesh.wire import By, ErrorBody, Outcome, Restart, Spec
+from agentmesh.wire import ErrorBody, Outcome
 from agentmesh_node.services import Services
 
 APPLIED_TTL_S = 7 * 24 * 3600
@@ -293,7 +294,9 @@ class EffectHandlers:
         same_life = new.incarnation == old.incarnation
         if not same_life:
             new = msgspec.structs.replace(new, labels=relabelled(old.labels, new.labels))
-        await self._registry.update(spec_key(name), wire.encode_spec(new, entry.value if same_life else None), entry.revision)
+        await self._registry.update(
+            spec_key(name), registry_values.encode_spec(new, entry.value if same_life else None), entry.revision
+        )
 
     # --- timers ---------------------------------------------------------------------------------------------------
     async def _set_timer(self, origin: str, effect: SetTimer) -> None:

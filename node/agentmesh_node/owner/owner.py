@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from agentmesh.configuration import shown_in
+from agentmesh.control_values import Activity, Probe
 from agentmesh.edge.read import TIME_STAMP, StoredMessage
 from agentmesh.edge.tasks import cancel_and_wait
 from agentmesh.edge.transport import Message
@@ -23,6 +24,7 @@ from agentmesh.message_ids import MessageIds
 from agentmesh.outcomes import AnsweredMessage, answered_by
 from agentmesh.ownership import Claim
 from agentmesh.records import Ledger
+from agentmesh.registry_values import Spec
 from agentmesh.subjects import LANES
 from agentmesh.turn import new_core
 from agentmesh.turn.step_values import StepTaken, WaitOver
@@ -49,7 +51,7 @@ from agentmesh.turn.values import (
     Tick,
     Wake,
 )
-from agentmesh.wire import MSG_ID, Activity, ErrorBody, Mail, Probe, Spec
+from agentmesh.wire import MSG_ID, ErrorBody, Mail
 from agentmesh_node.owner.activity import activity_of
 from agentmesh_node.owner.claim import OwnershipLost, claim_ownership
 from agentmesh_node.owner.control_requests import ControlRequests

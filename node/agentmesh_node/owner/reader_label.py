@@ -11,8 +11,8 @@ from agentmesh.edge.registry import Entry, decode_spec
 from agentmesh.edge.retry import CALL_RETRY
 from agentmesh.errors import Unavailable
 from agentmesh.formats import required, requiring
+from agentmesh.registry_values import encode_spec
 from agentmesh.subjects import spec_key
-from agentmesh.wire import encode_spec
 from agentmesh_node.services import Services
 
 PATIENCE_S = 30.0

@@ -9,13 +9,14 @@ from collections.abc import Callable
 
 import msgspec
 
-from agentmesh import wire
+from agentmesh import registry_values, wire
 from agentmesh.edge.failures import EDGE_ERRORS, WrongLastSequence
 from agentmesh.edge.registry import readable_spec
 from agentmesh.edge.retry import UPKEEP_RETRY
 from agentmesh.edge.tasks import Background
+from agentmesh.registry_values import AgentStatus, Spec
 from agentmesh.subjects import spec_key
-from agentmesh.wire import AgentStatus, ErrorBody, Spec
+from agentmesh.wire import ErrorBody
 from agentmesh_node.services import Services
 
 log = logging.getLogger("agentmesh.node")
@@ -111,7 +112,7 @@ class StatusWriter:
         spec = self._good() if seen is None else seen
         configured = self._configured(spec) if spec.incarnation == self._incarnation else spec
         if seen is not None and spec.status == status and configured is not spec:
-            await self._s.registry.update(key, wire.encode_spec(configured, entry.value), entry.revision)
+            await self._s.registry.update(key, registry_values.encode_spec(configured, entry.value), entry.revision)
             return
         if seen is not None and (spec.incarnation != self._incarnation or spec.status not in _FROM[status]):
             newer = await self._s.registry.get(key)
@@ -129,4 +130,4 @@ class StatusWriter:
         )
         ttl = KEEP_STOPPED_S if status == "stopped" else None
         over = None if seen is None else entry.value
-        await self._s.registry.update(key, wire.encode_spec(new, over), entry.revision, ttl_s=ttl)
+        await self._s.registry.update(key, registry_values.encode_spec(new, over), entry.revision, ttl_s=ttl)

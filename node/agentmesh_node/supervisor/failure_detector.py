@@ -15,10 +15,11 @@ from collections.abc import Callable, Set
 
 import msgspec
 
+from agentmesh.control_values import ControlRequest, NodeStats
 from agentmesh.edge.transport import Disconnected, NoResponders, RequestTimeout, Transport
 from agentmesh.errors import NotPermitted
 from agentmesh.subjects import Subjects
-from agentmesh.wire import ControlRequest, NodeStats, encode
+from agentmesh.wire import encode
 
 _PING = encode(ControlRequest(op="ping"))
 _PING_FOR_MORE = encode(ControlRequest(op="ping", content=True))

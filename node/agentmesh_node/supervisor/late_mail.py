@@ -12,6 +12,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Sequence
 
+from agentmesh.control_values import ControlRequest
 from agentmesh.edge.blobs import BLOB
 from agentmesh.edge.failures import EDGE_ERRORS
 from agentmesh.edge.journal_reader import JournalReader, is_marked
@@ -19,8 +20,9 @@ from agentmesh.edge.read import StoredMessage, get_last_many
 from agentmesh.edge.transport import Disconnected, NoResponders, RequestTimeout, Transport
 from agentmesh.errors import NotPermitted, UnreadableRecord
 from agentmesh.records import Record, record_in
+from agentmesh.registry_values import Spec
 from agentmesh.subjects import Subjects
-from agentmesh.wire import ControlRequest, Spec, encode
+from agentmesh.wire import encode
 
 log = logging.getLogger("agentmesh.node")
 

@@ -24,8 +24,9 @@ from agentmesh.edge.failures import EDGE_ERRORS, WrongLastSequence
 from agentmesh.edge.registry import Entry, Registry
 from agentmesh.errors import NotPermitted
 from agentmesh.formats import RECORD_VERSION
+from agentmesh.registry_values import SupervisorLease
 from agentmesh.subjects import SUPERVISOR_KEY
-from agentmesh.wire import SupervisorLease, encode, format_time
+from agentmesh.wire import encode, format_time
 from agentmesh_node.supervisor.failure_detector import FailureDetector, PingState
 
 log = logging.getLogger("agentmesh.supervisor")

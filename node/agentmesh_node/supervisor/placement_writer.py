@@ -16,8 +16,9 @@ from agentmesh.edge.failures import EDGE_ERRORS, WrongLastSequence
 from agentmesh.edge.registry import Entry, Registry
 from agentmesh.formats import requiring
 from agentmesh.planner import End, Place, Plan, Remove, Unplaced
+from agentmesh.registry_values import Placement, Spec, encode_spec
 from agentmesh.subjects import placement_key, spec_key
-from agentmesh.wire import ErrorBody, Placement, Spec, encode, encode_spec, format_time
+from agentmesh.wire import ErrorBody, encode, format_time
 from agentmesh_node.supervisor.decision_log import DecisionLog
 from agentmesh_node.supervisor.registry_index import RegistryIndex
 

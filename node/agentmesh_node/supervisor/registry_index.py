@@ -19,7 +19,7 @@ from agentmesh.errors import BadRequest
 from agentmesh.formats import RECORD_VERSION, required
 from agentmesh.names import agent_name
 from agentmesh.planner import Placed, Plan, Unplaced, World
-from agentmesh.wire import NodeLease, Spec, unknown_fields
+from agentmesh.registry_values import NodeLease, Spec, unknown_fields
 
 log = logging.getLogger("agentmesh.supervisor")
 

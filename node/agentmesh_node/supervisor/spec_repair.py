@@ -20,8 +20,9 @@ from agentmesh.edge.registry import Registry, decode_epoch
 from agentmesh.errors import BadRequest, StoreLost, UnreadableRecord
 from agentmesh.ledger import fold
 from agentmesh.ownership import restored_spec
+from agentmesh.registry_values import Spec
 from agentmesh.subjects import EPOCH_KEY, spec_key
-from agentmesh.wire import Spec, encode, format_time
+from agentmesh.wire import encode, format_time
 from agentmesh_node.supervisor.registry_index import RegistryIndex
 
 log = logging.getLogger("agentmesh.supervisor")

@@ -24,6 +24,7 @@ from typing import Any
 
 import msgspec
 
+from agentmesh.control_values import ControlRequest, NodeStats
 from agentmesh.edge.batches import in_parts
 from agentmesh.edge.clock import SYSTEM, Ambient
 from agentmesh.edge.journal import Journal
@@ -39,7 +40,7 @@ from agentmesh.formats import SECOND
 from agentmesh.names import node_id
 from agentmesh.planner import explain, plan, surplus
 from agentmesh.subjects import Subjects, spec_key
-from agentmesh.wire import ControlRequest, NodeStats, encode, encode_failure, encode_reply, format_time
+from agentmesh.wire import encode, encode_failure, encode_reply, format_time
 from agentmesh_node.ask_gateway import AskGateway
 from agentmesh_node.formats import Formats
 from agentmesh_node.liveness_thread import LivenessLoop

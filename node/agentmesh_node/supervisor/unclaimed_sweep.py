@@ -23,10 +23,11 @@ from agentmesh.edge.results import store_outcome
 from agentmesh.edge.transport import Transport
 from agentmesh.ledger import apply, fold, is_taken, journal_version, record_of, settle
 from agentmesh.records import Bury, Effect, Ledger, Open, Record, Resolve, Seen, SendMail, encode_record
+from agentmesh.registry_values import Spec
 from agentmesh.subjects import LANES, MAIL_LANES, Subjects, spec_key
 from agentmesh.turn.draft import digest
 from agentmesh.turn.late_mail import rested, unclaimed
-from agentmesh.wire import ErrorBody, Mail, Spec, decode_mail
+from agentmesh.wire import ErrorBody, Mail, decode_mail
 
 log = logging.getLogger("agentmesh.supervisor")
 

@@ -16,8 +16,8 @@ from typing import Any
 from agentmesh.agent import Agent, overridden
 from agentmesh.backend import Backend, Room
 from agentmesh.errors import BackendError
+from agentmesh.registry_values import Restart, Spec
 from agentmesh.turn.values import Config
-from agentmesh.wire import Restart, Spec
 from agentmesh_node.services import Services
 from agentmesh_node.settings import NodeSettings
 from agentmesh_node.telemetry.metrics import TurnMetrics

@@ -6,8 +6,10 @@ import datetime as dt
 
 import pytest
 
+from agentmesh.control_values import Configuration
+from agentmesh.registry_values import Restart
 from agentmesh.subjects import Subjects
-from agentmesh.wire import Configuration, Restart, encode
+from agentmesh.wire import encode
 from agentmesh_client import ChangeEntry
 from agentmesh_client.cli import exits
 from agentmesh_client.cli.configuration import change_text, configuration_lines

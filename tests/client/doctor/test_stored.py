@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from agentmesh import wire
+from agentmesh import registry_values, wire
 from agentmesh.edge.journal_reader import RECORD
 from agentmesh.edge.publish import store
 from agentmesh.edge.registry import Registry
 from agentmesh.edge.results import OlderMail, store_outcome
 from agentmesh.edge.streams import ensure
+from agentmesh.registry_values import AgentStatus, Spec
 from agentmesh.subjects import EPOCH_KEY, Subjects, node_key, placement_key, spec_key
-from agentmesh.wire import AgentStatus, ErrorBody, Outcome, Spec
+from agentmesh.wire import ErrorBody, Outcome
 from agentmesh_client.doctor import stored
 from agentmesh_client.doctor.stored import StoredFacts, StuckAgent, look
 from support import Server, connected, record, run
@@ -28,8 +29,10 @@ def test_a_mesh_in_order_shows_nothing(server: Server, subjects: Subjects) -> No
             assert await look(t, subjects) == StoredFacts()
             await Registry(t, subjects).create(spec_key("a"), spec())
             await Registry(t, subjects).create(spec_key("b"), spec("wanted"))
-            await Registry(t, subjects).create(placement_key("n1", "b"), wire.encode(wire.Placement(incarnation="life")))
-            await Registry(t, subjects).create(node_key("n1"), wire.encode(wire.NodeLease(boot="b")))
+            await Registry(t, subjects).create(
+                placement_key("n1", "b"), wire.encode(registry_values.Placement(incarnation="life"))
+            )
+            await Registry(t, subjects).create(node_key("n1"), wire.encode(registry_values.NodeLease(boot="b")))
             await store(t, subjects.journal("a"), record("r1"), headers={RECORD: "r1"})
             await store(t, subjects.journal("b"), record("r1"))  # of an early program
             assert await look(t, subjects) == StoredFacts()
@@ -46,7 +49,7 @@ def test_agents_that_no_live_node_has_are_found_with_the_reason(server: Server, 
             no_node = ErrorBody(code="unavailable", message="no live node serves the kind Coder")
             await registry.create(spec_key("a"), spec("wanted", no_node))
             await registry.create(spec_key("b"), spec("wanted"))
-            await registry.create(placement_key("dead", "b"), wire.encode(wire.Placement(incarnation="life")))
+            await registry.create(placement_key("dead", "b"), wire.encode(registry_values.Placement(incarnation="life")))
             for name, status in (("c", "running"), ("d", "stopped"), ("e", "failed")):
                 await registry.create(spec_key(name), spec(status))  # type: ignore[arg-type]
             assert (await look(t, subjects)).waiting == [

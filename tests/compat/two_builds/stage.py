@@ -15,8 +15,8 @@ import agentmesh_client
 from agentmesh.edge.registry import Registry, decode_spec
 from agentmesh.errors import Unavailable
 from agentmesh.formats import required
+from agentmesh.registry_values import SupervisorLease
 from agentmesh.subjects import SUPERVISOR_KEY, Subjects, spec_key
-from agentmesh.wire import SupervisorLease
 from agentmesh_client import Mesh
 from chaos import calm
 from chaos.cast import Kept

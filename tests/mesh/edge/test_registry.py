@@ -18,8 +18,9 @@ from agentmesh.edge.read import get_last
 from agentmesh.edge.registry import RESYNC_SHARE, Entry, Registry, View, decode_node, decode_placement, decode_spec
 from agentmesh.edge.streams import ensure
 from agentmesh.errors import BadRequest, Unavailable
+from agentmesh.registry_values import NodeLease, Placement, Spec
 from agentmesh.subjects import Subjects
-from agentmesh.wire import NodeLease, Placement, Spec, encode
+from agentmesh.wire import encode
 from support import Faulty, Server, connected, eventually, nobody, replaced, reply_lost, run
 
 

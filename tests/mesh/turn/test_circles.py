@@ -9,10 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
 
+from agentmesh.control_values import Probe
 from agentmesh.records import Caller, Deferred, Ledger, Queued, Turning, Wait
 from agentmesh.turn.values import Active, Config, Core, Phase
 from agentmesh.turn.wait_cycles import begun, handed_on, holds, open_waits
-from agentmesh.wire import Mail, Outcome, Probe
+from agentmesh.wire import Mail, Outcome
 
 type Edge = tuple[str, str]
 """Who waits, and for whom. The place in a list of edges is the wait's age."""

@@ -10,11 +10,12 @@ from msgspec import Raw, structs
 from agentmesh.agent import Halt, Init
 from agentmesh.budget import Limits
 from agentmesh.configuration import KEPT, shown_in
+from agentmesh.control_values import Adjustment
 from agentmesh.errors import BackendError
 from agentmesh.formats import FIRST
+from agentmesh.registry_values import Restart, Spec
 from agentmesh.turn.configuration import shown
 from agentmesh.turn.values import Cancel, Configure, Phase
-from agentmesh.wire import Adjustment, Restart, Spec
 from mesh.turn.harness import Plain, Rig, agent
 
 WATCHDOG = Adjustment(watchdog_s=60.0)

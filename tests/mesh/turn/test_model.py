@@ -16,10 +16,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from agentmesh.control_values import Adjustment
 from agentmesh.records import SendMail
+from agentmesh.registry_values import Restart
 from agentmesh.turn.step_values import Circled
 from agentmesh.turn.values import BackoffOver, Configure, GaveUp, Phase, Tick
-from agentmesh.wire import Adjustment, Restart
 from mesh.turn.genagent import ERROR, MAX_ATTEMPTS, PRE, RESPONSE, Model, Scripted
 from mesh.turn.harness import error, table_is_kept
 from mesh.turn.stepping import Stepping

@@ -9,9 +9,10 @@ import pytest
 from agentmesh.agent import Defer, Halt, Idle, Proceed, Prompt
 from agentmesh.backend import Response
 from agentmesh.records import CancelTimer, Resolve
+from agentmesh.registry_values import Restart
 from agentmesh.turn.lifecycle import MAX_BACKOFF_S, SWEEP_BATCH
 from agentmesh.turn.values import BackoffOver, Phase
-from agentmesh.wire import PromptBody, Restart
+from agentmesh.wire import PromptBody
 from mesh.turn.harness import Plain, Rig, agent
 
 

@@ -8,8 +8,9 @@ from typing import Any
 
 from agentmesh import Agent, Idle, Init
 from agentmesh.edge.registry import Entry, Registry
+from agentmesh.registry_values import Placement
 from agentmesh.subjects import placement_key, spec_key
-from agentmesh.wire import ErrorBody, Placement, encode
+from agentmesh.wire import ErrorBody, encode
 from agentmesh_node.host.catalog import Catalog
 from agentmesh_node.host.placed_agent import PlacedAgent
 from node.simulated import NODE, SimulatedNode, simulate

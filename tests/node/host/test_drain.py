@@ -8,8 +8,9 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from agentmesh.edge.registry import Registry
+from agentmesh.registry_values import NodeLease, Placement
 from agentmesh.subjects import node_key, placement_key
-from agentmesh.wire import ErrorBody, NodeLease, Placement, encode
+from agentmesh.wire import ErrorBody, encode
 from agentmesh_node.host.drain import CUT_OFF_S, Handover, give_up, unless_cut_off
 from agentmesh_node.host.placed_agent import PlacedAgent
 from node.simulated import NODE, SimulatedNode, simulate

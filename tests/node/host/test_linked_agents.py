@@ -5,7 +5,8 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from agentmesh.wire import AgentStatus, ErrorBody, parse_time
+from agentmesh.registry_values import AgentStatus
+from agentmesh.wire import ErrorBody, parse_time
 from agentmesh_node.host.linked_agents import end_children
 from node.simulated import SimulatedNode, simulate
 from support import never_sent

@@ -5,7 +5,8 @@ from __future__ import annotations
 from agentmesh.agent import Agent
 from agentmesh.formats import RECORD_VERSION, users_labels
 from agentmesh.ownership import Claim
-from agentmesh.wire import NodeLease, Spec, parse_time
+from agentmesh.registry_values import NodeLease, Spec
+from agentmesh.wire import parse_time
 from agentmesh_node.host.heartbeat import NodeFigures
 from agentmesh_node.host.node_stats import MOST_BUSY, count, first_lease
 from agentmesh_node.host.placed_agent import PlacedAgent

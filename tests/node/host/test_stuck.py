@@ -6,9 +6,11 @@ from typing import Any
 
 import msgspec
 
+from agentmesh.control_values import ControlRequest
 from agentmesh.edge.transport import Message
 from agentmesh.errors import UnreadableRecord
-from agentmesh.wire import AgentStatus, ControlRequest, ErrorBody, Spec, encode
+from agentmesh.registry_values import AgentStatus, Spec
+from agentmesh.wire import ErrorBody, encode
 from agentmesh_node.host.placed_agent import PlacedAgent
 from agentmesh_node.host.stuck import MOST_NAMED, StuckAgents
 from node.simulated import SimulatedNode, simulate

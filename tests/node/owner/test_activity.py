@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from agentmesh.control_values import Activity
 from agentmesh.records import Ledger
 from agentmesh.turn.values import Active, Config, Core, Phase
-from agentmesh.wire import Activity
 from agentmesh_node.owner.activity import activity_of
 
 

@@ -9,7 +9,7 @@ from agentmesh.edge.transport import Message
 from agentmesh.errors import StoreLost
 from agentmesh.ownership import Claim
 from agentmesh.records import Ledger, LifePhase, Record, decode_record, encode_record
-from agentmesh.wire import Spec
+from agentmesh.registry_values import Spec
 from agentmesh_node.owner.claim import claim_ownership
 from node.simulated import NODE, SimulatedNode, simulate
 

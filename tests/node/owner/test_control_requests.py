@@ -10,11 +10,13 @@ import msgspec
 import pytest
 from msgspec import Raw, structs
 
-from agentmesh import wire
+from agentmesh import control_values, wire
+from agentmesh.control_values import Probe
 from agentmesh.edge.publish import store
 from agentmesh.edge.results import LAST_REF
 from agentmesh.edge.transport import Message
 from agentmesh.records import Caller, Deferred, Echo, Ledger, Open, Queued, Resolve, SetTimer
+from agentmesh.registry_values import Spec
 from agentmesh.turn.values import (
     Active,
     AnswerControl,
@@ -28,7 +30,7 @@ from agentmesh.turn.values import (
     Resume,
     TurnEnded,
 )
-from agentmesh.wire import ErrorBody, Mail, Outcome, Probe, Spec, encode_outcome
+from agentmesh.wire import ErrorBody, Mail, Outcome, encode_outcome
 from agentmesh_node.owner.control_requests import MAX_PROBE, ControlRequests
 from node.owner.noting_loop import AGENT, NotingLoop
 from node.simulated import NODE, SimulatedNode, simulate
@@ -184,7 +186,7 @@ def test_a_caller_that_cannot_be_reached_costs_nothing() -> None:
 # --- probes ---------------------------------------------------------------------------------------------------------
 def test_a_probe_is_handed_on_and_gets_no_answer() -> None:
     async def story(it: Desk) -> None:
-        it.send(wire.encode(wire.ControlRequest(op="probe", probe=PROBE)), reply="")
+        it.send(wire.encode(control_values.ControlRequest(op="probe", probe=PROBE)), reply="")
         assert it.probes == [PROBE]
 
     desk(story)
@@ -197,8 +199,8 @@ def test_a_probe_is_handed_on_and_gets_no_answer() -> None:
         b"[" * 100_000,
         b'{"op":"probe"}',
         b'{"op":"resume"}',
-        wire.encode(wire.ControlRequest(op="status", probe=PROBE)),
-        wire.encode(wire.ControlRequest(op="probe", probe=structs.replace(PROBE, id="x" * MAX_PROBE))),
+        wire.encode(control_values.ControlRequest(op="status", probe=PROBE)),
+        wire.encode(control_values.ControlRequest(op="probe", probe=structs.replace(PROBE, id="x" * MAX_PROBE))),
     ],
     ids=["cut off", "deep", "empty", "resume", "status", "long"],
 )

@@ -10,11 +10,12 @@ import msgspec
 import pytest
 from msgspec import structs
 
+from agentmesh.control_values import ControlRequest, Probe
 from agentmesh.edge.transport import Message
 from agentmesh.records import Caller, Ledger, Turning, Wait
 from agentmesh.turn.step_values import Circled
 from agentmesh.turn.values import Active, Phase
-from agentmesh.wire import ControlRequest, Outcome, Probe
+from agentmesh.wire import Outcome
 from agentmesh_node.owner.cycle_probes import MEMORY, PROBE_PAUSES, CycleProber
 from node.owner.noting_loop import AGENT, NotingLoop
 from node.simulated import SimulatedNode, simulate

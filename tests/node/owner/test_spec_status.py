@@ -10,10 +10,12 @@ import msgspec
 import pytest
 
 from agentmesh.configuration import noted, shown_in
+from agentmesh.control_values import Adjustment
 from agentmesh.edge.transport import Message
 from agentmesh.records import Ledger, Overrides
+from agentmesh.registry_values import AgentStatus, Spec
 from agentmesh.subjects import spec_key
-from agentmesh.wire import Adjustment, AgentStatus, ErrorBody, Spec, encode, parse_time
+from agentmesh.wire import ErrorBody, encode, parse_time
 from agentmesh_node.owner.spec_status import KEEP_STOPPED_S, StatusWriter
 from node.simulated import SimulatedNode, simulate
 from sim.store import Stored

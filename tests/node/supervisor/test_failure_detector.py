@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
+from agentmesh.control_values import NodeStats
 from agentmesh.edge.transport import Disconnected, Headers, Message, NoResponders, RequestTimeout
 from agentmesh.subjects import Subjects
-from agentmesh.wire import NodeStats, encode
+from agentmesh.wire import encode
 from agentmesh_node.supervisor.failure_detector import FailureDetector, PingState
 
 PERIOD, GRACE = 0.1, 0.25

@@ -7,8 +7,9 @@ import asyncio
 import pytest
 
 from agentmesh.edge.registry import Entry
+from agentmesh.registry_values import Placement, SupervisorLease
 from agentmesh.subjects import SUPERVISOR_KEY, Subjects, placement_key
-from agentmesh.wire import Placement, SupervisorLease, encode
+from agentmesh.wire import encode
 from agentmesh_node.liveness_thread import LivenessThread
 from agentmesh_node.settings import SupervisorSettings
 from agentmesh_node.supervisor import lease_and_pings

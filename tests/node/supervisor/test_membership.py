@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from agentmesh.edge.registry import Entry, Registry
+from agentmesh.registry_values import NodeLease, Placement
 from agentmesh.subjects import node_key, placement_key
-from agentmesh.wire import NodeLease, Placement, encode
+from agentmesh.wire import encode
 from agentmesh_node.settings import SupervisorSettings
 from agentmesh_node.supervisor.decision_log import DecisionLog
 from agentmesh_node.supervisor.failure_detector import PingState

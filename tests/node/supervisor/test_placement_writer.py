@@ -10,8 +10,9 @@ from agentmesh.edge.connection import NatsTransport
 from agentmesh.edge.registry import Entry, Registry
 from agentmesh.edge.streams import ensure
 from agentmesh.planner import Place, Plan, Remove, Unplaced
+from agentmesh.registry_values import NodeLease, Placement, Spec
 from agentmesh.subjects import Subjects, node_key, placement_key, spec_key
-from agentmesh.wire import NodeLease, Placement, Spec, encode
+from agentmesh.wire import encode
 from agentmesh_node.supervisor.decision_log import DecisionLog
 from agentmesh_node.supervisor.placement_writer import PlacementWriter
 from agentmesh_node.supervisor.registry_index import RegistryIndex

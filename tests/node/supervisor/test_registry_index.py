@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 
 from agentmesh.edge.registry import Entry
 from agentmesh.planner import plan
+from agentmesh.registry_values import NodeLease, Placement, Spec
 from agentmesh.subjects import node_key, placement_key, spec_key
-from agentmesh.wire import NodeLease, Placement, Spec, encode
+from agentmesh.wire import encode
 from agentmesh_node.supervisor.registry_index import NodeState, RegistryIndex
 
 AGENTS = tuple(f"a{number}" for number in range(6))

@@ -14,8 +14,9 @@ from agentmesh.edge.publish import store
 from agentmesh.edge.registry import Entry
 from agentmesh.ownership import kept_spec
 from agentmesh.records import Change, Ledger, Record, encode_record
+from agentmesh.registry_values import Spec
 from agentmesh.subjects import EPOCH_KEY, spec_key
-from agentmesh.wire import Spec, encode
+from agentmesh.wire import encode
 from agentmesh_node.supervisor.registry_index import RegistryIndex
 from agentmesh_node.supervisor.spec_repair import PERIOD_S, SpecRepair
 from node.simulated import NODE, SimulatedNode, simulate

@@ -11,10 +11,12 @@ from typing import Any
 import msgspec
 import pytest
 
+from agentmesh.control_values import ControlRequest, NodeStats
 from agentmesh.edge.transport import Message
 from agentmesh.planner import Plan, World, plan
+from agentmesh.registry_values import Placement
 from agentmesh.subjects import SUPERVISOR_KEY, Subjects, node_key, placement_key, spec_key
-from agentmesh.wire import ControlRequest, ErrorBody, NodeStats, Placement, decode_outcome, encode
+from agentmesh.wire import ErrorBody, decode_outcome, encode
 from agentmesh_node.supervisor import supervisor
 from supervised import running
 from support import Server, eventually, run

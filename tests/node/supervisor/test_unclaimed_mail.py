@@ -11,8 +11,9 @@ import pytest
 from agentmesh import wire
 from agentmesh.edge.publish import store
 from agentmesh.edge.registry import Entry
+from agentmesh.registry_values import AgentStatus
 from agentmesh.subjects import LANES, spec_key
-from agentmesh.wire import AgentStatus, encode
+from agentmesh.wire import encode
 from agentmesh_node.settings import SupervisorSettings
 from agentmesh_node.supervisor import unclaimed_table
 from agentmesh_node.supervisor.decision_log import DecisionLog
