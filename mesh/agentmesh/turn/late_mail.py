@@ -83,6 +83,7 @@ def rested(ledger: Ledger) -> Ledger:
         phase="over",
         failed=ledger.failed,
         history=ledger.history,
+        sets=ledger.sets,
         positions=ledger.positions,
         taken=ledger.taken,
         origins=ledger.origins,

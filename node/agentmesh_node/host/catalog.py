@@ -214,7 +214,7 @@ class Catalog:
                 await self._give_up(placed)
                 return
             except StoreLost as error:
-                self._stuck.lost(placed, error.message)
+                self._stuck.lost(placed, error.message, error.details.get("record"))
                 return
             except UnreadableRecord as error:
                 self._stuck.unreadable(placed, error)

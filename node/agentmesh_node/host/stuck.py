@@ -118,7 +118,7 @@ class StuckAgents:
         shown = msgspec.structs.replace(
             spec, status=status, reason=error, since=wire.format_time(self._s.now()), ran=spec.ran or spec.status != "wanted"
         )
-        await self._s.registry.update(key, wire.encode(shown), entry.revision)
+        await self._s.registry.update(key, wire.encode_spec(shown, entry.value), entry.revision)
 
     # --- requests ---------------------------------------------------------------------------------------------------
     def answer(self, placed: PlacedAgent, message: Message) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from agentmesh import wire
 from agentmesh.edge.publish import store
-from agentmesh.records import Ledger, Record, decode_record, encode_record
+from agentmesh.records import Ledger, Record, SetInfo, decode_record, encode_record
 from agentmesh_node.host.late_mail_sweep import LateMailSweep
 from node.simulated import NODE, SimulatedNode, simulate
 from sim.store import Stored
@@ -12,7 +12,8 @@ from sim.store import Stored
 
 async def end(node: SimulatedNode, agent: str) -> None:
     """`agent` has ended: its journal is a tombstone, and its spec says `stopped`."""
-    ledger = Ledger(incarnation="life", epoch=1, generation=1, node=NODE, boot="b", phase="over")
+    change = SetInfo(number=1, id="s1", at=1.0, turn=2, node=NODE, values={"watchdog_s": 5.0})
+    ledger = Ledger(incarnation="life", epoch=1, generation=1, node=NODE, boot="b", phase="over", sets=(change,))
     record = Record(
         kind="tombstone", id="t", at=1.0, incarnation="life", epoch=1, generation=1, node=NODE, boot="b", snapshot=ledger
     )
@@ -41,6 +42,7 @@ def test_a_prompt_behind_the_end_gets_an_outcome_and_the_journal_a_tombstone() -
         assert last.kind == "tombstone"
         assert last.snapshot is not None
         assert last.snapshot.positions["inbox"] >= late
+        assert [change.id for change in last.snapshot.sets] == ["s1"], "`mesh history` still shows it"
 
         before = node.stored(node.subjects.journal("a"))
         await LateMailSweep(node.services).sweep(["a"])

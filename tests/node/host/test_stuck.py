@@ -9,7 +9,8 @@ import msgspec
 from agentmesh.control_values import ControlRequest
 from agentmesh.edge.transport import Message
 from agentmesh.errors import UnreadableRecord
-from agentmesh.registry_values import AgentStatus, Spec
+from agentmesh.registry_values import AgentStatus, Spec, unknown_fields
+from agentmesh.subjects import spec_key
 from agentmesh.wire import ErrorBody, encode
 from agentmesh_node.host.placed_agent import PlacedAgent
 from agentmesh_node.host.stuck import MOST_NAMED, StuckAgents
@@ -68,6 +69,18 @@ def test_a_record_that_cannot_be_read_makes_the_spec_wanted_and_is_said_once() -
         agents.runs(one)
         assert one.stuck is None
         assert len(node.logged("the agent goes on")) == 1
+
+    simulate(story)
+
+
+def test_what_a_newer_build_has_put_into_the_spec_stays() -> None:
+    async def story(node: SimulatedNode) -> None:
+        spec = Spec(kind="Doll", incarnation="life", status="running")
+        await node.write_spec("a", encode(spec)[:-1] + b',"newer":[1]}')
+        stuck_agents(node).unreadable(placed(), NEWER)
+        await shown(node, "wanted", "unreadable_record")
+        (stored,) = node.stored(node.subjects.registry_key(spec_key("a")))
+        assert unknown_fields(stored.data) == {"newer": msgspec.Raw(b"[1]")}
 
     simulate(story)
 
