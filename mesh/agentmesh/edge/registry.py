@@ -48,6 +48,8 @@ _RETRY_WAIT_S = 0.05
 _RELOAD_WAIT_S = 0.25
 _LATE_S = 1.0
 """How late the server may drop what has expired, in seconds."""
+_CONFIRMED_AT_ONCE = 256
+"""Keys that the leader is asked about at the same time: behind a gap there may be thousands that were deleted meanwhile."""
 _MOST_GONE = 16_384
 """Deleted keys that a view remembers; the oldest go first."""
 
@@ -367,12 +369,13 @@ class View:
                     del loaded[entry.key]
                 elif entry.revision <= self._floor and entry.key not in self._entries:
                     doubtful.append(entry.key)
-        for key in doubtful:
-            entry_now = await self._registry.get(key)
-            if entry_now is None:
-                loaded.pop(key, None)
-            else:
-                loaded[key] = entry_now
+        for start in range(0, len(doubtful), _CONFIRMED_AT_ONCE):
+            group = doubtful[start : start + _CONFIRMED_AT_ONCE]
+            for key, entry_now in zip(group, await asyncio.gather(*(self._registry.get(key) for key in group)), strict=True):
+                if entry_now is None:
+                    loaded.pop(key, None)
+                else:
+                    loaded[key] = entry_now
 
     async def _merge(self, loaded: dict[str, Entry], floor: int) -> None:
         """Replace the copy by what was loaded, except where the feed has a newer change, or brings one meanwhile."""
