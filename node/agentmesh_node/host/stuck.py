@@ -21,7 +21,7 @@ from agentmesh.edge.replies import usable_reply
 from agentmesh.edge.retry import UPKEEP_RETRY, ExponentialBackoff
 from agentmesh.edge.transport import Disconnected, Message
 from agentmesh.errors import BadRequest, StoreLost, UnreadableRecord
-from agentmesh.registry_values import Spec
+from agentmesh.registry_values import Spec, encode_spec
 from agentmesh.subjects import spec_key
 from agentmesh.wire import ErrorBody
 from agentmesh_node.host.placed_agent import PlacedAgent
@@ -118,7 +118,7 @@ class StuckAgents:
         shown = msgspec.structs.replace(
             spec, status=status, reason=error, since=wire.format_time(self._s.now()), ran=spec.ran or spec.status != "wanted"
         )
-        await self._s.registry.update(key, wire.encode_spec(shown, entry.value), entry.revision)
+        await self._s.registry.update(key, encode_spec(shown, entry.value), entry.revision)
 
     # --- requests ---------------------------------------------------------------------------------------------------
     def answer(self, placed: PlacedAgent, message: Message) -> None:
