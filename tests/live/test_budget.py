@@ -326,8 +326,7 @@ def test_codex_is_told_and_ended_too(server: Server, subjects: Subjects, tmp_pat
             told = [any("[budget]" in text for text in seen.texts("user")) for seen in fake.requests]
             assert not any(told[:8]), "four fifths are spent by the eighth answer"
             assert any(told[8:10])
-            # Codex asks on while the backend hears of the tenth answer.
-            assert 10 <= len(told) <= 11
+            assert len(told) >= 10, "Codex asks on while the backend hears of the tenth answer: how often, the machine says"
             fake.script = [say("fine")]
             response = await mesh.client.ask("coder", "again", timeout=PATIENCE_S, budget={"tokens": 50})
             assert (response.text, response.usage) == (
