@@ -16,6 +16,8 @@ from agentmesh.wire import DEADLINE, TIMEOUT, format_time, parse_time
 from rules.scene import PATIENCE_S, Scene, do, open_gate, play
 from sim.server import EPOCH
 
+pytestmark = pytest.mark.slow
+
 WRONG_S = (-3600.0, -90.0, 90.0, 3600.0)
 EARLY_S = 2.0
 """The most by which a deadline may pass early."""

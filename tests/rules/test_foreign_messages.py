@@ -18,6 +18,8 @@ from agentmesh.subjects import placement_key, spec_key
 from rules.scene import PATIENCE_S, Scene, play
 from sim.run import registry_of
 
+pytestmark = pytest.mark.slow
+
 BODIES = (b"", b"hello", b'{"prompt":"missing field kind"}', b"\xff", b"[" * 3000)
 
 

@@ -18,6 +18,8 @@ from agentmesh.errors import AgentFailed, AskTimeout, NotFound, StoreLost
 from agentmesh.wire import MSG_ID, Outcome, decode_outcome
 from rules.scene import PATIENCE_S, Scene, open_gate, play
 
+pytestmark = pytest.mark.slow
+
 BY = pytest.mark.parametrize("by", [1, 1000])
 OLD = "who are you?"
 NEW = "gate:new anybody?"

@@ -28,6 +28,8 @@ from sim.net import SimTransport
 from sim.run import registry_of
 from sim.world import SETTINGS
 
+pytestmark = pytest.mark.slow
+
 REASON = ErrorBody(code="not_found", message="no agent has had the name")
 
 
