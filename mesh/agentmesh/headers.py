@@ -33,7 +33,7 @@ _USUAL = frozenset(
         *("Nats-Stream", "Nats-Subject", "Nats-Sequence", "Nats-Last-Sequence", "Nats-Time-Stamp", "Nats-Num-Pending"),
     )
 )
-"""Names of most mail, which have no trace: they cost one look."""
+"""Names of most mail, as the mesh spells them: where there are no others, nothing is looked for in other spellings."""
 
 
 def trace_in(headers: Mapping[str, str]) -> dict[str, str]:
@@ -57,6 +57,8 @@ def content_type_in(headers: Mapping[str, str]) -> str | None:
     """The value of `Content-Type`, in whatever case its name is written: bridges from HTTP write it in lower case."""
     if CONTENT_TYPE in headers:
         return headers[CONTENT_TYPE]
+    if _USUAL.issuperset(headers):
+        return None
     return next((value for name, value in headers.items() if name.lower() == "content-type"), None)
 
 

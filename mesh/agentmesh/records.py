@@ -462,9 +462,10 @@ def version_of(record: Record) -> int:
     return max(record.v, _NEEDED(record))
 
 
-def encode_record(record: Record) -> bytes:
-    """JSON of a record, with its version written out."""
-    version = version_of(record)
+def encode_record(record: Record, version: int | None = None) -> bytes:
+    """JSON of a record, with its version written out. `version` is what `version_of` says, where that is known already."""
+    if version is None:
+        version = version_of(record)
     if version == FIRST:
         return _FIRST_HEAD + _encoder.encode(record)[1:]
     body = _encoder.encode(structs.replace(record, v=FIRST))

@@ -69,7 +69,7 @@ class JournalWriter:
         record = self._record(command, core)
         if self.version > self._required:
             return False
-        body = encode_record(record)
+        body = encode_record(record, self.version)
         self._began = s.monotonic()
 
         def answered(result: int | Settling) -> None:
@@ -97,7 +97,7 @@ class JournalWriter:
         if self.version > self._required:
             await require_readers(self._s, self._agent, record.incarnation, self.version)
             self._required = self.version
-        body = encode_record(record)
+        body = encode_record(record, self.version)
         self._began = self._s.monotonic()
         self.committed = await self._s.journal.append(
             self._agent,
