@@ -15,7 +15,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from agentmesh.edge.failures import EDGE_ERRORS
-from agentmesh.edge.manage import count
+from agentmesh.edge.manage import count_all
 from agentmesh.edge.read import get_last_many
 from agentmesh.edge.tasks import Background
 from agentmesh_node.host.work_scan import GROUP, agents_with_work
@@ -97,8 +97,8 @@ class Audit:
         self._uncounted = True
         s, half = self._s, max(1, self._s.settings.mailbox_limit // 2)
         try:
-            stored = await count(s.transport, s.subjects.stream("mail"), s.subjects.mail_filter("*"))
-            stored |= await count(s.transport, s.subjects.stream("timer"), s.subjects.due("*"))
+            stored = (await count_all(s.transport, s.subjects.stream("mail"))).subjects
+            stored |= (await count_all(s.transport, s.subjects.stream("timer"))).subjects
         except EDGE_ERRORS as error:
             log.debug("mail cannot be counted now: %s", error)
             return
