@@ -15,6 +15,7 @@ and happens only if that record commits. docs/agent.md is the reference.
 
 from __future__ import annotations
 
+import inspect
 import sys
 import types
 import typing
@@ -258,6 +259,12 @@ HOOKS = (
 def overridden(cls: type[Agent[Any]]) -> frozenset[str]:
     """The optional callbacks that `cls` defines itself: the others need not be called."""
     return frozenset(name for name in HOOKS if getattr(cls, name) is not getattr(Agent, name))
+
+
+def plain_callbacks(cls: type[Agent[Any]]) -> frozenset[str]:
+    """The callbacks of `cls` that are plain functions."""
+    names = ("init_agent", "handle_response", *overridden(cls))
+    return frozenset(name for name in names if not inspect.iscoroutinefunction(getattr(cls, name)))
 
 
 def state_type(cls: type[Agent[Any]]) -> Any:

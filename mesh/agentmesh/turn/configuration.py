@@ -104,6 +104,17 @@ def on_checked(core: Core, item: Returned | Misbehaved | Raised, out: Out) -> No
     _refuse(core, request, structs.replace(item.error, message=message), out)
 
 
+def refuse_waiting(core: Core, error: ErrorBody, out: Out) -> None:
+    """The change that the backend checks is not made."""
+    request, core.configuring = core.configuring, None
+    if request is not None and request.token:
+        out.append(AnswerControl(request.token, _as_answer(error)))
+
+
+def _as_answer(error: ErrorBody) -> dict[str, object]:
+    return {"error": {"code": error.code, "message": error.message, "details": error.details}}
+
+
 def _write(core: Core, item: Configure, out: Out) -> None:
     core.configuring = None
     core.work = noted(adjusted(core.work, item.change), item.change, item.id, core.now)
@@ -145,5 +156,5 @@ def _answer(core: Core, item: Configure, out: Out, *, changed: bool) -> None:
 
 def _refuse(core: Core, item: Configure, error: ErrorBody, out: Out) -> None:
     if item.token:
-        out.append(AnswerControl(item.token, {"error": {"code": error.code, "message": error.message, "details": error.details}}))
+        out.append(AnswerControl(item.token, _as_answer(error)))
     _back(core, out)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import pairwise
 
 from msgspec import structs
@@ -16,6 +15,7 @@ from agentmesh.turn.draft import (
     answer_later,
     caller_of,
     commit,
+    commit_change,
     commit_side,
     consume,
     depth,
@@ -128,11 +128,6 @@ def bound(core: Core, item: Input) -> Input:
     return item
 
 
-def on_interrupt_elsewhere(core: Core, item: Interrupt, out: Out) -> None:
-    if item.token:
-        out.append(AnswerControl(item.token, {"interrupted": False}))
-
-
 def on_resume(core: Core, item: Resume, out: Out) -> None:
     """Clear `halted` and run what waits. Answered after its record; without a halt nothing changes."""
     if not core.work.halted:
@@ -163,19 +158,27 @@ def on_resume_elsewhere(core: Core, item: Resume, out: Out) -> None:
 
 
 def on_cancel(core: Core, item: Cancel, out: Out) -> None:
-    """Remove a prompt that waits; one that runs is not touched. Who names a repetition means what it repeats."""
+    """Remove a prompt that waits; one that runs is not touched. Who names a repetition means what it repeats.
+
+    While a callback runs, what waits is what the journal says: the draft may have another idea of it, and may be thrown away.
+    """
     named = next((m for m in core.prompts if m.ref == item.ref), None)
     ref = (repeats(core, named) if named is not None else None) or item.ref
     mail = next((m for m in core.prompts if m.ref == ref and not _is_copy(core, m)), None)
     queued = next((q for q in (core.work.next, *core.work.queue) if q is not None and q.ref == ref), None)
-    if mail is None and queued is None:
+    if queued is not None and queued not in (core.ledger.next, *core.ledger.queue):
+        queued = None
+    runs = core.active is not None and core.active.ref == ref
+    if runs or (mail is None and queued is None):
         if item.token:
             out.append(AnswerControl(item.token, {"cancelled": False}))
+        if core.phase is Phase.IDLE:
+            go_on(core, out)  # it may have come before the next prompt
         return
     if mail is not None:
         core.prompts = tuple(m for m in core.prompts if m is not mail)
     answer_later(core, item.token, {"cancelled": True})
-    _change(core, lambda draft: _cancel(draft, mail, queued), out)
+    commit_change(core, "control", lambda draft: _cancel(draft, mail, queued), out)
 
 
 def _is_copy(core: Core, mail: Mail) -> bool:
@@ -202,13 +205,13 @@ def _cancel(core: Core, mail: Mail | None, queued: Queued | None) -> None:
             end_request(core, queued.caller, error)
 
 
-def _change(core: Core, change: Callable[[Core], None], out: Out) -> None:
-    """Make a change now: in a record of its own, also in mid-turn."""
-    if core.phase is Phase.TURN:
-        commit_side(core, "control", change, out)
-    else:
-        change(core)
-        commit(core, "control", out, then="failed" if core.phase is Phase.FAILED else "go_on")
+def on_too_late(core: Core, item: Input, out: Out) -> None:
+    """The agent ends: all that it had open gets `stopped`, and its timers go with it."""
+    body: dict[str, object] = {"cancelled": False}
+    if isinstance(item, AskTimer):
+        body = {"error": {"code": "stopped", "message": "the agent is being stopped", "details": {}}}
+    if isinstance(item, AskTimer | Cancel | DropTimer) and item.token:
+        out.append(AnswerControl(item.token, body))
 
 
 # --- timers -------------------------------------------------------------------------------------------------------
@@ -231,7 +234,7 @@ def _add_effect(core: Core, effect: Effect, out: Out) -> None:
     def change(draft: Core) -> None:
         draft.effects = (*draft.effects, effect)
 
-    _change(core, change, out)
+    commit_change(core, "control", change, out)
 
 
 # --- purged mail --------------------------------------------------------------------------------------------------
@@ -242,7 +245,7 @@ def on_trim(core: Core, item: Trim, out: Out) -> None:
         remember(draft, item.seen, since=draft.now - core.config.remember_s)
 
     answer_later(core, item.token, {})
-    _change(core, change, out)
+    commit_change(core, "control", change, out)
 
 
 # --- effects ------------------------------------------------------------------------------------------------------
@@ -275,11 +278,7 @@ def on_gave_up(core: Core, item: GaveUp, out: Out) -> None:
         awaiting = {k: v for k, v in draft.work.awaiting.items() if k != item.origin}
         draft.work = structs.replace(draft.work, notices=(*draft.work.notices, notice), awaiting=awaiting)
 
-    if core.phase is Phase.TURN:
-        commit_side(core, "gave_up", change, out)
-    else:
-        change(core)
-        commit(core, "gave_up", out, then="failed" if core.phase is Phase.FAILED else "go_on")
+    commit_change(core, "gave_up", change, out)
 
 
 def describe(effect: Effect) -> dict[str, object]:
@@ -305,7 +304,9 @@ def on_tick(core: Core, item: Tick, out: Out) -> None:
     if core.ledger.waits and core.phase is Phase.TURN and expire_waits(core, out):
         core.stash = (*core.stash, item)
         return
-    late = [m for m in core.prompts if m.deadline is not None and m.deadline <= core.now and not _is_copy(core, m)]
+    running = core.active.mail if core.active is not None else None  # behind a crash it is among those that wait
+    late = [m for m in core.prompts if m.deadline is not None and m.deadline <= core.now]
+    late = [m for m in late if m is not running and not _is_copy(core, m)]
     if not late:
         return
     core.prompts = tuple(m for m in core.prompts if m not in late)
@@ -315,7 +316,7 @@ def on_tick(core: Core, item: Tick, out: Out) -> None:
             if mail.deadline is not None:
                 end_unanswered(draft, mail, expired(draft, mail.deadline, "the turn could begin"))
 
-    _change(core, change, out)
+    commit_change(core, "control", change, out)
 
 
 def on_retire(core: Core, item: Retire, out: Out) -> None:

@@ -26,6 +26,7 @@ from agentmesh.turn.draft import (
     is_repetition,
     key_of,
     mint,
+    pending_stop,
     repeats,
 )
 from agentmesh.turn.outcome import answered, charged, finish_turn, outcome_of, purse_of
@@ -34,6 +35,7 @@ from agentmesh.turn.steps import release_answers, resumed, take_answers, taken_s
 from agentmesh.turn.values import (
     TO_PROCESSING,
     Active,
+    Cancel,
     Choice,
     Cleared,
     Configure,
@@ -46,11 +48,14 @@ from agentmesh.turn.values import (
     Returned,
     RunCallback,
     RunTurn,
+    Stop,
     TurnEnded,
 )
 from agentmesh.wire import ErrorBody, Mail
 
 _NO_EVENT = object()  # not None: `null` is an event (docs/protocol.md#an-event)
+_COMES_FIRST = (Cancel, Configure, Stop)
+"""Inputs that waited for a record, and are handled before the next prompt or event."""
 MAX_DRAIN = 256
 """Events that one record handles at most, for an idle agent."""
 
@@ -61,8 +66,8 @@ def go_on(core: Core, out: Out) -> None:
     core.phase = Phase.IDLE
     core.active, core.reason, core.trace = None, None, {}
     core.drains = MAX_DRAIN
-    if core.stash and any(type(item) is Configure for item in core.stash):
-        return  # it comes first: turns and events have no end
+    if core.stash and any(type(item) in _COMES_FIRST for item in core.stash):
+        return  # turns and events have no end, and a prompt that is cancelled must not begin
     if core.retiring:
         return
     if core.answered:
@@ -270,14 +275,21 @@ def on_pre_turn(core: Core, item: Returned | Misbehaved | Raised, out: Out) -> N
         # A hook that raises skips the prompt, and the state stays as it was.
         halt = False
         error = ErrorBody(code="pre_turn_skipped", message=f"pre_turn raised: {item.error.message}")
+    refuse(core, error)
+    if halt and _halt(core, out):
+        return
+    commit(core, "refused", out)
+
+
+def refuse(core: Core, error: ErrorBody) -> None:
+    """Add to the draft that the prompt being looked at ends with `error`, without a turn."""
+    active = core.active
+    assert active is not None
     core.active = structs.replace(active, refused=True, error=error)
     if active.caller is not None:
         end_request(core, active.caller, error)
     # No turn ran: the number is free again.
     core.work = structs.replace(core.work, turn=active.number - 1)
-    if halt and _halt(core, out):
-        return
-    commit(core, "refused", out)
 
 
 # --- the turn's end -------------------------------------------------------------------------------------------------
@@ -298,7 +310,7 @@ def on_ended(core: Core, item: TurnEnded, out: Out) -> None:
         out.append(_call(core, "handle_response", (active.ref, item.response)))
     else:
         core.active = structs.replace(active, usage=item.usage)
-        _failed(core, item.error or ErrorBody(code="backend_error", message="unknown"), out)
+        fail(core, item.error or ErrorBody(code="backend_error", message="unknown"), out)
 
 
 def kill(core: Core, error: ErrorBody, usage: dict[str, Any] | None, out: Out) -> None:
@@ -307,20 +319,27 @@ def kill(core: Core, error: ErrorBody, usage: dict[str, Any] | None, out: Out) -
     core.active = structs.replace(core.active, usage=usage)
     withdraw(core)
     out.append(KillTurn(core.active.number))
-    _failed(core, error, out)
+    fail(core, error, out)
 
 
-def _failed(core: Core, error: ErrorBody, out: Out) -> None:
+def fail(core: Core, error: ErrorBody, out: Out) -> None:
+    """The turn has failed with `error`: let `handle_error` decide."""
     active = core.active
     assert active is not None
     core.active = structs.replace(active, error=error)
-    code, said, more, state = error.code, error.message, error.details, core.work.state
-    out.append(Emit("prompt_error", {"ref": active.ref, "reason": code, "message": said, "details": more, "agent_state": state}))
+    tell_failure(core, error, out)
     core.phase = Phase.DECIDING
     if "handle_error" in core.config.hooks:
         out.append(_call(core, "handle_error", (active.ref, error)))
     else:
-        _decided(core, Choice(kind="idle"), out)
+        decided(core, Choice(kind="idle"), out)
+
+
+def tell_failure(core: Core, error: ErrorBody, out: Out) -> None:
+    """Report the turn's failure."""
+    assert core.active is not None
+    fields = {"reason": error.code, "message": error.message, "details": error.details, "agent_state": core.work.state}
+    out.append(Emit("prompt_error", {"ref": core.active.ref, **fields}))
 
 
 def on_decision(core: Core, item: Returned | Misbehaved | Raised, out: Out) -> None:
@@ -329,21 +348,23 @@ def on_decision(core: Core, item: Returned | Misbehaved | Raised, out: Out) -> N
     assert active is not None
     if isinstance(item, Returned):
         _returned(core, item)
-        _decided(core, item.choice, out)
+        decided(core, item.choice, out)
     elif active.error is None and isinstance(item, Raised):
         begin_crash(core, item.error, out)
     elif active.error is not None:
         # An exception from handle_error, or a bad return, means "stay idle".
-        _decided(core, Choice(kind="idle"), out)
+        decided(core, Choice(kind="idle"), out)
     else:
         # The turn ends with that error, is not tried again, and the agent goes on with the state before the turn.
         core.work = structs.replace(core.work, state=core.ledger.state, session=core.ledger.session)
         core.asks = ()
-        core.active = structs.replace(active, response=None, error=item.error)
-        _decided(core, Choice(kind="idle"), out)
+        spent = active.response.usage if active.response is not None else None
+        core.active = structs.replace(active, response=None, error=item.error, usage=spent)
+        decided(core, Choice(kind="idle"), out)
 
 
-def _decided(core: Core, choice: Choice, out: Out) -> None:
+def decided(core: Core, choice: Choice, out: Out) -> None:
+    """The turn has its outcome and what follows: `post_turn` is next."""
     active = core.active
     assert active is not None
     active = structs.replace(active, choice=choice, outcome=outcome_of(core, active))
@@ -352,16 +373,16 @@ def _decided(core: Core, choice: Choice, out: Out) -> None:
         core.phase = Phase.POST_TURN
         out.append(_call(core, "post_turn", (active.outcome, active.ref)))
     else:
-        _transition(core, out)
+        transition(core, out)
 
 
 def on_post_turn(core: Core, item: Returned | Misbehaved | Raised, out: Out) -> None:
     if isinstance(item, Returned):
         _returned(core, item)
-    _transition(core, out)
+    transition(core, out)
 
 
-def _transition(core: Core, out: Out) -> None:
+def transition(core: Core, out: Out) -> None:
     """Put the decision into the draft, then handle what was deferred."""
     active = core.active
     assert active is not None and active.choice is not None
@@ -416,6 +437,8 @@ def on_post_run(core: Core, item: Returned | Misbehaved | Raised, out: Out) -> N
 def drain(core: Core, out: Out) -> None:
     """Handle the next event that waits; if none is left for this record, end it."""
     handles = "handle_event" in core.config.hooks
+    if core.stash and pending_stop(core) is not None:
+        core.drains = 0  # the agent begins nothing more
     while core.drains > 0 and (core.work.notices or core.events):
         if core.wary and core.active is None and comes_first(core, out):
             return

@@ -28,7 +28,7 @@ from agentmesh.records import (
     TurnInfo,
 )
 from agentmesh.subjects import LANES
-from agentmesh.turn.values import AnswerControl, Append, Command, Core, Emit, Inflight, Phase, Then
+from agentmesh.turn.values import AnswerControl, Append, Command, Core, Emit, Inflight, Phase, Stop, Then
 from agentmesh.wire import ErrorBody, Mail, Outcome, format_time, parse_time
 
 type Out = list[Command]
@@ -288,6 +288,15 @@ def append_side(core: Core, kind: RecordKind, base: Ledger, effects: tuple[Effec
     out.append(Append(kind=kind, change=change, effects=effects, done=core.done, snapshot=whole))
 
 
+def commit_change(core: Core, kind: RecordKind, change: Callable[[Core], None], out: Out) -> None:
+    """Commit a change now, in a record of its own: also in mid-turn, and while a callback runs."""
+    if core.phase in (Phase.IDLE, Phase.FAILED):
+        change(core)
+        commit(core, kind, out, then="failed" if core.phase is Phase.FAILED else "go_on")
+    else:
+        commit_side(core, kind, change, out)
+
+
 def commit_side(core: Core, kind: RecordKind, change: Callable[[Core], None], out: Out) -> None:
     """Append a record in mid-turn: `change` is applied to the journal's ledger, and to the turn's draft as well."""
     draft = (core.work, core.effects, core.asks, core.emits)
@@ -318,6 +327,11 @@ def settle(core: Core, *, seq: int, nonce: str, at: float, size: int) -> tuple[I
     core.bytes = 0 if flight.snapshot else core.bytes + size
     opened = tuple(core.ledger.effects.items())[-len(flight.effects) :] if flight.effects else ()
     return flight, opened
+
+
+def pending_stop(core: Core) -> Stop | None:
+    """The stop that waits for the end of what runs now."""
+    return next((item for item in core.stash if isinstance(item, Stop)), None)
 
 
 def answer_later(core: Core, token: str, body: dict[str, Any]) -> None:

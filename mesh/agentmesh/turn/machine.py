@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from msgspec import structs
 
 from agentmesh.records import Ledger
-from agentmesh.turn import configuration, control, crash, dispatch, draft, lifecycle, steps
+from agentmesh.turn import configuration, control, crash, dispatch, draft, interruption, lifecycle, steps
 from agentmesh.turn.step_values import AskAgent, Circled, TakeStep
 from agentmesh.turn.values import (
     Arrived,
@@ -29,6 +29,7 @@ from agentmesh.turn.values import (
     Config,
     Configure,
     Core,
+    CutShort,
     DropTimer,
     EffectsDone,
     Emit,
@@ -74,8 +75,36 @@ _TAIL = (P.POST_TURN, P.POST_RUN, P.HANDLING, P.COMMITTING)
 """What can follow a decision."""
 
 
-def _callback(handler: Callable[[Core, Any, list[Command]], None], *to: Phase) -> dict[type, Move]:
-    return dict.fromkeys((Returned, Misbehaved, Raised), Move(handler, to))
+_ENDS = (Returned, Misbehaved, Raised)
+"""How a callback ends by itself."""
+
+
+_BESIDE: dict[type, Callable[[Core, Any, list[Command]], None]] = {
+    Cancel: control.on_cancel,
+    AskTimer: control.on_ask_timer,
+    DropTimer: control.on_drop_timer,
+    Trim: control.on_trim,
+    GaveUp: control.on_gave_up,
+    Tick: control.on_tick,
+}
+"""What is done while something runs, in records of its own."""
+
+
+def _beside(phase: Phase) -> dict[type, Move]:
+    return {kind: Move(handler, (phase,)) for kind, handler in _BESIDE.items()}
+
+
+def _callback(handler: Callable[[Core, Any, list[Command]], None], *to: Phase, cut: tuple[Phase, ...] = _END) -> dict[type, Move]:
+    """The ends of a callback. If it is cut short, `cut` follows."""
+    return {**dict.fromkeys(_ENDS, Move(handler, to)), CutShort: Move(interruption.on_cut, cut)}
+
+
+def _of_turn(
+    phase: Phase, handler: Callable[[Core, Any, list[Command]], None], *to: Phase, cut: tuple[Phase, ...]
+) -> dict[type, Move]:
+    """The moves of a phase whose callback may belong to a turn: if it is interrupted, `cut` follows."""
+    ends = _callback(handler, *to, cut=(*cut, *_END))
+    return {**ends, **_beside(phase), Interrupt: Move(interruption.on_interrupt, (phase,))}
 
 
 TABLE: dict[Phase, dict[type, Move]] = {
@@ -83,18 +112,19 @@ TABLE: dict[Phase, dict[type, Move]] = {
         Start: Move(lifecycle.on_start, (P.INIT, P.SESSION, P.FAILED, P.STOPPED)),
         Stop: Move(lifecycle.on_stop, _END),  # by a node that has none of the agent's code, or before its life began
     },
-    P.INIT: _callback(lifecycle.on_init, P.SESSION, *_END),
+    P.INIT: {**_callback(lifecycle.on_init, P.SESSION, *_END), **_beside(P.INIT)},
     P.SESSION: {
         **_callback(lifecycle.on_session, P.COMMITTING, P.ACTIVATE, P.PRE_RUN, *_NEXT, *_CRASH, *_END),
+        **_beside(P.SESSION),
         Unreadable: Move(lifecycle.on_session, (P.FAILED,)),
     },
-    P.ACTIVATE: _callback(lifecycle.on_activate, P.PRE_RUN, *_NEXT, *_CRASH),
-    P.PRE_RUN: _callback(lifecycle.on_pre_run, P.COMMITTING, *_END),
+    P.ACTIVATE: {**_callback(lifecycle.on_activate, P.PRE_RUN, *_NEXT, *_CRASH), **_beside(P.ACTIVATE)},
+    P.PRE_RUN: {**_callback(lifecycle.on_pre_run, P.COMMITTING, *_END), **_beside(P.PRE_RUN)},
     P.IDLE: {
         Arrived: Move(control.on_arrived, _NEXT),
         EffectsDone: Move(control.on_done, _NEXT),
         Resume: Move(control.on_resume, (P.IDLE, P.COMMITTING)),
-        Cancel: Move(control.on_cancel, (P.IDLE, P.COMMITTING)),
+        Cancel: Move(control.on_cancel, (P.COMMITTING, *_NEXT)),
         AskTimer: Move(control.on_ask_timer, (P.COMMITTING,)),
         DropTimer: Move(control.on_drop_timer, (P.IDLE, P.COMMITTING)),
         Trim: Move(control.on_trim, (P.COMMITTING,)),
@@ -105,36 +135,35 @@ TABLE: dict[Phase, dict[type, Move]] = {
         Stop: Move(lifecycle.on_stop, _END),
     },
     P.SUSPECT: {
+        **_beside(P.SUSPECT),
         Cleared: Move(dispatch.on_cleared, _NEXT),
         Stop: Move(lifecycle.on_stop, _END),
     },
-    P.PRE_TURN: _callback(dispatch.on_pre_turn, P.TURN, P.POST_RUN, P.COMMITTING),
+    P.PRE_TURN: _of_turn(P.PRE_TURN, dispatch.on_pre_turn, P.TURN, P.POST_RUN, P.COMMITTING, cut=(P.COMMITTING,)),
     P.TURN: {
+        **_beside(P.TURN),
         TurnEnded: Move(dispatch.on_ended, (P.TURN, P.DECIDING, *_TAIL)),
         Interrupt: Move(control.on_interrupt, (P.TURN, P.DECIDING, *_TAIL)),
         Watchdog: Move(lifecycle.on_watchdog, (P.TURN, P.DECIDING, *_TAIL)),
-        Cancel: Move(control.on_cancel, (P.TURN,)),
-        AskTimer: Move(control.on_ask_timer, (P.TURN,)),
-        DropTimer: Move(control.on_drop_timer, (P.TURN,)),
-        Trim: Move(control.on_trim, (P.TURN,)),
-        GaveUp: Move(control.on_gave_up, (P.TURN,)),
-        Tick: Move(control.on_tick, (P.TURN,)),
         TakeStep: Move(steps.on_step, (P.TURN,)),
         AskAgent: Move(steps.on_step, (P.TURN,)),
         Circled: Move(steps.on_circled, (P.TURN,)),
         Stop: Move(lifecycle.on_stop, _END),
     },
     P.DECIDING: {
-        Returned: Move(dispatch.on_decision, _TAIL),
-        Misbehaved: Move(dispatch.on_decision, _TAIL),
+        **_of_turn(P.DECIDING, dispatch.on_decision, *_TAIL, cut=(P.DECIDING, *_TAIL)),
         Raised: Move(dispatch.on_decision, (*_TAIL, *_CRASH)),
     },
-    P.POST_TURN: _callback(dispatch.on_post_turn, P.POST_RUN, P.HANDLING, P.COMMITTING),
-    P.HANDLING: _callback(dispatch.on_event_handled, P.HANDLING, P.POST_RUN, P.COMMITTING),
-    P.POST_RUN: _callback(dispatch.on_post_run, P.HANDLING, P.COMMITTING),
+    P.POST_TURN: _of_turn(P.POST_TURN, dispatch.on_post_turn, P.POST_RUN, P.HANDLING, P.COMMITTING, cut=_TAIL),
+    P.HANDLING: _of_turn(P.HANDLING, dispatch.on_event_handled, P.HANDLING, P.POST_RUN, P.COMMITTING, cut=(P.COMMITTING,)),
+    P.POST_RUN: _of_turn(P.POST_RUN, dispatch.on_post_run, P.HANDLING, P.COMMITTING, cut=(P.COMMITTING,)),
     P.COMMITTING: {},  # what follows stands in `THEN`
-    P.CRASHING: _callback(crash.on_crashing, P.COMMITTING),
-    P.RESTARTING: {BackoffOver: Move(lifecycle.on_restarted, (P.SESSION,)), Stop: Move(lifecycle.on_stop, _END)},
+    P.CRASHING: {**_callback(crash.on_crashing, P.COMMITTING, cut=(P.COMMITTING,)), **_beside(P.CRASHING)},
+    P.RESTARTING: {
+        **_beside(P.RESTARTING),
+        BackoffOver: Move(lifecycle.on_restarted, (P.SESSION,)),
+        Stop: Move(lifecycle.on_stop, _END),
+    },
     P.FAILED: {
         Cancel: Move(control.on_cancel, (P.FAILED, P.COMMITTING)),
         AskTimer: Move(control.on_ask_timer, (P.COMMITTING,)),
@@ -146,9 +175,9 @@ TABLE: dict[Phase, dict[type, Move]] = {
         Configure: Move(configuration.on_configure, (P.FAILED, P.CONFIGURING, P.COMMITTING)),
         Stop: Move(lifecycle.on_stop, _END),
     },
-    P.CONFIGURING: _callback(configuration.on_checked, P.FAILED, *_NEXT),
-    P.ENDING: _callback(lifecycle.on_ending, P.CLOSING),
-    P.CLOSING: _callback(lifecycle.on_closing, P.COMMITTING),
+    P.CONFIGURING: {**_callback(configuration.on_checked, P.FAILED, *_NEXT), **_beside(P.CONFIGURING)},
+    P.ENDING: _callback(lifecycle.on_ending, P.CLOSING, cut=(P.CLOSING,)),
+    P.CLOSING: _callback(lifecycle.on_closing, P.COMMITTING, cut=(P.COMMITTING,)),
     P.STOPPED: {
         Swept: Move(lifecycle.on_swept, (P.STOPPED, P.COMMITTING)),
         EffectsDone: Move(control.on_done, (P.STOPPED, P.COMMITTING)),
@@ -163,10 +192,14 @@ ANYWHERE: dict[type, Callable[[Core, Any, list[Command]], None]] = {
     Retire: control.on_retire,
 }
 ELSEWHERE: dict[type, Callable[[Core, Any, list[Command]], None]] = {
-    Interrupt: control.on_interrupt_elsewhere,
+    Interrupt: interruption.on_interrupt_elsewhere,
     Resume: control.on_resume_elsewhere,
 }
 """Handlers of these inputs in phases that have no move for them."""
+GONE = (P.ENDING, P.CLOSING, P.STOPPED, P.OVER)
+"""Phases from which no turn and no record of a life comes any more."""
+TOO_LATE = (Cancel, AskTimer, DropTimer)
+"""Control requests that are answered at once in these phases."""
 DEFERRED = (Cancel, AskTimer, DropTimer, Trim, GaveUp, Stop, Tick, Resume, Swept, BackoffOver, Configure)
 
 
@@ -201,6 +234,8 @@ def advance(core: Core, item: Input, now: float) -> tuple[Core, list[Command]]:
     while core.stash and (waiting := _ready(core)) is not None:
         core.stash = tuple(i for i in core.stash if i is not waiting)
         _feed(core, waiting, out)
+    if core.stash:
+        interruption.hurry(core, out)
     return core, out
 
 
@@ -208,11 +243,17 @@ def _ready(core: Core) -> Input | None:
     """The next input in the stash that can be handled now. A stop overtakes the others: it makes them moot."""
     if core.inflight is not None:
         return None
-    fitting = [i for i in core.stash if type(i) in TABLE[core.phase] or isinstance(i, Interrupt)]
+    fitting = [i for i in core.stash if type(i) in TABLE[core.phase] or isinstance(i, Interrupt) or _is_too_late(core, i)]
     return next((i for i in fitting if isinstance(i, Stop)), fitting[0] if fitting else None)
 
 
+def _is_too_late(core: Core, item: Input) -> bool:
+    return core.phase in GONE and isinstance(item, TOO_LATE)
+
+
 def _feed(core: Core, item: Input, out: list[Command]) -> None:
+    if core.cut is not None and isinstance(item, _ENDS):
+        item = CutShort()  # it was interrupted: what it returns counts no more
     kind = type(item)
     if (anywhere := ANYWHERE.get(kind)) is not None:
         anywhere(core, item, out)
@@ -225,6 +266,8 @@ def _feed(core: Core, item: Input, out: list[Command]) -> None:
             core.stash = (*core.stash, control.bound(core, item))
     elif kind in ELSEWHERE and not (kind is Resume and _may_be_resumed(core)):
         ELSEWHERE[kind](core, item, out)
+    elif _is_too_late(core, item):
+        control.on_too_late(core, item, out)
     elif isinstance(item, Configure):
         core.stash = configuration.stashed(core, item, out)
     elif kind in DEFERRED:

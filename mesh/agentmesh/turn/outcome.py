@@ -84,7 +84,7 @@ def finish_turn(core: Core, out: Out) -> None:
 
 
 def _turn_info(core: Core, active: Active) -> TurnInfo:
-    answer = active.outcome.text if active.outcome else None
+    answer = active.outcome.text if active.outcome and active.outcome.ok else active.unsaid
     return TurnInfo(
         number=active.number,
         ref=active.ref,

@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Raw, structs
 
 from agentmesh.records import Effect, Ledger, SendMail, Step, Turning, Wait
-from agentmesh.turn.draft import Out, append_side, commit, commit_side, consume
+from agentmesh.turn.draft import Out, append_side, commit_change, commit_side, consume
 from agentmesh.turn.step_values import AskAgent, Circled, StepTaken, TakeStep, WaitOver
 from agentmesh.turn.values import Active, Core, Phase, Wake
 from agentmesh.wire import ErrorBody, Mail, Outcome
@@ -281,7 +281,4 @@ def end_undelivered(core: Core, origin: str, name: str, error: ErrorBody, out: O
     outcomes = {name: _failed(core, wait, error)}
     if core.phase is Phase.TURN:
         core.answers = (*core.answers, WaitOver(name, outcomes[name]))
-        commit_side(core, "gave_up", lambda draft: _end(draft, outcomes), out)
-    else:
-        _end(core, outcomes)
-        commit(core, "gave_up", out, then="failed" if core.phase is Phase.FAILED else "go_on")
+    commit_change(core, "gave_up", lambda draft: _end(draft, outcomes), out)

@@ -88,6 +88,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     """The server's limit in bytes: an outcome that does not fit becomes `too_large`."""
     max_effects: int = 1000
     """Open effects above which no new prompt begins."""
+    plain: frozenset[str] = frozenset()
+    """Callbacks that are plain functions: they run in threads, which cannot be cancelled."""
+    defer_s: float | None = None
+    """How long a deferred request stays open; None: exclusive ones for `draft.EXCLUSIVE_S`, the others without an end."""
     remember_s: float = 180.0
     """How long the ids of purged mail are remembered: the streams' duplicate window, plus a margin for differing clocks."""
 
@@ -134,6 +138,10 @@ class Raised(msgspec.Struct, frozen=True):
     """A callback raised."""
 
     error: ErrorBody
+
+
+class CutShort(msgspec.Struct, frozen=True):
+    """A callback has ended because it was told to (`CancelCallback`)."""
 
 
 class Unreadable(msgspec.Struct, frozen=True):
@@ -184,7 +192,7 @@ class GaveUp(msgspec.Struct, frozen=True):
 
 
 class Interrupt(msgspec.Struct, frozen=True):
-    """Kill the running turn (only that of `ref`, if given)."""
+    """End the running turn (only that of `ref`, if given), or that one of its callbacks which runs now."""
 
     token: str = ""
     ref: str | None = None
@@ -199,9 +207,17 @@ class Resume(msgspec.Struct, frozen=True):
 
 
 class Cancel(msgspec.Struct, frozen=True):
-    """Remove a waiting prompt."""
+    """Remove a waiting prompt, or close a deferred request."""
 
     ref: str
+    token: str = ""
+
+
+class Reply(msgspec.Struct, frozen=True, kw_only=True):
+    """Answer a deferred request from outside."""
+
+    ref: str
+    text: str
     token: str = ""
 
 
@@ -269,9 +285,9 @@ class Rest(msgspec.Struct, frozen=True):
 
 
 type Input = (
-    Start | Arrived | Returned | Misbehaved | Raised | Unreadable | TurnEnded | Watchdog | Committed | EffectsDone | GaveUp
-    | Interrupt | Resume | Cancel | AskTimer | DropTimer | Trim | Stop | Swept | BackoffOver | Tick | Rest | Retire | Cleared
-    | TakeStep | AskAgent | Circled | Configure
+    Start | Arrived | Returned | Misbehaved | Raised | CutShort | Unreadable | TurnEnded | Watchdog | Committed | EffectsDone
+    | GaveUp | Interrupt | Resume | Cancel | Reply | AskTimer | DropTimer | Trim | Stop | Swept | BackoffOver | Tick | Rest
+    | Retire | Cleared | TakeStep | AskAgent | Circled | Configure
 )  # fmt: skip
 
 
@@ -285,6 +301,12 @@ class RunCallback(msgspec.Struct, frozen=True, kw_only=True):
     request: Request | None = None
     sender: str | None = None
     trace: dict[str, str] = {}
+
+
+class CancelCallback(msgspec.Struct, frozen=True):
+    """Cancel the callback that runs now, if it still runs after `after_s` seconds. Its end is fed back, however it ends."""
+
+    after_s: float = 0.0
 
 
 class RunTurn(msgspec.Struct, frozen=True, kw_only=True):
@@ -381,8 +403,8 @@ class Sweep(msgspec.Struct, frozen=True):
 
 
 type Command = (
-    RunCallback | RunTurn | KillTurn | Append | Perform | Emit | AnswerControl | Wake | Backoff | SetStatus | Sweep
-    | AwaitPermit | ReturnPermit | StepTaken | WaitOver
+    RunCallback | CancelCallback | RunTurn | KillTurn | Append | Perform | Emit | AnswerControl | Wake | Backoff | SetStatus
+    | Sweep | AwaitPermit | ReturnPermit | StepTaken | WaitOver
 )  # fmt: skip
 
 
@@ -411,6 +433,8 @@ class Active(msgspec.Struct, frozen=True, kw_only=True):
     response: Response | None = None
     error: ErrorBody | None = None
     usage: dict[str, Any] | None = None  # of a turn that failed
+    unsaid: str | None = None
+    """The answer of a turn that was interrupted behind it: its caller does not get it."""
     outcome: Outcome | None = None
     choice: Choice | None = None
 
@@ -463,6 +487,8 @@ class Core(msgspec.Struct, kw_only=True):
     done: tuple[str, ...] = ()
     inflight: Inflight | None = None
     stash: tuple[Input, ...] = ()
+    cut: ErrorBody | None = None
+    """The callback that runs was interrupted: what it returns is thrown away, and the turn's error is this."""
     configuring: Configure | None = None
     """The change that the backend checks now."""
     reason: ErrorBody | None = None

@@ -1,6 +1,7 @@
 """Feeds an owner's inputs to the turn machine: one at a time, in order, and without a task if nothing must be awaited.
 
-While a callback runs or a record is in flight, further inputs wait. The acknowledgement of a record is handled in the loop
+While a record is in flight further inputs wait, except for an interrupt, which the machine answers at once. A callback runs
+beside the inputs, as a prompt task does, so that it can be cancelled. The acknowledgement of a record is handled in the loop
 callback that reads it from the socket (`Transport.call`), so no task has to be woken between it and the caller's answer. Work
 that costs time is queued together with that of other agents (`run_queue`).
 
@@ -26,19 +27,20 @@ from agentmesh.formats import RECORD_VERSION
 from agentmesh.turn import advance
 from agentmesh.turn.values import (
     Append,
+    CancelCallback,
     Command,
     Committed,
     Core,
+    CutShort,
     Emit,
     Input,
+    Interrupt,
     KillTurn,
     Perform,
     Phase,
-    Raised,
     Returned,
     RunCallback,
 )
-from agentmesh.wire import ErrorBody
 from agentmesh_node.owner.claim import OwnershipLost
 from agentmesh_node.owner.journal_writer import Ending, JournalWriter
 from agentmesh_node.run_queue import RunQueue
@@ -101,6 +103,8 @@ class OwnerLoop:
         """The task that awaits something now, if there is one."""
         self.busy = False
         """Whether an input is being handled."""
+        self.callback: asyncio.Task[None] | None = None
+        """The callback that runs now, unless it ends without a wait."""
         self._run_queue = run_queue
         self._now = now
         self._user_code = user_code
@@ -114,8 +118,9 @@ class OwnerLoop:
         self._title = f"owner {name}"
         self._inputs: deque[Input] = deque()
         self._timers: set[asyncio.TimerHandle] = set()
-        self._calling = False
-        self._overdue = False
+        self._appending = False
+        self._cancelled: asyncio.Task[None] | None = None
+        """The callback that was told to end."""
 
     def begin(
         self,
@@ -147,17 +152,18 @@ class OwnerLoop:
         for handle in self._timers:
             handle.cancel()
         await cancel_and_wait(self.task, within_s=STOP_GRACE_S)
+        await cancel_and_wait(self.callback, within_s=STOP_GRACE_S)
 
     @property
     def idle(self) -> bool:
-        """Whether no turn runs and no record is in flight."""
+        """Whether no turn and no callback runs, and no record is in flight."""
         core = self.core
-        return core is not None and core.active is None and not self.busy
+        return core is not None and core.active is None and not self.busy and self.callback is None
 
     async def pause(self) -> None:
         """Return when a running task has ended; if none runs, return soon."""
         turn = self._user_code.turn_task if self._user_code is not None else None
-        waiting = [task for task in (self.task, turn) if task is not None and not task.done()]
+        waiting = [task for task in (self.task, self.callback, turn) if task is not None and not task.done()]
         if waiting:
             await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         else:
@@ -187,7 +193,10 @@ class OwnerLoop:
         if self.closed:
             return
         if self.busy or self.core is None:
-            self._inputs.append(item)
+            if self._appending and type(item) is Interrupt and not self._inputs:
+                self._answer_interrupt(item)
+            else:
+                self._inputs.append(item)
             return
         self.busy = True
         self._on_input()
@@ -195,6 +204,13 @@ class OwnerLoop:
             self._inputs.append(item)
             item = self._inputs.popleft()
         self._run_queue.put(self._handle_input, item)
+
+    def _answer_interrupt(self, item: Interrupt) -> None:
+        """Pass an interrupt to the machine while a record is in flight: it can only be answered, or wait there."""
+        assert self.core is not None
+        self.core, commands = self._machine(self.core, item, self._now())
+        for command in commands:
+            self._handlers[type(command)](command)
 
     def _handle_input(self, item: Input) -> None:
         """Pass an input to the machine, and perform its commands."""
@@ -246,6 +262,12 @@ class OwnerLoop:
             elif handler is not None:
                 handler(command)
                 self._run_commands(others)
+            elif type(command) is RunCallback:
+                self._begin_callback(command)
+                self._run_commands(others)
+            elif type(command) is CancelCallback:
+                self._cancel_callback(command)
+                self._run_commands(others)
             elif others or not self._try_append_now(command):
                 self._continue_in_task(self._run_and_await(commands))
         except Exception:
@@ -257,10 +279,14 @@ class OwnerLoop:
         following: Input | None = None
         for command in commands:
             if isinstance(command, RunCallback):
-                following = await self._run_callback(command)
+                self._begin_callback(command)
+            elif isinstance(command, CancelCallback):
+                self._cancel_callback(command)
             elif isinstance(command, Append):
                 assert self.core is not None
+                self._appending = True
                 following = await self.writer.append(command, self.core)
+                self._appending = False
                 self._end_turn_span(command)
             elif isinstance(command, KillTurn):
                 await self._kill_turn()
@@ -306,7 +332,8 @@ class OwnerLoop:
         if type(command) is not Append:
             return False
         assert self.core is not None
-        return self.writer.append_soon(command, self.core, partial(self._on_append_end, command))
+        self._appending = self.writer.append_soon(command, self.core, partial(self._on_append_end, command))
+        return self._appending
 
     def _on_append_end(self, command: Append, end: Committed | Ending) -> None:
         """The record is committed, or its fate must be found out."""
@@ -314,6 +341,7 @@ class OwnerLoop:
             return
         try:
             if isinstance(end, Committed):
+                self._appending = False
                 self._end_turn_span(command)
                 self._run_queue.put(self._handle_input, end)
             else:
@@ -324,6 +352,7 @@ class OwnerLoop:
 
     async def _settle_append(self, command: Append, end: Ending) -> Committed:
         committed = await end()
+        self._appending = False
         self._end_turn_span(command)
         return committed
 
@@ -333,27 +362,55 @@ class OwnerLoop:
             self._user_code.end_span(command.turn.error.code if command.turn.error else None)
 
     # --- callbacks --------------------------------------------------------------------------------------------------
-    async def _run_callback(self, command: RunCallback) -> Input:
+    def _begin_callback(self, command: RunCallback) -> None:
+        """Run a callback. If it ends without a wait, its end is the next input."""
+        task = asyncio.Task(self._run_callback(command), loop=self._loop, name=self._title, eager_start=True)
+        if not task.done():
+            self.callback = task
+
+    async def _run_callback(self, command: RunCallback) -> None:
+        try:
+            end = await self._end_of(command)
+        except Exception:
+            log.exception("owner failed", extra={"agent": self.name})
+            self.callback = None
+            self._fail(DEFECT)
+            return
+        if self.callback is None:
+            self._inputs.appendleft(end)
+        else:
+            self.callback = None
+            self.feed(end)
+
+    async def _end_of(self, command: RunCallback) -> Input:
         if self._user_code is None:
             return Returned(NONE)
-        self._calling = True
         try:
             return await self._user_code.call(command)
         except asyncio.CancelledError:
             task = asyncio.current_task()
-            if not self._overdue or task is None:
+            if task is None or task is not self._cancelled:
                 raise
-            # Only `limit_callbacks` has cancelled: the callback ends, the owner goes on.
-            self._overdue = False
             task.uncancel()
-            return Raised(ErrorBody(code="timeout", message=f"{command.hook} held up the stop for {STOP_GRACE_S:g} s"))
-        finally:
-            self._calling = False
+            return CutShort()
+
+    def _cancel_callback(self, command: CancelCallback) -> None:
+        running = self.callback
+        if running is None:
+            return
+        if command.after_s:
+            self.later(command.after_s, lambda: self._cut(running))
+        else:
+            self._cut(running)
+
+    def _cut(self, running: asyncio.Task[None]) -> None:
+        if running is self.callback:
+            self._cancelled = running
+            running.cancel()
 
     def limit_callbacks(self) -> None:
         """Bound callbacks while the agent stops: none may take longer than `STOP_GRACE_S`."""
-        if self._calling and self.task is not None:
-            self._overdue = True
-            self.task.cancel()
+        if self.callback is not None:
+            self._cut(self.callback)
         if self.core is None or self.core.phase is not Phase.OVER:
             self.later(STOP_GRACE_S, self.limit_callbacks)

@@ -13,7 +13,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from agentmesh.agent import Agent, overridden
+from agentmesh.agent import Agent, overridden, plain_callbacks
 from agentmesh.backend import Backend, Room
 from agentmesh.errors import BackendError
 from agentmesh.registry_values import Restart, Spec
@@ -89,6 +89,7 @@ class AgentFactory:
             name=name,
             kind=spec.kind,
             hooks=overridden(cls) if runner is not None else frozenset(),
+            plain=plain_callbacks(cls) if runner is not None else frozenset(),
             watchdog_s=spec.watchdog_s or cls.watchdog_s,
             max_attempts=cls.max_attempts,
             max_takeovers=cls.max_takeovers,

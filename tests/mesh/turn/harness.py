@@ -34,16 +34,19 @@ from agentmesh.turn.values import (
     Backoff,
     BackoffOver,
     Cancel,
+    CancelCallback,
     Choice,
     Command,
     Committed,
     Config,
     Core,
+    CutShort,
     EffectsDone,
     Emit,
     Input,
     Interrupt,
     KillTurn,
+    Misbehaved,
     Perform,
     Phase,
     Raised,
@@ -114,6 +117,8 @@ class Rig:
         """Records that halted the agent."""
         # What was seen.
         self.calls: list[str] = []
+        self.last_event: Any = None
+        """What `handle_event` was called with last."""
         self.prompts: list[str] = []
         self.turns: list[RunTurn] = []
         self.emits: list[Emit] = []
@@ -284,10 +289,14 @@ class Rig:
         match command:
             case RunCallback():
                 self.calls.append(command.hook)
+                if command.hook == "handle_event":
+                    self.last_event = command.args[0]
                 self.trail.append(command.hook)
                 self.held.append(command)
                 if command.hook not in self.hold:
                     self.release()
+            case CancelCallback(after_s=0):
+                self.cut()
             case RunTurn():
                 assert self.task is None, "two prompt tasks at once"
                 self.task = command
@@ -340,6 +349,12 @@ class Rig:
     def release(self) -> None:
         """Run the oldest callback that is held back, and feed its end."""
         self.feed(self._call(self.held.popleft()))
+
+    def cut(self) -> None:
+        """Cancel the callback that is held back, and feed its end; one that has ended by itself is left alone."""
+        if self.held:
+            self.held.popleft()
+            self.feed(CutShort())
 
     def _call(self, command: RunCallback) -> Input:
         hook = command.hook
@@ -485,6 +500,8 @@ def table_is_kept() -> Iterator[None]:
 
     def checked(core: Core, item: Input, out: list[Command]) -> None:
         before, flight, kind = core.phase, core.inflight, type(item)
+        if core.cut is not None and kind in (Returned, Misbehaved, Raised):
+            kind = CutShort  # an interrupt came first
         original(core, item, out)
         if kind is Committed and flight is not None and not flight.side:
             allowed = machine.THEN[flight.then][1]

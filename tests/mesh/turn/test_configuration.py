@@ -258,13 +258,14 @@ def test_while_an_older_build_lives_nothing_is_changed() -> None:
     assert rig.kinds == before and rig.core.config.watchdog_s == 600.0
 
 
-def test_other_requests_wait_for_the_backend() -> None:
+def test_other_requests_do_not_wait_for_the_backend_but_a_stop_waits_a_moment() -> None:
     rig = Rig(Modelled, hold=("change_options",))
     ask(rig, Adjustment(backend_options={"model": "new"}))
-    ref = rig.prompt("p")
-    rig.feed(Cancel(ref, "c"))
+    first, second = rig.prompt("p"), rig.prompt("q")
+    rig.feed(Cancel(first, "c"))
+    assert rig.answers["c"] == {"cancelled": True} and rig.code(first) == "cancelled"
     rig.stop()
-    assert "c" not in rig.answers
+    assert rig.phase() is Phase.CONFIGURING
     rig.release()
     rig.drain()
-    assert rig.phase() == Phase.OVER and rig.code(ref) == "stopped"
+    assert rig.phase() == Phase.OVER and rig.code(second) == "stopped"

@@ -13,19 +13,23 @@ from agentmesh.errors import Fenced
 from agentmesh.records import Change, Ledger, TurnInfo
 from agentmesh.turn import new_core
 from agentmesh.turn.values import (
+    AnswerControl,
     Append,
+    CancelCallback,
     Command,
     Committed,
     Config,
     Core,
+    CutShort,
     Input,
+    Interrupt,
     Perform,
-    Raised,
     Rest,
     Retire,
     Returned,
     RunCallback,
     Start,
+    Tick,
 )
 from agentmesh_node.owner.claim import OwnershipLost
 from agentmesh_node.owner.journal_writer import Ending, JournalWriter
@@ -97,9 +101,9 @@ class Rig:
             machine=self._advance,
         )
 
-    def begin(self) -> OwnerLoop:
+    def begin(self, answer: Callable[[AnswerControl], None] = lambda command: None) -> OwnerLoop:
         core = new_core(Config(name="a", kind="Doll"), Ledger(incarnation="life"))
-        handlers: Handlers = {Perform: self._perform}
+        handlers: Handlers = {Perform: self._perform, AnswerControl: answer}
         self.loop.begin(core, handlers, kill_turn=self._kill, on_input=self._notice, on_end=self.ends.append)
         return self.loop
 
@@ -183,13 +187,90 @@ def test_while_it_stops_a_callback_may_not_take_longer_than_the_grace() -> None:
         await asyncio.sleep(STOP_GRACE_S - 0.1)
         assert bench.inputs == [Rest()]
         await asyncio.sleep(0.2)
-        raised = bench.inputs[-1]
-        assert isinstance(raised, Raised)
-        assert raised.error.code == "timeout"
+        assert bench.inputs == [Rest(), CutShort()]
         assert bench.ends == []
         await loop.close()
 
     run_sim(main)
+
+
+@pytest.mark.case(440)
+@pytest.mark.parametrize("after_s", [0.0, 2.0])
+def test_inputs_are_handled_beside_a_callback_and_one_may_cancel_it(after_s: float) -> None:
+    async def main(clock: SimLoop) -> None:
+        bench = Rig([RunCallback(hook="handle_event", args=())], [], [CancelCallback(after_s)], code=Code())
+        loop = bench.begin()
+        loop.feed(Rest())
+        await asyncio.sleep(1.0)
+        assert not loop.idle and not bench.busy()
+        loop.feed(Tick())
+        loop.feed(Interrupt("i"))
+        await asyncio.sleep(after_s - 0.1 if after_s else 0)
+        assert bench.inputs == [Rest(), Tick(), Interrupt("i")]
+        await asyncio.sleep(0.2)
+        assert bench.inputs == [Rest(), Tick(), Interrupt("i"), CutShort()]
+        assert loop.idle and bench.ends == []
+
+    run_sim(main)
+
+
+@pytest.mark.case(440)
+def test_a_callback_that_does_not_let_itself_be_cancelled_is_heard_in_the_end() -> None:
+    class Stubborn(Code):
+        async def call(self, command: RunCallback) -> Input:
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                await asyncio.sleep(1)
+            return Returned(NONE)
+
+    async def main(clock: SimLoop) -> None:
+        bench = Rig([RunCallback(hook="handle_event", args=())], [CancelCallback()], [CancelCallback()], code=Stubborn())
+        loop = bench.begin()
+        loop.feed(Rest())
+        await asyncio.sleep(0.1)
+        loop.feed(Interrupt("i"))
+        await asyncio.sleep(2)
+        assert bench.inputs == [Rest(), Interrupt("i"), Returned(NONE)]
+        assert loop.idle and bench.ends == [], "what came later is no command to this callback"
+
+    run_sim(main)
+
+
+def test_a_callback_that_ends_without_a_wait_comes_before_what_waits() -> None:
+    async def main() -> None:
+        code = Code()
+        code.done.set()
+        bench = Rig([RunCallback(hook="handle_event", args=())], code=code)
+        loop = bench.begin()
+        loop.feed(Rest())
+        loop.feed(Tick())
+        await asyncio.sleep(0)
+        assert bench.inputs == [Rest(), Returned(NONE), Tick()]
+        assert loop.idle and loop.callback is None
+
+    run(main())
+
+
+@pytest.mark.case(443)
+@pytest.mark.parametrize("before", [False, True])
+def test_an_interrupt_does_not_wait_for_a_record_but_for_what_came_before_it(before: bool) -> None:
+    async def main() -> None:
+        answered: list[AnswerControl] = []
+        bench = Rig([RECORD], [AnswerControl("i", {"interrupted": False})])
+        loop = bench.begin(answered.append)
+        loop.feed(Rest())
+        await asyncio.sleep(0)
+        if before:
+            loop.feed(Tick())
+        loop.feed(Interrupt("i"))
+        assert bench.inputs == [Rest()] if before else [Rest(), Interrupt("i")]
+        assert len(answered) == (not before)
+        bench.records.appended(COMMITTED)
+        await asyncio.sleep(0)
+        assert bench.inputs == ([Rest(), COMMITTED, Tick(), Interrupt("i")] if before else [Rest(), Interrupt("i"), COMMITTED])
+
+    run(main())
 
 
 def test_what_is_under_way_ends_with_the_owner() -> None:
@@ -203,7 +284,7 @@ def test_what_is_under_way_ends_with_the_owner() -> None:
         loop.feed(Rest())
         await asyncio.sleep(2.0)
         assert fired == [1]
-        task = loop.task
+        task = loop.callback
         assert task is not None
         await loop.close()
         assert task.cancelled()
