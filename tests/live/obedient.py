@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import threading
 from pathlib import Path
 from typing import Any, ClassVar, TypedDict, cast
 
@@ -126,6 +127,47 @@ class Hurried(Obedient):
     @staticmethod
     def script(prompt: str) -> list[Any]:
         return [Delay(3600 if prompt == "hang" else 0.9), Event("result", {"text": "in time"})]
+
+
+class Waiting(Agent[Diary]):
+    """Waits for ever in the callbacks that a prompt or an event names; those of `post_turn` are plain, and wait in a thread."""
+
+    backend = "scripted"
+    script: ClassVar[Any] = staticmethod(steered)
+    released: ClassVar[threading.Event] = threading.Event()
+    """Ends what waits in threads."""
+
+    async def init_agent(self, options: dict[str, Any]) -> Init[Diary]:
+        return Init(Diary(log=options["log"]))
+
+    async def _wait(self, callback: str, text: Any, state: Diary) -> None:
+        state.trail.append(callback)
+        if callback in str(text).split():
+            await asyncio.to_thread(add_line, Path(state.log or ""), callback)
+            await asyncio.Event().wait()
+
+    async def pre_turn(self, prompt: str, state: Diary) -> Any:
+        await self._wait("pre_turn", prompt, state)
+        return Proceed(prompt, state)
+
+    async def handle_response(self, ref: str, response: Response, state: Diary) -> Any:
+        await self._wait("handle_response", response.text, state)
+        return Idle(state)
+
+    async def handle_error(self, ref: str, error: MeshError, state: Diary) -> Any:
+        await self._wait("handle_error", error, state)
+        return Idle(state)
+
+    def post_turn(self, outcome: Outcome, ref: str, state: Diary) -> Diary:
+        if outcome.text == "post_turn":
+            add_line(Path(state.log or ""), "post_turn")
+            self.released.wait(60)
+        state.trail.append("post_turn")
+        return state
+
+    async def handle_event(self, event: Any, state: Diary) -> Any:
+        await self._wait("handle_event", event, state)
+        return Idle(state)
 
 
 class Homeless(Obedient):
