@@ -175,12 +175,12 @@ class _Compiler:
         def needed(value: Any) -> int:
             version = kinds.get(value.kind, itself) if kinds else itself
             for field, default, needs in added:
-                if version < needs and getattr(value, field) != default:
+                if version < needs and (part := getattr(value, field)) is not default and part != default:
                     version = needs
             for field, find in deeper:
                 part = getattr(value, field)
-                if part is not None and part is not UNSET:
-                    version = max(version, find(part))
+                if part is not None and part is not UNSET and (found := find(part)) > version:
+                    version = found
             return version
 
         return needed

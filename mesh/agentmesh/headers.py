@@ -64,7 +64,8 @@ def content_type_in(headers: Mapping[str, str]) -> str | None:
 
 def is_json(headers: Mapping[str, str]) -> bool:
     """Whether `headers` declare the body as JSON."""
-    return (content_type_in(headers) or "").partition(";")[0].strip().lower() == "application/json"
+    declared = content_type_in(headers)
+    return declared is not None and declared.partition(";")[0].strip().lower() == "application/json"
 
 
 def is_name(text: str) -> bool:

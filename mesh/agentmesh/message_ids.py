@@ -8,6 +8,8 @@ Values only, no I/O.
 
 from __future__ import annotations
 
+from collections import defaultdict
+
 from msgspec import structs
 
 from agentmesh.errors import BadRequest
@@ -15,7 +17,7 @@ from agentmesh.subjects import LANES
 from agentmesh.wire import Mail, parse_time
 
 MAX_IDS = 16_384
-"""Ids that are known of one agent; the oldest go first."""
+"""Ids that are known of one agent in lanes of one kind; the oldest go first."""
 
 
 class MessageIds:
@@ -26,7 +28,7 @@ class MessageIds:
     def __init__(self, remember_s: float) -> None:
         """`remember_s`: for how long a second message with an id repeats the first, by the server's times."""
         self._remember_s = remember_s
-        self._first: dict[tuple[str, str], tuple[int, str | None]] = {}
+        self._first: defaultdict[str, dict[str, tuple[int, str | None]]] = defaultdict(dict)
         """By kind of lane and id: sequence and stored time of the first message."""
 
     def note(self, lane: str, seq: int, msg_id: str, stored: str | None) -> None:
@@ -50,15 +52,17 @@ class MessageIds:
 
     def _repeated(self, kind: str, seq: int, msg_id: str, stored: str | None) -> int | None:
         """The sequence of the message that this one repeats; None, and it is noted, if it is the first."""
-        known = self._first.setdefault((kind, msg_id), (seq, stored))
-        if known[0] >= seq:
-            if len(self._first) > MAX_IDS:
-                del self._first[next(iter(self._first))]
-            return None
-        if self._in_time(known[1], stored):
-            return known[0]
-        del self._first[kind, msg_id]  # it goes to the end: they are in the order in which they came
-        self._first[kind, msg_id] = seq, stored
+        first = self._first[kind]
+        known = first.get(msg_id)
+        if known is not None:
+            if known[0] >= seq:
+                return None
+            if self._in_time(known[1], stored):
+                return known[0]
+            del first[msg_id]  # it goes to the end: they are in the order in which they came
+        first[msg_id] = seq, stored
+        if len(first) > MAX_IDS:
+            del first[next(iter(first))]
         return None
 
     def _in_time(self, first: str | None, second: str | None) -> bool:
