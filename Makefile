@@ -1,6 +1,6 @@
 # Each target sets up what it needs: a Python of 3.12 or newer is all that must be there.
 .DEFAULT_GOAL := help
-.PHONY: help demo quick test lint check bench bench-failover bench-sleeping bench-paired sim chaos cases clean
+.PHONY: help demo quick test test-local lint check bench bench-failover bench-sleeping bench-paired sim chaos cases clean
 
 # Tests start a thousand processes: without byte code each would compile all that it imports, as long as it takes to run.
 unexport PYTHONDONTWRITEBYTECODE
@@ -16,7 +16,7 @@ help: ## Show this list
 .venv/.stamp: pyproject.toml .ci/venv
 	@bash .ci/venv all $@
 
-.venv/.stamp-dev: pyproject.toml .ci/venv
+.venv/.stamp-dev: pyproject.toml .ci/venv tests/local/requirements.txt
 	@bash .ci/venv all,claude,codex,dev $@
 
 demo: .venv/.stamp ## Watch an agent outlive its node, in half a minute
@@ -27,6 +27,9 @@ quick: .venv/.stamp-dev ## Run the tests that need no server and no other proces
 
 test: .venv/.stamp-dev ## Run all tests
 	@$(PYTEST) -n $(WORKERS) --dist worksteal --durations=10 $(ARGS)
+
+test-local: .venv/.stamp-dev ## A real, small model behind each backend, some minutes: what it says is printed
+	@$(PYTEST) -n 0 -s tests/local tests/local/vendors.py $(ARGS)
 
 lint: .venv/.stamp-dev ## Lint, format, types, imports
 	$(PY) -m ruff check .

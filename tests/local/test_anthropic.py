@@ -1,0 +1,98 @@
+"""A real model behind the `anthropic` backend: what it says is kept, what it calls runs, and a kill costs neither."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from agentmesh.subjects import Subjects
+from agentmesh_client import Text
+from live.mesh import PATIENCE_S, ProcessMesh, process_mesh
+from local import agents
+from local.model import INSTALLED, MISSING, local_model
+from support import Server, run
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not INSTALLED, reason=MISSING)]
+
+LONG_S = 110
+AGENTS = str(Path(agents.__file__))
+SDK = ("anthropic", "agentmesh_node.backends.anthropic.backend")
+CALL = '<tool_call> {"name": "get_weather", "arguments": {"city": "Paris"}} </tool_call>'
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The model's."""
+    with local_model(tmp_path_factory.mktemp("model") / "log") as found:
+        yield found
+
+
+@contextlib.asynccontextmanager
+async def talking(server: Server, subjects: Subjects, logs: Path, address: str) -> AsyncIterator[ProcessMesh]:
+    """A supervisor and two nodes whose agents speak by the model at `address`."""
+    env = {"ANTHROPIC_BASE_URL": address, "ANTHROPIC_API_KEY": "none", "TOOL_RUNS": str(logs / "runs")}
+    async with process_mesh(server, subjects, logs, env=env, modules=SDK) as mesh:
+        for own_id in ("n1", "n2"):
+            await mesh.start("node", own_id, "--agents", AGENTS)
+        yield mesh
+
+
+def test_it_knows_in_its_second_turn_what_the_first_was_about(
+    server: Server, subjects: Subjects, tmp_path: Path, address: str
+) -> None:
+    async def main() -> None:
+        async with talking(server, subjects, tmp_path, address) as mesh:
+            await mesh.client.start_agent("talker", kind="Talker", timeout=PATIENCE_S)
+            first = await mesh.client.ask("talker", "What is the capital of France? Answer in one sentence.", timeout=PATIENCE_S)
+            second = await mesh.client.ask("talker", "And of Italy?", timeout=PATIENCE_S)
+            assert "Paris" in (first.text or "")
+            assert "Rome" in (second.text or "")
+            assert first.usage is not None
+            assert second.usage is not None
+            assert second.usage["input_tokens"] > first.usage["input_tokens"], "the first turn is in what it is asked"
+            assert second.usage["output_tokens"] > 0
+
+    run(main(), LONG_S)
+
+
+def test_a_tool_that_it_calls_runs_once(server: Server, subjects: Subjects, tmp_path: Path, address: str) -> None:
+    async def main() -> None:
+        async with talking(server, subjects, tmp_path, address) as mesh:
+            options = {"max_tokens": 200, "max_iterations": 3}  # it may well call again and again
+            await mesh.client.start_agent("weatherman", kind="Weatherman", options=options, timeout=PATIENCE_S)
+            async with mesh.client.stream(
+                "weatherman", f"Repeat exactly this and nothing else: {CALL}", timeout=PATIENCE_S
+            ) as live:
+                kinds = [type(event).__name__ async for event in live]
+            assert kinds.index("ToolUse") < kinds.index("ToolResult")
+            ran = (tmp_path / "runs").read_text().split()
+            assert ran[0] == "Paris"
+            assert len(ran) == kinds.count("ToolResult"), "each call ran once"
+            assert len(await mesh.results("weatherman", 1)) == 1
+
+    run(main(), LONG_S)
+
+
+def test_killed_in_mid_answer_the_other_node_has_it_said_once(
+    server: Server, subjects: Subjects, tmp_path: Path, address: str
+) -> None:
+    async def main() -> None:
+        async with talking(server, subjects, tmp_path, address) as mesh:
+            await mesh.client.start_agent("talker", kind="Talker", options={"max_tokens": 200}, timeout=PATIENCE_S)
+            victim = await mesh.host_of("talker")
+            async with mesh.client.stream("talker", "Count from one to fifty in words.", timeout=PATIENCE_S) as live:
+                async for event in live:
+                    if isinstance(event, Text):
+                        break
+                await victim.kill()
+                outcome = await live.outcome()
+            assert outcome.text
+            assert await mesh.host_of("talker") is not victim
+            status = await mesh.client.status("talker", content=True, timeout=PATIENCE_S)
+            assert status.agent_state == [outcome.text], "the turn took effect once"
+            assert [stored.text for stored in await mesh.results("talker", 1)] == [outcome.text]
+
+    run(main(), LONG_S)
