@@ -7,7 +7,7 @@ exactly what the owner saw when it committed.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from itertools import compress
+from itertools import compress, repeat
 from operator import is_not
 from typing import Any
 
@@ -34,7 +34,8 @@ from agentmesh.records import (
 )
 
 MAPS = ("positions", "taken", "origins", "deferred", "attempts", "takeovers", "timers", "awaiting", "steps", "waits", "seen")
-SCALARS = tuple(f for f in Change.__struct_fields__ if f not in MAPS)
+_CHANGED = tuple((field, field in MAPS) for field in Change.__struct_fields__)
+"""Per field of a change: its name, and whether it is a map."""
 FIELDS = Ledger.__struct_fields__
 NOT_IN_CHANGE = frozenset(FIELDS) - set(Change.__struct_fields__)
 """Fields that a change does not have, because every record bears them, or because they follow from the effects."""
@@ -71,15 +72,14 @@ def diff(old: Ledger, new: Ledger) -> Change:
 def patch(ledger: Ledger, change: Change) -> Ledger:
     """`ledger` with `change` applied."""
     fields: dict[str, Any] = {}
-    for field in SCALARS:
-        value = getattr(change, field)
-        if value is not UNSET:
+    values = structs.astuple(change)
+    # A journal is read record by record, and most fields of a change are unset: as in `diff`.
+    for (field, is_map), value in compress(zip(_CHANGED, values, strict=True), map(is_not, values, repeat(UNSET))):
+        if is_map:
+            merged = {**getattr(ledger, field), **value}
+            fields[field] = {key: item for key, item in merged.items() if item is not None}
+        else:
             fields[field] = value
-    for field in MAPS:
-        delta = getattr(change, field)
-        if delta is not UNSET:
-            merged = {**getattr(ledger, field), **delta}
-            fields[field] = {key: value for key, value in merged.items() if value is not None}
     return structs.replace(ledger, **fields) if fields else ledger
 
 
