@@ -54,6 +54,8 @@ class Formats:
 
     def _observe(self, entry: Entry) -> None:
         reads = _reads(entry)
+        if reads is not None and reads == self._reads.get(entry.key) and entry.key not in self._absent:
+            return  # a renewal, as nearly always
         if reads is not None:
             self._reads[entry.key] = reads
             self._absent.pop(entry.key, None)

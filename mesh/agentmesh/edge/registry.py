@@ -19,7 +19,7 @@ from agentmesh.edge.failures import ApiError, WrongLastSequence, explained
 from agentmesh.edge.manage import stream_state
 from agentmesh.edge.publish import EXPECTED_SEQ, ROLLUP, TTL, store
 from agentmesh.edge.read import StoredMessage, get_last, read_all
-from agentmesh.edge.tasks import Background
+from agentmesh.edge.tasks import Background, wait_for
 from agentmesh.edge.transport import Message, Subscription, Transport
 from agentmesh.errors import BadRequest, MeshError, Unavailable
 from agentmesh.registry_values import NodeLease, Placement, Spec
@@ -317,12 +317,7 @@ class View:
     async def _keep_fresh(self) -> None:
         wait = self._pause() if self._fresh else 0.0
         while True:
-            try:
-                async with asyncio.timeout(wait):
-                    await self._wake.wait()
-            except TimeoutError:
-                pass
-            self._wake.clear()
+            await wait_for(self._wake, wait)
             try:
                 await self._load()
                 wait = self._pause()

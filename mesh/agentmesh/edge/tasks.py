@@ -84,6 +84,19 @@ async def cancel_and_wait(*tasks: Task | None, within_s: float = END_S, heed: bo
     return not left
 
 
+async def wait_for(event: asyncio.Event, timeout: float) -> None:
+    """Wait for `event`, at most `timeout` seconds, and clear it."""
+    if not event.is_set():
+        loop = asyncio.get_running_loop()
+        # Loops that look again every now and then wait here: `asyncio.timeout` would cancel and raise each time.
+        timer = loop.call_later(timeout, event.set) if timeout > 0 else loop.call_soon(event.set)
+        try:
+            await event.wait()
+        finally:
+            timer.cancel()
+    event.clear()
+
+
 async def first_of(event: asyncio.Event, *tasks: Task) -> None:
     """Return when `event` is set or one of `tasks` has ended. What that one has raised is left to its owner."""
     told = asyncio.create_task(event.wait())

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -23,6 +24,7 @@ from agentmesh.edge.failures import EDGE_ERRORS, Uncertain, WrongLastSequence
 from agentmesh.edge.registry import Entry, Registry, decode_node
 from agentmesh.edge.replies import usable_reply
 from agentmesh.edge.retry import UPKEEP_RETRY
+from agentmesh.edge.tasks import wait_for
 from agentmesh.edge.transport import Disconnected, Message, Transport
 from agentmesh.errors import BadRequest, MeshError, NotPermitted
 from agentmesh.registry_values import NodeLease
@@ -81,7 +83,9 @@ class Heartbeat:
         self._main = asyncio.get_running_loop()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._started: asyncio.Future[None] = self._main.create_future()
-        self._renew: asyncio.Event | None = None
+        self._wake: asyncio.Event | None = None
+        self._due = 0.0
+        """When the lease is written next, on the monotonic clock."""
         self._written: asyncio.Future[None] | None = None
         self._leaving = False
         self._superseded = False
@@ -112,15 +116,15 @@ class Heartbeat:
         if self._superseded:
             return
         written = self._written = self._main.create_future()
-        if self._loop is not None and self._renew is not None:
-            self._loop.call_soon_threadsafe(self._renew.set)
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._renew)
         await asyncio.wait((written,), timeout=timeout)
 
     async def close(self) -> None:
         """Delete the lease and end."""
         self._leaving = True
-        if self._loop is not None and self._renew is not None:
-            self._loop.call_soon_threadsafe(self._renew.set)
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._renew)
         await self._liveness.join(10.0)
         if self._ticker is not None:
             self._ticker.cancel()
@@ -155,7 +159,7 @@ class Heartbeat:
 
     async def _connect_and_run(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._renew = asyncio.Event()
+        self._wake = asyncio.Event()
         transport = await self._liveness.connect(f"mesh-heartbeat-{self._node}")
         try:
             await transport.subscribe(self._subjects.node(self._node), lambda message: self._answer(transport, message))
@@ -164,7 +168,7 @@ class Heartbeat:
             if transport.refusal is not None:
                 self._post_to_main(partial(self._report_start, transport.refusal))
                 return
-            transport.on_gap(self._renew.set)
+            transport.on_gap(self._renew)
             registry = Registry(transport, self._subjects)
             await self._keep_lease(registry)
             if not self._superseded:
@@ -187,22 +191,24 @@ class Heartbeat:
                 return
 
     async def _keep_lease(self, registry: Registry) -> None:
-        assert self._renew is not None
-        due = 0.0
+        assert self._wake is not None
         while not self._leaving:
             self._check_stall()
-            wanted = self._monotonic() >= due or self._renew.is_set()
-            self._renew.clear()
-            if wanted and not self._superseded:
-                lease = self.figures.lease
+            if self._monotonic() >= self._due and not self._superseded:
+                lease, self._due = self.figures.lease, math.inf
                 if await self._write(registry):
-                    due = self._monotonic() + self._ttl_s / 3
+                    next_due = self._monotonic() + self._ttl_s / 3
                     self._post_to_main(lambda lease=lease: self._report_write(lease))  # type: ignore[misc]
-            try:
-                async with asyncio.timeout(CHECK_S):
-                    await self._renew.wait()
-            except TimeoutError:
-                continue
+                else:
+                    next_due = 0.0
+                self._due = min(self._due, next_due)  # it may be wanted again by now
+            await wait_for(self._wake, CHECK_S)
+
+    def _renew(self) -> None:
+        """Write the lease now."""
+        self._due = 0.0
+        if self._wake is not None:
+            self._wake.set()
 
     def _check_stall(self) -> None:
         stalled = self._monotonic() - self.figures.ticked

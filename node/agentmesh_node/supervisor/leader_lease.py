@@ -22,6 +22,7 @@ import msgspec
 from agentmesh.edge.clock import SYSTEM, Ambient
 from agentmesh.edge.failures import EDGE_ERRORS, WrongLastSequence
 from agentmesh.edge.registry import Entry, Registry
+from agentmesh.edge.tasks import wait_for
 from agentmesh.errors import NotPermitted
 from agentmesh.formats import RECORD_VERSION
 from agentmesh.registry_values import SupervisorLease
@@ -33,16 +34,6 @@ log = logging.getLogger("agentmesh.supervisor")
 
 _RETRY_S = 0.1
 _LOOK_S = 0.5
-
-
-async def wait_for(event: asyncio.Event, timeout: float) -> None:
-    """Wait for `event`, at most `timeout` seconds, and clear it."""
-    try:
-        async with asyncio.timeout(timeout):
-            await event.wait()
-    except TimeoutError:
-        pass
-    event.clear()
 
 
 class LeaderLease:

@@ -33,7 +33,7 @@ from agentmesh.edge.registry import Entry, Registry, View
 from agentmesh.edge.replies import usable_reply
 from agentmesh.edge.retry import UPKEEP_RETRY
 from agentmesh.edge.server_time_keeper import ServerTime
-from agentmesh.edge.tasks import cancel_and_wait, first_of
+from agentmesh.edge.tasks import cancel_and_wait, first_of, wait_for
 from agentmesh.edge.transport import Disconnected, Message, NoResponders, RequestTimeout, Subscription, Transport
 from agentmesh.errors import BadRequest, MeshError, NotPermitted, Unavailable
 from agentmesh.formats import SECOND
@@ -49,7 +49,6 @@ from agentmesh_node.supervisor.decision_log import DecisionLog
 from agentmesh_node.supervisor.failure_detector import PingState
 from agentmesh_node.supervisor.journal_check import JournalCheck
 from agentmesh_node.supervisor.late_mail import LateMailFinder
-from agentmesh_node.supervisor.leader_lease import wait_for
 from agentmesh_node.supervisor.lease_and_pings import LeaseAndPings, keep
 from agentmesh_node.supervisor.membership import Membership
 from agentmesh_node.supervisor.placement_writer import PlacementWriter, needs_reason

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from agentmesh.edge import tasks
-from agentmesh.edge.tasks import Background, cancel_and_wait, first_of
+from agentmesh.edge.tasks import Background, cancel_and_wait, first_of, wait_for
 from agentmesh.errors import Unavailable
+from sim.loop import SimLoop, run_sim
 from support import run
 
 
@@ -259,3 +260,36 @@ def test_two_at_a_time_are_a_mistake() -> None:
         await background.close()
 
     run(scenario())
+
+
+# --- wait_for ---------------------------------------------------------------------------------------------------------
+def test_an_event_is_waited_for_until_it_is_set_or_the_time_is_over() -> None:
+    async def main(loop: SimLoop) -> list[float]:
+        event, ends = asyncio.Event(), []
+        for wait, set_after in ((5.0, 2.0), (5.0, None), (0.0, None)):
+            if set_after is not None:
+                loop.call_later(set_after, event.set)
+            await wait_for(event, wait)
+            assert not event.is_set()
+            ends.append(loop.time())
+        event.set()
+        await wait_for(event, 5.0)
+        assert not event.is_set()
+        await asyncio.sleep(10.0)  # no timer that was left behind sets it
+        assert not event.is_set()
+        return ends
+
+    assert run_sim(main) == [2.0, 7.0, 7.0]
+
+
+def test_waiting_for_an_event_can_be_cancelled() -> None:
+    async def main(_loop: SimLoop) -> None:
+        event = asyncio.Event()
+        waiting = begun(wait_for(event, 5.0))
+        await asyncio.sleep(1.0)
+        assert await cancel_and_wait(waiting)
+        assert waiting.cancelled()
+        await asyncio.sleep(10.0)
+        assert not event.is_set()
+
+    run_sim(main)
