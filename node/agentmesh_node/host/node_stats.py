@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection
 from importlib.metadata import version
 
@@ -28,10 +29,15 @@ def first_lease(settings: NodeSettings, boot: str, now: float) -> NodeLease:
         kinds=tuple(sorted(settings.agents)),
         labels={**settings.labels, **node_labels(RECORD_VERSION)},
         capacity=settings.capacity,
-        version=version("agentmesh"),
+        version=_version(),
         started=format_time(now),
         reads=RECORD_VERSION,
     )
+
+
+@functools.cache
+def _version() -> str:
+    return version("agentmesh")  # it reads a file
 
 
 def activities(agents: Collection[PlacedAgent]) -> Activities:

@@ -116,6 +116,7 @@ def backend_class(name: str) -> Any:
     return found.load()
 
 
+@cache
 def takes_room(factory: Any) -> bool:
     """Whether a backend's factory has a parameter `room`."""
     try:
