@@ -39,10 +39,11 @@ def judge(evidence: Evidence, immortal: Collection[str]) -> list[str]:
     wrong: list[str] = []
     lives: list[Life] = []
     for agent, records in evidence.journals.items():
+        history = _history(records)
         wrong += _chain(agent, records)
-        wrong += _steps(agent, records)
-        wrong += _torn(agent, records)
-        lives += lives_of(agent, records)
+        wrong += _steps(agent, history)
+        wrong += _torn(agent, history)
+        lives += _lives(agent, history)
     wrong += _counts(lives)
     wrong += _set_once(evidence)
     wrong += _answers(evidence)
@@ -55,6 +56,19 @@ def judge(evidence: Evidence, immortal: Collection[str]) -> list[str]:
 
 
 # --- journals -----------------------------------------------------------------------------------------------------
+type History = Sequence[tuple[int, Record, Ledger | None, Ledger]]
+"""Sequence and record, the ledger before it and behind it."""
+
+
+def _history(records: Iterable[tuple[int, Record]]) -> History:
+    history: list[tuple[int, Record, Ledger | None, Ledger]] = []
+    ledger: Ledger | None = None
+    for seq, record in records:
+        before, ledger = ledger, apply(ledger, record, seq)
+        history.append((seq, record, before, ledger))
+    return history
+
+
 def _chain(agent: str, records: Sequence[tuple[int, Record]]) -> Iterable[str]:
     """One unbroken chain of owners: each record is of the owner that the last `activated` named, or finishes a stop."""
     owner: tuple[int, str, str] | None = None
@@ -87,12 +101,10 @@ def _chain(agent: str, records: Sequence[tuple[int, Record]]) -> Iterable[str]:
             phase = "over"
 
 
-def _steps(agent: str, records: Sequence[tuple[int, Record]]) -> Iterable[str]:
+def _steps(agent: str, history: History) -> Iterable[str]:
     """Each step of a turn is committed once, behind the one before it, and none outlives its turn."""
-    ledger: Ledger | None = None
     count: Counter[tuple[str, str, int]] = Counter()
-    for seq, record in records:
-        before, ledger = ledger, apply(ledger, record, seq)
+    for seq, record, before, ledger in history:
         where = f"{agent}: record {seq} ({record.kind})"
         turning = ledger.turning
         if turning is None:
@@ -108,11 +120,9 @@ def _steps(agent: str, records: Sequence[tuple[int, Record]]) -> Iterable[str]:
         count[turn] = max(count[turn], len(ledger.steps))
 
 
-def _torn(agent: str, records: Sequence[tuple[int, Record]]) -> Iterable[str]:
+def _torn(agent: str, history: History) -> Iterable[str]:
     """Each change of the configuration is whole, and has the next number of its life."""
-    ledger: Ledger | None = None
-    for seq, record in records:
-        before, ledger = ledger, apply(ledger, record, seq)
+    for seq, record, before, ledger in history:
         where = f"{agent}: record {seq} ({record.kind})"
         known = before.sets[-1].number if before is not None and before.incarnation == ledger.incarnation and before.sets else 0
         now = ledger.sets[-1].number if ledger.sets else 0
@@ -139,14 +149,18 @@ def _set_once(evidence: Evidence) -> Iterable[str]:
 
 def lives_of(agent: str, records: Sequence[tuple[int, Record]]) -> list[Life]:
     """What the journal of `agent` says of its incarnations, the oldest first."""
+    return _lives(agent, _history(records))
+
+
+def _lives(agent: str, history: History) -> list[Life]:
     lives: dict[str, Life] = {}
-    ledger: Ledger | None = None
-    for seq, record in records:
-        ledger = apply(ledger, record, seq)
+    known: dict[str, msgspec.Raw] = {}
+    for seq, record, _, ledger in history:
         life = lives.setdefault(record.incarnation, Life(agent, record.incarnation))
         if record.kind in ("stopped", "tombstone"):
             life.ended = True
-        elif bytes(ledger.state):
+        elif bytes(ledger.state) and ledger.state is not known.get(record.incarnation):  # most records leave it as it is
+            known[record.incarnation] = ledger.state
             _grow(life, msgspec.json.decode(ledger.state, type=State), seq)
     return list(lives.values())
 
