@@ -18,6 +18,30 @@ PATIENCE_S = 60.0
 """How long one may take."""
 
 
+def completed(
+    program: str, arguments: Sequence[str], env: Mapping[str, str], *, timeout: float
+) -> subprocess.CompletedProcess[str]:
+    """Run `python -m program *arguments` to its end.
+
+    Raises:
+        subprocess.TimeoutExpired: it does not end.
+    """
+    if not AVAILABLE:
+        return subprocess.run(
+            [sys.executable, "-m", program, *arguments],
+            env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout, check=False,
+        )  # fmt: skip
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        process = Forker.mine().start(arguments, env, stdout=out, stderr=err, program=program)
+        try:
+            code = process.wait(timeout)
+        finally:
+            process.end()
+        out.seek(0)
+        err.seek(0)
+        return subprocess.CompletedProcess([program, *arguments], code, out.read().decode(), err.read().decode())
+
+
 async def mesh_command(
     arguments: Sequence[str], env: Mapping[str, str], *, cwd: Path | None = None, stdin: str = ""
 ) -> subprocess.CompletedProcess[str]:

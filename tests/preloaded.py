@@ -20,6 +20,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Self
@@ -56,13 +57,21 @@ class Forker:
 
     _mine: Self | None = None
 
-    def __init__(self) -> None:
+    def __init__(self, modules: Sequence[str] = MODULES, env: Mapping[str, str] | None = None) -> None:
+        """
+        Args:
+            modules: what is imported at once.
+            env: of the preloaded process, where it must not be that of this one.
+        """
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.codes: dict[int, int] = {}
         """The exit codes of those that have ended, by process id."""
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, __file__, str(theirs.fileno())], pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL
+                [sys.executable, __file__, str(theirs.fileno()), *modules],
+                pass_fds=(theirs.fileno(),),
+                stdin=subprocess.DEVNULL,
+                env=env,
             )
 
     @classmethod
@@ -114,10 +123,19 @@ class Forker:
             except BlockingIOError:
                 return
 
-    def wait(self, pid: int) -> int:
-        """The exit code of `pid`, once it has ended."""
-        while pid not in self.codes:
-            self._answer(0)
+    def wait(self, pid: int, timeout: float | None) -> int:
+        """The exit code of `pid`, once it has ended.
+
+        Raises:
+            TimeoutError: it has not within `timeout` seconds.
+        """
+        end = None if timeout is None else time.monotonic() + timeout
+        try:
+            while pid not in self.codes:
+                self._socket.settimeout(None if end is None else max(1e-3, end - time.monotonic()))
+                self._answer(0)
+        finally:
+            self._socket.settimeout(None)
         return self.codes[pid]
 
     def _answer(self, flags: int) -> dict[str, int]:
@@ -141,9 +159,16 @@ class ForkedProcess:
         self._forker.look()
         return self._forker.codes.get(self.pid)
 
-    def wait(self) -> int:
-        """Its exit code, when it has ended."""
-        return self._forker.wait(self.pid)
+    def wait(self, timeout: float | None = None) -> int:
+        """Its exit code, when it has ended.
+
+        Raises:
+            subprocess.TimeoutExpired: it has not within `timeout` seconds.
+        """
+        try:
+            return self._forker.wait(self.pid, timeout)
+        except TimeoutError:
+            raise subprocess.TimeoutExpired(f"process {self.pid}", timeout or 0.0) from None
 
     def send_signal(self, number: int) -> None:
         """Signal it, unless it has ended."""
@@ -210,11 +235,11 @@ def become(request: dict[str, Any]) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def main(fd: int) -> int:
+def main(fd: int, modules: Sequence[str]) -> int:
     """The preloaded process, and each that it becomes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the tests; what they started they end
     sys.path.pop(0)  # the folder of this file: no process of the mesh has it
-    for name in MODULES:
+    for name in modules:
         importlib.import_module(name)
     gc.collect()
     gc.freeze()
@@ -224,4 +249,4 @@ def main(fd: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1])))
+    sys.exit(main(int(sys.argv[1]), sys.argv[2:]))

@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import io
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -25,7 +24,9 @@ from agentmesh.edge.streams import ensure
 from agentmesh.subjects import Subjects
 from agentmesh_client.cli import main as cli
 from certificates import Authority
+from commands import completed
 from live.mesh import AGENTS
+from preloaded import MESH, NODE
 from support import Server, free_ports
 
 USERS = """authorization { users: [
@@ -126,11 +127,7 @@ def command(there: Place, verb: str, condition: str, *, timeout: float) -> Said:
         subprocess.TimeoutExpired: it does not end.
     """
     began = time.monotonic()
-    program = "agentmesh_node" if verb in HOSTING else "agentmesh_client.cli.main"
-    done = subprocess.run(
-        [sys.executable, "-m", program, *VERBS[verb]],
-        env=there.variables(condition), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout, check=False,
-    )  # fmt: skip
+    done = completed(NODE if verb in HOSTING else MESH, VERBS[verb], there.variables(condition), timeout=timeout)
     return Said(done.returncode, time.monotonic() - began, done.stderr.strip())
 
 

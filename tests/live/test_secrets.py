@@ -23,7 +23,7 @@ from agentmesh.edge.read import read_all
 from agentmesh.edge.stream_configs import stream_configs
 from agentmesh.edge.streams import ensure
 from agentmesh.subjects import Subjects
-from commands import PROGRAM
+from commands import mesh_command
 from fakes.otlp import OtlpReceiver
 from live.mesh import AGENTS
 from support import Server, eventually, free_ports, run
@@ -115,14 +115,10 @@ class Said:
     async def command(self, *arguments: str, env: Mapping[str, str] | None = None) -> str:
         """What a command of the client prints, with all that it can be made to tell."""
         name = re.sub(r"\W+", "-", "-".join(arguments))[:60]
-        process = await asyncio.create_subprocess_exec(
-            *PROGRAM, *arguments, "--debug",
-            cwd=self._folder, env={**self.env, **(env or {})}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )  # fmt: skip
-        out, _ = await process.communicate()
-        with (self._folder / f"mesh-{name}.log").open("ab") as log:
-            log.write(out)
-        return out.decode()
+        ended = await mesh_command((*arguments, "--debug"), {**self.env, **(env or {})}, cwd=self._folder)
+        with (self._folder / f"mesh-{name}.log").open("a") as log:
+            log.write(ended.stdout + ended.stderr)
+        return ended.stdout + ended.stderr
 
 
 def in_process_list() -> list[str]:
@@ -187,14 +183,11 @@ def test_it_is_in_no_error_either(locked: Server, subjects: Subjects, tmp_path: 
             said = Said(tmp_path, environment("", subjects, collector))
             options = ("--wait", "0") if verb == "supervisor" else ("--debug",)
             for url in urls:
-                process = await asyncio.create_subprocess_exec(
-                    *PROGRAM, verb, *options,
-                    cwd=tmp_path, env={**said.env, "MESH_NATS_URL": url}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                )  # fmt: skip
-                out, _ = await process.communicate()
-                assert process.returncode, out
-                assert b"mesh: " in out
-                assert MARK.encode() not in out
+                ended = await mesh_command((verb, *options), {**said.env, "MESH_NATS_URL": url}, cwd=tmp_path)
+                out = ended.stdout + ended.stderr
+                assert ended.returncode, out
+                assert "mesh: " in out
+                assert MARK not in out
 
     run(main(), 110)
 
