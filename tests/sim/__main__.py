@@ -13,7 +13,7 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,9 +26,12 @@ LIFE = 40
 """Seeds that a worker runs before another process takes its place: it never frees what they leave behind."""
 
 
-def main() -> int:
-    """Returns the exit code: 1 if a seed failed."""
-    options = _parser().parse_args()
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Do what the `arguments` say, by default those of this process.
+
+    Returns: the exit code, 1 if a seed failed.
+    """
+    options = _parser().parse_args(arguments)
     if options.crash is not None:
         return _crash(options)
     kinds = None if options.faults is None else tuple(kind for kind in options.faults.split(",") if kind != "none")

@@ -44,13 +44,13 @@ def test_each_of_these_faults_alone(fault: str) -> None:
 
 def test_a_seed_repeats_its_run() -> None:
     # In a process of its own, and behind another in one of several workers.
-    runs = [sim("--seed", "39", "--verbose"), sim("--seed", "38", "--seeds", "2", "--verbose", "--jobs", "2")]
+    runs = [sim("--seed", "39", "--verbose", alone=True), sim("--seed", "38", "--seeds", "2", "--verbose", "--jobs", "2")]
     digests = [re.findall(r"seed 39: .* s, ([0-9a-f]+);", run) for run in runs]
     assert digests[0] and digests[0] == digests[1]
 
 
 def test_a_seed_repeats_its_trace_byte_for_byte() -> None:
-    # Each in a process of its own.
-    traces = [sim("--seed", "42", "--trace").splitlines()[:-1] for _ in range(2)]  # the last line tells how long it took
+    # Each in a process of its own; the last line tells how long it took.
+    traces = [sim("--seed", "42", "--trace", alone=True).splitlines()[:-1] for _ in range(2)]
     assert len(traces[0]) > 500
     assert traces[0] == traces[1]
