@@ -20,6 +20,7 @@ from sim.store import Stored
 
 _bodies: WeakKeyDictionary[Server, dict[str, bytes]] = WeakKeyDictionary()
 """Bodies that were found in the blobs, by the blob's name."""
+_records: WeakKeyDictionary[Server, dict[Stored, Record]] = WeakKeyDictionary()
 
 
 GARBLED = b"\xff"
@@ -38,8 +39,7 @@ def gather(server: Server, subjects: Subjects, operations: Sequence[Operation]) 
     journals: dict[str, list[tuple[int, Record]]] = defaultdict(list)
     head = len(subjects.journal(""))
     for message in filter(is_record, server.streams[subjects.stream("journal")].history):
-        body = body_of(server, subjects, message)
-        journals[message.subject[head:]].append((message.seq, decode_record(body)))
+        journals[message.subject[head:]].append((message.seq, record_of(server, subjects, message)))
     letters = []
     for message in server.streams[subjects.stream("mail")].history:
         parsed = subjects.parse_lane(message.subject)
@@ -61,6 +61,14 @@ def _outcome(body: bytes) -> Outcome | None:
         return decode_outcome(body)
     except (msgspec.DecodeError, ValueError, RecursionError):
         return None
+
+
+def record_of(server: Server, subjects: Subjects, message: Stored) -> Record:
+    """The record in a stored message. It is read once, however often a run is looked at."""
+    known = _records.setdefault(server, {})
+    if message not in known:
+        known[message] = decode_record(body_of(server, subjects, message))
+    return known[message]
 
 
 def body_of(server: Server, subjects: Subjects, record: Stored) -> bytes:

@@ -12,7 +12,7 @@ from functools import partial
 from typing import NamedTuple
 
 from sim.forgetting import Forgetting
-from sim.net import Habits
+from sim.net import LATENCY_RANGE_S, LATENCY_S, Habits
 from sim.server import Faults
 from sim.world import World
 
@@ -130,9 +130,10 @@ class Weather(Habits):
         self._chances = chances
 
     def latency(self) -> float:
-        if self._chances.slow and self.dice.random() < self._chances.slow:
-            return self.dice.uniform(0.001, 0.3)
-        return super().latency()
+        dice = self.dice
+        if self._chances.slow and dice.random() < self._chances.slow:
+            return dice.uniform(0.001, 0.3)
+        return LATENCY_S[0] + LATENCY_RANGE_S * dice.random()  # as in a network that works
 
     def delay(self, subject: str) -> float:
         return self.dice.uniform(0.05, MOST_LATE_S) if self.dice.random() < self._chances.delayed else 0.0

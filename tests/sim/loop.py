@@ -39,7 +39,7 @@ class Process:
         self.name = name
         self.frozen = False
         self.dead = False
-        self.parked: deque[asyncio.Handle] = deque()
+        self.parked: deque[_Handle] = deque()
         self._loop = loop
         loop.processes.append(self)
         self.context = copy_context()
@@ -73,7 +73,8 @@ def current_process() -> Process | None:
 class _Future(asyncio.Future[Any]):
     """Sets of futures are iterated in an order that must not depend on memory addresses."""
 
-    number = 0
+    __slots__ = ("number",)
+    number: int
 
     def __hash__(self) -> int:
         return self.number
@@ -87,7 +88,7 @@ class _Task(asyncio.Task[Any]):
 
     def __init__(self, *args: Any, loop: SimLoop, **kwargs: Any) -> None:
         self._number = next(loop.numbers)
-        loop.tasks.add(self)
+        loop.tasks.append(weakref.ref(self))
         super().__init__(*args, loop=loop, **kwargs)
 
     def __hash__(self) -> int:
@@ -102,21 +103,22 @@ class _Handle(asyncio.Handle):
 
     __slots__ = ()
 
-    def __init__(
-        self, callback: Callable[..., object], args: tuple[Any, ...], loop: SimLoop, context: contextvars.Context | None
-    ) -> None:
+    def __init__(self, callback: Callable[..., object], args: tuple[Any, ...], context: contextvars.Context | None) -> None:
         self._context = copy_context() if context is None else context
-        self._loop = loop
-        self._callback = callback
+        self._callback: Callable[..., object] | None = callback
         self._args = args
-        self._cancelled = False
-        self._repr = None
-        self._source_traceback = None
 
     def cancel(self) -> None:
-        self._cancelled = True
-        self._callback = None  # type: ignore[assignment]
-        self._args = None  # type: ignore[assignment]
+        self._callback = None
+        self._args = ()
+
+    def cancelled(self) -> bool:
+        return self._callback is None
+
+    _cancelled = property(cancelled)
+
+    def __repr__(self) -> str:
+        return f"<{self._callback!r} of {self._args!r}>"
 
 
 class _TimerHandle(_Handle, asyncio.TimerHandle):
@@ -125,40 +127,30 @@ class _TimerHandle(_Handle, asyncio.TimerHandle):
     __slots__ = ()
 
     def __init__(
-        self,
-        when: float,
-        callback: Callable[..., object],
-        args: tuple[Any, ...],
-        loop: SimLoop,
-        context: contextvars.Context | None,
+        self, when: float, callback: Callable[..., object], args: tuple[Any, ...], context: contextvars.Context | None
     ) -> None:
         self._context = copy_context() if context is None else context
-        self._loop = loop
         self._callback = callback
         self._args = args
-        self._cancelled = False
-        self._repr = None
-        self._source_traceback = None
         self._when = when
-        self._scheduled = False
 
 
 class SimLoop(asyncio.BaseEventLoop):
     """The loop. `time` begins at 0."""
 
-    _ready: deque[asyncio.Handle]
+    _ready: deque[_Handle]
 
     def __init__(self) -> None:
         super().__init__()
-        self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
+        self._timers: list[tuple[float, int, _TimerHandle]] = []
         """A heap. Tuples are compared by the interpreter itself, handles by a method: that alone is a tenth of a run."""
         self._timer_count = 0
         self.now = 0.0
         self.steps = 0
         self.processes: list[Process] = []
         self.numbers = itertools.count(1)
-        self.tasks: weakref.WeakSet[asyncio.Task[Any]] = weakref.WeakSet()
-        """Of this loop alone: asyncio's own set holds what earlier runs have left behind, too."""
+        self.tasks: list[weakref.ref[asyncio.Task[Any]]] = []
+        """All that were ever made, of this loop alone: asyncio's own set holds what earlier runs have left behind, too."""
         self._dead: list[asyncio.Task[Any]] = []
         self.defects: list[str] = []
         """What callbacks and forgotten tasks have raised."""
@@ -178,23 +170,27 @@ class SimLoop(asyncio.BaseEventLoop):
         self._dead += [task for task in self._pending() if task.get_context().get(_process) is process]
 
     def _pending(self) -> list[asyncio.Task[Any]]:
-        return [task for task in self.tasks if not task.done()]
+        tasks = [task for known in self.tasks if (task := known()) is not None and not task.done()]
+        self.tasks = [weakref.ref(task) for task in tasks]
+        return tasks
 
-    def take(self, handles: deque[asyncio.Handle]) -> None:
+    def take(self, handles: deque[_Handle]) -> None:
         """Run what was put aside, behind what is ready."""
         self._ready.extend(handles)
 
     def call_soon[*Ts](
         self, callback: Callable[[*Ts], object], *args: *Ts, context: contextvars.Context | None = None
     ) -> asyncio.Handle:
-        handle = _Handle(callback, args, self, context)
+        handle = _Handle(callback, args, context)
         self._ready.append(handle)
         return handle
+
+    call_soon_threadsafe = call_soon  # there is one thread
 
     def call_at[*Ts](
         self, when: float, callback: Callable[[*Ts], object], *args: *Ts, context: contextvars.Context | None = None
     ) -> asyncio.TimerHandle:
-        handle = _TimerHandle(when, callback, args, self, context)
+        handle = _TimerHandle(when, callback, args, context)
         self._timer_count += 1
         heappush(self._timers, (when, self._timer_count, handle))
         return handle
@@ -203,47 +199,67 @@ class SimLoop(asyncio.BaseEventLoop):
         self, delay: float, callback: Callable[[*Ts], object], *args: *Ts, context: contextvars.Context | None = None
     ) -> asyncio.TimerHandle:
         when = self.now + delay  # as `call_at`: half of all callbacks come from here
-        handle = _TimerHandle(when, callback, args, self, context)
+        handle = _TimerHandle(when, callback, args, context)
         self._timer_count += 1
         heappush(self._timers, (when, self._timer_count, handle))
         return handle
 
-    def _run_once(self) -> None:  # noqa: C901 - in one piece: a call more for each timer is a twentieth of a run
-        """Rounds of what is ready, until the loop is told to stop. In most rounds that is one timer."""
-        ready, timers, process_of = self._ready, self._timers, _process
-        pop, take = heappop, ready.popleft
+    def call_next(self, process: Process, callback: Callable[..., object], *args: object) -> None:
+        """Have `process` call `callback` as soon as it can. At once, if nothing else is ready: as `call_soon` would have it."""
+        if self._ready or process.frozen or process.dead:
+            self.call_soon(callback, *args, context=process.context)
+        else:
+            process.context.run(callback, *args)
+
+    def _run_once(self) -> None:
+        """All that becomes due, until the loop is told to stop."""
+        ready, timers = self._ready, self._timers
         while True:
-            if not ready and not self._stopping:  # type: ignore[attr-defined]  # nothing else is ready: the next time comes at once
-                while timers and timers[0][2]._cancelled:
-                    pop(timers)
-                if not timers:
-                    raise Deadlock("nothing is ready and no timer is set")
-                self.now = max(self.now, timers[0][0])
-            now = self.now
-            while timers and timers[0][0] <= now:
-                ready.append(pop(timers)[2])
-            count = len(ready)
-            self.steps += count
-            while count:
-                count -= 1
-                one = take()
-                if one._cancelled:
-                    continue
-                context = one._context  # type: ignore[attr-defined]
-                process = context.get(process_of)
-                if process is not None and (process.frozen or process.dead):
-                    process.parked.append(one)  # of a dead one it is kept for `finish`: a task whose wake-up is lost cannot end
-                    continue
-                try:
-                    context.run(one._callback, *one._args)  # type: ignore[attr-defined]
-                except (SystemExit, KeyboardInterrupt):
-                    raise
-                except BaseException as error:  # noqa: BLE001 - as asyncio has it: whatever a callback raises is reported
-                    self.call_exception_handler({"message": f"Exception in callback {one!r}", "exception": error})
+            if ready or self._stopping:  # type: ignore[attr-defined]
+                self._run_round()
+            else:
+                self._run_next_timer(timers)
             if self.steps > MAX_STEPS:
                 raise Deadlock(f"{MAX_STEPS} steps: something spins")
             if self._stopping:  # type: ignore[attr-defined]
                 return
+
+    def _run_next_timer(self, timers: list[tuple[float, int, _TimerHandle]]) -> None:
+        """Nothing is ready: the time of the next timer comes at once. Nearly always it is the only one of that time."""
+        while timers and timers[0][2]._callback is None:  # it was cancelled
+            heappop(timers)
+        if not timers:
+            raise Deadlock("nothing is ready and no timer is set")
+        when, _, handle = heappop(timers)
+        self.now = max(self.now, when)
+        if timers and timers[0][0] <= self.now:
+            self._ready.append(handle)
+        else:
+            self._call(handle)
+
+    def _run_round(self) -> None:
+        """All that is ready, and the timers that are due. What becomes ready meanwhile belongs to the next round."""
+        ready, timers = self._ready, self._timers
+        while timers and timers[0][0] <= self.now:
+            ready.append(heappop(timers)[2])
+        for _ in range(len(ready)):
+            self._call(ready.popleft())
+
+    def _call(self, handle: _Handle) -> None:
+        if handle._callback is None:
+            return  # it was cancelled
+        self.steps += 1
+        context = handle._context
+        process = context.get(_process)
+        if process is not None and (process.frozen or process.dead):
+            process.parked.append(handle)  # of a dead one it is kept for `finish`: a task whose wake-up is lost cannot end
+            return
+        try:
+            context.run(handle._callback, *handle._args)
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as error:  # noqa: BLE001 - as asyncio has it: whatever a callback raises is reported
+            self.call_exception_handler({"message": f"Exception in callback {handle!r}", "exception": error})
 
     def _note(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         error = context.get("exception")
@@ -260,7 +276,7 @@ class SimLoop(asyncio.BaseEventLoop):
         """Cancel all that still runs, the tasks of dead and frozen processes too, and close. What fails now is no defect."""
         self.set_exception_handler(lambda *_: None)
         for _, _, handle in self._timers:
-            if handle._context.get(_process) is not None:  # type: ignore[attr-defined]
+            if handle._context.get(_process) is not None:
                 handle.cancel()
         for process in self.processes:
             process.dead = False

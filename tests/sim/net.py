@@ -38,6 +38,7 @@ NOTICE_S = (10.0, 15.0)
 """How long it takes a client to notice that its server does not answer: two pings, five seconds apart."""
 LATENCY_S = (0.0001, 0.001)
 """How long one message takes in a network that works."""
+LATENCY_RANGE_S = LATENCY_S[1] - LATENCY_S[0]
 GHOST_S = 30.0
 """Longest that the server keeps the subscriptions of a client that it cannot reach."""
 
@@ -60,7 +61,7 @@ class Habits:
 
     def latency(self) -> float:
         """Seconds that one message takes."""
-        return LATENCY_S[0] + (LATENCY_S[1] - LATENCY_S[0]) * self.dice.random()  # `uniform`, for each message
+        return LATENCY_S[0] + LATENCY_RANGE_S * self.dice.random()  # `uniform`, for each message
 
     def delay(self, subject: str) -> float:
         """Seconds by which one message to the server is held up, apart from all others."""
@@ -183,7 +184,7 @@ class Network:
         if link.cut:
             link.to_client.append(partial(self._come, link, sid, message))
         elif link.open:
-            self.loop.call_soon(link.transport.receive, link, sid, message, context=link.process.context)
+            self.loop.call_next(link.process, link.transport.receive, link, sid, message)
 
     def answer(self, link: Link, action: Action) -> None:
         """From the server: `action` is done in the client, behind what is on its way to it."""

@@ -12,13 +12,13 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from agentmesh.edge.registry import Entry, readable_spec
-from agentmesh.ledger import fold, is_taken
-from agentmesh.records import Ledger, Record, decode_record
+from agentmesh.ledger import apply, is_taken
+from agentmesh.records import Ledger, Record
 from agentmesh.subjects import LANES, spec_key
 from agentmesh.wire import FOR
 from judge.verdict import judge
 from sim.agents import Cell
-from sim.checker import body_of, gather, is_record
+from sim.checker import gather, is_record, record_of
 from sim.faults import Storm, climate
 from sim.forgetting import forgotten
 from sim.loop import SimLoop, run_sim
@@ -124,7 +124,13 @@ async def _run(
 
 def settled(world: World, wanted: Collection[str], excused: Collection[str] = ()) -> bool:
     """Whether nothing is left to do; the agents `wanted` must run. Of those `excused` nothing is said."""
-    return next(iter(_open_ends(world, wanted, excused)), None) is None
+    state = (sum(stream.changes for stream in world.net.server.streams.values()), *wanted, None, *excused)
+    if world.unsettled == state:
+        return False  # it is asked for again and again, and all that counts lies in the streams
+    if next(_open_ends(world, wanted, excused), None) is None:
+        return True
+    world.unsettled = state
+    return False
 
 
 def unsettled(world: World, wanted: Collection[str], excused: Collection[str] = ()) -> list[str]:
@@ -148,12 +154,15 @@ def registry_of(world: World) -> dict[str, Entry]:
 
 def _ledger(world: World, name: str) -> Ledger | None:
     journal = world.net.server.streams[world.subjects.stream("journal")]
-    records = [m for m in journal.view(world.subjects.journal(name), 0, 0.0) if is_record(m)]
-    known = world.folded.get(name)
-    if known is None or known[0] != records:  # it is asked for every half second, and seldom is there anything new
-        folded = fold([(m.seq, decode_record(body_of(world.net.server, world.subjects, m))) for m in records])[0]
-        known = world.folded[name] = records, folded
-    return known[1]
+    stored = journal.view(world.subjects.journal(name), 0, 0.0)
+    known, ledger = world.folded.get(name, ([], None))
+    if known != stored:  # it is asked for every half second, and seldom is there anything new
+        if stored[: len(known)] != known:
+            known, ledger = [], None
+        for message in filter(is_record, stored[len(known) :]):
+            ledger = apply(ledger, record_of(world.net.server, world.subjects, message), message.seq)
+        world.folded[name] = stored, ledger
+    return ledger
 
 
 def _last(world: World, name: str) -> Stored | None:
@@ -167,6 +176,7 @@ def _last(world: World, name: str) -> Stored | None:
 
 def _open_ends(world: World, wanted: Collection[str], excused: Collection[str]) -> Iterator[str]:
     keys = registry_of(world)
+    owners = _owners(keys)
     yield from (f"{name} has no spec" for name in wanted if spec_key(name) not in keys)
     for key in sorted(keys):
         if not key.startswith("agents."):
@@ -179,7 +189,7 @@ def _open_ends(world: World, wanted: Collection[str], excused: Collection[str]) 
                 yield f"the spec of {name} is not the mesh's"
             continue
         last = _last(world, name)
-        record = decode_record(body_of(world.net.server, world.subjects, last)) if last is not None else None
+        record = record_of(world.net.server, world.subjects, last) if last is not None else None
         if spec.status == "stopped":
             if record is not None and (record.kind != "tombstone" or record.incarnation != spec.incarnation):
                 yield f"{name} is stopped, but its journal ends with {record.kind}"
@@ -187,7 +197,8 @@ def _open_ends(world: World, wanted: Collection[str], excused: Collection[str]) 
             continue
         if spec.status != "running":
             yield f"{name} is {spec.status}"
-        yield from _owners(keys, name)
+        if len(found := owners.get(name, [])) != 1:
+            yield f"{name} has the owners {found}"
         ledger = _ledger(world, name)
         if ledger is not None and ledger.sets and ledger.sets[-1].number != spec.sets:
             yield f"the spec of {name} shows change {spec.sets} of its configuration, and {ledger.sets[-1].number} is in force"
@@ -207,12 +218,16 @@ def _late(world: World, name: str) -> Iterator[str]:
                 yield f"{name} is stopped, and nobody answered {lane.name} {message.seq}"
 
 
-def _owners(keys: Mapping[str, Entry], name: str) -> Iterator[str]:
+def _owners(keys: Mapping[str, Entry]) -> dict[str, list[str]]:
+    """By agent: the living nodes that it is placed on."""
     nodes = {key.partition(".")[2] for key in keys if key.startswith("nodes.")}
-    placed = [key.split(".", 2) for key in keys if key.startswith("placements.")]
-    owners = [node for _, node, agent in placed if agent == name and node in nodes]
-    if len(owners) != 1:
-        yield f"{name} has the owners {owners}"
+    owners: dict[str, list[str]] = {}
+    for key in keys:
+        if key.startswith("placements."):
+            _, node, agent = key.split(".", 2)
+            if node in nodes:
+                owners.setdefault(agent, []).append(node)
+    return owners
 
 
 def _left(world: World, name: str, record: Record) -> Iterator[str]:

@@ -7,7 +7,7 @@ It knows connections by number only; net.py carries messages to and from them. E
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,12 +15,13 @@ import msgspec
 
 from agentmesh.edge.frames import header_block
 from agentmesh.edge.transport import Headers, Message
-from sim.store import Refusal, Stored, Stream
+from sim.store import Refusal, Stored, Stream, literal_head, matches
 
 EPOCH = 1_800_000_000.0
 """The wall clock when the loop's clock is 0."""
 _MAX_MATCHES = 1024
 _NO_HEADERS: dict[str, str] = {}
+_INBOX = "_INBOX."
 
 
 class Interest(NamedTuple):
@@ -29,6 +30,14 @@ class Interest(NamedTuple):
     connection: int
     sid: int
     queue: str
+
+
+class Listeners(NamedTuple):
+    """Whom a message reaches."""
+
+    all_of: tuple[Interest, ...]
+    one_of_each: tuple[tuple[Interest, ...], ...]
+    """The members of each queue group."""
 
 
 class Faults:
@@ -132,8 +141,12 @@ class Server:
         """By stream: seconds by which the clock of the server that leads it is ahead."""
         self._subscriptions: dict[tuple[int, int], str] = {}
         self._by_subject: dict[str, Stream | None] = {}
-        self._heard_by: dict[str, tuple[Interest, ...]] = {}
-        """Who listens to a subject, as long as no subscription comes or goes. Inboxes are left out: most are used once."""
+        self._taken: list[tuple[str, str, Stream]] = []
+        """See `Stream.taken`."""
+        self._heard_by: dict[str, Listeners] = {}
+        """Who listens to a subject, as long as no subscription comes or goes; to an inbox, by the inbox."""
+        self._whole_inboxes = True
+        """All subjects of one inbox have had the same listeners so far."""
 
     def wall(self, stream: str = "") -> float:
         """The time, in seconds since the epoch, as the server has it that leads `stream`."""
@@ -141,15 +154,28 @@ class Server:
 
     # --- connections ----------------------------------------------------------------------------------------------
     def subscribe(self, connection: int, sid: int, pattern: str, queue: str) -> None:
-        self._heard_by.clear()
+        if pattern.startswith(_INBOX) and not pattern.endswith(".*"):
+            self._whole_inboxes = False
+        self._forget_listeners(pattern)
         self._trie.add(pattern, Interest(connection, sid, queue))
         self._subscriptions[connection, sid] = pattern
 
     def unsubscribe(self, connection: int, sid: int) -> None:
         pattern = self._subscriptions.pop((connection, sid), None)
         if pattern is not None:
-            self._heard_by.clear()
+            self._forget_listeners(pattern)
             self._trie.remove(pattern, (connection, sid))
+
+    def _forget_listeners(self, pattern: str) -> None:
+        """Of the subjects that `pattern` means, and at most of some others."""
+        head = literal_head(pattern)
+        if head == pattern:
+            self._heard_by.pop(pattern, None)
+        elif head.startswith(_INBOX):
+            self._heard_by.pop(head[:-1], None)
+        else:
+            for subject in [subject for subject in self._heard_by if subject.startswith(head)]:
+                del self._heard_by[subject]
 
     def drop(self, connection: int) -> None:
         """The connection is gone, and its subscriptions with it."""
@@ -158,14 +184,16 @@ class Server:
 
     # --- publishing -----------------------------------------------------------------------------------------------
     def publish(self, subject: str, headers: Headers | None, data: bytes, reply: str) -> None:
-        """A message from a client."""
+        """A message from a client, which does not change `headers` any more."""
         if subject.startswith("$JS.API."):
             self._api(subject[8:], data, reply)
             return
-        if subject.startswith("_INBOX."):
+        if subject.startswith(_INBOX):
             self.heard.append((subject, data))
-        fields = dict(headers or ())
-        stream = self._stream_of(subject)
+            stream = None
+        else:
+            stream = self._stream_of(subject)
+        fields = headers or _NO_HEADERS
         heard = self._spread(Message(subject, data, fields, reply))
         if stream is not None and not self.faults.refuse(stream.name):
             self._reply(reply, self._put(stream, subject, fields, data))
@@ -173,10 +201,12 @@ class Server:
             self._send(reply, b"", {}, "503")
 
     def _stream_of(self, subject: str) -> Stream | None:
-        if subject.startswith("_INBOX."):
-            return None
         if subject not in self._by_subject:
-            self._by_subject[subject] = next((s for s in self.streams.values() if s.takes(subject)), None)
+            self._by_subject[subject] = None
+            for head, pattern, stream in self._taken:
+                if subject.startswith(head) and matches(pattern, subject):
+                    self._by_subject[subject] = stream
+                    break
         return self._by_subject[subject]
 
     def _put(self, stream: Stream, subject: str, headers: Mapping[str, str], data: bytes) -> dict[str, Any]:
@@ -194,28 +224,33 @@ class Server:
     def _spread(self, message: Message) -> bool:
         """Deliver `message` to its subscribers: all plain subscribers, and one of each queue group."""
         subject = message.subject
-        chosen: list[Interest] = []
-        groups: dict[str, list[Interest]] = {}
-        for interest in self._listeners(subject):
-            if interest.queue:
-                groups.setdefault(interest.queue, []).append(interest)
-            else:
-                chosen.append(interest)
-        chosen += [members[self._choose(len(members))] for members in groups.values()]
+        chosen, groups = self._listeners(subject)
+        if groups:
+            chosen = (*chosen, *(members[self._choose(len(members))] for members in groups))
         for interest in chosen:
             for _ in range(self.faults.copies(subject)):
                 self._deliver(interest.connection, interest.sid, message)
         return bool(chosen)
 
-    def _listeners(self, subject: str) -> Sequence[Interest]:
-        known = self._heard_by.get(subject)
+    def _listeners(self, subject: str) -> Listeners:
+        key = subject
+        if subject.startswith(_INBOX):  # most subjects of an inbox are used once
+            if not self._whole_inboxes:
+                return self._found(subject)
+            key = subject.rpartition(".")[0]
+        known = self._heard_by.get(key)
         if known is None:
-            found: list[Interest] = []
-            self._trie.find(subject.split("."), 0, found)
-            if subject.startswith("_INBOX."):
-                return found
-            known = self._heard_by[subject] = tuple(found)
+            known = self._heard_by[key] = self._found(subject)
         return known
+
+    def _found(self, subject: str) -> Listeners:
+        found: list[Interest] = []
+        self._trie.find(subject.split("."), 0, found)
+        groups: dict[str, list[Interest]] = {}
+        for interest in found:
+            if interest.queue:
+                groups.setdefault(interest.queue, []).append(interest)
+        return Listeners(tuple(i for i in found if not i.queue), tuple(map(tuple, groups.values())))
 
     def _send(self, subject: str, data: bytes, headers: Mapping[str, str], status: str = "") -> None:
         if subject:
@@ -254,27 +289,27 @@ class Server:
 
     # --- the API --------------------------------------------------------------------------------------------------
     def _api(self, call: str, data: bytes, reply: str) -> None:
-        name = call.rpartition(".")[2]
+        verb, _, name = call.rpartition(".")
         body: dict[str, Any] = msgspec.json.decode(data) if data else {}
         stream = self.streams.get(name)
-        if call.startswith("DIRECT.GET."):
+        if verb == "DIRECT.GET":
             self._direct(stream, body, reply)
             return
         if stream is not None and self.faults.refuse(name):
             self._send(reply, b"", {}, "503")
             return
-        if call.startswith("STREAM.CREATE."):
+        if verb == "STREAM.CREATE":
             self._reply(reply, self._create(body))
         elif stream is None:
             self._reply(reply, _error(404, 10059, "stream not found"))
-        elif call.startswith("STREAM.INFO."):
+        elif verb == "STREAM.INFO":
             self._reply(reply, stream.info(body.get("subjects_filter", "")))
-        elif call.startswith("STREAM.PURGE."):
+        elif verb == "STREAM.PURGE":
             purged = stream.purge(body.get("filter", ">"), body.get("seq", 0))
             self._reply(reply, {"success": True, "purged": purged})
-        elif call.startswith("STREAM.MSG.DELETE."):
+        elif verb == "STREAM.MSG.DELETE":
             self._reply(reply, _delete(stream, body.get("seq", 0)))
-        elif call.startswith("STREAM.MSG.GET."):
+        elif verb == "STREAM.MSG.GET":
             self._reply(reply, self._leader_get(stream, body))
         else:
             self._send(reply, b"", {}, "503")
@@ -294,6 +329,7 @@ class Server:
             stored=self._on_stored,
             lateness=lambda: self.faults.lateness(),
         )
+        self._taken += [(head, pattern, stream) for head, pattern in stream.taken]
         return stream.info()
 
     def _leader_get(self, stream: Stream, body: Mapping[str, Any]) -> dict[str, Any]:

@@ -74,6 +74,15 @@ def matches(pattern: str, subject: str) -> bool:
     return len(wanted) == len(found)
 
 
+def _wild(pattern: str) -> bool:
+    return "*" in pattern or ">" in pattern
+
+
+def literal_head(pattern: str) -> str:
+    """What all subjects begin with that `pattern` means."""
+    return pattern.partition("*")[0].removesuffix(">")
+
+
 class Stream:
     """One stream. `later(seconds, action)` sets a timer; `stored(message)` hears of each message."""
 
@@ -92,6 +101,8 @@ class Stream:
         self.last_seq = 0
         self.history: list[Stored] = []
         """Everything ever stored: what a checker reads."""
+        self.changes = 0
+        """Grows with all that changes in it."""
         self._clock = clock
         self._wall = wall
         self._later = later
@@ -103,10 +114,12 @@ class Stream:
         self._expired: deque[Stored] = deque()
         """What went because its TTL was over, lately."""
         self._ids: dict[str, tuple[int, float]] = {}
+        self.taken = tuple((literal_head(pattern), pattern) for pattern in config["subjects"])
+        """The patterns of its subjects, each behind what it begins with, which is enough to rule most subjects out."""
 
     def takes(self, subject: str) -> bool:
         """Whether messages on `subject` are stored here."""
-        return any(matches(pattern, subject) for pattern in self.config["subjects"])
+        return any(subject.startswith(head) and matches(pattern, subject) for head, pattern in self.taken)
 
     # --- publishing -----------------------------------------------------------------------------------------------
     def publish(self, subject: str, headers: Mapping[str, str], data: bytes) -> dict[str, Any]:
@@ -116,9 +129,8 @@ class Stream:
             Refusal: nothing was stored.
         """
         config = self.config
-        size = len(data) + sum(len(k) + len(v) + 4 for k, v in headers.items()) + (12 if headers else 0)
         limit = config.get("max_msg_size", -1)
-        if 0 <= limit < size:
+        if 0 <= limit < len(data) + sum(len(k) + len(v) + 4 for k, v in headers.items()) + (12 if headers else 0):
             raise Refusal(400, 10054, "message size exceeds maximum allowed")
         self._check_expected(subject, headers)
         ttl = self._check_ttl(headers)
@@ -186,6 +198,7 @@ class Stream:
 
     def _store(self, subject: str, before: Stored | None, headers: dict[str, str], data: bytes) -> Stored:
         self.last_seq += 1
+        self.changes += 1
         message = Stored(
             self.last_seq, subject, headers, data, self._wall(), self._clock(), before.seq if before is not None else 0
         )
@@ -238,6 +251,7 @@ class Stream:
     # --- removing -------------------------------------------------------------------------------------------------
     def _remove(self, seq: int) -> None:
         message = self._live.pop(seq)
+        self.changes += 1
         message.gone = self._clock()
         seqs = self._by_subject[message.subject]
         del seqs[bisect.bisect_left(seqs, seq)]
@@ -277,6 +291,7 @@ class Stream:
         for message in self._live.values():
             message.gone = self._clock()
         self.last_seq, messages = backup
+        self.changes += 1
         self._live, self._by_subject = {}, {}
         self._removed.clear()
         for old in messages:
@@ -342,6 +357,7 @@ class Stream:
 
     def _put_back(self, message: Stored) -> None:
         message.gone = None
+        self.changes += 1
         self._live[message.seq] = message
         bisect.insort(self._by_subject.setdefault(message.subject, []), message.seq)
         ttl, due = message.headers.get("Nats-TTL", ""), message.headers.get("Nats-Schedule")
@@ -359,7 +375,7 @@ class Stream:
 
     def last_of(self, pattern: str) -> Stored | None:
         """The newest message that matches."""
-        if "*" not in pattern and ">" not in pattern:
+        if not _wild(pattern):
             return self.last_on(pattern)
         newest = max((s[-1] for t, s in self._by_subject.items() if matches(pattern, t)), default=0)
         return self._live.get(newest)
@@ -374,9 +390,10 @@ class Stream:
     def _matching(self, pattern: str, from_seq: int) -> Iterator[Stored]:
         seqs = self._by_subject.get(pattern)
         if seqs is None:
+            if not _wild(pattern):
+                return iter(())
             seqs = sorted(s for t, found in self._by_subject.items() if matches(pattern, t) for s in found)
-        for seq in seqs[bisect.bisect_left(seqs, from_seq) :]:
-            yield self._live[seq]
+        return map(self._live.__getitem__, seqs[bisect.bisect_left(seqs, from_seq) :])
 
     def view(self, pattern: str, from_seq: int, lag: float, *, undead: bool = False) -> list[Stored]:
         """What matches, as a replica sees it that is `lag` seconds behind; `undead`: and that still has what has expired."""

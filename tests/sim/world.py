@@ -87,7 +87,9 @@ class World:
         """By process: what its transport is wrapped in."""
         self.boots = 0
         self.folded: dict[str, tuple[list[Stored], Ledger | None]] = {}
-        """By agent: the records of its journal when it was last looked at from outside, and what they come to."""
+        """By agent: its journal when it was last looked at from outside, and what that comes to."""
+        self.unsettled: tuple[object, ...] = ()
+        """The streams, and what was asked for, when something was left to do at the last look."""
         self._starters: dict[str, Callable[[Process], Coroutine[Any, Any, None]]] = {}
         self._tokens = self.dice("tokens")
         self._exits: set[asyncio.TimerHandle] = set()
