@@ -35,6 +35,7 @@ from agentmesh_node.tools.loop_steps import (
     ran,
     sound,
 )
+from agentmesh_node.tools.turn_bounds import RESULT_BYTES, TOOL_RUNS, Driven, TurnBounds
 
 TOO_LARGE = "The result of this call is too large to be kept. Ask for less at a time."
 
@@ -113,6 +114,10 @@ class Bounds(msgspec.Struct, frozen=True):
     """Most model answers in one turn."""
     parallel: int = 8
     """Most tools of one turn that run at the same time."""
+    tool_runs: int = TOOL_RUNS
+    """Most runs of tools in one turn."""
+    result_bytes: int = RESULT_BYTES
+    """Most bytes of all results of one turn."""
 
 
 BOUNDS = Bounds()
@@ -141,7 +146,6 @@ class _LoopTurn:
     def __init__(self, loop: ToolLoop, history: list[Any], turn: Turn) -> None:
         self._model = loop.model
         self._toolbox = loop.toolbox
-        self._bounds = loop.bounds
         self._guard = loop.guard
         self._about = {"agent": turn.agent, "conversation": loop.conversation}
         self._history = history
@@ -152,7 +156,9 @@ class _LoopTurn:
         self._calls: tuple[Call, ...] = ()
         """Calls of the newest answer, with distinct ids. The answer itself, and the results sent to the model, have the
         provider's."""
-        self._places = asyncio.Semaphore(loop.bounds.parallel)
+        bounds = loop.bounds
+        self._driven = Driven(TurnBounds(bounds.iterations, bounds.tool_runs, bounds.result_bytes, goes_on=True))
+        self._places = asyncio.Semaphore(bounds.parallel)
         self._writing = asyncio.Lock()
         self._before = list(history)
         self._whole = self._before
@@ -175,7 +181,8 @@ class _LoopTurn:
     async def _exchanges(self, prompt: str) -> AsyncGenerator[Event]:
         specs = await self._toolbox.specs()
         self._history.append(self._model.prompt(prompt, self._turn))
-        for _ in range(self._bounds.iterations):
+        while True:
+            self._driven.check()
             reply: ModelAnswer | None = None
             async with aclosing(self._answer(specs)) as answer:
                 async for part in answer:
@@ -192,14 +199,10 @@ class _LoopTurn:
                 async with aclosing(self._tools(reply.calls, self._calls)) as results:
                     async for event in results:
                         yield event
-        most = self._bounds.iterations
-        raise BackendError(
-            f"the model wanted more than {most} steps in one turn; prompt it to go on, or raise the option max_iterations",
-            details={"reason": "max_iterations", "retryable": True},
-        )
 
     def _keep(self, reply: ModelAnswer) -> None:
         """Add an answer to the history."""
+        self._driven.iterations += 1
         if reply.compacted:
             self._history.clear()
         if reply.message is not None:
@@ -277,6 +280,8 @@ class _LoopTurn:
             known = self._taken.result(call)
             if known is not None:
                 results[call.id] = known
+                self._driven.may_run()
+                self._driven.take(known.text)
                 await self._guard.after_call(Metered("tool", call.name, self._turn, replayed=True))
                 yield ran(known, replayed=True)
         tasks = {asyncio.create_task(self._tool(call), name=f"tool {call.name}") for call in calls if call.id not in results}
@@ -301,7 +306,7 @@ class _LoopTurn:
         """Run one call."""
         async with self._places:
             with tracing.execute_tool(call.name, call.id, target=self._toolbox.target(call.name), **self._about) as span:
-                result = await self._run(call)
+                result = self._driven.kept(await self._run(call))
                 if not result.ok:
                     tracing.failed(span, result.error or "error")
         await self._guard.after_call(Metered("tool", call.name, self._turn))
@@ -317,10 +322,13 @@ class _LoopTurn:
         return result
 
     async def _run(self, call: Call) -> Result:
+        allowed = self._driven.may_run()
         if self._taken.intended(call):
             known = await self._toolbox.reconcile(call, self._turn)
             if known is not None:
                 return known
+        if not allowed:  # a result and not the end, as with the budget
+            return Result.failed(call, "max_tool_runs", "this call was not made: the turn has run as many tools as it may")
         try:
             await self._guard.before_call(Metered("tool", call.name, self._turn))
         except BudgetExceeded as error:

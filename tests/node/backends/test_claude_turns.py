@@ -369,3 +369,23 @@ def test_it_gets_the_context_of_the_turns_span(server: Server, subjects: Subject
             assert [e.data["text"] for e in events if e.kind == "tool_result"] == [f"traced: {trace}"]
 
     run(main(), timeout=SLOW)
+
+
+# --- bounds -----------------------------------------------------------------------------------------------------------
+@pytest.mark.case(429)
+@pytest.mark.parametrize("bounds", [{"max_tool_runs": 3}, {"max_result_bytes": 30}, {"max_turns": 2}])
+def test_a_turn_that_goes_in_circles_ends_at_its_bound(
+    server: Server, subjects: Subjects, tmp_path: Path, fake: FakeMessages, bounds: dict[str, Any]
+) -> None:
+    fake.play(lambda call: Answer(tools=[Tool("mcp__agent__lend", {"title": "ulysses"})]))
+
+    async def main() -> None:
+        async with desk(server, subjects, tmp_path) as room:
+            agent = Librarian()
+            backend = room.backend(agent=agent, **bounds)
+            events, _ = await play(backend, await backend.start_session(), "lend on", room.turn())
+            assert (events[-1].data["reason"], events[-1].data["retryable"]) == (next(iter(bounds)), False)
+            assert len(agent.seen) <= 4
+            await childless(tmp_path)
+
+    run(main(), timeout=SLOW)

@@ -456,3 +456,19 @@ def test_outside_a_mesh_it_works_in_one_process(fake: ResponsesServer) -> None:
         await made.release()
 
     run(main(), PATIENCE_S)
+
+
+# --- bounds -----------------------------------------------------------------------------------------------------------
+@pytest.mark.case(429)
+@pytest.mark.parametrize("bounds", [{"max_iterations": 3}, {"max_tool_runs": 3}, {"max_result_bytes": 40}])
+def test_a_turn_that_goes_in_circles_ends_at_its_bound(fake: ResponsesServer, tmp_path: Path, bounds: dict[str, Any]) -> None:
+    fake.script = [Reply((Call("look_up", {"word": f"w{n}"}),)) for n in range(20)]
+
+    async def main() -> None:
+        agent = Librarian()
+        made = backend(tmp_path, fake, agent, **bounds)
+        events, _ = await play(made, await made.start_session(), "look up all words")
+        assert (events[-1].data["reason"], events[-1].data["retryable"]) == (next(iter(bounds)), False)
+        assert len(agent.calls) in (3, 4)
+
+    run(main(), PATIENCE_S)

@@ -472,3 +472,44 @@ def test_a_note_reaches_the_model_and_stays_where_it_was_said() -> None:
     again: list[Any] = []
     run(read(loop(Lines()), again, Dying(steps.taken)))
     assert again == history, "a later owner builds the same history"
+
+
+# --- bounds -----------------------------------------------------------------------------------------------------------
+@pytest.mark.case(429)
+def test_a_turn_that_runs_more_tools_than_it_may_ends_with_what_was_done_kept() -> None:
+    model = Lines(*(wants((f"{n}a", "look"), (f"{n}b", "look")) for n in range(9)))
+    history: list[Any] = []
+    events = run(read(loop(model, bounds=Bounds(tool_runs=5)), history))
+    assert ran["look"] == 5
+    said = "the model wanted more than 5 runs of tools in one turn; prompt it to go on, or raise the option max_tool_runs"
+    assert events[-1].data == {"reason": "max_tool_runs", "message": said, "code": "backend_error", "retryable": True}
+    assert history[-1] == ["results", "2a=seen 5", "2b=this call was not made: the turn has run as many tools as it may"]
+
+
+@pytest.mark.case(429)
+def test_a_turn_takes_no_more_of_results_than_it_may() -> None:
+    @tool(effect="pure")
+    async def dump() -> str:
+        return "x" * 6000
+
+    class Dumping(Agent[Any]):
+        tools = (dump,)
+
+    model = Lines(*(wants((str(n), "dump")) for n in range(9)))
+    history: list[Any] = []
+    events = run(read(loop(model, Dumping, bounds=Bounds(result_bytes=10_000)), history))
+    assert (events[-1].data["reason"], events[-1].data["retryable"]) == ("max_result_bytes", True)
+    assert len(model.seen) == 2
+    assert history[-1][1].endswith("\n[cut: the results of this turn are longer than 10000 bytes]")
+
+
+@pytest.mark.case(429)
+@pytest.mark.parametrize("at", [1, 3, 5, 7])
+def test_what_earlier_owners_of_a_turn_ran_counts(at: int) -> None:
+    answers = tuple(wants((str(n), "look")) for n in range(9))
+    steps = Dying(at=at)
+    with pytest.raises(DiedError):
+        run(read(loop(Lines(*answers), bounds=Bounds(tool_runs=3)), steps=steps))
+    events = run(read(loop(Lines(*answers), bounds=Bounds(tool_runs=3)), steps=Dying(steps.taken)))
+    assert events[-1].data["reason"] == "max_tool_runs"
+    assert ran["look"] == 3

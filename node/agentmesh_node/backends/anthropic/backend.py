@@ -56,7 +56,7 @@ class AnthropicBackend:
         loop = ToolLoop(
             AnthropicModel(await self._lease.client(), options),
             self._toolbox,
-            bounds=Bounds(options.max_iterations, options.parallel_tools),
+            bounds=Bounds(options.max_iterations, options.parallel_tools, options.max_tool_runs, options.max_result_bytes),
             guard=self.guard,
             conversation=session["session_id"],
         )

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from agentmesh.errors import BackendError
+from agentmesh_node.tools.turn_bounds import RESULT_BYTES, TOOL_RUNS
 
 DEFAULT_MODEL = "claude-sonnet-5-5"
 
@@ -62,6 +63,10 @@ class AnthropicOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     """Most model answers in one turn."""
     parallel_tools: Count = 8
     """Most tools that run at the same time."""
+    max_tool_runs: Count = TOOL_RUNS
+    """Most runs of tools in one turn."""
+    max_result_bytes: Count = RESULT_BYTES
+    """Most bytes of all results of tools in one turn."""
 
     def parameters(self) -> dict[str, Any]:
         """The parameters of every request, apart from messages and tools."""

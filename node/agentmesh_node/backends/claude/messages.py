@@ -11,7 +11,8 @@ from agentmesh.backend import Event
 from agentmesh.edge.clock import SYSTEM
 from agentmesh_node.backends.claude.failures import failed, reason_of
 from agentmesh_node.backends.claude.process import Malformed
-from agentmesh_node.backends.claude.transcript import added, event_of, tokens_of
+from agentmesh_node.backends.claude.transcript import added, event_of, text_of, tokens_of
+from agentmesh_node.tools.turn_bounds import Driven
 
 TYPES = {
     sdk.TextBlock: "text",
@@ -144,6 +145,21 @@ def _blocks(content: Any) -> Iterator[Event]:
             event = event_of({"type": kind, **vars(block)})
             if event is not None:
                 yield event
+
+
+def count(message: Any, driven: Driven) -> None:
+    """Count what tools do in a message, those of subagents too.
+
+    Raises:
+        BackendError: the turn has reached a bound.
+    """
+    content = message.content if isinstance(message, sdk.AssistantMessage | sdk.UserMessage) else None
+    for block in content if isinstance(content, list) else ():
+        if isinstance(block, sdk.ToolUseBlock):
+            driven.may_run()
+        elif isinstance(block, sdk.ToolResultBlock):
+            driven.take(text_of({"content": block.content}))
+    driven.check()
 
 
 def broken(error: Exception, said: str) -> Event:

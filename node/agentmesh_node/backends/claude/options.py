@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from agentmesh_node.backends.claude.failures import refused
+from agentmesh_node.tools.turn_bounds import ITERATIONS, RESULT_BYTES, TOOL_RUNS
 
 SERVER = "agent"
 """Name of the MCP server under which the agent's own tools are offered."""
@@ -72,8 +73,12 @@ class ClaudeOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     allowed_tools: tuple[str, ...] = ()
     """Tools, or rules such as `Bash(git:*)`, that need no permission. The agent's own tools never do."""
     disallowed_tools: tuple[str, ...] = ()
-    max_turns: int | None = None
+    max_turns: int | None = ITERATIONS
     """Most model answers in one turn of the agent."""
+    max_tool_runs: int = TOOL_RUNS
+    """Most runs of tools in one turn of the agent, of Claude Code's own, of the agent's and of subagents' together."""
+    max_result_bytes: int = RESULT_BYTES
+    """Most bytes of all their results in one turn of the agent."""
     max_budget_usd: float | None = None
     """Most that one turn of the agent may cost, in US dollars."""
     setting_sources: tuple[Literal["user", "project", "local"], ...] = ()
@@ -90,7 +95,7 @@ class ClaudeOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """The executable; by default the one that comes with claude-agent-sdk."""
 
     def __post_init__(self) -> None:
-        for name in ("max_turns", "max_budget_usd", "start_timeout_s"):
+        for name in ("max_turns", "max_tool_runs", "max_result_bytes", "max_budget_usd", "start_timeout_s"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"{name} is more than 0")

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
 from agentmesh.errors import BackendError
 from agentmesh.tools import ToolSpec
+from agentmesh_node.tools.turn_bounds import ITERATIONS, RESULT_BYTES, TOOL_RUNS
 
 PROVIDER = "mesh"
 """Name of the model provider in Codex's configuration; its threads remember the name."""
@@ -22,6 +23,7 @@ PASSED = (
 )  # fmt: skip
 """Variables of the node that the child gets, besides the key and the variables that the option `env` names."""
 
+type Count = Annotated[int, msgspec.Meta(ge=1)]
 type Sandbox = Literal["read-only", "workspace-write", "danger-full-access"]
 type ApprovalPolicy = Literal["never", "on-request", "untrusted"]
 
@@ -47,6 +49,9 @@ class CodexOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     stream_retries: int = 5
     start_timeout_s: float = 60.0
     unreachable_s: float = 60.0
+    max_iterations: Count = ITERATIONS
+    max_tool_runs: Count = TOOL_RUNS
+    max_result_bytes: Count = RESULT_BYTES
 
 
 def options_from(given: Mapping[str, Any]) -> CodexOptions:
