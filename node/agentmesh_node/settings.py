@@ -41,6 +41,9 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Most child processes (Claude Code, Codex) of one backend that run at the same time; 0 is no bound. Further turns wait, and
     their watchdogs run meanwhile. A turn that asks another agent keeps its slot: with fewer slots than such turns, they wait for
     one another until they time out."""
+    mcp_children: int = 64
+    """Most MCP servers that run as child processes at the same time. For another one, one that no call uses is ended; if there is
+    none the call waits for half a minute, and fails."""
     snapshot_records: int = 256
     """Records of a journal after which the next one is a snapshot: the most that a recovery reads."""
     history: int = 32

@@ -6,7 +6,10 @@ Each process that starts notes its pid in FILE, a line each; each call of `pay` 
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -58,11 +61,11 @@ def made(notes: Path) -> MCPServer:
             os._exit(1)
         return "seen"
 
-    _odd_tools(server)
+    _odd_tools(server, note)
     return server
 
 
-def _odd_tools(server: MCPServer) -> None:
+def _odd_tools(server: MCPServer, note: Callable[[str], None]) -> None:
     """Tools that answer in odd ways."""
 
     @server.tool(annotations=ToolAnnotations(read_only_hint=True))
@@ -74,6 +77,32 @@ def _odd_tools(server: MCPServer) -> None:
     async def fail() -> None:
         """Fail."""
         raise ToolError("the shelf is empty")
+
+    @server.tool()
+    async def rebuild(ctx: Context[Any, Any]) -> str:
+        """Replace the tool `add` by the tool `sum`, and say so to clients of both protocols."""
+
+        async def total(a: int, b: int) -> int:
+            return a + b
+
+        server.remove_tool("add")
+        server.add_tool(total, name="sum")
+        await ctx.notify_tools_changed()
+        await ctx.request_context.session.send_tool_list_changed()
+        return "rebuilt"
+
+    @server.tool()
+    async def deaf() -> None:
+        """Heed neither signals nor the end of the input from now on, and start a process that does not either."""
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+        forked = os.fork()
+        if forked == 0:
+            os.setsid()
+            while True:
+                signal.pause()
+        note(f"pid {forked}")
+        threading.Thread(target=signal.sigwait, args=({signal.SIGUSR1},)).start()
 
     @server.tool()
     async def environment() -> list[str]:

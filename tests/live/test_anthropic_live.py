@@ -19,7 +19,7 @@ from agentmesh.tools import McpStdio, tool
 from agentmesh_client import Ended, Restarted, ToolResult, ToolUse
 from fakes.messages import Answer, FakeMessages, Refusal, Tool
 from live.mesh import PATIENCE_S, local_mesh
-from node.tools.test_mcp import alive, pids
+from node.tools.mcp.serving import alive, pids
 from support import Server, eventually, run
 
 MCP_SERVER = Path(fakes.__file__).with_name("mcp_server.py")

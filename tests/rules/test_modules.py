@@ -58,7 +58,7 @@ IMPORTED_BY: dict[str, str] = {
     "agentmesh_node.backends.codex.backend": "node/backends/test_codex_turns.py",
     "agentmesh_node.backends.codex.homes": "node/backends/test_codex_parts.py",
     "agentmesh_node.backends.codex.notifications": "node/backends/test_codex_parts.py",
-    "agentmesh_node.backends.codex.process": "node/backends/test_codex_keeper.py",
+    "agentmesh_node.backends.codex.process": "node/backends/test_codex_parts.py",
     "agentmesh_node.backends.codex.rollout": "node/backends/test_codex_parts.py",
     "agentmesh_node.backends.codex.settings": "node/backends/test_codex_parts.py",
     "agentmesh_node.backends.codex.steps": "node/backends/test_codex_parts.py",
@@ -117,7 +117,6 @@ THROUGH: dict[str, str] = {
     "agentmesh_node.backends.claude.messages": "node/backends/test_claude_turns.py",
     "agentmesh_node.backends.claude.own_tools": "node/backends/test_claude_turns.py",
     "agentmesh_node.backends.claude.process": "node/backends/test_claude_child.py",
-    "agentmesh_node.backends.codex.keeper": "node/backends/test_codex_keeper.py",
     "agentmesh_node.backends.codex.own_tools": "node/backends/test_codex_turns.py",
     "agentmesh_node.backends.codex.run": "node/backends/test_codex_turns.py",
     "agentmesh_node.owner.dead_letters": "node/owner/test_control_requests.py",
@@ -147,7 +146,7 @@ NEEDS_NONE: dict[str, str] = {
 """Modules that need no test, and why."""
 
 OTHERWISE = IMPORTED_BY | THROUGH | WHOLE_NODES | NEEDS_NONE
-MOST = 119
+MOST = 118
 """How long the list may be. Only ever make it smaller."""
 
 

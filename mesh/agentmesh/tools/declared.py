@@ -109,12 +109,23 @@ class _Mcp(msgspec.Struct, frozen=True, kw_only=True):
     """Effects by the server's own names of the tools. For a tool that is not listed the server's hints count (`readOnlyHint` is
     `pure`, `idempotentHint` is `idempotent`); without hints it is `once`."""
     timeout_s: float = DEFAULT_TIMEOUT_S
+    optional: bool = False
+    """Whether a turn goes on while the server cannot be used. Its absence is told to the model, and logged."""
+    max_pages: int = 100
+    """Most pages of its list of tools that are read. Beyond this and the next two bounds the server cannot be used."""
+    max_tools: int = 1000
+    """Most tools that it may have, or most of those in `only`."""
+    max_list_bytes: int = 4 << 20
+    """Most bytes of all names, descriptions and schemas together."""
 
     def __post_init__(self) -> None:
         _tool_name(self.name)
         for name, effect in self.effects.items():
             _effect(effect, f"{self.name}: the tool {name}")
         _timeout(self.timeout_s, self.name)
+        for bound in ("max_pages", "max_tools", "max_list_bytes"):
+            if getattr(self, bound) < 1:
+                raise InvalidAgent(f"{self.name}: {bound} is 1 or more, not {getattr(self, bound)!r}")
 
 
 class McpStdio(_Mcp, frozen=True, kw_only=True):
@@ -127,6 +138,8 @@ class McpStdio(_Mcp, frozen=True, kw_only=True):
     env_from: tuple[str, ...] = ()
     """Variables that are handed on from the node's environment."""
     cwd: str | None = None
+    shared: bool = False
+    """Whether all agents of a node that declare the server alike use one child: it keeps nothing that is one agent's alone."""
 
 
 class McpHttp(_Mcp, frozen=True, kw_only=True):

@@ -109,6 +109,10 @@ class NodeOptions:
         int,
         _bounded("MESH_CHILDREN", 0, 10_000, "Child processes of one backend at a time, at most; 0 is no bound.", whole=True),
     ] = 0
+    mcp_children: Annotated[
+        int,
+        _bounded("MESH_MCP_CHILDREN", 1, 10_000, "MCP servers that run as child processes at a time, at most.", whole=True),
+    ] = 64
 
 
 @Parameter(name="*")

@@ -164,6 +164,8 @@ class _LoopTurn:
         self._whole = self._before
         """The history up to the last whole exchange: if the turn fails, this is kept."""
         self._text = ""
+        self._absent: str | None = None
+        """What the model was told of tools that are not there."""
         self._paused = False
         """Whether the newest message is the model's, because the provider paused."""
 
@@ -179,12 +181,12 @@ class _LoopTurn:
             yield _failed(error)
 
     async def _exchanges(self, prompt: str) -> AsyncGenerator[Event]:
-        specs = await self._toolbox.specs()
+        await self._toolbox.specs()  # what is replayed needs the tools, too
         self._history.append(self._model.prompt(prompt, self._turn))
         while True:
             self._driven.check()
             reply: ModelAnswer | None = None
-            async with aclosing(self._answer(specs)) as answer:
+            async with aclosing(self._answer()) as answer:
                 async for part in answer:
                     if isinstance(part, ModelAnswer):
                         reply = part
@@ -213,7 +215,7 @@ class _LoopTurn:
             self._whole = list(self._history)
 
     # --- the model ----------------------------------------------------------------------------------------------------
-    async def _answer(self, specs: Sequence[ToolSpec]) -> AsyncGenerator[Event | ModelAnswer]:
+    async def _answer(self) -> AsyncGenerator[Event | ModelAnswer]:
         """The next answer: a replayed one, or a new one, which is committed before it is acted upon."""
         reply = self._taken.answer()
         if reply is not None:
@@ -225,8 +227,8 @@ class _LoopTurn:
                 yield event
             yield reply
             return
-        note = await self._guard.before_call(Metered("model", self._model.name, self._turn))
-        note = None if self._paused else note  # no message of ours is there to add it to
+        specs = await self._toolbox.specs()  # servers may have told of other tools since the last model call
+        note = self._notes(await self._guard.before_call(Metered("model", self._model.name, self._turn)))
         self._note(note)
         async with aclosing(self._ask(specs)) as asked:
             async for part in asked:
@@ -266,6 +268,15 @@ class _LoopTurn:
             raise
         finally:
             span.end()
+
+    def _notes(self, of_guard: str | None) -> str | None:
+        """What the model is told besides: of its budget, and of tools that are not there, each time that changes."""
+        if self._paused:
+            return None  # no message of ours is there to add it to
+        absent = self._toolbox.notice()
+        told = absent if absent != self._absent else None
+        self._absent = absent
+        return "\n".join(note for note in (of_guard, told) if note) or None
 
     def _note(self, note: str | None) -> None:
         if note:

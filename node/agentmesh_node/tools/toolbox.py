@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import Any
 
 from agentmesh.agent import Agent
 from agentmesh.backend import Turn
-from agentmesh.errors import BackendError
 from agentmesh.tools import AgentTool, Effect, FunctionTool, McpHttp, McpStdio, ToolCall, ToolSpec, declared
 from agentmesh_node.tools import functions
-from agentmesh_node.tools.calls import Call, Result, TimedOut, bounded
+from agentmesh_node.tools.calls import Call, Result, TimedOut, bounded, shortened
 from agentmesh_node.tools.mcp import McpServer
 
 GRACE_S = 30.0
@@ -26,15 +24,19 @@ class Toolbox:
             InvalidAgent: the class's `tools` cannot be used.
         """
         found = declared(agent)
-        self._listed = tuple(McpServer(item) if isinstance(item, McpStdio | McpHttp) else item for item in found)
+        own = {item.spec.name for item in found if not isinstance(item, McpStdio | McpHttp)}
+        servers = {item.name for item in found if isinstance(item, McpStdio | McpHttp)}
+        self._listed = tuple(
+            McpServer(item, taken=own, servers=servers) if isinstance(item, McpStdio | McpHttp) else item for item in found
+        )
         self._own = {item.spec.name: item for item in self._listed if not isinstance(item, McpServer)}
         self._servers = [item for item in self._listed if isinstance(item, McpServer)]
 
     async def specs(self) -> tuple[ToolSpec, ...]:
-        """All tools, in the order in which they are listed: a stable order keeps the model's cache warm.
+        """All tools as they are now, in the order in which they are listed: a stable order keeps the model's cache warm.
 
         Raises:
-            BackendError: an MCP server cannot be used, or has a tool under the name of another.
+            BackendError: an MCP server that was not listed yet cannot be used, and is not optional.
         """
         found: list[ToolSpec] = []
         for item in self._listed:
@@ -42,14 +44,12 @@ class Toolbox:
                 found += await item.specs()
             else:
                 found.append(item.spec)
-        names = Counter(spec.name for spec in found)
-        if len(names) < len(found):
-            twice = ", ".join(sorted(name for name, count in names.items() if count > 1))
-            raise BackendError(
-                f"more than one tool is called {twice}; rename the function, or limit the MCP server by only=(...)",
-                details={"reason": "tools_unavailable", "retryable": False},
-            )
         return tuple(found)
+
+    def notice(self) -> str | None:
+        """What the model is to be told of tools that are not there now; None if there is nothing. Call `specs` first."""
+        absent = [server.absent for server in self._servers if server.absent is not None]
+        return f"Some of your tools are not there now: {'; '.join(absent)}. Go on without them." if absent else None
 
     def effect(self, name: str) -> Effect:
         """The effect of a tool: what may be done with a call whose node died. Call `specs` first."""
@@ -59,6 +59,8 @@ class Toolbox:
                 return item.effect
             case McpServer():
                 return item.effect(name)
+        if any(server.claims(name) for server in self._servers):
+            return "once"  # a server's tool that is not listed now may have run when it was called
         return "idempotent"  # asking an agent is durable in itself; a tool that is unknown does nothing
 
     def target(self, name: str) -> str | None:
@@ -75,9 +77,8 @@ class Toolbox:
             case AgentTool():
                 return await self._ask(item, call, turn)
             case McpServer():
-                return await item.run(call, self._info(call, turn))
-        names = ", ".join(sorted(self._names())) or "none"
-        return Result.failed(call, "unknown_tool", f"there is no tool {call.name!r}; there are: {names}")
+                return self._told(await item.run(call, self._info(call, turn)), item)
+        return self._told(Result.failed(call, "unknown_tool", f"there is no tool {call.name!r}"))
 
     async def reconcile(self, call: Call, turn: Turn) -> Result | None:
         """The result of a call of a `once` tool that may have been made before; None if it may be made now."""
@@ -95,8 +96,14 @@ class Toolbox:
         own = self._own.get(name)
         return own or next((server for server in self._servers if server.knows(name)), None)
 
-    def _names(self) -> list[str]:
-        return [*self._own, *(name for server in self._servers for name in server.names)]
+    def _told(self, result: Result, server: McpServer | None = None) -> Result:
+        """`result`; if its tool or its `server` is not there, with the names of the tools that are."""
+        if result.error not in ("unknown_tool", "tools_unavailable"):
+            return result
+        gone = server if result.error == "tools_unavailable" else None
+        there = [*self._own, *(name for one in self._servers if one is not gone for name in one.names)]
+        text = f"{result.text}; there are: {', '.join(sorted(there)) or 'none'}"
+        return Result(result.id, result.name, False, shortened(text), result.error)
 
     def _info(self, call: Call, turn: Turn) -> ToolCall:
         return ToolCall(id=call.id, key=f"{turn.steps.key}/{call.id}", agent=turn.agent, ref=turn.ref)

@@ -21,6 +21,7 @@ from agentmesh.turn.values import Config
 from agentmesh_node.services import Services
 from agentmesh_node.settings import NodeSettings
 from agentmesh_node.telemetry.metrics import TurnMetrics
+from agentmesh_node.tools.mcp.pool import bound_children
 from agentmesh_node.turns.budget_meter import prices_of, spec_limits
 from agentmesh_node.turns.runner import Ports, Runner
 from agentmesh_node.user_code.callback_threads import CallbackThreads
@@ -40,6 +41,7 @@ class AgentFactory:
         self._metrics = TurnMetrics()
         self._threads = CallbackThreads()
         self._process_slots: dict[str, asyncio.Semaphore] = {}
+        bound_children(services.settings.mcp_children)
 
     def runner(self, name: str, spec: Spec) -> Runner | None:
         """The runner of the agent's code; None if this node does not serve its kind."""

@@ -35,7 +35,8 @@ def test_each_option_is_in_the_table_with_its_default() -> None:
     table = section("anthropic").partition("### Errors")[0]
     assert first_column(table) - {"option"} == set(AnthropicOptions.__struct_fields__)
     defaults = {field.name: field.default for field in msgspec.structs.fields(AnthropicOptions)}
-    for name in ("model", "max_tokens", "timeout_s", "attempts", "max_wait_s", "max_iterations", "parallel_tools"):
+    named = ("model", "max_tokens", "timeout_s", "attempts", "max_wait_s", "max_iterations", "parallel_tools")
+    for name in (*named, "max_tool_runs", "max_result_bytes"):
         row = re.search(rf"^\| `{name}` \| `?([^`|]*?)`? \|", table, re.MULTILINE)
         assert row is not None
         assert row[1] == str(defaults[name]).removesuffix(".0")
@@ -50,7 +51,8 @@ def test_each_reason_is_in_the_table_and_says_whether_to_try_again() -> None:
         *failures.RETRYABLE,
         *failures.REJECTED,
     }
-    others = {"max_iterations", "not_installed", "bad_options", "bad_attachment", "tools_unavailable"}
+    bounds = {"max_iterations", "max_tool_runs", "max_result_bytes"}
+    others = {*bounds, "not_installed", "bad_options", "bad_attachment", "tools_unavailable"}
     assert first_column(table) - {"reason"} == reasons | others
     for reason in reasons:
         (row,) = [line for line in table.splitlines() if line.startswith("| ") and f"`{reason}`" in line.split("|")[1]]

@@ -23,7 +23,7 @@ from agentmesh.errors import BackendError, BudgetExceeded, Unavailable
 from agentmesh.subjects import Subjects
 from agentmesh_node.backends.claude import attempts
 from agentmesh_node.backends.claude.attempts import Source
-from agentmesh_node.backends.claude.content import content
+from agentmesh_node.backends.claude.content import content, noted
 from agentmesh_node.backends.claude.failures import failed, refused
 from agentmesh_node.backends.claude.files import Files
 from agentmesh_node.backends.claude.mirror import mirrored
@@ -41,6 +41,7 @@ from agentmesh_node.backends.claude.store import JetStreamSessionStore
 from agentmesh_node.backends.claude.transcript import events as past_events
 from agentmesh_node.backends.claude.transcript import tokens
 from agentmesh_node.tools import Result, Toolbox
+from agentmesh_node.tools.turn_bounds import Driven, TurnBounds
 
 log = logging.getLogger("agentmesh.node")
 
@@ -219,9 +220,10 @@ class ClaudeBackend:
             return
         for result in settled:
             yield Event("tool_result", {"id": result.id, "ok": result.ok, "text": result.text})
-        told, message = _message_of(run, settled)
+        told, message = _message_of(run, settled, self._toolbox.notice())
         child = self._child(process.Child, run, own_tools=tools is not None)
         reader = messages.MessageReader(run.session, tokens(run.source.standing))
+        driven = self._driven(run)
         async with self._room.place(), mirrored(self._store, message, run.turn.steps) as mirror:
             server = {"type": "sdk", "name": SERVER, "instance": tools.server(mirror)} if tools is not None else None
             servers = {SERVER: server} if server is not None else {}
@@ -237,11 +239,25 @@ class ClaudeBackend:
                             yield event
                             if ended:
                                 return
+                        messages.count(one, driven)
+            except BackendError as error:
+                yield _terminal(error)
             except Exception as error:
                 log.warning("a run of Claude Code broke off", extra={"agent": self._room.agent, "error": type(error).__name__})
                 if ended:  # a failure after the result does not change the result
                     raise
                 yield messages.broken(error, child.errors)
+
+    def _driven(self, run: _ClaudeRun) -> Driven:
+        """The counts of this turn, with what earlier owners' runs did. Claude Code itself counts the answers."""
+        options = self._options
+        driven = Driven(TurnBounds(None, options.max_tool_runs, options.max_result_bytes))
+        for event in past_events(run.source.standing, None):
+            if event.kind == "tool_use":
+                driven.may_run()
+            elif event.kind == "tool_result":
+                driven.take(event.data["text"])
+        return driven
 
     def _child(self, make: Any, run: _ClaudeRun, *, own_tools: bool) -> Any:
         """The child process, not yet started."""
@@ -283,10 +299,10 @@ class ClaudeBackend:
                 await client.disconnect()
 
 
-def _message_of(run: _ClaudeRun, settled: Sequence[Result]) -> tuple[Any, str]:
-    """The message to Claude Code (the prompt, or to go on), and its uuid."""
+def _message_of(run: _ClaudeRun, settled: Sequence[Result], notice: str | None) -> tuple[Any, str]:
+    """The message to Claude Code (the prompt with the mesh's notice, or to go on), and its uuid."""
     if not run.source.standing.begun:
-        return run.text, run.message
+        return noted(run.text, notice), run.message
     lines = [f"- {result.name} ({result.id}): {result.text}" for result in settled]
     return "\n".join([GO_ON_WITH, *lines]) if lines else GO_ON, _random_uuid()
 

@@ -23,6 +23,13 @@ def content(prompt: str, attachments: Sequence[Any]) -> str | list[dict[str, Any
     return [*(_block(attachment) for attachment in attachments), {"type": "text", "text": prompt}]
 
 
+def noted(told: str | list[dict[str, Any]], notice: str | None) -> str | list[dict[str, Any]]:
+    """What is told to Claude Code, with a notice of the mesh behind it."""
+    if notice is None:
+        return told
+    return f"{told}\n\n{notice}" if isinstance(told, str) else [*told, {"type": "text", "text": notice}]
+
+
 def _block(attachment: Any) -> dict[str, Any]:
     kind = mimetypes.guess_type(attachment.filename)[0] or ""
     if kind in IMAGES:

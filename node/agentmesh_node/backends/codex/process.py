@@ -13,21 +13,17 @@ import contextlib
 import json
 import logging
 import os
-import shutil
-import signal
-import sys
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from agentmesh.edge.tasks import cancel_and_wait
 from agentmesh.errors import BackendError
 from agentmesh_node.backends.codex.settings import refused
+from agentmesh_node.tools.children import end, ended, kept
 
 log = logging.getLogger("agentmesh.node")
 
-KEEPER = Path(__file__).with_name("keeper.py")
 LINE_LIMIT = 64 << 20
 """Longest line of the child that is read, in bytes."""
 CLOSE_S = 2.0
@@ -65,13 +61,6 @@ class AppServer:
         """The child's process id, once it runs."""
         return self._process.pid if self._process is not None else None
 
-    def _kept(self) -> list[str]:
-        """The command, run by the keeper on Linux."""
-        program = shutil.which(self._command[0], path=self._env.get("PATH", os.defpath))
-        if sys.platform != "linux" or program is None:
-            return self._command
-        return [sys.executable, "-I", "-S", str(KEEPER), program, *self._command[1:]]
-
     async def start(self) -> None:
         """Start the child and make the protocol's handshake.
 
@@ -80,7 +69,7 @@ class AppServer:
         """
         try:
             self._process = await asyncio.create_subprocess_exec(
-                *self._kept(),
+                *kept(self._command, self._env.get("PATH", os.defpath)),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
@@ -164,7 +153,7 @@ class AppServer:
     async def _gone(self) -> BackendError:
         """The error for a child that has ended."""
         assert self._process is not None
-        await _ended(self._process, CLOSE_S)
+        await ended(self._process, CLOSE_S)
         if self._errors is not None:
             await asyncio.wait((self._errors,), timeout=CLOSE_S)
         code = self._process.returncode
@@ -185,24 +174,13 @@ class AppServer:
     # --- the end ------------------------------------------------------------------------------------------------------
     async def close(self) -> None:
         """End the child and the commands that it runs. Takes at most some five seconds; may be called again."""
-        process = self._process
-        if process is None:
+        if self._process is None:
             return
         try:
-            if process.stdin is not None:
-                process.stdin.close()
-            await _ended(process, CLOSE_S)
-            if process.returncode is None:
-                _signal(process.pid, signal.SIGTERM)
-                await _ended(process, CLOSE_S)
+            await end(self._process, CLOSE_S)
         finally:
-            # Without a wait, so that even a second cancellation leaves no process behind.
-            if process.returncode is None:
-                for pid in (*descendants(process.pid), process.pid):
-                    _signal(pid, signal.SIGKILL)
             if self._errors is not None:
                 self._errors.cancel()
-        await _ended(process, CLOSE_S)
         await cancel_and_wait(self._errors, within_s=CLOSE_S)
 
 
@@ -218,26 +196,5 @@ def striker(secrets: Sequence[str]) -> Callable[[bytes], bytes]:
     return strike
 
 
-def descendants(pid: int) -> list[int]:
-    """All descendants of a process, if this system lists them."""
-    found: list[int] = []
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        with contextlib.suppress(OSError):
-            for child in map(int, task.read_text().split()):
-                found += [child, *descendants(child)]
-    return found
-
-
 def _malformed(what: str) -> BackendError:
     return BackendError(f"Codex wrote {what}", details={"reason": "bad_output", "retryable": True})
-
-
-def _signal(pid: int, number: signal.Signals) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.kill(pid, number)
-
-
-async def _ended(process: asyncio.subprocess.Process, seconds: float) -> None:
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(seconds):
-            await process.wait()

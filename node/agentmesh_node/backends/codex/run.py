@@ -26,6 +26,7 @@ from agentmesh_node.backends.codex.rollout import File, Rollout, Store, forget
 from agentmesh_node.backends.codex.settings import CodexOptions
 from agentmesh_node.backends.codex.steps import EarlierSteps, Saved, step_value
 from agentmesh_node.tools import Toolbox
+from agentmesh_node.tools.turn_bounds import Driven, TurnBounds
 
 log = logging.getLogger("agentmesh.node")
 
@@ -79,12 +80,23 @@ class Run:
         """Whether a tool has run since the last step."""
         self._answers = 0
         """Answers of the model that the rollout must have."""
+        self._driven = self._counts()
         self._text = ""
         self._thread = ""
         self._path = ""
         self._file: File | None = None
         self._heard = 0.0
         """When Codex last reported anything other than that it tries again."""
+
+    def _counts(self) -> Driven:
+        """What the turn was driven to by earlier owners."""
+        options = self._options
+        driven = Driven(TurnBounds(options.max_iterations, options.max_tool_runs, options.max_result_bytes))
+        driven.iterations, driven.tool_runs = len(self._taken.saved), self._tool_calls
+        for event in self._taken.events():
+            if event.kind == "tool_result":
+                driven.take(event.data["text"])
+        return driven
 
     @property
     def made(self) -> set[str]:
@@ -184,10 +196,11 @@ class Run:
     async def _begin(self, server: AppServer, home: Home, prompt: str) -> str:
         """Start or resume the thread, and start the turn. Returns Codex's id of the turn."""
         params = settings.thread_params(self._options, self._ground.cwd)
+        # Also for a thread that goes on: it keeps its tools, but this process may not know them yet.
+        specs = await self._ground.toolbox.specs()
         if self._thread:
             told = await server.call("thread/resume", {**params, "threadId": self._thread, "excludeTurns": True})
         else:
-            specs = await self._ground.toolbox.specs()
             told = await server.call("thread/start", {**params, "dynamicTools": settings.dynamic_tools(specs)})
         thread = told.get("thread") or {}
         self._thread = str(thread.get("id", ""))
@@ -197,6 +210,9 @@ class Run:
         self._path = str(path.relative_to(home.path))
         # A turn that goes on has its prompt in the thread already.
         said = [] if self._saved is not None else await asyncio.to_thread(home.inputs, prompt, self._turn.attachments)
+        notice = self._ground.toolbox.notice()
+        if said and notice is not None:
+            said.append({"type": "text", "text": notice})
         start: Json = {"threadId": self._thread, "input": said}
         if self._options.effort is not None:
             start["effort"] = self._options.effort
@@ -223,6 +239,8 @@ class Run:
                 continue
             self._patience(method, params)
             for event in events_of(method, params):
+                if event.kind == "tool_result":
+                    self._driven.take(str(event.data["text"]))
                 self._note(event)
                 yield event
             if method == "item/completed":
@@ -230,6 +248,8 @@ class Run:
             elif method == "thread/tokenUsage/updated" and params.get("turnId") == turn_id:
                 tools_ran = self._tools_ran
                 yield await self._answered(file, params)
+                if tools_ran:  # it goes on
+                    self._driven.check()
                 if tools_ran:
                     await self._budgeted(server, turn_id)
             elif method == "turn/completed" and (params.get("turn") or {}).get("id") == turn_id:
@@ -289,10 +309,12 @@ class Run:
         elif is_tool(params):
             self._tools_ran = True
             self._tool_calls += 1
+            self._driven.may_run()
 
     async def _answered(self, file: File, params: Json) -> Event:
         """The model has answered, and its tools have run: count the answer, and commit a step if the turn goes on."""
         self._answers += 1
+        self._driven.iterations += 1
         for name, count in tokens(params.get("tokenUsage") or {}).items():
             self._usage[name] = self._usage.get(name, 0) + count
         event = Event("usage", {**self._usage, "model": self._options.model or "", "tool_calls": self._tool_calls})

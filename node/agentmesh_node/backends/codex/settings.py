@@ -23,7 +23,7 @@ PASSED = (
 )  # fmt: skip
 """Variables of the node that the child gets, besides the key and the variables that the option `env` names."""
 
-type Count = Annotated[int, msgspec.Meta(ge=1)]
+type Positive = Annotated[int, msgspec.Meta(ge=1)]
 type Sandbox = Literal["read-only", "workspace-write", "danger-full-access"]
 type ApprovalPolicy = Literal["never", "on-request", "untrusted"]
 
@@ -49,9 +49,9 @@ class CodexOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     stream_retries: int = 5
     start_timeout_s: float = 60.0
     unreachable_s: float = 60.0
-    max_iterations: Count = ITERATIONS
-    max_tool_runs: Count = TOOL_RUNS
-    max_result_bytes: Count = RESULT_BYTES
+    max_iterations: Positive = ITERATIONS
+    max_tool_runs: Positive = TOOL_RUNS
+    max_result_bytes: Positive = RESULT_BYTES
 
 
 def options_from(given: Mapping[str, Any]) -> CodexOptions:

@@ -4,32 +4,22 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
 
-import fakes
-from agentmesh.agent import Agent
-from agentmesh.backend import Turn
 from agentmesh.errors import BackendError
-from agentmesh.steps import UnjournaledSteps
-from agentmesh.tools import McpHttp, McpStdio
-from agentmesh_node.tools import Call, Result, Toolbox, mcp
+from agentmesh.tools import McpHttp
+from agentmesh_node.tools import Call, Result, Toolbox
+from agentmesh_node.tools.loop import ToolLoop
+from agentmesh_node.tools.mcp import server
+from fakes.odd_mcp_server import OddServer, tool
+from node.tools.mcp.serving import TURN, alive, box, call, count, pids, serving, stdio
+from node.tools.test_loop import Lines, read, says, wants
 from support import eventually, run
 
 pytestmark = pytest.mark.processes
-
-MCP_SERVER = Path(fakes.__file__).with_name("mcp_server.py")
-"""To be run: to import it is to import the whole SDK."""
-
-TURN = Turn("a", "1", 1, steps=UnjournaledSteps(key="turn-7"))
 
 
 @pytest.fixture
@@ -37,34 +27,6 @@ def notes(tmp_path: Path) -> Path:
     path = tmp_path / "notes"
     path.touch()
     return path
-
-
-def stdio(notes: Path, **how: Any) -> McpStdio:
-    return McpStdio(**{"name": "shop", "command": sys.executable, "args": (str(MCP_SERVER), str(notes)), **how})
-
-
-def box(*declared: Any) -> Toolbox:
-    made: Agent[Any] = type("Having", (Agent,), {"tools": declared})()
-    return Toolbox(made)
-
-
-async def call(toolbox: Toolbox, name: str, **given: Any) -> Result:
-    return await toolbox.run(Call("c1", f"shop__{name}", given), TURN)
-
-
-def pids(notes: Path) -> list[int]:
-    return [int(line.split()[1]) for line in notes.read_text().splitlines() if line.startswith("pid")]
-
-
-def count(notes: Path, line: str) -> int:
-    return notes.read_text().splitlines().count(line)
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 def test_tools_of_a_child_process_are_listed_and_run_in_one_session(notes: Path) -> None:
@@ -183,32 +145,19 @@ def test_a_child_gets_what_is_named_of_the_environment_and_no_more(notes: Path, 
     run(check(), 60)
 
 
-def test_a_server_that_writes_what_is_no_message_does_not_fill_the_log(
-    notes: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(mcp, "_seldom", mcp.Seldom())
-    serve = f"import runpy; runpy.run_path({str(MCP_SERVER)!r}, run_name='__main__')"
-    flood = f"print('no message\\n' * 1000, flush=True); {serve}"
-
-    async def check() -> None:
-        toolbox = box(stdio(notes, args=("-c", flood, str(notes))))
-        assert (await toolbox.specs())[0].name == "shop__add"
-        await toolbox.close()
-
-    run(check(), 60)
-    said = [record for record in caplog.records if record.name.startswith("mcp")]
-    assert 0 < len(said) <= mcp.Seldom.MOST
-
-
-def test_a_server_s_tool_under_the_name_of_another_is_refused(notes: Path) -> None:
+@pytest.mark.case(422)
+def test_a_server_s_tool_under_the_name_of_another_gets_one_of_its_own(notes: Path) -> None:
     async def shop__add(a: int) -> int:
-        return a
+        return -a
 
     async def check() -> None:
-        toolbox = box(shop__add, stdio(notes))
-        with pytest.raises(BackendError, match="more than one tool is called shop__add;") as caught:
-            await toolbox.specs()
-        assert caught.value.details == {"reason": "tools_unavailable", "retryable": False}
+        toolbox = box(shop__add, stdio(notes, only=("add",)))
+        own, other = await toolbox.specs()
+        assert own.name == "shop__add"
+        assert other.name.startswith("shop__add_")
+        assert other.description == "(The server calls this tool 'add'.) Add two numbers."
+        assert (await call(toolbox, "add", a=1)).text == "-1"
+        assert (await toolbox.run(Call("c2", other.name, {"a": 1, "b": 2}), TURN)).text == "3"
         await toolbox.close()
 
     run(check(), 60)
@@ -236,30 +185,18 @@ def test_a_server_that_cannot_be_used_is_named_in_a_typed_error(notes: Path, bro
 
 
 # --- HTTP -------------------------------------------------------------------------------------------------------------
-@contextmanager
-def served(notes: Path, seen: list[dict[str, str]]) -> Iterator[str]:
-    """The server's address; `seen` gets the headers of each request."""
+def watched(notes: Path, seen: list[dict[str, str]]) -> Any:
+    """The server as an application; `seen` gets the headers of each request."""
     from fakes import mcp_server  # and with it the whole SDK
 
     application = mcp_server.made(notes).streamable_http_app(stateless_http=True)
 
-    async def watched(scope: Any, receive: Any, send: Any) -> None:
+    async def watching(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "http":
             seen.append({name.decode(): value.decode() for name, value in scope["headers"]})
         await application(scope, receive, send)
 
-    server = uvicorn.Server(uvicorn.Config(watched, port=0, log_level="error", lifespan="on"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    deadline = time.monotonic() + 30
-    while not server.started:
-        assert thread.is_alive() and time.monotonic() < deadline, "the server does not start"
-        time.sleep(0.01)
-    try:
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/mcp"
-    finally:
-        server.should_exit = True
-        thread.join(30)
+    return watching
 
 
 def test_tools_behind_http_run_with_headers_from_the_environment(notes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,7 +210,7 @@ def test_tools_behind_http_run_with_headers_from_the_environment(notes: Path, mo
         assert (await call(toolbox, "add", a=1, b=2)).text == "3"
         await toolbox.close()
 
-    with served(notes, seen) as url:
+    with serving(watched(notes, seen)) as url:
         run(check(url), 60)
     assert seen
     assert {headers.get("authorization") for headers in seen} == {"Bearer secret-token"}
@@ -289,3 +226,63 @@ def test_an_address_that_nobody_serves_is_a_typed_error_without_the_address(monk
         await toolbox.close()
 
     run(check(), 60)
+
+
+# --- servers that may be absent -----------------------------------------------------------------------------------------
+@pytest.mark.case(427)
+def test_the_absence_of_an_optional_server_is_told_once_and_the_turn_goes_on(
+    notes: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    absent = stdio(notes, name="lost", command="no-such-server", optional=True)
+    toolbox = box(absent, stdio(notes, only=("add",)))
+    model = Lines(wants(("1", "shop__nothing")), says("done"))
+
+    async def check() -> None:
+        events = await read(ToolLoop(model, toolbox))
+        assert events[-1].kind == "result"
+        await toolbox.close()
+
+    run(check(), 60)
+    said = "the MCP server lost cannot be used: its command 'no-such-server' cannot be run: No such file or directory"
+    assert model.seen[0][0] == ["user", "go", f"(Some of your tools are not there now: {said}. Go on without them.)"]
+    assert "not there" not in str(model.seen[1][1:])
+    assert caplog.text.count("an optional MCP server is absent") == 1
+
+
+@pytest.mark.case(427)
+def test_an_optional_server_that_comes_back_has_its_tools_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "AGAIN_S", 0.0)
+    odd = OddServer(tool("pay"))
+
+    async def check(url: str) -> None:
+        toolbox = box(McpHttp(name="shop", url=url, optional=True))
+        odd.reachable = False
+        assert await toolbox.specs() == ()
+        assert toolbox.notice() == (
+            "Some of your tools are not there now: the MCP server shop cannot be used: HTTP status 503. Go on without them."
+        )
+        assert (await call(toolbox, "pay")).error == "unknown_tool"
+        odd.reachable = True
+        assert [spec.name for spec in await toolbox.specs()] == ["shop__pay"]
+        assert toolbox.notice() is None
+        await toolbox.close()
+
+    with serving(odd) as url:
+        run(check(url), 60)
+
+
+def test_an_optional_server_that_is_absent_is_not_asked_before_each_model_call() -> None:
+    odd = OddServer(tool("pay"))
+    odd.reachable = False
+
+    async def check(url: str) -> None:
+        toolbox = box(McpHttp(name="shop", url=url, optional=True))
+        await toolbox.specs()
+        asked = odd.asked
+        assert asked > 0
+        await toolbox.specs()
+        assert odd.asked == asked
+        await toolbox.close()
+
+    with serving(odd) as url:
+        run(check(url), 60)

@@ -1,7 +1,8 @@
-"""What Codex leaves behind when it ends is ended, and its exit code is handed on."""
+"""What a command leaves behind when it ends is ended, and its exit code is handed on; with `--node` it ends with the node."""
 
 from __future__ import annotations
 
+import os
 import secrets
 import signal
 import subprocess
@@ -9,12 +10,13 @@ import sys
 
 import pytest
 
-from agentmesh_node.backends.codex.process import KEEPER
+from agentmesh_node.tools import keeper
 from node.backends.codex import processes
+from support import eventually, run
 
 pytestmark = pytest.mark.processes
 
-KEPT = (sys.executable, "-I", "-S", str(KEEPER), "/bin/sh", "-c")
+KEPT = (sys.executable, "-I", "-S", keeper.__file__, "/bin/sh", "-c")
 
 
 def test_what_is_left_without_a_parent_is_killed() -> None:
@@ -58,3 +60,22 @@ def test_a_program_that_cannot_be_run_is_named() -> None:
     done = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
     assert done.returncode == 1
     assert "/no/such/program cannot be run" in done.stderr
+
+
+def test_a_command_ends_with_the_node_that_was_named() -> None:
+    mark = f"{secrets.randbelow(10**9)}.75"
+    # Ignored signals stay ignored in what it starts.
+    script = f"trap '' TERM HUP INT; setsid sleep {mark} & setsid sleep {mark} & echo up; wait"
+    node = "import os, subprocess, sys; subprocess.Popen([*sys.argv[1:5], '--node', str(os.getpid()), *sys.argv[5:]]).wait()"
+    with subprocess.Popen((sys.executable, "-c", node, *KEPT, script), stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == b"up\n"
+        parent.kill()
+        assert parent.stdout.read() == b"", "all that held the pipe have ended"
+    run(eventually(lambda: not processes(f"sleep {mark}"), what="the end of the keeper, too"))
+
+
+def test_a_node_that_ended_before_it_was_watched_is_noticed() -> None:
+    command = (*KEPT[:4], "--node", str(os.getppid()), *KEPT[4:], "echo begun")
+    done = subprocess.run(command, stdout=subprocess.PIPE, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (1, b"")

@@ -1,10 +1,11 @@
-"""Runs a command, and kills the processes that it leaves behind.
+"""Runs a command, and kills the processes that it leaves behind; where it is told the node's pid, it ends with the node.
 
-    python -I -S keeper.py <command> <arguments>...
+    python -I -S keeper.py [--node PID] <command> <arguments>...
 
 When Codex ends it ends the commands that it runs, except one that it is just starting: that goes on without a parent. On Linux
 the kernel makes such processes children of this program, which kills them. It needs nothing of the node, so this works also if
-the node was killed: Codex ends with the pipe that the node held, and this program after Codex. It imports only what it needs,
+the node was killed: Codex ends with the pipe that the node held, and this program after Codex. An MCP server may take no notice
+of that pipe, so this program asks the kernel to be told when its parent ends, and then kills it. It imports only what it needs,
 because it runs before every turn.
 """
 
@@ -12,19 +13,29 @@ import os
 import signal
 import sys
 
+PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 HANDED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+NODE_ENDED = signal.SIGUSR2
 
 
 def main() -> None:
     import ctypes  # noqa: PLC0415 - as all that is not needed to be imported as a module
 
-    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    command = sys.argv[1:]
+    prctl = ctypes.CDLL(None).prctl
+    prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    if command[0] == "--node":
+        node, command = int(command[1]), command[2:]
+        signal.signal(NODE_ENDED, _end_with_the_node)
+        prctl(PR_SET_PDEATHSIG, NODE_ENDED, 0, 0, 0)
+        if os.getppid() != node:  # it ended before the kernel was asked
+            sys.exit(1)
     signal.pthread_sigmask(signal.SIG_BLOCK, HANDED_ON)  # signals that come before they can be passed on wait
     try:
-        child = os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ, setsigmask=())
+        child = os.posix_spawn(command[0], command, os.environ, setsigmask=())
     except OSError as error:
-        sys.exit(f"{sys.argv[1]} cannot be run: {error}")
+        sys.exit(f"{command[0]} cannot be run: {error}")
     for number in HANDED_ON:
         signal.signal(number, lambda number, _: os.kill(child, number))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDED_ON)
@@ -45,6 +56,11 @@ def main() -> None:
             signal.signal(-end, signal.SIG_DFL)
         os.kill(os.getpid(), -end)
     sys.exit(end)
+
+
+def _end_with_the_node(*_: object) -> None:
+    _kill_all()
+    os._exit(1)
 
 
 def _kill_all() -> None:
