@@ -283,13 +283,16 @@ class Mesh:
         request = ControlRequest(op="interrupt", ref=None if ref is None else token(ref, "ref"))
         return (await self._request(agent, request, ControlReply, timeout, repeat=ref is not None)).interrupted
 
-    async def cancel(self, agent: str, ref: str, *, timeout: float = CONTROL_S) -> bool:
+    async def cancel(self, agent: str, ref: str, *, tree: bool = False, timeout: float = CONTROL_S) -> bool:
         """Remove a prompt that waits; its outcome is `cancelled`. False if it does not wait (any more).
+
+        With `tree` the request ends also if its turn runs, or if it is kept open, and with it all that other agents were asked on
+        its behalf (case 350).
 
         Raises:
             As `status`.
         """
-        request = ControlRequest(op="cancel", ref=token(ref, "ref"))
+        request = ControlRequest(op="cancel", ref=token(ref, "ref"), tree=tree)
         return (await self._request(agent, request, ControlReply, timeout, repeat=True)).cancelled
 
     async def resume(self, agent: str, *, timeout: float = CONTROL_S) -> bool:

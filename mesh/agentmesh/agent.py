@@ -201,9 +201,21 @@ class Agent(Generic[S]):
         return callback_context.current().sender
 
     # --- the context of a callback ------------------------------------------------------------------------------------
-    def tell(self, target: str, prompt: str, *, tag: str | None = None, metadata: dict[str, Any] | None = None) -> None:
-        """Send a prompt to another agent. With `tag`, its outcome comes back once as `Answer(tag, agent, outcome)`."""
-        callback_context.current().tell(target, prompt, tag, metadata)
+    def tell(
+        self,
+        target: str,
+        prompt: str,
+        *,
+        tag: str | None = None,
+        metadata: dict[str, Any] | None = None,
+        detached: bool = False,
+    ) -> None:
+        """Send a prompt to another agent. With `tag`, its outcome comes back once as `Answer(tag, agent, outcome)`.
+
+        It is sent on behalf of the request that is being handled: if that one is kept open, and ends later in any way but its
+        answer, this is withdrawn. With `detached` it is not.
+        """
+        callback_context.current().tell(target, prompt, tag, metadata, detached=detached)
 
     def notify(self, target: str, event: Any) -> None:
         """Send an event to another agent."""

@@ -119,6 +119,18 @@ def spending_of(usage: Any) -> Spending:
     return own + spending_of(usage.get(DELEGATED))
 
 
+def added(total: dict[str, Any], usage: Mapping[str, Any]) -> dict[str, Any]:
+    """`total` with the numbers of `usage` added, field by field; what is no number is passed over."""
+    out = dict(total)
+    for key, value in usage.items():
+        if isinstance(value, dict):
+            former = out.get(key)
+            out[key] = added(former if isinstance(former, dict) else {}, value)
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            out[key] = out.get(key, 0) + value
+    return out
+
+
 def as_usage(spent: Spending) -> dict[str, Any]:
     """Spending in the form in which an outcome's usage has that of delegates. Time is left out: they work at the same time."""
     return {"tokens": spent.tokens, "usd": round(spent.usd, 9), "tool_calls": spent.tool_calls}

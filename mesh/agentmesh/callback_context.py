@@ -80,14 +80,17 @@ class Context:
             raise NotInCallback("no prompt is being handled here: self.request exists in the callbacks of a turn")
         return self.request
 
-    def tell(self, target: str, prompt: str, tag: str | None, metadata: dict[str, Any] | None) -> None:
+    def tell(self, target: str, prompt: str, tag: str | None, metadata: dict[str, Any] | None, *, detached: bool = False) -> None:
         if not isinstance(prompt, str) or not prompt:
             raise BadRequest("tell: the prompt must be a non-empty string")
         if tag is not None and (not tag or len(tag) > 256 or not tag.isprintable()):
             raise BadRequest("tell: a tag is 1 to 256 printable characters")
         body = PromptBody(prompt=prompt, metadata=metadata or {})
         to = names.agent_name(target)
-        self._add(SendMail(to=to, lane="peer-inbox", prompt=body, tag=tag, budget=self._budget, trace=self._trace()))
+        # The machine knows on behalf of which request this is sent.
+        request = None if detached else ""
+        trace = self._trace()
+        self._add(SendMail(to=to, lane="peer-inbox", prompt=body, tag=tag, budget=self._budget, trace=trace, request=request))
 
     def notify(self, target: str, event: Any) -> None:
         self._add(SendMail(to=names.agent_name(target), lane="peer-notify", event=_json(event), trace=self._trace()))

@@ -70,6 +70,11 @@ class ControlRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     agents: tuple[str, ...] = ()
     probe: Probe | None = None
     set: Adjustment | None = None
+    tree: bool = False
+    """`cancel`: end the request also if it runs or is open."""
+    sender: str | None = None
+    """`open`: the agent that has sent a request, and `origin`, by which it is known."""
+    origin: str | None = None
     expect: str | None = None
     """`set`: the tag that the configuration must have (`Configuration.tag`)."""
 

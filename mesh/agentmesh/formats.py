@@ -81,6 +81,20 @@ ADDED: tuple[Addition, ...] = (
     Addition("ControlRequest.set", "ignored"),
     Addition("ControlRequest.expect", "ignored"),
     Addition("op set", "ignored"),
+    Addition("header Mesh-End-By", "ignored"),
+    Addition("header Mesh-Root", "ignored"),
+    Addition("SendMail.end_by", "ignored"),
+    Addition("SendMail.root", "ignored"),
+    Addition("SendMail.request", "ignored"),
+    Addition("Caller.origin", "ignored"),
+    Addition("Caller.end_by", "ignored"),
+    Addition("Caller.root", "ignored"),
+    Addition("Ledger.delegated", "ignored"),
+    Addition("Change.delegated", "ignored"),
+    Addition("ControlRequest.tree", "ignored"),
+    Addition("ControlRequest.sender", "ignored"),
+    Addition("ControlRequest.origin", "ignored"),
+    Addition("op open", "ignored"),
 )
 
 

@@ -29,7 +29,17 @@ _USUAL = frozenset(
             "Nats-Msg-Id",
             CONTENT_TYPE,
         ),
-        *("Mesh-From", "Mesh-From-Life", "Mesh-Origin", "Mesh-Tag", "Mesh-Path", "Nats-Scheduler", "Nats-Schedule-Next"),
+        *(
+            "Mesh-From",
+            "Mesh-From-Life",
+            "Mesh-Origin",
+            "Mesh-Tag",
+            "Mesh-Path",
+            "Mesh-Root",
+            "Mesh-End-By",
+            "Nats-Scheduler",
+            "Nats-Schedule-Next",
+        ),
         *("Nats-Stream", "Nats-Subject", "Nats-Sequence", "Nats-Last-Sequence", "Nats-Time-Stamp", "Nats-Num-Pending"),
     )
 )

@@ -20,6 +20,7 @@ from agentmesh.records import (
     Awaited,
     CancelTimer,
     Change,
+    Delegated,
     Effect,
     Ledger,
     Open,
@@ -33,7 +34,10 @@ from agentmesh.records import (
     TurnInfo,
 )
 
-MAPS = ("positions", "taken", "origins", "deferred", "attempts", "takeovers", "timers", "awaiting", "steps", "waits", "seen")
+MAPS = (
+    "positions", "taken", "origins", "deferred", "attempts", "takeovers", "timers", "awaiting", "steps", "waits", "seen",
+    "delegated",
+)  # fmt: skip
 _CHANGED = tuple((field, field in MAPS) for field in Change.__struct_fields__)
 """Per field of a change: its name, and whether it is a map."""
 FIELDS = Ledger.__struct_fields__
@@ -110,12 +114,13 @@ def settle(
     turn is remembered.
 
     Entries that need an effect's origin are made here, because an origin exists only once the record has a sequence: timers that
-    are set, tagged requests that await their answer, and the requests of waits inside a turn.
+    are set, tagged requests that await their answer, those on behalf of a request that stays open, and the requests of waits
+    inside a turn.
     """
     if not effects and not done and turn is None:
         return ledger
     open_ = {k: v for k, v in ledger.effects.items() if k not in done} if done else dict(ledger.effects)
-    timers, awaiting, waits = ledger.timers, ledger.awaiting, ledger.waits
+    timers, awaiting, waits, delegated = ledger.timers, ledger.awaiting, ledger.waits, ledger.delegated
     for index, effect in enumerate(effects):
         origin = origin_of(ledger.epoch, seq, index)
         open_[origin] = Open(effect, nonce, at)
@@ -125,12 +130,16 @@ def settle(
             timers = {**timers, effect.id: TimerEntry(origin, effect.due, effect.every, effect.event)}
         elif isinstance(effect, CancelTimer):
             timers = {k: v for k, v in timers.items() if k != effect.id}
-        elif isinstance(effect, SendMail) and effect.tag is not None and effect.outcome is None:
+        elif isinstance(effect, SendMail) and effect.request is not None:
+            delegated = {**delegated, origin: Delegated(effect.to, effect.request)}
+        if isinstance(effect, SendMail) and effect.tag is not None and effect.outcome is None:
             awaiting = {**awaiting, origin: Awaited(effect.to, effect.tag)}
         elif isinstance(effect, SendMail) and effect.wait is not None and effect.wait in waits:
             waits = {**waits, effect.wait: structs.replace(waits[effect.wait], origin=origin)}
     history = ledger.history if turn is None else (*ledger.history, turn)[-ledger.history_limit :]
-    return structs.replace(ledger, effects=open_, timers=timers, awaiting=awaiting, waits=waits, history=history)
+    return structs.replace(
+        ledger, effects=open_, timers=timers, awaiting=awaiting, waits=waits, delegated=delegated, history=history
+    )
 
 
 def shortened(history: tuple[TurnInfo, ...]) -> tuple[TurnInfo, ...]:

@@ -58,6 +58,12 @@ class SendMail(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, ta
     budget: Limits | None = None
     """What the request may cost."""
     trace: dict[str, str] = {}
+    end_by: float | None = None
+    """The request ends at this time, with or without an answer (seconds since the epoch)."""
+    root: str | None = None
+    """The request of a client that it is for in the end: `<agent>/<ref>`."""
+    request: str | None = None
+    """The ref of the sender's request on whose behalf this is sent, if that request outlives the record."""
 
 
 class StartAgent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="start", tag_field="t"):
@@ -170,6 +176,12 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The request's `Nats-Msg-Id`, as its outcome names it."""
     stored: str | None = None
     """When the server stored the request, in its own words."""
+    origin: str | None = None
+    """The request's origin, if an agent sent it: a withdrawal names it."""
+    end_by: float | None = None
+    """The request ends at this time, with or without an answer (seconds since the epoch)."""
+    root: str | None = None
+    """As in `SendMail`."""
 
 
 class Queued(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -219,6 +231,16 @@ class Awaited(msgspec.Struct, frozen=True):
 
     agent: str
     tag: str
+
+
+class Delegated(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A request to another agent, made on behalf of a request of this one's that is open; or withdrawn, and not known to have
+    ended (docs/architecture.md#withdrawals)."""
+
+    agent: str
+    request: str
+    """The ref of the request that it is for."""
+    withdrawn: bool = False
 
 
 class Turning(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -356,6 +378,9 @@ class Ledger(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Its steps, by index: a record that adds one says nothing of the others."""
     waits: dict[str, Wait] = {}
     """Its waits, by name."""
+    delegated: dict[str, Delegated] = {}
+    """By origin: what was asked of others on behalf of open requests, beside the waits of a running turn; and what was withdrawn
+    and is to come back."""
     seen: dict[str, Seen] = {}
     """By digest of a `Nats-Msg-Id`: mail that was purged while a repetition of it might still come."""
     effects: dict[str, Open] = {}
@@ -406,6 +431,7 @@ class Change(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     steps: dict[str, Step | None] | UnsetType = UNSET
     waits: dict[str, Wait | None] | UnsetType = UNSET
     seen: dict[str, Seen | None] | UnsetType = UNSET
+    delegated: dict[str, Delegated | None] | UnsetType = UNSET
 
 
 type RecordKind = Literal[

@@ -8,18 +8,16 @@ Evolution: fields are only added, with defaults; readers ignore fields they do n
 from __future__ import annotations
 
 import binascii
-import datetime as dt
-import functools
-import math
-import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from agentmesh.budget import Limits, limits_from
+from agentmesh import carried, times
+from agentmesh.budget import Limits
+from agentmesh.carried import NOTHING_CARRIED, TIME_STAMP, carried_in
 from agentmesh.errors import BadRequest, MeshError, error_for
-from agentmesh.headers import is_json, message_id, trace_in
+from agentmesh.headers import is_json, message_id
 from agentmesh.names import reply_subject
 from agentmesh.renamed import attributes
 from agentmesh.subjects import Lane
@@ -27,18 +25,15 @@ from agentmesh.subjects import Lane
 # --- headers ------------------------------------------------------------------------------------------------------
 REPLY_TO = "Mesh-Reply-To"
 STREAM_TO = "Mesh-Stream-To"
-DEADLINE = "Mesh-Deadline"
-TIMEOUT = "Mesh-Timeout"
 FOR = "Mesh-For"
 FROM = "Mesh-From"
 FROM_LIFE = "Mesh-From-Life"
 ORIGIN = "Mesh-Origin"
 TAG = "Mesh-Tag"
-PATH = "Mesh-Path"
-BUDGET = "Mesh-Budget"
 MSG_ID = "Nats-Msg-Id"
-_TIME_STAMP = "Nats-Time-Stamp"
-"""When the server stored a message: in its copies and in what is read of it."""
+ROOT, PATH, DEADLINE, TIMEOUT, END_BY, BUDGET = (
+    carried.ROOT, carried.PATH, carried.DEADLINE, carried.TIMEOUT, carried.END_BY, carried.BUDGET,
+)  # fmt: skip
 
 VERSION = 1
 HEADER_ROOM = 4096
@@ -48,9 +43,11 @@ MAIL_ROOM = 64 * 1024
 MAX_DEPTH = 100
 """How deeply the JSON of a prompt, an event, or a spec's options may be nested."""
 _TOO_DEEP = f"the JSON is nested deeper than {MAX_DEPTH} levels: send it flatter, or as text inside a string"
-_SECONDS = re.compile(r"[0-9]{1,12}(?:\.[0-9]{1,9})?")
-MAX_TIME = 32_503_680_000.0
-"""The year 3000, in seconds since the epoch."""
+
+
+parse_time, format_time, check_time = times.parse_time, times.format_time, times.check_time
+parse_timeout = carried.parse_timeout
+MAX_TIME = times.MAX_TIME
 
 
 # --- prompts and events -------------------------------------------------------------------------------------------
@@ -91,7 +88,9 @@ class Mail(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     path: tuple[str, ...] = ()
     msg_id: str | None = None
     budget: Limits | None = None
-    """What the request may cost (header `Mesh-Budget`)."""
+    """This, `root`, `path`, `trace`, `deadline` and `end_by`: what it carries (agentmesh.carried.Carried)."""
+    root: str | None = None
+    end_by: float | None = None
     stored: str | None = None
     """When the server stored it, in its own words (RFC 3339)."""
     trace: dict[str, str] = {}
@@ -261,82 +260,6 @@ def _nests(value: Any) -> bool:
     return isinstance(value, dict | list)
 
 
-def parse_time(text: str) -> float:
-    """Seconds since the epoch of an RFC 3339 time.
-
-    Raises:
-        BadRequest: it is not one, or has no offset.
-    """
-    leap = text[16:19] == ":60"  # a leap second ends where the next minute begins
-    plain = f"{text[:17]}59{text[19:]}" if leap else text
-    try:
-        moment = dt.datetime.fromisoformat(plain if plain[-1:] != "z" else f"{plain[:-1]}Z")
-    except ValueError:
-        raise BadRequest(f"{text[:40]!r} is not an RFC 3339 time") from None
-    if moment.tzinfo is None:
-        raise BadRequest(f"{text[:40]!r} has no time zone; write Z for UTC")
-    return moment.timestamp() + leap
-
-
-def _deadline(text: str) -> float:
-    """A deadline, in seconds since the epoch. Times before the epoch become 0, times after the year 3000 `MAX_TIME`."""
-    return min(MAX_TIME, max(0.0, parse_time(text)))
-
-
-def parse_timeout(text: str) -> float:
-    """The seconds that the header `Mesh-Timeout` gives a request, counted from when the server stored it.
-
-    Raises:
-        BadRequest: it is no decimal number above 0.
-    """
-    seconds = float(text) if _SECONDS.fullmatch(text) else 0.0
-    if not seconds:
-        raise BadRequest(f"{TIMEOUT} is a number of seconds above 0, as 30 or 2.5; this is {text[:40]!r}")
-    return seconds
-
-
-def _latest_start(headers: Mapping[str, str], stored_at: float | None) -> float | None:
-    """By when the turn of a message must begin, in seconds since the epoch; None if it does not say. The sooner counts of a
-    deadline and a time-out.
-
-    Raises:
-        BadRequest: one of them cannot be read.
-    """
-    deadline = _deadline(headers[DEADLINE]) if DEADLINE in headers else None
-    if TIMEOUT not in headers:
-        return deadline
-    seconds = parse_timeout(headers[TIMEOUT])
-    if stored_at is None and _TIME_STAMP in headers:
-        stored_at = parse_time(headers[_TIME_STAMP])
-    if stored_at is None:
-        return deadline
-    end = min(MAX_TIME, stored_at + seconds)
-    return end if deadline is None else min(deadline, end)
-
-
-def check_time(seconds: float) -> float:
-    """`seconds` since the epoch, if that is a time between 1970 and 3000: other times cannot be formatted, and nobody means them.
-
-    Raises:
-        BadRequest: it is not, or is NaN.
-    """
-    if not 0 <= seconds <= MAX_TIME:
-        raise BadRequest(f"{seconds:g} s since 1970 is out of range: a time is between the years 1970 and 3000")
-    return seconds
-
-
-def format_time(seconds: float) -> str:
-    """RFC 3339, UTC, microseconds."""
-    whole = math.floor(seconds)
-    return f"{_second(whole)}.{int((seconds - whole) * 1_000_000):06d}Z"
-
-
-@functools.lru_cache(maxsize=16)
-def _second(seconds: int) -> str:
-    # Every lifecycle event bears a time, and most of them fall into the same second.
-    return dt.datetime.fromtimestamp(seconds, dt.UTC).strftime("%Y-%m-%dT%H:%M:%S")
-
-
 def decode_mail(
     lane: Lane, seq: int, body: bytes, headers: Mapping[str, str], *, root: str, stored_at: float | None = None
 ) -> Mail:
@@ -347,22 +270,21 @@ def decode_mail(
     """
     found = headers.get
     fields: dict[str, Any] = {}
-    trace = trace_in(headers)
-    if "traceparent" in trace or "baggage" in trace:  # W3C: baggage goes without a trace, too
-        fields["trace"] = trace
+    prompt = lane.kind == "prompt"
+    given, unread = carried_in(headers, prompt=prompt, trusted=lane.trusted, stored_at=stored_at)
+    if given is not NOTHING_CARRIED:
+        fields = {name: getattr(given, name) for name in given.__struct_fields__}
     if lane.trusted:
-        path = found(PATH)
         fields.update(
             sender=found(FROM),
             sender_life=found(FROM_LIFE),
             origin=found(ORIGIN),
             tag=found(TAG),
-            path=tuple(path.split(",")) if path else (),
             schedule=found("Nats-Scheduler"),
         )
     msg_id = found(MSG_ID) or None  # for the server, too, an empty one is none
     try:
-        if lane.kind == "prompt":
+        if prompt:
             # The addresses first: the caller of a malformed prompt can then still be told.
             if REPLY_TO in headers:
                 fields["reply_to"] = reply_subject(headers[REPLY_TO], root)
@@ -370,20 +292,36 @@ def decode_mail(
                 fields["stream_to"] = reply_subject(headers[STREAM_TO], root)
         if msg_id is not None:
             message_id(msg_id)
-        if lane.kind == "prompt":
-            if DEADLINE in headers or TIMEOUT in headers:
-                fields["deadline"] = _latest_start(headers, stored_at)
-            if BUDGET in headers:
-                fields["budget"] = limits_from(headers[BUDGET])
+        if unread is not None:
+            raise BadRequest(unread)
+        if prompt:
             fields["prompt"] = decode_prompt(body, headers)
         else:
-            if DEADLINE in headers or TIMEOUT in headers:
-                fields["deadline"] = _latest_start(headers, stored_at)
             fields["event"] = decode_event(body, headers)
     except BadRequest as error:
         fields["problem"] = error.message
-    stored = found(_TIME_STAMP)
+    stored = found(TIME_STAMP)
     return Mail(lane=lane.name, seq=seq, for_life=found(FOR), msg_id=msg_id, stored=stored, **fields)
+
+
+class Withdrawal(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The body of a message in the lane of answers by which an agent withdraws a request that it has sent. A receiver of an older
+    build drops it like an answer that nobody waits for."""
+
+    withdraws: str
+    """The request's origin."""
+    why: ErrorBody | None = None
+    """How the request ended on whose behalf it was sent."""
+
+
+def withdrawal_in(mail: Mail) -> Withdrawal | None:
+    """The withdrawal in `mail`; None if it is something else."""
+    if mail.lane != "peer-answer" or mail.sender is None or not isinstance(mail.event, dict) or "withdraws" not in mail.event:
+        return None
+    try:
+        return msgspec.convert(mail.event, Withdrawal)
+    except msgspec.ValidationError:
+        return None
 
 
 # --- outcomes -----------------------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ from agentmesh.wire import ErrorBody, Outcome
 
 log = logging.getLogger("agentmesh.node")
 
-_PASSED_ON = (wire.STREAM_TO, wire.DEADLINE, wire.TIMEOUT, wire.BUDGET, wire.MSG_ID, wire.FOR)
+_PASSED_ON = (wire.STREAM_TO, wire.DEADLINE, wire.TIMEOUT, wire.END_BY, wire.BUDGET, wire.MSG_ID, wire.FOR)
 TRIES = 3
 AGAIN_S = 0.5
 """Pause before the same message is tried again: while the first try is still being stored, the server says so at once."""
@@ -164,11 +164,12 @@ class AskGateway:
         """How long a repeated ask waits, in seconds.
 
         Raises:
-            BadRequest: its deadline or its time-out cannot be read.
+            BadRequest: its deadline, its end or its time-out cannot be read.
         """
         patience_s = REPEAT_WAIT_S
-        if wire.DEADLINE in headers:
-            patience_s = min(patience_s, wire.parse_time(headers[wire.DEADLINE]) - self._now())
+        for bound in (wire.DEADLINE, wire.END_BY):
+            if bound in headers:
+                patience_s = min(patience_s, wire.parse_time(headers[bound]) - self._now())
         if wire.TIMEOUT in headers:
             patience_s = min(patience_s, wire.parse_timeout(headers[wire.TIMEOUT]))
         return max(LOOK_S, patience_s)

@@ -53,10 +53,21 @@ class Letter(msgspec.Struct, frozen=True):
     text: str
     label: str
     headers: Mapping[str, str]
+    at: float = 0.0
+    """When it was stored, by the run's clock."""
 
     @property
     def is_prompt(self) -> bool:
         return self.lane in ("inbox", "peer-inbox")
+
+
+class Call(msgspec.Struct, frozen=True):
+    """A call of a model, as it began."""
+
+    agent: str
+    ref: str
+    node: str
+    at: float
 
 
 class Evidence(msgspec.Struct):
@@ -70,17 +81,28 @@ class Evidence(msgspec.Struct):
     """Every outcome ever stored."""
     told: Sequence[Outcome] = ()
     """Every outcome that was published to a caller."""
+    calls: Sequence[Call] = ()
+    owners: Mapping[str, Sequence[tuple[float, str]]] = {}
+    """By agent, for simulated runs: when each `activated` record was stored, and of which node."""
+    calm: float | None = None
+    """When the last fault was over, if that is known."""
 
 
-def letter_of(seq: int, lane: str, agent: str, body: bytes, headers: Mapping[str, str]) -> Letter:
+WITHDRAWS = "=-"
+"""How the label of a withdrawal begins; the request's origin follows."""
+
+
+def letter_of(seq: int, lane: str, agent: str, body: bytes, headers: Mapping[str, str], *, at: float = 0.0) -> Letter:
     """A stored message of a lane, as the agents of a run write it: a prompt is `<verb> <label> ...`; an event is an object with a
-    label, or the outcome of a tagged request."""
+    label, the outcome of a request of another agent, or the withdrawal of one."""
     if lane in ("inbox", "peer-inbox"):
         text = body.decode()
-        return Letter(seq, lane, agent, text, text.split()[1], headers)
+        return Letter(seq, lane, agent, text, text.split()[1], headers, at)
     value = msgspec.json.decode(body)
+    if "withdraws" in value:
+        return Letter(seq, lane, agent, "", f"{WITHDRAWS}{value['withdraws']}", headers, at)
     label = value["label"] if "label" in value else f"={value['ref']}"
-    return Letter(seq, lane, agent, "", label, headers)
+    return Letter(seq, lane, agent, "", label, headers, at)
 
 
 def outcome_of(body: bytes) -> Outcome | None:

@@ -13,12 +13,18 @@ import msgspec
 
 from agentmesh import wire
 from agentmesh.ledger import apply
-from agentmesh.records import Ledger, Record
+from agentmesh.records import Ledger, Record, Resolve, SendMail
 from agentmesh.wire import Outcome
-from judge.evidence import Evidence, Letter, Operation, State
+from judge.evidence import WITHDRAWS, Evidence, Letter, Operation, State
 
 COUNTED = ("prompt", "event", "timer")
 """Kinds of log entries that an agent counts."""
+HEARD_S = 60.0
+"""By when an owner has heard of what its lanes hold, once nothing goes wrong any more: copies may have been lost before."""
+_CALLS = ("call", "apart")
+"""Prompts that are kept open until another agent has answered."""
+_PURPOSE = ("cancelled", "interrupted")
+"""How a request ends that somebody ends on purpose."""
 
 
 @dataclasses.dataclass
@@ -43,6 +49,7 @@ def judge(evidence: Evidence, immortal: Collection[str]) -> list[str]:
         wrong += _chain(agent, records)
         wrong += _steps(agent, history)
         wrong += _torn(agent, history)
+        wrong += _withdrawals(agent, history)
         lives += _lives(agent, history)
     wrong += _counts(lives)
     wrong += _set_once(evidence)
@@ -52,6 +59,7 @@ def judge(evidence: Evidence, immortal: Collection[str]) -> list[str]:
     wrong += _consumption(evidence, lives)
     wrong += _outcomes(evidence, lives, immortal)
     wrong += _relays(evidence, lives, immortal)
+    wrong += _calls(evidence)
     return wrong
 
 
@@ -285,6 +293,7 @@ def _outcomes(evidence: Evidence, lives: Sequence[Life], immortal: Collection[st
     """Each accepted request has one outcome, and the outcome says what happened; each accepted event was handled."""
     stored = {(o.agent, o.ref): o for o in evidence.results}
     repeated = repetitions(evidence.letters)
+    wanted = _ended_on_purpose(evidence)
     consumed = {
         agent: {label for kind, _, label in (entry.split("|") for entry in log) if kind in ("prompt", "event")}
         for agent, log in _entries(lives).items()
@@ -297,7 +306,7 @@ def _outcomes(evidence: Evidence, lives: Sequence[Life], immortal: Collection[st
             continue
         outcome = stored.get((letter.agent, str(letter.seq)))
         if outcome is not None:
-            yield from _fits(letter, outcome, done, letter.agent in immortal)
+            yield from _fits(letter, outcome, done, letter.agent in immortal and (letter.agent, letter.seq) not in wanted)
         elif letter.seq not in repeated:
             yield f"request {letter.agent} {letter.seq} ({letter.text}) has no outcome"
 
@@ -307,11 +316,53 @@ def _fits(letter: Letter, outcome: Outcome, done: bool, immortal: bool) -> Itera
     verb = letter.text.split()[0]
     if outcome.ok and not done:
         yield f"request {letter.agent} {letter.seq} ({letter.text}) was answered, but no turn of it counts"
-    if not outcome.ok and done and verb != "call":
+    if not outcome.ok and done and verb not in _CALLS:
         yield f"request {letter.agent} {letter.seq} ({letter.text}) counts, but was answered {_shown(outcome)}"
-    full = verb == "call" and outcome.error is not None and outcome.error.code == "mailbox_full"
+    # The answer of these is what came of the request that they made.
+    full = verb in _CALLS and outcome.error is not None and outcome.error.code in ("mailbox_full", *_PURPOSE)
     if not outcome.ok and immortal and verb not in ("boom", "flaky") and not full:
         yield f"request {letter.agent} {letter.seq} ({letter.text}) was answered {_shown(outcome)}"
+
+
+def _ended_on_purpose(evidence: Evidence) -> set[tuple[str, int]]:
+    """The prompts (agent, sequence) that somebody ended, by their outcomes: a client that cancelled them or interrupted their
+    agent, or the agent that withdrew them."""
+    codes = {(o.agent, o.ref): o.error.code for o in evidence.results if o.error is not None}
+    cancelled = {(op.agent, op.label) for op in evidence.operations if op.kind == "cancel"}
+    interrupted = {op.agent for op in evidence.operations if op.kind == "interrupt"}
+    withdrawn = _withdrawn(evidence)
+    found = set()
+    for letter in evidence.letters:
+        code = codes.get((letter.agent, str(letter.seq)))
+        by_client = (letter.agent, letter.label) in cancelled
+        by_agent = (letter.agent, letter.headers.get(wire.FROM), letter.headers.get(wire.ORIGIN)) in withdrawn
+        if (code == "cancelled" and (by_client or by_agent)) or (code == "interrupted" and letter.agent in interrupted):
+            found.add((letter.agent, letter.seq))
+    return found
+
+
+def ends_on_purpose(evidence: Evidence) -> dict[str, int]:
+    """How many requests of a run somebody ended on purpose, and how many of them an agent had withdrawn."""
+    codes = {(o.agent, o.ref): o.error.code for o in evidence.results if o.error is not None}
+    ended = _ended_on_purpose(evidence)
+    withdrawn = _withdrawn(evidence)
+    by_agents = [
+        letter
+        for letter in evidence.letters
+        if (letter.agent, letter.seq) in ended
+        and codes[letter.agent, str(letter.seq)] == "cancelled"
+        and (letter.agent, letter.headers.get(wire.FROM), letter.headers.get(wire.ORIGIN)) in withdrawn
+    ]
+    return {"ended on purpose": len(ended), "withdrawals": len(withdrawn), "ended by those": len(by_agents)}
+
+
+def _withdrawn(evidence: Evidence) -> dict[tuple[str, str | None, str | None], float]:
+    """When each withdrawal was stored for the first time: by the agent that was asked, the one that asked, and the origin."""
+    found: dict[tuple[str, str | None, str | None], float] = {}
+    for letter in evidence.letters:
+        if letter.lane == "peer-answer" and letter.label.startswith(WITHDRAWS):
+            found.setdefault((letter.agent, letter.headers.get(wire.FROM), letter.label.removeprefix(WITHDRAWS)), letter.at)
+    return found
 
 
 def repetitions(letters: Sequence[Letter]) -> set[int]:
@@ -331,12 +382,15 @@ def _relays(evidence: Evidence, lives: Sequence[Life], immortal: Collection[str]
     entries = Counter(entry for life in lives if life.agent in immortal for entry in life.log)
     labels: Mapping[str, int] = Counter(entry.split("|")[2] for entry in entries.elements() if entry.startswith("prompt|"))
     outcomes = {(o.agent, o.ref): o for o in evidence.results}
+    wanted = _ended_on_purpose(evidence)
+    cut_off = {letter.label for letter in evidence.letters if (letter.agent, letter.seq) in wanted}
     for letter in evidence.letters:
         words = letter.text.split()
         if not words or labels[letter.label] == 0 or letter.agent not in immortal or letter.seq in repeated:
             continue
-        if words[0] in ("pass", "call") and int(words[2]) > 0:
-            following = f"{letter.label.partition('@')[0]}@{words[2]}"
+        for following in _passed_on(letter):
+            if labels[following] == 0 and following in cut_off:
+                continue
             if labels[following] == 0 and gone[letter.agent] > 0:
                 gone[letter.agent] -= 1
             elif labels[following] != 1:
@@ -348,6 +402,15 @@ def _relays(evidence: Evidence, lives: Sequence[Life], immortal: Collection[str]
     for agent, count in gone.items():
         if count:
             yield f"{agent} was told that {count} messages could not be delivered which were"
+
+
+def _passed_on(letter: Letter) -> Iterable[str]:
+    """The labels of the prompts that a turn of this one sends."""
+    words, base = letter.text.split(), letter.label.partition("@")[0]
+    if words[0] in ("pass", *_CALLS) and int(words[2]) > 0:
+        yield f"{base}@{words[2]}"
+        if words[0] == "apart":
+            yield f"{base}@d{words[2]}"
 
 
 def _waited(letter: Letter, outcome: Outcome | None, labels: Mapping[str, int]) -> Iterable[str]:
@@ -370,3 +433,56 @@ def _given_up(lives: Sequence[Life], immortal: Collection[str]) -> Counter[str]:
             if life.agent in immortal and kind == "undelivered" and code == "mailbox_full" and target in immortal:
                 gone[life.agent] += 1
     return gone
+
+
+# --- what was asked on behalf of a request ----------------------------------------------------------------------------
+def _withdrawals(agent: str, history: History) -> Iterable[str]:
+    """The record that ends a request in any way but its answer withdraws all that is open on its behalf; and that comes back."""
+    for seq, record, before, ledger in history:
+        if before is None or before.incarnation != ledger.incarnation or not (before.delegated or before.waits):
+            continue
+        withdrawn = {e.event["withdraws"] for e in record.effects if isinstance(e, SendMail) and _is_withdrawal(e)}
+        over = [e.outcome.ref for e in record.effects if isinstance(e, Resolve) and not e.outcome.ok]
+        left = {o for ref in over for o in _open(before, ref)} if record.kind != "stopped" else _all_open(before)
+        answered = set(before.awaiting) - set(ledger.awaiting)
+        if left - withdrawn - answered:
+            yield f"{agent}: record {seq} ({record.kind}) ends {over}, and leaves {left - withdrawn} open"
+    if history and history[-1][3].delegated:
+        yield f"{agent}: {list(history[-1][3].delegated.values())} never came back"
+
+
+def _is_withdrawal(effect: SendMail) -> bool:
+    return effect.lane == "peer-answer" and effect.outcome is None
+
+
+def _open(ledger: Ledger, ref: str) -> Iterable[str]:
+    """The origins of what is open on behalf of a request."""
+    yield from (origin for origin, one in ledger.delegated.items() if one.request == ref and not one.withdrawn)
+    if ledger.turning is not None and ledger.turning.key.rpartition(":")[2] == ref:
+        yield from (wait.origin for wait in ledger.waits.values() if wait.outcome is None and wait.origin)
+
+
+def _all_open(ledger: Ledger) -> set[str]:
+    refs = {one.request for one in ledger.delegated.values()}
+    if ledger.turning is not None:
+        refs.add(ledger.turning.key.rpartition(":")[2])
+    return {origin for ref in refs for origin in _open(ledger, ref)}
+
+
+def _calls(evidence: Evidence) -> Iterable[str]:
+    """No call of a model begins for a request that was withdrawn: by an owner that has read the withdrawal, or should have heard
+    of it."""
+    withdrawn = _withdrawn(evidence)
+    since: dict[tuple[str, str], float] = {}
+    for letter in evidence.letters:
+        key = (letter.agent, letter.headers.get(wire.FROM), letter.headers.get(wire.ORIGIN))
+        if letter.is_prompt and key in withdrawn:
+            since[letter.agent, str(letter.seq)] = withdrawn[key]
+    for call in evidence.calls:
+        stored = since.get((call.agent, call.ref))
+        if stored is None or call.at < stored:
+            continue
+        began, node = max(((at, node) for at, node in evidence.owners[call.agent] if at <= call.at), default=(0.0, ""))
+        read = node == call.node and began > stored
+        if read or (evidence.calm is not None and call.at > max(stored, evidence.calm) + HEARD_S):
+            yield f"{call.agent} began a call at {call.at:.3f} for {call.ref}, which was withdrawn at {stored:.3f}"

@@ -3,6 +3,7 @@
     add L            nothing more
     pass L N         pass it on to the next agent of the ring, N times
     call L N         ask the next agent of the chain, N deep, and answer with its answer
+    apart L N        the same, and tell the next agent something that does not end with the request
     halt L           halt
     boom L           crash, always
     flaky L          crash, at times
@@ -24,12 +25,12 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any, ClassVar
 
 from agentmesh import Agent, Answer, Defer, Halt, Idle, Init, Proceed, Skip, Timer, Undelivered
 from agentmesh.backend import Event, Response, Turn
-from judge.evidence import State
+from judge.evidence import Call, State
 
 WAIT_S = 1200.0
 """How long a wait inside a turn may last: longer than any run, so that a circle which nobody finds shows."""
@@ -50,13 +51,19 @@ class Cell(Agent[State]):
 
     called: ClassVar[Counter[tuple[str, int]]] = Counter()
     """How often a turn made each of its calls: the world's memory too."""
+    calls: ClassVar[list[Call]] = []
+    """Every call, as it began: so is this."""
+    where: ClassVar[Callable[[], str]] = str
+    """Tells in which process something runs."""
 
     async def script(prompt: str, turn: Turn) -> AsyncIterator[Event]:  # type: ignore[misc]
         verb, label, *rest = prompt.split()
+        Cell._begin_call(turn)
         await Cell._work()
         if verb == "steps":
             for number in range(len(turn.steps.taken), int(rest[0])):
                 Cell.called[turn.steps.key, number] += 1
+                Cell._begin_call(turn)
                 await Cell._work()
                 await turn.steps.take(f"{label}#{number}")
         if verb == "wait" and rest:
@@ -66,6 +73,10 @@ class Cell(Agent[State]):
             assert outcome.error is None or outcome.error.code != "timeout"
             prompt = f"{prompt} => {outcome.text if outcome.ok or outcome.error is None else f'!{outcome.error.code}'}"
         yield Event.result(prompt)
+
+    @staticmethod
+    def _begin_call(turn: Turn) -> None:
+        Cell.calls.append(Call(turn.agent, turn.ref, Cell.where(), asyncio.get_running_loop().time()))
 
     @staticmethod
     async def _work() -> None:
@@ -90,8 +101,11 @@ class Cell(Agent[State]):
         match verb:
             case "pass" if int(rest[0]) > 0:
                 self.tell(state.next, f"pass {label.partition('@')[0]}@{rest[0]} {int(rest[0]) - 1}")
-            case "call" if int(rest[0]) > 0:
-                self.tell(state.next, f"call {label.partition('@')[0]}@{rest[0]} {int(rest[0]) - 1}", tag=ref)
+            case "call" | "apart" if int(rest[0]) > 0:
+                base = label.partition("@")[0]
+                self.tell(state.next, f"{verb} {base}@{rest[0]} {int(rest[0]) - 1}", tag=ref)
+                if verb == "apart":
+                    self.tell(state.next, f"add {base}@d{rest[0]}", detached=True)
                 return Defer(state)
             case "halt":
                 return Halt(state)
@@ -100,10 +114,16 @@ class Cell(Agent[State]):
             case "once" if label not in self.crashed:
                 self.crashed.add(label)
                 raise RuntimeError(label)
-            case "lost":
-                self.tell("nobody", f"add {label}@lost")
             case "flaky" if self.dice.random() < 0.5:
                 raise RuntimeError(label)
+            case _:
+                self._ask_for(verb, label, rest)
+        return Idle(state)
+
+    def _ask_for(self, verb: str, label: str, rest: list[str]) -> None:
+        match verb:
+            case "lost":
+                self.tell("nobody", f"add {label}@lost")
             case "timer":
                 self.notify_after(float(rest[0]), {"label": label}, id=label)
             case "drop":
@@ -113,7 +133,6 @@ class Cell(Agent[State]):
                 self.tell(rest[0], f"add {label}@spawned")
             case "end":
                 self.stop_agent(rest[0])
-        return Idle(state)
 
     async def handle_event(self, event: Any, state: State) -> Idle[State]:
         match event:

@@ -14,7 +14,7 @@ from agentmesh.edge.journal_reader import RECORD
 from agentmesh.records import Record, decode_record
 from agentmesh.subjects import Subjects
 from agentmesh.wire import Outcome, decode_outcome
-from judge.evidence import Evidence, Operation, letter_of, outcome_of
+from judge.evidence import Call, Evidence, Operation, letter_of, outcome_of
 from sim.server import Server
 from sim.store import Stored
 
@@ -34,24 +34,33 @@ def is_record(message: Stored) -> bool:
     return not message.headers.get(RECORD, FORGED).startswith(FORGED)
 
 
-def gather(server: Server, subjects: Subjects, operations: Sequence[Operation]) -> Evidence:
+def gather(
+    server: Server, subjects: Subjects, operations: Sequence[Operation], *, calls: Sequence[Call] = (), calm: float | None = None
+) -> Evidence:
     """The evidence of a run. What strangers have written is no part of it."""
     journals: dict[str, list[tuple[int, Record]]] = defaultdict(list)
+    owners: dict[str, list[tuple[float, str]]] = defaultdict(list)
     head = len(subjects.journal(""))
     for message in filter(is_record, server.streams[subjects.stream("journal")].history):
-        journals[message.subject[head:]].append((message.seq, record_of(server, subjects, message)))
+        record = record_of(server, subjects, message)
+        journals[message.subject[head:]].append((message.seq, record))
+        if record.kind == "activated":
+            owners[message.subject[head:]].append((message.at, record.node))
     letters = []
     for message in server.streams[subjects.stream("mail")].history:
         parsed = subjects.parse_lane(message.subject)
         assert parsed is not None
         if not message.data.startswith(GARBLED):
-            letters.append(letter_of(message.seq, *parsed, message.data, message.headers))
+            letters.append(letter_of(message.seq, *parsed, message.data, message.headers, at=message.at))
     return Evidence(
         operations,
         letters,
         dict(journals),
         [o for m in server.streams[subjects.stream("result")].history if (o := _outcome(m.data)) is not None],
         [o for _, body in server.heard if (o := outcome_of(body)) is not None],
+        calls,
+        dict(owners),
+        calm,
     )
 
 

@@ -28,6 +28,12 @@ _ROUNDS = 8
 _process: contextvars.ContextVar[Process | None] = contextvars.ContextVar("sim_process", default=None)
 
 
+def process_name() -> str:
+    """The process in which this is called."""
+    process = _process.get()
+    return "" if process is None else process.name
+
+
 class Deadlock(Exception):
     """Nothing is ready and no timer is set: whatever is awaited never comes."""
 

@@ -16,18 +16,20 @@ from agentmesh.ledger import apply, is_taken
 from agentmesh.records import Ledger, Record
 from agentmesh.subjects import LANES, spec_key
 from agentmesh.wire import FOR
-from judge.verdict import judge
+from judge.verdict import ends_on_purpose, judge
 from sim.agents import Cell
 from sim.checker import gather, is_record, record_of
 from sim.faults import Storm, climate
 from sim.forgetting import forgotten
-from sim.loop import SimLoop, run_sim
+from sim.loop import SimLoop, process_name, run_sim
 from sim.store import Stored
-from sim.workload import IMMORTAL, Workload
+from sim.workload import ENDS, IMMORTAL, WEIGHTS, Workload
 from sim.world import World
 
 PATIENCE_S = 420.0
 """By when everything must be done once nothing goes wrong any more: some time beyond the duplicate window."""
+ENDS_SHARE = 0.4
+"""In so many of the runs clients end much of what they ask before its time."""
 
 
 @dataclasses.dataclass
@@ -95,6 +97,8 @@ async def _run(
         world.net.trace_to(trace)
     Cell.dice, Cell.crashed, Cell.bulk = world.dice("agents"), set(), sky.bulk
     Cell.called.clear()
+    Cell.calls.clear()
+    Cell.where = process_name
     Cell.slowness = world.dice("slowness").choice((0.0, 0.2, 2.0))
     Cell.max_takeovers = world.dice("takeovers").choice((5, 1000))
     await world.prepare()
@@ -103,15 +107,19 @@ async def _run(
     for name in ("n1", "n2", "n3"):
         habits = world.dice(name)
         world.node(name, passivate_s=habits.choice((3.0, 300.0)), snapshot_records=habits.choice((4, 16, 256)))
-    work = Workload(world)
+    ends = kinds is None and world.dice("ends").random() < ENDS_SHARE
+    work = Workload(world, weights=ENDS if ends else WEIGHTS, threads=4 if ends else 2)
+    if ends:
+        Cell.slowness = world.dice("slowness").choice((0.2, 2.0))
     await work.prepare()
     storm = Storm(world, sky.kinds, deaths=Cell.max_takeovers)
     load = loop.create_task(work.run(sky.seconds))
     await storm.blow(sky.seconds)
+    calmed = loop.time()
     await load
     calm = await work.revive(lambda: settled(world, IMMORTAL), lambda: halted(world), PATIENCE_S)
     wrong = [] if calm else [f"not done {PATIENCE_S:g} s after the last fault: {line}" for line in unsettled(world, IMMORTAL)]
-    evidence = gather(world.net.server, world.subjects, work.history)
+    evidence = gather(world.net.server, world.subjects, work.history, calls=Cell.calls, calm=calmed)
     wrong += judge(evidence, IMMORTAL)
     wrong += [f"defect: {line}" for line in loop.defects]
     digest = hashlib.sha256()
@@ -119,7 +127,10 @@ async def _run(
         for message in stream.history:
             digest.update(f"{name} {message.seq} {message.subject} {message.at}".encode() + message.data)
     records = sum(len(records) for records in evidence.journals.values())
-    return Verdict(seed, wrong, storm.log, storm.kinds, len(work.history), records, loop.time(), 0.0, digest.hexdigest()[:16])
+    counts = ends_on_purpose(evidence)
+    return Verdict(
+        seed, wrong, storm.log, storm.kinds, len(work.history), records, loop.time(), 0.0, digest.hexdigest()[:16], counts
+    )
 
 
 def settled(world: World, wanted: Collection[str], excused: Collection[str] = ()) -> bool:
@@ -237,7 +248,7 @@ def _left(world: World, name: str, record: Record) -> Iterator[str]:
         if message is not None and message.seq > (record.positions or {}).get(lane.name, 0):
             yield f"{name} has not seen {lane.name} {message.seq}"
     ledger = _ledger(world, name)
-    if ledger is not None and (ledger.halted or ledger.timers or ledger.deferred or ledger.awaiting):
+    if ledger is not None and (ledger.halted or ledger.timers or ledger.deferred or ledger.awaiting or ledger.delegated):
         yield f"{name} is halted, or waits for timers or answers"
 
 

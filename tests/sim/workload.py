@@ -24,6 +24,8 @@ MORTAL = ("m0", "m1")
 """Agents that are started and stopped all the time."""
 ASK_S = 15.0
 PLAIN_TRIES = 3
+RECENT = 12
+"""Of so many of the newest operations one may be cancelled."""
 PLAIN_PAUSE_S = 0.5
 """Between two tries of a plain request that nobody took."""
 WEIGHTS: Mapping[str, float] = MappingProxyType(
@@ -46,9 +48,17 @@ WEIGHTS: Mapping[str, float] = MappingProxyType(
         "mortal": 2,
         "resume": 4,
         "set": 3,
+        "apart": 2,
+        "interrupt": 2,
+        "cancel": 3,
     }
 )
 """How often clients do what, by default."""
+ENDS: Mapping[str, float] = MappingProxyType(
+    {"wait": 6, "call": 5, "apart": 3, "steps": 2, "ask": 1, "plain": 1, "pass": 1, "spawn": 0.5, "stop": 0.5, "start": 0.5,
+     "mortal": 0.5, "resume": 1, "interrupt": 3, "cancel": 8}
+)  # fmt: skip
+"""The same, where most is asked on behalf of something else and much of it is ended before its time."""
 
 
 class Place(Protocol):
@@ -120,9 +130,9 @@ class Workload:
         match kind:
             case "pass":
                 await self._tell(mesh, client, dice.choice(RING), f"pass {label} {dice.randint(1, 5)}")
-            case "call":
+            case "call" | "apart":
                 depth = dice.randint(1, len(CHAIN) - 1)
-                await self._ask(mesh, client, CHAIN[0], f"call {label} {depth}", dice)
+                await self._ask(mesh, client, CHAIN[0], f"{kind} {label} {depth}", dice)
             case "steps" | "wait":
                 await self._long(mesh, client, kind, label, dice)
             case "notify":
@@ -131,6 +141,11 @@ class Workload:
                 )
             case "timer":
                 await self._tell(mesh, client, dice.choice(COUNTERS), f"timer {label} {dice.choice((0.0, 0.5, 5.0))}")
+            case "interrupt":
+                agent = dice.choice((*IMMORTAL, *MORTAL))
+                await self._do(client, kind, agent, label, lambda op: _interrupt(mesh, agent))
+            case "cancel":
+                await self._cancel(mesh, client, dice)
             case "start" | "stop" | "resume" | "set":
                 await self._operate(mesh, client, kind, label, dice)
             case "spawn":
@@ -170,6 +185,20 @@ class Workload:
             return
         first, *others = dice.choices((*RING, *CHAIN[2:]), k=dice.randint(2, 4))
         await self._ask(mesh, client, first, f"wait {label} {' '.join(others)}", dice)
+
+    async def _cancel(self, mesh: Mesh, client: str, dice: random.Random) -> None:
+        """End a request of some client, and all that is open on its behalf."""
+        newest = [op for op in self.history[-RECENT:] if op.ref not in (None, "-") and op.kind[:4] in ("ask ", "tell")]
+        newest = [op for op in newest if op.ended is None] or newest
+        if not newest:
+            return
+        target = dice.choice(newest)
+
+        async def act(op: Operation) -> None:
+            assert target.ref is not None
+            await mesh.cancel(target.agent, target.ref, tree=True, timeout=10.0)
+
+        await self._do(client, "cancel", target.agent, target.label, act)
 
     # --- operations -----------------------------------------------------------------------------------------------
     async def _do(self, client: str, kind: str, agent: str, label: str, act: Callable[[Operation], Awaitable[None]]) -> None:
@@ -264,3 +293,7 @@ async def _set(mesh: Mesh, op: Operation, agent: str, label: str, watchdog_s: fl
     options = {"label": label, "watchdog_s": watchdog_s}
     await mesh.update_agent(agent, backend_options=options, watchdog_s=watchdog_s, timeout=20.0)
     op.ref = "-"
+
+
+async def _interrupt(mesh: Mesh, agent: str) -> None:
+    await mesh.interrupt(agent, timeout=10.0)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from agentmesh import carried
 from agentmesh.edge.address import API
 from agentmesh.edge.api import ask_server
 from agentmesh.edge.frames import NO_HEADERS, parse_headers
@@ -23,8 +24,7 @@ MATCHES_PER_WILDCARD = 5
 """How many messages one wildcard pattern is taken to match: one for each mail lane of an agent."""
 PAGE_BYTES = 4 << 20
 """Most bytes of a page when the caller sets no bound."""
-
-TIME_STAMP = "Nats-Time-Stamp"
+TIME_STAMP = carried.TIME_STAMP
 """Header: when the server stored a message, in its own words. Every message that is read here has it."""
 _NO_MESSAGE = 10037
 

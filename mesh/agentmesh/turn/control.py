@@ -9,11 +9,13 @@ from msgspec import structs
 from agentmesh.ledger import is_taken
 from agentmesh.records import CancelTimer, Effect, Notice, Queued, SendMail, StartAgent, StopAgent, target_of
 from agentmesh.subjects import LANES
-from agentmesh.turn.dispatch import go_on, kill
+from agentmesh.turn.delegation import ended, to_withdraw
+from agentmesh.turn.dispatch import CUT_SHORT, end_active, go_on, kill, out_of_time, take_withdrawals
 from agentmesh.turn.draft import (
     Out,
     answer_later,
     caller_of,
+    close_deferred,
     commit,
     commit_change,
     commit_side,
@@ -22,7 +24,6 @@ from agentmesh.turn.draft import (
     end_request,
     end_unanswered,
     expired,
-    forget_charges,
     is_repetition,
     remember,
     repeats,
@@ -50,7 +51,8 @@ from agentmesh.turn.values import (
     Trim,
     Wake,
 )
-from agentmesh.wire import ErrorBody, Mail, format_time
+from agentmesh.turn.withdrawal import end_queued
+from agentmesh.wire import ErrorBody, Mail, format_time, withdrawal_in
 
 
 # --- mail ---------------------------------------------------------------------------------------------------------
@@ -60,19 +62,33 @@ def on_arrived(core: Core, item: Arrived, out: Out) -> None:
     prompts = _file(core, item.mail, out)
     if prompts:
         _queue(core, prompts)
+    if item.usage is not None:
+        core.spent = item.usage
     if idle:
         go_on(core, out)
-    elif core.answered:
-        take_answers(core, out)
+    else:
+        _take_at_once(core, out)
     if prompts and core.prompts:
         waiting = len({m.seq for m in core.prompts} & {m.seq for m in prompts})
         for number in range(depth(core) - waiting + 1, depth(core) + 1):
             out.append(Emit("mailbox_queued", {"depth": number}))
 
 
+def _take_at_once(core: Core, out: Out) -> None:
+    """Do what cannot wait for the end of a turn: end what was withdrawn, give the turn the answers that it waits for."""
+    if core.withdrawals and core.phase in (Phase.TURN, Phase.FAILED, *CUT_SHORT):
+        if core.inflight is None:
+            take_withdrawals(core, out)
+        elif not any(isinstance(i, Arrived) for i in core.stash):
+            core.stash = (*core.stash, Arrived(()))  # look again once the record stands
+    elif core.answered:
+        take_answers(core, out)
+
+
 def _file(core: Core, arrived: tuple[Mail, ...], out: Out) -> list[Mail]:
     """Put events and answers where they wait, and return the prompts. Mail that is known already is skipped."""
-    known = _known(core) if core.prompts or core.events or core.answered or core.active is not None else set()
+    waiting = core.prompts or core.events or core.answered or core.withdrawals or core.active is not None
+    known = _known(core) if waiting else set()
     prompts: list[Mail] = []
     for mail in arrived:
         place = mail.lane, mail.seq
@@ -86,6 +102,8 @@ def _file(core: Core, arrived: tuple[Mail, ...], out: Out) -> list[Mail]:
             prompts.append(mail)
             if mail.deadline is not None:
                 out.append(Wake(mail.deadline))
+        elif withdrawal_in(mail) is not None:
+            core.withdrawals = (*core.withdrawals, mail)
         elif lane.kind == "answer":
             file_answer(core, mail)
         else:
@@ -96,7 +114,7 @@ def _file(core: Core, arrived: tuple[Mail, ...], out: Out) -> list[Mail]:
 
 def _known(core: Core) -> set[tuple[str, int]]:
     """Lane and sequence of the mail that waits or is being handled."""
-    known = {(m.lane, m.seq) for m in (*core.prompts, *core.events, *core.answered)}
+    known = {(m.lane, m.seq) for m in (*core.prompts, *core.events, *core.answered, *core.withdrawals)}
     if core.active is not None and core.active.mail is not None:
         known.add((core.active.mail.lane, core.active.mail.seq))
     return known
@@ -116,7 +134,8 @@ def on_interrupt(core: Core, item: Interrupt, out: Out) -> None:
     hit = active is not None and item.ref in (None, active.ref)
     if item.token:
         # Interrupting an idle agent does nothing, and is fine.
-        out.append(AnswerControl(item.token, {"interrupted": hit}))
+        told = to_withdraw(core, active.ref) if hit and active is not None else {}
+        out.append(AnswerControl(item.token, {"interrupted": hit, **told}))
     if hit:
         kill(core, ErrorBody(code="interrupted", message="the turn was interrupted"), item.usage, out)
 
@@ -158,7 +177,8 @@ def on_resume_elsewhere(core: Core, item: Resume, out: Out) -> None:
 
 
 def on_cancel(core: Core, item: Cancel, out: Out) -> None:
-    """Remove a prompt that waits; one that runs is not touched. Who names a repetition means what it repeats.
+    """Remove a prompt that waits; one that runs or is open ends only if the request says so. Who names a repetition means what it
+    repeats.
 
     While a callback runs, what waits is what the journal says: the draft may have another idea of it, and may be thrown away.
     """
@@ -170,6 +190,8 @@ def on_cancel(core: Core, item: Cancel, out: Out) -> None:
         queued = None
     runs = core.active is not None and core.active.ref == ref
     if runs or (mail is None and queued is None):
+        if item.tree and _cancel_tree(core, ref, item, out):
+            return
         if item.token:
             out.append(AnswerControl(item.token, {"cancelled": False}))
         if core.phase is Phase.IDLE:
@@ -177,8 +199,31 @@ def on_cancel(core: Core, item: Cancel, out: Out) -> None:
         return
     if mail is not None:
         core.prompts = tuple(m for m in core.prompts if m is not mail)
-    answer_later(core, item.token, {"cancelled": True})
+    answer_later(core, item.token, {"cancelled": True, **to_withdraw(core, ref)})
     commit_change(core, "control", lambda draft: _cancel(draft, mail, queued), out)
+
+
+def _cancel_tree(core: Core, ref: str, item: Cancel, out: Out) -> bool:
+    """End the request `ref` if it runs or is deferred. Returns whether it does."""
+    active, error = core.active, ErrorBody(code="cancelled", message="the request was cancelled")
+    answer = {"cancelled": True, **to_withdraw(core, ref)}
+    if active is not None and active.ref == ref:
+        begun = end_active(core, error, item.usage, out)
+        if item.token:
+            out.append(AnswerControl(item.token, answer if begun else {"cancelled": False}))
+        return True
+    if ref not in core.work.deferred:
+        return False
+
+    def change(draft: Core) -> None:
+        entry = draft.work.deferred.get(ref)
+        if entry is not None:
+            close_deferred(draft, ref, entry)
+            end_request(draft, entry.caller, error)
+
+    answer_later(core, item.token, answer)
+    commit_change(core, "control", change, out)
+    return True
 
 
 def _is_copy(core: Core, mail: Mail) -> bool:
@@ -197,12 +242,7 @@ def _cancel(core: Core, mail: Mail | None, queued: Queued | None) -> None:
         consume(core, mail)
         end_request(core, caller_of(mail), error)
     elif queued is not None:
-        following = None if core.work.next is queued else core.work.next
-        rest = tuple(q for q in core.work.queue if q is not queued)
-        core.work = structs.replace(core.work, next=following, queue=rest)
-        forget_charges(core, f"ref:{queued.ref}")
-        if queued.caller is not None:
-            end_request(core, queued.caller, error)
+        end_queued(core, queued, error)
 
 
 def on_too_late(core: Core, item: Input, out: Out) -> None:
@@ -270,11 +310,15 @@ def on_gave_up(core: Core, item: GaveUp, out: Out) -> None:
         finish(core, out)
         return
     if isinstance(entry.effect, SendMail) and entry.effect.wait is not None:
-        end_undelivered(core, item.origin, entry.effect.wait, item.error, out)
+        if item.origin in core.work.delegated:  # withdrawn meanwhile: its turn is over
+            commit_change(core, "gave_up", lambda draft: ended(draft, item.origin), out)
+        else:
+            end_undelivered(core, item.origin, entry.effect.wait, item.error, out)
         return
     notice = Notice(effect=describe(entry.effect), error=item.error)
 
     def change(draft: Core) -> None:
+        ended(draft, item.origin)
         awaiting = {k: v for k, v in draft.work.awaiting.items() if k != item.origin}
         draft.work = structs.replace(draft.work, notices=(*draft.work.notices, notice), awaiting=awaiting)
 
@@ -299,10 +343,10 @@ def describe(effect: Effect) -> dict[str, object]:
 
 # --- time ---------------------------------------------------------------------------------------------------------
 def on_tick(core: Core, item: Tick, out: Out) -> None:
-    """End waits of the running turn that have lasted too long, and answer `expired` to waiting prompts whose deadline has
-    passed."""
-    if core.ledger.waits and core.phase is Phase.TURN and expire_waits(core, out):
-        core.stash = (*core.stash, item)
+    """End what has lasted too long: the running turn by the end of its request, waits in it, and prompts that wait, with
+    `expired`, by their deadline."""
+    if _end_running(core, item, out):
+        core.stash = (*core.stash, item)  # the rest once a record stands, or the turn is over
         return
     running = core.active.mail if core.active is not None else None  # behind a crash it is among those that wait
     late = [m for m in core.prompts if m.deadline is not None and m.deadline <= core.now]
@@ -319,6 +363,15 @@ def on_tick(core: Core, item: Tick, out: Out) -> None:
     commit_change(core, "control", change, out)
 
 
+def _end_running(core: Core, item: Tick, out: Out) -> bool:
+    """End the turn, or waits of it, if their time is over. Returns whether it was."""
+    caller = core.active.caller if core.active is not None else None
+    end_by = caller.end_by if caller is not None and core.cut is None else None
+    if end_by is not None and end_by <= core.now and end_active(core, out_of_time(core, end_by), item.usage, out):
+        return True
+    return core.phase is Phase.TURN and bool(core.ledger.waits) and expire_waits(core, out)
+
+
 def on_retire(core: Core, item: Retire, out: Out) -> None:
     """Begin nothing more: mail that waits is left to the next owner. An input that the hand-over interrupts is not charged."""
     core.retiring = True
@@ -329,7 +382,7 @@ def on_retire(core: Core, item: Retire, out: Out) -> None:
 def on_rest(core: Core, item: Rest, out: Out) -> None:
     """Let an idle agent with no open effect and nothing queued record that before it sleeps: a new owner can leave it asleep."""
     work = core.work
-    waiting = work.next or work.queue or work.notices or core.events or core.answered
+    waiting = work.next or work.queue or work.notices or core.events or core.answered or core.withdrawals
     busy = waiting or (core.prompts and not work.halted)
     if busy or core.record == "rest" or len(core.done) < len(core.ledger.effects):
         return

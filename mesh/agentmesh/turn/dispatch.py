@@ -8,8 +8,10 @@ from typing import Any
 from msgspec import structs
 
 from agentmesh.agent import Timer, Undelivered
+from agentmesh.callback_context import Ask
 from agentmesh.records import NOTHING, CancelTimer, Queued, SetTimer
 from agentmesh.subjects import LANES
+from agentmesh.turn import delegation, withdrawal
 from agentmesh.turn.crash import begin_crash
 from agentmesh.turn.draft import (
     Out,
@@ -17,6 +19,7 @@ from agentmesh.turn.draft import (
     caller_of,
     close_deferred,
     commit,
+    commit_change,
     consume,
     echo,
     end_request,
@@ -31,11 +34,12 @@ from agentmesh.turn.draft import (
 )
 from agentmesh.turn.outcome import answered, charged, finish_turn, outcome_of, purse_of
 from agentmesh.turn.poison import begin, comes_first, hold_back, is_beyond
-from agentmesh.turn.steps import release_answers, resumed, take_answers, taken_so_far, turn_key, withdraw
+from agentmesh.turn.steps import drop_requests, release_answers, resumed, take_answers, taken_so_far, turn_key
 from agentmesh.turn.values import (
     TO_PROCESSING,
     Active,
     Cancel,
+    CancelCallback,
     Choice,
     Cleared,
     Configure,
@@ -50,6 +54,7 @@ from agentmesh.turn.values import (
     RunTurn,
     Stop,
     TurnEnded,
+    Wake,
 )
 from agentmesh.wire import ErrorBody, Mail
 
@@ -58,17 +63,24 @@ _COMES_FIRST = (Cancel, Configure, Stop)
 """Inputs that waited for a record, and are handled before the next prompt or event."""
 MAX_DRAIN = 256
 """Events that one record handles at most, for an idle agent."""
+CUT_SHORT = (Phase.PRE_TURN, Phase.DECIDING, Phase.POST_TURN, Phase.HANDLING, Phase.POST_RUN)
+"""Phases in which a callback of a turn runs."""
+ENDED_FROM_OUTSIDE = frozenset(("interrupted", "cancelled", "expired"))
+"""Codes of turns whose request is over for good: what `handle_error` prompts then is no retry."""
 
 
 # --- what next? ---------------------------------------------------------------------------------------------------
 def go_on(core: Core, out: Out) -> None:
     """An agent between records: handle events first, then begin the next prompt, or stay idle."""
     core.phase = Phase.IDLE
-    core.active, core.reason, core.trace = None, None, {}
+    core.active, core.reason, core.trace, core.answering = None, None, {}, None
     core.drains = MAX_DRAIN
     if core.stash and any(type(item) in _COMES_FIRST for item in core.stash):
         return  # turns and events have no end, and a prompt that is cancelled must not begin
     if core.retiring:
+        return
+    if core.withdrawals:
+        take_withdrawals(core, out)
         return
     if core.answered:
         release_answers(core)
@@ -76,6 +88,35 @@ def go_on(core: Core, out: Out) -> None:
         drain(core, out)
     elif not core.work.halted and len(core.ledger.effects) - len(core.done) <= core.config.max_effects:
         dispatch(core, out)
+
+
+def take_withdrawals(core: Core, out: Out) -> None:
+    """End what was withdrawn, in a record of its own; what runs, if it answers such a request, is ended instead, and its
+    withdrawal waits for the record of that."""
+    active = core.active
+    running = withdrawal.of_active(core, active) if active is not None else None
+    if running is not None and end_active(core, withdrawal.reason_in(running), core.spent, out):
+        return
+    mails = tuple(mail for mail in core.withdrawals if mail is not running)
+    if mails and core.inflight is None:
+        commit_change(core, "control", withdrawal.take(core, mails), out)
+
+
+def end_active(core: Core, error: ErrorBody, usage: dict[str, Any] | None, out: Out) -> bool:
+    """End what runs of a request, with `error`: its prompt task, or the callback that could still answer it. Returns whether
+    there was such a thing, and its end begins now."""
+    active = core.active
+    if active is None or core.inflight is not None:
+        return False
+    if core.phase is Phase.TURN:
+        kill(core, error, usage, out)
+        return True
+    if active.error is not None or core.phase not in CUT_SHORT:
+        return False
+    if core.cut is None:
+        core.cut = error
+        out.append(CancelCallback())
+    return True
 
 
 def dispatch(core: Core, out: Out) -> None:
@@ -94,7 +135,8 @@ def dispatch(core: Core, out: Out) -> None:
                 core.wary = False  # all mail that waited when the node died is handled
             return
         mail = active.mail
-        if (mail is None or not _end_without_turn(core, mail)) and not is_beyond(core, active):
+        over = _end_late(core, active) if mail is None else _end_without_turn(core, mail)
+        if not over and not is_beyond(core, active):
             break
     turned_away = core.work is not before
     if turned_away or hold_back(core, active.key, out):
@@ -184,6 +226,20 @@ def _end_without_turn(core: Core, mail: Mail) -> bool:
     return True
 
 
+def _end_late(core: Core, active: Active) -> bool:
+    """End a request that is to be tried again, if its time is over. Returns whether it is."""
+    end_by = active.caller.end_by if active.caller is not None else None
+    if end_by is None or end_by > core.now or active.queued is None:
+        return False
+    withdrawal.end_queued(core, active.queued, out_of_time(core, end_by))
+    return True
+
+
+def out_of_time(core: Core, end_by: float) -> ErrorBody:
+    """The error of a request that is not answered by the time at which it ends (`Mesh-End-By`)."""
+    return expired(core, end_by, "the answer")
+
+
 def _begin(core: Core, active: Active, out: Out) -> None:
     begin(core)
     core.active = active
@@ -213,11 +269,23 @@ def _returned(core: Core, item: Returned) -> None:
     if item.state != core.work.state:
         core.work = structs.replace(core.work, state=item.state)
     if item.asks:
-        core.asks = (*core.asks, *item.asks)
+        core.asks = (*core.asks, *_attributed(core, item.asks))
+
+
+def _attributed(core: Core, asks: tuple[Ask, ...]) -> tuple[Ask, ...]:
+    """The asks of a callback, as requests on behalf of the one that it handles."""
+    if core.phase is not Phase.HANDLING:
+        return delegation.attributed(core, asks, core.active)
+    return asks if core.answering is None else delegation.attributed_to_answered(core, asks, core.answering)
 
 
 def _run(core: Core, out: Out) -> None:
     assert core.active is not None
+    over = _is_over(core, core.active)
+    if over is not None:
+        refuse(core, over)
+        commit(core, "refused", out)
+        return
     core.phase = Phase.TURN
     active, state = resumed(core, core.active), core.work.state
     core.active = active
@@ -250,8 +318,21 @@ def _run(core: Core, out: Out) -> None:
             },
         )
     )
-    if core.answered:
+    if active.caller is not None and active.caller.end_by is not None:
+        out.append(Wake(active.caller.end_by))
+    if core.withdrawals:
+        take_withdrawals(core, out)
+    elif core.answered:
         take_answers(core, out)
+
+
+def _is_over(core: Core, active: Active) -> ErrorBody | None:
+    """Why a request must not begin a call any more that its turn was about to make, or None."""
+    withdrawn = withdrawal.of_active(core, active)
+    if withdrawn is not None:
+        return withdrawal.reason_in(withdrawn)
+    end_by = active.caller.end_by if active.caller is not None else None
+    return None if end_by is None or end_by > core.now else out_of_time(core, end_by)
 
 
 # --- pre_turn -----------------------------------------------------------------------------------------------------
@@ -297,7 +378,7 @@ def on_ended(core: Core, item: TurnEnded, out: Out) -> None:
     active = core.active
     if active is None or item.turn != active.number:
         return  # a late result of a killed turn
-    withdraw(core)
+    drop_requests(core)
     if item.state not in (NOTHING, core.work.state):
         core.work = structs.replace(core.work, state=item.state)
     if item.session not in (NOTHING, core.work.session):
@@ -314,10 +395,10 @@ def on_ended(core: Core, item: TurnEnded, out: Out) -> None:
 
 
 def kill(core: Core, error: ErrorBody, usage: dict[str, Any] | None, out: Out) -> None:
-    """End the running turn from outside: `interrupted` or `timeout`. Its spending still counts."""
+    """End the running turn from outside: it is interrupted, withdrawn, or its time is over. Its spending still counts."""
     assert core.active is not None
     core.active = structs.replace(core.active, usage=usage)
-    withdraw(core)
+    drop_requests(core)
     out.append(KillTurn(core.active.number))
     fail(core, error, out)
 
@@ -388,7 +469,7 @@ def transition(core: Core, out: Out) -> None:
     assert active is not None and active.choice is not None
     choice = active.choice
     if choice.kind == "prompt":
-        retry = active.error is not None and active.error.code != "interrupted" and active.caller is not None
+        retry = active.error is not None and active.error.code not in ENDED_FROM_OUTSIDE and active.caller is not None
         item = Queued(
             ref=active.ref if retry else mint(core),
             text=choice.text,
@@ -425,7 +506,7 @@ def _halt(core: Core, out: Out) -> bool:
 
 def on_post_run(core: Core, item: Returned | Misbehaved | Raised, out: Out) -> None:
     if isinstance(item, Returned):
-        core.asks = (*core.asks, *item.asks)
+        core.asks = (*core.asks, *delegation.attributed(core, item.asks, core.active))
     core.emits = (*core.emits, Emit("halted", {"agent_state": core.work.state}))
     if core.active is not None and core.active.refused:
         commit(core, "refused", out)
@@ -469,14 +550,19 @@ def _next_event(core: Core) -> tuple[Any, str | None, dict[str, str]]:
     if core.work.notices:
         notice, *rest = core.work.notices
         core.work = structs.replace(core.work, notices=tuple(rest))
+        core.answering = None
         return Undelivered(notice.effect, notice.error), None, {}
     mail, core.events = core.events[0], core.events[1:]
     repeated = is_repetition(core.work, mail) or repeats(core, mail) is not None
+    core.answering = None
     stale = repeated or (mail.for_life is not None and mail.for_life != core.ledger.incarnation)
     late = mail.deadline is not None and mail.deadline <= core.now
     consume(core, mail)
-    if stale or late or LANES[mail.lane].kind == "answer":
+    if LANES[mail.lane].kind == "answer":
+        delegation.came_back(core, mail)
         return _NO_EVENT, None, {}  # an answer that no running turn waits for is nothing to handle
+    if stale or late:
+        return _NO_EVENT, None, {}
     if mail.problem is not None:
         bury(core, mail.lane, mail.seq, ErrorBody(code="bad_request", message=mail.problem))
         return _NO_EVENT, None, {}

@@ -28,6 +28,7 @@ from agentmesh.records import (
     TurnInfo,
 )
 from agentmesh.subjects import LANES
+from agentmesh.turn import delegation
 from agentmesh.turn.values import AnswerControl, Append, Command, Core, Emit, Inflight, Phase, Stop, Then
 from agentmesh.wire import ErrorBody, Mail, Outcome, format_time, parse_time
 
@@ -73,6 +74,9 @@ def caller_of(mail: Mail) -> Caller:
         trace=mail.trace,
         msg_id=id_in_outcome(mail.msg_id),
         stored=mail.stored,
+        origin=mail.origin,
+        end_by=mail.end_by,
+        root=mail.root,
     )
 
 
@@ -101,9 +105,20 @@ def resolve(core: Core, caller: Caller, outcome: Outcome) -> tuple[Effect, ...]:
     return told, answer
 
 
+def end(core: Core, caller: Caller, outcome: Outcome) -> None:
+    """Add to the draft that the caller's request ends with `outcome`. All requests end here: in any way but an answer, all is
+    withdrawn that is open on their behalf."""
+    core.effects = (*core.effects, *resolve(core, caller, outcome))
+    if core.work.delegated or core.ledger.waits:
+        if outcome.ok:
+            delegation.let_go(core, caller.ref)
+        else:
+            delegation.withdraw(core, caller.ref, outcome.error or ErrorBody(code="error"))
+
+
 def end_request(core: Core, caller: Caller, error: ErrorBody) -> None:
     """Add to the draft that the caller's request ended with `error`."""
-    core.effects = (*core.effects, *resolve(core, caller, failed_outcome(core, caller.ref, error)))
+    end(core, caller, failed_outcome(core, caller.ref, error))
 
 
 def bury(core: Core, lane: str, seq: int, reason: ErrorBody, text: str | None = None) -> None:
@@ -119,7 +134,7 @@ def consume(core: Core, mail: Mail, *, turn: int | None = None) -> None:
     kind = LANES[lane].kind
     waiting = core.prompts if kind == "prompt" else core.events
     if kind == "answer":
-        waiting = tuple(sorted((*core.answered, *core.events), key=lambda m: m.seq))
+        waiting = tuple(sorted((*core.answered, *core.events, *core.withdrawals), key=lambda m: m.seq))
     first = next((m.seq for m in waiting if m.lane == lane), None) if waiting else None
     running = core.active.mail if core.active is not None else None
     if running is not None and running is not mail and _still_waits(core.work, running, lane):
@@ -222,8 +237,9 @@ def apply_replies(core: Core) -> None:
             end_request(core, entry.caller, ask.error)
         else:
             outcome = Outcome(agent=core.config.name, ref=ask.ref, ok=True, text=ask.text, turn=entry.turn, node=core.ledger.node)
-            core.effects = (*core.effects, *resolve(core, entry.caller, outcome))
+            end(core, entry.caller, outcome)
     core.asks = ()
+    delegation.keep_attributions(core)
 
 
 def close_deferred(core: Core, ref: str, entry: Deferred) -> None:

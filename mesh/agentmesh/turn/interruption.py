@@ -7,12 +7,14 @@ machine goes on as ever, and the next callback is told again.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 from msgspec import structs
 
 from agentmesh.turn.configuration import refuse_waiting
 from agentmesh.turn.crash import record_crash
+from agentmesh.turn.delegation import to_withdraw
 from agentmesh.turn.dispatch import decided, drain, fail, on_post_run, refuse, tell_failure, transition
 from agentmesh.turn.draft import Out, commit, pending_stop
 from agentmesh.turn.lifecycle import on_closing, on_ending, on_stop
@@ -30,6 +32,7 @@ from agentmesh.turn.values import (
 )
 from agentmesh.wire import ErrorBody
 
+NOTHING_MORE: Mapping[str, object] = MappingProxyType({})
 STOP_PATIENCE_S = 0.5
 """How long a callback may still run when its agent is to stop."""
 CALLBACKS: dict[Phase, str] = {
@@ -68,7 +71,7 @@ def on_interrupt(core: Core, item: Interrupt, out: Out) -> None:
     if active is None or item.ref not in (None, active.ref):
         on_interrupt_elsewhere(core, item, out)
         return
-    _answer(core, item, out, hit=True)
+    _answer(core, item, out, hit=True, told=to_withdraw(core, active.ref))
     if core.cut is None:
         message = f"the turn was interrupted while {running_callback(core)} ran"
         core.cut = ErrorBody(code="interrupted", message=message)
@@ -80,10 +83,10 @@ def on_interrupt_elsewhere(core: Core, item: Interrupt, out: Out) -> None:
     _answer(core, item, out, hit=False)
 
 
-def _answer(core: Core, item: Interrupt, out: Out, *, hit: bool) -> None:
+def _answer(core: Core, item: Interrupt, out: Out, *, hit: bool, told: Mapping[str, object] = NOTHING_MORE) -> None:
     if not item.token:
         return
-    body: dict[str, object] = {"interrupted": hit}
+    body: dict[str, object] = {"interrupted": hit, **told}
     hook = running_callback(core)
     if hook is not None:
         body["callback"] = hook

@@ -7,10 +7,11 @@ from msgspec import structs
 
 from agentmesh.ledger import shortened
 from agentmesh.records import NOTHING, CancelTimer, Ledger
+from agentmesh.turn import delegation
 from agentmesh.turn.crash import begin_crash, drop_draft
-from agentmesh.turn.dispatch import go_on, kill
+from agentmesh.turn.dispatch import go_on, kill, take_withdrawals
 from agentmesh.turn.draft import Out, commit, consume, end_request, end_unanswered
-from agentmesh.turn.steps import release_answers, withdraw
+from agentmesh.turn.steps import drop_requests, release_answers
 from agentmesh.turn.values import (
     Backoff,
     BackoffOver,
@@ -49,6 +50,7 @@ def on_start(core: Core, item: Start, out: Out) -> None:
         core.phase = Phase.FAILED
         core.reason = core.ledger.failed
         out.append(SetStatus("failed", core.ledger.failed))
+        take_withdrawals(core, out)
     elif core.ledger.phase == "new":
         core.phase = Phase.INIT
         out.append(RunCallback(hook="init_agent", args=(core.config.options,)))
@@ -159,6 +161,7 @@ def after_crash(core: Core, out: Out) -> None:
         core.phase = Phase.FAILED
         core.reason = core.ledger.failed
         out.append(SetStatus("failed", core.ledger.failed))
+        take_withdrawals(core, out)
     elif core.config.restart.policy == "temporary":
         assert reason is not None
         core.work = structs.replace(core.work, failed=reason)
@@ -186,7 +189,7 @@ def on_stop(core: Core, item: Stop, out: Out) -> None:
     if core.ledger.phase in ("stopped", "over"):
         return  # the journal says so already: this owner only finishes the stop (docs/architecture.md#the-end-of-a-life)
     if core.phase is Phase.TURN and core.active is not None:
-        withdraw(core)
+        drop_requests(core)
         out.append(KillTurn(core.active.number))
     begin_end(core, item.reason, out, asked=True)
 
@@ -236,6 +239,7 @@ def record_stop(core: Core, reason: ErrorBody, out: Out) -> None:
             end_request(core, queued.caller, error)
     for entry in core.work.deferred.values():
         end_request(core, entry.caller, error)
+    delegation.withdraw_all(core, error)
     core.effects = (*core.effects, *(CancelTimer(id=timer_id) for timer_id in core.work.timers))
     core.work = structs.replace(
         core.work,
@@ -272,6 +276,9 @@ def on_swept(core: Core, item: Swept, out: Out) -> None:
     release_answers(core)
     while core.events:
         mail, core.events = core.events[0], core.events[1:]
+        consume(core, mail)
+    while core.withdrawals:
+        mail, core.withdrawals = core.withdrawals[0], core.withdrawals[1:]
         consume(core, mail)
     core.swept = not core.prompts
     if core.work is core.ledger and not core.effects:

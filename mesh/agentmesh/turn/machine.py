@@ -104,12 +104,13 @@ def _of_turn(
 ) -> dict[type, Move]:
     """The moves of a phase whose callback may belong to a turn: if it is interrupted, `cut` follows."""
     ends = _callback(handler, *to, cut=(*cut, *_END))
-    return {**ends, **_beside(phase), Interrupt: Move(interruption.on_interrupt, (phase,))}
+    arrived = Move(control.on_arrived, (phase,))  # a withdrawal cuts the callback short
+    return {**ends, **_beside(phase), Arrived: arrived, Interrupt: Move(interruption.on_interrupt, (phase,))}
 
 
 TABLE: dict[Phase, dict[type, Move]] = {
     P.BOOT: {
-        Start: Move(lifecycle.on_start, (P.INIT, P.SESSION, P.FAILED, P.STOPPED)),
+        Start: Move(lifecycle.on_start, (P.INIT, P.SESSION, P.FAILED, P.COMMITTING, P.STOPPED)),
         Stop: Move(lifecycle.on_stop, _END),  # by a node that has none of the agent's code, or before its life began
     },
     P.INIT: {**_callback(lifecycle.on_init, P.SESSION, *_END), **_beside(P.INIT)},
@@ -142,6 +143,9 @@ TABLE: dict[Phase, dict[type, Move]] = {
     P.PRE_TURN: _of_turn(P.PRE_TURN, dispatch.on_pre_turn, P.TURN, P.POST_RUN, P.COMMITTING, cut=(P.COMMITTING,)),
     P.TURN: {
         **_beside(P.TURN),
+        Arrived: Move(control.on_arrived, (P.TURN, P.DECIDING, *_TAIL)),  # a withdrawal ends the turn
+        Cancel: Move(control.on_cancel, (P.TURN, P.DECIDING, *_TAIL)),
+        Tick: Move(control.on_tick, (P.TURN, P.DECIDING, *_TAIL)),
         TurnEnded: Move(dispatch.on_ended, (P.TURN, P.DECIDING, *_TAIL)),
         Interrupt: Move(control.on_interrupt, (P.TURN, P.DECIDING, *_TAIL)),
         Watchdog: Move(lifecycle.on_watchdog, (P.TURN, P.DECIDING, *_TAIL)),
@@ -165,6 +169,7 @@ TABLE: dict[Phase, dict[type, Move]] = {
         Stop: Move(lifecycle.on_stop, _END),
     },
     P.FAILED: {
+        Arrived: Move(control.on_arrived, (P.FAILED, P.COMMITTING)),
         Cancel: Move(control.on_cancel, (P.FAILED, P.COMMITTING)),
         AskTimer: Move(control.on_ask_timer, (P.COMMITTING,)),
         DropTimer: Move(control.on_drop_timer, (P.FAILED, P.COMMITTING)),
@@ -205,13 +210,14 @@ DEFERRED = (Cancel, AskTimer, DropTimer, Trim, GaveUp, Stop, Tick, Resume, Swept
 
 def _failed(core: Core, out: list[Command]) -> None:
     core.phase = Phase.FAILED
+    dispatch.take_withdrawals(core, out)
 
 
 THEN: dict[Then, tuple[Callable[[Core, list[Command]], None], tuple[Phase, ...]]] = {
     "go_on": (dispatch.go_on, _NEXT),
     "activate": (lifecycle.activate, (P.ACTIVATE, P.PRE_RUN, *_NEXT)),
     "boot": (lifecycle.boot, (P.SESSION,)),
-    "failed": (_failed, (P.FAILED,)),
+    "failed": (_failed, (P.FAILED, P.COMMITTING)),
     "after_crash": (lifecycle.after_crash, (P.FAILED, P.RESTARTING, P.COMMITTING)),
     "sweep": (lifecycle.after_stop, (P.STOPPED,)),
     "swept": (lifecycle.after_sweep, (P.STOPPED, P.COMMITTING)),

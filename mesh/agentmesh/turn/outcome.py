@@ -8,10 +8,11 @@ import msgspec
 from msgspec import structs
 
 from agentmesh.agent import Answer
-from agentmesh.budget import DELEGATED, NOTHING_SPENT, Purse, as_usage, spending_of
+from agentmesh.budget import DELEGATED, NOTHING_SPENT, Purse, added, as_usage, spending_of
 from agentmesh.ledger import HISTORY_TEXT
 from agentmesh.records import Caller, Deferred, SetTimer, TurnInfo
-from agentmesh.turn.draft import Out, commit, deadline_timer, resolve
+from agentmesh.turn import delegation
+from agentmesh.turn.draft import Out, commit, deadline_timer, end
 from agentmesh.turn.steps import delegated_so_far
 from agentmesh.turn.values import TO_IDLE, Active, Core
 from agentmesh.wire import Mail, Outcome
@@ -58,9 +59,11 @@ def answered(core: Core, mail: Mail) -> Any:
     mine = next((o for o, a in core.work.awaiting.items() if (a.agent, a.tag) == (mail.sender, mail.tag)), None)
     if mine is not None:
         core.work = structs.replace(core.work, awaiting={k: v for k, v in core.work.awaiting.items() if k != mine})
+        core.answering = core.work.delegated.get(mine)
+        delegation.ended(core, mine)
         spent = spending_of(outcome.usage)
         if spent != NOTHING_SPENT:
-            core.work = structs.replace(core.work, usage=_added(core.work.usage, {DELEGATED: as_usage(spent)}))
+            core.work = structs.replace(core.work, usage=added(core.work.usage, {DELEGATED: as_usage(spent)}))
     return Answer(mail.tag, mail.sender, outcome)
 
 
@@ -76,9 +79,11 @@ def finish_turn(core: Core, out: Out) -> None:
         if caller.deadline is not None:
             core.effects = (*core.effects, SetTimer(id=deadline_timer(active.ref), due=caller.deadline))
     elif caller is not None and not retried:
-        core.effects = (*core.effects, *resolve(core, caller, active.outcome))
+        end(core, caller, active.outcome)
+    if active.outcome.error is not None:
+        delegation.withdraw_questions(core, active.ref, active.outcome.error)
     if active.outcome.usage:
-        core.work = structs.replace(core.work, usage=_added(core.work.usage, active.outcome.usage))
+        core.work = structs.replace(core.work, usage=added(core.work.usage, active.outcome.usage))
     core.emits = (*core.emits, TO_IDLE)
     commit(core, "turn", out, turn=_turn_info(core, active))
 
@@ -100,14 +105,3 @@ def _turn_info(core: Core, active: Active) -> TurnInfo:
         usage=active.outcome.usage if active.outcome else None,
         takeovers=core.ledger.takeovers.get(active.key, 0),
     )
-
-
-def _added(total: dict[str, Any], usage: dict[str, Any]) -> dict[str, Any]:
-    out = dict(total)
-    for key, value in usage.items():
-        if isinstance(value, dict):
-            former = out.get(key)
-            out[key] = _added(former if isinstance(former, dict) else {}, value)
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            out[key] = out.get(key, 0) + value
-    return out

@@ -12,7 +12,9 @@ from typing import Any
 import msgspec
 from msgspec import Raw, structs
 
+from agentmesh.carried import MAX_PATH
 from agentmesh.records import Effect, Ledger, SendMail, Step, Turning, Wait
+from agentmesh.turn.delegation import root_of
 from agentmesh.turn.draft import Out, append_side, commit_change, commit_side, consume
 from agentmesh.turn.step_values import AskAgent, Circled, StepTaken, TakeStep, WaitOver
 from agentmesh.turn.values import Active, Core, Phase, Wake
@@ -22,8 +24,6 @@ MAX_STEP_BYTES = 16 << 20
 """The largest step, as JSON."""
 MAX_STEPS_BYTES = 64 << 20
 """The most that all steps of a turn may take: each owner that takes the turn over reads them."""
-MAX_PATH = 32
-"""Most agents that a path names, the newest ones. Longer circles are found by probes."""
 
 
 # --- a turn that begins, or begins again ------------------------------------------------------------------------------
@@ -58,7 +58,7 @@ def delegated_so_far(core: Core, active: Active) -> dict[str, Any]:
     return {name: outcome.usage for name, outcome in ended if outcome is not None and outcome.usage}
 
 
-def withdraw(core: Core) -> None:
+def drop_requests(core: Core) -> None:
     """The prompt task ends: drop its requests for steps and waits that are still in the stash."""
     if core.stash:
         core.stash = tuple(i for i in core.stash if not isinstance(i, TakeStep | AskAgent | Circled))
@@ -136,7 +136,9 @@ class _Draft:
     def _opened(self, item: AskAgent) -> Wait:
         core, caller = self._core, self._active.caller
         name, above = core.config.name, caller.path if caller is not None else ()
-        wait = Wait(agent=item.agent, since=core.now, deadline=item.deadline)
+        end_by = caller.end_by if caller is not None else None
+        deadline = item.deadline if end_by is None else min(item.deadline, end_by)
+        wait = Wait(agent=item.agent, since=core.now, deadline=deadline)
         if item.agent == name or item.agent in above:
             chain = " waits for ".join((*above, name, item.agent))
             return structs.replace(wait, outcome=_circle(core, wait, f"that would never end: {chain}"))
@@ -146,9 +148,11 @@ class _Draft:
             prompt=item.prompt,
             path=(*above, name)[-MAX_PATH:],
             wait=item.wait,
-            deadline=item.deadline,
+            deadline=deadline,
+            end_by=deadline,
             budget=item.budget,
             trace=item.trace,
+            root=root_of(core, self._active.ref, caller),
         )
         self.effects.append(request)
         return wait

@@ -13,7 +13,20 @@ from agentmesh.budget import EMPTY_PURSE, NO_LIMITS, Limits, Purse
 from agentmesh.callback_context import Ask, Request
 from agentmesh.control_values import Adjustment
 from agentmesh.formats import RECORD_VERSION
-from agentmesh.records import NOTHING, Caller, Change, Effect, Ledger, Open, Queued, RecordKind, Seen, SetTimer, TurnInfo
+from agentmesh.records import (
+    NOTHING,
+    Caller,
+    Change,
+    Delegated,
+    Effect,
+    Ledger,
+    Open,
+    Queued,
+    RecordKind,
+    Seen,
+    SetTimer,
+    TurnInfo,
+)
 from agentmesh.registry_values import AgentStatus, Restart
 from agentmesh.turn.step_values import AskAgent, Circled, StepTaken, TakeStep, WaitOver
 from agentmesh.wire import Attachment, ErrorBody, Mail, Outcome
@@ -107,6 +120,8 @@ class Arrived(msgspec.Struct, frozen=True):
     """Mail, in stream order per lane. Messages that were consumed already are dropped."""
 
     mail: tuple[Mail, ...]
+    usage: dict[str, Any] | None = None
+    """What the running turn has spent so far, if one of them is a withdrawal."""
 
 
 class Choice(msgspec.Struct, frozen=True, kw_only=True):
@@ -207,10 +222,13 @@ class Resume(msgspec.Struct, frozen=True):
 
 
 class Cancel(msgspec.Struct, frozen=True):
-    """Remove a waiting prompt, or close a deferred request."""
+    """Remove a waiting prompt, or close a deferred request. With `tree`, end the request also if it runs."""
 
     ref: str
     token: str = ""
+    tree: bool = False
+    usage: dict[str, Any] | None = None
+    """What the running turn has spent so far."""
 
 
 class Reply(msgspec.Struct, frozen=True, kw_only=True):
@@ -277,7 +295,10 @@ class BackoffOver(msgspec.Struct, frozen=True):
 
 
 class Tick(msgspec.Struct, frozen=True):
-    """Time has passed: check the deadlines of prompts and waits."""
+    """Time has passed: check the deadlines of prompts and waits, and the ends of requests."""
+
+    usage: dict[str, Any] | None = None
+    """What the running turn has spent so far."""
 
 
 class Rest(msgspec.Struct, frozen=True):
@@ -481,6 +502,12 @@ class Core(msgspec.Struct, kw_only=True):
     emits: tuple[Emit, ...] = ()
     drains: int = 0
     """Events that the draft may still handle."""
+    withdrawals: tuple[Mail, ...] = ()
+    """Withdrawals of requests that are not consumed yet (agentmesh.turn.withdrawal)."""
+    spent: dict[str, Any] | None = None
+    """What the running turn had spent when the newest withdrawal came."""
+    answering: Delegated | None = None
+    """The request whose answer `handle_event` is given, if it was made on behalf of another."""
     answered: tuple[Mail, ...] = ()
     """Answers to open waits of a turn, which do not wait among the events."""
     answers: tuple[AnswerControl | StepTaken | WaitOver, ...] = ()

@@ -17,6 +17,7 @@ from agentmesh.ownership import Claim, activation, judge, kept_spec, owned
 from agentmesh.records import Ledger, encode_record, version_of
 from agentmesh.registry_values import Spec
 from agentmesh.subjects import node_key
+from agentmesh.turn.delegation import pruned
 from agentmesh_node.owner.reader_label import require_readers
 from agentmesh_node.services import Services
 from agentmesh_node.store_loss import Acknowledged
@@ -83,7 +84,7 @@ async def claim_ownership(services: Services, name: str, spec: Spec, claim: Clai
             return Claimed(verdict.ledger, last, False, journal_version(contents.records), answered)
         # Where a lease is of foreign form nothing is known of its process: no input is charged with a death that may be feigned.
         died = ledger is not None and not verdict.snapshot and not foreign and ledger.boot not in (claim.boot, boot)
-        start = charged(verdict.ledger, died)
+        start = pruned(charged(verdict.ledger, died))
         start = structs.replace(start, spec=kept_spec(spec, start), history_limit=services.settings.history)
         change = diff(verdict.ledger, start)
         v = FIRST if verdict.snapshot else journal_version(contents.records)

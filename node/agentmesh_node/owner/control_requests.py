@@ -24,6 +24,7 @@ from agentmesh.records import NOTHING, Echo, Resolve, SetTimer
 from agentmesh.registry_values import Spec
 from agentmesh.turn.configuration import shown
 from agentmesh.turn.values import AnswerControl, AskTimer, Cancel, Configure, Core, DropTimer, Input, Interrupt, Resume
+from agentmesh.turn.withdrawal import open_ref
 from agentmesh_node.owner.activity import activity_of
 from agentmesh_node.owner.dead_letters import resend
 from agentmesh_node.owner.loop import OwnerLoop
@@ -110,7 +111,12 @@ class ControlRequests:
             case "resume":
                 self._feed(Resume(token), token, reply)
             case "cancel":
-                self._feed(Cancel(_needed(control_values.ref_of(request), "ref"), token), token, reply)
+                ref = _needed(control_values.ref_of(request), "ref")
+                self._feed(Cancel(ref, token, request.tree, self._spent() if request.tree else None), token, reply)
+            case "open":
+                # After the mail that came before it, as a status.
+                asked = (reply, names.agent_name(request.sender or ""), request.origin or "")
+                self._s.run_queue.put(self._reply_open, asked)
             case "set_timer":
                 self._feed(AskTimer(_timer(self._s, request), token), token, reply)
             case "cancel_timer":
@@ -151,6 +157,14 @@ class ControlRequests:
     def _reply_status(self, asked: tuple[str, bool]) -> None:
         reply, content = asked
         self._reply_soon(reply, wire.encode(self._status(content=content)))
+
+    def _reply_open(self, asked: tuple[str, str, str]) -> None:
+        """Answer whether a request that another agent has sent is open here, by its origin."""
+        reply, sender, origin = asked
+        core = self._loop.core
+        assert core is not None
+        ref = open_ref(core, sender, origin)
+        self._reply_soon(reply, wire.encode_reply({"open": ref is not None, "ref": ref}))
 
     def _status(self, *, content: bool) -> Status:
         core, spec = self._loop.core, self._spec()

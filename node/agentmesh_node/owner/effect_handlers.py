@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from agentmesh import registry_values, wire
+from agentmesh.carried import Carried
 from agentmesh.edge.endings import bury, send_outcome
 from agentmesh.edge.failures import WrongLastSequence
 from agentmesh.edge.manage import purge
@@ -163,6 +164,8 @@ class EffectHandlers:
         if effect.outcome is not None:
             if spec is None or spec.status == "stopped" or (effect.life is not None and spec.incarnation != effect.life):
                 return  # an answer to a life that has ended needs no sending
+        elif effect.lane == "peer-answer" and (spec is None or spec.status == "stopped"):
+            return  # nor has the withdrawal of a request to one
         elif spec is None or spec.status == "stopped":
             raise Refused(ErrorBody(code="not_found", message=f"no agent {effect.to} exists; start it first"))
         body, headers = self._letter(effect)
@@ -174,13 +177,7 @@ class EffectHandlers:
             headers[wire.TAG] = effect.tag
         elif effect.wait is not None:
             headers[wire.TAG] = origin  # the answer is matched by it
-        if effect.deadline is not None:
-            headers[wire.DEADLINE] = wire.format_time(effect.deadline)
-        if effect.path:
-            headers[wire.PATH] = ",".join(effect.path)
-        if effect.budget is not None:
-            headers[wire.BUDGET] = wire.encode(effect.budget).decode()
-        headers.update(effect.trace)
+        headers.update(_carried_by(effect).headers())
         subject = self._subjects.lane(effect.lane, effect.to)
         # Ids are stream-wide. The name comes first, so that two agents' ids differ; the nonce makes them impossible to guess.
         msg_id = f"{effect.to}.{self.agent}.{origin}.{nonce}"
@@ -321,6 +318,17 @@ class EffectHandlers:
         last = await get_last(self._t, stream, subject)
         if last is not None and origin_key(last.headers.get(wire.ORIGIN, "")) < origin_key(origin):
             await purge(self._t, stream, subject, below=last.seq + 1)
+
+
+def _carried_by(effect: SendMail) -> Carried:
+    return Carried(
+        root=effect.root,
+        path=effect.path,
+        trace=effect.trace,
+        deadline=effect.deadline,
+        end_by=effect.end_by,
+        budget=effect.budget,
+    )
 
 
 async def keep_applied(registry: Registry, name: str, by: By) -> None:

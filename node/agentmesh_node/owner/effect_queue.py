@@ -197,8 +197,8 @@ class EffectQueue:
             raise Refused(ErrorBody(code="not_found", message=f"{name} could not be started"))
 
     async def _give_up(self, item: Item, error: ErrorBody, *, patience: float) -> bool:
-        """Give up a refused effect, if it has been refused for long enough. Returns whether it is closed. Outcomes and answers
-        are never given up."""
+        """Give up a refused effect, if it has been refused for long enough. Returns whether it is closed. Outcomes, answers
+        and withdrawals are never given up."""
         effect = item.open.effect
         if _never_given_up(effect):
             return False
@@ -239,5 +239,7 @@ def _lapses(effect: Effect) -> bool:
 
 
 def _never_given_up(effect: Effect) -> bool:
-    """Whether an effect is never given up: outcomes and answers, which callers wait for."""
-    return isinstance(effect, Resolve | Echo) or (isinstance(effect, SendMail) and effect.outcome is not None)
+    """Whether an effect is never given up: outcomes and answers, which callers wait for, and withdrawals."""
+    return isinstance(effect, Resolve | Echo) or (
+        isinstance(effect, SendMail) and (effect.outcome is not None or effect.lane == "peer-answer")
+    )

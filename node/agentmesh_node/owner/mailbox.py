@@ -18,7 +18,7 @@ from agentmesh.edge.retry import ExponentialBackoff
 from agentmesh.edge.tasks import Background
 from agentmesh.edge.transport import Message, Transport
 from agentmesh.subjects import LANES, Subjects
-from agentmesh.wire import Mail, decode_mail
+from agentmesh.wire import Mail, decode_mail, withdrawal_in
 
 log = logging.getLogger("agentmesh.node")
 
@@ -73,8 +73,14 @@ class Mailbox:
             self._noticed[lane.stream] = max(self._noticed[lane.stream], seq)
             self.catch_up()
             return
+        mail = decode_mail(lane, seq, message.data, headers, root=self._subjects.root)
+        if lane.kind == "answer" and withdrawal_in(mail) is not None:
+            # Its request lies ahead of it in another lane, whose copy may be lost: all lanes are read up to here.
+            self._noticed[lane.stream] = max(self._noticed[lane.stream], seq)
+            self.catch_up()
+            return
         self._seen[lane_name] = seq
-        self._deliver((decode_mail(lane, seq, message.data, headers, root=self._subjects.root),))
+        self._deliver((mail,))
 
     def knows(self, lane: str, seq: int) -> bool:
         """Whether the message is delivered, or is being read."""
@@ -164,7 +170,8 @@ class Mailbox:
         lack a message, and what follows it would pass over it for ever."""
         name = self._subjects.stream("mail" if stream == "mail" else "timer")
         found: list[StoredMessage] = []
-        for lane, seen in self._seen.items():
+        # The lane of answers first: a withdrawal that is read has its request in a lane that is read after it.
+        for lane, seen in reversed(self._seen.items()):
             if LANES[lane].stream == stream:
                 subject = self._subjects.lane(lane, self._agent)
                 found += [message async for message in read_by_leader(self._t, name, subject, from_seq=seen + 1)]

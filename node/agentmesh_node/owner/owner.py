@@ -51,7 +51,7 @@ from agentmesh.turn.values import (
     Tick,
     Wake,
 )
-from agentmesh.wire import MSG_ID, ErrorBody, Mail
+from agentmesh.wire import MSG_ID, ErrorBody, Mail, withdrawal_in
 from agentmesh_node.owner.activity import activity_of
 from agentmesh_node.owner.claim import OwnershipLost, claim_ownership
 from agentmesh_node.owner.control_requests import ControlRequests
@@ -304,7 +304,8 @@ class Owner:
 
     def _on_mail(self, mail: tuple[Mail, ...]) -> None:
         mail = self._ids.marked(mail)
-        self._loop.feed(Arrived(mail))
+        withdrawn = any(LANES[m.lane].kind == "answer" and withdrawal_in(m) is not None for m in mail)
+        self._loop.feed(Arrived(mail, self._turn.spent() if withdrawn else None))
         self._purger.arrived(mail)
 
     def _on_stored(self, lane: str, messages: list[StoredMessage]) -> None:
@@ -385,7 +386,10 @@ class Owner:
     def _wake_at(self, command: Wake) -> None:
         left = command.at - self._s.now()
         # The servers' time may go slower than the loop's for a while (`ServerClock`): then it is not time yet.
-        self._loop.later(left + 0.001, lambda: self._wake_at(command) if self._s.now() < command.at else self.feed(Tick()))
+        self._loop.later(left + 0.001, lambda: self._wake_at(command) if self._s.now() < command.at else self._tick())
+
+    def _tick(self) -> None:
+        self.feed(Tick(self._turn.spent()))
 
     def _back_off(self, command: Backoff) -> None:
         if self.runner is not None:

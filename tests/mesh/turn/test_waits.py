@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from agentmesh.agent import Defer, Idle, Prompt
+from agentmesh.carried import MAX_PATH
 from agentmesh.records import SendMail
 from agentmesh.turn.step_values import Circled
-from agentmesh.turn.steps import MAX_PATH
 from agentmesh.turn.values import Arrived, GaveUp, Phase
 from agentmesh.wire import Outcome
 from mesh.turn.agents import log_event
