@@ -1,4 +1,4 @@
-"""Requests that were withdrawn: whoever sent them has no use for them any more (docs/architecture.md#withdrawals). This is the
+"""Requests that were withdrawn: their sender has no use for them any more (docs/architecture.md#withdrawals). This is the
 side of the agent that was asked; `agentmesh.turn.delegation` is the asking one.
 
 A withdrawal lies in the lane of answers, names the request's origin, and waits in `Core.withdrawals` until it is consumed. It
