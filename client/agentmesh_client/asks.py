@@ -33,6 +33,7 @@ class PromptOptions(TypedDict, total=False):
     metadata: Mapping[str, Any] | None
     attachments: Sequence[Attachment] | None
     deadline: dt.datetime | None
+    end_by: dt.datetime | None
     idempotency_key: str | None
     budget: Mapping[str, float] | None
 
@@ -72,6 +73,8 @@ class PromptRequest(NamedTuple):
         body, headers = prompt_message(self.prompt, options.get("metadata"), options.get("attachments"))
         if (deadline := options.get("deadline")) is not None:
             headers[wire.DEADLINE] = instant(deadline, "deadline")
+        if (end_by := options.get("end_by")) is not None:
+            headers[wire.END_BY] = instant(end_by, "end_by")
         if (budget := options.get("budget")) is not None:
             headers[wire.BUDGET] = budget_header(budget)
         return body, headers
@@ -139,8 +142,7 @@ class AskSender:
         """Body and headers, and how long to wait from now."""
         body, headers = given.message()
         patience = seconds(given.timeout)
-        if wire.DEADLINE in headers:
-            headers[wire.DEADLINE] = await self._clock.by_the_servers(headers[wire.DEADLINE])
+        await self._clock.put_right(headers)
         life = self._specs.lives.get(given.agent)
         if life is None:
             life, patience = await self.life(given.agent, patience)

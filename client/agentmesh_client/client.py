@@ -170,6 +170,7 @@ class Mesh:
             attachments: files, made by `attachment`.
             deadline: if the turn has not begun by then, the prompt is answered `expired` without a turn. It is a time of this
                 machine's clock; if that is wrong by the servers' clock, what is sent is put right.
+            end_by: the request ends then, answered or not: its turn, too, if it runs, and what that asks of others (case 358).
             idempotency_key: one token; a second prompt with it, within two minutes, gets the first one's outcome.
             budget: what the answer may cost, including the agents asked on the way: some of `tokens`, `usd`, `wall_s`
                 (seconds of the turn) and `tool_calls` (agentmesh.budget).
@@ -533,8 +534,7 @@ class Mesh:
         if life is None:
             life, timeout = await self._sender.life(agent, timeout)
         headers[wire.FOR] = life
-        if wire.DEADLINE in headers:
-            headers[wire.DEADLINE] = await self._clock.by_the_servers(headers[wire.DEADLINE])
+        await self._clock.put_right(headers)
         message_id = self._mailer.message_id(agent, key)
         stored = await self._mailer.put(lane(agent), body, headers, message_id=message_id, timeout=timeout)
         return str(stored.seq)

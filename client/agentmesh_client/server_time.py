@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
+from agentmesh import wire
 from agentmesh.edge.clock import Ambient
 from agentmesh.edge.failures import EDGE_ERRORS
 from agentmesh.edge.server_time import compare_clocks
@@ -48,6 +49,12 @@ class CallersClock:
         """The servers' time at which this machine's clock shows `moment`: both as RFC 3339."""
         ahead = await self._ahead_s()
         return format_time(min(MAX_TIME, max(0.0, parse_time(moment) - ahead))) if ahead else moment
+
+    async def put_right(self, headers: dict[str, str]) -> None:
+        """Write the times among `headers`, which are this machine's, as the servers' clock has them."""
+        for name in (wire.DEADLINE, wire.END_BY):
+            if name in headers:
+                headers[name] = await self.by_the_servers(headers[name])
 
     async def _ahead_s(self) -> float:
         async with self._comparing:

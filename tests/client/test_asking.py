@@ -273,6 +273,7 @@ def test_what_travels_with_a_prompt_arrives(server: Server, subjects: Subjects) 
         async with world(server, subjects) as w, w.owner("coder") as owner:
             spec = await w.write_spec("coder")
             deadline = dt.datetime.now(dt.UTC) + dt.timedelta(minutes=1)
+            end_by = deadline + dt.timedelta(minutes=1)
             await w.mesh.ask(
                 "coder",
                 "{not json",
@@ -280,12 +281,14 @@ def test_what_travels_with_a_prompt_arrives(server: Server, subjects: Subjects) 
                 metadata={"user": 7},
                 attachments=[attachment("a.txt", b"abc")],
                 deadline=deadline,
+                end_by=end_by,
             )
             (mail,) = owner.mail
             assert mail.prompt is not None
             assert (mail.prompt.prompt, mail.prompt.metadata) == ("{not json", {"user": 7})
             assert [(a.filename, a.content) for a in mail.prompt.attachments] == [("a.txt", "YWJj")]
             assert mail.deadline == pytest.approx(deadline.timestamp(), abs=1e-3)
+            assert mail.end_by == pytest.approx(end_by.timestamp(), abs=1e-3)
             assert mail.for_life == spec.incarnation
             assert mail.msg_id is not None
             assert mail.msg_id.startswith("coder.")

@@ -53,6 +53,8 @@ class PromptFlags:
     """A file to send along; may be given several times."""
     deadline: float | None = None
     """Seconds after which the prompt is answered `expired` without a turn."""
+    end_by: float | None = None
+    """Seconds after which the request ends, with `expired`, also if its turn runs by then."""
     key: str | None = None
     """Idempotency key: within two minutes, a second prompt with it takes no effect and gets the first one's ref."""
     budget_usd: float | None = None
@@ -73,16 +75,11 @@ class PromptFlags:
             files = [attachment(Path(name).name, Path(name).read_bytes()) for name in self.attach or ()]
         except OSError as error:
             raise BadRequest(f"a file cannot be attached: {error}") from None
-        try:
-            deadline = None if self.deadline is None else dt.datetime.now(dt.UTC) + dt.timedelta(seconds=self.deadline)
-        except (ValueError, OverflowError):
-            raise BadRequest(
-                f"--deadline is a number of seconds from now, before the year 9999; this is {self.deadline!r}"
-            ) from None
         return {
             "metadata": json_object(self.metadata, "--metadata"),
             "attachments": files,
-            "deadline": deadline,
+            "deadline": _from_now(self.deadline, "--deadline"),
+            "end_by": _from_now(self.end_by, "--end-by"),
             "idempotency_key": self.key,
             "budget": self._budget(),
         }
@@ -95,6 +92,15 @@ class PromptFlags:
             "tool_calls": self.budget_tools,
         }
         return {name: bound for name, bound in bounds.items() if bound is not None} or None
+
+
+def _from_now(seconds: float | None, flag: str) -> dt.datetime | None:
+    from agentmesh.errors import BadRequest
+
+    try:
+        return None if seconds is None else dt.datetime.now(dt.UTC) + dt.timedelta(seconds=seconds)
+    except (ValueError, OverflowError):
+        raise BadRequest(f"{flag} is a number of seconds from now, before the year 9999; this is {seconds!r}") from None
 
 
 NO_EXTRAS = PromptFlags()
@@ -223,7 +229,7 @@ async def _withdraw(mesh: Mesh, name: str, ref: str) -> str:
     from agentmesh.errors import MeshError
 
     try:
-        if await mesh.cancel(name, ref, timeout=WITHDRAW_S):
+        if await mesh.cancel(name, ref, tree=True, timeout=WITHDRAW_S):
             return f"request {ref} was cancelled"
         if await mesh.interrupt(name, ref, timeout=WITHDRAW_S):
             return f"the turn of request {ref} was interrupted"
@@ -317,17 +323,21 @@ async def _notify(name: str, event: str, timeout: float, options: GlobalOptions)
     return exits.OK
 
 
-async def cancel(name: AgentName, ref: Ref, /, *, timeout: float = 10.0, options: Globals = DEFAULTS) -> int:
-    """Remove a prompt that waits; one that runs is not touched (see `mesh interrupt`).
+async def cancel(
+    name: AgentName, ref: Ref, /, *, running: Flag = False, timeout: float = 10.0, options: Globals = DEFAULTS
+) -> int:
+    """Remove a prompt that waits; one that runs is not touched, unless `--running` says so.
 
     Parameters
     ----------
+    running
+        End the request also if it runs or is kept open, and with it all that was asked of other agents on its behalf.
     timeout
         Seconds to wait for the agent's owner.
     """
     async with session(options, timeout) as mesh:
-        done = await mesh.cancel(name, ref, timeout=timeout)
-    return _done(options, "cancelled", done, f"request {ref} does not wait")
+        done = await mesh.cancel(name, ref, tree=running, timeout=timeout)
+    return _done(options, "cancelled", done, f"request {ref} " + ("has ended" if running else "does not wait"))
 
 
 async def interrupt(name: AgentName, /, *, ref: str | None = None, timeout: float = 10.0, options: Globals = DEFAULTS) -> int:
