@@ -166,3 +166,26 @@ def test_mail_for_a_life_that_has_ended_is_answered_although_it_comes_behind_the
             await mesh.stop("b")
 
     _play(play)
+
+
+def test_a_node_whose_second_connection_breaks_while_it_starts_tries_again() -> None:
+    """Seed 5065: its start had ended with a raw error."""
+
+    async def play(world: World, mesh: Mesh) -> None:
+        world.node("n2")
+
+        def asked() -> bool:  # the heartbeat waits for the server to have its subscription
+            links = world.net._links_named("mesh-heartbeat-n2")
+            return any(key.startswith("pong ") for link in links for key in link.transport._waiting)
+
+        async with asyncio.timeout(10):
+            while not asked():  # noqa: ASYNC110 - the world is looked at from outside, and this does not take long
+                await asyncio.sleep(0.0001)
+        begun = world.nodes["n2"]
+        world.net.reset("mesh-heartbeat-n2")
+        async with asyncio.timeout(20):
+            while [node.id for node in await mesh.nodes()] != ["n1", "n2"]:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        assert world.nodes["n2"] is begun, "it had to be started again"
+
+    _play(play)
