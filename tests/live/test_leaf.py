@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import agentmesh_client
-from agentmesh.edge import connection
+from agentmesh.edge import mesh_domain
 from agentmesh.edge.api import call_api
 from agentmesh.edge.connection import NatsTransport, connect
 from agentmesh.edge.manage import stream_state
@@ -67,7 +67,7 @@ async def joined(server: Server, subjects: Subjects) -> AsyncIterator[NatsTransp
     """A connection for a mesh, once it knows the domain if there is one to know."""
     transport = await connect(server.url, name="test", mesh=subjects.stream("registry"))
     try:
-        await eventually(lambda: not transport._learning, PATIENCE_S, "an answer about the domain")
+        await eventually(lambda: not transport._learner.learning, PATIENCE_S, "an answer about the domain")
         yield transport
     finally:
         await transport.close()
@@ -217,7 +217,7 @@ def test_a_name_for_a_domain_stands_in_the_environment(pair: Pair, subjects: Sub
 def test_the_domain_of_a_mesh_that_is_yet_to_be_made_is_learned_later(
     pair: Pair, subjects: Subjects, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connection, "LEARN_S", 0.1)
+    monkeypatch.setattr(mesh_domain, "LEARN_S", 0.1)
 
     async def main() -> None:
         async with joined(pair.leaf, subjects) as t:

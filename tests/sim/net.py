@@ -18,7 +18,8 @@ from functools import partial
 from typing import Any
 
 from agentmesh.edge.frames import check_pattern, publish_frame
-from agentmesh.edge.subscription import CLOSE_TIMEOUT_S, Gathering, LiveSubscription
+from agentmesh.edge.pending_requests import Gathering
+from agentmesh.edge.subscription import CLOSE_TIMEOUT_S, LiveSubscription
 from agentmesh.edge.transport import (
     Answered,
     Disconnected,

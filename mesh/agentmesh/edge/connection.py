@@ -13,17 +13,23 @@ import itertools
 import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 from urllib.parse import urlsplit
 
 from agentmesh.edge.address import API, checked_urls, shown_urls, without_credentials
-from agentmesh.edge.api import domain_of
 from agentmesh.edge.clock import SYSTEM
-from agentmesh.edge.first_connection import AddressAnswer, Attempt, FirstConnection, answer_of, no_server, reason_of
+from agentmesh.edge.first_connection import (
+    Attempt,
+    FirstConnection,
+    no_server,
+    reason_of,
+    still_waiting,
+)
 from agentmesh.edge.frames import NO_HEADERS, check_pattern, publish_frame, publish_head
+from agentmesh.edge.mesh_domain import DomainLearner, reached_by
 from agentmesh.edge.nats_client import Client
-from agentmesh.edge.refusals import bad_credentials, forbidden, violation
-from agentmesh.edge.subscription import CLOSE_TIMEOUT_S, Gathering, LiveSubscription
+from agentmesh.edge.pending_requests import PendingRequests
+from agentmesh.edge.refused import Refusals
+from agentmesh.edge.subscription import CLOSE_TIMEOUT_S, LiveSubscription
 from agentmesh.edge.tasks import cancel_and_wait
 from agentmesh.edge.transport import (
     Answered,
@@ -46,10 +52,6 @@ ATTEMPT_TIMEOUT_S = 2.0
 DEFAULT_PORT = 4222
 MAX_HEADS = 16_384
 """Most subjects for which the encoded beginning of a PUB command is kept."""
-LEARN_S = 5.0
-"""Wait for the mesh's domain."""
-LOOK_S = 0.25
-"""How often time-outs are checked: one timer for all requests is cheaper than one for each."""
 
 
 async def connect(
@@ -89,23 +91,28 @@ async def connect(
     began, wait_s = clock(), connect_timeout if wait_s is None else wait_s
     first = FirstConnection({_address(url): without_credentials(url) for url in urls}, wait_s)
     verdict: MeshError | None = None
+    patience_s = max(connect_timeout, wait_s)
+    told = False
     try:
-        async with asyncio.timeout(None if wait_s == math.inf else max(connect_timeout, wait_s)) as limit:
-            if silent_timeout is not None and silent_timeout > max(connect_timeout, wait_s):
+        async with asyncio.timeout(None if wait_s == math.inf else patience_s) as limit:
+            if silent_timeout is not None and silent_timeout > patience_s:
                 transport.on_silence = lambda: limit.reschedule(began + silent_timeout)
 
             def failed(attempt: Attempt) -> None:
-                nonlocal verdict
+                nonlocal verdict, told
                 verdict = verdict or first.failed(attempt, clock() - began)
                 if verdict is not None:
                     limit.reschedule(clock())
+                elif not told and not transport._closing:
+                    told = True
+                    log.warning("%s", still_waiting(attempt, wait_s, patience_s))
 
             transport.on_failed = failed
             await transport._open()
         transport.on_silence = lambda: None
-        transport.on_failed = transport.rejected_again
+        transport.on_failed = transport._refused.rejected_again
         transport._live = True
-        transport._learn_domain()
+        transport._learner.learn()
     except TimeoutError:
         await transport.close()
         raise verdict or no_server([shown_urls(urls)], transport.last_error) from None
@@ -129,42 +136,30 @@ class NatsTransport:
         self.domain: str | None = None
         """See `Transport.domain`."""
         self._api = None if api == API else api
-        self._mesh = mesh
-        self._learning = False
-        """It has been asked for the domain, and there was no answer yet."""
-        self._learn_timer: asyncio.TimerHandle | None = None
+        self._learner = DomainLearner(mesh, self.call, self._on_domain)
         self.last_error = "no attempt was made"
         self.on_silence: Callable[[], None] = lambda: None
         """Called while connecting, when a server accepts the connection and does not answer."""
         self.on_failed: Callable[[Attempt], None] = lambda attempt: None
         """Called for each attempt to connect that has failed."""
-        self._refused: dict[str, NotPermitted] = {}
-        """Subscriptions that the server refuses, by subject; under the empty one the credentials."""
-        self._refused_callbacks: list[Callable[[NotPermitted], None]] = []
-        self._deaf: NotPermitted | None = None
-        """Set when no reply can be heard: the inbox is refused."""
         self._name = name
         self._loop = asyncio.get_running_loop()
         self._subscriptions: dict[int, LiveSubscription] = {}
         self._sids = itertools.count(1)
-        self._waiting: dict[str, tuple[asyncio.Future[Message], float, str]] = {}
-        """Requests that are waited for, by reply subject: the future, its deadline on the loop's clock, the subject asked."""
-        self._called: dict[str, tuple[Answered, float, str]] = {}
-        """Requests of `call`, by reply subject: the callback, its deadline, the subject asked."""
-        self._timeout_timer: asyncio.TimerHandle | None = None
+        self._pending = PendingRequests(self._loop)
         self._heads: dict[str, bytes] = {}
         """Encoded PUB heads of recently used subjects."""
-        self._gathering: dict[str, Gathering] = {}
         self._gap_callbacks: dict[object, Callable[[], None]] = {}
         self._read_callbacks: list[Callable[[], None]] = []
         self._tokens = itertools.count()
         self._inbox = f"{self.new_inbox()}."
+        self._refused = Refusals(name, f"{self._inbox}*", self._pending)
         self._live = False
         """Connected, and every gap callback has been told of what may have been missed."""
         self._closing = False
         self._reopening: asyncio.Task[None] | None = None
         self._client = self._new_client()
-        self._add(f"{self._inbox}*", "", self._on_reply)
+        self._add(f"{self._inbox}*", "", self._pending.answer)
 
     # --- state ------------------------------------------------------------------------------------------------
     @property
@@ -213,7 +208,8 @@ class NatsTransport:
         client = self._client
         if not self._live:
             raise Disconnected
-        frame = publish_frame(self._there(subject), data, headers, reply, client._max_payload)
+        there = subject if self._api is None else reached_by(self._api, subject)
+        frame = publish_frame(there, data, headers, reply, client._max_payload)
         if client.congested:
             await self._uncongested(client)
         client.send(frame)
@@ -254,18 +250,19 @@ class NatsTransport:
         if not self._live:
             raise Disconnected
         reply = f"{self._inbox}{next(self._tokens)}"
-        there = self._there(subject)
+        there = subject if self._api is None else reached_by(self._api, subject)
         frame = publish_frame(there, data, headers, reply, client._max_payload)
         if client.congested:
             await self._uncongested(client)
-        if self._deaf is not None:
-            raise self._deaf
-        future = self._wait(reply, timeout, there)
+        if self._refused.deaf is not None:
+            raise self._refused.deaf
+        pending = self._pending
+        future = pending.wait(reply, timeout, there)
         client.send(frame)
         try:
             message = await future
         finally:
-            del self._waiting[reply]
+            del pending.waiting[reply]
         if message.status == "503" and not message.data:
             raise NoResponders(subject)
         return message
@@ -278,13 +275,11 @@ class NatsTransport:
         if not self._live or client.congested:
             return False
         reply = f"{self._inbox}{next(self._tokens)}"
-        there = self._there(subject)
+        there = subject if self._api is None else reached_by(self._api, subject)
         frame = publish_frame(there, data, headers, reply, client._max_payload)
-        if self._deaf is not None:
+        if self._refused.deaf is not None:
             return False
-        self._called[reply] = answered, self._loop.time() + timeout, there
-        if self._timeout_timer is None:
-            self._timeout_timer = self._loop.call_later(LOOK_S, self._check_timeouts)
+        self._pending.call(reply, answered, timeout, there)
         client.send(frame)
         return True
 
@@ -294,14 +289,13 @@ class NatsTransport:
         if not self._live:
             raise Disconnected
         reply = f"{self._inbox}{next(self._tokens)}"
-        there = self._there(subject)
+        there = subject if self._api is None else reached_by(self._api, subject)
         frame = publish_frame(there, data, None, reply, client._max_payload)
         if client.congested:
             await self._uncongested(client)
-        if self._deaf is not None:
-            raise self._deaf
-        gathering = Gathering(self._loop.create_future(), self._loop.time(), there)
-        self._gathering[reply] = gathering
+        if self._refused.deaf is not None:
+            raise self._refused.deaf
+        gathering = self._pending.gather(reply, there)
         client.send(frame)
         try:
             while not gathering.done.done():
@@ -311,7 +305,7 @@ class NatsTransport:
                     raise RequestTimeout(subject)
             gathering.done.result()
         finally:
-            del self._gathering[reply]
+            del self._pending.gathering[reply]
         if len(gathering.messages) == 1 and gathering.messages[0].status == "503":
             raise NoResponders(subject)
         return gathering.messages
@@ -322,7 +316,7 @@ class NatsTransport:
         if not self._live:
             raise Disconnected
         key = f"pong {next(self._tokens)}"
-        future = self._wait(key, timeout, "")
+        future = self._pending.wait(key, timeout, "")
 
         def answered(_: object) -> None:
             if not future.done():
@@ -332,71 +326,10 @@ class NatsTransport:
         try:
             await future
         finally:
-            del self._waiting[key]
+            del self._pending.waiting[key]
 
-    def _there(self, subject: str) -> str:
-        """Where `subject` is to be sent, if the mesh is in another domain than the server: a leaf node lets neither the API nor
-        the registry's subjects through (docs/nats.md#leaf-nodes)."""
-        if self._api is None or subject[:1] != "$":
-            return subject
-        if subject.startswith(f"{API}."):
-            return self._api + subject[len(API) :]
-        return f"{self._api}.{subject}" if subject.startswith("$KV.") else subject
-
-    # --- the mesh's domain ----------------------------------------------------------------------------------------
-    def _learn_domain(self) -> None:
-        """Ask the mesh's own streams for their domain, at connect and after each reconnect: it may have been added meanwhile."""
-        if self._mesh is not None:
-            self._learning = self.call(f"{API}.STREAM.INFO.{self._mesh}", timeout=LEARN_S, answered=self._on_domain)
-
-    def _on_domain(self, answer: Message | Exception) -> None:
-        self._learning = False
-        if isinstance(answer, Message):
-            with contextlib.suppress(ValueError):
-                self.domain = domain_of(answer.data)
-                return
-        if self._mesh is None or isinstance(answer, NotPermitted):
-            return  # a user who may not ask does not know the domain; the next connection asks again
-        # An election, or streams that are yet to be made. What was known stays so until there is an answer.
-        if self._learn_timer is not None:
-            self._learn_timer.cancel()
-        self._learn_timer = self._loop.call_later(LEARN_S, self._learn_again)
-
-    def _learn_again(self) -> None:
-        self._learn_timer = None
-        if self._live and not self._learning:
-            self._learn_domain()
-
-    def _wait(self, key: str, timeout: float, subject: str) -> asyncio.Future[Message]:
-        """A future of the message that arrives for `_waiting[key]`; it raises `RequestTimeout` after `timeout` seconds."""
-        future: asyncio.Future[Message] = self._loop.create_future()
-        self._waiting[key] = (future, self._loop.time() + timeout, subject)
-        if timeout < 4 * LOOK_S:
-            self._loop.call_later(timeout, _expire, future)
-        elif self._timeout_timer is None:
-            self._timeout_timer = self._loop.call_later(LOOK_S, self._check_timeouts)
-        return future
-
-    def _check_timeouts(self) -> None:
-        """Fail the requests whose time is over."""
-        now = self._loop.time()
-        for future, deadline, _ in self._waiting.values():
-            if deadline <= now:
-                _expire(future)
-        self._timeout_timer = None
-        for reply in [reply for reply, (_, deadline, _) in self._called.items() if deadline <= now]:
-            self._answer_call(reply, RequestTimeout())
-        if self._timeout_timer is None and (self._waiting or self._called):
-            self._timeout_timer = self._loop.call_later(LOOK_S, self._check_timeouts)
-
-    def _answer_call(self, reply: str, outcome: Message | Exception) -> None:
-        """Give the outcome of a `call` to its callback."""
-        if (called := self._called.pop(reply, None)) is None:
-            return
-        try:
-            called[0](outcome)
-        except Exception:
-            log.exception("the callback of a request failed")
+    def _on_domain(self, domain: str | None) -> None:
+        self.domain = domain
 
     async def _uncongested(self, client: Client) -> None:
         await client.uncongested()
@@ -434,19 +367,6 @@ class NatsTransport:
             with contextlib.suppress(RequestTimeout, Disconnected):
                 await self.flush(CLOSE_TIMEOUT_S)
 
-    def _on_reply(self, message: Message) -> None:
-        if (called := self._called.pop(message.subject, None)) is not None:
-            called[0](message if message.status != "503" or message.data else NoResponders())
-            return
-        waiting = self._waiting.get(message.subject)
-        if waiting is not None:
-            if not waiting[0].done():
-                waiting[0].set_result(message)
-            return
-        gathering = self._gathering.get(message.subject)
-        if gathering is not None and not gathering.done.done():
-            gathering.take(message, self._loop.time())
-
     def on_gap(self, callback: Callable[[], None]) -> Callable[[], None]:
         """See `Transport.on_gap`."""
         key = object()
@@ -469,56 +389,18 @@ class NatsTransport:
     @property
     def refusal(self) -> NotPermitted | None:
         """See `Transport.refusal`."""
-        return next(iter(self._refused.values()), None)
+        return self._refused.first
 
     def on_refused(self, callback: Callable[[NotPermitted], None]) -> Callable[[], None]:
         """See `Transport.on_refused`."""
-        self._refused_callbacks = [*self._refused_callbacks, callback]
-        return lambda: self._refused_callbacks.remove(callback)
+        return self._refused.on_refused(callback)
 
     def _on_error_line(self, line: str) -> None:
-        """The server has sent an error: fail what waits for what it forbids."""
-        refused = violation(line)
-        if refused is None:
+        if not self._refused.hear(line, self._client.user):
             self.last_error = line.partition(" ")[2].strip(" '\r\n")
-            return
-        error = forbidden(refused, self._client.user)
-        if refused.act == "publish":
-            if not self._fail(error, refused.subject):
-                log.warning("a message was not sent: %s", error.message, extra={"connection": self._name})
-            return
-        if refused.subject == f"{self._inbox}*":
-            self._deaf = error
-            self._fail(error, None)
-        self._refuse(refused.subject, error)
 
     def _on_failed(self, attempt: Attempt) -> None:
         self.on_failed(attempt)
-
-    def rejected_again(self, attempt: Attempt) -> None:
-        """Note whether a lost connection is not restored because its credentials are refused."""
-        if "" not in self._refused and answer_of(attempt) is AddressAnswer.REJECTED:
-            self._refuse("", bad_credentials(attempt.user, attempt.address))
-
-    def _refuse(self, subject: str, error: NotPermitted) -> None:
-        self._refused[subject] = error
-        # Who has asked to hear of it says it, or can do without.
-        level = logging.INFO if self._refused_callbacks else logging.ERROR
-        log.log(level, "%s", error.message, extra={"connection": self._name})
-        for callback in self._refused_callbacks:
-            callback(error)
-
-    def _fail(self, error: NotPermitted, subject: str | None) -> bool:
-        """Fail the requests to `subject` (None: all) that are waited for. Returns whether there was any."""
-        waiting = [one for one, _, asked in self._waiting.values() if asked and subject in (None, asked) and not one.done()]
-        gathering = [one.done for one in self._gathering.values() if subject in (None, one.subject) and not one.done.done()]
-        called = [reply for reply, (_, _, asked) in self._called.items() if subject in (None, asked)]
-        futures: list[asyncio.Future[Any]] = [*waiting, *gathering]
-        for future in futures:
-            future.set_exception(error)
-        for reply in called:
-            self._answer_call(reply, error)
-        return bool(waiting or gathering or called)
 
     # --- life -------------------------------------------------------------------------------------------------
     def _new_client(self) -> Client:
@@ -556,16 +438,8 @@ class NatsTransport:
         if self._live and not self._closing:
             log.warning("the connection to NATS is lost", extra={"connection": self._name})
         self._live = False
-        self._deaf = None
-        self._refused = {subject: error for subject, error in self._refused.items() if not subject}
-        for future, _, _ in self._waiting.values():
-            if not future.done():
-                future.set_exception(Disconnected())
-        for gathering in self._gathering.values():
-            if not gathering.done.done():
-                gathering.done.set_exception(Disconnected())
-        for reply in list(self._called):
-            self._answer_call(reply, Disconnected())
+        self._refused.disconnected()
+        self._pending.disconnect()
 
     async def _on_error(self, error: Exception) -> None:
         self.last_error = reason_of(error)
@@ -578,8 +452,8 @@ class NatsTransport:
         log.info("the connection to NATS is there again", extra={"connection": self._name})
         # No await between the two: nobody finds the connection up without having heard of the gap.
         self._live = True
-        self._refused.pop("", None)
-        self._learn_domain()
+        self._refused.restored()
+        self._learner.learn()
         self.gap()
 
     def _on_closed(self) -> None:
@@ -608,18 +482,10 @@ class NatsTransport:
         with contextlib.suppress(RequestTimeout, Disconnected):
             await self.flush(CLOSE_TIMEOUT_S)
         self._closing = True
-        self._mesh = None
-        if self._learn_timer is not None:
-            self._learn_timer.cancel()
-        if self._timeout_timer is not None:
-            self._timeout_timer.cancel()
+        self._learner.close()
+        self._pending.close()
         await cancel_and_wait(self._reopening, within_s=CLOSE_TIMEOUT_S)
         await self._client.close()
         for subscription in list(self._subscriptions.values()):
             await subscription.stop()
         self._subscriptions.clear()
-
-
-def _expire(future: asyncio.Future[Message]) -> None:
-    if not future.done():
-        future.set_exception(RequestTimeout())

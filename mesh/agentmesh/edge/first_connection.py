@@ -7,6 +7,7 @@ just starting) is waited for.
 
 from __future__ import annotations
 
+import math
 import socket
 import ssl
 from collections.abc import Iterable, Mapping
@@ -84,9 +85,21 @@ def reason_of(error: Exception) -> str:
     """Why an address does not answer, for people."""
     if isinstance(error, ConnectionRefusedError):
         return "nobody listens there"
+    if isinstance(error, TimeoutError):
+        return "no answer in time"
     return "the name does not resolve" if isinstance(error, socket.gaierror) else str(error) or type(error).__name__
+
+
+def still_waiting(attempt: Attempt, wait_s: float, patience_s: float) -> str:
+    """What is waited for after a failed attempt, and how long: `wait_s` for a server that is not there, else `patience_s`."""
+    seconds = wait_s if answer_of(attempt) is AddressAnswer.ABSENT else patience_s
+    how_long = "until it does" if seconds == math.inf else f"up to {seconds:g} s"
+    return f"no NATS server answers at {attempt.address} yet ({reason_of(attempt.error)}); waiting {how_long}"
 
 
 def no_server(addresses: Iterable[str], reason: str) -> Unavailable:
     """The error when there is no server at any of the addresses."""
-    return Unavailable(f"no NATS server answers at {','.join(addresses)} ({reason}); start one (`mesh up`), or check the address")
+    return Unavailable(
+        f"no NATS server answers at {','.join(addresses)} ({reason}); start one (`mesh up`), check the address, or wait for one "
+        "that is starting (--wait 10)"
+    )

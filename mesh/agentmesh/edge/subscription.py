@@ -120,23 +120,3 @@ class LiveSubscription:
     async def stop(self) -> None:
         """End the running handler, unless it is the caller."""
         await cancel_and_wait(self._worker, within_s=CLOSE_TIMEOUT_S)
-
-
-class Gathering:
-    """The replies of one `request_many`, as they come in."""
-
-    __slots__ = ("done", "messages", "subject", "touched")
-
-    def __init__(self, done: asyncio.Future[None], now: float, subject: str = "") -> None:
-        self.done = done
-        self.subject = subject
-        self.messages: list[Message] = []
-        self.touched = now
-
-    def take(self, message: Message, now: float) -> None:
-        """Add a reply; the last one completes `done`."""
-        self.messages.append(message)
-        self.touched = now
-        # A stored message may bear a forged status line; the server's own end mark names no stream.
-        if message.status and "Nats-Stream" not in message.headers:
-            self.done.set_result(None)

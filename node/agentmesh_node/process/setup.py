@@ -37,6 +37,7 @@ def settings(options: StreamOptions, replicas: int | None = None) -> StreamSetti
 def setup(where: MeshAddress, wanted: StreamSettings, *, new: bool, dry_run: bool) -> int:
     """Make what the mesh lacks, and say what that is. Returns the exit code."""
     code = EXIT_OK
+    logging.basicConfig(format="mesh: %(message)s")
 
     async def main(_: StopSignal) -> None:
         nonlocal code

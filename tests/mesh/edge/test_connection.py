@@ -108,7 +108,7 @@ def test_cancelled_request_leaves_nothing_behind(server: Server) -> None:
             many.cancel()
             await asyncio.gather(one, many, return_exceptions=True)
             assert one.cancelled() and many.cancelled()
-            assert not t._waiting and not t._gathering
+            assert not t._pending.waiting and not t._pending.gathering
 
     run(main())
 

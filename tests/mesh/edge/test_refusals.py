@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from agentmesh.edge import connection, refusals
+from agentmesh.edge import connection, mesh_domain, refusals
 from agentmesh.edge.connection import connect
 from agentmesh.edge.publish import store
 from agentmesh.edge.refusals import Violation, violation
@@ -77,7 +77,7 @@ def test_a_forbidden_request_fails_at_once_and_only_that_one(limited: Server) ->
 
 
 def test_who_may_not_ask_for_the_domain_asks_once(limited: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "LEARN_S", 0.1)
+    monkeypatch.setattr(mesh_domain, "LEARN_S", 0.1)
 
     async def main() -> None:
         asked: list[str] = []

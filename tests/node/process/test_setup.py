@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -102,6 +104,37 @@ def test_a_process_waits_for_streams_says_so_once_and_makes_none(
     assert reason.startswith("stream_missing: ") and "run `mesh setup`" in reason
     (line,) = [record.getMessage() for record in caplog.records if record.name == "agentmesh.service"]
     assert line == reason
+
+
+@pytest.mark.case(460)
+def test_a_process_that_waits_for_streams_can_be_ended_at_any_step(
+    server: Server, subjects: Subjects, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(verb, "LOOK_S", 0.001)
+    defects: list[dict[str, Any]] = []
+
+    async def ended_at(step: int) -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: defects.append(context))
+        waiting = asyncio.create_task(streams_there(at(server.url, subjects), "n1", lambda reason: None))
+        for _ in range(step):
+            await asyncio.sleep(0)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+
+    with caplog.at_level(logging.ERROR):
+        for step in range(0, 200, 4):
+            run(ended_at(step))
+        gc.collect()
+    assert defects == [] and caplog.records == []
+
+
+@pytest.mark.case(461)
+def test_setup_says_at_once_which_server_it_waits_for(subjects: Subjects, caplog: pytest.LogCaptureFixture) -> None:
+    assert command(["setup", "--nats", "nats://127.0.0.1:1", "--root", subjects.root, "--wait", "0.3"]) == 5
+    assert [record.getMessage() for record in caplog.records] == [
+        "no NATS server answers at 127.0.0.1:1 yet (nobody listens there); waiting up to 0.3 s"
+    ]
 
 
 @pytest.mark.case(262)
