@@ -12,6 +12,7 @@ import msgspec
 
 from agentmesh.budget import limits_from
 from agentmesh.errors import BadRequest
+from agentmesh.json_values import NO_SUCH_NUMBER, not_finite
 from agentmesh.wire import Attachment, PromptBody, encode, encode_prompt
 
 
@@ -26,15 +27,16 @@ def prompt_message(
     """Body and headers of a prompt. The headers are the caller's to change.
 
     Raises:
-        BadRequest: the prompt is no text or is empty, or the metadata is no JSON.
+        BadRequest: the prompt is no text, it has neither text nor attachments, or the metadata is no JSON.
     """
     if not isinstance(prompt, str):
         raise BadRequest(f"a prompt is text; this is {type(prompt).__name__}")
-    if not prompt or prompt.isspace():
-        raise BadRequest("the prompt is empty")
+    if (not prompt or prompt.isspace()) and not attachments:
+        raise BadRequest("the prompt is empty: give it a text, or an attachment")
     try:
         if not metadata and not attachments and prompt[0] != "{":  # the hot path: text is its own body
             return prompt.encode(), {}
+        json_bytes(metadata, "the metadata")
         return encode_prompt(PromptBody(prompt=prompt, metadata=dict(metadata or {}), attachments=tuple(attachments or ())))
     except UnicodeEncodeError:
         raise BadRequest("the prompt holds characters that UTF-8 cannot carry (lone surrogates)") from None
@@ -49,9 +51,12 @@ def json_bytes(value: object, what: str) -> bytes:
         BadRequest: it has no JSON form.
     """
     try:
-        return msgspec.json.encode(value)
+        body = msgspec.json.encode(value)
     except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError) as error:
         raise BadRequest(f"{what} cannot be written as JSON: {error}") from None
+    if (fault := not_finite(value, body)) is not None:
+        raise BadRequest(f"{what} cannot be written as JSON: {fault}, {NO_SUCH_NUMBER}")
+    return body
 
 
 def seconds(value: object, what: str = "timeout") -> float:

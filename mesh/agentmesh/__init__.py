@@ -16,6 +16,7 @@ from agentmesh.agent import (
     Undelivered,
 )
 from agentmesh.backend import Event, Response
+from agentmesh.registry_values import Restart
 from agentmesh.renamed import FormerNames
 from agentmesh.tools import agent_tool, tool
 
@@ -30,6 +31,7 @@ __all__ = [
     "Proceed",
     "Prompt",
     "Response",
+    "Restart",
     "Skip",
     "Timer",
     "Undelivered",

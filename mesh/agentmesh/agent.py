@@ -241,7 +241,7 @@ class Agent(Generic[S]):
         """Start an agent. A taken name comes back as `Undelivered`, unless `if_exists="use"`; with `link` it ends with this."""
         callback_context.current().start_agent(
             name, kind=kind, backend=backend, options=options or {}, labels=labels or {}, restart=restart,
-            watchdog_s=watchdog_s, use=if_exists == "use", link=link,
+            watchdog_s=watchdog_s, if_exists=if_exists, link=link,
         )  # fmt: skip
 
     def stop_agent(self, name: str) -> None:
@@ -261,6 +261,8 @@ class Agent(Generic[S]):
         callback_context.current().cancel_timer(id)
 
 
+REQUIRED = ("init_agent", "handle_response")
+"""The callbacks that every agent defines."""
 HOOKS = (
     "handle_error", "handle_event", "handle_stream_event", "terminate_agent", "activate_agent",
     "pre_run", "pre_turn", "post_turn", "post_run",
@@ -277,6 +279,20 @@ def plain_callbacks(cls: type[Agent[Any]]) -> frozenset[str]:
     """The callbacks of `cls` that are plain functions."""
     names = ("init_agent", "handle_response", *overridden(cls))
     return frozenset(name for name in names if not inspect.iscoroutinefunction(getattr(cls, name)))
+
+
+def lacking(cls: type[Agent[Any]]) -> tuple[str, ...]:
+    """The required callbacks that `cls` does not define, nor inherits from what does."""
+    return tuple(
+        name
+        for name in REQUIRED
+        if (found := getattr(cls, name)) is getattr(Agent, name) or getattr(found, "__isabstractmethod__", False)
+    )
+
+
+def is_base(cls: type[Agent[Any]]) -> bool:
+    """Whether `cls` is there only to be derived from: it is abstract, or others complete what it lacks."""
+    return inspect.isabstract(cls) or (bool(lacking(cls)) and bool(cls.__subclasses__()))
 
 
 def state_type(cls: type[Agent[Any]]) -> Any:

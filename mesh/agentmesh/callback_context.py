@@ -6,6 +6,7 @@ effects of the record; if it raises, they are dropped. Outside a callback there 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any
@@ -15,11 +16,13 @@ import msgspec
 from agentmesh import names
 from agentmesh.budget import Limits
 from agentmesh.errors import BadRequest, MeshError, NotInCallback
+from agentmesh.json_values import NO_SUCH_NUMBER, locate, not_finite
 from agentmesh.records import CancelTimer, Effect, SendMail, SetTimer, StartAgent, StopAgent
 from agentmesh.registry_values import Restart
 from agentmesh.wire import Attachment, ErrorBody, PromptBody, check_depth_of, check_time
 
 MAX_PERIOD_S = 3_155_760_000.0
+MAX_TAG = 256
 
 
 class Request(msgspec.Struct, frozen=True):
@@ -83,9 +86,9 @@ class Context:
     def tell(self, target: str, prompt: str, tag: str | None, metadata: dict[str, Any] | None, *, detached: bool = False) -> None:
         if not isinstance(prompt, str) or not prompt:
             raise BadRequest("tell: the prompt must be a non-empty string")
-        if tag is not None and (not tag or len(tag) > 256 or not tag.isprintable()):
-            raise BadRequest("tell: a tag is 1 to 256 printable characters")
-        body = PromptBody(prompt=prompt, metadata=metadata or {})
+        if tag is not None and not (isinstance(tag, str) and 0 < len(tag) <= MAX_TAG and tag.isprintable()):
+            raise BadRequest(f"tell: a tag is a text of 1 to {MAX_TAG} printable characters, not {tag!r}")
+        body = PromptBody(prompt=prompt, metadata=_json(metadata or {}, "metadata"))
         to = names.agent_name(target)
         # The machine knows on behalf of which request this is sent.
         request = None if detached else ""
@@ -93,7 +96,7 @@ class Context:
         self._add(SendMail(to=to, lane="peer-inbox", prompt=body, tag=tag, budget=self._budget, trace=trace, request=request))
 
     def notify(self, target: str, event: Any) -> None:
-        self._add(SendMail(to=names.agent_name(target), lane="peer-notify", event=_json(event), trace=self._trace()))
+        self._add(SendMail(to=names.agent_name(target), lane="peer-notify", event=_json(event, "event"), trace=self._trace()))
 
     def reply(self, ref: str, text: str | None, error: MeshError | str | None) -> None:
         if (text is None) == (error is None):
@@ -113,23 +116,25 @@ class Context:
         labels: dict[str, str],
         restart: Restart | None,
         watchdog_s: float | None,
-        use: bool,
+        if_exists: str,
         link: bool,
     ) -> None:
         if not isinstance(kind, str) or not kind:
             raise BadRequest("start_agent: name the agent's kind")
-        if isinstance(watchdog_s, int | float) and not 0 < watchdog_s <= MAX_PERIOD_S:
-            raise BadRequest("start_agent: watchdog_s is a number of seconds above 0")
+        if watchdog_s is not None and not 0 < _number(watchdog_s, "start_agent: watchdog_s") <= MAX_PERIOD_S:
+            raise BadRequest(f"start_agent: watchdog_s is a number of seconds above 0, not {watchdog_s!r}")
+        if if_exists not in ("error", "use"):
+            raise BadRequest(f'start_agent: if_exists is "error" or "use", not {if_exists!r}')
         self._add(
             StartAgent(
                 name=names.agent_name(name),
                 kind=kind,
                 backend=backend,
-                options=_json(options),
+                options=_json(options, "options"),
                 labels=labels,
                 restart=restart,
                 watchdog_s=watchdog_s,
-                use=use,
+                use=if_exists == "use",
                 link=link,
             )
         )
@@ -139,8 +144,13 @@ class Context:
 
     def timer(self, event: Any, *, after: float | None, at: float | None, timer_id: str | None, every: float | None) -> str:
         ident = "t" + self._token() if timer_id is None else timer_id
-        due = at if at is not None else self._now() + max(0.0, after or 0.0)
-        self._add(timer_of(ident, due, every, _json(event)))
+        if at is not None:
+            due = _number(at, "notify_at: time")
+        else:
+            due = self._now() + max(0.0, _number(after, "notify_after: seconds"))
+        if every is not None:
+            _number(every, "every")
+        self._add(timer_of(ident, due, every, _json(event, "event")))
         return ident
 
     def cancel_timer(self, timer_id: str) -> None:
@@ -200,7 +210,7 @@ def timer_token(timer_id: str) -> str:
     Raises:
         BadRequest: it is not one token, or the mesh's own.
     """
-    if timer_id.startswith("_"):
+    if isinstance(timer_id, str) and timer_id.startswith("_"):
         raise BadRequest("timer ids that begin with '_' are reserved for the mesh")
     return names.token(timer_id, "timer id")
 
@@ -212,12 +222,23 @@ def timer_of(timer_id: str, due: float, every: float | None, event: Any) -> SetT
         BadRequest: no timer can have this id, time or period.
     """
     if every is not None and not 1 <= every <= MAX_PERIOD_S:
-        raise BadRequest(f"a repeating timer's period is between 1 s and {MAX_PERIOD_S:g} s (a hundred years)")
+        raise BadRequest(f"a timer's period (`every`) is between 1 s and {MAX_PERIOD_S:g} s (a hundred years), not {every!r}")
     return SetTimer(id=timer_token(timer_id), due=check_time(due), every=every, event=event)
 
 
-def _json(value: Any) -> Any:
-    """`value` as plain JSON data that shares nothing with objects that the agent may still change.
+def _number(value: Any, name: str) -> float:
+    """`value`, if it is a finite number.
+
+    Raises:
+        BadRequest: it is not.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise BadRequest(f"{name} is a number, of seconds, not {value!r}")
+    return value
+
+
+def _json(value: Any, name: str) -> Any:
+    """`value`, which errors call `name`, as plain JSON data that shares nothing with objects that the agent may still change.
 
     Raises:
         BadRequest: it cannot be encoded, or is nested so deeply that its receiver would refuse it.
@@ -225,7 +246,9 @@ def _json(value: Any) -> Any:
     try:
         body = msgspec.json.encode(value)
         plain = msgspec.json.decode(body)
-        check_depth_of(body, plain)
-        return plain
-    except (TypeError, msgspec.MsgspecError, OverflowError, RecursionError) as error:
-        raise BadRequest(f"this value cannot be sent: {error}") from None
+    except (TypeError, ValueError, msgspec.MsgspecError, OverflowError, RecursionError) as error:
+        raise BadRequest(f"{locate(value, name)} cannot be sent: {error}") from None
+    if (fault := not_finite(value, body, name)) is not None:
+        raise BadRequest(f"{fault}, {NO_SUCH_NUMBER}")
+    check_depth_of(body, plain)
+    return plain

@@ -7,10 +7,11 @@ from typing import Any
 import msgspec
 from msgspec import Raw
 
-from agentmesh.agent import Agent, Defer, Halt, Idle, Init, Proceed, Prompt, Skip, state_type
+from agentmesh.agent import REQUIRED, Agent, Defer, Halt, Idle, Init, Proceed, Prompt, Skip, lacking, state_type
 from agentmesh.backend import Event, Response
 from agentmesh.callback_context import Ask
 from agentmesh.errors import BackendError, BudgetExceeded, InvalidAgent, MeshError
+from agentmesh.json_values import NO_SUCH_NUMBER, locate, not_finite
 from agentmesh.records import NOTHING
 from agentmesh.registry_values import Restart
 from agentmesh.turn.values import Choice, Misbehaved, Returned
@@ -69,7 +70,10 @@ class Codec:
             message = f"the state is a {type(state).__name__}; this agent's State is {self._class.__name__}"
             return ErrorBody(code="bad_state", message=message)
         try:
-            raw = Raw(_encode(state))
+            body = _encode(state)
+            if (fault := not_finite(state, body, "state")) is not None:
+                return ErrorBody(code="bad_state", message=f"the state cannot be encoded: {fault}, {NO_SUCH_NUMBER}")
+            raw = Raw(body)
             # What is committed must be readable again: constructors do not check the types of their fields.
             self._decoder.decode(raw)
             return before if raw == before else raw
@@ -78,8 +82,13 @@ class Codec:
         except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError) as error:
             return ErrorBody(code="bad_state", message=f"the state cannot be encoded: {locate(state)}: {error}")
 
-    def check(self, hook: str, value: Any, asks: tuple[Ask, ...], before: Raw = NOTHING) -> Checked:
-        """What callback `hook` returned, as the machine's input; `before` is the state that it was given."""
+    def check(self, hook: str, value: Any, asks: tuple[Ask, ...], before: Raw = NOTHING, *, attachments: bool = False) -> Checked:
+        """What callback `hook` returned, as the machine's input.
+
+        Args:
+            before: the state that it was given.
+            attachments: the prompt being handled has some: it may be without a text.
+        """
         allowed = _ALLOWED.get(hook)
         if allowed is None and hook not in _STATE_HOOKS:
             return Checked(Returned(NONE, asks=asks))
@@ -91,7 +100,7 @@ class Codec:
             choice, state = _choice(value), value.state  # type: ignore[attr-defined]
         else:
             return Checked(Misbehaved(_wrong(hook, value, allowed)))
-        problem = _problem(choice) if choice is not IDLE else None
+        problem = _problem(choice, attachments and hook == "pre_turn") if choice is not IDLE else None
         if problem is not None:
             return Checked(Misbehaved(ErrorBody(code=_WRONG_CODE.get(hook, "bad_return"), message=f"{hook}: {problem}")))
         raw = self.encode(state, before)
@@ -105,8 +114,13 @@ def check_class(cls: type[Agent[Any]]) -> None:
     """Check a class of agents before any of them runs.
 
     Raises:
-        InvalidAgent: its State cannot be encoded, or an attribute has a wrong value.
+        InvalidAgent: it lacks a required callback, its State cannot be encoded, or an attribute has a wrong value.
     """
+    if lacks := lacking(cls):
+        raise InvalidAgent(
+            f"{cls.__name__} has no {' and no '.join(lacks)}: every agent defines {' and '.join(REQUIRED)} (the name of a class "
+            "that only others derive from begins with '_')"
+        )
     Codec(cls)
     found: Any = cls
     wrong = [
@@ -146,14 +160,14 @@ def _choice(value: Any) -> Choice:
     return Choice(kind="init", backend=value.backend)
 
 
-def _problem(choice: Choice) -> str | None:
+def _problem(choice: Choice, may_be_empty: bool = False) -> str | None:
     """What is wrong with a decision's own fields: constructors do not check them, and the journal must stay readable."""
     exclusive: Any = choice.exclusive
     backend: Any = choice.backend
     match choice.kind:
         case "prompt" | "proceed":
             what = "Proceed.prompt" if choice.kind == "proceed" else "Prompt.text"
-            if not _is_text(choice.text) or not choice.text:
+            if not _is_text(choice.text) or not (choice.text or may_be_empty):
                 return f"{what} must be a non-empty string"
             if choice.label is not None and not _is_text(choice.label):
                 return "Prompt.label must be a string"
@@ -165,6 +179,8 @@ def _problem(choice: Choice) -> str | None:
                 return f"Init.backend must be a dict, not a {type(backend).__name__}"
             if plain(backend) is None:
                 return f"Init.backend must be JSON: {locate(backend, 'backend')} cannot be encoded"
+            if (fault := not_finite(backend, _encode(backend), "backend")) is not None:
+                return f"Init.backend must be JSON: {fault}, {NO_SUCH_NUMBER}"
     return None
 
 
@@ -252,26 +268,6 @@ def crash_error(error: BaseException) -> ErrorBody:
         return sound(ErrorBody(code="task_crashed", message=str(error), details={"reason": error.code}))
     message, reason = f"{type(error).__name__}: {error}", type(error).__name__
     return sound(ErrorBody(code="task_crashed", message=message, details={"reason": reason}))
-
-
-def locate(value: Any, path: str = "state", depth: int = 0) -> str:
-    """The path of the first part of `value` that cannot be encoded."""
-    if depth > 50:
-        return path
-    children: list[tuple[str, Any]] = []
-    if isinstance(value, dict):
-        children = [(f"{path}[{key!r}]", item) for key, item in value.items()]
-    elif isinstance(value, list | tuple | set | frozenset):
-        children = [(f"{path}[{index}]", item) for index, item in enumerate(value)]
-    elif hasattr(value, "__struct_fields__") or hasattr(value, "__dataclass_fields__"):
-        fields = getattr(value, "__struct_fields__", None) or tuple(value.__dataclass_fields__)
-        children = [(f"{path}.{name}", getattr(value, name, None)) for name in fields]
-    for where, child in children:
-        try:
-            msgspec.json.encode(child)
-        except Exception:  # noqa: BLE001 - any failure to encode puts the fault in this child
-            return locate(child, where, depth + 1)
-    return path
 
 
 __all__ = [

@@ -152,8 +152,8 @@ def _shaped_prompt(body: bytes, raw: Any) -> PromptBody:
         decoded = _prompt_decoder.decode(body)
     except msgspec.ValidationError as error:
         raise BadRequest(f"the prompt's JSON has another shape: {error}") from None
-    if not decoded.prompt:
-        raise BadRequest("the prompt is empty")
+    if not decoded.prompt and not decoded.attachments:
+        raise BadRequest("the prompt is empty: give it a text, or an attachment")
     for attachment in decoded.attachments:
         _check_base64(attachment)
     return decoded

@@ -268,6 +268,43 @@ def test_the_same_key_gives_one_turn_and_one_answer(server: Server, subjects: Su
     run(scenario())
 
 
+@pytest.mark.case(483)
+def test_attachments_alone_are_a_prompt(server: Server, subjects: Subjects) -> None:
+    async def scenario() -> None:
+        async with world(server, subjects) as w, w.owner("coder") as owner:
+            await w.write_spec("coder")
+            await w.mesh.ask("coder", "", timeout=5, attachments=[attachment("cat.png", b"abc")])
+            (mail,) = owner.mail
+            assert mail.problem is None and mail.prompt is not None
+            assert (mail.prompt.prompt, [a.filename for a in mail.prompt.attachments]) == ("", ["cat.png"])
+            with pytest.raises(TooLarge, match=r"an attachment takes a third more than its file: put a larger one where"):
+                await w.mesh.ask("coder", "", timeout=5, attachments=[attachment("cat.png", b"a" * 800_000)])
+
+    run(scenario())
+
+
+@pytest.mark.case(480)
+def test_a_number_that_json_does_not_have_is_refused_with_its_field(server: Server, subjects: Subjects) -> None:
+    async def scenario() -> None:
+        nan = float("nan")
+        async with world(server, subjects) as w, w.owner("coder") as owner:
+            await w.write_spec("coder")
+            with pytest.raises(BadRequest, match=r"a\[1\] is NaN"):
+                await w.mesh.ask("coder", "hello", metadata={"a": [None, nan]})
+            with pytest.raises(BadRequest, match=r"score is NaN"):
+                await w.mesh.notify("coder", {"score": nan})
+            with pytest.raises(BadRequest, match=r"options\['t'\] is NaN"):
+                await w.mesh.start_agent("other", kind="K", options={"t": nan})
+            with pytest.raises(BadRequest, match=r"backend_options\['t'\] is minus infinite"):
+                await w.mesh.update_agent("coder", backend_options={"t": -float("inf")})
+            with pytest.raises(BadRequest, match=r"event.* is infinite"):
+                await w.mesh.set_timer("coder", "t", float("inf"), after_s=1)
+            await w.transport.flush()
+            assert owner.mail == []
+
+    run(scenario())
+
+
 def test_what_travels_with_a_prompt_arrives(server: Server, subjects: Subjects) -> None:
     async def scenario() -> None:
         async with world(server, subjects) as w, w.owner("coder") as owner:

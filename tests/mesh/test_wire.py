@@ -9,7 +9,7 @@ import pytest
 
 from agentmesh.errors import BadRequest
 from agentmesh.subjects import LANES
-from agentmesh.wire import MAX_DEPTH, MAX_TIME, decode_event, decode_mail, decode_prompt, parse_time
+from agentmesh.wire import MAX_DEPTH, MAX_TIME, decode_event, decode_mail, decode_prompt, encode_prompt, parse_time
 
 
 def nested(levels: int) -> Any:
@@ -40,6 +40,18 @@ def test_an_attachment_that_is_not_base64_is_refused(content: str) -> None:
     body = json.dumps({"prompt": "p", "attachments": [{"filename": "f", "content": content}]}).encode()
     with pytest.raises(BadRequest, match="base64"):
         decode_prompt(body, {})
+
+
+@pytest.mark.case(483)
+def test_a_prompt_is_a_text_or_attachments_or_both() -> None:
+    image = {"filename": "cat.png", "content": "aGk="}
+    body = json.dumps({"prompt": "", "attachments": [image]}).encode()
+    found = decode_prompt(body, {})
+    assert (found.prompt, [a.filename for a in found.attachments]) == ("", ["cat.png"])
+    assert decode_prompt(*encode_prompt(found)) == found
+    for nothing in (b'{"prompt": ""}', b'{"prompt": "", "attachments": []}', b"", b"  "):
+        with pytest.raises(BadRequest, match="empty"):
+            decode_prompt(nothing, {})
 
 
 @pytest.mark.parametrize("content", ["", "aGk=", "+/8="])

@@ -213,7 +213,8 @@ def _measured(error: TooLarge, t: Transport, subject: str, data: bytes, headers:
         return error
     size, limit = len(data) + (len(header_block(headers).encode()) if headers else 0), t.max_payload - MAIL_ROOM
     return TooLarge(
-        f"the message takes {size} bytes with its headers; at most {limit} can be mailed to an agent: send less, or a reference",
+        f"the message takes {size} bytes with its headers; at most {limit} can be mailed to an agent: send less, or a reference "
+        "(an attachment takes a third more than its file: put a larger one where the agent can fetch it, and send its URL)",
         details={**error.details, "size": size, "limit": limit},
     )
 

@@ -13,13 +13,13 @@ from types import ModuleType
 from typing import Any
 
 import agentmesh
-from agentmesh.agent import Agent, agents_in
+from agentmesh.agent import Agent, agents_in, is_base
 from agentmesh.callback_results import check_class
 from agentmesh.errors import InvalidAgent
 
 
 def load_agents(sources: Iterable[str], *, directory: Path | None = None) -> dict[str, type[Agent[Any]]]:
-    """The agent classes of `sources`, by kind (the class's name).
+    """The agent classes of `sources`, by kind (the class's name). Classes that are only derived from are left out.
 
     Args:
         sources: each a module (`my_agents`, `team.agents`) or a file (`my_agents.py`, `path/to/agents.py`); one string may list
@@ -39,10 +39,14 @@ def load_agents(sources: Iterable[str], *, directory: Path | None = None) -> dic
         if not found:
             raise InvalidAgent(f"{source} defines no agents: write a class that derives from agentmesh.Agent")
         for kind, cls in found.items():
-            check_class(cls)
             if kinds.setdefault(kind, cls) is not cls:
                 raise InvalidAgent(f"{source} and {kinds[kind].__module__} both define an agent {kind}; rename one of them")
-    return kinds
+    served = {kind: cls for kind, cls in kinds.items() if not is_base(cls)}  # only now: a later source may derive from it
+    for cls in served.values():
+        check_class(cls)
+    if kinds and not served:
+        raise InvalidAgent(f"{', '.join(kinds)}: only base classes, and no agent that derives from them")
+    return served
 
 
 def _import(source: str, directory: Path) -> ModuleType:

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
+from itertools import islice
 from typing import Any
 
 import msgspec
 
 from agentmesh.edge.tasks import cancel_and_wait
+from agentmesh.json_values import not_finite, search
 
 PATIENCE_S = 5.0
 """How long a cancelled call may take to end before it is left behind and reported."""
 MAX_RESULT = 100_000
 """Most characters of a result that a model gets, and the journal keeps."""
+
+
+TOLD = 5
+"""Most numbers of a result that JSON does not have and that the model is told by name."""
+NOTE_ROOM = 1_000
+"""Most characters of that note."""
 
 
 class Call(msgspec.Struct, frozen=True):
@@ -36,9 +44,12 @@ class Result(msgspec.Struct, frozen=True):
 
     @staticmethod
     def of(call: Call, value: Any) -> Result:
-        """The result for a return value: text as it is, anything else as JSON."""
+        """The result for a return value: text as it is, anything else as JSON. Numbers that JSON does not have are `null` there,
+        and the model is told which: the tool has run."""
         try:
             text = value if isinstance(value, str) else "" if value is None else msgspec.json.encode(value).decode()
+            if not isinstance(value, str) and not_finite(value, text.encode()) is not None:
+                return Result(call.id, call.name, True, shortened(text, MAX_RESULT - NOTE_ROOM) + _noted(value))
         except Exception as error:  # noqa: BLE001 - encoding may run user code, and numbers may be too large
             return Result.failed(call, "raised", f"the tool's result is no JSON: {error}")
         return Result(call.id, call.name, True, shortened(text))
@@ -46,6 +57,13 @@ class Result(msgspec.Struct, frozen=True):
     @staticmethod
     def failed(call: Call, error: str, text: str) -> Result:
         return Result(call.id, call.name, False, shortened(text), error)
+
+
+def _noted(value: Any) -> str:
+    """Which numbers of a result are written as `null`, for the model."""
+    found = list(islice(search(value, "result"), TOLD + 1))
+    more = ", and others" if len(found) > TOLD else ""
+    return shortened(f"\n[{', '.join(found[:TOLD])}{more}: JSON has no such number, so null stands there]", NOTE_ROOM)
 
 
 def shortened(text: str, most: int = MAX_RESULT) -> str:

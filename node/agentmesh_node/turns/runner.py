@@ -154,7 +154,10 @@ class Runner:
             asks = context.close()
             self._tracing.leave(entered)
             callback_context.current_context.reset(token)
-        checked = self._codec.check(hook, value, asks, command.state)
+        request = command.request
+        checked = self._codec.check(
+            hook, value, asks, command.state, attachments=request is not None and bool(request.attachments)
+        )
         if isinstance(checked.item, Misbehaved):
             self._forget_state()
             log.error("callback misbehaved", extra={"agent": self._name, "callback": hook, "error": checked.item.error.message})

@@ -112,6 +112,9 @@ def test_attachments_go_ahead_of_the_prompt(fake: FakeMessages) -> None:
     assert refused.data["reason"] == "bad_attachment"
     assert len(fake.calls) == 1
 
+    talk("", file("cat.png", b"\x89PNG"))
+    assert [block["type"] for block in fake.calls[1].messages[0]["content"]] == ["image"], "the API refuses an empty text"
+
 
 def test_a_conversation_is_sent_whole_with_thinking_and_tool_calls(fake: FakeMessages) -> None:
     fake.play([Answer(thinking="hm", text="let me", tools=(Tool("double", {"number": 2}, "c1"),)), "four", "you are welcome"])

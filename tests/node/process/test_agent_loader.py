@@ -89,6 +89,38 @@ def test_what_cannot_be_loaded_says_why(tmp_path: Path, name: str, text: str, me
         sys.modules.pop(name, None)
 
 
+FAMILY = """
+import abc
+from typing import Any
+from agentmesh import Agent, Idle, Init
+class Base(Agent[Any]):
+    async def init_agent(self, options):
+        return Init(None)
+class Coder(Base):
+    async def handle_response(self, ref, response, state):
+        return Idle(state)
+class Abstract(Coder, abc.ABC):
+    @abc.abstractmethod
+    def speciality(self): ...
+class Slow(Coder):
+    pass
+"""
+
+
+@pytest.mark.case(481)
+def test_base_classes_are_no_kinds_and_what_lacks_a_callback_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "family.py").write_text(FAMILY)
+    assert sorted(load_agents(["family"], directory=tmp_path)) == ["Coder", "Slow"]
+    (tmp_path / "bases.py").write_text(FAMILY.partition("class Coder")[0])
+    with pytest.raises(InvalidAgent, match="Base has no handle_response"):
+        load_agents(["bases"], directory=tmp_path)
+    heir = "from agentmesh import Idle\nfrom bases import Base\nclass Heir(Base):\n    def handle_response(self, *given): ...\n"
+    (tmp_path / "heirs.py").write_text(heir)
+    assert list(load_agents(["bases,heirs"], directory=tmp_path)) == ["Heir"]
+    with pytest.raises(InvalidAgent, match="Base: only base classes"):
+        load_agents(["bases"], directory=tmp_path)
+
+
 def test_absent_sources_and_two_agents_of_one_name(tmp_path: Path) -> None:
     with pytest.raises(InvalidAgent, match="there is no module 'nowhere'"):
         load_agents(["nowhere"], directory=tmp_path)

@@ -307,6 +307,10 @@ class Unset(msgspec.Struct):
         del self.value
 
 
+async def measures() -> dict[str, Any]:
+    return {"mean": float("nan"), "unit": None, "all": [1.5, float("inf")]}
+
+
 async def yields() -> AsyncIterator[int]:
     yield 1
 
@@ -322,6 +326,7 @@ async def endless_text() -> str:
     return "x" * (MAX_RESULT + 5)
 
 
+@pytest.mark.case(480)
 @pytest.mark.parametrize(
     ("function", "ok", "text"),
     [
@@ -341,6 +346,12 @@ async def endless_text() -> str:
         (is_not_all_there, False, "the tool's result is no JSON: Struct field 'value' is unset"),
         (yields, False, "the tool's result is no JSON: Encoding objects of type async_generator is unsupported"),
         (cancels_its_own_task, False, "CancelledError"),
+        (
+            measures,
+            True,
+            '{"mean":null,"unit":null,"all":[1.5,null]}\n'
+            "[result['mean'] is NaN, result['all'][1] is infinite: JSON has no such number, so null stands there]",
+        ),
         (endless_text, True, "x" * MAX_RESULT + "\n[cut: 5 more characters]"),
     ],
 )

@@ -21,7 +21,7 @@ from agentmesh.callback_context import Request
 from agentmesh.errors import BackendError
 from agentmesh.records import NOTHING
 from agentmesh.turn.values import Input, Misbehaved, Raised, Returned, RunCallback, RunTurn, TurnEnded, Unreadable
-from agentmesh.wire import MAX_DEPTH, ErrorBody, Outcome
+from agentmesh.wire import MAX_DEPTH, Attachment, ErrorBody, Outcome
 from agentmesh_node.telemetry.tracing import Tracing
 from agentmesh_node.turns.runner import Ports, Runner
 from node.turns.test_runner import Clock, Talker
@@ -306,6 +306,7 @@ def nested(levels: int) -> Any:
     return {"deeper": nested(levels - 1)} if levels else "end"
 
 
+@pytest.mark.case(484)
 @pytest.mark.parametrize(
     "hand",
     [
@@ -320,6 +321,19 @@ def nested(levels: int) -> Any:
         lambda self: self.reply(7, "text"),
         lambda self: self.reply("1", 7),
         lambda self: self.notify_after(1, "event", id="_mine"),
+        lambda self: self.notify_after(1, "event", id=7),
+        lambda self: self.notify_after(1, "event", every=0.5),
+        lambda self: self.notify_after(1, "event", every=float("nan")),
+        lambda self: self.notify_after(1, "event", every="hourly"),
+        lambda self: self.notify_after("soon", "event"),
+        lambda self: self.notify_after(float("nan"), "event"),
+        lambda self: self.notify_after(float("inf"), "event"),
+        lambda self: self.notify_at("2030-01-01", "event"),
+        lambda self: self.notify_at(-5, "event"),
+        lambda self: self.cancel_timer(7),
+        lambda self: self.tell("other", "p", tag=7),
+        lambda self: self.start_agent("other", kind="K", if_exists="replace"),
+        lambda self: self.start_agent("other", kind="K", watchdog_s=True),
         lambda self: self.notify("other", float),
         lambda self: self.notify("other", nested(MAX_DEPTH + 1)),
         lambda self: self.tell("other", "p", metadata=nested(MAX_DEPTH + 1)),
@@ -332,6 +346,40 @@ def test_what_cannot_be_asked_for_raises_where_it_is_asked(hand: Any) -> None:
         return Idle(state)
 
     assert error_of(call(made(handle_event=ask), "handle_event", 1)).code == "bad_request"
+
+
+@pytest.mark.case(480)
+@pytest.mark.parametrize(
+    ("hand", "field"),
+    [
+        (lambda self, number: self.notify("other", {"score": number}), "event['score']"),
+        (lambda self, number: self.notify_after(1, [None, number]), "event[1]"),
+        (lambda self, number: self.tell("other", "p", metadata={"score": number}), "metadata['score']"),
+        (lambda self, number: self.start_agent("other", kind="K", options={"t": number}), "options['t']"),
+    ],
+)
+def test_a_number_that_json_does_not_have_is_refused_with_its_field(hand: Any, field: str) -> None:
+    def ask(self: Any, event: Any, state: Any) -> Any:
+        hand(self, float("nan"))
+        return Idle(state)
+
+    error = error_of(call(made(handle_event=ask), "handle_event", 1))
+    assert (error.code, error.message.partition(",")[0]) == ("bad_request", f"{field} is NaN")
+
+
+@pytest.mark.case(480)
+def test_nor_can_the_backend_have_it_as_an_option() -> None:
+    cls = made(init_agent=lambda self, options: Init([], backend={"model": None, "temperature": float("inf")}))
+    error = error_of(call(cls, "init_agent", {}, state=None))
+    assert error.code == "init_failed" and "backend['temperature'] is infinite" in error.message
+
+
+@pytest.mark.case(483)
+@pytest.mark.parametrize("files", [(), (Attachment(filename="a.png", content=""),)])
+def test_pre_turn_may_let_a_prompt_without_a_text_pass_if_it_has_attachments(files: tuple[Attachment, ...]) -> None:
+    cls = made(pre_turn=lambda self, prompt, state: Proceed(prompt, state))
+    end = call(cls, "pre_turn", "", request=Request("1", attachments=files))
+    assert isinstance(end, Returned if files else Misbehaved)
 
 
 def test_what_is_asked_for_is_what_it_was_then() -> None:

@@ -77,6 +77,16 @@ def test_each_type_of_state_is_encoded_and_a_bad_field_is_named(name: str) -> No
     assert "[1]['deep']" in error.message
 
 
+@pytest.mark.case(480)
+@pytest.mark.parametrize("name", STATES)
+@pytest.mark.parametrize(("number", "word"), [(float("nan"), "NaN"), (float("inf"), "infinite")])
+def test_a_number_that_json_does_not_have_is_named(name: str, number: float, word: str) -> None:
+    cls = made(state=STATES[name][0], handle_event=lambda self, event, state: Idle(change(state, seen=[None, {"deep": number}])))
+    error = error_of(call(cls, "handle_event", 1, state=b'{"lines":[],"seen":1}'))
+    assert error.code == "bad_state"
+    assert "seen" in error.message and f"[1]['deep'] is {word}" in error.message
+
+
 @pytest.mark.parametrize("name", ["struct", "dataclass", "typed dict", "dict"])
 def test_a_state_of_another_type_is_named(name: str) -> None:
     cls = made(state=STATES[name][0], handle_event=lambda self, event, state: Idle("text"))
@@ -116,6 +126,17 @@ def test_a_class_that_cannot_be_an_agents_is_refused_with_the_attribute(attribut
     check_class(made())
     with pytest.raises(InvalidAgent, match=words):
         check_class(made(**attributes))
+
+
+@pytest.mark.case(481)
+def test_a_class_that_lacks_a_required_callback_is_refused() -> None:
+    def lacking(*names: str) -> type[Agent[Any]]:
+        return made(**{name: getattr(Agent, name) for name in names})
+
+    with pytest.raises(InvalidAgent, match="has no handle_response: every agent defines init_agent and handle_response"):
+        check_class(lacking("handle_response"))
+    with pytest.raises(InvalidAgent, match="has no init_agent and no handle_response"):
+        check_class(lacking("init_agent", "handle_response"))
 
 
 @pytest.mark.case(6)

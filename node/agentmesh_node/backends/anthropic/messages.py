@@ -26,7 +26,8 @@ def prompt(text: str, turn: Turn) -> JsonObject:
     Raises:
         BackendError: `details["reason"]` is `bad_attachment`.
     """
-    return {"role": "user", "content": [*map(_attachment, turn.attachments), {"type": "text", "text": text}]}
+    told = [{"type": "text", "text": text}] if text.strip() else []  # the API takes no blank texts; an attachment may be all
+    return {"role": "user", "content": [*map(_attachment, turn.attachments), *told]}
 
 
 def results(found: Sequence[Result]) -> JsonObject:

@@ -20,7 +20,8 @@ def content(prompt: str, attachments: Sequence[Any]) -> str | list[dict[str, Any
     """
     if not attachments:
         return prompt
-    return [*(_block(attachment) for attachment in attachments), {"type": "text", "text": prompt}]
+    told = [{"type": "text", "text": prompt}] if prompt.strip() else []  # the API takes no blank texts
+    return [*(_block(attachment) for attachment in attachments), *told]
 
 
 def noted(told: str | list[dict[str, Any]], notice: str | None) -> str | list[dict[str, Any]]:

@@ -58,8 +58,8 @@ class Home:
                 images.append({"type": "localImage", "path": str(place)})
             else:
                 names.append(f"- {place}")
-        text = prompt if not names else "\n".join([prompt, "", "Attached files:", *names])
-        return [{"type": "text", "text": text}, *images]
+        text = "\n".join(filter(None, (prompt, "\nAttached files:" if names else "", *names)))
+        return [*([{"type": "text", "text": text}] if text.strip() else []), *images]
 
 
 def _content(attachment: Any) -> bytes:
