@@ -10,8 +10,9 @@ from agentmesh.edge.journal_reader import JournalReader
 from agentmesh.edge.transport import Transport
 from agentmesh.errors import StoreLost
 from agentmesh.names import agent_name
-from agentmesh.records import Record, SetInfo, TurnInfo
+from agentmesh.records import Record, Resolve, SetInfo, TurnInfo
 from agentmesh.subjects import Subjects
+from agentmesh.wire import parse_time
 from agentmesh_client.results import ChangeEntry, TurnEntry
 from agentmesh_client.spec_cache import SpecCache, unknown
 
@@ -45,28 +46,42 @@ def turns(records: list[Record]) -> list[TurnInfo]:
 
     A snapshot replaces the records before it and remembers the newest of their turns; a tombstone does so until it expires, or
     until the next life of the name begins. An `activated` record counts as a takeover of the turn that follows it, unless the
-    agent had just begun its life or was at rest: then there was nothing to take over.
+    agent had just begun its life, or the same process has woken it. One behind a `rest` counts if the turn's prompt is older than
+    that owner's placement: it ran, or waited, where the agent was before.
     """
     known: dict[int, TurnInfo] = {}
     takeovers = 0
+    moves: list[float] = []
+    """When the agent was placed elsewhere while its newest record showed it at rest."""
     before: Record | None = None
     for record in records:
         if record.snapshot is not None:
             known.update((turn.number, known.get(turn.number, turn)) for turn in record.snapshot.history)
-        if (
-            record.kind == "activated"
-            and before is not None
-            and before.kind != "rest"
-            and before.incarnation == record.incarnation
-        ):
-            takeovers += 1
+        if record.kind == "activated" and before is not None and _is_takeover(before, record):
+            if before.kind != "rest":
+                takeovers += 1
+            elif record.placed is not None:
+                moves.append(record.placed)
         if record.kind == "rest":
-            takeovers = 0
+            takeovers, moves = 0, []
         if record.turn is not None:
+            takeovers += sum(_is_older(record, record.turn.ref, placed) for placed in moves)
             known[record.turn.number] = msgspec.structs.replace(record.turn, takeovers=takeovers)
-            takeovers = 0
+            takeovers, moves = 0, []
         before = record
     return [known[number] for number in sorted(known)]
+
+
+def _is_older(record: Record, ref: str, moment: float) -> bool:
+    """Whether the prompt that this record answers was stored before `moment`, as far as its outcome tells."""
+    told = [effect.outcome.stored for effect in record.effects if isinstance(effect, Resolve) and effect.outcome.ref == ref]
+    return any(stored is not None and parse_time(stored) < moment for stored in told)
+
+
+def _is_takeover(before: Record, record: Record) -> bool:
+    """Whether another process has taken up the life that `before` belongs to."""
+    same_owner = (before.boot, before.generation) == (record.boot, record.generation)
+    return before.incarnation == record.incarnation and not same_owner
 
 
 def changes(records: list[Record]) -> list[SetInfo]:

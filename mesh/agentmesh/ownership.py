@@ -22,6 +22,8 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True):
     epoch: int
     generation: int
     incarnation: str
+    placed: float | None = None
+    """When the leader placed the agent there, in seconds since the epoch; None: it does not say."""
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
@@ -95,6 +97,7 @@ def activation(
         boot=claim.boot,
         snapshot=verdict.ledger if verdict.snapshot else None,
         change=change,
+        placed=claim.placed,
         v=v,
     )
 

@@ -465,6 +465,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Nothing writes this: steps are part of the ledger, so they stand in `change`."""
     positions: dict[str, int] | None = None
     """`rest`: every lane's position, so that a new owner sees from this record alone whether there is work."""
+    placed: float | None = None
+    """`activated`: when the owner was given the agent, in seconds since the epoch. Mail that is older has met a takeover."""
     v: int = FIRST
     """The version that a reader must know: at least the one that its content needs, and that of the record before it."""
 

@@ -105,6 +105,11 @@ def test_a_takeover_shows_in_the_turn_that_lived_through_it(server: Server, subj
             await eventually(at_rest, PATIENCE_S, "its rest")
             await mesh.node("n2")
             await mesh.nodes["n1"].close()
+
+            async def moved() -> bool:
+                return await mesh.client.whereis("coder") == "n2"
+
+            await eventually(moved, PATIENCE_S, "its place")  # a prompt that comes earlier lives through a takeover
             assert (await mesh.client.ask("coder", "two", timeout=PATIENCE_S)).node == "n2"
             one, two = await mesh.client.history("coder")
             assert (one.node, two.node) == ("n1", "n2")
@@ -129,11 +134,12 @@ def test_the_commands_history_and_dead(server: Server, subjects: Subjects) -> No
             await eventually(listed, PATIENCE_S, "the dead letter")
             lines = (await command(mesh, "history", "frail")).splitlines()
             assert lines[0].split() == ["TURN", "REF", "STARTED", "TOOK", "FROM", "NODE", "TAKEOVERS", "RESULT"]
-            assert len(lines) == 2
+            assert len(lines) == 3 and lines[2].split()[-1] == "failed", "the prompt that crashed it is shown, too"
             assert "first prompt" in await command(mesh, "history", "frail", "--content")
-            (turn,) = json.loads(await command(mesh, "history", "frail", "-o", "json", "--content"))
+            turn, crashed = json.loads(await command(mesh, "history", "frail", "-o", "json", "--content"))
             assert turn | {"turn": 1, "node": "n1", "prompt": "first\nprompt", "answer": "first\nprompt"} == turn
             assert turn["started"].endswith("Z")
+            assert (crashed["turn"], crashed["error"]["code"], "answer" in crashed) == (2, "failed", False)
             assert "no agent 'nobody'" in await command(mesh, "history", "nobody", code=3)
 
             (letter,) = json.loads(await command(mesh, "dead", "ls", "frail", "-o", "json"))

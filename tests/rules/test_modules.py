@@ -98,7 +98,6 @@ THROUGH: dict[str, str] = {
     "agentmesh_client.control": "client/test_control.py",
     "agentmesh_client.dead": "client/test_cli.py",
     "agentmesh_client.directory": "client/test_cli.py",
-    "agentmesh_client.history": "live/test_history.py",
     "agentmesh_client.late_prompts": "client/test_asking.py",
     "agentmesh_client.polling": "client/test_polling.py",
     "agentmesh_client.results": "client/test_polling.py",

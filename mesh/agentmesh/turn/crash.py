@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from msgspec import structs
 
+from agentmesh.records import TurnInfo
 from agentmesh.turn.draft import Out, commit
-from agentmesh.turn.poison import begin, give_up
-from agentmesh.turn.values import TO_IDLE, Core, Emit, Misbehaved, Phase, Raised, Returned, RunCallback
+from agentmesh.turn.poison import begin, end_without_answer
+from agentmesh.turn.values import TO_IDLE, Active, Core, Emit, Misbehaved, Phase, Raised, Returned, RunCallback
 from agentmesh.wire import ErrorBody
 
 
@@ -39,12 +40,12 @@ def record_crash(core: Core, out: Out) -> None:
     """Charge the crash to the input that was handled and to the restart window."""
     reason = core.reason
     assert reason is not None
-    active, restart = core.active, core.config.restart
+    active, restart, turn = core.active, core.config.restart, None
     begin(core)
     if active is not None:
         attempts = core.work.attempts.get(active.key, 0) + 1
         if attempts >= core.config.max_attempts:
-            _give_up_input(core, attempts, reason)
+            turn = _give_up_input(core, active, attempts, reason)
         else:
             core.work = structs.replace(core.work, attempts={**core.work.attempts, active.key: attempts})
     recent = (*(t for t in core.work.restarts if t > core.now - restart.within_s), core.now)
@@ -57,12 +58,11 @@ def record_crash(core: Core, out: Out) -> None:
         )
         core.work = structs.replace(core.work, failed=failed)
         core.emits = (*core.emits, Emit("failed", {"reason": failed.message}))
-    commit(core, "crashed", out, then="after_crash")
+    commit(core, "crashed", out, then="after_crash", turn=turn)
 
 
-def _give_up_input(core: Core, attempts: int, reason: ErrorBody) -> None:
-    active = core.active
-    assert active is not None
+def _give_up_input(core: Core, active: Active, attempts: int, reason: ErrorBody) -> TurnInfo:
+    """Give up the input, which has crashed the agent so often. Returns what the history shows of it."""
     error = ErrorBody(
         code="failed",
         message=f"this prompt crashed the agent {attempts} times, last with: {reason.message}",
@@ -70,4 +70,4 @@ def _give_up_input(core: Core, attempts: int, reason: ErrorBody) -> None:
     )
     if active.mail is not None:
         core.prompts = tuple(m for m in core.prompts if m is not active.mail)
-    give_up(core, active, error)
+    return end_without_answer(core, active, error)

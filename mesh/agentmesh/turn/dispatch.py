@@ -135,9 +135,13 @@ def dispatch(core: Core, out: Out) -> None:
                 core.wary = False  # all mail that waited when the node died is handled
             return
         mail = active.mail
-        over = _end_late(core, active) if mail is None else _end_without_turn(core, mail)
-        if not over and not is_beyond(core, active):
+        if _end_late(core, active) if mail is None else _end_without_turn(core, mail):
+            continue
+        given_up = is_beyond(core, active)
+        if given_up is None:
             break
+        commit(core, "refused", out, turn=given_up)
+        return
     turned_away = core.work is not before
     if turned_away or hold_back(core, active.key, out):
         # Put it back: something else comes first.

@@ -29,7 +29,7 @@ from agentmesh.records import (
 )
 from agentmesh.subjects import LANES
 from agentmesh.turn import delegation
-from agentmesh.turn.values import AnswerControl, Append, Command, Core, Emit, Inflight, Phase, Stop, Then
+from agentmesh.turn.values import Active, AnswerControl, Append, Command, Core, Emit, Inflight, Phase, Stop, Then
 from agentmesh.wire import ErrorBody, Mail, Outcome, format_time, parse_time
 
 type Out = list[Command]
@@ -119,6 +119,26 @@ def end(core: Core, caller: Caller, outcome: Outcome) -> None:
 def end_request(core: Core, caller: Caller, error: ErrorBody) -> None:
     """Add to the draft that the caller's request ended with `error`."""
     end(core, caller, failed_outcome(core, caller.ref, error))
+
+
+def turn_info(core: Core, active: Active, error: ErrorBody | None) -> TurnInfo:
+    """What the history shows of a turn that ended now, with `error` or with an answer."""
+    answer = active.unsaid if error is not None else active.outcome.text if active.outcome else None
+    return TurnInfo(
+        number=active.number,
+        ref=active.ref,
+        started=active.started,
+        ended=max(core.now, active.started),
+        node=core.ledger.node,
+        generation=core.ledger.generation,
+        sender=active.sender,
+        label=active.label,
+        prompt=active.text[: book.HISTORY_TEXT],
+        answer=None if answer is None else answer[: book.HISTORY_TEXT],
+        error=error,
+        usage=active.outcome.usage if active.outcome else None,
+        takeovers=core.ledger.takeovers.get(active.key, 0),
+    )
 
 
 def bury(core: Core, lane: str, seq: int, reason: ErrorBody, text: str | None = None) -> None:

@@ -9,10 +9,9 @@ from msgspec import structs
 
 from agentmesh.agent import Answer
 from agentmesh.budget import DELEGATED, NOTHING_SPENT, Purse, added, as_usage, spending_of
-from agentmesh.ledger import HISTORY_TEXT
-from agentmesh.records import Caller, Deferred, SetTimer, TurnInfo
+from agentmesh.records import Caller, Deferred, SetTimer
 from agentmesh.turn import delegation
-from agentmesh.turn.draft import Out, commit, deadline_timer, end
+from agentmesh.turn.draft import Out, commit, deadline_timer, end, turn_info
 from agentmesh.turn.steps import delegated_so_far
 from agentmesh.turn.values import TO_IDLE, Active, Core
 from agentmesh.wire import Mail, Outcome
@@ -85,23 +84,4 @@ def finish_turn(core: Core, out: Out) -> None:
     if active.outcome.usage:
         core.work = structs.replace(core.work, usage=added(core.work.usage, active.outcome.usage))
     core.emits = (*core.emits, TO_IDLE)
-    commit(core, "turn", out, turn=_turn_info(core, active))
-
-
-def _turn_info(core: Core, active: Active) -> TurnInfo:
-    answer = active.outcome.text if active.outcome and active.outcome.ok else active.unsaid
-    return TurnInfo(
-        number=active.number,
-        ref=active.ref,
-        started=active.started,
-        ended=max(core.now, active.started),
-        node=core.ledger.node,
-        generation=core.ledger.generation,
-        sender=active.sender,
-        label=active.label,
-        prompt=active.text[:HISTORY_TEXT],
-        answer=None if answer is None else answer[:HISTORY_TEXT],
-        error=active.error,
-        usage=active.outcome.usage if active.outcome else None,
-        takeovers=core.ledger.takeovers.get(active.key, 0),
-    )
+    commit(core, "turn", out, turn=turn_info(core, active, active.error))

@@ -11,7 +11,8 @@ from __future__ import annotations
 import msgspec
 from msgspec import structs
 
-from agentmesh.turn.draft import Out, bury, commit, consume, end_request, forget_charges, key_of
+from agentmesh.records import TurnInfo
+from agentmesh.turn.draft import Out, bury, commit, consume, end_request, forget_charges, key_of, turn_info
 from agentmesh.turn.values import Active, AwaitPermit, Core, Phase
 from agentmesh.wire import ErrorBody
 
@@ -64,13 +65,18 @@ def give_up(core: Core, active: Active, error: ErrorBody) -> None:
     forget_charges(core, active.key)
 
 
-def is_beyond(core: Core, active: Active) -> bool:
-    """Give up a prompt that too many nodes have died of. Returns whether it was one."""
-    error = beyond(core, active.key) if core.ledger.takeovers else None
-    if error is None:
-        return False
+def end_without_answer(core: Core, active: Active, error: ErrorBody) -> TurnInfo:
+    """As `give_up`, for a prompt that turns have been begun for. Returns what the history shows of them."""
+    info = turn_info(core, active, error)
     give_up(core, active, error)
-    return True
+    core.work = structs.replace(core.work, turn=active.number)
+    return info
+
+
+def is_beyond(core: Core, active: Active) -> TurnInfo | None:
+    """Give up a prompt that too many nodes have died of. Returns what the history shows of it; None if it is no such prompt."""
+    error = beyond(core, active.key) if core.ledger.takeovers else None
+    return None if error is None else end_without_answer(core, active, error)
 
 
 def comes_first(core: Core, out: Out) -> bool:

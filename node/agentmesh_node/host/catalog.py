@@ -25,7 +25,7 @@ from agentmesh.ownership import Claim, restored_spec
 from agentmesh.registry_values import Spec
 from agentmesh.subjects import placement_key, spec_key
 from agentmesh.turn.values import Phase
-from agentmesh.wire import encode, format_time
+from agentmesh.wire import encode, format_time, parse_time
 from agentmesh_node.host.drain import give_up
 from agentmesh_node.host.linked_agents import end_children
 from agentmesh_node.host.placed_agent import PlacedAgent
@@ -130,7 +130,7 @@ class Catalog:
         except BadRequest as error:  # the supervisor removes it
             log.error("placement skipped: %s", error.message, extra={"agent": name})
             return
-        placed = PlacedAgent(name, entry.revision, placement.incarnation)
+        placed = PlacedAgent(name, entry.revision, placement.incarnation, placement.since)
         self.agents[name] = placed
         self._fresh.append(placed)
         self._begin_listening()
@@ -248,6 +248,7 @@ class Catalog:
             epoch=self._s.epoch,
             generation=placed.generation,
             incarnation=placed.incarnation,
+            placed=_moment(placed.since),
         )
         if spec is None:
             raise OwnershipLost("no such agent is wanted", final=True)
@@ -395,3 +396,11 @@ def _why(spec: Spec) -> str:
     """Why an agent ends, as its spec says."""
     reason = spec.reason
     return "it was stopped" if reason is None else reason.message or reason.code
+
+
+def _moment(text: str) -> float | None:
+    """Seconds since the epoch of a time in the registry; None if it is none."""
+    try:
+        return parse_time(text)
+    except BadRequest:
+        return None

@@ -13,12 +13,14 @@ from agentmesh_node.owner.owner import Owner
 class PlacedAgent:
     """An agent placed on this node: one subscription while it sleeps, an owner while it is awake."""
 
-    __slots__ = ("activation", "generation", "gone", "incarnation", "name", "owner", "stuck", "subscription", "waiting")
+    __slots__ = ("activation", "generation", "gone", "incarnation", "name", "owner", "since", "stuck", "subscription", "waiting")
 
-    def __init__(self, name: str, generation: int, incarnation: str) -> None:
+    def __init__(self, name: str, generation: int, incarnation: str, since: str = "") -> None:
         self.name = name
         self.generation = generation
         self.incarnation = incarnation
+        self.since = since
+        """When it was placed here (RFC 3339)."""
         self.subscription: Subscription | None = None
         self.owner: Owner | None = None
         self.activation: asyncio.Task[None] | None = None
