@@ -361,6 +361,7 @@ class Mesh:
         kind: str,
         backend: str | None = None,
         options: Mapping[str, Any] | None = None,
+        backend_options: Mapping[str, Any] | None = None,
         labels: Mapping[str, str] | None = None,
         restart: Restart | RestartPolicy | None = None,
         watchdog_s: float | None = None,
@@ -376,6 +377,8 @@ class Mesh:
             kind: the agent's class, as nodes announce it.
             backend: the name of a backend; default: the class's own.
             options: JSON for `init_agent`; journaled, so no secrets.
+            backend_options: JSON for the backend, over what `init_agent` chooses; None removes one of its. Journaled, too. With
+                `wait`, they are set afterwards, as `update_agent` does, where a node of an older build has started it without.
             labels: what a node must have to run it.
             restart: what happens when the agent's own code crashes; a policy's name, or `Restart`.
             watchdog_s: longest turn, in seconds.
@@ -395,13 +398,17 @@ class Mesh:
             kind=kind,
             backend=backend,
             options=options,
+            backend_options=backend_options,
             labels=labels,
             restart=restart,
             watchdog_s=watchdog_s,
             budget=budget,
             ambient=self._ambient,
         )
-        return await self._starter.start(name, spec, timeout=seconds(timeout), wait=wait, use=if_exists == "use")
+        started = await self._starter.start(name, spec, timeout=seconds(timeout), wait=wait, use=if_exists == "use")
+        if backend_options and wait and not started.existed:
+            await self._updater.ensure(name, backend_options, timeout=seconds(timeout))
+        return started
 
     async def update_agent(
         self,

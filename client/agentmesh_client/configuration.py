@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 import msgspec
 
-from agentmesh.configuration import checked
+from agentmesh.configuration import checked, merged
 from agentmesh.control_values import Adjustment, ControlRequest, Status
 from agentmesh.edge.clock import SYSTEM, Ambient
 from agentmesh.edge.failures import WrongLastSequence
@@ -112,6 +112,14 @@ class Updater:
         moved = await patiently(lambda: self._relabel(agent, labels, expected), left)
         shown = reply.configuration if not moved else None
         return AgentUpdate(name=agent, changed=reply.set or moved, configuration=shown)
+
+    async def ensure(self, agent: str, backend_options: Mapping[str, Any], *, timeout: float) -> None:
+        """Set these options of an agent that has just been started with them, if its node has not taken them: it is of an older
+        build."""
+        status = await self._control.ask(agent, ControlRequest(op="status"), Status, timeout=timeout, repeat=True)
+        shown = status.configuration.backend_options if status.configuration is not None else {}
+        if shown is not None and merged(shown, backend_options) != shown:
+            await self.update(agent, adjustment(backend_options=backend_options), {}, expect=None, timeout=timeout)
 
     async def _set(self, agent: str, change: Adjustment, expect: str | None, timeout: float) -> ControlReply:
         # One id for all attempts: the owner makes the change once, however often it hears of it.

@@ -42,6 +42,7 @@ def new_spec(
     kind: object,
     backend: str | None = None,
     options: Mapping[str, Any] | None = None,
+    backend_options: Mapping[str, Any] | None = None,
     labels: Mapping[str, str] | None = None,
     restart: Restart | RestartPolicy | None = None,
     watchdog_s: float | None = None,
@@ -68,19 +69,20 @@ def new_spec(
         "status": "wanted",
         "backend": backend,
         "options": dict(options or {}),
+        "backend_options": dict(backend_options) if backend_options else None,
         "labels": dict(labels or {}),
         "restart": restart or Restart(),
         "watchdog_s": watchdog_s,
         "budget": None if budget is None else dict(budget),
         "since": format_time(ambient.now()),
     }
-    body = json_bytes(draft, "the agent's options, labels or budget")
+    body = json_bytes(draft, "the agent's options, backend options, labels or budget")
     limits_from(budget)
     try:
         spec = msgspec.json.decode(body, type=Spec)  # nodes decode it so: what they could not read is refused here
     except msgspec.ValidationError as error:
         raise BadRequest(f"the agent cannot be described so: {error}") from None
-    check_depth_of(body, [spec.options, spec.budget])
+    check_depth_of(body, [spec.options, spec.budget, spec.backend_options])
     return spec
 
 

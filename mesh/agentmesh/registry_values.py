@@ -53,7 +53,8 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     ran: bool = False
     """An owner has shown it as running in this life, so its journal cannot be empty."""
     backend_options: dict[str, Any] | None = None
-    """Shown once `mesh set` has changed the agent's configuration: the backend options in force."""
+    """What the start asks of the backend, over what `init_agent` chooses. Once `mesh set` has changed the agent's configuration,
+    the backend options in force."""
     sets: int = 0
     """How many changes of the configuration the fields above show; the journal decides what is in force."""
 

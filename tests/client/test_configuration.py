@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from msgspec import to_builtins
+from msgspec.structs import replace
 
 from agentmesh.control_values import Configuration
 from agentmesh.errors import AskTimeout, BadRequest, Conflict, NotFound, Unavailable
@@ -10,6 +12,7 @@ from agentmesh.registry_values import By, Restart
 from agentmesh.subjects import Subjects
 from agentmesh_client.configuration import adjustment, checked_labels
 from client.fake_owner import world
+from client.test_control import STATUS
 from support import Server, run
 
 FOUND = Configuration(
@@ -80,5 +83,21 @@ def test_labels_that_somebody_else_has_changed_stay(server: Server, subjects: Su
             with pytest.raises(Conflict):
                 await w.mesh.update_agent("coder", watchdog_s=60, labels={"zone": "c"}, expect=FOUND.tag)
             assert (await w.spec("coder")).labels == {"zone": "b"}
+
+    run(scenario(), timeout=60)
+
+
+@pytest.mark.case(464)
+def test_options_of_a_start_are_set_afterwards_where_an_older_node_has_dropped_them(server: Server, subjects: Subjects) -> None:
+    async def scenario() -> None:
+        async with world(server, subjects) as w, w.owner("coder") as owner, w.placer():
+            for found, sets in (({}, 1), ({"model": "new", "more": 1}, 0)):
+                owner.requests.clear()
+                owner.replies = {"status": STATUS | {"configuration": to_builtins(replace(FOUND, backend_options=found))}}
+                owner.replies["set"] = {"set": True}
+                await w.mesh.start_agent("coder", kind="Coder", backend_options={"model": "new", "gone": None})
+                assert (await w.spec("coder")).backend_options == {"model": "new", "gone": None}
+                assert len([request for request in owner.requests if request["op"] == "set"]) == sets
+                await w.mesh.stop("coder")
 
     run(scenario(), timeout=60)

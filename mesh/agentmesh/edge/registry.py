@@ -441,7 +441,7 @@ def decode_spec(entry: Entry) -> Spec:
     spec = _decode(_spec, entry)
     try:
         # Options and budget go into the agent's records, which must be encodable.
-        check_depth_of(entry.value or b"", [spec.options, spec.budget])
+        check_depth_of(entry.value or b"", [spec.options, spec.budget, spec.backend_options])
     except BadRequest as error:
         raise _malformed(entry, error.message) from None
     return spec

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from msgspec import structs
 
+from agentmesh.configuration import merged
 from agentmesh.ledger import shortened
 from agentmesh.records import NOTHING, CancelTimer, Ledger
 from agentmesh.turn import delegation
@@ -75,12 +76,11 @@ def on_init(core: Core, item: Returned | Misbehaved | Raised, out: Out) -> None:
     if not isinstance(item, Returned):
         begin_end(core, ErrorBody(code="init_failed", message=item.error.message, details=item.error.details), out)
         return
-    core.work = structs.replace(
-        core.work, state=item.state, state_version=core.config.state_version, backend_options=item.choice.backend
-    )
+    chosen = merged(item.choice.backend, core.config.backend_options)
+    core.work = structs.replace(core.work, state=item.state, state_version=core.config.state_version, backend_options=chosen)
     core.asks = item.asks
     core.phase = Phase.SESSION
-    out.append(RunCallback(hook="start_session", args=(item.choice.backend,), state=item.state))
+    out.append(RunCallback(hook="start_session", args=(chosen,), state=item.state))
 
 
 def on_session(core: Core, item: Returned | Misbehaved | Raised | Unreadable, out: Out) -> None:

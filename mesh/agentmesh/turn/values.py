@@ -93,6 +93,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     restart: Restart = Restart()
     state_version: int = 1
     options: dict[str, Any] = {}
+    backend_options: dict[str, Any] = {}
+    """What the start asks of the backend; it goes over what `init_agent` chooses."""
     budget: Limits = NO_LIMITS  # of each turn
     snapshot_records: int = 256
     snapshot_bytes: int = 1 << 20

@@ -98,6 +98,7 @@ class AgentFactory:
             restart=restart,
             state_version=cls.state_version,
             options=spec.options,
+            backend_options=spec.backend_options or {},
             budget=spec_limits(name, spec.budget),
             max_payload=s.transport.max_payload,
             snapshot_records=s.settings.snapshot_records,
@@ -114,7 +115,10 @@ def backend_class(name: str) -> Any:
     """
     found = next(iter(entry_points(group=BACKENDS_GROUP, name=name)), None)
     if found is None:
-        raise BackendError(f"there is no backend {name!r} on this node; install the package that brings it")
+        known = ", ".join(sorted({entry.name for entry in entry_points(group=BACKENDS_GROUP)}))
+        raise BackendError(
+            f"there is no backend {name!r} on this node; there are: {known}; take one of them, or install the package that has it"
+        )
     return found.load()
 
 

@@ -40,6 +40,16 @@ def ask(rig: Rig, change: Adjustment, *, id: str = "r1", token: str = "t", **fie
     return rig.answers.get(token)
 
 
+@pytest.mark.case(464)
+def test_what_a_start_asks_of_the_backend_goes_over_what_the_class_chooses() -> None:
+    rig = Rig(Modelled, backend_options={"model": "new", "effort": None, "more": 1})
+    assert rig.core.ledger.backend_options == {"model": "new", "more": 1}
+    rig.kill()
+    assert rig.core.ledger.backend_options == {"model": "new", "more": 1}
+    ask(rig, Adjustment(backend_options={"model": "newer"}))
+    assert rig.core.ledger.backend_options == {"model": "newer", "more": 1}
+
+
 @pytest.mark.case(340)
 def test_turns_use_what_was_set_in_one_record() -> None:
     rig = Rig()

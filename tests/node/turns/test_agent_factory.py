@@ -6,10 +6,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from agentmesh.backend import Room
+from agentmesh.errors import BackendError
 from agentmesh_node.backends.scripted import ScriptedBackend
 from agentmesh_node.settings import NodeSettings
-from agentmesh_node.turns.agent_factory import files_of, takes_room
+from agentmesh_node.turns.agent_factory import backend_class, files_of, takes_room
 
 
 class Roomy:
@@ -26,6 +29,11 @@ def test_only_a_factory_that_asks_for_a_room_gets_one() -> None:
     assert not takes_room(plain)
     assert not takes_room(ScriptedBackend)
     assert not takes_room(dict)  # has no signature to read
+
+
+def test_a_backend_that_nobody_brings_is_told_with_those_that_there_are() -> None:
+    with pytest.raises(BackendError, match=r"there is no backend 'nope' on this node; there are: anthropic, .*scripted; take"):
+        backend_class("nope")
 
 
 def test_each_node_has_files_of_its_own(tmp_path: Path) -> None:
