@@ -36,6 +36,8 @@ def test_no_number_is_missing_or_used_twice() -> None:
         *range(350, 360),
         *range(420, 430),
         *range(440, 446),
+        *range(460, 465),
+        *range(480, 485),
     }
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import msgspec
 
 from agentmesh.control_values import Activities, Activity, ControlRequest
+from agentmesh.edge.address import UP_ID, UP_SERVER
 from agentmesh.edge.registry import Registry
 from agentmesh.edge.transport import UNANSWERED, Disconnected, NoResponders, RequestTimeout, Transport
 from agentmesh.errors import AskTimeout, MeshError, NotFound, Unavailable
@@ -81,14 +82,24 @@ class Operator:
         return (await self._ask(leader, ControlRequest(op="rebalance"), REBALANCE_S)).moving
 
     async def gone(self, node: str, timeout: float) -> None:
-        """Return when `node` has left: its lease is gone.
+        """Return when `node`, which has been told to drain, has left: its lease is gone. The node of `mesh up` takes its server
+        with it.
 
         Raises:
             AskTimeout: it has not left within `timeout` seconds.
+            Unavailable: there is no connection any more to see it by.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
-        while await self._registry.get(node_key(node)) is not None:
+        while True:
+            try:
+                if await self._registry.get(node_key(node)) is None:
+                    return
+            except Unavailable:
+                if node == UP_ID and getattr(self._transport, "server_name", "") == UP_SERVER:
+                    return
+                if loop.time() > deadline:
+                    raise
             if loop.time() > deadline:
                 raise AskTimeout(f"node {node} has not left within {timeout:g} s; it goes on draining, see `mesh nodes`")
             await asyncio.sleep(LOOK_S)

@@ -95,6 +95,7 @@ ADDED: tuple[Addition, ...] = (
     Addition("ControlRequest.sender", "ignored"),
     Addition("ControlRequest.origin", "ignored"),
     Addition("op open", "ignored"),
+    Addition("Record.placed", "ignored"),
 )
 
 

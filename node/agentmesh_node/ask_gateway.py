@@ -202,8 +202,10 @@ class AskGateway:
                 raise BadRequest(
                     f"this {wire.MSG_ID} was used for other mail; begin an id with the agent's name, and use it once"
                 )
-            # If an earlier try of this very ask was stored, the owner answers it there.
-            addresses = tuple(address for address in addresses if address != first.headers.get(wire.REPLY_TO))
+            known = first.headers.get(wire.REPLY_TO)
+            if known in addresses and not await self._is_answered(agent, str(seq), headers[wire.MSG_ID]):
+                # The owner answers there. If it has done so already, the caller that asks again has missed it.
+                addresses = tuple(address for address in addresses if address != known)
         await self._tell(agent, addresses, seq, headers)
 
     async def _tell(self, agent: str, addresses: Sequence[str], seq: int, headers: Headers) -> None:
@@ -226,6 +228,10 @@ class AskGateway:
         if outcome is not None:
             for address in addresses:
                 await self._t.publish(address, outcome)
+
+    async def _is_answered(self, agent: str, ref: str, msg_id: str) -> bool:
+        stored = await read_outcome(self._t, self._subjects, agent, ref)
+        return stored is not None and await is_answer(self._t, self._subjects, stored, msg_id)
 
     async def _outcome(self, agent: str, ref: str, msg_id: str, wait_s: float) -> bytes | None:
         """The stored outcome of a request, as soon as it is there; None if this gateway closes first."""

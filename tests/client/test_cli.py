@@ -94,7 +94,7 @@ def test_ask_says_what_a_long_silence_comes_from(server: Server, subjects: Subje
         async with shell(server, subjects) as (w, sh):
             async with sh.started("ask", "coder", "anybody?") as asking:
                 assert asking.stderr is not None
-                assert b"no node runs coder now" in await asking.stderr.readline()
+                assert b"no node is live, so no agent runs; the prompt waits" in await asking.stderr.readline()
             await place(w.registry, "coder", "life1")
             owner = w.owner("coder")
             owner.go_on.clear()
@@ -138,6 +138,39 @@ def test_tell_prints_a_ref_that_poll_takes(server: Server, subjects: Subjects) -
                 return (await sh.run("poll", "coder", ref))[0] == "echo: hello\n"
 
             await eventually(answered)
+
+    run(scenario(), timeout=60)
+
+
+@pytest.mark.case(463)
+def test_tell_and_poll_and_an_ask_that_ends_soon_say_why_a_prompt_waits(server: Server, subjects: Subjects) -> None:
+    async def scenario() -> None:
+        async with shell(server, subjects) as (w, sh):
+            nobody = (
+                "mesh: no node is live, so no agent runs; the prompt waits until one is started (`mesh node`, or `mesh up`)\n"
+            )
+            ref, said = await sh.run("tell", "coder", "hello")
+            assert said == nobody
+            assert await sh.run("poll", "coder", ref.strip()) == ("pending\n", nobody)
+            _, said = await sh.run("ask", "coder", "hello", "--timeout", "0.5", expect=exits.TIMED_OUT)
+            assert said.startswith(nobody) and "did not answer within 0.5 s" in said
+            await w.registry.create("nodes.n1", wire.encode(NodeLease(boot="b")))
+            _, said = await sh.run("tell", "coder", "hello")
+            assert said == "mesh: no node runs coder now (`mesh ps` says why); the prompt waits for one\n"
+            await place(w.registry, "coder", "life1")
+            assert (await sh.run("tell", "coder", "hello"))[1] == ""
+
+    run(scenario(), timeout=60)
+
+
+def test_a_json_option_that_is_none_is_told_how_it_is_written(server: Server, subjects: Subjects) -> None:
+    async def scenario() -> None:
+        async with shell(server, subjects) as (_, sh):
+            for verb in (("start", "x", "--kind", "K"), ("set", "coder")):
+                _, said = await sh.run(*verb, "--budget", "usd=2", expect=exits.USAGE)
+                assert said.startswith("""mesh: --budget takes a JSON object, as in --budget '{"usd": 2}'; 'usd=2' is none""")
+            _, said = await sh.run("ask", "coder", "hello", "--metadata", "[1]", expect=exits.USAGE)
+            assert "--metadata takes a JSON object" in said
 
     run(scenario(), timeout=60)
 

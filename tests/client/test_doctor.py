@@ -330,7 +330,7 @@ def test_the_weakest_part_decides(given: Facts, expected: str) -> None:
         (
             facts(stored=StoredFacts(waiting=[StuckAgent("a", "unavailable", "no such kind")])),
             "warning",
-            "a because: no such kind",
+            "a has no node: no such kind",
         ),
         (
             facts(streams=[StreamFacts(name="S", exists=True, replicas=3, up=2, behind=["n2 (cannot be reached)"])]),

@@ -19,6 +19,7 @@ import agentmesh_client
 from agentmesh.edge.manage import stream_state
 from agentmesh.subjects import Subjects
 from agentmesh_client.admin import Operator
+from commands import mesh_command
 from live.mesh import PATIENCE_S, local_mesh
 from support import Server, connected, eventually, run
 
@@ -182,6 +183,19 @@ def test_node_and_supervisor_of_up_share_an_id_and_each_request_is_answered_by_t
         assert run(turns(url, start=True)) == 1  # the supervisor knows the node
         run(operate(url))
         assert mesh.wait(timeout=30) == 0
+
+
+@pytest.mark.case(462)
+def test_a_drain_of_the_node_of_up_ends_well_though_its_server_ends_with_it(project: Path) -> None:
+    async def drained(url: str) -> tuple[int, str]:
+        done = await mesh_command(["drain", "dev", "--nats", url], dict(os.environ))
+        return done.returncode, done.stdout
+
+    for _ in range(3):
+        with verb(project, "up", "my_agents", "--port", "0") as mesh:
+            url = first_line(mesh).split()[2].rstrip(";")
+            assert run(drained(url)) == (0, "dev is gone\n")
+            assert mesh.wait(timeout=30) == 0
 
 
 @pytest.mark.case(201)

@@ -65,7 +65,8 @@ async def rebalance(*, options: Globals = DEFAULTS) -> int:
 
     async with session(options) as mesh:
         moving = await Operator(mesh.transport, mesh.subjects).rebalance()
-    Printer(options).value({"v": 1, "moving": moving}, f"{moving} agents are asked to move")
+    text = "1 agent is asked to move" if moving == 1 else f"{moving} agents are asked to move"
+    Printer(options).value({"v": 1, "moving": moving}, text)
     return exits.OK
 
 

@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from agentmesh_client.cli import exits
-from agentmesh_client.cli.common import DEFAULTS, AgentName, Flag, Globals, Pairs, json_object, json_or_text, session
+from agentmesh_client.cli.common import (
+    BUDGET_EXAMPLE,
+    DEFAULTS,
+    AgentName,
+    Flag,
+    Globals,
+    Pairs,
+    json_object,
+    json_or_text,
+    session,
+)
 
 if TYPE_CHECKING:
     from agentmesh.control_values import Status
@@ -24,6 +34,7 @@ async def start(
     *,
     kind: str,
     backend: str | None = None,
+    backend_option: Pairs = None,
     option: Pairs = None,
     options_json: Annotated[str | None, Parameter(name="--options")] = None,
     label: Pairs = None,
@@ -43,6 +54,8 @@ async def start(
         The agent's class, as nodes announce it (`mesh nodes`).
     backend
         The backend; by default the class's own.
+    backend_option
+        key=value for the backend, over what the class chooses, several times; the value is JSON, or else text.
     option
         key=value for `init_agent`, several times; the value is JSON, or else text.
     options_json
@@ -65,8 +78,11 @@ async def start(
     from agentmesh.arguments import pairs
     from agentmesh_client.cli.output import Printer
 
-    settings = json_object(options_json, "--options")
+    settings = json_object(options_json, "--options", '{"model": "large"}')
     settings |= {key: json_or_text(value) for key, value in pairs(option or (), "--option").items()}
+    backend_options = {key: json_or_text(value) for key, value in pairs(backend_option or (), "--backend-option").items()}
+    bounds = json_object(budget, "--budget", BUDGET_EXAMPLE) if budget is not None else None
+    wanted = pairs(label or (), "--label")
     printer = Printer(options)
     async with session(options) as mesh:
         timeout = await _await_kind(mesh, printer, name, kind, timeout, no_wait=no_wait)
@@ -75,10 +91,11 @@ async def start(
             kind=kind,
             backend=backend,
             options=settings,
-            labels=pairs(label or (), "--label"),
+            backend_options=backend_options,
+            labels=wanted,
             restart=restart,
             watchdog_s=watchdog,
-            budget=json_object(budget, "--budget") if budget is not None else None,
+            budget=bounds,
             if_exists=if_exists,
             timeout=timeout,
             wait=not no_wait,

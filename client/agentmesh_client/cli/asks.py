@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -38,6 +38,8 @@ ACCEPTED_S = 1.0
 """How long a Ctrl-C that comes before the prompt is known to be stored waits for that."""
 SILENCE_S = 3.0
 """After this long without an answer the user is told what the command waits for."""
+LOOK_S = 2.0
+"""Longest time that it takes to look for the reason of a wait, once the command has done its work."""
 
 Ref = Annotated[str, Parameter(help="The request's ref, as `tell` prints it.")]
 
@@ -76,7 +78,7 @@ class PromptFlags:
         except OSError as error:
             raise BadRequest(f"a file cannot be attached: {error}") from None
         return {
-            "metadata": json_object(self.metadata, "--metadata"),
+            "metadata": json_object(self.metadata, "--metadata", '{"ticket": 17}'),
             "attachments": files,
             "deadline": _from_now(self.deadline, "--deadline"),
             "end_by": _from_now(self.end_by, "--end-by"),
@@ -175,6 +177,7 @@ async def _streamed(mesh: Mesh, prompt: dict[str, Any], accepted: _Accepted, opt
 
 async def _ask(prompt: dict[str, Any], asking: _Asking, options: GlobalOptions) -> int:
     from agentmesh.edge.tasks import cancel_and_wait
+    from agentmesh.errors import AskTimeout
     from agentmesh_client.cli.output import Printer
 
     printer = Printer(options)
@@ -184,6 +187,10 @@ async def _ask(prompt: dict[str, Any], asking: _Asking, options: GlobalOptions) 
         try:
             async with _explained(mesh, prompt["agent"], printer):
                 outcome = await asyncio.shield(running)
+        except AskTimeout:
+            if prompt["timeout"] <= SILENCE_S:  # else it has been said
+                await _say_why_it_waits(mesh, prompt["agent"], printer)
+            raise
         except asyncio.CancelledError:
             # A prompt that has just been sent may be stored: it can be withdrawn once its ref is known.
             await asyncio.wait((running, accepted), timeout=ACCEPTED_S, return_when=asyncio.FIRST_COMPLETED)
@@ -216,12 +223,31 @@ async def _explain(mesh: Mesh, name: str, printer: Printer) -> None:
 
     await asyncio.sleep(SILENCE_S)
     try:
-        if await mesh.whereis(name) is None:
-            printer.note(f"no node runs {name} now (`mesh ps` says why); the prompt waits for one")
+        if (obstacle := await _no_owner(mesh, name)) is not None:
+            printer.note(obstacle)
         elif (await mesh.status(name)).halted:
             printer.note(f"{name} is halted; the prompt waits until `mesh resume {name}`")
     except MeshError as error:
         printer.note(f"still trying: {exits.sentence(error)}")
+
+
+async def _no_owner(mesh: Mesh, name: str) -> str | None:
+    """Why nobody will answer a prompt to the agent now; None if a node runs it."""
+    if await mesh.whereis(name) is not None:
+        return None
+    if not await mesh.nodes():
+        return "no node is live, so no agent runs; the prompt waits until one is started (`mesh node`, or `mesh up`)"
+    return f"no node runs {name} now (`mesh ps` says why); the prompt waits for one"
+
+
+async def _say_why_it_waits(mesh: Mesh, name: str, printer: Printer) -> None:
+    """Beside what a command has printed: a prompt that is stored may still wait for a node."""
+    from agentmesh.errors import MeshError
+
+    with suppress(MeshError, TimeoutError):
+        async with asyncio.timeout(LOOK_S):
+            if (obstacle := await _no_owner(mesh, name)) is not None:
+                printer.note(obstacle)
 
 
 async def _withdraw(mesh: Mesh, name: str, ref: str) -> str:
@@ -260,9 +286,11 @@ def tell(
 async def _tell(name: str, text: str, timeout: float, extras: PromptFlags, options: GlobalOptions) -> int:
     from agentmesh_client.cli.output import Printer
 
+    printer = Printer(options)
     async with session(options, timeout) as mesh:
         ref = await mesh.tell(name, text, timeout=timeout, **extras.arguments())
-    Printer(options).value({"v": 1, "agent": name, "ref": ref}, ref)
+        printer.value({"v": 1, "agent": name, "ref": ref}, ref)
+        await _say_why_it_waits(mesh, name, printer)
     return exits.OK
 
 
@@ -283,6 +311,8 @@ async def poll(
     printer = Printer(options)
     async with session(options, timeout) as mesh:
         result = await mesh.poll(name, ref, idempotency_key=key, timeout=timeout)
+        if result.outcome is None and result.reason is None:
+            await _say_why_it_waits(mesh, name, printer)
     outcome = result.outcome
     if outcome is not None and outcome.stored is not None:
         printer.note(f"asked {age(outcome.stored)} ago, at {outcome.stored}")

@@ -110,8 +110,8 @@ def read_text(text: str) -> str:
     return sys.stdin.read() if text == "-" else text
 
 
-def json_object(text: str | None, what: str) -> dict[str, Any]:
-    """The JSON object in `text`; empty for None.
+def json_object(text: str | None, option: str, example: str) -> dict[str, Any]:
+    """The JSON object in `text`, which `option` was given; empty for None. `example` is such an object.
 
     Raises:
         BadRequest: it is none.
@@ -121,10 +121,13 @@ def json_object(text: str | None, what: str) -> dict[str, Any]:
     try:
         value = json.loads(text) if text else {}
     except ValueError as error:
-        raise BadRequest(f"{what} is no JSON: {error}") from None
+        raise BadRequest(f"{option} takes a JSON object, as in {option} '{example}'; {text!r} is none ({error})") from None
     if not isinstance(value, dict):
-        raise BadRequest(f"{what} must be a JSON object")
+        raise BadRequest(f"{option} takes a JSON object, as in {option} '{example}'; {text!r} is another value")
     return value
+
+
+BUDGET_EXAMPLE = '{"usd": 2}'
 
 
 def json_or_text(text: str) -> Any:

@@ -5,7 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from agentmesh_client.cli import exits
-from agentmesh_client.cli.common import DEFAULTS, AgentName, Globals, Pairs, json_object, json_or_text, session
+from agentmesh_client.cli.common import (
+    BUDGET_EXAMPLE,
+    DEFAULTS,
+    AgentName,
+    Globals,
+    Pairs,
+    json_object,
+    json_or_text,
+    session,
+)
 
 if TYPE_CHECKING:
     from agentmesh.control_values import Configuration
@@ -54,7 +63,7 @@ async def change(
             name,
             backend_options=backend_options,
             labels={key: value or None for key, value in pairs(label or (), "--label").items()},
-            budget=json_object(budget, "--budget") if budget is not None else None,
+            budget=json_object(budget, "--budget", BUDGET_EXAMPLE) if budget is not None else None,
             watchdog_s=watchdog,
             restart=restart,
             expect=expect,

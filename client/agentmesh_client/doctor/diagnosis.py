@@ -203,10 +203,11 @@ def _of_stored(facts: Facts) -> Iterator[Finding]:
     waiting = [agent for agent in facts.stored.stuck if agent.code != StoreLost.code]
     if waiting:
         yield Finding("problem", f"{some([agent.name for agent in waiting])} cannot be run: {waiting[0].message}")
-    if facts.stored.waiting:
-        first = facts.stored.waiting[0]
-        names = some([agent.name for agent in facts.stored.waiting])
-        yield Finding("warning", f"without a node: {names}; {first.name} because: {first.message}")
+    by_reason: dict[str, list[str]] = {}
+    for agent in facts.stored.waiting:
+        by_reason.setdefault(agent.message, []).append(agent.name)
+    for message, names in by_reason.items():
+        yield Finding("warning", f"{some(names)} {'has' if len(names) == 1 else 'have'} no node: {message}")
     if facts.stored.foreign:
         yield Finding(
             "warning",

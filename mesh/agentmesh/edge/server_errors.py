@@ -51,7 +51,10 @@ def leaderless() -> NoLeader:
 def missing(stream: str, *, clustered: bool = True) -> StreamMissing:
     """The error for a stream that the server does not know; `clustered`: another may know it."""
     if stream.startswith("KV_"):
-        text = "so there is no such mesh here: check its root, the server's address and the account; a new mesh is made by "
+        text = (
+            "so there is no such mesh here: if `mesh up` or `mesh setup` has just been started, try again in a moment; else "
+            "check its root, the server's address and the account; a new mesh is made by "
+        )
     else:
         text = (
             "which every mesh has: if it was deleted, restore it from its backup, or have it made anew, empty, by "

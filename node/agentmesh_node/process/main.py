@@ -16,7 +16,7 @@ import msgspec
 
 from agentmesh import names
 from agentmesh.arguments import pairs
-from agentmesh.edge.address import mesh_root, shown_urls
+from agentmesh.edge.address import UP_ID, UP_SERVER, mesh_root, shown_urls
 from agentmesh.edge.connection import NatsTransport, connect
 from agentmesh.edge.tasks import cancel_and_wait
 from agentmesh.errors import MeshError, Unavailable
@@ -38,8 +38,6 @@ from agentmesh_node.telemetry import logs, otel
 from agentmesh_node.turns.budget_meter import prices_of
 
 log = logging.getLogger("agentmesh.service")
-DEVELOPMENT = "dev"
-"""The id of node and supervisor of `mesh up`."""
 _RETRY_S = 0.5
 
 
@@ -170,8 +168,8 @@ def up(
     """Run server, supervisor and one node until told to end. Returns the exit code."""
     try:
         where = MeshAddress(servers=[], root=mesh_root(root))
-        settings = _node_settings(NodeCommand(id=DEVELOPMENT, agents=agents, where=where, options=options, common=common))
-        server = EmbeddedServer(data / "nats", port=port, sync_interval=sync_interval)
+        settings = _node_settings(NodeCommand(id=UP_ID, agents=agents, where=where, options=options, common=common))
+        server = EmbeddedServer(data / "nats", port=port, sync_interval=sync_interval, name=UP_SERVER)
     except MeshError as error:
         return report_error(error)
 
@@ -181,7 +179,7 @@ def up(
             await stack.enter_async_context(server)
             there = msgspec.structs.replace(where, servers=[server.url])
             await set_up_own(server, there, stream_settings(store))
-            leading = await _start_supervisor(stack, there, DEVELOPMENT, _supervisor_settings(leader, common))
+            leading = await _start_supervisor(stack, there, UP_ID, _supervisor_settings(leader, common))
             parts = [_background(stack, _keep(server)), leading]
             hosted = await _start_node(stack, there, settings)
             await asyncio.to_thread(_write_url, data, server.url)

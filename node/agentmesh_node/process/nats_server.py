@@ -71,6 +71,7 @@ class EmbeddedServer:
             either way.
         start_timeout_s: Longest wait for readiness; a big store takes long to open.
         binary: The nats-server to run; by default `find_binary()`.
+        name: What the server calls itself; by default an id of 56 letters.
 
     Raises:
         BadRequest: there is no such port or interval.
@@ -85,6 +86,7 @@ class EmbeddedServer:
         sync_interval: str = "always",
         start_timeout_s: float = 30.0,
         binary: Path | None = None,
+        name: str | None = None,
     ) -> None:
         if not 0 <= port <= MAX_PORT:
             raise BadRequest(f"{port} is no port: use a number from 1 to {MAX_PORT}, or 0 for a free one")
@@ -96,6 +98,7 @@ class EmbeddedServer:
         self._sync_interval = sync_interval
         self._start_timeout_s = start_timeout_s
         self._binary = binary
+        self._name = name
         self._process: asyncio.subprocess.Process | None = None
         self._lock: IO[str] | None = None
 
@@ -247,6 +250,8 @@ class EmbeddedServer:
             f"pid_file: {json.dumps(str(self._pid_file))}",
             f"jetstream {{ store_dir: {json.dumps(str(self.store))}, sync_interval: {json.dumps(self._sync_interval)} }}",
         ]
+        if self._name is not None:
+            lines.append(f"server_name: {json.dumps(self._name)}")
         self._config_file.write_text("\n".join(lines) + "\n")
 
     def _listening(self) -> int | None:

@@ -21,6 +21,14 @@ def test_a_script_for_each_shell_knows_all_verbs(shell: str, capsys: pytest.Capt
 def test_bash_completes_with_it(capsys: pytest.CaptureFixture[str]) -> None:
     assert completion("bash") == exits.OK
     script = capsys.readouterr().out
-    words = "COMP_WORDS=(mesh st); COMP_CWORD=1; _mesh; echo ${COMPREPLY[@]}"
-    shown = subprocess.run(["bash", "-c", f"{script}\n{words}"], capture_output=True, text=True, check=True, timeout=30)
-    assert {"start", "stop", "status"} <= set(shown.stdout.split())
+
+    def completed(*words: str) -> set[str]:
+        line = f"COMP_WORDS=({' '.join(words)}); COMP_CWORD={len(words) - 1}; _mesh; echo ${{COMPREPLY[@]}}"
+        shown = subprocess.run(["bash", "-c", f"{script}\n{line}"], capture_output=True, text=True, check=True, timeout=30)
+        return set(shown.stdout.split())
+
+    assert {"start", "stop", "status"} <= completed("mesh", "st")
+    assert completed("mesh", "--n") == {"--nats"}
+    assert {"--all", "--nats", "--output", "--quiet"} <= completed("mesh", "ps", "--")
+    assert {"--content", "--nats", "--output"} <= completed("mesh", "dead", "ls", "--")
+    assert "--port" in completed("mesh", "up", "--") and "--quiet" not in completed("mesh", "up", "--"), "it knows none of them"
