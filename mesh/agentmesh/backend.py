@@ -98,6 +98,8 @@ class Turn(msgspec.Struct, frozen=True):
     """The steps of this turn that are durable already, and the way to make more."""
     allowance: Allowance = msgspec.field(default_factory=Unlimited)
     """What it may still spend."""
+    report_absence: Callable[[str, str], None] = lambda server, reason: None
+    """Tells the operators that a server of tools which may be absent is, and why."""
 
 
 class Room(msgspec.Struct, frozen=True):

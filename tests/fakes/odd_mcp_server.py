@@ -52,11 +52,8 @@ class OddServer:
         self.sessions.clear()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] == "lifespan":
-            for done in ("startup", "shutdown"):
-                await receive()
-                await send({"type": f"lifespan.{done}.complete"})
-            return
+        if scope["type"] != "http":
+            raise RuntimeError("it has no lifespan")
         body = b""
         while True:
             part = await receive()

@@ -110,7 +110,7 @@ class _Mcp(msgspec.Struct, frozen=True, kw_only=True):
     `pure`, `idempotentHint` is `idempotent`); without hints it is `once`."""
     timeout_s: float = DEFAULT_TIMEOUT_S
     optional: bool = False
-    """Whether a turn goes on while the server cannot be used. Its absence is told to the model, and logged."""
+    """Whether a turn goes on while the server cannot be used. Its absence is told to the model and to the operators."""
     max_pages: int = 100
     """Most pages of its list of tools that are read. Beyond this and the next two bounds the server cannot be used."""
     max_tools: int = 1000

@@ -29,7 +29,7 @@ log = logging.getLogger("agentmesh.node")
 type Kind = Literal[
     "prompt_start", "prompt_stop", "prompt_error", "event_received", "state_changed", "mailbox_queued", "halted",
     "started", "activated", "sent", "stopped", "failed", "dead_lettered", "callback_blocked",
-    "store_lost", "unreadable_record", "foreign_message", "configured",
+    "store_lost", "unreadable_record", "foreign_message", "configured", "tools_absent",
 ]  # fmt: skip
 """The first seven are GenAgent's."""
 
@@ -70,6 +70,8 @@ FIELDS: dict[Kind, frozenset[str]] = {
     "foreign_message": frozenset({"count", "seq"}),
     # The agent's configuration was changed while it ran: these parts of it.
     "configured": frozenset({"parts"}),
+    # A server of tools that may be absent is, and why. Its turn goes on without it.
+    "tools_absent": frozenset({"server", "reason"}),
 }
 """The fields of each kind of fact, content included."""
 KINDS = frozenset(FIELDS)

@@ -273,7 +273,7 @@ class _LoopTurn:
         """What the model is told besides: of its budget, and of tools that are not there, each time that changes."""
         if self._paused:
             return None  # no message of ours is there to add it to
-        absent = self._toolbox.notice()
+        absent = self._toolbox.notice(self._turn)
         told = absent if absent != self._absent else None
         self._absent = absent
         return "\n".join(note for note in (of_guard, told) if note) or None

@@ -50,8 +50,13 @@ class Toolbox:
             spec for item in self._listed for spec in (of_servers[item] if isinstance(item, McpServer) else (item.spec,))
         )
 
-    def notice(self) -> str | None:
-        """What the model is to be told of tools that are not there now; None if there is nothing. Call `specs` first."""
+    def notice(self, turn: Turn) -> str | None:
+        """What the model is to be told of tools that are not there now; None if there is nothing. Call `specs` first.
+
+        The operators are told of each server whose absence is new to `turn`.
+        """
+        for server in self._servers:
+            server.report(turn)
         absent = [server.absent for server in self._servers if server.absent is not None]
         return f"Some of your tools are not there now: {'; '.join(absent)}. Go on without them." if absent else None
 

@@ -212,6 +212,11 @@ class Runner:
         log.warning("callback blocked the loop", extra={"agent": self._name, "callback": what, "seconds": spent})
         self._ports.emit(self._name, "callback_blocked", self._number, {"callback": what, "seconds": spent})
 
+    def _report_absence(self, server: str, reason: str) -> None:
+        """A server of tools that may be absent is: report it, in the log and as a fact."""
+        log.warning("an optional server of tools is absent: %s", reason, extra={"agent": self._name, "server": server})
+        self._ports.emit(self._name, "tools_absent", self._number, {"server": server, "reason": reason})
+
     # --- backend ----------------------------------------------------------------------------------------------------
     async def _session(self, command: RunCallback) -> Input:
         try:
@@ -378,7 +383,8 @@ class Runner:
         assert meter is not None
         began = self._ports.monotonic()
         request = command.request
-        turn = Turn(self._name, request.ref, number, request.metadata, request.attachments, self._steps, meter)
+        steps, absent = self._steps, self._report_absence
+        turn = Turn(self._name, request.ref, number, request.metadata, request.attachments, steps, meter, absent)
         try:
             meter.check()
             stream = await backend.prompt(_decoded(command.session), command.prompt, turn)

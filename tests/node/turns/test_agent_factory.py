@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +14,8 @@ from agentmesh.backend import Room
 from agentmesh.errors import BackendError
 from agentmesh_node.backends.scripted import ScriptedBackend
 from agentmesh_node.settings import NodeSettings
-from agentmesh_node.turns.agent_factory import backend_class, files_of, takes_room
+from agentmesh_node.tools.mcp.pool import CHILDREN, bound_children, pool
+from agentmesh_node.turns.agent_factory import AgentFactory, backend_class, files_of, takes_room
 
 
 class Roomy:
@@ -44,3 +47,15 @@ def test_each_node_has_files_of_its_own(tmp_path: Path) -> None:
     default = files_of(NodeSettings(node_id="n1", agents={}))
     assert default.is_absolute()
     assert Path(tempfile.gettempdir()) in default.parents
+
+
+def test_the_setting_of_a_node_bounds_the_servers_that_are_its_children() -> None:
+    async def check() -> int:
+        AgentFactory(SimpleNamespace(settings=NodeSettings(node_id="n1", agents={}, mcp_children=3)))  # type: ignore[arg-type]
+        return pool().most
+
+    try:
+        assert asyncio.run(check()) == 3
+    finally:
+        bound_children(CHILDREN)
+    assert NodeSettings(node_id="n1", agents={}).mcp_children == CHILDREN

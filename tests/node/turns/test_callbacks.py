@@ -16,7 +16,7 @@ import pytest
 from msgspec import Raw
 
 from agentmesh.agent import Agent, Defer, Halt, Idle, Init, Proceed, Prompt
-from agentmesh.backend import Event
+from agentmesh.backend import Event, Turn
 from agentmesh.callback_context import Request
 from agentmesh.errors import BackendError
 from agentmesh.records import NOTHING
@@ -517,3 +517,18 @@ def test_a_backends_lone_surrogates_become_text_that_can_be_kept() -> None:
     failed = turn(made(), Event.error("odd", message=odd))
     assert failed.error is not None
     assert failed.error.message == "a\ufffdb"
+
+
+# --- what a backend tells the operators -----------------------------------------------------------------------------------
+@pytest.mark.case(427)
+def test_the_absence_of_an_optional_server_of_tools_is_a_fact(monkeypatch: pytest.MonkeyPatch) -> None:
+    prompt = Talker.prompt
+
+    async def without_tools(self: Talker, session: Any, text: str, about: Turn) -> Any:
+        about.report_absence("shop", "it is closed")
+        return await prompt(self, session, text, about)
+
+    monkeypatch.setattr(Talker, "prompt", without_tools)
+    facts: list[Fact] = []
+    assert turn(made(), Event.result("done"), facts=facts).error is None
+    assert facts == [("coder", "tools_absent", 3, {"server": "shop", "reason": "it is closed"})]

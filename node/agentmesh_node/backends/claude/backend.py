@@ -220,7 +220,7 @@ class ClaudeBackend:
             return
         for result in settled:
             yield Event("tool_result", {"id": result.id, "ok": result.ok, "text": result.text})
-        told, message = _message_of(run, settled, self._toolbox.notice())
+        told, message = _message_of(run, settled, self._toolbox.notice(run.turn))
         child = self._child(process.Child, run, own_tools=tools is not None)
         reader = messages.MessageReader(run.session, tokens(run.source.standing))
         driven = self._driven(run)

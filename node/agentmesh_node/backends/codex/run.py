@@ -210,7 +210,7 @@ class Run:
         self._path = str(path.relative_to(home.path))
         # A turn that goes on has its prompt in the thread already.
         said = [] if self._saved is not None else await asyncio.to_thread(home.inputs, prompt, self._turn.attachments)
-        notice = self._ground.toolbox.notice()
+        notice = self._ground.toolbox.notice(self._turn)
         if said and notice is not None:
             said.append({"type": "text", "text": notice})
         start: Json = {"threadId": self._thread, "input": said}

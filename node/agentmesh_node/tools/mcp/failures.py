@@ -39,7 +39,7 @@ def call_failure(error: Exception) -> CallFailure:
     if isinstance(error, TimedOut):
         return CallFailure("timeout", "")
     if isinstance(error, ValidationError):
-        return CallFailure("unreadable", "The tool has run, but its answer is not one of the protocol, and cannot be read.")
+        return CallFailure("unreadable", "what it answered is not of the protocol")
     if not isinstance(error, MCPError):
         return CallFailure("lost", type(error).__name__)
     verdicts: dict[int, FailureKind] = {

@@ -30,7 +30,7 @@ class ServerPool:
     """The children of one event loop."""
 
     def __init__(self, most: int) -> None:
-        self._most = most
+        self.most = most
         self._running: OrderedDict[McpSession, None] = OrderedDict()
         """Sessions with a child, the one that was used longest ago first."""
         self._shared: dict[str, McpSession] = {}
@@ -71,13 +71,13 @@ class ServerPool:
         """
         try:
             async with asyncio.timeout(ADMIT_S):
-                while len(self._running) >= self._most:
+                while len(self._running) >= self.most:
                     self._freed.clear()
                     if not await self._make_room():
                         await self._freed.wait()
                 self._running[session] = None
         except TimeoutError:
-            said = f"this node runs as many servers as it may, and all of its {self._most} are in use (MESH_MCP_CHILDREN)"
+            said = f"this node runs as many servers as it may, and all of its {self.most} are in use (MESH_MCP_CHILDREN)"
             raise unavailable(session.declaration.name, said) from None
 
     async def _make_room(self) -> bool:

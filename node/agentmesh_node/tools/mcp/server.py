@@ -7,6 +7,7 @@ import os
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from agentmesh.backend import Turn
 from agentmesh.edge.clock import SYSTEM
 from agentmesh.errors import BackendError
 from agentmesh.tools import Effect, McpHttp, McpStdio, ToolCall, ToolSpec
@@ -59,6 +60,8 @@ class McpServer:
         self.absent: str | None = None
         """Why a server that is optional is not there; None while it is."""
         self._again_at = 0.0
+        self._reported: tuple[str, str] | None = None
+        """The turn, and the absence, that was reported last."""
         self._tools: dict[str, McpTool] = {}
         self._specs: tuple[ToolSpec, ...] = ()
 
@@ -76,8 +79,6 @@ class McpServer:
         except BackendError as error:
             if not self.declaration.optional:
                 raise
-            if error.message != self.absent:
-                log.warning("an optional MCP server is absent: %s", error, extra={"server": self.declaration.name})
             self.absent, self._again_at = error.message, SYSTEM.monotonic() + AGAIN_S
             self._tools, self._specs = {}, ()
         return self._specs
@@ -96,6 +97,12 @@ class McpServer:
                 log.warning("a server's new list of tools cannot be read: %s", error, extra={"server": self.declaration.name})
             if self._session.alive:
                 self._learn(self._session)
+
+    def report(self, turn: Turn) -> None:
+        """Tell the operators of its absence, once a turn for each reason."""
+        if self.absent is not None and self._reported != (turn.ref, self.absent):
+            self._reported = (turn.ref, self.absent)
+            turn.report_absence(self.declaration.name, self.absent)
 
     def knows(self, name: str) -> bool:
         """Whether this server has a tool of that full name."""
@@ -186,7 +193,7 @@ class McpServer:
             case "timeout":
                 return Result.failed(call, "timeout", timed_out(self.declaration.timeout_s, again=not once))
             case "unreadable":
-                return Result.failed(call, "bad_result", failure.text)
+                return Result.failed(call, "bad_result", f"The tool has run, but its answer cannot be read: {failure.text}.")
             case "lost" if once:
                 return Result.failed(call, "unknown_outcome", LOST.format(failure.text))
             case "answered":

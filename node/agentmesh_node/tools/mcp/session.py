@@ -192,7 +192,7 @@ class McpSession:
         if failure.verdict == "lost" and isinstance(told, McpStdio):
             return unavailable(told.name, "it ended before it answered")
         if failure.verdict == "unreadable":
-            return unavailable(told.name, "what it answered is not of the protocol, or too long", retryable=False)
+            return unavailable(told.name, failure.text, retryable=False)
         # The text is the server's own or this mesh's. Of an exception only the type is shown: the text of a transport's error may
         # hold an address with its credentials.
         return unavailable(told.name, failure.text or type(error).__name__)

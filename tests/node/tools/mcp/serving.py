@@ -65,7 +65,7 @@ def alive(pid: int) -> bool:
 @contextmanager
 def serving(application: Any) -> Iterator[str]:
     """The address at which an ASGI application is served."""
-    server = uvicorn.Server(uvicorn.Config(application, port=0, log_level="error", lifespan="on"))
+    server = uvicorn.Server(uvicorn.Config(application, port=0, log_level="error", lifespan="auto"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     deadline = time.monotonic() + 30

@@ -102,7 +102,7 @@ def test_a_call_that_finds_no_place_waits_and_then_fails(notes: Path, monkeypatc
         monkeypatch.setattr(pool, "ADMIT_S", 0.2)
         third = box(stdio(notes, env={"OTHER": "1"}, optional=True))
         await third.specs()
-        assert third.notice() == (
+        assert third.notice(TURN) == (
             "Some of your tools are not there now: the MCP server shop cannot be used: this node runs as many servers as it may, "
             "and all of its 1 are in use (MESH_MCP_CHILDREN). Go on without them."
         )

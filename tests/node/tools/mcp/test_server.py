@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import os
 import signal
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from agentmesh.backend import Turn
 from agentmesh.errors import BackendError
+from agentmesh.steps import UnjournaledSteps
 from agentmesh.tools import McpHttp
 from agentmesh_node.tools import Call, Result, Toolbox
 from agentmesh_node.tools.loop import ToolLoop
 from agentmesh_node.tools.mcp import server
 from fakes.odd_mcp_server import OddServer, tool
 from node.tools.mcp.serving import TURN, alive, box, call, count, pids, serving, stdio
-from node.tools.test_loop import Lines, read, says, wants
+from node.tools.test_loop import Lines, says, wants
 from support import eventually, run
 
 pytestmark = pytest.mark.processes
@@ -230,23 +233,24 @@ def test_an_address_that_nobody_serves_is_a_typed_error_without_the_address(monk
 
 # --- servers that may be absent -----------------------------------------------------------------------------------------
 @pytest.mark.case(427)
-def test_the_absence_of_an_optional_server_is_told_once_and_the_turn_goes_on(
-    notes: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_the_absence_of_an_optional_server_is_told_once_and_the_turn_goes_on(notes: Path) -> None:
     absent = stdio(notes, name="lost", command="no-such-server", optional=True)
     toolbox = box(absent, stdio(notes, only=("add",)))
     model = Lines(wants(("1", "shop__nothing")), says("done"))
 
+    told: list[tuple[str, str]] = []
+    turn = Turn("a", "1", 1, steps=UnjournaledSteps(key="t"), report_absence=lambda server, reason: told.append((server, reason)))
+
     async def check() -> None:
-        events = await read(ToolLoop(model, toolbox))
-        assert events[-1].kind == "result"
+        async with aclosing(ToolLoop(model, toolbox).run([], "go", turn)) as events:  # type: ignore[type-var]
+            assert [event async for event in events][-1].kind == "result"
         await toolbox.close()
 
     run(check(), 60)
     said = "the MCP server lost cannot be used: its command 'no-such-server' cannot be run: No such file or directory"
     assert model.seen[0][0] == ["user", "go", f"(Some of your tools are not there now: {said}. Go on without them.)"]
     assert "not there" not in str(model.seen[1][1:])
-    assert caplog.text.count("an optional MCP server is absent") == 1
+    assert told == [("lost", said)]
 
 
 @pytest.mark.case(427)
@@ -258,13 +262,13 @@ def test_an_optional_server_that_comes_back_has_its_tools_again(monkeypatch: pyt
         toolbox = box(McpHttp(name="shop", url=url, optional=True))
         odd.reachable = False
         assert await toolbox.specs() == ()
-        assert toolbox.notice() == (
+        assert toolbox.notice(TURN) == (
             "Some of your tools are not there now: the MCP server shop cannot be used: HTTP status 503. Go on without them."
         )
         assert (await call(toolbox, "pay")).error == "unknown_tool"
         odd.reachable = True
         assert [spec.name for spec in await toolbox.specs()] == ["shop__pay"]
-        assert toolbox.notice() is None
+        assert toolbox.notice(TURN) is None
         await toolbox.close()
 
     with serving(odd) as url:
