@@ -285,7 +285,8 @@ class Mesh:
         return (await self._request(agent, request, ControlReply, timeout, repeat=ref is not None)).interrupted
 
     async def cancel(self, agent: str, ref: str, *, tree: bool = False, timeout: float = CONTROL_S) -> bool:
-        """Remove a prompt that waits; its outcome is `cancelled`. False if it does not wait (any more).
+        """Remove a prompt that waits, or close one that its agent has deferred; its outcome is `cancelled`. False if it neither
+        waits nor is open (any more).
 
         With `tree` the request ends also if its turn runs, or if it is kept open, and with it all that other agents were asked on
         its behalf (case 350).
@@ -295,6 +296,15 @@ class Mesh:
         """
         request = ControlRequest(op="cancel", ref=token(ref, "ref"), tree=tree)
         return (await self._request(agent, request, ControlReply, timeout, repeat=True)).cancelled
+
+    async def reply(self, agent: str, ref: str, text: str, *, timeout: float = CONTROL_S) -> bool:
+        """Answer a request that `agent` has deferred, in its place; the agent gets a `Closed` event. False if it is not open.
+
+        Raises:
+            As `status`.
+        """
+        request = ControlRequest(op="reply", ref=token(ref, "ref"), text=text)
+        return (await self._request(agent, request, ControlReply, timeout, repeat=True)).replied
 
     async def resume(self, agent: str, *, timeout: float = CONTROL_S) -> bool:
         """Let a halted agent go on, or revive a failed one. Durable when this returns; False if there was nothing to resume.

@@ -29,7 +29,12 @@ class ControlReply(msgspec.Struct, frozen=True, kw_only=True):
 
     error: ErrorBody | None = None
     interrupted: bool = False
+    callback: str | None = None
+    """`interrupt`: the callback that runs."""
+    plain: bool = False
+    """It is a plain function, which cannot be cancelled."""
     cancelled: bool = False
+    replied: bool = False
     resumed: bool = False
     status: str | None = None
     outcome: Outcome | None = None

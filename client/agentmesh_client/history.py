@@ -6,9 +6,11 @@ import datetime as dt
 
 import msgspec
 
+from agentmesh.control_values import OpenRequest
 from agentmesh.edge.journal_reader import JournalReader
 from agentmesh.edge.transport import Transport
 from agentmesh.errors import StoreLost
+from agentmesh.ledger import fold, open_requests
 from agentmesh.names import agent_name
 from agentmesh.records import Record, Resolve, SetInfo, TurnInfo
 from agentmesh.subjects import Subjects
@@ -26,19 +28,22 @@ class Historian:
 
     async def history(self, agent: str, *, content: bool) -> list[TurnEntry]:
         """See `Mesh.history`."""
-        return [_entry(turn, content) for turn in turns(await self._records(agent))]
+        found = await self._records(agent)
+        ledger, _ = fold(found)
+        opened = {request.ref: request for request in open_requests(ledger)} if ledger is not None else {}
+        return [_entry(turn, content, opened.get(turn.ref)) for turn in turns([record for _, record in found])]
 
     async def changes(self, agent: str) -> list[ChangeEntry]:
         """See `Mesh.configuration_history`."""
-        return [_change(info) for info in changes(await self._records(agent))]
+        return [_change(info) for info in changes([record for _, record in await self._records(agent)])]
 
-    async def _records(self, agent: str) -> list[Record]:
+    async def _records(self, agent: str) -> list[tuple[int, Record]]:
         found = await self._journal.read(agent_name(agent))
         if found.wiped:
             raise StoreLost(f"the journal of {agent!r} was rolled up by a message that is not the mesh's: its records are gone")
         if not found.records and await self._specs.read(agent) is None:
             raise unknown(agent)
-        return [record for _, record in found.records]
+        return found.records
 
 
 def turns(records: list[Record]) -> list[TurnInfo]:
@@ -101,7 +106,7 @@ def _change(info: SetInfo) -> ChangeEntry:
     return ChangeEntry(number=info.number, at=_moment(info.at), after_turn=info.turn, node=info.node, values=info.values)
 
 
-def _entry(turn: TurnInfo, content: bool) -> TurnEntry:
+def _entry(turn: TurnInfo, content: bool, opened: OpenRequest | None) -> TurnEntry:
     return TurnEntry(
         turn=turn.number,
         ref=turn.ref,
@@ -114,6 +119,7 @@ def _entry(turn: TurnInfo, content: bool) -> TurnEntry:
         label=turn.label,
         error=turn.error,
         usage=turn.usage,
+        deferred=opened,
         prompt=turn.prompt if content else None,
         answer=turn.answer if content else None,
     )

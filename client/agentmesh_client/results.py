@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from agentmesh.control_values import Activity, Configuration
+from agentmesh.control_values import Activity, Configuration, OpenRequest
 from agentmesh.registry_values import AgentStatus, NodeLease, Spec
 from agentmesh.wire import ErrorBody, Outcome
 
@@ -144,6 +144,8 @@ class TurnEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     label: str | None = None
     error: ErrorBody | None = None
     usage: dict[str, Any] | None = None
+    deferred: OpenRequest | None = None
+    """The agent has deferred the request, and it is still open."""
     prompt: str | None = None
     """The first 1,000 characters, if content is asked for; the same holds for `answer`."""
     answer: str | None = None

@@ -5,6 +5,7 @@ import sys
 from agentmesh.agent import (
     Agent,
     Answer,
+    Closed,
     Defer,
     Halt,
     Idle,
@@ -23,6 +24,7 @@ from agentmesh.tools import agent_tool, tool
 __all__ = [
     "Agent",
     "Answer",
+    "Closed",
     "Defer",
     "Event",
     "Halt",

@@ -20,7 +20,7 @@ import sys
 import types
 import typing
 from collections.abc import Awaitable
-from typing import Any, ClassVar, Generic, TypeVar, cast
+from typing import Any, ClassVar, Generic, Literal, TypeVar, cast
 
 import msgspec
 
@@ -68,7 +68,10 @@ class Halt(msgspec.Struct, Generic[S], frozen=True):
 
 
 class Defer(msgspec.Struct, Generic[S], frozen=True):
-    """Keep the request open until `self.reply(ref, ...)`. With `exclusive`, further prompts wait until then."""
+    """Keep the request open until `self.reply(ref, ...)`, or until it is closed from outside (`Closed`).
+
+    With `exclusive`, further prompts wait until then; while one such request is open, another one is a `bad_return`.
+    """
 
     state: S
     exclusive: bool = False
@@ -103,6 +106,16 @@ class Undelivered(msgspec.Struct, frozen=True):
     error: ErrorBody
 
 
+class Closed(msgspec.Struct, frozen=True):
+    """A request that this agent had deferred was ended from outside. Its caller has the outcome, and a `self.reply` to it does
+    nothing."""
+
+    ref: str
+    how: Literal["replied", "cancelled", "expired", "withdrawn", "interrupted"]
+    """`replied` and `cancelled`: by a control request; `expired`: its deadline or `defer_s` has passed; `withdrawn`: who asked it
+    has no use for an answer any more; `interrupted`: its turn was, behind the decision to defer."""
+
+
 class Timer(msgspec.Struct, frozen=True):
     """A timer that fired. `due` is seconds since the epoch; `missed` counts ticks merged into this one."""
 
@@ -126,6 +139,9 @@ class Agent(Generic[S]):
     """What its model may call: functions, `agent_tool(...)`, MCP servers (agentmesh.tools)."""
     watchdog_s: ClassVar[float] = 600.0
     """Longest turn, in seconds, unless the spec says otherwise."""
+    defer_s: ClassVar[float | None] = None
+    """How long a deferred request stays open at most, in seconds: then its caller gets `expired`. None: an exclusive one for
+    seven days, another one until it is answered."""
     max_attempts: ClassVar[int] = 3
     """Crashes that one input may cause before it becomes a dead letter."""
     max_takeovers: ClassVar[int] = 5
@@ -152,7 +168,7 @@ class Agent(Generic[S]):
         return Idle(state)
 
     def handle_event(self, event: Any, state: S) -> Later[Idle[S] | Prompt[S] | Halt[S]]:
-        """Handle what comes from outside: JSON values, Answer, Undelivered, Timer."""
+        """Handle what comes from outside: JSON values, Answer, Undelivered, Timer, Closed."""
         return Idle(state)
 
     def handle_stream_event(self, event: Event, state: S) -> Later[S]:
@@ -235,7 +251,7 @@ class Agent(Generic[S]):
         labels: dict[str, str] | None = None,
         restart: Restart | None = None,
         watchdog_s: float | None = None,
-        if_exists: typing.Literal["error", "use"] = "error",
+        if_exists: Literal["error", "use"] = "error",
         link: bool = False,
     ) -> None:
         """Start an agent. A taken name comes back as `Undelivered`, unless `if_exists="use"`; with `link` it ends with this."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -123,18 +124,16 @@ def check_class(cls: type[Agent[Any]]) -> None:
         )
     Codec(cls)
     found: Any = cls
-    wrong = [
-        f"{name} = {getattr(found, name)!r} must be {must}"
-        for name, fits, must in (
-            ("watchdog_s", lambda v: _is_number(v) and v > 0, "a number of seconds above 0"),
-            ("max_attempts", lambda v: _is_number(v, int) and v > 0, "a whole number above 0"),
-            ("max_takeovers", lambda v: _is_number(v, int) and v > 0, "a whole number above 0"),
-            ("state_version", lambda v: _is_number(v, int), "a whole number"),
-            ("restart", lambda v: v is None or isinstance(v, Restart), "a Restart"),
-            ("backend", lambda v: v is None or isinstance(v, str), "the name of a backend"),
-        )
-        if not fits(getattr(found, name))
-    ]
+    checks: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+        ("watchdog_s", lambda v: _is_number(v) and v > 0, "a number of seconds above 0"),
+        ("defer_s", lambda v: v is None or (_is_number(v) and v > 0), "a number of seconds above 0, or None"),
+        ("max_attempts", lambda v: _is_number(v, int) and v > 0, "a whole number above 0"),
+        ("max_takeovers", lambda v: _is_number(v, int) and v > 0, "a whole number above 0"),
+        ("state_version", lambda v: _is_number(v, int), "a whole number"),
+        ("restart", lambda v: v is None or isinstance(v, Restart), "a Restart"),
+        ("backend", lambda v: v is None or isinstance(v, str), "the name of a backend"),
+    )
+    wrong = [f"{name} = {getattr(found, name)!r} must be {must}" for name, fits, must in checks if not fits(getattr(found, name))]
     if wrong:
         raise InvalidAgent(f"{cls.__name__}: {'; '.join(wrong)}")
 

@@ -62,6 +62,8 @@ class ControlRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     """A ref is a sequence, so it may be a number as well as a text; `ref_of` gives the text."""
     content: bool = False
     id: str | None = None
+    text: str | None = None
+    """`reply`: the answer."""
     event: Any = None
     at: str | None = None
     after_s: float | None = None
@@ -82,6 +84,24 @@ class ControlRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
 def ref_of(request: ControlRequest) -> str | None:
     """The ref that a request names, as text."""
     return None if request.ref is None else str(request.ref)
+
+
+class OpenRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A deferred request that is open."""
+
+    ref: str
+    sender: str | None = None
+    """The agent that asked; None for the world outside."""
+    since: str | None = None
+    """When it was deferred (RFC 3339); None if a build did that which did not say."""
+    deadline: str | None = None
+    """When it ends with `expired` (RFC 3339), by the request's deadline or the agent's `defer_s`."""
+    exclusive: bool = False
+    """Prompts wait for it."""
+
+
+MAX_OPEN = 100
+"""Most open requests that a status shows, the oldest ones."""
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
@@ -111,6 +131,10 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     """The agent that the running turn is for; None for the outside, and for the agent itself."""
     tool: str | None = None
     """The tool that the running turn waits for."""
+    open: tuple[OpenRequest, ...] = ()
+    """The deferred requests that are open, the oldest first (`MAX_OPEN` at most)."""
+    open_more: int = 0
+    """How many more there are."""
     agent_state: Any = msgspec.UNSET
 
 
@@ -121,6 +145,8 @@ class Activity(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     state: Literal["idle", "processing"]
     halted: bool = False
     queued: int = 0
+    open: int = 0
+    """Deferred requests that are open."""
     since: str | None = None
     """This, `sender` and `tool` as in `Status`."""
     sender: str | None = None

@@ -96,6 +96,15 @@ ADDED: tuple[Addition, ...] = (
     Addition("ControlRequest.origin", "ignored"),
     Addition("op open", "ignored"),
     Addition("Record.placed", "ignored"),
+    Addition("Deferred.since", "ignored"),
+    Addition("Deferred.until", "ignored"),
+    Addition("Awaited.since", "ignored"),
+    Addition("Awaited.deadline", "ignored"),
+    Addition("Notice.closed", "ignored"),
+    Addition("Status.open", "ignored"),
+    Addition("Status.open_more", "ignored"),
+    Addition("ControlRequest.text", "ignored"),
+    Addition("op reply", "ignored"),
 )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from msgspec import UNSET, Raw, structs
 
+from agentmesh.control_values import OpenRequest
 from agentmesh.formats import FIRST
 from agentmesh.outcomes import AnsweredMessage, answered_by
 from agentmesh.records import (
@@ -33,6 +34,7 @@ from agentmesh.records import (
     TimerEntry,
     TurnInfo,
 )
+from agentmesh.wire import format_time
 
 MAPS = (
     "positions", "taken", "origins", "deferred", "attempts", "takeovers", "timers", "awaiting", "steps", "waits", "seen",
@@ -133,7 +135,7 @@ def settle(
         elif isinstance(effect, SendMail) and effect.request is not None:
             delegated = {**delegated, origin: Delegated(effect.to, effect.request)}
         if isinstance(effect, SendMail) and effect.tag is not None and effect.outcome is None:
-            awaiting = {**awaiting, origin: Awaited(effect.to, effect.tag)}
+            awaiting = {**awaiting, origin: Awaited(effect.to, effect.tag, at, effect.deadline)}
         elif isinstance(effect, SendMail) and effect.wait is not None and effect.wait in waits:
             waits = {**waits, effect.wait: structs.replace(waits[effect.wait], origin=origin)}
     history = ledger.history if turn is None else (*ledger.history, turn)[-ledger.history_limit :]
@@ -258,6 +260,21 @@ def _detached(ledger: Ledger) -> Ledger:
 
 def _copied(raw: Raw) -> Raw:
     return raw.copy() if raw != NOTHING else NOTHING
+
+
+def open_requests(ledger: Ledger) -> tuple[OpenRequest, ...]:
+    """The deferred requests that are open, the oldest first."""
+    entries = sorted(ledger.deferred.items(), key=lambda pair: (pair[1].since, pair[1].turn))
+    return tuple(
+        OpenRequest(
+            ref=ref,
+            sender=entry.caller.sender,
+            since=format_time(entry.since) if entry.since else None,
+            deadline=format_time(ends) if (ends := entry.until or entry.caller.deadline) is not None else None,
+            exclusive=entry.exclusive,
+        )
+        for ref, entry in entries
+    )
 
 
 def consume(ledger: Ledger, lane: str, seq: int, first: int | None, turn: int | None = None) -> Ledger:

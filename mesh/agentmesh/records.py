@@ -208,13 +208,19 @@ class Deferred(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     caller: Caller
     turn: int
     exclusive: bool = False
+    since: float = 0.0
+    """When it was deferred (seconds since the epoch). 0: by a build that did not say; it counts from the next activation."""
+    until: float | None = None
+    """When it ends with `expired`: at the request's deadline, or when it has been open for as long as the agent allows."""
 
 
 class Notice(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """An event that is not mail: an effect that could not be done."""
+    """An event that is not mail: an effect that could not be done, or a deferred request that was closed from outside."""
 
     effect: dict[str, Any]
     error: ErrorBody
+    closed: str | None = None
+    """The ref of that request; `error.code` says how it was closed. (A build that does not know this tells of an effect.)"""
 
 
 class TimerEntry(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -226,11 +232,15 @@ class TimerEntry(msgspec.Struct, frozen=True, omit_defaults=True):
     event: Any = None
 
 
-class Awaited(msgspec.Struct, frozen=True):
+class Awaited(msgspec.Struct, frozen=True, omit_defaults=True):
     """A tagged request whose answer has not come yet."""
 
     agent: str
     tag: str
+    since: float = 0.0
+    """When it was asked (seconds since the epoch); 0 in journals of a build that did not say."""
+    deadline: float | None = None
+    """Its turn must not begin later."""
 
 
 class Delegated(msgspec.Struct, frozen=True, omit_defaults=True):

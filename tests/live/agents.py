@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from agentmesh import Agent, Answer, Defer, Halt, Idle, Init, Proceed, Prompt, Skip, Timer, Undelivered
+from agentmesh import Agent, Answer, Closed, Defer, Halt, Idle, Init, Proceed, Prompt, Skip, Timer, Undelivered
 from agentmesh.backend import Event, Response
 from agentmesh.errors import BadRequest, MeshError
 from agentmesh.wire import Outcome
@@ -70,6 +70,8 @@ def plain(event: Any) -> Any:
             }
         case Undelivered(effect=effect, error=error):
             return {"undelivered": effect, "code": error.code}
+        case Closed(ref=ref, how=how):
+            return {"closed": ref, "how": how}
         case Timer(id=timer_id, event=inner, missed=missed):
             return {"timer": timer_id, "event": inner, "missed": missed}
     return event

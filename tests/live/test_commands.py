@@ -42,6 +42,7 @@ def test_every_verb_prints_json_on_demand(server: Server, subjects: Subjects, tm
             assert [node["id"] for node in await said("nodes")] == ["n1"]
             assert await said("interrupt", "coder") == {"v": 1, "interrupted": False}
             assert await said("cancel", "coder", told["ref"]) == {"v": 1, "cancelled": False}
+            assert await said("reply", "coder", told["ref"], "too late") == {"v": 1, "replied": False}
             await mesh.client.ask("coder", do(["then", {"decision": "halt"}]))
             assert await said("resume", "coder") == {"v": 1, "resumed": True}
             done = await said("set", "coder", "--watchdog", "60", "--backend-option", "delay_s=0")

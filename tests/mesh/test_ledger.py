@@ -120,7 +120,7 @@ def test_timers_and_awaited_answers_are_filed_with_their_origin() -> None:
     tell = SendMail(to="w", lane="peer-inbox", prompt=PromptBody(prompt="p"), tag="t")
     untagged = SendMail(to="w", lane="peer-inbox", prompt=PromptBody(prompt="p"))
     ledger = book.apply(None, record(effects=(tell, untagged, SetTimer(id="a", due=5.0), SetTimer(id="b", due=6.0))), 3)
-    assert ledger.awaiting == {"1.3.0": Awaited("w", "t")}
+    assert ledger.awaiting == {"1.3.0": Awaited("w", "t", since=1.0)}
     assert ledger.timers == {"a": TimerEntry("1.3.2", 5.0), "b": TimerEntry("1.3.3", 6.0)}
     later = book.apply(ledger, record(effects=(SetTimer(id="a", due=9.0, every=2.0), CancelTimer(id="b"))), 4)
     assert later.timers == {"a": TimerEntry("1.4.0", 9.0, 2.0)}

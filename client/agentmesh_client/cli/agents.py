@@ -175,7 +175,8 @@ async def stop(name: AgentName, /, *, timeout: float = 30.0, no_wait: Flag = Fal
 
 
 async def ps(*, every: Annotated[Flag, Parameter(name="--all")] = False, options: Globals = DEFAULTS) -> int:
-    """List the agents, and what those that are loaded are doing: state, prompts that wait, age of the turn, cost in this life.
+    """List the agents, and what those that are loaded are doing: state, requests that they have deferred, prompts that wait, age
+    of the turn, cost in this life.
 
     Parameters
     ----------
@@ -190,7 +191,8 @@ async def ps(*, every: Annotated[Flag, Parameter(name="--all")] = False, options
         cells = [agent.name, spec.kind, spec.backend or "-", spec.status, agent.node or "-", age(spec.since)]
         if (doing := agent.activity) is None:
             return [*cells, "-", "-", "-", "-", reason]
-        state = "halted" if doing.halted and doing.state == "idle" else doing.state
+        state: str = "halted" if doing.halted and doing.state == "idle" else doing.state
+        state += f", {doing.open} open" if doing.open else ""
         return [*cells, state, str(doing.queued), age(doing.since), dollars(doing.usd) if doing.usd else "-", reason]
 
     async with session(options) as mesh:
@@ -256,6 +258,9 @@ async def history(name: AgentName, /, *, content: Flag = False, options: Globals
         turn = entry
         took = f"{(turn.ended - turn.started).total_seconds():.3f} s"
         result = "ok" if turn.error is None else turn.error.code
+        if turn.deferred is not None:
+            result = f"deferred{', exclusive' if turn.deferred.exclusive else ''}"
+            result += f" until {turn.deferred.deadline}" if turn.deferred.deadline else ""
         cells = [
             str(turn.turn),
             turn.ref,
@@ -294,7 +299,7 @@ async def history(name: AgentName, /, *, content: Flag = False, options: Globals
 
 def _status_lines(found: Status, content: bool) -> list[tuple[str, str]]:
     from agentmesh_client.cli.configuration import configuration_lines
-    from agentmesh_client.cli.output import age, json_text, usage_text
+    from agentmesh_client.cli.output import age, json_text, open_text, usage_text
 
     lines = [
         ("name", found.name),
@@ -312,6 +317,9 @@ def _status_lines(found: Status, content: bool) -> list[tuple[str, str]]:
         ("generation", str(found.generation)),
         ("usage", usage_text(found.usage)),
     ]
+    lines += [("open", open_text(request)) for request in found.open]
+    if found.open_more:
+        lines.append(("open", f"and {found.open_more} more"))
     if found.configuration is not None:
         lines += configuration_lines(found.configuration)
     if found.failed is not None:

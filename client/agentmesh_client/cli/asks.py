@@ -356,7 +356,7 @@ async def _notify(name: str, event: str, timeout: float, options: GlobalOptions)
 async def cancel(
     name: AgentName, ref: Ref, /, *, running: Flag = False, timeout: float = 10.0, options: Globals = DEFAULTS
 ) -> int:
-    """Remove a prompt that waits; one that runs is not touched, unless `--running` says so.
+    """Remove a prompt that waits, or close a deferred one; one that runs is not touched, unless `--running` says so.
 
     Parameters
     ----------
@@ -368,6 +368,25 @@ async def cancel(
     async with session(options, timeout) as mesh:
         done = await mesh.cancel(name, ref, tree=running, timeout=timeout)
     return _done(options, "cancelled", done, f"request {ref} " + ("has ended" if running else "does not wait"))
+
+
+def reply(
+    name: AgentName, ref: Ref, text: TextArgument, /, *, timeout: float = 10.0, options: Globals = DEFAULTS
+) -> Coroutine[Any, Any, int]:
+    """Answer a request that an agent has deferred, in its place. The agent is told by an event.
+
+    Parameters
+    ----------
+    timeout
+        Seconds to wait for the agent's owner.
+    """
+    return _reply(name, ref, read_text(text), timeout, options)
+
+
+async def _reply(name: str, ref: str, text: str, timeout: float, options: GlobalOptions) -> int:
+    async with session(options, timeout) as mesh:
+        done = await mesh.reply(name, ref, text, timeout=timeout)
+    return _done(options, "replied", done, f"{name} has no such request open; `mesh status {name}` shows those that are")
 
 
 async def interrupt(name: AgentName, /, *, ref: str | None = None, timeout: float = 10.0, options: Globals = DEFAULTS) -> int:

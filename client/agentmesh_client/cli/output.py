@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from agentmesh.budget import COSTS
+from agentmesh.control_values import OpenRequest
 from agentmesh.wire import Outcome, encode_outcome
 from agentmesh_client.cli.common import GlobalOptions
 from agentmesh_client.results import PollResult
@@ -126,6 +127,18 @@ def fields(pairs: Sequence[tuple[str, str]]) -> str:
     """Lines of `name  value`."""
     width = max(len(name) for name, _ in pairs)
     return "\n".join(f"{name.ljust(width)}  {value}" for name, value in pairs)
+
+
+def open_text(request: OpenRequest) -> str:
+    """A deferred request on a line."""
+    parts = [f"request {request.ref} of {request.sender or 'outside'}"]
+    if request.since:
+        parts.append(f"deferred {age(request.since)} ago")
+    if request.deadline:
+        parts.append(f"until {request.deadline}")
+    if request.exclusive:
+        parts.append("exclusive")
+    return ", ".join(parts)
 
 
 def age(moment: str | None, now: dt.datetime | None = None) -> str:

@@ -9,13 +9,13 @@ from msgspec import structs
 from agentmesh.ledger import is_taken
 from agentmesh.records import CancelTimer, Effect, Notice, Queued, SendMail, StartAgent, StopAgent, target_of
 from agentmesh.subjects import LANES
+from agentmesh.turn.deferral import cancel_deferred, is_open
 from agentmesh.turn.delegation import ended, to_withdraw
 from agentmesh.turn.dispatch import CUT_SHORT, end_active, go_on, kill, out_of_time, take_withdrawals
 from agentmesh.turn.draft import (
     Out,
     answer_later,
     caller_of,
-    close_deferred,
     commit,
     commit_change,
     commit_side,
@@ -44,6 +44,7 @@ from agentmesh.turn.values import (
     Input,
     Interrupt,
     Phase,
+    Reply,
     Rest,
     Resume,
     Retire,
@@ -177,14 +178,17 @@ def on_resume_elsewhere(core: Core, item: Resume, out: Out) -> None:
 
 
 def on_cancel(core: Core, item: Cancel, out: Out) -> None:
-    """Remove a prompt that waits; one that runs or is open ends only if the request says so. Who names a repetition means what it
-    repeats.
+    """Remove a prompt that waits, or close one that is deferred; one that runs ends only if the request says so. Who names a
+    repetition means what it repeats.
 
     While a callback runs, what waits is what the journal says: the draft may have another idea of it, and may be thrown away.
     """
     named = next((m for m in core.prompts if m.ref == item.ref), None)
     ref = (repeats(core, named) if named is not None else None) or item.ref
     mail = next((m for m in core.prompts if m.ref == ref and not _is_copy(core, m)), None)
+    if is_open(core, ref):
+        cancel_deferred(core, ref, item.token, out, told=to_withdraw(core, ref))
+        return
     queued = next((q for q in (core.work.next, *core.work.queue) if q is not None and q.ref == ref), None)
     if queued is not None and queued not in (core.ledger.next, *core.ledger.queue):
         queued = None
@@ -204,25 +208,14 @@ def on_cancel(core: Core, item: Cancel, out: Out) -> None:
 
 
 def _cancel_tree(core: Core, ref: str, item: Cancel, out: Out) -> bool:
-    """End the request `ref` if it runs or is deferred. Returns whether it does."""
+    """End the request `ref` if it runs. Returns whether it does."""
     active, error = core.active, ErrorBody(code="cancelled", message="the request was cancelled")
     answer = {"cancelled": True, **to_withdraw(core, ref)}
-    if active is not None and active.ref == ref:
-        begun = end_active(core, error, item.usage, out)
-        if item.token:
-            out.append(AnswerControl(item.token, answer if begun else {"cancelled": False}))
-        return True
-    if ref not in core.work.deferred:
+    if active is None or active.ref != ref:
         return False
-
-    def change(draft: Core) -> None:
-        entry = draft.work.deferred.get(ref)
-        if entry is not None:
-            close_deferred(draft, ref, entry)
-            end_request(draft, entry.caller, error)
-
-    answer_later(core, item.token, answer)
-    commit_change(core, "control", change, out)
+    begun = end_active(core, error, item.usage, out)
+    if item.token:
+        out.append(AnswerControl(item.token, answer if begun else {"cancelled": False}))
     return True
 
 
@@ -247,10 +240,10 @@ def _cancel(core: Core, mail: Mail | None, queued: Queued | None) -> None:
 
 def on_too_late(core: Core, item: Input, out: Out) -> None:
     """The agent ends: all that it had open gets `stopped`, and its timers go with it."""
-    body: dict[str, object] = {"cancelled": False}
+    body: dict[str, object] = {"replied": False} if isinstance(item, Reply) else {"cancelled": False}
     if isinstance(item, AskTimer):
         body = {"error": {"code": "stopped", "message": "the agent is being stopped", "details": {}}}
-    if isinstance(item, AskTimer | Cancel | DropTimer) and item.token:
+    if isinstance(item, AskTimer | Cancel | DropTimer | Reply) and item.token:
         out.append(AnswerControl(item.token, body))
 
 

@@ -7,17 +7,17 @@ from typing import Any
 
 from msgspec import structs
 
-from agentmesh.agent import Timer, Undelivered
+from agentmesh.agent import Closed, Timer, Undelivered
 from agentmesh.callback_context import Ask
 from agentmesh.records import NOTHING, CancelTimer, Queued, SetTimer
 from agentmesh.subjects import LANES
 from agentmesh.turn import delegation, withdrawal
 from agentmesh.turn.crash import begin_crash
+from agentmesh.turn.deferral import close_from_outside, orphaned, overdue, second_exclusive
 from agentmesh.turn.draft import (
     Out,
     bury,
     caller_of,
-    close_deferred,
     commit,
     commit_change,
     consume,
@@ -431,6 +431,8 @@ def on_decision(core: Core, item: Returned | Misbehaved | Raised, out: Out) -> N
     """`handle_response` or `handle_error` ended. If `handle_response` raised, that is a crash."""
     active = core.active
     assert active is not None
+    if isinstance(item, Returned) and (first := orphaned(core, item)) is not None:
+        item = Misbehaved(second_exclusive(first))
     if isinstance(item, Returned):
         _returned(core, item)
         decided(core, item.choice, out)
@@ -555,6 +557,8 @@ def _next_event(core: Core) -> tuple[Any, str | None, dict[str, str]]:
         notice, *rest = core.work.notices
         core.work = structs.replace(core.work, notices=tuple(rest))
         core.answering = None
+        if notice.closed is not None:
+            return Closed(notice.closed, notice.error.code), None, {}  # type: ignore[arg-type]
         return Undelivered(notice.effect, notice.error), None, {}
     mail, core.events = core.events[0], core.events[1:]
     repeated = is_repetition(core.work, mail) or repeats(core, mail) is not None
@@ -588,8 +592,8 @@ def _fired(core: Core, mail: Mail) -> Any:
         ref = timer_id.removeprefix("_deadline-")
         deferred = core.work.deferred.get(ref)
         if deferred is not None:
-            close_deferred(core, ref, structs.replace(deferred, caller=structs.replace(deferred.caller, deadline=None)))
-            end_request(core, deferred.caller, expired(core, entry.due, "the reply"))
+            close_from_outside(core, ref, "expired", error=overdue(core, deferred, entry.due), fired=True)
+            core.drains += 1  # the event that tells of it
         return _NO_EVENT
     missed = 0
     if entry.every is not None:

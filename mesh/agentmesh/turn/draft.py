@@ -256,17 +256,22 @@ def apply_replies(core: Core) -> None:
         if ask.error is not None:
             end_request(core, entry.caller, ask.error)
         else:
-            outcome = Outcome(agent=core.config.name, ref=ask.ref, ok=True, text=ask.text, turn=entry.turn, node=core.ledger.node)
-            end(core, entry.caller, outcome)
+            answer_deferred(core, entry, ask.text)
     core.asks = ()
     delegation.keep_attributions(core)
 
 
-def close_deferred(core: Core, ref: str, entry: Deferred) -> None:
-    """Add to the draft that a deferred request is open no longer."""
+def close_deferred(core: Core, ref: str, entry: Deferred, *, fired: bool = False) -> None:
+    """Add to the draft that a deferred request is open no longer. `fired`: its timer has done its work."""
     core.work = structs.replace(core.work, deferred={k: v for k, v in core.work.deferred.items() if k != ref})
-    if entry.caller.deadline is not None:
+    if not fired and (entry.until is not None or entry.caller.deadline is not None):
         core.effects = (*core.effects, CancelTimer(id=deadline_timer(ref)))
+
+
+def answer_deferred(core: Core, entry: Deferred, text: str | None) -> None:
+    """Add to the draft that a deferred request has its answer."""
+    outcome = Outcome(agent=core.config.name, ref=entry.caller.ref, ok=True, text=text, turn=entry.turn, node=core.ledger.node)
+    end(core, entry.caller, outcome)
 
 
 def mint(core: Core) -> str:

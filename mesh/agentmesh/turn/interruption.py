@@ -14,6 +14,7 @@ from msgspec import structs
 
 from agentmesh.turn.configuration import refuse_waiting
 from agentmesh.turn.crash import record_crash
+from agentmesh.turn.deferral import tell_closed
 from agentmesh.turn.delegation import to_withdraw
 from agentmesh.turn.dispatch import decided, drain, fail, on_post_run, refuse, tell_failure, transition
 from agentmesh.turn.draft import Out, commit, pending_stop
@@ -197,6 +198,7 @@ def _end_unanswered(core: Core, error: ErrorBody, out: Out) -> None:
     assert active is not None and active.choice is not None
     choice = active.choice
     if choice.kind == "defer":
-        choice = Choice(kind="idle")  # the request ends now, so nothing stays open
+        choice = Choice(kind="idle")  # the request ends now, and the agent thinks that it is open
+        tell_closed(core, active.ref, "interrupted")
     core.active = structs.replace(active, choice=choice, outcome=outcome_of(core, active))
     tell_failure(core, error, out)

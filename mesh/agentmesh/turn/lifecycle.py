@@ -10,6 +10,7 @@ from agentmesh.ledger import shortened
 from agentmesh.records import NOTHING, CancelTimer, Ledger
 from agentmesh.turn import delegation
 from agentmesh.turn.crash import begin_crash, drop_draft
+from agentmesh.turn.deferral import date
 from agentmesh.turn.dispatch import go_on, kill, take_withdrawals
 from agentmesh.turn.draft import Out, commit, consume, end_request, end_unanswered
 from agentmesh.turn.steps import drop_requests, release_answers
@@ -135,7 +136,7 @@ def activated(core: Core, out: Out) -> None:
     if core.ledger.phase == "init":
         core.phase = Phase.PRE_RUN
         out.append(RunCallback(hook="pre_run", state=core.work.state))
-    elif core.asks:
+    elif core.asks or date(core):
         commit(core, "ready", out)
     else:
         go_on(core, out)

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from msgspec import structs
 
 from agentmesh.records import Ledger
-from agentmesh.turn import configuration, control, crash, dispatch, draft, interruption, lifecycle, steps
+from agentmesh.turn import configuration, control, crash, deferral, dispatch, draft, interruption, lifecycle, steps
 from agentmesh.turn.step_values import AskAgent, Circled, TakeStep
 from agentmesh.turn.values import (
     Arrived,
@@ -40,6 +40,7 @@ from agentmesh.turn.values import (
     Perform,
     Phase,
     Raised,
+    Reply,
     Rest,
     Resume,
     Retire,
@@ -81,6 +82,7 @@ _ENDS = (Returned, Misbehaved, Raised)
 
 _BESIDE: dict[type, Callable[[Core, Any, list[Command]], None]] = {
     Cancel: control.on_cancel,
+    Reply: deferral.on_reply,
     AskTimer: control.on_ask_timer,
     DropTimer: control.on_drop_timer,
     Trim: control.on_trim,
@@ -126,6 +128,7 @@ TABLE: dict[Phase, dict[type, Move]] = {
         EffectsDone: Move(control.on_done, _NEXT),
         Resume: Move(control.on_resume, (P.IDLE, P.COMMITTING)),
         Cancel: Move(control.on_cancel, (P.COMMITTING, *_NEXT)),
+        Reply: Move(deferral.on_reply, (P.IDLE, P.COMMITTING)),
         AskTimer: Move(control.on_ask_timer, (P.COMMITTING,)),
         DropTimer: Move(control.on_drop_timer, (P.IDLE, P.COMMITTING)),
         Trim: Move(control.on_trim, (P.COMMITTING,)),
@@ -171,6 +174,7 @@ TABLE: dict[Phase, dict[type, Move]] = {
     P.FAILED: {
         Arrived: Move(control.on_arrived, (P.FAILED, P.COMMITTING)),
         Cancel: Move(control.on_cancel, (P.FAILED, P.COMMITTING)),
+        Reply: Move(deferral.on_reply, (P.FAILED, P.COMMITTING)),
         AskTimer: Move(control.on_ask_timer, (P.COMMITTING,)),
         DropTimer: Move(control.on_drop_timer, (P.FAILED, P.COMMITTING)),
         Trim: Move(control.on_trim, (P.COMMITTING,)),
@@ -203,9 +207,9 @@ ELSEWHERE: dict[type, Callable[[Core, Any, list[Command]], None]] = {
 """Handlers of these inputs in phases that have no move for them."""
 GONE = (P.ENDING, P.CLOSING, P.STOPPED, P.OVER)
 """Phases from which no turn and no record of a life comes any more."""
-TOO_LATE = (Cancel, AskTimer, DropTimer)
+TOO_LATE = (Cancel, Reply, AskTimer, DropTimer)
 """Control requests that are answered at once in these phases."""
-DEFERRED = (Cancel, AskTimer, DropTimer, Trim, GaveUp, Stop, Tick, Resume, Swept, BackoffOver, Configure)
+DEFERRED = (Cancel, Reply, AskTimer, DropTimer, Trim, GaveUp, Stop, Tick, Resume, Swept, BackoffOver, Configure)
 
 
 def _failed(core: Core, out: list[Command]) -> None:

@@ -9,9 +9,10 @@ from msgspec import structs
 
 from agentmesh.agent import Answer
 from agentmesh.budget import DELEGATED, NOTHING_SPENT, Purse, added, as_usage, spending_of
-from agentmesh.records import Caller, Deferred, SetTimer
+from agentmesh.records import Caller
 from agentmesh.turn import delegation
-from agentmesh.turn.draft import Out, commit, deadline_timer, end, turn_info
+from agentmesh.turn.deferral import open_deferred
+from agentmesh.turn.draft import Out, commit, end, turn_info
 from agentmesh.turn.steps import delegated_so_far
 from agentmesh.turn.values import TO_IDLE, Active, Core
 from agentmesh.wire import Mail, Outcome
@@ -73,10 +74,7 @@ def finish_turn(core: Core, out: Out) -> None:
     caller = active.caller
     retried = core.work.next is not None and caller is not None and core.work.next.ref == active.ref
     if caller is not None and active.choice.kind == "defer":
-        entry = Deferred(caller=caller, turn=active.number, exclusive=active.choice.exclusive)
-        core.work = structs.replace(core.work, deferred={**core.work.deferred, active.ref: entry})
-        if caller.deadline is not None:
-            core.effects = (*core.effects, SetTimer(id=deadline_timer(active.ref), due=caller.deadline))
+        open_deferred(core, caller, active.number, exclusive=active.choice.exclusive)
     elif caller is not None and not retried:
         end(core, caller, active.outcome)
     if active.outcome.error is not None:

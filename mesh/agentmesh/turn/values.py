@@ -106,7 +106,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     plain: frozenset[str] = frozenset()
     """Callbacks that are plain functions: they run in threads, which cannot be cancelled."""
     defer_s: float | None = None
-    """How long a deferred request stays open; None: exclusive ones for `draft.EXCLUSIVE_S`, the others without an end."""
+    """How long a deferred request stays open; None: exclusive ones for `deferral.EXCLUSIVE_S`, the others without an end."""
     remember_s: float = 180.0
     """How long the ids of purged mail are remembered: the streams' duplicate window, plus a margin for differing clocks."""
 

@@ -13,7 +13,8 @@ from collections.abc import Callable
 from msgspec import structs
 
 from agentmesh.records import Caller, Queued
-from agentmesh.turn.draft import close_deferred, consume, end_request, end_unanswered, forget_charges
+from agentmesh.turn.deferral import close_from_outside
+from agentmesh.turn.draft import consume, end_request, end_unanswered, forget_charges
 from agentmesh.turn.values import Active, Core
 from agentmesh.wire import ErrorBody, Mail, withdrawal_in
 
@@ -58,8 +59,7 @@ def _end_open(core: Core, mail: Mail) -> None:
             end_queued(core, queued, reason_in(mail))
     for ref, entry in tuple(core.work.deferred.items()):
         if _withdraws(mail, entry.caller.sender, origin_of(entry.caller)):
-            close_deferred(core, ref, entry)
-            end_request(core, entry.caller, reason_in(mail))
+            close_from_outside(core, ref, "withdrawn", error=reason_in(mail))
 
 
 def end_queued(core: Core, queued: Queued, error: ErrorBody) -> None:

@@ -24,6 +24,7 @@ def activity_of(name: str, core: Core, spent: Callable[[], dict[str, Any] | None
         state="processing" if processing else "idle",
         halted=core.work.halted,
         queued=depth(core),
+        open=len(core.work.deferred),
         since=format_time(active.started) if active is not None else None,
         sender=active.sender if active is not None else None,
         tool=tool() if active is not None else None,

@@ -12,18 +12,18 @@ import msgspec
 from agentmesh import control_values, names, wire
 from agentmesh.callback_context import timer_of, timer_token
 from agentmesh.configuration import checked
-from agentmesh.control_values import ControlRequest, Probe, Status
+from agentmesh.control_values import MAX_OPEN, ControlRequest, Probe, Status
 from agentmesh.edge.failures import EDGE_ERRORS
 from agentmesh.edge.replies import usable_reply
 from agentmesh.edge.results import read_outcome, standing_prompt
 from agentmesh.edge.transport import Disconnected, Message
 from agentmesh.errors import BadRequest, MeshError, TooLarge, Unavailable
-from agentmesh.ledger import is_taken
+from agentmesh.ledger import is_taken, open_requests
 from agentmesh.outcomes import answers, capped, outcome_limit
 from agentmesh.records import NOTHING, Echo, Resolve, SetTimer
 from agentmesh.registry_values import Spec
 from agentmesh.turn.configuration import shown
-from agentmesh.turn.values import AnswerControl, AskTimer, Cancel, Configure, Core, DropTimer, Input, Interrupt, Resume
+from agentmesh.turn.values import AnswerControl, AskTimer, Cancel, Configure, Core, DropTimer, Input, Interrupt, Reply, Resume
 from agentmesh.turn.withdrawal import open_ref
 from agentmesh_node.owner.activity import activity_of
 from agentmesh_node.owner.dead_letters import resend
@@ -117,6 +117,8 @@ class ControlRequests:
                 # After the mail that came before it, as a status.
                 asked = (reply, names.agent_name(request.sender or ""), request.origin or "")
                 self._s.run_queue.put(self._reply_open, asked)
+            case "reply":
+                self._feed(self._reply(request, token), token, reply)
             case "set_timer":
                 self._feed(AskTimer(_timer(self._s, request), token), token, reply)
             case "cancel_timer":
@@ -169,6 +171,7 @@ class ControlRequests:
     def _status(self, *, content: bool) -> Status:
         core, spec = self._loop.core, self._spec()
         assert core is not None
+        opened = open_requests(core.ledger)
         ledger, doing = core.work, activity_of(self._loop.name, core, self._spent, self._tool)
         return Status(
             name=self._loop.name,
@@ -187,9 +190,17 @@ class ControlRequests:
             since=doing.since,
             sender=doing.sender,
             tool=doing.tool,
+            open=opened[:MAX_OPEN],
+            open_more=len(opened[MAX_OPEN:]),
             configuration=shown(core, spec.labels),
             agent_state=_plain_state(core) if content else msgspec.UNSET,
         )
+
+    # --- deferred requests ------------------------------------------------------------------------------------------
+    def _reply(self, request: ControlRequest, token: str) -> Reply:
+        if request.text is None:
+            raise BadRequest("this operation needs 'text', the answer")
+        return Reply(ref=_needed(control_values.ref_of(request), "ref"), text=request.text, token=token)
 
     # --- configuration ----------------------------------------------------------------------------------------------
     def _configure(self, request: ControlRequest, token: str) -> Configure:

@@ -93,6 +93,7 @@ class AgentFactory:
             hooks=overridden(cls) if runner is not None else frozenset(),
             plain=plain_callbacks(cls) if runner is not None else frozenset(),
             watchdog_s=spec.watchdog_s or cls.watchdog_s,
+            defer_s=cls.defer_s,
             max_attempts=cls.max_attempts,
             max_takeovers=cls.max_takeovers,
             restart=restart,

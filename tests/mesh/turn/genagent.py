@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from agentmesh.agent import Defer, Halt, Idle, Proceed, Prompt, Skip, Undelivered
+from agentmesh.agent import Closed, Defer, Halt, Idle, Proceed, Prompt, Skip, Undelivered
 from agentmesh.backend import Response
 from mesh.turn.harness import Plain
 
@@ -80,6 +80,8 @@ class Scripted(Plain):
     def handle_event(self, event: Any, state: list[Any]) -> Any:
         if isinstance(event, Undelivered):
             return Idle([*state, f"undelivered {event.effect['target']}"])
+        if isinstance(event, Closed):
+            return Idle([*state, f"closed {event.ref} {event.how}"])
         state = [*state, f"event {event['n']}"]
         match event["do"]:
             case "prompt":
@@ -150,6 +152,9 @@ class Model:
         if decision == "b":
             self._end(item, "i", self.log, "!bad_return", now)
             return
+        if decision == "x" and any(self.deferred.values()):
+            self._end(item, "i", self.log, "!bad_return", now)
+            return
         deferred = decision in "dx" and item.called
         if deferred:
             self.deferred[item.ref] = decision == "x"
@@ -161,13 +166,30 @@ class Model:
         log = self.draft if decision == "e" else [*self.draft, f"err {code}"]
         self._end(item, decision, log, f"!{code}", now)
 
-    def cancel(self, ref: str) -> bool:
+    def cancel(self, ref: str, now: float) -> bool:
+        if self.close(ref, "!cancelled", "cancelled", now):
+            return True
         for item in [*self.mailbox, self.chain]:
             if item is not None and item.ref == ref:
                 self._remove(item)
                 self._answer(item, "!cancelled")
                 return True
         return False
+
+    def close(self, ref: str, outcome: str, how: str, now: float) -> bool:
+        """A deferred request is ended from outside; the agent is told ahead of the events that wait."""
+        if ref not in self.deferred:
+            return False
+        del self.deferred[ref]
+        self.outcomes[ref] = outcome
+        event = {"do": "close", "ref": ref, "how": how}
+        if self.current is None:
+            self.log = self._handle(event, self.log)
+            self.dispatch(now)
+        else:
+            told = sum(waiting["do"] == "close" for waiting in self.events)
+            self.events.insert(told, event)
+        return True
 
     def expire(self, now: float) -> None:
         for item in [i for i in self.mailbox if i.deadline is not None and i.deadline <= now]:
@@ -245,6 +267,8 @@ class Model:
         match event["do"]:
             case "raise":
                 return log
+            case "close":
+                return [*log, f"closed {event['ref']} {event['how']}"]
             case "prompt":
                 self._queue(Item(self._mint(), event["text"], called=False, mail=False))
             case "halt":

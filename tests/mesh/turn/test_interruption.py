@@ -434,6 +434,7 @@ def test_behind_an_interrupted_post_turn_the_decision_holds(text: str) -> None:
     following = {"halt": None, "chain": "chained"}.get(text, "waits")
     assert (bench.task.prompt if bench.task is not None else None) == following
     assert bench.core.ledger.deferred == {}
+    assert bench.state[2:] == ([{"ref": bench.ref, "how": "interrupted"}] if text == "defer" else [])
     assert bench.core.ledger.history[-1].answer == text.upper()
 
 

@@ -19,12 +19,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from agentmesh.agent import Undelivered
 from agentmesh.control_values import Adjustment
 from agentmesh.records import SendMail
 from agentmesh.registry_values import Restart
 from agentmesh.turn import interruption
 from agentmesh.turn.step_values import Circled
-from agentmesh.turn.values import BackoffOver, Command, Configure, Core, GaveUp, Phase, Tick
+from agentmesh.turn.values import BackoffOver, Command, Configure, Core, GaveUp, Phase, Reply, Tick
 from agentmesh.wire import ErrorBody
 from mesh.turn.genagent import ERROR, MAX_ATTEMPTS, PRE, RESPONSE, Model, Scripted
 from mesh.turn.harness import error, table_is_kept
@@ -117,7 +118,14 @@ class Mesh(RuleBasedStateMachine):
     def cancel(self, data: st.DataObject) -> None:
         waiting = [item.ref for item in (self.model.chain, *self.model.mailbox) if item is not None]
         ref = data.draw(st.sampled_from([*waiting, *self.refs[-2:], "none"]))
-        assert self.bench.cancel(ref, f"c{self.number()}") == {"cancelled": self.model.cancel(ref)}
+        assert self.bench.cancel(ref, f"c{self.number()}") == {"cancelled": self.model.cancel(ref, self.bench.now)}
+
+    @rule(data=st.data())
+    def reply(self, data: st.DataObject) -> None:
+        """Somebody answers in the agent's place."""
+        ref, token = data.draw(st.sampled_from([*self.model.deferred, *self.refs[-2:], "none"])), f"y{self.number()}"
+        self.bench.feed(Reply(ref=ref, text=token, token=token))
+        assert self.bench.answers[token] == {"replied": self.model.close(ref, token, "replied", self.bench.now)}
 
     @rule(model=st.integers(1, 3))
     def set_options(self, model: int) -> None:
@@ -232,7 +240,7 @@ class Walk:
     def actions(self) -> dict[str, int]:
         """What can happen now, and how often it should."""
         bench = self.bench
-        now = {"prompt": 3, "event": 3, "cancel": 1, "wait": 1, "resume": 1, "interrupt": 2, "kill": 1, "repeat": 1}
+        now = {"prompt": 3, "event": 3, "cancel": 1, "wait": 1, "resume": 1, "interrupt": 2, "kill": 1, "repeat": 1, "reply": 1}
         now["set_options"] = 2
         if bench.held:
             now["release"] = 12
@@ -324,7 +332,7 @@ class Walk:
             event = self.bench.last_event
             if isinstance(event, dict):
                 self.raised.add(event["n"])
-            else:
+            elif isinstance(event, Undelivered):
                 self.cut_notices += 1
             handlers[Phase.HANDLING](core, reason, out)
 
@@ -337,6 +345,10 @@ class Walk:
 
     def resume(self) -> None:
         self.bench.resume(f"r{self.ids}")
+
+    def reply(self) -> None:
+        ref = self.draw(st.sampled_from([*self.bench.core.ledger.deferred, *self.refs[-2:]] or ["none"]))
+        self.bench.feed(Reply(ref=ref, text="from outside", token=f"y{self.ids}"))
 
     def cancel(self) -> None:
         self.bench.cancel(self.draw(st.sampled_from([*self.refs[-4:], "c1", "none"])), f"c{self.ids}")

@@ -27,6 +27,7 @@ from agentmesh.turn.values import (
     Input,
     Interrupt,
     Phase,
+    Reply,
     Resume,
     TurnEnded,
 )
@@ -246,6 +247,8 @@ def test_status_tells_of_the_agent_as_the_next_record_has_it() -> None:
             "turn": 4,
             "usage": {"tokens": 7},
             "failed": None,
+            "open": [],
+            "open_more": 0,
             "waiting": None,
             "since": "1970-01-01T00:00:00.000000Z",
             "sender": None,
@@ -566,5 +569,33 @@ def test_a_letter_that_cannot_be_sent_again_is_refused() -> None:
         letter = await bury(it, "peer-inbox", **{wire.FROM: "b"})
         it.node.faults.leaderless.add(it.node.subjects.stream("mail"))
         assert (await it.refusal("resend", ref=str(letter)))[0] == "unavailable"
+
+    desk(story)
+
+
+# --- deferred requests ------------------------------------------------------------------------------------------------
+@pytest.mark.case(447)
+def test_a_reply_from_outside_needs_a_ref_and_a_text() -> None:
+    async def story(it: Desk) -> None:
+        def answer(item: Input) -> None:
+            assert isinstance(item, Reply)
+            it.requests.answer(AnswerControl(item.token, {"replied": (item.ref, item.text) == ("7", "yes")}))
+
+        it.notes.react = answer
+        assert (await it.ask("reply", ref=7, text="yes"))["replied"] is True
+        assert (await it.refusal("reply", text="yes"))[0] == "bad_request"
+        assert await it.refusal("reply", ref="7") == ("bad_request", "this operation needs 'text', the answer")
+
+    desk(story)
+
+
+@pytest.mark.case(446)
+def test_the_status_shows_what_is_open_and_how_many_more_there_are() -> None:
+    async def story(it: Desk) -> None:
+        entries = {str(ref): Deferred(caller=Caller(ref=str(ref)), turn=ref, since=float(ref)) for ref in range(1, 104)}
+        it.work(deferred=entries)
+        status = await it.ask("status")
+        assert [request["ref"] for request in status["open"]] == [str(ref) for ref in range(1, 101)]
+        assert status["open"][0] == {"ref": "1", "since": "1970-01-01T00:00:01.000000Z"} and status["open_more"] == 3
 
     desk(story)
