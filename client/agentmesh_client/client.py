@@ -39,6 +39,7 @@ from agentmesh_client.results import (
     AgentUpdate,
     ChangeEntry,
     DeadLetter,
+    Interruption,
     NodeEntry,
     PollResult,
     Response,
@@ -281,8 +282,17 @@ class Mesh:
         Raises:
             As `status`.
         """
+        return (await self.interruption(agent, ref, timeout=timeout)).interrupted
+
+    async def interruption(self, agent: str, ref: str | None = None, *, timeout: float = CONTROL_S) -> Interruption:
+        """As `interrupt`, and tell of the callback that ran, if one did.
+
+        Raises:
+            As `status`.
+        """
         request = ControlRequest(op="interrupt", ref=None if ref is None else token(ref, "ref"))
-        return (await self._request(agent, request, ControlReply, timeout, repeat=ref is not None)).interrupted
+        found = await self._request(agent, request, ControlReply, timeout, repeat=ref is not None)
+        return Interruption(interrupted=found.interrupted, callback=found.callback, plain=found.plain)
 
     async def cancel(self, agent: str, ref: str, *, tree: bool = False, timeout: float = CONTROL_S) -> bool:
         """Remove a prompt that waits, or close one that its agent has deferred; its outcome is `cancelled`. False if it neither

@@ -86,6 +86,16 @@ class AgentUpdate(msgspec.Struct, frozen=True, kw_only=True):
     """What is in force now; None if the labels were changed: `Mesh.status` shows it once the agent is where they lead it."""
 
 
+class Interruption(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What an interrupt did."""
+
+    interrupted: bool
+    callback: str | None = None
+    """The callback that ran: it was cancelled, or not touched."""
+    plain: bool = False
+    """It is a plain function, which nothing can cancel: it goes on in its thread, and what it returns is thrown away."""
+
+
 class ChangeEntry(msgspec.Struct, frozen=True, kw_only=True):
     """A change of an agent's configuration while it ran, as its journal shows it."""
 

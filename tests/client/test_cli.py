@@ -193,6 +193,8 @@ def test_control_verbs_print_the_wires_own_objects(server: Server, subjects: Sub
                 "since": None,
                 "sender": None,
                 "tool": None,
+                "open": [],
+                "open_more": 0,
                 "agent_state": {"n": 1},
             }
             text = (await sh.run("status", "coder"))[0]
@@ -200,6 +202,17 @@ def test_control_verbs_print_the_wires_own_objects(server: Server, subjects: Sub
             assert await sh.json("interrupt", "coder", "--ref", "7") == {"v": 1, "interrupted": True}
             assert (await sh.run("cancel", "coder", "7"))[0] == "request 7 does not wait\n"
             assert (await sh.run("resume", "coder"))[0] == "resumed\n"
+            owner.replies["interrupt"] = {"interrupted": False, "callback": "handle_event"}
+            text, told = await sh.run("interrupt", "coder")
+            assert text == "no such turn was running\n" and "coder is in handle_event, which was not touched" in told
+            reply = {"interrupted": True, "callback": "pre_turn", "plain": True}
+            owner.replies["interrupt"] = reply
+            text, told = await sh.run("interrupt", "coder")
+            assert text == "interrupted\n" and "pre_turn is a plain function" in told
+            assert await sh.json("interrupt", "coder") == {"v": 1, **reply}
+            owner.replies["reply"] = {"replied": True}
+            assert (await sh.run("reply", "coder", "7", "done"))[0] == "replied\n"
+            assert owner.requests[-1] == {"op": "reply", "ref": "7", "text": "done"}
             await sh.run("notify", "coder", '{"a": 1}', "--quiet")
             await eventually(lambda: [mail.event for mail in owner.mail] == [{"a": 1}])
 

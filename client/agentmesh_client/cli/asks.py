@@ -390,7 +390,7 @@ async def _reply(name: str, ref: str, text: str, timeout: float, options: Global
 
 
 async def interrupt(name: AgentName, /, *, ref: str | None = None, timeout: float = 10.0, options: Globals = DEFAULTS) -> int:
-    """Kill an agent's running turn; its caller gets the error `interrupted`.
+    """End an agent's running turn, or the callback in which that is; its caller gets the error `interrupted`.
 
     Parameters
     ----------
@@ -399,9 +399,19 @@ async def interrupt(name: AgentName, /, *, ref: str | None = None, timeout: floa
     timeout
         Seconds to wait for the agent's owner.
     """
+    import msgspec
+
+    from agentmesh_client.cli.output import Printer
+
     async with session(options, timeout) as mesh:
-        done = await mesh.interrupt(name, ref, timeout=timeout)
-    return _done(options, "interrupted", done, "no such turn was running")
+        found = await mesh.interruption(name, ref, timeout=timeout)
+    shown = {"v": 1, **msgspec.to_builtins(found)}
+    Printer(options).value(shown, "interrupted" if found.interrupted else "no such turn was running")
+    if found.callback is not None and not found.interrupted:
+        Printer(options).note(f"{name} is in {found.callback}, which was not touched: it belongs to no such turn")
+    elif found.plain:
+        Printer(options).note(f"{found.callback} is a plain function, and goes on in its thread; what it returns is thrown away")
+    return exits.OK
 
 
 async def resume(name: AgentName, /, *, timeout: float = 10.0, options: Globals = DEFAULTS) -> int:
