@@ -327,6 +327,13 @@ def test_a_build_that_does_not_know_of_closing_tells_of_an_effect() -> None:
     assert notice.error.code == "replied"
 
 
+@pytest.mark.case(447)
+def test_one_that_its_asker_withdraws_is_closed_too() -> None:
+    bench, ref = deferring(Told, lane="peer-inbox", sender="boss", origin="1.7.0")
+    bench.event({"withdraws": "1.7.0"}, "peer-answer", sender="boss", origin="1.8.0", tag="1.7.0")
+    assert bench.code(ref) == "cancelled" and bench.state[-1] == [ref, "withdrawn"] and bench.core.ledger.deferred == {}
+
+
 # --- bounds -----------------------------------------------------------------------------------------------------------
 @pytest.mark.case(448)
 @pytest.mark.parametrize(
