@@ -78,7 +78,7 @@ def test_every_request_is_told() -> None:
         if isinstance(node, ast.match_case) and isinstance(pattern := node.pattern, ast.MatchValue)
         if isinstance(pattern.value, ast.Constant)
     }
-    assert len(taken) == 10
+    assert len(taken) == 11
     assert {str(op) for op in taken} - set(re.findall(r'"op":"(\w+)"', section("Control requests"))) == set()
     told = set(re.findall(r'"op":"(\w+)"', section("Requests to a process")))
     assert told == {"ping", "stats", "agents", "rebalance", *heartbeat._COMMANDS}
