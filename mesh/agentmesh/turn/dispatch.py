@@ -423,8 +423,9 @@ def fail(core: Core, error: ErrorBody, out: Out) -> None:
 def tell_failure(core: Core, error: ErrorBody, out: Out) -> None:
     """Report the turn's failure."""
     assert core.active is not None
-    fields = {"reason": error.code, "message": error.message, "details": error.details, "agent_state": core.work.state}
-    out.append(Emit("prompt_error", {"ref": core.active.ref, **fields}))
+    failure = {"reason": error.code, "message": error.message, "details": error.details}
+    fields = {"ref": core.active.ref, **failure, "agent_state": core.work.state}
+    out.append(Emit("prompt_error", fields))
 
 
 def on_decision(core: Core, item: Returned | Misbehaved | Raised, out: Out) -> None:
