@@ -34,6 +34,7 @@ def test_no_number_is_missing_or_used_twice() -> None:
         *range(330, 336),
         *range(340, 350),
         *range(350, 360),
+        *range(400, 410),
         *range(420, 430),
         *range(440, 450),
         *range(460, 465),

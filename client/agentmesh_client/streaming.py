@@ -32,6 +32,17 @@ BUFFER = 10_000
 """Most events that wait for a slow reader; beyond that the oldest are dropped, and show as `Missed`."""
 
 
+class Retry(msgspec.Struct, frozen=True, kw_only=True):
+    """A model is asked again."""
+
+    reason: str
+    """Why: the reason that the turn's error would have."""
+    attempt: int | None = None
+    """The number of the try that comes, from 2; None where the backend does not know it."""
+    after_s: float | None = None
+    """Seconds until then."""
+
+
 class Live(msgspec.Struct, frozen=True, kw_only=True):
     """Base of all live events."""
 
@@ -53,6 +64,8 @@ class Restarted(Live, frozen=True, kw_only=True, tag_field="type", tag="restart"
     owner: int
     void_from: int
     """Events with this number or a greater one, up to this event, are void; its own number if nothing is."""
+    retry: Retry | None = None
+    """Why the model is asked again, if that is what happens."""
 
 
 class Missed(Live, frozen=True, kw_only=True, tag_field="type", tag="missed"):
@@ -65,6 +78,8 @@ class Text(Live, frozen=True, kw_only=True, tag_field="type", tag="text"):
     """A piece of the answer."""
 
     text: str
+    retry: Retry | None = None
+    """The model is asked again, for an answer of which nothing has come; `text` is empty then."""
 
 
 class Thinking(Live, frozen=True, kw_only=True, tag_field="type", tag="thinking"):
@@ -194,7 +209,7 @@ class EventReader:
             usage = {key: value for key, value in fields.items() if key not in _HEAD}
             return Usage(n=self._next(), usage=usage)
         if kind == "text" and fields.get("restart"):
-            return self._begin_anew()
+            return self._begin_anew(fields.get("retry"))
         made = _CONTENT.get(kind)
         if made is None:
             return None  # `start`, or something newer than this client
@@ -207,11 +222,15 @@ class EventReader:
             self.text += event.text
         return event
 
-    def _begin_anew(self) -> Restarted:
+    def _begin_anew(self, told: Any) -> Restarted:
         """The model's answer broke off and is asked for again: its events are void, those before it are not."""
         void_from, length = self._answer
         self.text = self.text[:length]
-        return Restarted(n=self._next(), owner=self._owner, void_from=void_from)
+        try:
+            retry = None if told is None else msgspec.convert(told, Retry, strict=False)
+        except msgspec.ValidationError:
+            retry = None
+        return Restarted(n=self._next(), owner=self._owner, void_from=void_from, retry=retry)
 
 
 _HEAD = frozenset({"v", "agent", "ref", "type", *_EventHead.__struct_fields__})

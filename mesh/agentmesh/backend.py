@@ -22,6 +22,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import msgspec
 
+from agentmesh.budget import Prices
 from agentmesh.steps import Allowance, Steps, UnjournaledSteps, Unlimited
 
 type EventKind = Literal["text", "thinking", "tool_use", "tool_result", "usage", "result", "error"]
@@ -30,8 +31,9 @@ type EventKind = Literal["text", "thinking", "tool_use", "tool_result", "usage",
 class Event(msgspec.Struct, frozen=True):
     """One normalised event of a turn.
 
-    `data` by kind: text `{"text","restart"?}` (with `restart` the model's answer begins anew: what came since the last usage or
-    tool_result is void) · thinking `{"text"}` · tool_use `{"id","name","input"}` · tool_result `{"id","ok","text"}` · usage
+    `data` by kind: text `{"text","restart"?,"retry"?}` (with `restart` the model's answer begins anew: what came since the last
+    usage or tool_result is void; `retry` `{"reason","attempt"?,"after_s"?}` says that the model is asked again, and why) ·
+    thinking `{"text"}` · tool_use `{"id","name","input"}` · tool_result `{"id","ok","text"}` · usage
     `{"input_tokens","output_tokens","cache_read_input_tokens"?,"cache_write_input_tokens"?,"model"?}`, of the turn so far, cached
     tokens not among the input · result `{"text"?,"session_id"?}` · error `{"reason","message"?,"retryable"?,"retry_after_s"?}`.
     """
@@ -81,9 +83,23 @@ class Response(msgspec.Struct, frozen=True):
         """The response that `events`, which end in `result`, make up."""
         text = events[-1].data.get("text") if events else None
         if text is None:
-            text = "".join(e.data.get("text", "") for e in events if e.kind == "text")
+            text = _said(events)
         usages = [e.data for e in events if e.kind == "usage"]
         return Response(text, tuple(events), usages[-1] if usages else None, session_id, duration_ms)
+
+
+def _said(events: list[Event]) -> str:
+    """The text of a turn, without that of answers that broke off and were asked for again."""
+    kept: list[str] = []
+    whole = 0
+    for event in events:
+        if event.kind in ("usage", "tool_result"):
+            whole = len(kept)
+        elif event.kind == "text":
+            if event.data.get("restart"):
+                del kept[whole:]
+            kept.append(event.data.get("text", ""))
+    return "".join(kept)
 
 
 class Turn(msgspec.Struct, frozen=True):
@@ -119,6 +135,8 @@ class Room(msgspec.Struct, frozen=True):
     place: Callable[[], AbstractAsyncContextManager[Any]] = nullcontext
     """A slot for a child process of a turn, held while it runs. Entering waits while the node runs as many as it allows this
     backend."""
+    prices: Prices = msgspec.field(default_factory=Prices)
+    """The node's table of prices."""
 
 
 class Stream(NamedTuple):

@@ -186,15 +186,28 @@ PRICES: dict[str, Price] = {
 class Prices:
     """A price table."""
 
-    def __init__(self, table: Mapping[str, Price] | None = None) -> None:
-        self._table = dict(PRICES if table is None else table)
+    def __init__(self, table: Mapping[str, Price] | None = None, given: Mapping[str, Price] | None = None) -> None:
+        """
+        Args:
+            table: prices that are known.
+            given: prices that an operator gave, which go before these.
+        """
+        self._given = dict(given or {})
+        self._table = {**(PRICES if table is None else table), **self._given}
 
     def find(self, model: str) -> Price | None:
         """The price of the longest name in the table that `model` is, or begins with: `a-5` stands for `a-5-20260101`, not for
         `a-50`; None where there is none."""
-        names = (name for name in self._table if model == name or (model.startswith(name) and model[len(name)] in "-@:/"))
-        best = max(names, key=len, default=None)
+        best = self._best(model)
         return None if best is None else self._table[best]
+
+    def given(self, model: str) -> Price | None:
+        """The model's price, if it is one that an operator gave."""
+        return self._given.get(self._best(model) or "")
+
+    def _best(self, model: str) -> str | None:
+        names = (name for name in self._table if model == name or (model.startswith(name) and model[len(name)] in "-@:/"))
+        return max(names, key=len, default=None)
 
     def cost(self, usage: Mapping[str, Any]) -> float | None:
         """What `usage` cost in US dollars: as it says itself, else by the price of its `model`; None where neither is known."""
@@ -217,7 +230,7 @@ def prices_from(given: Any) -> Prices:
         own = msgspec.convert(given, dict[str, Price])
     except msgspec.ValidationError as error:
         raise BadRequest(f"prices are objects by model, in US dollars per million tokens: {error}") from None
-    return Prices({**PRICES, **own})
+    return Prices(given=own)
 
 
 class Purse(msgspec.Struct, frozen=True):

@@ -76,6 +76,9 @@ class Allowance(Protocol):
     def usd_left(self) -> float | None:
         """US dollars that may still be spent; None where there is no bound on money."""
 
+    def seconds_left(self) -> float | None:
+        """Seconds that the turn may still run, and somebody wait for it; None where there is no bound."""
+
 
 class Unlimited:
     """The allowance of a turn without a budget."""
@@ -87,6 +90,9 @@ class Unlimited:
         return None
 
     def usd_left(self) -> float | None:
+        return None
+
+    def seconds_left(self) -> float | None:
         return None
 
 

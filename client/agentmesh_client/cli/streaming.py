@@ -19,6 +19,7 @@ from agentmesh_client.streaming import (
     LiveEvent,
     Missed,
     Restarted,
+    Retry,
     Started,
     Text,
     ToolResult,
@@ -50,8 +51,10 @@ class Screen:
     def show(self, event: LiveEvent) -> None:
         """Show one event."""
         match event:
-            case Text(text=text):
+            case Text(text=text, retry=retry):
                 self._say(text)
+                if retry is not None:
+                    self._note(f"the model is asked again{_why(retry)}")
             case ToolUse():
                 self._calls[event.id] = (event.name, time.monotonic())
                 self._note(f"{event.name} {_shown(event.input)}".rstrip(), end="")
@@ -63,7 +66,7 @@ class Screen:
                 self._break_text()
                 what = "the answer" if event.owner == self._owner else f"the turn (owner {event.owner})"
                 self._owner = event.owner
-                self._note(f"{what} begins again{void}")
+                self._note(f"{what} begins again{_why(event.retry)}{void}")
             case Started(owner=owner):
                 self._owner = owner
             case Missed(count=count):
@@ -152,6 +155,14 @@ def print_json(event: LiveEvent, agent: str, ref: str, printer: Printer) -> None
         shown["outcome"] = msgspec.Raw(encode_outcome(event.outcome))
     printer.value(shown, "")
     sys.stdout.flush()
+
+
+def _why(retry: Retry | None) -> str:
+    """Why a model is asked again, and when."""
+    if retry is None:
+        return ""
+    soon = "" if retry.after_s is None else f" in {retry.after_s:.1f} s"
+    return f"{soon} ({retry.reason})"
 
 
 def _shown(value: object) -> str:

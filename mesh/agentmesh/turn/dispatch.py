@@ -239,6 +239,14 @@ def _end_late(core: Core, active: Active) -> bool:
     return True
 
 
+def _awaited_until(active: Active) -> float | None:
+    """When the wait for the prompt's answer ends; None where it does not."""
+    if active.caller is None:
+        return None
+    ends = [end for end in (active.caller.deadline, active.caller.end_by) if end is not None]
+    return min(ends, default=None)
+
+
 def out_of_time(core: Core, end_by: float) -> ErrorBody:
     """The error of a request that is not answered by the time at which it ends (`Mesh-End-By`)."""
     return expired(core, end_by, "the answer")
@@ -306,6 +314,7 @@ def _run(core: Core, out: Out) -> None:
             purse=purse_of(core, active),
             stream_to=active.caller.stream_to if active.caller else None,
             trace=active.trace,
+            awaited_until=_awaited_until(active),
         )
     )
     out.append(TO_PROCESSING)

@@ -348,6 +348,8 @@ class RunTurn(msgspec.Struct, frozen=True, kw_only=True):
     purse: Purse = EMPTY_PURSE
     stream_to: str | None = None
     trace: dict[str, str] = {}
+    awaited_until: float | None = None
+    """When the caller's wait ends, in seconds since the epoch; None where it waits without end, or nobody does."""
 
 
 class KillTurn(msgspec.Struct, frozen=True):

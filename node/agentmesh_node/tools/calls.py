@@ -11,6 +11,7 @@ import msgspec
 
 from agentmesh.edge.tasks import cancel_and_wait
 from agentmesh.json_values import not_finite, search
+from agentmesh_node.tools.call_inputs import SHOWN, NotJson, checked, input_of
 
 PATIENCE_S = 5.0
 """How long a cancelled call may take to end before it is left behind and reported."""
@@ -24,12 +25,44 @@ NOTE_ROOM = 1_000
 """Most characters of that note."""
 
 
-class Call(msgspec.Struct, frozen=True):
+class Call(msgspec.Struct, frozen=True, omit_defaults=True):
     """A tool call that a model asks for."""
 
     id: str
     name: str
     input: Any = None
+    unfit: str | None = None
+    """Why the input cannot be used: the call is never made, and the model is told. `input` is then the text as it came."""
+
+    @staticmethod
+    def sent(id: str, name: str, text: str) -> Call:
+        """The call with the input that `text` is, as the model sent it."""
+        try:
+            return Call(id, name, input_of(text))
+        except NotJson as error:
+            return Call(id, name, text, str(error))
+
+    def checked(self) -> Call:
+        """This call; or, if the journal cannot keep its input, one that cannot be made."""
+        if self.unfit is not None:
+            return self
+        try:
+            return Call(self.id, self.name, checked(self.input))
+        except NotJson as error:
+            return Call(self.id, self.name, "", str(error))
+
+    def refusal(self) -> Result | None:
+        """The result of a call whose input cannot be used; None for one that can be made."""
+        if self.unfit is None:
+            return None
+        text = str(self.input)
+        shown = f"; it began {shortened(text, SHOWN)!r}" if text else ""
+        return Result.failed(
+            self,
+            "bad_input",
+            f"This call was not made: its input did not arrive as one whole JSON object ({self.unfit}){shown}. "
+            "Make the call again, with a shorter input if it was cut off.",
+        )
 
 
 class Result(msgspec.Struct, frozen=True):

@@ -334,6 +334,9 @@ class _LoopTurn:
 
     async def _run(self, call: Call) -> Result:
         allowed = self._driven.may_run()
+        refused = call.refusal()
+        if refused is not None:
+            return refused
         if self._taken.intended(call):
             known = await self._toolbox.reconcile(call, self._turn)
             if known is not None:

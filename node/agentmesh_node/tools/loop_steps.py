@@ -55,7 +55,10 @@ type LoopStep = ModelAnswer | Intent | Ran
 
 
 def sound(reply: ModelAnswer) -> ModelAnswer:
-    """`reply` with texts that the journal can keep; they go into the history and to tools in the same form."""
+    """`reply` with texts that the journal can keep; they go into the history and to tools in the same form. A call whose input
+    has half a character, or what else the journal cannot keep, is not made."""
+    if reply.calls:
+        reply = msgspec.structs.replace(reply, calls=tuple(call.checked() for call in reply.calls))
     return msgspec.convert(well_formed(msgspec.to_builtins(reply)), ModelAnswer)
 
 

@@ -66,7 +66,7 @@ class AgentFactory:
         def factory(agent: Agent[Any], options: Mapping[str, Any]) -> Backend:
             make = backend_class(backend)
             if takes_room(make):
-                room = Room(name, spec.incarnation, str(self._files / name), s.settings.root, s.transport, slot)
+                room = Room(name, spec.incarnation, str(self._files / name), s.settings.root, s.transport, slot, self._prices)
                 return make(agent, options, room=room)  # type: ignore[no-any-return]
             return make(agent, options)  # type: ignore[no-any-return]
 

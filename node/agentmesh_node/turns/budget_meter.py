@@ -61,7 +61,11 @@ _FRESH = Account()
 class BudgetMeter:
     """The account of one run of a turn; it is the turn's `Allowance` (agentmesh.steps)."""
 
-    def __init__(self, purse: Purse, prices: Prices, monotonic: Callable[[], float]) -> None:
+    def __init__(self, purse: Purse, prices: Prices, monotonic: Callable[[], float], *, bound_s: float | None = None) -> None:
+        """
+        Args:
+            bound_s: seconds that the turn may run, and somebody wait for it, besides what its budget says.
+        """
         limited = purse.limits is not NO_LIMITS and purse.limits != NO_LIMITS
         # Most turns have no bounds, and many spend nothing: for those little more than this is done.
         account = _FRESH if not limited else Account(limits=purse.limits)
@@ -72,6 +76,7 @@ class BudgetMeter:
         self._prices = prices
         self._monotonic = monotonic
         self._began = monotonic() - purse.elapsed_s
+        self._ends = None if bound_s is None else monotonic() + bound_s
         self._noted = False
         self._over = False
         self._before: dict[str, Any] = {}
@@ -109,6 +114,11 @@ class BudgetMeter:
     def usd_left(self) -> float | None:
         """US dollars that may still be spent."""
         return self._account.left(self.elapsed_s).usd if self._limited else None
+
+    def seconds_left(self) -> float | None:
+        """Seconds that the turn may still run, and somebody wait for it."""
+        bounds = [self.patience_s, None if self._ends is None else max(0.0, self._ends - self._monotonic())]
+        return min((bound for bound in bounds if bound is not None), default=None)
 
     # --- for the runner ---------------------------------------------------------------------------------------------
     def observe(self, event: Event) -> None:

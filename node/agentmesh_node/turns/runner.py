@@ -320,7 +320,9 @@ class Runner:
         steps: Steps | None = None,
     ) -> bool:
         """Start the prompt task; `feed` gets its `TurnEnded`. Returns whether it still runs: a quick one is over at once."""
-        self._meter = BudgetMeter(command.purse, self._ports.prices, self._ports.monotonic)
+        until = command.awaited_until
+        bound_s = command.watchdog_s if until is None else min(command.watchdog_s, max(0.0, until - self._ports.now()))
+        self._meter = BudgetMeter(command.purse, self._ports.prices, self._ports.monotonic, bound_s=bound_s)
         self._steps = MeteredSteps(steps if steps is not None else UnjournaledSteps(), self._meter)
         self._number = command.number
         if self._tracing.on:

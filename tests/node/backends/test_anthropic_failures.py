@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 from collections.abc import Iterator
 from typing import Any
@@ -10,7 +11,7 @@ import msgspec
 import pytest
 
 from agentmesh.errors import BackendError
-from agentmesh_node.backends.anthropic.failures import REJECTED, RETRYABLE
+from agentmesh_node.backends.anthropic.failures import REJECTED, RETRYABLE, retry_after, told, translated
 from fakes.messages import Answer, Call, FakeMessages, Item, Refusal
 from node.backends.anthropic_chat import KEY, serving, talk
 
@@ -44,7 +45,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeMessages]:
         (Refusal(status=599, kind="odd"), "server_error"),
         (Answer(text="abcdefgh" * 3, break_after=5, how="cut"), "stream_broken"),
         (Answer(text="abcdefgh" * 3, break_after=5, how="end"), "stream_broken"),
-        (Answer(text="abcdefgh" * 3, break_after=5, how="garbage"), "stream_broken"),
+        (Answer(text="abcdefgh" * 3, break_after=5, how="garbage"), "server_error"),
         (Answer(text="abcdefgh" * 3, break_after=5, how="error"), "overloaded"),
         (Answer(text="abcdefgh" * 3, break_after=0, how="cut"), "stream_broken"),
     ],
@@ -58,6 +59,78 @@ def test_each_failure_has_a_stable_reason_and_a_hint(fake: FakeMessages, refusal
     assert last.data["code"] == "backend_error"
     assert last.data["message"]
     assert len(fake.calls) == 1
+
+
+LONG = "request (9010 tokens) exceeds the available context size (8192 tokens), try increasing it"
+TOLD = [
+    # llama.cpp's server
+    (400, {"error": {"code": 400, "message": LONG, "type": "exceed_context_size_error", "n_ctx": 8192}}, "too_long", None),
+    (503, {"error": {"message": "Loading model", "type": "unavailable_error", "code": 503}}, "overloaded", None),
+    # LiteLLM
+    (
+        400,
+        {"error": {"type": "invalid_request_error", "message": f"litellm.ContextWindowExceededError: {LONG}"}},
+        "too_long",
+        None,
+    ),
+    (503, {"error": {"type": "api_error", "message": "litellm.ServiceUnavailableError"}}, "overloaded", None),
+    (500, {"error": {"type": "api_error", "message": "litellm.InternalServerError: Connection error."}}, "server_error", None),
+    (429, {"error": {"message": "No deployments available, Try again in 5 seconds.", "code": "429"}}, "rate_limited", 5.0),
+    (400, {"error": {"type": "invalid_request_error", "message": "ContentPolicyViolationError: filtered"}}, "refused", None),
+    # and what nobody expects
+    (429, ["slow down"], "rate_limited", None),
+    (500, "<html>", "server_error", None),
+    (400, None, "bad_request", None),
+    (413, {"error": {"type": {}, "message": 5, "details": []}}, "too_long", None),
+    (200, {"error": {"type": "overloaded_error"}}, "overloaded", None),
+]
+
+
+@pytest.mark.case(405)
+@pytest.mark.case(406)
+@pytest.mark.parametrize(("status", "body", "reason", "after"), TOLD)
+def test_errors_of_other_servers_have_their_true_reason(status: int, body: Any, reason: str, after: float | None) -> None:
+    error = told(body, (), status, {})
+    assert (error.details["reason"], error.details.get("retry_after_s")) == (reason, after)
+    if reason in RETRYABLE:
+        assert told(body, (), status, {"retry-after": "7"}).details["retry_after_s"] == 7.0
+    assert "{" not in error.message
+
+
+@pytest.mark.case(403)
+@pytest.mark.parametrize("module", ["anthropic", "httpx2"])
+def test_each_exception_of_the_sdk_and_its_http_library_has_a_reason(module: str) -> None:
+    import httpx2
+
+    request = httpx2.Request("POST", "http://127.0.0.1:9")
+    response = httpx2.Response(418, request=request)
+    seen = 0
+    for name, cls in vars(importlib.import_module(module)).items():
+        if not (isinstance(cls, type) and issubclass(cls, Exception)) or issubclass(cls, Warning):
+            continue
+        error = cls.__new__(cls)
+        Exception.__init__(error, "x")
+        vars(error).update(request=request, response=response, status_code=418, body=None, request_id=None)
+        found = translated(error, ())
+        assert found is not None, name
+        assert isinstance(found.details["retryable"], bool)
+        seen += 1
+    assert seen > 15
+
+
+@pytest.mark.parametrize("url", ["no address", "ftp://127.0.0.1:9", "http://[::"])
+def test_an_address_that_is_none_is_no_reason_to_try_again(fake: FakeMessages, monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    monkeypatch.setenv("ANTHROPIC_BASE_URL", url)
+    try:
+        found = talk(attempts=1)[-1].data
+    except BackendError as error:
+        found = error.details
+    assert (found["reason"], found["retryable"]) == ("bad_address", False)
+
+
+@pytest.mark.parametrize("header", ["soon", "nan", "-5", "Fri, 99 Foo 2026", "9" * 400, "\x00"])
+def test_a_wait_that_is_none_is_passed_over(header: str) -> None:
+    assert retry_after({"retry-after": header}) is None
 
 
 def test_an_api_that_cannot_be_reached_is_a_typed_error(fake: FakeMessages, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,7 +171,9 @@ def test_a_spend_limit_is_no_rate_limit(fake: FakeMessages, monkeypatch: pytest.
 def test_what_may_succeed_later_is_tried_again_by_the_backend_alone(fake: FakeMessages, first: Item) -> None:
     fake.play([first, first, "there"])
     events = talk()
-    assert [e.kind for e in events] == ["text", "usage", "result"]
+    assert [e.kind for e in events] == ["text", "text", "text", "usage", "result"]
+    assert [e.data["retry"]["attempt"] for e in events[:2]] == [2, 3]
+    assert not any("restart" in e.data for e in events), "nothing of the answer had come"
     assert len(fake.calls) == 3
     assert {call.headers["x-stainless-retry-count"] for call in fake.calls} == {"0"}, "the SDK makes no retries"
 

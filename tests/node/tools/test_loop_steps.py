@@ -75,21 +75,27 @@ def test_a_journal_from_before_ids_were_distinct_is_read_in_the_order_of_its_res
 
 
 # --- text that UTF-8 cannot hold --------------------------------------------------------------------------------------
-def test_an_answer_with_lone_surrogates_goes_on_as_valid_text() -> None:
+@pytest.mark.case(400)
+def test_an_answer_with_lone_surrogates_goes_on_as_valid_text_and_a_call_with_one_is_not_made() -> None:
+    made = []
+
     @tool
     async def echo(text: str) -> str:
+        made.append(text)
         return text
 
     class Echoing(Agent[Any]):
         tools = (echo,)
 
-    odd = ModelAnswer(
-        ["model", "a\ud800"], "a\ud800", calls=(Call("1", "echo", {"text": "\ud83d\ude00\udfffz"}),), stop="tool_use"
-    )
+    calls = (Call("1", "echo", {"text": "\ud83d\ude00\udfffz"}), Call("2", "echo", {"text": "\ud83d\ude00z"}))
+    odd = ModelAnswer(["model", "a\ud800"], "a\ud800", calls=calls, stop="tool_use")
     history: list[Any] = []
     steps = UnjournaledSteps(key="t")
     events = run(read(loop(Lines(odd, says("done")), Echoing), history, steps))
     assert events[-1].kind == "result"
-    assert history[1:3] == [["model", "a\ufffd"], ["results", "1=\U0001f600\ufffdz"]]
+    assert history[1] == ["model", "a\ufffd"]
+    assert history[2][1].startswith("1=This call was not made")
+    assert history[2][2] == "2=\U0001f600z"
+    assert made == ["\U0001f600z"]
     msgspec.json.encode(history)
     msgspec.json.encode(list(steps.taken))

@@ -66,6 +66,7 @@ class Lease:
 def _make() -> AsyncAnthropic:
     try:
         import anthropic  # noqa: PLC0415 - two seconds
+        import httpx2  # noqa: PLC0415
     except ImportError:
         raise BackendError(
             "the anthropic backend needs an extra: install agentmesh[anthropic]",
@@ -74,6 +75,8 @@ def _make() -> AsyncAnthropic:
     try:
         # Retries and spans have one owner each: the mesh.
         client = anthropic.AsyncAnthropic(max_retries=0, open_telemetry={"traces": False, "propagation": False})
+    except httpx2.InvalidURL:
+        raise failure("bad_address", "ANTHROPIC_BASE_URL is no address") from None
     except anthropic.AnthropicError as error:
         raise failure("no_credentials", f"the credentials cannot be read: {type(error).__name__}") from None
     if client.api_key is None and client.auth_token is None and client.credentials is None:

@@ -55,7 +55,7 @@ class AnthropicOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     """Beta features to switch on; those that `context_management` needs are added."""
     timeout_s: Seconds = 600.0
     """Longest silence of the API."""
-    attempts: Annotated[int, msgspec.Meta(ge=1, le=20)] = 4
+    attempts: Annotated[int, msgspec.Meta(ge=1, le=20)] = 8
     """Most tries of one model call, if the API says or implies that another try may succeed."""
     max_wait_s: Seconds = 60.0
     """Longest wait between two tries. If the API asks for more the turn ends, and the error says how long."""
