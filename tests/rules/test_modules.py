@@ -113,7 +113,6 @@ THROUGH: dict[str, str] = {
     "agentmesh_node.backends.claude.failures": "node/backends/test_claude_turns.py",
     "agentmesh_node.backends.claude.files": "node/backends/test_claude_child.py",
     "agentmesh_node.backends.claude.launch": "node/backends/test_claude_child.py",
-    "agentmesh_node.backends.claude.messages": "node/backends/test_claude_turns.py",
     "agentmesh_node.backends.claude.own_tools": "node/backends/test_claude_turns.py",
     "agentmesh_node.backends.claude.process": "node/backends/test_claude_child.py",
     "agentmesh_node.backends.codex.own_tools": "node/backends/test_codex_turns.py",
@@ -145,7 +144,7 @@ NEEDS_NONE: dict[str, str] = {
 """Modules that need no test, and why."""
 
 OTHERWISE = IMPORTED_BY | THROUGH | WHOLE_NODES | NEEDS_NONE
-MOST = 118
+MOST = 117
 """How long the list may be. Only ever make it smaller."""
 
 

@@ -37,9 +37,10 @@ from agentmesh_node.backends.claude.options import (
     read,
     secrets,
 )
+from agentmesh_node.backends.claude.sent_inputs import SentInputs
 from agentmesh_node.backends.claude.store import JetStreamSessionStore
+from agentmesh_node.backends.claude.transcript import UNREADABLE, tokens
 from agentmesh_node.backends.claude.transcript import events as past_events
-from agentmesh_node.backends.claude.transcript import tokens
 from agentmesh_node.tools import Result, Toolbox
 from agentmesh_node.tools.turn_bounds import Driven, TurnBounds
 
@@ -144,6 +145,9 @@ class ClaudeBackend:
         except (BackendError, BudgetExceeded) as error:
             yield _terminal(error)
             return
+        except UNREADABLE as error:
+            yield failed("bad_output", f"the conversation's transcript cannot be read: {type(error).__name__}: {error}")
+            return
         except (Unavailable, ApiError) as error:  # no other error of the mesh: a refused step ends the run in another way
             yield failed("store_unavailable", f"the conversation's transcript cannot be reached: {error}")
             return
@@ -221,32 +225,24 @@ class ClaudeBackend:
         for result in settled:
             yield Event("tool_result", {"id": result.id, "ok": result.ok, "text": result.text})
         told, message = _message_of(run, settled, self._toolbox.notice(run.turn))
-        child = self._child(process.Child, run, own_tools=tools is not None)
-        reader = messages.MessageReader(run.session, tokens(run.source.standing))
+        sent = SentInputs()
+        child = self._child(process.Child, run, sent, own_tools=tools is not None)
+        most_usd = self._options.max_budget_usd if self._priced else None
+        reader = messages.MessageReader(run.session, tokens(run.source.standing), prices=self._room.prices, most_usd=most_usd)
         driven = self._driven(run)
         async with self._room.place(), mirrored(self._store, message, run.turn.steps) as mirror:
-            server = {"type": "sdk", "name": SERVER, "instance": tools.server(mirror)} if tools is not None else None
+            server = {"type": "sdk", "name": SERVER, "instance": tools.server(mirror, sent)} if tools is not None else None
             servers = {SERVER: server} if server is not None else {}
             conversation = self._conversation(child, mirror, servers, told, message)
-            ended = False
             try:
-                async with contextlib.aclosing(conversation) as said:
-                    async for one in said:
-                        for event in reader.events(one):
-                            if event.kind == "result":
-                                self._here = run.session
-                            ended = event.terminal
-                            yield event
-                            if ended:
-                                return
-                        messages.count(one, driven)
+                said = messages.heard(conversation, reader, child, driven, self._room.agent)
+                async with contextlib.aclosing(said) as events:
+                    async for event in events:
+                        if event.kind == "result":
+                            self._here = run.session
+                        yield event
             except BackendError as error:
                 yield _terminal(error)
-            except Exception as error:
-                log.warning("a run of Claude Code broke off", extra={"agent": self._room.agent, "error": type(error).__name__})
-                if ended:  # a failure after the result does not change the result
-                    raise
-                yield messages.broken(error, child.errors)
 
     def _driven(self, run: _ClaudeRun) -> Driven:
         """The counts of this turn, with what earlier owners' runs did. Claude Code itself counts the answers."""
@@ -259,9 +255,16 @@ class ClaudeBackend:
                 driven.take(event.data["text"])
         return driven
 
-    def _child(self, make: Any, run: _ClaudeRun, *, own_tools: bool) -> Any:
+    @property
+    def _priced(self) -> bool:
+        """Whether the operator has put a price on the model: then the mesh counts, and not Claude Code."""
+        return self._options.model is not None and self._room.prices.given(self._options.model) is not None
+
+    def _child(self, make: Any, run: _ClaudeRun, sent: SentInputs, *, own_tools: bool) -> Any:
         """The child process, not yet started."""
         options, node = _bounded(self._options, run.turn.allowance.usd_left()), os.environ
+        if self._priced:
+            options = msgspec.structs.replace(options, max_budget_usd=None)
         held = credential(node)
         files = self._files
         env = environment(options, node, home=str(files.home), config=str(files.config), cwd=str(files.cwd))
@@ -269,7 +272,8 @@ class ClaudeBackend:
         propagate.inject(carrier)
         env.update({name.upper(): value for name, value in carrier.items() if name in ("traceparent", "tracestate")})
         line = command(options, self._cli, session=run.session, source=run.source.session, own_tools=own_tools)
-        return make(line, env=env, cwd=str(files.cwd), secrets=secrets(env, held), credential=held)
+        hidden = secrets(env, held)
+        return make(line, env=env, cwd=str(files.cwd), secrets=hidden, credential=held, observe=sent.observe)
 
     async def _conversation(
         self, child: Any, mirror: Any, servers: dict[str, Any], told: Any, message: str

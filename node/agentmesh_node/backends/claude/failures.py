@@ -6,6 +6,7 @@ from typing import Any
 
 from agentmesh.backend import Event
 from agentmesh.errors import BackendError, BudgetExceeded
+from agentmesh_node.backends.reasons import by_words
 
 RETRY_AFTER_S = {
     "rate_limited": 60.0, "overloaded": 30.0, "server_error": 10.0, "connection": 10.0, "crashed": 1.0, "bad_output": 1.0,
@@ -30,18 +31,34 @@ _BY_KIND = {
     "overloaded": "overloaded",
     "invalid_request": "bad_request",
     "model_not_found": "not_found",
+    "max_output_tokens": "max_tokens",
 }
 _BY_STATUS = {
     400: "bad_request", 401: "unauthenticated", 402: "spend_limit", 403: "forbidden", 404: "not_found", 413: "too_long",
     429: "rate_limited", 503: "overloaded", 529: "overloaded",
 }  # fmt: skip
+_BY_TERMINAL = {"prompt_too_long": "too_long", "blocking_limit": "too_long", "malformed_tool_use_exhausted": "max_tokens"}
 _BY_SUBTYPE = {"error_max_turns": "max_turns", "error_max_budget_usd": "budget_exceeded"}
 
 
-def reason_of(subtype: str, kind: str | None, status: int | None) -> str:
-    """The reason of an error result: from its subtype, the kind of error in the answer before it, and the API's status."""
+def reason_of(subtype: str, kind: str | None, status: int | None, *, words: str = "", terminal: str | None = None) -> str:
+    """The reason of an error result.
+
+    Args:
+        kind: the kind of error in the answer before it.
+        status: the API's.
+        words: what the error says.
+        terminal: why Claude Code says that its run ended.
+    """
     if subtype in _BY_SUBTYPE:
         return _BY_SUBTYPE[subtype]
+    if terminal in _BY_TERMINAL:
+        return _BY_TERMINAL[terminal]
+    reason = _by_status(kind, status)
+    return by_words(words) or reason if reason in ("bad_request", "server_error", "failed") else reason
+
+
+def _by_status(kind: str | None, status: int | None) -> str:
     if status in _BY_STATUS:
         return _BY_STATUS[status]
     if kind in _BY_KIND:

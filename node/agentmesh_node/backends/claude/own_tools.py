@@ -20,6 +20,7 @@ from agentmesh.errors import TooLarge
 from agentmesh.tools import ToolSpec
 from agentmesh_node.backends.claude.mirror import Mirror
 from agentmesh_node.backends.claude.options import PREFIX, SERVER
+from agentmesh_node.backends.claude.sent_inputs import SentInputs
 from agentmesh_node.telemetry import tracing
 from agentmesh_node.tools import Call, Result, Toolbox
 from agentmesh_node.tools.loop_steps import Intent, Ran
@@ -50,8 +51,8 @@ class OwnTools:
                 result = msgspec.convert(step["result"], Result)
                 self._results[result.id] = result
 
-    def server(self, mirror: Mirror | None) -> Server[Any]:
-        """The MCP server of one run, whose transcript `mirror` stores."""
+    def server(self, mirror: Mirror | None, sent: SentInputs) -> Server[Any]:
+        """The MCP server of one run, whose transcript `mirror` stores, and whose calls' inputs `sent` has as they came."""
 
         async def listed(context: Any, params: Any) -> ListToolsResult:
             return ListToolsResult(
@@ -64,7 +65,7 @@ class OwnTools:
         async def called(context: Any, params: Any) -> CallToolResult:
             meta = dict(params.meta or {})
             call_id = str(meta.get(CALL_ID) or f"unnamed-{next(self._numbers)}")
-            call = Call(call_id, params.name, params.arguments or {})
+            call = sent.call(call_id, params.name, params.arguments or {})
             if mirror is not None and self._toolbox.effect(call.name) != "pure" and not await mirror.stored(call.id):
                 # A later owner would not know of this call, and the model might make it again under another id.
                 result = Result.failed(call, "not_stored", NOT_STORED)
@@ -97,6 +98,9 @@ class OwnTools:
         return result
 
     async def _run(self, call: Call) -> Result:
+        refused = call.refusal()
+        if refused is not None:
+            return refused
         if call.id in self._intents:
             known = await self._toolbox.reconcile(call, self._turn)
             if known is not None:

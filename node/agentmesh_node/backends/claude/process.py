@@ -18,7 +18,7 @@ import os
 import signal
 import sys
 from collections import deque
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,17 +54,20 @@ class Child(Transport):
         cwd: str,
         secrets: Sequence[str] = (),
         credential: tuple[str, str] | None = None,
+        observe: Callable[[Mapping[str, Any]], None] = lambda message: None,
     ) -> None:
         """
         Args:
             env: the child's whole environment.
             secrets: texts to strike out of the child's output.
+            observe: is given each message of the child ahead of anybody else.
             credential: name of the variable that tells the child a file descriptor, and the text that can be read from it once.
         """
         self._command = list(command)
         self._env = dict(env)
         self._cwd = cwd
         self._credential = credential
+        self._observe = observe
         self._struck = [form for secret in secrets for form in {secret.encode(), json.dumps(secret)[1:-1].encode()}]
         self._process: asyncio.subprocess.Process | None = None
         self._errors: asyncio.Task[None] | None = None
@@ -171,9 +174,10 @@ class Child(Transport):
                 raise Malformed(f"Claude Code wrote a line longer than {LINE_LIMIT >> 20} MiB") from None
             if not line:
                 break
-            message = _parse(self.strike(line))
+            message = parsed(self.strike(line))
             if message is not None:
                 self.answered = self.answered or message.get("type") == "result"
+                self._observe(message)
                 yield message
         code = await self._process.wait()
         if not (self.answered or self._stopped):  # otherwise the reader would wait for ever
@@ -215,7 +219,7 @@ async def _ended(process: asyncio.subprocess.Process, seconds: float) -> None:
             await process.wait()
 
 
-def _parse(line: bytes) -> dict[str, Any] | None:
+def parsed(line: bytes) -> dict[str, Any] | None:
     """The message on a line of output; None if the line is no message.
 
     Raises:

@@ -12,6 +12,8 @@ from agentmesh_node.tools import Call
 SYNTHETIC = "<synthetic>"
 """The model that Claude Code names for entries that it wrote itself."""
 ENDS = ("end_turn", "stop_sequence")
+UNREADABLE = (AttributeError, ArithmeticError, LookupError, RecursionError, TypeError, ValueError)
+"""What reading a value raises that has not the form that it should have."""
 
 
 class Standing(NamedTuple):
