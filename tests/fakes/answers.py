@@ -18,6 +18,8 @@ class Tool(msgspec.Struct, frozen=True):
     name: str
     input: dict[str, Any] = {}
     id: str = ""
+    sent: str | None = None
+    """The input's text as it is sent, if that is not all of `input`."""
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,7 +81,10 @@ def message_of(answer: Answer, model: str, tool_id: Callable[[], str]) -> dict[s
         content.append({"type": "thinking", "thinking": answer.thinking, "signature": "c2lnbmF0dXJl"})
     if answer.text:
         content.append({"type": "text", "text": answer.text})
-    content += [{"type": "tool_use", "id": t.id or tool_id(), "name": t.name, "input": t.input} for t in answer.tools]
+    content += [
+        {"type": "tool_use", "id": t.id or tool_id(), "name": t.name, "input": t.input if t.sent is None else t.sent}
+        for t in answer.tools
+    ]
     return {
         "id": f"msg_{time.monotonic_ns():x}",
         "type": "message",
@@ -134,7 +139,8 @@ def _deltas(block: dict[str, Any], chunk: int) -> tuple[dict[str, Any], list[dic
                 {"type": "signature_delta", "signature": block["signature"]},
             ]
         case "tool_use":
-            parts = [{"type": "input_json_delta", "partial_json": part} for part in cut(json.dumps(block["input"]))]
+            text = block["input"] if isinstance(block["input"], str) else json.dumps(block["input"])
+            parts = [{"type": "input_json_delta", "partial_json": part} for part in cut(text)]
             return {**block, "input": {}}, parts
     return block, []
 

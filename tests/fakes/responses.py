@@ -59,12 +59,13 @@ type Item = Text | Thought | Call
 class Reply:
     """What one request gets: a stream of `items`, or an HTTP error.
 
-    `end` says how the stream ends: `completed`, as it should; `failed`, with the error `failure`; `cut`, the connection breaks
-    behind the items; `open`, nothing more comes until the client leaves; `garbage`, bytes that are no event.
+    `end` says how the stream ends: `completed`, as it should; `failed`, with the error `failure`; `incomplete`, at the limit of
+    its tokens; `cut`, the connection breaks behind the items; `open`, nothing more comes until the client leaves; `garbage`,
+    bytes that are no event.
     """
 
     items: tuple[Item, ...] = ()
-    end: Literal["completed", "failed", "cut", "open", "garbage"] = "completed"
+    end: Literal["completed", "failed", "incomplete", "cut", "open", "garbage"] = "completed"
     usage: tuple[int, int, int] = (11, 3, 2)
     """Input tokens (cached ones included), output tokens, cached input tokens."""
     status: int = 200
@@ -177,6 +178,12 @@ def events(reply: Reply, new_id: Callable[[str], str]) -> Iterator[tuple[float, 
         yield from _item_events(item, place, new_id)
     if reply.end == "failed":
         yield 0.0, {"type": "response.failed", "response": {**response, "status": "failed", "error": reply.failure}}
+    if reply.end == "incomplete":
+        details = {"reason": "max_output_tokens"}
+        yield (
+            0.0,
+            {"type": "response.incomplete", "response": {**response, "status": "incomplete", "incomplete_details": details}},
+        )
     if reply.end == "completed":
         read, written, cached = reply.usage
         usage = {

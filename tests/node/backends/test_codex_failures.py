@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from fakes.responses import Reply, ResponsesServer, Text, say
+from agentmesh.agent import Agent
+from agentmesh.tools import tool
+from fakes.responses import Call, Reply, ResponsesServer, Text, say
 from node.backends.codex import KEY, KEY_NAME, backend, play, processes, program
 from support import run
 
@@ -55,6 +58,71 @@ def test_what_the_model_server_does_wrong_has_a_reason_and_a_hint(what: str, fak
         assert ("retry_after_s" in data) == retryable
         if what == "limit in the stream":
             assert data["retry_after_s"] == 1.5
+
+    run(main(), PATIENCE_S)
+
+
+@pytest.mark.case(407)
+def test_an_answer_that_broke_begins_anew_and_says_so(fake: ResponsesServer, tmp_path: Path) -> None:
+    fake.script = [Reply((Text("half of an answer"),), end="cut"), say("whole")]
+
+    async def main() -> None:
+        made = backend(tmp_path, fake, stream_retries=3)
+        events, _ = await play(made, await made.start_session(), "hello")
+        assert events[-1].data.get("text") == "whole", events[-1]
+        at = next(at for at, event in enumerate(events) if event.data.get("restart"))
+        assert events[at].data["retry"]["reason"] == "stream_broken"
+        assert "".join(event.data["text"] for event in events[at:] if event.kind == "text") == "whole"
+
+    run(main(), PATIENCE_S)
+
+
+@pytest.mark.case(407)
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        ("request (9124 tokens) exceeds the available context size (8192 tokens)", "too_long"),
+        ("you sent nonsense", "bad_request"),
+        ("triggering Azure OpenAI's content management policy", "refused"),
+    ],
+)
+def test_a_complaint_of_the_provider_is_told_without_its_json(
+    fake: ResponsesServer, tmp_path: Path, message: str, reason: str
+) -> None:
+    fake.script = [Reply(status=400, failure={"type": "invalid_request_error", "code": 400, "message": message})]
+
+    async def main() -> None:
+        made = backend(tmp_path, fake)
+        events, _ = await play(made, await made.start_session(), "hello")
+        assert (events[-1].data["reason"], events[-1].data["message"]) == (reason, message)
+
+    run(main(), PATIENCE_S)
+
+
+@pytest.mark.case(401)
+@pytest.mark.case(402)
+def test_an_answer_that_was_cut_says_so_and_runs_no_tool(fake: ResponsesServer, tmp_path: Path) -> None:
+    made_calls = []
+
+    @tool(effect="once")
+    async def pay(amount: int) -> str:
+        """Pay."""
+        made_calls.append(amount)
+        return "paid"
+
+    class Payer(Agent[Any]):
+        tools = (pay,)
+
+    async def main() -> None:
+        made = backend(tmp_path, fake, Payer())
+        fake.script = [Reply((Text("I pay"), Call("pay", '{"amount": 5'))), say("done")]
+        events, _ = await play(made, await made.start_session(), "hello")
+        assert events[-1].data.get("text") == "done"
+        assert any("parse" in text or "EOF" in text for text in fake.requests[-1].outputs())
+        fake.script = [Reply((Text("half"),), end="incomplete")]
+        events, _ = await play(made, await made.start_session(), "hello")
+        assert (events[-1].data["reason"], events[-1].data["text"]) == ("max_tokens", "half")
+        assert made_calls == []
 
     run(main(), PATIENCE_S)
 

@@ -128,6 +128,16 @@ def test_homes_of_dead_processes_are_removed_and_others_are_not(tmp_path: Path) 
         ({"httpConnectionFailed": {"httpStatusCode": 401}}, "try again in 3 s", "unauthenticated", None),
         ("other", "stream disconnected before completion", "stream_broken", 1.0),
         ("other", "whatever", "failed", None),
+        ("other", '{"error": {"type": "invalid_request_error", "message": "no"}}', "bad_request", None),
+        ("badRequest", "Your input exceeds the context window of this model", "too_long", None),
+        (
+            "other",
+            "stream disconnected before completion: Incomplete response returned, reason: max_output_tokens",
+            "max_tokens",
+            None,
+        ),
+        ("rateLimitExceeded", "No deployments available, Try again in 5 seconds.", "rate_limited", 5.0),
+        ([], "unexpected status 503 Service Unavailable: x, url: http://127.0.0.1:9/v1", "overloaded", 10.0),
         ({"aNewOne": "text"}, "m", "failed", None),
         (None, "", "failed", None),
         (7, "m", "failed", None),
@@ -138,6 +148,8 @@ def test_errors_have_reasons(info: Any, message: str, reason: str, after: float 
     assert (error.details["reason"], error.details.get("retry_after_s")) == (reason, after)
     assert error.details["retryable"] == (after is not None)
     assert error.message
+    assert "{" not in error.message
+    assert "url:" not in error.message
 
 
 def test_tokens_are_counted_as_by_all_backends() -> None:

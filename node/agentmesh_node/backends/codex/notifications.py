@@ -8,12 +8,15 @@ from typing import Any
 
 from agentmesh.backend import Event
 from agentmesh.errors import BackendError
+from agentmesh_node.backends.reasons import again_after, by_words, plainly
+from agentmesh_node.backends.shapes import MOST_COUNT
 from agentmesh_node.tools.calls import shortened
 
 MAX_OUTPUT = 32_000
 """Most characters of a command's output in an event (Codex decides how much the model sees)."""
-_AGAIN = re.compile(r"try again in (\d+(?:\.\d+)?)\s*(ms|s|m)\b")
-_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0}
+_STATUS = re.compile(r"\b(?:unexpected status|status:?|last status:) (\d{3})\b")
+_DETAILS = re.compile(r",? ?(url|cf-ray|request id|auth error): [^,]*")
+"""What Codex adds to a complaint of its provider for the people who look after that."""
 
 REASONS: dict[str, tuple[str, float | None]] = {
     "contextWindowExceeded": ("too_long", None),
@@ -37,6 +40,11 @@ REASONS: dict[str, tuple[str, float | None]] = {
     "responseTooManyFailedAttempts": ("stream_broken", 5.0),
 }
 """Codex's words for errors -> our reason, and the seconds after which to try again (None: trying again does not help)."""
+REJECTED = frozenset({"bad_request", "too_long", "refused"})
+"""Reasons for which this conversation will never be answered."""
+MOST_SAID = 2000
+"""Most characters of a complaint that are repeated."""
+_LIMIT = re.compile(r"max_output_tokens|incomplete response|reason: max", re.IGNORECASE)
 STATUSES: dict[int, str] = {
     400: "badRequest", 401: "unauthorized", 403: "forbidden", 404: "notFound",
     429: "rateLimitExceeded", 500: "internalServerError",
@@ -45,25 +53,53 @@ STATUSES: dict[int, str] = {
 """HTTP status -> the word for it. A status says more than the word that the connection failed."""
 
 
-def failure(error: Mapping[str, Any] | None) -> BackendError:
+def failure(error: Any) -> BackendError:
     """The error for a turn that Codex gave up; `details` has `reason`, `retryable` and perhaps `retry_after_s`."""
-    error = error or {}
-    message = str(error.get("message") or "Codex gave the turn up without a reason")
+    error = mapping(error)
+    said = str(error.get("message") or "Codex gave the turn up without a reason")
+    more = error.get("additionalDetails")
+    whole = f"{said} {more}" if isinstance(more, str) else said
     word, status = _word(error.get("codexErrorInfo"))
-    if status is not None:
-        word = STATUSES.get(status, word)
-    reason, after = REASONS.get(word, ("failed", None))
-    if word in ("other", "") and message.startswith("stream disconnected"):
-        reason, after = REASONS["responseStreamDisconnected"]
-    hinted = _AGAIN.search(message)
+    if status is None and (found := _STATUS.search(said)) is not None:
+        status = int(found[1])
+    reason, after = _reason(word, status, whole)
+    hinted = again_after(whole)
     if hinted is not None and after is not None:
-        after = float(hinted[1]) * _UNITS[hinted[2]]
+        after = hinted
     details: dict[str, Any] = {"reason": reason, "retryable": after is not None}
     if after is not None:
         details["retry_after_s"] = after
+    if reason in REJECTED:
+        details["rejected"] = True
     if status is not None:
         details["status"] = status
-    return BackendError(message, details=details)
+    return BackendError(in_words(said), details=details)
+
+
+def _reason(word: str, status: int | None, words: str) -> tuple[str, float | None]:
+    """The reason, and the seconds after which to try again."""
+    if status is not None:
+        word = STATUSES.get(status, word)
+    reason, after = REASONS.get(word, ("failed", None))
+    if word in ("other", "") and words.startswith("stream disconnected"):
+        reason, after = REASONS["responseStreamDisconnected"]
+    if _LIMIT.search(words) is not None:
+        return "max_tokens", None
+    if reason == "failed" and "invalid_request_error" in words:
+        reason = "bad_request"
+    if reason in ("bad_request", "server_error", "stream_broken", "failed") and (found := by_words(words)) is not None:
+        return found, None
+    return reason, after
+
+
+def in_words(message: str) -> str:
+    """A message of Codex for people: without the JSON of its provider's error, and without what its makers log."""
+    return plainly(_DETAILS.sub("", message)).strip()[:MOST_SAID] or "Codex gave the turn up without a reason"
+
+
+def mapping(value: Any) -> dict[str, Any]:
+    """`value` if it is an object, else an empty one."""
+    return value if isinstance(value, dict) else {}
 
 
 def _word(info: Any) -> tuple[str, int | None]:
@@ -79,15 +115,19 @@ def _word(info: Any) -> tuple[str, int | None]:
 
 def tokens(usage: Mapping[str, Any]) -> dict[str, int]:
     """The tokens of one answer of the model, as all backends count them: cached tokens are not part of the input."""
-    last = usage.get("last") or {}
-    read, written = int(last.get("cachedInputTokens", 0)), int(last.get("cacheWriteInputTokens", 0))
+    last = mapping(usage.get("last"))
+    read, written = _count(last.get("cachedInputTokens")), _count(last.get("cacheWriteInputTokens"))
     found = {
-        "input_tokens": max(0, int(last.get("inputTokens", 0)) - read - written),
-        "output_tokens": int(last.get("outputTokens", 0)),
+        "input_tokens": max(0, _count(last.get("inputTokens")) - read - written),
+        "output_tokens": _count(last.get("outputTokens")),
         "cache_read_input_tokens": read,
         "cache_write_input_tokens": written,
     }
     return {name: count for name, count in found.items() if count or name in ("input_tokens", "output_tokens")}
+
+
+def _count(value: Any) -> int:
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < MOST_COUNT else 0
 
 
 def events_of(method: str, params: Mapping[str, Any]) -> list[Event]:
@@ -98,15 +138,15 @@ def events_of(method: str, params: Mapping[str, Any]) -> list[Event]:
         case "item/reasoning/summaryTextDelta" | "item/reasoning/textDelta":
             return [Event("thinking", {"text": str(params.get("delta", ""))})]
         case "item/started":
-            return _started(params.get("item") or {})
+            return _started(mapping(params.get("item")))
         case "item/completed":
-            return _completed(params.get("item") or {})
+            return _completed(mapping(params.get("item")))
     return []
 
 
 def is_tool(params: Mapping[str, Any]) -> bool:
     """Whether a completed item was the run of a tool."""
-    return bool(_use(params.get("item") or {}))
+    return bool(_use(mapping(params.get("item"))))
 
 
 def _started(item: Mapping[str, Any]) -> list[Event]:

@@ -31,7 +31,7 @@ class OwnToolRuns:
 
     def begin(self, request: Any, params: Mapping[str, Any]) -> None:
         """Start the call that Codex asks for; its end answers `request`."""
-        call = Call(str(params.get("callId", "")), str(params.get("tool", "")), params.get("arguments"))
+        call = Call(str(params.get("callId", "")), str(params.get("tool", "")), params.get("arguments")).checked()
         task = asyncio.create_task(self._serve(request, call), name=f"tool {call.name}")
         self._running.add(task)
         task.add_done_callback(self._ended)
@@ -49,6 +49,9 @@ class OwnToolRuns:
 
     async def _result(self, call: Call) -> Result:
         """Run a call. If an earlier owner of the turn made it, its result is replayed, or its tool is asked what became of it."""
+        refused = call.refusal()
+        if refused is not None:
+            return refused
         former = self._taken.former(call)
         if former is None:
             await self._commit(OwnToolIntent(call))

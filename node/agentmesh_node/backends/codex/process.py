@@ -139,15 +139,15 @@ class AppServer:
         try:
             line = await self._process.stdout.readline()
         except ValueError:
-            raise _malformed(f"a line longer than {LINE_LIMIT >> 20} MiB") from None
+            raise malformed(f"a line longer than {LINE_LIMIT >> 20} MiB") from None
         if not line:
             raise await self._gone()
         try:
             message = json.loads(self.strike(line))
         except (ValueError, RecursionError):
-            raise _malformed(f"{self.strike(line[:100])!r}, which is not JSON") from None
+            raise malformed(f"{self.strike(line[:100])!r}, which is not JSON") from None
         if not isinstance(message, dict):
-            raise _malformed("JSON that is no message")
+            raise malformed("JSON that is no message")
         return message
 
     async def _gone(self) -> BackendError:
@@ -196,5 +196,6 @@ def striker(secrets: Sequence[str]) -> Callable[[bytes], bytes]:
     return strike
 
 
-def _malformed(what: str) -> BackendError:
+def malformed(what: str) -> BackendError:
+    """The error for a child that wrote what cannot be understood."""
     return BackendError(f"Codex wrote {what}", details={"reason": "bad_output", "retryable": True})

@@ -19,12 +19,14 @@ from agentmesh.edge.tasks import cancel_and_wait
 from agentmesh.errors import BackendError, BudgetExceeded, InfrastructureError, NotFound
 from agentmesh_node.backends.codex import settings
 from agentmesh_node.backends.codex.homes import Home
-from agentmesh_node.backends.codex.notifications import events_of, failure, is_tool, tokens
+from agentmesh_node.backends.codex.notifications import events_of, failure, in_words, is_tool, mapping, tokens
 from agentmesh_node.backends.codex.own_tools import OwnToolRuns
-from agentmesh_node.backends.codex.process import DECLINED, AppServer, Json, striker
+from agentmesh_node.backends.codex.process import DECLINED, AppServer, Json, malformed, striker
 from agentmesh_node.backends.codex.rollout import File, Rollout, Store, forget
 from agentmesh_node.backends.codex.settings import CodexOptions
 from agentmesh_node.backends.codex.steps import EarlierSteps, Saved, step_value
+from agentmesh_node.backends.retries import told_again
+from agentmesh_node.backends.shapes import Misshapen, shaped
 from agentmesh_node.tools import Toolbox
 from agentmesh_node.tools.turn_bounds import Driven, TurnBounds
 
@@ -76,6 +78,10 @@ class Run:
         self._tool_calls = self._saved.tool_calls if self._saved else 0
         self._since_step: list[Event] = []
         """Events since the last step."""
+        self._answer_from = 0
+        """How many of them came before the newest answer of the model."""
+        self._begun_answer = False
+        """Whether text of that answer was given."""
         self._tools_ran = False
         """Whether a tool has run since the last step."""
         self._answers = 0
@@ -135,7 +141,7 @@ class Run:
         try:
             turn_id = await self._begun(server, home, prompt)
             self._answers = file.answers()
-            async with aclosing(self._listen(server, tools, file, turn_id)) as events:
+            async with aclosing(self.listen(server, tools, file, turn_id)) as events:
                 async for event in events:
                     yield event
         finally:
@@ -202,7 +208,7 @@ class Run:
             told = await server.call("thread/resume", {**params, "threadId": self._thread, "excludeTurns": True})
         else:
             told = await server.call("thread/start", {**params, "dynamicTools": settings.dynamic_tools(specs)})
-        thread = told.get("thread") or {}
+        thread = mapping(told.get("thread"))
         self._thread = str(thread.get("id", ""))
         path = Path(str(thread.get("path") or ""))
         if not self._thread or not path.is_relative_to(home.path):
@@ -219,10 +225,10 @@ class Run:
         if self._options.output_schema is not None:
             start["outputSchema"] = self._options.output_schema
         begun = await server.call("turn/start", start)
-        return str((begun.get("turn") or {}).get("id", ""))
+        return str(mapping(begun.get("turn")).get("id", ""))
 
     # --- the turn -----------------------------------------------------------------------------------------------------
-    async def _listen(self, server: AppServer, tools: OwnToolRuns, file: File, turn_id: str) -> AsyncGenerator[Event]:
+    async def listen(self, server: AppServer, tools: OwnToolRuns, file: File, turn_id: str) -> AsyncGenerator[Event]:
         """The events of the turn, until Codex has completed it.
 
         Raises:
@@ -231,14 +237,17 @@ class Run:
         self._heard = asyncio.get_running_loop().time()
         while True:
             message = await _next(server, tools)
-            method, params = str(message.get("method", "")), message.get("params") or {}
+            method, params = str(message.get("method", "")), mapping(message.get("params"))
             if "id" in message:
                 await self._handle_request(server, tools, message["id"], method, params)
                 continue
             if params.get("threadId") not in (None, self._thread):
                 continue
             self._patience(method, params)
-            for event in events_of(method, params):
+            if method == "error" and params.get("willRetry"):
+                yield self._again(params)
+                continue
+            for event in _events(method, params):
                 if event.kind == "tool_result":
                     self._driven.take(str(event.data["text"]))
                 self._note(event)
@@ -252,8 +261,8 @@ class Run:
                     self._driven.check()
                 if tools_ran:
                     await self._budgeted(server, turn_id)
-            elif method == "turn/completed" and (params.get("turn") or {}).get("id") == turn_id:
-                self._check(params["turn"])
+            elif method == "turn/completed" and mapping(params.get("turn")).get("id") == turn_id:
+                self._check(mapping(params["turn"]))
                 return
 
     async def _budgeted(self, server: AppServer, turn_id: str) -> None:
@@ -289,21 +298,33 @@ class Run:
         if not (method == "error" and params.get("willRetry")):
             self._heard = now
         elif now - self._heard >= self._options.unreachable_s:
-            error = params.get("error") or {}
-            told = str(error.get("additionalDetails") or error.get("message") or "no answer")
+            error = mapping(params.get("error"))
+            told = in_words(str(error.get("additionalDetails") or error.get("message") or "no answer"))
             details = {"reason": "connection", "retryable": True, "retry_after_s": 30.0}
             raise BackendError(f"the model's provider cannot be reached: {told}", details=details)
 
+    def _again(self, params: Json) -> Event:
+        """The stream of an answer broke off, and Codex asks again: what it has given of the answer is void."""
+        begun = self._begun_answer
+        del self._since_step[self._answer_from :]
+        self._begun_answer = False
+        reason = str(failure(params.get("error")).details["reason"])
+        return told_again(None, None, reason, restart=begun)
+
     def _note(self, event: Event) -> None:
         """Keep an event for the next step. Text is joined into one piece, as it is replayed later."""
-        last = self._since_step[-1] if self._since_step else None
+        if event.kind in ("text", "thinking"):
+            self._begun_answer = True
+        elif event.kind in ("usage", "tool_result"):
+            self._begun_answer, self._answer_from = False, len(self._since_step) + 1
+        last = self._since_step[-1] if len(self._since_step) > self._answer_from else None
         if last is not None and last.kind == event.kind and event.kind in ("text", "thinking"):
             self._since_step[-1] = Event(event.kind, {"text": last.data["text"] + event.data["text"]})
         else:
             self._since_step.append(event)
 
     def _item(self, params: Json) -> None:
-        item = params.get("item") or {}
+        item = mapping(params.get("item"))
         if item.get("type") == "agentMessage":
             self._text = str(item.get("text", ""))
         elif is_tool(params):
@@ -315,7 +336,7 @@ class Run:
         """The model has answered, and its tools have run: count the answer, and commit a step if the turn goes on."""
         self._answers += 1
         self._driven.iterations += 1
-        for name, count in tokens(params.get("tokenUsage") or {}).items():
+        for name, count in tokens(mapping(params.get("tokenUsage"))).items():
             self._usage[name] = self._usage.get(name, 0) + count
         event = Event("usage", {**self._usage, "model": self._options.model or "", "tool_calls": self._tool_calls})
         self._note(event)
@@ -337,17 +358,21 @@ class Run:
         saved = Saved(self._thread, rollout, tuple(self._since_step), dict(self._usage), self._tool_calls)
         await self._turn.steps.take(step_value(saved))
         self._since_step.clear()
+        self._answer_from = 0
         self._tools_ran = False
         kept = {*rollout.parts, *(self._session.rollout.parts if self._session.rollout is not None else ())}
         await forget(self._ground.store, sorted(former - kept))
 
-    @staticmethod
-    def _check(turn: Json) -> None:
+    def _check(self, turn: Json) -> None:
         status = turn.get("status")
         if status == "interrupted":
             raise BackendError("Codex ended the turn early", details={"reason": "interrupted", "retryable": True})
         if status != "completed":
-            raise failure(turn.get("error"))
+            error = failure(turn.get("error"))
+            if error.details["reason"] == "max_tokens":
+                texts = (event.data["text"] for event in self._since_step[self._answer_from :] if event.kind == "text")
+                error.details["text"] = "".join(texts)
+            raise error
 
     # --- the end ------------------------------------------------------------------------------------------------------
     async def _kept(self, file: File) -> Session:
@@ -375,6 +400,18 @@ class Run:
     def _result(self, session: Session) -> Event:
         data: Json = {"session_id": session.session_id, "thread": msgspec.to_builtins(session)}
         return Event.result(self._text, **data)
+
+
+def _events(method: str, params: Json) -> list[Event]:
+    """The events for a notification.
+
+    Raises:
+        BackendError: it has not the form that it should have.
+    """
+    try:
+        return [shaped(event) for event in events_of(method, params)]
+    except Misshapen as error:
+        raise malformed(str(error)) from None
 
 
 async def _next(server: AppServer, tools: OwnToolRuns) -> Json:
