@@ -1,6 +1,6 @@
 # Each target sets up what it needs: a Python of 3.12 or newer is all that must be there.
 .DEFAULT_GOAL := help
-.PHONY: help demo quick test test-local lint check bench bench-failover bench-sleeping bench-paired sim chaos cases clean
+.PHONY: help demo quick test test-local lint check bench bench-failover bench-sleeping bench-paired sim fuzz chaos cases clean
 
 # Tests start a thousand processes: without byte code each would compile all that it imports, as long as it takes to run.
 unexport PYTHONDONTWRITEBYTECODE
@@ -54,6 +54,9 @@ bench-paired: .venv/.stamp-dev ## This checkout's node beside another version's:
 
 sim: .venv/.stamp-dev ## Simulate: make sim SEED=1 SEEDS=1000, or MINUTES=5; one seed with ARGS=--trace shows each step
 	@$(PY) -m tests.sim --seed $(or $(SEED),1) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(MINUTES),--minutes $(MINUTES)) $(ARGS)
+
+fuzz: .venv/.stamp-dev ## Mutated streams against the backends' readers: make fuzz SEED=1 STREAMS=100000; one with ARGS="--reader codex --show"
+	@$(PY) -m tests.fuzz --seed $(or $(SEED),1) $(if $(STREAMS),--streams $(STREAMS)) $(ARGS)
 
 chaos: .venv/.stamp-dev ## Kill, stop and cut off a real mesh: make chaos SEED=1 SEEDS=3 MINUTES=4; prints what to do about a failed seed
 	@$(PY) -m tests.chaos --seed $(or $(SEED),1) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(MINUTES),--minutes $(MINUTES)) $(ARGS)
