@@ -37,7 +37,7 @@ def chunks(frames: Frames, random: Random) -> Iterator[bytes]:
             yield data
         case 1:
             yield from frames
-        case 2 if len(data) < 4000:
+        case 2 if len(data) < 1500:
             yield from (data[at : at + 1] for at in range(len(data)))
         case _:
             cuts = sorted(random.randrange(len(data) + 1) for _ in range(random.randrange(1, 20)))
