@@ -152,7 +152,7 @@ class Updater:
             entry = await self._registry.get(spec_key(agent))
             spec = None if entry is None or entry.value is None else decode_spec(entry)
             if entry is None or spec is None or spec.status == "stopped":
-                raise unknown(agent)
+                raise unknown(agent, spec)
             wanted = _labelled(spec, labels)
             if wanted == spec.labels:
                 return False

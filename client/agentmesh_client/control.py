@@ -102,7 +102,7 @@ class Control:
                 raise
             return
         if spec is None or spec.status == "stopped":
-            raise unknown(agent)
+            raise unknown(agent, spec)
         # A node that has just come takes a moment to be given the agents that waited for it.
         if spec.status == "wanted" and spec.reason is not None and waited > SETTLE_S:
             raise waiting(agent, spec)
@@ -112,7 +112,7 @@ class Control:
             with suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_S):
                     spec = await self._specs.read(agent)
-                return unknown(agent) if spec is None or spec.status == "stopped" else waiting(agent, spec)
+                return unknown(agent, spec) if spec is None or spec.status == "stopped" else waiting(agent, spec)
         if isinstance(last, Disconnected):
             return Unavailable("there is no connection to NATS now; it is being restored, try again")
         return AskTimeout(

@@ -229,7 +229,7 @@ class Starter:
             entry = await self._registry.get(spec_key(name))
             spec = None if entry is None or entry.value is None else decode_spec(entry)
             if entry is None or spec is None or spec.status == "stopped":
-                raise unknown(name)
+                raise unknown(name, spec)
             lost = spec.reason is not None and spec.reason.code == StoreLost.code
             if spec.status == "stopping" and not lost:
                 return spec  # if the store has lost its data, this is the word to give that up

@@ -214,7 +214,7 @@ class SpecCache:
 
 def _addressable(agent: str, spec: Spec | None) -> str:
     if spec is None or spec.status == "stopped":
-        raise unknown(agent)
+        raise unknown(agent, spec)
     if spec.status == "stopping":
         raise Stopped(f"agent {agent!r} is being stopped; it takes no more prompts", details={"agent": agent})
     if spec.status == "failed":
@@ -222,8 +222,15 @@ def _addressable(agent: str, spec: Spec | None) -> str:
     return spec.incarnation
 
 
-def unknown(agent: str) -> NotFound:
-    """The error for a name that no agent has."""
+def unknown(agent: str, spec: Spec | None = None) -> NotFound:
+    """The error for a name that no agent has; `spec` is the last one's: what ended it by itself is said."""
+    reason = spec.reason if spec is not None else None
+    if reason is not None and reason.code != Stopped.code:
+        return NotFound(
+            f"agent {agent!r} has ended ({reason.code}: {reason.message}); mend that, and start it again with "
+            f"`mesh start {agent} --kind KIND`",
+            details={"agent": agent, "reason": reason.code},
+        )
     return NotFound(
         f"there is no agent {agent!r}; start it with `mesh start {agent} --kind KIND`, or see `mesh ps` for the names in use",
         details={"agent": agent},

@@ -222,7 +222,7 @@ def timer_of(timer_id: str, due: float, every: float | None, event: Any) -> SetT
         BadRequest: no timer can have this id, time or period.
     """
     if every is not None and not 1 <= every <= MAX_PERIOD_S:
-        raise BadRequest(f"a timer's period (`every`) is between 1 s and {MAX_PERIOD_S:g} s (a hundred years), not {every!r}")
+        raise BadRequest(f"a timer's period (`every`) is between a second and a hundred years, not {every!r} s")
     return SetTimer(id=timer_token(timer_id), due=check_time(due), every=every, event=event)
 
 

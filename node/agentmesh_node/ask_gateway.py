@@ -24,7 +24,7 @@ from agentmesh.edge.registry import Registry, decode_spec
 from agentmesh.edge.replies import report_unanswerable
 from agentmesh.edge.results import is_answer, read_outcome
 from agentmesh.edge.transport import Disconnected, Headers, Message, Subscription, Transport
-from agentmesh.errors import AgentFailed, BadRequest, MeshError, NotFound, StoreLost, Unavailable
+from agentmesh.errors import AgentFailed, BadRequest, MeshError, NotFound, Stopped, StoreLost, Unavailable
 from agentmesh.headers import CONTENT_TYPE, content_type_in, legible, message_id, readable, trace_in
 from agentmesh.subjects import Subjects, spec_key
 from agentmesh.wire import ErrorBody, Outcome
@@ -120,7 +120,9 @@ class AskGateway:
         entry = await self._registry.get(spec_key(agent))
         spec = decode_spec(entry) if entry is not None else None
         if spec is None or spec.status == "stopped":
-            raise NotFound(f"no agent {agent} exists; start it with `mesh start {agent} --kind KIND`")
+            ended = spec.reason if spec is not None else None
+            why = "" if ended is None or ended.code == Stopped.code else f" (it has ended with {ended.code}: {ended.message})"
+            raise NotFound(f"no agent {agent} exists{why}; start it with `mesh start {agent} --kind KIND`")
         if spec.status == "failed":
             why = spec.reason.message if spec.reason else "it failed"
             if spec.reason is not None and spec.reason.code == StoreLost.code:

@@ -13,6 +13,7 @@ import pytest
 from agentmesh.errors import AskTimeout, BackendError, InitFailed, Interrupted, NotFound, TurnTimeout
 from agentmesh.registry_values import Restart
 from agentmesh.subjects import Subjects
+from agentmesh.wire import decode_outcome
 from live import obedient
 from live.mesh import PATIENCE_S, LocalMesh, kinds, local_mesh
 from live.test_between_agents import start, state_of
@@ -43,6 +44,7 @@ async def said(log: Path, *lines: str) -> None:
 # --- start ------------------------------------------------------------------------------------------------------------
 @pytest.mark.case(11)
 @pytest.mark.case(12)
+@pytest.mark.case(484)
 @pytest.mark.parametrize(("order", "code"), [("error", "pre_run_failed"), ("raise", "pre_run_crashed")])
 def test_a_pre_run_that_fails_ends_the_agent_and_terminate_agent_is_told_why(
     server: Server, subjects: Subjects, tmp_path: Path, order: str, code: str
@@ -59,6 +61,11 @@ def test_a_pre_run_that_fails_ends_the_agent_and_terminate_agent_is_told_why(
                 return found.spec.status == "stopped" and reason is not None and reason.code == code
 
             await eventually(ended, PATIENCE_S, "its end with the reason")
+            for call in (mesh.client.ask("coder", "hello"), mesh.client.status("coder"), mesh.client.stop("coder")):
+                with pytest.raises(NotFound, match=rf"'coder' has ended \({code}: "):
+                    await call
+            asked = await mesh.client.transport.request(f"{subjects.root}.ask.coder", b"hello", timeout=PATIENCE_S)
+            assert f"it has ended with {code}: " in str(decode_outcome(asked.data).error)
 
     run(main(), 110)
 

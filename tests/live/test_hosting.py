@@ -189,7 +189,7 @@ def test_node_and_supervisor_of_up_share_an_id_and_each_request_is_answered_by_t
 def test_a_drain_of_the_node_of_up_ends_well_though_its_server_ends_with_it(project: Path) -> None:
     async def drained(url: str) -> tuple[int, str]:
         done = await mesh_command(["drain", "dev", "--nats", url], dict(os.environ))
-        return done.returncode, done.stdout
+        return done.returncode, done.stdout + done.stderr
 
     for _ in range(3):
         with verb(project, "up", "my_agents", "--port", "0") as mesh:

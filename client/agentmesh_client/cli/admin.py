@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,12 +28,15 @@ async def drain(node: NodeId, /, *, timeout: float = 60.0, no_wait: Flag = False
     no_wait
         Return once the node has accepted the request.
     """
+    from agentmesh.edge.address import UP_ID
     from agentmesh_client.admin import Operator
     from agentmesh_client.cli.output import Printer
 
     async with session(options) as mesh:
         operator = Operator(mesh.transport, mesh.subjects)
         await operator.drain(node)
+        if node == UP_ID:
+            logging.getLogger("agentmesh.edge").setLevel(logging.ERROR)  # its server ends with it: no news, then
         if not no_wait:
             await operator.gone(node, timeout)
     state = "draining" if no_wait else "gone"
