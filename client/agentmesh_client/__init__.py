@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from agentmesh.registry_values import NodeLease, Restart, Spec
     from agentmesh.wire import Attachment, Outcome
     from agentmesh_client.asks import PromptOptions
-    from agentmesh_client.client import Mesh, connect
+    from agentmesh_client.client import Mesh
+    from agentmesh_client.connecting import connect
     from agentmesh_client.results import (
         AgentEntry,
         AgentInfo,
@@ -91,7 +92,8 @@ __all__ = [
 _HOMES = {
     "agentmesh.wire": ("Attachment", "Configuration", "NodeLease", "Outcome", "Restart", "Spec", "Status"),
     "agentmesh_client.asks": ("PromptOptions",),
-    "agentmesh_client.client": ("Mesh", "connect"),
+    "agentmesh_client.client": ("Mesh",),
+    "agentmesh_client.connecting": ("connect",),
     "agentmesh_client.validation": ("attachment",),
     "agentmesh_client.results": (
         "AgentEntry",
