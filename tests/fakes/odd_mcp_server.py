@@ -6,6 +6,7 @@ It speaks the protocol of 2025 over HTTP, with sessions, as an ASGI application.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
 from collections.abc import Callable
@@ -43,6 +44,8 @@ class OddServer:
         """The reply to a request of the given id in a session that the server does not know."""
         self.reachable = True
         """Whether it answers, and not a gateway in front of it."""
+        self.held = ""
+        """The tool whose calls are not answered now."""
         self.asked = 0
 
     def lose_sessions(self) -> None:
@@ -77,7 +80,10 @@ class OddServer:
         elif session and session not in self.sessions:
             await self._answer(send, asked["id"], self.unknown(asked["id"]))
             return
-        await self._answer(send, asked["id"], self.reply(asked), session)
+        reply = self.reply(asked)
+        while self.held == asked.get("params", {}).get("name"):  # noqa: ASYNC110 - the test is in another thread
+            await asyncio.sleep(0.01)
+        await self._answer(send, asked["id"], reply, session)
 
     def reply(self, asked: Json) -> Reply:
         params = asked.get("params") or {}

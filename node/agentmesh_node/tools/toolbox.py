@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from agentmesh.agent import Agent
@@ -38,13 +39,16 @@ class Toolbox:
         Raises:
             BackendError: an MCP server that was not listed yet cannot be used, and is not optional.
         """
-        found: list[ToolSpec] = []
-        for item in self._listed:
-            if isinstance(item, McpServer):
-                found += await item.specs()
-            else:
-                found.append(item.spec)
-        return tuple(found)
+        # At the same time, and each to its end: some may be slow to be absent.
+        ends = await asyncio.gather(*(server.specs() for server in self._servers), return_exceptions=True)
+        of_servers: dict[McpServer, tuple[ToolSpec, ...]] = {}
+        for server, end in zip(self._servers, ends, strict=True):
+            if isinstance(end, BaseException):
+                raise end
+            of_servers[server] = end
+        return tuple(
+            spec for item in self._listed for spec in (of_servers[item] if isinstance(item, McpServer) else (item.spec,))
+        )
 
     def notice(self, turn: Turn) -> str | None:
         """What the model is to be told of tools that are not there now; None if there is nothing. Call `specs` first.

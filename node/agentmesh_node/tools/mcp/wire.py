@@ -1,7 +1,7 @@
 """What passes between the SDK and a server, made fit on its way: each failed request says by its code whether it may have run.
 
 The SDK gives one error for a session that the server does not know, for a tool that has failed and for a gateway's page, and lets
-one broken request end a session with all its calls. So every request over HTTP goes through `WatchedTransport`, which answers
+one broken request end a session with all its calls. So every request over HTTP goes through `WatchedClient`, which answers
 the SDK in JSON-RPC whatever came back, and every message of a server through `MendedStream`.
 
 Importing this module imports the SDK (1.3 s): do it in a thread.
@@ -33,29 +33,23 @@ HOP = frozenset({"content-length", "content-encoding", "transfer-encoding"})
 """Headers that are not true of a body that was read."""
 
 
-class WatchedTransport(httpx2.AsyncBaseTransport):
-    """HTTP, with every answer to a request of the SDK in JSON-RPC: failures never end the session, and say what they mean."""
+class WatchedClient(httpx2.AsyncClient):
+    """A client with every answer to a request of the SDK in JSON-RPC: failures never end the session, and say what they mean."""
 
-    def __init__(self, inner: httpx2.AsyncBaseTransport) -> None:
-        self._inner = inner
-
-    async def aclose(self) -> None:
-        await self._inner.aclose()
-
-    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+    async def send(self, request: httpx2.Request, *, stream: bool = False, **how: Any) -> httpx2.Response:
         if request.method == "GET":
             # The server's stream of notifications may be silent for hours.
             request.extensions = {**request.extensions, "timeout": {**request.extensions.get("timeout", {}), "read": None}}
         if request.method != "POST":
-            return await self._inner.handle_async_request(request)
+            return await super().send(request, stream=stream, **how)
         try:
-            response = await self._inner.handle_async_request(request)
+            response = await super().send(request, stream=True, **how)
         except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout, httpx2.UnsupportedProtocol):
             return _failed(request, NOT_MADE, "it cannot be reached")
         except httpx2.TransportError as error:
             return _failed(request, LOST, type(error).__name__)
         is_json = response.headers.get("content-type", "").lower().startswith("application/json")
-        if response.status_code < 400 and not is_json:
+        if response.is_redirect or (response.status_code < 400 and not is_json):
             return response
         try:
             body = await _read(response)

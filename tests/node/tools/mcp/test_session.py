@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -104,6 +105,38 @@ def test_a_server_that_knows_none_of_its_sessions_is_not_asked_for_ever() -> Non
     server = OddServer(tool("pay"))
     with serving(server) as url:
         run(check(url, server), 60)
+
+
+@pytest.mark.case(420)
+def test_a_session_that_is_begun_anew_ends_no_call_that_is_being_made() -> None:
+    async def check(url: str, server: OddServer) -> None:
+        toolbox = box(http(url))
+        await toolbox.specs()
+        server.held = "cook"
+        cooking = asyncio.create_task(call(toolbox, "cook"))
+        await eventually(lambda: server.calls == [("cook", {})], what="the first call")
+        server.lose_sessions()
+        assert (await call(toolbox, "pay", amount=5)).ok
+        assert server.opened == 2
+        server.held = ""
+        assert await cooking == Result("c1", "shop__cook", True, "done")
+        await toolbox.close()
+
+    server = OddServer(tool("pay"), tool("cook"))
+    with serving(server) as url:
+        run(check(url, server), 60)
+
+
+def test_servers_are_reached_by_the_proxy_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def check() -> None:
+        toolbox = box(http("http://shop.invalid/mcp"))
+        assert names_of(await toolbox.specs()) == ["pay"]
+        assert (await call(toolbox, "pay")).ok
+        await toolbox.close()
+
+    with serving(OddServer(tool("pay"))) as url:
+        monkeypatch.setenv("HTTP_PROXY", url.removesuffix("/mcp"))
+        run(check(), 60)
 
 
 @pytest.mark.case(420)

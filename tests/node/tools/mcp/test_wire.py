@@ -15,7 +15,7 @@ from mcp.types import JSONRPCError, JSONRPCNotification, JSONRPCResponse
 
 from agentmesh_node.tools.mcp import wire
 from agentmesh_node.tools.mcp.failures import LOST, NOT_MADE, SESSION_UNKNOWN, TOO_LONG
-from agentmesh_node.tools.mcp.wire import MendedStream, WatchedTransport
+from agentmesh_node.tools.mcp.wire import MendedStream, WatchedClient
 
 ASKED = {"jsonrpc": "2.0", "id": 7, "method": "tools/call"}
 
@@ -30,8 +30,10 @@ class Given(httpx2.AsyncBaseTransport):
 
 def sent(reply: Callable[[httpx2.Request], httpx2.Response], asked: Any = ASKED, **headers: str) -> httpx2.Response:
     async def check() -> httpx2.Response:
-        async with httpx2.AsyncClient(transport=WatchedTransport(Given(reply))) as client:
-            return await client.post("http://x/mcp", json=asked, headers=headers)
+        async with WatchedClient(transport=Given(reply)) as client:
+            response = await client.send(client.build_request("POST", "http://x/mcp", json=asked, headers=headers), stream=True)
+            await response.aread()
+            return response
 
     return asyncio.run(check())
 
