@@ -15,8 +15,8 @@ NOT_MADE = -31503
 """The request did not reach the server, or was turned away at its door: nothing ran."""
 LOST = -31504
 """The answer did not arrive: the call may have been made."""
-TOO_LONG = -31413
-"""The answer is longer than is read: the call was made."""
+UNREADABLE = -31413
+"""The answer is longer than is read, or not of the protocol: the call was made."""
 
 type FailureKind = Literal["answered", "unknown_session", "not_made", "lost", "timeout", "unreadable"]
 
@@ -43,7 +43,7 @@ def call_failure(error: Exception) -> CallFailure:
     if not isinstance(error, MCPError):
         return CallFailure("lost", type(error).__name__)
     verdicts: dict[int, FailureKind] = {
-        SESSION_UNKNOWN: "unknown_session", NOT_MADE: "not_made", LOST: "lost", TOO_LONG: "unreadable",
+        SESSION_UNKNOWN: "unknown_session", NOT_MADE: "not_made", LOST: "lost", UNREADABLE: "unreadable",
         CONNECTION_CLOSED: "lost", REQUEST_TIMEOUT: "timeout",
         HEADER_MISMATCH: "unknown_session",  # what the headers are made of, the list of tools, has changed: it is asked for anew
     }  # fmt: skip

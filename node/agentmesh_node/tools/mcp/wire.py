@@ -17,10 +17,10 @@ from typing import Any, Self
 import httpx2
 from mcp.client._transport import ReadStream
 from mcp.shared.message import SessionMessage
-from mcp.types import CONNECTION_CLOSED, INTERNAL_ERROR, REQUEST_TIMEOUT, JSONRPCError, JSONRPCResponse
+from mcp.types import CONNECTION_CLOSED, INTERNAL_ERROR, PARSE_ERROR, REQUEST_TIMEOUT, JSONRPCError, JSONRPCResponse
 
 from agentmesh_node.tools.mcp.answers import readable
-from agentmesh_node.tools.mcp.failures import LOST, NOT_MADE, SESSION_UNKNOWN, TOO_LONG
+from agentmesh_node.tools.mcp.failures import LOST, NOT_MADE, SESSION_UNKNOWN, UNREADABLE
 
 LONGEST_MESSAGE = 16 << 20
 """Most bytes of one message of a server."""
@@ -48,8 +48,8 @@ class WatchedClient(httpx2.AsyncClient):
             return _failed(request, NOT_MADE, "it cannot be reached")
         except httpx2.TransportError as error:
             return _failed(request, LOST, type(error).__name__)
-        is_json = response.headers.get("content-type", "").lower().startswith("application/json")
-        if response.is_redirect or (response.status_code < 400 and not is_json):
+        kind = response.headers.get("content-type", "").lower()
+        if response.is_redirect or (response.status_code < 400 and kind.startswith("text/event-stream")):
             return response
         try:
             body = await _read(response)
@@ -58,16 +58,22 @@ class WatchedClient(httpx2.AsyncClient):
         finally:
             await response.aclose()
         if body is None:
-            return _failed(request, TOO_LONG, f"its answer is longer than {LONGEST_MESSAGE >> 20} MiB")
+            return _failed(request, UNREADABLE, f"its answer is longer than {LONGEST_MESSAGE >> 20} MiB")
         if response.status_code >= 400:
             return _refused(request, response.status_code, body)
-        return _whole(request, response, body)
+        return _answered(request, response, body)
 
 
-def _whole(request: httpx2.Request, response: httpx2.Response, body: bytes) -> httpx2.Response:
-    """The same answer, with a body that has been read."""
-    if b'"error"' in body and isinstance(error := _object(body).get("error"), dict) and error.get("code") in CLOSED:
-        return _failed(request, INTERNAL_ERROR, str(error.get("message")), error.get("data"))
+def _answered(request: httpx2.Request, response: httpx2.Response, body: bytes) -> httpx2.Response:
+    """The same answer, with a body that has been read; an error in its place if it answers nothing."""
+    if _object(request.content).get("id") is not None:
+        said = _object(body)
+        if response.status_code == 202:
+            return _failed(request, LOST, "it took the request, and gave no answer")
+        if not ({"result", "error"} & said.keys()):
+            return _failed(request, UNREADABLE, "what it answered is not of the protocol")
+        if isinstance(error := said.get("error"), dict) and error.get("code") in CLOSED:
+            return _failed(request, INTERNAL_ERROR, str(error.get("message")), error.get("data"))
     headers = [(name, value) for name, value in response.headers.multi_items() if name.lower() not in HOP]
     return httpx2.Response(response.status_code, headers=headers, content=body, request=request, extensions=response.extensions)
 
@@ -165,6 +171,13 @@ class MendedStream:
         message = item.message if isinstance(item, SessionMessage) else None
         if isinstance(message, JSONRPCResponse):
             message.result = readable(message.result)
-        elif isinstance(message, JSONRPCError) and self._direct and message.error.code in CLOSED:
-            message.error.code = INTERNAL_ERROR
+        elif isinstance(message, JSONRPCError):
+            self._judge(message.error)
         return item
+
+    def _judge(self, error: Any) -> None:
+        """Tell the server's own errors from those that the SDK's transport of streams has put in their place."""
+        if error.code in CLOSED and (self._direct or not error.message.startswith("SSE stream ")):
+            error.code = INTERNAL_ERROR
+        elif error.code == PARSE_ERROR and not self._direct and error.message.startswith("Failed to parse "):
+            error.code, error.message = UNREADABLE, "what it answered is not of the protocol"

@@ -8,7 +8,7 @@ from mcp.types import CallToolResult
 from pydantic import ValidationError
 
 from agentmesh_node.tools.calls import TimedOut
-from agentmesh_node.tools.mcp.failures import LOST, NOT_MADE, SESSION_UNKNOWN, TOO_LONG, call_failure, unavailable
+from agentmesh_node.tools.mcp.failures import LOST, NOT_MADE, SESSION_UNKNOWN, UNREADABLE, call_failure, unavailable
 
 
 def invalid() -> Exception:
@@ -23,7 +23,7 @@ def invalid() -> Exception:
         (MCPError(code=SESSION_UNKNOWN, message="x"), "unknown_session"),
         (MCPError(code=NOT_MADE, message="x"), "not_made"),
         (MCPError(code=LOST, message="x"), "lost"),
-        (MCPError(code=TOO_LONG, message="x"), "unreadable"),
+        (MCPError(code=UNREADABLE, message="x"), "unreadable"),
         (MCPError(code=-32000, message="Connection closed"), "lost"),
         (MCPError(code=-32001, message="timed out"), "timeout"),
         (MCPError(code=-32600, message="Session not found"), "answered"),

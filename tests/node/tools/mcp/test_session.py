@@ -21,6 +21,7 @@ from support import eventually, run
 pytestmark = pytest.mark.processes
 
 JSON = "application/json"
+SSE = "text/event-stream"
 
 
 def names_of(specs: Any) -> list[str]:
@@ -69,11 +70,36 @@ def test_a_session_that_the_server_has_lost_is_begun_anew_and_the_call_made_agai
         (lambda id, *_: (401, "text/plain", "who are you"), "tools_unavailable", 1),
         (lambda id, *_: (500, "text/plain", "oops"), "unknown_outcome", 1),
         (lambda id, *_: (502, "text/html", "<h1>Bad Gateway</h1>"), "unknown_outcome", 1),
-        (lambda id, *_: (200, JSON, "{not json"), "raised", 1),
+        (lambda id, *_: (200, JSON, "{not json"), "bad_result", 1),
+        (lambda id, *_: (200, "text/html", "<h1>Welcome</h1>"), "bad_result", 1),
+        (lambda id, *_: (200, "", ""), "bad_result", 1),
+        (lambda id, *_: (202, JSON, ""), "unknown_outcome", 1),
+        (lambda id, *_: (200, SSE, "data: {not json\n\n"), "bad_result", 1),
+        (lambda id, *_: (200, SSE, ": and nothing more\n\n"), "unknown_outcome", 1),
+        (lambda id, *_: (200, SSE, f"data: {error(id, -32000, 'no money')}\n\n"), "raised", 1),
+        (lambda id, *_: (200, SSE, f"data: {error(id, -32001, 'too late')}\n\n"), "raised", 1),
         (lambda id, *_: {"paid": 5}, "bad_result", 1),
         (lambda id, *_: {"content": [{"type": "text", "text": "no money"}], "isError": True}, "raised", 1),
     ],
-    ids=["404 of its own", "-32001", "400", "400 page", "401", "500", "502", "no json", "no result", "isError"],
+    ids=[
+        "404 of its own",
+        "-32001",
+        "400",
+        "400 page",
+        "401",
+        "500",
+        "502",
+        "no json",
+        "page",
+        "nothing",
+        "202",
+        "stream of no json",
+        "empty stream",
+        "stream of -32000",
+        "stream of -32001",
+        "no result",
+        "isError",
+    ],
 )
 def test_any_other_error_of_a_once_call_is_an_end_and_no_call_is_made_again(reply: Any, found: str, made: int) -> None:
     async def check(url: str, server: OddServer) -> None:

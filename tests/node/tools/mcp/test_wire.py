@@ -14,7 +14,7 @@ from mcp.shared.message import SessionMessage
 from mcp.types import JSONRPCError, JSONRPCNotification, JSONRPCResponse
 
 from agentmesh_node.tools.mcp import wire
-from agentmesh_node.tools.mcp.failures import LOST, NOT_MADE, SESSION_UNKNOWN, TOO_LONG
+from agentmesh_node.tools.mcp.failures import LOST, NOT_MADE, SESSION_UNKNOWN, UNREADABLE
 from agentmesh_node.tools.mcp.wire import MendedStream, WatchedClient
 
 ASKED = {"jsonrpc": "2.0", "id": 7, "method": "tools/call"}
@@ -94,7 +94,7 @@ def test_what_is_answered_passes_unchanged_but_for_codes_of_the_sdk_s_own() -> N
 
 def test_an_answer_that_is_too_long_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wire, "LONGEST_MESSAGE", 100)
-    assert code(sent(lambda _: httpx2.Response(200, json={"x": "y" * 200}))) == TOO_LONG
+    assert code(sent(lambda _: httpx2.Response(200, json={"x": "y" * 200}))) == UNREADABLE
 
 
 def test_a_notification_that_is_refused_is_no_failure() -> None:
