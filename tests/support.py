@@ -190,11 +190,15 @@ class Faulty:
     def send(self, subject: str, data: bytes = b"") -> bool:
         return self._inner.send(subject, data)
 
-    def post(self, subject: str, data: bytes = b"") -> None:
-        self._inner.post(subject, data)
+    def post(self, subject: str, data: bytes = b"", *, though_full: bool = False) -> None:
+        self._inner.post(subject, data, though_full=though_full)
 
-    def post_all(self, messages: Iterable[tuple[str, bytes]]) -> None:
-        self._inner.post_all(messages)
+    def post_all(self, messages: Iterable[tuple[str, bytes]], *, though_full: bool = False) -> None:
+        self._inner.post_all(messages, though_full=though_full)
+
+    @property
+    def dropped(self) -> int:
+        return self._inner.dropped
 
     async def request(self, subject: str, data: bytes = b"", *, headers: Headers | None = None, timeout: float) -> Message:
         fault = self._take(subject)
@@ -244,8 +248,8 @@ class Faulty:
     def refusal(self) -> NotPermitted | None:
         return self._inner.refusal
 
-    def on_refused(self, callback: Callable[[NotPermitted], None]) -> Callable[[], None]:
-        return self._inner.on_refused(callback)
+    def on_refused(self, callback: Callable[[NotPermitted], None], *, tells: bool = True) -> Callable[[], None]:
+        return self._inner.on_refused(callback, tells=tells)
 
     async def flush(self, timeout: float = 5.0) -> None:
         await self._inner.flush(timeout)

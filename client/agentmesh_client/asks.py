@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypedDict
 
 from agentmesh import wire
 from agentmesh.edge.publish import Stored
-from agentmesh.errors import AskTimeout, Unavailable
+from agentmesh.errors import AskTimeout, NotPermitted, Unavailable
 from agentmesh.subjects import Subjects
 from agentmesh.wire import Attachment, Outcome
 from agentmesh_client.late_prompts import LatePrompts
@@ -112,6 +112,10 @@ class AskSender:
                     on_accepted(ask.ref)
                 await ask.outcome
             return self._result(given.timeout, ask)
+        except Unavailable as error:
+            if self._asks.refused is None:
+                raise
+            raise _refused(self._asks.refused, error.message, error.details) from error
         finally:
             timer.cancel()
             await self._asks.end(ask)
@@ -213,7 +217,15 @@ class AskSender:
         details = {"agent": ask.agent, "ref": ask.ref}
         if self._asks.closed:
             raise Unavailable("the client was closed while the agent was asked; the request stands", details=details)
+        stands = f"the request stands: `mesh poll {ask.agent} {ask.ref}`"
+        if self._asks.refused is not None:
+            raise _refused(self._asks.refused, f"no answer can be heard; {stands}", details)
         raise AskTimeout(
-            f"agent {ask.agent!r} did not answer within {timeout:g} s; the request stands: `mesh poll {ask.agent} {ask.ref}`",
+            f"agent {ask.agent!r} did not answer within {timeout:g} s; {stands}",
             details=details,
         )
+
+
+def _refused(error: NotPermitted, what: str, details: Mapping[str, Any]) -> NotPermitted:
+    """`error`, which has ended the wait for a request, with what has become of that."""
+    return NotPermitted(f"{error.message}; {what}", details={**error.details, **details})

@@ -104,7 +104,7 @@ class Mesh:
 
     def _on_gap(self) -> None:
         self._specs.doubt()
-        self._asks.look_now(at_all=True)
+        self._asks.reconnected()
 
     # --- prompts --------------------------------------------------------------------------------------------------
     async def ask(self, agent: str, prompt: str, *, timeout: float = 600.0, **options: Unpack[PromptOptions]) -> Response:

@@ -20,7 +20,7 @@ from agentmesh.edge.read import get_last_many
 from agentmesh.edge.results import is_answer, outcome_in
 from agentmesh.edge.tasks import Background
 from agentmesh.edge.transport import Message, Subscription, Transport
-from agentmesh.errors import MeshError
+from agentmesh.errors import MeshError, NotPermitted
 from agentmesh.subjects import Subjects
 from agentmesh.wire import Outcome, decode_outcome
 
@@ -108,17 +108,23 @@ class PendingAsks:
         self._all_due = False
         self._subscription: Subscription | None = None
         self._looker = Background("agentmesh-client-results")
+        self._forget_refusals: Callable[[], None] = lambda: None
         self.closed = False
+        self.refused: NotPermitted | None = None
+        """Set while no answer can be heard, and no wait would change that."""
 
     async def start(self) -> None:
         """Listen for replies."""
         self._loop = asyncio.get_running_loop()
+        self._forget_refusals = self._transport.on_refused(self._on_refused, tells=False)
         self._subscription = await self._transport.subscribe(self._prefix + "*", self._on_reply)
         self._looker.begin(self._look_for_ever())
 
     async def close(self) -> None:
         """End every wait, and stop listening."""
         self.closed = True
+        forget, self._forget_refusals = self._forget_refusals, lambda: None
+        forget()
         for ask in self._waiting.values():
             ask.give_up()
         await self._looker.close()
@@ -145,6 +151,18 @@ class PendingAsks:
         ask.followed = await self._transport.subscribe(subject, lambda message: self._on_copy(ask, message))
         ask.round = 0
         self.look_now()
+
+    def _on_refused(self, error: NotPermitted) -> None:
+        """The server refuses the credentials, or this client's inbox: end every wait."""
+        if str(error.details.get("subject", "_INBOX.")).startswith("_INBOX."):
+            self.refused = error
+            for ask in self._waiting.values():
+                ask.give_up()
+
+    def reconnected(self) -> None:
+        """There is a connection again, and it is not known to be refused anything."""
+        self.refused = None
+        self.look_now(at_all=True)
 
     def waiting(self, agent: str, life: str) -> bool:
         """Whether an ask whose prompt was stored for that life is pending."""

@@ -157,20 +157,25 @@ class EventReader:
         """Where the model's current answer begins: the number of its first event, and the length of the text before it."""
 
     def read(self, body: bytes) -> list[LiveEvent]:
-        """The events in a message. The outcome is not among them: it arrives separately (`ended`)."""
+        """The events in a message. The outcome is not among them: it arrives separately (`ended`). Its message tells by its
+        number what is missing in the end, and whether this run of the turn had events at all."""
         try:
             head = _head.decode(body)
         except msgspec.DecodeError:
             return []  # anybody may publish to an inbox of a known name
         run = head.run or str(head.owner)
-        if head.type == "outcome" or run in self._over or head.owner < self._owner:
+        if run in self._over or head.owner < self._owner:
             return []  # from a former owner that does not know yet that it is fenced
+        if head.type == "outcome" and run != self._run and head.seq == 1:
+            return []  # its owner has not run the turn
         events = self._turn_to(run, head) if run != self._run else []
         if head.seq <= self._seq:
             return events
         missed, self._seq = head.seq - self._seq - 1, head.seq
         if missed:
             events.append(Missed(n=self._next(), count=missed))
+        if head.type == "outcome":
+            return events
         if self._marks[-1][0] != head.step and head.type != "tool_result":  # a result is shown once it is durable
             self._marks.append((head.step, self._n + 1, len(self.text)))
         content = self._content(head.type, body)

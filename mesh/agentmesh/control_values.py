@@ -182,3 +182,5 @@ class NodeStats(msgspec.Struct, frozen=True, kw_only=True):
     """The process's own clock, if the request is `stats`."""
     server_time: str | None = None
     """The servers' time as the process estimates it, at the same moment."""
+    dropped: int = 0
+    """Live events and facts that the process could not send and has dropped since it began."""

@@ -70,6 +70,7 @@ ADDED: tuple[Addition, ...] = (
     Addition("header Mesh-Timeout", "ignored"),
     Addition("NodeStats.time", "ignored"),
     Addition("NodeStats.server_time", "ignored"),
+    Addition("NodeStats.dropped", "ignored"),
     Addition("kind:set", "refused", SECOND),
     Addition("Ledger.overrides", "refused", SECOND),
     Addition("Change.overrides", "refused", SECOND),

@@ -263,7 +263,7 @@ class AskGateway:
                 await self._t.publish(address, wire.encode_outcome(outcome))
             if stream_to is not None:
                 with contextlib.suppress(BadRequest):
-                    self._t.post(names.reply_subject(stream_to, self._subjects.root), _last_event(outcome))
+                    self._t.post(names.reply_subject(stream_to, self._subjects.root), _last_event(outcome), though_full=True)
         except Disconnected:
             log.debug("an ask could not be refused: no connection", extra={"agent": agent})
 

@@ -138,6 +138,28 @@ def test_a_turn_that_runs_again_under_the_same_owner_is_a_restart_also_if_its_st
     assert events[2:] == [Restarted(n=3, owner=5, void_from=2), Missed(n=4, count=1), Text(n=5, text="b")]
 
 
+@pytest.mark.case(470)
+def test_what_is_lost_at_the_end_shows_by_the_number_of_the_outcome() -> None:
+    _, events = read(message("start", 1), message("text", 2, text="a"), message("outcome", 6, outcome={}))
+    assert events[2:] == [Missed(n=3, count=3)]
+    _, events = read(message("start", 1), message("text", 2, text="a"), message("outcome", 3, outcome={}))
+    assert len(events) == 2
+    _, events = read(message("outcome", 3, outcome={}))
+    assert events == [Started(n=1, owner=5), Missed(n=2, count=2)]
+
+
+def test_a_run_of_which_only_the_outcome_came_voids_the_one_before() -> None:
+    reader, events = read(message("start", 1), message("text", 2, text="a"), message("outcome", 4, run="b", owner=6, outcome={}))
+    assert events[2:] == [Restarted(n=3, owner=6, void_from=2), Missed(n=4, count=3)]
+    assert reader.text == ""
+
+
+def test_an_outcome_from_an_owner_that_has_not_run_the_turn_voids_nothing() -> None:
+    reader, events = read(message("start", 1), message("text", 2, text="a"), message("outcome", 1, run="b", owner=6, outcome={}))
+    assert len(events) == 2
+    assert reader.text == "a"
+
+
 def test_owners_of_before_runs_had_ids_are_told_apart_by_their_generation() -> None:
     old = [json.dumps({**HEAD, "type": "text", "seq": 1, "owner": owner, "text": str(owner)}).encode() for owner in (5, 9, 5)]
     reader, events = read(*old)

@@ -19,10 +19,16 @@ from pathlib import Path
 
 import pytest
 
+import agentmesh_client
+from agentmesh.edge.registry import Registry
+from agentmesh.errors import NotPermitted
+from agentmesh.registry_values import Spec
+from agentmesh.subjects import spec_key
+from agentmesh.wire import encode
 from agentmesh_client.cli import exits
 from agentmesh_client.cli import main as cli
 from live.mesh import AGENTS
-from live.refused import CONDITIONS, HOSTING, VERBS, Place, command, operator, place
+from live.refused import CONDITIONS, HOSTING, ROOT, VERBS, Place, command, operator, place
 from support import eventually, run
 
 pytestmark = [pytest.mark.processes, pytest.mark.case(301)]
@@ -173,6 +179,29 @@ def test_a_right_that_is_taken_away_shows_in_readiness_and_in_mesh_events(tmp_pa
                 process.wait()
 
     with place(tmp_path, tls=False, users=allowed) as there:
+        run(main(there), 110)
+
+
+def test_an_ask_that_was_accepted_ends_when_its_callers_credentials_are_revoked(tmp_path: Path) -> None:
+    async def main(there: Place) -> None:
+        async with operator(there), agentmesh_client.connect(there.variables("narrow")["MESH_NATS_URL"], root=ROOT) as mesh:
+            spec = Spec(kind="Puppet", incarnation="life", status="running")
+            await Registry(mesh.transport, mesh.subjects).create(spec_key("a1"), encode(spec))
+            accepted: list[str] = []
+            asked = asyncio.create_task(mesh.ask_outcome("a1", "hello", timeout=600, on_accepted=accepted.append))
+            await eventually(lambda: accepted, BOUND_S, "the ref")
+            there.server._extra = NARROW.format(rule='subscribe: { deny: ["nothing"] }').replace(
+                '"Narrow", password: "right"', '"Narrow", password: "another"'
+            )
+            await asyncio.to_thread(there.server.restart)
+            with pytest.raises(
+                NotPermitted, match=f"refuses the credentials of user 'Narrow'.*mesh poll a1 {accepted[0]}"
+            ) as caught:
+                async with asyncio.timeout(BOUND_S):
+                    await asked
+            assert caught.value.details["ref"] == accepted[0]
+
+    with place(tmp_path, tls=False, users=NARROW.format(rule='subscribe: { deny: ["nothing"] }')) as there:
         run(main(there), 110)
 
 

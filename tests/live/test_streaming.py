@@ -5,16 +5,24 @@ from __future__ import annotations
 import asyncio
 import json
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
+from agentmesh.backend import Event
+from agentmesh.edge.transport import Message
+from agentmesh.records import Resolve
 from agentmesh.subjects import Subjects
-from agentmesh_client import Ended, LiveEvent, Restarted, Started, Text, ToolResult, ToolUse, Usage
+from agentmesh.wire import Outcome
+from agentmesh_client import Ended, LiveEvent, Missed, Restarted, Started, Text, ToolResult, ToolUse, Usage
+from agentmesh_client.streaming import EventReader
+from agentmesh_node.services import Services
+from agentmesh_node.turns.live_events import TurnEventStream
 from client.test_cli import Shell
 from live import steppers
 from live.mesh import PATIENCE_S, ProcessMesh, local_mesh, process_mesh
-from support import Server, run
+from support import Server, connected, eventually, run
 
 
 @pytest.mark.case(243)
@@ -117,5 +125,54 @@ def test_the_command_says_that_a_tail_is_void_and_prints_the_answer(
             assert [event["type"] for event in events] == ["start", "text", "restart", "text", "text", "outcome"]
             assert events[2]["void_from"] == events[1]["n"]
             assert events[-1]["outcome"]["text"] == "one two"
+
+    run(main(), 110)
+
+
+# --- a thousand turns at once -----------------------------------------------------------------------------------------
+TURNS = 1000
+CALM, HELD = 5, 8
+"""Events of each turn before and after the hold of the loop, and those that are due at its end: 50 a second for 0.15 s."""
+
+
+@pytest.mark.case(470)
+def test_a_thousand_turns_lose_no_event_when_the_loop_was_held(server: Server) -> None:
+    async def main() -> None:
+        async with connected(server.url) as node, connected(server.url) as client:
+            inbox = client.new_inbox()
+            readers = [EventReader() for _ in range(TURNS)]
+            events: list[list[LiveEvent]] = [[] for _ in range(TURNS)]
+            outcomes = 0
+
+            def take(message: Message) -> None:
+                nonlocal outcomes
+                n = int(message.subject.rpartition(".")[2])
+                events[n] += readers[n].read(message.data)
+                outcomes += b'"outcome"' in message.data
+
+            await client.subscribe(f"{inbox}.*", take)
+            await client.flush()
+            services = cast("Services", SimpleNamespace(transport=node, token=lambda: "run"))
+            streams = [TurnEventStream(services, f"agent-{n}", str(n), f"{inbox}.{n}", 5) for n in range(TURNS)]
+
+            def tell(number: int) -> None:
+                for stream in streams:
+                    stream.event(Event.text(f"event {number} of this turn, with as much text as a model says at once. "))
+
+            for number in range(CALM):
+                tell(number)
+                await asyncio.sleep(0)
+            for number in range(HELD):
+                tell(number)
+            for number in range(CALM):
+                tell(number)
+                await asyncio.sleep(0)
+            for n, stream in enumerate(streams):
+                done = Resolve(outcome=Outcome(agent=f"agent-{n}", ref=str(n), ok=True), stream_to=f"{inbox}.{n}")
+                TurnEventStream.close_with(services, f"agent-{n}", done, 5, stream)
+            await eventually(lambda: outcomes == TURNS, what="the ends of all turns")
+            assert node.dropped == 0
+            assert not [event for told in events for event in told if isinstance(event, Missed)]
+            assert {len([event for event in told if isinstance(event, Text)]) for told in events} == {2 * CALM + HELD}
 
     run(main(), 110)

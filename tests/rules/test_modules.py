@@ -69,7 +69,6 @@ IMPORTED_BY: dict[str, str] = {
     "agentmesh_node.services": "node/owner/test_idle.py",
     "agentmesh_node.settings": "node/process/test_options.py",
     "agentmesh_node.supervisor.late_mail": "rules/test_sentences.py",
-    "agentmesh_node.telemetry.metrics": "node/turns/test_budget_meter.py",
     "agentmesh_node.telemetry.tracing": "node/turns/test_callbacks.py",
     "agentmesh_node.tools.calls": "node/tools/test_toolbox.py",
 }

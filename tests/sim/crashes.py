@@ -108,11 +108,15 @@ class Counting:
             subject, lambda: self._inner.call(subject, data, headers=headers, timeout=timeout, answered=answered)
         )
 
-    def post(self, subject: str, data: bytes = b"") -> None:
-        self._inner.post(subject, data)  # news for people: nothing depends on it
+    def post(self, subject: str, data: bytes = b"", *, though_full: bool = False) -> None:
+        self._inner.post(subject, data, though_full=though_full)  # news for people: nothing depends on it
 
-    def post_all(self, messages: Iterable[tuple[str, bytes]]) -> None:
-        self._inner.post_all(messages)
+    def post_all(self, messages: Iterable[tuple[str, bytes]], *, though_full: bool = False) -> None:
+        self._inner.post_all(messages, though_full=though_full)
+
+    @property
+    def dropped(self) -> int:
+        return self._inner.dropped
 
     async def request(self, subject: str, data: bytes = b"", *, headers: Headers | None = None, timeout: float) -> Message:
         return await self._make(subject, lambda: self._inner.request(subject, data, headers=headers, timeout=timeout))
@@ -130,8 +134,8 @@ class Counting:
     def refusal(self) -> NotPermitted | None:
         return self._inner.refusal
 
-    def on_refused(self, callback: Callable[[NotPermitted], None]) -> Callable[[], None]:
-        return self._inner.on_refused(callback)
+    def on_refused(self, callback: Callable[[NotPermitted], None], *, tells: bool = True) -> Callable[[], None]:
+        return self._inner.on_refused(callback, tells=tells)
 
     async def flush(self, timeout: float = 5.0) -> None:
         await self._inner.flush(timeout)

@@ -268,6 +268,7 @@ class SimTransport:
         self._read_callbacks: list[Callable[[], None]] = []
         self.reading = False
         self.domain: str | None = ""
+        self.dropped = 0
         self._reconnecting: asyncio.Task[None] | None = None
         self._inbox = self.new_inbox() + "."
         self._add(self._inbox + "*", "", self._on_reply)
@@ -381,12 +382,14 @@ class SimTransport:
             return False
         return True
 
-    def post(self, subject: str, data: bytes = b"") -> None:
-        """See `Transport.post`."""
-        with contextlib.suppress(Disconnected, TooLarge):
+    def post(self, subject: str, data: bytes = b"", *, though_full: bool = False) -> None:
+        """See `Transport.post`. A simulated socket is never full."""
+        try:
             self._publish(subject, data, None, "")
+        except (Disconnected, TooLarge):
+            self.dropped += 1
 
-    def post_all(self, messages: Iterable[tuple[str, bytes]]) -> None:
+    def post_all(self, messages: Iterable[tuple[str, bytes]], *, though_full: bool = False) -> None:
         """See `Transport.post_all`."""
         for subject, data in messages:
             self.post(subject, data)
@@ -534,7 +537,7 @@ class SimTransport:
     def refusal(self) -> None:
         """Everybody may do everything."""
 
-    def on_refused(self, callback: Callable[[NotPermitted], None]) -> Callable[[], None]:
+    def on_refused(self, callback: Callable[[NotPermitted], None], *, tells: bool = True) -> Callable[[], None]:
         """See `Transport.on_refused`."""
         return lambda: None
 

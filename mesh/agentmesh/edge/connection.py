@@ -147,6 +147,8 @@ class NatsTransport:
         self._subscriptions: dict[int, LiveSubscription] = {}
         self._sids = itertools.count(1)
         self._pending = PendingRequests(self._loop)
+        self.dropped = 0
+        """See `Transport.dropped`."""
         self._heads: dict[str, bytes] = {}
         """Encoded PUB heads of recently used subjects."""
         self._gap_callbacks: dict[object, Callable[[], None]] = {}
@@ -222,19 +224,22 @@ class NatsTransport:
         client.send(publish_frame(subject, data, None, "", client._max_payload))
         return True
 
-    def post(self, subject: str, data: bytes = b"") -> None:
+    def post(self, subject: str, data: bytes = b"", *, though_full: bool = False) -> None:
         """See `Transport.post`."""
-        self.post_all(((subject, data),))
+        self.post_all(((subject, data),), though_full=though_full)
 
-    def post_all(self, messages: Iterable[tuple[str, bytes]]) -> None:
+    def post_all(self, messages: Iterable[tuple[str, bytes]], *, though_full: bool = False) -> None:
         """See `Transport.post_all`."""
         client = self._client
-        if not client.up or client.congested:
+        if not client.up or (client.full and not though_full):
+            self.dropped += sum(1 for _ in messages)
             return
         limit, heads, frames = client._max_payload, self._heads, []
         for subject, data in messages:
             if len(data) <= limit:
                 frames.append(b"%b%d\r\n%b\r\n" % (heads.get(subject) or self._head(subject), len(data), data))
+            else:
+                self.dropped += 1
         if frames:
             client.send_along(b"".join(frames))
 
@@ -391,9 +396,9 @@ class NatsTransport:
         """See `Transport.refusal`."""
         return self._refused.first
 
-    def on_refused(self, callback: Callable[[NotPermitted], None]) -> Callable[[], None]:
+    def on_refused(self, callback: Callable[[NotPermitted], None], *, tells: bool = True) -> Callable[[], None]:
         """See `Transport.on_refused`."""
-        return self._refused.on_refused(callback)
+        return self._refused.on_refused(callback, tells)
 
     def _on_error_line(self, line: str) -> None:
         if not self._refused.hear(line, self._client.user):

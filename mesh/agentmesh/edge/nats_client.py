@@ -37,12 +37,16 @@ log = logging.getLogger("agentmesh.edge")
 
 HIGH_WATER = 1 << 20
 """Unsent bytes beyond which the next publisher waits for the socket."""
+ROOM = 8 << 20
+"""Unsent bytes beyond which messages that may be lost are dropped: what is behind them must not wait long, and memory has a
+bound."""
 
 FEW = 4
 """Commands of one loop iteration that are written one by one."""
 
 _CONNECTED = nats.aio.client.Client.CONNECTED
 _PING = b"PING\r\n"
+_UNKNOWN = -1
 
 
 class _Tap(asyncio.Protocol):
@@ -58,11 +62,14 @@ class _Tap(asyncio.Protocol):
         deliver: Callable[[int, bytes, bytes, bytes, bytes], None],
         reading: Callable[[bool], None] = lambda begins: None,
         refused: Callable[[str], None] = lambda line: None,
+        holding: Callable[[bool], None] = lambda begins: None,
     ) -> None:
         """`reading` is told when the messages of one read begin to be delivered, and when they have been; `refused` gets each
-        error line of the server, as it is (nats-py knows them in lower case only)."""
+        error line of the server, as it is (nats-py knows them in lower case only); `holding` is told when the socket leaves
+        bytes unsent, and when it has taken them."""
         self._reading = reading
         self._refused = refused
+        self._holding = holding
         self._stream = stream
         self._inner = stream.get_protocol()
         self._deliver = deliver
@@ -103,9 +110,11 @@ class _Tap(asyncio.Protocol):
         self._inner.connection_lost(error)
 
     def pause_writing(self) -> None:
+        self._holding(True)
         self._inner.pause_writing()
 
     def resume_writing(self) -> None:
+        self._holding(False)
         self._inner.resume_writing()
 
 
@@ -150,18 +159,45 @@ class Client(nats.aio.client.Client):
         """Commands sent in this loop iteration for a caller that waits."""
         self._calm = True
         """Whether the last iteration that sent anything sent few commands: gathering them would save nothing."""
-        self.congested = False
+        self._crowded = False
+        """More than `HIGH_WATER` was sent in this loop iteration: a publisher in a tight loop lets nothing else run."""
+        self._holding = False
+        """Whether the socket has not taken all that was written to it."""
+        self._unsent = _UNKNOWN
+        """What it has not taken, in bytes, as far as that was looked at in this loop iteration."""
 
     @property
     def up(self) -> bool:
         return self._status == _CONNECTED
+
+    @property
+    def congested(self) -> bool:
+        """Whether who can wait should wait (`uncongested`) before the next message."""
+        return self._crowded or (self._holding and self._behind() > HIGH_WATER)
+
+    @property
+    def full(self) -> bool:
+        """Whether so much is unsent that what may be lost is dropped. What was queued in one loop iteration is no reason: the
+        socket may be empty."""
+        return self._holding and self._behind() > ROOM
+
+    def _behind(self) -> int:
+        """Bytes that the socket has not taken yet. It is asked once in a loop iteration: asyncio counts them one by one."""
+        if self._unsent == _UNKNOWN:
+            self._unsent = self._stream.get_write_buffer_size()
+            if not self._flush_due:
+                self._schedule_flush()
+        return self._unsent + self._pending_data_size
+
+    def _hold(self, begins: bool) -> None:
+        self._holding, self._unsent = begins, _UNKNOWN
 
     def send(self, frame: bytes) -> None:
         """Send `frame`: at once, or together with the other commands of this loop iteration."""
         if not self._flush_due:
             self._schedule_flush()
         self._sent += 1
-        if self._calm and self._sent <= FEW and not self._pending and self._status == _CONNECTED:
+        if self._calm and self._sent <= FEW and not self._pending and not self._holding and self._status == _CONNECTED:
             self._stream.write(frame)
             return
         self._queue(frame)
@@ -181,17 +217,15 @@ class Client(nats.aio.client.Client):
         self._pending.append(frame)
         self._pending_data_size += len(frame)
         if self._pending_data_size > HIGH_WATER:
-            # A publisher in a tight loop lets nothing else run: it must wait before its next message.
             self.flush_now()
-            self.congested = True
+            self._crowded = True
 
     def _flush(self) -> None:
         self._flush_due = False
         if self._sent:
             self._calm = self._sent <= FEW
         self.flush_now()
-        if self.up and self._stream.get_write_buffer_size() > HIGH_WATER:
-            self.congested = True
+        self._crowded, self._unsent = False, _UNKNOWN
 
     def flush_now(self) -> None:
         """Write what is queued."""
@@ -199,6 +233,8 @@ class Client(nats.aio.client.Client):
         if not pending or not self.up:
             return
         self._stream.write(pending[0] if len(pending) == 1 else b"".join(pending))
+        if self._unsent != _UNKNOWN:
+            self._unsent += self._pending_data_size
         self._pending = []
         self._pending_data_size = 0
 
@@ -209,7 +245,6 @@ class Client(nats.aio.client.Client):
             await self._transport.drain()
         except OSError:
             raise Disconnected from None
-        self.congested = False
 
     def ping(self, answered: Callable[[object], None]) -> None:
         """Send a PING behind everything queued. `answered` is called at its PONG."""
@@ -254,7 +289,7 @@ class Client(nats.aio.client.Client):
         # The handshake (and TLS, which changes the transport) is over: from here on messages can come.
         stream = self._stream = self._transport._io_writer.transport
         reader: Any = self._transport._io_reader
-        tap = _Tap(stream, self.take, self._read, self._on_refused)
+        tap = _Tap(stream, self.take, self._read, self._on_refused, self._hold)
         stream.set_protocol(tap)
         early = bytes(reader._buffer)
         reader._buffer.clear()
@@ -328,7 +363,8 @@ class Client(nats.aio.client.Client):
         # wait for a peer that takes no bytes. Subscriptions are replayed from `_subs`.
         self._pending = []
         self._pending_data_size = 0
-        self.congested = False
+        self._crowded = False
+        self._hold(False)
         writer = self._transport._io_writer if self._transport is not None else None
         if writer is not None:
             writer.transport.abort()

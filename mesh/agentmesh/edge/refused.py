@@ -23,7 +23,7 @@ class Refusals:
         self._pending = pending
         self._errors: dict[str, NotPermitted] = {}
         """Subscriptions, by subject; under the empty one the credentials."""
-        self._callbacks: list[Callable[[NotPermitted], None]] = []
+        self._callbacks: list[tuple[Callable[[NotPermitted], None], bool]] = []
         self.deaf: NotPermitted | None = None
         """Set when no reply can be heard: the inbox is refused."""
 
@@ -32,10 +32,11 @@ class Refusals:
         """See `Transport.refusal`."""
         return next(iter(self._errors.values()), None)
 
-    def on_refused(self, callback: Callable[[NotPermitted], None]) -> Callable[[], None]:
+    def on_refused(self, callback: Callable[[NotPermitted], None], tells: bool) -> Callable[[], None]:
         """See `Transport.on_refused`."""
-        self._callbacks = [*self._callbacks, callback]
-        return lambda: self._callbacks.remove(callback)
+        entry = callback, tells
+        self._callbacks = [*self._callbacks, entry]
+        return lambda: self._callbacks.remove(entry)
 
     def hear(self, line: str, user: str) -> bool:
         """Take an error line of the server for this connection's `user`. Returns whether it is about a permission."""
@@ -70,7 +71,7 @@ class Refusals:
     def _keep(self, subject: str, error: NotPermitted) -> None:
         self._errors[subject] = error
         # Who has asked to hear of it says it, or can do without.
-        level = logging.INFO if self._callbacks else logging.ERROR
+        level = logging.INFO if any(tells for _, tells in self._callbacks) else logging.ERROR
         log.log(level, "%s", error.message, extra={"connection": self._connection})
-        for callback in self._callbacks:
+        for callback, _ in self._callbacks:
             callback(error)

@@ -108,11 +108,15 @@ class Transport(Protocol):
             TooLarge: nothing was sent.
         """
 
-    def post(self, subject: str, data: bytes = b"") -> None:
-        """Send a core message that may be lost: dropped where it cannot be sent at once (no connection, a congested socket,
-        too large)."""
+    @property
+    def dropped(self) -> int:
+        """How many messages `post` and `post_all` have dropped."""
 
-    def post_all(self, messages: Iterable[tuple[str, bytes]]) -> None:
+    def post(self, subject: str, data: bytes = b"", *, though_full: bool = False) -> None:
+        """Send a core message that may be lost. It is dropped, and counted, where there is no connection, where it is too large,
+        and where the socket has left too many bytes unsent (8 MiB), unless it is to be sent `though_full`: few should be."""
+
+    def post_all(self, messages: Iterable[tuple[str, bytes]], *, though_full: bool = False) -> None:
         """`post` each pair of subject and data, in order: cheaper than a call for each."""
 
     async def request(self, subject: str, data: bytes = b"", *, headers: Headers | None = None, timeout: float) -> Message:
@@ -155,8 +159,9 @@ class Transport(Protocol):
         """What the server refuses this connection now, and no wait will change: a subscription that is open, or, since the
         connection was lost, its credentials. Complete for what was subscribed before the last `flush`."""
 
-    def on_refused(self, callback: Callable[[NotPermitted], None]) -> Callable[[], None]:
-        """Call `callback` whenever `refusal` gets a reason. Returns its remover."""
+    def on_refused(self, callback: Callable[[NotPermitted], None], *, tells: bool = True) -> Callable[[], None]:
+        """Call `callback` whenever `refusal` gets a reason. Returns its remover. `tells`: it tells somebody; where none does, an
+        error is logged."""
 
     async def flush(self, timeout: float = 5.0) -> None:
         """Return when the server has processed everything sent so far.

@@ -46,6 +46,7 @@ class NodeFigures(msgspec.Struct):
     awake: int = 0
     running: int = 0
     busy: tuple[str, ...] = ()
+    dropped: int = 0
     ticked: float = 0.0
 
 
@@ -294,6 +295,7 @@ class Heartbeat:
                 draining=figures.lease.draining,
                 time=wire.format_time(self._now()) if full else None,
                 server_time=wire.format_time(self._server_now()) if full else None,
+                dropped=figures.dropped,
             )
             body = wire.encode(stats)
         try:

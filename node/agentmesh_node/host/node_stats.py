@@ -47,11 +47,16 @@ def activities(agents: Collection[PlacedAgent]) -> Activities:
     return Activities(agents=tuple(doing[:MOST_SHOWN]), more=max(0, len(doing) - MOST_SHOWN))
 
 
-def count(figures: NodeFigures, agents: Collection[PlacedAgent]) -> None:
-    """Bring `figures` up to date. Each field is written whole, because another thread reads them."""
+def count(figures: NodeFigures, agents: Collection[PlacedAgent], dropped: int) -> None:
+    """Bring `figures` up to date. Each field is written whole, because another thread reads them.
+
+    Args:
+        dropped: live events and facts that were not sent.
+    """
     awake = [placed.owner for placed in agents if placed.owner is not None]
     busy = [owner.name for owner in awake if not owner.idle]
     figures.agents = len(agents)
+    figures.dropped = dropped
     figures.awake = len(awake)
     figures.running = len(busy)
     figures.busy = tuple(busy[:MOST_BUSY])

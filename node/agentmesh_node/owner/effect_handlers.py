@@ -139,9 +139,9 @@ class EffectHandlers:
 
     async def _send_and_store(self, effect: Resolve) -> None:
         """Send the outcome to the caller, and store it under the ref: of one message the first outcome stays."""
-        await send_outcome(self._t, effect)
         if effect.stream_to is not None:
-            self._end_stream(effect)
+            self._end_stream(effect)  # first: a reader that has the outcome reads no more events
+        await send_outcome(self._t, effect)
         await store_outcome(self._t, self._subjects, effect.outcome)
 
     async def _echo(self, effect: Echo) -> None:

@@ -1,13 +1,20 @@
-"""Metrics of what turns spend (the GenAI conventions' counters, and the mesh's own for money). No-ops without an SDK."""
+"""Metrics of what turns spend (the GenAI conventions' counters, and the mesh's own for money), and of news that were dropped.
+No-ops without an SDK."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from opentelemetry import metrics
 
 from agentmesh import semconv
+
+log = logging.getLogger("agentmesh.node")
+
+SAY_S = 60.0
+"""How often, at most, a log line says that news were dropped."""
 
 TOKENS = {
     "output_tokens": semconv.OUTPUT_TOKENS_COUNTER,
@@ -39,3 +46,25 @@ class TurnMetrics:
             self._cost.add(made["usd"], model)
         if made.get("tool_calls"):
             self._tools.add(made["tool_calls"], {semconv.KIND: kind})
+
+
+class DroppedNews:
+    """Counts the live events and facts of one node that could not be sent, and says so once a minute at most."""
+
+    def __init__(self, node: str, monotonic: Callable[[], float], meter: metrics.Meter | None = None) -> None:
+        meter = meter or metrics.get_meter(semconv.SCOPE)
+        self._counter = meter.create_counter(semconv.DROPPED_COUNTER, "{message}", "Live events and facts that were not sent.")
+        self._node = node
+        self._monotonic = monotonic
+        self._total = self._said = 0
+        self._said_at: float | None = None
+
+    def seen(self, total: int) -> None:
+        """So many have been dropped since the process began."""
+        if total > self._total:
+            self._counter.add(total - self._total, {semconv.NODE: self._node})
+            self._total = total
+        now = self._monotonic()
+        if total > self._said and (self._said_at is None or now - self._said_at >= SAY_S):
+            log.warning("live events and facts could not be sent and were dropped", extra={"count": total - self._said})
+            self._said, self._said_at = total, now

@@ -19,7 +19,8 @@ from agentmesh_node.services import Services
 
 
 class TurnEventStream:
-    """The live events of one turn. They are core messages: a reader that is away misses them, but the outcome is stored."""
+    """The live events of one turn. They are core messages: a reader that is away misses them, but the outcome is stored. A full
+    socket drops them, but never the first and the last one: `seq` of the last says how many there were."""
 
     def __init__(self, services: Services, agent: str, ref: str, subject: str, owner: int) -> None:
         self._s = services
@@ -37,7 +38,7 @@ class TurnEventStream:
             return None
         stream = TurnEventStream(services, agent, command.request.ref, command.stream_to, owner)
         stream.step = len(command.steps)
-        stream.send({"type": "start"})
+        stream.send({"type": "start"}, though_full=True)
         return stream
 
     @staticmethod
@@ -46,7 +47,7 @@ class TurnEventStream:
         assert effect.stream_to is not None
         if stream is None or stream.ref != effect.outcome.ref:
             stream = TurnEventStream(services, agent, effect.outcome.ref, effect.stream_to, owner)
-        stream.send({"type": "outcome", "outcome": msgspec.Raw(wire.encode_outcome(effect.outcome))})
+        stream.send({"type": "outcome", "outcome": msgspec.Raw(wire.encode_outcome(effect.outcome))}, though_full=True)
 
     def event(self, event: Event) -> None:
         """Send a backend's event, if readers want it. Events replayed from an earlier owner's step are not sent again."""
@@ -58,7 +59,7 @@ class TurnEventStream:
             case _:
                 return  # the terminal event becomes the outcome, once it is committed
 
-    def send(self, fields: dict[str, Any]) -> None:
+    def send(self, fields: dict[str, Any], *, though_full: bool = False) -> None:
         """Send one message. An event without a JSON form is left out, which shows as a missing `seq`: a reader must not make a
         turn fail."""
         self._seq += 1
@@ -66,4 +67,4 @@ class TurnEventStream:
             body = msgspec.json.encode({**fields, **self._head, "step": self.step, "seq": self._seq})
         except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError):
             return
-        self._s.transport.post(self._subject, body)
+        self._s.transport.post(self._subject, body, though_full=though_full)

@@ -10,7 +10,7 @@ from collections.abc import Awaitable
 
 import pytest
 
-from agentmesh.edge import subscription
+from agentmesh.edge import nats_client, subscription
 from agentmesh.edge.connection import NatsTransport, connect
 from agentmesh.edge.transport import Message, NoResponders, RequestTimeout
 from agentmesh.errors import BadRequest, NotPermitted, TooLarge, Unavailable
@@ -153,10 +153,10 @@ def test_a_call_that_cannot_be_sent_is_never_told(server: Server) -> None:
                 t.call("calls.big", b"x" * (t.max_payload + 1), timeout=5, answered=told.append)
             with pytest.raises(TooLarge):
                 t.send("calls.big", b"x" * (t.max_payload + 1))
-            t._client.congested = True
+            t._client._crowded = True  # as after more than a MiB in one iteration of the loop
             assert not t.call("calls.busy", timeout=5, answered=told.append)
             assert not t.send("calls.busy")
-            t._client.congested = False
+            t._client._crowded = False
         assert not t.call("calls.closed", timeout=5, answered=told.append)
         assert not t.send("calls.closed")
         assert told == []
@@ -349,6 +349,62 @@ def test_posts_keep_their_order_and_one_that_is_too_large_is_left_out(server: Se
             await eventually(lambda: len(seen) == 5, what="all but one")
             assert seen == [b"1", b"2", b"3", b"4", b"5"]
             assert t.connected
+
+    run(main())
+
+
+@pytest.mark.case(470)
+def test_a_burst_in_one_iteration_of_the_loop_drops_nothing(server: Server) -> None:
+    async def main() -> None:
+        heard = 0
+
+        def hear(_: Message) -> None:
+            nonlocal heard
+            heard += 1
+
+        async with connected(server.url) as t, connected(server.url) as reader:
+            await reader.subscribe("burst", hear)
+            await reader.flush()
+            for _ in range(6000):
+                t.post("burst", b"x" * 500)
+            assert t.dropped == 0
+            t.post("burst", b"and one more")
+            await eventually(lambda: heard == 6001, what="all of the burst")
+            assert t.dropped == 0
+
+    run(main())
+
+
+@pytest.mark.case(470)
+def test_what_a_full_socket_does_not_take_is_dropped_and_counted_until_it_takes_again(fresh_server: Server) -> None:
+    """Nobody awaits anything of this connection meanwhile: it finds by itself that there is room again."""
+    count, heard = 0, []
+
+    async def main() -> None:
+        nonlocal count
+        async with connected(fresh_server.url) as t, connected(fresh_server.url) as reader:
+            await reader.subscribe("full", lambda message: heard.append(int(message.data[:8])))
+            await reader.flush()
+            fresh_server.freeze()
+            try:
+                while not t.dropped:
+                    t.post("full", b"%08d" % count + b"x" * 10_000)
+                    count += 1
+                    await asyncio.sleep(0)
+                assert (count - t.dropped) * 10_008 > nats_client.ROOM
+                t.post_all([("full", b"%08d" % (count + n)) for n in range(7)])
+                count += 7
+                assert t.dropped == 8
+                t.post("full", b"%08d" % count, though_full=True)
+                count += 1
+                assert not t.send("full") and not t.call("full", timeout=5, answered=lambda _: None)
+            finally:
+                fresh_server.thaw()
+            await eventually(lambda: len(heard) == count - 8, what="all that was not dropped")
+            assert heard == sorted(heard) and heard[-1] == count - 1
+            t.post("full", b"%08d" % count)
+            await eventually(lambda: heard[-1] == count, what="one more")
+            assert t.dropped == 8 and t.connected
 
     run(main())
 

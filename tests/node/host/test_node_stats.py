@@ -43,11 +43,11 @@ def test_agents_are_counted_asleep_awake_and_in_a_turn() -> None:
 
         facts = NodeFigures(NodeLease(boot="b", capacity=9))
         agents = [placed("asleep", awake=False), *(placed(f"a{number}", awake=True) for number in range(MOST_BUSY + 1))]
-        count(facts, agents)
+        count(facts, agents, 3)
         assert (facts.agents, facts.awake, facts.running) == (MOST_BUSY + 2, MOST_BUSY + 1, MOST_BUSY + 1)
         assert facts.busy == tuple(f"a{number}" for number in range(MOST_BUSY)), "no more are named"
-        assert (facts.lease.agents, facts.lease.capacity) == (MOST_BUSY + 2, 9)
-        count(facts, agents[:1])
+        assert (facts.lease.agents, facts.lease.capacity, facts.dropped) == (MOST_BUSY + 2, 9, 3)
+        count(facts, agents[:1], 3)
         assert (facts.agents, facts.awake, facts.running, facts.busy, facts.lease.agents) == (1, 0, 0, (), 1)
 
     simulate(story, agents={"Doll": Doll})

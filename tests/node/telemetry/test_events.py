@@ -91,7 +91,7 @@ class Wire:
     def __init__(self) -> None:
         self.sent: list[tuple[str, dict[str, Any]]] = []
 
-    def post_all(self, messages: Iterable[tuple[str, bytes]]) -> None:
+    def post_all(self, messages: Iterable[tuple[str, bytes]], *, though_full: bool = False) -> None:
         self.sent += [(subject, msgspec.json.decode(data)) for subject, data in messages]
 
 
