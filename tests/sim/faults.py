@@ -14,6 +14,7 @@ from typing import NamedTuple
 from sim.forgetting import Forgetting
 from sim.net import LATENCY_RANGE_S, LATENCY_S, Habits
 from sim.server import Faults
+from sim.server_clocks import ServerClocks
 from sim.world import World
 
 KINDS = (
@@ -156,6 +157,7 @@ class Storm:
         world.net.habits = Weather(world.dice("weather"), self.chances)
         self.kinds = kinds
         self._mishaps.forgetting = self._forgetting = Forgetting(world, kinds, self._note)
+        self._clocks = ServerClocks(world, kinds, self._note)
         self.pause = self._dice.choice((0.3, 1.0, 3.0))
         """Mean time between two faults, in seconds."""
         self.log: list[str] = []
@@ -167,6 +169,7 @@ class Storm:
         """Let things go wrong for so long, then end every fault."""
         self._set_chances()
         forgetting = self._world.loop.create_task(self._forgetting.blow(seconds))
+        clocks = self._world.loop.create_task(self._clocks.blow(seconds))
         deeds = [kind for kind in self.kinds if hasattr(self, f"_{kind}")]
         end = self._world.loop.time() + seconds
         while deeds and (pause := self._dice.expovariate(1 / self.pause)) < end - self._world.loop.time():
@@ -176,6 +179,7 @@ class Storm:
         if self._dark:
             await asyncio.sleep(self._dice.uniform(*OUTAGE_S))
         await forgetting
+        await clocks
         self.chances.clear()
         while self._undo:
             self._undo.pop()()

@@ -22,6 +22,7 @@ from sim.checker import gather, is_record, record_of
 from sim.faults import Storm, climate
 from sim.forgetting import forgotten
 from sim.loop import SimLoop, process_name, run_sim
+from sim.server_clocks import wrong_clocks
 from sim.store import Stored
 from sim.workload import ENDS, IMMORTAL, WEIGHTS, Workload
 from sim.world import World
@@ -91,7 +92,8 @@ async def _run(
 ) -> Verdict:
     sky = climate(random.Random(f"{seed}/climate"), kinds, seconds)
     if kinds is None:
-        sky = sky._replace(kinds=(*sky.kinds, *forgotten(random.Random(f"{seed}/forgetting"))))
+        further = (*forgotten(random.Random(f"{seed}/forgetting")), *wrong_clocks(random.Random(f"{seed}/server clocks")))
+        sky = sky._replace(kinds=(*sky.kinds, *further))
     world = World(loop, seed, mailbox_limit=sky.mailbox_limit, max_payload=sky.max_payload, skew_s=sky.skew_s)
     if trace is not None:
         world.net.trace_to(trace)

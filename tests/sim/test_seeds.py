@@ -36,6 +36,7 @@ def test_who_knows_more_than_the_store_stops_says_so_and_writes_nothing() -> Non
         "undead,kill_node",
         "fired_twice",
         "lacking,kill_node",
+        "server_clocks,kill_node,cut_node",
     ],
 )
 def test_each_of_these_faults_alone(fault: str) -> None:
