@@ -211,7 +211,7 @@ class _Append:
             if seq is not None:
                 return seq
             if isinstance(trouble, WrongDomain):  # it is in another mesh's journal, and must not be sent there again
-                raise Unavailable(f"the journal cannot be written: {trouble.message}", details={"fate": "not_stored"})
+                raise Unavailable(f"the journal cannot be written: {trouble.message}", details={"fate": "unknown"})
             # Foreign messages are got ahead of at once, or a stream of them would never let one through.
             await self._pause(next(pauses) if self.fence == fence else 0.0, trouble)
             try:

@@ -12,8 +12,11 @@ from agentmesh.edge import journal_reader
 from agentmesh.edge.address import API
 from agentmesh.edge.api import call_api
 from agentmesh.edge.blobs import BLOB, Blobs
+from agentmesh.edge.failures import WrongLastSequence
 from agentmesh.edge.journal import Journal, Settling
+from agentmesh.edge.journal_reader import RECORD
 from agentmesh.edge.manage import purge, stream_state
+from agentmesh.edge.publish import store
 from agentmesh.edge.read import get_last
 from agentmesh.edge.retry import ExponentialBackoff
 from agentmesh.edge.streams import ensure
@@ -284,6 +287,56 @@ def test_own_record_committed_but_another_is_newer(server: Server, subjects: Sub
             with pytest.raises(Fenced):
                 await mine.append(AGENT, record("r3"), record_id="r3", expected=1)
             assert await read(other) == [(1, "r1"), (2, "r2")]
+
+    run(main())
+
+
+def _elsewhere(subjects: Subjects) -> bytes:
+    return b'{"stream":"%b","seq":7,"domain":"elsewhere"}' % subjects.stream("journal").encode()
+
+
+@pytest.mark.case(475)
+def test_a_record_that_another_mesh_has_acknowledged_first_is_committed_if_it_stands_here_too(
+    server: Server, subjects: Subjects
+) -> None:
+    def first_answer(reply: Message | None) -> Message:
+        return Message("", _elsewhere(subjects), {})
+
+    async def main() -> None:
+        async with connected(server.url) as t:
+            await ensure(t, subjects)
+            faulty = Faulty(t)
+            t.domain = ""
+            journal = Journal(faulty, subjects)
+            first = await journal.append(AGENT, record("r1"), record_id="r1", expected=0)
+            faulty.inject(subjects.journal(AGENT), first_answer)
+            second = await journal.append(AGENT, record("r2"), record_id="r2", expected=first)
+            assert await read(journal) == [(first, "r1"), (second, "r2")]
+            assert faulty.requests.count(subjects.journal(AGENT)) == 2, "it is not sent again"
+
+    run(main())
+
+
+@pytest.mark.case(475)
+def test_a_record_that_only_another_mesh_has_is_not_sent_again_and_cannot_come_behind_the_next_owners(
+    server: Server, subjects: Subjects
+) -> None:
+    async def main() -> None:
+        async with connected(server.url) as t:
+            await ensure(t, subjects)
+            faulty = Faulty(t)
+            t.domain = ""
+            journal, subject = Journal(faulty, subjects), subjects.journal(AGENT)
+            first = await journal.append(AGENT, record("r1"), record_id="r1", expected=0)
+            faulty.inject(subject, replaced(_elsewhere(subjects)))
+            with pytest.raises(Unavailable) as caught:
+                await journal.append(AGENT, record("r2"), record_id="r2", expected=first)
+            assert caught.value.details["fate"] == "unknown", "it may be on its way here"
+            assert faulty.requests.count(subject) == 2, "it is not sent again"
+            next_owner = await Journal(t, subjects).append(AGENT, record("r3"), record_id="r3", expected=first)
+            with pytest.raises(WrongLastSequence):
+                await store(t, subject, record("r2"), headers={RECORD: "r2"}, expected=first)
+            assert await read(journal) == [(first, "r1"), (next_owner, "r3")]
 
     run(main())
 
