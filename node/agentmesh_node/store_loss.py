@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal, NamedTuple
 
 from agentmesh.edge.failures import EDGE_ERRORS
@@ -43,10 +43,17 @@ class Acknowledged(NamedTuple):
 
 
 async def lost_journals(
-    t: Transport, subjects: Subjects, committed: Mapping[str, int], *, journals: JournalReader | None = None
+    t: Transport,
+    subjects: Subjects,
+    committed: Mapping[str, int],
+    *,
+    journals: JournalReader | None = None,
+    on_newer: Callable[[str, int], None] = lambda name, seq: None,
 ) -> set[str]:
     """The agents in `committed` (each with the sequence of a record that was acknowledged) whose journals end before that, or
     were rolled up by a message that is not the mesh's. `journals` reports such messages.
+
+    `on_newer(name, seq)` is called for an agent whose journal goes on behind its record, with the mesh's own, up to `seq`.
 
     Raises:
         Unavailable: it cannot be told now.
@@ -54,7 +61,7 @@ async def lost_journals(
     names = list(committed)
     stream = subjects.stream("journal")
     suspects: set[str] = set()
-    doubtful: set[str] = set()
+    doubtful: dict[str, int] = {}
     for start in range(0, len(names), GROUP):
         group = names[start : start + GROUP]
         found, _ = await get_last_many(t, stream, [subjects.journal(name) for name in group])
@@ -62,9 +69,13 @@ async def lost_journals(
             message = found.get(subjects.journal(name))
             if _seq(message) < committed[name]:
                 suspects.add(name)  # a replica may lag behind, so this is only a suspicion
-            elif message is not None and message.seq > committed[name] and is_foreign(message):
-                doubtful.add(name)
-    lost = await _rolled_up(journals or JournalReader(t, subjects), {name: committed[name] for name in sorted(doubtful)})
+            elif message is not None and message.seq > committed[name]:
+                if is_foreign(message):
+                    doubtful[name] = message.seq
+                else:
+                    on_newer(name, message.seq)
+    known = {name: (committed[name], doubtful[name]) for name in sorted(doubtful)}
+    lost = await _rolled_up(journals or JournalReader(t, subjects), known, on_newer)
     for _ in range(2):
         if not suspects:
             break
@@ -74,16 +85,18 @@ async def lost_journals(
     return suspects | lost
 
 
-async def _rolled_up(journals: JournalReader, committed: Mapping[str, int]) -> set[str]:
-    """Those of `committed`, whose journals end with a foreign message, whose record is gone."""
+async def _rolled_up(
+    journals: JournalReader, known: Mapping[str, tuple[int, int]], on_newer: Callable[[str, int], None]
+) -> set[str]:
+    """Those of `known` (each with its record, and the foreign message that its journal ends with) whose record is gone."""
     lost: set[str] = set()
-    for name, seq in committed.items():
+    for name, (seq, end) in known.items():
         try:
             await journals.check(name, seq)
         except StoreLost:
             lost.add(name)
         except Fenced:
-            log.debug("another record follows", extra={"agent": name})
+            on_newer(name, end)
     return lost
 
 

@@ -15,11 +15,13 @@ import pytest
 from agentmesh import wire
 from agentmesh.edge.api import call_api
 from agentmesh.edge.connection import connect
+from agentmesh.edge.journal_reader import RECORD
 from agentmesh.edge.manage import stream_state
 from agentmesh.edge.publish import store
 from agentmesh.edge.registry import Registry
 from agentmesh.edge.results import OlderMail
 from agentmesh.edge.streams import ensure
+from agentmesh.records import Ledger, Record, encode_record
 from agentmesh.registry_values import AgentStatus, NodeLease, Spec, SupervisorLease
 from agentmesh.subjects import SUPERVISOR_KEY, Subjects, node_key, spec_key
 from agentmesh_client.cli import exits
@@ -220,6 +222,11 @@ def test_what_is_stored_and_cannot_be_used_is_named_with_what_to_do(server: Serv
         reason = wire.ErrorBody(code=code, message=message)
         return wire.encode(Spec(kind="Coder", incarnation="life", status=status, reason=reason))
 
+    def alive(life: str) -> bytes:
+        who = {"id": "r", "at": 1.0, "incarnation": life, "epoch": 1, "generation": 1, "node": "n1", "boot": "b"}
+        record = msgspec.convert({"kind": "activated", **who}, Record)
+        return encode_record(msgspec.structs.replace(record, snapshot=Ledger(incarnation=life, phase="ready")))
+
     async def main() -> None:
         transport = await connect(server.url, name="test")
         try:
@@ -232,12 +239,16 @@ def test_what_is_stored_and_cannot_be_used_is_named_with_what_to_do(server: Serv
                 for key in ("nodes.ghost", "placements.n1.x", "agents.typo"):
                     await registry.create(key, b"{")
                 await store(transport, subjects.journal("fine"), b"hello")
+                await store(transport, subjects.journal("typo"), b"hello", rollup=True)
+                await store(transport, subjects.journal("orphan"), alive("orphan"), headers={RECORD: "r"})
                 for name in ("fine", "nobody", "nobody"):
                     await store(transport, subjects.inbox(name), b"hello")
                 found = await doctor.json(expect=exits.FAILED)
                 problems, warnings = " ".join(texts(found, "problem")), " ".join(texts(found, "warning"))
                 assert "the store has lost data of lost0, lost1, lost2, lost3, lost4 and 2 more: restore it" in problems
                 assert "newer cannot be run: upgrade it" in problems
+                assert "neither the spec nor the journal of typo is the mesh's any more" in problems
+                assert "the registry does not know orphan, whose journals say" in problems
                 assert "in the journals of fine" in warnings
                 assert "names that no agent has: nobody (messages: 2)" in warnings
                 assert all(key in warnings for key in ("nodes.ghost", "placements.n1.x", "agents.typo"))

@@ -10,13 +10,15 @@ import pytest
 
 from agentmesh.edge.journal_reader import RECORD
 from agentmesh.edge.publish import store
-from agentmesh.edge.registry import readable_spec
+from agentmesh.edge.registry import Registry, readable_spec
 from agentmesh.edge.transport import Message
 from agentmesh.errors import MeshError, StoreLost, UnreadableRecord
 from agentmesh.records import Record, decode_record, encode_record
 from agentmesh.subjects import placement_key, spec_key
+from agentmesh_node.host.audit import PERIOD_S
 from rules.scene import PATIENCE_S, Scene, play
 from sim.run import registry_of
+from sim.world import World
 
 pytestmark = pytest.mark.slow
 
@@ -34,8 +36,10 @@ class Stranger:
         subject = self._scene.world.subjects.journal(agent)
         return (await store(self._scene.mesh.transport, subject, body, headers=fields)).seq
 
-    async def registry(self, key: str, body: bytes = b"{") -> int:
-        return (await store(self._scene.mesh.transport, self._scene.world.subjects.registry_key(key), body)).seq
+    async def registry(self, key: str, body: bytes = b"{", **headers: str) -> int:
+        fields = {name.replace("_", "-"): value for name, value in headers.items()}
+        subject = self._scene.world.subjects.registry_key(key)
+        return (await store(self._scene.mesh.transport, subject, body, headers=fields)).seq
 
 
 async def facts(scene: Scene, agent: str) -> list[dict[str, Any]]:
@@ -483,6 +487,134 @@ def test_a_foreign_epoch_is_put_back_and_nodes_start_again() -> None:
         await Stranger(scene).registry("epoch", b"soon")
         scene.world.kill("n1")
         scene.world.restart("n1")
+        assert (await scene.mesh.ask("a", "two", timeout=PATIENCE_S)).text == "two"
+        assert registry_of(scene.world)["epoch"].value == b"1"
+
+    play(story)
+
+
+@pytest.mark.case(474)
+def test_an_unreadable_record_behind_an_agent_that_has_nothing_to_do_is_found_by_the_audit() -> None:
+    async def story(scene: Scene) -> None:
+        await scene.start("a")
+        await scene.mesh.ask("a", "one", timeout=PATIENCE_S)
+        await rested(scene, "a")
+        seq = await Stranger(scene).journal("a", b"{", Mesh_Record="x")
+        await scene.until(lambda: _reason(scene, "a") == ("wanted", "unreadable_record"), "it is named", 2 * PERIOD_S)
+        scene.server.streams[scene.world.subjects.stream("journal")].delete(seq)
+        assert (await scene.mesh.ask("a", "two", timeout=3 * PATIENCE_S)).text == "two"
+        assert scene.seen("a").prompts == ["one", "two"]
+
+    play(story, passivate_s=100_000.0)
+
+
+def _reason(scene: Scene, agent: str) -> tuple[str, str]:
+    spec = scene.spec(agent)
+    return spec.status, spec.reason.code if spec.reason is not None else ""
+
+
+# --- a registry that was emptied, and epochs --------------------------------------------------------------------------
+@pytest.mark.case(471)
+@pytest.mark.parametrize("key", ["agents.b", "nodes.n1", "supervisor", "epoch", "odd.key"])
+def test_a_registry_that_a_stranger_has_emptied_is_put_back_and_the_agents_go_on(key: str) -> None:
+    """`Nats-Rollup: all` leaves nothing but the message that bears it."""
+
+    async def story(scene: Scene) -> None:
+        await scene.start("a", "b")
+        await scene.mesh.ask("a", "one", timeout=PATIENCE_S)
+        before = scene.spec("a")
+        await Stranger(scene).registry(key, Nats_Rollup="all")
+        assert list(registry_of(scene.world)) == [key]
+        await scene.until(lambda: _is_placed(scene, "a") and _is_placed(scene, "b"), "all is back", 3 * PATIENCE_S)
+        after = scene.spec("a")
+        assert (after.incarnation, after.options, after.by) == (before.incarnation, before.options, before.by)
+        await scene.until(lambda: "epoch" in registry_of(scene.world), "the epoch is back")
+        assert registry_of(scene.world)["epoch"].value == b"1"
+        assert (await scene.mesh.ask("a", "two", timeout=PATIENCE_S)).text == "two"
+        assert (await scene.mesh.ask("b", "one", timeout=PATIENCE_S)).text == "one"
+        assert scene.seen("a").prompts == ["one", "two"]
+
+    play(story, nodes=("n1", "n2"))
+
+
+def _is_placed(scene: Scene, agent: str) -> bool:
+    return readable_spec(registry_of(scene.world).get(spec_key(agent))) is not None and _placements(scene, agent) == 1
+
+
+@pytest.mark.case(471)
+def test_a_spec_that_somebody_has_deleted_stays_deleted() -> None:
+    async def story(scene: Scene) -> None:
+        await scene.start("a", "b")
+        await Registry(scene.mesh.transport, scene.world.subjects).delete(
+            spec_key("a"), registry_of(scene.world)[spec_key("a")].revision
+        )
+        await asyncio.sleep(60.0)
+        assert spec_key("a") not in registry_of(scene.world)
+        assert (await scene.mesh.ask("b", "one", timeout=PATIENCE_S)).text == "one"
+
+    play(story)
+
+
+@pytest.mark.case(472)
+@pytest.mark.parametrize("lowered", [b"1", None], ids=["written", "gone"])
+def test_an_epoch_that_is_older_than_the_journals_is_put_back_by_the_first_node_that_meets_one(lowered: bytes | None) -> None:
+    async def story(scene: Scene) -> None:
+        world, stranger = scene.world, Stranger(scene)
+        await stranger.registry("epoch", b"7")
+        _restart(world, "n1")
+        await scene.start("a")
+        await scene.mesh.ask("a", "one", timeout=PATIENCE_S)
+        assert scene.ledger("a").epoch == 7
+        world.kill("s1")
+        if lowered is None:
+            registry = Registry(scene.mesh.transport, world.subjects)
+            await registry.delete("epoch", registry_of(world)["epoch"].revision)
+        else:
+            await stranger.registry("epoch", lowered)
+        world.restart("s1")
+        _restart(world, "n1")
+        assert (await scene.mesh.ask("a", "two", timeout=PATIENCE_S)).text == "two"
+        assert registry_of(world)["epoch"].value == b"7"
+        assert scene.seen("a").prompts == ["one", "two"]
+
+    play(story)
+
+
+@pytest.mark.case(472)
+def test_a_node_follows_an_epoch_that_was_raised_while_it_ran() -> None:
+    async def story(scene: Scene) -> None:
+        await scene.start("a")
+        await scene.mesh.ask("a", "one", timeout=PATIENCE_S)
+        first = scene.node_of("a")
+        other = next(node for node in ("n1", "n2") if node != first)
+        await Stranger(scene).registry("epoch", b"5")
+        _restart(scene.world, first)
+        await scene.start("b")
+        scene.world.kill(other)
+        await scene.mesh.ask("a", "two", timeout=PATIENCE_S)
+        assert scene.ledger("a").epoch == 5
+        scene.world.restart(other)
+        await scene.until(lambda: f"nodes.{other}" in registry_of(scene.world), "the other is there")
+        scene.world.kill(first)
+        assert (await scene.mesh.ask("a", "three", timeout=PATIENCE_S)).text == "three"
+        assert scene.seen("a").prompts == ["one", "two", "three"]
+
+    play(story, nodes=("n1", "n2"))
+
+
+def _restart(world: World, name: str) -> None:
+    world.kill(name)
+    world.restart(name)
+
+
+@pytest.mark.case(472)
+@pytest.mark.parametrize("epoch", [b"0", b"-3", b"99999999999999999999999"])
+def test_a_number_that_is_no_epoch_is_put_back(epoch: bytes) -> None:
+    async def story(scene: Scene) -> None:
+        await scene.start("a")
+        await scene.mesh.ask("a", "one", timeout=PATIENCE_S)
+        await Stranger(scene).registry("epoch", epoch)
+        _restart(scene.world, "n1")
         assert (await scene.mesh.ask("a", "two", timeout=PATIENCE_S)).text == "two"
         assert registry_of(scene.world)["epoch"].value == b"1"
 

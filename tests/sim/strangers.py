@@ -2,7 +2,7 @@
 
 `run_foreign`: somebody who may publish anywhere writes into all streams and registry keys what is not the mesh's, while turns run
 and nodes and supervisors are killed. No agent ends, no committed turn is forgotten or run twice. In some runs he rolls journals
-up: their agents, and no others, say that the store is lost, and nothing is written there.
+up: their agents, and no others, say that the store is lost, and nothing is written there. In some he empties the registry.
 
 `run_unreadable`: records with the mesh's header come into the journals that no program can read, stand for a while, and are
 removed, as if a program had come that reads them. Nothing is written behind one that stands, and all agents go on.
@@ -58,6 +58,8 @@ class Scene:
         self.world = world
         self.work = Workload(world, weights=weights, ask_s=30.0, threads=threads)
         self.kills = 0
+        self.killed: tuple[str, ...] = (*_NODES, *_SUPERVISORS)
+        """Which processes die."""
         self._dice = world.dice("kills")
 
     async def prepare(self) -> None:
@@ -80,7 +82,7 @@ class Scene:
     async def _kill(self, end: float) -> None:
         while (pause := self._dice.expovariate(KILLS_A_SECOND)) < end - self.world.loop.time():
             await asyncio.sleep(pause)
-            name = self._dice.choice((*_NODES, *_SUPERVISORS))
+            name = self._dice.choice(self.killed)
             self.world.kill(name)
             self.kills += 1
             await asyncio.sleep(self._dice.choice((0.1, 0.5, 3.0)))
@@ -152,6 +154,10 @@ class Stranger:
     def __init__(self, scene: Scene, count: int) -> None:
         self.rolls = 0.0
         """How likely a message to a journal rolls it up."""
+        self.empties = 0.0
+        """How likely a message to the registry removes all its other keys."""
+        self.emptied = 0
+        """How often one has."""
         self.sent: Counter[str] = Counter()
         self._scene = scene
         self._count = count
@@ -197,6 +203,9 @@ class Stranger:
         headers = {}
         if role == "journal" and self.rolls and dice.random() < self.rolls:
             headers[ROLLUP] = "all" if dice.random() < 0.05 else "sub"
+        if role == "registry" and self.empties and dice.random() < self.empties:
+            headers[ROLLUP] = "all"
+            self.emptied += 1
         if dice.random() < 0.1:
             headers["Nats-Msg-Id"] = f"id-{dice.randint(0, 20)}"
         if dice.random() < 0.1:
@@ -215,12 +224,16 @@ async def _foreign(loop: SimLoop, seed: int, count: int) -> Verdict:
     await scene.prepare()
     stranger = Stranger(scene, count)
     stranger.rolls = rolls
+    if dice.random() < 0.3:
+        stranger.empties = 10.0 / count
+        scene.killed = _NODES  # what a registry held that was emptied, only supervisors know
     await scene.run(SECONDS, stranger.write())
     lost = _rolled_up(scene)
     await scene.until(NAMED_S, lambda: all(_is_named(scene, agent) for agent in lost))
     unnamed = [agent for agent in lost if not _is_named(scene, agent)]
     wrong = [f"{agent} has lost its journal, and its spec says {_shown(scene, agent)}" for agent in unnamed]
-    return await scene.verdict(seed, lost, wrong, {"foreign messages": stranger.sent.total(), "journals rolled up": len(lost)})
+    counts = {"foreign messages": stranger.sent.total(), "journals rolled up": len(lost), "registry emptied": stranger.emptied}
+    return await scene.verdict(seed, lost, wrong, counts)
 
 
 def _is_named(scene: Scene, agent: str) -> bool:

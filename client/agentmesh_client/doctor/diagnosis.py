@@ -220,6 +220,18 @@ def _of_stored(facts: Facts) -> Iterator[Finding]:
             f"these keys of the registry hold what is not the mesh's: {some(facts.stored.malformed)}; it counts as none: delete "
             "it, and see who writes there",
         )
+    if facts.stored.without_both:
+        yield Finding(
+            "problem",
+            f"neither the spec nor the journal of {some(facts.stored.without_both)} is the mesh's any more: restore registry and "
+            "journals from one backup (docs/operations.md#a-store-that-was-put-back), or delete the keys `agents.NAME`",
+        )
+    if facts.stored.without_spec:
+        yield Finding(
+            "problem",
+            f"the registry does not know {some(facts.stored.without_spec)}, whose journals say that they live: if nobody has "
+            "deleted their keys, restore the registry from its backup (docs/operations.md#what-is-not-the-meshs)",
+        )
     if facts.stored.unclaimed:
         unclaimed = sorted(facts.stored.unclaimed)
         yield Finding(

@@ -3,26 +3,29 @@ that were not put back together."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import msgspec
 
 from agentmesh.edge.failures import ApiError
-from agentmesh.edge.journal_reader import is_foreign
+from agentmesh.edge.journal_reader import JournalReader, is_foreign
 from agentmesh.edge.manage import count_all
 from agentmesh.edge.read import get_last_many
 from agentmesh.edge.registry import Entry, Registry, decode_epoch, decode_node, decode_placement, decode_spec
 from agentmesh.edge.results import OlderMail, older_mail
 from agentmesh.edge.transport import Transport
 from agentmesh.errors import BadRequest, MeshError, StoreLost, UnreadableRecord
+from agentmesh.ledger import fold
 from agentmesh.registry_values import Spec, SupervisorLease
-from agentmesh.subjects import Subjects
+from agentmesh.subjects import Subjects, spec_key
 from agentmesh_client.unclaimed import counts
 
 GROUP = 1000
 MOST_JOURNALS = 10_000
 """Journals whose ends are looked at, at most."""
+MOST_UNKNOWN = 100
+"""Journals that are read because the registry does not know their agents, at most."""
 _STUCK = (StoreLost.code, UnreadableRecord.code)
 LOOK_S = 5.0
 """Wait for one answer."""
@@ -44,6 +47,10 @@ class StoredFacts(msgspec.Struct, kw_only=True):
     """Agents whose journals end with a message that is not the mesh's."""
     malformed: list[str] = []
     """Keys of the registry whose values are of foreign form."""
+    without_spec: list[str] = []
+    """Agents whose journals say that they live, and that the registry does not know."""
+    without_both: list[str] = []
+    """Agents of which neither the spec nor the journal is the mesh's any more."""
     waiting: list[StuckAgent] = []
     """Agents that no live node has, and why."""
     unclaimed: dict[str, int] = {}
@@ -78,6 +85,8 @@ async def look(transport: Transport, subjects: Subjects) -> StoredFacts:
         names = sorted(name for name, spec in specs.items() if spec.status != "stopped")[:MOST_JOURNALS]
         for start in range(0, len(names), GROUP):
             found.foreign += await _foreign(transport, subjects, names[start : start + GROUP])
+        known = {entry.key.partition(".")[2] for entry in entries if entry.key.startswith("agents.")}
+        await _without_spec(transport, subjects, known, known - specs.keys(), found)
         found.older_mail = await older_mail(transport, subjects, timeout=LOOK_S)
     except (MeshError, ApiError):
         return found
@@ -122,6 +131,30 @@ _DECODE: dict[str, Callable[[Entry], Any]] = {
     "epoch": decode_epoch,
     "supervisor": _supervisor,
 }
+
+
+async def _without_spec(
+    transport: Transport, subjects: Subjects, known: Collection[str], malformed: Collection[str], found: StoredFacts
+) -> None:
+    """Find the agents of whose specs nothing is left that is the mesh's, and of some of them nothing of their journals either."""
+    journals, registry = JournalReader(transport, subjects), Registry(transport, subjects)
+    start = len(subjects.journal(""))
+    stored = (await count_all(transport, subjects.stream("journal"), timeout=LOOK_S)).subjects
+    unknown = sorted({subject[start:] for subject in stored} - set(known))
+    for name in unknown[:MOST_UNKNOWN]:
+        try:
+            ledger, _ = fold((await journals.read(name)).records)
+            lives = ledger is not None and ledger.phase != "over"
+        except (UnreadableRecord, StoreLost):
+            lives = True
+        if lives and await registry.get(spec_key(name)) is None:
+            found.without_spec.append(name)
+    for name in sorted(malformed)[:MOST_UNKNOWN]:
+        try:
+            if (await journals.read(name)).wiped:
+                found.without_both.append(name)
+        except (UnreadableRecord, StoreLost):
+            continue  # its node says so, once the spec is put back
 
 
 async def _foreign(transport: Transport, subjects: Subjects, names: Sequence[str]) -> list[str]:

@@ -10,13 +10,13 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import msgspec
 
 from agentmesh.edge.batches import in_parts
 from agentmesh.edge.failures import ApiError, WrongLastSequence, explained
-from agentmesh.edge.manage import stream_state
+from agentmesh.edge.manage import StreamState, stream_state
 from agentmesh.edge.publish import EXPECTED_SEQ, ROLLUP, TTL, store
 from agentmesh.edge.read import StoredMessage, get_last, read_all
 from agentmesh.edge.tasks import Background, wait_for
@@ -96,6 +96,25 @@ class Registry:
         """The key as the leader has it; None if it is absent, deleted or expired."""
         return _present(await self._last(key))
 
+    async def get_trace(self, key: str) -> Entry | None:
+        """As `get`, but a key that was deleted or has expired is an entry without a value while its marker stands. So None means,
+        for a key that was there within `DELETED_TTL_S`, that nobody has deleted it: the bucket was emptied."""
+        return await self._last(key)
+
+    async def end(self) -> int:
+        """The newest revision that the bucket has given.
+
+        Raises:
+            Unavailable: it cannot be read now.
+        """
+        return (await self._state()).last_seq
+
+    async def _state(self) -> StreamState:
+        try:
+            return await stream_state(self._t, self._stream)
+        except ApiError as error:
+            raise explained(error, self._stream, clustered=self._t.clustered) from None
+
     async def _last(self, key: str) -> Entry | None:
         message = await get_last(self._t, self._stream, self._subjects.registry_key(key))
         return None if message is None else self._entry(message)
@@ -114,10 +133,7 @@ class Registry:
 
     async def load_pattern(self, pattern: str) -> tuple[list[Entry], int]:
         """As `load`, for a key pattern with wildcards (`"nodes.*"`, `"agents.>"`, `"supervisor"`)."""
-        try:
-            state = await stream_state(self._t, self._stream)
-        except ApiError as error:
-            raise explained(error, self._stream, clustered=self._t.clustered) from None
+        state = await self._state()
         messages = await read_all(self._t, self._stream, self._subjects.registry_key(pattern))
         # By the server's clock, as far as the bucket shows it: a replica may show a lease for minutes after its term.
         now = max((message.time for message in messages), default=state.last_time)
@@ -189,14 +205,19 @@ class Registry:
         raise Unavailable(f"the registry gives no verdict on {key}; try again")
 
     # --- changes ----------------------------------------------------------------------------------------------
-    async def watch(self, pattern: str, handler: Callable[[Entry], None]) -> Watch:
+    async def watch(self, pattern: str, handler: Callable[[Entry], None], on_emptied: Callable[[], None] = lambda: None) -> Watch:
         """Call `handler` with each change of a key that matches `pattern`, from now on. Changes are committed writes; a
-        deleted or expired key has the value None. A change can be missed (`Transport.on_gap`): use `View` for a copy."""
+        deleted or expired key has the value None. A change can be missed (`Transport.on_gap`): use `View` for a copy.
+
+        `on_emptied` is called for one that has removed all other keys (`Nats-Rollup: all`), which is not the mesh's.
+        """
 
         def on_message(message: Message) -> None:
             revision = message.headers.get("Nats-Sequence", "")
             if not revision.isdigit():
                 return  # not from the server
+            if message.headers.get(ROLLUP) == "all":
+                on_emptied()
             key = self._subjects.parse_registry_change(message.subject)
             handler(Entry(key, None if _is_marker(message.headers) else message.data, int(revision)))
 
@@ -280,10 +301,10 @@ class View:
         Raises:
             Unavailable: the registry cannot be read now; the view is closed again.
         """
-        self._remove_gap = self._registry.transport.on_gap(self._on_gap)
+        self._remove_gap = self._registry.transport.on_gap(self.doubt)
         try:
             for pattern in self._patterns:
-                self._watches.append(await self._registry.watch(pattern, self._apply))
+                self._watches.append(await self._registry.watch(pattern, self._apply, self.doubt))
             await self._load()
         except BaseException:
             await self.close()
@@ -329,7 +350,8 @@ class View:
         return max(self._resync_s, self._load_took_s / RESYNC_SHARE)
 
     # --- changes ----------------------------------------------------------------------------------------------
-    def _on_gap(self) -> None:
+    def doubt(self) -> None:
+        """Load again at once: changes may have been missed."""
         self._gaps += 1
         self._fresh = False
         self._wake.set()
@@ -429,7 +451,8 @@ class View:
 _spec = msgspec.json.Decoder(Spec)
 _node = msgspec.json.Decoder(NodeLease)
 _placement = msgspec.json.Decoder(Placement)
-_epoch = msgspec.json.Decoder(int)
+_epoch: msgspec.json.Decoder[int] = msgspec.json.Decoder(Annotated[int, msgspec.Meta(ge=1, le=2**53 - 1)])
+"""What stands in records, and every client's JSON can read."""
 
 
 def decode_spec(entry: Entry) -> Spec:
@@ -456,7 +479,7 @@ def readable_spec(entry: Entry | None) -> Spec | None:
 
 
 def decode_epoch(entry: Entry) -> int:
-    """The number in `epoch`. Raises: as `decode_spec`."""
+    """The number in `epoch`, which is at least 1. Raises: as `decode_spec`."""
     return _decode(_epoch, entry)
 
 

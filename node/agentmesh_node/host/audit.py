@@ -35,7 +35,8 @@ class Audit:
     """Checks a node's agents, over and over.
 
     `agents()` returns names with mailboxes (None while an agent sleeps); `wake(name)` wakes an agent; `loaded()` returns what the
-    store has acknowledged of each loaded agent; `lost(name)` is called for an agent of which the store has lost some of that.
+    store has acknowledged of each loaded agent; `lost(name)` is called for an agent of which the store has lost some of that;
+    `newer(name, seq)` for one whose journal goes on behind that, up to `seq`.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Audit:
         loaded: Callable[[], dict[str, Acknowledged]],
         lost: Callable[[str], None],
         *,
+        newer: Callable[[str, int], None] = lambda name, seq: None,
         period_s: float = PERIOD_S,
     ) -> None:
         self._s = services
@@ -53,6 +55,7 @@ class Audit:
         self._wake = wake
         self._loaded = loaded
         self._lost = lost
+        self._newer = newer
         self._period_s = period_s
         self._uncounted = False
         """The mail of all lanes should have been counted, and could not be."""
@@ -83,7 +86,9 @@ class Audit:
         try:
             loaded = self._loaded()
             committed = {name: known.record for name, known in loaded.items()}
-            lost = await lost_journals(self._s.transport, self._s.subjects, committed, journals=self._s.journal)
+            lost = await lost_journals(
+                self._s.transport, self._s.subjects, committed, journals=self._s.journal, on_newer=self._newer
+            )
             lost |= await self._s.ends.lost_mail(loaded)
         except EDGE_ERRORS as error:
             log.debug("the store cannot be checked now: %s", error)

@@ -9,21 +9,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 from functools import partial
 
 from msgspec import structs
 
 from agentmesh.edge.failures import EDGE_ERRORS
-from agentmesh.edge.registry import Entry, View, decode_placement, decode_spec, readable_spec
-from agentmesh.edge.retry import UPKEEP_RETRY
+from agentmesh.edge.registry import Entry, View, decode_epoch, decode_placement, decode_spec, readable_spec
+from agentmesh.edge.retry import UPKEEP_RETRY, ExponentialBackoff
 from agentmesh.edge.tasks import Background, cancel_and_wait
 from agentmesh.edge.transport import Message
 from agentmesh.errors import BadRequest, StoreLost, UnreadableRecord
 from agentmesh.ledger import fold
 from agentmesh.ownership import Claim, restored_spec
 from agentmesh.registry_values import Spec
-from agentmesh.subjects import placement_key, spec_key
+from agentmesh.subjects import EPOCH_KEY, placement_key, spec_key
 from agentmesh.turn.values import Phase
 from agentmesh.wire import encode, format_time, parse_time
 from agentmesh_node.host.drain import give_up
@@ -40,6 +41,12 @@ from agentmesh_node.turns.agent_factory import AgentFactory
 
 log = logging.getLogger("agentmesh.node")
 
+YIELD_RETRY = ExponentialBackoff(0.05, 15.0)
+"""Pauses before a placement is given up that is worth nothing, once the agent's last ones here were not either: the leader would
+place it here again at once, and so on for ever."""
+YIELDS_AT_ONCE = 3
+"""So many are given up without a pause."""
+MOST_YIELDED = 10_000
 WRITES = 64
 """Most placements that are given up at the same time."""
 
@@ -59,6 +66,8 @@ class Catalog:
         self._fresh: list[PlacedAgent] = []
         self._unreadable: set[str] = set()
         """Agents placed here whose specs are malformed: tried again when the specs change."""
+        self._yielded: dict[str, int] = {}
+        """Agents whose newest placements here were worth nothing, and how many."""
         self._taking = Background("take up placements")
         self._slots = asyncio.Semaphore(services.settings.activations)
         self._writes = asyncio.Semaphore(WRITES)
@@ -210,9 +219,9 @@ class Catalog:
                 async with self._slots:
                     owner = await self._own(placed)
             except OwnershipLost as lost:
-                log.info("not the owner", extra={"agent": placed.name, "reason": lost.reason})
-                await self._give_up(placed)
-                return
+                if await self._yields(placed, lost):
+                    return
+                continue
             except StoreLost as error:
                 self._stuck.lost(placed, error.message, error.details.get("record"))
                 return
@@ -230,15 +239,64 @@ class Catalog:
             except Exception:
                 log.exception("activation failed", extra={"agent": placed.name})
             else:
-                self._stuck.runs(placed)
-                released = self.agents.get(placed.name) is not placed
-                if released:
-                    await owner.close()
-                if released or not owner.closed:
-                    placed.activation = None  # a finished task would double the memory of a sleeping agent
+                if await self._is_up(placed, owner):
                     return
                 # Its owner ended while it was being activated; this task makes the next try.
             await asyncio.sleep(pause)
+
+    async def _is_up(self, placed: PlacedAgent, owner: Owner) -> bool:
+        """Note that the agent has an owner. Returns whether nothing more is to be done."""
+        self._yielded.pop(placed.name, None)
+        self._stuck.runs(placed)
+        released = self.agents.get(placed.name) is not placed
+        if released:
+            await owner.close()
+        if released or not owner.closed:
+            placed.activation = None  # a finished task would double the memory of a sleeping agent
+            return True
+        return False
+
+    async def _yields(self, placed: PlacedAgent, lost: OwnershipLost) -> bool:
+        """Give up a placement that is worth nothing. Returns False if the agent may be claimed again."""
+        if lost.epoch is not None and await self._follow_epoch(placed, lost.epoch):
+            return False
+        log.info("not the owner", extra={"agent": placed.name, "reason": lost.reason})
+        if len(self._yielded) >= MOST_YIELDED:
+            self._yielded.clear()
+        count = self._yielded[placed.name] = self._yielded.get(placed.name, 0) + 1
+        if count > YIELDS_AT_ONCE:
+            await asyncio.sleep(next(itertools.islice(YIELD_RETRY, min(count, 100) - YIELDS_AT_ONCE, None)))
+        if not placed.gone:
+            await self._give_up(placed)
+        return True
+
+    async def _follow_epoch(self, placed: PlacedAgent, epoch: int) -> bool:
+        """A journal bears a newer epoch than this node. Take that over, if the placement stands, and see that the registry does
+        not have an older one: under it every node that begins would yield for ever.
+
+        Returns: whether the agent may be claimed again.
+        """
+        try:
+            entry = await self._s.registry.get(EPOCH_KEY)
+            number = decode_epoch(entry) if entry is not None else 0
+            if number < epoch:
+                if entry is None:
+                    await self._s.registry.create(EPOCH_KEY, encode(epoch))
+                else:
+                    await self._s.registry.update(EPOCH_KEY, encode(epoch), entry.revision)
+                log.error(
+                    "the epoch was older than what journals bear, and is put back",
+                    extra={"agent": placed.name, "was": number, "epoch": epoch},
+                )
+        except EDGE_ERRORS as error:
+            log.warning("the epoch cannot be followed now: %s", error, extra={"agent": placed.name})
+            return False
+        if not await self._still_placed(placed):
+            return False
+        if max(number, epoch) > self._s.epoch:
+            log.warning("this node follows a newer epoch", extra={"was": self._s.epoch, "epoch": max(number, epoch)})
+            self._s.epoch = max(number, epoch)
+        return True
 
     async def _own(self, placed: PlacedAgent) -> Owner:
         spec = await self._spec(placed)
@@ -380,6 +438,13 @@ class Catalog:
         placed = self.agents.get(name)
         if placed is not None and placed.owner is not None:
             placed.owner.lose_store()
+
+    def look_behind(self, name: str, seq: int) -> None:
+        """The agent's journal goes on, up to `seq`. An owner that has nothing to write would not notice: another one begins, and
+        reads that."""
+        placed = self.agents.get(name)
+        if placed is not None and placed.owner is not None:
+            placed.owner.yield_to(seq)
 
     def catch_up(self) -> None:
         """Messages may have been missed: read every lane again."""

@@ -34,6 +34,7 @@ from agentmesh_node.liveness_thread import LivenessLoop, LivenessThread
 from agentmesh_node.services import Services
 from agentmesh_node.settings import NodeSettings
 from agentmesh_node.store_loss import report_older_mail
+from agentmesh_node.telemetry.metrics import DroppedNews
 
 log = logging.getLogger("agentmesh.node")
 
@@ -70,6 +71,7 @@ class Node:
         self._audit: Audit | None = None
         self._server_time = ServerTime(transport, self.subjects, ambient)
         self._stream_health = StreamHealth(transport, self.subjects)
+        self._dropped = DroppedNews(settings.node_id, ambient.monotonic)
         self._heartbeat: Heartbeat | None = None
         self._draining = False
         self._closing = False
@@ -150,7 +152,8 @@ class Node:
         s, catalog = self._services, self._catalog
         self._gateway = AskGateway(self._t, self.subjects, self._registry, now=s.now, token=s.token, spawn=s.spawn)
         await self._gateway.start()
-        self._audit = Audit(s, catalog.mailboxes, catalog.wake, catalog.acknowledged, catalog.lose_store)
+        look_behind = catalog.look_behind
+        self._audit = Audit(s, catalog.mailboxes, catalog.wake, catalog.acknowledged, catalog.lose_store, newer=look_behind)
         self._audit.start()
         self._stream_health.start()
         s.spawn(report_older_mail(self._t, self.subjects))
@@ -164,7 +167,8 @@ class Node:
 
     def _count(self) -> None:
         if self._heartbeat is not None:
-            count(self._heartbeat.figures, self.catalog.agents.values())
+            count(self._heartbeat.figures, self.catalog.agents.values(), self._t.dropped)
+        self._dropped.seen(self._t.dropped)
         self._counter = asyncio.get_running_loop().call_later(0.5, self._count)
 
     async def close(self) -> None:
@@ -237,7 +241,7 @@ class Node:
             self.drained.set()
 
     def _tell_activities(self, reply: str) -> None:
-        self._t.post(reply, encode(activities(self.catalog.agents.values())))
+        self._t.post(reply, encode(activities(self.catalog.agents.values())), though_full=True)
 
     def _on_superseded(self) -> None:
         self.services.spawn(self._abandon())

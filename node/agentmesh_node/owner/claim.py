@@ -29,14 +29,15 @@ class OwnershipLost(Exception):
     """This process does not own the agent (any more).
 
     `final`: its placement is worthless and must be deleted. `broken`: the store has lost data; nothing may be written until an
-    operator has restored it.
+    operator has restored it. `epoch`: that of the journal, if it is newer than the claim's.
     """
 
-    def __init__(self, reason: str, *, final: bool, broken: bool = False) -> None:
+    def __init__(self, reason: str, *, final: bool, broken: bool = False, epoch: int | None = None) -> None:
         super().__init__(reason)
         self.reason = reason
         self.final = final
         self.broken = broken
+        self.epoch = epoch
 
     @staticmethod
     def by(error: Fenced | StoreLost | Unavailable) -> OwnershipLost:
@@ -78,7 +79,8 @@ async def claim_ownership(services: Services, name: str, spec: Spec, claim: Clai
         boot, foreign = await _lease_boot(services, claim, ledger)
         verdict = judge(claim, spec, ledger, lease_boot=boot)
         if verdict.act == "yield":
-            raise OwnershipLost(verdict.reason, final=True)
+            newer = ledger is not None and ledger.epoch > claim.epoch
+            raise OwnershipLost(verdict.reason, final=True, epoch=ledger.epoch if ledger is not None and newer else None)
         assert verdict.ledger is not None
         if verdict.act in ("finish", "over"):
             return Claimed(verdict.ledger, last, False, journal_version(contents.records), answered)

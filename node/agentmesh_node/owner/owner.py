@@ -290,6 +290,11 @@ class Owner:
         if not self.closed:
             self._report_end(OwnershipLost("the store ends before what was committed or consumed", final=False, broken=True))
 
+    def yield_to(self, seq: int) -> None:
+        """A record that this owner has not written stands in the journal, at `seq` or before: stop, as its next append would."""
+        if not self.closed and self.idle and self.committed < seq:
+            self._report_end(OwnershipLost(f"the journal goes on behind record {self.committed}", final=False))
+
     # --- inputs -----------------------------------------------------------------------------------------------------
     def feed(self, item: Input) -> None:
         """Feed an input to the turn machine (see `OwnerLoop.feed`)."""

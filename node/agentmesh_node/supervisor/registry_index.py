@@ -11,6 +11,7 @@ import enum
 import itertools
 import logging
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 import msgspec
 
@@ -19,7 +20,7 @@ from agentmesh.errors import BadRequest
 from agentmesh.formats import RECORD_VERSION, required
 from agentmesh.names import agent_name
 from agentmesh.planner import Placed, Plan, Unplaced, World
-from agentmesh.registry_values import NodeLease, Spec, unknown_fields
+from agentmesh.registry_values import NodeLease, Spec, encode_spec, unknown_fields
 
 log = logging.getLogger("agentmesh.supervisor")
 
@@ -33,6 +34,15 @@ class NodeState(enum.Enum):
     GONE = "gone"
 
 
+class Dropped(NamedTuple):
+    """A spec whose key is gone."""
+
+    body: bytes
+    """The spec as it was seen last."""
+    revision: int
+    """Of that."""
+
+
 class RegistryIndex:
     """Specs, leases and placements as last observed, with the state of each node."""
 
@@ -43,6 +53,8 @@ class RegistryIndex:
         self.waits: dict[str, Unplaced] = {}
         self.unknown: dict[str, dict[str, msgspec.Raw]] = {}
         """Per agent whose spec has some: fields of a newer build, which are kept when the spec is written anew."""
+        self.dropped: dict[str, Dropped] = {}
+        """Agents whose specs, which had not ended, are gone; `SpecRepair` finds out how, and removes them here."""
         self._children: dict[str, set[str]] = {}
         self._on_node: dict[str, set[str]] = {}
         self._states: dict[str, NodeState] = {}
@@ -135,12 +147,14 @@ class RegistryIndex:
     def bury(self, key: str, revision: int) -> None:
         """Note that `key` was deleted. Changes of it up to `revision` that arrive later are ignored."""
         self._buried[key] = revision
-        if self._revisions.pop(key, None) is None:
+        if (known := self._revisions.pop(key, None)) is None:
             return
         role, _, name = key.partition(".")
         if role == "agents":
-            self._note_parent(name, self.specs.pop(name, None), None)
-            self.unknown.pop(name, None)
+            spec, unknown = self.specs.pop(name, None), self.unknown.pop(name, None)
+            if spec is not None and spec.status != "stopped":
+                self.dropped[name] = Dropped(encode_spec(spec, unknown), known)
+            self._note_parent(name, spec, None)
             self._unreadable.pop(name, None)
             self._dirty.add(name)
         elif role == "nodes":
@@ -234,6 +248,7 @@ class RegistryIndex:
             return
         self._note_parent(agent, self.specs.get(agent), spec)
         self.specs[agent] = spec
+        self.dropped.pop(agent, None)
         if unknown := unknown_fields(entry.value):
             self.unknown[agent] = unknown
         else:

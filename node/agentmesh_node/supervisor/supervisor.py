@@ -144,6 +144,9 @@ class Supervisor:
             self._index,
             lambda: self._lease_and_pings.leads and not self._stale,
             now,
+            sees=lambda: self._view.fresh,
+            doubt=self._view.doubt,
+            monotonic=ambient.monotonic,
         )
         self._formats = Formats(registry, ambient.monotonic)
         self._unclaimed = UnclaimedMailFinder(
@@ -152,7 +155,7 @@ class Supervisor:
             registry,
             self._decisions,
             self.settings,
-            is_known=lambda agent: self._index.revision(spec_key(agent)) > 0,
+            is_known=lambda agent: self._index.revision(spec_key(agent)) > 0 or agent in self._index.dropped,
             may_act=lambda: self._lease_and_pings.leads and not self._stale,
             reads_all=lambda: self._formats.writes >= SECOND,
             ambient=ambient,

@@ -12,7 +12,7 @@ from agentmesh.edge.streams import ensure
 from agentmesh.edge.transport import Transport
 from agentmesh.errors import Fenced
 from agentmesh.subjects import Subjects, as_token, of_token
-from agentmesh_node.backends.claude.store import PART, JetStreamSessionStore
+from agentmesh_node.backends.claude.store import PART, RECORD, JetStreamSessionStore
 from support import Faulty, Server, connected, never_sent, reply_lost, run
 
 KEY: Any = {"project_key": "-home-x", "session_id": "3f0c6a1e-1111-4222-8333-444455556666"}
@@ -68,12 +68,12 @@ def test_a_large_line_that_was_given_up_half_way_is_not_seen(server: Server, sub
             kept = transcripts(t, subjects)
             await kept.append(KEY, [entry(1)])
             subject = subjects.session("team.coder", KEY["project_key"], KEY["session_id"], "main")
-            await store(t, subject, b'{"type":"user","uuid":"u2","n":2,"te', headers={PART: "1/2"})
+            await store(t, subject, b'{"type":"user","uuid":"u2","n":2,"te', headers={RECORD: "r1", PART: "1/2"})
             assert await transcripts(t, subjects).load(KEY) == [entry(1)]
             # The SDK gives the whole batch again.
             again = transcripts(t, subjects)
-            await store(t, subject, b'{"type":"user","uuid":"u2",', headers={PART: "1/2"})
-            await store(t, subject, b'"n":2}', headers={PART: "2/2"})
+            await store(t, subject, b'{"type":"user","uuid":"u2",', headers={RECORD: "r2", PART: "1/2"})
+            await store(t, subject, b'"n":2}', headers={RECORD: "r3", PART: "2/2"})
             await again.append(KEY, [entry(2), entry(3)])
             assert await again.load(KEY) == [entry(1), entry(2), entry(3)]
 
@@ -107,6 +107,46 @@ def test_a_transcript_has_one_writer(server: Server, subjects: Subjects) -> None
             with pytest.raises(Fenced):
                 await one.append(KEY, [entry(3)])
             assert await one.load(KEY) == [entry(1), entry(2)]
+
+    run(main())
+
+
+@pytest.mark.case(473)
+def test_a_strangers_messages_are_passed_over_and_do_not_stop_the_writer(server: Server, subjects: Subjects) -> None:
+    async def main() -> None:
+        async with connected(server.url) as t:
+            await ensure(t, subjects)
+            kept = transcripts(t, subjects)
+            subject = subjects.session("team.coder", KEY["project_key"], KEY["session_id"], "main")
+            for n, body in enumerate((b"", b"hello", b"{", b'{"kind":7}', b"\xff")):
+                await kept.append(KEY, [entry(n)])
+                await store(t, subject, body)
+                assert await kept.load(KEY) == [entry(number) for number in range(n + 1)]
+            other: Any = {**KEY, "session_id": "another"}
+            await store(t, subjects.session("team.coder", KEY["project_key"], "another", "main"), b"{")
+            assert await transcripts(t, subjects).load(other) is None
+
+    run(main())
+
+
+@pytest.mark.case(473)
+@pytest.mark.parametrize("fault", [never_sent, reply_lost])
+def test_a_strangers_message_behind_a_lost_acknowledgement_neither_loses_nor_doubles(
+    server: Server, subjects: Subjects, fault: Any
+) -> None:
+    async def main() -> None:
+        async with connected(server.url) as t:
+            await ensure(t, subjects)
+            faulty = Faulty(t)
+            kept = transcripts(faulty, subjects)
+            await kept.append(KEY, [entry(1)])
+            subject = subjects.session("team.coder", KEY["project_key"], KEY["session_id"], "main")
+
+            await store(t, subject, b"hello")
+            faulty.inject(subject, fault, fault)
+            await kept.append(KEY, [entry(2)])
+            await kept.append(KEY, [entry(3)])
+            assert await transcripts(t, subjects).load(KEY) == [entry(1), entry(2), entry(3)]
 
     run(main())
 

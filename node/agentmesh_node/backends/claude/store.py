@@ -3,12 +3,15 @@
 One subject holds one transcript, as lines of JSON in the order in which they were appended. A message holds as many lines as fit;
 a larger line takes several messages, and counts only once all of them are there. An append names the sequence that it follows:
 so its fate can be told after a lost acknowledgement, and a transcript has only one writer.
+
+A message without the header `Mesh-Record` is not the mesh's, and is passed over (docs/architecture.md#foreign-messages).
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +22,7 @@ from agentmesh.edge.clock import SYSTEM, Ambient
 from agentmesh.edge.failures import Uncertain, WrongLastSequence
 from agentmesh.edge.manage import count_up_to_now, purge
 from agentmesh.edge.publish import store
-from agentmesh.edge.read import StoredMessage, get_last, get_last_many, read_counted
+from agentmesh.edge.read import StoredMessage, get_last, get_last_many, read_by_leader, read_counted
 from agentmesh.edge.transport import Transport
 from agentmesh.errors import Fenced, Unavailable
 from agentmesh.subjects import Subjects
@@ -27,6 +30,8 @@ from agentmesh.wire import HEADER_ROOM
 
 if TYPE_CHECKING:
     from claude_agent_sdk import SessionKey, SessionListSubkeysKey, SessionStoreEntry, SessionStoreListEntry
+
+log = logging.getLogger("agentmesh.node")
 
 RECORD = "Mesh-Record"
 """Header: the message's random id, by which its writer recognises it."""
@@ -85,7 +90,11 @@ class JetStreamSessionStore:
         subject = self._subject(key)
         wanted, end = await count_up_to_now(self._t, self._stream, subject)
         messages = await read_counted(self._t, self._stream, subject, wanted, end)
-        return _entries(messages) if messages else None
+        own = [message for message in messages if RECORD in message.headers]
+        if len(own) < len(messages):
+            count = len(messages) - len(own)
+            log.warning("%d messages are not the mesh's and are passed over", count, extra={"transcript": subject})
+        return _entries(own) if own else None
 
     async def list_sessions(self, project_key: str) -> list[SessionStoreListEntry]:
         """The sessions of a project, with the time of their newest entry (milliseconds since 1970)."""
@@ -163,14 +172,25 @@ class JetStreamSessionStore:
                 self._last[subject] = stored.seq
                 return
             except (Uncertain, WrongLastSequence):
-                newest = await get_last(self._t, self._stream, subject)
-                if newest is not None and newest.headers.get(RECORD) == record:
-                    self._last[subject] = newest.seq
+                own, end = await self._behind(subject, expected)
+                if record in own:
+                    self._last[subject] = end
                     return
-                if (newest.seq if newest is not None else 0) != expected:
+                if own or end < expected:
                     del self._last[subject]
                     raise Fenced(f"another process appends to the transcript {subject} as well") from None
+                expected = end
         raise Unavailable(f"the server gives no verdict on an append to {subject}; try again")
+
+    async def _behind(self, subject: str, known: int) -> tuple[set[str], int]:
+        """The ids of the mesh's own messages behind the sequence `known`, and the transcript's last sequence."""
+        newest = await get_last(self._t, self._stream, subject)
+        end, own = newest.seq if newest is not None else 0, set[str]()
+        if end > known:
+            async for message in read_by_leader(self._t, self._stream, subject, from_seq=known + 1):
+                own |= {message.headers[RECORD]} if RECORD in message.headers else set()
+                end = message.seq
+        return own, end
 
 
 def _messages(entries: Sequence[SessionStoreEntry], limit: int) -> Iterator[tuple[bytes, dict[str, str]]]:
