@@ -18,11 +18,13 @@ from agentmesh.edge.failures import EDGE_ERRORS
 from agentmesh.edge.journal_reader import JournalReader, is_foreign
 from agentmesh.edge.manage import stream_state
 from agentmesh.edge.read import StoredMessage, get_last, get_last_many
+from agentmesh.edge.registry import Registry
 from agentmesh.edge.results import OlderMail, describe, is_replaced, older_mail
 from agentmesh.edge.transport import Message, Transport
 from agentmesh.errors import Fenced, StoreLost
+from agentmesh.ledger import fold
 from agentmesh.outcomes import AnsweredMessage
-from agentmesh.subjects import LANES, Subjects
+from agentmesh.subjects import LANES, Subjects, spec_key
 
 log = logging.getLogger("agentmesh.node")
 
@@ -83,6 +85,19 @@ async def lost_journals(
         newest = {name: _seq(await get_last(t, stream, subjects.journal(name))) for name in sorted(suspects)}
         suspects = {name for name, seq in newest.items() if seq < committed[name]}
     return suspects | lost
+
+
+async def has_ended(registry: Registry, journals: JournalReader, agent: str, life: str | None) -> bool:
+    """Whether a life (None: the newest) of an agent without a spec has ended. That its spec is gone proves nothing where nobody
+    has deleted it: somebody may have emptied the registry, which is put back.
+
+    Raises:
+        StoreLost, UnreadableRecord, Unavailable: as `JournalReader.read`.
+    """
+    if await registry.get_trace(spec_key(agent)) is not None:
+        return True
+    ledger, _ = fold((await journals.read(agent)).records)
+    return ledger is None or ledger.phase == "over" or life not in (None, ledger.incarnation)
 
 
 async def _rolled_up(

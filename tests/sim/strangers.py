@@ -25,7 +25,7 @@ import msgspec
 from agentmesh.edge.blobs import BLOB
 from agentmesh.edge.journal_reader import RECORD
 from agentmesh.edge.publish import ROLLUP
-from agentmesh.edge.registry import readable_spec
+from agentmesh.edge.registry import Entry, readable_spec
 from agentmesh.registry_values import Spec
 from agentmesh.subjects import EPOCH_KEY, SUPERVISOR_KEY, node_key, placement_key, spec_key
 from judge.evidence import Evidence
@@ -239,11 +239,13 @@ async def _foreign(loop: SimLoop, seed: int, count: int) -> Verdict:
 def _is_named(scene: Scene, agent: str) -> bool:
     """Whether somebody says that the agent has lost its journal: its spec; or, where strangers wrote that or the epoch too, the
     leader, which reports that there is nothing left to take it from."""
-    keys = registry_of(scene.world)
+    head = len(scene.world.subjects.registry_key(""))
+    keys = {m.subject[head:]: Entry(m.subject[head:], m.data, m.seq) for m in scene.stream("registry").live()}
     leaders = [supervisor for supervisor in scene.world.supervisors.values() if supervisor.leads]
     hopeless = {(key, revision) for leader in leaders for key, revision in leader.repair.hopeless.items()}
-    if (EPOCH_KEY, keys[EPOCH_KEY].revision) in hopeless:
-        return True
+    epoch = keys.get(EPOCH_KEY)
+    if epoch is None or (EPOCH_KEY, epoch.revision) in hopeless:
+        return epoch is not None
     spec = keys.get(spec_key(agent))
     if readable_spec(spec) is None:
         return spec is not None and (agent, spec.revision) in hopeless

@@ -20,7 +20,7 @@ from agentmesh.edge.publish import Stored, schedule, store, store_soon
 from agentmesh.edge.read import get_last, get_next, read_by_leader
 from agentmesh.edge.registry import Entry, Registry, decode_spec
 from agentmesh.edge.results import read_outcome, store_outcome
-from agentmesh.errors import StoreLost, Unavailable
+from agentmesh.errors import NotFound, StoreLost, Unavailable
 from agentmesh.formats import relabelled
 from agentmesh.ledger import fold, origin_key
 from agentmesh.outcomes import Asked, answers, capped, outcome_limit
@@ -40,6 +40,7 @@ from agentmesh.registry_values import By, Restart, Spec
 from agentmesh.subjects import applied_key, spec_key
 from agentmesh.wire import ErrorBody, Outcome
 from agentmesh_node.services import Services
+from agentmesh_node.store_loss import has_ended
 
 APPLIED_TTL_S = 7 * 24 * 3600
 
@@ -162,12 +163,17 @@ class EffectHandlers:
     async def _mail(self, origin: str, nonce: str, effect: SendMail) -> None:
         spec = await self._spec_of(effect.to)
         if effect.outcome is not None:
+            if spec is None and not await has_ended(self._registry, self._journal, effect.to, effect.life):
+                raise Unavailable(f"the registry does not know agent {effect.to}, whose journal says that it lives")
             if spec is None or spec.status == "stopped" or (effect.life is not None and spec.incarnation != effect.life):
                 return  # an answer to a life that has ended needs no sending
         elif effect.lane == "peer-answer" and (spec is None or spec.status == "stopped"):
             return  # nor has the withdrawal of a request to one
         elif spec is None or spec.status == "stopped":
-            raise Refused(ErrorBody(code="not_found", message=f"no agent {effect.to} exists; start it first"))
+            message = f"no agent {effect.to} exists; start it first"
+            if spec is None and not await has_ended(self._registry, self._journal, effect.to, None):
+                raise NotFound(message)  # which is believed only if it stays so
+            raise Refused(ErrorBody(code="not_found", message=message))
         body, headers = self._letter(effect)
         headers[wire.FROM] = self.agent
         headers[wire.FROM_LIFE] = self._life

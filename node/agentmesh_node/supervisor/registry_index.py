@@ -20,7 +20,7 @@ from agentmesh.errors import BadRequest
 from agentmesh.formats import RECORD_VERSION, required
 from agentmesh.names import agent_name
 from agentmesh.planner import Placed, Plan, Unplaced, World
-from agentmesh.registry_values import NodeLease, Spec, encode_spec, unknown_fields
+from agentmesh.registry_values import NodeLease, Spec, unknown_fields
 
 log = logging.getLogger("agentmesh.supervisor")
 
@@ -37,10 +37,11 @@ class NodeState(enum.Enum):
 class Dropped(NamedTuple):
     """A spec whose key is gone."""
 
-    body: bytes
-    """The spec as it was seen last."""
+    spec: Spec
+    """As it was seen last."""
+    unknown: dict[str, msgspec.Raw]
+    """Its fields of a newer build."""
     revision: int
-    """Of that."""
 
 
 class RegistryIndex:
@@ -153,7 +154,7 @@ class RegistryIndex:
         if role == "agents":
             spec, unknown = self.specs.pop(name, None), self.unknown.pop(name, None)
             if spec is not None and spec.status != "stopped":
-                self.dropped[name] = Dropped(encode_spec(spec, unknown), known)
+                self.dropped[name] = Dropped(spec, unknown or {}, known)
             self._note_parent(name, spec, None)
             self._unreadable.pop(name, None)
             self._dirty.add(name)
@@ -244,6 +245,7 @@ class RegistryIndex:
             # Until it is put back, the last spec that could be read counts. Without one it is not known what should run: leaving
             # the agent exactly as it is does the least harm.
             self._unreadable[agent] = entry.revision
+            self._recall(agent)
             log.error("spec_unreadable", extra={"agent": agent, "reason": error.message})
             return
         self._note_parent(agent, self.specs.get(agent), spec)
@@ -255,6 +257,13 @@ class RegistryIndex:
             self.unknown.pop(agent, None)
         self._unreadable.pop(agent, None)
         self._dirty.add(agent)
+
+    def _recall(self, agent: str) -> None:
+        """Of a spec that was gone, and whose key holds what cannot be read now, the last one that could be read counts, too."""
+        if agent not in self.specs and (gone := self.dropped.pop(agent, None)) is not None:
+            self._note_parent(agent, None, gone.spec)
+            self.specs[agent] = gone.spec
+            self.unknown.update({agent: gone.unknown} if gone.unknown else {})
 
     def _note_parent(self, agent: str, old: Spec | None, new: Spec | None) -> None:
         """Keep the index of linked agents, and mark those of `agent`."""

@@ -20,11 +20,11 @@ from msgspec import structs
 from agentmesh.edge.clock import SYSTEM
 from agentmesh.edge.failures import EDGE_ERRORS, WrongLastSequence
 from agentmesh.edge.journal_reader import JournalReader
-from agentmesh.edge.registry import DELETED_TTL_S, Registry, decode_epoch
+from agentmesh.edge.registry import DELETED_TTL_S, Registry, decode_epoch, readable_spec
 from agentmesh.errors import BadRequest, StoreLost, UnreadableRecord
 from agentmesh.ledger import fold
 from agentmesh.ownership import restored_spec
-from agentmesh.registry_values import Spec
+from agentmesh.registry_values import Spec, encode_spec
 from agentmesh.subjects import EPOCH_KEY, spec_key
 from agentmesh.wire import encode, format_time
 from agentmesh_node.supervisor.registry_index import RegistryIndex
@@ -131,27 +131,26 @@ class SpecRepair:
             await asyncio.gather(*map(self._find_out, names[start : start + AT_ONCE]))
 
     async def _find_out(self, agent: str) -> None:
-        """Put the spec of `agent` back if nobody has deleted it."""
+        """Put the spec of `agent` back if nobody has deleted it. (In a bucket that ends before its revision it never was: the
+        store was put back, or made anew.)"""
         gone = self._index.dropped.get(agent)
         if gone is None:
             return
         try:
-            if await self._was_removed(spec_key(agent), gone.revision):
+            trace = await self._registry.get_trace(spec_key(agent))
+            if trace is not None and trace.value is not None and readable_spec(trace) is None:
+                return  # the index has not heard of it yet, and keeps the last good one then
+            if trace is None and await self._registry.end() >= gone.revision:
                 if not self._may_act():
                     return
-                await self._registry.create(spec_key(agent), gone.body)
+                await self._registry.create(spec_key(agent), encode_spec(gone.spec, gone.unknown))
                 log.error("a spec was gone that nobody had deleted, and is put back", extra={"agent": agent})
         except WrongLastSequence:
-            log.debug("somebody else has written the spec", extra={"agent": agent})
+            return  # somebody else has written it: the next look finds out what
         except EDGE_ERRORS as error:
             log.debug("it cannot be told now why a spec is gone: %s", error, extra={"agent": agent})
             return
         self._index.dropped.pop(agent, None)
-
-    async def _was_removed(self, key: str, revision: int) -> bool:
-        """Whether a key that had this revision is gone without a marker. In a bucket that ends before that it never was: the
-        store was put back, or made anew."""
-        return await self._registry.get_trace(key) is None and await self._registry.end() >= revision
 
     # --- the epoch ----------------------------------------------------------------------------------------------------
     async def _look_at_epoch(self) -> None:
@@ -189,8 +188,8 @@ class SpecRepair:
         """Write the epoch that is gone without a marker."""
         if self._epoch is None or not self._may_act():
             return
-        if not await self._was_removed(EPOCH_KEY, self._epoch_revision):
-            self._epoch = None
+        if await self._registry.end() < self._epoch_revision:
+            self._epoch = None  # the store was put back, or made anew
             return
         self._epoch_found = self._epoch_revision = await self._registry.create(EPOCH_KEY, encode(self._epoch))
         log.error("the epoch was gone, and is put back", extra={"epoch": self._epoch})

@@ -21,6 +21,7 @@ from agentmesh.edge.read import read_by_leader
 from agentmesh.edge.registry import Registry, decode_spec
 from agentmesh.edge.results import store_outcome
 from agentmesh.edge.transport import Transport
+from agentmesh.errors import Unavailable
 from agentmesh.ledger import apply, fold, is_taken, journal_version, record_of, settle
 from agentmesh.records import Bury, Effect, Ledger, Open, Record, Resolve, Seen, SendMail, encode_record
 from agentmesh.registry_values import Spec
@@ -28,6 +29,7 @@ from agentmesh.subjects import LANES, MAIL_LANES, Subjects, spec_key
 from agentmesh.turn.draft import digest
 from agentmesh.turn.late_mail import rested, unclaimed
 from agentmesh.wire import ErrorBody, Mail, decode_mail
+from agentmesh_node.store_loss import has_ended
 
 log = logging.getLogger("agentmesh.supervisor")
 
@@ -169,6 +171,8 @@ class UnclaimedSweep:
                 await store_outcome(self._t, self._subjects, effect.outcome)
             case SendMail() if effect.outcome is not None:
                 spec = await self._spec(effect.to)
+                if spec is None and not await has_ended(self._registry, self._journal, effect.to, effect.life):
+                    raise Unavailable(f"the registry does not know agent {effect.to}, whose journal says that it lives")
                 sender = agent, ledger.incarnation
                 await send_answer(self._t, self._subjects, effect, spec, sender=sender, origin=origin, nonce=entry.nonce)
             case _:
