@@ -38,8 +38,8 @@ def test_no_number_is_missing_or_used_twice() -> None:
         *range(420, 430),
         *range(440, 450),
         *range(460, 465),
-        *range(480, 485),
         *range(470, 476),
+        *range(480, 485),
     }
 
 

@@ -32,7 +32,7 @@ class Refusals:
         """See `Transport.refusal`."""
         return next(iter(self._errors.values()), None)
 
-    def on_refused(self, callback: Callable[[NotPermitted], None], tells: bool) -> Callable[[], None]:
+    def on_refused(self, callback: Callable[[NotPermitted], None], tells: bool = True) -> Callable[[], None]:
         """See `Transport.on_refused`."""
         entry = callback, tells
         self._callbacks = [*self._callbacks, entry]
