@@ -24,7 +24,7 @@ def mutated(recording: Recording, random: Random) -> tuple[Frames, list[str]]:
         if not frames:
             break
         mutate = random.choice(MUTATIONS)
-        frames = mutate(frames, random)
+        frames = [frame for frame in mutate(frames, random) if frame]
         names.append(mutate.__name__)
     return frames, names
 

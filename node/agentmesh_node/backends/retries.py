@@ -29,6 +29,8 @@ class Retries(msgspec.Struct, frozen=True):
     """Most tries of one call."""
     longest_s: float
     """Longest wait between two tries. A server that asks for more is not waited for."""
+    reasons: frozenset[str] | None = None
+    """The only reasons for another try; None: all that are retryable."""
 
     def wait(self, error: BackendError, attempt: int, draw: float, left_s: float | None) -> float | None:
         """Seconds until the try behind number `attempt`; None if there is to be none.
@@ -38,6 +40,8 @@ class Retries(msgspec.Struct, frozen=True):
             left_s: seconds that the turn may still run; None without a bound.
         """
         if not error.details.get("retryable") or attempt >= self.attempts:
+            return None
+        if self.reasons is not None and error.details.get("reason") not in self.reasons:
             return None
         asked = error.details.get("retry_after_s")
         if asked is None:

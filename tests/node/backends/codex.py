@@ -29,7 +29,15 @@ class Plain(Agent[dict[str, Any]]):
 
 def options(fake: ResponsesServer | str, **more: Any) -> dict[str, Any]:
     url = fake if isinstance(fake, str) else fake.url
-    return {"base_url": url, "key_env": KEY_NAME, "model": "fake-model", "request_retries": 0, "stream_retries": 0, **more}
+    return {
+        "base_url": url,
+        "key_env": KEY_NAME,
+        "model": "fake-model",
+        "request_retries": 0,
+        "stream_retries": 0,
+        "limit_retries": 0,
+        **more,
+    }
 
 
 def backend(

@@ -10,6 +10,7 @@ import pytest
 
 from agentmesh.agent import Agent
 from agentmesh.tools import tool
+from agentmesh_node.backends.codex import notifications
 from fakes.responses import Call, Reply, ResponsesServer, Text, say
 from node.backends.codex import KEY, KEY_NAME, backend, play, processes, program
 from support import run
@@ -75,6 +76,24 @@ def test_an_answer_that_broke_begins_anew_and_says_so(fake: ResponsesServer, tmp
         assert "".join(event.data["text"] for event in events[at:] if event.kind == "text") == "whole"
 
     run(main(), PATIENCE_S)
+
+
+@pytest.mark.case(408)
+def test_a_gateway_that_cools_down_is_outlasted(fake: ResponsesServer, tmp_path: Path) -> None:
+    told = {"type": "rate_limit_error", "message": "No deployments available"}
+    fake.script = [Reply(status=429, failure=told), Reply(status=429, failure=told), say("now")]
+
+    async def main() -> None:
+        made = backend(tmp_path, fake, limit_retries=3)
+        events, _ = await play(made, await made.start_session(), "hello")
+        assert events[-1].data.get("text") == "now", events[-1]
+        assert [event.data["retry"]["attempt"] for event in events if "retry" in event.data] == [2, 3]
+        assert fake.requests[-1].texts("user") == ["hello"]
+
+    monkeypatch = pytest.MonkeyPatch()
+    with monkeypatch.context() as patch:
+        patch.setitem(notifications.REASONS, "rateLimitExceeded", ("rate_limited", 0.1))
+        run(main(), PATIENCE_S)
 
 
 @pytest.mark.case(407)

@@ -299,9 +299,11 @@ def broken(error: Exception, said: str, *, alive: bool = False) -> Event:
             return failed(reason, plainly(text), again_after(text), status=status)
         case sdk.ProcessError():
             return failed("crashed", f"Claude Code ended in mid-turn: {_last(said) or _short(error)}", exit_code=error.exit_code)
-        case (
-            Malformed() | sdk.ClaudeSDKError() | AttributeError() | ArithmeticError() | LookupError() | TypeError() | ValueError()
-        ):
+        case sdk.CLINotFoundError():
+            return failed("not_installed", f"Claude Code cannot be started: {_short(error)}")
+        case sdk.CLIConnectionError():
+            return failed("crashed", f"Claude Code ended in mid-turn: {_last(said) or _short(error)}")
+        case Malformed() | sdk.ClaudeSDKError():
             return failed("bad_output", f"Claude Code wrote what cannot be read: {_short(error)}")
         case TimeoutError():
             return failed("start_timeout", "Claude Code did not begin in time")

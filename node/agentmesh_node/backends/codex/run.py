@@ -25,7 +25,7 @@ from agentmesh_node.backends.codex.process import DECLINED, AppServer, Json, mal
 from agentmesh_node.backends.codex.rollout import File, Rollout, Store, forget
 from agentmesh_node.backends.codex.settings import CodexOptions
 from agentmesh_node.backends.codex.steps import EarlierSteps, Saved, step_value
-from agentmesh_node.backends.retries import told_again
+from agentmesh_node.backends.retries import Retries, again, told_again
 from agentmesh_node.backends.shapes import Misshapen, shaped
 from agentmesh_node.tools import Toolbox
 from agentmesh_node.tools.turn_bounds import Driven, TurnBounds
@@ -35,6 +35,8 @@ log = logging.getLogger("agentmesh.node")
 STORE_ERRORS = (InfrastructureError, Uncertain)
 """Errors that say that the store cannot be read or written now. Other errors of the mesh are about the thread itself."""
 STORE_TRIES = 5
+LONGEST_LIMIT_S = 60.0
+"""Longest wait for a provider that limits its requests: Codex itself does not try again then."""
 STORE_WAIT_S = 0.5
 
 
@@ -139,9 +141,19 @@ class Run:
         server = await self._server(home.path, secrets)
         tools = OwnToolRuns(self._ground.toolbox, self._turn, self._taken, server)
         try:
-            turn_id = await self._begun(server, home, prompt)
+            turn_id: str | None = await self._begun(server, home, prompt)
             self._answers = file.answers()
-            async with aclosing(self.listen(server, tools, file, turn_id)) as events:
+
+            async def attempt() -> AsyncGenerator[Event]:
+                nonlocal turn_id
+                # A further one goes on without a prompt: that is in the thread already.
+                this, turn_id = turn_id or await self._start_turn(server, []), None
+                async with aclosing(self.listen(server, tools, file, this)) as events:
+                    async for event in events:
+                        yield event
+
+            retries = Retries(self._options.limit_retries + 1, LONGEST_LIMIT_S, frozenset({"rate_limited"}))
+            async with aclosing(again(attempt, retries, self._turn.allowance)) as events:
                 async for event in events:
                     yield event
         finally:
@@ -219,6 +231,10 @@ class Run:
         notice = self._ground.toolbox.notice(self._turn)
         if said and notice is not None:
             said.append({"type": "text", "text": notice})
+        return await self._start_turn(server, said)
+
+    async def _start_turn(self, server: AppServer, said: list[Json]) -> str:
+        """Start a turn of the thread. Returns Codex's id of it."""
         start: Json = {"threadId": self._thread, "input": said}
         if self._options.effort is not None:
             start["effort"] = self._options.effort

@@ -47,6 +47,7 @@ class CodexOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     config: dict[str, Any] = {}
     request_retries: int = 4
     stream_retries: int = 5
+    limit_retries: int = 3
     start_timeout_s: float = 60.0
     unreachable_s: float = 60.0
     max_iterations: Positive = ITERATIONS

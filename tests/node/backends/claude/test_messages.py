@@ -17,7 +17,7 @@ pytest.importorskip("claude_agent_sdk")
 
 from claude_agent_sdk._internal.message_parser import parse_message
 
-from agentmesh_node.backends.claude.messages import MessageReader, heard
+from agentmesh_node.backends.claude.messages import MessageReader, broken, heard
 from agentmesh_node.backends.claude.process import parsed
 
 
@@ -122,6 +122,26 @@ def test_a_turn_that_goes_on_beyond_its_bound_by_the_operators_price_ends() -> N
 def test_what_cannot_be_understood_is_bad_output(change: Callable[[bytes], bytes]) -> None:
     last = events("text", change)[-1]
     assert (last.kind, last.data["reason"], last.data["retryable"]) == ("error", "bad_output", True)
+
+
+@pytest.mark.case(403)
+def test_each_exception_of_the_sdk_has_a_reason() -> None:
+    import claude_agent_sdk
+
+    found = {}
+    for name, cls in vars(claude_agent_sdk).items():
+        if isinstance(cls, type) and issubclass(cls, Exception):
+            error = cls.__new__(cls)
+            Exception.__init__(error, "x")
+            vars(error).update(
+                {"exit_code": 1, "result": None, "subtype": None, "api_error_status": None, "terminal_reason": None}
+            )
+            event = broken(error, "")
+            assert isinstance(event.data["retryable"], bool)
+            found[name] = event.data["reason"]
+    assert found["CLINotFoundError"] == "not_installed"
+    assert found["ProcessError"] == found["CLIConnectionError"] == "crashed"
+    assert found["CLIJSONDecodeError"] == found["ClaudeSDKError"] == "bad_output"
 
 
 def test_a_run_without_a_result_is_bad_output() -> None:
