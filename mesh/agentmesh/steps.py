@@ -15,6 +15,14 @@ from typing import Any, Protocol
 from agentmesh.errors import Unavailable
 from agentmesh.wire import Outcome
 
+MARGIN_S = 5.0
+"""How long before the outer bound an inner wait ends (a tenth of the time that is left, if that is less): the model is told."""
+
+
+def inner_s(wanted_s: float, outer_s: float) -> float:
+    """How long a wait that may take `wanted_s` seconds lasts inside one that ends in `outer_s` seconds."""
+    return min(wanted_s, max(0.0, outer_s - min(MARGIN_S, outer_s / 10)))
+
 
 class Steps(Protocol):
     """The durable part of one turn, as its backend sees it."""
@@ -29,6 +37,10 @@ class Steps(Protocol):
 
         An idempotency key for a tool call is this, a slash, and the call's id.
         """
+
+    def bounded_s(self, seconds: float) -> float:
+        """How long a call within the turn may take that is allowed `seconds`: it ends before the turn's watchdog and the bound on
+        its wall time (`inner_s`)."""
 
     async def take(self, step: Any) -> None:
         """Commit `step`; returns when the journal has it.
@@ -52,7 +64,8 @@ class Steps(Protocol):
 
         `wait` names this wait within the turn: asked again under that name, after a takeover too, the request is not sent
         twice and gets the same outcome. Never raises for what the other agent does: a refusal, a circle (`cycle`), or no
-        outcome within `timeout_s` seconds (`timeout`) is an outcome with that error.
+        outcome within `timeout_s` seconds (`timeout`) is an outcome with that error. The wait ends before the turn's watchdog,
+        its bound on wall time, and the request's end, whatever `timeout_s` says (`inner_s`).
         """
 
 
@@ -110,6 +123,9 @@ class UnjournaledSteps:
     @property
     def key(self) -> str:
         return self._key
+
+    def bounded_s(self, seconds: float) -> float:
+        return seconds
 
     async def take(self, step: Any) -> None:
         self._taken.append(step)

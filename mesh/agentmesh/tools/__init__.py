@@ -30,6 +30,7 @@ from agentmesh.tools.declared import (
     ToolSpec,
     agent_tool,
     declared,
+    outlasting,
     tool,
 )
 from agentmesh.tools.declared import (
@@ -49,5 +50,6 @@ __all__ = [
     "ToolSpec",
     "agent_tool",
     "declared",
+    "outlasting",
     "tool",
 ]

@@ -260,6 +260,19 @@ def declared(agent: Any) -> tuple[Declared, ...]:
     return found
 
 
+def outlasting(cls: Any) -> list[str]:
+    """The tools of a class that may take longer than its watchdog: their time-outs are cut, so that the model is told."""
+    watchdog_s, found = cls.watchdog_s, []
+    for item in getattr(cls, "tools", ()):
+        policy = item if isinstance(item, AgentTool | McpStdio | McpHttp) else getattr(item, _POLICY, _Policy())
+        if policy.timeout_s > watchdog_s:
+            name = (
+                item.spec.name if isinstance(item, AgentTool) else getattr(item, "name", None) or getattr(item, "__name__", "?")
+            )
+            found.append(f"{name} ({policy.timeout_s:g} s)")
+    return found
+
+
 def _declared(item: Any, agent: Any) -> Declared:
     if isinstance(item, AgentTool | McpStdio | McpHttp):
         return item

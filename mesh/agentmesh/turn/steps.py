@@ -14,6 +14,7 @@ from msgspec import Raw, structs
 
 from agentmesh.carried import MAX_PATH
 from agentmesh.records import Effect, Ledger, SendMail, Step, Turning, Wait
+from agentmesh.steps import inner_s
 from agentmesh.turn.delegation import root_of
 from agentmesh.turn.draft import Out, append_side, commit_change, commit_side, consume
 from agentmesh.turn.step_values import AskAgent, Circled, StepTaken, TakeStep, WaitOver
@@ -137,7 +138,9 @@ class _Draft:
         core, caller = self._core, self._active.caller
         name, above = core.config.name, caller.path if caller is not None else ()
         end_by = caller.end_by if caller is not None else None
-        deadline = item.deadline if end_by is None else min(item.deadline, end_by)
+        deadline = item.deadline
+        if end_by is not None:
+            deadline = core.now + inner_s(deadline - core.now, end_by - core.now)
         wait = Wait(agent=item.agent, since=core.now, deadline=deadline)
         if item.agent == name or item.agent in above:
             chain = " waits for ".join((*above, name, item.agent))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import logging
 import sys
 import sysconfig
 import traceback
@@ -16,6 +17,9 @@ import agentmesh
 from agentmesh.agent import Agent, agents_in, is_base
 from agentmesh.callback_results import check_class
 from agentmesh.errors import InvalidAgent
+from agentmesh.tools import outlasting
+
+log = logging.getLogger("agentmesh.node")
 
 
 def load_agents(sources: Iterable[str], *, directory: Path | None = None) -> dict[str, type[Agent[Any]]]:
@@ -44,6 +48,11 @@ def load_agents(sources: Iterable[str], *, directory: Path | None = None) -> dic
     served = {kind: cls for kind, cls in kinds.items() if not is_base(cls)}  # only now: a later source may derive from it
     for cls in served.values():
         check_class(cls)
+        if tools := outlasting(cls):
+            log.warning(
+                "%s: these tools may take longer than the turn's watchdog (%g s), so their calls are cut short before it: %s",
+                cls.__name__, cls.watchdog_s, ", ".join(tools),
+            )  # fmt: skip
     if kinds and not served:
         raise InvalidAgent(f"{', '.join(kinds)}: only base classes, and no agent that derives from them")
     return served

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import msgspec
+
 from agentmesh.agent import Agent
 from agentmesh.backend import Turn
 from agentmesh.tools import AgentTool, Effect, FunctionTool, McpHttp, McpStdio, ToolCall, ToolSpec, declared
@@ -82,11 +84,13 @@ class Toolbox:
         item = self._find(call.name)
         match item:
             case FunctionTool():
-                return await functions.run(item, call, self._info(call, turn))
+                within = msgspec.structs.replace(item, timeout_s=turn.steps.bounded_s(item.timeout_s))
+                return await functions.run(within, call, self._info(call, turn))
             case AgentTool():
                 return await self._ask(item, call, turn)
             case McpServer():
-                return self._told(await item.run(call, self._info(call, turn)), item)
+                within_s = turn.steps.bounded_s(item.declaration.timeout_s)
+                return self._told(await item.run(call, self._info(call, turn), within_s), item)
         return self._told(Result.failed(call, "unknown_tool", f"there is no tool {call.name!r}"))
 
     async def reconcile(self, call: Call, turn: Turn) -> Result | None:
@@ -121,11 +125,12 @@ class Toolbox:
         prompt = call.input.get("prompt") if isinstance(call.input, dict) else None
         if not isinstance(prompt, str) or not prompt.strip():
             return Result.failed(call, "bad_input", "the input does not fit this tool: it needs a prompt, a text")
-        work = turn.steps.ask(call.id, item.agent, prompt, timeout_s=item.timeout_s, budget=item.budget)
+        within_s = turn.steps.bounded_s(item.timeout_s)
+        work = turn.steps.ask(call.id, item.agent, prompt, timeout_s=within_s, budget=item.budget)
         try:
-            outcome = await bounded(work, item.timeout_s + GRACE_S, call.name)
+            outcome = await bounded(work, within_s + GRACE_S, call.name)
         except TimedOut:
-            return Result.failed(call, "timeout", functions.timed_out(item.timeout_s, again=True))
+            return Result.failed(call, "timeout", functions.timed_out(within_s, again=True))
         if outcome.ok:
             return Result.of(call, outcome.text or "")
         code, message = (outcome.error.code, outcome.error.message) if outcome.error else ("failed", "")

@@ -193,6 +193,9 @@ class MeteredSteps:
     def key(self) -> str:
         return self._steps.key
 
+    def bounded_s(self, seconds: float) -> float:
+        return self._steps.bounded_s(seconds)
+
     async def take(self, step: Any) -> None:
         await self._steps.take(step)
 

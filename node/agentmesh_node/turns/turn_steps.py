@@ -13,6 +13,7 @@ from msgspec import Raw
 from agentmesh import names, unicode, wire
 from agentmesh.budget import Limits, limits_from
 from agentmesh.errors import BadRequest, MeshError, NotInCallback, TooLarge
+from agentmesh.steps import inner_s
 from agentmesh.turn.step_values import AskAgent, StepTaken, TakeStep, WaitOver
 from agentmesh.turn.values import Input, RunTurn
 from agentmesh.wire import ErrorBody, Outcome, PromptBody
@@ -27,7 +28,7 @@ PROMPT_ROOM = 128 << 10
 class TurnSteps:
     """The steps of one run of a turn. When the run is over, all waits here are cancelled, and no more steps are taken."""
 
-    __slots__ = ("_closed", "_command", "_feed", "_s", "_steps", "_takes", "_waiting", "_waits")
+    __slots__ = ("_closed", "_command", "_ends", "_feed", "_s", "_steps", "_takes", "_waiting", "_waits")
 
     def __init__(
         self, services: Services, command: RunTurn, feed: Callable[[Input], None], waiting: Callable[[], object]
@@ -41,6 +42,10 @@ class TurnSteps:
         self._takes: dict[str, tuple[Raw, asyncio.Future[None]]] = {}
         self._waits: dict[str, asyncio.Future[Outcome]] = {}
         self._closed = False
+        wall_s = command.purse.limits.wall_s
+        within_s = command.watchdog_s if wall_s is None else min(command.watchdog_s, wall_s - command.purse.elapsed_s)
+        self._ends = services.now() + within_s
+        """When the watchdog or the budget ends the turn."""
 
     # --- for the backend -------------------------------------------------------------------------------------------
     @property
@@ -52,6 +57,10 @@ class TurnSteps:
     def key(self) -> str:
         """The turn's name (see `agentmesh.steps.Steps.key`)."""
         return self._command.key
+
+    def bounded_s(self, seconds: float) -> float:
+        """See `agentmesh.steps.Steps.bounded_s`."""
+        return inner_s(seconds, self._ends - self._s.now())
 
     async def take(self, step: Any) -> None:
         """Commit a step.
@@ -118,7 +127,7 @@ class TurnSteps:
             wait=wait,
             agent=names.agent_name(agent),
             prompt=prompt,
-            deadline=wire.check_time(self._s.now() + timeout_s),
+            deadline=wire.check_time(self._s.now() + self.bounded_s(timeout_s)),
             budget=budget,
             trace=self._s.tracing.headers(),
         )

@@ -350,3 +350,14 @@ def test_a_wait_that_closes_a_circle_ends_and_others_go_on(bench: Stepping) -> N
 def test_backlog_of_answers_to_an_idle_agent_is_consumed(bench: Stepping) -> None:
     bench.feed(Arrived((bench.answer_to("1.3.0", "helper", "x", deliver=False),)))
     assert bench.core.ledger.positions["peer-answer"] == 1 and bench.state == []
+
+
+@pytest.mark.case(450)
+def test_a_wait_ends_before_the_request_that_it_is_for() -> None:
+    bench = Stepping()
+    bench.prompt("work", end_by=bench.now + 30)
+    bench.ask("w", seconds=600)
+    assert bench.wait("w").deadline == bench.now + 27
+    bench.tick(bench.now + 28)
+    error = bench.over["w"].error
+    assert error is not None and error.code == "timeout" and bench.task is not None, "the turn is told, and goes on"

@@ -130,3 +130,19 @@ def test_absent_sources_and_two_agents_of_one_name(tmp_path: Path) -> None:
     write(tmp_path, "two_agents.py", "Coder")
     with pytest.raises(InvalidAgent, match="both define an agent Coder"):
         load_agents(["one_agents", "two_agents"], directory=tmp_path)
+
+
+@pytest.mark.case(450)
+def test_tools_that_may_outlast_the_watchdog_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = write(tmp_path, "agents.py", "Slow")
+    text = path.read_text().replace(
+        "class Slow(Agent[State]):",
+        "from agentmesh import agent_tool, tool\n@tool(timeout_s=90)\ndef dig(): ...\n@tool\ndef look(): ...\n"
+        "class Slow(Agent[State]):\n    watchdog_s = 60\n    tools = (dig, look, agent_tool('boss'))",
+    )
+    path.write_text(text)
+    load_agents([str(path)])
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert "Slow: these tools may take longer" in said and said.endswith(
+        "(60 s), so their calls are cut short before it: dig (90 s), ask_boss (600 s)"
+    )

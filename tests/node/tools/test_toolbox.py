@@ -586,3 +586,22 @@ def test_bad_input_names_its_place() -> None:
     (item,) = declared(having(pack))
     with pytest.raises(BadRequest, match="box"):
         item.signature.arguments({"what": "x", "box": 1})  # type: ignore[union-attr]
+
+
+@pytest.mark.case(450)
+def test_a_tool_ends_before_its_turn_and_the_model_is_told() -> None:
+    class Short(Asking):
+        def bounded_s(self, seconds: float) -> float:
+            return min(seconds, 0.05)
+
+    @tool(effect="pure", timeout_s=60)
+    async def hang() -> None:
+        await asyncio.Event().wait()
+
+    steps = Short(outcome=Outcome(agent="boss", ref="1", ok=True, text="yes"))
+    within = Turn("a", "1", 1, steps=steps)
+    agent = having(hang, agent_tool("boss"))
+    found = run(result(agent, "hang", {}, within))
+    assert (found.error, "0.05 s" in found.text) == ("timeout", True)
+    assert run(result(agent, "ask_boss", {"prompt": "q"}, within)).ok
+    assert steps.asked[0][3] == 0.05

@@ -9,9 +9,11 @@ from typing import Any, cast
 import pytest
 from msgspec import Raw
 
+from agentmesh.budget import EMPTY_PURSE, Limits, Purse
 from agentmesh.callback_context import Request
 from agentmesh.errors import BadRequest, NotInCallback, TooLarge
 from agentmesh.records import NOTHING
+from agentmesh.steps import inner_s
 from agentmesh.turn.step_values import AskAgent, StepTaken, TakeStep, WaitOver
 from agentmesh.turn.values import Input, RunTurn
 from agentmesh.wire import ErrorBody, Outcome
@@ -24,13 +26,14 @@ ANSWER = Outcome(agent="helper", ref="7", ok=True, text="found")
 class Desk:
     """A keeper, and what it fed to the turn machine."""
 
-    def __init__(self, *taken: bytes) -> None:
+    def __init__(self, *taken: bytes, watchdog_s: float = 600.0, purse: Purse = EMPTY_PURSE) -> None:
+        self.now = 1000.0
         self.fed: list[Input] = []
         self.waits = 0
         tokens = iter(range(1000))
         services = SimpleNamespace(
             token=lambda: f"t{next(tokens)}",
-            now=lambda: 1000.0,
+            now=lambda: self.now,
             transport=SimpleNamespace(max_payload=1 << 20),
             tracing=SimpleNamespace(headers=lambda: {"traceparent": "00-1-2-01"}),
         )
@@ -40,7 +43,8 @@ class Desk:
             prompt="p",
             state=NOTHING,
             session=NOTHING,
-            watchdog_s=1.0,
+            watchdog_s=watchdog_s,
+            purse=purse,
             key="coder.i.1.3.inbox:1",
             steps=tuple(Raw(step) for step in taken),
         )
@@ -167,5 +171,39 @@ def test_when_the_run_is_over_nobody_waits_and_nothing_more_is_taken() -> None:
             await desk.keeper.take(2)
         with pytest.raises(NotInCallback):
             await desk.keeper.ask("w2", "helper", "p", timeout_s=5)
+
+    run(main())
+
+
+# --- time-outs nest ---------------------------------------------------------------------------------------------------
+@pytest.mark.case(450)
+@pytest.mark.parametrize(
+    ("wanted", "outer", "inner"),
+    [(60, 600, 60), (600, 600, 595), (600, 20, 18), (18, 20, 18), (1e9, 50, 45), (5, 0, 0), (5, -3, 0), (595, 600, 595)],
+)
+def test_an_inner_wait_ends_before_the_outer_one(wanted: float, outer: float, inner: float) -> None:
+    assert inner_s(wanted, outer) == pytest.approx(inner)
+
+
+@pytest.mark.case(450)
+@pytest.mark.parametrize(
+    ("watchdog_s", "purse", "ends"),
+    [
+        (600.0, EMPTY_PURSE, 1595.0),
+        (30.0, EMPTY_PURSE, 1027.0),
+        (600.0, Purse(Limits(wall_s=100.0)), 1095.0),
+        (600.0, Purse(Limits(wall_s=100.0), elapsed_s=80.0), 1018.0),
+    ],
+)
+def test_a_wait_for_an_agent_ends_before_its_turn(watchdog_s: float, purse: Purse, ends: float) -> None:
+    async def main() -> None:
+        desk = Desk(watchdog_s=watchdog_s, purse=purse)
+        asked = asyncio.ensure_future(desk.keeper.ask("w", "helper", "help", timeout_s=600.0))
+        await asyncio.sleep(0)
+        (wanted,) = desk.fed
+        assert isinstance(wanted, AskAgent) and wanted.deadline == pytest.approx(ends)
+        desk.now = ends
+        assert 0 < desk.keeper.bounded_s(60.0) < 5.0, "so does one that begins later"
+        asked.cancel()
 
     run(main())

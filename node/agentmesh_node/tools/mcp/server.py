@@ -143,8 +143,11 @@ class McpServer:
         self._seen = listed
 
     # --- calls ------------------------------------------------------------------------------------------------------
-    async def run(self, call: Call, info: ToolCall) -> Result:
-        """Run a call. One that certainly did not run, or may run again, is made again. Raises nothing but cancellation."""
+    async def run(self, call: Call, info: ToolCall, within_s: float) -> Result:
+        """Run a call, each try within `within_s` seconds. One that certainly did not run, or may run again, is made again.
+
+        Raises nothing but cancellation.
+        """
         if not isinstance(call.input, dict):
             return Result.failed(call, "bad_input", "the input of a tool is an object")
         own = self._tools[call.name].name if call.name in self._tools else None
@@ -161,7 +164,7 @@ class McpServer:
                 return self._gone(call)
             once = once or self.effect(call.name) == "once"  # the list may be another one now
             generation = session.generation
-            answer = await session.call(tool.name, call.input, {IDEMPOTENCY_META: info.key})
+            answer = await session.call(tool.name, call.input, {IDEMPOTENCY_META: info.key}, within_s)
             if not isinstance(answer, CallFailure):
                 return await self._result(call, tool, session, answer)
             failure = answer
@@ -175,7 +178,7 @@ class McpServer:
             break
         if failure.verdict == "answered" and await self._lacks(call, session):
             return self._gone(call)
-        return self._failed(call, failure, once=once)
+        return self._failed(call, failure, within_s, once=once)
 
     async def _result(self, call: Call, tool: McpTool, session: McpSession, answer: Any) -> Result:
         if not hasattr(answer, "content"):
@@ -187,11 +190,11 @@ class McpServer:
             return self._gone(call)
         return Result.failed(call, "raised", text)
 
-    def _failed(self, call: Call, failure: CallFailure, *, once: bool) -> Result:
+    def _failed(self, call: Call, failure: CallFailure, within_s: float, *, once: bool) -> Result:
         server = self.declaration.name
         match failure.verdict:
             case "timeout":
-                return Result.failed(call, "timeout", timed_out(self.declaration.timeout_s, again=not once))
+                return Result.failed(call, "timeout", timed_out(within_s, again=not once))
             case "unreadable":
                 return Result.failed(call, "bad_result", f"The tool has run, but its answer cannot be read: {failure.text}.")
             case "lost" if once:

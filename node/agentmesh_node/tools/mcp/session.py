@@ -107,8 +107,8 @@ class McpSession:
             if self._connection is not None and self._connection.alive:
                 await self._relist(self._connection.client)
 
-    async def call(self, tool: str, arguments: dict[str, Any], meta: dict[str, Any]) -> Any:
-        """The answer of a tool, by the server's own name of it; or a `CallFailure`. Bounded by the declared time-out."""
+    async def call(self, tool: str, arguments: dict[str, Any], meta: dict[str, Any], within_s: float) -> Any:
+        """The answer of a tool, by the server's own name of it, within `within_s` seconds; or a `CallFailure`."""
         from mcp.types import CallToolRequest, CallToolRequestParams  # noqa: PLC0415 - loaded by `open`
 
         connection = self._connection
@@ -118,7 +118,7 @@ class McpSession:
         with connection.calling() as client:
             work = client.session.send_request(CallToolRequest(params=params), _answers())
             try:
-                return await bounded(work, self.declaration.timeout_s, tool)
+                return await bounded(work, within_s, tool)
             except Exception as error:  # noqa: BLE001 - an SDK and its transports raise anything
                 return call_failure(error)
             finally:
