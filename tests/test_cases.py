@@ -36,7 +36,7 @@ def test_no_number_is_missing_or_used_twice() -> None:
         *range(350, 360),
         *range(400, 410),
         *range(420, 430),
-        *range(440, 451),
+        *range(440, 452),
         *range(460, 465),
         *range(470, 476),
         *range(480, 485),

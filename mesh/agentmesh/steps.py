@@ -59,13 +59,16 @@ class Steps(Protocol):
         timeout_s: float,
         metadata: dict[str, Any] | None = None,
         budget: dict[str, float] | None = None,
+        wait_halted: bool = False,
     ) -> Outcome:
         """Ask another agent durably, and wait for its outcome.
 
         `wait` names this wait within the turn: asked again under that name, after a takeover too, the request is not sent
         twice and gets the same outcome. Never raises for what the other agent does: a refusal, a circle (`cycle`), or no
         outcome within `timeout_s` seconds (`timeout`) is an outcome with that error. The wait ends before the turn's watchdog,
-        its bound on wall time, and the request's end, whatever `timeout_s` says (`inner_s`).
+        its bound on wall time, and the request's end, whatever `timeout_s` says (`inner_s`). It ends with an agent that has
+        failed, and, after MESH_WAIT_PATIENCE_S, with one that is halted (unless `wait_halted`) or that no node runs: its question
+        is withdrawn then, and the error says why.
         """
 
 
@@ -139,5 +142,6 @@ class UnjournaledSteps:
         timeout_s: float,
         metadata: dict[str, Any] | None = None,
         budget: dict[str, float] | None = None,
+        wait_halted: bool = False,
     ) -> Outcome:
         raise Unavailable(f"outside a mesh there is no agent {agent} to ask")

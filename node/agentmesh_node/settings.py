@@ -48,6 +48,8 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Records of a journal after which the next one is a snapshot: the most that a recovery reads."""
     history: int = 32
     """Turns that an agent's journal shows at least, once it has had so many. A journal also has those since its last snapshot."""
+    wait_patience_s: float = 10.0
+    """How long a turn waits for an agent that is halted, or that no node runs; never less than a takeover may take."""
     mailbox_limit: int = 1000
     """Most messages that are stored in a mail lane, as its stream has it. Half of them may be consumed and not purged yet: what a
     lane always takes is half as many that wait."""

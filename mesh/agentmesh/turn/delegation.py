@@ -105,7 +105,7 @@ def withdraw(core: Core, ref: str, error: ErrorBody) -> None:
     kept |= {origin: structs.replace(kept[origin], withdrawn=True) for origin in told if origin in kept}
     if told:
         core.work = structs.replace(work, delegated=kept)
-        core.effects = (*core.effects, *_withdrawals(told, error))
+        core.effects = (*core.effects, *withdrawals(told, error))
     withdraw_questions(core, ref, error)
 
 
@@ -115,7 +115,7 @@ def withdraw_questions(core: Core, ref: str, error: ErrorBody) -> None:
     if asked:
         entries = {origin: Delegated(agent, ref, True) for origin, agent in asked.items()}
         core.work = structs.replace(core.work, delegated={**core.work.delegated, **entries})
-        core.effects = (*core.effects, *_withdrawals(asked, error))
+        core.effects = (*core.effects, *withdrawals(asked, error))
 
 
 def withdraw_all(core: Core, error: ErrorBody) -> None:
@@ -126,7 +126,7 @@ def withdraw_all(core: Core, error: ErrorBody) -> None:
         asked = questions(ledger, ref_in(ledger.turning.key))
         told |= {origin: agent for origin, agent in asked if origin not in core.work.delegated}
     core.work = structs.replace(core.work, delegated={})
-    core.effects = (*core.effects, *_withdrawals(told, error))
+    core.effects = (*core.effects, *withdrawals(told, error))
 
 
 def questions(ledger: Ledger, ref: str) -> Iterable[tuple[str, str]]:
@@ -156,7 +156,7 @@ def ref_in(key: str) -> str:
     return key.rpartition(":")[2]
 
 
-def _withdrawals(withdrawn: dict[str, str], error: ErrorBody) -> tuple[SendMail, ...]:
+def withdrawals(withdrawn: dict[str, str], error: ErrorBody) -> tuple[SendMail, ...]:
     """The mail that withdraws these: agents by origins."""
     why = ErrorBody(code=error.code, message=error.message[:MAX_WHY])
     return tuple(

@@ -17,7 +17,7 @@ from msgspec import structs
 
 from agentmesh.records import Ledger
 from agentmesh.turn import configuration, control, crash, deferral, dispatch, draft, interruption, lifecycle, steps
-from agentmesh.turn.step_values import AskAgent, Circled, TakeStep
+from agentmesh.turn.step_values import AskAgent, Circled, TakeStep, WaitLost
 from agentmesh.turn.values import (
     Arrived,
     AskTimer,
@@ -155,6 +155,7 @@ TABLE: dict[Phase, dict[type, Move]] = {
         TakeStep: Move(steps.on_step, (P.TURN,)),
         AskAgent: Move(steps.on_step, (P.TURN,)),
         Circled: Move(steps.on_circled, (P.TURN,)),
+        WaitLost: Move(steps.on_wait_lost, (P.TURN,)),
         Stop: Move(lifecycle.on_stop, _END),
     },
     P.DECIDING: {

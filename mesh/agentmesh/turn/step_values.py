@@ -37,6 +37,14 @@ class Circled(msgspec.Struct, frozen=True):
     origin: str
 
 
+class WaitLost(msgspec.Struct, frozen=True):
+    """The agent that this wait is for does not get to it: the wait ends with `error`, and its question is withdrawn."""
+
+    wait: str
+    origin: str
+    error: ErrorBody
+
+
 # --- commands -----------------------------------------------------------------------------------------------------
 class StepTaken(msgspec.Struct, frozen=True):
     """The step that came with `token` is committed, and the turn has `steps` now; or it cannot be, because of `error`."""

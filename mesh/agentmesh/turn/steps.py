@@ -13,11 +13,11 @@ import msgspec
 from msgspec import Raw, structs
 
 from agentmesh.carried import MAX_PATH
-from agentmesh.records import Effect, Ledger, SendMail, Step, Turning, Wait
+from agentmesh.records import Delegated, Effect, Ledger, SendMail, Step, Turning, Wait
 from agentmesh.steps import inner_s
-from agentmesh.turn.delegation import root_of
+from agentmesh.turn.delegation import root_of, withdrawals
 from agentmesh.turn.draft import Out, append_side, commit_change, commit_side, consume
-from agentmesh.turn.step_values import AskAgent, Circled, StepTaken, TakeStep, WaitOver
+from agentmesh.turn.step_values import AskAgent, Circled, StepTaken, TakeStep, WaitLost, WaitOver
 from agentmesh.turn.values import Active, Core, Phase, Wake
 from agentmesh.wire import ErrorBody, Mail, Outcome
 
@@ -62,7 +62,7 @@ def delegated_so_far(core: Core, active: Active) -> dict[str, Any]:
 def drop_requests(core: Core) -> None:
     """The prompt task ends: drop its requests for steps and waits that are still in the stash."""
     if core.stash:
-        core.stash = tuple(i for i in core.stash if not isinstance(i, TakeStep | AskAgent | Circled))
+        core.stash = tuple(i for i in core.stash if not isinstance(i, TakeStep | AskAgent | Circled | WaitLost))
 
 
 def _is_own(ledger: Ledger, active: Active | None) -> bool:
@@ -257,6 +257,28 @@ def on_circled(core: Core, item: Circled, out: Out) -> None:
         return
     outcome = _circle(core, wait, f"{wait.agent} waits, directly or by way of others, for {core.config.name}")
     _end_waits(core, {item.wait: outcome}, out)
+
+
+def on_wait_lost(core: Core, item: WaitLost, out: Out) -> None:
+    """End a wait whose agent does not get to it, and withdraw its question: that must not run a turn later."""
+    wait, active = core.ledger.waits.get(item.wait), core.active
+    if (
+        wait is None
+        or wait.outcome is not None
+        or wait.origin != item.origin
+        or active is None
+        or not _is_own(core.ledger, active)
+    ):
+        return
+    outcome = _failed(core, wait, item.error)
+    withdrawn = {wait.origin: Delegated(wait.agent, active.ref, True)}
+    core.work = structs.replace(core.work, delegated={**core.work.delegated, **withdrawn})
+    base = structs.replace(
+        core.ledger,
+        waits={**core.ledger.waits, item.wait: structs.replace(wait, outcome=outcome)},
+        delegated={**core.ledger.delegated, **withdrawn},
+    )
+    _commit(core, base, withdrawals({wait.origin: wait.agent}, item.error), (WaitOver(item.wait, outcome),), out)
 
 
 def expire_waits(core: Core, out: Out) -> bool:

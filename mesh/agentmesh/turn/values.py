@@ -28,7 +28,7 @@ from agentmesh.records import (
     TurnInfo,
 )
 from agentmesh.registry_values import AgentStatus, Restart
-from agentmesh.turn.step_values import AskAgent, Circled, StepTaken, TakeStep, WaitOver
+from agentmesh.turn.step_values import AskAgent, Circled, StepTaken, TakeStep, WaitLost, WaitOver
 from agentmesh.wire import Attachment, ErrorBody, Mail, Outcome
 
 
@@ -310,7 +310,7 @@ class Rest(msgspec.Struct, frozen=True):
 type Input = (
     Start | Arrived | Returned | Misbehaved | Raised | CutShort | Unreadable | TurnEnded | Watchdog | Committed | EffectsDone
     | GaveUp | Interrupt | Resume | Cancel | Reply | AskTimer | DropTimer | Trim | Stop | Swept | BackoffOver | Tick | Rest
-    | Retire | Cleared | TakeStep | AskAgent | Circled | Configure
+    | Retire | Cleared | TakeStep | AskAgent | Circled | WaitLost | Configure
 )  # fmt: skip
 
 

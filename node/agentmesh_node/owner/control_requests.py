@@ -23,7 +23,19 @@ from agentmesh.outcomes import answers, capped, outcome_limit
 from agentmesh.records import NOTHING, Echo, Resolve, SetTimer
 from agentmesh.registry_values import Spec
 from agentmesh.turn.configuration import shown
-from agentmesh.turn.values import AnswerControl, AskTimer, Cancel, Configure, Core, DropTimer, Input, Interrupt, Reply, Resume
+from agentmesh.turn.values import (
+    AnswerControl,
+    AskTimer,
+    Cancel,
+    Configure,
+    Core,
+    DropTimer,
+    Input,
+    Interrupt,
+    Phase,
+    Reply,
+    Resume,
+)
 from agentmesh.turn.withdrawal import open_ref
 from agentmesh_node.owner.activity import activity_of
 from agentmesh_node.owner.dead_letters import resend
@@ -166,7 +178,10 @@ class ControlRequests:
         core = self._loop.core
         assert core is not None
         ref = open_ref(core, sender, origin)
-        self._reply_soon(reply, wire.encode_reply({"open": ref is not None, "ref": ref}))
+        failed = core.ledger.failed or (core.reason if core.phase is Phase.FAILED else None)
+        body: dict[str, Any] = {"open": ref is not None, "ref": ref, "waits": any(mail.ref == ref for mail in core.prompts)}
+        body |= {"halted": core.work.halted, "failed": failed}
+        self._reply_soon(reply, wire.encode_reply(body))
 
     def _status(self, *, content: bool) -> Status:
         core, spec = self._loop.core, self._spec()

@@ -65,6 +65,7 @@ from agentmesh_node.owner.mail_purge import MailPurger
 from agentmesh_node.owner.mailbox import Mailbox
 from agentmesh_node.owner.spec_status import StatusWriter
 from agentmesh_node.owner.suspect_permit import SuspectPermit
+from agentmesh_node.owner.wait_watch import WaitWatch
 from agentmesh_node.services import Services
 from agentmesh_node.store_loss import Acknowledged
 from agentmesh_node.turns.agent_factory import AgentFactory
@@ -166,8 +167,13 @@ class Owner:
         """Made at its first use: most agents never wait in mid-turn."""
         return CycleProber(self._loop, self._s, waiting=lambda: self._turn.waiting)
 
+    @functools.cached_property
+    def _watch(self) -> WaitWatch:
+        return WaitWatch(self._loop, self._s, waiting=lambda: self._turn.waiting, for_halted=self._turn.waits_for_halted)
+
     def _begin_to_wait(self) -> None:
         self._prober.arm()
+        self._watch.arm()
 
     def _on_probe(self, probe: Probe) -> None:
         self._prober.received(probe)

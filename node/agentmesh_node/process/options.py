@@ -105,6 +105,10 @@ class NodeOptions:
         int,
         _bounded("MESH_HISTORY", 1, 1000, "Turns of an agent that `mesh history` shows at least.", whole=True),
     ] = 32
+    wait_patience_s: Annotated[
+        float,
+        _bounded("MESH_WAIT_PATIENCE_S", 1, 86_400, "Seconds that a turn waits for an agent that is halted or without a node."),
+    ] = 10.0
     children: Annotated[
         int,
         _bounded("MESH_CHILDREN", 0, 10_000, "Child processes of one backend at a time, at most; 0 is no bound.", whole=True),

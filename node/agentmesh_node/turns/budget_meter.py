@@ -208,9 +208,12 @@ class MeteredSteps:
         timeout_s: float,
         metadata: dict[str, Any] | None = None,
         budget: dict[str, float] | None = None,
+        wait_halted: bool = False,
     ) -> Outcome:
         limits = limits_from(budget).tighter(self._meter.left() or NO_LIMITS)
         given = msgspec.to_builtins(limits) if limits else None
-        outcome = await self._steps.ask(wait, agent, prompt, timeout_s=timeout_s, metadata=metadata, budget=given)
+        outcome = await self._steps.ask(
+            wait, agent, prompt, timeout_s=timeout_s, metadata=metadata, budget=given, wait_halted=wait_halted
+        )
         self._meter.answered(wait, outcome)
         return outcome

@@ -55,6 +55,10 @@ class TurnRun:
         """Whether the running turn waits for an agent."""
         return self.steps is not None and self.steps.waiting
 
+    def waits_for_halted(self, wait: str) -> bool:
+        """Whether this wait lasts while the agent that was asked is halted."""
+        return self.steps is not None and self.steps.waits_for_halted(wait)
+
     def tool(self) -> str | None:
         """The tool that the newest turn waits for: of several the one that was called last."""
         return next(reversed(self._tools.values()), None)

@@ -28,7 +28,7 @@ PROMPT_ROOM = 128 << 10
 class TurnSteps:
     """The steps of one run of a turn. When the run is over, all waits here are cancelled, and no more steps are taken."""
 
-    __slots__ = ("_closed", "_command", "_ends", "_feed", "_s", "_steps", "_takes", "_waiting", "_waits")
+    __slots__ = ("_closed", "_command", "_ends", "_feed", "_s", "_steady", "_steps", "_takes", "_waiting", "_waits")
 
     def __init__(
         self, services: Services, command: RunTurn, feed: Callable[[Input], None], waiting: Callable[[], object]
@@ -42,6 +42,8 @@ class TurnSteps:
         self._takes: dict[str, tuple[Raw, asyncio.Future[None]]] = {}
         self._waits: dict[str, asyncio.Future[Outcome]] = {}
         self._closed = False
+        self._steady: set[str] = set()
+        """Waits that last while the agent that was asked is halted."""
         wall_s = command.purse.limits.wall_s
         within_s = command.watchdog_s if wall_s is None else min(command.watchdog_s, wall_s - command.purse.elapsed_s)
         self._ends = services.now() + within_s
@@ -87,6 +89,7 @@ class TurnSteps:
         timeout_s: float,
         metadata: dict[str, Any] | None = None,
         budget: dict[str, float] | None = None,
+        wait_halted: bool = False,
     ) -> Outcome:
         """Ask another agent (see `agentmesh.steps.Steps.ask`).
 
@@ -99,6 +102,8 @@ class TurnSteps:
             request = self._request(wait, agent, PromptBody(prompt=prompt, metadata=metadata or {}), timeout_s, limits)
         except MeshError as error:
             return Outcome(agent=agent, ref="", ok=False, error=ErrorBody.of(error))
+        if wait_halted:
+            self._steady.add(wait)
         future = self._waits.get(wait)
         if future is None:
             future = self._waits[wait] = asyncio.get_running_loop().create_future()
@@ -156,6 +161,10 @@ class TurnSteps:
     def waiting(self) -> bool:
         """Whether the turn waits for an agent."""
         return any(not future.done() for future in self._waits.values())
+
+    def waits_for_halted(self, wait: str) -> bool:
+        """Whether this wait lasts while the agent that was asked is halted."""
+        return wait in self._steady
 
     def wait_over(self, command: WaitOver) -> None:
         """Answer `ask`: the wait has its outcome."""

@@ -9,9 +9,9 @@ import pytest
 from agentmesh.agent import Defer, Idle, Prompt
 from agentmesh.carried import MAX_PATH
 from agentmesh.records import SendMail
-from agentmesh.turn.step_values import Circled
+from agentmesh.turn.step_values import Circled, WaitLost
 from agentmesh.turn.values import Arrived, GaveUp, Phase
-from agentmesh.wire import Outcome
+from agentmesh.wire import ErrorBody, Outcome
 from mesh.turn.agents import log_event
 from mesh.turn.harness import agent, error
 from mesh.turn.stepping import Stepping
@@ -361,3 +361,25 @@ def test_a_wait_ends_before_the_request_that_it_is_for() -> None:
     bench.tick(bench.now + 28)
     error = bench.over["w"].error
     assert error is not None and error.code == "timeout" and bench.task is not None, "the turn is told, and goes on"
+
+
+@pytest.mark.case(451)
+def test_a_wait_whose_agent_cannot_get_to_it_ends_and_its_question_is_withdrawn() -> None:
+    bench = Stepping()
+    ref = bench.prompt("work")
+    bench.ask("w")
+    origin = bench.wait("w").origin
+    lost = WaitLost("w", origin, ErrorBody(code="unavailable", message="helper is halted"))
+    bench.feed(WaitLost("w", "9.9.9", lost.error), lost, lost)
+    error = bench.over["w"].error
+    assert error is not None and error.message == "helper is halted"
+    (told,) = [mail.event for mail in bench.mails("helper") if mail.lane == "peer-answer"]
+    assert told["withdraws"] == origin
+    bench.kill()
+    bench.ask("w")
+    assert bench.over["w"].error == error, "its outcome stays, over a takeover too"
+    bench.finish()
+    assert bench.answer(ref) == "WORK"
+    bench.answer_to(origin, "helper", "too late")
+    assert bench.core.ledger.delegated == {}
+    bench.rested()
