@@ -52,6 +52,7 @@ class Asking(UnjournaledSteps):
         timeout_s: float,
         metadata: dict[str, Any] | None = None,
         budget: dict[str, float] | None = None,
+        wait_halted: bool = False,
     ) -> Outcome:
         self.asked.append((wait, agent, prompt, timeout_s, budget))
         assert self.outcome is not None
