@@ -26,6 +26,7 @@ from agentmesh_client.configuration import Updater, adjustment, checked_labels
 from agentmesh_client.control import Control, ControlReply
 from agentmesh_client.dead import DeadLetters
 from agentmesh_client.directory import Directory
+from agentmesh_client.ending import Endings
 from agentmesh_client.history import Historian
 from agentmesh_client.late_prompts import LatePrompts
 from agentmesh_client.lifecycle import Starter, new_spec
@@ -38,10 +39,12 @@ from agentmesh_client.results import (
     AgentUpdate,
     ChangeEntry,
     DeadLetter,
+    Ended,
     Interruption,
     NodeEntry,
     PollResult,
     Response,
+    Subrequest,
     TimerSet,
     TurnEntry,
     UnclaimedMail,
@@ -81,6 +84,7 @@ class Mesh:
         self._directory = Directory(transport, subjects, registry)
         self._starter = Starter(registry, self._specs, self._directory, ambient)
         self._control = Control(transport, subjects, self._specs)
+        self._endings = Endings(self._control)
         self._updater = Updater(self._control, registry, ambient)
         self._poller = Poller(transport, subjects, self._specs, self._control)
         self._historian = Historian(transport, subjects, self._specs)
@@ -239,7 +243,7 @@ class Mesh:
         """
         request = ControlRequest(op="interrupt", ref=None if ref is None else token(ref, "ref"))
         found = await self._request(agent, request, ControlReply, timeout, repeat=ref is not None)
-        return Interruption(interrupted=found.interrupted, callback=found.callback, plain=found.plain)
+        return Interruption(interrupted=found.interrupted, callback=found.callback, plain=found.plain, withdrawn=found.withdrawn)
 
     async def cancel(self, agent: str, ref: str, *, tree: bool = False, timeout: float = CONTROL_S) -> bool:
         """Remove a prompt that waits, or close one that its agent has deferred; its outcome is `cancelled`. False if it neither
@@ -262,6 +266,42 @@ class Mesh:
         """
         request = ControlRequest(op="reply", ref=token(ref, "ref"), text=text)
         return (await self._request(agent, request, ControlReply, timeout, repeat=True)).replied
+
+    async def see_ended(self, agent: str, withdrawn: Sequence[Subrequest], *, wait: float) -> tuple[Subrequest, ...]:
+        """Which of the requests that `agent` has withdrawn have ended: once all have, or after `wait` seconds; with 0 nobody is
+        asked."""
+        return await self._endings.follow(agent, withdrawn, seconds(wait, "wait") if wait else 0.0)
+
+    async def end(
+        self,
+        agent: str,
+        ref: str | None = None,
+        *,
+        how: Literal["interrupt", "cancel", "stop"] = "cancel",
+        wait: float = 10.0,
+        timeout: float = CONTROL_S,
+    ) -> Ended:
+        """End a request and see that what was asked on its behalf ends, too: as `interrupt`, as `cancel` with `tree`, or all
+        requests of an agent, as `stop` does.
+
+        Args:
+            ref: the request; `cancel` needs one.
+            wait: seconds to wait until the agents that were asked have ended theirs, which withdraw further. `Ended.withdrawn`
+                says which have not been seen to end by then.
+
+        Raises:
+            As `status`, and as `stop`.
+        """
+        patience = seconds(wait, "wait") if wait else 0.0
+        if how == "stop":
+            found = await self._endings.asked_by(agent, timeout=seconds(timeout))
+            await self.stop(agent, timeout=timeout)
+            return Ended(done=True, withdrawn=await self._endings.follow(agent, found, patience))
+        named = None if ref is None and how == "interrupt" else token(ref, "ref")
+        request = ControlRequest(op=how, ref=named, tree=how == "cancel")
+        reply = await self._request(agent, request, ControlReply, timeout, repeat=named is not None)
+        done = reply.interrupted if how == "interrupt" else reply.cancelled
+        return Ended(done=done, withdrawn=await self._endings.follow(agent, reply.withdrawn, patience))
 
     async def resume(self, agent: str, *, timeout: float = CONTROL_S) -> bool:
         """Let a halted agent go on, or revive a failed one. Durable when this returns; False if there was nothing to resume.

@@ -13,6 +13,7 @@ from agentmesh.edge.transport import Disconnected, Message, NoResponders, Reques
 from agentmesh.errors import AskTimeout, Unavailable
 from agentmesh.subjects import Subjects
 from agentmesh.wire import ErrorBody, Outcome, encode
+from agentmesh_client.results import Subrequest
 from agentmesh_client.retry import is_absent
 from agentmesh_client.spec_cache import SpecCache, unknown, waiting
 
@@ -42,6 +43,7 @@ class ControlReply(msgspec.Struct, frozen=True, kw_only=True):
     ref: str | None = None
     set: bool = False
     configuration: Configuration | None = None
+    withdrawn: tuple[Subrequest, ...] = ()
 
 
 class _Failure(msgspec.Struct, frozen=True):

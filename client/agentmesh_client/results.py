@@ -47,6 +47,27 @@ class Response(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
+class Subrequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A request that an agent has sent to another one on behalf of a request of its own."""
+
+    agent: str
+    """The agent that was asked."""
+    origin: str
+    """By which that agent knows the request, together with its sender."""
+    ref: str | None = None
+    """The request's ref there, if it was open when it was looked for."""
+    ended: bool = False
+    """Whether it is known to have ended."""
+
+
+class Ended(msgspec.Struct, frozen=True, kw_only=True):
+    """What the end of a request has ended with it."""
+
+    done: bool
+    """Whether there was something to end."""
+    withdrawn: tuple[Subrequest, ...] = ()
+
+
 class PollResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Whether a request has ended, and how. JSON of it is the reply of the protocol's `poll`."""
 
@@ -94,6 +115,8 @@ class Interruption(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     """The callback that ran: it was cancelled, or not touched."""
     plain: bool = False
     """It is a plain function, which nothing can cancel: it goes on in its thread, and what it returns is thrown away."""
+    withdrawn: tuple[Subrequest, ...] = ()
+    """What others were asked on behalf of the request, and is withdrawn with it."""
 
 
 class ChangeEntry(msgspec.Struct, frozen=True, kw_only=True):

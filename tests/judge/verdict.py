@@ -143,15 +143,19 @@ def _torn(agent: str, history: History) -> Iterable[str]:
 
 
 def _set_once(evidence: Evidence) -> Iterable[str]:
-    """What a client has set is in the journal: once if it was told so, else once at most."""
+    """What a client has set is in the journal: once in a life if it was told so, else once at most."""
     made: Counter[str] = Counter()
+    lives: dict[str, set[str]] = defaultdict(set)
     for agent, records in evidence.journals.items():
         for _, record in records:
             if record.kind == "set" and record.change.backend_options is not msgspec.UNSET:
-                made[f"{agent}/{record.change.backend_options.get('label')}"] += 1
+                made[change := f"{agent}/{record.change.backend_options.get('label')}"] += 1
+                lives[change].add(record.incarnation)
     for op in evidence.operations:
         count = made[f"{op.agent}/{op.label}"]
-        if op.kind == "set" and (count > 1 or (count == 0 and op.ref is not None and op.error is None)):
+        # A request that is repeated may meet the next life of the name, which knows nothing of the one before.
+        most = max(1, len(lives[f"{op.agent}/{op.label}"]))
+        if op.kind == "set" and (count > most or (count == 0 and op.ref is not None and op.error is None)):
             yield f"{op.agent}: {op.label} was set {count} times, and its client was told {op.error or op.ref}"
 
 

@@ -165,9 +165,12 @@ async def stop(name: AgentName, /, *, timeout: float = 30.0, no_wait: Flag = Fal
     no_wait
         Return once the request to stop is written.
     """
+    from agentmesh_client.cli.asks import show_ended
     from agentmesh_client.cli.output import Printer
 
     async with session(options) as mesh:
+        if options.wait and not no_wait:
+            return show_ended(options, "stopped", await mesh.end(name, how="stop", wait=options.wait, timeout=timeout), "")
         await mesh.stop(name, timeout=timeout, wait=not no_wait)
     status = "stopping" if no_wait else "stopped"
     Printer(options).value({"v": 1, "name": name, "status": status}, f"{name} is {status}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from agentmesh.wire import Outcome
     from agentmesh_client import Mesh
     from agentmesh_client.cli.output import Printer
+    from agentmesh_client.results import Ended, Subrequest
 
 WITHDRAW_S = 5.0
 """Longest time that Ctrl-C takes to withdraw a prompt."""
@@ -366,8 +367,11 @@ async def cancel(
         Seconds to wait for the agent's owner.
     """
     async with session(options, timeout) as mesh:
-        done = await mesh.cancel(name, ref, tree=running, timeout=timeout)
-    return _done(options, "cancelled", done, f"request {ref} " + ("has ended" if running else "does not wait"))
+        if running:
+            ended = await mesh.end(name, ref, how="cancel", wait=options.wait, timeout=timeout)
+            return show_ended(options, "cancelled", ended, f"request {ref} has ended")
+        done = await mesh.cancel(name, ref, timeout=timeout)
+    return _done(options, "cancelled", done, f"request {ref} does not wait")
 
 
 def reply(
@@ -405,12 +409,14 @@ async def interrupt(name: AgentName, /, *, ref: str | None = None, timeout: floa
 
     async with session(options, timeout) as mesh:
         found = await mesh.interruption(name, ref, timeout=timeout)
-    shown = {"v": 1, **msgspec.to_builtins(found)}
+        withdrawn = await mesh.see_ended(name, found.withdrawn, wait=options.wait)
+    shown = {"v": 1, **msgspec.to_builtins(msgspec.structs.replace(found, withdrawn=withdrawn))}
     Printer(options).value(shown, "interrupted" if found.interrupted else "no such turn was running")
     if found.callback is not None and not found.interrupted:
         Printer(options).note(f"{name} is in {found.callback}, which was not touched: it belongs to no such turn")
     elif found.plain:
         Printer(options).note(f"{found.callback} is a plain function, and goes on in its thread; what it returns is thrown away")
+    tell_withdrawn(options, withdrawn)
     return exits.OK
 
 
@@ -425,6 +431,25 @@ async def resume(name: AgentName, /, *, timeout: float = 10.0, options: Globals 
     async with session(options, timeout) as mesh:
         done = await mesh.resume(name, timeout=timeout)
     return _done(options, "resumed", done, f"{name} was neither halted nor failed")
+
+
+def tell_withdrawn(options: GlobalOptions, withdrawn: Sequence[Subrequest]) -> None:
+    """Say what was withdrawn, and what of it has not been seen to end."""
+    from agentmesh_client.cli.output import Printer
+
+    for one in withdrawn:
+        unseen = f": not seen to end within {options.wait:g} s (--wait)" if options.wait else ""
+        Printer(options).note(f"withdrawn from {one.agent}" + (": it has ended there" if one.ended else unseen))
+
+
+def show_ended(options: GlobalOptions, what: str, ended: Ended, otherwise: str) -> int:
+    """Print how a request was ended, and what was withdrawn with it."""
+    from agentmesh_client.cli.output import Printer
+
+    more = {"withdrawn": ended.withdrawn} if ended.withdrawn else {}
+    Printer(options).value({"v": 1, what: ended.done, **more}, what if ended.done else otherwise)
+    tell_withdrawn(options, ended.withdrawn)
+    return exits.OK
 
 
 def _done(options: GlobalOptions, what: str, done: bool, otherwise: str) -> int:

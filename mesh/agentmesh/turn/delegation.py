@@ -144,6 +144,15 @@ def to_withdraw(core: Core, ref: str) -> dict[str, list[dict[str, str]]]:
     return {"withdrawn": [{"agent": agent, "origin": origin} for origin, agent in found.items()]} if found else {}
 
 
+def all_open(core: Core) -> list[dict[str, str]]:
+    """All that is open on behalf of requests of this agent, as replies show it."""
+    ledger = core.ledger
+    told = {origin: one.agent for origin, one in ledger.delegated.items() if not one.withdrawn}
+    if ledger.turning is not None:
+        told |= dict(questions(ledger, ref_in(ledger.turning.key)))
+    return [{"agent": agent, "origin": origin} for origin, agent in told.items()]
+
+
 def pruned(ledger: Ledger) -> Ledger:
     """`ledger` without the entries of requests that are open no longer: a process of an older build, which knows no entries, has
     ended those."""

@@ -22,6 +22,7 @@ from agentmesh.ledger import is_taken, open_requests
 from agentmesh.outcomes import answers, capped, outcome_limit
 from agentmesh.records import NOTHING, Echo, Resolve, SetTimer
 from agentmesh.registry_values import Spec
+from agentmesh.turn import delegation
 from agentmesh.turn.configuration import shown
 from agentmesh.turn.values import (
     AnswerControl,
@@ -127,8 +128,8 @@ class ControlRequests:
                 self._feed(Cancel(ref, token, request.tree, self._spent() if request.tree else None), token, reply)
             case "open":
                 # After the mail that came before it, as a status.
-                asked = (reply, names.agent_name(request.sender or ""), request.origin or "")
-                self._s.run_queue.put(self._reply_open, asked)
+                sender = None if request.sender is None else names.agent_name(request.sender)
+                self._s.run_queue.put(self._reply_open, (reply, sender, request.origin or ""))
             case "reply":
                 self._feed(self._reply(request, token), token, reply)
             case "set_timer":
@@ -172,11 +173,14 @@ class ControlRequests:
         reply, content = asked
         self._reply_soon(reply, wire.encode(self._status(content=content)))
 
-    def _reply_open(self, asked: tuple[str, str, str]) -> None:
-        """Answer whether a request that another agent has sent is open here, by its origin."""
+    def _reply_open(self, asked: tuple[str, str | None, str]) -> None:
+        """Answer whether a request that another agent has sent is open here, by its origin; or which ones this agent has sent."""
         reply, sender, origin = asked
         core = self._loop.core
         assert core is not None
+        if sender is None:
+            self._reply_soon(reply, wire.encode_reply({"asked": delegation.all_open(core)}))
+            return
         ref = open_ref(core, sender, origin)
         failed = core.ledger.failed or (core.reason if core.phase is Phase.FAILED else None)
         body: dict[str, Any] = {"open": ref is not None, "ref": ref, "waits": any(mail.ref == ref for mail in core.prompts)}
