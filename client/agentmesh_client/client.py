@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 from typing import Any, Literal, Unpack
 
@@ -26,7 +26,6 @@ from agentmesh_client.configuration import Updater, adjustment, checked_labels
 from agentmesh_client.control import Control, ControlReply
 from agentmesh_client.dead import DeadLetters
 from agentmesh_client.directory import Directory
-from agentmesh_client.ending import Endings
 from agentmesh_client.history import Historian
 from agentmesh_client.late_prompts import LatePrompts
 from agentmesh_client.lifecycle import Starter, new_spec
@@ -53,6 +52,7 @@ from agentmesh_client.retry import or_absent, patiently
 from agentmesh_client.server_time import CallersClock
 from agentmesh_client.spec_cache import SpecCache
 from agentmesh_client.streaming import LiveTurn
+from agentmesh_client.subrequests import Endings
 from agentmesh_client.unclaimed import Unclaimed
 from agentmesh_client.validation import instant, json_bytes, seconds
 

@@ -28,7 +28,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from typing import Any, ClassVar
 
-from agentmesh import Agent, Answer, Defer, Halt, Idle, Init, Proceed, Skip, Timer, Undelivered
+from agentmesh import Agent, Answer, Closed, Defer, Halt, Idle, Init, Proceed, Skip, Timer, Undelivered
 from agentmesh.backend import Event, Response, Turn
 from judge.evidence import Call, State
 
@@ -150,6 +150,8 @@ class Cell(Agent[State]):
                 self._note(state, f"undelivered|-|{event.effect['target']}:{event.error.code}")
                 if "tag" in event.effect:
                     self.reply(event.effect["tag"], error=event.error.exception())
+            case Closed():
+                pass
             case _:
                 state.count += 1
                 self._note(state, f"event|{self.sender or '-'}|{event['label']}")

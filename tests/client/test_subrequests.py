@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from agentmesh.subjects import Subjects
-from agentmesh_client.ending import Endings
 from agentmesh_client.results import Ended, Subrequest
+from agentmesh_client.subrequests import Endings
 from client.fake_owner import world
 from support import Server, run
 
