@@ -47,7 +47,7 @@ def explore(script: Script, *, part: int = 1, parts: int = 1, jobs: int = 1) -> 
     def dies(number: int, moment: Moment, subject: str) -> bool:
         return number % parts == part % parts and forks.fork(Point(number, moment, subject))
 
-    wanted = forks.run(lambda: play(script, dies=dies, collect=False))
+    wanted = forks.run(lambda: play(script, dies=dies, ended=forks.leave, collect=False))
     return Explored(wanted, forks.reported())
 
 

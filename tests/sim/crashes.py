@@ -187,13 +187,20 @@ class Final:
 
 
 def play(
-    script: Script, *, dies: Dies = lambda *_: False, trace: Callable[[str], None] | None = None, collect: bool = True
+    script: Script,
+    *,
+    dies: Dies = lambda *_: False,
+    trace: Callable[[str], None] | None = None,
+    ended: Callable[[Final], None] = lambda _: None,
+    collect: bool = True,
 ) -> Final:
-    """Run `script` against one node that dies once, where `dies` says so. `trace` gets a line for each message; `collect` as
-    `run_sim` has it."""
+    """Run `script` against one node that dies once, where `dies` says so. `trace` gets a line for each message, `ended` what is
+    returned, before all that still runs is ended; `collect` as `run_sim` has it."""
 
     async def main(loop: SimLoop) -> Final:
-        return await _play(loop, script, dies, trace)
+        final = await _play(loop, script, dies, trace)
+        ended(final)
+        return final
 
     return run_sim(main, collect=collect)
 

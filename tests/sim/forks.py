@@ -64,6 +64,11 @@ class Forks[K, V]:
         assert not isinstance(value, CopyFailed)
         return value
 
+    def leave(self, value: V) -> None:
+        """In a copy: report `value` and vanish, without the clean-up behind it. In the original: nothing."""
+        if self._pipe is not None:
+            self._report(self._pipe, value)
+
     def reported(self) -> list[tuple[K, V | CopyFailed]]:
         """What each copy has reported, in the order in which they were made."""
         while self._running:

@@ -17,9 +17,11 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Coroutine
 from contextvars import copy_context
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from typing import Any
 
+_NEAR_S = 2.0
+"""Timers that are due later are not sorted yet: most bound a request, and are cancelled long before."""
 MAX_STEPS = 2_000_000
 """Callbacks of one run: more means that something spins."""
 _ROUNDS = 8
@@ -150,6 +152,9 @@ class SimLoop(asyncio.BaseEventLoop):
         super().__init__()
         self._timers: list[tuple[float, int, _TimerHandle]] = []
         """A heap. Tuples are compared by the interpreter itself, handles by a method: that alone is a tenth of a run."""
+        self._far: list[tuple[float, int, _TimerHandle]] = []
+        """Those that are due at `_horizon` or later, in no order."""
+        self._horizon = _NEAR_S
         self._timer_count = 0
         self.now = 0.0
         self.steps = 0
@@ -198,7 +203,10 @@ class SimLoop(asyncio.BaseEventLoop):
     ) -> asyncio.TimerHandle:
         handle = _TimerHandle(when, callback, args, context)
         self._timer_count += 1
-        heappush(self._timers, (when, self._timer_count, handle))
+        if when < self._horizon:
+            heappush(self._timers, (when, self._timer_count, handle))
+        else:
+            self._far.append((when, self._timer_count, handle))
         return handle
 
     def call_later[*Ts](
@@ -207,7 +215,10 @@ class SimLoop(asyncio.BaseEventLoop):
         when = self.now + delay  # as `call_at`: half of all callbacks come from here
         handle = _TimerHandle(when, callback, args, context)
         self._timer_count += 1
-        heappush(self._timers, (when, self._timer_count, handle))
+        if when < self._horizon:
+            heappush(self._timers, (when, self._timer_count, handle))
+        else:
+            self._far.append((when, self._timer_count, handle))
         return handle
 
     def call_next(self, process: Process, callback: Callable[..., object], *args: object) -> None:
@@ -235,13 +246,25 @@ class SimLoop(asyncio.BaseEventLoop):
         while timers and timers[0][2]._callback is None:  # it was cancelled
             heappop(timers)
         if not timers:
-            raise Deadlock("nothing is ready and no timer is set")
+            self._look_farther()
+            return
         when, _, handle = heappop(timers)
         self.now = max(self.now, when)
         if timers and timers[0][0] <= self.now:
             self._ready.append(handle)
         else:
             self._call(handle)
+
+    def _look_farther(self) -> None:
+        """All timers before the horizon are over: sort the next ones in."""
+        self._far = [timer for timer in self._far if timer[2]._callback is not None]
+        if not self._far:
+            raise Deadlock("nothing is ready and no timer is set")
+        self._horizon = min(self._far)[0] + _NEAR_S
+        near = [timer for timer in self._far if timer[0] < self._horizon]
+        self._far = [timer for timer in self._far if timer[0] >= self._horizon]
+        heapify(near)
+        self._timers[:] = near
 
     def _run_round(self) -> None:
         """All that is ready, and the timers that are due. What becomes ready meanwhile belongs to the next round."""
@@ -281,7 +304,7 @@ class SimLoop(asyncio.BaseEventLoop):
     def finish(self) -> None:
         """Cancel all that still runs, the tasks of dead and frozen processes too, and close. What fails now is no defect."""
         self.set_exception_handler(lambda *_: None)
-        for _, _, handle in self._timers:
+        for _, _, handle in (*self._timers, *self._far):
             if handle._context.get(_process) is not None:
                 handle.cancel()
         for process in self.processes:
