@@ -241,6 +241,7 @@ def main(fd: int, modules: Sequence[str]) -> int:
     sys.path.pop(0)  # the folder of this file: no process of the mesh has it
     for name in modules:
         importlib.import_module(name)
+    importlib.import_module("agentmesh_node.turns.agent_factory").backend_class("scripted")  # it looks through all packages
     gc.collect()
     gc.freeze()
     request = serve(socket.socket(fileno=fd))
