@@ -107,6 +107,7 @@ async def events(
         def end(error: Exception) -> None:
             if not ended.done():
                 ended.set_exception(error)
+                ended.exception()  # if the verb ends by something else, nobody awaits it
 
         def show(message: Message) -> None:
             try:

@@ -13,6 +13,9 @@ from agentmesh.errors import NotPermitted
 log = logging.getLogger("agentmesh.edge")
 
 
+MOST_TOLD = 1000
+
+
 class Refusals:
     """Hears what the server refuses, fails what waits for it, and keeps what stays refused."""
 
@@ -23,6 +26,8 @@ class Refusals:
         self._pending = pending
         self._errors: dict[str, NotPermitted] = {}
         """Subscriptions, by subject; under the empty one the credentials."""
+        self._told: set[str] = set()
+        """Subjects of requests that were failed because the server forbids them."""
         self._callbacks: list[tuple[Callable[[NotPermitted], None], bool]] = []
         self.deaf: NotPermitted | None = None
         """Set when no reply can be heard: the inbox is refused."""
@@ -45,8 +50,14 @@ class Refusals:
             return False
         error = forbidden(refused, user)
         if refused.act == "publish":
-            if not self._pending.fail(error, refused.subject):
-                log.warning("a message was not sent: %s", error.message, extra={"connection": self._connection})
+            if self._pending.fail(error, refused.subject):
+                if len(self._told) < MOST_TOLD:
+                    self._told.add(refused.subject)
+            else:
+                # Requests that were failed together have an error line each; and where no reply is heard, all were failed before.
+                told = self.deaf is not None or refused.subject in self._told
+                level = logging.DEBUG if told else logging.WARNING
+                log.log(level, "a message was not sent: %s", error.message, extra={"connection": self._connection})
             return True
         if refused.subject == self._inbox:
             self.deaf = error
@@ -63,6 +74,7 @@ class Refusals:
         """Forget what the lost connection was refused; whether it may be restored is not known yet."""
         self.deaf = None
         self._errors = {subject: error for subject, error in self._errors.items() if not subject}
+        self._told.clear()
 
     def restored(self) -> None:
         """The credentials were accepted."""
@@ -70,8 +82,9 @@ class Refusals:
 
     def _keep(self, subject: str, error: NotPermitted) -> None:
         self._errors[subject] = error
-        # Who has asked to hear of it says it, or can do without.
+        # Who has asked to hear of it says it, or can do without; where no reply is heard, so does everybody who asks anything.
         level = logging.INFO if any(tells for _, tells in self._callbacks) else logging.ERROR
+        level = level if self.deaf is None else logging.DEBUG
         log.log(level, "%s", error.message, extra={"connection": self._connection})
         for callback, _ in self._callbacks:
             callback(error)
