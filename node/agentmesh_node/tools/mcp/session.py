@@ -132,13 +132,13 @@ class McpSession:
 
     async def close_if_idle(self) -> bool:
         """End it unless a call is being made, or it is being opened or listed. Returns whether it has ended."""
-        if self._lock.locked() or (self._connection is not None and self._connection.busy):
+        connection = self._connection
+        if self._lock.locked() or connection is None or connection.busy:
             return False
         async with self._lock:
-            if self._connection is not None:
-                self._connection.close_behind_calls()  # a call that comes now opens it again
+            connection.close_behind_calls()  # a call that comes now opens it again
             await self._end()
-        return True
+        return connection.over
 
     # --- opening ------------------------------------------------------------------------------------------------------
     async def _open(self) -> None:

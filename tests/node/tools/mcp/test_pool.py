@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from agentmesh.errors import BackendError
 from agentmesh_node.tools import Call, Result, Toolbox
 from agentmesh_node.tools.mcp import pool
 from node.tools.mcp.serving import TURN, alive, box, call, pids, stdio
@@ -118,3 +119,20 @@ def test_a_call_that_finds_no_place_waits_and_then_fails(notes: Path, monkeypatc
 async def look_long(toolbox: Toolbox) -> Result:
     await toolbox.specs()
     return await toolbox.run(Call("c1", "shop__hang", {}), TURN)
+
+
+def test_a_place_whose_child_does_not_end_is_waited_for_and_not_asked_for_again_and_again(
+    notes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool, "ADMIT_S", 0.1)
+
+    async def check() -> None:
+        places = pool.ServerPool(1)
+        stuck, other = (places.session(stdio(notes, name=name), {}) for name in ("stuck", "other"))
+        await places.admit(stuck)
+        with pytest.raises(BackendError, match="MESH_MCP_CHILDREN"):
+            await places.admit(other)
+        places.leave(stuck)
+        await places.admit(other)
+
+    run(check(), 30)
