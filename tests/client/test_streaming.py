@@ -30,7 +30,7 @@ from agentmesh_client import (
     streaming,
 )
 from agentmesh_client.cli.streaming import Screen, totals
-from agentmesh_client.streaming import EventReader
+from agentmesh_client.streaming import EventReader, Retry
 from client.fake_owner import World, world
 from support import Server, eventually, run
 
@@ -131,6 +131,32 @@ def test_an_answer_that_the_model_begins_again_voids_itself_and_nothing_before_i
         Text(n=9, text="There."),
     ]
     assert reader.text == "I look. There."
+
+
+@pytest.mark.case(408)
+def test_a_further_try_of_a_model_call_says_why_and_when() -> None:
+    told = {"reason": "overloaded", "attempt": 2, "after_s": 4.1}
+    reader, events = read(
+        message("start", 1),
+        message("text", 2, text="", retry=told),
+        message("text", 3, text="half"),
+        message("text", 4, text="", restart=True, retry={"reason": "stream_broken"}),
+        message("text", 5, text="whole"),
+        message("text", 6, text="", restart=True, retry=["no"]),
+    )
+    text, restarted = events[1], events[3]
+    assert isinstance(text, Text)
+    assert text.retry == Retry(reason="overloaded", attempt=2, after_s=4.1)
+    assert isinstance(restarted, Restarted)
+    assert restarted.retry == Retry(reason="stream_broken")
+    assert isinstance(events[5], Restarted)
+    assert reader.text == ""
+    out, err = io.StringIO(), io.StringIO()
+    screen = Screen(quiet=False, out=out, err=err)
+    for event in events[:5]:
+        screen.show(event)
+    assert "the model is asked again in 4.1 s (overloaded)" in err.getvalue()
+    assert "begins again (stream_broken)" in err.getvalue()
 
 
 def test_a_turn_that_runs_again_under_the_same_owner_is_a_restart_also_if_its_start_was_lost() -> None:

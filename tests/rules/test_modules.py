@@ -16,7 +16,6 @@ PACKAGES = {"mesh": "agentmesh", "node": "agentmesh_node", "client": "agentmesh_
 
 IMPORTED_BY: dict[str, str] = {
     "agentmesh.agent": "mesh/turn/test_hooks.py",
-    "agentmesh.backend": "mesh/turn/test_ask.py",
     "agentmesh.callback_context": "node/turns/test_callbacks.py",
     "agentmesh.callback_results": "node/owner/test_loop.py",
     "agentmesh.edge.api": "mesh/edge/test_manage.py",
@@ -143,7 +142,7 @@ NEEDS_NONE: dict[str, str] = {
 """Modules that need no test, and why."""
 
 OTHERWISE = IMPORTED_BY | THROUGH | WHOLE_NODES | NEEDS_NONE
-MOST = 117
+MOST = 116
 """How long the list may be. Only ever make it smaller."""
 
 

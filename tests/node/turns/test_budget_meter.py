@@ -38,6 +38,19 @@ def used(tokens: int, *, replayed: bool = False, **more: Any) -> Event:
     return Event("usage", {"input_tokens": tokens, "output_tokens": 0, **more}, replayed)
 
 
+@pytest.mark.case(408)
+def test_the_time_that_a_turn_has_left_is_its_bounds_or_its_budgets() -> None:
+    clock = Clock()
+    bounded = BudgetMeter(Purse(Limits(wall_s=50.0), 10.0, {}), Prices(), clock, bound_s=60.0)
+    assert bounded.seconds_left() == 40.0
+    clock.now += 30.0
+    assert bounded.seconds_left() == 10.0
+    clock.now += 30.0
+    assert bounded.seconds_left() == 0.0
+    assert BudgetMeter(Purse(), Prices(), clock, bound_s=60.0).seconds_left() == 60.0
+    assert meter().seconds_left() is None
+
+
 def test_a_turn_that_goes_on_behind_its_budget_is_ended_and_an_answer_is_not() -> None:
     own = meter(tokens=10)
     own.observe(used(10))
