@@ -93,3 +93,17 @@ def test_what_differs_is_shown_line_by_line() -> None:
 
 def _at(point: Point, call: int, moment: Moment, _subject: str) -> bool:
     return (call, moment) == point[:2]
+
+
+def test_a_copy_may_leave_before_its_work_has_ended() -> None:
+    forks = Forks[int, str](1)
+
+    async def main(_loop: SimLoop) -> str:
+        if forks.fork(1):
+            forks.leave("left")
+            raise AssertionError("it went on")
+        forks.leave("only a copy can")
+        return "of the original"
+
+    assert forks.run(partial(run_sim, main)) == "of the original"
+    assert forks.reported() == [(1, "left")]
