@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from agentmesh.wire import Attachment, Outcome
     from agentmesh_client.asks import PromptOptions
     from agentmesh_client.client import Mesh
-    from agentmesh_client.connecting import connect
+    from agentmesh_client.connections import connect
     from agentmesh_client.results import (
         AgentEntry,
         AgentInfo,
@@ -93,7 +93,7 @@ _HOMES = {
     "agentmesh.wire": ("Attachment", "Configuration", "NodeLease", "Outcome", "Restart", "Spec", "Status"),
     "agentmesh_client.asks": ("PromptOptions",),
     "agentmesh_client.client": ("Mesh",),
-    "agentmesh_client.connecting": ("connect",),
+    "agentmesh_client.connections": ("connect",),
     "agentmesh_client.validation": ("attachment",),
     "agentmesh_client.results": (
         "AgentEntry",

@@ -8,7 +8,7 @@ import pytest
 
 from agentmesh.errors import BadRequest, Unavailable
 from agentmesh.subjects import Subjects
-from agentmesh_client.connecting import connect
+from agentmesh_client.connections import connect
 from support import Server, run
 
 
