@@ -37,6 +37,7 @@ def test_no_number_is_missing_or_used_twice() -> None:
         *range(400, 410),
         *range(420, 430),
         *range(440, 452),
+        *range(380, 388),
         *range(460, 465),
         *range(470, 476),
         *range(480, 485),

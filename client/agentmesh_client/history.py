@@ -122,6 +122,8 @@ def _entry(turn: TurnInfo, content: bool, opened: OpenRequest | None) -> TurnEnt
         deferred=opened,
         prompt=turn.prompt if content else None,
         answer=turn.answer if content else None,
+        tools=turn.tools,
+        note=turn.note if content else None,
     )
 
 

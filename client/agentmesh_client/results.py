@@ -182,6 +182,10 @@ class TurnEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     prompt: str | None = None
     """The first 1,000 characters, if content is asked for; the same holds for `answer`."""
     answer: str | None = None
+    tools: dict[str, dict[str, int]] = {}
+    """The tools that ran, and how often each ended in which way (see `Outcome.tools`)."""
+    note: str | None = None
+    """What the tools of a turn without an answer did: calls, arguments and ends, if content is asked for."""
 
 
 class UnclaimedMail(msgspec.Struct, frozen=True, kw_only=True):

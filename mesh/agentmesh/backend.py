@@ -33,7 +33,7 @@ class Event(msgspec.Struct, frozen=True):
 
     `data` by kind: text `{"text","restart"?,"retry"?}` (with `restart` the model's answer begins anew: what came since the last
     usage or tool_result is void; `retry` `{"reason","attempt"?,"after_s"?}` says that the model is asked again, and why) ·
-    thinking `{"text"}` · tool_use `{"id","name","input"}` · tool_result `{"id","ok","text"}` · usage
+    thinking `{"text"}` · tool_use `{"id","name","input"}` · tool_result `{"id","ok","text","error"?}` · usage
     `{"input_tokens","output_tokens","cache_read_input_tokens"?,"cache_write_input_tokens"?,"model"?}`, of the turn so far, cached
     tokens not among the input · result `{"text"?,"session_id"?}` · error `{"reason","message"?,"retryable"?,"retry_after_s"?}`.
     """
@@ -88,6 +88,26 @@ class Response(msgspec.Struct, frozen=True):
         return Response(text, tuple(events), usages[-1] if usages else None, session_id, duration_ms)
 
 
+class Kept(msgspec.Struct, frozen=True, kw_only=True):
+    """What an earlier turn did that ended without its answer, and that the session does not have."""
+
+    name: str
+    """Its `Steps.key`."""
+    number: int
+    prompt: str
+    """What it was asked."""
+    attachments: tuple[Any, ...] = ()
+    steps: tuple[Any, ...] = ()
+    """Its steps, oldest first; none where only the note is left."""
+    note: str | None = None
+    """What its tools did, in a text of at most 4 kB; None if it ran none."""
+    shown: Literal["whole", "note", "not", "told"] = "whole"
+    """How to show it to the model: as exchanges, by its note, not at all, or not again (`told`: the session has it)."""
+    retried: bool = False
+    """This turn tries its request again: a call of that one that has no result is the same call in this one, under its key. So is
+    one that has a result of which this turn's model is not told."""
+
+
 def _said(events: list[Event]) -> str:
     """The text of a turn, without that of answers that broke off and were asked for again."""
     kept: list[str] = []
@@ -116,6 +136,9 @@ class Turn(msgspec.Struct, frozen=True):
     """What it may still spend."""
     report_absence: Callable[[str, str], None] = lambda server, reason: None
     """Tells the operators that a server of tools which may be absent is, and why."""
+    kept: tuple[Kept, ...] = ()
+    """What earlier turns did that ended without their answers, oldest first. Once a turn has its answer, or fails and leaves
+    another session behind, the session is taken to hold all of it."""
 
 
 class Room(msgspec.Struct, frozen=True):

@@ -106,6 +106,11 @@ ADDED: tuple[Addition, ...] = (
     Addition("Status.open_more", "ignored"),
     Addition("ControlRequest.text", "ignored"),
     Addition("op reply", "ignored"),
+    Addition("Outcome.tools", "ignored"),
+    Addition("TurnInfo.tools", "ignored"),
+    Addition("TurnInfo.note", "ignored"),
+    Addition("Ledger.kept", "refused", SECOND),
+    Addition("Change.kept", "refused", SECOND),
 )
 
 

@@ -37,7 +37,7 @@ from agentmesh.records import (
 from agentmesh.wire import format_time
 
 MAPS = (
-    "positions", "taken", "origins", "deferred", "attempts", "takeovers", "timers", "awaiting", "steps", "waits", "seen",
+    "positions", "taken", "origins", "deferred", "attempts", "takeovers", "timers", "awaiting", "steps", "waits", "kept", "seen",
     "delegated",
 )  # fmt: skip
 _CHANGED = tuple((field, field in MAPS) for field in Change.__struct_fields__)
@@ -151,6 +151,7 @@ def shortened(history: tuple[TurnInfo, ...]) -> tuple[TurnInfo, ...]:
             turn,
             prompt=turn.prompt[:TOMBSTONE_TEXT],
             answer=None if turn.answer is None else turn.answer[:TOMBSTONE_TEXT],
+            note=None,
         )
         for turn in history
     )
@@ -253,8 +254,11 @@ def newest_answered(records: Iterable[tuple[int, Record]]) -> AnsweredMessage | 
 def _detached(ledger: Ledger) -> Ledger:
     """`ledger` with copies of its raw values, so that it does not keep the bytes of whole records in memory."""
     steps = {index: Step(_copied(step.value)) for index, step in ledger.steps.items()}
+    kept = {
+        name: structs.replace(turn, steps=tuple(Step(_copied(s.value)) for s in turn.steps)) for name, turn in ledger.kept.items()
+    }
     return structs.replace(
-        ledger, state=_copied(ledger.state), session=_copied(ledger.session), spec=_copied(ledger.spec), steps=steps
+        ledger, state=_copied(ledger.state), session=_copied(ledger.session), spec=_copied(ledger.spec), steps=steps, kept=kept
     )
 
 

@@ -22,6 +22,7 @@ from agentmesh.budget import Limits
 from agentmesh.errors import UnreadableRecord
 from agentmesh.formats import FIRST, RECORD_VERSION, needed_by
 from agentmesh.registry_values import Restart
+from agentmesh.tool_runs import Counts
 from agentmesh.wire import Attachment, ErrorBody, Outcome, PromptBody
 
 NOTHING = Raw(b"")
@@ -276,6 +277,32 @@ class Step(msgspec.Struct, frozen=True, omit_defaults=True):
         return memoryview(self.value).nbytes
 
 
+type Shown = Literal["whole", "note", "not", "told"]
+
+
+class KeptTurn(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a turn did that ended in any way but its answer (agentmesh.turn.kept). The next turn shows it to the model."""
+
+    number: int
+    ref: str
+    """The request that it was for, or the one that is tried in its place: that one goes on with its calls that have no result."""
+    prompt: str = ""
+    attachments: tuple[Attachment, ...] = ()
+    steps: tuple[Step, ...] = ()
+    note: str | None = None
+    """The same in a text of a few lines; None if it ran no tool."""
+    shown: Shown = "whole"
+    """How the next turn shows it: as whole exchanges; by its note; not at all, because a turn with its note in it was refused; or
+    not again, because the session has it."""
+    tries: int = 0
+    """Turns that it was shown to in this way and that failed for an unknown reason before the model had answered."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of its steps and attachments, about."""
+        return sum(step.size for step in self.steps) + sum(len(a.content) for a in self.attachments)
+
+
 class Wait(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A wait inside a turn: what another agent was asked, and its outcome once that is known."""
 
@@ -310,6 +337,10 @@ class TurnInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     error: ErrorBody | None = None
     usage: dict[str, Any] | None = None
     takeovers: int = 0
+    tools: Counts = {}
+    """The tools that ran, and how often each ended in which way."""
+    note: str | None = None
+    """What the tools of a turn without an answer did, in a few lines."""
 
 
 class Overrides(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -391,6 +422,8 @@ class Ledger(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     delegated: dict[str, Delegated] = {}
     """By origin: what was asked of others on behalf of open requests, beside the waits of a running turn; and what was withdrawn
     and is to come back."""
+    kept: dict[str, KeptTurn] = {}
+    """What turns did that ended without their answers, and that the session does not have; by the turns' names, oldest first."""
     seen: dict[str, Seen] = {}
     """By digest of a `Nats-Msg-Id`: mail that was purged while a repetition of it might still come."""
     effects: dict[str, Open] = {}
@@ -440,6 +473,7 @@ class Change(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     awaiting: dict[str, Awaited | None] | UnsetType = UNSET
     steps: dict[str, Step | None] | UnsetType = UNSET
     waits: dict[str, Wait | None] | UnsetType = UNSET
+    kept: dict[str, KeptTurn | None] | UnsetType = UNSET
     seen: dict[str, Seen | None] | UnsetType = UNSET
     delegated: dict[str, Delegated | None] | UnsetType = UNSET
 

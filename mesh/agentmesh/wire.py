@@ -21,6 +21,7 @@ from agentmesh.headers import is_json, message_id
 from agentmesh.names import reply_subject
 from agentmesh.renamed import attributes
 from agentmesh.subjects import Lane
+from agentmesh.tool_runs import Counts
 
 # --- headers ------------------------------------------------------------------------------------------------------
 REPLY_TO = "Mesh-Reply-To"
@@ -359,6 +360,9 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Which message it answers: the first 256 characters of that one's `Nats-Msg-Id`, if it had one."""
     stored: str | None = None
     """When the server stored that message, in its own words (RFC 3339). None: an older build has written this outcome."""
+    tools: Counts = {}
+    """The tools that ran, and how often each ended in which way: `ok`, `interrupted` (it has no result and may have been done),
+    or a word for what went wrong."""
 
     def unwrap(self) -> str:
         """The answer's text.

@@ -141,7 +141,11 @@ def test_an_interrupt_ends_the_tool_that_runs_and_the_next_prompt_is_answered(
             assert (await mesh.client.ask("m", "and now?", timeout=PATIENCE_S)).text == "free again"
 
     run(main(), 110)
-    assert [m["role"] for m in fake.calls[-1].messages] == ["user"], "a turn that was interrupted leaves the session as it was"
+    asked, wanted, told, now = fake.calls[-1].messages
+    assert [m["role"] for m in (asked, wanted, told, now)] == ["user", "assistant", "user", "user"], (
+        "what it did is shown (case 380)"
+    )
+    assert told["content"][0]["content"] == "interrupted; it may have been done"
 
 
 def test_an_option_that_is_unknown_fails_the_start(server: Server, subjects: Subjects, fake: FakeMessages) -> None:

@@ -248,8 +248,9 @@ async def history(name: AgentName, /, *, content: Flag = False, options: Globals
     Parameters
     ----------
     content
-        Show prompts and answers too.
+        Show prompts and answers too; of a turn without an answer what its tools did.
     """
+    from agentmesh.tool_runs import shown
     from agentmesh_client import ChangeEntry
     from agentmesh_client.cli.configuration import change_text
     from agentmesh_client.cli.output import Printer, age, one_line
@@ -272,9 +273,9 @@ async def history(name: AgentName, /, *, content: Flag = False, options: Globals
             turn.sender or "-",
             turn.node,
             str(turn.takeovers),
-            result,
+            f"{result} ({shown(turn.tools)})" if turn.tools else result,
         ]
-        return [*cells, one_line(turn.prompt), one_line(turn.answer)] if content else cells
+        return [*cells, one_line(turn.prompt), one_line(turn.answer if turn.note is None else turn.note)] if content else cells
 
     async with session(options) as mesh:
         turns = await mesh.history(name, content)

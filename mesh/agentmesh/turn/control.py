@@ -138,7 +138,7 @@ def on_interrupt(core: Core, item: Interrupt, out: Out) -> None:
         told = to_withdraw(core, active.ref) if hit and active is not None else {}
         out.append(AnswerControl(item.token, {"interrupted": hit, **told}))
     if hit:
-        kill(core, ErrorBody(code="interrupted", message="the turn was interrupted"), item.usage, out)
+        kill(core, ErrorBody(code="interrupted", message="the turn was interrupted"), item.usage, out, item.tools)
 
 
 def bound(core: Core, item: Input) -> Input:

@@ -11,6 +11,7 @@ from agentmesh.agent import Closed, Timer, Undelivered
 from agentmesh.callback_context import Ask
 from agentmesh.records import NOTHING, CancelTimer, Queued, SetTimer
 from agentmesh.subjects import LANES
+from agentmesh.tool_runs import ToolRun
 from agentmesh.turn import delegation, withdrawal
 from agentmesh.turn.crash import begin_crash
 from agentmesh.turn.deferral import close_from_outside, orphaned, overdue, second_exclusive
@@ -32,7 +33,8 @@ from agentmesh.turn.draft import (
     pending_stop,
     repeats,
 )
-from agentmesh.turn.outcome import answered, charged, finish_turn, outcome_of, purse_of
+from agentmesh.turn.kept import end_turn
+from agentmesh.turn.outcome import ENDED_FROM_OUTSIDE, answered, charged, finish_turn, outcome_of, purse_of
 from agentmesh.turn.poison import begin, comes_first, hold_back, is_beyond
 from agentmesh.turn.steps import drop_requests, release_answers, resumed, take_answers, taken_so_far, turn_key
 from agentmesh.turn.values import (
@@ -65,8 +67,6 @@ MAX_DRAIN = 256
 """Events that one record handles at most, for an idle agent."""
 CUT_SHORT = (Phase.PRE_TURN, Phase.DECIDING, Phase.POST_TURN, Phase.HANDLING, Phase.POST_RUN)
 """Phases in which a callback of a turn runs."""
-ENDED_FROM_OUTSIDE = frozenset(("interrupted", "cancelled", "expired"))
-"""Codes of turns whose request is over for good: what `handle_error` prompts then is no retry."""
 
 
 # --- what next? ---------------------------------------------------------------------------------------------------
@@ -255,6 +255,7 @@ def out_of_time(core: Core, end_by: float) -> ErrorBody:
 def _begin(core: Core, active: Active, out: Out) -> None:
     begin(core)
     core.active = active
+    kept = core.work.kept
     if active.mail is not None:
         consume(core, active.mail, turn=active.number)
     elif active.slot == "next":
@@ -263,6 +264,8 @@ def _begin(core: Core, active: Active, out: Out) -> None:
     else:
         core.work = structs.replace(core.work, queue=core.work.queue[1:], turn=active.number)
         forget_charges(core, active.key)
+    if core.work.kept is not kept:
+        core.work = structs.replace(core.work, kept=kept)  # it goes on: what it leaves is known at its end
     if "pre_turn" in core.config.hooks:
         core.phase = Phase.PRE_TURN
         out.append(_call(core, "pre_turn", (active.text,)))
@@ -311,6 +314,7 @@ def _run(core: Core, out: Out) -> None:
             watchdog_s=core.config.watchdog_s,
             key=turn_key(core, active),
             steps=taken_so_far(core, active),
+            kept=tuple(core.work.kept.items()) if core.work.kept else (),
             purse=purse_of(core, active),
             stream_to=active.caller.stream_to if active.caller else None,
             trace=active.trace,
@@ -379,7 +383,9 @@ def refuse(core: Core, error: ErrorBody) -> None:
     """Add to the draft that the prompt being looked at ends with `error`, without a turn."""
     active = core.active
     assert active is not None
-    core.active = structs.replace(active, refused=True, error=error)
+    core.active = active = structs.replace(active, refused=True, error=error)
+    if core.work.kept or core.ledger.steps:
+        end_turn(core, active, None)
     if active.caller is not None:
         end_request(core, active.caller, error)
     # No turn ran: the number is free again.
@@ -397,20 +403,21 @@ def on_ended(core: Core, item: TurnEnded, out: Out) -> None:
     if item.session not in (NOTHING, core.work.session):
         core.work = structs.replace(core.work, session=item.session)
     if item.response is not None:
-        core.active = structs.replace(active, response=item.response)
+        core.active = structs.replace(active, response=item.response, tools=item.tools)
         fields = {"ref": active.ref, "duration_ms": item.response.duration_ms, "agent_state": core.work.state}
         out.append(Emit("prompt_stop", fields))
         core.phase = Phase.DECIDING
         out.append(_call(core, "handle_response", (active.ref, item.response)))
     else:
-        core.active = structs.replace(active, usage=item.usage)
+        core.active = structs.replace(active, usage=item.usage, tools=item.tools)
         fail(core, item.error or ErrorBody(code="backend_error", message="unknown"), out)
 
 
-def kill(core: Core, error: ErrorBody, usage: dict[str, Any] | None, out: Out) -> None:
-    """End the running turn from outside: it is interrupted, withdrawn, or its time is over. Its spending still counts."""
+def kill(core: Core, error: ErrorBody, usage: dict[str, Any] | None, out: Out, tools: tuple[ToolRun, ...] = ()) -> None:
+    """End the running turn from outside: it is interrupted, withdrawn, or its time is over. Its spending still counts, and what
+    its tools did is kept."""
     assert core.active is not None
-    core.active = structs.replace(core.active, usage=usage)
+    core.active = structs.replace(core.active, usage=usage, tools=tools)
     drop_requests(core)
     out.append(KillTurn(core.active.number))
     fail(core, error, out)

@@ -28,7 +28,9 @@ from agentmesh.records import (
     TurnInfo,
 )
 from agentmesh.subjects import LANES
+from agentmesh.tool_runs import Counts, counted, note_of
 from agentmesh.turn import delegation
+from agentmesh.turn.kept import keep_unfinished, reason_of, runs_of
 from agentmesh.turn.values import Active, AnswerControl, Append, Command, Core, Emit, Inflight, Phase, Stop, Then
 from agentmesh.wire import ErrorBody, Mail, Outcome, format_time, parse_time
 
@@ -80,9 +82,9 @@ def caller_of(mail: Mail) -> Caller:
     )
 
 
-def failed_outcome(core: Core, ref: str, error: ErrorBody) -> Outcome:
-    """The outcome of a request that ended without a turn."""
-    return Outcome(agent=core.config.name, ref=ref, ok=False, error=error, node=core.ledger.node)
+def failed_outcome(core: Core, ref: str, error: ErrorBody, tools: Counts | None = None) -> Outcome:
+    """The outcome of a request that ended without a turn, or whose turn was given up: `tools` ran in that one."""
+    return Outcome(agent=core.config.name, ref=ref, ok=False, error=error, node=core.ledger.node, tools=tools or {})
 
 
 def resolve(core: Core, caller: Caller, outcome: Outcome) -> tuple[Effect, ...]:
@@ -116,14 +118,15 @@ def end(core: Core, caller: Caller, outcome: Outcome) -> None:
             delegation.withdraw(core, caller.ref, outcome.error or ErrorBody(code="error"))
 
 
-def end_request(core: Core, caller: Caller, error: ErrorBody) -> None:
-    """Add to the draft that the caller's request ended with `error`."""
-    end(core, caller, failed_outcome(core, caller.ref, error))
+def end_request(core: Core, caller: Caller, error: ErrorBody, tools: Counts | None = None) -> None:
+    """Add to the draft that the caller's request ended with `error`; `tools` ran for it."""
+    end(core, caller, failed_outcome(core, caller.ref, error, tools))
 
 
 def turn_info(core: Core, active: Active, error: ErrorBody | None) -> TurnInfo:
     """What the history shows of a turn that ended now, with `error` or with an answer."""
     answer = active.unsaid if error is not None else active.outcome.text if active.outcome else None
+    runs = active.tools if error is None else runs_of(core, active)
     return TurnInfo(
         number=active.number,
         ref=active.ref,
@@ -138,6 +141,8 @@ def turn_info(core: Core, active: Active, error: ErrorBody | None) -> TurnInfo:
         error=error,
         usage=active.outcome.usage if active.outcome else None,
         takeovers=core.ledger.takeovers.get(active.key, 0),
+        tools=counted(runs) if runs else {},
+        note=note_of(active.number, active.text, reason_of(error), runs) if error is not None and runs else None,
     )
 
 
@@ -172,9 +177,11 @@ def _still_waits(ledger: Ledger, mail: Mail, lane: str) -> bool:
 
 
 def forget_charges(core: Core, key: str) -> None:
-    """Add to the draft that an input is dealt with: its charges and the steps of its turn no longer count."""
+    """Add to the draft that an input is dealt with: its charges no longer count, and the steps of its turn are what it leaves."""
     work = core.work
     if work.turning is not None and work.turning.key == key:
+        keep_unfinished(core)
+        work = core.work
         core.work = work = structs.replace(work, turning=None, steps={}, waits={})
     if key in work.attempts or key in work.takeovers:
         core.work = structs.replace(
@@ -295,8 +302,11 @@ def depth(core: Core) -> int:
 def _snapshot_is_due(core: Core) -> bool:
     if core.records + 1 >= core.config.snapshot_records:
         return True
-    # A snapshot repeats a turn's steps: waiting until as many bytes of records have come keeps that from happening too often.
-    return core.bytes >= core.config.snapshot_bytes and core.bytes >= sum(s.size for s in core.ledger.steps.values())
+    if core.bytes < core.config.snapshot_bytes:
+        return False
+    # A snapshot repeats steps: waiting until as many bytes of records have come keeps that from happening too often.
+    steps, kept = core.ledger.steps.values(), core.ledger.kept.values()
+    return core.bytes >= sum(step.size for step in steps) + sum(turn.size for turn in kept)
 
 
 def commit(

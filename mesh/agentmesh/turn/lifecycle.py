@@ -181,7 +181,13 @@ def on_restarted(core: Core, item: BackoffOver, out: Out) -> None:
 def on_watchdog(core: Core, item: Watchdog, out: Out) -> None:
     if core.active is not None and core.active.number == item.turn:
         limit = core.config.watchdog_s
-        kill(core, ErrorBody(code="timeout", message=f"the turn ran longer than {limit:g} s and was killed"), item.usage, out)
+        kill(
+            core,
+            ErrorBody(code="timeout", message=f"the turn ran longer than {limit:g} s and was killed"),
+            item.usage,
+            out,
+            item.tools,
+        )
 
 
 # --- stop ---------------------------------------------------------------------------------------------------------
@@ -254,6 +260,7 @@ def record_stop(core: Core, reason: ErrorBody, out: Out) -> None:
         turning=None,
         steps={},
         waits={},
+        kept={},
         halted=False,
     )
     core.swept = False

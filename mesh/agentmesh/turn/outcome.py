@@ -10,12 +10,17 @@ from msgspec import structs
 from agentmesh.agent import Answer
 from agentmesh.budget import DELEGATED, NOTHING_SPENT, Purse, added, as_usage, spending_of
 from agentmesh.records import Caller
+from agentmesh.tool_runs import Counts, counted
 from agentmesh.turn import delegation
 from agentmesh.turn.deferral import open_deferred
 from agentmesh.turn.draft import Out, commit, end, turn_info
+from agentmesh.turn.kept import end_turn, runs_of
 from agentmesh.turn.steps import delegated_so_far
 from agentmesh.turn.values import TO_IDLE, Active, Core
 from agentmesh.wire import Mail, Outcome
+
+ENDED_FROM_OUTSIDE = frozenset(("interrupted", "cancelled", "expired"))
+"""Codes of turns whose request is over for good: what `handle_error` prompts then is no retry."""
 
 
 def outcome_of(core: Core, active: Active) -> Outcome:
@@ -31,7 +36,14 @@ def outcome_of(core: Core, active: Active) -> Outcome:
         error=active.error if response is None else None,
         turn=active.number,
         node=core.ledger.node,
+        tools=_tools(core, active),
     )
+
+
+def _tools(core: Core, active: Active) -> Counts:
+    if active.response is None and core.ledger.steps:
+        return counted(runs_of(core, active))
+    return counted(active.tools) if active.tools else {}
 
 
 def purse_of(core: Core, active: Active) -> Purse:
@@ -81,5 +93,14 @@ def finish_turn(core: Core, out: Out) -> None:
         delegation.withdraw_questions(core, active.ref, active.outcome.error)
     if active.outcome.usage:
         core.work = structs.replace(core.work, usage=added(core.work.usage, active.outcome.usage))
+    if core.work.kept or core.ledger.steps:
+        end_turn(core, active, again_of(core, active))
     core.emits = (*core.emits, TO_IDLE)
     commit(core, "turn", out, turn=turn_info(core, active, active.error))
+
+
+def again_of(core: Core, active: Active) -> str | None:
+    """The ref of the prompt that is tried in the place of this one, which failed."""
+    failed = active.error is not None and active.error.code not in ENDED_FROM_OUTSIDE
+    tried = failed and active.choice is not None and active.choice.kind == "prompt"
+    return core.work.next.ref if tried and core.work.next is not None else None

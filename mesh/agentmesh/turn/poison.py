@@ -12,7 +12,9 @@ import msgspec
 from msgspec import structs
 
 from agentmesh.records import TurnInfo
+from agentmesh.tool_runs import counted
 from agentmesh.turn.draft import Out, bury, commit, consume, end_request, forget_charges, key_of, turn_info
+from agentmesh.turn.kept import runs_of
 from agentmesh.turn.values import Active, AwaitPermit, Core, Phase
 from agentmesh.wire import ErrorBody
 
@@ -51,6 +53,7 @@ def begin(core: Core) -> None:
 
 def give_up(core: Core, active: Active, error: ErrorBody) -> None:
     """Add to the draft that a prompt (no longer among those that wait) becomes a dead letter, and its caller gets `error`."""
+    tools = counted(runs_of(core, active))
     if active.mail is not None:
         consume(core, active.mail)
         bury(core, active.mail.lane, active.mail.seq, error)
@@ -61,7 +64,7 @@ def give_up(core: Core, active: Active, error: ErrorBody) -> None:
             core.work = structs.replace(core.work, queue=core.work.queue[1:])
         bury(core, "self", 0, error, active.text)
     if active.caller is not None:
-        end_request(core, active.caller, error)
+        end_request(core, active.caller, error, tools)
     forget_charges(core, active.key)
 
 

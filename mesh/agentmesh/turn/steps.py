@@ -17,6 +17,7 @@ from agentmesh.records import Delegated, Effect, Ledger, SendMail, Step, Turning
 from agentmesh.steps import inner_s
 from agentmesh.turn.delegation import root_of, withdrawals
 from agentmesh.turn.draft import Out, append_side, commit_change, commit_side, consume
+from agentmesh.turn.kept import name_of
 from agentmesh.turn.step_values import AskAgent, Circled, StepTaken, TakeStep, WaitLost, WaitOver
 from agentmesh.turn.values import Active, Core, Phase, Wake
 from agentmesh.wire import ErrorBody, Mail, Outcome
@@ -32,7 +33,7 @@ def turn_key(core: Core, active: Active) -> str:
     """The turn's name (life, number and input): the same however often it is tried, and shared with no other turn."""
     ledger = core.ledger
     number = ledger.turning.number if ledger.turning is not None and _is_own(ledger, active) else active.number
-    return f"{core.config.name}.{ledger.incarnation}.{ledger.epoch}.{number}.{active.key}"
+    return name_of(core.config.name, ledger, number, active.key)
 
 
 def resumed(core: Core, active: Active) -> Active:

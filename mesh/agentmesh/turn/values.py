@@ -19,6 +19,7 @@ from agentmesh.records import (
     Change,
     Delegated,
     Effect,
+    KeptTurn,
     Ledger,
     Open,
     Queued,
@@ -28,6 +29,7 @@ from agentmesh.records import (
     TurnInfo,
 )
 from agentmesh.registry_values import AgentStatus, Restart
+from agentmesh.tool_runs import ToolRun
 from agentmesh.turn.step_values import AskAgent, Circled, StepTaken, TakeStep, WaitLost, WaitOver
 from agentmesh.wire import Attachment, ErrorBody, Mail, Outcome
 
@@ -176,6 +178,8 @@ class TurnEnded(msgspec.Struct, frozen=True, kw_only=True):
     state: Raw = NOTHING
     session: Raw = NOTHING
     usage: dict[str, Any] | None = None  # of a turn that failed
+    tools: tuple[ToolRun, ...] = ()
+    """The tools that ran."""
 
 
 class Watchdog(msgspec.Struct, frozen=True):
@@ -184,6 +188,8 @@ class Watchdog(msgspec.Struct, frozen=True):
     turn: int
     usage: dict[str, Any] | None = None
     """What it has spent so far."""
+    tools: tuple[ToolRun, ...] = ()
+    """The tools that ran so far."""
 
 
 class Committed(msgspec.Struct, frozen=True):
@@ -215,6 +221,8 @@ class Interrupt(msgspec.Struct, frozen=True):
     ref: str | None = None
     usage: dict[str, Any] | None = None
     """What the running turn has spent so far."""
+    tools: tuple[ToolRun, ...] = ()
+    """The tools that ran in it so far."""
 
 
 class Resume(msgspec.Struct, frozen=True):
@@ -345,6 +353,8 @@ class RunTurn(msgspec.Struct, frozen=True, kw_only=True):
     """The turn's name: the same however often it is tried."""
     steps: tuple[Raw, ...] = ()
     """The steps that earlier tries took."""
+    kept: tuple[tuple[str, KeptTurn], ...] = ()
+    """By their names, what earlier turns did that ended without their answers."""
     purse: Purse = EMPTY_PURSE
     stream_to: str | None = None
     trace: dict[str, str] = {}
@@ -460,6 +470,7 @@ class Active(msgspec.Struct, frozen=True, kw_only=True):
     usage: dict[str, Any] | None = None  # of a turn that failed
     unsaid: str | None = None
     """The answer of a turn that was interrupted behind it: its caller does not get it."""
+    tools: tuple[ToolRun, ...] = ()
     outcome: Outcome | None = None
     choice: Choice | None = None
 

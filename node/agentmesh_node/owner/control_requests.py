@@ -22,6 +22,7 @@ from agentmesh.ledger import is_taken, open_requests
 from agentmesh.outcomes import answers, capped, outcome_limit
 from agentmesh.records import NOTHING, Echo, Resolve, SetTimer
 from agentmesh.registry_values import Spec
+from agentmesh.tool_runs import ToolRun
 from agentmesh.turn import delegation
 from agentmesh.turn.configuration import shown
 from agentmesh.turn.values import (
@@ -62,6 +63,7 @@ class ControlRequests:
         backend_name: Callable[[Spec], str],
         spent: Callable[[], dict[str, Any] | None],
         tool: Callable[[], str | None] = lambda: None,
+        ran: Callable[[], tuple[ToolRun, ...]] = lambda: (),
         on_probe: Callable[[Probe], None],
     ) -> None:
         """
@@ -71,6 +73,7 @@ class ControlRequests:
             backend_name: returns the name of a spec's backend.
             spent: returns the running turn's spending so far.
             tool: returns the tool that the running turn waits for.
+            ran: returns the tools that ran in it so far.
             on_probe: called with another agent's probe for circles of waits.
         """
         self._loop = loop
@@ -80,6 +83,7 @@ class ControlRequests:
         self._backend_name = backend_name
         self._spent = spent
         self._tool = tool
+        self._ran = ran
         self._on_probe = on_probe
         self._replies: dict[str, str] = {}
         """Reply subjects for the machine's answers, by the token of each request."""
@@ -120,7 +124,7 @@ class ControlRequests:
             case "resend":
                 self._s.spawn(self._resend(_needed(control_values.ref_of(request), "ref"), reply))
             case "interrupt":
-                self._feed(Interrupt(token, control_values.ref_of(request), self._spent()), token, reply)
+                self._feed(Interrupt(token, control_values.ref_of(request), self._spent(), self._ran()), token, reply)
             case "resume":
                 self._feed(Resume(token), token, reply)
             case "cancel":

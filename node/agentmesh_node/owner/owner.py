@@ -135,6 +135,7 @@ class Owner:
             backend_name=factory.backend_name,
             spent=self._turn.spent,
             tool=self._turn.tool,
+            ran=self._turn.ran,
             on_probe=self._on_probe,
         )
         handlers = EffectHandlers(

@@ -65,6 +65,11 @@ class Call(msgspec.Struct, frozen=True, omit_defaults=True):
         )
 
 
+def key_of(turn: str, call: Call) -> str:
+    """The key of a call that is made for the first time, in the turn of that name."""
+    return f"{turn}/{call.id}"
+
+
 class Result(msgspec.Struct, frozen=True):
     """The result of a call, as the model gets it."""
 

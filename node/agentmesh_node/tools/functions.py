@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,20 @@ from agentmesh_node.user_code.threads import CaughtError, in_thread
 log = logging.getLogger("agentmesh.node")
 
 
+_at_work: Counter[str] = Counter()
+"""Calls whose function runs. A plain one that was cancelled runs on in its thread: nobody can say yet what it will do."""
+
+
+def _work(call: Call, info: ToolCall) -> str:
+    return f"{info.agent} {call.name} {info.key}"
+
+
+def _over(work: str) -> None:
+    _at_work[work] -= bool(work)
+    if _at_work[work] <= 0:
+        del _at_work[work]
+
+
 async def run(tool: FunctionTool, call: Call, info: ToolCall) -> Result:
     """Run a call to its end, or to its time-out. Raises nothing but cancellation."""
     try:
@@ -26,7 +41,7 @@ async def run(tool: FunctionTool, call: Call, info: ToolCall) -> Result:
     if tool.signature.call is not None:
         arguments[tool.signature.call] = info
     try:
-        value = await _bounded(tool.function, arguments, tool.timeout_s, call.name)
+        value = await _bounded(tool.function, arguments, tool.timeout_s, call.name, _work(call, info))
     except TimedOut:
         return Result.failed(call, "timeout", timed_out(tool.timeout_s, again=tool.effect != "once"))
     if isinstance(value, CaughtError):
@@ -37,7 +52,9 @@ async def run(tool: FunctionTool, call: Call, info: ToolCall) -> Result:
 async def reconcile(tool: FunctionTool, call: Call, info: ToolCall) -> Result | None:
     """The result of a call that an owner that died may have made; None if it was not made, and may be made now."""
     found: Any = None
-    if tool.reconcile is not None:
+    if _at_work[_work(call, info)]:
+        log.warning("a call is not asked after: its function still runs", extra={"agent": info.agent, "tool": call.name})
+    elif tool.reconcile is not None:
         try:
             found = await _bounded(tool.reconcile, {"key": info.key}, tool.timeout_s, call.name)
         except TimedOut:
@@ -52,8 +69,8 @@ async def reconcile(tool: FunctionTool, call: Call, info: ToolCall) -> Result | 
 
 
 UNKNOWN = (
-    "The outcome of this call is unknown: the process that made it died before it could tell. It may or may not have taken "
-    "effect, and it was not made again. Find out before you repeat it."
+    "The outcome of this call is unknown: it was interrupted before it could tell. It may or may not have taken effect, and it "
+    "was not made again. Find out before you repeat it."
 )
 
 
@@ -63,14 +80,14 @@ def timed_out(seconds: float, *, again: bool) -> str:
     return f"The tool did not answer within {seconds:g} s and was cancelled.{effect}"
 
 
-async def _bounded(function: Callable[..., Any], arguments: dict[str, Any], timeout_s: float, name: str) -> Any:
-    """What the function returns, or a `CaughtError`.
+async def _bounded(function: Callable[..., Any], arguments: dict[str, Any], timeout_s: float, name: str, work: str = "") -> Any:
+    """What the function returns, or a `CaughtError`. While it runs `work` counts as at work, also when its call was given up.
 
     Raises:
         TimedOut: it took too long.
     """
     try:
-        return await bounded(_call(function, arguments, name), timeout_s, name)
+        return await bounded(_call(function, arguments, name, work), timeout_s, name)
     except asyncio.CancelledError as error:
         task = asyncio.current_task()
         if task is not None and task.cancelling():
@@ -78,16 +95,20 @@ async def _bounded(function: Callable[..., Any], arguments: dict[str, Any], time
         return CaughtError(error)  # the function has cancelled its own task, not the turn's
 
 
-async def _call(function: Callable[..., Any], arguments: dict[str, Any], name: str) -> Any:
+async def _call(function: Callable[..., Any], arguments: dict[str, Any], name: str, work: str) -> Any:
     """What the function returns, or a `CaughtError`. It runs on the loop if it is `async`, and in a thread if it is plain."""
 
     def report(what: str, seconds: float) -> None:
         log.warning("a tool blocked the loop", extra={"tool": what, "seconds": round(seconds, 3)})
 
+    _at_work[work] += bool(work)
     try:
         if inspect.iscoroutinefunction(function):
-            return await timed(function(**arguments), name, report)
-        value = await in_thread(function, arguments, name)
+            try:
+                return await timed(function(**arguments), name, report)
+            finally:
+                _over(work)
+        value = await in_thread(function, arguments, name, over=lambda: _over(work))
         return await timed(value, name, report) if inspect.isawaitable(value) else value
     except asyncio.CancelledError as error:
         task = asyncio.current_task()

@@ -21,7 +21,8 @@ from agentmesh.errors import BackendError, BudgetExceeded, TooLarge
 from agentmesh.tools import ToolSpec
 from agentmesh_node.telemetry import tracing
 from agentmesh_node.tools import Call, Result, Toolbox
-from agentmesh_node.tools.calls import PATIENCE_S
+from agentmesh_node.tools.calls import PATIENCE_S, key_of
+from agentmesh_node.tools.kept_exchanges import EarlierTurns, FormerCall, ShownAs, meet
 from agentmesh_node.tools.loop_steps import (
     Ids,
     Intent,
@@ -168,21 +169,47 @@ class _LoopTurn:
         """What the model was told of tools that are not there."""
         self._paused = False
         """Whether the newest message is the model's, because the provider paused."""
+        self._earlier = EarlierTurns(turn.kept)
+        self._former: list[FormerCall] = []
+        """Calls of earlier tries of the request with which the next equal calls go on."""
+        self._shown: ShownAs = "whole"
+        """How those earlier turns are shown now."""
+        self._begun = False
+        """Whether the model has answered in this turn."""
+        self._running = False
+        """Whether tools of the newest answer have no results in the history yet."""
 
     async def events(self, prompt: str) -> AsyncGenerator[Event]:
         """The events of the turn, up to one terminal event."""
-        try:
-            async with aclosing(self._exchanges(prompt)) as exchanges:
-                async for event in exchanges:
-                    yield event
-        except (BackendError, BudgetExceeded) as error:
-            # A message that can never be answered must not be sent again with each further prompt.
-            self._history[:] = self._before if error.details.get("rejected") else self._whole
-            yield _failed(error)
+        levels = self._earlier.levels(self._taken.earlier, self._taken.answered)
+        for self._shown in levels:
+            said = False
+            try:
+                async with aclosing(self._exchanges(prompt)) as exchanges:
+                    async for event in exchanges:
+                        said = said or event.kind in ("text", "thinking")
+                        yield event
+                return
+            except (BackendError, BudgetExceeded) as error:
+                refused = bool(error.details.get("rejected"))
+                if not refused or self._begun or self._shown == levels[-1]:
+                    # A message that can never be answered must not be sent again with each further prompt.
+                    self._history[:] = self._before if refused or self._running else self._whole
+                    yield _failed(error)
+                    return
+            # What earlier turns did may be at fault: this one goes on with less of it, or without.
+            self._history[:] = self._before
+            if said:
+                yield Event("text", {"text": "", "restart": True})
 
     async def _exchanges(self, prompt: str) -> AsyncGenerator[Event]:
         await self._toolbox.specs()  # what is replayed needs the tools, too
-        self._history.append(self._model.prompt(prompt, self._turn))
+        self._former = self._earlier.former_calls(self._taken.keys, self._shown)
+        notes = await self._earlier.show(self._shown, self._history, self._model, self._turn, self._ask_after)
+        message = self._model.prompt(prompt, self._turn)
+        for note in notes:
+            message = self._model.noted(message, note)
+        self._history.append(message)
         while True:
             self._driven.check()
             reply: ModelAnswer | None = None
@@ -205,6 +232,7 @@ class _LoopTurn:
     def _keep(self, reply: ModelAnswer) -> None:
         """Add an answer to the history."""
         self._driven.iterations += 1
+        self._begun = True
         if reply.compacted:
             self._history.clear()
         if reply.message is not None:
@@ -235,7 +263,8 @@ class _LoopTurn:
                 if isinstance(part, Event):
                     yield part
                 else:
-                    reply = msgspec.structs.replace(part, note=note)
+                    earlier = None if self._shown == "whole" or self._begun else self._shown
+                    reply = msgspec.structs.replace(part, note=note, earlier=earlier)
         if reply is None:
             raise BackendError(
                 "the model's stream ended without an answer", details={"reason": "stream_broken", "retryable": True}
@@ -287,6 +316,7 @@ class _LoopTurn:
         """Run the tools that the model asked for, at the same time, and hand the results over in the order of the calls, under
         the ids that the model has `given`."""
         results: dict[str, Result] = {}
+        self._running = True
         for call in calls:
             known = self._taken.result(call)
             if known is not None:
@@ -311,6 +341,7 @@ class _LoopTurn:
             await cancel_and_wait(*tasks, within_s=2 * PATIENCE_S, heed=False)
         told = [msgspec.structs.replace(results[call.id], id=raw.id) for raw, call in zip(given, calls, strict=True)]
         self._history.append(self._model.results(told))
+        self._running = False
         self._whole = list(self._history)
 
     async def _tool(self, call: Call) -> Result:
@@ -337,8 +368,17 @@ class _LoopTurn:
         refused = call.refusal()
         if refused is not None:
             return refused
-        if self._taken.intended(call):
-            known = await self._toolbox.reconcile(call, self._turn)
+        effect = self._toolbox.effect(call.name)
+        key = self._taken.key(call, self._turn.steps.key)
+        former = meet(self._former, call) if key is None and effect != "pure" else None
+        if former is not None:
+            # It is the same call, and keeps its key, whichever owner of this turn makes it in the end.
+            key = former.key
+            await self._commit(Intent(call.id, key))
+            if former.result is not None:
+                return msgspec.structs.replace(former.result, id=call.id)
+        if key is not None and effect == "once":
+            known = await self._ask_after(call, key)
             if known is not None:
                 return known
         if not allowed:  # a result and not the end, as with the budget
@@ -348,9 +388,15 @@ class _LoopTurn:
         except BudgetExceeded as error:
             # A result and not the end: results of tools beside it belong into the history. The next model call ends the turn.
             return Result.failed(call, error.code, f"this call was not made: {error.message}")
-        if self._toolbox.effect(call.name) == "once" and not self._taken.intended(call):
-            await self._commit(Intent(call.id))
-        return await self._toolbox.run(call, self._turn)
+        if key is None:
+            key = key_of(self._turn.steps.key, call)
+            if effect == "once":
+                await self._commit(Intent(call.id, key))
+        return await self._toolbox.run(call, self._turn, key)
+
+    async def _ask_after(self, call: Call, key: str) -> Result | None:
+        """What became of a call of a `once` tool that may have been made; None if it may be made now."""
+        return await self._toolbox.reconcile(call, self._turn, key)
 
     async def _commit(self, step: LoopStep) -> None:
         async with self._writing:  # one at a time: steps have an order

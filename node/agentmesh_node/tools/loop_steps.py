@@ -13,7 +13,7 @@ import msgspec
 
 from agentmesh.backend import Event
 from agentmesh.unicode import well_formed
-from agentmesh_node.tools import Call, Result
+from agentmesh_node.tools.calls import Call, Result, key_of
 
 
 class ModelAnswer(msgspec.Struct, frozen=True, tag_field="step", tag="answer", omit_defaults=True):
@@ -37,12 +37,19 @@ class ModelAnswer(msgspec.Struct, frozen=True, tag_field="step", tag="answer", o
     """The message holds a summary of everything before it: the history begins with it."""
     note: str | None = None
     """The note that the mesh added to the request for this answer."""
+    earlier: str | None = None
+    """How earlier turns without an answer were shown in its request, if not as they were given (agentmesh.backend.Kept)."""
 
 
-class Intent(msgspec.Struct, frozen=True, tag_field="step", tag="intent"):
-    """A call of a `once` tool is about to be made."""
+class Intent(msgspec.Struct, frozen=True, tag_field="step", tag="intent", omit_defaults=True):
+    """A call is about to be made: of a `once` tool, or one that goes on with the call of an earlier turn."""
 
     id: str
+    key: str = ""
+    """The call's key: an owner that makes it again reads it here. Empty in the steps of an older build, which derived it."""
+    name: str = ""
+    input: Any = None
+    """The tool and its arguments, where no answer among the steps has them."""
 
 
 class Ran(msgspec.Struct, frozen=True, tag_field="step", tag="result"):
@@ -97,7 +104,7 @@ class ReplayedSteps:
     def __init__(self, steps: Sequence[Any]) -> None:
         self._answers: list[ModelAnswer] = []
         self._results: dict[str, Result] = {}
-        self._intents: set[str] = set()
+        self._intents: dict[str, Intent] = {}
         self._ended = Ids()
         for step in steps:
             self._add(msgspec.convert(step, LoopStep))
@@ -109,7 +116,7 @@ class ReplayedSteps:
                 self._answers.append(step)
             case Intent():
                 # In a journal from before ids were made distinct, an id may occur again after its call has ended: a later call's.
-                self._intents.add(self._ended.next(step.id))
+                self._intents[self._ended.next(step.id)] = step
             case Ran():
                 self._results[self._ended.add(step.result.id)] = step.result
 
@@ -121,9 +128,29 @@ class ReplayedSteps:
         """The result of a call, if it has ended."""
         return self._results.get(call.id)
 
-    def intended(self, call: Call) -> bool:
-        """Whether a call of a `once` tool may have been made."""
-        return call.id in self._intents
+    def key(self, call: Call, turn: str) -> str | None:
+        """The key of a call that may have been made; None if it was not begun, as far as a step says so.
+
+        Args:
+            turn: the name of the turn whose steps these are.
+        """
+        intent = self._intents.get(call.id)
+        return None if intent is None else intent.key or key_of(turn, call)
+
+    @property
+    def answered(self) -> bool:
+        """Whether there is an answer that was not taken yet."""
+        return bool(self._answers)
+
+    @property
+    def keys(self) -> frozenset[str]:
+        """The keys that the steps name."""
+        return frozenset(intent.key for intent in self._intents.values())
+
+    @property
+    def earlier(self) -> str | None:
+        """How the first answer was shown earlier turns (see `ModelAnswer.earlier`)."""
+        return self._answers[-1].earlier if self._answers else None
 
 
 class Total:
@@ -158,4 +185,5 @@ def called(call: Call, *, replayed: bool) -> Event:
 
 
 def ran(result: Result, *, replayed: bool) -> Event:
-    return Event("tool_result", {"id": result.id, "ok": result.ok, "text": result.text}, replayed)
+    data = {"id": result.id, "ok": result.ok, "text": result.text}
+    return Event("tool_result", data if result.error is None else {**data, "error": result.error}, replayed)

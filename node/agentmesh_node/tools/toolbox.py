@@ -11,7 +11,7 @@ from agentmesh.agent import Agent
 from agentmesh.backend import Turn
 from agentmesh.tools import AgentTool, Effect, FunctionTool, McpHttp, McpStdio, ToolCall, ToolSpec, declared
 from agentmesh_node.tools import functions
-from agentmesh_node.tools.calls import Call, Result, TimedOut, bounded, shortened
+from agentmesh_node.tools.calls import Call, Result, TimedOut, bounded, key_of, shortened
 from agentmesh_node.tools.mcp import McpServer
 
 GRACE_S = 30.0
@@ -79,25 +79,26 @@ class Toolbox:
         item = self._find(name)
         return item.agent if isinstance(item, AgentTool) else None
 
-    async def run(self, call: Call, turn: Turn) -> Result:
-        """Run a call. Whatever a tool does ends as a result; only the mesh's errors and cancellation are raised."""
+    async def run(self, call: Call, turn: Turn, key: str = "") -> Result:
+        """Run a call, under the `key` that the journal has for it, or one of its own. Whatever a tool does ends as a result; only
+        the mesh's errors and cancellation are raised."""
         item = self._find(call.name)
         match item:
             case FunctionTool():
                 within = msgspec.structs.replace(item, timeout_s=turn.steps.bounded_s(item.timeout_s))
-                return await functions.run(within, call, self._info(call, turn))
+                return await functions.run(within, call, _info(call, turn, key))
             case AgentTool():
                 return await self._ask(item, call, turn)
             case McpServer():
                 within_s = turn.steps.bounded_s(item.declaration.timeout_s)
-                return self._told(await item.run(call, self._info(call, turn), within_s), item)
+                return self._told(await item.run(call, _info(call, turn, key), within_s), item)
         return self._told(Result.failed(call, "unknown_tool", f"there is no tool {call.name!r}"))
 
-    async def reconcile(self, call: Call, turn: Turn) -> Result | None:
+    async def reconcile(self, call: Call, turn: Turn, key: str = "") -> Result | None:
         """The result of a call of a `once` tool that may have been made before; None if it may be made now."""
         item = self._find(call.name)
         if isinstance(item, FunctionTool):
-            return await functions.reconcile(item, call, self._info(call, turn))
+            return await functions.reconcile(item, call, _info(call, turn, key))
         return Result.failed(call, "unknown_outcome", functions.UNKNOWN)
 
     async def close(self) -> None:
@@ -118,9 +119,6 @@ class Toolbox:
         text = f"{result.text}; there are: {', '.join(sorted(there)) or 'none'}"
         return Result(result.id, result.name, False, shortened(text), result.error)
 
-    def _info(self, call: Call, turn: Turn) -> ToolCall:
-        return ToolCall(id=call.id, key=f"{turn.steps.key}/{call.id}", agent=turn.agent, ref=turn.ref)
-
     async def _ask(self, item: AgentTool, call: Call, turn: Turn) -> Result:
         prompt = call.input.get("prompt") if isinstance(call.input, dict) else None
         if not isinstance(prompt, str) or not prompt.strip():
@@ -135,3 +133,7 @@ class Toolbox:
             return Result.of(call, outcome.text or "")
         code, message = (outcome.error.code, outcome.error.message) if outcome.error else ("failed", "")
         return Result.failed(call, code, f"{item.agent} did not answer: {code}: {message}")
+
+
+def _info(call: Call, turn: Turn, key: str) -> ToolCall:
+    return ToolCall(id=call.id, key=key or key_of(turn.steps.key, call), agent=turn.agent, ref=turn.ref)

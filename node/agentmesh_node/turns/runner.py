@@ -19,18 +19,20 @@ from msgspec import Raw
 
 from agentmesh import callback_context, semconv, unicode
 from agentmesh.agent import Agent
-from agentmesh.backend import Backend, Event, Response, Turn
+from agentmesh.backend import Backend, Event, Kept, Response, Turn
 from agentmesh.budget import Prices
 from agentmesh.callback_results import NONE, Codec, bad_response, crash_error, plain, raised_error, sound, terminal_error
 from agentmesh.edge.tasks import cancel_and_wait
 from agentmesh.errors import BackendError, BudgetExceeded
 from agentmesh.records import NOTHING
 from agentmesh.steps import Steps, UnjournaledSteps
+from agentmesh.tool_runs import ToolRun
 from agentmesh.turn.values import Choice, Input, Misbehaved, Raised, Returned, RunCallback, RunTurn, TurnEnded, Unreadable
 from agentmesh.wire import ErrorBody, Outcome
 from agentmesh_node.telemetry.metrics import TurnMetrics
 from agentmesh_node.telemetry.tracing import Span, Tracing
 from agentmesh_node.turns.budget_meter import BudgetMeter, MeteredSteps
+from agentmesh_node.turns.tools_seen import ToolsSeen
 from agentmesh_node.user_code.block_detector import BLOCK_LIMIT_S, timed
 from agentmesh_node.user_code.callback_threads import CallbackThreads
 
@@ -83,6 +85,8 @@ class Runner:
         self._steps: Steps = UnjournaledSteps()
         self._meter: BudgetMeter | None = None
         """The newest turn's meter."""
+        self._tools = ToolsSeen()
+        """The newest turn's tools."""
         self._hooks: dict[str, tuple[Callable[..., Any], bool]] = {}
 
     @property
@@ -324,6 +328,7 @@ class Runner:
         bound_s = command.watchdog_s if until is None else min(command.watchdog_s, max(0.0, until - self._ports.now()))
         self._meter = BudgetMeter(command.purse, self._ports.prices, self._ports.monotonic, bound_s=bound_s)
         self._steps = MeteredSteps(steps if steps is not None else UnjournaledSteps(), self._meter)
+        self._tools = ToolsSeen()
         self._number = command.number
         if self._tracing.on:
             self._span = self._tracing.turn(self._name, command.request, command.number, command.trace)
@@ -363,12 +368,18 @@ class Runner:
         if ended.error is not None and self._meter is not None:
             # An answer that cannot be encoded must not keep the turn's record from being written.
             ended = msgspec.structs.replace(ended, usage=plain(self._meter.usage()))
+        if tools := self._tools.runs:
+            ended = msgspec.structs.replace(ended, tools=tools)
         feed(ended)
 
     def spent(self) -> dict[str, Any] | None:
         """The newest turn's spending so far, as its outcome has it; None if it is nothing."""
         found = plain(self._meter.usage()) if self._meter is not None else None
         return found if isinstance(found, dict) else None
+
+    def tools(self) -> tuple[ToolRun, ...]:
+        """The tools that ran in the newest turn so far."""
+        return self._tools.runs
 
     def _count(self) -> None:
         """Count the spending of the run, which has ended by itself or was killed."""
@@ -385,8 +396,8 @@ class Runner:
         assert meter is not None
         began = self._ports.monotonic()
         request = command.request
-        steps, absent = self._steps, self._report_absence
-        turn = Turn(self._name, request.ref, number, request.metadata, request.attachments, steps, meter, absent)
+        steps, absent, kept = self._steps, self._report_absence, _kept(command) if command.kept else ()
+        turn = Turn(self._name, request.ref, number, request.metadata, request.attachments, steps, meter, absent, kept)
         try:
             meter.check()
             stream = await backend.prompt(_decoded(command.session), command.prompt, turn)
@@ -434,6 +445,8 @@ class Runner:
                 data = unicode.well_formed(given.data)
                 event = given if data is given.data else msgspec.structs.replace(given, data=data)
                 events.append(event)
+                if event.kind in _OF_TOOLS:
+                    self._tools.observe(event)
                 if self._meter is not None:
                     self._meter.observe(event)
                 if on_event is not None:
@@ -471,6 +484,7 @@ class Runner:
 
 _SHARED = frozenset({"init_agent", "handle_error", "terminate_agent", "post_turn"})
 """Callbacks whose arguments the turn machine uses further: they get copies."""
+_OF_TOOLS = frozenset({"tool_use", "tool_result"})
 _SESSION_HOOKS = frozenset({"start_session", "resume_session", "change_options", "terminate_session"})
 
 
@@ -488,6 +502,23 @@ async def _within(meter: BudgetMeter) -> AsyncIterator[None]:
         if not bound.expired():
             raise
         raise meter.exceeded() from None
+
+
+def _kept(command: RunTurn) -> tuple[Kept, ...]:
+    """What earlier turns did, as the backend of this one sees it."""
+    return tuple(
+        Kept(
+            name=name,
+            number=turn.number,
+            prompt=turn.prompt,
+            attachments=turn.attachments,
+            steps=tuple(msgspec.json.decode(step.value) for step in turn.steps),
+            note=turn.note,
+            shown=turn.shown,
+            retried=turn.ref == command.request.ref,
+        )
+        for name, turn in command.kept
+    )
 
 
 def _own(argument: Any) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 
 from agentmesh.backend import Event
 from agentmesh.records import Resolve
+from agentmesh.tool_runs import ToolRun
 from agentmesh.turn.step_values import StepTaken, WaitOver
 from agentmesh.turn.values import Input, RunTurn, Watchdog
 from agentmesh_node.services import Services
@@ -67,6 +68,10 @@ class TurnRun:
         """The newest turn's spending so far, as its outcome has it; None if it is nothing."""
         return self._runner.spent() if self._runner is not None else None
 
+    def ran(self) -> tuple[ToolRun, ...]:
+        """The tools that ran in the newest turn so far."""
+        return self._runner.tools() if self._runner is not None else ()
+
     def start(self, command: RunTurn) -> None:
         """Start the prompt task. Its end is fed to the machine; a quick task has ended when this returns."""
         assert self._runner is not None
@@ -86,7 +91,7 @@ class TurnRun:
             self._events.event(event)
 
     def _on_watchdog(self, number: int) -> None:
-        self._feed(Watchdog(number, self.spent()))
+        self._feed(Watchdog(number, self.spent(), self.ran()))
 
     def _ended(self, item: Input) -> None:
         self._run_over()

@@ -42,6 +42,7 @@ from agentmesh_node.backends.claude.store import JetStreamSessionStore
 from agentmesh_node.backends.claude.transcript import UNREADABLE, tokens
 from agentmesh_node.backends.claude.transcript import events as past_events
 from agentmesh_node.tools import Result, Toolbox
+from agentmesh_node.tools.kept_exchanges import notes
 from agentmesh_node.tools.turn_bounds import Driven, TurnBounds
 
 log = logging.getLogger("agentmesh.node")
@@ -141,7 +142,7 @@ class ClaudeBackend:
             garbage = await self._begin(turn, fresh, {base, source.session})
             await self._bring(source.session, entries)
             await self._clear(garbage)
-            told = content(prompt, turn.attachments)
+            told = content("\n\n".join([prompt, *notes(turn.kept)]), turn.attachments)
         except (BackendError, BudgetExceeded) as error:
             yield _terminal(error)
             return

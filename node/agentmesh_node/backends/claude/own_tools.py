@@ -23,6 +23,8 @@ from agentmesh_node.backends.claude.options import PREFIX, SERVER
 from agentmesh_node.backends.claude.sent_inputs import SentInputs
 from agentmesh_node.telemetry import tracing
 from agentmesh_node.tools import Call, Result, Toolbox
+from agentmesh_node.tools.calls import key_of
+from agentmesh_node.tools.kept_exchanges import former_calls, meet
 from agentmesh_node.tools.loop_steps import Intent, Ran
 
 CALL_ID = "claudecode/toolUseId"
@@ -41,15 +43,19 @@ class OwnTools:
         self._about = {"agent": turn.agent, "conversation": conversation}
         self._numbers = itertools.count()
         self._writing = asyncio.Lock()
-        self._intents: set[str] = set()
+        self._keys: dict[str, str] = {}
+        """Keys of the calls that may have been made, by their ids."""
         self._results: dict[str, Result] = {}
         for step in turn.steps.taken:
             kind = step.get("step") if isinstance(step, dict) else None
             if kind == "intent":
-                self._intents.add(step["id"])
+                intent = msgspec.convert(step, Intent)
+                self._keys[intent.id] = intent.key or f"{turn.steps.key}/{intent.id}"
             elif kind == "result":
                 result = msgspec.convert(step["result"], Result)
                 self._results[result.id] = result
+        self._former = former_calls(turn.kept, frozenset(self._keys.values()))
+        """Calls of earlier tries of the request with which the next equal calls go on."""
 
     def server(self, mirror: Mirror | None, sent: SentInputs) -> Server[Any]:
         """The MCP server of one run, whose transcript `mirror` stores, and whose calls' inputs `sent` has as they came."""
@@ -101,14 +107,19 @@ class OwnTools:
         refused = call.refusal()
         if refused is not None:
             return refused
-        if call.id in self._intents:
-            known = await self._toolbox.reconcile(call, self._turn)
+        effect = self._toolbox.effect(call.name)
+        key = self._keys.get(call.id)
+        former = meet(self._former, call) if key is None and effect != "pure" else None
+        if key is None and (former is not None or effect == "once"):
+            self._keys[call.id] = former.key if former is not None else key_of(self._turn.steps.key, call)
+            await self._commit(Intent(call.id, self._keys[call.id], call.name, call.input))
+        if former is not None and former.result is not None:
+            return msgspec.structs.replace(former.result, id=call.id)
+        if effect == "once" and (key is not None or former is not None):
+            known = await self._toolbox.reconcile(call, self._turn, self._keys[call.id])
             if known is not None:
                 return known
-        elif self._toolbox.effect(call.name) == "once":
-            await self._commit(Intent(call.id))
-            self._intents.add(call.id)
-        return await self._toolbox.run(call, self._turn)
+        return await self._toolbox.run(call, self._turn, self._keys.get(call.id, ""))
 
     async def _commit(self, step: Intent | Ran) -> None:
         async with self._writing:  # one at a time: steps have an order

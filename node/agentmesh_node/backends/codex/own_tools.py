@@ -13,7 +13,8 @@ from agentmesh.edge.tasks import cancel_and_wait
 from agentmesh_node.backends.codex.process import AppServer
 from agentmesh_node.backends.codex.steps import CodexStep, EarlierSteps, OwnToolIntent, OwnToolRan, step_value
 from agentmesh_node.tools import Call, Result, Toolbox
-from agentmesh_node.tools.calls import PATIENCE_S
+from agentmesh_node.tools.calls import PATIENCE_S, key_of
+from agentmesh_node.tools.kept_exchanges import former_calls, meet
 
 
 class OwnToolRuns:
@@ -24,6 +25,8 @@ class OwnToolRuns:
         self._turn = turn
         self._taken = taken
         self._server = server
+        self._former = former_calls(turn.kept, taken.keys)
+        """Calls of earlier tries of the request with which the next equal calls go on."""
         self._writing = asyncio.Lock()
         self._running: set[asyncio.Task[None]] = set()
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -54,18 +57,32 @@ class OwnToolRuns:
             return refused
         former = self._taken.former(call)
         if former is None:
-            await self._commit(OwnToolIntent(call))
-            result = await self._toolbox.run(call, self._turn)
-            await self._commit(OwnToolRan(call, result))
-            return result
+            return await self._begun(call)
         made, known = former
+        key = self._taken.key(made, self._turn.steps.key)
         if known is None and self._toolbox.effect(made.name) == "once":
-            known = await self._toolbox.reconcile(made, self._turn)
+            known = await self._toolbox.reconcile(made, self._turn, key)
         if known is None:
             # With its first id: for the tool it is the same call.
-            known = await self._toolbox.run(made, self._turn)
+            known = await self._toolbox.run(made, self._turn, key)
         await self._commit(OwnToolRan(made, known))
         return msgspec.structs.replace(known, id=call.id)
+
+    async def _begun(self, call: Call) -> Result:
+        """Run a call that this turn has not begun yet; it may go on with one of an earlier try of the request."""
+        effect = self._toolbox.effect(call.name)
+        met = meet(self._former, call) if effect != "pure" else None
+        key = met.key if met is not None else key_of(self._turn.steps.key, call)
+        await self._commit(OwnToolIntent(call, key))
+        result = None
+        if met is not None and met.result is not None:
+            result = msgspec.structs.replace(met.result, id=call.id)
+        elif met is not None and effect == "once":
+            result = await self._toolbox.reconcile(call, self._turn, key)
+        if result is None:
+            result = await self._toolbox.run(call, self._turn, key)
+        await self._commit(OwnToolRan(call, result))
+        return result
 
     async def _commit(self, step: CodexStep) -> None:
         async with self._writing:  # one at a time: steps have an order

@@ -28,6 +28,7 @@ from agentmesh_node.backends.codex.steps import EarlierSteps, Saved, step_value
 from agentmesh_node.backends.retries import Retries, again, told_again
 from agentmesh_node.backends.shapes import Misshapen, shaped
 from agentmesh_node.tools import Toolbox
+from agentmesh_node.tools.kept_exchanges import notes
 from agentmesh_node.tools.turn_bounds import Driven, TurnBounds
 
 log = logging.getLogger("agentmesh.node")
@@ -227,7 +228,8 @@ class Run:
             raise settings.refused("bad_output", "Codex did not say where it keeps the thread")
         self._path = str(path.relative_to(home.path))
         # A turn that goes on has its prompt in the thread already.
-        said = [] if self._saved is not None else await asyncio.to_thread(home.inputs, prompt, self._turn.attachments)
+        text = "\n\n".join([prompt, *notes(self._turn.kept)])
+        said = [] if self._saved is not None else await asyncio.to_thread(home.inputs, text, self._turn.attachments)
         notice = self._ground.toolbox.notice(self._turn)
         if said and notice is not None:
             said.append({"type": "text", "text": notice})

@@ -15,6 +15,7 @@ import msgspec
 from agentmesh.backend import Event
 from agentmesh_node.backends.codex.rollout import Rollout
 from agentmesh_node.tools import Call, Result
+from agentmesh_node.tools.calls import key_of
 
 
 class Saved(msgspec.Struct, frozen=True, tag_field="step", tag="saved"):
@@ -34,6 +35,8 @@ class OwnToolIntent(msgspec.Struct, frozen=True, tag_field="step", tag="intent")
     """A call of one of the agent's own tools is about to be made."""
 
     call: Call
+    key: str = ""
+    """Its key: an owner that makes this call again reads it here. Empty in the steps of an older build, which derived it."""
 
 
 class OwnToolRan(msgspec.Struct, frozen=True, tag_field="step", tag="ran"):
@@ -53,6 +56,7 @@ class EarlierSteps:
         self.saved: list[Saved] = []
         self._intents: list[Call] = []
         self._ran: list[OwnToolRan] = []
+        self._keys: dict[str, str] = {}
         for step in steps:
             self._add(msgspec.convert(step, CodexStep))
 
@@ -65,6 +69,7 @@ class EarlierSteps:
                 self._ran.clear()
             case OwnToolIntent():
                 self._intents.append(step.call)
+                self._keys[step.call.id] = step.key
             case OwnToolRan():
                 self._ran.append(step)
 
@@ -94,6 +99,15 @@ class EarlierSteps:
                 self._intents.remove(intent)
                 return intent, None
         return None
+
+    def key(self, call: Call, turn: str) -> str:
+        """The key of a call that `former` gave, in the turn of that name."""
+        return self._keys.get(call.id) or key_of(turn, call)
+
+    @property
+    def keys(self) -> frozenset[str]:
+        """The keys that the steps name."""
+        return frozenset(self._keys.values())
 
 
 def _same(one: Call, other: Call) -> bool:
