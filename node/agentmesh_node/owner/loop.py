@@ -206,11 +206,21 @@ class OwnerLoop:
         self._run_queue.put(self._handle_input, item)
 
     def _answer_interrupt(self, item: Interrupt) -> None:
-        """Pass an interrupt to the machine while a record is in flight: it can only be answered, or wait there."""
+        """Pass an interrupt to the machine while a record is in flight: it can only be answered, or wait there.
+
+        (A callback that runs beside the record may be hurried because of a stop.)
+        """
         assert self.core is not None
-        self.core, commands = self._machine(self.core, item, self._now())
-        for command in commands:
-            self._handlers[type(command)](command)
+        try:
+            self.core, commands = self._machine(self.core, item, self._now())
+            for command in commands:
+                if isinstance(command, CancelCallback):
+                    self._cancel_callback(command)
+                else:
+                    self._handlers[type(command)](command)
+        except Exception:
+            log.exception("owner failed", extra={"agent": self.name})
+            self._fail(DEFECT)
 
     def _handle_input(self, item: Input) -> None:
         """Pass an input to the machine, and perform its commands."""

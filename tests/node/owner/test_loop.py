@@ -257,7 +257,7 @@ def test_a_callback_that_ends_without_a_wait_comes_before_what_waits() -> None:
 def test_an_interrupt_does_not_wait_for_a_record_but_for_what_came_before_it(before: bool) -> None:
     async def main() -> None:
         answered: list[AnswerControl] = []
-        bench = Rig([RECORD], [AnswerControl("i", {"interrupted": False})])
+        bench = Rig([RECORD], [AnswerControl("i", {"interrupted": False}), CancelCallback(0.5)])
         loop = bench.begin(answered.append)
         loop.feed(Rest())
         await asyncio.sleep(0)
