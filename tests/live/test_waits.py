@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
+from agentmesh.agent import Agent
 from agentmesh.edge.read import read_all
+from agentmesh.registry_values import Restart
 from agentmesh.subjects import Subjects
 from live import steppers
 from live.mesh import PATIENCE_S, LocalMesh, ProcessMesh, kinds, local_mesh
+from live.test_between_agents import do
 from live.test_steps import LONG_S, lines, program, stepping_mesh
 from support import Server, eventually, run
 
@@ -24,9 +27,11 @@ def asking(agent: str, prompt: Any, seconds: float = PATIENCE_S) -> list[Any]:
 
 
 @contextlib.asynccontextmanager
-async def asking_mesh(server: Server, subjects: Subjects, *agents: str, **settings: Any) -> AsyncIterator[LocalMesh]:
-    """A mesh on this loop with these agents, all of them `Doer`s."""
-    async with local_mesh(server, subjects, serves=kinds(steppers), **settings) as mesh:
+async def asking_mesh(
+    server: Server, subjects: Subjects, *agents: str, more: Mapping[str, type[Agent[Any]]] | None = None, **settings: Any
+) -> AsyncIterator[LocalMesh]:
+    """A mesh on this loop with these agents, all of them `Doer`s, that serves `more` kinds besides."""
+    async with local_mesh(server, subjects, serves={**kinds(steppers), **(more or {})}, **settings) as mesh:
         for agent in agents:
             await mesh.client.start_agent(agent, kind="Doer", timeout=PATIENCE_S)
         yield mesh
@@ -79,6 +84,30 @@ def test_a_request_that_cannot_be_delivered_or_takes_too_long_ends_its_wait(
             assert await ask(mesh, "a", asking("b", "well?")) == ["well?"], "the late answer is nobody's"
             state = await book(mesh, "a")
             assert state["events"] == [], "neither late answers nor undelivered requests become events"
+
+    run(main(), LONG_S)
+
+
+@pytest.mark.case(451)
+@pytest.mark.slow
+def test_a_wait_for_an_agent_that_has_failed_or_is_halted_ends_with_its_state(server: Server, subjects: Subjects) -> None:
+    async def main() -> None:
+        async with asking_mesh(server, subjects, "a", more=kinds(), wait_patience_s=1.0) as mesh:
+            await mesh.client.start_agent("broken", kind="Puppet", restart=Restart(max=0), timeout=PATIENCE_S)
+            await mesh.client.tell("broken", do(["raise", {"message": "for good"}]))
+            await mesh.saw("failed", "broken")
+            await mesh.client.start_agent("tired", kind="Puppet", timeout=PATIENCE_S)
+            await mesh.client.ask("tired", do(["then", {"decision": "halt"}]))
+            assert await ask(mesh, "a", asking("broken", "hello", 600)) == ["!failed"]
+            assert await ask(mesh, "a", asking("tired", "hello", 600)) == ["!unavailable"]
+
+            async def withdrawn() -> bool:
+                return (await mesh.client.status("tired")).queued == 0
+
+            await eventually(withdrawn, PATIENCE_S, "the question is withdrawn")
+            await mesh.client.resume("tired")
+            assert (await mesh.client.ask("tired", "awake", timeout=PATIENCE_S)).text == "awake"
+            assert [turn.turn for turn in await mesh.client.history("tired")] == [1, 2], "no turn ran for it"
 
     run(main(), LONG_S)
 
