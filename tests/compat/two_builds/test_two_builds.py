@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from msgspec import Raw, structs
+from msgspec import structs
 
 from agentmesh.formats import ADDED, FIRST, SECOND
 from agentmesh.ledger import apply
@@ -32,10 +32,8 @@ DROPPED = frozenset(row.what.partition(".")[2] for row in ADDED if row.old == "i
 """Fields of an outcome that the build before does not tell."""
 IGNORED = frozenset(row.what.partition(".")[2] for row in ADDED if row.old == "ignored" and row.what.startswith("Ledger."))
 """Fields of a ledger that are declared to be dropped by the build before: nothing depends on them."""
-INNER = frozenset(
-    row.what.partition(".")[2] for row in ADDED if row.old == "ignored" and row.what.startswith(("Caller.", "Echo."))
-)
-"""The same, of what a ledger holds; also those of outcomes."""
+INNER = frozenset(row.what for row in ADDED if row.old == "ignored")
+"""The same, of what a ledger holds, as `Struct.field`."""
 
 
 @pytest.mark.slow
@@ -162,17 +160,19 @@ def _different(before: Ledger | None, snapshot: Ledger) -> Iterator[str]:
 
 def _only_inner(field: str, before: Ledger | None, snapshot: Ledger) -> bool:
     """Whether a field of two ledgers differs only in what the build before drops of the structs in it."""
-    values = [getattr(ledger, field, None) for ledger in (before, snapshot)]
-    if any(isinstance(value, Raw) for value in values):
-        return False
-    first, second = (_bare(msgspec.json.decode(msgspec.json.encode(value))) for value in values)
+    first, second = (_bare(getattr(ledger, field, None)) for ledger in (before, snapshot))
     return bool(first == second)
 
 
 def _bare(value: Any) -> Any:
+    """`value` without what the build before drops of the structs in it."""
+    if isinstance(value, msgspec.Struct):
+        kind = type(value).__name__
+        kept = (name for name in value.__struct_fields__ if f"{kind}.{name}" not in INNER)
+        return kind, {name: _bare(getattr(value, name)) for name in kept}
     if isinstance(value, dict):
-        return {key: _bare(part) for key, part in value.items() if key not in INNER | DROPPED}
-    return [_bare(part) for part in value] if isinstance(value, list) else value
+        return {key: _bare(part) for key, part in value.items()}
+    return [_bare(part) for part in value] if isinstance(value, list | tuple) else value
 
 
 def untold(evidence: Evidence) -> Iterator[str]:
