@@ -78,7 +78,7 @@ def test_the_agent_of_the_page_is_one() -> None:
 
 
 def test_what_an_agents_file_needs_is_exported() -> None:
-    wanted = {"Agent", "Init", "Idle", "Prompt", "Halt", "Defer", "Proceed", "Skip", "Answer", "Undelivered", "Timer"}
+    wanted = {"Agent", "Init", "Idle", "Prompt", "Halt", "Defer", "Proceed", "Skip", "Answer", "Closed", "Undelivered", "Timer"}
     assert wanted | {"Event", "Response", "Restart", "agent_tool", "tool"} == set(agentmesh.__all__)
     assert all(hasattr(agentmesh, name) for name in agentmesh.__all__)
     assert (Path(agentmesh.__file__).parent / "py.typed").exists()
