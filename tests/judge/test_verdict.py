@@ -7,12 +7,12 @@ from collections.abc import Callable
 
 import msgspec
 import pytest
-from msgspec import UNSET, Raw
+from msgspec import UNSET, Raw, UnsetType
 
-from agentmesh.records import Change, Record, Step, Turning
-from agentmesh.wire import Outcome
-from judge.evidence import Evidence, Letter, Operation, State
-from judge.verdict import judge
+from agentmesh.records import Change, Delegated, Effect, Record, Resolve, SendMail, Step, Turning, Wait
+from agentmesh.wire import ErrorBody, Outcome
+from judge.evidence import WITHDRAWS, Call, Evidence, Letter, Operation, State
+from judge.verdict import HEARD_S, judge
 
 AGENT = "k0"
 _OWNER = (5, "n1", "boot1")
@@ -267,6 +267,69 @@ def test_a_relay_that_met_a_full_mailbox_for_too_long_is_accounted_for() -> None
     assert [line for line in judge(evidence, {AGENT}) if "relay" in line or "consumed 0" in line] == []
 
 
+def _asking(evidence: Evidence, end: Record) -> None:
+    """`end` follows a step of a turn for request 12, in which `k1` was asked, with the origin 1.6.0."""
+    owner = (9, "n2", "boot2")
+    log = ["prompt|-|L1", "event|-|E1"]
+    turning = Turning(key="inbox:12", number=2, prompt="add L2")
+    step = _record("step", log, owner=owner)
+    change = msgspec.structs.replace(
+        step.change, turning=turning, waits={"w": Wait(agent="k1", since=0.0, deadline=9.0, origin="1.6.0")}
+    )
+    records = [*evidence.journals[AGENT][:5], (6, msgspec.structs.replace(step, change=change)), (7, end)]
+    evidence.journals = {AGENT: [*records, (8, _record("rest", log, owner=owner))]}
+
+
+def _end(*effects: Effect, delegated: dict[str, Delegated | None] | UnsetType = UNSET) -> Record:
+    record = _record("turn", ["prompt|-|L1", "event|-|E1"], owner=(9, "n2", "boot2"))
+    failed = Outcome(agent=AGENT, ref="12", ok=False, error=ErrorBody(code="interrupted"))
+    change = msgspec.structs.replace(record.change, turning=None, waits={"w": None}, delegated=delegated)
+    return msgspec.structs.replace(record, change=change, effects=(Resolve(outcome=failed), *effects))
+
+
+WITHDRAWAL = SendMail(to="k1", lane="peer-answer", event={"withdraws": "1.6.0"})
+
+
+def forgotten_question(evidence: Evidence) -> None:
+    _asking(evidence, _end())
+
+
+def question_that_never_came_back(evidence: Evidence) -> None:
+    _asking(evidence, _end(WITHDRAWAL, delegated={"1.6.0": Delegated("k1", "12", True)}))
+
+
+def call_of_what_was_withdrawn(evidence: Evidence) -> None:
+    """`k1` withdraws its request 12 at 5.0; the owner that begins at 6.0 makes a call for it at 7.0."""
+    headers = {"Mesh-From": "k1", "Mesh-Origin": "1.3.0"}
+    evidence.letters = [
+        *(Letter(x.seq, "peer-inbox", AGENT, x.text, x.label, headers) if x.seq == 12 else x for x in evidence.letters),
+        Letter(14, "peer-answer", AGENT, "", f"{WITHDRAWS}1.3.0", headers, 5.0),
+    ]
+    evidence.owners = {AGENT: [(1.0, "n1"), (6.0, "n2")]}
+    evidence.calls = [Call(AGENT, "12", "n2", 7.0)]
+
+
+def late_call_of_what_was_withdrawn(evidence: Evidence) -> None:
+    call_of_what_was_withdrawn(evidence)
+    evidence.owners = {AGENT: [(1.0, "n1")]}
+    evidence.calls = [Call(AGENT, "12", "n1", 7.0 + HEARD_S)]
+    evidence.calm = 3.0
+
+
+def test_an_owner_that_could_not_have_heard_of_a_withdrawal_may_make_its_call() -> None:
+    evidence = honest()
+    call_of_what_was_withdrawn(evidence)
+    evidence.owners = {AGENT: [(1.0, "n1")]}
+    evidence.calls = [Call(AGENT, "12", "n1", 7.0), Call(AGENT, "12", "n2", 4.0)]
+    assert not [line for line in judge(evidence, {AGENT}) if "began a call" in line]
+
+
+def test_what_is_withdrawn_and_came_back_is_well() -> None:
+    evidence = honest()
+    _asking(evidence, _end(WITHDRAWAL))
+    assert not [line for line in judge(evidence, {AGENT}) if "leaves" in line or "came back" in line]
+
+
 @pytest.mark.parametrize(
     ("forge", "verdict"),
     [
@@ -296,6 +359,10 @@ def test_a_relay_that_met_a_full_mailbox_for_too_long_is_accounted_for() -> None
         (steps_that_outlive_their_turn, "of a turn that is over"),
         (wait_whose_request_never_came, "and that was consumed 0 times"),
         (told_lost_although_it_came, "could not be delivered which were"),
+        (forgotten_question, "and leaves {'1.6.0'} open"),
+        (question_that_never_came_back, "never came back"),
+        (call_of_what_was_withdrawn, "began a call at 7.000 for 12"),
+        (late_call_of_what_was_withdrawn, "began a call at 67.000 for 12"),
     ],
     ids=lambda value: value.__name__ if callable(value) else "",
 )

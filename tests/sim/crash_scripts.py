@@ -11,7 +11,7 @@ from typing import Any
 from agentmesh.errors import MeshError
 from agentmesh.registry_values import Restart
 from agentmesh_client.client import Mesh
-from sim.crashes import Notes, Script
+from sim.crashes import Notes, Script, said
 from sim.server import EPOCH
 
 START = dt.datetime.fromtimestamp(EPOCH, dt.UTC)
@@ -96,6 +96,41 @@ async def waits(mesh: Mesh, notes: Notes) -> None:
     await notes.ask(mesh, "b", "add L4")
 
 
+async def ends(mesh: Mesh, notes: Notes) -> None:
+    """Requests that are ended with all that was asked on their behalf: one that is kept open, one that runs, and all of an agent
+    that is stopped. The last agent of the chain is halted, so that nothing of it can be answered."""
+    for name, following in (("a", "b"), ("b", "c"), ("c", "a")):
+        await mesh.start_agent(name, kind="Cell", options={"next": following})
+    await notes.ask(mesh, "c", "halt L0")
+    for text in ("call L1 2", "wait L2 b c"):
+        ref = await mesh.tell("a", text)
+        await _queued(mesh, "c", 1)
+        await mesh.cancel("a", ref, tree=True, timeout=200)
+        await _queued(mesh, "c", 0)
+        notes.answers[text] = await _ended(mesh, "a", ref)
+    ref = await mesh.tell("a", "wait L3 b c")
+    await _queued(mesh, "c", 1)
+    await mesh.stop("a", timeout=300)
+    await _queued(mesh, "c", 0)
+    notes.answers["L3"] = await _ended(mesh, "a", ref)
+    await mesh.resume("c", timeout=100)
+    await notes.ask(mesh, "c", "add L4")
+    await notes.ask(mesh, "b", "add L5")
+
+
+async def _ended(mesh: Mesh, agent: str, ref: str) -> str:
+    async with asyncio.timeout(300):
+        while not (found := await mesh.poll(agent, ref, timeout=200)).done:  # noqa: ASYNC110 - a client that polls
+            await asyncio.sleep(0.2)
+    return "" if found.outcome is None else said(found.outcome)
+
+
+async def _queued(mesh: Mesh, agent: str, count: int) -> None:
+    async with asyncio.timeout(300):
+        while (await mesh.status(agent, timeout=200)).queued != count:  # noqa: ASYNC110 - a client that polls
+            await asyncio.sleep(0.2)
+
+
 async def configuration(mesh: Mesh, notes: Notes) -> None:
     """What is set of an agent that is idle, in a turn, halted, asleep and failed; each request is one change."""
     await mesh.start_agent("a", kind="Cell")
@@ -145,5 +180,5 @@ async def _gone(mesh: Mesh, name: str) -> None:
 
 
 SCRIPTS: Mapping[str, Script] = MappingProxyType(
-    {script.__name__: script for script in (turns, chain, lives, timers, crashes, steps, waits, configuration)}
+    {script.__name__: script for script in (turns, chain, lives, timers, crashes, steps, waits, ends, configuration)}
 )

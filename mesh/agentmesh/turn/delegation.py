@@ -63,6 +63,12 @@ def _for(core: Core, ask: Ask, ref: str, caller: Caller) -> Ask:
 def _is_refused(core: Core, ask: Ask, ref: str) -> bool:
     if not isinstance(ask, SendMail) or ask.request != BEING_HANDLED:
         return False
+    _refuse(core, ask, ref)
+    return True
+
+
+def _refuse(core: Core, ask: SendMail, ref: str) -> None:
+    """Add to the draft that a prompt is not sent, since the request that it is for has ended: it comes back to the agent."""
     effect: dict[str, object] = {"kind": "tell", "target": ask.to}
     if ask.tag is not None:
         effect["tag"] = ask.tag
@@ -71,19 +77,24 @@ def _is_refused(core: Core, ask: Ask, ref: str) -> bool:
         message=f"the request {ref}, which this is for, has ended; what is to be sent all the same is detached",
     )
     core.work = structs.replace(core.work, notices=(*core.work.notices, Notice(effect=effect, error=error)))
-    return True
 
 
-def keep_attributions(core: Core) -> None:
+def keep_attributions(core: Core, ended: frozenset[str]) -> None:
     """Add to the draft on behalf of which requests its mail is sent: of those that stay open. What is sent in the record that
-    ends a request follows from its end, and is not withdrawn with it."""
+    ends a request follows from its end, and is not withdrawn with it. But what is for a request that has `ended` meanwhile, in
+    a record beside the draft, is not sent."""
     if any(isinstance(e, SendMail) and e.request is not None for e in core.effects):
-        core.effects = tuple(_kept(core, e) if isinstance(e, SendMail) else e for e in core.effects)
+        kept = (_kept(core, e, ended) if isinstance(e, SendMail) else e for e in core.effects)
+        core.effects = tuple(effect for effect in kept if effect is not None)
 
 
-def _kept(core: Core, effect: SendMail) -> SendMail:
-    if effect.request is None or open_caller(core.work, effect.request) is not None:
+def _kept(core: Core, effect: SendMail, ended: frozenset[str]) -> SendMail | None:
+    ref = effect.request
+    if ref is None or open_caller(core.work, ref) is not None:
         return effect
+    if ref in ended and (core.active is None or core.active.ref != ref):
+        _refuse(core, effect, ref)
+        return None
     return structs.replace(effect, request=None, root=None, end_by=None)
 
 

@@ -111,6 +111,8 @@ def end(core: Core, caller: Caller, outcome: Outcome) -> None:
     """Add to the draft that the caller's request ends with `outcome`. All requests end here: in any way but an answer, all is
     withdrawn that is open on their behalf."""
     core.effects = (*core.effects, *resolve(core, caller, outcome))
+    if not outcome.ok:
+        core.ended |= {caller.ref}
     if core.work.delegated or core.ledger.waits:
         if outcome.ok:
             delegation.let_go(core, caller.ref)
@@ -252,6 +254,7 @@ def end_unanswered(core: Core, mail: Mail, error: ErrorBody) -> None:
 
 def apply_replies(core: Core) -> None:
     """Turn the draft's asks into effects. Of several replies to one request the first wins; the others are dropped."""
+    before = core.ended
     for ask in core.asks:
         if not isinstance(ask, DeferredReply):
             core.effects = (*core.effects, ask)
@@ -265,7 +268,7 @@ def apply_replies(core: Core) -> None:
         else:
             answer_deferred(core, entry, ask.text)
     core.asks = ()
-    delegation.keep_attributions(core)
+    delegation.keep_attributions(core, before)
 
 
 def close_deferred(core: Core, ref: str, entry: Deferred, *, fired: bool = False) -> None:
@@ -371,6 +374,7 @@ def settle(core: Core, *, seq: int, nonce: str, at: float, size: int) -> tuple[I
     else:
         core.work = core.ledger
         core.effects = ()
+        core.ended = frozenset()
     if flight.done:
         core.done = tuple(o for o in core.done if o not in flight.done)
     core.record = flight.kind

@@ -521,6 +521,8 @@ class Core(msgspec.Struct, kw_only=True):
     """Withdrawals of requests that are not consumed yet (agentmesh.turn.withdrawal)."""
     spent: dict[str, Any] | None = None
     """What the running turn had spent when the newest withdrawal came."""
+    ended: frozenset[str] = frozenset()
+    """Refs of requests that have ended in any way but their answer since the draft was begun."""
     answering: Delegated | None = None
     """The request whose answer `handle_event` is given, if it was made on behalf of another."""
     answered: tuple[Mail, ...] = ()

@@ -233,3 +233,21 @@ def test_a_withdrawal_says_why_in_few_words() -> None:
     bench.fail("backend_error", "x" * 9999)
     (mail,) = [e for e in bench.mails("helper") if e.event is not None]
     assert mail.event["why"] == {"code": "backend_error", "message": "x" * MAX_WHY}
+
+
+@pytest.mark.case(354)
+def test_what_was_told_for_a_request_that_ends_meanwhile_is_not_sent() -> None:
+    """The `Answer` is being handled, beside other events of one record, when the request is cancelled in a record of its own."""
+    bench = Stepping(Relay, hold=("handle_event",))
+    ref = bench.prompt("work")
+    bench.finish()
+    answer(bench, "first", ref, "ok")
+    bench.event({"reply": "none", "text": ""})
+    bench.release()
+    assert bench.held, "the second event of the same record is being handled"
+    bench.feed(Cancel(ref, "c", tree=True))
+    assert bench.code(ref) == "cancelled"
+    bench.hold.clear()
+    bench.release()
+    assert bench.mails("second") == [] and ["undelivered", "second", "cancelled"] in bench.state
+    ended(bench)

@@ -21,6 +21,7 @@ NOW = 1e9
 NOT_FOUND = Refused(ErrorBody(code="not_found", message="no such agent"))
 MAIL = SendMail(to="b", lane="peer-notify", event="hello")
 ANSWER = SendMail(to="b", lane="peer-notify", outcome=Outcome(agent="a", ref="1", ok=True, text="yes"))
+WITHDRAWAL = SendMail(to="b", lane="peer-answer", event={"withdraws": "1.5.0"})
 OUTCOME = Resolve(outcome=Outcome(agent="a", ref="1", ok=True, text="yes"))
 
 
@@ -140,9 +141,9 @@ def test_a_full_mailbox_is_tried_for_a_while(monkeypatch: pytest.MonkeyPatch) ->
     assert case.script.attempts > 1
 
 
-@pytest.mark.parametrize("effect", [ANSWER, OUTCOME], ids=["answer", "outcome"])
+@pytest.mark.parametrize("effect", [ANSWER, OUTCOME, WITHDRAWAL], ids=["answer", "outcome", "withdrawal"])
 @pytest.mark.parametrize("age_s", [0, 2 * UNKNOWN_AFTER_S], ids=["new", "old"])
-def test_answers_and_outcomes_are_never_given_up(effect: Effect, age_s: float) -> None:
+def test_answers_outcomes_and_withdrawals_are_never_given_up(effect: Effect, age_s: float) -> None:
     case = settle(Script(MailboxFull("full")), effect, age_s=age_s, window_s=0, condition=tried(4))
     assert (case.gave_up, case.done) == ([], [])
 

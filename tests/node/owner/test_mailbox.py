@@ -442,3 +442,24 @@ def test_closed_it_takes_no_copy() -> None:
         assert it.batches == []
 
     following(story)
+
+
+# --- withdrawals ----------------------------------------------------------------------------------------------------
+async def withdraw(it: Follower, origin: str) -> int:
+    headers = {"Mesh-From": "boss", "Mesh-Origin": "1.9.1"}
+    return await it.node.mail(AGENT, b'{"withdraws":"%s"}' % origin.encode(), lane="peer-answer", headers=headers)
+
+
+@pytest.mark.case(356)
+def test_a_withdrawal_is_delivered_behind_what_lies_ahead_of_it_in_other_lanes() -> None:
+    async def story(it: Follower) -> None:
+        it.lose_copies("peer-inbox")
+        lost = await it.node.mail(AGENT, lane="peer-inbox")
+        assert it.delivered == []
+        withdrawal = await withdraw(it, "1.9.0")
+        await it.node.until(lambda: len(it.delivered) == 2, "both")
+        assert it.delivered == [("peer-inbox", lost), ("peer-answer", withdrawal)]
+        later = await it.node.mail(AGENT, lane="peer-answer")
+        await it.node.until(lambda: it.delivered[-1] == ("peer-answer", later), "an answer, by its copy")
+
+    following(story)
