@@ -38,7 +38,7 @@ from agentmesh_client.results import (
     AgentUpdate,
     ChangeEntry,
     DeadLetter,
-    Ended,
+    EndedRequest,
     Interruption,
     NodeEntry,
     PollResult,
@@ -280,14 +280,14 @@ class Mesh:
         how: Literal["interrupt", "cancel", "stop"] = "cancel",
         wait: float = 10.0,
         timeout: float = CONTROL_S,
-    ) -> Ended:
+    ) -> EndedRequest:
         """End a request and see that what was asked on its behalf ends, too: as `interrupt`, as `cancel` with `tree`, or all
         requests of an agent, as `stop` does.
 
         Args:
             ref: the request; `cancel` needs one.
-            wait: seconds to wait until the agents that were asked have ended theirs, which withdraw further. `Ended.withdrawn`
-                says which have not been seen to end by then.
+            wait: seconds to wait until the agents that were asked have ended theirs, which withdraw further.
+                `EndedRequest.withdrawn` says which have not been seen to end by then.
 
         Raises:
             As `status`, and as `stop`.
@@ -296,12 +296,12 @@ class Mesh:
         if how == "stop":
             found = await self._endings.asked_by(agent, timeout=seconds(timeout))
             await self.stop(agent, timeout=timeout)
-            return Ended(done=True, withdrawn=await self._endings.follow(agent, found, patience))
+            return EndedRequest(done=True, withdrawn=await self._endings.follow(agent, found, patience))
         named = None if ref is None and how == "interrupt" else token(ref, "ref")
         request = ControlRequest(op=how, ref=named, tree=how == "cancel")
         reply = await self._request(agent, request, ControlReply, timeout, repeat=named is not None)
         done = reply.interrupted if how == "interrupt" else reply.cancelled
-        return Ended(done=done, withdrawn=await self._endings.follow(agent, reply.withdrawn, patience))
+        return EndedRequest(done=done, withdrawn=await self._endings.follow(agent, reply.withdrawn, patience))
 
     async def resume(self, agent: str, *, timeout: float = CONTROL_S) -> bool:
         """Let a halted agent go on, or revive a failed one. Durable when this returns; False if there was nothing to resume.

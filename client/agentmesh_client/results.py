@@ -60,7 +60,7 @@ class Subrequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Whether it is known to have ended."""
 
 
-class Ended(msgspec.Struct, frozen=True, kw_only=True):
+class EndedRequest(msgspec.Struct, frozen=True, kw_only=True):
     """What the end of a request has ended with it."""
 
     done: bool

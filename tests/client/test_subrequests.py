@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from agentmesh.subjects import Subjects
-from agentmesh_client.results import Ended, Subrequest
+from agentmesh_client.results import EndedRequest, Subrequest
 from agentmesh_client.subrequests import Endings
 from client.fake_owner import world
 from support import Server, run
@@ -31,7 +31,7 @@ def test_what_is_withdrawn_is_listed_with_what_has_not_ended(
             ended = await w.mesh.end("coder", "17", how="cancel" if how == "cancel" else "interrupt", wait=0.5)
             first = Subrequest(agent="reviewer", origin="1.5.0", ref="9" if still_open else None, ended=not still_open)
             gone = Subrequest(agent="gone", origin="1.5.1", ended=True)
-            assert ended == Ended(done=True, withdrawn=(first,) if how == "interrupt" else (first, gone))
+            assert ended == EndedRequest(done=True, withdrawn=(first,) if how == "interrupt" else (first, gone))
             assert asked.requests[0] == {"op": "open", "sender": "coder", "origin": "1.5.0"}
             assert owner.requests == [{"op": how, "ref": "17", **({"tree": True} if how == "cancel" else {})}]
 
@@ -44,7 +44,7 @@ def test_without_a_wait_nobody_is_asked(server: Server, subjects: Subjects) -> N
             await w.write_spec("coder")
             owner.replies = {"interrupt": {"interrupted": True, "withdrawn": [ASKED]}, "open": {"asked": [ASKED]}}
             ended = await w.mesh.end("coder", how="interrupt", wait=0)
-            assert ended == Ended(done=True, withdrawn=(Subrequest(agent="reviewer", origin="1.5.0"),))
+            assert ended == EndedRequest(done=True, withdrawn=(Subrequest(agent="reviewer", origin="1.5.0"),))
             assert await Endings(w.mesh._control).asked_by("coder", timeout=5.0) == ended.withdrawn
 
     run(scenario())

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from agentmesh.wire import Outcome
     from agentmesh_client import Mesh
     from agentmesh_client.cli.output import Printer
-    from agentmesh_client.results import Ended, Subrequest
+    from agentmesh_client.results import EndedRequest, Subrequest
 
 WITHDRAW_S = 5.0
 """Longest time that Ctrl-C takes to withdraw a prompt."""
@@ -442,7 +442,7 @@ def tell_withdrawn(options: GlobalOptions, withdrawn: Sequence[Subrequest]) -> N
         Printer(options).note(f"withdrawn from {one.agent}" + (": it has ended there" if one.ended else unseen))
 
 
-def show_ended(options: GlobalOptions, what: str, ended: Ended, otherwise: str) -> int:
+def show_ended(options: GlobalOptions, what: str, ended: EndedRequest, otherwise: str) -> int:
     """Print how a request was ended, and what was withdrawn with it."""
     from agentmesh_client.cli.output import Printer
 
