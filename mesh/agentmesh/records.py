@@ -18,352 +18,72 @@ from typing import Any, Literal
 import msgspec
 from msgspec import UNSET, Raw, UnsetType, structs
 
-from agentmesh.budget import Limits
+from agentmesh.effects import Bury, CancelTimer, Echo, Effect, Resolve, SendMail, SetTimer, StartAgent, StopAgent, target_of
 from agentmesh.errors import UnreadableRecord
 from agentmesh.formats import FIRST, RECORD_VERSION, needed_by
-from agentmesh.registry_values import Restart
-from agentmesh.tool_runs import Counts
-from agentmesh.wire import Attachment, ErrorBody, Outcome, PromptBody
-
-NOTHING = Raw(b"")
-"""No value (a `Raw` cannot stand in a union with null)."""
-
-
-# --- effects ------------------------------------------------------------------------------------------------------
-class Resolve(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="resolve", tag_field="t"):
-    """Store a request's outcome, and publish it to the caller if it waits on a subject."""
-
-    outcome: Outcome
-    reply_to: str | None = None
-    stream_to: str | None = None
-
-
-class SendMail(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="mail", tag_field="t"):
-    """Mail to another agent: a prompt, an event, or the outcome of its request."""
-
-    to: str
-    lane: Literal["peer-inbox", "peer-notify", "peer-answer"]
-    prompt: PromptBody | None = None
-    event: Any = None
-    outcome: Outcome | None = None
-    tag: str | None = None
-    life: str | None = None
-    """The incarnation that is meant; None: the one that the registry shows when it is sent."""
-    path: tuple[str, ...] = ()
-    """The agents that now wait up the chain, the sender last: a request with a path is a wait inside a turn
-    (docs/architecture.md#waits)."""
-    wait: str | None = None
-    """The sender's name of that wait. The request's tag is then its origin, by which the answer is matched."""
-    deadline: float | None = None
-    """The request's turn must not begin later than this (seconds since the epoch)."""
-    budget: Limits | None = None
-    """What the request may cost."""
-    trace: dict[str, str] = {}
-    end_by: float | None = None
-    """The request ends at this time, with or without an answer (seconds since the epoch)."""
-    root: str | None = None
-    """The request of a client that it is for in the end: `<agent>/<ref>`."""
-    request: str | None = None
-    """The ref of the sender's request on whose behalf this is sent, if that request outlives the record."""
-
-
-class StartAgent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="start", tag_field="t"):
-    """Create an agent's spec."""
-
-    name: str
-    kind: str
-    backend: str | None = None
-    options: dict[str, Any] = {}
-    labels: dict[str, str] = {}
-    restart: Restart | None = None
-    watchdog_s: float | None = None
-    use: bool = False
-    """If the name is taken, use the agent that has it."""
-    link: bool = False
-
-
-class StopAgent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="stop", tag_field="t"):
-    """Ask for an agent's end."""
-
-    name: str
-
-
-class SetTimer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="set_timer", tag_field="t"):
-    """Send `event` to the agent itself at `due` (seconds since the epoch), then every `every` seconds."""
-
-    id: str
-    due: float
-    every: float | None = None
-    event: Any = None
-
-
-class CancelTimer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="cancel_timer", tag_field="t"):
-    """Remove a timer older than this effect."""
-
-    id: str
-
-
-class Echo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="echo", tag_field="t"):
-    """Give a request the outcome of an earlier one: it repeats that one's `Nats-Msg-Id`."""
-
-    ref: str
-    of: str
-    reply_to: str | None = None
-    stream_to: str | None = None
-    msg_id: str | None = None
-    """The id that both have."""
-    stored: str | None = None
-    """When the repetition was stored, in the server's words."""
-
-
-class Bury(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="bury", tag_field="t"):
-    """Make an input a dead letter. Its body is read from its lane, by sequence, when this effect is performed."""
-
-    lane: str
-    seq: int
-    reason: ErrorBody
-    text: str | None = None
-
-
-type Effect = Resolve | SendMail | StartAgent | StopAgent | SetTimer | CancelTimer | Bury | Echo
-
-
-def target_of(effect: Effect) -> str:
-    """What `effect` acts on. Effects of one target go strictly in order; targets do not wait for each other."""
-    match effect:
-        case SendMail():
-            return "agent:" + effect.to
-        case StartAgent() | StopAgent():
-            return "agent:" + effect.name
-        case Resolve():
-            return "result:" + effect.outcome.ref
-        case Echo():
-            return "result:" + effect.ref
-        case SetTimer() | CancelTimer():
-            return "timer:" + effect.id
-        case Bury():
-            return "dead"
-
-
-class Open(msgspec.Struct, frozen=True, omit_defaults=True):
-    """An effect that the server has not acknowledged, as far as the journal knows.
-
-    `nonce` is the id of the record that called for it: random, so that a stranger cannot guess the `Nats-Msg-Id`
-    that is made of it.
-    """
-
-    effect: Effect
-    nonce: str
-    at: float
-
-
-# --- parts of the ledger --------------------------------------------------------------------------------------------
-class Caller(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Where a request's outcome goes."""
-
-    ref: str
-    reply_to: str | None = None
-    stream_to: str | None = None
-    sender: str | None = None
-    life: str | None = None
-    tag: str | None = None
-    path: tuple[str, ...] = ()
-    """The agents that wait for this outcome in the middle of a turn, the sender last; empty if the sender's turn is over."""
-    deadline: float | None = None
-    budget: Limits | None = None
-    """What the request may cost: this turn, and the turns of the agents that it asks."""
-    trace: dict[str, str] = {}
-    msg_id: str | None = None
-    """The request's `Nats-Msg-Id`, as its outcome names it."""
-    stored: str | None = None
-    """When the server stored the request, in its own words."""
-    origin: str | None = None
-    """The request's origin, if an agent sent it: a withdrawal names it."""
-    end_by: float | None = None
-    """The request ends at this time, with or without an answer (seconds since the epoch)."""
-    root: str | None = None
-    """As in `SendMail`."""
-
-
-class Queued(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A prompt that is not mail: self-chained, made by `handle_event`, or a request that is tried again.
-
-    `place` orders it among the mail: behind every message whose sequence is not above it.
-    """
-
-    ref: str
-    text: str
-    place: int = 0
-    label: str | None = None
-    caller: Caller | None = None
-    metadata: dict[str, Any] = {}
-    attachments: tuple[Attachment, ...] = ()
-    path: tuple[str, ...] = ()
-    trace: dict[str, str] = {}
-    attempt: int = 1
-
-
-class Deferred(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A request kept open beyond its turn."""
-
-    caller: Caller
-    turn: int
-    exclusive: bool = False
-    since: float = 0.0
-    """When it was deferred (seconds since the epoch). 0: by a build that did not say; it counts from the next activation."""
-    until: float | None = None
-    """When it ends with `expired`: at the request's deadline, or when it has been open for as long as the agent allows."""
-
-
-class Notice(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """An event that is not mail: an effect that could not be done, or a deferred request that was closed from outside."""
-
-    effect: dict[str, Any]
-    error: ErrorBody
-    closed: str | None = None
-    """The ref of that request; `error.code` says how it was closed. (A build that does not know this tells of an effect.)"""
-
-
-class TimerEntry(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A timer that is set. Only a tick that bears this origin is delivered."""
-
-    origin: str
-    due: float
-    every: float | None = None
-    event: Any = None
-
-
-class Awaited(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A tagged request whose answer has not come yet."""
-
-    agent: str
-    tag: str
-    since: float = 0.0
-    """When it was asked (seconds since the epoch); 0 in journals of a build that did not say."""
-    deadline: float | None = None
-    """Its turn must not begin later."""
-
-
-class Delegated(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A request to another agent, made on behalf of a request of this one's that is open; or withdrawn, and not known to have
-    ended (docs/architecture.md#withdrawals)."""
-
-    agent: str
-    request: str
-    """The ref of the request that it is for."""
-    withdrawn: bool = False
-
-
-class Turning(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The turn that has taken steps: what the next owner must know to go on with it."""
-
-    key: str
-    """The key of its input in the crash counters (`Active.key`)."""
-    number: int
-    prompt: str
-    """What `pre_turn` made of the prompt when the first step was taken."""
-    began: float = 0.0
-    """When it was begun for the first time (seconds since the epoch)."""
-
-
-class Step(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A step as its backend gave it. (A struct, because null in a change means that a key goes.)"""
-
-    value: Raw = NOTHING
-
-    @property
-    def size(self) -> int:
-        """Its bytes as JSON."""
-        return memoryview(self.value).nbytes
-
-
-type Shown = Literal["whole", "note", "not", "told"]
-
-
-class KeptTurn(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What a turn did that ended in any way but its answer (agentmesh.turn.kept). The next turn shows it to the model."""
-
-    number: int
-    ref: str
-    """The request that it was for, or the one that is tried in its place: that one goes on with its calls that have no result."""
-    prompt: str = ""
-    attachments: tuple[Attachment, ...] = ()
-    steps: tuple[Step, ...] = ()
-    note: str | None = None
-    """The same in a text of a few lines; None if it ran no tool."""
-    shown: Shown = "whole"
-    """How the next turn shows it: as whole exchanges; by its note; not at all, because a turn with its note in it was refused; or
-    not again, because the session has it."""
-    tries: int = 0
-    """Turns that it was shown to in this way and that failed for an unknown reason before the model had answered."""
-
-    @property
-    def size(self) -> int:
-        """Bytes of its steps and attachments, about."""
-        return sum(step.size for step in self.steps) + sum(len(a.content) for a in self.attachments)
-
-
-class Wait(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A wait inside a turn: what another agent was asked, and its outcome once that is known."""
-
-    agent: str
-    since: float
-    deadline: float
-    origin: str = ""
-    """The request's origin; empty if none was sent."""
-    outcome: Outcome | None = None
-
-
-class Seen(msgspec.Struct, frozen=True):
-    """A message that was purged within the duplicate window, and when."""
-
-    ref: str
-    at: float
-
-
-class TurnInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What `mesh history` shows of a turn."""
-
-    number: int
-    ref: str
-    started: float
-    ended: float
-    node: str
-    generation: int
-    sender: str | None = None
-    label: str | None = None
-    prompt: str = ""
-    answer: str | None = None
-    error: ErrorBody | None = None
-    usage: dict[str, Any] | None = None
-    takeovers: int = 0
-    tools: Counts = {}
-    """The tools that ran, and how often each ended in which way."""
-    note: str | None = None
-    """What the tools of a turn without an answer did, in a few lines."""
-
-
-class Overrides(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What `mesh set` has put in the place of what class and spec say; None: nothing."""
-
-    watchdog_s: float | None = None
-    budget: Limits | None = None
-    restart: Restart | None = None
-
-
-class SetInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A change of the agent's configuration, as `mesh history` shows it."""
-
-    number: int
-    """Counts the changes of a life, from 1."""
-    id: str
-    """The request's id: by it a repetition is known."""
-    at: float
-    turn: int
-    """The newest turn before it."""
-    node: str
-    values: dict[str, Any]
-    """By the name of a part its new value, if that is short; of the backend options those that were changed."""
+from agentmesh.ledger_entries import (
+    NOTHING,
+    Awaited,
+    Caller,
+    Deferred,
+    Delegated,
+    KeptTurn,
+    Notice,
+    Open,
+    Overrides,
+    Queued,
+    Seen,
+    SetInfo,
+    Shown,
+    Step,
+    TimerEntry,
+    TurnInfo,
+    Turning,
+    Wait,
+)
+from agentmesh.wire import ErrorBody
+
+__all__ = [
+    "NOTHING",
+    "Awaited",
+    "Bury",
+    "Caller",
+    "CancelTimer",
+    "Change",
+    "Deferred",
+    "Delegated",
+    "Echo",
+    "Effect",
+    "KeptTurn",
+    "Ledger",
+    "LifePhase",
+    "Notice",
+    "Open",
+    "Overrides",
+    "Queued",
+    "Record",
+    "RecordKind",
+    "Resolve",
+    "Seen",
+    "SendMail",
+    "SetInfo",
+    "SetTimer",
+    "Shown",
+    "StartAgent",
+    "Step",
+    "StopAgent",
+    "TimerEntry",
+    "TurnInfo",
+    "Turning",
+    "Wait",
+    "decode_record",
+    "encode_record",
+    "is_rest",
+    "record_in",
+    "target_of",
+    "version_in",
+    "version_of",
+]
 
 
 type LifePhase = Literal["new", "init", "ready", "stopped", "over"]

@@ -12,8 +12,8 @@ from msgspec import UNSET, structs
 
 from agentmesh import ledger as book
 from agentmesh.formats import RECORD_VERSION
+from agentmesh.ledger_entries import Awaited, TimerEntry, TurnInfo
 from agentmesh.records import (
-    Awaited,
     CancelTimer,
     Change,
     Effect,
@@ -22,8 +22,6 @@ from agentmesh.records import (
     SendMail,
     SetTimer,
     StopAgent,
-    TimerEntry,
-    TurnInfo,
     decode_record,
     encode_record,
     version_of,

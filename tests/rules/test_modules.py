@@ -27,6 +27,7 @@ IMPORTED_BY: dict[str, str] = {
     "agentmesh.edge.transport": "mesh/edge/test_connection.py",
     "agentmesh.errors": "mesh/test_wire.py",
     "agentmesh.ownership": "rules/test_ownership.py",
+    "agentmesh.ledger_entries": "mesh/test_ledger.py",
     "agentmesh.records": "mesh/test_ledger.py",
     "agentmesh.steps": "node/tools/test_loop_steps.py",
     "agentmesh.subjects": "mesh/edge/test_streams.py",

@@ -1,0 +1,237 @@
+"""What the ledger is made of, but for its own fields: requests that are open, prompts that are not mail, timers, steps, waits."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+from msgspec import Raw
+
+from agentmesh.budget import Limits
+from agentmesh.effects import Effect
+from agentmesh.registry_values import Restart
+from agentmesh.tool_runs import Counts
+from agentmesh.wire import Attachment, ErrorBody, Outcome
+
+NOTHING = Raw(b"")
+"""No value (a `Raw` cannot stand in a union with null)."""
+
+
+class Open(msgspec.Struct, frozen=True, omit_defaults=True):
+    """An effect that the server has not acknowledged, as far as the journal knows.
+
+    `nonce` is the id of the record that called for it: random, so that a stranger cannot guess the `Nats-Msg-Id`
+    that is made of it.
+    """
+
+    effect: Effect
+    nonce: str
+    at: float
+
+
+class Caller(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Where a request's outcome goes."""
+
+    ref: str
+    reply_to: str | None = None
+    stream_to: str | None = None
+    sender: str | None = None
+    life: str | None = None
+    tag: str | None = None
+    path: tuple[str, ...] = ()
+    """The agents that wait for this outcome in the middle of a turn, the sender last; empty if the sender's turn is over."""
+    deadline: float | None = None
+    budget: Limits | None = None
+    """What the request may cost: this turn, and the turns of the agents that it asks."""
+    trace: dict[str, str] = {}
+    msg_id: str | None = None
+    """The request's `Nats-Msg-Id`, as its outcome names it."""
+    stored: str | None = None
+    """When the server stored the request, in its own words."""
+    origin: str | None = None
+    """The request's origin, if an agent sent it: a withdrawal names it."""
+    end_by: float | None = None
+    """The request ends at this time, with or without an answer (seconds since the epoch)."""
+    root: str | None = None
+    """As in `SendMail`."""
+
+
+class Queued(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A prompt that is not mail: self-chained, made by `handle_event`, or a request that is tried again.
+
+    `place` orders it among the mail: behind every message whose sequence is not above it.
+    """
+
+    ref: str
+    text: str
+    place: int = 0
+    label: str | None = None
+    caller: Caller | None = None
+    metadata: dict[str, Any] = {}
+    attachments: tuple[Attachment, ...] = ()
+    path: tuple[str, ...] = ()
+    trace: dict[str, str] = {}
+    attempt: int = 1
+
+
+class Deferred(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A request kept open beyond its turn."""
+
+    caller: Caller
+    turn: int
+    exclusive: bool = False
+    since: float = 0.0
+    """When it was deferred (seconds since the epoch). 0: by a build that did not say; it counts from the next activation."""
+    until: float | None = None
+    """When it ends with `expired`: at the request's deadline, or when it has been open for as long as the agent allows."""
+
+
+class Notice(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """An event that is not mail: an effect that could not be done, or a deferred request that was closed from outside."""
+
+    effect: dict[str, Any]
+    error: ErrorBody
+    closed: str | None = None
+    """The ref of that request; `error.code` says how it was closed. (A build that does not know this tells of an effect.)"""
+
+
+class TimerEntry(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A timer that is set. Only a tick that bears this origin is delivered."""
+
+    origin: str
+    due: float
+    every: float | None = None
+    event: Any = None
+
+
+class Awaited(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A tagged request whose answer has not come yet."""
+
+    agent: str
+    tag: str
+    since: float = 0.0
+    """When it was asked (seconds since the epoch); 0 in journals of a build that did not say."""
+    deadline: float | None = None
+    """Its turn must not begin later."""
+
+
+class Delegated(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A request to another agent, made on behalf of a request of this one's that is open; or withdrawn, and not known to have
+    ended (docs/architecture.md#withdrawals)."""
+
+    agent: str
+    request: str
+    """The ref of the request that it is for."""
+    withdrawn: bool = False
+
+
+class Turning(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The turn that has taken steps: what the next owner must know to go on with it."""
+
+    key: str
+    """The key of its input in the crash counters (`Active.key`)."""
+    number: int
+    prompt: str
+    """What `pre_turn` made of the prompt when the first step was taken."""
+    began: float = 0.0
+    """When it was begun for the first time (seconds since the epoch)."""
+
+
+class Step(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A step as its backend gave it. (A struct, because null in a change means that a key goes.)"""
+
+    value: Raw = NOTHING
+
+    @property
+    def size(self) -> int:
+        """Its bytes as JSON."""
+        return memoryview(self.value).nbytes
+
+
+type Shown = Literal["whole", "note", "not", "told"]
+
+
+class KeptTurn(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a turn did that ended in any way but its answer (agentmesh.turn.kept). The next turn shows it to the model."""
+
+    number: int
+    ref: str
+    """The request that it was for, or the one that is tried in its place: that one goes on with its calls that have no result."""
+    prompt: str = ""
+    attachments: tuple[Attachment, ...] = ()
+    steps: tuple[Step, ...] = ()
+    note: str | None = None
+    """The same in a text of a few lines; None if it ran no tool."""
+    shown: Shown = "whole"
+    """How the next turn shows it: as whole exchanges; by its note; not at all, because a turn with its note in it was refused; or
+    not again, because the session has it."""
+    tries: int = 0
+    """Turns that it was shown to in this way and that failed for an unknown reason before the model had answered."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of its steps and attachments, about."""
+        return sum(step.size for step in self.steps) + sum(len(a.content) for a in self.attachments)
+
+
+class Wait(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A wait inside a turn: what another agent was asked, and its outcome once that is known."""
+
+    agent: str
+    since: float
+    deadline: float
+    origin: str = ""
+    """The request's origin; empty if none was sent."""
+    outcome: Outcome | None = None
+
+
+class Seen(msgspec.Struct, frozen=True):
+    """A message that was purged within the duplicate window, and when."""
+
+    ref: str
+    at: float
+
+
+class TurnInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What `mesh history` shows of a turn."""
+
+    number: int
+    ref: str
+    started: float
+    ended: float
+    node: str
+    generation: int
+    sender: str | None = None
+    label: str | None = None
+    prompt: str = ""
+    answer: str | None = None
+    error: ErrorBody | None = None
+    usage: dict[str, Any] | None = None
+    takeovers: int = 0
+    tools: Counts = {}
+    """The tools that ran, and how often each ended in which way."""
+    note: str | None = None
+    """What the tools of a turn without an answer did, in a few lines."""
+
+
+class Overrides(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What `mesh set` has put in the place of what class and spec say; None: nothing."""
+
+    watchdog_s: float | None = None
+    budget: Limits | None = None
+    restart: Restart | None = None
+
+
+class SetInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A change of the agent's configuration, as `mesh history` shows it."""
+
+    number: int
+    """Counts the changes of a life, from 1."""
+    id: str
+    """The request's id: by it a repetition is known."""
+    at: float
+    turn: int
+    """The newest turn before it."""
+    node: str
+    values: dict[str, Any]
+    """By the name of a part its new value, if that is short; of the backend options those that were changed."""
