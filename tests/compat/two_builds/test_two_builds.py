@@ -190,8 +190,8 @@ def untold(evidence: Evidence) -> Iterator[str]:
 
 
 def _as_older_builds_tell(outcome: Outcome) -> Outcome:
-    defaults = {field.name: field.default for field in structs.fields(Outcome)}
-    return structs.replace(outcome, **{field: defaults[field] for field in DROPPED})
+    bare = Outcome(agent=outcome.agent, ref=outcome.ref, ok=outcome.ok)
+    return structs.replace(outcome, **{field: getattr(bare, field) for field in DROPPED})
 
 
 def crossings(journals: Mapping[str, Sequence[tuple[int, Record]]]) -> set[str]:
