@@ -94,8 +94,9 @@ async def has_ended(registry: Registry, journals: JournalReader, agent: str, lif
     Raises:
         StoreLost, UnreadableRecord, Unavailable: as `JournalReader.read`.
     """
-    if await registry.get_trace(spec_key(agent)) is not None:
-        return True
+    trace = await registry.get_trace(spec_key(agent))
+    if trace is not None:
+        return trace.value is None  # else it is back
     ledger, _ = fold((await journals.read(agent)).records)
     return ledger is None or ledger.phase == "over" or life not in (None, ledger.incarnation)
 

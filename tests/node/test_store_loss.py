@@ -11,10 +11,10 @@ from agentmesh.edge.results import store_outcome
 from agentmesh.edge.transport import Message
 from agentmesh.errors import Unavailable
 from agentmesh.outcomes import AnsweredMessage
-from agentmesh.subjects import StreamRole
+from agentmesh.subjects import StreamRole, spec_key
 from agentmesh.wire import Outcome
 from agentmesh_node import store_loss
-from agentmesh_node.store_loss import PROOF_S, Acknowledged, StreamEnds, lost_journals, report_older_mail
+from agentmesh_node.store_loss import PROOF_S, Acknowledged, StreamEnds, has_ended, lost_journals, report_older_mail
 from node.simulated import SimulatedNode, simulate
 
 
@@ -274,5 +274,22 @@ def test_a_stream_that_cannot_be_asked_is_no_loss() -> None:
         del node.server.streams[node.subjects.stream("timer")]
         with pytest.raises(ApiError):
             await ends.beyond({"a": {"due": 1}})
+
+    simulate(story)
+
+
+# --- specs that are gone ------------------------------------------------------------------------------------------------
+def test_an_agent_without_a_spec_has_ended_if_that_was_deleted_or_its_journal_says_so() -> None:
+    async def story(node: SimulatedNode) -> None:
+        registry, journals = node.registry, node.services.journal
+        for name in ("deleted", "back", "gone"):
+            await node.record(name)
+        revision = await registry.create(spec_key("deleted"), b"{}")
+        await registry.delete(spec_key("deleted"), revision)
+        await registry.create(spec_key("back"), b"{}")
+        names = ("deleted", "back", "gone", "never was")
+        ended = {name: await has_ended(registry, journals, name, None) for name in names}
+        assert ended == {"deleted": True, "back": False, "gone": False, "never was": True}
+        assert await has_ended(registry, journals, "gone", "another life")
 
     simulate(story)
