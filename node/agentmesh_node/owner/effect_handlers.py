@@ -18,7 +18,7 @@ from agentmesh.edge.failures import WrongLastSequence
 from agentmesh.edge.manage import purge
 from agentmesh.edge.publish import Stored, schedule, store, store_soon
 from agentmesh.edge.read import get_last, get_next, read_by_leader
-from agentmesh.edge.registry import Entry, Registry, decode_spec
+from agentmesh.edge.registry import Entry, Registry, View, decode_spec
 from agentmesh.edge.results import read_outcome, store_outcome
 from agentmesh.errors import NotFound, StoreLost, Unavailable
 from agentmesh.formats import relabelled
@@ -161,7 +161,7 @@ class EffectHandlers:
 
     # --- mail -----------------------------------------------------------------------------------------------------
     async def _mail(self, origin: str, nonce: str, effect: SendMail) -> None:
-        spec = await self._spec_of(effect.to)
+        spec = await spec_of(self._specs, self._registry, effect.to)
         if effect.outcome is not None:
             if spec is None and not await has_ended(self._registry, self._journal, effect.to, effect.life):
                 raise Unavailable(f"the registry does not know agent {effect.to}, whose journal says that it lives")
@@ -170,10 +170,10 @@ class EffectHandlers:
         elif effect.lane == "peer-answer" and (spec is None or spec.status == "stopped"):
             return  # nor has the withdrawal of a request to one
         elif spec is None or spec.status == "stopped":
-            message = f"no agent {effect.to} exists; start it first"
+            error = no_agent(effect.to)
             if spec is None and not await has_ended(self._registry, self._journal, effect.to, None):
-                raise NotFound(message)  # which is believed only if it stays so
-            raise Refused(ErrorBody(code="not_found", message=message))
+                raise NotFound(error.message)  # which is believed only if it stays so
+            raise Refused(error)
         body, headers = self._letter(effect)
         headers[wire.FROM] = self.agent
         headers[wire.FROM_LIFE] = self._life
@@ -208,13 +208,6 @@ class EffectHandlers:
         """Whether message `seq` of the mail stream has this subject, according to the leader."""
         found = await get_next(self._t, self._subjects.stream("mail"), subject, seq)
         return found is not None and found.seq == seq
-
-    async def _spec_of(self, name: str) -> Spec | None:
-        """The spec of `name`: from the registry's copy, or, if that has none, from the leader."""
-        entry = self._specs.get(spec_key(name))
-        if entry is None:
-            entry = await self._registry.get(spec_key(name))
-        return decode_spec(entry) if entry is not None else None
 
     async def was_delivered(self, origin: str, effect: SendMail) -> bool:
         """Whether the receiver's lane or its journal shows this origin.
@@ -324,6 +317,19 @@ class EffectHandlers:
         last = await get_last(self._t, stream, subject)
         if last is not None and origin_key(last.headers.get(wire.ORIGIN, "")) < origin_key(origin):
             await purge(self._t, stream, subject, below=last.seq + 1)
+
+
+async def spec_of(specs: View, registry: Registry, name: str) -> Spec | None:
+    """The spec of `name`: from the registry's copy, or, if that has none, from the leader."""
+    entry = specs.get(spec_key(name))
+    if entry is None:
+        entry = await registry.get(spec_key(name))
+    return decode_spec(entry) if entry is not None else None
+
+
+def no_agent(name: str) -> ErrorBody:
+    """What is said to who sends something to `name`, if no agent has that."""
+    return ErrorBody(code="not_found", message=f"no agent {name} exists; start it first")
 
 
 def _carried_by(effect: SendMail) -> Carried:

@@ -12,6 +12,7 @@ from agentmesh.edge.transport import Message
 from agentmesh.records import Ledger, Turning, Wait
 from agentmesh.turn.step_values import WaitLost
 from agentmesh.turn.values import Active, Phase
+from agentmesh_node.owner.effect_handlers import no_agent
 from agentmesh_node.owner.wait_watch import WaitWatch
 from node.owner.noting_loop import NotingLoop
 from node.simulated import SimulatedNode, simulate
@@ -90,12 +91,55 @@ def test_an_agent_that_has_failed_ends_the_wait_at_the_first_look() -> None:
 @pytest.mark.parametrize("answer", [HALTED, None], ids=["halted", "without a node"])
 def test_one_that_is_halted_or_without_a_node_ends_it_after_a_takeover_could_be_over(answer: dict[str, Any] | None) -> None:
     async def story(it: Watched) -> None:
+        await it.node.spec("b")
         await it.begin(answer)
         await it.node.pass_time(9.0)
         assert it.lost == []
         await it.node.pass_time(8.0)
         found = it.lost[0].error
         assert (found.code, found.details) == ("unavailable", {"state": "halted" if answer else "wanted"})
+
+    watched(story)
+
+
+@pytest.mark.parametrize(
+    ("is_there", "code"),
+    [
+        ("nothing", "not_found"),
+        ("a spec that is stopped", "not_found"),
+        ("a journal", "unavailable"),
+        ("a spec that nobody can read", "unavailable"),
+    ],
+)
+def test_a_name_that_no_agent_has_ends_it_with_the_error_of_a_question_that_is_refused(is_there: str, code: str) -> None:
+    async def story(it: Watched) -> None:
+        if is_there == "a spec that is stopped":
+            await it.node.spec("b", status="stopped")
+        elif is_there == "a journal":
+            await it.node.record("b", "activated")
+        elif is_there == "a spec that nobody can read":
+            await it.node.write_spec("b", b"?")
+        await it.begin(None)
+        await it.node.pass_time(9.0)
+        assert it.lost == []
+        await it.node.pass_time(8.0)
+        error = it.lost[0].error
+        assert error.code == code
+        assert (error == no_agent("b")) is (code == "not_found")
+
+    watched(story)
+
+
+def test_whether_the_name_is_known_is_asked_again_if_it_cannot_be_told() -> None:
+    async def story(it: Watched) -> None:
+        registry = it.node.stream("registry").name
+        it.node.faults.leaderless.add(registry)
+        await it.begin(None)
+        await it.node.pass_time(30.0)
+        assert it.lost == []
+        it.node.faults.leaderless.clear()
+        await it.node.pass_time(12.0)
+        assert it.lost[0].error == no_agent("b")
 
     watched(story)
 
