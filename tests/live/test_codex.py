@@ -12,7 +12,7 @@ import pytest
 
 from agentmesh.agent import agents_in
 from agentmesh.edge.read import read_all
-from agentmesh.errors import BackendError, Interrupted
+from agentmesh.errors import BackendError
 from agentmesh.records import encode_record
 from agentmesh.subjects import Subjects
 from fakes.responses import Call, Reply, ResponsesServer, Text, say, shell
@@ -68,6 +68,7 @@ def test_an_agent_answers_by_codex_and_shows_what_it_does(
     run(main(), LONG_S)
 
 
+@pytest.mark.case(387)
 def test_an_interrupt_ends_codex_and_its_commands_and_the_thread_goes_on(
     fake: ResponsesServer, server: Server, subjects: Subjects, tmp_path: Path
 ) -> None:
@@ -78,14 +79,23 @@ def test_an_interrupt_ends_codex_and_its_commands_and_the_thread_goes_on(
         async with local_mesh(server, subjects, serves=SERVES, files=str(tmp_path / "files")) as mesh:
             await mesh.client.start_agent("coder", kind="Coder", options=given(fake, tmp_path / "work"))
             await mesh.client.ask("coder", "one")
-            asked = asyncio.create_task(mesh.client.ask("coder", "two", timeout=PATIENCE_S))
-            await eventually(lambda: len(processes(f"sleep {mark}")) > 0, PATIENCE_S, "the command")
-            assert await mesh.client.interrupt("coder")
-            with pytest.raises(Interrupted):
-                await asked
+            async with mesh.client.stream("coder", "two") as live:
+                # Codex tells of a command a moment after it has begun it.
+                await anext(event async for event in live if type(event).__name__ == "ToolUse")
+                await eventually(lambda: len(processes(f"sleep {mark}")) > 0, PATIENCE_S, "the command")
+                assert await mesh.client.interrupt("coder")
+                outcome = await live.outcome()
+            assert outcome.error is not None and outcome.error.code == "interrupted"
+            assert outcome.tools == {"shell": {"interrupted": 1}}
             await eventually(lambda: not processes(f"sleep {mark}"), PATIENCE_S, "the end of the command")
             await mesh.client.ask("coder", "three", timeout=PATIENCE_S)
-            assert fake.requests[-1].texts("user") == ["one", "three"]
+            # The thread is as before; the prompt has a note of what the turn did, which may have been done.
+            first, third = fake.requests[-1].texts("user")
+            prompt, note = third.split("\n\n", 1)
+            assert (first, prompt) == ("one", "three")
+            assert note.startswith("[Note of the mesh: turn 2 ") and "ended early (interrupted)" in note
+            assert f"sleep {mark}" in note and note.endswith("interrupted; it may have been done]")
+            assert not fake.requests[-1].outputs()
 
     run(main(), LONG_S)
 

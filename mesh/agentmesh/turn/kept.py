@@ -67,26 +67,29 @@ def end_turn(core: Core, active: Active, again: str | None) -> None:
     before = core.work.kept
     own = core.ledger.turning
     steps = core.ledger.steps if own is not None and own.key == active.key else {}
-    if (not before and not steps) or core.writes < SECOND:
-        return
     error = active.error if active.response is None else None
+    # A backend that runs tools of its own need not have taken a step when it is ended.
+    told_of = error is not None and bool(active.tools)
+    if not (before or steps or told_of) or core.writes < SECOND:
+        return
     if error is None:
         core.work = structs.replace(core.work, kept={})
         return
     whole = core.work.session != core.ledger.session
     told = whole and not (steps and are_hidden(steps["0"].value))
-    kept = {name: _told_again(turn, error, told=told, answered=bool(steps)) for name, turn in before.items()}
-    if steps and own is not None:
+    kept = {name: _told_again(turn, error, told=told, answered=bool(steps or told_of)) for name, turn in before.items()}
+    if steps or told_of:
+        number, prompt = (own.number, own.prompt) if steps and own is not None else (active.number, active.text)
         turn = KeptTurn(
-            number=own.number,
+            number=number,
             ref=active.ref,
-            prompt=own.prompt,
+            prompt=prompt,
             attachments=active.attachments,
             steps=tuple(steps[index] for index in sorted(steps, key=int)),
-            note=note_of(own.number, own.prompt, reason_of(error), runs_of(core, active)),
+            note=note_of(number, prompt, reason_of(error), runs_of(core, active)),
             shown="note" if is_rejected(error) else "told" if whole else _form(steps),
         )
-        kept[name_of(core.config.name, core.ledger, own.number, own.key)] = turn
+        kept[name_of(core.config.name, core.ledger, number, active.key)] = turn
     if again is not None:
         kept = {name: structs.replace(turn, ref=again) if turn.ref == active.ref else turn for name, turn in kept.items()}
     core.work = structs.replace(core.work, kept=_bounded(kept, again))
@@ -94,7 +97,7 @@ def end_turn(core: Core, active: Active, again: str | None) -> None:
 
 def _form(steps: Mapping[str, Step]) -> Shown:
     """How a turn with these steps can be shown."""
-    return "note" if is_without_messages(steps["0"].value) else "whole"
+    return "note" if not steps or is_without_messages(steps["0"].value) else "whole"
 
 
 def _told_again(turn: KeptTurn, error: ErrorBody, *, told: bool, answered: bool) -> KeptTurn:

@@ -93,7 +93,7 @@ def finish_turn(core: Core, out: Out) -> None:
         delegation.withdraw_questions(core, active.ref, active.outcome.error)
     if active.outcome.usage:
         core.work = structs.replace(core.work, usage=added(core.work.usage, active.outcome.usage))
-    if core.work.kept or core.ledger.steps:
+    if core.work.kept or core.ledger.steps or active.tools:
         end_turn(core, active, again_of(core, active))
     core.emits = (*core.emits, TO_IDLE)
     commit(core, "turn", out, turn=turn_info(core, active, active.error))

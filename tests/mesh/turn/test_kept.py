@@ -145,6 +145,33 @@ def test_an_input_that_is_given_up_leaves_what_it_did(end: str) -> None:
     assert [steps_of(turn)[-1] for turn in shown(bench)] == [paid("c1")]
 
 
+@pytest.mark.case(380)
+@pytest.mark.case(387)
+@pytest.mark.parametrize("end", ["interrupt", "watchdog", "fail", "too_long"])
+def test_tools_of_a_backend_that_had_taken_no_step_are_told_by_a_note(bench: Stepping, end: str) -> None:
+    """Codex takes its first step behind a whole answer and the results of its commands: one of these may run by then."""
+    ran = (ToolRun("command_execution", arguments='{"command":"pay ann"}', id="x1"),)
+    ref = bench.prompt("pay")
+    match end:
+        case "interrupt":
+            bench.feed(Interrupt("i", None, None, ran))
+        case "watchdog":
+            bench.feed(Watchdog(bench.running().number, None, ran))
+        case _:
+            fail(bench, "overloaded" if end == "fail" else end, tools=ran)
+    bench.prompt("what did you do?")
+    bench.kill()
+    (turn,) = shown(bench)
+    assert (turn.number, turn.ref, turn.prompt, turn.shown, turn.steps) == (1, ref, "pay", "note", ())
+    assert turn.note == bench.core.ledger.history[0].note
+    assert turn.note is not None and 'command_execution({"command":"pay ann"}): interrupted; it may have' in turn.note
+    bench.finish("this")
+    bench.prompt("and now?")
+    assert shown(bench) == [], "the session has it now"
+    bench.finish("that", tools=ran)
+    assert bench.core.ledger.kept == {}, "what has its answer is in the session"
+
+
 def test_a_session_that_holds_it_needs_nothing_beside_it(bench: Stepping) -> None:
     """A backend that leaves another session behind when it fails says by that: it is all in there."""
     pay_two(bench)
