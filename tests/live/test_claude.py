@@ -27,6 +27,7 @@ from support import Server, eventually, run
 
 SDK = ("claude_agent_sdk", "agentmesh_node.backends.claude.backend")
 LONG_S = 110
+NOTE = re.compile(r"\n\n\[Note of the mesh: (.+)\]", re.DOTALL)
 KEPT = re.compile(r'"entry":"([^"]+)"')
 
 
@@ -148,6 +149,7 @@ def test_a_turn_goes_on_elsewhere_behind_what_was_paid_for(
 
 
 @pytest.mark.case(92)
+@pytest.mark.case(387)
 def test_an_interrupt_ends_claude_code_and_the_conversation_is_as_before(
     server: Server, subjects: Subjects, tmp_path: Path, fake: FakeMessages
 ) -> None:
@@ -168,8 +170,15 @@ def test_an_interrupt_ends_claude_code_and_the_conversation_is_as_before(
                 await asked
             await childless(tmp_path / "files")
             assert (await mesh.client.ask("coder", "still there?", timeout=PATIENCE_S)).text == "back"
-            assert "welcome" in told(fake.calls[-1])
-            assert "take your time" not in told(fake.calls[-1])
+            # The conversation is as before: neither the prompt, nor what the model said, nor its call is in it. The new prompt
+            # has a note of the call, which may have been done.
+            *before, newest = fake.calls[-1].messages
+            assert "welcome" in json.dumps(before) and "still there?" in json.dumps(newest)
+            assert "take your time" not in json.dumps(before)
+            assert "this takes long" not in told(fake.calls[-1]) and "tool_use" not in told(fake.calls[-1])
+            (note,) = NOTE.findall(fake.calls[-1].prompt)
+            assert "turn 2 of this conversation ('take your time') ended early (interrupted)" in note
+            assert "- Bash(" in note and str(started) in note and note.endswith(": interrupted; it may have been done")
             assert len(await sessions(mesh)) == 2
 
     run(main(), LONG_S)
