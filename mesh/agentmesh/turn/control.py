@@ -21,8 +21,8 @@ from agentmesh.turn.draft import (
     commit_side,
     consume,
     depth,
+    end_prompts,
     end_request,
-    end_unanswered,
     expired,
     is_repetition,
     remember,
@@ -342,18 +342,14 @@ def on_tick(core: Core, item: Tick, out: Out) -> None:
         core.stash = (*core.stash, item)  # the rest once a record stands, or the turn is over
         return
     running = core.active.mail if core.active is not None else None  # behind a crash it is among those that wait
-    late = [m for m in core.prompts if m.deadline is not None and m.deadline <= core.now]
-    late = [m for m in late if m is not running and not _is_copy(core, m)]
-    if not late:
-        return
-    core.prompts = tuple(m for m in core.prompts if m not in late)
-
-    def change(draft: Core) -> None:
-        for mail in late:
-            if mail.deadline is not None:
-                end_unanswered(draft, mail, expired(draft, mail.deadline, "the turn could begin"))
-
-    commit_change(core, "control", change, out)
+    late = [
+        (m, expired(core, m.deadline, "the turn could begin"))
+        for m in core.prompts
+        if m.deadline is not None and m.deadline <= core.now and m is not running and not _is_copy(core, m)
+    ]
+    waiting = core.prompts
+    if late:
+        commit_change(core, "control", lambda draft: end_prompts(draft, waiting, late), out)
 
 
 def _end_running(core: Core, item: Tick, out: Out) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from msgspec import structs
@@ -250,6 +250,18 @@ def end_unanswered(core: Core, mail: Mail, error: ErrorBody) -> None:
     consume(core, mail)
     if not repeated:
         end_request(core, caller_of(mail), error)
+
+
+def end_prompts(core: Core, waiting: tuple[Mail, ...], ended: Iterable[tuple[Mail, ErrorBody]]) -> None:
+    """Add to the draft that some of the prompts `waiting` end without a turn, each with its error.
+
+    One leaves after the other: while one is consumed those behind it still wait, or the position would pass them, and their
+    sender's newest origin with it, and they would be taken for repetitions, which have no outcome of their own.
+    """
+    core.prompts = waiting
+    for mail, error in ended:
+        core.prompts = tuple(other for other in core.prompts if other is not mail)
+        end_unanswered(core, mail, error)
 
 
 def apply_replies(core: Core) -> None:

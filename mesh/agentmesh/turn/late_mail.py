@@ -58,9 +58,13 @@ def unclaimed(
         since: from when on the server knows an id (seconds since the epoch); older ones are forgotten.
     """
     core = Core(config=Config(name=agent, kind=""), ledger=ledger, work=ledger)
-    core.prompts = tuple(item for item in behind if LANES[item.lane].kind == "prompt")
-    core.events = tuple(item for item in behind if LANES[item.lane].kind != "prompt")
+    waiting = sorted({(item.lane, item.seq): item for item in (*mail, *behind)}.values(), key=lambda item: item.seq)
+    core.prompts = tuple(item for item in waiting if LANES[item.lane].kind == "prompt")
+    core.events = tuple(item for item in waiting if LANES[item.lane].kind != "prompt")
     for item in mail:
+        # Those behind it still wait, as the position must show.
+        core.prompts = tuple(other for other in core.prompts if (other.lane, other.seq) != (item.lane, item.seq))
+        core.events = tuple(other for other in core.events if (other.lane, other.seq) != (item.lane, item.seq))
         repeated = is_repetition(core.work, item)
         consume(core, item)
         if repeated:

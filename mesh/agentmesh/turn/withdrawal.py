@@ -14,7 +14,7 @@ from msgspec import structs
 
 from agentmesh.records import Caller, Queued
 from agentmesh.turn.deferral import close_from_outside
-from agentmesh.turn.draft import consume, end_request, end_unanswered, forget_charges
+from agentmesh.turn.draft import consume, end_prompts, end_request, forget_charges
 from agentmesh.turn.values import Active, Core
 from agentmesh.wire import ErrorBody, Mail, withdrawal_in
 
@@ -37,13 +37,12 @@ def of_active(core: Core, active: Active) -> Mail | None:
 def take(core: Core, mails: tuple[Mail, ...]) -> Callable[[Core], None]:
     """Take withdrawals, and the prompts that they withdraw, from what waits. Returns what is to be done to a draft: whatever they
     withdraw has ended, and they are consumed."""
-    withdrawn = [(m, mail) for m in core.prompts for mail in mails if _withdraws(mail, m.sender, m.origin)]
-    core.prompts = tuple(m for m in core.prompts if all(m is not one for one, _ in withdrawn))
+    withdrawn = [(m, reason_in(mail)) for m in core.prompts for mail in mails if _withdraws(mail, m.sender, m.origin)]
+    waiting = core.prompts
     core.withdrawals = tuple(m for m in core.withdrawals if m not in mails)
 
     def change(draft: Core) -> None:
-        for prompt, mail in withdrawn:
-            end_unanswered(draft, prompt, reason_in(mail))
+        end_prompts(draft, waiting, withdrawn)
         for mail in mails:
             _end_open(draft, mail)
             consume(draft, mail)

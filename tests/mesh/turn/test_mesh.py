@@ -206,6 +206,24 @@ def test_a_prompt_past_its_deadline_is_answered_expired_without_a_turn() -> None
     assert bench.outcomes[after].ok
 
 
+@pytest.mark.parametrize("how", ["deadlines", "cancels"])
+def test_prompts_that_end_together_each_have_their_outcome_though_one_behind_them_went_first(how: str) -> None:
+    bench = Rig()
+    bench.prompt("runs")
+    peers = {"lane": "peer-inbox", "sender": "p"}
+    early = [bench.prompt(f"e{n}", origin=f"1.{n}.0", deadline=1001.0, **peers) for n in (1, 2, 3)]
+    last = bench.prompt("last", origin="1.4.0", **peers)
+    assert bench.cancel(last, "first") == {"cancelled": True}
+    if how == "deadlines":
+        bench.tick(1002.0)
+    else:
+        assert all(bench.cancel(ref, ref) == {"cancelled": True} for ref in early)
+    assert {bench.code(ref) for ref in early} == {"expired" if how == "deadlines" else "cancelled"}
+    assert bench.code(last) == "cancelled"
+    bench.finish()
+    assert bench.core.ledger.taken == {} and bench.core.ledger.positions["peer-inbox"] == int(last)
+
+
 @pytest.mark.case(213)
 @pytest.mark.parametrize("while_", ["running", "halted", "failed"])
 def test_a_waiting_caller_hears_of_its_deadline_when_it_passes(while_: str) -> None:

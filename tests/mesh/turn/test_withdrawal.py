@@ -31,6 +31,20 @@ def test_a_withdrawn_prompt_that_waits_gets_no_turn() -> None:
 
 
 @pytest.mark.case(355)
+def test_prompts_that_are_withdrawn_each_have_their_outcome_though_one_behind_them_went_first() -> None:
+    bench = Stepping()
+    bench.prompt("runs")
+    first, second, last = asked(bench, "1.9.0"), asked(bench, "1.9.1"), asked(bench, "1.9.2")
+    withdraw(bench, "1.9.2")
+    assert bench.code(last) == "cancelled"
+    mails = tuple(withdraw(bench, origin, deliver=False) for origin in ("1.9.0", "1.9.1"))
+    bench.feed(Arrived(mails))
+    assert (bench.code(first), bench.code(second)) == ("cancelled", "cancelled")
+    bench.finish()
+    ended(bench)
+
+
+@pytest.mark.case(355)
 def test_a_withdrawn_turn_is_killed_and_its_outcome_says_what_it_cost() -> None:
     bench = Stepping()
     ref = asked(bench, "1.9.0")
