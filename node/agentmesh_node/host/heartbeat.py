@@ -9,6 +9,7 @@ process: a hang is a death too.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 from collections.abc import Callable
@@ -117,18 +118,22 @@ class Heartbeat:
         if self._superseded:
             return
         written = self._written = self._main.create_future()
-        if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._renew)
+        self._wake_up()
         await asyncio.wait((written,), timeout=timeout)
 
     async def close(self) -> None:
         """Delete the lease and end."""
         self._leaving = True
-        if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._renew)
+        self._wake_up()
         await self._liveness.join(10.0)
         if self._ticker is not None:
             self._ticker.cancel()
+
+    def _wake_up(self) -> None:
+        """Have the lease written now, unless its thread has ended."""
+        if self._loop is not None:
+            with contextlib.suppress(RuntimeError):  # its loop is closed
+                self._loop.call_soon_threadsafe(self._renew)
 
     # --- on the liveness loop ---------------------------------------------------------------------------------------
     async def _run(self) -> None:

@@ -57,6 +57,19 @@ async def ended(process: asyncio.subprocess.Process, seconds: float) -> None:
             await process.wait()
 
 
+def _kill_all(pid: int) -> None:
+    """Kill a process and all that it has started. Each is stopped first: a shell whose command is killed begins the next one."""
+    found: set[int] = set()
+    new = {pid}
+    while new:
+        for one in new:
+            signal_to(one, signal.SIGSTOP)
+        found |= new
+        new = set(descendants(pid)) - found
+    for one in found:
+        signal_to(one, signal.SIGKILL)
+
+
 async def end(process: asyncio.subprocess.Process, within_s: float) -> None:
     """End a child: its input ends, then it gets SIGTERM, then it is killed with all that it has started.
 
@@ -73,6 +86,5 @@ async def end(process: asyncio.subprocess.Process, within_s: float) -> None:
     finally:
         # Without a wait, so that even a second cancellation leaves no process behind.
         if process.returncode is None:
-            for pid in (*descendants(process.pid), process.pid):
-                signal_to(pid, signal.SIGKILL)
+            _kill_all(process.pid)
     await ended(process, within_s)
