@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,7 @@ from agentmesh.subjects import Subjects
 from agentmesh_client import Text
 from live.mesh import PATIENCE_S, ProcessMesh, process_mesh
 from local import agents
-from local.model import INSTALLED, MISSING, local_model
+from local.model import INSTALLED, MISSING
 from support import Server, run
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not INSTALLED, reason=MISSING)]
@@ -21,13 +21,6 @@ LONG_S = 110
 AGENTS = str(Path(agents.__file__))
 SDK = ("anthropic", "agentmesh_node.backends.anthropic.backend")
 CALL = '<tool_call> {"name": "get_weather", "arguments": {"city": "Paris"}} </tool_call>'
-
-
-@pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The model's."""
-    with local_model(tmp_path_factory.mktemp("model") / "log") as found:
-        yield found
 
 
 @contextlib.asynccontextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,7 @@ import pytest
 from agentmesh.subjects import Subjects
 from live.mesh import ProcessMesh, process_mesh
 from local import agents
-from local.model import INSTALLED, MISSING, local_model
+from local.model import INSTALLED, MISSING
 from support import Server, run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.skipif(not INSTALLED, reason=MISSING)]
@@ -20,13 +20,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.skipif(not
 PATIENCE_S = 280.0
 LONG_S = 580
 AGENTS = str(Path(agents.__file__))
-
-
-@pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The model's."""
-    with local_model(tmp_path_factory.mktemp("model") / "log") as found:
-        yield found
 
 
 @contextlib.asynccontextmanager

@@ -381,6 +381,10 @@ class Runner:
         """The tools that ran in the newest turn so far."""
         return self._tools.runs
 
+    def tool(self) -> str | None:
+        """The tool that the newest turn waits for: of several the one that was called last."""
+        return self._tools.waited_for
+
     def _count(self) -> None:
         """Count the spending of the run, which has ended by itself or was killed."""
         if self._meter is None or not self._meter.usage():

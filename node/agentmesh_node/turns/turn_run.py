@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from agentmesh.backend import Event
 from agentmesh.records import Resolve
 from agentmesh.tool_runs import ToolRun
 from agentmesh.turn.step_values import StepTaken, WaitOver
@@ -46,8 +45,6 @@ class TurnRun:
         self._begin_to_wait = begin_to_wait
         self._watchdog: asyncio.TimerHandle | None = None
         self._events: TurnEventStream | None = None
-        self._tools: dict[str, str] = {}
-        """Tool calls of the running turn that have no result yet: names by the calls' ids."""
         self.steps: TurnSteps | None = None
         """The steps of the running turn, or of the last one."""
 
@@ -62,7 +59,7 @@ class TurnRun:
 
     def tool(self) -> str | None:
         """The tool that the newest turn waits for: of several the one that was called last."""
-        return next(reversed(self._tools.values()), None)
+        return self._runner.tool() if self._runner is not None else None
 
     def spent(self) -> dict[str, Any] | None:
         """The newest turn's spending so far, as its outcome has it; None if it is nothing."""
@@ -77,18 +74,8 @@ class TurnRun:
         assert self._runner is not None
         self._events = TurnEventStream.open(self._s, self._name, command, self._generation)
         self.steps = TurnSteps(self._s, command, self._feed, self._begin_to_wait)
-        self._tools = {}
-        if self._runner.start_turn(command, self._ended, self._on_event, self.steps):
+        if self._runner.start_turn(command, self._ended, self._events.event if self._events else None, self.steps):
             self._watchdog = asyncio.get_running_loop().call_later(command.watchdog_s, self._on_watchdog, command.number)
-
-    def _on_event(self, event: Event) -> None:
-        match event.kind:
-            case "tool_use":
-                self._tools[str(event.data.get("id"))] = str(event.data.get("name"))
-            case "tool_result":
-                self._tools.pop(str(event.data.get("id")), None)
-        if self._events is not None:
-            self._events.event(event)
 
     def _on_watchdog(self, number: int) -> None:
         self._feed(Watchdog(number, self.spent(), self.ran()))

@@ -32,6 +32,15 @@ def test_calls_and_their_ends_are_noted() -> None:
     )
 
 
+def test_the_newest_call_that_has_not_ended_is_waited_for() -> None:
+    seen = ToolsSeen()
+    waited_for = [seen.waited_for]
+    for event in (use("1"), use("2", "look"), Event("tool_result", {"id": "2", "ok": True, "text": ""})):
+        seen.observe(event)
+        waited_for.append(seen.waited_for)
+    assert waited_for == [None, "pay", "look", "pay"]
+
+
 def test_they_are_bounded_and_odd_data_does_no_harm() -> None:
     seen = ToolsSeen()
     for number in range(tools_seen.MOST + 5):

@@ -17,13 +17,6 @@ from support import eventually, run
 pytestmark = pytest.mark.processes
 
 
-@pytest.fixture
-def notes(tmp_path: Path) -> Path:
-    path = tmp_path / "notes"
-    path.touch()
-    return path
-
-
 @pytest.fixture(autouse=True)
 def _as_by_default() -> Iterator[None]:
     yield

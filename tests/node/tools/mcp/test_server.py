@@ -25,13 +25,6 @@ from support import eventually, run
 pytestmark = pytest.mark.processes
 
 
-@pytest.fixture
-def notes(tmp_path: Path) -> Path:
-    path = tmp_path / "notes"
-    path.touch()
-    return path
-
-
 def test_tools_of_a_child_process_are_listed_and_run_in_one_session(notes: Path) -> None:
     async def check() -> None:
         toolbox = box(stdio(notes))

@@ -20,13 +20,6 @@ from support import eventually, run
 pytestmark = pytest.mark.processes
 
 
-@pytest.fixture
-def notes(tmp_path: Path) -> Path:
-    path = tmp_path / "notes"
-    path.touch()
-    return path
-
-
 @contextmanager
 def filtered_anew() -> Iterator[None]:
     """The log of this module's transport passes its first lines again."""
