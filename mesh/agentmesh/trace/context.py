@@ -1,0 +1,175 @@
+"""Trace contexts: which trace a turn belongs to, and the ids of its spans. Pure.
+
+No id is drawn: each is a digest of what every owner of an agent knows, so that all of them write the same span
+(docs/design/035-spans-are-told-by-records.md). What a sender wrote is read by W3C's rules and never costs a turn: a context that
+is malformed counts as none.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from hashlib import blake2b
+
+import msgspec
+
+from agentmesh.headers import TRACE_HEADERS
+
+MAX_DEPTH = 100
+"""Most turns that one trace has one behind the other."""
+MAX_AGE_S = 3600.0
+"""How long a trace goes on, in seconds from its first turn."""
+STATE_KEY = "mesh"
+"""The mesh's member of `tracestate`: `mesh=<depth>-<start>`, the turns so far and when the first one began (seconds since the
+epoch)."""
+MAX_STATE_MEMBERS = 32
+MAX_BAGGAGE_MEMBERS = 64
+MAX_BAGGAGE_BYTES = 8192
+"""W3C's limits."""
+
+_PARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?", re.ASCII)
+_OWN = re.compile(r"([0-9]{1,9})-([0-9]{1,12})", re.ASCII)
+_NO_TRACE, _NO_SPAN = "0" * 32, "0" * 16
+_UPPER = 1 << 64
+
+
+class TraceContext(msgspec.Struct, frozen=True):
+    """Where in which trace something happens."""
+
+    trace_id: str
+    """32 lower-case hexadecimal digits."""
+    span_id: str
+    """16 of them; empty where nothing in the trace is above."""
+    sampled: bool = True
+    depth: int = 0
+    """Turns in this trace up to here, one behind the other."""
+    began: float = 0.0
+    """When its first turn began (whole seconds since the epoch); 0 if there was none."""
+    state: str = ""
+    """The members of `tracestate` that are not the mesh's."""
+    baggage: str = ""
+
+    @property
+    def link(self) -> str:
+        """It in the form that links have: `<trace>-<span>`."""
+        return f"{self.trace_id}-{self.span_id}"
+
+    def headers(self) -> dict[str, str]:
+        """It as message headers."""
+        found = {"traceparent": f"00-{self.trace_id}-{self.span_id}-{'01' if self.sampled else '00'}"}
+        state = f"{STATE_KEY}={self.depth}-{int(self.began)}" if self.depth else ""
+        if self.state:
+            state = f"{state},{self.state}" if state else self.state
+        if state:
+            found["tracestate"] = state
+        if self.baggage:
+            found["baggage"] = self.baggage
+        return found
+
+
+def context_in(headers: Mapping[str, str]) -> TraceContext | None:
+    """The context that a message bears; None if it bears none, or one that is malformed."""
+    parent = headers.get("traceparent")
+    match = _PARENT.fullmatch(parent) if parent is not None else None
+    if match is None:
+        return None
+    version, trace_id, span_id, flags, more = match.groups()
+    if version == "ff" or trace_id == _NO_TRACE or span_id == _NO_SPAN or (version == "00" and more):
+        return None
+    depth, began, state = _state_in(headers.get("tracestate", ""))
+    # Of the flags only the lowest bit is known; those of the future are nobody's business.
+    return TraceContext(
+        trace_id, span_id, bool(int(flags, 16) & 1), depth, began, state, bounded_baggage(headers.get("baggage", ""))
+    )
+
+
+def _state_in(text: str) -> tuple[int, float, str]:
+    """Depth, start and the members of others in a `tracestate`."""
+    if not text:
+        return 0, 0.0, ""
+    depth, began, others = 0, 0.0, []
+    for member in text.split(","):
+        key, _, value = member.strip().partition("=")
+        if key == STATE_KEY:
+            match = _OWN.fullmatch(value)
+            if match is not None:
+                depth, began = int(match[1]), float(match[2])
+        elif value:
+            others.append(member.strip())
+    return depth, began, ",".join(others[: MAX_STATE_MEMBERS - 1])
+
+
+def bounded_baggage(text: str) -> str:
+    """`text` with as many of its members, from the front, as W3C's limits allow; none is cut in two."""
+    if not text or (len(text) <= MAX_BAGGAGE_BYTES and text.count(",") < MAX_BAGGAGE_MEMBERS):
+        return text
+    kept: list[str] = []
+    size = 0
+    for member in text.split(",")[:MAX_BAGGAGE_MEMBERS]:
+        size += len(member) + 1
+        if size > MAX_BAGGAGE_BYTES + 1:
+            break
+        kept.append(member)
+    return ",".join(kept)
+
+
+# --- ids --------------------------------------------------------------------------------------------------------------
+def trace_id_of(root: str | None, agent: str, life: str, ref: str, stored: str | None) -> str:
+    """The id of the trace of a message that bears no context.
+
+    Args:
+        root: the request of a client that it is for (`Mesh-Root`), if it says so.
+        agent: the agent that it is for.
+        life: that one's incarnation.
+        ref: the message's ref.
+        stored: when the server stored it, in its own words.
+    """
+    return _digest(16, "trace", root or "", agent, life, ref, stored or "")
+
+
+def next_trace_id(before: TraceContext) -> str:
+    """The id of the trace that goes on behind `before`, which is as long as traces may be."""
+    return _digest(16, "next", before.trace_id, before.span_id)
+
+
+def process_span_id(agent: str, life: str, lane: str, ref: str) -> str:
+    """The id of the span in which an agent deals with a message."""
+    return _digest(8, "process", agent, life, lane, ref)
+
+
+def attempt_span_id(turn: str, generation: int, boot: str, crashes: int, retries: int) -> str:
+    """The id of the span of an attempt, by what its owner knows when it begins.
+
+    Args:
+        turn: the turn's name (`agentmesh.turn.kept.name_of`).
+        generation: the owner's.
+        boot: the owner's process.
+        crashes: of the agent's own code, that the journal has charged to the input.
+        retries: how often the prompt was tried in place of one that failed.
+    """
+    return _digest(8, "attempt", turn, str(generation), boot, str(crashes), str(retries))
+
+
+def send_span_id(agent: str, origin: str) -> str:
+    """The id of the span in which an agent sends the mail of this origin."""
+    return _digest(8, "send", agent, origin)
+
+
+def inner_span_id(attempt: str, what: str, which: str) -> str:
+    """The id of a span inside an attempt: `which` of its model calls or tool runs."""
+    return _digest(8, what, attempt, which)
+
+
+def _digest(size: int, *parts: str) -> str:
+    found = blake2b("\0".join(parts).encode(), digest_size=size).hexdigest()
+    return found if found.strip("0") else "1" + found[1:]
+
+
+def is_sampled(trace_id: str, ratio: float) -> bool:
+    """Whether a trace that nobody has decided about is sampled: by its id alone, as OpenTelemetry's ratio-based sampler does."""
+    return int(trace_id[16:], 16) < round(ratio * _UPPER)
+
+
+def trace_headers_in(headers: Mapping[str, str]) -> dict[str, str]:
+    """The W3C headers among `headers`."""
+    return {name: headers[name] for name in TRACE_HEADERS if name in headers}
