@@ -9,7 +9,8 @@ import pytest
 
 from agentmesh.edge.publish import store
 from agentmesh.subjects import Subjects
-from fakes.otlp import OtlpReceiver, Received
+from fakes.otlp import OtlpReceiver
+from fakes.otlp_values import Received
 from live.mesh import PATIENCE_S, ProcessMesh, process_mesh
 from support import Server, eventually, run
 
@@ -54,7 +55,7 @@ def test_one_trace_over_agents_processes_and_a_kill(server: Server, subjects: Su
         assert {span.instance for span in receiver.spans} == {"n1", "n2"}
         assert {span.service for span in receiver.spans} == {"mesh-node"}
         (boss,) = of(receiver, "boss")
-        assert (boss.parent, boss.links) == (CALLER, (CALLER,)), "a single message is parent and link"
+        assert (boss.parent, boss.linked) == (CALLER, (CALLER,)), "a single message is parent and link"
         for worker in ("boss.w0", "boss.w1"):
             spans = of(receiver, worker)
             assert {span.parent for span in spans} == {boss.span_id}, "also where it ran a second time"
