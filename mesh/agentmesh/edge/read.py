@@ -16,7 +16,7 @@ from agentmesh.edge.frames import NO_HEADERS, parse_headers
 from agentmesh.edge.server_errors import NO_META_LEADER, NO_STREAM, ServerError, leaderless, missing
 from agentmesh.edge.transport import Disconnected, Message, NoResponders, RequestTimeout, Transport, in_words
 from agentmesh.errors import BadRequest, MeshError, Unavailable
-from agentmesh.wire import parse_time
+from agentmesh.wire import format_time, parse_time
 
 MAX_MATCHES = 1024
 """Most messages that one multi-subject direct get may match (docs/nats.md#many-subjects-in-one-read)."""
@@ -167,17 +167,19 @@ async def read(
     filter: str,
     *,
     from_seq: int,
+    since: float | None = None,
     batch: int = 256,
     max_bytes: int = 0,
     timeout: float = 5.0,
 ) -> Page:
-    """The messages of `filter` at or behind `from_seq`, in order: at most `batch`, and no more once they fill `max_bytes`
-    (0: 4 MiB), from any replica.
+    """The messages of `filter` at or behind `from_seq`, or, in its place, stored at `since` (seconds since 1970) or later; in
+    order: at most `batch`, and no more once they fill `max_bytes` (0: 4 MiB), from any replica.
 
     Raises:
         Unavailable: no answer, or part of it was lost on the way.
     """
-    body = {"seq": max(1, from_seq), "next_by_subj": filter, "batch": batch, "max_bytes": max_bytes or PAGE_BYTES}
+    begin = {"seq": max(1, from_seq)} if since is None else {"start_time": format_time(since)}
+    body = {**begin, "next_by_subj": filter, "batch": batch, "max_bytes": max_bytes or PAGE_BYTES}
     replies = await _many(t, stream, body, timeout)
     end = replies[-1]
     if end.status == "404":

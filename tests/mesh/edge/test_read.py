@@ -37,6 +37,21 @@ def test_reading_pages_in_order(server: Server, subjects: Subjects) -> None:
     run(main())
 
 
+def test_reading_begins_at_a_time(server: Server, subjects: Subjects) -> None:
+    async def main() -> None:
+        async with connected(server.url) as t:
+            stream, root = await make_stream(t, subjects)
+            for n in range(6):
+                await store(t, f"{root}.{n % 2}.x", str(n).encode())
+            times = [message.time for message in await read_all(t, stream, f"{root}.>")]
+            page = await read(t, stream, f"{root}.*.x", from_seq=1, since=times[2], batch=3)
+            assert page.messages[0].time >= times[2]
+            assert [m.seq for m in page.messages] == [s for s in range(1, 7) if times[s - 1] >= times[2]][:3]
+            assert await read(t, stream, f"{root}.*.x", from_seq=1, since=times[-1] + 3600) == ([], 0)
+
+    run(main())
+
+
 def test_a_page_is_bounded_in_bytes_but_never_empty(server: Server, subjects: Subjects) -> None:
     async def main() -> None:
         async with connected(server.url) as t:
