@@ -81,6 +81,10 @@ def checked_labels(labels: LabelChanges) -> dict[str, str | None]:
     return dict(labels)
 
 
+AGAIN_S = 0.1
+"""Wait before a request is made again of which its owner says that it waits."""
+
+
 class Updater:
     """Changes the configuration of agents."""
 
@@ -124,8 +128,15 @@ class Updater:
     async def _set(self, agent: str, change: Adjustment, expect: str | None, timeout: float) -> ControlReply:
         # One id for all attempts: the owner makes the change once, however often it hears of it.
         request = ControlRequest(op="set", id=self._token(10), set=change, expect=expect)
+        loop = asyncio.get_running_loop()
+        end = loop.time() + timeout
         try:
-            return await self._control.ask(agent, request, ControlReply, timeout=timeout, repeat=True)
+            while loop.time() < end:
+                reply = await self._control.ask(agent, request, ControlReply, timeout=end - loop.time(), repeat=True)
+                if reply.status != "pending":
+                    return reply
+                await asyncio.sleep(AGAIN_S)  # it had come twice, and an owner of an older build says of one that it waits
+            raise AskTimeout("it waits")
         except BadRequest as error:
             if "unknown operation" not in error.message:
                 raise

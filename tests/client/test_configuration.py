@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from msgspec import to_builtins
 from msgspec.structs import replace
@@ -13,7 +15,7 @@ from agentmesh.subjects import Subjects
 from agentmesh_client.configuration import adjustment, checked_labels
 from client.fake_owner import world
 from client.test_control import STATUS
-from support import Server, run
+from support import Server, eventually, run
 
 FOUND = Configuration(
     backend_options={}, budget={}, watchdog_s=600.0, restart=Restart(), labels={"zone": "a"}, sets=0, tag="0a1b2c3d4e"
@@ -39,6 +41,24 @@ def test_a_request_that_is_sent_again_bears_the_same_id(server: Server, subjects
             with pytest.raises(AskTimeout, match="does no harm"):
                 await w.mesh.update_agent("coder", watchdog_s=60, timeout=3)
             assert len(owner.requests) > 1 and len({request["id"] for request in owner.requests}) == 1
+
+    run(scenario(), timeout=60)
+
+
+@pytest.mark.case(582)
+def test_that_a_request_waits_is_no_answer_to_it(server: Server, subjects: Subjects) -> None:
+    async def scenario() -> None:
+        async with world(server, subjects) as w, w.owner("coder") as owner:
+            await w.write_spec("coder")
+            owner.replies = {"set": {"status": "pending"}}
+            setting = asyncio.create_task(w.mesh.update_agent("coder", watchdog_s=60, timeout=30))
+            await eventually(lambda: len(owner.requests) > 1, 10, "it is asked again")
+            owner.replies = {"set": {"set": True, "configuration": to_builtins(FOUND)}}
+            assert (await setting).configuration == FOUND
+            assert len({request["id"] for request in owner.requests}) == 1
+            owner.replies = {"set": {"status": "pending"}}
+            with pytest.raises(AskTimeout, match="does no harm"):
+                await w.mesh.update_agent("coder", watchdog_s=60, timeout=0.2)
 
     run(scenario(), timeout=60)
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, ClassVar
 
 import msgspec
 import pytest
 
 from agentmesh import wire
+from agentmesh.backend import Event, Turn
 from agentmesh.edge.publish import store
 from agentmesh.edge.registry import Registry, decode_spec
 from agentmesh.errors import MeshError
@@ -29,11 +31,11 @@ from sim.world import World
 type Play = Callable[[World, Mesh], Awaitable[None]]
 
 
-def _play(play: Play, **node: float) -> None:
+def _play(play: Play, *, mailbox_limit: int = 1000, **node: Any) -> None:
     """Run `play` in a world of one supervisor, one node and one client."""
 
     async def main(loop: SimLoop) -> None:
-        world = World(loop, play.__name__)
+        world = World(loop, play.__name__, mailbox_limit=mailbox_limit)
         Cell.dice, Cell.slowness, Cell.crashed = world.dice("agents"), 0.0, set()
         await world.prepare()
         world.supervisor("s1")
@@ -189,3 +191,60 @@ def test_a_node_whose_second_connection_breaks_while_it_starts_tries_again() -> 
         assert world.nodes["n2"] is begun, "it had to be started again"
 
     _play(play)
+
+
+class Held(Cell):
+    """A cell whose turns wait for their gate. `quick L` asks `b` three times, with too little time, and `c` then."""
+
+    gates: ClassVar[dict[str, asyncio.Event]] = {}
+
+    async def script(prompt: str, turn: Turn) -> AsyncIterator[Event]:  # type: ignore[misc]
+        if prompt.startswith("quick "):
+            asks = [turn.steps.ask(f"b{n}", "b", f"add b{n}", timeout_s=2.0) for n in range(3)]
+            for outcome in await asyncio.gather(*asks):
+                assert outcome.error is not None and outcome.error.code == "timeout"
+            yield Event.result(f"{prompt} {(await turn.steps.ask('c', 'c', 'add c', timeout_s=600.0)).text}")
+        else:
+            await Held.gates[turn.agent].wait()
+            yield Event.result(prompt)
+
+
+@pytest.mark.case(581)
+def test_answers_that_come_too_late_do_not_fill_the_lane_of_the_one_that_a_turn_waits_for() -> None:
+    """Seeds 100555 and 102001: they waited for the end of the turn, and the turn for the answer that found no room."""
+
+    async def play(world: World, mesh: Mesh) -> None:
+        Held.gates = {name: asyncio.Event() for name in ("b", "c")}
+        for name in ("a", "b", "c"):
+            await mesh.start_agent(name, kind="Held")
+        asking = asyncio.create_task(mesh.ask("a", "quick L1", timeout=60))
+        mail = world.net.server.streams[world.subjects.stream("mail")]
+        await _until(lambda: sum(m.subject == world.subjects.lane("peer-answer", "a") for m in mail.history) == 3, 30)
+        Held.gates["c"].set()
+        assert (await asking).text == "quick L1 add c"
+
+    _play(play, mailbox_limit=3, agents={"Held": Held})
+
+
+@pytest.mark.case(582)
+def test_the_caller_whose_request_to_set_comes_twice_is_told_when_the_agent_is_changed() -> None:
+    """Seed 101563: told at once that it waits for the turn's end, the client took that for the change; then the node died."""
+
+    class Doubling(Faults):
+        def copies(self, subject: str) -> int:
+            return 2 if subject == "mesh.live.control.a" else 1
+
+    async def play(world: World, mesh: Mesh) -> None:
+        Held.gates = {"a": asyncio.Event()}
+        await mesh.start_agent("a", kind="Held")
+        world.net.server.faults = Doubling()
+        asking = asyncio.create_task(mesh.ask("a", "add L1"))
+        setting = asyncio.create_task(mesh.update_agent("a", watchdog_s=50.0))
+        await asyncio.sleep(5)
+        assert not setting.done()
+        Held.gates["a"].set()
+        update = await setting
+        assert update.changed and update.configuration is not None and update.configuration.watchdog_s == 50.0
+        assert (await asking).text == "add L1" and _records(world, "a").count("set") == 1
+
+    _play(play, agents={"Held": Held})

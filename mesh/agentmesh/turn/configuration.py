@@ -35,6 +35,9 @@ from agentmesh.turn.values import (
 )
 from agentmesh.wire import ErrorBody, encode
 
+PENDING = {"status": "pending"}
+"""The answer to a request that was asked again before it could be answered."""
+
 
 def in_force(config: Config, ledger: Ledger) -> Config:
     """`config`, made of class and spec, with what was changed since the start."""
@@ -144,7 +147,7 @@ def stashed(core: Core, item: Configure, out: Out) -> tuple[Input, ...]:
     same = [i for i in core.stash if isinstance(i, Configure) and i.id == item.id]
     for former in same:
         if former.token:
-            out.append(AnswerControl(former.token, {"status": "pending"}))
+            out.append(AnswerControl(former.token, PENDING))
     return (*(i for i in core.stash if i not in same), item)
 
 

@@ -11,7 +11,7 @@ from agentmesh.records import CancelTimer, Effect, Notice, Queued, SendMail, Sta
 from agentmesh.subjects import LANES
 from agentmesh.turn.deferral import cancel_deferred, is_open
 from agentmesh.turn.delegation import ended, to_withdraw
-from agentmesh.turn.dispatch import CUT_SHORT, end_active, go_on, kill, out_of_time, take_withdrawals
+from agentmesh.turn.dispatch import end_active, go_on, kill, out_of_time, take_withdrawals
 from agentmesh.turn.draft import (
     Out,
     answer_later,
@@ -30,8 +30,9 @@ from agentmesh.turn.draft import (
 )
 from agentmesh.turn.lifecycle import boot, finish
 from agentmesh.turn.poison import begin
-from agentmesh.turn.steps import end_undelivered, expire_waits, file_answer, take_answers
+from agentmesh.turn.steps import end_undelivered, expire_waits, take_answers
 from agentmesh.turn.values import (
+    CUT_SHORT,
     AnswerControl,
     Arrived,
     AskTimer,
@@ -76,7 +77,7 @@ def on_arrived(core: Core, item: Arrived, out: Out) -> None:
 
 
 def _take_at_once(core: Core, out: Out) -> None:
-    """Do what cannot wait for the end of a turn: end what was withdrawn, give the turn the answers that it waits for."""
+    """Do what cannot wait for the end of a turn: end what was withdrawn, and take answers."""
     if core.withdrawals and core.phase in (Phase.TURN, Phase.FAILED, *CUT_SHORT):
         if core.inflight is None:
             take_withdrawals(core, out)
@@ -106,7 +107,7 @@ def _file(core: Core, arrived: tuple[Mail, ...], out: Out) -> list[Mail]:
         elif withdrawal_in(mail) is not None:
             core.withdrawals = (*core.withdrawals, mail)
         elif lane.kind == "answer":
-            file_answer(core, mail)
+            core.answered = (*core.answered, mail)
         else:
             core.events = (*core.events, mail)
             out.append(Emit("event_received", {"lane": mail.lane, "seq": mail.seq, "sender": mail.sender, "event": mail.event}))

@@ -10,7 +10,6 @@ from msgspec import structs
 from agentmesh.agent import Closed, Timer, Undelivered
 from agentmesh.callback_context import Ask
 from agentmesh.records import NOTHING, CancelTimer, Queued, SetTimer
-from agentmesh.subjects import LANES
 from agentmesh.tool_runs import ToolRun
 from agentmesh.turn import delegation, withdrawal
 from agentmesh.turn.crash import begin_crash
@@ -36,8 +35,9 @@ from agentmesh.turn.draft import (
 from agentmesh.turn.kept import end_turn
 from agentmesh.turn.outcome import ENDED_FROM_OUTSIDE, answered, charged, finish_turn, outcome_of, purse_of
 from agentmesh.turn.poison import begin, comes_first, hold_back, is_beyond
-from agentmesh.turn.steps import drop_requests, release_answers, resumed, take_answers, taken_so_far, turn_key
+from agentmesh.turn.steps import drop_requests, resumed, take_answers, taken_so_far, turn_key
 from agentmesh.turn.values import (
+    CUT_SHORT,
     TO_PROCESSING,
     Active,
     Cancel,
@@ -65,8 +65,6 @@ _COMES_FIRST = (Cancel, Configure, Stop)
 """Inputs that waited for a record, and are handled before the next prompt or event."""
 MAX_DRAIN = 256
 """Events that one record handles at most, for an idle agent."""
-CUT_SHORT = (Phase.PRE_TURN, Phase.DECIDING, Phase.POST_TURN, Phase.HANDLING, Phase.POST_RUN)
-"""Phases in which a callback of a turn runs."""
 
 
 # --- what next? ---------------------------------------------------------------------------------------------------
@@ -82,8 +80,8 @@ def go_on(core: Core, out: Out) -> None:
     if core.withdrawals:
         take_withdrawals(core, out)
         return
-    if core.answered:
-        release_answers(core)
+    if core.answered and take_answers(core, out):
+        return
     if core.work.notices or core.events:
         drain(core, out)
     elif not core.work.halted and len(core.ledger.effects) - len(core.done) <= core.config.max_effects:
@@ -146,7 +144,7 @@ def dispatch(core: Core, out: Out) -> None:
     if turned_away or hold_back(core, active.key, out):
         # Put it back: something else comes first.
         if mail is not None:
-            core.prompts = (mail, *core.prompts)
+            core.prompts = tuple(sorted((mail, *core.prompts), key=lambda m: m.seq))
         if turned_away:
             commit(core, "refused", out)
         return
@@ -159,14 +157,12 @@ def _choose(core: Core) -> Active | None:
     number = work.turn + 1
     if work.next is not None:
         return _from_queue(work.next, "next", number, core.now)
-    head = core.prompts[0] if core.prompts else None
-    if head is not None and work.deferred and any(entry.exclusive for entry in work.deferred.values()):
-        head = None
-    if work.queue and (head is None or work.queue[0].place < head.seq):
-        return _from_queue(work.queue[0], "queue", number, core.now)
+    head = _first(core)
+    if isinstance(head, Queued):
+        return _from_queue(head, "queue", number, core.now)
     if head is None:
         return None
-    core.prompts = core.prompts[1:]
+    core.prompts = core.prompts[1:] if head is core.prompts[0] else tuple(m for m in core.prompts if m is not head)
     body, key = head.prompt, key_of(head)
     text = body.prompt if body else ""
     return Active(
@@ -184,6 +180,27 @@ def _choose(core: Core) -> Active | None:
         trace=head.trace,
         attempt=core.ledger.attempts.get(key, 0) + 1,
     )
+
+
+def _first(core: Core) -> Mail | Queued | None:
+    """The first prompt of the mailbox: mail, or a prompt that the agent has given itself.
+
+    The one whose turn has taken steps goes on before all others. A former owner may have begun it ahead of an earlier one, if
+    the copy of that was lost; a turn in between would be given the answers that it waits for, and leave the journal without what
+    it has done.
+    """
+    queued = core.work.queue[0] if core.work.queue else None
+    turning = core.ledger.turning
+    if turning is not None:
+        if queued is not None and turning.key == f"ref:{queued.ref}":
+            return queued
+        begun = next((mail for mail in core.prompts if key_of(mail) == turning.key), None)
+        if begun is not None:
+            return begun
+    head = core.prompts[0] if core.prompts else None
+    if head is not None and core.work.deferred and any(entry.exclusive for entry in core.work.deferred.values()):
+        head = None
+    return queued if queued is not None and (head is None or queued.place < head.seq) else head
 
 
 def _from_queue(item: Queued, slot: Any, number: int, now: float) -> Active:
@@ -583,9 +600,6 @@ def _next_event(core: Core) -> tuple[Any, str | None, dict[str, str]]:
     stale = repeated or (mail.for_life is not None and mail.for_life != core.ledger.incarnation)
     late = mail.deadline is not None and mail.deadline <= core.now
     consume(core, mail)
-    if LANES[mail.lane].kind == "answer":
-        delegation.came_back(core, mail)
-        return _NO_EVENT, None, {}  # an answer that no running turn waits for is nothing to handle
     if stale or late:
         return _NO_EVENT, None, {}
     if mail.problem is not None:

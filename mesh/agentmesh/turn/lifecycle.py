@@ -13,7 +13,7 @@ from agentmesh.turn.crash import begin_crash, drop_draft
 from agentmesh.turn.deferral import date
 from agentmesh.turn.dispatch import go_on, kill, take_withdrawals
 from agentmesh.turn.draft import Out, commit, consume, end_request, end_unanswered
-from agentmesh.turn.steps import drop_requests, release_answers
+from agentmesh.turn.steps import drop_requests
 from agentmesh.turn.values import (
     Backoff,
     BackoffOver,
@@ -281,9 +281,11 @@ def on_swept(core: Core, item: Swept, out: Out) -> None:
     for _ in range(min(SWEEP_BATCH, len(core.prompts))):
         mail, core.prompts = core.prompts[0], core.prompts[1:]
         end_unanswered(core, mail, error)
-    release_answers(core)
     while core.events:
         mail, core.events = core.events[0], core.events[1:]
+        consume(core, mail)
+    while core.answered:
+        mail, core.answered = core.answered[0], core.answered[1:]
         consume(core, mail)
     while core.withdrawals:
         mail, core.withdrawals = core.withdrawals[0], core.withdrawals[1:]

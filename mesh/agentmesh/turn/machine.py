@@ -216,6 +216,7 @@ DEFERRED = (Cancel, Reply, AskTimer, DropTimer, Trim, GaveUp, Stop, Tick, Resume
 def _failed(core: Core, out: list[Command]) -> None:
     core.phase = Phase.FAILED
     dispatch.take_withdrawals(core, out)
+    steps.take_answers(core, out)
 
 
 THEN: dict[Then, tuple[Callable[[Core, list[Command]], None], tuple[Phase, ...]]] = {
@@ -254,8 +255,15 @@ def _ready(core: Core) -> Input | None:
     """The next input in the stash that can be handled now. A stop overtakes the others: it makes them moot."""
     if core.inflight is not None:
         return None
-    fitting = [i for i in core.stash if type(i) in TABLE[core.phase] or isinstance(i, Interrupt) or _is_too_late(core, i)]
+    fitting = [i for i in core.stash if type(i) in TABLE[core.phase] or _is_answered_at_once(core, i)]
     return next((i for i in fitting if isinstance(i, Stop)), fitting[0] if fitting else None)
+
+
+def _is_answered_at_once(core: Core, item: Input) -> bool:
+    """Whether `item` needs only an answer in a phase that has no move for it."""
+    if isinstance(item, Resume):
+        return not _may_be_resumed(core)
+    return isinstance(item, Interrupt) or _is_too_late(core, item)
 
 
 def _is_too_late(core: Core, item: Input) -> bool:
@@ -286,9 +294,13 @@ def _feed(core: Core, item: Input, out: list[Command]) -> None:
 
 
 def _may_be_resumed(core: Core) -> bool:
-    """Whether a resume has something to do, later: the agent is halted, or has failed and is being configured."""
+    """Whether a resume has something to do, later: the agent is halted, or has failed and is being configured. It is halted until
+    the record is committed that resumes it: a second request is answered no sooner than the first."""
+    if core.phase in GONE:
+        return False
     configuring = core.configuring is not None or (core.inflight is not None and core.inflight.then == "configured")
-    return core.work.halted or (configuring and core.reason is not None)
+    reviving = core.inflight is not None and core.ledger.failed is not None
+    return core.work.halted or core.ledger.halted or reviving or (configuring and core.reason is not None)
 
 
 def _on_committed(core: Core, item: Any, out: list[Command]) -> None:

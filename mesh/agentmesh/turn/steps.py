@@ -15,17 +15,19 @@ from msgspec import Raw, structs
 from agentmesh.carried import MAX_PATH
 from agentmesh.records import Delegated, Effect, Ledger, SendMail, Step, Turning, Wait
 from agentmesh.steps import inner_s
-from agentmesh.turn.delegation import root_of, withdrawals
-from agentmesh.turn.draft import Out, append_side, commit_change, commit_side, consume
+from agentmesh.turn.delegation import came_back, root_of, withdrawals
+from agentmesh.turn.draft import Out, append_side, commit_change, consume
 from agentmesh.turn.kept import name_of
 from agentmesh.turn.step_values import AskAgent, Circled, StepTaken, TakeStep, WaitLost, WaitOver
-from agentmesh.turn.values import Active, Core, Phase, Wake
+from agentmesh.turn.values import CUT_SHORT, Active, Core, Phase, Wake
 from agentmesh.wire import ErrorBody, Mail, Outcome
 
 MAX_STEP_BYTES = 16 << 20
 """The largest step, as JSON."""
 MAX_STEPS_BYTES = 64 << 20
 """The most that all steps of a turn may take: each owner that takes the turn over reads them."""
+_TAKES_ANSWERS = (Phase.IDLE, Phase.SUSPECT, Phase.TURN, *CUT_SHORT, Phase.RESTARTING, Phase.FAILED)
+"""Phases in which answers are consumed: all that may last."""
 
 
 # --- a turn that begins, or begins again ------------------------------------------------------------------------------
@@ -179,14 +181,6 @@ def _commit(core: Core, base: Ledger, effects: tuple[Effect, ...], answers: tupl
 
 
 # --- waits ------------------------------------------------------------------------------------------------------------
-def file_answer(core: Core, mail: Mail) -> None:
-    """File an answer with those to open waits; or, if no wait is open for it, with the events, whose next record drops it."""
-    if claim(core.ledger, mail) is not None:
-        core.answered = (*core.answered, mail)
-    else:
-        core.events = (*core.events, mail)
-
-
 def claim(ledger: Ledger, mail: Mail) -> str | None:
     """The name of the open wait that `mail` answers: it must bear the request's origin and come from the agent that was asked."""
     if mail.tag is None or mail.for_life not in (None, ledger.incarnation):
@@ -195,34 +189,36 @@ def claim(ledger: Ledger, mail: Mail) -> str | None:
     return next((n for n, w in waits if w.outcome is None and (w.origin, w.agent) == (mail.tag, mail.sender)), None)
 
 
-def release_answers(core: Core) -> None:
-    """Move answers that no wait is open for to the events, whose next record drops them."""
-    kept = tuple(m for m in core.answered if claim(core.ledger, m) is not None)
-    core.events = (*core.events, *(m for m in core.answered if m not in kept))
-    core.answered = kept
-
-
-def take_answers(core: Core, out: Out) -> None:
-    """Give the running turn the answers that it waits for, in a record of their own: waiting events cannot hold it up."""
-    if core.phase is not Phase.TURN or core.inflight is not None or not _is_own(core.ledger, core.active):
-        return
-    release_answers(core)
-    mails, core.answered = core.answered, ()
+def take_answers(core: Core, out: Out) -> bool:
+    """Consume answers, in a record of their own: waiting events cannot hold them up. The running turn is given those that it
+    waits for. Those that no wait is open for go too: a turn may last for hours, and their lane is bounded, so they must not keep
+    out the answer that it waits for. Returns whether there were any that can be taken now."""
+    if core.inflight is not None or core.phase not in _TAKES_ANSWERS:
+        return False
+    waits = core.phase is Phase.TURN and _is_own(core.ledger, core.active)
+    mails = tuple(mail for mail in core.answered if waits or claim(core.ledger, mail) is None)
+    if not mails:
+        return False
+    core.answered = tuple(mail for mail in core.answered if mail not in mails)
     ended: dict[str, Outcome] = {}
+    late: list[Mail] = []
     for mail in mails:
         name = claim(core.ledger, mail)
-        if name is not None and name not in ended:  # else it is a repetition
+        if name is None:
+            late.append(mail)
+        elif name not in ended:  # else it is a repetition
             ended[name] = _outcome_in(core, mail, core.ledger.waits[name])
-    if not ended:
-        return
 
     def change(draft: Core) -> None:
         for mail in mails:
             consume(draft, mail)
+        for mail in late:
+            came_back(draft, mail)
         _end(draft, ended)
 
     core.answers = (*core.answers, *(WaitOver(name, outcome) for name, outcome in ended.items()))
-    commit_side(core, "step", change, out)
+    commit_change(core, "step" if ended else "control", change, out)
+    return True
 
 
 def _outcome_in(core: Core, mail: Mail, wait: Wait) -> Outcome:

@@ -128,6 +128,10 @@ class Arrived(msgspec.Struct, frozen=True):
     """What the running turn has spent so far, if one of them is a withdrawal."""
 
 
+CUT_SHORT = (Phase.PRE_TURN, Phase.DECIDING, Phase.POST_TURN, Phase.HANDLING, Phase.POST_RUN)
+"""Phases in which a callback of a turn runs."""
+
+
 class Choice(msgspec.Struct, frozen=True, kw_only=True):
     """A callback's return value, checked, as plain fields."""
 
@@ -526,7 +530,7 @@ class Core(msgspec.Struct, kw_only=True):
     answering: Delegated | None = None
     """The request whose answer `handle_event` is given, if it was made on behalf of another."""
     answered: tuple[Mail, ...] = ()
-    """Answers to open waits of a turn, which do not wait among the events."""
+    """Answers to questions of turns: of one that waits for them, or of one that is over (agentmesh.turn.steps)."""
     answers: tuple[AnswerControl | StepTaken | WaitOver, ...] = ()
     done: tuple[str, ...] = ()
     inflight: Inflight | None = None

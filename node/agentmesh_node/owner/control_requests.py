@@ -24,7 +24,7 @@ from agentmesh.records import NOTHING, Echo, Resolve, SetTimer
 from agentmesh.registry_values import Spec
 from agentmesh.tool_runs import ToolRun
 from agentmesh.turn import delegation
-from agentmesh.turn.configuration import shown
+from agentmesh.turn.configuration import PENDING, shown
 from agentmesh.turn.values import (
     AnswerControl,
     AskTimer,
@@ -153,7 +153,10 @@ class ControlRequests:
 
     def answer(self, command: AnswerControl) -> None:
         """Send the machine's answer to the request that it belongs to."""
-        self._reply_soon(self._replies.pop(command.token, ""), wire.encode_reply(command.body))
+        reply = self._replies.pop(command.token, "")
+        if command.body == PENDING and reply in self._replies.values():
+            return  # one message that has come twice: its sender gets the answer alone
+        self._reply_soon(reply, wire.encode_reply(command.body))
 
     def _reply_soon(self, reply: str, body: bytes) -> None:
         self._s.spawn(self._send_reply(reply, body))

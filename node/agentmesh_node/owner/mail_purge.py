@@ -54,11 +54,13 @@ class MailPurger:
 
     @property
     def lingering(self) -> bool:
-        """Whether consumed mail is stored that can be purged once it is older than the window."""
-        return any(self._old(lane) for lane in LANES)
+        """Whether mail is stored that can be purged once it is consumed and older than the window."""
+        return any(self._position(lane) > 0 and bool(self._recent[lane]) for lane in LANES)
 
     def _old(self, lane: str) -> bool:
-        return self._position(lane) > 0 and bool(self._recent[lane])
+        """Whether the oldest mail that `lane` holds is consumed."""
+        recent = self._recent[lane]
+        return bool(recent) and recent[0][0] <= self._position(lane)
 
     def arrived(self, mail: tuple[Mail, ...]) -> None:
         """Note new mail, and begin a purge if one is due."""

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from agentmesh.agent import Halt, Proceed
+from agentmesh.registry_values import Restart
 from agentmesh.turn.values import Phase
 from mesh.turn.agents import Halting
 from mesh.turn.harness import Rig, agent
@@ -45,6 +46,27 @@ def test_resume_is_answered_after_its_record() -> None:
     assert bench.resume("r") is None
     bench.commit()
     assert bench.answers["r"] == {"resumed": True}
+
+
+@pytest.mark.case(582)
+@pytest.mark.parametrize("failed", [False, True])
+def test_a_resume_that_is_asked_again_is_answered_no_sooner_than_the_first(failed: bool) -> None:
+    bench = halted()
+    if failed:
+        bench = Rig(agent(handle_response=lambda *_: 1 / 0), restart=Restart(max=0))
+        bench.prompt("crash")
+        bench.finish()
+        assert bench.phase() is Phase.FAILED
+    bench.prompt("more")
+    bench.auto_commit = False
+    bench.resume("r")
+    assert bench.resume("again") is None, "the agent is as it was until the record stands"
+    bench.commit()
+    bench.auto_commit = True
+    if bench.appending is not None:
+        bench.commit()
+    assert bench.phase() is Phase.TURN, "and the turn that follows keeps nobody waiting"
+    assert (bench.answers["r"], bench.answers["again"]) == ({"resumed": True}, {"resumed": False})
 
 
 @pytest.mark.case(41)

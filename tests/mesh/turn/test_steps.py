@@ -13,6 +13,7 @@ from agentmesh.records import decode_record
 from agentmesh.turn import steps as machine_steps
 from agentmesh.turn.step_values import TakeStep
 from agentmesh.turn.values import Phase, Stop
+from agentmesh.wire import PromptBody
 from mesh.turn.harness import agent, error
 from mesh.turn.stepping import Stepping
 from mesh.turn.test_poison import Rig as Mortal
@@ -69,6 +70,32 @@ def test_the_next_owner_gets_the_steps(bench: Stepping) -> None:
     bench.rested()
     bench.prompt("other")
     assert bench.given() == [] and bench.running().key != key
+
+
+@pytest.mark.case(580)
+@pytest.mark.parametrize("input_", ["mail", "a prompt of its own"])
+def test_a_turn_that_has_taken_steps_goes_on_before_an_earlier_prompt_that_nobody_had_heard_of(input_: str) -> None:
+    """Seed 101992: the earlier one had its turn between, was given the answer that this one waits for, and dropped its steps."""
+    bench = Stepping(agent(handle_event=lambda self, event, state: Prompt("mine", state) if event == "go" else Idle(state)))
+    earlier = bench.post("inbox", prompt=PromptBody(prompt="earlier"))  # its copy is lost
+    if input_ == "mail":
+        bench.prompt("begun", lane="peer-inbox", sender="boss", origin="1.9.0")
+    else:
+        bench.event("go")
+    began = bench.running()
+    bench.take("one")
+    bench.ask("w1")
+    bench.answer_to(bench.request("w1")[0], "helper", "found", deliver=False)
+    for _ in range(2):
+        bench.kill()
+        assert (bench.running().key, bench.given()) == (began.key, ["one"])
+        bench.ask("w1")
+        assert bench.over["w1"].text == "found"
+    bench.finish()
+    assert bench.running().prompt == "earlier" and bench.given() == []
+    bench.finish()
+    assert bench.answer(earlier.ref) == "EARLIER"
+    bench.rested()
 
 
 @pytest.mark.parametrize("landed", [True, False])

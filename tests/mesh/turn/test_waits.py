@@ -6,15 +6,21 @@ from typing import Any
 
 import pytest
 
-from agentmesh.agent import Defer, Idle, Prompt
+from agentmesh.agent import Defer, Idle, Proceed, Prompt
 from agentmesh.carried import MAX_PATH
 from agentmesh.records import SendMail
+from agentmesh.registry_values import Restart
 from agentmesh.turn.step_values import Circled, WaitLost
 from agentmesh.turn.values import Arrived, GaveUp, Phase
 from agentmesh.wire import ErrorBody, Outcome
 from mesh.turn.agents import log_event
 from mesh.turn.harness import agent, error
 from mesh.turn.stepping import Stepping
+from mesh.turn.test_poison import Rig as Mortal
+
+
+class Both(Stepping, Mortal):
+    """One whose nodes die."""
 
 
 @pytest.fixture
@@ -163,6 +169,77 @@ def test_an_answer_that_nothing_waits_for_is_dropped(bench: Stepping, when: str)
     assert "late" not in str(bench.state)
     assert bench.core.ledger.positions["peer-answer"] == late.seq
     bench.rested()
+
+
+@pytest.mark.case(581)
+def test_answers_that_nobody_waits_for_do_not_keep_out_the_one_that_a_turn_waits_for(bench: Stepping) -> None:
+    """Seeds 100555 and 102001: they lay in their lane until the turn's end, and the lane was full."""
+    bench.prompt("first")
+    bench.ask("w1")
+    bench.ask("w2")
+    bench.interrupt()
+    origins = list(bench.core.ledger.delegated)
+    assert len(origins) == 2
+    bench.prompt("second")
+    bench.ask("w3")
+    bench.auto_commit = False
+    one = bench.answer_to(origins[0], "helper", "too late")
+    two = bench.answer_to(origins[1], "helper", "too late")
+    assert bench.appending is not None and bench.appending.kind == "control"
+    bench.auto_commit = True
+    bench.commit()
+    assert bench.core.ledger.positions["peer-answer"] == two.seq == one.seq + 1, "they are consumed in mid-turn"
+    assert bench.core.ledger.delegated == {}
+    bench.answer_wait("w3")
+    assert bench.over["w3"].ok
+    bench.finish()
+    bench.rested()
+
+
+@pytest.mark.case(581)
+@pytest.mark.parametrize("when", ["pre_turn", "handle_response", "handle_event", "suspect", "restarting", "failed"])
+def test_an_answer_that_nobody_waits_for_is_consumed_at_once(when: str) -> None:
+    def crash(self: Any, ref: str, response: Any, state: list[Any]) -> Any:
+        if response.text == "CRASH":
+            raise RuntimeError("crash")
+        return Idle([*state, response.text])
+
+    restart = Restart(max=0 if when == "failed" else 5)
+    hooks: dict[str, Any] = {
+        "handle_response": crash,
+        "handle_event": log_event,
+        "pre_turn": lambda self, prompt, state: Proceed(prompt, state),
+    }
+    bench = Both(agent(**hooks), restart=restart, suspects_wait=True)
+    bench.prompt("ask")
+    bench.ask("w1", seconds=5)
+    origin, _ = bench.request("w1")
+    bench.tick(bench.now + 6)
+    bench.finish()
+    bench.hold, bench.auto_restart = {when}, when != "restarting"
+    match when:
+        case "failed" | "restarting":
+            bench.prompt("crash")
+            bench.finish()
+        case "handle_event":
+            bench.event("something")
+        case "suspect":
+            bench.prompt("deadly")
+            for _ in range(4):
+                bench.die()
+        case _:
+            bench.prompt("more")
+            if when == "handle_response":
+                bench.finish()
+    phase = bench.phase()
+    assert phase in {"deciding", "pre_turn", "handling", "suspect", "restarting", "failed"}
+    late = bench.answer_to(origin, "helper", "too late")
+    assert bench.phase() is phase and bench.core.ledger.positions["peer-answer"] == late.seq
+    bench.hold = set()
+    if when == "suspect":
+        bench.clear()
+    bench.drain()
+    assert "too late" not in str(bench.state)
 
 
 @pytest.mark.parametrize("wrong", [{"sender": "other"}, {"tag": "1.1.0"}, {"tag": None}, {"for_life": "another life"}])

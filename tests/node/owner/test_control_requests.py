@@ -17,11 +17,13 @@ from agentmesh.edge.results import LAST_REF
 from agentmesh.edge.transport import Message
 from agentmesh.records import Caller, Deferred, Echo, Ledger, Open, Queued, Resolve, SetTimer
 from agentmesh.registry_values import Spec
+from agentmesh.turn.configuration import PENDING
 from agentmesh.turn.values import (
     Active,
     AnswerControl,
     AskTimer,
     Cancel,
+    Configure,
     DropTimer,
     Inflight,
     Input,
@@ -348,8 +350,31 @@ def test_it_is_asked_and_its_answer_goes_to_who_asked(request_: dict[str, Any], 
     desk(story)
 
 
+@pytest.mark.case(582)
+def test_a_change_that_is_asked_for_by_a_message_that_came_twice_is_answered_when_it_is_made() -> None:
+    """Seed 101563: the answer to the first copy, that it waits, was taken for the answer of both."""
+
+    async def story(it: Desk) -> None:
+        request = {"op": "set", "id": "r1", "set": {"watchdog_s": 60.0}}
+        for reply in ("1", "1", "2"):
+            it.send(request, f"{REPLIES}.{reply}")
+        await it.node.pass_time(0.1)
+        first, copy, again = map(token_of, it.notes.inputs)
+        it.requests.answer(AnswerControl(first, PENDING))
+        await it.node.pass_time(0.1)
+        assert it.replies == []
+        it.requests.answer(AnswerControl(copy, PENDING))
+        await it.node.pass_time(0.1)
+        assert it.replies == [{"v": 1, **PENDING}], "a caller that asks again by another subject listens to that one"
+        it.requests.answer(AnswerControl(again, {"set": True}))
+        await it.node.pass_time(0.1)
+        assert it.replies[1:] == [{"v": 1, "set": True}]
+
+    desk(story)
+
+
 def token_of(item: Input) -> str:
-    assert isinstance(item, Interrupt | Resume | Cancel | AskTimer | DropTimer) and item.token
+    assert isinstance(item, Interrupt | Resume | Cancel | AskTimer | DropTimer | Configure) and item.token
     return item.token
 
 

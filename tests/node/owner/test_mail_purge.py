@@ -304,6 +304,19 @@ def test_an_old_lane_is_purged_once() -> None:
     lanes(story)
 
 
+def test_a_lane_whose_oldest_mail_waits_is_left_alone() -> None:
+    async def story(it: Lanes) -> None:
+        first, second = await it.arrive(2)
+        it.notes.consume(inbox=first)
+        for _ in range(5):
+            it.purger.quiet(it.node.services.duplicate_window_s + 1)
+            await it.settle()
+        purges = [subject for subject in it.node.transport.requests if "STREAM.PURGE" in subject]
+        assert it.held() == [second] and len(purges) == 1
+
+    lanes(story)
+
+
 def test_where_nothing_is_consumed_nothing_lingers() -> None:
     async def story(it: Lanes) -> None:
         assert not it.purger.lingering
