@@ -51,6 +51,7 @@ class Addition(NamedTuple):
 ADDED: tuple[Addition, ...] = (
     Addition("NodeLease.reads", "ignored"),
     Addition("SupervisorLease.reads", "ignored"),
+    Addition("NodeLease.facts", "ignored"),
     Addition("label mesh.reads-2", "kept"),
     Addition("Spec.ran", "ignored"),
     Addition("Status.waiting", "ignored"),

@@ -101,6 +101,8 @@ class NodeLease(msgspec.Struct, frozen=True, kw_only=True):
     cordoned: bool = False
     reads: int = FIRST
     """The newest version of records that the process reads; absent in the first build."""
+    facts: str = "off"
+    """Which facts of traces it publishes: `off`, `attempts` or `all`."""
 
 
 class Placement(msgspec.Struct, frozen=True, kw_only=True):

@@ -15,6 +15,7 @@ Templates, with the mesh's root token first (default `mesh`):
     mesh.result.<agent>.<ref>    outcomes                             stream MESH_RESULT, republished to mesh.done.<agent>.<ref>
     mesh.journal.<agent>         the agent's records                  stream MESH_JOURNAL
     mesh.dead.<agent>            dead letters                         stream MESH_DEAD
+    mesh.trace.<agent>.<what>    facts of traces: began, spans        stream MESH_TRACE
     mesh.session.<agent>.<project>.<session>.<part>   transcripts of backends' sessions   stream MESH_SESSION
     mesh.event.<agent>.<kind>    lifecycle facts                      core
     mesh.node.<id>               ping, drain, cordon                  core request
@@ -31,7 +32,7 @@ import msgspec
 
 from agentmesh.names import root_token
 
-type StreamRole = Literal["mail", "timer", "result", "journal", "dead", "session", "registry"]
+type StreamRole = Literal["mail", "timer", "result", "journal", "dead", "session", "trace", "registry"]
 type InputKind = Literal["prompt", "event", "answer"]
 
 
@@ -135,6 +136,10 @@ class Subjects(msgspec.Struct, frozen=True):
 
     def event(self, agent: str, kind: str) -> str:
         return f"{self.root}.event.{agent}.{kind}"
+
+    def trace(self, agent: str, what: str = "*") -> str:
+        """Facts of an agent's traces: that an attempt `began`, or that `spans` have ended."""
+        return f"{self.root}.trace.{agent}.{what}"
 
     def session(self, agent: str, project: str = "*", session: str = "*", part: str = "*") -> str:
         """Where the transcript of one part of a session is kept; `*` stands for any. The last three are any text (`as_token`)."""

@@ -13,7 +13,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from agentmesh_node.process.options import CommonOptions, NodeOptions, StreamOptions, SupervisorOptions, within
+from agentmesh_node.process.options import CommonOptions, NodeOptions, StreamOptions, SupervisorOptions, UpOptions, within
 
 Nats = Annotated[
     str | None, Parameter(help="NATS servers, URL[,URL...]; else MESH_NATS_URL, else .mesh/url, else 127.0.0.1:4222.")
@@ -32,7 +32,7 @@ Labels = Annotated[
     Parameter(name="--label", negative="", show_default=False, help="KEY=VALUE that agents may ask for; repeatable."),
 ]
 HealthPort = Annotated[int | None, within(0, 65_535, "Serve liveness (/livez) and readiness (/readyz) over HTTP on this port.")]
-NODE, SUPERVISOR, STREAMS, COMMON = NodeOptions(), SupervisorOptions(), StreamOptions(), CommonOptions()
+NODE, UP, SUPERVISOR, STREAMS, COMMON = NodeOptions(), UpOptions(), SupervisorOptions(), StreamOptions(), CommonOptions()
 
 
 def up(
@@ -48,7 +48,7 @@ def up(
         bool, Parameter(negative="", show_default=False, help="Start again when a Python file beside the agents changes.")
     ] = False,
     root: Root = None,
-    options: NodeOptions = NODE,
+    options: UpOptions = UP,
     leader: SupervisorOptions = SUPERVISOR,
     store: StreamOptions = STREAMS,
     common: CommonOptions = COMMON,

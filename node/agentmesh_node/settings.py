@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -11,6 +11,11 @@ from agentmesh_node.telemetry.events import FactHandler
 
 STALL_LIMIT_S = 60.0
 """After this long without a turn of its main loop a process ends: a hang is a death too (docs/architecture.md#poison)."""
+
+
+type TraceFacts = Literal["off", "attempts", "all"]
+"""Which facts of traces a node publishes: none; of attempts that last, and of those that their owner did not end; all spans.
+Why: docs/design/035-spans-are-told-by-records.md."""
 
 
 class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,6 +60,7 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
     lane always takes is half as many that wait."""
     content: bool = False
     """Whether lifecycle facts on the wire include prompts, events and states."""
+    trace_facts: TraceFacts = "attempts"
     files: str = ""
     """Directory under which backends keep their agents' files, each node in a part of its own; by default one of this user's
     under the system's temporary directory."""

@@ -161,9 +161,10 @@ async def local_mesh(server: Addressed, subjects: Subjects, *nodes: str, **setti
     async with contextlib.AsyncExitStack() as stack:
         transport = await connect(server.url, name="observer")
         stack.push_async_callback(transport.close)
-        limits = {key: settings[key] for key in ("mailbox_limit", "results_age_s", "results_bytes") if key in settings}
+        own = ("results_age_s", "results_bytes", "trace_age_s", "trace_bytes")
+        limits = {key: settings[key] for key in ("mailbox_limit", *own) if key in settings}
         await ensure(transport, subjects, **limits)
-        settings = {key: value for key, value in settings.items() if not key.startswith("results_")}
+        settings = {key: value for key, value in settings.items() if key not in own}
         mesh = LocalMesh(server, transport, subjects, stack)
         await mesh.listen()
         await mesh.supervisor()

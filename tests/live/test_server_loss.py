@@ -154,7 +154,7 @@ def test_a_full_store_is_said_and_goes_on_when_there_is_room_again(
     subjects: Subjects, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def main(server: Server) -> None:
-        async with local_mesh(server, subjects, results_bytes=1 << 20) as mesh:
+        async with local_mesh(server, subjects, results_bytes=1 << 20, trace_bytes=1 << 20) as mesh:
             await mesh.client.start_agent("coder", kind="Recorder")
             await mesh.client.ask("coder", "before")
             filler = subjects.inbox("filler")
@@ -210,7 +210,7 @@ def test_a_full_disk_silences_the_server_and_the_node_says_why(
     small_disk: OnASmallDisk, subjects: Subjects, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def main() -> None:
-        async with local_mesh(small_disk, subjects, results_bytes=1 << 20) as mesh:
+        async with local_mesh(small_disk, subjects, results_bytes=1 << 20, trace_bytes=1 << 20) as mesh:
             await mesh.client.start_agent("coder", kind="Recorder")
             await mesh.client.ask("coder", "before")
             with pytest.raises((Uncertain, StoreFull)):

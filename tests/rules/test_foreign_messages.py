@@ -532,9 +532,16 @@ def test_a_registry_that_a_stranger_has_emptied_is_put_back_and_the_agents_go_on
         assert registry_of(scene.world)["epoch"].value == b"1"
         assert (await scene.mesh.ask("a", "two", timeout=PATIENCE_S)).text == "two"
         assert (await scene.mesh.ask("b", "one", timeout=PATIENCE_S)).text == "one"
+        # It may be on its way to the other node once more.
+        await scene.until(lambda: _is_awake(scene, "a"), "the agent is awake")
         assert scene.seen("a").prompts == ["one", "two"]
 
     play(story, nodes=("n1", "n2"))
+
+
+def _is_awake(scene: Scene, agent: str) -> bool:
+    placed = scene.world.nodes[scene.node_of(agent)].catalog.agents.get(agent)
+    return placed is not None and placed.owner is not None and placed.owner.core is not None
 
 
 def _is_placed(scene: Scene, agent: str) -> bool:

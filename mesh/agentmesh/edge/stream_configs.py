@@ -16,11 +16,15 @@ from agentmesh.wire import MAIL_ROOM
 
 RESULTS_BYTES = 512 << 20
 """How much of outcomes is kept by default. The server sets this aside on its disk when it makes the stream."""
+TRACE_AGE_S = 7 * 86400.0
+"""How long facts of traces are kept by default."""
+TRACE_BYTES = 256 << 20
+"""How much of them is kept by default."""
 SESSION_MESSAGES = 100_000
 """Most messages in one part of a backend's session: what would come behind them is refused."""
 DUPLICATE_WINDOW_S = 120.0
 """How long a stream drops repetitions of a message id by default."""
-LATER: dict[str, str] = {}
+LATER: dict[str, str] = {"trace": "facts of traces, for mesh trace and mesh graph"}
 """What came after the first build, by the stream's role, or as `role.field` where its stream has been there: each with what it is
 for, in words. A mesh that has not been set up since lacks it, and its processes work without that."""
 
@@ -29,6 +33,12 @@ _BOUNDS = frozenset(
     ("duplicate_window", "max_age", "max_bytes", "max_msgs", "max_msgs_per_subject", "max_msg_size", "subject_delete_marker_ttl")
 )
 """Fields that bound what a stream keeps or takes."""
+_OWN_OPTIONS = {
+    "_MAIL": {"max_msgs_per_subject": "mailbox_limit"},
+    "_RESULT": {"max_age": "results_age_s", "max_bytes": "results_bytes"},
+    "_TRACE": {"max_age": "trace_age_s", "max_bytes": "trace_bytes"},
+}
+"""By the end of a stream's name: the fields that may be chosen of this one alone, with the names of the choices."""
 
 
 def stream_configs(
@@ -40,6 +50,8 @@ def stream_configs(
     results_age_s: float = 3600,
     results_bytes: int = RESULTS_BYTES,
     duplicate_window_s: float = DUPLICATE_WINDOW_S,
+    trace_age_s: float = TRACE_AGE_S,
+    trace_bytes: int = TRACE_BYTES,
 ) -> dict[str, dict[str, Any]]:
     """The exact JSON of each stream's creation, by stream name.
 
@@ -49,6 +61,8 @@ def stream_configs(
         results_age_s: how long outcomes are kept, at most.
         results_bytes: how much of them is kept; the oldest go first.
         duplicate_window_s: how long repetitions of a message id are dropped.
+        trace_age_s: how long facts of traces are kept, at most.
+        trace_bytes: how much of them is kept; the oldest go first.
     """
     s, window = subjects, int(duplicate_window_s * _SECOND)
     mail = {
@@ -85,6 +99,12 @@ def stream_configs(
         "dead": {"discard": "old"},
         # Transcripts stay until their agent stops or moves on to a later session: neither age nor size may cut one.
         "session": {"discard": "new", "discard_new_per_subject": True, "max_msgs_per_subject": SESSION_MESSAGES},
+        "trace": {
+            "discard": "old",
+            "max_age": int(trace_age_s * _SECOND),
+            "max_bytes": trace_bytes,
+            "duplicate_window": min(window, int(trace_age_s * _SECOND)),
+        },
         "registry": registry,
     }
     common = _common(replicas, window)
@@ -137,10 +157,10 @@ def purpose(subjects: Subjects, stream: str, field: str = "") -> str | None:
     return None
 
 
-def options(stream: str) -> frozenset[str]:
-    """The fields of a stream that operators may choose."""
-    own = {"_MAIL": ("max_msgs_per_subject",), "_RESULT": ("max_age", "max_bytes")}
-    return frozenset(("num_replicas", "duplicate_window", *next((own[end] for end in own if stream.endswith(end)), ())))
+def options(stream: str) -> dict[str, str]:
+    """The fields of a stream that operators may choose, each with the name of the choice in `StreamSettings`."""
+    own = next((_OWN_OPTIONS[end] for end in _OWN_OPTIONS if stream.endswith(end)), {})
+    return {"num_replicas": "replicas", "duplicate_window": "duplicate_window_s", **own}
 
 
 def addition(field: str, wanted: Any, found: Any) -> Any:

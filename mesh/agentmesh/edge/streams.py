@@ -87,28 +87,25 @@ class StreamSettings(msgspec.Struct, frozen=True, kw_only=True):
     """How much of them is kept. By default `RESULTS_BYTES`."""
     duplicate_window_s: float | None = None
     """How long repetitions of a message id are dropped. By default two minutes."""
+    trace_age_s: float | None = None
+    """How long facts of traces are kept, at most. By default `TRACE_AGE_S`."""
+    trace_bytes: int | None = None
+    """How much of them is kept. By default `TRACE_BYTES`."""
 
     def chosen(self) -> frozenset[str]:
-        """The fields of streams that these options decide."""
-        fields = {
-            "num_replicas": self.replicas,
-            "max_msgs_per_subject": self.mailbox_limit,
-            "max_age": self.results_age_s,
-            "max_bytes": self.results_bytes,
-            "duplicate_window": self.duplicate_window_s,
-        }
-        return frozenset(field for field, value in fields.items() if value is not None)
+        """Those that decide something."""
+        return frozenset(name for name in self.__struct_fields__ if getattr(self, name) is not None)
 
     def configs(self, subjects: Subjects, max_payload: int, replicas: int) -> dict[str, dict[str, Any]]:
         """What each stream is to be, where `replicas` are made unless the options say how many."""
-        limits = {"mailbox_limit": self.mailbox_limit, "results_age_s": self.results_age_s}
+        limits = {name: getattr(self, name) for name in ("mailbox_limit", "results_age_s", "trace_age_s", "trace_bytes")}
         return stream_configs(
             subjects,
             replicas=self.replicas or replicas,
             max_payload=max_payload,
             results_bytes=self.results_bytes or RESULTS_BYTES,
             duplicate_window_s=self.duplicate_window_s or DUPLICATE_WINDOW_S,
-            **{name: value for name, value in limits.items() if value is not None},  # type: ignore[arg-type]
+            **{name: value for name, value in limits.items() if value is not None},
         )
 
 
@@ -132,6 +129,7 @@ class StreamPlan(msgspec.Struct, frozen=True, kw_only=True):
     known: bool
     """Whether any of the mesh's streams is there."""
     chosen: frozenset[str]
+    """The names of what an operator chose, in `StreamSettings`."""
 
     def refusal(self, root: str) -> StreamMissing | None:
         """Why this must not be carried out unless somebody says that what is missing never was, or is given up."""
@@ -200,7 +198,7 @@ async def carry_out(t: Transport, subjects: Subjects, plan: StreamPlan, *, now: 
         try:
             await _patiently(partial(_make, t, {**config, **replicas}, plan.chosen, first_seq))
         except _TooFewServers as error:
-            if "num_replicas" in plan.chosen:
+            if "replicas" in plan.chosen:
                 raise Unavailable(
                     f"the cluster has too few servers for {config['num_replicas']} replicas ({error}); start more, or ask for "
                     "fewer (--replicas)"
@@ -221,6 +219,8 @@ async def ensure(
     results_age_s: float | None = None,
     results_bytes: int | None = None,
     duplicate_window_s: float | None = None,
+    trace_age_s: float | None = None,
+    trace_bytes: int | None = None,
     now: Callable[[], float] = SYSTEM.now,
 ) -> None:
     """`plan` and `carry_out` where it is certain that what is missing may be made: the registry gets its `epoch`, too.
@@ -235,6 +235,8 @@ async def ensure(
         results_age_s=results_age_s,
         results_bytes=results_bytes,
         duplicate_window_s=duplicate_window_s,
+        trace_age_s=trace_age_s,
+        trace_bytes=trace_bytes,
     )
     await carry_out(t, subjects, await plan(t, subjects, wanted), now=now)
 
@@ -435,7 +437,7 @@ def _changes(wanted: dict[str, Any], found: dict[str, Any], chosen: frozenset[st
     """
     name, changes = wanted["name"], []
     for field, value, there in differences(wanted, found):
-        if field in options(name) - chosen:
+        if (option := options(name).get(field)) is not None and option not in chosen:
             continue
         more = addition(field, value, there) if field != "num_replicas" else None
         if more is None:

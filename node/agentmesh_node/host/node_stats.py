@@ -32,6 +32,7 @@ def first_lease(settings: NodeSettings, boot: str, now: float) -> NodeLease:
         version=_version(),
         started=format_time(now),
         reads=RECORD_VERSION,
+        facts=settings.trace_facts,
     )
 
 

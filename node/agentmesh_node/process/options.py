@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from cyclopts import Group, Parameter, Token
 from cyclopts.validators import Number
@@ -60,6 +60,16 @@ def _bounded(variable: str, low: float, high: float, text: str, *, whole: bool =
     )
 
 
+_TraceFacts = Annotated[
+    Literal["off", "attempts", "all"],
+    Parameter(
+        env_var="MESH_TRACE_FACTS",
+        env_var_split=_unless_empty,
+        help="Facts of traces that it publishes: none, of turns that last, or all, which `mesh graph` needs.",
+    ),
+]
+
+
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class NodeOptions:
@@ -75,6 +85,7 @@ class NodeOptions:
             help="Put prompts, events and states into lifecycle events.",
         ),
     ] = False
+    trace_facts: _TraceFacts = "attempts"
     files: Annotated[
         str,
         Parameter(
@@ -117,6 +128,14 @@ class NodeOptions:
         int,
         _bounded("MESH_MCP_CHILDREN", 1, 10_000, "MCP servers that run as child processes at a time, at most.", whole=True),
     ] = 64
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class UpOptions(NodeOptions):
+    """Those of the node of `mesh up`."""
+
+    trace_facts: _TraceFacts = "all"
 
 
 @Parameter(name="*")
@@ -166,6 +185,13 @@ class StreamOptions:
     results_bytes: Annotated[
         int | None,
         _bounded("MESH_RESULTS_BYTES", 1 << 20, 1 << 44, "Bytes of outcomes that are kept; by default 512 MiB.", whole=True),
+    ] = None
+    trace_age_s: Annotated[
+        float | None, _bounded("MESH_TRACE_AGE_S", 1, 366 * 86_400, "Seconds that facts of traces are kept; by default 604800.")
+    ] = None
+    trace_bytes: Annotated[
+        int | None,
+        _bounded("MESH_TRACE_BYTES", 1 << 20, 1 << 44, "Bytes of facts of traces that are kept; by default 256 MiB.", whole=True),
     ] = None
 
 

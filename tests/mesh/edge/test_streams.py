@@ -31,7 +31,7 @@ def test_every_field_arrives_as_it_was_asked_for(server: Server, subjects: Subje
             await ensure(t, subjects, mailbox_limit=77, results_age_s=120)
             made = stream_configs(subjects, replicas=1, max_payload=t.max_payload, mailbox_limit=77, results_age_s=120)
             assert set(made) == {
-                f"{subjects.root.upper()}_{role}" for role in ("MAIL", "TIMER", "RESULT", "JOURNAL", "DEAD", "SESSION")
+                f"{subjects.root.upper()}_{role}" for role in ("MAIL", "TIMER", "RESULT", "JOURNAL", "DEAD", "SESSION", "TRACE")
             } | {f"KV_{subjects.root}-registry", f"OBJ_{subjects.root}-blobs"}
             for name, wanted in made.items():
                 found = (await stream_state(t, name)).config
@@ -261,7 +261,8 @@ def test_a_plan_says_what_is_missing_and_changes_nothing(server: Server, subject
         async with connected(server.url) as t:
             names = set(stream_configs(subjects, replicas=1, max_payload=t.max_payload))
             found = await plan(t, subjects)
-            assert {config["name"] for config in found.create} == set(found.lost) == names
+            later = {name for name in names if configs.purpose(subjects, name) is not None}
+            assert {config["name"] for config in found.create} == names and set(found.lost) == names - later
             assert not found.known
             refusal = found.refusal(subjects.root)
             assert refusal is not None
@@ -340,6 +341,37 @@ def test_a_bound_may_grow_and_does_not_shrink(server: Server, subjects: Subjects
             assert (await stream_state(t, subjects.stream("mail"))).config["max_msgs_per_subject"] == 20
             with pytest.raises(ConfigMismatch, match="max_age"):
                 await ensure(t, subjects, results_age_s=300)
+
+    run(main())
+
+
+@pytest.mark.case(263)
+def test_each_stream_has_bounds_of_its_own(server: Server, subjects: Subjects) -> None:
+    async def main() -> None:
+        async with connected(server.url) as t:
+            await ensure(t, subjects, trace_age_s=300, trace_bytes=1 << 20)
+            await ensure(t, subjects, results_age_s=7200)
+            traces = (await stream_state(t, subjects.stream("trace"))).config
+            assert (traces["max_age"], traces["max_bytes"]) == (300_000_000_000, 1 << 20), "nobody chose anything for this one"
+            with pytest.raises(ConfigMismatch) as caught:
+                await ensure(t, subjects, trace_bytes=1 << 19)
+            assert caught.value.details["stream"] == subjects.stream("trace")
+
+    run(main())
+
+
+@pytest.mark.case(540)
+def test_a_mesh_of_a_former_build_lacks_traces_alone(server: Server, subjects: Subjects) -> None:
+    async def main() -> None:
+        async with connected(server.url) as t:
+            await ensure(t, subjects)
+            await take_away(t, subjects.stream("trace"))
+            lacks = await absent(t, subjects)
+            assert lacks.lost == [] and set(lacks.later) == {subjects.stream("trace")}
+            found = await plan(t, subjects)
+            assert found.refusal(subjects.root) is None
+            await carry_out(t, subjects, found)
+            assert await absent(t, subjects) == ([], {})
 
     run(main())
 

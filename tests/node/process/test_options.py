@@ -17,7 +17,7 @@ from cyclopts import CycloptsError, Parameter
 from agentmesh.edge import stream_configs
 from agentmesh.edge.streams import StreamSettings
 from agentmesh_node.__main__ import app, main
-from agentmesh_node.process.options import CommonOptions, NodeOptions, StreamOptions, SupervisorOptions
+from agentmesh_node.process.options import CommonOptions, NodeOptions, StreamOptions, SupervisorOptions, UpOptions
 from agentmesh_node.process.signals import EXIT_USAGE
 from agentmesh_node.settings import NodeSettings, SupervisorSettings
 
@@ -28,6 +28,8 @@ DEFAULTS = {
     "duplicate_window_s": stream_configs.DUPLICATE_WINDOW_S,
     "results_age_s": 3600.0,
     "results_bytes": stream_configs.RESULTS_BYTES,
+    "trace_age_s": stream_configs.TRACE_AGE_S,
+    "trace_bytes": stream_configs.TRACE_BYTES,
 }
 """Of what leaves an existing mesh as it is unless somebody sets it."""
 
@@ -66,7 +68,8 @@ def test_what_the_environment_sets_is_read_and_the_rest_left_alone(setenv: Any) 
     assert supervisor["options"] == SupervisorOptions(lease_ttl_s=9)
     assert supervisor["common"] == node["common"]
     up = parsed("up", "my_agents")
-    assert (up["options"], up["leader"], up["common"]) == (node["options"], supervisor["options"], node["common"])
+    assert (up["leader"], up["common"]) == (supervisor["options"], node["common"])
+    assert up["options"] == UpOptions(drain_s=7.5, lease_ttl_s=2)
     assert up["store"] == parsed("setup")["store"]
 
 
@@ -167,6 +170,16 @@ def test_a_switch(text: str, on: bool, setenv: Any) -> None:
 def test_a_switch_that_nobody_sets_is_off() -> None:
     assert parsed(*NODE)["options"].content is False
     assert parsed(*NODE, "--content")["options"].content is True
+
+
+def test_up_publishes_all_facts_of_traces_unless_it_is_told_otherwise(setenv: Any) -> None:
+    assert parsed(*NODE)["options"].trace_facts == "attempts"
+    assert parsed("up", "my_agents")["options"].trace_facts == "all"
+    setenv("MESH_TRACE_FACTS", "off")
+    assert parsed(*NODE)["options"].trace_facts == parsed("up", "my_agents")["options"].trace_facts == "off"
+    assert parsed("up", "my_agents", "--trace-facts", "all")["options"].trace_facts == "all"
+    setenv("MESH_TRACE_FACTS", "some")
+    assert re.search("some.*MESH_TRACE_FACTS", refused(*NODE))
 
 
 @pytest.mark.parametrize(
