@@ -39,9 +39,10 @@ class OtlpReceiver:
 
     Args:
         grpc: speak gRPC; else HTTP with protobuf.
+        port: where it listens, over HTTP; by default on a free one.
     """
 
-    def __init__(self, *, grpc: bool = False) -> None:
+    def __init__(self, *, grpc: bool = False, port: int = 0) -> None:
         self._lock = threading.Condition()
         self._spans: list[Received] = []
         self._points: list[Point] = []
@@ -49,7 +50,7 @@ class OtlpReceiver:
         self._status = 0
         self._delay_s: float | None = 0
         self._healed = threading.Event()
-        self._server: _Server = _Grpc(self) if grpc else _Http(self)
+        self._server: _Server = _Grpc(self) if grpc else _Http(self, port)
         self._protocol = "grpc" if grpc else "http/protobuf"
 
     # --- where it is -------------------------------------------------------------------------------------------------
@@ -164,8 +165,8 @@ class _Server(Protocol):
 
 
 class _Http:
-    def __init__(self, receiver: OtlpReceiver) -> None:
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(receiver))
+    def __init__(self, receiver: OtlpReceiver, port: int) -> None:
+        self._server = ThreadingHTTPServer(("127.0.0.1", port), _handler(receiver))
         self._server.daemon_threads = True
         self.port: int = self._server.server_address[1]
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)

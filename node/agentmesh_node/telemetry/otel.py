@@ -1,17 +1,20 @@
 """OpenTelemetry for a hosting process: exported if the environment names an OTLP endpoint, else almost free.
 
-Spans are made everywhere through `opentelemetry-api`, whose no-op passes a caller's context on unchanged. Only `setup`
-imports the SDK, and only if `OTEL_EXPORTER_OTLP_ENDPOINT`, or the one for traces or for metrics, is set; the other standard
-variables (headers, timeout, sampler, batch sizes) then hold too.
+Spans and measurements are made everywhere through `opentelemetry-api`, whose no-op passes a caller's context on unchanged. Only
+`setup` imports the SDK, and only if `OTEL_EXPORTER_OTLP_ENDPOINT`, or the one for traces or for metrics, is set; the other
+standard variables (protocol, headers, timeout, sampler, batch sizes) then hold too. An endpoint that is down, slow or refuses
+costs nothing but what it should have got: it is told once (`outages`), and a process that ends leaves it after `SHUTDOWN_S`.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
+from importlib import import_module
 from importlib.metadata import version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from opentelemetry import metrics, propagate, trace
 from opentelemetry.baggage.propagation import W3CBaggagePropagator
@@ -19,15 +22,20 @@ from opentelemetry.propagators.composite import CompositePropagator
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from agentmesh import semconv
+from agentmesh.edge.clock import SYSTEM
+from agentmesh.errors import BadRequest
+from agentmesh_node.telemetry.outages import Outages, hush, watched
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.metrics import MeterProvider
+    from opentelemetry.sdk.metrics.export import MetricReader
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import TracerProvider
 
-ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
-METRICS_ENDPOINTS = ("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 EXPORT_EVERY_MS = 500
+SHUTDOWN_S = 1.5
+"""How long a process that ends waits for its last telemetry to be taken."""
+PROTOCOLS = ("http/protobuf", "grpc")
 log = logging.getLogger("agentmesh.telemetry")
 
 
@@ -38,12 +46,19 @@ class Telemetry:
         self.provider = provider
         self.meters = meters
 
-    def shutdown(self) -> None:
-        """Export what is pending and stop; bounded by the exporter's time-out (10 s by default). Blocks: call it in a thread."""
-        if self.provider is not None:
-            self.provider.shutdown()
-        if self.meters is not None:
-            self.meters.shutdown()
+    def shutdown(self, within_s: float = SHUTDOWN_S) -> None:
+        """Export what is pending and stop, within `within_s` seconds: what an endpoint has not taken by then is left. Blocks:
+        call it in a thread."""
+        # In threads that the process does not wait for: the SDK's own calls may last as long as the exporter's time-out and more.
+        parts = [part.shutdown for part in (self.provider, self.meters) if part is not None]
+        ends = [threading.Thread(target=_quietly, args=(part,), daemon=True, name="end of telemetry") for part in parts]
+        for end in ends:
+            end.start()
+        deadline = SYSTEM.monotonic() + within_s
+        for end in ends:
+            end.join(max(0.0, deadline - SYSTEM.monotonic()))
+        if any(end.is_alive() for end in ends):
+            log.warning("the last spans and metrics were left: their endpoint does not take them in time")
 
 
 def setup(role: str, instance_id: str, environ: Mapping[str, str] | None = None) -> Telemetry:
@@ -52,19 +67,15 @@ def setup(role: str, instance_id: str, environ: Mapping[str, str] | None = None)
     Args:
         role: `node`, `supervisor` or `client`; the resource's `service.name` becomes `mesh-<role>`.
         instance_id: tells this process from others of its role; `service.instance.id`.
-        environ: where to look for the endpoint; the process's environment by default.
+        environ: where to look for endpoints and protocols; the process's environment by default.
 
-    An endpoint without the extra `otlp` installed is logged as a warning, and nothing is exported.
+    What cannot be meant, and an endpoint without the extra `otlp` (or `otlp-grpc`) installed, is logged as a warning, and nothing
+    is exported.
     """
     propagate.set_global_textmap(CompositePropagator([TraceContextTextMapPropagator(), W3CBaggagePropagator()]))
     environ = os.environ if environ is None else environ
-    traced, metered = (any(environ.get(name) for name in names) for names in (ENDPOINTS, METRICS_ENDPOINTS))
-    try:
-        provider = _provider(role, instance_id) if traced else None
-        meters = _meters(role, instance_id) if metered else None
-    except ImportError as error:
-        log.warning("neither traces nor metrics are exported: %s; pip install 'agentmesh[otlp]'", error)
-        return Telemetry(None)
+    provider = _made("traces", environ, lambda protocol: _provider(role, instance_id, protocol))
+    meters = _made("metrics", environ, lambda protocol: _meters(role, instance_id, [_periodic(protocol)]))
     if provider is not None:
         trace.set_tracer_provider(provider)
     if meters is not None:
@@ -72,26 +83,73 @@ def setup(role: str, instance_id: str, environ: Mapping[str, str] | None = None)
     return Telemetry(provider, meters)
 
 
-def _provider(role: str, instance_id: str) -> TracerProvider:
-    # The SDK and its exporter take a third of a second to import: only processes that export pay for that.
-    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415
-    from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415
-    from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
+def _made[T](signal: str, environ: Mapping[str, str], make: Callable[[str], T]) -> T | None:
+    """What `make` makes of the protocol for `signal`; None if the environment names no endpoint for it, or cannot be meant."""
+    name = signal.upper()
+    set_up = environ.get(f"OTEL_EXPORTER_OTLP_{name}_ENDPOINT") or environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")
+    if not set_up or environ.get(f"OTEL_{name}_EXPORTER", "").strip().lower() == "none":
+        return None
+    given = environ.get(f"OTEL_EXPORTER_OTLP_{name}_PROTOCOL") or environ.get("OTEL_EXPORTER_OTLP_PROTOCOL") or PROTOCOLS[0]
+    protocol = given.strip().lower()
+    try:
+        if protocol not in PROTOCOLS:
+            raise BadRequest(f"the OTLP protocol {given!r} is none of {', '.join(PROTOCOLS)}")
+        return make(protocol)
+    except ImportError as error:
+        extra = "otlp-grpc" if protocol == "grpc" else "otlp"
+        log.warning("no %s are exported: %s; pip install 'agentmesh[%s]'", signal, error, extra)
+    except Exception as error:  # noqa: BLE001 - whatever the SDK raises for variables that it cannot read
+        log.warning("no %s are exported: %s; mend the OTEL_ variables", signal, error)
+    return None
 
+
+def _quietly(part: Callable[[], Any]) -> None:
+    try:
+        part()
+    except Exception as error:
+        log.debug("the end of telemetry failed", exc_info=error)
+
+
+_shared: list[Outages] = []
+
+
+def _outages() -> Outages:
+    """Those of this process: one outage may concern spans and metrics."""
+    if not _shared:
+        hush()
+        _shared.append(Outages())
+    return _shared[0]
+
+
+def _exporter(signal: str, protocol: str) -> Any:
+    """The module with the SDK's exporter."""
+    return import_module(f"opentelemetry.exporter.otlp.proto.{protocol.partition('/')[0]}.{signal}_exporter")
+
+
+# The SDK and its exporters take a third of a second to import: only processes that export pay for that.
+def _provider(role: str, instance_id: str, protocol: str) -> TracerProvider:
+    from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExportResult  # noqa: PLC0415
+
+    exporter = watched(_exporter("trace", protocol).OTLPSpanExporter, "spans", SpanExportResult.FAILURE, _outages())
     provider = TracerProvider(resource=_resource(role, instance_id), shutdown_on_exit=False)
     # A killed process loses what it has not exported: half a second of spans, not the five of the SDK. The variable wins.
     delay = None if os.environ.get("OTEL_BSP_SCHEDULE_DELAY") else EXPORT_EVERY_MS
-    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(), schedule_delay_millis=delay))
+    provider.add_span_processor(BatchSpanProcessor(exporter, schedule_delay_millis=delay))
     return provider
 
 
-def _meters(role: str, instance_id: str) -> MeterProvider:
-    from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter  # noqa: PLC0415
-    from opentelemetry.sdk.metrics import MeterProvider  # noqa: PLC0415
-    from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader  # noqa: PLC0415
+def _periodic(protocol: str) -> MetricReader:
+    from opentelemetry.sdk.metrics.export import MetricExportResult, PeriodicExportingMetricReader  # noqa: PLC0415
 
-    reader = PeriodicExportingMetricReader(OTLPMetricExporter())
-    return MeterProvider([reader], resource=_resource(role, instance_id), shutdown_on_exit=False)
+    exporter = watched(_exporter("metric", protocol).OTLPMetricExporter, "metrics", MetricExportResult.FAILURE, _outages())
+    return PeriodicExportingMetricReader(exporter)
+
+
+def _meters(role: str, instance_id: str, readers: list[MetricReader]) -> MeterProvider:
+    from opentelemetry.sdk.metrics import MeterProvider  # noqa: PLC0415
+
+    return MeterProvider(readers, resource=_resource(role, instance_id), shutdown_on_exit=False)
 
 
 def _resource(role: str, instance_id: str) -> Resource:
