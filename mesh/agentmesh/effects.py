@@ -76,6 +76,8 @@ class SetTimer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, ta
     due: float
     every: float | None = None
     event: Any = None
+    trace: dict[str, str] = {}
+    """The context of what set it, as the headers of its ticks."""
 
 
 class CancelTimer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="cancel_timer", tag_field="t"):

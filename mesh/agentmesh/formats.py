@@ -112,6 +112,19 @@ ADDED: tuple[Addition, ...] = (
     Addition("TurnInfo.note", "ignored"),
     Addition("Ledger.kept", "refused", SECOND),
     Addition("Change.kept", "refused", SECOND),
+    Addition("TurnInfo.trace", "ignored"),
+    Addition("Record.attempt", "ignored"),
+    Addition("Record.handled", "ignored"),
+    Addition("Step.began", "ignored"),
+    Addition("Step.ended", "ignored"),
+    Addition("Step.generation", "ignored"),
+    Addition("Step.boot", "ignored"),
+    Addition("Step.attempt", "ignored"),
+    Addition("Step.inner", "ignored"),
+    Addition("Queued.links", "ignored"),
+    Addition("SetTimer.trace", "ignored"),
+    Addition("Ledger.causes", "ignored"),
+    Addition("Change.causes", "ignored"),
 )
 
 

@@ -23,6 +23,7 @@ from agentmesh.records import (
     Change,
     Delegated,
     Effect,
+    Handled,
     Ledger,
     Open,
     Record,
@@ -167,6 +168,8 @@ def record_of(
     effects: tuple[Effect, ...] = (),
     done: tuple[str, ...] = (),
     turn: TurnInfo | None = None,
+    attempt: TurnInfo | None = None,
+    handled: tuple[Handled, ...] = (),
     snapshot: Ledger | None = None,
     trace: dict[str, str] = NO_TRACE,
     positions: dict[str, int] | None = None,
@@ -179,7 +182,7 @@ def record_of(
         id: random, new for each record.
         at: seconds since the epoch.
         v: the version of the newest record; this one bears it, too.
-        change, effects, done, turn, snapshot, trace, positions: as in `Record`.
+        change, effects, done, turn, attempt, handled, snapshot, trace, positions: as in `Record`.
     """
     return Record(
         kind=kind,
@@ -194,6 +197,8 @@ def record_of(
         effects=effects,
         done=done,
         turn=turn,
+        attempt=attempt,
+        handled=handled,
         snapshot=snapshot,
         trace=trace,
         positions=positions,
@@ -253,13 +258,15 @@ def newest_answered(records: Iterable[tuple[int, Record]]) -> AnsweredMessage | 
 
 def _detached(ledger: Ledger) -> Ledger:
     """`ledger` with copies of its raw values, so that it does not keep the bytes of whole records in memory."""
-    steps = {index: Step(_copied(step.value)) for index, step in ledger.steps.items()}
-    kept = {
-        name: structs.replace(turn, steps=tuple(Step(_copied(s.value)) for s in turn.steps)) for name, turn in ledger.kept.items()
-    }
+    steps = {index: _own(step) for index, step in ledger.steps.items()}
+    kept = {name: structs.replace(turn, steps=tuple(map(_own, turn.steps))) for name, turn in ledger.kept.items()}
     return structs.replace(
         ledger, state=_copied(ledger.state), session=_copied(ledger.session), spec=_copied(ledger.spec), steps=steps, kept=kept
     )
+
+
+def _own(step: Step) -> Step:
+    return structs.replace(step, value=_copied(step.value))
 
 
 def _copied(raw: Raw) -> Raw:

@@ -71,7 +71,11 @@ class Queued(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     attachments: tuple[Attachment, ...] = ()
     path: tuple[str, ...] = ()
     trace: dict[str, str] = {}
+    """The context that its turn goes on in: of what made it, or, of a request that is tried again, of its message."""
     attempt: int = 1
+    """How often it is tried, in place of one that failed."""
+    links: tuple[str, ...] = ()
+    """What caused it besides what made it: `<trace>-<span>` each."""
 
 
 class Deferred(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -137,10 +141,36 @@ class Turning(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """When it was begun for the first time (seconds since the epoch)."""
 
 
+class Inner(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A call of a model, or a run of a tool, inside an attempt: what its span has."""
+
+    id: str
+    """Of the span: `agentmesh.trace.context.inner_span_id`."""
+    op: Literal["chat", "execute_tool"]
+    name: str
+    """Of the span."""
+    began: float
+    ended: float
+    """Seconds since the epoch, by the servers' time."""
+    error: str = ""
+    """The code of the error that it ended with; empty if with none."""
+    attributes: dict[str, str | int | float | bool] = {}
+
+
 class Step(msgspec.Struct, frozen=True, omit_defaults=True):
     """A step as its backend gave it. (A struct, because null in a change means that a key goes.)"""
 
     value: Raw = NOTHING
+    began: float = 0.0
+    ended: float = 0.0
+    """Seconds since the epoch. This and what follows is written where turns are traced."""
+    generation: int = 0
+    boot: str = ""
+    """The owner that took it."""
+    attempt: str = ""
+    """The id of the span of the attempt that took it."""
+    inner: Inner | None = None
+    """The call that it has the result of, if its backend says so."""
 
     @property
     def size(self) -> int:
@@ -192,6 +222,58 @@ class Seen(msgspec.Struct, frozen=True):
     at: float
 
 
+class Traced(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a record tells of the spans of an attempt, and of the span of its message if that ends with it, beside what `TurnInfo`
+    has (docs/design/035-spans-are-told-by-records.md)."""
+
+    trace: str
+    span: str = ""
+    """The attempt's; empty if none began: the message became a dead letter before this owner tried it."""
+    parent: str = ""
+    """The span above the attempt: that of its message, or what made the prompt."""
+    links: tuple[str, ...] = ()
+    """What caused the attempt besides its parent: `<trace>-<span>` each."""
+    sampled: bool = True
+    began: float = 0.0
+    """When this attempt began (seconds since the epoch); `TurnInfo.started` is when the turn did, for the first time."""
+    boot: str = ""
+    crashes: int = 0
+    retries: int = 0
+    process: str = ""
+    """The span of the message that the record consumes; empty if it consumes none for this turn."""
+    above: str = ""
+    """The span above that one; empty if there is none."""
+    lane: str = ""
+    stored: float = 0.0
+    """Of that message: its lane, and when the server stored it (seconds since the epoch)."""
+    inner: tuple[Inner, ...] = ()
+    """Calls inside the attempt that left no step."""
+
+
+class Handled(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A message that a record consumed without a turn, as its span has it: an event that `handle_event` was called with, or a
+    prompt or an event that ended with an error before anything ran."""
+
+    lane: str
+    seq: int
+    trace: str
+    span: str
+    parent: str = ""
+    links: tuple[str, ...] = ()
+    """What caused it besides its parent: `<trace>-<span>` each."""
+    sampled: bool = True
+    sender: str | None = None
+    stored: float = 0.0
+    """When the server stored it (seconds since the epoch)."""
+    began: float = 0.0
+    """When `handle_event` was called; 0 if nothing ran."""
+    ended: float = 0.0
+    error: str = ""
+    """The code of the error that it ended with; empty if with none."""
+    timer: str = ""
+    """The timer whose tick it is."""
+
+
 class TurnInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What `mesh history` shows of a turn."""
 
@@ -212,6 +294,8 @@ class TurnInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The tools that ran, and how often each ended in which way."""
     note: str | None = None
     """What the tools of a turn without an answer did, in a few lines."""
+    trace: Traced | None = None
+    """Its spans, where turns are traced."""
 
 
 class Overrides(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

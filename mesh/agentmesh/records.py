@@ -27,6 +27,8 @@ from agentmesh.ledger_entries import (
     Caller,
     Deferred,
     Delegated,
+    Handled,
+    Inner,
     KeptTurn,
     Notice,
     Open,
@@ -37,6 +39,7 @@ from agentmesh.ledger_entries import (
     Shown,
     Step,
     TimerEntry,
+    Traced,
     TurnInfo,
     Turning,
     Wait,
@@ -54,6 +57,8 @@ __all__ = [
     "Delegated",
     "Echo",
     "Effect",
+    "Handled",
+    "Inner",
     "KeptTurn",
     "Ledger",
     "LifePhase",
@@ -73,6 +78,7 @@ __all__ = [
     "Step",
     "StopAgent",
     "TimerEntry",
+    "Traced",
     "TurnInfo",
     "Turning",
     "Wait",
@@ -157,6 +163,9 @@ class Ledger(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What was changed of the configuration since the start, except for `backend_options`."""
     sets: tuple[SetInfo, ...] = ()
     """The newest of these changes (`agentmesh.configuration.KEPT`)."""
+    causes: tuple[str, ...] = ()
+    """The spans of the events handled since the last turn began, as links have them: a prompt that `handle_event` makes links to
+    them. At most `agentmesh.turn.tracing.MAX_CAUSES`."""
 
 
 class Change(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -182,6 +191,7 @@ class Change(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     spec: Raw | UnsetType = UNSET
     overrides: Overrides | UnsetType = UNSET
     sets: tuple[SetInfo, ...] | UnsetType = UNSET
+    causes: tuple[str, ...] | UnsetType = UNSET
 
     positions: dict[str, int | None] | UnsetType = UNSET
     taken: dict[str, tuple[int, ...] | None] | UnsetType = UNSET
@@ -223,6 +233,11 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     effects: tuple[Effect, ...] = ()
     done: tuple[str, ...] = ()
     turn: TurnInfo | None = None
+    attempt: TurnInfo | None = None
+    """An attempt that ended and is no turn of the history: it crashed and is tried again, `pre_turn` refused its prompt, or the
+    agent's end cut it off."""
+    handled: tuple[Handled, ...] = ()
+    """The messages that it consumed without a turn, where turns are traced."""
     snapshot: Ledger | None = None
     trace: dict[str, str] = {}
     step: Any = None

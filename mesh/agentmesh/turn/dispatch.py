@@ -178,7 +178,6 @@ def _choose(core: Core) -> Active | None:
         metadata=body.metadata if body else {},
         attachments=body.attachments if body else (),
         trace=head.trace,
-        attempt=core.ledger.attempts.get(key, 0) + 1,
     )
 
 
@@ -219,7 +218,6 @@ def _from_queue(item: Queued, slot: Any, number: int, now: float) -> Active:
         metadata=item.metadata,
         attachments=item.attachments,
         trace=item.trace,
-        attempt=item.attempt,
     )
 
 

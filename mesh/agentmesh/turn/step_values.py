@@ -6,6 +6,7 @@ import msgspec
 from msgspec import Raw
 
 from agentmesh.budget import Limits
+from agentmesh.ledger_entries import Inner
 from agentmesh.wire import ErrorBody, Outcome, PromptBody
 
 
@@ -16,6 +17,8 @@ class TakeStep(msgspec.Struct, frozen=True):
     turn: int
     token: str
     value: Raw
+    inner: Inner | None = None
+    """The call that it has the result of."""
 
 
 class AskAgent(msgspec.Struct, frozen=True, kw_only=True):

@@ -19,6 +19,8 @@ from agentmesh.records import (
     Change,
     Delegated,
     Effect,
+    Handled,
+    Inner,
     KeptTurn,
     Ledger,
     Open,
@@ -30,6 +32,7 @@ from agentmesh.records import (
 )
 from agentmesh.registry_values import AgentStatus, Restart
 from agentmesh.tool_runs import ToolRun
+from agentmesh.trace.context import TraceContext
 from agentmesh.turn.step_values import AskAgent, Circled, StepTaken, TakeStep, WaitLost, WaitOver
 from agentmesh.wire import Attachment, ErrorBody, Mail, Outcome
 
@@ -111,6 +114,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     """How long a deferred request stays open; None: exclusive ones for `deferral.EXCLUSIVE_S`, the others without an end."""
     remember_s: float = 180.0
     """How long the ids of purged mail are remembered: the streams' duplicate window, plus a margin for differing clocks."""
+    traced: bool = False
+    """Whether records tell the spans of what happens (agentmesh.turn.tracing). Otherwise contexts are handed on as they came."""
+    trace_ratio: float = 1.0
+    """The share of the traces begun here that is sampled."""
 
 
 # --- inputs -------------------------------------------------------------------------------------------------------
@@ -184,6 +191,8 @@ class TurnEnded(msgspec.Struct, frozen=True, kw_only=True):
     usage: dict[str, Any] | None = None  # of a turn that failed
     tools: tuple[ToolRun, ...] = ()
     """The tools that ran."""
+    inner: tuple[Inner, ...] = ()
+    """Its calls that left no step, where turns are traced."""
 
 
 class Watchdog(msgspec.Struct, frozen=True):
@@ -326,6 +335,25 @@ type Input = (
 )  # fmt: skip
 
 
+# --- traces -------------------------------------------------------------------------------------------------------
+class Attempt(msgspec.Struct, frozen=True, kw_only=True):
+    """An attempt of a turn, as its spans have it. All of it stands when the attempt begins."""
+
+    context: TraceContext
+    """Its own: what it makes stands below it."""
+    began: float
+    parent: str = ""
+    links: tuple[str, ...] = ()
+    crashes: int = 0
+    retries: int = 0
+    process: str = ""
+    """The span of its message; empty if that was told before, or if the prompt is no message."""
+    above: str = ""
+    lane: str = ""
+    stored: float = 0.0
+    """As in `agentmesh.records.Traced`."""
+
+
 # --- commands -----------------------------------------------------------------------------------------------------
 class RunCallback(msgspec.Struct, frozen=True, kw_only=True):
     """Run a callback (or `start_session`, `resume_session`, `terminate_session`) and feed its end back."""
@@ -336,6 +364,9 @@ class RunCallback(msgspec.Struct, frozen=True, kw_only=True):
     request: Request | None = None
     sender: str | None = None
     trace: dict[str, str] = {}
+    """The context that it runs in, as headers."""
+    context: TraceContext | None = None
+    """The same where turns are traced: of its turn's attempt, or of the event that it handles."""
 
 
 class CancelCallback(msgspec.Struct, frozen=True):
@@ -362,8 +393,16 @@ class RunTurn(msgspec.Struct, frozen=True, kw_only=True):
     purse: Purse = EMPTY_PURSE
     stream_to: str | None = None
     trace: dict[str, str] = {}
+    """The context that it runs in, as headers."""
+    attempt: Attempt | None = None
+    """Where turns are traced: what is known of its span."""
     awaited_until: float | None = None
     """When the caller's wait ends, in seconds since the epoch; None where it waits without end, or nobody does."""
+
+    @property
+    def context(self) -> TraceContext | None:
+        """The attempt's own context, where turns are traced."""
+        return None if self.attempt is None else self.attempt.context
 
 
 class KillTurn(msgspec.Struct, frozen=True):
@@ -380,6 +419,8 @@ class Append(msgspec.Struct, frozen=True, kw_only=True):
     effects: tuple[Effect, ...] = ()
     done: tuple[str, ...] = ()
     turn: TurnInfo | None = None
+    attempt: TurnInfo | None = None
+    handled: tuple[Handled, ...] = ()
     snapshot: Ledger | None = None
     trace: dict[str, str] = {}
 
@@ -467,7 +508,10 @@ class Active(msgspec.Struct, frozen=True, kw_only=True):
     metadata: dict[str, Any] = {}
     attachments: tuple[Attachment, ...] = ()
     trace: dict[str, str] = {}
-    attempt: int = 1
+    """The context that it runs in, as headers: its attempt's where turns are traced, else its prompt's."""
+    attempt: Attempt | None = None
+    """Where turns are traced, from its beginning on: what is known of its span."""
+    inner: tuple[Inner, ...] = ()
     refused: bool = False
     response: Response | None = None
     error: ErrorBody | None = None
@@ -554,5 +598,13 @@ class Core(msgspec.Struct, kw_only=True):
     """Nothing new begins: the agent is about to be handed over."""
     trace: dict[str, str] = {}
     """Trace context of the event being handled."""
+    context: TraceContext | None = None
+    """The same where turns are traced: that of its own span."""
+    handling: Handled | None = None
+    """Its span, if it has one."""
+    handled: tuple[Handled, ...] = ()
+    """The messages that the draft consumes without a turn, where turns are traced."""
+    attempted: TurnInfo | None = None
+    """The attempt that the draft ends without a turn of the history."""
     writes: int = RECORD_VERSION
     """The newest version of records that may be written now: what needs more is done as the build before did it."""

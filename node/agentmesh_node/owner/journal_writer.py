@@ -119,6 +119,8 @@ class JournalWriter:
             effects=command.effects,
             done=command.done,
             turn=command.turn,
+            attempt=command.attempt,
+            handled=command.handled,
             snapshot=command.snapshot,
             trace=command.trace,
             positions=core.work.positions if command.kind == "rest" else None,
