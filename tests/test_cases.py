@@ -41,6 +41,7 @@ def test_no_number_is_missing_or_used_twice() -> None:
         *range(460, 465),
         *range(470, 476),
         *range(480, 485),
+        *range(500, 506),
         *range(510, 512),
         *range(540, 541),
     }

@@ -36,6 +36,9 @@ if TYPE_CHECKING:
         TimerSet,
         TurnEntry,
         UnclaimedMail,
+        WaitCircle,
+        WaitEntry,
+        WaitGraph,
     )
     from agentmesh_client.streaming import (
         Ended,
@@ -85,6 +88,9 @@ __all__ = [
     "TurnEntry",
     "UnclaimedMail",
     "Usage",
+    "WaitCircle",
+    "WaitEntry",
+    "WaitGraph",
     "attachment",
     "connect",
 ]
@@ -108,6 +114,9 @@ _HOMES = {
         "TimerSet",
         "TurnEntry",
         "UnclaimedMail",
+        "WaitCircle",
+        "WaitEntry",
+        "WaitGraph",
     ),
     "agentmesh_client.streaming": (
         "Ended",

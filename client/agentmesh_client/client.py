@@ -30,6 +30,7 @@ from agentmesh_client.history import Historian
 from agentmesh_client.late_prompts import LatePrompts
 from agentmesh_client.lifecycle import Starter, new_spec
 from agentmesh_client.mailer import Mailer
+from agentmesh_client.owes import WaitReader
 from agentmesh_client.pending_asks import PendingAsks
 from agentmesh_client.polling import Poller
 from agentmesh_client.results import (
@@ -47,6 +48,7 @@ from agentmesh_client.results import (
     TimerSet,
     TurnEntry,
     UnclaimedMail,
+    WaitGraph,
 )
 from agentmesh_client.retry import or_absent, patiently
 from agentmesh_client.server_time import CallersClock
@@ -90,6 +92,7 @@ class Mesh:
         self._historian = Historian(transport, subjects, self._specs)
         self._dead = DeadLetters(transport, subjects, self._specs, self._mailer, self._control)
         self._unclaimed = Unclaimed(transport, subjects, registry)
+        self._waits = WaitReader(transport, subjects, self._directory)
         self._forget_gaps: Callable[[], None] | None = None
 
     async def open(self) -> None:
@@ -479,6 +482,20 @@ class Mesh:
     async def nodes(self) -> list[NodeEntry]:
         """All live nodes by id."""
         return await self._directory.nodes()
+
+    async def owes(self, agent: str | None = None, *, timeout: float = 30.0) -> WaitGraph:
+        """Who waits for whom now: prompts of clients, agents in the middle of a turn, tagged and deferred requests, each with its
+        age, its end and what the agent that owes is doing; and the circles of these (case 500).
+
+        It is read from journals, mail and the registry. No process is asked: a kill changes nothing of it.
+
+        Args:
+            agent: only what waits for this one, directly or by way of others, and what it waits for itself.
+
+        Raises:
+            NotFound: there is no such agent, and nobody waits for one.
+        """
+        return await self._read(lambda: self._waits.read(agent), timeout)
 
     # --- the past -------------------------------------------------------------------------------------------------
     async def history(self, agent: str, content: bool = False, *, timeout: float = CONTROL_S) -> list[TurnEntry]:

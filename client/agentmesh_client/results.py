@@ -9,7 +9,7 @@ import msgspec
 
 from agentmesh.control_values import Activity, Configuration, OpenRequest
 from agentmesh.registry_values import AgentStatus, NodeLease, Spec
-from agentmesh.wire import ErrorBody, Outcome
+from agentmesh.wire import VERSION, ErrorBody, Outcome
 
 
 class Response(msgspec.Struct, frozen=True, kw_only=True):
@@ -214,3 +214,68 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     text: str | None = None
     """The body, if content is asked for; `base64` holds a body that is no text."""
     base64: str | None = None
+
+
+type WaitKind = Literal["ask", "tell", "turn", "tag"]
+type WaitStage = Literal["sent", "queued", "running", "deferred", "answered"]
+type OwingState = Literal["running", "idle", "halted", "failed", "stuck", "not_placed", "stopping", "stopped", "no_agent"]
+
+
+class WaitEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One request that has no answer yet: who waits for it, and who owes it."""
+
+    waiter: str | None
+    """The agent that waits; None: the world outside."""
+    agent: str
+    """The agent that owes the answer."""
+    kind: WaitKind
+    """`ask`: a client that gave a reply subject; `turn`: an agent in the middle of a turn; `tag`: an agent that gets the answer
+    as an event; `tell`: nobody is told the outcome."""
+    stage: WaitStage
+    """`sent`: on its way; `queued`: in the mailbox; `running`: its turn has begun, or comes next; `deferred`: the agent keeps it
+    open; `answered`: the journal has the answer, which is on its way back."""
+    state: OwingState
+    """What the agent that owes is doing. `stuck`: its node cannot run it, since its journal is damaged or too new; `not_placed`:
+    no live node has it; `no_agent`: there is none of that name."""
+    ref: str | None = None
+    """The request's ref at the agent that owes; None while it is not known to be there."""
+    request: str | None = None
+    """The ref of the waiter's own request on whose behalf it was made."""
+    since: dt.datetime | None = None
+    """When the request was made; None if a build did that which did not say."""
+    deadline: dt.datetime | None = None
+    """When it ends by itself, as it stands now; None: it does not."""
+    exclusive: bool = False
+    """It is deferred so that other prompts wait for it."""
+    node: str | None = None
+    """The node of the agent that owes."""
+    reason: ErrorBody | None = None
+    """Why that agent has failed, is stuck or waits for a node."""
+
+
+class WaitCircle(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Agents of which each waits for the next, and the last for the first."""
+
+    agents: tuple[str, ...]
+    blocked: bool
+    """None of them takes another prompt before its wait is over: each waits in the middle of a turn, or on behalf of a request
+    that it has deferred exclusively. The others may still answer."""
+    deadline: dt.datetime | None = None
+    """When the first of these waits ends by itself."""
+    others: tuple[str, ...] = ()
+    """Further agents that are in circles with these."""
+
+
+class WaitGraph(msgspec.Struct, frozen=True, kw_only=True):
+    """Who waits for whom."""
+
+    v: int = VERSION
+    waits: tuple[WaitEntry, ...] = ()
+    """The oldest first."""
+    circles: tuple[WaitCircle, ...] = ()
+    agents: int = 0
+    """How many names were looked at: all of the registry, and those for which mail waits."""
+    read: int = 0
+    """Of how many the mail and the journal were read, since they were not at rest."""
+    unread: tuple[str, ...] = ()
+    """Agents whose journals cannot be read: for whom they wait is not known."""

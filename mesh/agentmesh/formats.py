@@ -110,6 +110,7 @@ ADDED: tuple[Addition, ...] = (
     Addition("Outcome.tools", "ignored"),
     Addition("TurnInfo.tools", "ignored"),
     Addition("TurnInfo.note", "ignored"),
+    Addition("Record.open", "ignored"),
     Addition("Ledger.kept", "refused", SECOND),
     Addition("Change.kept", "refused", SECOND),
     Addition("TurnInfo.trace", "ignored"),

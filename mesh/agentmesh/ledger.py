@@ -173,6 +173,7 @@ def record_of(
     snapshot: Ledger | None = None,
     trace: dict[str, str] = NO_TRACE,
     positions: dict[str, int] | None = None,
+    open: int | None = None,
     v: int = FIRST,
 ) -> Record:
     """A record of the owner that `ledger` names: the process that appends it acts as that owner (docs/architecture.md#the-fence).
@@ -182,7 +183,7 @@ def record_of(
         id: random, new for each record.
         at: seconds since the epoch.
         v: the version of the newest record; this one bears it, too.
-        change, effects, done, turn, attempt, handled, snapshot, trace, positions: as in `Record`.
+        change, effects, done, turn, attempt, handled, snapshot, trace, positions, open: as in `Record`.
     """
     return Record(
         kind=kind,
@@ -202,6 +203,7 @@ def record_of(
         snapshot=snapshot,
         trace=trace,
         positions=positions,
+        open=open,
         v=v,
     )
 
@@ -286,6 +288,14 @@ def open_requests(ledger: Ledger) -> tuple[OpenRequest, ...]:
         )
         for ref, entry in entries
     )
+
+
+def open_count(ledger: Ledger) -> int:
+    """How many requests an agent without work keeps open: those that it has deferred, and those that it has made and whose end it
+    does not know."""
+    waits = (wait.origin for wait in ledger.waits.values() if wait.outcome is None and wait.origin)
+    asked = {*ledger.awaiting, *ledger.delegated, *waits}
+    return len(ledger.deferred) + len(asked)
 
 
 def consume(ledger: Ledger, lane: str, seq: int, first: int | None, turn: int | None = None) -> Ledger:

@@ -246,6 +246,9 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """`rest`: every lane's position, so that a new owner sees from this record alone whether there is work."""
     placed: float | None = None
     """`activated`: when the owner was given the agent, in seconds since the epoch. Mail that is older has met a takeover."""
+    open: int | None = None
+    """`rest`: how many requests are open meanwhile, of others at this agent or of this one at others (`ledger.open_count`): while
+    it is 0, nobody waits for the agent and it waits for nobody. None: a build that did not say."""
     v: int = FIRST
     """The version that a reader must know: at least the one that its content needs, and that of the record before it."""
 

@@ -42,6 +42,7 @@ VERBS: dict[str, tuple[str, ...]] = {
     "nodes": ("nodes",),
     "status": ("status", "a1", *LONG),
     "history": ("history", "a1"),
+    "owes": ("owes",),
     "dead ls": ("dead", "ls", "a1"),
     "dead show": ("dead", "show", "a1", "1"),
     "dead retry": ("dead", "retry", "a1", "1"),

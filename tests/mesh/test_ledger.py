@@ -12,7 +12,7 @@ from msgspec import UNSET, structs
 
 from agentmesh import ledger as book
 from agentmesh.formats import RECORD_VERSION
-from agentmesh.ledger_entries import Awaited, TimerEntry, TurnInfo
+from agentmesh.ledger_entries import Awaited, Caller, Deferred, Delegated, TimerEntry, TurnInfo, Wait
 from agentmesh.records import (
     CancelTimer,
     Change,
@@ -26,7 +26,7 @@ from agentmesh.records import (
     encode_record,
     version_of,
 )
-from agentmesh.wire import PromptBody
+from agentmesh.wire import Outcome, PromptBody
 from mesh.turn.agents import Chatty
 from mesh.turn.harness import Rig
 from mesh.values import JSON, RAW, of, struct
@@ -122,6 +122,20 @@ def test_timers_and_awaited_answers_are_filed_with_their_origin() -> None:
     assert ledger.timers == {"a": TimerEntry("1.3.2", 5.0), "b": TimerEntry("1.3.3", 6.0)}
     later = book.apply(ledger, record(effects=(SetTimer(id="a", due=9.0, every=2.0), CancelTimer(id="b"))), 4)
     assert later.timers == {"a": TimerEntry("1.4.0", 9.0, 2.0)}
+
+
+def test_requests_that_stay_open_are_counted_once_each() -> None:
+    wait = Wait(agent="b", since=1.0, deadline=2.0, origin="1.3.0")
+    ended = structs.replace(wait, origin="1.4.0", outcome=Outcome(agent="b", ref="1", ok=True))
+    ledger = Ledger(
+        incarnation="i",
+        deferred={"7": Deferred(caller=Caller(ref="7"), turn=1)},
+        awaiting={"1.1.0": Awaited("b", "t")},
+        delegated={"1.1.0": Delegated("b", "7"), "1.2.0": Delegated("c", "7")},
+        waits={"w": wait, "never sent": structs.replace(wait, origin=""), "over": ended},
+    )
+    assert book.open_count(ledger) == 4
+    assert book.open_count(Ledger(incarnation="i")) == 0
 
 
 def test_a_snapshot_stands_for_everything_before_it() -> None:

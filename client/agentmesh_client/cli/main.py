@@ -34,6 +34,7 @@ VERBS = {
     "nodes": ("agents:nodes", "List the live nodes."),
     "status": ("agents:status", "Show what an agent is doing."),
     "history": ("agents:history", "Show the turns that an agent has had."),
+    "owes": ("owes:owes", "Show who waits for whom now, and circles."),
     "dead": ("dead:app", "List, read, send again or remove mail that an agent could not deal with."),
     "ask": ("asks:ask", "Prompt an agent and print its answer."),
     "tell": ("asks:tell", "Prompt an agent without waiting; print the ref."),

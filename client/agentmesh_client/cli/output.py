@@ -154,5 +154,13 @@ def age(moment: str | None, now: dt.datetime | None = None) -> str:
     return f"{max(seconds, 0)}s"
 
 
+def until(moment: dt.datetime | None, now: dt.datetime | None = None) -> str:
+    """When a time comes or came: `in 5m`, `2h ago`; `-` if there is none."""
+    if moment is None:
+        return "-"
+    now = now or dt.datetime.now(dt.UTC)
+    return f"in {age(now.isoformat(), moment)}" if moment > now else f"{age(moment.isoformat(), now)} ago"
+
+
 def _colour_wanted() -> bool:
     return sys.stdout is not None and sys.stdout.isatty() and not os.environ.get("NO_COLOR")

@@ -7,7 +7,7 @@ from functools import partial
 
 from agentmesh.edge.journal import Settling
 from agentmesh.formats import FIRST
-from agentmesh.ledger import record_of
+from agentmesh.ledger import open_count, record_of
 from agentmesh.records import Record, encode_record, version_of
 from agentmesh.turn.values import Append, Committed, Core
 from agentmesh_node.owner.reader_label import require_readers
@@ -124,6 +124,7 @@ class JournalWriter:
             snapshot=command.snapshot,
             trace=command.trace,
             positions=core.work.positions if command.kind == "rest" else None,
+            open=open_count(core.work) if command.kind == "rest" else None,
             v=self.version,
         )
         self.version = version_of(record)

@@ -1,0 +1,203 @@
+"""Who waits for whom now, read from journals, mail and the registry; `agentmesh_client.wait_graph` makes the graph of it.
+
+No process is asked, so the answer is the same while an agent has no owner. The newest record of an agent at rest says how many
+requests it keeps open, and one read brings a thousand such records: only the agents that are not at rest are read whole.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Mapping
+from typing import NamedTuple
+
+from msgspec import structs
+
+from agentmesh.edge.journal_reader import JournalReader, is_marked
+from agentmesh.edge.manage import count_all, stream_state
+from agentmesh.edge.read import StoredMessage, get_last_many, read_pages
+from agentmesh.edge.tasks import cancel_and_wait
+from agentmesh.edge.transport import Transport
+from agentmesh.errors import StoreLost, Unavailable, UnreadableRecord
+from agentmesh.ledger import fold
+from agentmesh.names import agent_name
+from agentmesh.records import Ledger, is_rest, record_in
+from agentmesh.subjects import LANES, StreamRole, Subjects
+from agentmesh.wire import ErrorBody, Mail, decode_mail
+from agentmesh_client.directory import Directory
+from agentmesh_client.results import WaitGraph
+from agentmesh_client.spec_cache import unknown
+from agentmesh_client.wait_graph import AgentFacts, for_clients, state_of, wait_graph
+
+IN_FLIGHT = 8
+"""Agents that are read at the same time."""
+PROMPT_LANES = frozenset(name for name, lane in LANES.items() if lane.kind == "prompt")
+ANSWER_LANES = frozenset(("peer-answer", "peer-notify"))
+_HEAD = 80
+"""Bytes of a record in which its kind stands."""
+
+type Lanes = Mapping[str, int]
+"""Of an agent's lanes that hold mail, the newest sequence."""
+
+
+class _Survey(NamedTuple):
+    """What is known of all agents without reading any of them whole."""
+
+    facts: dict[str, AgentFacts]
+    lanes: dict[str, dict[str, int]]
+    newest: dict[str, StoredMessage]
+    """The newest messages of the journals."""
+    time: float
+    """When it was made, by the server's clock (seconds since the epoch)."""
+
+
+class WaitReader:
+    """Reads who waits for whom."""
+
+    def __init__(self, transport: Transport, subjects: Subjects, directory: Directory) -> None:
+        self._t = transport
+        self._subjects = subjects
+        self._directory = directory
+        self._journal = JournalReader(transport, subjects)
+
+    async def read(self, agent: str | None = None) -> WaitGraph:
+        """See `Mesh.owes`."""
+        if agent is not None:
+            agent_name(agent)
+        survey = await self._survey()
+        busy = [name for name in survey.facts if _is_busy(survey.newest.get(name), survey.lanes.get(name, {}))]
+        facts = survey.facts | await self._read(survey, busy)
+        facts |= await self._untold(facts, busy, survey.time)
+        graph = wait_graph(facts, agent, read=len(busy))
+        if agent is not None and not graph.waits and (agent not in facts or facts[agent].spec is None):
+            raise unknown(agent)
+        return graph
+
+    # --- all agents -------------------------------------------------------------------------------------------------
+    async def _survey(self) -> _Survey:
+        live = {node.id for node in await self._directory.nodes()}
+        entries = await self._directory.agents(stopped=True)
+        facts = {one.name: AgentFacts(spec=one.spec, node=one.node if one.node in live else None) for one in entries}
+        stored = await count_all(self._t, self._subjects.stream("mail"))
+        lanes: dict[str, dict[str, int]] = {}
+        for subject, message in (await self._last("mail", self._of_requests(stored.subjects))).items():
+            lane, name = self._subjects.parse_lane(subject) or ("", "")
+            lanes.setdefault(name, {})[lane] = message.seq
+        # Mail for a name that no agent has waits for one (docs/architecture.md#mail-for-nobody).
+        facts |= {name: AgentFacts() for name, found in lanes.items() if name not in facts and PROMPT_LANES & found.keys()}
+        by_subject = {self._subjects.journal(name): name for name in facts}
+        records = await self._last("journal", list(by_subject))
+        newest = {by_subject[subject]: message for subject, message in records.items()}
+        return _Survey(facts, lanes, newest, stored.time)
+
+    def _of_requests(self, stored: Iterable[str]) -> list[str]:
+        """Of the subjects of the mail stream those that hold prompts and answers."""
+        found = ((subject, self._subjects.parse_lane(subject)) for subject in stored)
+        lanes = PROMPT_LANES | ANSWER_LANES
+        # Anybody can store a message whose subject, as a filter, would match those of others.
+        named = (subject for subject, parsed in found if parsed is not None and parsed[0] in lanes)
+        return [subject for subject in named if "*" not in subject and ">" not in subject]
+
+    async def _last(self, role: StreamRole, subjects: list[str]) -> dict[str, StoredMessage]:
+        """The newest message of each of these subjects, proven fresh.
+
+        Raises:
+            Unavailable: a replica that has not all yet has answered.
+        """
+        if not subjects:
+            return {}
+        stream = self._subjects.stream(role)
+        state = await stream_state(self._t, stream)
+        found, up_to = await get_last_many(self._t, stream, subjects)
+        if up_to < state.last_seq and up_to:
+            raise Unavailable(f"a replica of {stream} has not all of it yet; try again")
+        return found
+
+    # --- those that are not at rest ---------------------------------------------------------------------------------
+    async def _read(self, survey: _Survey, busy: Iterable[str]) -> dict[str, AgentFacts]:
+        """What is known of these agents once their journals and their mail are read."""
+        names = iter(list(busy))
+        found: dict[str, AgentFacts] = {}
+
+        async def work() -> None:
+            for name in names:
+                found[name] = await self._agent(name, survey.facts[name], survey.lanes.get(name, {}))
+
+        tasks = [asyncio.ensure_future(work()) for _ in range(IN_FLIGHT)]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            await cancel_and_wait(*tasks)
+        return found
+
+    async def _agent(self, name: str, known: AgentFacts, lanes: Lanes) -> AgentFacts:
+        # In this order: mail that is consumed and purged between the two reads would be in neither. What is consumed stays stored
+        # for a while (docs/architecture.md#consumed-mail), so it is seen as it was.
+        ledger: Ledger | None = None
+        trouble: ErrorBody | None = None
+        try:
+            ledger, _ = fold((await self._journal.read(name)).records)
+        except (UnreadableRecord, StoreLost) as error:
+            trouble = ErrorBody.of(error)
+        prompts: list[Mail] = []
+        answers: set[tuple[str, str]] = set()
+        for lane, last in lanes.items():
+            position = ledger.positions.get(lane, 0) if ledger is not None else 0
+            async for mail in self._mail(name, lane, position + 1, last):
+                if lane in PROMPT_LANES:
+                    prompts.append(mail)
+                elif mail.sender is not None and mail.tag is not None:
+                    answers.add((mail.sender, mail.tag))
+        prompts.sort(key=lambda mail: mail.seq)
+        return structs.replace(known, ledger=ledger, trouble=trouble, prompts=tuple(prompts), answers=frozenset(answers))
+
+    async def _mail(self, name: str, lane: str, first: int, last: int) -> AsyncIterator[Mail]:
+        """What lies in a lane from the sequence `first` on, without the bodies."""
+        if first > last:
+            return
+        async for page in read_pages(self._t, self._subjects.stream("mail"), self._subjects.lane(lane, name), from_seq=first):
+            for message in page:
+                yield decode_mail(LANES[lane], message.seq, b"", message.headers, root=self._subjects.root)
+
+    async def _untold(self, facts: Mapping[str, AgentFacts], busy: Iterable[str], now: float) -> dict[str, AgentFacts]:
+        """Those of these agents that have answered clients in their journals, and had no owner since to tell them."""
+        orphans = {name: facts[name] for name in busy if state_of(facts[name]) in ("stuck", "not_placed")}
+        told = {
+            self._subjects.result(name, effect.outcome.ref): (name, at, effect)
+            for name, one in orphans.items()
+            if one.ledger is not None
+            for at, effect in for_clients(one.ledger)
+        }
+        if not told:
+            return {}
+        kept_s = (await stream_state(self._t, self._subjects.stream("result"))).config.get("max_age", 0) / 1e9
+        stored = await self._last("result", list(told))
+        for subject, (name, at, effect) in told.items():
+            # Older results are not kept, so it cannot be told whether these were.
+            if subject not in stored and (not kept_s or at + kept_s > now):
+                orphans[name] = structs.replace(orphans[name], untold=(*orphans[name].untold, effect))
+        return orphans
+
+
+def _is_busy(newest: StoredMessage | None, lanes: Lanes) -> bool:
+    """Whether an agent must be read: it is not at rest, keeps a request open, or has prompts that wait."""
+    if newest is None:
+        return not PROMPT_LANES.isdisjoint(lanes)
+    positions = _positions(newest)
+    return positions is None or any(lanes.get(lane, 0) > positions.get(lane, 0) for lane in PROMPT_LANES)
+
+
+def _positions(newest: StoredMessage) -> Lanes | None:
+    """The lane positions of an agent that keeps nothing open, as its newest record says; None if that does not say so."""
+    if not is_rest(newest.data) and b'"tombstone"' not in newest.data[:_HEAD]:
+        return None  # cheaper than decoding all of them
+    try:
+        record = record_in(newest.data, marked=is_marked(newest))
+    except UnreadableRecord:
+        return None
+    if record is None:
+        return None
+    if record.kind == "rest" and record.open == 0:
+        return record.positions or {}
+    if record.kind == "tombstone" and record.snapshot is not None and not record.effects:
+        return record.snapshot.positions
+    return None
