@@ -35,15 +35,24 @@ ANSWER_LANES = frozenset(("peer-answer", "peer-notify"))
 _HEAD = 80
 """Bytes of a record in which its kind stands."""
 
-type Lanes = Mapping[str, int]
-"""Of an agent's lanes that hold mail, the newest sequence."""
+
+class _Lane(NamedTuple):
+    """A lane that holds mail."""
+
+    newest: StoredMessage
+    alone: bool
+    """There is no other message in it."""
+
+
+type _Lanes = Mapping[str, _Lane]
 
 
 class _Survey(NamedTuple):
     """What is known of all agents without reading any of them whole."""
 
     facts: dict[str, AgentFacts]
-    lanes: dict[str, dict[str, int]]
+    lanes: dict[str, dict[str, _Lane]]
+    """Of each name those that hold prompts or answers."""
     newest: dict[str, StoredMessage]
     """The newest messages of the journals."""
     time: float
@@ -74,18 +83,20 @@ class WaitReader:
 
     # --- all agents -------------------------------------------------------------------------------------------------
     async def _survey(self) -> _Survey:
+        stored = await count_all(self._t, self._subjects.stream("mail"))  # first: a name that is started meanwhile is known then
         live = {node.id for node in await self._directory.nodes()}
         entries = await self._directory.agents(stopped=True)
         facts = {one.name: AgentFacts(spec=one.spec, node=one.node if one.node in live else None) for one in entries}
-        stored = await count_all(self._t, self._subjects.stream("mail"))
-        lanes: dict[str, dict[str, int]] = {}
-        for subject, message in (await self._last("mail", self._of_requests(stored.subjects))).items():
+        lanes: dict[str, dict[str, _Lane]] = {}
+        for subject, message in (await self._last("mail", self._of_requests(stored.subjects), stored.last_seq)).items():
             lane, name = self._subjects.parse_lane(subject) or ("", "")
-            lanes.setdefault(name, {})[lane] = message.seq
+            alone = stored.subjects[subject] == 1 and message.seq <= stored.last_seq
+            lanes.setdefault(name, {})[lane] = _Lane(message, alone)
         # Mail for a name that no agent has waits for one (docs/architecture.md#mail-for-nobody).
         facts |= {name: AgentFacts() for name, found in lanes.items() if name not in facts and PROMPT_LANES & found.keys()}
         by_subject = {self._subjects.journal(name): name for name in facts}
-        records = await self._last("journal", list(by_subject))
+        last = (await stream_state(self._t, self._subjects.stream("journal"))).last_seq
+        records = await self._last("journal", list(by_subject), last)
         newest = {by_subject[subject]: message for subject, message in records.items()}
         return _Survey(facts, lanes, newest, stored.time)
 
@@ -97,18 +108,15 @@ class WaitReader:
         named = (subject for subject, parsed in found if parsed is not None and parsed[0] in lanes)
         return [subject for subject in named if "*" not in subject and ">" not in subject]
 
-    async def _last(self, role: StreamRole, subjects: list[str]) -> dict[str, StoredMessage]:
-        """The newest message of each of these subjects, proven fresh.
+    async def _last(self, role: StreamRole, subjects: list[str], up_to: int) -> dict[str, StoredMessage]:
+        """The newest message of each of these subjects; all is seen that is stored up to the sequence `up_to`.
 
         Raises:
-            Unavailable: a replica that has not all yet has answered.
+            Unavailable: a replica has answered that has not all of it yet.
         """
-        if not subjects:
-            return {}
         stream = self._subjects.stream(role)
-        state = await stream_state(self._t, stream)
-        found, up_to = await get_last_many(self._t, stream, subjects)
-        if up_to < state.last_seq and up_to:
+        found, seen = await get_last_many(self._t, stream, subjects)
+        if 0 < seen < up_to:
             raise Unavailable(f"a replica of {stream} has not all of it yet; try again")
         return found
 
@@ -120,7 +128,8 @@ class WaitReader:
 
         async def work() -> None:
             for name in names:
-                found[name] = await self._agent(name, survey.facts[name], survey.lanes.get(name, {}))
+                written = name in survey.newest
+                found[name] = await self._agent(name, survey.facts[name], survey.lanes.get(name, {}), written=written)
 
         tasks = [asyncio.ensure_future(work()) for _ in range(IN_FLIGHT)]
         try:
@@ -129,20 +138,23 @@ class WaitReader:
             await cancel_and_wait(*tasks)
         return found
 
-    async def _agent(self, name: str, known: AgentFacts, lanes: Lanes) -> AgentFacts:
+    async def _agent(self, name: str, known: AgentFacts, lanes: _Lanes, *, written: bool) -> AgentFacts:
+        """What is known of an agent; `written`: its journal is not empty."""
         # In this order: mail that is consumed and purged between the two reads would be in neither. What is consumed stays stored
         # for a while (docs/architecture.md#consumed-mail), so it is seen as it was.
         ledger: Ledger | None = None
         trouble: ErrorBody | None = None
         try:
-            ledger, _ = fold((await self._journal.read(name)).records)
+            ledger, _ = fold((await self._journal.read(name)).records) if written else (None, 0)
         except (UnreadableRecord, StoreLost) as error:
             trouble = ErrorBody.of(error)
         prompts: list[Mail] = []
         answers: set[tuple[str, str]] = set()
-        for lane, last in lanes.items():
+        for lane, held in lanes.items():
             position = ledger.positions.get(lane, 0) if ledger is not None else 0
-            async for mail in self._mail(name, lane, position + 1, last):
+            async for message in self._beyond(position, self._subjects.lane(lane, name), held):
+                # Without its body, which may be large.
+                mail = decode_mail(LANES[lane], message.seq, b"", message.headers, root=self._subjects.root)
                 if lane in PROMPT_LANES:
                     prompts.append(mail)
                 elif mail.sender is not None and mail.tag is not None:
@@ -150,13 +162,16 @@ class WaitReader:
         prompts.sort(key=lambda mail: mail.seq)
         return structs.replace(known, ledger=ledger, trouble=trouble, prompts=tuple(prompts), answers=frozenset(answers))
 
-    async def _mail(self, name: str, lane: str, first: int, last: int) -> AsyncIterator[Mail]:
-        """What lies in a lane from the sequence `first` on, without the bodies."""
-        if first > last:
+    async def _beyond(self, position: int, subject: str, held: _Lane) -> AsyncIterator[StoredMessage]:
+        """What lies in a lane beyond this position."""
+        if held.newest.seq <= position:
             return
-        async for page in read_pages(self._t, self._subjects.stream("mail"), self._subjects.lane(lane, name), from_seq=first):
+        if held.alone:
+            yield held.newest
+            return
+        async for page in read_pages(self._t, self._subjects.stream("mail"), subject, from_seq=position + 1):
             for message in page:
-                yield decode_mail(LANES[lane], message.seq, b"", message.headers, root=self._subjects.root)
+                yield message
 
     async def _untold(self, facts: Mapping[str, AgentFacts], busy: Iterable[str], now: float) -> dict[str, AgentFacts]:
         """Those of these agents that have answered clients in their journals, and had no owner since to tell them."""
@@ -169,8 +184,9 @@ class WaitReader:
         }
         if not told:
             return {}
-        kept_s = (await stream_state(self._t, self._subjects.stream("result"))).config.get("max_age", 0) / 1e9
-        stored = await self._last("result", list(told))
+        state = await stream_state(self._t, self._subjects.stream("result"))
+        kept_s = state.config.get("max_age", 0) / 1e9
+        stored = await self._last("result", list(told), state.last_seq)
         for subject, (name, at, effect) in told.items():
             # Older results are not kept, so it cannot be told whether these were.
             if subject not in stored and (not kept_s or at + kept_s > now):
@@ -178,15 +194,17 @@ class WaitReader:
         return orphans
 
 
-def _is_busy(newest: StoredMessage | None, lanes: Lanes) -> bool:
+def _is_busy(newest: StoredMessage | None, lanes: _Lanes) -> bool:
     """Whether an agent must be read: it is not at rest, keeps a request open, or has prompts that wait."""
     if newest is None:
         return not PROMPT_LANES.isdisjoint(lanes)
     positions = _positions(newest)
-    return positions is None or any(lanes.get(lane, 0) > positions.get(lane, 0) for lane in PROMPT_LANES)
+    if positions is None:
+        return True
+    return any(lanes[lane].newest.seq > positions.get(lane, 0) for lane in PROMPT_LANES & lanes.keys())
 
 
-def _positions(newest: StoredMessage) -> Lanes | None:
+def _positions(newest: StoredMessage) -> Mapping[str, int] | None:
     """The lane positions of an agent that keeps nothing open, as its newest record says; None if that does not say so."""
     if not is_rest(newest.data) and b'"tombstone"' not in newest.data[:_HEAD]:
         return None  # cheaper than decoding all of them

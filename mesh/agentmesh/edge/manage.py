@@ -74,11 +74,12 @@ async def count_up_to_now(t: Transport, stream: str, filter: str, *, timeout: fl
 
 class SubjectCounts(NamedTuple):
     """Every subject of a stream that holds messages, with their number. `time`: when the stream's leader said so, by its clock
-    (seconds since 1970)."""
+    (seconds since 1970). `last_seq`: the stream's last sequence when the count began."""
 
     subjects: dict[str, int]
     time: float
     config: dict[str, Any]
+    last_seq: int
 
 
 async def count_all(t: Transport, stream: str, *, timeout: float = 10.0) -> SubjectCounts:
@@ -89,15 +90,16 @@ async def count_all(t: Transport, stream: str, *, timeout: float = 10.0) -> Subj
         ApiError, Unavailable: see `stream_state`.
     """
     found: dict[str, int] = {}
-    offset = 0
+    offset = last_seq = 0
     while True:
         body = {"subjects_filter": ">", "offset": offset}
         info: dict[str, Any] = msgspec.json.decode(await call_api(t, f"STREAM.INFO.{stream}", body, timeout=timeout))
+        last_seq = last_seq if found else int(info["state"]["last_seq"])
         page = info["state"].get("subjects") or {}
         found.update(page)
         offset += len(page)
         if not page or offset >= info.get("total", 0):
-            return SubjectCounts(found, parse_time(info["ts"]), info["config"])
+            return SubjectCounts(found, parse_time(info["ts"]), info["config"], last_seq)
 
 
 async def delete(t: Transport, stream: str, seq: int, *, timeout: float = 5.0) -> bool:
