@@ -123,6 +123,8 @@ ADDED: tuple[Addition, ...] = (
     Addition("Step.attempt", "ignored"),
     Addition("Step.inner", "ignored"),
     Addition("Queued.links", "ignored"),
+    Addition("Turning.traced", "ignored"),
+    Addition("Notice.trace", "ignored"),
     Addition("SetTimer.trace", "ignored"),
     Addition("Ledger.causes", "ignored"),
     Addition("Change.causes", "ignored"),

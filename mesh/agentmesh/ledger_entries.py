@@ -97,6 +97,8 @@ class Notice(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     error: ErrorBody
     closed: str | None = None
     """The ref of that request; `error.code` says how it was closed. (A build that does not know this tells of an effect.)"""
+    trace: dict[str, str] = {}
+    """The context of what the effect was for, or of the request: what the agent does about it goes on in that."""
 
 
 class TimerEntry(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -139,6 +141,8 @@ class Turning(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What `pre_turn` made of the prompt when the first step was taken."""
     began: float = 0.0
     """When it was begun for the first time (seconds since the epoch)."""
+    traced: Traced | None = None
+    """The spans of the attempt that took the first step, where turns are traced. The other attempts have its trace and parent."""
 
 
 class Inner(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

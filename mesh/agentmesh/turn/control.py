@@ -11,7 +11,7 @@ from agentmesh.records import CancelTimer, Effect, Notice, Queued, SendMail, Sta
 from agentmesh.subjects import LANES
 from agentmesh.turn.deferral import cancel_deferred, is_open
 from agentmesh.turn.delegation import ended, to_withdraw
-from agentmesh.turn.dispatch import end_active, go_on, kill, out_of_time, take_withdrawals
+from agentmesh.turn.dispatch import end_active, go_on, kill, take_withdrawals
 from agentmesh.turn.draft import (
     Out,
     answer_later,
@@ -29,8 +29,10 @@ from agentmesh.turn.draft import (
     repeats,
 )
 from agentmesh.turn.lifecycle import boot, finish
+from agentmesh.turn.next_input import out_of_time
 from agentmesh.turn.poison import begin
 from agentmesh.turn.steps import end_undelivered, expire_waits, take_answers
+from agentmesh.turn.tracing import ended_unrun
 from agentmesh.turn.values import (
     CUT_SHORT,
     AnswerControl,
@@ -139,7 +141,8 @@ def on_interrupt(core: Core, item: Interrupt, out: Out) -> None:
         told = to_withdraw(core, active.ref) if hit and active is not None else {}
         out.append(AnswerControl(item.token, {"interrupted": hit, **told}))
     if hit:
-        kill(core, ErrorBody(code="interrupted", message="the turn was interrupted"), item.usage, out, item.tools)
+        error = ErrorBody(code="interrupted", message="the turn was interrupted")
+        kill(core, error, item.usage, out, tools=item.tools, inner=item.inner)
 
 
 def bound(core: Core, item: Input) -> Input:
@@ -235,6 +238,7 @@ def _cancel(core: Core, mail: Mail | None, queued: Queued | None) -> None:
     if mail is not None:
         consume(core, mail)
         end_request(core, caller_of(mail), error)
+        ended_unrun(core, mail, error.code)
     elif queued is not None:
         end_queued(core, queued, error)
 
@@ -309,7 +313,8 @@ def on_gave_up(core: Core, item: GaveUp, out: Out) -> None:
         else:
             end_undelivered(core, item.origin, entry.effect.wait, item.error, out)
         return
-    notice = Notice(effect=describe(entry.effect), error=item.error)
+    trace = entry.effect.trace if core.config.traced and isinstance(entry.effect, SendMail) else {}
+    notice = Notice(effect=describe(entry.effect), error=item.error, trace=trace)
 
     def change(draft: Core) -> None:
         ended(draft, item.origin)

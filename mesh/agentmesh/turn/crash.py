@@ -7,6 +7,7 @@ from msgspec import structs
 from agentmesh.records import TurnInfo
 from agentmesh.turn.draft import Out, commit
 from agentmesh.turn.poison import begin, end_without_answer
+from agentmesh.turn.tracing import attempted
 from agentmesh.turn.values import TO_IDLE, Active, Core, Emit, Misbehaved, Phase, Raised, Returned, RunCallback
 from agentmesh.wire import ErrorBody
 
@@ -17,6 +18,7 @@ def drop_draft(core: Core) -> None:
     if active is not None and active.mail is not None:
         core.prompts = (active.mail, *core.prompts)
     core.work, core.effects, core.asks, core.emits = core.ledger, (), (), ()
+    core.handled, core.handling, core.context, core.attempted = (), None, None, None
 
 
 def begin_crash(core: Core, error: ErrorBody, out: Out) -> None:
@@ -48,6 +50,7 @@ def record_crash(core: Core, out: Out) -> None:
             turn = _give_up_input(core, active, attempts, reason)
         else:
             core.work = structs.replace(core.work, attempts={**core.work.attempts, active.key: attempts})
+            attempted(core, reason)
     recent = (*(t for t in core.work.restarts if t > core.now - restart.within_s), core.now)
     core.work = structs.replace(core.work, restarts=recent)
     if restart.policy != "temporary" and len(recent) > restart.max:

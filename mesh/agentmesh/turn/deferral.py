@@ -18,6 +18,7 @@ from agentmesh.turn.draft import (
     end_request,
     expired,
 )
+from agentmesh.turn.tracing import of_request
 from agentmesh.turn.values import AnswerControl, Core, Reply, Returned
 from agentmesh.wire import ErrorBody
 
@@ -91,15 +92,16 @@ def close_from_outside(
         end_request(core, entry.caller, error)
     else:
         answer_deferred(core, entry, text)
-    tell_closed(core, ref, how)
+    tell_closed(core, ref, how, entry.caller)
     return True
 
 
-def tell_closed(core: Core, ref: str, how: str) -> None:
-    """Add to the draft the event that a request which the agent has deferred was closed."""
+def tell_closed(core: Core, ref: str, how: str, caller: Caller | None) -> None:
+    """Add to the draft the event that a request of `caller` which the agent has deferred was closed."""
     if "handle_event" in core.config.hooks:
         error = ErrorBody(code=how, message=f"the deferred request {ref} was {how}")
-        notice = Notice(effect={"kind": "deferred", "target": ref}, error=error, closed=ref)
+        trace = of_request(core, caller) if caller is not None else {}
+        notice = Notice(effect={"kind": "deferred", "target": ref}, error=error, closed=ref, trace=trace)
         core.work = structs.replace(core.work, notices=(*core.work.notices, notice))
 
 

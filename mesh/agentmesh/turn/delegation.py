@@ -76,7 +76,8 @@ def _refuse(core: Core, ask: SendMail, ref: str) -> None:
         code="cancelled",
         message=f"the request {ref}, which this is for, has ended; what is to be sent all the same is detached",
     )
-    core.work = structs.replace(core.work, notices=(*core.work.notices, Notice(effect=effect, error=error)))
+    notice = Notice(effect=effect, error=error, trace=(ask.trace or core.trace) if core.config.traced else {})
+    core.work = structs.replace(core.work, notices=(*core.work.notices, notice))
 
 
 def keep_attributions(core: Core, ended: frozenset[str]) -> None:

@@ -2,38 +2,30 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 from msgspec import structs
 
-from agentmesh.agent import Closed, Timer, Undelivered
 from agentmesh.callback_context import Ask
-from agentmesh.records import NOTHING, CancelTimer, Queued, SetTimer
+from agentmesh.records import NOTHING, Inner, Queued
 from agentmesh.tool_runs import ToolRun
-from agentmesh.turn import delegation, withdrawal
+from agentmesh.turn import delegation, tracing, withdrawal
 from agentmesh.turn.crash import begin_crash
-from agentmesh.turn.deferral import close_from_outside, orphaned, overdue, second_exclusive
+from agentmesh.turn.deferral import orphaned, second_exclusive
 from agentmesh.turn.draft import (
     Out,
-    bury,
-    caller_of,
     commit,
     commit_change,
     consume,
-    echo,
     end_request,
     enqueue,
-    expired,
     forget_charges,
-    is_repetition,
-    key_of,
     mint,
     pending_stop,
-    repeats,
 )
 from agentmesh.turn.kept import end_turn
-from agentmesh.turn.outcome import ENDED_FROM_OUTSIDE, answered, charged, finish_turn, outcome_of, purse_of
+from agentmesh.turn.next_input import NO_EVENT, choose, end_late, end_without_turn, next_event, out_of_time
+from agentmesh.turn.outcome import ENDED_FROM_OUTSIDE, charged, finish_turn, outcome_of, purse_of
 from agentmesh.turn.poison import begin, comes_first, hold_back, is_beyond
 from agentmesh.turn.steps import drop_requests, resumed, take_answers, taken_so_far, turn_key
 from agentmesh.turn.values import (
@@ -58,9 +50,8 @@ from agentmesh.turn.values import (
     TurnEnded,
     Wake,
 )
-from agentmesh.wire import ErrorBody, Mail
+from agentmesh.wire import ErrorBody
 
-_NO_EVENT = object()  # not None: `null` is an event (docs/protocol.md#an-event)
 _COMES_FIRST = (Cancel, Configure, Stop)
 """Inputs that waited for a record, and are handled before the next prompt or event."""
 MAX_DRAIN = 256
@@ -72,6 +63,7 @@ def go_on(core: Core, out: Out) -> None:
     """An agent between records: handle events first, then begin the next prompt, or stay idle."""
     core.phase = Phase.IDLE
     core.active, core.reason, core.trace, core.answering = None, None, {}, None
+    core.context, core.handling = None, None
     core.drains = MAX_DRAIN
     if core.stash and any(type(item) in _COMES_FIRST for item in core.stash):
         return  # turns and events have no end, and a prompt that is cancelled must not begin
@@ -125,7 +117,7 @@ def dispatch(core: Core, out: Out) -> None:
     """
     before = core.work
     while True:
-        active = _choose(core)
+        active = choose(core)
         if active is None:
             if core.work is not before or core.effects:
                 commit(core, "refused", out)
@@ -133,7 +125,7 @@ def dispatch(core: Core, out: Out) -> None:
                 core.wary = False  # all mail that waited when the node died is handled
             return
         mail = active.mail
-        if _end_late(core, active) if mail is None else _end_without_turn(core, mail):
+        if end_late(core, active) if mail is None else end_without_turn(core, mail):
             continue
         given_up = is_beyond(core, active)
         if given_up is None:
@@ -151,109 +143,6 @@ def dispatch(core: Core, out: Out) -> None:
     _begin(core, active, out)
 
 
-def _choose(core: Core) -> Active | None:
-    """Remove the next prompt from those that wait."""
-    work = core.work
-    number = work.turn + 1
-    if work.next is not None:
-        return _from_queue(work.next, "next", number, core.now)
-    head = _first(core)
-    if isinstance(head, Queued):
-        return _from_queue(head, "queue", number, core.now)
-    if head is None:
-        return None
-    core.prompts = core.prompts[1:] if head is core.prompts[0] else tuple(m for m in core.prompts if m is not head)
-    body, key = head.prompt, key_of(head)
-    text = body.prompt if body else ""
-    return Active(
-        ref=head.ref,
-        key=key,
-        number=number,
-        text=text,
-        original=text,
-        started=core.now,
-        mail=head,
-        caller=caller_of(head),
-        sender=head.sender,
-        metadata=body.metadata if body else {},
-        attachments=body.attachments if body else (),
-        trace=head.trace,
-    )
-
-
-def _first(core: Core) -> Mail | Queued | None:
-    """The first prompt of the mailbox: mail, or a prompt that the agent has given itself.
-
-    The one whose turn has taken steps goes on before all others. A former owner may have begun it ahead of an earlier one, if
-    the copy of that was lost; a turn in between would be given the answers that it waits for, and leave the journal without what
-    it has done.
-    """
-    queued = core.work.queue[0] if core.work.queue else None
-    turning = core.ledger.turning
-    if turning is not None:
-        if queued is not None and turning.key == f"ref:{queued.ref}":
-            return queued
-        begun = next((mail for mail in core.prompts if key_of(mail) == turning.key), None)
-        if begun is not None:
-            return begun
-    head = core.prompts[0] if core.prompts else None
-    if head is not None and core.work.deferred and any(entry.exclusive for entry in core.work.deferred.values()):
-        head = None
-    return queued if queued is not None and (head is None or queued.place < head.seq) else head
-
-
-def _from_queue(item: Queued, slot: Any, number: int, now: float) -> Active:
-    return Active(
-        ref=item.ref,
-        key=f"ref:{item.ref}",
-        number=number,
-        text=item.text,
-        original=item.text,
-        started=now,
-        queued=item,
-        slot=slot,
-        caller=item.caller,
-        label=item.label,
-        sender=item.caller.sender if item.caller else None,
-        metadata=item.metadata,
-        attachments=item.attachments,
-        trace=item.trace,
-    )
-
-
-def _end_without_turn(core: Core, mail: Mail) -> bool:
-    """End `mail` if it needs no turn. Returns whether it did."""
-    error: ErrorBody | None = None
-    if mail.origin is not None and is_repetition(core.work, mail):
-        consume(core, mail)
-        return True
-    first = repeats(core, mail)
-    if first is not None:
-        echo(core, mail, first)
-        return True
-    if mail.problem is not None:
-        error = ErrorBody(code="bad_request", message=mail.problem)
-        bury(core, mail.lane, mail.seq, error)
-    elif mail.for_life is not None and mail.for_life != core.ledger.incarnation:
-        error = ErrorBody(code="stopped", message="the agent that this was meant for has ended; another bears its name now")
-    elif mail.deadline is not None and mail.deadline <= core.now:
-        error = expired(core, mail.deadline, "the turn could begin")
-    if error is None:
-        return False
-    consume(core, mail)
-    end_request(core, caller_of(mail), error)
-    return True
-
-
-def _end_late(core: Core, active: Active) -> bool:
-    """End a request that is to be tried again, if its time is over. Returns whether it is."""
-    end_by = active.caller.end_by if active.caller is not None else None
-    if end_by is None or end_by > core.now or active.queued is None:
-        return False
-    withdrawal.end_queued(core, active.queued, out_of_time(core, end_by))
-    return True
-
-
 def _awaited_until(active: Active) -> float | None:
     """When the wait for the prompt's answer ends; None where it does not."""
     if active.caller is None:
@@ -262,13 +151,12 @@ def _awaited_until(active: Active) -> float | None:
     return min(ends, default=None)
 
 
-def out_of_time(core: Core, end_by: float) -> ErrorBody:
-    """The error of a request that is not answered by the time at which it ends (`Mesh-End-By`)."""
-    return expired(core, end_by, "the answer")
-
-
 def _begin(core: Core, active: Active, out: Out) -> None:
     begin(core)
+    if core.config.traced:
+        attempt = tracing.attempt_of(core, active, turn_key(core, active))
+        active = structs.replace(active, attempt=attempt, trace=attempt.context.headers())
+        tracing.forget_causes(core)
     core.active = active
     kept = core.work.kept
     if active.mail is not None:
@@ -291,7 +179,8 @@ def _begin(core: Core, active: Active, out: Out) -> None:
 def _call(core: Core, hook: str, args: tuple[Any, ...] = ()) -> RunCallback:
     active = core.active
     assert active is not None
-    return RunCallback(hook=hook, args=args, state=core.work.state, request=active.request(), trace=active.trace)
+    context = active.attempt.context if active.attempt is not None else None
+    return RunCallback(hook=hook, args=args, state=core.work.state, request=active.request(), trace=active.trace, context=context)
 
 
 def _returned(core: Core, item: Returned) -> None:
@@ -299,7 +188,7 @@ def _returned(core: Core, item: Returned) -> None:
     if item.state != core.work.state:
         core.work = structs.replace(core.work, state=item.state)
     if item.asks:
-        core.asks = (*core.asks, *_attributed(core, item.asks))
+        core.asks = (*core.asks, *tracing.stamped(core, _attributed(core, item.asks)))
 
 
 def _attributed(core: Core, asks: tuple[Ask, ...]) -> tuple[Ask, ...]:
@@ -333,6 +222,7 @@ def _run(core: Core, out: Out) -> None:
             purse=purse_of(core, active),
             stream_to=active.caller.stream_to if active.caller else None,
             trace=active.trace,
+            attempt=active.attempt,
             awaited_until=_awaited_until(active),
         )
     )
@@ -403,6 +293,7 @@ def refuse(core: Core, error: ErrorBody) -> None:
         end_turn(core, active, None)
     if active.caller is not None:
         end_request(core, active.caller, error)
+    tracing.attempted(core, error, consumed=True)
     # No turn ran: the number is free again.
     core.work = structs.replace(core.work, turn=active.number - 1)
 
@@ -418,21 +309,29 @@ def on_ended(core: Core, item: TurnEnded, out: Out) -> None:
     if item.session not in (NOTHING, core.work.session):
         core.work = structs.replace(core.work, session=item.session)
     if item.response is not None:
-        core.active = structs.replace(active, response=item.response, tools=item.tools)
+        core.active = structs.replace(active, response=item.response, tools=item.tools, inner=item.inner)
         fields = {"ref": active.ref, "duration_ms": item.response.duration_ms, "agent_state": core.work.state}
         out.append(Emit("prompt_stop", fields))
         core.phase = Phase.DECIDING
         out.append(_call(core, "handle_response", (active.ref, item.response)))
     else:
-        core.active = structs.replace(active, usage=item.usage, tools=item.tools)
+        core.active = structs.replace(active, usage=item.usage, tools=item.tools, inner=item.inner)
         fail(core, item.error or ErrorBody(code="backend_error", message="unknown"), out)
 
 
-def kill(core: Core, error: ErrorBody, usage: dict[str, Any] | None, out: Out, tools: tuple[ToolRun, ...] = ()) -> None:
+def kill(
+    core: Core,
+    error: ErrorBody,
+    usage: dict[str, Any] | None,
+    out: Out,
+    *,
+    tools: tuple[ToolRun, ...] = (),
+    inner: tuple[Inner, ...] = (),
+) -> None:
     """End the running turn from outside: it is interrupted, withdrawn, or its time is over. Its spending still counts, and what
     its tools did is kept."""
     assert core.active is not None
-    core.active = structs.replace(core.active, usage=usage, tools=tools)
+    core.active = structs.replace(core.active, usage=usage, tools=tools, inner=inner)
     drop_requests(core)
     out.append(KillTurn(core.active.number))
     fail(core, error, out)
@@ -516,9 +415,8 @@ def transition(core: Core, out: Out) -> None:
             metadata=active.metadata if retry else {},
             attachments=active.attachments if retry else (),
             trace=active.trace,
-            attempt=1,
         )
-        core.work = structs.replace(core.work, next=item)
+        core.work = structs.replace(core.work, next=tracing.chained(core, item, active, retried=retry))
     # Events that arrive from here on are handled after this record: a stream of events cannot hold up the caller's answer.
     core.drains = len(core.events) + len(core.work.notices)
     if choice.kind == "halt" and _halt(core, out):
@@ -535,16 +433,17 @@ def _halt(core: Core, out: Out) -> bool:
         core.emits = (*core.emits, Emit("halted", {"agent_state": core.work.state}))
         return False
     core.phase = Phase.POST_RUN
-    request = core.active.request() if core.active else None
-    out.append(
-        RunCallback(hook="post_run", state=core.work.state, request=request, trace=core.active.trace if core.active else {})
-    )
+    active, context = core.active, tracing.current(core)
+    request = active.request() if active is not None else None
+    trace = active.trace if active is not None else core.trace if context is not None else {}
+    out.append(RunCallback(hook="post_run", state=core.work.state, request=request, trace=trace, context=context))
     return True
 
 
 def on_post_run(core: Core, item: Returned | Misbehaved | Raised, out: Out) -> None:
     if isinstance(item, Returned):
-        core.asks = (*core.asks, *delegation.attributed(core, item.asks, core.active))
+        asks = delegation.attributed(core, item.asks, core.active)
+        core.asks = (*core.asks, *tracing.stamped(core, asks))
     core.emits = (*core.emits, Emit("halted", {"agent_state": core.work.state}))
     if core.active is not None and core.active.refused:
         commit(core, "refused", out)
@@ -562,12 +461,20 @@ def drain(core: Core, out: Out) -> None:
         if core.wary and core.active is None and comes_first(core, out):
             return
         core.drains -= 1
-        event, sender, trace = _next_event(core)
-        if event is _NO_EVENT or not handles:
+        event, sender = next_event(core, handles=handles)
+        if event is NO_EVENT or not handles:
             continue
         core.phase = Phase.HANDLING
-        core.trace = trace
-        out.append(RunCallback(hook="handle_event", args=(event,), state=core.work.state, sender=sender, trace=trace))
+        out.append(
+            RunCallback(
+                hook="handle_event",
+                args=(event,),
+                state=core.work.state,
+                sender=sender,
+                trace=core.trace,
+                context=core.context,
+            )
+        )
         return
     if core.active is not None:
         finish_turn(core, out)
@@ -583,68 +490,13 @@ def on_cleared(core: Core, item: Cleared, out: Out) -> None:
     go_on(core, out)
 
 
-def _next_event(core: Core) -> tuple[Any, str | None, dict[str, str]]:
-    """Remove the oldest event: `(argument of handle_event, sender, trace)`; `_NO_EVENT` if there is nothing to handle."""
-    if core.work.notices:
-        notice, *rest = core.work.notices
-        core.work = structs.replace(core.work, notices=tuple(rest))
-        core.answering = None
-        if notice.closed is not None:
-            return Closed(notice.closed, notice.error.code), None, {}  # type: ignore[arg-type]
-        return Undelivered(notice.effect, notice.error), None, {}
-    mail, core.events = core.events[0], core.events[1:]
-    repeated = is_repetition(core.work, mail) or repeats(core, mail) is not None
-    core.answering = None
-    stale = repeated or (mail.for_life is not None and mail.for_life != core.ledger.incarnation)
-    late = mail.deadline is not None and mail.deadline <= core.now
-    consume(core, mail)
-    if stale or late:
-        return _NO_EVENT, None, {}
-    if mail.problem is not None:
-        bury(core, mail.lane, mail.seq, ErrorBody(code="bad_request", message=mail.problem))
-        return _NO_EVENT, None, {}
-    if mail.lane == "due":
-        return _fired(core, mail), None, mail.trace
-    if mail.tag is not None and mail.sender is not None:
-        return answered(core, mail), mail.sender, mail.trace
-    return mail.event, mail.sender, mail.trace
-
-
-def _fired(core: Core, mail: Mail) -> Any:
-    """The tick of a timer. Delivered only if the ledger has the timer with the same origin; then the ledger forgets it."""
-    timer_id = (mail.schedule or "").rpartition(".")[2]
-    entry = core.work.timers.get(timer_id)
-    if entry is None or entry.origin != mail.origin or _is_replaced(core, timer_id):
-        return _NO_EVENT
-    core.work = structs.replace(core.work, timers={k: v for k, v in core.work.timers.items() if k != timer_id})
-    if timer_id.startswith("_deadline-"):
-        ref = timer_id.removeprefix("_deadline-")
-        deferred = core.work.deferred.get(ref)
-        if deferred is not None:
-            close_from_outside(core, ref, "expired", error=overdue(core, deferred, entry.due), fired=True)
-            core.drains += 1  # the event that tells of it
-        return _NO_EVENT
-    missed = 0
-    if entry.every is not None:
-        # A repeating timer keeps its rhythm: the record that consumes a tick sets the next one, and merges missed ticks.
-        missed = max(0, int((core.now - entry.due) // entry.every))
-        again = SetTimer(id=timer_id, due=entry.due + (missed + 1) * entry.every, every=entry.every, event=entry.event)
-        core.effects = (*core.effects, again)
-    # A copy: changes that the callback makes to it must not show at the next tick.
-    return Timer(timer_id, copy.deepcopy(entry.event), entry.due, missed)
-
-
-def _is_replaced(core: Core, timer_id: str) -> bool:
-    """Whether this draft sets or cancels the timer: the ledger shows that only once it is committed."""
-    return any(isinstance(ask, SetTimer | CancelTimer) and ask.id == timer_id for ask in (*core.effects, *core.asks))
-
-
 def on_event_handled(core: Core, item: Returned | Misbehaved | Raised, out: Out) -> None:
     """`handle_event` ended. A call that raised or misbehaved changes nothing; later events still run."""
+    tracing.event_handled(core, "" if isinstance(item, Returned) else item.error.code)
     if isinstance(item, Returned):
         _returned(core, item)
         if item.choice.kind == "prompt":
-            enqueue(core, item.choice.text, item.choice.label, core.trace)
+            enqueue(core, item.choice.text, item.choice.label)
         elif item.choice.kind == "halt" and _halt(core, out):
             return
     drain(core, out)

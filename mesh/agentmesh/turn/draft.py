@@ -18,6 +18,7 @@ from agentmesh.records import (
     Deferred,
     Echo,
     Effect,
+    Handled,
     Ledger,
     Open,
     Queued,
@@ -29,7 +30,7 @@ from agentmesh.records import (
 )
 from agentmesh.subjects import LANES
 from agentmesh.tool_runs import Counts, counted, note_of
-from agentmesh.turn import delegation
+from agentmesh.turn import delegation, tracing
 from agentmesh.turn.kept import keep_unfinished, reason_of, runs_of
 from agentmesh.turn.values import Active, AnswerControl, Append, Command, Core, Emit, Inflight, Phase, Stop, Then
 from agentmesh.wire import ErrorBody, Mail, Outcome, format_time, parse_time
@@ -102,7 +103,7 @@ def resolve(core: Core, caller: Caller, outcome: Outcome) -> tuple[Effect, ...]:
         outcome=outcome,
         tag=caller.tag,
         life=caller.life,
-        trace=core.active.trace if core.active and core.active.caller is caller else caller.trace,
+        trace=caller.trace,
     )
     return told, answer
 
@@ -145,6 +146,7 @@ def turn_info(core: Core, active: Active, error: ErrorBody | None) -> TurnInfo:
         takeovers=core.ledger.takeovers.get(active.key, 0),
         tools=counted(runs) if runs else {},
         note=note_of(active.number, active.text, reason_of(error), runs) if error is not None and runs else None,
+        trace=tracing.traced(core, active) if core.config.traced else None,
     )
 
 
@@ -250,6 +252,7 @@ def end_unanswered(core: Core, mail: Mail, error: ErrorBody) -> None:
     consume(core, mail)
     if not repeated:
         end_request(core, caller_of(mail), error)
+        tracing.ended_unrun(core, mail, error.code)
 
 
 def end_prompts(core: Core, waiting: tuple[Mail, ...], ended: Iterable[tuple[Mail, ErrorBody]]) -> None:
@@ -302,9 +305,10 @@ def mint(core: Core) -> str:
     return f"c{core.work.minted}"
 
 
-def enqueue(core: Core, text: str, label: str | None, trace: dict[str, str]) -> None:
-    """Add to the draft a prompt at the tail of the mailbox: behind all mail that has been seen."""
-    item = Queued(ref=mint(core), text=text, label=label, place=core.high, trace=trace)
+def enqueue(core: Core, text: str, label: str | None) -> None:
+    """Add to the draft a prompt that `handle_event` makes, at the tail of the mailbox: behind all mail that has been seen."""
+    item = Queued(ref=mint(core), text=text, label=label, place=core.high, trace=core.trace)
+    item = tracing.made_by_event(core, item)
     core.work = structs.replace(core.work, queue=(*core.work.queue, item))
     core.emits = (*core.emits, Emit("mailbox_queued", {"depth": depth(core)}))
 
@@ -342,16 +346,31 @@ def commit(
         kind=kind, effects=core.effects, done=core.done, base=core.work, then=then, turn=turn, snapshot=whole is not None
     )
     core.phase = Phase.COMMITTING
-    trace = core.active.trace if core.active else {}
-    out.append(Append(kind=kind, change=change, effects=core.effects, done=core.done, turn=turn, snapshot=whole, trace=trace))
+    trace = core.active.trace if core.active is not None and core.active.attempt is None else {}
+    out.append(
+        Append(
+            kind=kind,
+            change=change,
+            effects=core.effects,
+            done=core.done,
+            turn=turn,
+            attempt=core.attempted,
+            handled=core.handled,
+            snapshot=whole,
+            trace=trace,
+        )
+    )
+    core.attempted, core.handled = None, ()
 
 
-def append_side(core: Core, kind: RecordKind, base: Ledger, effects: tuple[Effect, ...], out: Out) -> None:
+def append_side(
+    core: Core, kind: RecordKind, base: Ledger, effects: tuple[Effect, ...], out: Out, *, handled: tuple[Handled, ...] = ()
+) -> None:
     """Append a record in mid-turn that turns the journal's ledger into `base`. The caller looks after the turn's draft."""
     whole = core.ledger if _snapshot_is_due(core) else None
     core.inflight = Inflight(kind=kind, effects=effects, done=core.done, base=base, snapshot=whole is not None, side=True)
     change = book.diff(core.ledger, base)
-    out.append(Append(kind=kind, change=change, effects=effects, done=core.done, snapshot=whole))
+    out.append(Append(kind=kind, change=change, effects=effects, done=core.done, handled=handled, snapshot=whole))
 
 
 def commit_change(core: Core, kind: RecordKind, change: Callable[[Core], None], out: Out) -> None:
@@ -365,14 +384,14 @@ def commit_change(core: Core, kind: RecordKind, change: Callable[[Core], None], 
 
 def commit_side(core: Core, kind: RecordKind, change: Callable[[Core], None], out: Out) -> None:
     """Append a record in mid-turn: `change` is applied to the journal's ledger, and to the turn's draft as well."""
-    draft = (core.work, core.effects, core.asks, core.emits)
-    core.work, core.effects, core.asks, core.emits = core.ledger, (), (), ()
+    draft = (core.work, core.effects, core.asks, core.emits, core.handled)
+    core.work, core.effects, core.asks, core.emits, core.handled = core.ledger, (), (), (), ()
     change(core)
     base, effects, emits = core.work, core.effects, core.emits
-    append_side(core, kind, base, effects, out)
+    append_side(core, kind, base, effects, out, handled=core.handled)
     core.work, core.effects, core.asks = draft[0], (), ()
     change(core)
-    core.effects, core.asks, core.emits = draft[1], draft[2], (*draft[3], *emits)
+    core.effects, core.asks, core.emits, core.handled = draft[1], draft[2], (*draft[3], *emits), draft[4]
 
 
 def settle(core: Core, *, seq: int, nonce: str, at: float, size: int) -> tuple[Inflight, tuple[tuple[str, Open], ...]]:

@@ -20,6 +20,7 @@ from agentmesh.turn.dispatch import decided, drain, fail, on_post_run, refuse, t
 from agentmesh.turn.draft import Out, commit, pending_stop
 from agentmesh.turn.lifecycle import on_closing, on_ending, on_stop
 from agentmesh.turn.outcome import outcome_of
+from agentmesh.turn.tracing import event_handled
 from agentmesh.turn.values import (
     AnswerControl,
     CancelCallback,
@@ -155,6 +156,7 @@ def _in_post_turn(core: Core, error: ErrorBody, out: Out) -> None:
 
 def _in_event(core: Core, error: ErrorBody, out: Out) -> None:
     """The event changes nothing, as if `handle_event` had raised. Those behind it are handled once the caller has its outcome."""
+    event_handled(core, error.code)
     _end_unanswered(core, error, out)
     core.drains = 0
     drain(core, out)
@@ -199,6 +201,6 @@ def _end_unanswered(core: Core, error: ErrorBody, out: Out) -> None:
     choice = active.choice
     if choice.kind == "defer":
         choice = Choice(kind="idle")  # the request ends now, and the agent thinks that it is open
-        tell_closed(core, active.ref, "interrupted")
+        tell_closed(core, active.ref, "interrupted", active.caller)
     core.active = structs.replace(active, choice=choice, outcome=outcome_of(core, active))
     tell_failure(core, error, out)

@@ -14,6 +14,7 @@ from agentmesh.turn.deferral import date
 from agentmesh.turn.dispatch import go_on, kill, take_withdrawals
 from agentmesh.turn.draft import Out, commit, consume, end_request, end_unanswered
 from agentmesh.turn.steps import drop_requests
+from agentmesh.turn.tracing import attempted
 from agentmesh.turn.values import (
     Backoff,
     BackoffOver,
@@ -186,7 +187,8 @@ def on_watchdog(core: Core, item: Watchdog, out: Out) -> None:
             ErrorBody(code="timeout", message=f"the turn ran longer than {limit:g} s and was killed"),
             item.usage,
             out,
-            item.tools,
+            tools=item.tools,
+            inner=item.inner,
         )
 
 
@@ -209,6 +211,7 @@ def begin_end(core: Core, reason: ErrorBody, out: Out, *, asked: bool = False) -
     """
     ran = core.ledger.phase in ("init", "ready") and core.phase not in (Phase.FAILED, Phase.BOOT, Phase.RESTARTING)
     drop_draft(core)
+    attempted(core, ErrorBody(code="stopped"))
     core.active = None
     core.reason = reason
     core.work = structs.replace(core.work, failed=None if asked else reason)

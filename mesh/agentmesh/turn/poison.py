@@ -15,6 +15,7 @@ from agentmesh.records import TurnInfo
 from agentmesh.tool_runs import counted
 from agentmesh.turn.draft import Out, bury, commit, consume, end_request, forget_charges, key_of, turn_info
 from agentmesh.turn.kept import runs_of
+from agentmesh.turn.tracing import ended_unrun
 from agentmesh.turn.values import Active, AwaitPermit, Core, Phase
 from agentmesh.wire import ErrorBody
 
@@ -103,5 +104,6 @@ def comes_first(core: Core, out: Out) -> bool:
         mail, core.events = core.events[0], core.events[1:]
         consume(core, mail)
         bury(core, mail.lane, mail.seq, error)
+        ended_unrun(core, mail, error.code)
     commit(core, "event", out)
     return True

@@ -15,6 +15,7 @@ from msgspec import Raw, structs
 from agentmesh.carried import MAX_PATH
 from agentmesh.records import Delegated, Effect, Ledger, SendMail, Step, Turning, Wait
 from agentmesh.steps import inner_s
+from agentmesh.turn import tracing
 from agentmesh.turn.delegation import came_back, root_of, withdrawals
 from agentmesh.turn.draft import Out, append_side, commit_change, consume
 from agentmesh.turn.kept import name_of
@@ -110,7 +111,7 @@ class _Draft:
 
     def step(self, item: TakeStep, out: Out) -> None:
         """Add a step; one that is too large is refused at once."""
-        step = Step(item.value)
+        step = self._step(item)
         size = step.size
         if size > MAX_STEP_BYTES or self._bytes + size > MAX_STEPS_BYTES:
             whole = f"the turn's steps would take {self._bytes + size} bytes; the most is {MAX_STEPS_BYTES}"
@@ -122,6 +123,19 @@ class _Draft:
         self._steps[str(len(self._steps))] = step
         self.answers.append(StepTaken(item.token, len(self._steps)))
         self.changed = True
+
+    def _step(self, item: TakeStep) -> Step:
+        attempt = self._active.attempt
+        if attempt is None:
+            return Step(item.value)
+        ledger, span, inner = self._core.ledger, attempt.context.span_id, item.inner
+        if inner is not None:
+            began, ended = inner.began, inner.ended
+        else:
+            last = next(reversed(self._steps.values()), None)
+            began = last.ended if last is not None and last.attempt == span else attempt.began
+            ended = max(self._core.now, began)
+        return Step(item.value, began, ended, ledger.generation, ledger.boot, span, inner)
 
     def ask(self, item: AskAgent, out: Out) -> None:
         """Add a wait, or find the one of that name: its request is not sent twice."""
@@ -148,6 +162,7 @@ class _Draft:
         if item.agent == name or item.agent in above:
             chain = " waits for ".join((*above, name, item.agent))
             return structs.replace(wait, outcome=_circle(core, wait, f"that would never end: {chain}"))
+        context = tracing.current(core)
         request = SendMail(
             to=item.agent,
             lane="peer-inbox",
@@ -157,7 +172,7 @@ class _Draft:
             deadline=deadline,
             end_by=deadline,
             budget=item.budget,
-            trace=item.trace,
+            trace=tracing.handed_on(core, context, item.trace) if context is not None else item.trace,
             root=root_of(core, self._active.ref, caller),
         )
         self.effects.append(request)
@@ -168,7 +183,8 @@ class _Draft:
         turning = self._core.ledger.turning
         if turning is None or not _is_own(self._core.ledger, self._active):
             active = self._active
-            turning = Turning(key=active.key, number=active.number, prompt=active.text, began=active.started)
+            told = tracing.of_first_step(self._core, active)
+            turning = Turning(key=active.key, number=active.number, prompt=active.text, began=active.started, traced=told)
         return structs.replace(self._core.ledger, turning=turning, steps=self._steps, waits=self._waits)
 
 

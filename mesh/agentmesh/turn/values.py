@@ -203,6 +203,8 @@ class Watchdog(msgspec.Struct, frozen=True):
     """What it has spent so far."""
     tools: tuple[ToolRun, ...] = ()
     """The tools that ran so far."""
+    inner: tuple[Inner, ...] = ()
+    """As in `TurnEnded`."""
 
 
 class Committed(msgspec.Struct, frozen=True):
@@ -236,6 +238,8 @@ class Interrupt(msgspec.Struct, frozen=True):
     """What the running turn has spent so far."""
     tools: tuple[ToolRun, ...] = ()
     """The tools that ran in it so far."""
+    inner: tuple[Inner, ...] = ()
+    """As in `TurnEnded`."""
 
 
 class Resume(msgspec.Struct, frozen=True):
@@ -336,7 +340,7 @@ type Input = (
 
 
 # --- traces -------------------------------------------------------------------------------------------------------
-class Attempt(msgspec.Struct, frozen=True, kw_only=True):
+class TurnAttempt(msgspec.Struct, frozen=True, kw_only=True):
     """An attempt of a turn, as its spans have it. All of it stands when the attempt begins."""
 
     context: TraceContext
@@ -394,7 +398,7 @@ class RunTurn(msgspec.Struct, frozen=True, kw_only=True):
     stream_to: str | None = None
     trace: dict[str, str] = {}
     """The context that it runs in, as headers."""
-    attempt: Attempt | None = None
+    attempt: TurnAttempt | None = None
     """Where turns are traced: what is known of its span."""
     awaited_until: float | None = None
     """When the caller's wait ends, in seconds since the epoch; None where it waits without end, or nobody does."""
@@ -509,7 +513,7 @@ class Active(msgspec.Struct, frozen=True, kw_only=True):
     attachments: tuple[Attachment, ...] = ()
     trace: dict[str, str] = {}
     """The context that it runs in, as headers: its attempt's where turns are traced, else its prompt's."""
-    attempt: Attempt | None = None
+    attempt: TurnAttempt | None = None
     """Where turns are traced, from its beginning on: what is known of its span."""
     inner: tuple[Inner, ...] = ()
     refused: bool = False

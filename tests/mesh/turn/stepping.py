@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 from msgspec import Raw
 
-from agentmesh.records import SendMail, Wait
+from agentmesh.records import Inner, SendMail, Wait
 from agentmesh.turn.step_values import AskAgent, StepTaken, TakeStep, WaitOver
 from agentmesh.turn.values import Arrived, Command, GaveUp, RunTurn
 from agentmesh.wire import ErrorBody, Mail, Outcome, PromptBody
@@ -37,12 +37,12 @@ class Stepping(Rig):
         super().__init__(*args, **more)
 
     # --- the prompt task --------------------------------------------------------------------------------------------
-    def take(self, value: Any) -> str:
-        """The running turn takes a step; returns its token."""
+    def take(self, value: Any, inner: Inner | None = None) -> str:
+        """The running turn takes a step, which has the result of the call `inner`; returns its token."""
         token = f"step{len(self._wanted)}"
         raw = msgspec.json.encode(value)
         self._wanted[token] = raw
-        self.feed(TakeStep(self.running().number, token, Raw(raw)))
+        self.feed(TakeStep(self.running().number, token, Raw(raw), inner))
         return token
 
     def ask(self, wait: str, agent: str = "helper", prompt: str = "help", seconds: float = 60.0) -> None:
