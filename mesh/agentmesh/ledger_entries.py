@@ -152,7 +152,7 @@ class Inner(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Of the span: `agentmesh.trace.context.inner_span_id`."""
     op: Literal["chat", "execute_tool"]
     name: str
-    """Of the span."""
+    """The model or the tool."""
     began: float
     ended: float
     """Seconds since the epoch, by the servers' time."""

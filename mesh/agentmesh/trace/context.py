@@ -155,6 +155,25 @@ def send_span_id(agent: str, origin: str) -> str:
     return _digest(8, "send", agent, origin)
 
 
+def sent_context(agent: str, life: str, origin: str, headers: Mapping[str, str], ratio: float) -> tuple[TraceContext, str]:
+    """The context of mail: that of the span in which it is sent, which its receiver stands below. And the id of the span above
+    that one; empty if there is none, as for mail of a callback that neither turn nor event has called: its trace begins with it.
+
+    Args:
+        agent: the sender.
+        life: its incarnation.
+        origin: the mail's.
+        headers: the context that the mail was made in.
+        ratio: the share of traces that are sampled where nobody has decided.
+    """
+    above, span_id = context_in(headers), send_span_id(agent, origin)
+    if above is not None:
+        return msgspec.structs.replace(above, span_id=span_id), above.span_id
+    trace_id = trace_id_of(None, agent, life, origin, None)
+    baggage = bounded_baggage(headers.get("baggage", ""))
+    return TraceContext(trace_id, span_id, is_sampled(trace_id, ratio), baggage=baggage), ""
+
+
 def inner_span_id(attempt: str, what: str, which: str) -> str:
     """The id of a span inside an attempt: `which` of its model calls or tool runs."""
     return _digest(8, what, attempt, which)
