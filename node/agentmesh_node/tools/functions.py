@@ -50,7 +50,7 @@ async def run(tool: FunctionTool, call: Call, info: ToolCall) -> Result:
 
 
 async def reconcile(tool: FunctionTool, call: Call, info: ToolCall) -> Result | None:
-    """The result of a call that an owner that died may have made; None if it was not made, and may be made now."""
+    """The result of a call that may have been made; None if it was not made, and may be made now."""
     found: Any = None
     if _at_work[_work(call, info)]:
         log.warning("a call is not asked after: its function still runs", extra={"agent": info.agent, "tool": call.name})
@@ -68,6 +68,16 @@ async def reconcile(tool: FunctionTool, call: Call, info: ToolCall) -> Result | 
     return Result.failed(call, "unknown_outcome", UNKNOWN)
 
 
+async def ask_after_timeout(tool: FunctionTool, call: Call, info: ToolCall, timed_out: Result) -> Result:
+    """The result of a `once` call that timed out: what its tool can tell of it."""
+    found = await reconcile(tool, call, info)
+    if found is None:
+        return Result.failed(call, "timeout", timed_out.text.removesuffix(MAYBE) + NOT_DONE)
+    return found if found.ok else timed_out
+
+
+MAYBE = " Whether it took effect is unknown."
+NOT_DONE = " It has not taken effect."
 UNKNOWN = (
     "The outcome of this call is unknown: it was interrupted before it could tell. It may or may not have taken effect, and it "
     "was not made again. Find out before you repeat it."
@@ -76,7 +86,7 @@ UNKNOWN = (
 
 def timed_out(seconds: float, *, again: bool) -> str:
     """The text that the model gets for a call that timed out."""
-    effect = "" if again else " Whether it took effect is unknown."
+    effect = "" if again else MAYBE
     return f"The tool did not answer within {seconds:g} s and was cancelled.{effect}"
 
 

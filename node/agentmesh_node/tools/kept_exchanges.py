@@ -12,13 +12,12 @@ from agentmesh.backend import Kept, Turn
 from agentmesh.tool_runs import INTERRUPTED, MAY_BE_DONE
 from agentmesh_node.tools.calls import Call, Result, key_of
 from agentmesh_node.tools.loop_steps import Ids, ReplayedSteps
+from agentmesh_node.tools.open_calls import OpenCalls
 
 type ShownAs = Literal["whole", "note", "not"]
 """How earlier turns are shown at most: each as it was given, all by their notes, or none."""
 NOT_DONE = "interrupted; it was not done"
 """The end of a call of which its tool says that it has not taken effect."""
-_NOT_MADE = ("budget_exceeded", "max_tool_runs")
-"""Errors of calls that were refused before they were made: they say nothing of an earlier try."""
 
 
 class Provider(Protocol):
@@ -29,15 +28,6 @@ class Provider(Protocol):
     def results(self, results: Sequence[Result]) -> Any: ...
 
     def noted(self, message: Any, note: str) -> Any: ...
-
-
-class FormerCall(NamedTuple):
-    """A call of an earlier try of the turn's request that this turn goes on with."""
-
-    call: Call
-    key: str
-    result: Result | None
-    """Its result, of which the model is not told: its messages were refused."""
 
 
 type AskAfter = Callable[[Call, str], Awaitable[Result | None]]
@@ -85,77 +75,30 @@ class EarlierTurns:
                 notes.append(kept.note)
         return notes
 
-    def former_calls(self, known: frozenset[str], level: ShownAs) -> list[FormerCall]:
-        """The calls of those turns whose request is tried again, oldest first: those without a result, and those with a result of
-        which the model is not told.
+    def open_calls(self, known: frozenset[str], level: ShownAs) -> OpenCalls:
+        """The calls of those turns whose request is tried again that are open, or whose results the model is not told.
 
         Args:
             known: the keys with which this turn goes on already.
             level: how the turns are shown.
         """
-        found = _Former()
+        found = OpenCalls()
         for kept, steps in self._kept:
             if kept.retried and steps:
                 hidden = kept.shown == "not" or (level == "not" and kept.shown != "told")
                 for call, key, result in _calls(kept):
-                    found.add(call, key, result, hidden=hidden)
-        return found.calls(known)
+                    if result is None:
+                        found.begun(call, key)
+                    else:
+                        found.ended(call, key, result, hidden=hidden)
+        found.next_answer()
+        found.gone_on_with(known)
+        return found
 
 
 def notes(kept: Sequence[Kept]) -> list[str]:
     """The notes of earlier turns, for a backend that can show them in no other way."""
     return [turn.note for turn in kept if turn.shown in ("whole", "note") and turn.note]
-
-
-def former_calls(kept: Sequence[Kept], known: frozenset[str]) -> list[FormerCall]:
-    """The same as `EarlierTurns.former_calls`, of backends whose intents name their calls."""
-    found = _Former()
-    for turn in kept:
-        if not turn.retried:
-            continue
-        calls: dict[str, tuple[Call, str]] = {}
-        for step in turn.steps:
-            kind = step.get("step") if isinstance(step, dict) else None
-            if kind == "intent":
-                call = msgspec.convert(step.get("call") or step, Call)
-                calls[call.id] = call, step.get("key") or key_of(turn.name, call)
-                if call.name:
-                    found.add(*calls[call.id], None, hidden=False)
-            elif kind in ("result", "ran"):
-                result = msgspec.convert(step["result"], Result)
-                if result.id in calls:
-                    found.add(*calls[result.id], result, hidden=turn.shown == "not")
-    return found.calls(known)
-
-
-class _Former:
-    """Calls of several tries of one request."""
-
-    def __init__(self) -> None:
-        self._calls: dict[str, FormerCall] = {}
-
-    def add(self, call: Call, key: str, result: Result | None, *, hidden: bool) -> None:
-        """Note a call, or its end. With `hidden` the model is not told of that."""
-        if call.unfit is not None or (result is not None and result.error in _NOT_MADE):
-            return  # it was never made, or not by this try
-        if result is None:
-            self._calls.setdefault(key, FormerCall(call, key, None))
-        elif hidden:
-            self._calls[key] = FormerCall(call, key, result)
-        else:
-            self._calls.pop(key, None)
-
-    def calls(self, known: frozenset[str]) -> list[FormerCall]:
-        return [former for key, former in self._calls.items() if key not in known]
-
-
-def meet(former: list[FormerCall], call: Call) -> FormerCall | None:
-    """Take the oldest call of the same tool with equal arguments out of `former`."""
-    for one in former:
-        if (one.call.name, one.call.input) == (call.name, call.input):
-            former.remove(one)
-            return one
-    return None
 
 
 def _is_readable(kept: Kept) -> bool:

@@ -22,7 +22,7 @@ from agentmesh.tools import ToolSpec
 from agentmesh_node.telemetry import tracing
 from agentmesh_node.tools import Call, Result, Toolbox
 from agentmesh_node.tools.calls import PATIENCE_S, key_of
-from agentmesh_node.tools.kept_exchanges import EarlierTurns, FormerCall, ShownAs, meet
+from agentmesh_node.tools.kept_exchanges import EarlierTurns, ShownAs
 from agentmesh_node.tools.loop_steps import (
     Ids,
     Intent,
@@ -36,6 +36,7 @@ from agentmesh_node.tools.loop_steps import (
     ran,
     sound,
 )
+from agentmesh_node.tools.open_calls import OpenCalls
 from agentmesh_node.tools.turn_bounds import RESULT_BYTES, TOOL_RUNS, Driven, TurnBounds
 
 TOO_LARGE = "The result of this call is too large to be kept. Ask for less at a time."
@@ -170,8 +171,8 @@ class _LoopTurn:
         self._paused = False
         """Whether the newest message is the model's, because the provider paused."""
         self._earlier = EarlierTurns(turn.kept)
-        self._former: list[FormerCall] = []
-        """Calls of earlier tries of the request with which the next equal calls go on."""
+        self._open = OpenCalls()
+        """Calls with which the next equal ones go on."""
         self._shown: ShownAs = "whole"
         """How those earlier turns are shown now."""
         self._begun = False
@@ -204,7 +205,7 @@ class _LoopTurn:
 
     async def _exchanges(self, prompt: str) -> AsyncGenerator[Event]:
         await self._toolbox.specs()  # what is replayed needs the tools, too
-        self._former = self._earlier.former_calls(self._taken.keys, self._shown)
+        self._open = self._earlier.open_calls(self._taken.keys, self._shown)
         notes = await self._earlier.show(self._shown, self._history, self._model, self._turn, self._ask_after)
         message = self._model.prompt(prompt, self._turn)
         for note in notes:
@@ -321,6 +322,7 @@ class _LoopTurn:
             known = self._taken.result(call)
             if known is not None:
                 results[call.id] = known
+                self._ended(call, known, self._taken.key(call, self._turn.steps.key))
                 self._driven.may_run()
                 self._driven.take(known.text)
                 await self._guard.after_call(Metered("tool", call.name, self._turn, replayed=True))
@@ -341,6 +343,7 @@ class _LoopTurn:
             await cancel_and_wait(*tasks, within_s=2 * PATIENCE_S, heed=False)
         told = [msgspec.structs.replace(results[call.id], id=raw.id) for raw, call in zip(given, calls, strict=True)]
         self._history.append(self._model.results(told))
+        self._open.next_answer()
         self._running = False
         self._whole = list(self._history)
 
@@ -370,7 +373,9 @@ class _LoopTurn:
             return refused
         effect = self._toolbox.effect(call.name)
         key = self._taken.key(call, self._turn.steps.key)
-        former = meet(self._former, call) if key is None and effect != "pure" else None
+        former = self._open.meet(call) if key is None and effect != "pure" else None
+        if key is not None:
+            self._open.gone_on_with((key,))
         if former is not None:
             # It is the same call, and keeps its key, whichever owner of this turn makes it in the end.
             key = former.key
@@ -380,6 +385,7 @@ class _LoopTurn:
         if key is not None and effect == "once":
             known = await self._ask_after(call, key)
             if known is not None:
+                self._ended(call, known, key)
                 return known
         if not allowed:  # a result and not the end, as with the budget
             return Result.failed(call, "max_tool_runs", "this call was not made: the turn has run as many tools as it may")
@@ -392,7 +398,16 @@ class _LoopTurn:
             key = key_of(self._turn.steps.key, call)
             if effect == "once":
                 await self._commit(Intent(call.id, key))
-        return await self._toolbox.run(call, self._turn, key)
+        result = await self._toolbox.run(call, self._turn, key)
+        self._ended(call, result, key)
+        return result
+
+    def _ended(self, call: Call, result: Result, key: str | None) -> None:
+        """Note the end of a call: it may have left open what became of it."""
+        if key is not None:
+            self._open.gone_on_with((key,))
+        if self._toolbox.target(call.name) is None:  # a question has a name of its own
+            self._open.ended(call, key or key_of(self._turn.steps.key, call), result)
 
     async def _ask_after(self, call: Call, key: str) -> Result | None:
         """What became of a call of a `once` tool that may have been made; None if it may be made now."""

@@ -85,8 +85,13 @@ class Toolbox:
         item = self._find(call.name)
         match item:
             case FunctionTool():
+                info = _info(call, turn, key)
                 within = msgspec.structs.replace(item, timeout_s=turn.steps.bounded_s(item.timeout_s))
-                return await functions.run(within, call, _info(call, turn, key))
+                result = await functions.run(within, call, info)
+                if result.error != "timeout" or item.reconcile is None:
+                    return result
+                asked = msgspec.structs.replace(item, timeout_s=turn.steps.bounded_s(item.timeout_s))
+                return await functions.ask_after_timeout(asked, call, info, result)
             case AgentTool():
                 return await self._ask(item, call, turn)
             case McpServer():

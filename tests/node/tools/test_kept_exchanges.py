@@ -15,8 +15,9 @@ from agentmesh.backend import Event, Kept, Turn
 from agentmesh.steps import UnjournaledSteps
 from agentmesh.tools import Done, NotDone, ToolCall, tool
 from agentmesh_node.tools import Call, Toolbox, functions
-from agentmesh_node.tools.kept_exchanges import former_calls, meet, notes
+from agentmesh_node.tools.kept_exchanges import notes
 from agentmesh_node.tools.loop_steps import ModelAnswer
+from agentmesh_node.tools.open_calls import open_calls
 from node.tools.test_loop import Answer, DiedError, Dying, Lines, failure, loop, says
 from support import eventually, run
 
@@ -292,11 +293,11 @@ CODEX = (
 @pytest.mark.case(387)
 @pytest.mark.parametrize(("taken", "key"), [(CLAUDE, "k2"), (CODEX, "t0/2")], ids=["claude", "codex"])
 def test_intents_that_name_their_calls_are_enough(taken: tuple[Any, ...], key: str) -> None:
-    former = former_calls([kept(taken, retried=True), kept(taken, name="other")], frozenset())
+    former = open_calls([kept(taken, retried=True), kept(taken, name="other")], (), "t1", frozenset())
     assert [(one.call.name, one.call.input, one.key) for one in former] == [("pay", {"to": "bob"}, key)]
-    assert former_calls([kept(taken, retried=True)], frozenset({key})) == []
-    assert meet(former, Call("9", "pay", {"to": "ann"})) is None
-    assert meet(former, Call("9", "pay", {"to": "bob"})) is not None and former == []
+    assert list(open_calls([kept(taken, retried=True)], (), "t1", frozenset({key}))) == []
+    assert former.meet(Call("9", "pay", {"to": "ann"})) is None
+    assert former.meet(Call("9", "pay", {"to": "bob"})) is not None and list(former) == []
 
 
 # --- keys -------------------------------------------------------------------------------------------------------------

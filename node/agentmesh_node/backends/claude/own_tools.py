@@ -24,8 +24,8 @@ from agentmesh_node.backends.claude.sent_inputs import SentInputs
 from agentmesh_node.telemetry import tracing
 from agentmesh_node.tools import Call, Result, Toolbox
 from agentmesh_node.tools.calls import key_of
-from agentmesh_node.tools.kept_exchanges import former_calls, meet
 from agentmesh_node.tools.loop_steps import Intent, Ran
+from agentmesh_node.tools.open_calls import open_calls
 
 CALL_ID = "claudecode/toolUseId"
 """The field in which Claude Code names the model's call."""
@@ -45,6 +45,8 @@ class OwnTools:
         self._writing = asyncio.Lock()
         self._keys: dict[str, str] = {}
         """Keys of the calls that may have been made, by their ids."""
+        self._answers = 0
+        """Answers of the model when the newest call came."""
         self._results: dict[str, Result] = {}
         for step in turn.steps.taken:
             kind = step.get("step") if isinstance(step, dict) else None
@@ -54,8 +56,8 @@ class OwnTools:
             elif kind == "result":
                 result = msgspec.convert(step["result"], Result)
                 self._results[result.id] = result
-        self._former = former_calls(turn.kept, frozenset(self._keys.values()))
-        """Calls of earlier tries of the request with which the next equal calls go on."""
+        self._open = open_calls(turn.kept, turn.steps.taken, turn.steps.key, frozenset(self._keys.values()))
+        """Calls with which the next equal ones go on."""
 
     def server(self, mirror: Mirror | None, sent: SentInputs) -> Server[Any]:
         """The MCP server of one run, whose transcript `mirror` stores, and whose calls' inputs `sent` has as they came."""
@@ -72,6 +74,9 @@ class OwnTools:
             meta = dict(params.meta or {})
             call_id = str(meta.get(CALL_ID) or f"unnamed-{next(self._numbers)}")
             call = sent.call(call_id, params.name, params.arguments or {})
+            if self._answers != sent.answers:
+                self._answers = sent.answers
+                self._open.next_answer()
             if mirror is not None and self._toolbox.effect(call.name) != "pure" and not await mirror.stored(call.id):
                 # A later owner would not know of this call, and the model might make it again under another id.
                 result = Result.failed(call, "not_stored", NOT_STORED)
@@ -95,6 +100,8 @@ class OwnTools:
             result = await self._run(call)
             if not result.ok:
                 tracing.failed(span, result.error or "error")
+        if self._toolbox.target(call.name) is None:  # a question has a name of its own
+            self._open.ended(call, self._keys.get(call.id) or key_of(self._turn.steps.key, call), result)
         try:
             await self._commit(Ran(result))
         except TooLarge as error:
@@ -109,7 +116,7 @@ class OwnTools:
             return refused
         effect = self._toolbox.effect(call.name)
         key = self._keys.get(call.id)
-        former = meet(self._former, call) if key is None and effect != "pure" else None
+        former = self._open.meet(call) if key is None and effect != "pure" else None
         if key is None and (former is not None or effect == "once"):
             self._keys[call.id] = former.key if former is not None else key_of(self._turn.steps.key, call)
             await self._commit(Intent(call.id, self._keys[call.id], call.name, call.input))

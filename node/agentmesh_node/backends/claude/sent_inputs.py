@@ -16,6 +16,8 @@ class SentInputs:
         self._open: dict[tuple[str, int], tuple[Call, list[str]]] = {}
         """Calls whose input is still coming, by the conversation (a subagent has one of its own) and the block's index."""
         self._unfit: dict[str, Call] = {}
+        self.answers = 0
+        """How many answers of the model have begun."""
 
     def observe(self, message: Mapping[str, Any]) -> None:
         """Take a message of Claude Code."""
@@ -24,6 +26,7 @@ class SentInputs:
             return
         place = (str(message.get("parent_tool_use_id")), _index(event))
         block, delta = event.get("content_block"), event.get("delta")
+        self.answers += event.get("type") == "message_start"
         match event.get("type"):
             case "message_start" | "message_stop":
                 self._end(place[0])

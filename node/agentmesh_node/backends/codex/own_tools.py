@@ -14,7 +14,7 @@ from agentmesh_node.backends.codex.process import AppServer
 from agentmesh_node.backends.codex.steps import CodexStep, EarlierSteps, OwnToolIntent, OwnToolRan, step_value
 from agentmesh_node.tools import Call, Result, Toolbox
 from agentmesh_node.tools.calls import PATIENCE_S, key_of
-from agentmesh_node.tools.kept_exchanges import former_calls, meet
+from agentmesh_node.tools.open_calls import open_calls
 
 
 class OwnToolRuns:
@@ -25,8 +25,8 @@ class OwnToolRuns:
         self._turn = turn
         self._taken = taken
         self._server = server
-        self._former = former_calls(turn.kept, taken.keys)
-        """Calls of earlier tries of the request with which the next equal calls go on."""
+        self._open = open_calls(turn.kept, turn.steps.taken, turn.steps.key, taken.keys)
+        """Calls with which the next equal ones go on."""
         self._writing = asyncio.Lock()
         self._running: set[asyncio.Task[None]] = set()
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -60,18 +60,20 @@ class OwnToolRuns:
             return await self._begun(call)
         made, known = former
         key = self._taken.key(made, self._turn.steps.key)
-        if known is None and self._toolbox.effect(made.name) == "once":
-            known = await self._toolbox.reconcile(made, self._turn, key)
         if known is None:
-            # With its first id: for the tool it is the same call.
-            known = await self._toolbox.run(made, self._turn, key)
+            if self._toolbox.effect(made.name) == "once":
+                known = await self._toolbox.reconcile(made, self._turn, key)
+            if known is None:
+                # With its first id: for the tool it is the same call.
+                known = await self._toolbox.run(made, self._turn, key)
+            self._note_end(made, key, known)
         await self._commit(OwnToolRan(made, known))
         return msgspec.structs.replace(known, id=call.id)
 
     async def _begun(self, call: Call) -> Result:
         """Run a call that this turn has not begun yet; it may go on with one of an earlier try of the request."""
         effect = self._toolbox.effect(call.name)
-        met = meet(self._former, call) if effect != "pure" else None
+        met = self._open.meet(call) if effect != "pure" else None
         key = met.key if met is not None else key_of(self._turn.steps.key, call)
         await self._commit(OwnToolIntent(call, key))
         result = None
@@ -81,8 +83,18 @@ class OwnToolRuns:
             result = await self._toolbox.reconcile(call, self._turn, key)
         if result is None:
             result = await self._toolbox.run(call, self._turn, key)
+        self._note_end(call, key, result)
         await self._commit(OwnToolRan(call, result))
         return result
+
+    def next_answer(self) -> None:
+        """The model has given another answer: its calls go on with those of the one before that are open."""
+        self._open.next_answer()
+
+    def _note_end(self, call: Call, key: str, result: Result) -> None:
+        """Note the end of a call: it may have left open what became of it."""
+        if self._toolbox.target(call.name) is None:  # a question has a name of its own
+            self._open.ended(call, key, result)
 
     async def _commit(self, step: CodexStep) -> None:
         async with self._writing:  # one at a time: steps have an order

@@ -274,6 +274,7 @@ class Run:
                 self._item(params)
             elif method == "thread/tokenUsage/updated" and params.get("turnId") == turn_id:
                 tools_ran = self._tools_ran
+                tools.next_answer()
                 yield await self._answered(file, params)
                 if tools_ran:  # it goes on
                     self._driven.check()
