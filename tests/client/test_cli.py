@@ -200,7 +200,8 @@ def test_control_verbs_print_the_wires_own_objects(server: Server, subjects: Sub
             text = (await sh.run("status", "coder"))[0]
             assert "generation   3071\n" in text
             assert await sh.json("interrupt", "coder", "--ref", "7") == {"v": 1, "interrupted": True}
-            assert (await sh.run("cancel", "coder", "7"))[0] == "request 7 does not wait\n"
+            told = "request 7 does not wait; if it runs, `mesh cancel coder 7 --running` ends it\n"
+            assert (await sh.run("cancel", "coder", "7"))[0] == told
             assert (await sh.run("resume", "coder"))[0] == "resumed\n"
             owner.replies["interrupt"] = {"interrupted": False, "callback": "handle_event"}
             text, told = await sh.run("interrupt", "coder")

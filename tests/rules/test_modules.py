@@ -23,7 +23,6 @@ IMPORTED_BY: dict[str, str] = {
     "agentmesh.edge.failures": "mesh/edge/test_publish.py",
     "agentmesh.edge.frames": "mesh/edge/test_frames_in.py",
     "agentmesh.edge.nats_client": "mesh/edge/test_frames_in.py",
-    "agentmesh.edge.subscription": "mesh/edge/test_connection.py",
     "agentmesh.edge.transport": "mesh/edge/test_connection.py",
     "agentmesh.errors": "mesh/test_wire.py",
     "agentmesh.ownership": "rules/test_ownership.py",

@@ -371,7 +371,8 @@ async def cancel(
             ended = await mesh.end(name, ref, how="cancel", wait=options.wait, timeout=timeout)
             return show_ended(options, "cancelled", ended, f"request {ref} has ended")
         done = await mesh.cancel(name, ref, timeout=timeout)
-    return _done(options, "cancelled", done, f"request {ref} does not wait")
+    still = f"request {ref} does not wait; if it runs, `mesh cancel {name} {ref} --running` ends it"
+    return _done(options, "cancelled", done, still)
 
 
 def reply(

@@ -44,11 +44,13 @@ async def ask_server(t: Transport, subject: str, body: bytes, timeout: float) ->
     """
     try:
         return await t.request(subject, body, timeout=timeout)
-    except NoResponders:
+    except NoResponders as silence:
+        there = silence.args[0] if silence.args else subject
+        elsewhere = f"no JetStream answers at {there} (--domain, MESH_DOMAIN), " if there != subject else ""
         raise NoLeader(
-            f"nobody answers for {_asked(subject)} now: too few of its servers are up to lead it, or JetStream is off for this "
-            "account; bring its servers back, or switch it on",
-            details={"subject": subject},
+            f"nobody answers for {_asked(subject)} now: {elsewhere}too few of its servers are up to lead it, or JetStream is off "
+            "for this account; bring its servers back, or switch it on",
+            details={"subject": there},
         ) from None
     except RequestTimeout:
         raise Unavailable(

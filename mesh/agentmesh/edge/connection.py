@@ -269,7 +269,7 @@ class NatsTransport:
         finally:
             del pending.waiting[reply]
         if message.status == "503" and not message.data:
-            raise NoResponders(subject)
+            raise NoResponders(there)
         return message
 
     def call(
@@ -312,7 +312,7 @@ class NatsTransport:
         finally:
             del self._pending.gathering[reply]
         if len(gathering.messages) == 1 and gathering.messages[0].status == "503":
-            raise NoResponders(subject)
+            raise NoResponders(there)
         return gathering.messages
 
     async def flush(self, timeout: float = 5.0) -> None:

@@ -150,19 +150,21 @@ class StreamPlan(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-async def plan(t: Transport, subjects: Subjects, wanted: StreamSettings | None = None) -> StreamPlan:
+async def plan(
+    t: Transport, subjects: Subjects, wanted: StreamSettings | None = None, *, patience_s: float = PATIENCE_S
+) -> StreamPlan:
     """What is to be done so that the mesh has all its streams. Nothing is changed.
 
     Raises:
         ServerTooOld: the server is older than 2.14.
         ConfigMismatch: a stream exists with another configuration, which cannot be had by adding to it; `details` name stream,
             field, wanted and found.
-        Unavailable: JetStream is off, or has no leader for 30 s.
+        Unavailable: JetStream is off, or has no leader for `patience_s` (30 s by default).
     """
     # In a cluster 3 is tried first: how many servers it has is not known for sure while it starts.
     wanted = wanted or StreamSettings()
     configs = wanted.configs(subjects, t.max_payload, 3 if _checked_server(t) else 1)
-    found = await _found(t, configs)
+    found = await _found(t, configs, patience_s)
     chosen = wanted.chosen()
     changes = [
         change
@@ -250,14 +252,14 @@ class Absent(NamedTuple):
     """Streams, and fields as `stream.field`, that an older mesh has not got, each with what it is for: the rest works without."""
 
 
-async def absent(t: Transport, subjects: Subjects) -> Absent:
+async def absent(t: Transport, subjects: Subjects, *, patience_s: float = PATIENCE_S) -> Absent:
     """What a process of the mesh does not find on the server. Nothing is changed.
 
     Raises:
         ServerTooOld, ConfigMismatch, Unavailable: as `plan`.
         ConfigMismatch: a stream lacks what every mesh has, too.
     """
-    wanted = await plan(t, subjects)
+    wanted = await plan(t, subjects, patience_s=patience_s)
     later = {config["name"]: purpose(subjects, config["name"]) for config in wanted.create}
     for change in wanted.change:
         stream, field, found, more = change
@@ -331,8 +333,8 @@ class _TooFewServers(Exception):
     """The cluster has fewer servers now than the stream wants replicas."""
 
 
-async def _patiently(step: Callable[[], Awaitable[None]]) -> None:
-    """Repeat `step` while the server cannot do it yet, as when the cluster has just started."""
+async def _patiently(step: Callable[[], Awaitable[None]], patience_s: float = PATIENCE_S) -> None:
+    """Repeat `step` while the server cannot do it yet, as when the cluster has just started; for `patience_s`."""
     loop = asyncio.get_running_loop()
     started = loop.time()
     told = False
@@ -341,11 +343,11 @@ async def _patiently(step: Callable[[], Awaitable[None]]) -> None:
             await step()
             return
         except PASSING_ERRORS as error:
-            if loop.time() >= started + PATIENCE_S:
+            if loop.time() >= started + patience_s:
                 raise Unavailable(f"the mesh's streams cannot be used: {error}") from None
             if not told and loop.time() >= started + _TELL_S:
                 told = True
-                log.warning("waiting %g s at most for the mesh's streams: %s", PATIENCE_S, error)
+                log.warning("waiting %g s at most for the mesh's streams: %s", patience_s, error)
         except _TooFewServers:
             if loop.time() >= started + JOINING_S:
                 raise
@@ -367,7 +369,7 @@ async def duplicate_window(t: Transport, subjects: Subjects, *, timeout: float =
     return float(state.config["duplicate_window"]) / _SECOND
 
 
-async def _found(t: Transport, names: Mapping[str, Any]) -> dict[str, dict[str, Any] | None]:
+async def _found(t: Transport, names: Mapping[str, Any], patience_s: float) -> dict[str, dict[str, Any] | None]:
     """The configuration of each stream; None for one that does not exist."""
     found: dict[str, dict[str, Any] | None] = {}
 
@@ -380,7 +382,7 @@ async def _found(t: Transport, names: Mapping[str, Any]) -> dict[str, dict[str, 
             found[name] = None
 
     for name in names:
-        await _patiently(partial(look, name))
+        await _patiently(partial(look, name), patience_s)
     return found
 
 

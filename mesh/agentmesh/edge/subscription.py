@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Coroutine
+from functools import partial
 from typing import Protocol
 
 from agentmesh.edge.tasks import cancel_and_wait
@@ -68,6 +69,7 @@ class LiveSubscription:
             return
         if pending is not None:
             self._worker = asyncio.get_running_loop().create_task(self._work(pending))
+            self._worker.add_done_callback(partial(_discard, pending))
 
     def _enqueue(self, message: Message) -> None:
         if self._backlog is None:
@@ -120,3 +122,9 @@ class LiveSubscription:
     async def stop(self) -> None:
         """End the running handler, unless it is the caller."""
         await cancel_and_wait(self._worker, within_s=CLOSE_TIMEOUT_S)
+
+
+def _discard(pending: Awaitable[None], _: asyncio.Task[None]) -> None:
+    """Close a handler that has not begun: its worker was cancelled before its first step. One that has ended stays as it is."""
+    if isinstance(pending, Coroutine):
+        pending.close()

@@ -28,7 +28,8 @@ class Message(NamedTuple):
 
 
 class NoResponders(Exception):
-    """Nobody listens on the subject of a request (NATS status 503)."""
+    """Nobody listens on the subject of a request (NATS status 503). Its argument, where it has one, is that subject as it was
+    sent, in the domain of the mesh."""
 
 
 class RequestTimeout(Exception):

@@ -20,7 +20,7 @@ from agentmesh.subjects import Subjects
 from agentmesh_node.process.address import PATIENCE_S, MeshAddress
 from agentmesh_node.process.nats_server import EmbeddedServer
 from agentmesh_node.process.options import StreamOptions
-from agentmesh_node.process.signals import EXIT_OK, StopSignal, report_error, run
+from agentmesh_node.process.signals import EXIT_INTERRUPTED, EXIT_OK, StopSignal, report_error, run
 
 log = logging.getLogger("agentmesh.service")
 
@@ -55,7 +55,7 @@ def setup(where: MeshAddress, wanted: StreamSettings, *, new: bool, dry_run: boo
                 await streams.carry_out(transport, subjects, plan)
                 print(f"mesh {where.root!r} has all its streams", flush=True)  # noqa: T201
 
-    return run(main) or code
+    return run(main, called_off=EXIT_INTERRUPTED) or code
 
 
 async def _no_second_set(transport: NatsTransport, subjects: Subjects, plan: StreamPlan) -> None:
@@ -131,10 +131,17 @@ async def streams_there(where: MeshAddress, own_id: str, waiting: Callable[[str]
             reason = f"mesh {where.root!r} lacks {', '.join(absent.lost)}: run `mesh setup`, which says more; waiting for that"
             waiting(f"{StreamMissing.code}: {reason}")
             log.warning("%s: %s", StreamMissing.code, reason, extra={"code": StreamMissing.code, "missing": absent.lost})
+        unseen = False
         while absent.lost:
             await asyncio.sleep(LOOK_S)
-            with contextlib.suppress(Unavailable):
-                absent = await streams.absent(transport, subjects)
+            try:
+                absent = await streams.absent(transport, subjects, patience_s=0.0)
+            except Unavailable as error:  # it has waited for longer than any outage is: the log says once that it goes on
+                if not unseen:
+                    log.warning("whether the mesh's streams are there cannot be seen now: %s; still waiting", error)
+                unseen = True
+            else:
+                unseen = False
         for name, purpose in absent.later.items():
             log.warning("%s is not there, so this process works without %s: run `mesh setup` to add it", name, purpose)
 

@@ -33,10 +33,12 @@ class StopSignal:
     def __init__(self) -> None:
         self._stop = asyncio.Event()
         self._ready = False
+        self.called_off = False
+        """SIGTERM came before `ready`: nothing had been begun, so the process ends in order."""
         self._main = asyncio.current_task()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._signalled)
+            loop.add_signal_handler(number, self._signalled, number)
 
     def ready(self, line: str) -> None:
         """Print `line` on stdout: from now on the process does its work."""
@@ -51,10 +53,11 @@ class StopSignal:
             if part.done():
                 part.result()
 
-    def _signalled(self) -> None:
+    def _signalled(self, number: signal.Signals) -> None:
         if self._ready and not self._stop.is_set():
             self._stop.set()
         elif self._main is not None:
+            self.called_off = self.called_off or (number == signal.SIGTERM and not self._ready)
             self._main.cancel()
 
 
@@ -69,23 +72,33 @@ def settle_memory() -> None:
     gc.set_threshold(YOUNG, *gc.get_threshold()[1:])
 
 
-def run(main: Callable[[StopSignal], Coroutine[Any, Any, None]]) -> int:
+def run(main: Callable[[StopSignal], Coroutine[Any, Any, None]], *, called_off: int = EXIT_OK) -> int:
     """Run `main` to its end on a loop of its own (uvloop's where it is installed) and return the process's exit code.
 
     An error of the mesh becomes one sentence on stderr; any other is a defect and keeps its traceback.
+
+    Args:
+        called_off: the exit code where SIGTERM comes before `ready`. A process that serves is then stopped in order, and a
+            service manager that stops it must not take that for a failure; a verb that has not done its work has failed.
     """
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            runner.run(_with_signals(main))
+            return runner.run(_with_signals(main, called_off))
     except (asyncio.CancelledError, KeyboardInterrupt):
         return EXIT_INTERRUPTED
     except MeshError as error:
         return report_error(error)
+
+
+async def _with_signals(main: Callable[[StopSignal], Coroutine[Any, Any, None]], called_off: int) -> int:
+    told = StopSignal()
+    try:
+        await main(told)
+    except asyncio.CancelledError:
+        if not told.called_off:
+            raise
+        return called_off
     return EXIT_OK
-
-
-async def _with_signals(main: Callable[[StopSignal], Coroutine[Any, Any, None]]) -> None:
-    await main(StopSignal())
 
 
 def report_error(error: MeshError) -> int:

@@ -25,6 +25,9 @@ SHAPES = ("text", "json")
 LEVELS = tuple(name.lower() for name in logging.getLevelNamesMapping())
 CHATTY = ("httpx2", "mcp")
 """Libraries that log each request at `info`: they are shown only at `debug`."""
+HEARSAY = ("opentelemetry.baggage.propagation", "opentelemetry.trace.propagation.tracecontext")
+"""Libraries that warn of a caller's headers and repeat them, so that strangers could fill the log with what they like. What they
+cannot read of a trace context is left out; at `debug` the lines are shown."""
 
 
 def configure(
@@ -52,6 +55,8 @@ def configure(
     root.setLevel(level.upper())
     for chatty in CHATTY:
         logging.getLogger(chatty).setLevel(logging.NOTSET if root.level <= logging.DEBUG else logging.WARNING)
+    for hearsay in HEARSAY:
+        logging.getLogger(hearsay).setLevel(logging.NOTSET if root.level <= logging.DEBUG else logging.ERROR)
     return handler
 
 

@@ -45,6 +45,8 @@ async def run(tool: FunctionTool, call: Call, info: ToolCall) -> Result:
     except TimedOut:
         return Result.failed(call, "timeout", timed_out(tool.timeout_s, again=tool.effect != "once"))
     if isinstance(value, CaughtError):
+        if not isinstance(value.error, ToolError):  # which is meant for the model, and no defect
+            log.warning("a tool raised", extra={"agent": info.agent, "tool": call.name}, exc_info=value.error)
         return Result.failed(call, "raised", _error_text(value.error))
     return Result.of(call, value)
 

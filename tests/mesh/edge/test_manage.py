@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import pytest
+
+from agentmesh.edge.address import js_api
 from agentmesh.edge.api import call_api
-from agentmesh.edge.manage import count, delete, purge
+from agentmesh.edge.connection import connect
+from agentmesh.edge.manage import count, delete, purge, stream_state
 from agentmesh.edge.publish import store
 from agentmesh.edge.read import read_all
+from agentmesh.errors import NoLeader
 from agentmesh.subjects import Subjects
 from mesh.edge.streams_made import make_stream
 from support import Server, connected, run
@@ -38,3 +43,18 @@ def test_messages_are_counted_per_subject_and_removed_one_by_one(server: Server)
             assert [message.seq for message in await read_all(t, "UPKEEP", "upkeep.a")] == [second]
 
     run(main())
+
+
+@pytest.mark.case(591)
+def test_where_no_jetstream_answers_in_the_domain_that_was_named_the_error_names_it(server: Server, subjects: Subjects) -> None:
+    async def error_of(api: str) -> str:
+        transport = await connect([server.url], name="test", api=api)
+        try:
+            with pytest.raises(NoLeader) as caught:
+                await stream_state(transport, subjects.stream("mail"))
+        finally:
+            await transport.close()
+        return str(caught.value)
+
+    error = run(error_of(js_api("hub")))
+    assert f"no JetStream answers at $JS.hub.API.STREAM.INFO.{subjects.stream('mail')} (--domain, MESH_DOMAIN)" in error

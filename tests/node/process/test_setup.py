@@ -15,9 +15,9 @@ from agentmesh.edge import stream_configs as configs
 from agentmesh.edge.api import call_api
 from agentmesh.edge.manage import stream_state
 from agentmesh.edge.publish import store
-from agentmesh.edge.streams import StreamSettings, absent, ensure
+from agentmesh.edge.streams import Absent, StreamSettings, absent, ensure
 from agentmesh.edge.transport import Transport
-from agentmesh.errors import StreamMissing
+from agentmesh.errors import StreamMissing, Unavailable
 from agentmesh.subjects import Subjects
 from agentmesh_node.__main__ import main as command
 from agentmesh_node.process import setup as verb
@@ -104,6 +104,46 @@ def test_a_process_waits_for_streams_says_so_once_and_makes_none(
     assert reason.startswith("stream_missing: ") and "run `mesh setup`" in reason
     (line,) = [record.getMessage() for record in caplog.records if record.name == "agentmesh.service"]
     assert line == reason
+
+
+@pytest.mark.case(590)
+def test_a_process_that_waits_for_streams_says_once_for_each_outage_that_it_cannot_look(
+    server: Server, subjects: Subjects, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(verb, "LOOK_S", 0.001)
+    down, looks, told = False, 0, list[str]()
+
+    async def look(t: Transport, subjects: Subjects, **options: float) -> Absent:
+        nonlocal looks
+        looks += 1
+        if down:
+            assert options == {"patience_s": 0.0}, "the wait here has no end: no line states one"
+            raise Unavailable("the mesh's streams cannot be used: JetStream is off")
+        return await absent(t, subjects, **options)
+
+    async def looked(more: int) -> None:
+        wanted = looks + more
+        await eventually(lambda: looks >= wanted, what="a look")
+
+    async def main() -> None:
+        nonlocal down
+        waiting = asyncio.create_task(streams_there(at(server.url, subjects), "n1", told.append))
+        await eventually(lambda: told, what="the reason")
+        for _ in range(2):
+            down = True
+            await looked(3)
+            down = False
+            await looked(2)
+        async with connected(server.url) as t:
+            await ensure(t, subjects)
+        await waiting
+
+    monkeypatch.setattr("agentmesh.edge.streams.absent", look)
+    with caplog.at_level(logging.WARNING):
+        run(main())
+    outages = [record.getMessage() for record in caplog.records if "cannot be seen now" in record.getMessage()]
+    assert len(outages) == 2
+    assert outages[0].endswith("JetStream is off; still waiting")
 
 
 @pytest.mark.case(460)

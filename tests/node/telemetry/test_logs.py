@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator
 
 import pytest
+from opentelemetry import propagate
 
 from agentmesh.errors import BadRequest
 from agentmesh_node.telemetry import logs
@@ -24,7 +25,7 @@ def clean_root() -> Iterator[None]:
     for handler in [h for h in root.handlers if h not in before]:
         root.removeHandler(handler)
     root.setLevel(level)
-    for chatty in logs.CHATTY:
+    for chatty in (*logs.CHATTY, *logs.HEARSAY):
         logging.getLogger(chatty).setLevel(logging.NOTSET)
 
 
@@ -98,3 +99,21 @@ def test_a_line_for_each_request_is_worth_its_place_at_debug_only(level: str, he
     logging.getLogger("httpx2").info("HTTP Request: POST")
     logging.getLogger("httpx2").warning("slow")
     assert ("HTTP Request" in stream.getvalue(), "slow" in stream.getvalue()) == (heard, True)
+
+
+@pytest.mark.case(592)
+def test_what_a_stranger_writes_into_a_trace_context_is_not_in_the_log() -> None:
+    stream = io.StringIO()
+    logs.configure("node", "n1", stream=stream, environ={})
+    for headers in (
+        {"baggage": "no list member"},
+        {"baggage": f"key={'x' * 5000}"},
+        {"baggage": f"{'x' * 5000}=value"},
+        {"traceparent": "0" * 600},
+        {"traceparent": "00-no-trace-01", "tracestate": "=" * 600, "baggage": "=,=,;"},
+    ):
+        propagate.extract(headers)
+    assert stream.getvalue() == ""
+    logs.configure("node", "n1", stream=stream, environ={"MESH_LOG_LEVEL": "debug"})
+    propagate.extract({"baggage": "no list member"})
+    assert "no list member" in stream.getvalue()

@@ -361,6 +361,15 @@ def test_whatever_a_tool_does_ends_as_a_result(function: Any, ok: bool, text: st
     assert (found.ok, found.text) == (ok, text)
 
 
+@pytest.mark.case(593)
+@pytest.mark.parametrize(("function", "logged"), [(raises, ["KeyError('drawer')"]), (fails_cleanly, []), (lists, [])])
+def test_the_log_shows_where_a_tool_raised(function: Any, logged: list[str], caplog: pytest.LogCaptureFixture) -> None:
+    run(result(having(function), function.__name__, {}))
+    lines = [record for record in caplog.records if record.getMessage() == "a tool raised"]
+    assert [repr(record.exc_info[1]) for record in lines if record.exc_info] == logged
+    assert [getattr(record, "tool", None) for record in lines] == ["raises"] * len(logged)
+
+
 def test_a_plain_function_runs_in_a_thread() -> None:
     def where() -> str:
         return threading.current_thread().name
