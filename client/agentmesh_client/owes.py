@@ -7,14 +7,16 @@ requests it keeps open, and one read brings a thousand such records: only the ag
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Container, Iterable, Mapping, Sequence
+from itertools import batched, islice
 from typing import NamedTuple
 
 from msgspec import structs
 
 from agentmesh.edge.journal_reader import JournalReader, is_marked
 from agentmesh.edge.manage import count_all, stream_state
-from agentmesh.edge.read import StoredMessage, get_last_many, read_pages
+from agentmesh.edge.read import MAX_MATCHES, StoredMessage, get_last, get_last_many, read_pages
+from agentmesh.edge.retry import CALL_RETRY
 from agentmesh.edge.tasks import cancel_and_wait
 from agentmesh.edge.transport import Transport
 from agentmesh.errors import StoreLost, Unavailable, UnreadableRecord
@@ -26,10 +28,12 @@ from agentmesh.wire import ErrorBody, Mail, decode_mail
 from agentmesh_client.directory import Directory
 from agentmesh_client.results import WaitGraph
 from agentmesh_client.spec_cache import unknown
-from agentmesh_client.wait_graph import AgentFacts, for_clients, state_of, wait_graph
+from agentmesh_client.wait_graph import AgentFacts, for_clients, wait_graph
 
 IN_FLIGHT = 8
 """Agents that are read at the same time."""
+TRIES = 10
+"""How often a replica that is behind is asked again: some seconds."""
 PROMPT_LANES = frozenset(name for name, lane in LANES.items() if lane.kind == "prompt")
 ANSWER_LANES = frozenset(("peer-answer", "peer-notify"))
 _HEAD = 80
@@ -96,7 +100,8 @@ class WaitReader:
         facts |= {name: AgentFacts() for name, found in lanes.items() if name not in facts and PROMPT_LANES & found.keys()}
         by_subject = {self._subjects.journal(name): name for name in facts}
         last = (await stream_state(self._t, self._subjects.stream("journal"))).last_seq
-        records = await self._last("journal", list(by_subject), last)
+        fresh = {self._subjects.journal(one.name) for one in entries if not one.spec.ran}
+        records = await self._last("journal", by_subject, last, perhaps=fresh)
         newest = {by_subject[subject]: message for subject, message in records.items()}
         return _Survey(facts, lanes, newest, stored.time)
 
@@ -108,17 +113,33 @@ class WaitReader:
         named = (subject for subject, parsed in found if parsed is not None and parsed[0] in lanes)
         return [subject for subject in named if "*" not in subject and ">" not in subject]
 
-    async def _last(self, role: StreamRole, subjects: list[str], up_to: int) -> dict[str, StoredMessage]:
+    async def _last(
+        self, role: StreamRole, subjects: Iterable[str], up_to: int, *, perhaps: Container[str] = ()
+    ) -> dict[str, StoredMessage]:
         """The newest message of each of these subjects; all is seen that is stored up to the sequence `up_to`.
 
+        Args:
+            perhaps: subjects that may well have no message: of those a replica's word is taken.
+
         Raises:
-            Unavailable: a replica has answered that has not all of it yet.
+            Unavailable: the replica that answers is behind for a while.
         """
-        stream = self._subjects.stream(role)
-        found, seen = await get_last_many(self._t, stream, subjects)
-        if 0 < seen < up_to:
-            raise Unavailable(f"a replica of {stream} has not all of it yet; try again")
+        stream, found = self._subjects.stream(role), dict[str, StoredMessage]()
+        for some in batched(subjects, MAX_MATCHES):
+            found |= await self._last_of(stream, some, up_to)
+            # A reply may be lost on the way, and a listing of a replica may lack one.
+            for subject in some:
+                if subject not in found and subject not in perhaps and (message := await get_last(self._t, stream, subject)):
+                    found[subject] = message
         return found
+
+    async def _last_of(self, stream: str, subjects: Sequence[str], up_to: int) -> dict[str, StoredMessage]:
+        for pause in islice(CALL_RETRY, TRIES):
+            found, seen = await get_last_many(self._t, stream, subjects)
+            if seen >= up_to or not seen:  # where it has none of them, it does not say how far it is
+                return found
+            await asyncio.sleep(pause)
+        raise Unavailable(f"a replica of {stream} is behind its leader for a while now; try again")
 
     # --- those that are not at rest ---------------------------------------------------------------------------------
     async def _read(self, survey: _Survey, busy: Iterable[str]) -> dict[str, AgentFacts]:
@@ -174,24 +195,26 @@ class WaitReader:
                 yield message
 
     async def _untold(self, facts: Mapping[str, AgentFacts], busy: Iterable[str], now: float) -> dict[str, AgentFacts]:
-        """Those of these agents that have answered clients in their journals, and had no owner since to tell them."""
-        orphans = {name: facts[name] for name in busy if state_of(facts[name]) in ("stuck", "not_placed")}
+        """Those of these agents that have answered clients in their journals, while nobody has told these yet: an owner may have
+        died between the two."""
         told = {
             self._subjects.result(name, effect.outcome.ref): (name, at, effect)
-            for name, one in orphans.items()
-            if one.ledger is not None
-            for at, effect in for_clients(one.ledger)
+            for name in busy
+            if (ledger := facts[name].ledger) is not None
+            for at, effect in for_clients(ledger)
         }
         if not told:
             return {}
         state = await stream_state(self._t, self._subjects.stream("result"))
         kept_s = state.config.get("max_age", 0) / 1e9
-        stored = await self._last("result", list(told), state.last_seq)
+        stored = await self._last("result", told, state.last_seq)
+        found: dict[str, AgentFacts] = {}
         for subject, (name, at, effect) in told.items():
             # Older results are not kept, so it cannot be told whether these were.
             if subject not in stored and (not kept_s or at + kept_s > now):
-                orphans[name] = structs.replace(orphans[name], untold=(*orphans[name].untold, effect))
-        return orphans
+                known = found.get(name, facts[name])
+                found[name] = structs.replace(known, untold=(*known.untold, effect))
+        return found
 
 
 def _is_busy(newest: StoredMessage | None, lanes: _Lanes) -> bool:

@@ -241,6 +241,8 @@ class WaitEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The request's ref at the agent that owes; None while it is not known to be there."""
     request: str | None = None
     """The ref of the waiter's own request on whose behalf it was made."""
+    origin: str | None = None
+    """By which both agents know the request, if an agent made it (docs/architecture.md#origins)."""
     since: dt.datetime | None = None
     """When the request was made; None if a build did that which did not say."""
     deadline: dt.datetime | None = None

@@ -101,14 +101,15 @@ def waits(facts: Mapping[str, AgentFacts]) -> Iterator[WaitEntry]:
                 mine = None
             if mine is None and not _is_owed(held.caller, facts):
                 continue
-            yield _entry(name, known, state, held=held, asked=mine)
+            origin = key[1] if key is not None else None
+            yield _entry(name, known, state, origin=origin, held=held, asked=mine)
         for told in known.untold:
             yield _untold(name, known, state, told)
     for (waiter, origin), mine in asked.items():
         if (waiter, origin) not in matched and mine.kind != "tell":
             owing = facts.get(mine.agent, AgentFacts())
             stage = _stage(waiter, origin, mine, facts)
-            yield _entry(mine.agent, owing, state_of(owing), waiter=waiter, asked=mine, stage=stage)
+            yield _entry(mine.agent, owing, state_of(owing), waiter=waiter, origin=origin, asked=mine, stage=stage)
 
 
 def _key(caller: Caller, name: str, facts: Mapping[str, AgentFacts]) -> tuple[str, str] | None:
@@ -147,6 +148,7 @@ def _entry(
     state: OwingState,
     *,
     waiter: str | None = None,
+    origin: str | None,
     held: _Held | None = None,
     asked: _Asked | None = None,
     stage: WaitStage = "sent",
@@ -163,6 +165,7 @@ def _entry(
         state=state,
         ref=caller.ref if caller is not None else None,
         request=asked.request if asked is not None else None,
+        origin=origin,
         since=_moment(since),
         deadline=_moment(_ends(stage, held, asked)),
         exclusive=held is not None and held.exclusive,

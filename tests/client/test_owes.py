@@ -173,15 +173,13 @@ def test_a_journal_that_cannot_be_read_hides_no_other(server: Server, subjects: 
     stored(server, subjects, story)
 
 
-def test_an_answer_that_stands_in_the_journal_of_an_agent_without_a_node_is_still_owed(
-    server: Server, subjects: Subjects
-) -> None:
+def test_an_answer_that_stands_in_the_journal_and_was_told_to_nobody_is_still_owed(server: Server, subjects: Subjects) -> None:
     async def story(w: Stored) -> None:
         told, untold, old = (Resolve(outcome=Outcome(agent="a", ref=ref, ok=True), reply_to="r") for ref in ("1", "2", "3"))
         await store(w.transport, subjects.result("a", "1"), encode_outcome(told.outcome))
         await w.agent("a", record("turn", effects=(old,)), record("turn", effects=(told, untold), at=time.time()), node=None)
-        await w.agent("run", record("turn", effects=(untold,), at=time.time()))
-        assert [(entry.agent, entry.ref, entry.stage) for entry in (await w.owes()).waits] == [("a", "2", "answered")]
+        (entry,) = (await w.owes()).waits
+        assert (entry.agent, entry.ref, entry.stage, entry.state) == ("a", "2", "answered", "not_placed")
 
     stored(server, subjects, story)
 

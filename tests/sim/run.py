@@ -155,7 +155,7 @@ def halted(world: World) -> list[str]:
     """Agents that do nothing until they are resumed."""
     specs = {key[7:]: readable_spec(entry) for key, entry in registry_of(world).items() if key[:7] == "agents."}
     failed = [name for name, spec in specs.items() if spec is not None and spec.status == "failed"]
-    return sorted({*failed, *(name for name in IMMORTAL if (ledger := _ledger(world, name)) is not None and ledger.halted)})
+    return sorted({*failed, *(name for name in IMMORTAL if (ledger := ledger_of(world, name)) is not None and ledger.halted)})
 
 
 def registry_of(world: World) -> dict[str, Entry]:
@@ -165,7 +165,8 @@ def registry_of(world: World) -> dict[str, Entry]:
     return {m.subject[head:]: Entry(m.subject[head:], m.data, m.seq) for m in stored if m.data}
 
 
-def _ledger(world: World, name: str) -> Ledger | None:
+def ledger_of(world: World, name: str) -> Ledger | None:
+    """What the journal of an agent comes to; None if it is empty."""
     journal = world.net.server.streams[world.subjects.stream("journal")]
     stored = journal.view(world.subjects.journal(name), 0, 0.0)
     known, ledger = world.folded.get(name, ([], None))
@@ -212,7 +213,7 @@ def _open_ends(world: World, wanted: Collection[str], excused: Collection[str]) 
             yield f"{name} is {spec.status}"
         if len(found := owners.get(name, [])) != 1:
             yield f"{name} has the owners {found}"
-        ledger = _ledger(world, name)
+        ledger = ledger_of(world, name)
         if ledger is not None and ledger.sets and ledger.sets[-1].number != spec.sets:
             yield f"the spec of {name} shows change {spec.sets} of its configuration, and {ledger.sets[-1].number} is in force"
         if record is None or record.kind != "rest":
@@ -223,7 +224,7 @@ def _open_ends(world: World, wanted: Collection[str], excused: Collection[str]) 
 
 def _late(world: World, name: str) -> Iterator[str]:
     """Mail for a life that has ended is answered too."""
-    ledger = _ledger(world, name)
+    ledger = ledger_of(world, name)
     for lane in LANES.values():
         stream = world.net.server.streams[world.subjects.stream(lane.stream)]
         for message in stream.view(world.subjects.lane(lane.name, name), 0, 0.0):
@@ -249,7 +250,7 @@ def _left(world: World, name: str, record: Record) -> Iterator[str]:
         message = streams[subjects.stream(lane.stream)].last_on(subjects.lane(lane.name, name))
         if message is not None and message.seq > (record.positions or {}).get(lane.name, 0):
             yield f"{name} has not seen {lane.name} {message.seq}"
-    ledger = _ledger(world, name)
+    ledger = ledger_of(world, name)
     if ledger is not None and (ledger.halted or ledger.timers or ledger.deferred or ledger.awaiting or ledger.delegated):
         yield f"{name} is halted, or waits for timers or answers"
 
