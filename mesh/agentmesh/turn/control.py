@@ -32,7 +32,7 @@ from agentmesh.turn.lifecycle import boot, finish
 from agentmesh.turn.next_input import out_of_time
 from agentmesh.turn.poison import begin
 from agentmesh.turn.steps import end_undelivered, expire_waits, take_answers
-from agentmesh.turn.tracing import ended_unrun
+from agentmesh.turn.tracing import asked_by_client, ended_unrun
 from agentmesh.turn.values import (
     CUT_SHORT,
     AnswerControl,
@@ -255,7 +255,7 @@ def on_too_late(core: Core, item: Input, out: Out) -> None:
 # --- timers -------------------------------------------------------------------------------------------------------
 def on_ask_timer(core: Core, item: AskTimer, out: Out) -> None:
     answer_later(core, item.token, {"set": True, "due": format_time(item.timer.due)})
-    _add_effect(core, item.timer, out)
+    _add_effect(core, asked_by_client(core, item.timer), out)
 
 
 def on_drop_timer(core: Core, item: DropTimer, out: Out) -> None:

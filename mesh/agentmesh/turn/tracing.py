@@ -303,6 +303,12 @@ def stamped(core: Core, asks: tuple[Ask, ...]) -> tuple[Ask, ...]:
     )
 
 
+def asked_by_client(core: Core, timer: SetTimer) -> SetTimer:
+    """`timer`, which a client sets: its ticks go on in the client's trace, if that has sent a context."""
+    context = context_in(timer.trace) if core.config.traced else None
+    return structs.replace(timer, trace=context.headers() if context is not None else {})
+
+
 def chained(core: Core, item: Queued, active: Active, *, retried: bool) -> Queued:
     """`item`, which the turn `active` makes for itself, with the context in which it goes on.
 

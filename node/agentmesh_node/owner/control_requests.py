@@ -16,8 +16,9 @@ from agentmesh.control_values import MAX_OPEN, ControlRequest, Probe, Status
 from agentmesh.edge.failures import EDGE_ERRORS
 from agentmesh.edge.replies import usable_reply
 from agentmesh.edge.results import read_outcome, standing_prompt
-from agentmesh.edge.transport import Disconnected, Message
+from agentmesh.edge.transport import Disconnected, Headers, Message
 from agentmesh.errors import BadRequest, MeshError, TooLarge, Unavailable
+from agentmesh.headers import trace_in
 from agentmesh.ledger import is_taken, open_requests
 from agentmesh.outcomes import answers, capped, outcome_limit
 from agentmesh.records import NOTHING, Echo, Resolve, SetTimer
@@ -98,7 +99,7 @@ class ControlRequests:
             return
         try:
             request = _decoder.decode(message.data)
-            self._dispatch(request, reply)
+            self._dispatch(request, reply, message.headers)
         except (msgspec.DecodeError, RecursionError) as error:
             self._reply_soon(reply, wire.encode_failure(BadRequest(f"not a control request: {error}")))
         except MeshError as error:
@@ -113,7 +114,7 @@ class ControlRequests:
             if request.op == "probe" and request.probe is not None:
                 self._on_probe(request.probe)
 
-    def _dispatch(self, request: ControlRequest, reply: str) -> None:
+    def _dispatch(self, request: ControlRequest, reply: str, headers: Headers) -> None:
         token = self._s.token()
         match request.op:
             case "status":
@@ -137,7 +138,8 @@ class ControlRequests:
             case "reply":
                 self._feed(self._reply(request, token), token, reply)
             case "set_timer":
-                self._feed(AskTimer(_timer(self._s, request), token), token, reply)
+                timer = msgspec.structs.replace(_timer(self._s, request), trace=trace_in(headers))
+                self._feed(AskTimer(timer, token), token, reply)
             case "cancel_timer":
                 self._feed(DropTimer(timer_token(_needed(request.id, "id")), token), token, reply)
             case "set":

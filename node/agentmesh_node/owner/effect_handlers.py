@@ -307,7 +307,7 @@ class EffectHandlers:
             self._subjects.due(self.agent),
             effect.due,
             msgspec.json.encode(effect.event),
-            headers={wire.ORIGIN: origin, wire.FOR: self._life},
+            headers={wire.ORIGIN: origin, wire.FOR: self._life, **effect.trace},
             expected=last.seq if last is not None else 0,
         )
 

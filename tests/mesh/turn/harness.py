@@ -109,6 +109,8 @@ class Rig:
         self.journal_seq = 0
         self.mail: dict[tuple[str, int], Mail] = {}
         self.journal: list[tuple[int, bytes]] = []
+        self.written: list[Record] = []
+        """All records, also those that a snapshot has dropped."""
         self.outcomes: dict[str, Outcome] = {}
         self.performed: dict[str, Effect] = {}
         self.order: list[Effect] = []
@@ -126,6 +128,10 @@ class Rig:
         self.trail: list[str] = []
         self.wakes: list[float] = []
         self.backoffs: list[float] = []
+        self.begun: set[str] = set()
+        """The spans of the attempts that have begun, where turns are traced."""
+        self.lost: set[str] = set()
+        """Those that ran when their owner died."""
         self.generation = 0
         self._life = "life-1"
         self._ids = 0
@@ -164,6 +170,8 @@ class Rig:
         """The owner dies. With `landed`, a record on its way had reached the journal. Another takes over."""
         if landed and self.appending is not None:
             self._store(self._built(self.appending))
+        if self.core.active is not None and self.core.active.attempt is not None:
+            self.lost.add(self.core.active.attempt.context.span_id)
         self._reset()
         self.activate()
 
@@ -286,6 +294,8 @@ class Rig:
 
     # --- commands ---------------------------------------------------------------------------------------------------
     def _perform(self, command: Command) -> None:
+        if isinstance(command, RunCallback | RunTurn) and command.request is not None and command.context is not None:
+            self.begun.add(command.context.span_id)
         match command:
             case RunCallback():
                 self.calls.append(command.hook)
@@ -419,6 +429,7 @@ class Rig:
             self.journal.clear()
         self.journal.append((self.journal_seq, body))
         assert decode_record(body) == record
+        self.written.append(record)
         if record.change.halted is True and (record.snapshot is None or not record.snapshot.halted):
             self.halts += 1
         return len(body)

@@ -29,6 +29,7 @@ from agentmesh.turn.values import BackoffOver, Command, Configure, Core, GaveUp,
 from agentmesh.wire import ErrorBody
 from mesh.turn.genagent import ERROR, MAX_ATTEMPTS, PRE, RESPONSE, Model, Scripted
 from mesh.turn.harness import error, table_is_kept
+from mesh.turn.span_books import check_spans
 from mesh.turn.stepping import Stepping
 
 EXAMPLES, STEPS = 250, 50
@@ -49,7 +50,7 @@ class Mesh(RuleBasedStateMachine):
         super().__init__()
         self.table = table_is_kept()
         self.table.__enter__()
-        self.bench = Stepping(Scripted, max_attempts=MAX_ATTEMPTS, restart=PATIENT, snapshot_records=5)
+        self.bench = Stepping(Scripted, max_attempts=MAX_ATTEMPTS, restart=PATIENT, snapshot_records=5, traced=True)
         self.model = Model()
         self.ids = 0
         self.refs: list[str] = []
@@ -191,6 +192,7 @@ class Mesh(RuleBasedStateMachine):
         self.bench.stop()
         assert set(self.bench.outcomes) == set(self.refs)
         self.bench.rested()
+        check_spans(self.bench)
 
 
 Mesh.TestCase.settings = settings(
@@ -220,10 +222,16 @@ ALL_HOOKS = (
 class Walk:
     """One random interleaving: each callback, commit, restart and acknowledgement is a step of its own."""
 
-    def __init__(self, draw: Any, snapshot_records: int) -> None:
+    def __init__(self, draw: Any, snapshot_records: int, traced: bool) -> None:
         self.draw = draw
         self.bench = Stepping(
-            Scripted, hold=ALL_HOOKS, start=False, max_attempts=MAX_ATTEMPTS, restart=PATIENT, snapshot_records=snapshot_records
+            Scripted,
+            hold=ALL_HOOKS,
+            start=False,
+            max_attempts=MAX_ATTEMPTS,
+            restart=PATIENT,
+            snapshot_records=snapshot_records,
+            traced=traced,
         )
         self.bench.auto_commit = self.bench.auto_done = self.bench.auto_restart = False
         self.bench.activate()
@@ -461,9 +469,9 @@ class Walk:
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example],
 )
-@given(st.data(), st.sampled_from([2, 5, 256]))
-def test_any_interleaving(data: st.DataObject, snapshot_records: int) -> None:
-    walk = Walk(data.draw, snapshot_records)
+@given(st.data(), st.sampled_from([2, 5, 256]), st.booleans())
+def test_any_interleaving(data: st.DataObject, snapshot_records: int, traced: bool) -> None:
+    walk = Walk(data.draw, snapshot_records, traced)
     with walk.watched():
         for _ in range(STEPS):
             walk.step()
@@ -471,3 +479,5 @@ def test_any_interleaving(data: st.DataObject, snapshot_records: int) -> None:
     walk.check()
     walk.bench.stop()
     assert walk.bench.phase() is Phase.OVER
+    if traced:
+        check_spans(walk.bench)

@@ -9,7 +9,7 @@ import pytest
 from agentmesh.agent import Defer, Halt, Idle, Prompt, Skip
 from agentmesh.backend import Response
 from agentmesh.ledger import fold
-from agentmesh.records import Handled, Inner, Record, SendMail, SetTimer, Traced, decode_record, encode_record
+from agentmesh.records import Handled, Inner, SendMail, SetTimer, Traced, decode_record
 from agentmesh.trace.context import (
     MAX_AGE_S,
     MAX_DEPTH,
@@ -24,6 +24,7 @@ from agentmesh.turn.tracing import MAX_CAUSES, MAX_INNER, began_of
 from agentmesh.turn.values import AskTimer, GaveUp, Interrupt, Tick, TurnAttempt, Watchdog
 from agentmesh.wire import ErrorBody, PromptBody
 from mesh.turn.harness import Plain
+from mesh.turn.span_books import check_spans
 from mesh.turn.stepping import Stepping
 from mesh.turn.test_poison import Rig as Mortal
 
@@ -56,15 +57,7 @@ class Asks(Plain):
 
 
 class Bench(Stepping, Mortal):
-    """One that keeps all records that were written, also those that a snapshot has dropped."""
-
-    def __init__(self, *args: Any, **more: Any) -> None:
-        self.written: list[Record] = []
-        super().__init__(*args, **more)
-
-    def _store(self, record: Record) -> int:
-        self.written.append(decode_record(encode_record(record)))
-        return super()._store(record)
+    """One whose nodes die."""
 
     def attempt(self) -> TurnAttempt:
         """What the running turn was told of its attempt."""
@@ -289,6 +282,8 @@ def test_a_timer_that_a_client_sets_goes_on_in_the_clients_trace() -> None:
     (effect,) = bench.effects(SetTimer)
     tick(bench, effect)
     assert (handled(bench)[-1].trace, handled(bench)[-1].parent) == (TRACE, SENT)
+    bench.feed(AskTimer(SetTimer(id="u", due=1060.0, event="e", trace={"traceparent": "x" * 5000}), "y"))
+    assert bench.effects(SetTimer)[-1].trace == {}, "what strangers write does not get into the journal"
 
 
 # --- links ------------------------------------------------------------------------------------------------------------
@@ -470,6 +465,21 @@ def test_what_killed_its_owners_before_this_one_ends_its_message_without_an_atte
 
 
 # --- steps ------------------------------------------------------------------------------------------------------------
+def test_the_books_of_attempts_notice_one_that_is_told_twice_or_never() -> None:
+    bench = rig(Crashing)
+    bench.prompt("p", trace=FROM_CLIENT)
+    bench.finish("crash")
+    bench.finish("x")
+    check_spans(bench)
+    bench.begun.add("another")
+    with pytest.raises(AssertionError, match="neither told nor lost"):
+        check_spans(bench)
+    bench.begun.remove("another")
+    bench.written.append(bench.written[-1])
+    with pytest.raises(AssertionError, match="twice"):
+        check_spans(bench)
+
+
 @pytest.mark.case(570)
 def test_steps_bear_who_took_them_and_when_also_in_snapshots_and_behind_a_takeover() -> None:
     bench = rig(snapshot_records=2)

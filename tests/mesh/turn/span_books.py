@@ -1,0 +1,36 @@
+"""What must hold of the spans that an agent's records tell, whatever has happened to it."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from agentmesh.records import Traced
+from mesh.turn.harness import Rig
+
+
+def check_spans(bench: Rig) -> None:
+    """Each attempt that began is told once, by the record that ended it, unless its owner died meanwhile. No message is told twice.
+    Every parent that this agent made is told."""
+    turns = [turn.trace for record in bench.written for turn in (record.turn, record.attempt) if turn is not None]
+    traces = [trace for trace in turns if trace is not None]
+    assert len(traces) == len(turns), "a turn of which no span is told"
+    attempts = Counter(trace.span for trace in traces if trace.span)
+    messages = Counter(trace.process for trace in traces if trace.process)
+    handled = [one for record in bench.written for one in record.handled]
+    messages.update(one.span for one in handled)
+    assert max(attempts.values(), default=1) == 1, "an attempt is told twice"
+    assert max(messages.values(), default=1) == 1, "a message is told twice"
+    assert set(attempts) <= bench.begun, "an attempt is told that never began"
+    assert bench.begun - set(attempts) <= bench.lost, "an attempt is neither told nor lost"
+    told = set(attempts) | set(messages)
+    for trace in traces:
+        _check_parent(trace, told)
+
+
+def _check_parent(trace: Traced, told: set[str]) -> None:
+    if trace.parent:
+        assert trace.parent in told or not trace.process, "an attempt whose message is not told"
+        assert trace.parent in told, "an attempt below something that is not told"
+    else:
+        assert trace.links, "a turn that nothing has caused"
+    assert not any(link.endswith(f"-{trace.parent}") for link in trace.links), "what is above is a link, too"
