@@ -63,7 +63,6 @@ IMPORTED_BY: dict[str, str] = {
     "agentmesh_node.backends.codex.steps": "node/backends/test_codex_parts.py",
     "agentmesh_node.host.placed_agent": "node/host/test_catalog.py",
     "agentmesh_node.liveness_thread": "node/supervisor/test_leader_lease.py",
-    "agentmesh_node.owner.effect_handlers": "node/owner/test_effect_queue.py",
     "agentmesh_node.process.signals": "node/process/test_options.py",
     "agentmesh_node.services": "node/owner/test_idle.py",
     "agentmesh_node.settings": "node/process/test_options.py",

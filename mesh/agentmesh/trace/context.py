@@ -8,7 +8,7 @@ is malformed counts as none.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from hashlib import blake2b
 
 import msgspec
@@ -23,6 +23,7 @@ STATE_KEY = "mesh"
 """The mesh's member of `tracestate`: `mesh=<depth>-<start>`, the turns so far and when the first one began (seconds since the
 epoch)."""
 MAX_STATE_MEMBERS = 32
+MAX_STATE_BYTES = 512
 MAX_BAGGAGE_MEMBERS = 64
 MAX_BAGGAGE_BYTES = 8192
 """W3C's limits."""
@@ -96,21 +97,23 @@ def _state_in(text: str) -> tuple[int, float, str]:
                 depth, began = int(match[1]), float(match[2])
         elif value:
             others.append(member.strip())
-    return depth, began, ",".join(others[: MAX_STATE_MEMBERS - 1])
+    return depth, began, ",".join(_fitting(others[: MAX_STATE_MEMBERS - 1], MAX_STATE_BYTES))
 
 
 def bounded_baggage(text: str) -> str:
     """`text` with as many of its members, from the front, as W3C's limits allow; none is cut in two."""
     if not text or (len(text) <= MAX_BAGGAGE_BYTES and text.count(",") < MAX_BAGGAGE_MEMBERS):
         return text
-    kept: list[str] = []
-    size = 0
-    for member in text.split(",")[:MAX_BAGGAGE_MEMBERS]:
-        size += len(member) + 1
-        if size > MAX_BAGGAGE_BYTES + 1:
-            break
-        kept.append(member)
-    return ",".join(kept)
+    return ",".join(_fitting(text.split(",")[:MAX_BAGGAGE_MEMBERS], MAX_BAGGAGE_BYTES))
+
+
+def _fitting(members: list[str], size: int) -> Iterator[str]:
+    """Those of `members` from the front that take `size` bytes at most together, with the commas between them."""
+    for member in members:
+        size -= len(member) + 1
+        if size < -1:
+            return
+        yield member
 
 
 # --- ids --------------------------------------------------------------------------------------------------------------

@@ -38,6 +38,7 @@ from agentmesh.records import (
 )
 from agentmesh.registry_values import By, Restart, Spec
 from agentmesh.subjects import applied_key, spec_key
+from agentmesh.trace.context import sent_context
 from agentmesh.wire import ErrorBody, Outcome
 from agentmesh_node.services import Services
 from agentmesh_node.store_loss import has_ended
@@ -65,6 +66,7 @@ class EffectHandlers:
         emit: Callable[[str, dict[str, Any]], None],
         end_stream: Callable[[Resolve], None],
         is_gone: Callable[[str], Awaitable[bool]],
+        sampled: float | None = None,
     ) -> None:
         """
         Args:
@@ -72,6 +74,7 @@ class EffectHandlers:
             emit: publishes a lifecycle fact: its kind and its fields.
             end_stream: ends the live events of a request with its outcome.
             is_gone: whether a request was answered and its outcome is no longer kept.
+            sampled: where records tell spans, the share of the traces begun here that is sampled; None where they do not.
         """
         self.agent = agent
         self._life = life
@@ -85,6 +88,7 @@ class EffectHandlers:
         self._emit = emit
         self._end_stream = end_stream
         self._is_gone = is_gone
+        self._sampled = sampled
 
     def perform(self, origin: str, entry: Open) -> Awaitable[None]:
         """Perform the effect, or find that it is performed already.
@@ -183,7 +187,7 @@ class EffectHandlers:
             headers[wire.TAG] = effect.tag
         elif effect.wait is not None:
             headers[wire.TAG] = origin  # the answer is matched by it
-        headers.update(_carried_by(effect).headers())
+        headers.update(_carried_by(effect, self._trace_of(origin, effect)).headers())
         subject = self._subjects.lane(effect.lane, effect.to)
         # Ids are stream-wide. The name comes first, so that two agents' ids differ; the nonce makes them impossible to guess.
         msg_id = f"{effect.to}.{self.agent}.{origin}.{nonce}"
@@ -196,6 +200,13 @@ class EffectHandlers:
             # Another sender has used this id. If it is a repetition after all, the receiver recognises it by the origin.
             await store(self._t, subject, body, headers=headers, msg_id=f"{msg_id}.{self._token()}")
         self._emit("sent", {"to": effect.to, "lane": effect.lane, "tag": effect.tag, "answer": effect.outcome is not None})
+
+    def _trace_of(self, origin: str, effect: SendMail) -> dict[str, str]:
+        """The context of mail as its receiver sees it: that of the span in which it is sent, if records tell of that. Answers and
+        withdrawals belong to their request's."""
+        if self._sampled is None or effect.outcome is not None or effect.lane == "peer-answer":
+            return effect.trace
+        return sent_context(self.agent, self._life, origin, effect.trace, self._sampled)[0].headers()
 
     def _letter(self, effect: SendMail) -> tuple[bytes, dict[str, str]]:
         if effect.outcome is not None:
@@ -332,11 +343,11 @@ def no_agent(name: str) -> ErrorBody:
     return ErrorBody(code="not_found", message=f"no agent {name} exists; start it first")
 
 
-def _carried_by(effect: SendMail) -> Carried:
+def _carried_by(effect: SendMail, trace: dict[str, str]) -> Carried:
     return Carried(
         root=effect.root,
         path=effect.path,
-        trace=effect.trace,
+        trace=trace,
         deadline=effect.deadline,
         end_by=effect.end_by,
         budget=effect.budget,

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from agentmesh.trace.context import (
     MAX_BAGGAGE_BYTES,
     MAX_BAGGAGE_MEMBERS,
+    MAX_STATE_BYTES,
     TraceContext,
     attempt_span_id,
     bounded_baggage,
@@ -95,3 +96,11 @@ def test_sampling_agrees_with_opentelemetrys_sampler(number: int, ratio: float) 
     sampling = pytest.importorskip("opentelemetry.sdk.trace.sampling")
     decided = sampling.TraceIdRatioBased(ratio).should_sample(None, number, "x").decision.is_sampled()
     assert is_sampled(f"{number:032x}", ratio) == decided
+
+
+def test_of_a_tracestate_whole_members_are_handed_on_as_far_as_w3c_says_and_the_meshs_own_always() -> None:
+    many = ",".join(f"k{i}={'v' * 40}" for i in range(40))
+    context = context_in({"traceparent": f"00-{TRACE}-{SPAN}-01", "tracestate": f"{many},mesh=3-990"})
+    assert context is not None and (context.depth, context.began) == (3, 990.0)
+    assert 460 < len(context.state) <= MAX_STATE_BYTES and many.startswith(context.state)
+    assert context.headers()["tracestate"] == f"mesh=3-990,{context.state}"

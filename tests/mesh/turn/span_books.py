@@ -9,8 +9,8 @@ from mesh.turn.harness import Rig
 
 
 def check_spans(bench: Rig) -> None:
-    """Each attempt that began is told once, by the record that ended it, unless its owner died meanwhile. No message is told twice.
-    Every parent that this agent made is told."""
+    """Each attempt that began is told once, by the record that ended it, unless its owner died meanwhile; no message is told
+    twice; and every parent that this agent made is told."""
     turns = [turn.trace for record in bench.written for turn in (record.turn, record.attempt) if turn is not None]
     traces = [trace for trace in turns if trace is not None]
     assert len(traces) == len(turns), "a turn of which no span is told"
