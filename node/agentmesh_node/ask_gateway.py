@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from agentmesh import names, wire
+from agentmesh import names, semconv, wire
 from agentmesh.budget import limits_from
 from agentmesh.edge.failures import EDGE_ERRORS, ApiError, Uncertain, WrongLastSequence
 from agentmesh.edge.publish import Stored, store
@@ -28,6 +28,7 @@ from agentmesh.errors import AgentFailed, BadRequest, MeshError, NotFound, Stopp
 from agentmesh.headers import CONTENT_TYPE, content_type_in, legible, message_id, readable, trace_in
 from agentmesh.subjects import Subjects, spec_key
 from agentmesh.wire import ErrorBody, Outcome
+from agentmesh_node.telemetry.instruments import own
 
 log = logging.getLogger("agentmesh.node")
 
@@ -65,6 +66,8 @@ class AskGateway:
         self._spawn = spawn
         self._subscription: Subscription | None = None
         self._waits: set[asyncio.Queue[None]] = set()
+        self._instruments = own()
+        self._taken = self._instruments.tally(semconv.ASKS_COUNTER)
         self._closed = False
 
     async def start(self) -> None:
@@ -92,13 +95,19 @@ class AskGateway:
             if problem is not None:
                 raise problem
             await self._put(names.agent_name(agent), addresses, message)
+            self._taken.value += 1
         except MeshError as error:
+            self._count(error.code)
             await self._refuse(addresses, agent, error, message.headers.get(wire.STREAM_TO))
         except (Uncertain, ApiError, WrongLastSequence) as error:
+            self._count(Unavailable.code)
             await self._refuse(addresses, agent, Unavailable(f"the prompt may not have been stored: {error}; ask again"))
         except Disconnected:
             # Without a connection the caller gets no answer: it repeats the ask, and a connected process answers.
             log.debug("an ask was left: no connection", extra={"agent": agent})
+
+    def _count(self, code: str) -> None:
+        self._instruments.tally(semconv.ASKS_COUNTER, {semconv.ERROR_TYPE: code}).value += 1
 
     def _addresses(self, message: Message) -> tuple[tuple[str, ...], BadRequest | None]:
         """Where the outcome goes (`Mesh-Reply-To`, which the owner answers as for all mail, and the request's reply subject), and

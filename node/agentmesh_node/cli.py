@@ -31,7 +31,13 @@ Labels = Annotated[
     tuple[str, ...],
     Parameter(name="--label", negative="", show_default=False, help="KEY=VALUE that agents may ask for; repeatable."),
 ]
-HealthPort = Annotated[int | None, within(0, 65_535, "Serve liveness (/livez) and readiness (/readyz) over HTTP on this port.")]
+HealthPort = Annotated[
+    int | None, within(0, 65_535, "Serve liveness (/livez), readiness (/readyz) and metrics (/metrics) over HTTP on this port.")
+]
+MetricsPort = Annotated[
+    int | None,
+    within(0, 65_535, "Serve metrics for Prometheus (/metrics) on this port; of several workers each on the next one."),
+]
 NODE, UP, SUPERVISOR, STREAMS, COMMON = NodeOptions(), UpOptions(), SupervisorOptions(), StreamOptions(), CommonOptions()
 
 
@@ -48,6 +54,7 @@ def up(
         bool, Parameter(negative="", show_default=False, help="Start again when a Python file beside the agents changes.")
     ] = False,
     root: Root = None,
+    metrics_port: MetricsPort = None,
     options: UpOptions = UP,
     leader: SupervisorOptions = SUPERVISOR,
     store: StreamOptions = STREAMS,
@@ -70,6 +77,7 @@ def up(
         data=data,
         sync_interval=sync_interval,
         root=root,
+        metrics_port=metrics_port,
         options=options,
         leader=leader,
         store=store,
@@ -111,6 +119,7 @@ def node(
     label: Labels = (),
     workers: Annotated[int, within(1, 1024, "Processes to run; each is a node of its own, named ID-1, ID-2, ...")] = 1,
     health_port: HealthPort = None,
+    metrics_port: MetricsPort = None,
     nats: Nats = None,
     root: Root = None,
     domain: Domain = None,
@@ -126,7 +135,9 @@ def node(
     from agentmesh_node.process.address import MeshAddress
 
     where = MeshAddress.find(nats, root, domain, wait_s=wait)
-    command = main.NodeCommand(id=id, agents=agents, labels=label, where=where, options=options, common=common)
+    command = main.NodeCommand(
+        id=id, agents=agents, labels=label, where=where, options=options, common=common, metrics_port=metrics_port
+    )
     return main.node(command, workers=workers, health_port=health_port)
 
 
@@ -141,6 +152,7 @@ def supervisor(
     *,
     id: Annotated[str | None, Parameter(help="The supervisor's name in the mesh; by default made from the host's.")] = None,
     health_port: HealthPort = None,
+    metrics_port: MetricsPort = None,
     nats: Nats = None,
     root: Root = None,
     domain: Domain = None,
@@ -156,4 +168,4 @@ def supervisor(
     from agentmesh_node.process.address import MeshAddress
 
     where = MeshAddress.find(nats, root, domain, wait_s=wait)
-    return main.supervisor(id=id, where=where, health_port=health_port, options=options, common=common)
+    return main.supervisor(id=id, where=where, health_port=health_port, metrics_port=metrics_port, options=options, common=common)

@@ -61,6 +61,8 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
     content: bool = False
     """Whether lifecycle facts on the wire include prompts, events and states."""
     trace_facts: TraceFacts = "attempts"
+    metrics_agents: bool = False
+    """Whether metrics of turns bear the agents' names: a set of numbers for each agent, and not only for each kind."""
     files: str = ""
     """Directory under which backends keep their agents' files, each node in a part of its own; by default one of this user's
     under the system's temporary directory."""

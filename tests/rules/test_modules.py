@@ -116,6 +116,7 @@ THROUGH: dict[str, str] = {
     "agentmesh_node.backends.codex.run": "node/backends/test_codex_turns.py",
     "agentmesh_node.owner.dead_letters": "node/owner/test_control_requests.py",
     "agentmesh_node.telemetry.otel": "node/telemetry/test_otel.py",
+    "agentmesh_node.telemetry.prometheus": "node/telemetry/test_instruments.py",
     "agentmesh_node.tools.functions": "node/tools/test_toolbox.py",
     "agentmesh_node.tools.toolbox": "node/tools/test_toolbox.py",
     "agentmesh_node.turns.live_events": "node/turns/test_turn_run.py",

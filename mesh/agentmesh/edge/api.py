@@ -10,6 +10,7 @@ import msgspec
 from agentmesh.edge.address import API
 from agentmesh.edge.failures import ApiError
 from agentmesh.edge.server_errors import NO_META_LEADER, ServerError, leaderless
+from agentmesh.edge.store_errors import counted
 from agentmesh.edge.transport import Disconnected, Message, NoResponders, RequestTimeout, Transport
 from agentmesh.errors import NoLeader, Unavailable
 
@@ -45,6 +46,7 @@ async def ask_server(t: Transport, subject: str, body: bytes, timeout: float) ->
     try:
         return await t.request(subject, body, timeout=timeout)
     except NoResponders as silence:
+        counted(silence)
         there = silence.args[0] if silence.args else subject
         elsewhere = f"no JetStream answers at {there} (--domain, MESH_DOMAIN), " if there != subject else ""
         raise NoLeader(
@@ -52,11 +54,13 @@ async def ask_server(t: Transport, subject: str, body: bytes, timeout: float) ->
             "for this account; bring its servers back, or switch it on",
             details={"subject": there},
         ) from None
-    except RequestTimeout:
+    except RequestTimeout as error:
+        counted(error)
         raise Unavailable(
             f"no answer about {_asked(subject)} within {timeout:g} s; try again", details={"subject": subject}
         ) from None
-    except Disconnected:
+    except Disconnected as error:
+        counted(error)
         raise Unavailable("there is no connection to a NATS server now; try again", details={"subject": subject}) from None
 
 
@@ -84,7 +88,7 @@ def _raise_error(error: ServerError | None) -> None:
     if error is None:
         return
     if error.err_code == NO_META_LEADER:
-        raise leaderless()
+        raise counted(leaderless())
     if error.code in (429, 503):
-        raise Unavailable(f"JetStream: {error.description}; try again", details={"err_code": error.err_code})
-    raise ApiError(error.code, error.err_code, error.description)
+        raise counted(Unavailable(f"JetStream: {error.description}; try again", details={"err_code": error.err_code}))
+    raise counted(ApiError(error.code, error.err_code, error.description))

@@ -18,6 +18,7 @@ from agentmesh.edge.api import domain_of
 from agentmesh.edge.failures import EDGE_ERRORS, Uncertain, WrongLastSequence
 from agentmesh.edge.frames import header_block
 from agentmesh.edge.server_errors import ServerError, definite
+from agentmesh.edge.store_errors import counted
 from agentmesh.edge.transport import UNANSWERED, Disconnected, Headers, Message, NoResponders, Transport, in_words
 from agentmesh.errors import NotPermitted, TooLarge, Unavailable, WrongDomain
 from agentmesh.subjects import LANES
@@ -200,6 +201,7 @@ def _conditions(
 
 def _unanswered(error: Exception, subject: str) -> NotPermitted | Unavailable | Uncertain:
     """The error of a publish whose request ended with `error`: not sent, or of unknown fate."""
+    counted(error)
     if isinstance(error, NotPermitted):
         return error
     if isinstance(error, NoResponders):
@@ -289,4 +291,4 @@ def _refused(error: ServerError, subject: str) -> NoReturn:
     if code == _IN_PROCESS:
         # An earlier try of the same id is on its way to the replicas: whether it will be stored shows when it is tried again.
         raise Uncertain(f"a message of the same id for {subject} is being stored")
-    raise definite(error, subject)
+    raise counted(definite(error, subject))

@@ -14,6 +14,7 @@ from agentmesh.edge.address import API
 from agentmesh.edge.api import ask_server
 from agentmesh.edge.frames import NO_HEADERS, parse_headers
 from agentmesh.edge.server_errors import NO_META_LEADER, NO_STREAM, ServerError, leaderless, missing
+from agentmesh.edge.store_errors import counted
 from agentmesh.edge.transport import Disconnected, Message, NoResponders, RequestTimeout, Transport, in_words
 from agentmesh.errors import BadRequest, MeshError, Unavailable
 from agentmesh.wire import format_time, parse_time
@@ -273,9 +274,11 @@ async def read_counted(
 async def _many(t: Transport, stream: str, body: Mapping[str, Any], timeout: float) -> list[Message]:
     try:
         return await t.request_many(f"{API}.DIRECT.GET.{stream}", _encode(body), timeout=timeout)
-    except NoResponders:
+    except NoResponders as error:
+        counted(error)
         raise Unavailable(f"no replica of {stream} answers now; try again") from None
     except (RequestTimeout, Disconnected) as error:
+        counted(error)
         raise Unavailable(f"no answer from stream {stream}: {in_words(error)}; try again") from None
 
 

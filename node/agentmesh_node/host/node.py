@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
+from agentmesh import semconv
 from agentmesh.control_values import ControlRequest
 from agentmesh.edge.address import checked_urls, shown_urls
 from agentmesh.edge.clock import SYSTEM, Ambient
@@ -28,12 +29,13 @@ from agentmesh_node.host.catalog import Catalog
 from agentmesh_node.host.drain import Handover, unless_cut_off
 from agentmesh_node.host.heartbeat import Heartbeat
 from agentmesh_node.host.late_mail_sweep import LateMailSweep
-from agentmesh_node.host.node_stats import activities, count, first_lease
+from agentmesh_node.host.node_stats import AgentGauges, activities, count, first_lease
 from agentmesh_node.host.stream_health import StreamHealth
 from agentmesh_node.liveness_thread import LivenessLoop, LivenessThread
 from agentmesh_node.services import Services
 from agentmesh_node.settings import NodeSettings
 from agentmesh_node.store_loss import report_older_mail
+from agentmesh_node.telemetry.instruments import own
 from agentmesh_node.telemetry.metrics import DroppedNews
 
 log = logging.getLogger("agentmesh.node")
@@ -72,6 +74,8 @@ class Node:
         self._server_time = ServerTime(transport, self.subjects, ambient)
         self._stream_health = StreamHealth(transport, self.subjects)
         self._dropped = DroppedNews(settings.node_id, ambient.monotonic)
+        self._gauges = AgentGauges()
+        self._observed: tuple[Callable[[], None], ...] = ()
         self._heartbeat: Heartbeat | None = None
         self._draining = False
         self._closing = False
@@ -156,6 +160,8 @@ class Node:
         self._audit = Audit(s, catalog.mailboxes, catalog.wake, catalog.acknowledged, catalog.lose_store, newer=look_behind)
         self._audit.start()
         self._stream_health.start()
+        self._observed = self._gauges.observed(own())
+        own().counter(semconv.DROPPED_COUNTER).add(0, {semconv.NODE: self.settings.node_id})
         s.spawn(report_older_mail(self._t, self.subjects))
         self._count()
         try:
@@ -168,6 +174,8 @@ class Node:
     def _count(self) -> None:
         if self._heartbeat is not None:
             count(self._heartbeat.figures, self.catalog.agents.values(), self._t.dropped)
+            if own().on:
+                self._gauges.refresh(self._heartbeat.figures, self.catalog.agents.values())
         self._dropped.seen(self._t.dropped)
         self._counter = asyncio.get_running_loop().call_later(0.5, self._count)
 
@@ -176,6 +184,8 @@ class Node:
         if self._closing:
             return
         self._closing = True
+        for end in self._observed:
+            end()
         if self._catalog is not None:
             self._catalog.stop_activations()
         self._remove_gap()

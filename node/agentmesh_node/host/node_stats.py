@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from importlib.metadata import version
 
 import msgspec
 
+from agentmesh import semconv
 from agentmesh.control_values import Activities
 from agentmesh.formats import RECORD_VERSION, node_labels
 from agentmesh.registry_values import NodeLease
+from agentmesh.turn.draft import depth
 from agentmesh.wire import format_time
 from agentmesh_node.host.heartbeat import NodeFigures
 from agentmesh_node.host.placed_agent import PlacedAgent
 from agentmesh_node.settings import NodeSettings
+from agentmesh_node.telemetry.instruments import Instruments
 
 MOST_BUSY = 256
 """Most agents in a turn that a node names."""
@@ -46,6 +49,33 @@ def activities(agents: Collection[PlacedAgent]) -> Activities:
     found = [placed.owner.activity() for placed in agents if placed.owner is not None]
     doing = sorted((one for one in found if one is not None), key=lambda one: (one.state == "idle", -one.queued, one.name))
     return Activities(agents=tuple(doing[:MOST_SHOWN]), more=max(0, len(doing) - MOST_SHOWN))
+
+
+class AgentGauges:
+    """The node's gauges, as numbers that another thread may read: each is written whole."""
+
+    def __init__(self) -> None:
+        self.states: dict[str, int] = {}
+        self.depths: dict[str, int] = {}
+        """Prompts that wait, by kind."""
+
+    def refresh(self, figures: NodeFigures, agents: Collection[PlacedAgent]) -> None:
+        """Bring them up to date."""
+        depths = dict.fromkeys(self.depths, 0)
+        for placed in agents:
+            owner = placed.owner
+            if owner is not None and owner.core is not None:
+                kind = owner.spec.kind
+                depths[kind] = depths.get(kind, 0) + depth(owner.core)
+        self.depths = depths
+        self.states = {"placed": figures.agents, "awake": figures.awake, "running": figures.running}
+
+    def observed(self, instruments: Instruments) -> tuple[Callable[[], None], ...]:
+        """Have `instruments` read them. Returns what ends that."""
+        return (
+            instruments.observed(semconv.AGENTS_GAUGE, lambda: [(n, {semconv.AGENT_STATE: s}) for s, n in self.states.items()]),
+            instruments.observed(semconv.MAILBOX_DEPTH, lambda: [(n, {semconv.KIND: kind}) for kind, n in self.depths.items()]),
+        )
 
 
 def count(figures: NodeFigures, agents: Collection[PlacedAgent], dropped: int) -> None:

@@ -56,6 +56,8 @@ class Claimed(NamedTuple):
     """The version that a reader of the journal must know."""
     answered: AnsweredMessage | None
     """The newest message that the journal answers."""
+    taken: bool = False
+    """Whether another process owned this life before."""
 
 
 async def claim_ownership(services: Services, name: str, spec: Spec, claim: Claim) -> Claimed:
@@ -115,7 +117,8 @@ async def claim_ownership(services: Services, name: str, spec: Spec, claim: Clai
                 raise
             continue  # the tombstone has lapsed in this very moment: the name has no past
         _tell(name, claim, ledger, died)
-        return Claimed(owned(start, claim), fence, died, version, answered)
+        taken = ledger is not None and ledger.incarnation == claim.incarnation and ledger.boot != claim.boot
+        return Claimed(owned(start, claim), fence, died, version, answered, taken)
 
 
 async def _check_mail(services: Services, name: str, ledger: Ledger | None, answered: AnsweredMessage | None) -> None:

@@ -13,6 +13,7 @@ from agentmesh.turn.values import Append, Committed, Core
 from agentmesh_node.owner.reader_label import require_readers
 from agentmesh_node.owner.spec_status import KEEP_STOPPED_S
 from agentmesh_node.services import Services
+from agentmesh_node.telemetry.instruments import Tally
 
 STALL_S = 1.0
 """After a longer stall an owner checks its fence before it performs effects (case 204)."""
@@ -24,10 +25,12 @@ type Ending = Callable[[], Awaitable[Committed]]
 class JournalWriter:
     """Writes one owner's journal. One record is in flight at a time."""
 
-    __slots__ = ("_agent", "_began", "_required", "_s", "committed", "version")
+    __slots__ = ("_agent", "_began", "_required", "_s", "_written", "committed", "version")
 
-    def __init__(self, services: Services, agent: str, committed: int) -> None:
+    def __init__(self, services: Services, agent: str, committed: int, written: Tally | None = None) -> None:
+        """`written` counts the bytes of committed records."""
         self._s = services
+        self._written = written if written is not None else Tally({})
         self._agent = agent
         self.committed = committed
         """The sequence of the newest record that this owner knows to be stored."""
@@ -75,6 +78,7 @@ class JournalWriter:
         def answered(result: int | Settling) -> None:
             if isinstance(result, int):
                 self.committed = result
+                self._written.value += len(body)
                 appended(Committed(result, record.id, record.at, len(body)))
             else:
                 appended(partial(self._settle, result, record, len(body)))
@@ -85,6 +89,7 @@ class JournalWriter:
 
     async def _settle(self, settling: Settling, record: Record, size: int) -> Committed:
         self.committed = await settling()
+        self._written.value += size
         return Committed(self.committed, record.id, record.at, size)
 
     async def append(self, command: Append, core: Core) -> Committed:
@@ -107,6 +112,7 @@ class JournalWriter:
             rollup=command.snapshot is not None,
             ttl_s=KEEP_STOPPED_S if command.kind == "tombstone" else None,
         )
+        self._written.value += len(body)
         return Committed(self.committed, record.id, record.at, len(body))
 
     def _record(self, command: Append, core: Core) -> Record:

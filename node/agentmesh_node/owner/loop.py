@@ -24,6 +24,7 @@ from agentmesh.callback_results import NONE
 from agentmesh.edge.tasks import cancel_and_wait
 from agentmesh.errors import Fenced, StoreLost, Unavailable
 from agentmesh.formats import RECORD_VERSION
+from agentmesh.ledger_entries import TurnInfo
 from agentmesh.turn import advance
 from agentmesh.turn.values import (
     Append,
@@ -86,17 +87,20 @@ class OwnerLoop:
         user_code: UserCode | None,
         machine: Machine = advance,
         may_write: Callable[[], int] = lambda: RECORD_VERSION,
+        on_turn: Callable[[TurnInfo], None] | None = None,
     ) -> None:
         """
         Args:
             user_code: None if the node does not serve the agent's kind: then its callbacks decide nothing.
             may_write: the newest version of records that may be written (`Core.writes`).
+            on_turn: called when a record is committed that ends a turn.
         """
         self.name = name
         """The agent's name."""
         self.core: Core | None = None
         """The turn machine's state of the agent; None until `begin`."""
         self.writer = writer
+        self._on_turn = on_turn
         self.closed = False
         """Whether this owner has stopped acting."""
         self.task: asyncio.Task[None] | None = None
@@ -367,7 +371,9 @@ class OwnerLoop:
         return committed
 
     def _end_turn_span(self, command: Append) -> None:
-        """End the span of the turn that the committed record ends, if it ends one."""
+        """End the span of the turn that the committed record ends, if it ends one, and tell of that turn."""
+        if command.turn is not None and self._on_turn is not None:
+            self._on_turn(command.turn)
         if command.turn is not None and self._user_code is not None:
             self._user_code.end_span(command.turn.error.code if command.turn.error else None)
 

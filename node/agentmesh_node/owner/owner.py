@@ -7,6 +7,7 @@ that it can be killed. Each of the other files here is one part: it gets the loo
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
 from collections.abc import Callable
@@ -19,7 +20,9 @@ from agentmesh.control_values import Activity, Probe
 from agentmesh.edge.read import TIME_STAMP, StoredMessage
 from agentmesh.edge.tasks import cancel_and_wait
 from agentmesh.edge.transport import Message
+from agentmesh.errors import BadRequest
 from agentmesh.formats import required
+from agentmesh.ledger_entries import TurnInfo
 from agentmesh.message_ids import MessageIds
 from agentmesh.outcomes import AnsweredMessage, answered_by
 from agentmesh.ownership import Claim
@@ -51,7 +54,7 @@ from agentmesh.turn.values import (
     Tick,
     Wake,
 )
-from agentmesh.wire import MSG_ID, ErrorBody, Mail, withdrawal_in
+from agentmesh.wire import MSG_ID, ErrorBody, Mail, parse_time, withdrawal_in
 from agentmesh_node.owner.activity import activity_of
 from agentmesh_node.owner.claim import OwnershipLost, claim_ownership
 from agentmesh_node.owner.control_requests import ControlRequests
@@ -73,6 +76,9 @@ from agentmesh_node.turns.runner import Runner
 from agentmesh_node.turns.turn_run import TurnRun
 
 log = logging.getLogger("agentmesh.node")
+
+AT_ONCE_S = 10.0
+"""An agent that is activated so soon after its placement has not slept here meanwhile: its takeover began with the placement."""
 
 
 class Owner:
@@ -100,6 +106,8 @@ class Owner:
         self._on_end = on_end
         self._emit_fact = services.events.emit
         self._begun = False
+        self._made = services.now()
+        self._measured = factory.metrics.of(spec.kind, name)
         self._permit: SuspectPermit | None = None
         self._sweep_task: asyncio.Task[None] | None = None
         self._shown: SetStatus | None = None
@@ -108,11 +116,12 @@ class Owner:
         self._status = StatusWriter(services, name, claim.incarnation, lambda: self.spec, self._configured)
         self._loop = OwnerLoop(
             name,
-            writer=JournalWriter(services, name, committed=0),
+            writer=JournalWriter(services, name, committed=0, written=self._measured.journal_bytes),
             run_queue=services.run_queue,
             now=services.now,
             user_code=self.runner,
             may_write=self._may_write,
+            on_turn=self._turn_ended if self._measured.on else None,
         )
         self._turn = TurnRun(
             services,
@@ -197,9 +206,9 @@ class Owner:
             raise OwnershipLost("this life is over", final=True)
         self._answered = claimed.answered
         self._loop.writer.begin(claimed.fence, claimed.version, required(self.spec.labels))
-        await self._begin(claimed.ledger, claimed.died)
+        await self._begin(claimed.ledger, claimed.died, claimed.taken)
 
-    async def _begin(self, ledger: Ledger, died: bool) -> None:
+    async def _begin(self, ledger: Ledger, died: bool, taken: bool) -> None:
         s = self._s
         s.awake += 1
         self._loop.begin(
@@ -215,6 +224,11 @@ class Owner:
         # Waiting mail comes first: a chained prompt must not overtake events, nor an event's prompt the mail before it.
         await self.mailbox.caught_up()
         self._begun = True
+        self._measured.activations.value += 1
+        if taken:
+            placed = self.claim.placed
+            at_once = placed is not None and self._made - placed < AT_ONCE_S
+            self._measured.taken_over(s.now() - (placed if placed is not None and at_once else self._made))
         if self.spec.status == "stopping" and (self.runner is None or ledger.phase == "new") and ledger.phase != "stopped":
             self.feed(Stop(self._stop_reason()))
         elif self.runner is None and ledger.phase != "stopped":
@@ -362,7 +376,7 @@ class Owner:
     def _command_handlers(self) -> Handlers:
         """The handlers of commands that are performed at once; the loop awaits the other commands."""
         return {
-            RunTurn: self._turn.start,
+            RunTurn: self._run_turn if self._measured.on else self._turn.start,
             StepTaken: self._turn.step_taken,
             WaitOver: self._turn.wait_over,
             Emit: self._publish_fact,
@@ -378,6 +392,19 @@ class Owner:
 
     def _add_effects(self, command: Perform) -> None:
         self._effects.add(command.effects)
+
+    def _run_turn(self, command: RunTurn) -> None:
+        core = self.core
+        active = core.active if core is not None else None
+        if core is not None and active is not None and active.mail is not None and active.mail.stored is not None:
+            tried = active.key in core.ledger.attempts or active.key in core.ledger.takeovers
+            if not tried:
+                with contextlib.suppress(BadRequest):  # it is the server's word, as far as anybody knows
+                    self._measured.waited(active.started - parse_time(active.mail.stored))
+        self._turn.start(command)
+
+    def _turn_ended(self, turn: TurnInfo) -> None:
+        self._measured.turn(turn.ended - turn.started, turn.error.code if turn.error is not None else None)
 
     def _answer(self, command: AnswerControl) -> None:
         if self._purger.asked_for(command.token):

@@ -35,6 +35,7 @@ from agentmesh_node.process.workers import StartFailed, Workers, orphaned
 from agentmesh_node.settings import NodeSettings, SupervisorSettings
 from agentmesh_node.supervisor.supervisor import Supervisor
 from agentmesh_node.telemetry import logs, otel
+from agentmesh_node.telemetry.metrics import LoopLag
 from agentmesh_node.turns.budget_meter import prices_of
 
 log = logging.getLogger("agentmesh.service")
@@ -53,10 +54,13 @@ class NodeCommand(msgspec.Struct, frozen=True, kw_only=True):
     where: MeshAddress
     options: NodeOptions
     common: CommonOptions
+    metrics_port: int | None = None
+    """Where to serve its metrics; the worker of number N of several serves them on the port that is N - 1 higher."""
 
 
 def node(command: NodeCommand, *, workers: int = 1, health_port: int | None = None) -> int:
     """Run an agent node until it is told to end, or so many `workers`. Returns the exit code."""
+    metrics_port = command.metrics_port
     try:
         settings = _node_settings(command)
     except MeshError as error:
@@ -67,9 +71,8 @@ def node(command: NodeCommand, *, workers: int = 1, health_port: int | None = No
 
     async def main(told: StopSignal) -> None:
         async with contextlib.AsyncExitStack() as stack:
-            await _observe(stack, "node", settings.node_id)
             state = _Readiness()
-            await stack.enter_async_context(health.serving(health_port, state.not_ready))
+            await _observe(stack, "node", settings.node_id, state, (health_port, metrics_port))
             await streams_there(where, settings.node_id, state.wait)
             state.node = hosted = await _start_node(stack, where, settings)
             told.ready(f"node {settings.node_id} ready: kinds {_kinds(settings)}; {hosted.url}")
@@ -121,7 +124,10 @@ def _workers(command: NodeCommand, kinds: str, count: int, health_port: int | No
 
 
 def _worker_command(command: NodeCommand, own_id: str) -> bytes:
-    return msgspec.json.encode(msgspec.structs.replace(command, id=own_id))
+    port = command.metrics_port
+    if port:  # a free one is one for each worker
+        port += int(own_id.rpartition("-")[2]) - 1
+    return msgspec.json.encode(msgspec.structs.replace(command, id=own_id, metrics_port=port))
 
 
 def supervisor(
@@ -129,6 +135,7 @@ def supervisor(
     id: str | None,
     where: MeshAddress,
     health_port: int | None = None,
+    metrics_port: int | None = None,
     options: SupervisorOptions,
     common: CommonOptions,
 ) -> int:
@@ -141,9 +148,8 @@ def supervisor(
 
     async def main(told: StopSignal) -> None:
         async with contextlib.AsyncExitStack() as stack:
-            await _observe(stack, "supervisor", own_id)
             state = _Readiness()
-            await stack.enter_async_context(health.serving(health_port, state.not_ready))
+            await _observe(stack, "supervisor", own_id, state, (health_port, metrics_port))
             await streams_there(where, own_id, state.wait)
             part = await _start_supervisor(stack, where, own_id, settings)
             state.supervising = True
@@ -160,6 +166,7 @@ def up(
     data: Path,
     sync_interval: str,
     root: str | None,
+    metrics_port: int | None = None,
     options: NodeOptions,
     leader: SupervisorOptions,
     store: StreamOptions,
@@ -175,13 +182,14 @@ def up(
 
     async def main(told: StopSignal) -> None:
         async with contextlib.AsyncExitStack() as stack:
-            await _observe(stack, "node", settings.node_id)
+            state = _Readiness()
+            await _observe(stack, "node", settings.node_id, state, (None, metrics_port))
             await stack.enter_async_context(server)
             there = msgspec.structs.replace(where, servers=[server.url])
             await set_up_own(server, there, stream_settings(store))
             leading = await _start_supervisor(stack, there, UP_ID, _supervisor_settings(leader, common))
             parts = [_background(stack, _keep(server)), leading]
-            hosted = await _start_node(stack, there, settings)
+            state.node = hosted = await _start_node(stack, there, settings)
             await asyncio.to_thread(_write_url, data, server.url)
             parts.append(_background(stack, _asked_to_end(hosted)))
             told.ready(f"mesh ready: {server.url}; kinds {_kinds(settings)}; data in {data}")
@@ -192,10 +200,24 @@ def up(
 
 
 # --- parts --------------------------------------------------------------------------------------------------------
-async def _observe(stack: contextlib.AsyncExitStack, role: str, instance: str) -> None:
+async def _observe(
+    stack: contextlib.AsyncExitStack,
+    role: str,
+    instance: str,
+    state: _Readiness,
+    ports: tuple[int | None, int | None],
+) -> None:
+    """Begin to log, to export and to measure, and to serve health and metrics on their ports: until the process ends."""
+    health_port, metrics_port = ports
     logs.configure(role, instance)
-    started = otel.setup(role, instance)
+    started = otel.setup(role, instance, expose=health_port is not None or metrics_port is not None)
     stack.push_async_callback(asyncio.to_thread, started.shutdown)
+    if started.meters is not None:
+        lag = LoopLag()
+        lag.begin()
+        stack.callback(lag.close)
+    exposed = started.exposition or health.NO_METRICS
+    await stack.enter_async_context(health.serving(health_port, state.not_ready, metrics=exposed, metrics_port=metrics_port))
 
 
 async def _connect(stack: contextlib.AsyncExitStack, where: MeshAddress, name: str) -> NatsTransport:

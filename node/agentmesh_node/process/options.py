@@ -86,6 +86,15 @@ class NodeOptions:
         ),
     ] = False
     trace_facts: _TraceFacts = "attempts"
+    metrics_agents: Annotated[
+        bool,
+        Parameter(
+            negative="",
+            env_var="MESH_METRICS_AGENTS",
+            env_var_split=_unless_empty,
+            help="Label the metrics of turns with the agents' names, not only with their kinds.",
+        ),
+    ] = False
     files: Annotated[
         str,
         Parameter(

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from agentmesh.edge.retry import ExponentialBackoff
 from agentmesh.edge.tasks import cancel_and_wait
 from agentmesh.errors import MeshError
-from agentmesh_node.process.health import serving
+from agentmesh_node.process.health import OF_WORKERS, serving
 from agentmesh_node.process.signals import EXIT_OK, StopSignal
 
 log = logging.getLogger("agentmesh.workers")
@@ -70,7 +70,7 @@ class Workers:
         """
         keepers = [asyncio.create_task(self._keep(own_id)) for own_id in self._ids]
         try:
-            async with serving(health_port, self.not_ready):
+            async with serving(health_port, self.not_ready, metrics=OF_WORKERS):
                 first = asyncio.create_task(self._all_ready())
                 await asyncio.wait((first, *keepers), return_when=asyncio.FIRST_COMPLETED)
                 await cancel_and_wait(first)

@@ -8,9 +8,11 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from agentmesh import semconv
 from agentmesh.edge.transport import Disconnected, Transport
 from agentmesh.subjects import Subjects
 from agentmesh.wire import encode, format_time
+from agentmesh_node.telemetry.instruments import own
 
 log = logging.getLogger("agentmesh.supervisor")
 
@@ -30,9 +32,11 @@ class DecisionLog:
         self._wall_clock = wall_clock
         self._events: deque[tuple[str, bytes]] = deque(maxlen=MAX_EVENTS)
         self._wake = asyncio.Event()
+        self._instruments = own()
 
     def add(self, kind: str, reason: str, *, level: int = logging.INFO, **fields: Any) -> None:
         """Log `kind` with its fields now, and publish it soon (by `run`)."""
+        self._instruments.tally(semconv.DECISIONS_COUNTER, {semconv.DECISION: kind}).value += 1
         log.log(level, kind, extra={**fields, "reason": reason, "supervisor": self._id})
         body = {"v": 1, "kind": kind, "time": format_time(self._wall_clock()), **fields, "reason": reason, "supervisor": self._id}
         self._events.append((self._subjects.event(EVENT_SOURCE, kind), encode(body)))

@@ -24,6 +24,7 @@ from typing import Any
 
 import msgspec
 
+from agentmesh import semconv
 from agentmesh.control_values import ControlRequest, NodeStats
 from agentmesh.edge.batches import in_parts
 from agentmesh.edge.clock import SYSTEM, Ambient
@@ -55,6 +56,7 @@ from agentmesh_node.supervisor.placement_writer import PlacementWriter, needs_re
 from agentmesh_node.supervisor.registry_index import RegistryIndex
 from agentmesh_node.supervisor.spec_repair import SpecRepair
 from agentmesh_node.supervisor.unclaimed_mail import UnclaimedMailFinder
+from agentmesh_node.telemetry.instruments import own
 
 PATTERNS = ("agents.>", "nodes.*", "placements.>")
 """Registry keys that a supervisor follows."""
@@ -162,6 +164,8 @@ class Supervisor:
         )
         self._wake = asyncio.Event()
         self._stop = asyncio.Event()
+        self._instruments = own()
+        self._observed: list[Callable[[], None]] = []
         self._stale = True
         self._replan_at = 0.0
         self._retry_at: float | None = None
@@ -201,6 +205,12 @@ class Supervisor:
             await self.close()
             raise
         self._main = asyncio.create_task(self._serve(), name=f"supervisor {self.id}")
+        observed = self._instruments.observed
+        self._instruments.tally(semconv.LEADER_CHANGES_COUNTER)
+        self._observed = [
+            observed(semconv.LEADING_GAUGE, lambda: ((float(self.leads), {}),)),
+            observed(semconv.WAITING_GAUGE, lambda: ((len(self._index.waits) if self.leads else 0, {}),)),
+        ]
 
     async def run_until_stopped(self) -> None:
         """Serve until `stop` is called, then `close`. An error that ends the supervisor is raised here."""
@@ -221,6 +231,8 @@ class Supervisor:
             Exception: the error that ended the supervisor before, if there was one.
         """
         main, self._main = self._main, None
+        while self._observed:
+            self._observed.pop()()
         await cancel_and_wait(main)
         await self._lease_and_pings.close()
         if main is not None:
@@ -346,6 +358,8 @@ class Supervisor:
 
     def _led(self, leads: bool, reason: str) -> None:
         self._decisions.add("leading" if leads else "standing_by", reason)
+        if leads:
+            self._instruments.tally(semconv.LEADER_CHANGES_COUNTER).value += 1
         self._stale = True
         if not leads:
             self._lease_and_pings.watch(set())

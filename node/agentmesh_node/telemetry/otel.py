@@ -22,8 +22,10 @@ from opentelemetry.propagators.composite import CompositePropagator
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from agentmesh import semconv
+from agentmesh.edge import store_errors
 from agentmesh.edge.clock import SYSTEM
 from agentmesh.errors import BadRequest
+from agentmesh_node.telemetry.instruments import own
 from agentmesh_node.telemetry.outages import Outages, hush, watched
 
 if TYPE_CHECKING:
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.metrics.export import MetricReader
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import TracerProvider
+
+    from agentmesh_node.telemetry.prometheus import Exposition
 
 EXPORT_EVERY_MS = 500
 SHUTDOWN_S = 1.5
@@ -42,9 +46,13 @@ log = logging.getLogger("agentmesh.telemetry")
 class Telemetry:
     """The providers that `setup` has started. `provider` is None if no spans are exported."""
 
-    def __init__(self, provider: TracerProvider | None, meters: MeterProvider | None = None) -> None:
+    def __init__(
+        self, provider: TracerProvider | None, meters: MeterProvider | None = None, exposition: Exposition | None = None
+    ) -> None:
         self.provider = provider
         self.meters = meters
+        self.exposition = exposition
+        """The metrics for Prometheus; None if they are not exposed, or the extra `prometheus` is not installed."""
 
     def shutdown(self, within_s: float = SHUTDOWN_S) -> None:
         """Export what is pending and stop, within `within_s` seconds: what an endpoint has not taken by then is left. Blocks:
@@ -61,13 +69,14 @@ class Telemetry:
             log.warning("the last spans and metrics were left: their endpoint does not take them in time")
 
 
-def setup(role: str, instance_id: str, environ: Mapping[str, str] | None = None) -> Telemetry:
+def setup(role: str, instance_id: str, environ: Mapping[str, str] | None = None, *, expose: bool = False) -> Telemetry:
     """Set the process's propagators and, where endpoints are set, its tracer and meter providers. Call it once, early.
 
     Args:
         role: `node`, `supervisor` or `client`; the resource's `service.name` becomes `mesh-<role>`.
         instance_id: tells this process from others of its role; `service.instance.id`.
         environ: where to look for endpoints and protocols; the process's environment by default.
+        expose: have the metrics for Prometheus, too, if the extra `prometheus` is installed.
 
     What cannot be meant, and an endpoint without the extra `otlp` (or `otlp-grpc`) installed, is logged as a warning, and nothing
     is exported.
@@ -75,12 +84,30 @@ def setup(role: str, instance_id: str, environ: Mapping[str, str] | None = None)
     propagate.set_global_textmap(CompositePropagator([TraceContextTextMapPropagator(), W3CBaggagePropagator()]))
     environ = os.environ if environ is None else environ
     provider = _made("traces", environ, lambda protocol: _provider(role, instance_id, protocol))
-    meters = _made("metrics", environ, lambda protocol: _meters(role, instance_id, [_periodic(protocol)]))
+    periodic = _made("metrics", environ, _periodic)
+    exposition = _exposition() if expose else None
+    readers = [reader for reader in (periodic, exposition.reader if exposition is not None else None) if reader is not None]
+    meters = _meters(role, instance_id, readers) if readers else None
     if provider is not None:
         trace.set_tracer_provider(provider)
     if meters is not None:
         metrics.set_meter_provider(meters)
-    return Telemetry(provider, meters)
+    own.cache_clear()
+    own().observed(semconv.STORE_ERRORS_COUNTER, _store_errors)
+    return Telemetry(provider, meters, exposition)
+
+
+def _store_errors() -> list[tuple[float, dict[str, str]]]:
+    return [(count, {semconv.ERROR_TYPE: code}) for code, count in list(store_errors.counts.items())]
+
+
+def _exposition() -> Exposition | None:
+    try:
+        from agentmesh_node.telemetry.prometheus import Exposition  # noqa: PLC0415 - it imports the SDK
+    except ImportError as error:
+        log.debug("no metrics for Prometheus: %s", error)
+        return None
+    return Exposition()
 
 
 def _made[T](signal: str, environ: Mapping[str, str], make: Callable[[str], T]) -> T | None:

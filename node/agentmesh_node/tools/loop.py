@@ -20,6 +20,7 @@ from agentmesh.edge.tasks import cancel_and_wait
 from agentmesh.errors import BackendError, BudgetExceeded, TooLarge
 from agentmesh.tools import ToolSpec
 from agentmesh_node.telemetry import tracing
+from agentmesh_node.telemetry.metrics import model_call
 from agentmesh_node.tools import Call, Result, Toolbox
 from agentmesh_node.tools.calls import PATIENCE_S, key_of
 from agentmesh_node.tools.kept_exchanges import EarlierTurns, ShownAs
@@ -287,6 +288,8 @@ class _LoopTurn:
 
     async def _ask(self, specs: Sequence[ToolSpec]) -> AsyncGenerator[Event | ModelAnswer]:
         span = tracing.chat(self._model.provider, self._model.name, **self._about)
+        clock = asyncio.get_running_loop().time
+        began, failure = clock(), None
         try:
             async with aclosing(self._model.answer(self._history, specs)) as parts:
                 async for part in parts:
@@ -294,10 +297,12 @@ class _LoopTurn:
                         tracing.tokens(span, part.model, part.usage)
                     yield sound(part) if isinstance(part, ModelAnswer) else part
         except BackendError as error:
-            tracing.failed(span, str(error.details.get("reason", error.code)))
+            failure = str(error.details.get("reason", error.code))
+            tracing.failed(span, failure)
             raise
         finally:
             span.end()
+            model_call(self._model.provider, self._model.name, clock() - began, failure)
 
     def _notes(self, of_guard: str | None) -> str | None:
         """What the model is told besides: of its budget, and of tools that are not there, each time that changes."""

@@ -38,7 +38,8 @@ class AgentFactory:
         self._s = services
         self._files = files_of(services.settings)
         self._prices = prices_of()
-        self._metrics = TurnMetrics()
+        self.metrics = TurnMetrics(names=services.settings.metrics_agents)
+        """What is measured of the turns of this node."""
         self._threads = CallbackThreads()
         self._process_slots: dict[str, asyncio.Semaphore] = {}
         bound_children(services.settings.mcp_children)
@@ -57,7 +58,7 @@ class AgentFactory:
             limit=limit,
             emit=s.events.emit,
             prices=self._prices,
-            metrics=self._metrics,
+            metrics=self.metrics,
             threads=self._threads,
         )
         backend = self.backend_name(spec)

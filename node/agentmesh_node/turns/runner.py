@@ -390,7 +390,7 @@ class Runner:
         if self._meter is None or not self._meter.usage():
             return
         made = self._meter.made()
-        self._ports.metrics.spent(self._cls.__name__, made)
+        self._ports.metrics.spent(self._cls.__name__, made, self._name)
         if self._span is not None and made.get("usd"):
             self._span.set_attribute(semconv.COST, made["usd"])
 

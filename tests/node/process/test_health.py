@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from agentmesh.errors import Unavailable
-from agentmesh_node.process.health import MAX_LINE, serving
+from agentmesh.errors import BadRequest, Unavailable
+from agentmesh_node.process.health import MAX_LINE, NO_METRICS, serving
 from support import free_ports, run
 
 HOST = "127.0.0.1"
@@ -168,3 +168,57 @@ def test_afterwards_the_port_is_free_again() -> None:
             await asyncio.open_connection(HOST, port)
 
     run(main())
+
+
+# --- metrics ------------------------------------------------------------------------------------------------------------
+class Exposed:
+    """Says which format was asked for."""
+
+    def text(self, accept: str) -> tuple[str, bytes]:
+        return f"text/{accept or 'any'}", b"up 1\n"
+
+
+@pytest.mark.parametrize(
+    ("headers", "content_type"),
+    [
+        (b"", "text/any"),
+        (b"Accept: x\r\n", "text/x"),
+        (b"Host: h\r\nACCEPT : x;q=1\r\n", "text/x;q=1"),
+        (b"a: b\r\n" * 100 + b"Accept: x\r\n", "text/any"),
+    ],
+)
+def test_metrics_are_served_in_the_format_that_is_asked_for(headers: bytes, content_type: str) -> None:
+    async def main() -> None:
+        port = free_ports(1)[0]
+        async with serving(port, lambda: None, metrics=Exposed(), metrics_port=port):
+            answer = await Probe(port).say(b"GET /metrics HTTP/1.1\r\n" + headers + b"\r\n")
+        assert answer.startswith("HTTP/1.1 200")
+        assert f"Content-Type: {content_type}\r\n" in answer
+        assert answer.endswith("\r\n\r\nup 1\n")
+
+    watched(main())
+
+
+def test_metrics_may_have_a_port_of_their_own() -> None:
+    async def main() -> None:
+        health, metrics = free_ports(2)
+        for ports in ((health, metrics), (None, metrics)):
+            async with serving(ports[0], lambda: "starting", metrics=Exposed(), metrics_port=ports[1]):
+                assert await Probe(metrics).get("/metrics") == (200, "up 1")
+                assert await Probe(metrics).get("/readyz") == (503, "starting")
+                if ports[0] is not None:
+                    assert await Probe(health).get("/metrics") == (200, "up 1")
+
+    watched(main())
+
+
+def test_where_there_are_no_metrics_the_reason_is_said() -> None:
+    async def main() -> None:
+        port = free_ports(1)[0]
+        async with serving(port, lambda: None):
+            assert await Probe(port).get("/metrics") == (404, NO_METRICS)
+        with pytest.raises(BadRequest, match=rf"--metrics-port {port}: .*pip install 'agentmesh\[prometheus\]'"):
+            async with serving(None, lambda: None, metrics_port=port):
+                raise AssertionError("nothing is served")
+
+    watched(main())
