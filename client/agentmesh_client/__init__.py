@@ -53,6 +53,7 @@ if TYPE_CHECKING:
         ToolUse,
         Usage,
     )
+    from agentmesh_client.traces import GraphReport, TraceReport
     from agentmesh_client.validation import attachment
 
 __all__ = [
@@ -64,6 +65,7 @@ __all__ = [
     "Configuration",
     "DeadLetter",
     "Ended",
+    "GraphReport",
     "Interruption",
     "LiveEvent",
     "LiveTurn",
@@ -85,6 +87,7 @@ __all__ = [
     "TimerSet",
     "ToolResult",
     "ToolUse",
+    "TraceReport",
     "TurnEntry",
     "UnclaimedMail",
     "Usage",
@@ -100,6 +103,7 @@ _HOMES = {
     "agentmesh_client.asks": ("PromptOptions",),
     "agentmesh_client.client": ("Mesh",),
     "agentmesh_client.connections": ("connect",),
+    "agentmesh_client.traces": ("GraphReport", "TraceReport"),
     "agentmesh_client.validation": ("attachment",),
     "agentmesh_client.results": (
         "AgentEntry",

@@ -55,6 +55,7 @@ from agentmesh_client.server_time import CallersClock
 from agentmesh_client.spec_cache import SpecCache
 from agentmesh_client.streaming import LiveTurn
 from agentmesh_client.subrequests import Endings
+from agentmesh_client.traces import Traces
 from agentmesh_client.unclaimed import Unclaimed
 from agentmesh_client.validation import instant, json_bytes, seconds
 
@@ -93,6 +94,8 @@ class Mesh:
         self._dead = DeadLetters(transport, subjects, self._specs, self._mailer, self._control)
         self._unclaimed = Unclaimed(transport, subjects, registry)
         self._waits = WaitReader(transport, subjects, self._directory)
+        self.traces = Traces(transport, subjects, self._directory, now=ambient.now)
+        """Who talks to whom, and what became of requests."""
         self._forget_gaps: Callable[[], None] | None = None
 
     async def open(self) -> None:

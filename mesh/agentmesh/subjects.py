@@ -141,6 +141,15 @@ class Subjects(msgspec.Struct, frozen=True):
         """Facts of an agent's traces: that an attempt `began`, or that `spans` have ended."""
         return f"{self.root}.trace.{agent}.{what}"
 
+    def trace_all(self) -> str:
+        """Facts of all agents' traces."""
+        return f"{self.root}.trace.>"
+
+    def parse_trace(self, subject: str) -> tuple[str, str]:
+        """Agent and `began` or `spans` of such a fact."""
+        agent, _, what = subject[len(self.root) + 7 :].rpartition(".")
+        return agent, what
+
     def session(self, agent: str, project: str = "*", session: str = "*", part: str = "*") -> str:
         """Where the transcript of one part of a session is kept; `*` stands for any. The last three are any text (`as_token`)."""
         tokens = ".".join(text if text == "*" else as_token(text) for text in (project, session, part))

@@ -37,8 +37,10 @@ class GlobalOptions:
     """JetStream domain of the mesh, if its server is behind a leaf node; else MESH_DOMAIN, else the server's own."""
     wait: Annotated[float, Parameter(group=_GLOBAL, validator=Number(gte=0, lte=86_400))] = 0.0
     """Seconds to wait for a server that is not there yet, and with `interrupt`, `cancel`, `stop` for what they withdraw."""
-    output: Annotated[Literal["text", "json", "jsonl"], Parameter(name=("--output", "-o"), group=_GLOBAL)] = "text"
-    """Format of stdout; jsonl prints one line per element."""
+    output: Annotated[Literal["text", "json", "jsonl", "mermaid", "dot"], Parameter(name=("--output", "-o"), group=_GLOBAL)] = (
+        "text"
+    )
+    """Format of stdout; jsonl prints one line per element; mermaid and dot are `graph`'s alone."""
     quiet: Annotated[bool, Parameter(negative="", show_default=False, group=_GLOBAL)] = False
     """No messages on stderr but errors."""
     debug: Annotated[bool, Parameter(negative="", show_default=False, group=_GLOBAL)] = False

@@ -35,6 +35,8 @@ VERBS = {
     "status": ("agents:status", "Show what an agent is doing."),
     "history": ("agents:history", "Show the turns that an agent has had."),
     "owes": ("owes:owes", "Show who waits for whom now, and circles."),
+    "graph": ("traces:graph", "Show who talks to whom."),
+    "trace": ("traces:trace", "Show what became of a request, over all agents."),
     "dead": ("dead:app", "List, read, send again or remove mail that an agent could not deal with."),
     "ask": ("asks:ask", "Prompt an agent and print its answer."),
     "tell": ("asks:tell", "Prompt an agent without waiting; print the ref."),
@@ -52,6 +54,8 @@ VERBS = {
     "completion": ("completion:completion", "Print a script with which a shell completes verbs and options."),
 }
 
+DRAWN = ("mermaid", "dot")
+"""Formats of output that are drawings of a graph."""
 TEXT_VERBS = ("ask", "tell", "notify")
 """Verbs whose last argument is a text: it is easily given without the quotes that the shell wants."""
 
@@ -100,6 +104,8 @@ class Invocation:
         Raises:
             CycloptsError: wrong use.
         """
+        from cyclopts import CycloptsError
+
         from agentmesh_client.cli.common import DEFAULTS, any_verb
 
         app = app_for(self._tokens)
@@ -115,6 +121,8 @@ class Invocation:
         self._words = [word for word in rest if not word.startswith("-")]
         command, bound, taken = app.parse_args(rest, print_error=False, exit_on_error=False)
         bound.arguments.update(dict.fromkeys(taken, self.options))
+        if self.options.output in DRAWN and self.verb.strip() != "graph":
+            raise CycloptsError(msg=f"-o {self.options.output} is for `mesh graph` alone.")
         for name in ("nats", "root", "domain"):  # but these, which stood before it
             if name in bound.signature.parameters and getattr(self.options, name) is not None:
                 bound.arguments.setdefault(name, getattr(self.options, name))

@@ -51,7 +51,7 @@ class Printer:
             for item in items:
                 print(json_text(item))
         elif items:
-            print(aligned(columns, [row(item) for item in items], colour=_colour_wanted()))
+            print(aligned(columns, [row(item) for item in items], colour=colour_wanted()))
         else:
             self.note(nothing)
 
@@ -162,5 +162,5 @@ def until(moment: dt.datetime | None, now: dt.datetime | None = None) -> str:
     return f"in {age(now.isoformat(), moment)}" if moment > now else f"{age(moment.isoformat(), now)} ago"
 
 
-def _colour_wanted() -> bool:
+def colour_wanted() -> bool:
     return sys.stdout is not None and sys.stdout.isatty() and not os.environ.get("NO_COLOR")

@@ -1,6 +1,6 @@
 """The spans that a committed record tells (docs/design/035-spans-are-told-by-records.md). Pure.
 
-Whoever knows the record makes the same spans of it: the owner that has committed it, the next one, a rebuild. They never hold
+All who know the record make the same spans of it: the owner that has committed it, the next one, a rebuild. They never hold
 content.
 """
 

@@ -1,4 +1,4 @@
-"""Committed records tell the spans of what happened: whoever knows the record tells the same ones, and none holds content."""
+"""Committed records tell the spans of what happened: all who know the record tell the same ones, and none holds content."""
 
 from __future__ import annotations
 

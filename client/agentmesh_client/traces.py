@@ -1,0 +1,346 @@
+"""Who talked to whom, and what became of a request: read from the facts on the mesh's stream, and from journals
+(docs/design/035-spans-are-told-by-records.md)."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import logging
+import re
+from collections import Counter
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
+from contextlib import aclosing
+
+import msgspec
+
+from agentmesh import semconv
+from agentmesh.edge.journal_reader import JournalReader
+from agentmesh.edge.read import get_last_many, get_next, read
+from agentmesh.edge.transport import Transport
+from agentmesh.errors import BadRequest, NotFound, StreamMissing, UnreadableRecord
+from agentmesh.ledger import fold
+from agentmesh.names import agent_name
+from agentmesh.subjects import Subjects
+from agentmesh.trace.graph import Graph, GraphBy, graph_of
+from agentmesh.trace.history import journal_spans
+from agentmesh.trace.spans import Began, ToldSpan, decode_began, decode_spans
+from agentmesh.trace.tree import Branch, merged, tree_of, walk
+from agentmesh_client.directory import Directory
+from agentmesh_client.validation import seconds
+
+log = logging.getLogger("agentmesh.client")
+
+PAGE = 1024
+"""Facts in one read."""
+MOST_AGENTS = 10_000
+"""Most journals that one report reads."""
+MARGIN_S = 60.0
+"""How long before the first span that is known of a trace its facts are looked for, in seconds."""
+LOOK_S = 1.0
+"""How often what happens meanwhile is read, in seconds."""
+type TimeSpan = dt.timedelta | float
+QUARTER, DAY, WEEK = dt.timedelta(minutes=15), dt.timedelta(days=1), dt.timedelta(days=7)
+_TRACE_ID = re.compile(r"[0-9a-f]{32}")
+
+
+class ReportSource(msgspec.Struct, frozen=True, kw_only=True):
+    """What a report is made from."""
+
+    facts: dict[str, int] = {}
+    """Live nodes by their setting of facts (`off`, `attempts`, `all`)."""
+    stream: bool = True
+    """Whether the mesh keeps facts."""
+    journals: int = 0
+    """Journals that were read beside them, because not all nodes publish all facts."""
+
+    def __str__(self) -> str:
+        nodes = ", ".join(f"{number} with {setting}" for setting, number in sorted(self.facts.items())) or "none"
+        parts = [f"facts of live nodes: {nodes}"]
+        if not self.stream:
+            parts.append("the mesh keeps none (run `mesh setup`)")
+        if self.journals:
+            parts.append(f"journals read: {self.journals}")
+        return "; ".join(parts)
+
+
+class GraphReport(msgspec.Struct, frozen=True, kw_only=True):
+    """Who talked to whom."""
+
+    graph: Graph
+    since: float
+    """From when on (seconds since the epoch)."""
+    source: ReportSource
+
+
+class TraceReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of a request."""
+
+    trace: str
+    """The trace's id: 32 hexadecimal digits."""
+    branches: tuple[Branch, ...]
+    source: ReportSource
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing of it runs or waits any more, as far as has been told."""
+        found = [branch for _, branch in walk(self.branches)]
+        return bool(found) and all(one.end is not None and (one.op != "send" or bool(one.below)) for one in found)
+
+
+class FactStream:
+    """Reads facts, and reads on from where it was."""
+
+    def __init__(
+        self, transport: Transport, subjects: Subjects, *, since: float, agent: str | None = None, only: str = ""
+    ) -> None:
+        """
+        Args:
+            since: from when on (seconds since the epoch).
+            agent: only this agent's facts.
+            only: the id of a trace: all else is passed over.
+        """
+        self._t = transport
+        self._subjects = subjects
+        self._filter = subjects.trace(agent_name(agent)) if agent is not None else subjects.trace_all()
+        self._since = since
+        self._only = only
+        self._next = 0
+        self.spans: dict[str, ToldSpan] = {}
+        self.began: dict[str, Began] = {}
+        self.missing = False
+        """Whether the mesh has no stream for them."""
+
+    async def read(self) -> bool:
+        """Read what has come since. Returns whether there was anything.
+
+        Raises:
+            Unavailable: it cannot be read now.
+        """
+        stream, before = self._subjects.stream("trace"), self._next
+        if not before:
+            try:
+                await get_next(self._t, stream, self._filter, 1)
+            except StreamMissing:
+                self.missing = True
+                return False
+        while True:
+            since = self._since if not self._next else None
+            page = await read(self._t, stream, self._filter, from_seq=self._next, since=since, batch=PAGE)
+            for message in page.messages:
+                self._take(message.subject, message.data)
+                self._next = message.seq + 1
+            if not page.pending:
+                return self._next != before
+
+    def _take(self, subject: str, body: bytes) -> None:
+        """Add the facts of a message. What any other publisher may have put there is passed over."""
+        if self._only and self._only.encode() not in body:
+            return
+        agent, what = self._subjects.parse_trace(subject)
+        try:
+            if what == "began":
+                began = decode_began(body)
+                if began.agent == agent:
+                    self.began[began.span] = began
+            elif what == "spans":
+                self.add(span for span in decode_spans(body) if span.agent == agent)
+        except msgspec.DecodeError:
+            log.debug("a message on %s is no fact of a trace", subject)
+
+    def add(self, spans: Iterable[ToldSpan]) -> None:
+        """Add spans, each once."""
+        for span in spans:
+            if self._only in ("", span.trace):
+                known = self.spans.get(span.id)
+                self.spans[span.id] = span if known is None else merged((known, span))[span.id]
+
+    def forget(self, before: float) -> None:
+        """Forget what has ended before that time."""
+        self.spans = {one: span for one, span in self.spans.items() if span.end >= before}
+
+
+class Traces:
+    """Makes reports of what facts and journals tell."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        subjects: Subjects,
+        directory: Directory,
+        *,
+        now: Callable[[], float],
+        pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._t = transport
+        self._subjects = subjects
+        self._directory = directory
+        self._journal = JournalReader(transport, subjects)
+        self._now = now
+        self._pause = pause
+
+    async def graph(self, *, since: TimeSpan = QUARTER, by: GraphBy = "agent") -> GraphReport:
+        """Who talked to whom.
+
+        Args:
+            since: how far back, a time or seconds.
+            by: what the nodes of the graph are.
+
+        Raises:
+            BadRequest: `since` is no time span.
+            Unavailable: it cannot be read now.
+        """
+        async with aclosing(self.watch_graph(since=since, by=by)) as reports:
+            return await anext(reports)
+
+    async def watch_graph(self, *, since: TimeSpan = QUARTER, by: GraphBy = "agent") -> AsyncGenerator[GraphReport]:
+        """As `graph`, now and each time that something has come. It does not end by itself."""
+        since_s = span_s(since)
+        facts = FactStream(self._t, self._subjects, since=self._now() - since_s)
+        first = True
+        while True:
+            moment = self._now()
+            came = await facts.read()
+            agents = {agent.name: agent.spec.kind for agent in await self._directory.agents(stopped=True)}
+            source = await self._source(facts)
+            if _is_partial(source):
+                told = await self._journals(agents, moment - since_s)
+                facts.add(span for spans in told.values() for span in spans)
+                source = msgspec.structs.replace(source, journals=len(told))
+            facts.forget(moment - since_s)
+            if came or first or source.journals:
+                graph = graph_of(facts.spans.values(), by, agents)
+                yield GraphReport(graph=graph, since=moment - since_s, source=source)
+            first = False
+            await self._pause(LOOK_S)
+
+    async def trace(self, ref: str, *, since: TimeSpan = DAY) -> TraceReport:
+        """What became of a request, over all agents.
+
+        Args:
+            ref: `AGENT/REF`, a ref, or the id of a trace.
+            since: how far back it may have begun, a time or seconds.
+
+        Raises:
+            BadRequest: `ref` is none of these, or `since` is no time span.
+            NotFound: nothing has told of it in that time.
+            Unavailable: it cannot be read now.
+        """
+        async with aclosing(self.follow(ref, since=since)) as reports:
+            return await anext(reports)
+
+    async def follow(self, ref: str, *, since: TimeSpan = DAY) -> AsyncGenerator[TraceReport]:
+        """As `trace`, now and each time that it has changed, until nothing of it runs any more."""
+        since_s = span_s(since)
+        trace, began = await self._find(ref, since_s)
+        facts = FactStream(self._t, self._subjects, since=began - MARGIN_S, only=trace)
+        before: tuple[Branch, ...] | None = None
+        while True:
+            await facts.read()
+            source = await self._source(facts)
+            if _is_partial(source):
+                agents = {agent.name: agent.spec.kind for agent in await self._directory.agents(stopped=True)}
+                told = await self._journals(agents, began - MARGIN_S)
+                facts.add(span for spans in told.values() for span in spans)
+                source = msgspec.structs.replace(source, journals=len(told))
+            running = [one for one in facts.began.values() if one.trace == trace and await self._runs(one, facts)]
+            branches = tree_of(facts.spans.values(), running)
+            if branches != before:
+                before = branches
+                report = TraceReport(trace=trace, branches=branches, source=source)
+                yield report
+                if report.over:
+                    return
+            await self._pause(LOOK_S)
+
+    async def spans(self, *, since: TimeSpan = WEEK) -> tuple[ToldSpan, ...]:
+        """The spans that the mesh's stream keeps of that time, each once, the oldest first.
+
+        Raises:
+            BadRequest: `since` is no time span.
+            StreamMissing: the mesh keeps none.
+            Unavailable: they cannot be read now.
+        """
+        facts = FactStream(self._t, self._subjects, since=self._now() - span_s(since))
+        await facts.read()
+        if facts.missing:
+            stream = self._subjects.stream("trace")
+            raise StreamMissing(f"this mesh keeps no facts of traces: it has no stream {stream}; run `mesh setup`")
+        return tuple(sorted(facts.spans.values(), key=lambda span: (span.start, span.id)))
+
+    # --- what is looked for -------------------------------------------------------------------------------------------
+    async def _find(self, ref: str, since_s: float) -> tuple[str, float]:
+        """The id of the trace that `ref` means, and when its first span began.
+
+        Raises:
+            BadRequest: it is neither a ref nor the id of a trace.
+            NotFound: nothing has told of it in that time.
+        """
+        agent, _, number = ref.rpartition("/")
+        since = self._now() - since_s
+        is_trace = _TRACE_ID.fullmatch(ref) is not None
+        if not number:
+            raise BadRequest(f"{ref!r} names no request: give AGENT/REF, a ref, or the id of a trace (32 hexadecimal digits)")
+        facts = FactStream(self._t, self._subjects, since=since, agent=agent or None, only=ref if is_trace else "")
+        await facts.read()
+        if _is_partial(await self._source(facts)):
+            agents = {one.name: one.spec.kind for one in await self._directory.agents(stopped=True)}
+            wanted = {agent: agents.get(agent, "")} if agent else agents
+            for spans in (await self._journals(wanted, since)).values():
+                facts.add(spans)
+        mine = [one for one in facts.spans.values() if is_trace or one.attributes.get(semconv.REF) == number]
+        begun = [one for one in facts.began.values() if (is_trace and one.trace == ref) or (not is_trace and one.ref == number)]
+        times = [(span.start, span.trace) for span in mine] + [(one.started, one.trace) for one in begun]
+        if not times:
+            where = f"agent {agent!r}" if agent else "any agent"
+            raise NotFound(
+                f"nothing of {ref} has been told by {where} in the last {since_s / 60:g} min: it has not begun, is older "
+                "(--since), or its node publishes no facts (--trace-facts)"
+            )
+        began, trace = max(times)  # a number may be that of several agents' own prompts: the newest counts
+        return trace, min(time for time, one in times if one == trace) if times else began
+
+    async def _runs(self, began: Began, facts: FactStream) -> bool:
+        """Whether an attempt that began has not ended yet, as far as its agent's journal says."""
+        if began.span in facts.spans:
+            return False
+        try:
+            newest = await self._journal.read(began.agent)
+        except (UnreadableRecord, StreamMissing):
+            return False
+        ledger, _ = fold(newest.records)
+        return ledger is not None and ledger.incarnation == began.life and ledger.turn < began.turn
+
+    # --- where it is from ---------------------------------------------------------------------------------------------
+    async def _source(self, facts: FactStream) -> ReportSource:
+        settings = Counter(node.lease.facts or "off" for node in await self._directory.nodes())
+        return ReportSource(facts=dict(settings), stream=not facts.missing)
+
+    async def _journals(self, agents: Mapping[str, str], since: float) -> dict[str, list[ToldSpan]]:
+        """What the journals tell of agents that have written since then, by their names."""
+        subjects = {self._subjects.journal(name): name for name in sorted(agents)[:MOST_AGENTS]}
+        newest, _ = await get_last_many(self._t, self._subjects.stream("journal"), list(subjects))
+        root = self._subjects.root
+        names = [subjects[subject] for subject, message in newest.items() if message.time >= since]
+        found: dict[str, list[ToldSpan]] = {}
+        for name in names:
+            try:
+                contents = await self._journal.read(name)
+            except UnreadableRecord as error:
+                log.warning("the journal of %s cannot be read: %s", name, error)
+                continue
+            found[name] = [span for span in journal_spans(name, agents[name], contents.records, root=root) if span.end >= since]
+        return found
+
+
+def span_s(since: TimeSpan) -> float:
+    """A time span in seconds.
+
+    Raises:
+        BadRequest: it is not above 0.
+    """
+    return seconds(since.total_seconds() if isinstance(since, dt.timedelta) else since, "since")
+
+
+def _is_partial(source: ReportSource) -> bool:
+    """Whether facts do not tell all: some node does not publish all of them, or nobody keeps them."""
+    return not source.stream or any(setting != "all" for setting in source.facts)
