@@ -39,9 +39,10 @@ def total(families: dict[str, Family], metric: str, suffix: str, **labels: str) 
     (listed,) = [m for m in METRICS if m.name == metric]
     name = prometheus_name(listed).removesuffix("_total")
     samples = families[name].samples if name in families else []
-    return sum(
+    found: float = sum(
         s.value for s in samples if s.name.endswith(suffix) and all(s.labels.get(key) == value for key, value in labels.items())
     )
+    return found
 
 
 def expected(role: str) -> dict[str, set[str]]:
