@@ -237,7 +237,7 @@ def state_of(known: AgentFacts) -> OwingState:
 
 
 def _next(known: AgentFacts) -> str | None:
-    """The ref of the prompt whose turn runs if one runs, and begins next if none does (agentmesh.turn.dispatch)."""
+    """The ref of the prompt whose turn runs if one runs, and begins next if none does (agentmesh.turn.next_input)."""
     ledger = known.ledger
     mail = next((item for item in known.prompts if ledger is None or _waits(ledger, item)), None)
     if ledger is None:
