@@ -19,7 +19,7 @@ from agentmesh.arguments import pairs
 from agentmesh.edge.address import UP_ID, UP_SERVER, mesh_root, shown_urls
 from agentmesh.edge.connection import NatsTransport, connect
 from agentmesh.edge.tasks import cancel_and_wait
-from agentmesh.errors import MeshError, Unavailable
+from agentmesh.errors import BadRequest, MeshError, Unavailable
 from agentmesh.subjects import Subjects
 from agentmesh_node.host.node import Node
 from agentmesh_node.liveness_thread import LivenessThread
@@ -40,6 +40,7 @@ from agentmesh_node.turns.budget_meter import prices_of
 
 log = logging.getLogger("agentmesh.service")
 _RETRY_S = 0.5
+MAX_PORT = 65_535
 
 
 class NodeCommand(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,6 +63,8 @@ def node(command: NodeCommand, *, workers: int = 1, health_port: int | None = No
     """Run an agent node until it is told to end, or so many `workers`. Returns the exit code."""
     metrics_port = command.metrics_port
     try:
+        if metrics_port is not None and metrics_port + workers > MAX_PORT + 1:
+            raise BadRequest(f"--metrics-port {metrics_port}: there are no ports after it for {workers} workers")
         settings = _node_settings(command)
     except MeshError as error:
         return report_error(error)

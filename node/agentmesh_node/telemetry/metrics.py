@@ -20,6 +20,11 @@ SAY_S = 60.0
 WAITED_S = 0.01
 """A message that lay for less than this in its mailbox did not wait."""
 LAG_PERIOD_S = 0.5
+MOST_CODES = 100
+"""Most error codes of a kind that are told apart: a class of errors of users' own may have any. The others are `_OTHER`."""
+OTHER = "_OTHER"
+MOST_NAMED = 1000
+"""Most agents that are told apart by name, where that is asked for; further ones count for their kinds alone."""
 
 TOKENS = {
     "output_tokens": semconv.OUTPUT_TOKENS_COUNTER,
@@ -46,6 +51,8 @@ class KindMetrics:
         """A turn has ended, with an answer or with an error of this code, after so long."""
         labels = self._by_code.get(code)
         if labels is None:
+            if code is not None and len(self._by_code) > MOST_CODES:
+                code = OTHER
             failed = {semconv.ERROR_TYPE: code} if code is not None else {}
             invoked = {semconv.OPERATION: semconv.OPERATION_INVOKE_AGENT}
             labels = self._by_code[code] = {**invoked, **self.labels, **failed}
@@ -81,15 +88,19 @@ class TurnMetrics:
 
     def of(self, kind: str, agent: str) -> KindMetrics:
         """The metrics of this agent's turns."""
-        key = (kind, agent if self._names else "")
+        key = (kind, self._shown(kind, agent))
         found = self._kinds.get(key)
         if found is None:
             found = self._kinds[key] = KindMetrics(self.instruments, self._labels(*key))
         return found
 
+    def _shown(self, kind: str, agent: str) -> str:
+        """The name that the agent's metrics bear; "" for none."""
+        return agent if self._names and (len(self._kinds) < MOST_NAMED or (kind, agent) in self._kinds) else ""
+
     def spent(self, kind: str, made: Mapping[str, Any], agent: str = "") -> None:
         """Count the spending of a run of a turn (`agentmesh_node.turns.budget_meter.BudgetMeter.made`)."""
-        whose = self._labels(kind, agent if self._names else "")
+        whose = self._labels(kind, self._shown(kind, agent))
         model = {semconv.OPERATION: semconv.OPERATION_CHAT, semconv.REQUEST_MODEL: made.get("model", ""), **whose}
         read = sum(made.get(name, 0) for name in ("input_tokens", "cache_read_input_tokens", "cache_write_input_tokens"))
         if read:

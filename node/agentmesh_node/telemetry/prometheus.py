@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 from opentelemetry.exporter.prometheus import PrometheusMetricReader
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 from prometheus_client.exposition import choose_encoder
@@ -16,9 +18,12 @@ class Exposition:
             collector(registry=self._registry)
         self.reader = PrometheusMetricReader(registry=self._registry, scope_info_enabled=False)
         """For the meter provider, which comes first."""
+        self._one_at_a_time = threading.Lock()
+        """Two collections at once take each other's numbers from the reader."""
 
     def text(self, accept: str) -> tuple[str, bytes]:
         """The content type and the body, in the format that the header `accept` prefers: OpenMetrics, or Prometheus' own text.
         Blocks for some milliseconds: call it in a thread."""
         encode, content_type = choose_encoder(accept)
-        return content_type, encode(self._registry)
+        with self._one_at_a_time:
+            return content_type, encode(self._registry)

@@ -215,3 +215,9 @@ def test_each_verb_is_a_command_of_mesh_too() -> None:
     declared = tomllib.loads((PAGE.parents[1] / "pyproject.toml").read_text())["project"]["entry-points"]["agentmesh.commands"]
     own = {name for name in app if not name.startswith("-")} - {"worker"}
     assert set(declared) == own == {"up", "setup", "node", "supervisor"}
+
+
+def test_workers_need_a_port_each_for_their_metrics(capsys: pytest.CaptureFixture[str]) -> None:
+    code = main(["node", "--agents", "my_agents", "--workers", "3", "--metrics-port", "65534", "--nats", "nats://127.0.0.1:1"])
+    assert code == EXIT_USAGE
+    assert "--metrics-port 65534: there are no ports after it for 3 workers" in capsys.readouterr().err

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import HistogramDataPoint, InMemoryMetricReader, NumberDataPoint
+from opentelemetry.sdk.metrics.export import HistogramDataPoint, InMemoryMetricReader, MetricsData, NumberDataPoint
 from prometheus_client import parser
 from prometheus_client.openmetrics import parser as openmetrics_parser
 
 from agentmesh import semconv
 from agentmesh_node.telemetry.instruments import BY_NAME, METRICS, Instruments, own
-from agentmesh_node.telemetry.metrics import WAITED_S, LoopLag, TurnMetrics
+from agentmesh_node.telemetry.metrics import MOST_CODES, MOST_NAMED, OTHER, WAITED_S, LoopLag, TurnMetrics
 from agentmesh_node.telemetry.prometheus import Exposition
 from node.telemetry.metric_rows import prometheus_name, rows
 from support import eventually, run
@@ -74,6 +77,41 @@ def test_the_official_parsers_read_what_is_exposed(accept: str) -> None:
         spelled = frozenset(label.replace(".", "_") for label in metric.labels)
         assert {frozenset(sample.labels.keys() - {"le"}) for sample in family.samples} == {spelled}
     assert "process_resident_memory_bytes" in families
+    provider.shutdown()
+
+
+def test_scrapes_at_once_each_get_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    exposed = Exposition()
+    provider = MeterProvider([exposed.reader])
+    Instruments(provider.get_meter("test")).tally(semconv.ACTIVATIONS_COUNTER, {semconv.KIND: "Coder"}).value += 1
+    both, add = threading.Barrier(2), exposed.reader._collector.add_metrics_data
+
+    def collected(data: MetricsData) -> None:
+        add(data)
+        with contextlib.suppress(threading.BrokenBarrierError):  # the other one waits for its turn
+            both.wait(0.2)
+
+    monkeypatch.setattr(exposed.reader._collector, "add_metrics_data", collected)
+    with ThreadPoolExecutor(2) as pool:
+        pages = list(pool.map(lambda _: exposed.text("")[1], range(2)))
+    assert [page.count(b'mesh_agent_activations_total{mesh_agent_kind="Coder"} 1.0') for page in pages] == [1, 1]
+    provider.shutdown()
+
+
+def test_sets_of_labels_are_bounded() -> None:
+    reader = InMemoryMetricReader()
+    provider = MeterProvider([reader])
+    named = TurnMetrics(provider.get_meter("test"), names=True)
+    for number in range(MOST_NAMED + 5):
+        named.of("Coder", f"a{number}").activations.value += 1
+    assert len(points(reader)[semconv.ACTIVATIONS_COUNTER]) == MOST_NAMED + 1
+    one = named.of("Coder", "a0")
+    for number in range(MOST_CODES + 5):
+        one.turn(0.1, f"code_{number}")
+        one.turn(0.1, None)
+    codes = {(point.attributes or {}).get(semconv.ERROR_TYPE) for point in points(reader)[semconv.TURN_DURATION]}
+    assert len(codes) <= MOST_CODES + 2
+    assert {None, "code_0", OTHER} <= codes
     provider.shutdown()
 
 
