@@ -46,7 +46,7 @@ def test_no_number_is_missing_or_used_twice() -> None:
         *range(540, 541),
         *range(560, 573),
         *range(580, 585),
-        *range(590, 594),
+        *range(590, 595),
     }
 
 

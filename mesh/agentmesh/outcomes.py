@@ -72,16 +72,17 @@ def answers(outcome: Outcome, asked: Asked, at: float) -> bool:
 
 
 def given_again(messages: Iterable[tuple[int, float]]) -> bool:
-    """Whether some of these messages have got their sequences a second time: a later one is older.
+    """Whether some of these messages have got their sequences a second time: a later one is older, or two have one sequence.
 
     Args:
         messages: sequence of each, and when the server stored it (seconds since 1970).
     """
-    newest = -math.inf
-    for _, stored in sorted(messages, key=lambda message: (message[0], -message[1])):
-        if stored < newest - OTHER_CLOCK_S:
+    newest, before = -math.inf, (0, -math.inf)
+    for message in sorted(messages):
+        seq, stored = message
+        if stored < newest - OTHER_CLOCK_S or (seq == before[0] and message != before):
             return True
-        newest = max(newest, stored)
+        newest, before = max(newest, stored), message
     return False
 
 

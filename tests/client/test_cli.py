@@ -109,6 +109,30 @@ def test_ask_says_what_a_long_silence_comes_from(server: Server, subjects: Subje
     run(scenario(), timeout=60)
 
 
+@pytest.mark.case(463)
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        ("store_lost", b"coder has failed (store_lost: why); the prompt is not answered unless the store is restored"),
+        ("failed", b"coder has failed (failed: why); the prompt waits until `mesh resume coder`"),
+    ],
+)
+def test_ask_says_that_its_agent_has_failed_meanwhile(server: Server, subjects: Subjects, code: str, told: bytes) -> None:
+    async def scenario() -> None:
+        async with shell(server, subjects) as (w, sh):
+            await place(w.registry, "coder", "life1")
+            owner = w.owner("coder")
+            owner.go_on.clear()
+            owner.replies["status"] = {**STATUS, "failed": {"code": code, "message": "why"}}
+            async with owner, sh.started("ask", "coder", "hello") as asking:
+                assert asking.stderr is not None
+                assert told in await asking.stderr.readline()
+                owner.go_on.set()
+                await asking.communicate()
+
+    run(scenario(), timeout=60)
+
+
 def test_a_failed_task_exits_1_and_its_outcome_is_data(server: Server, subjects: Subjects) -> None:
     async def scenario() -> None:
         failing = errors.BackendError("no credit", details={"retry_after_s": 3})

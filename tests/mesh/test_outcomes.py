@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from msgspec import structs
 
 from agentmesh.outcomes import (
@@ -70,12 +71,14 @@ def test_a_long_id_stands_shortened_in_its_outcome() -> None:
     assert id_in_outcome(None) is None
 
 
+@pytest.mark.case(594)
 def test_sequences_are_given_again_where_a_later_one_is_older() -> None:
     assert not given_again([])
     assert not given_again([(3, AT + 2), (1, AT), (2, AT + 1)])
     assert not given_again([(1, AT + OTHER_CLOCK_S / 2), (2, AT)]), "two servers' clocks"
     assert given_again([(5, AT), (2, AT + 2 * OTHER_CLOCK_S)])
-    assert given_again([(5, AT), (5, AT + 2 * OTHER_CLOCK_S)]), "two messages of one sequence"
+    assert given_again([(5, AT), (4, AT - 1), (5, AT + 0.001)]), "two messages of one sequence, whatever a clock says"
+    assert not given_again([(5, AT), (5, AT)]), "two outcomes of one message"
 
 
 def test_the_message_that_was_answered_is_known_from_its_outcome() -> None:

@@ -226,10 +226,24 @@ async def _explain(mesh: Mesh, name: str, printer: Printer) -> None:
     try:
         if (obstacle := await _no_owner(mesh, name)) is not None:
             printer.note(obstacle)
-        elif (await mesh.status(name)).halted:
+            return
+        found = await mesh.status(name)
+        if found.failed is not None:
+            printer.note(
+                f"{name} has failed ({found.failed.code}: {found.failed.message}); {_after_failure(name, found.failed.code)}"
+            )
+        elif found.halted:
             printer.note(f"{name} is halted; the prompt waits until `mesh resume {name}`")
     except MeshError as error:
         printer.note(f"still trying: {exits.sentence(error)}")
+
+
+def _after_failure(name: str, code: str) -> str:
+    from agentmesh.errors import StoreLost
+
+    if code == StoreLost.code:
+        return f"the prompt is not answered unless the store is restored; `mesh stop {name}` gives up what is lost"
+    return f"the prompt waits until `mesh resume {name}`"
 
 
 async def _no_owner(mesh: Mesh, name: str) -> str | None:
