@@ -136,7 +136,7 @@ class Starter:
             if current.status != "stopped" and use and current.kind == spec.kind and current.status != "stopping":
                 return current
             if current.status != "stopped":
-                raise await self._taken(name, current)
+                raise await self._taken(name, current, spec.kind)
             # `by` guards against repetitions of an older start or stop by an agent, so it must outlive the life
             # (docs/architecture.md#effects). So must the labels that say who can read the name's journal.
             heir = msgspec.structs.replace(spec, by=current.by, labels=relabelled(current.labels, spec.labels))
@@ -175,12 +175,14 @@ class Starter:
             return False
         return True
 
-    async def _taken(self, name: str, current: Spec) -> AlreadyStarted:
+    async def _taken(self, name: str, current: Spec, wanted: str) -> AlreadyStarted:
         node = await self.node_of(name, current)
         where = f"on node {node!r}" if node else f"(`{current.status}`, on no node yet)"
+        ways = f"choose another name, or stop it first (`mesh stop {name}`)"
+        if current.kind == wanted:
+            ways += "; or take it as it is (`--if-exists use`)"
         return AlreadyStarted(
-            f"agent {name!r} exists {where}, of the kind {current.kind!r}; choose another name, stop it first "
-            f"(`mesh stop {name}`), or take it as it is (`--if-exists use`)",
+            f"agent {name!r} exists {where}, of the kind {current.kind!r}; {ways}",
             details={"agent": name, "node": node, "status": current.status, "kind": current.kind},
         )
 

@@ -121,8 +121,11 @@ def test_a_start_may_use_the_agent_that_is_there(server: Server, subjects: Subje
             again = await w.mesh.start_agent("coder", kind="Coder", options={"depth": 2}, if_exists="use")
             assert again.existed and (again.incarnation, again.node) == (first.incarnation, first.node)
             assert (await w.spec("coder")).options == {"depth": 1}
-            with pytest.raises(AlreadyStarted, match="of the kind 'Coder'"):
+            with pytest.raises(AlreadyStarted, match="of the kind 'Coder'") as caught:
                 await w.mesh.start_agent("coder", kind="Other", if_exists="use")
+            assert "--if-exists" not in caught.value.message, "it would not help"
+            with pytest.raises(AlreadyStarted, match="take it as it is"):
+                await w.mesh.start_agent("coder", kind="Coder")
             await w.mesh.stop("coder")
             assert not (await w.mesh.start_agent("coder", kind="Other", if_exists="use")).existed
             with pytest.raises(BadRequest):
