@@ -30,6 +30,7 @@ MAX_BAGGAGE_BYTES = 8192
 
 _PARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?", re.ASCII)
 _OWN = re.compile(r"([0-9]{1,9})-([0-9]{1,12})", re.ASCII)
+_ONLY_OWN = re.compile(rf"{STATE_KEY}=([0-9]{{1,9}})-([0-9]{{1,12}})", re.ASCII)
 _NO_TRACE, _NO_SPAN = "0" * 32, "0" * 16
 _UPPER = 1 << 64
 
@@ -77,17 +78,20 @@ def context_in(headers: Mapping[str, str]) -> TraceContext | None:
     version, trace_id, span_id, flags, more = match.groups()
     if version == "ff" or trace_id == _NO_TRACE or span_id == _NO_SPAN or (version == "00" and more):
         return None
-    depth, began, state = _state_in(headers.get("tracestate", ""))
     # Of the flags only the lowest bit is known; those of the future are nobody's business.
-    return TraceContext(
-        trace_id, span_id, bool(int(flags, 16) & 1), depth, began, state, bounded_baggage(headers.get("baggage", ""))
-    )
+    sampled = flags == "01" or bool(int(flags, 16) & 1)
+    depth, began, state, baggage = 0, 0.0, "", ""
+    if "tracestate" in headers:
+        depth, began, state = _state_in(headers["tracestate"])
+    if "baggage" in headers:
+        baggage = bounded_baggage(headers["baggage"])
+    return TraceContext(trace_id, span_id, sampled, depth, began, state, baggage)
 
 
 def _state_in(text: str) -> tuple[int, float, str]:
     """Depth, start and the members of others in a `tracestate`."""
-    if not text:
-        return 0, 0.0, ""
+    if (own := _ONLY_OWN.fullmatch(text)) is not None:  # as in most mail
+        return int(own[1]), float(own[2]), ""
     depth, began, others = 0, 0.0, []
     for member in text.split(","):
         key, _, value = member.strip().partition("=")
@@ -189,7 +193,7 @@ def _digest(size: int, *parts: str) -> str:
 
 def is_sampled(trace_id: str, ratio: float) -> bool:
     """Whether a trace that nobody has decided about is sampled: by its id alone, as OpenTelemetry's ratio-based sampler does."""
-    return int(trace_id[16:], 16) < round(ratio * _UPPER)
+    return ratio >= 1.0 or int(trace_id[16:], 16) < round(ratio * _UPPER)
 
 
 def trace_headers_in(headers: Mapping[str, str]) -> dict[str, str]:
