@@ -9,7 +9,7 @@ import msgspec
 
 from agentmesh.budget import Limits, limits_from
 from agentmesh.errors import BadRequest
-from agentmesh.headers import legible, trace_in
+from agentmesh.headers import STATE_KEY, bounded_baggage, legible, trace_in
 from agentmesh.times import MAX_TIME, format_time, parse_time, time_in_range
 
 ROOT = "Mesh-Root"
@@ -49,8 +49,8 @@ class Carried(msgspec.Struct, frozen=True, kw_only=True):
     def headers(self) -> dict[str, str]:
         """The headers that bear it, of at most `MAX_BYTES` together.
 
-        Where they would be more, `baggage` is left out, then `tracestate`, then the oldest agents of the path. The rest always
-        fits.
+        Where they would be more, members of `baggage` are left out, from its end; then those of `tracestate` that are not the
+        mesh's; then the oldest agents of the path. The rest always fits.
         """
         found = dict(self.trace)
         if self.root is not None:
@@ -64,14 +64,24 @@ class Carried(msgspec.Struct, frozen=True, kw_only=True):
         path = self.path[-MAX_PATH:]
         if path:
             found[PATH] = ",".join(path)
-        for name in ("baggage", "tracestate"):
-            if size_of(found) <= MAX_BYTES:
-                return found
-            found.pop(name, None)
+        if (over := size_of(found) - MAX_BYTES) <= 0:
+            return found
+        if "baggage" in found:
+            _shorten(found, "baggage", bounded_baggage(found["baggage"], len(found["baggage"]) - over))
+        if "tracestate" in found and size_of(found) > MAX_BYTES:
+            own, _, _ = found["tracestate"].partition(",")
+            _shorten(found, "tracestate", own if own.startswith(STATE_KEY + "=") else "")
         while size_of(found) > MAX_BYTES and len(path) > 1:
             path = path[1:]
             found[PATH] = ",".join(path)
         return found
+
+
+def _shorten(headers: dict[str, str], name: str, value: str) -> None:
+    if value:
+        headers[name] = value
+    else:
+        del headers[name]
 
 
 def size_of(headers: Mapping[str, str]) -> int:

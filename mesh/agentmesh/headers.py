@@ -7,13 +7,19 @@ them may mean, and writes what each of them can read.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from agentmesh.errors import BadRequest
 
 CONTENT_TYPE = "Content-Type"
 TRACE_HEADERS = ("traceparent", "tracestate", "baggage")
 """W3C trace context and baggage, as the mesh spells them."""
+STATE_KEY = "mesh"
+"""The mesh's member of `tracestate`: `mesh=<depth>-<start>`, the turns so far and when the first one began (seconds since the
+epoch)."""
+MAX_BAGGAGE_MEMBERS = 64
+MAX_BAGGAGE_BYTES = 8192
+"""W3C's limits."""
 MAX_SHOWN = 80
 
 _TRACE_HEADS = frozenset("tTbB")
@@ -60,7 +66,25 @@ def trace_in(headers: Mapping[str, str]) -> dict[str, str]:
             plain = name.lower()
             if plain in TRACE_HEADERS and (name == plain or plain not in found):
                 found[plain] = legible(headers[name])
+    if "baggage" in found:
+        found["baggage"] = bounded_baggage(found["baggage"])
     return found
+
+
+def bounded_baggage(text: str, size: int = MAX_BAGGAGE_BYTES) -> str:
+    """`text` with as many of its members, from the front, as W3C's limits and `size` (in bytes) allow; none is cut in two."""
+    if not text or (len(text) <= size and text.count(",") < MAX_BAGGAGE_MEMBERS):
+        return text
+    return ",".join(fitting(text.split(",")[:MAX_BAGGAGE_MEMBERS], size))
+
+
+def fitting(members: list[str], size: int) -> Iterator[str]:
+    """Those of `members` from the front that take `size` bytes at most together, with the commas between them."""
+    for member in members:
+        size -= len(member) + 1
+        if size < -1:
+            return
+        yield member
 
 
 def content_type_in(headers: Mapping[str, str]) -> str | None:

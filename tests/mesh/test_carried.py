@@ -58,6 +58,18 @@ def test_what_is_left_out_first() -> None:
     assert 30 < len(cut[PATH].split(",")) < MAX_PATH or len(cut[PATH].split(",")) == MAX_PATH
 
 
+@pytest.mark.case(359)
+def test_of_baggage_whole_members_are_left_out_and_of_tracestate_all_but_the_meshs_own() -> None:
+    trace = {"traceparent": "00-" + "1" * 32 + "-" + "2" * 16 + "-01", "tracestate": "mesh=3-990,a=" + "s" * 400}
+    baggage = ",".join(f"k{i:02d}={'b' * 95}" for i in range(50))
+    headers = Carried(trace={**trace, "baggage": baggage}).headers()
+    assert headers["tracestate"] == trace["tracestate"] and size_of(headers) > MAX_BYTES - 100
+    assert baggage.startswith(headers["baggage"] + ","), "no member is cut in two"
+    path = tuple(f"agent-{number:03d}" + "x" * 110 for number in range(MAX_PATH))
+    headers = Carried(trace={**trace, "baggage": baggage}, path=path).headers()
+    assert headers["tracestate"] == "mesh=3-990" and "baggage" not in headers, "how long the trace is goes on"
+
+
 def test_a_stranger_gives_neither_root_nor_path() -> None:
     headers = {ROOT: "boss/1", PATH: "boss", END_BY: "2026-12-01T00:00:00Z"}
     found = read(headers, trusted=False)

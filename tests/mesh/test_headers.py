@@ -5,7 +5,16 @@ from __future__ import annotations
 import pytest
 
 from agentmesh.errors import BadRequest
-from agentmesh.headers import is_json, is_name, legible, message_id, trace_in
+from agentmesh.headers import (
+    MAX_BAGGAGE_BYTES,
+    MAX_BAGGAGE_MEMBERS,
+    bounded_baggage,
+    is_json,
+    is_name,
+    legible,
+    message_id,
+    trace_in,
+)
 from agentmesh.subjects import LANES
 from agentmesh.wire import decode_mail
 
@@ -58,3 +67,18 @@ def test_what_is_handed_on_is_one_line_of_printable_ascii() -> None:
     assert [is_name(name) for name in ("Mesh-Tag", "", "Mesh-Zürich", "Mesh Tag", "Mesh:Tag", "Mesh-\x01")] == [True] + 5 * [
         False
     ]
+
+
+def test_baggage_above_the_limits_is_cut_between_members() -> None:
+    many = ",".join(f"k{i}=v" for i in range(100))
+    assert bounded_baggage(many) == ",".join(f"k{i}=v" for i in range(MAX_BAGGAGE_MEMBERS))
+    large = ",".join(f"k{i}={'v' * 1000}" for i in range(20))
+    kept = bounded_baggage(large)
+    assert len(kept) <= MAX_BAGGAGE_BYTES
+    assert large.startswith(kept + ",")
+    assert kept.count(",") == 7
+
+
+def test_of_a_strangers_baggage_whole_members_are_read_as_far_as_w3c_asks() -> None:
+    large = ",".join(f"k{i}={'v' * 1000}" for i in range(20))
+    assert trace_in({"Baggage": large})["baggage"] == bounded_baggage(large) != large

@@ -8,25 +8,20 @@ is malformed counts as none.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from hashlib import blake2b
 
 import msgspec
 
-from agentmesh.headers import TRACE_HEADERS
+from agentmesh.headers import STATE_KEY, TRACE_HEADERS, bounded_baggage, fitting
 
 MAX_DEPTH = 100
 """Most turns that one trace has one behind the other."""
 MAX_AGE_S = 3600.0
 """How long a trace goes on, in seconds from its first turn."""
-STATE_KEY = "mesh"
-"""The mesh's member of `tracestate`: `mesh=<depth>-<start>`, the turns so far and when the first one began (seconds since the
-epoch)."""
 MAX_STATE_MEMBERS = 32
 MAX_STATE_BYTES = 512
-MAX_BAGGAGE_MEMBERS = 64
-MAX_BAGGAGE_BYTES = 8192
-"""W3C's limits."""
+"""What W3C asks to be handed on."""
 
 _PARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?", re.ASCII)
 _OWN = re.compile(r"([0-9]{1,9})-([0-9]{1,12})", re.ASCII)
@@ -101,23 +96,7 @@ def _state_in(text: str) -> tuple[int, float, str]:
                 depth, began = int(match[1]), float(match[2])
         elif value:
             others.append(member.strip())
-    return depth, began, ",".join(_fitting(others[: MAX_STATE_MEMBERS - 1], MAX_STATE_BYTES))
-
-
-def bounded_baggage(text: str) -> str:
-    """`text` with as many of its members, from the front, as W3C's limits allow; none is cut in two."""
-    if not text or (len(text) <= MAX_BAGGAGE_BYTES and text.count(",") < MAX_BAGGAGE_MEMBERS):
-        return text
-    return ",".join(_fitting(text.split(",")[:MAX_BAGGAGE_MEMBERS], MAX_BAGGAGE_BYTES))
-
-
-def _fitting(members: list[str], size: int) -> Iterator[str]:
-    """Those of `members` from the front that take `size` bytes at most together, with the commas between them."""
-    for member in members:
-        size -= len(member) + 1
-        if size < -1:
-            return
-        yield member
+    return depth, began, ",".join(fitting(others[: MAX_STATE_MEMBERS - 1], MAX_STATE_BYTES))
 
 
 # --- ids --------------------------------------------------------------------------------------------------------------

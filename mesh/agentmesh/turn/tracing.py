@@ -11,15 +11,14 @@ from collections.abc import Mapping
 from msgspec import structs
 
 from agentmesh.callback_context import Ask
+from agentmesh.headers import STATE_KEY, bounded_baggage
 from agentmesh.records import Caller, Handled, Queued, SendMail, SetTimer, Traced, TurnInfo
 from agentmesh.tool_runs import counted
 from agentmesh.trace.context import (
     MAX_AGE_S,
     MAX_DEPTH,
-    STATE_KEY,
     TraceContext,
     attempt_span_id,
-    bounded_baggage,
     context_in,
     is_sampled,
     next_trace_id,

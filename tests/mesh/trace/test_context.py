@@ -7,12 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentmesh.trace.context import (
-    MAX_BAGGAGE_BYTES,
-    MAX_BAGGAGE_MEMBERS,
     MAX_STATE_BYTES,
     TraceContext,
     attempt_span_id,
-    bounded_baggage,
     context_in,
     is_sampled,
     trace_id_of,
@@ -65,16 +62,6 @@ def test_the_members_of_others_and_the_depth_go_on() -> None:
     assert found is not None
     assert (found.depth, found.began, found.state) == (7, 1764540000.0, "vendor=a,other=b")
     assert found.headers()["tracestate"] == "mesh=7-1764540000,vendor=a,other=b"
-
-
-def test_baggage_above_the_limits_is_cut_between_members() -> None:
-    many = ",".join(f"k{i}=v" for i in range(100))
-    assert bounded_baggage(many) == ",".join(f"k{i}=v" for i in range(MAX_BAGGAGE_MEMBERS))
-    large = ",".join(f"k{i}={'v' * 1000}" for i in range(20))
-    kept = bounded_baggage(large)
-    assert len(kept) <= MAX_BAGGAGE_BYTES
-    assert large.startswith(kept + ",")
-    assert kept.count(",") == 7
 
 
 def test_ids_are_derived_from_all_that_names_them() -> None:
