@@ -14,6 +14,8 @@ from agentmesh.edge.store_errors import counted
 from agentmesh.edge.transport import Disconnected, Message, NoResponders, RequestTimeout, Transport
 from agentmesh.errors import NoLeader, Unavailable
 
+_NOT_FOUND = 404
+
 
 class _ApiReply(msgspec.Struct):
     error: ServerError | None = None
@@ -91,4 +93,5 @@ def _raise_error(error: ServerError | None) -> None:
         raise counted(leaderless())
     if error.code in (429, 503):
         raise counted(Unavailable(f"JetStream: {error.description}; try again", details={"err_code": error.err_code}))
-    raise counted(ApiError(error.code, error.err_code, error.description))
+    definite = ApiError(error.code, error.err_code, error.description)
+    raise definite if error.code == _NOT_FOUND else counted(definite)

@@ -1,6 +1,6 @@
 """Counts what the server refuses or leaves unanswered of requests to its streams, by code, for metrics.
 
-A compare-and-set that loses is no error, and neither is a message that does not exist.
+A compare-and-set that loses is no error, and neither is a stream or a message that does not exist.
 """
 
 from __future__ import annotations

@@ -34,8 +34,10 @@ def test_calls_that_a_server_refuses_are_counted_and_a_lost_comparison_is_not(se
     async def main() -> dict[str, int]:
         before = dict(store_errors.counts)
         async with connected(server.url) as transport:
-            with pytest.raises(ApiError):
-                await call_api(transport, "STREAM.INFO.NONE")
+            with pytest.raises(ApiError, match="not found"):
+                await call_api(transport, "STREAM.INFO.NONE")  # an answer like any other
+            with pytest.raises(ApiError, match="does not match"):
+                await call_api(transport, "STREAM.CREATE.NONE", {"name": "OTHER"})
             stream = f"COUNTED_{subjects.root}"
             await call_api(transport, f"STREAM.CREATE.{stream}", {"name": stream, "subjects": [f"{subjects.root}.counted"]})
             await store(transport, f"{subjects.root}.counted", b"1")
