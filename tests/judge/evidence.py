@@ -70,6 +70,18 @@ class Call(msgspec.Struct, frozen=True):
     at: float
 
 
+class Payment(msgspec.Struct, frozen=True):
+    """What a `once` tool has done, as it was done."""
+
+    agent: str
+    tool: str
+    """`pay` is done as often as it is called; `transfer` once for each key."""
+    to: str
+    key: str
+    node: str
+    at: float
+
+
 class Evidence(msgspec.Struct):
     """All that the verdict rests on."""
 
@@ -82,6 +94,11 @@ class Evidence(msgspec.Struct):
     told: Sequence[Outcome] = ()
     """Every outcome that was published to a caller."""
     calls: Sequence[Call] = ()
+    payments: Sequence[Payment] = ()
+    stored: Mapping[tuple[str, str], float] = {}
+    """When each outcome was stored, by agent and ref, for simulated runs."""
+    epoch: float = 0.0
+    """When the run's clock began, in seconds since the epoch."""
     owners: Mapping[str, Sequence[tuple[float, str]]] = {}
     """By agent, for simulated runs: when each `activated` record was stored, and of which node."""
     calm: float | None = None

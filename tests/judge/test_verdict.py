@@ -9,9 +9,10 @@ import msgspec
 import pytest
 from msgspec import UNSET, Raw, UnsetType
 
+from agentmesh import wire
 from agentmesh.records import Change, Delegated, Effect, Record, Resolve, SendMail, Step, Turning, Wait
 from agentmesh.wire import ErrorBody, Outcome
-from judge.evidence import WITHDRAWS, Call, Evidence, Letter, Operation, State
+from judge.evidence import WITHDRAWS, Call, Evidence, Letter, Operation, Payment, State
 from judge.verdict import HEARD_S, judge
 
 AGENT = "k0"
@@ -330,6 +331,51 @@ def test_what_is_withdrawn_and_came_back_is_well() -> None:
     assert not [line for line in judge(evidence, {AGENT}) if "leaves" in line or "came back" in line]
 
 
+def _paid(evidence: Evidence, *made: tuple[str, str]) -> None:
+    """Payments to `L2/0`, by tool and key."""
+    evidence.payments = [Payment(AGENT, tool, "L2/0", key, "n1", 1.0) for tool, key in made]
+
+
+def two_payments(evidence: Evidence) -> None:
+    _paid(evidence, ("pay", "k"), ("pay", "k"))
+
+
+def two_transfers(evidence: Evidence) -> None:
+    _paid(evidence, ("transfer", "k"), ("transfer", "another"))
+
+
+def payment_that_was_not_made(evidence: Evidence) -> None:
+    evidence.results = [msgspec.structs.replace(o, text="pay L2 1 ok") if o.ref == "12" else o for o in evidence.results]
+
+
+def test_a_transfer_under_one_key_is_one_payment() -> None:
+    evidence = honest()
+    _paid(evidence, ("transfer", "k"), ("transfer", "k"))
+    assert judge(evidence, {AGENT}) == []
+
+
+def _expired(evidence: Evidence, at: float) -> None:
+    """L3, which ends by the 100th second, has expired at that time."""
+    end_by = wire.format_time(1100.0)
+    log = ["prompt|-|L1", "event|-|E1", "prompt|-|L2"]
+    _rewrite(evidence, log)
+    evidence.letters = [msgspec.structs.replace(x, headers={wire.END_BY: end_by}) if x.seq == 13 else x for x in evidence.letters]
+    failed = Outcome(agent=AGENT, ref="13", ok=False, error=ErrorBody(code="expired"))
+    evidence.results = [*(o for o in evidence.results if o.ref != "13"), failed]
+    evidence.operations, evidence.told = [], []
+    evidence.epoch, evidence.stored = 1000.0, {(AGENT, "13"): at}
+
+
+def expired_too_early(evidence: Evidence) -> None:
+    _expired(evidence, 90.0)
+
+
+def test_a_request_whose_time_is_over_may_expire() -> None:
+    evidence = honest()
+    _expired(evidence, 101.0)
+    assert [line for line in judge(evidence, {AGENT}) if "13" in line] == []
+
+
 @pytest.mark.parametrize(
     ("forge", "verdict"),
     [
@@ -363,6 +409,10 @@ def test_what_is_withdrawn_and_came_back_is_well() -> None:
         (question_that_never_came_back, "never came back"),
         (call_of_what_was_withdrawn, "began a call at 7.000 for 12"),
         (late_call_of_what_was_withdrawn, "began a call at 67.000 for 12"),
+        (two_payments, "was paid 2 times by pay"),
+        (two_transfers, "was paid 2 times by transfer"),
+        (payment_that_was_not_made, "is paid, which it is not"),
+        (expired_too_early, "was answered error expired"),
     ],
     ids=lambda value: value.__name__ if callable(value) else "",
 )

@@ -23,6 +23,8 @@ HEARD_S = 60.0
 """By when an owner has heard of what its lanes hold, once nothing goes wrong any more: copies may have been lost before."""
 _CALLS = ("call", "apart")
 """Prompts that are kept open until another agent has answered."""
+EARLY_S = 2.0
+"""How much too early a time may pass, if clocks are wrong (case 330)."""
 _PURPOSE = ("cancelled", "interrupted")
 """How a request ends that somebody ends on purpose."""
 
@@ -60,6 +62,7 @@ def judge(evidence: Evidence, immortal: Collection[str]) -> list[str]:
     wrong += _outcomes(evidence, lives, immortal)
     wrong += _relays(evidence, lives, immortal)
     wrong += _calls(evidence)
+    wrong += _payments(evidence)
     return wrong
 
 
@@ -330,7 +333,7 @@ def _fits(letter: Letter, outcome: Outcome, done: bool, immortal: bool) -> Itera
 
 def _ended_on_purpose(evidence: Evidence) -> set[tuple[str, int]]:
     """The prompts (agent, sequence) that somebody ended, by their outcomes: a client that cancelled them or interrupted their
-    agent, or the agent that withdrew them."""
+    agent, or the agent that withdrew them; or whose own time was over."""
     codes = {(o.agent, o.ref): o.error.code for o in evidence.results if o.error is not None}
     cancelled = {(op.agent, op.label) for op in evidence.operations if op.kind == "cancel"}
     interrupted = {op.agent for op in evidence.operations if op.kind == "interrupt"}
@@ -340,9 +343,16 @@ def _ended_on_purpose(evidence: Evidence) -> set[tuple[str, int]]:
         code = codes.get((letter.agent, str(letter.seq)))
         by_client = (letter.agent, letter.label) in cancelled
         by_agent = (letter.agent, letter.headers.get(wire.FROM), letter.headers.get(wire.ORIGIN)) in withdrawn
-        if (code == "cancelled" and (by_client or by_agent)) or (code == "interrupted" and letter.agent in interrupted):
+        over = code == "expired" and _is_over(evidence, letter)
+        if over or (code == "cancelled" and (by_client or by_agent)) or (code == "interrupted" and letter.agent in interrupted):
             found.add((letter.agent, letter.seq))
     return found
+
+
+def _is_over(evidence: Evidence, letter: Letter) -> bool:
+    """Whether the prompt's time (`Mesh-End-By`) had come when its outcome was stored."""
+    end_by, stored = letter.headers.get(wire.END_BY), evidence.stored.get((letter.agent, str(letter.seq)))
+    return end_by is not None and stored is not None and wire.parse_time(end_by) - evidence.epoch <= stored + EARLY_S
 
 
 def ends_on_purpose(evidence: Evidence) -> dict[str, int]:
@@ -357,7 +367,13 @@ def ends_on_purpose(evidence: Evidence) -> dict[str, int]:
         and codes[letter.agent, str(letter.seq)] == "cancelled"
         and (letter.agent, letter.headers.get(wire.FROM), letter.headers.get(wire.ORIGIN)) in withdrawn
     ]
-    return {"ended on purpose": len(ended), "withdrawals": len(withdrawn), "ended by those": len(by_agents)}
+    timely = sum(codes[agent, str(seq)] == "expired" for agent, seq in ended)
+    return {
+        "ended on purpose": len(ended),
+        "of them by their time": timely,
+        "withdrawals": len(withdrawn),
+        "ended by those": len(by_agents),
+    }
 
 
 def _withdrawn(evidence: Evidence) -> dict[tuple[str, str | None, str | None], float]:
@@ -471,6 +487,24 @@ def _all_open(ledger: Ledger) -> set[str]:
     if ledger.turning is not None:
         refs.add(ledger.turning.key.rpartition(":")[2])
     return {origin for ref in refs for origin in _open(ledger, ref)}
+
+
+def _payments(evidence: Evidence) -> Iterable[str]:
+    """No `once` tool has paid twice, whatever ended or killed its turn; and what an answer says was paid was."""
+    keys: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for one in evidence.payments:
+        if one.tool == "pay" or one.key not in keys[one.tool, one.to]:
+            keys[one.tool, one.to].append(one.key)
+    for (tool, to), found in keys.items():
+        if len(found) > 1:
+            yield f"{to} was paid {len(found)} times by {tool}, under the keys {found}"
+    paid = {to for _, to in keys}
+    for outcome in evidence.results:
+        verb, label, *rest = outcome.text.split() if outcome.ok and outcome.text else ("", "")
+        if verb in ("pay", "transfer") and len(rest) > 1:
+            for number, end in enumerate(rest[1].split(",")):
+                if end == "ok" and f"{label}/{number}" not in paid:
+                    yield f"{outcome.agent} has answered that {label}/{number} is paid, which it is not"
 
 
 def _calls(evidence: Evidence) -> Iterable[str]:

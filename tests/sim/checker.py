@@ -14,8 +14,8 @@ from agentmesh.edge.journal_reader import RECORD
 from agentmesh.records import Record, decode_record
 from agentmesh.subjects import Subjects
 from agentmesh.wire import Outcome, decode_outcome
-from judge.evidence import Call, Evidence, Operation, letter_of, outcome_of
-from sim.server import Server
+from judge.evidence import Call, Evidence, Operation, Payment, letter_of, outcome_of
+from sim.server import EPOCH, Server
 from sim.store import Stored
 
 _bodies: WeakKeyDictionary[Server, dict[str, bytes]] = WeakKeyDictionary()
@@ -35,7 +35,13 @@ def is_record(message: Stored) -> bool:
 
 
 def gather(
-    server: Server, subjects: Subjects, operations: Sequence[Operation], *, calls: Sequence[Call] = (), calm: float | None = None
+    server: Server,
+    subjects: Subjects,
+    operations: Sequence[Operation],
+    *,
+    calls: Sequence[Call] = (),
+    payments: Sequence[Payment] = (),
+    calm: float | None = None,
 ) -> Evidence:
     """The evidence of a run. What strangers have written is no part of it."""
     journals: dict[str, list[tuple[int, Record]]] = defaultdict(list)
@@ -52,15 +58,19 @@ def gather(
         assert parsed is not None
         if not message.data.startswith(GARBLED):
             letters.append(letter_of(message.seq, *parsed, message.data, message.headers, at=message.at))
+    results = [(o, m.at) for m in server.streams[subjects.stream("result")].history if (o := _outcome(m.data)) is not None]
     return Evidence(
         operations,
         letters,
         dict(journals),
-        [o for m in server.streams[subjects.stream("result")].history if (o := _outcome(m.data)) is not None],
+        [outcome for outcome, _ in results],
         [o for _, body in server.heard if (o := outcome_of(body)) is not None],
         calls,
-        dict(owners),
-        calm,
+        payments,
+        stored={(outcome.agent, outcome.ref): at for outcome, at in results},
+        epoch=EPOCH,
+        owners=dict(owners),
+        calm=calm,
     )
 
 

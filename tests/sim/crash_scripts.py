@@ -131,6 +131,14 @@ async def _queued(mesh: Mesh, agent: str, count: int) -> None:
             await asyncio.sleep(0.2)
 
 
+async def payments(mesh: Mesh, notes: Notes) -> None:
+    """Payments by a `once` tool; a model that fails in the middle and is asked again; one that is asked by another agent."""
+    await mesh.start_agent("p", kind="Payer")
+    await notes.ask(mesh, "p", "transfer L1 3")
+    await mesh.tell("p", "transfer L2 2")
+    await notes.ask(mesh, "p", "add L3")
+
+
 async def configuration(mesh: Mesh, notes: Notes) -> None:
     """What is set of an agent that is idle, in a turn, halted, asleep and failed; each request is one change."""
     await mesh.start_agent("a", kind="Cell")
@@ -180,5 +188,5 @@ async def _gone(mesh: Mesh, name: str) -> None:
 
 
 SCRIPTS: Mapping[str, Script] = MappingProxyType(
-    {script.__name__: script for script in (turns, chain, lives, timers, crashes, steps, waits, ends, configuration)}
+    {script.__name__: script for script in (turns, chain, lives, timers, crashes, steps, waits, ends, payments, configuration)}
 )

@@ -23,6 +23,7 @@ from judge.verdict import judge, lives_of
 from sim.agents import Cell
 from sim.checker import gather
 from sim.loop import SimLoop, run_sim
+from sim.payments import Bank
 from sim.run import registry_of, settled, unsettled
 from sim.world import World
 
@@ -211,6 +212,7 @@ async def _play(loop: SimLoop, script: Script, dies: Dies, trace: Callable[[str]
         world.net.trace_to(trace)
     Cell.dice, Cell.slowness, Cell.crashed, Cell.max_takeovers = random.Random(0), 0.0, set(), 5
     Cell.called.clear()
+    Bank.clear()
     await world.prepare()
     counting: list[Counting] = []
     gone = loop.create_future()
@@ -241,7 +243,7 @@ async def _play(loop: SimLoop, script: Script, dies: Dies, trace: Callable[[str]
     while not settled(world, ()) and loop.time() < end:  # noqa: ASYNC110 - the world is looked at from outside
         await asyncio.sleep(0.25)
     wrong = unsettled(world, ())
-    evidence = gather(world.net.server, world.subjects, [])
+    evidence = gather(world.net.server, world.subjects, [], payments=Bank.paid)
     again = sum(Cell.called.values()) - len(Cell.called)
     if again > 1:
         wrong.append(f"{again} calls of turns were made again, and only one can have been in flight")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime as dt
 import hashlib
 import logging
 import random
@@ -22,9 +23,10 @@ from sim.checker import gather, is_record, record_of
 from sim.faults import Storm, climate
 from sim.forgetting import forgotten
 from sim.loop import SimLoop, process_name, run_sim
+from sim.payments import Bank
 from sim.server_clocks import wrong_clocks
 from sim.store import Stored
-from sim.workload import ENDS, IMMORTAL, WEIGHTS, Workload
+from sim.workload import ENDS, IMMORTAL, PAYERS, WEIGHTS, Workload
 from sim.world import World
 
 PATIENCE_S = 420.0
@@ -100,6 +102,8 @@ async def _run(
     Cell.dice, Cell.crashed, Cell.bulk = world.dice("agents"), set(), sky.bulk
     Cell.called.clear()
     Cell.calls.clear()
+    Cell.ending.clear()
+    Bank.clear()
     Cell.where = process_name
     Cell.slowness = world.dice("slowness").choice((0.0, 0.2, 2.0))
     Cell.max_takeovers = world.dice("takeovers").choice((5, 1000))
@@ -109,8 +113,13 @@ async def _run(
     for name in ("n1", "n2", "n3"):
         habits = world.dice(name)
         world.node(name, passivate_s=habits.choice((3.0, 300.0)), snapshot_records=habits.choice((4, 16, 256)))
+
+    def end_by(client: str, label: str, seconds: float) -> dt.datetime:
+        Cell.ending.add(label)
+        return dt.datetime.fromtimestamp(world.ambient(client).now() + seconds, dt.UTC)
+
     ends = kinds is None and world.dice("ends").random() < ENDS_SHARE
-    work = Workload(world, weights=ENDS if ends else WEIGHTS, threads=4 if ends else 2)
+    work = Workload(world, weights=ENDS if ends else WEIGHTS, threads=4 if ends else 2, pays=True, ends=end_by)
     if ends:
         Cell.slowness = world.dice("slowness").choice((0.2, 2.0))
     await work.prepare()
@@ -119,17 +128,18 @@ async def _run(
     await storm.blow(sky.seconds)
     calmed = loop.time()
     await load
-    calm = await work.revive(lambda: settled(world, IMMORTAL), lambda: halted(world), PATIENCE_S)
-    wrong = [] if calm else [f"not done {PATIENCE_S:g} s after the last fault: {line}" for line in unsettled(world, IMMORTAL)]
-    evidence = gather(world.net.server, world.subjects, work.history, calls=Cell.calls, calm=calmed)
-    wrong += judge(evidence, IMMORTAL)
+    wanted = (*IMMORTAL, *PAYERS)
+    calm = await work.revive(lambda: settled(world, wanted), lambda: halted(world), PATIENCE_S)
+    wrong = [] if calm else [f"not done {PATIENCE_S:g} s after the last fault: {line}" for line in unsettled(world, wanted)]
+    evidence = gather(world.net.server, world.subjects, work.history, calls=Cell.calls, payments=Bank.paid, calm=calmed)
+    wrong += judge(evidence, wanted)
     wrong += [f"defect: {line}" for line in loop.defects]
     digest = hashlib.sha256()
     for name, stream in sorted(world.net.server.streams.items()):
         for message in stream.history:
             digest.update(f"{name} {message.seq} {message.subject} {message.at}".encode() + message.data)
     records = sum(len(records) for records in evidence.journals.values())
-    counts = ends_on_purpose(evidence)
+    counts = {**ends_on_purpose(evidence), "payments": len(evidence.payments)}
     return Verdict(
         seed, wrong, storm.log, storm.kinds, len(work.history), records, loop.time(), 0.0, digest.hexdigest()[:16], counts
     )
@@ -155,7 +165,9 @@ def halted(world: World) -> list[str]:
     """Agents that do nothing until they are resumed."""
     specs = {key[7:]: readable_spec(entry) for key, entry in registry_of(world).items() if key[:7] == "agents."}
     failed = [name for name, spec in specs.items() if spec is not None and spec.status == "failed"]
-    return sorted({*failed, *(name for name in IMMORTAL if (ledger := ledger_of(world, name)) is not None and ledger.halted)})
+    return sorted(
+        {*failed, *(name for name in (*IMMORTAL, *PAYERS) if (ledger := ledger_of(world, name)) is not None and ledger.halted)}
+    )
 
 
 def registry_of(world: World) -> dict[str, Entry]:

@@ -70,7 +70,11 @@ def test_a_node_thought_lost_that_goes_on_shows_its_agents_as_running_again() ->
     async def play(world: World, mesh: Mesh) -> None:
         await mesh.start_agent("a", kind="Cell")
         world.net.cut_off("mesh-heartbeat-n1")
-        await _until(lambda: _spec(world, "a").status == "wanted", 20)
+        shown = world.net.server.streams[world.subjects.stream("registry")].history
+        key = world.subjects.registry_key(spec_key("a"))
+        before = len(shown)
+        # The owner, which goes on, puts that right within a millisecond.
+        await _until(lambda: any(b'"status":"wanted"' in m.data for m in shown[before:] if m.subject == key), 20)
         world.net.heal("mesh-heartbeat-n1")
         await _until(lambda: _spec(world, "a").status == "running", 10)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 import random
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager
@@ -20,6 +21,8 @@ CHAIN = ("a0", "a1", "a2", "a3")
 COUNTERS = ("k0", "k1")
 IMMORTAL = (*RING, *CHAIN, *COUNTERS)
 """Agents that are never stopped: what is accepted for them must be answered by a turn."""
+PAYERS = ("p0", "p1")
+"""Agents that pay, where a workload has such: they are never stopped either."""
 MORTAL = ("m0", "m1")
 """Agents that are started and stopped all the time."""
 ASK_S = 15.0
@@ -61,6 +64,12 @@ ENDS: Mapping[str, float] = MappingProxyType(
 """The same, where most is asked on behalf of something else and much of it is ended before its time."""
 
 
+ENDING = 0.15
+"""How many of the questions end by a time, where some do."""
+PAY = 3.0
+"""How often they are to pay, beside these."""
+
+
 class Place(Protocol):
     """Where clients live: a simulated world, or a real mesh."""
 
@@ -81,11 +90,30 @@ class Workload:
     """Some clients, each with a few tasks that do one thing after another."""
 
     def __init__(
-        self, world: Place, *, clients: int = 2, threads: int = 2, weights: Mapping[str, float] = WEIGHTS, ask_s: float = ASK_S
+        self,
+        world: Place,
+        *,
+        clients: int = 2,
+        threads: int = 2,
+        weights: Mapping[str, float] = WEIGHTS,
+        ask_s: float = ASK_S,
+        pays: bool = False,
+        ends: Callable[[str, str, float], dt.datetime] | None = None,
     ) -> None:
-        """`ask_s`: how long a client waits for an answer."""
+        """
+        Args:
+            ask_s: how long a client waits for an answer.
+            pays: there are agents that pay.
+            ends: gives a time by a client's clock, by the client's name, the label of a request, and the seconds from now. With
+                it some requests end by such a time, answered or not.
+        """
+        self._ends = ends
         self._world = world
         self._dice = world.dice("workload")
+        if pays:
+            weights = {**weights, "pay": PAY}
+        self._payers = PAYERS if pays else ()
+        self._immortal = (*IMMORTAL, *self._payers)
         self._kinds, self._weights = tuple(weights), tuple(weights.values())
         self._ask_s = ask_s
         self._clients = [f"c{n}" for n in range(clients)]
@@ -101,6 +129,8 @@ class Workload:
                     for index, name in enumerate(group):
                         following = group[(index + 1) % len(group)] if rings or index + 1 < len(group) else ""
                         await mesh.start_agent(name, kind="Cell", options={"next": following}, restart="permanent")
+                for name in self._payers:
+                    await mesh.start_agent(name, kind="Payer", restart="permanent")
 
         await self._world.spawn("c-setup", start())
 
@@ -133,16 +163,16 @@ class Workload:
             case "call" | "apart":
                 depth = dice.randint(1, len(CHAIN) - 1)
                 await self._ask(mesh, client, CHAIN[0], f"{kind} {label} {depth}", dice)
-            case "steps" | "wait":
+            case "steps" | "wait" | "pay":
                 await self._long(mesh, client, kind, label, dice)
             case "notify":
                 await self._do(
-                    client, "notify", agent := dice.choice(IMMORTAL), label, lambda op: self._notify(mesh, op, agent, label)
+                    client, "notify", agent := dice.choice(self._immortal), label, lambda op: self._notify(mesh, op, agent, label)
                 )
             case "timer":
                 await self._tell(mesh, client, dice.choice(COUNTERS), f"timer {label} {dice.choice((0.0, 0.5, 5.0))}")
             case "interrupt":
-                agent = dice.choice((*IMMORTAL, *MORTAL))
+                agent = dice.choice((*self._immortal, *MORTAL))
                 await self._do(client, kind, agent, label, lambda op: _interrupt(mesh, agent))
             case "cancel":
                 await self._cancel(mesh, client, dice)
@@ -152,16 +182,16 @@ class Workload:
                 verb = dice.choice(("spawn", "end"))
                 await self._tell(mesh, client, dice.choice(COUNTERS), f"{verb} {label} {dice.choice(MORTAL)}")
             case "mortal" | "ask":
-                await self._ask(mesh, client, dice.choice(MORTAL if kind == "mortal" else IMMORTAL), f"add {label}", dice)
+                await self._ask(mesh, client, dice.choice(MORTAL if kind == "mortal" else self._immortal), f"add {label}", dice)
             case "plain":
-                agent = dice.choice((*IMMORTAL, *MORTAL))
+                agent = dice.choice((*self._immortal, *MORTAL))
                 await self._do(client, "plain ask", agent, label, lambda op: self._plain(mesh, op, agent, label))
             case _:
-                await self._tell(mesh, client, dice.choice(IMMORTAL), f"{'add' if kind == 'tell' else kind} {label}")
+                await self._tell(mesh, client, dice.choice(self._immortal), f"{'add' if kind == 'tell' else kind} {label}")
 
     async def _operate(self, mesh: Mesh, client: str, kind: str, label: str, dice: random.Random) -> None:
         """What operators do."""
-        agent = dice.choice({"start": MORTAL, "stop": MORTAL, "resume": IMMORTAL}.get(kind, (*IMMORTAL, *MORTAL)))
+        agent = dice.choice({"start": MORTAL, "stop": MORTAL, "resume": self._immortal}.get(kind, (*self._immortal, *MORTAL)))
         watchdog_s = float(dice.randint(600, 9999)) if kind == "set" else 0.0
 
         async def act(op: Operation) -> None:
@@ -178,12 +208,15 @@ class Workload:
         await self._do(client, kind, agent, label, act)
 
     async def _long(self, mesh: Mesh, client: str, kind: str, label: str, dice: random.Random) -> None:
-        """A turn with steps, or one that waits for others. Agents wait for each other, and for themselves: circles come about,
-        within one chain of waits and across several."""
+        """A turn with steps, one that pays, or one that waits for others. Agents wait for each other, and for themselves: circles
+        come about, within one chain of waits and across several."""
         if kind == "steps":
-            await self._ask(mesh, client, dice.choice(IMMORTAL), f"steps {label} {dice.randint(1, 8)}", dice)
+            await self._ask(mesh, client, dice.choice(self._immortal), f"steps {label} {dice.randint(1, 8)}", dice)
             return
-        first, *others = dice.choices((*RING, *CHAIN[2:]), k=dice.randint(2, 4))
+        if kind == "pay":
+            await self._ask(mesh, client, dice.choice(self._payers), f"pay {label} {dice.randint(1, 4)}", dice)
+            return
+        first, *others = dice.choices((*RING, *CHAIN[2:], *self._payers), k=dice.randint(2, 4))
         await self._ask(mesh, client, first, f"wait {label} {' '.join(others)}", dice)
 
     async def _cancel(self, mesh: Mesh, client: str, dice: random.Random) -> None:
@@ -230,13 +263,16 @@ class Workload:
 
     async def _ask(self, mesh: Mesh, client: str, agent: str, text: str, dice: random.Random) -> None:
         verb, label = text.split()[:2]
+        end_by = None
+        if self._ends is not None and dice.random() < ENDING:
+            end_by = self._ends(client.partition("-")[0], label, dice.choice((0.3, 2.0, 8.0)) * dice.random())
 
         async def act(op: Operation) -> None:
             def accepted(ref: str) -> None:
                 op.ref = ref
 
             try:
-                op.outcome = await mesh.ask_outcome(agent, text, timeout=self._ask_s, on_accepted=accepted)
+                op.outcome = await mesh.ask_outcome(agent, text, timeout=self._ask_s, on_accepted=accepted, end_by=end_by)
             except AskTimeout:
                 op.error = "ask_timeout"
 

@@ -22,12 +22,16 @@ from agentmesh_node.supervisor.supervisor import Supervisor
 from sim.agents import KINDS
 from sim.loop import Process, SimLoop
 from sim.net import Network, SimTransport
+from sim.payments import Payer
 from sim.server import EPOCH
 from sim.store import Stored
 
 SETTINGS = SupervisorSettings(ping_period_s=1.0, grace_s=0.5, replan_s=5.0)
 RESTART_S = 1.0
 """After which an ended process is started again, as a service manager does it."""
+
+SERVED = {**KINDS, "Payer": Payer}
+"""What the nodes serve."""
 
 type Wrap = Callable[[Transport], Transport]
 
@@ -129,7 +133,7 @@ class World:
 
         async def main(process: Process) -> None:
             transport = await self._transport(process)
-            chosen = NodeSettings(**{"node_id": name, "agents": KINDS, "mailbox_limit": self._mailbox_limit, **settings})
+            chosen = NodeSettings(**{"node_id": name, "agents": SERVED, "mailbox_limit": self._mailbox_limit, **settings})
             node = Node(transport, "sim", chosen, ambient=self.ambient(name), liveness=LoopCarrier(self, process))
             self.nodes[name] = node
             try:
