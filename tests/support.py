@@ -190,8 +190,8 @@ class Faulty:
     def send(self, subject: str, data: bytes = b"") -> bool:
         return self._inner.send(subject, data)
 
-    def post(self, subject: str, data: bytes = b"", *, though_full: bool = False) -> None:
-        self._inner.post(subject, data, though_full=though_full)
+    def post(self, subject: str, data: bytes = b"", *, headers: Headers | None = None, though_full: bool = False) -> None:
+        self._inner.post(subject, data, headers=headers, though_full=though_full)
 
     def post_all(self, messages: Iterable[tuple[str, bytes]], *, though_full: bool = False) -> None:
         self._inner.post_all(messages, though_full=though_full)

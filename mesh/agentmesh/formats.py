@@ -125,7 +125,6 @@ ADDED: tuple[Addition, ...] = (
     Addition("Queued.links", "ignored"),
     Addition("Turning.traced", "ignored"),
     Addition("Notice.trace", "ignored"),
-    Addition("Bury.trace", "ignored"),
     Addition("SetTimer.trace", "ignored"),
     Addition("Ledger.causes", "ignored"),
     Addition("Change.causes", "ignored"),

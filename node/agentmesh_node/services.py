@@ -20,7 +20,9 @@ from agentmesh_node.formats import Formats
 from agentmesh_node.run_queue import RunQueue
 from agentmesh_node.settings import NodeSettings
 from agentmesh_node.store_loss import StreamEnds
+from agentmesh_node.telemetry.attempt_watch import AttemptWatch
 from agentmesh_node.telemetry.events import GATHER_S, Events
+from agentmesh_node.telemetry.trace_facts import SpanTeller
 from agentmesh_node.telemetry.tracing import Tracing
 
 log = logging.getLogger("agentmesh.node")
@@ -33,6 +35,8 @@ FOREIGN_REPORT_S = 60.0
 """How often foreign messages in one agent's journal are reported, at most."""
 MOST_REPORTED = 10_000
 """Agents of which that is remembered."""
+LOOKING_BACK = 4
+"""For how many agents at a time a node looks for what their former owners have left untold."""
 CROWDED_REST_S = 0.2
 """Idle time after which an agent rests, and sleeps, on a node that has too many awake."""
 
@@ -79,6 +83,8 @@ class Services:
         """How long an agent remembers the ids of purged mail."""
         self.run_queue = RunQueue(transport)
         self.tracing = Tracing(settings.node_id)
+        loop = asyncio.get_running_loop()
+        gather = partial(loop.call_later, GATHER_S)
         self.events = Events(
             transport,
             self.subjects,
@@ -86,11 +92,15 @@ class Services:
             self.now,
             content=settings.content,
             handlers=settings.handlers,
-            later=partial(asyncio.get_running_loop().call_later, GATHER_S),
+            later=gather,
         )
+        self.traces = SpanTeller(transport, self.subjects, settings.trace_facts, later=gather)
+        self.attempts = AttemptWatch(self.traces.began, monotonic=ambient.monotonic, later=loop.call_later)
         self._tasks: set[asyncio.Task[Any]] = set()
         self.suspects = asyncio.Semaphore(1)
         """Held by the one agent that handles an input that may kill this process (docs/architecture.md#poison)."""
+        self.looking_back = asyncio.Semaphore(LOOKING_BACK)
+        """Bounds how many agents are told of whose former owners left something untold (owner/predecessors.py)."""
         self.awake = 0
         """Agents that are loaded now."""
 
@@ -144,6 +154,7 @@ class Services:
         while running and await cancel_and_wait(*running, within_s=5.0):
             running = self._tasks - running  # spawned by what was ending
         self.events.publish()
+        self.traces.publish()
 
     def token(self) -> str:
         """A random id of one subject token, which no stranger can guess. Only for the loop's own thread."""

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
 from agentmesh.agent import Agent
+from agentmesh.trace.spans import TraceFacts
 from agentmesh_node.telemetry.events import FactHandler
 
 STALL_LIMIT_S = 60.0
 """After this long without a turn of its main loop a process ends: a hang is a death too (docs/architecture.md#poison)."""
-
-
-type TraceFacts = Literal["off", "attempts", "all"]
-"""Which facts of traces a node publishes: none; of attempts that last, and of those that their owner did not end; all spans.
-Why: docs/design/035-spans-are-told-by-records.md."""
 
 
 class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):

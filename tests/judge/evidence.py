@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from agentmesh.records import Record
+from agentmesh.trace.spans import Began, ToldSpan
 from agentmesh.wire import Outcome, decode_outcome
 
 
@@ -101,6 +102,10 @@ class Evidence(msgspec.Struct):
     """When the run's clock began, in seconds since the epoch."""
     owners: Mapping[str, Sequence[tuple[float, str]]] = {}
     """By agent, for simulated runs: when each `activated` record was stored, and of which node."""
+    begun: Sequence[Began] = ()
+    """Every fact that an attempt began, as the stream of facts got it."""
+    spans: Sequence[ToldSpan] = ()
+    """Every span that a fact has told, likewise."""
     calm: float | None = None
     """When the last fault was over, if that is known."""
 

@@ -15,6 +15,7 @@ from agentmesh import wire
 from agentmesh.ledger import apply
 from agentmesh.records import Ledger, Record, Resolve, SendMail
 from agentmesh.wire import Outcome
+from judge.attempts import untold
 from judge.evidence import WITHDRAWS, Evidence, Letter, Operation, State
 
 COUNTED = ("prompt", "event", "timer")
@@ -63,6 +64,7 @@ def judge(evidence: Evidence, immortal: Collection[str]) -> list[str]:
     wrong += _relays(evidence, lives, immortal)
     wrong += _calls(evidence)
     wrong += _payments(evidence)
+    wrong += untold(evidence)
     return wrong
 
 

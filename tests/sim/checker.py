@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 from collections import defaultdict
 from collections.abc import Sequence
 from weakref import WeakKeyDictionary
@@ -13,6 +14,7 @@ from agentmesh.edge.blobs import BLOB
 from agentmesh.edge.journal_reader import RECORD
 from agentmesh.records import Record, decode_record
 from agentmesh.subjects import Subjects
+from agentmesh.trace.spans import Began, ToldSpan, decode_began, decode_spans
 from agentmesh.wire import Outcome, decode_outcome
 from judge.evidence import Call, Evidence, Operation, Payment, letter_of, outcome_of
 from sim.server import EPOCH, Server
@@ -59,6 +61,7 @@ def gather(
         if not message.data.startswith(GARBLED):
             letters.append(letter_of(message.seq, *parsed, message.data, message.headers, at=message.at))
     results = [(o, m.at) for m in server.streams[subjects.stream("result")].history if (o := _outcome(m.data)) is not None]
+    begun, spans = _facts(server, subjects)
     return Evidence(
         operations,
         letters,
@@ -70,8 +73,23 @@ def gather(
         stored={(outcome.agent, outcome.ref): at for outcome, at in results},
         epoch=EPOCH,
         owners=dict(owners),
+        begun=begun,
+        spans=spans,
         calm=calm,
     )
+
+
+def _facts(server: Server, subjects: Subjects) -> tuple[list[Began], list[ToldSpan]]:
+    """What the stream of facts got: attempts that began, and spans."""
+    begun: list[Began] = []
+    spans: list[ToldSpan] = []
+    for message in server.streams[subjects.stream("trace")].history:
+        with contextlib.suppress(msgspec.DecodeError):  # a stranger's
+            if message.subject.endswith(".began"):
+                begun.append(decode_began(message.data))
+            else:
+                spans += decode_spans(message.data)
+    return begun, spans
 
 
 def _outcome(body: bytes) -> Outcome | None:

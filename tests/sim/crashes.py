@@ -109,8 +109,8 @@ class Counting:
             subject, lambda: self._inner.call(subject, data, headers=headers, timeout=timeout, answered=answered)
         )
 
-    def post(self, subject: str, data: bytes = b"", *, though_full: bool = False) -> None:
-        self._inner.post(subject, data, though_full=though_full)  # news for people: nothing depends on it
+    def post(self, subject: str, data: bytes = b"", *, headers: Headers | None = None, though_full: bool = False) -> None:
+        self._inner.post(subject, data, headers=headers, though_full=though_full)  # news for people: nothing depends on it
 
     def post_all(self, messages: Iterable[tuple[str, bytes]], *, though_full: bool = False) -> None:
         self._inner.post_all(messages, though_full=though_full)

@@ -382,10 +382,10 @@ class SimTransport:
             return False
         return True
 
-    def post(self, subject: str, data: bytes = b"", *, though_full: bool = False) -> None:
+    def post(self, subject: str, data: bytes = b"", *, headers: Headers | None = None, though_full: bool = False) -> None:
         """See `Transport.post`. A simulated socket is never full."""
         try:
-            self._publish(subject, data, None, "")
+            self._publish(subject, data, headers, "")
         except (Disconnected, TooLarge):
             self.dropped += 1
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import datetime as dt
 import hashlib
@@ -17,6 +18,7 @@ from agentmesh.ledger import apply, is_taken
 from agentmesh.records import Ledger, Record
 from agentmesh.subjects import LANES, spec_key
 from agentmesh.wire import FOR
+from judge.attempts import untold
 from judge.verdict import ends_on_purpose, judge
 from sim.agents import Cell
 from sim.checker import gather, is_record, record_of
@@ -31,6 +33,8 @@ from sim.world import World
 
 PATIENCE_S = 420.0
 """By when everything must be done once nothing goes wrong any more: some time beyond the duplicate window."""
+TOLD_S = 90
+"""By when all attempts must have been told of once everything is done."""
 ENDS_SHARE = 0.4
 """In so many of the runs clients end much of what they ask before its time."""
 
@@ -110,9 +114,11 @@ async def _run(
     await world.prepare()
     for name in ("s1", "s2"):
         world.supervisor(name)
+    facts = world.dice("facts").choice(("attempts", "all"))
     for name in ("n1", "n2", "n3"):
         habits = world.dice(name)
-        world.node(name, passivate_s=habits.choice((3.0, 300.0)), snapshot_records=habits.choice((4, 16, 256)))
+        rests, snapshots = habits.choice((3.0, 300.0)), habits.choice((4, 16, 256))
+        world.node(name, passivate_s=rests, snapshot_records=snapshots, trace_facts=facts)
 
     def end_by(client: str, label: str, seconds: float) -> dt.datetime:
         Cell.ending.add(label)
@@ -131,7 +137,11 @@ async def _run(
     wanted = (*IMMORTAL, *PAYERS)
     calm = await work.revive(lambda: settled(world, wanted), lambda: halted(world), PATIENCE_S)
     wrong = [] if calm else [f"not done {PATIENCE_S:g} s after the last fault: {line}" for line in unsettled(world, wanted)]
-    evidence = gather(world.net.server, world.subjects, work.history, calls=Cell.calls, payments=Bank.paid, calm=calmed)
+    for _ in range(TOLD_S):
+        evidence = gather(world.net.server, world.subjects, work.history, calls=Cell.calls, payments=Bank.paid, calm=calmed)
+        if next(untold(evidence), None) is None:
+            break
+        await asyncio.sleep(1.0)
     wrong += judge(evidence, wanted)
     wrong += [f"defect: {line}" for line in loop.defects]
     digest = hashlib.sha256()

@@ -15,6 +15,7 @@ import msgspec
 
 from agentmesh.edge.frames import header_block
 from agentmesh.edge.transport import Headers, Message
+from agentmesh.wire import parse_time
 from sim.store import Refusal, Stored, Stream, literal_head, matches
 
 EPOCH = 1_800_000_000.0
@@ -378,6 +379,9 @@ class Server:
 
     def _batch(self, stream: Stream, body: Mapping[str, Any], lag: float, undead: bool, reply: str) -> None:
         found = self._lacking(stream.view(body.get("next_by_subj", ">"), body.get("seq", 0), lag, undead=undead))
+        if "start_time" in body:
+            since = parse_time(body["start_time"])
+            found = [message for message in found if message.time >= since]
         if not found:
             self._send(reply, b"", {"Description": "Message Not Found"}, "404")
             return

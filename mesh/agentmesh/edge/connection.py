@@ -41,7 +41,7 @@ from agentmesh.edge.transport import (
     RequestTimeout,
     Subscription,
 )
-from agentmesh.errors import MeshError, NotPermitted
+from agentmesh.errors import MeshError, NotPermitted, TooLarge
 
 log = logging.getLogger("agentmesh.edge")
 
@@ -224,9 +224,17 @@ class NatsTransport:
         client.send(publish_frame(subject, data, None, "", client._max_payload))
         return True
 
-    def post(self, subject: str, data: bytes = b"", *, though_full: bool = False) -> None:
+    def post(self, subject: str, data: bytes = b"", *, headers: Headers | None = None, though_full: bool = False) -> None:
         """See `Transport.post`."""
-        self.post_all(((subject, data),), though_full=though_full)
+        if not headers:
+            self.post_all(((subject, data),), though_full=though_full)
+            return
+        client = self._client
+        if client.up and (though_full or not client.full):
+            with contextlib.suppress(TooLarge):
+                client.send_along(publish_frame(subject, data, headers, "", client._max_payload))
+                return
+        self.dropped += 1
 
     def post_all(self, messages: Iterable[tuple[str, bytes]], *, though_full: bool = False) -> None:
         """See `Transport.post_all`."""

@@ -113,7 +113,7 @@ class Transport(Protocol):
     def dropped(self) -> int:
         """How many messages `post` and `post_all` have dropped."""
 
-    def post(self, subject: str, data: bytes = b"", *, though_full: bool = False) -> None:
+    def post(self, subject: str, data: bytes = b"", *, headers: Headers | None = None, though_full: bool = False) -> None:
         """Send a core message that may be lost. It is dropped, and counted, where there is no connection, where it is too large,
         and where the socket has left too many bytes unsent (8 MiB), unless it is to be sent `though_full`: few should be."""
 

@@ -14,6 +14,8 @@ type SpanKind = Literal["internal", "client", "producer", "consumer"]
 type AttemptEnd = Literal["ok", "error", "lost", "fenced", "moved"]
 """How an attempt ended: with an answer; with an error; with its process; because another owner had taken its place; by an orderly
 hand-over."""
+type TraceFacts = Literal["off", "attempts", "all"]
+"""Which facts of traces a node publishes: none; of attempts that last, and of those that their owner did not end; all spans."""
 type Attributes = dict[str, str | int | float | bool]
 
 
@@ -66,6 +68,8 @@ class Began(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     sender: str | None = None
     links: tuple[str, ...] = ()
     sampled: bool = True
+    left: float = 0.0
+    """When its owner handed the agent over in order, in mid-attempt (seconds since the epoch); 0: it did not."""
     v: int = 1
 
 

@@ -91,6 +91,9 @@ class Catalog:
         self._closing = True
         await self._placements.close()
         await self._taking.close()
+        for placed in self.agents.values():
+            if placed.owner is not None:
+                placed.owner.leave()
         await asyncio.gather(*(self.release(placed) for placed in list(self.agents.values())))
 
     async def hand_over(self, placed: PlacedAgent) -> None:
@@ -100,6 +103,7 @@ class Catalog:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._s.settings.drain_s):
                     await owner.retire()
+            owner.leave()
         async with self._writes:
             await self._give_up(placed)
         log.info("agent handed over", extra={"agent": placed.name})

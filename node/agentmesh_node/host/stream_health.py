@@ -11,6 +11,7 @@ import logging
 from typing import get_args
 
 from agentmesh.edge.diagnosis import explain
+from agentmesh.edge.stream_configs import LATER
 from agentmesh.edge.streams import PROBE
 from agentmesh.edge.tasks import Background
 from agentmesh.edge.transport import Transport
@@ -23,7 +24,11 @@ PERIOD_S = 2.0
 """Time between two checks, each of one stream: more would burden the server's API."""
 _FIRST: tuple[StreamRole, ...] = ("registry", "mail", "journal")
 """Every turn needs these."""
-_ROLES: tuple[StreamRole, ...] = (*_FIRST, *(role for role in get_args(StreamRole.__value__) if role not in _FIRST))
+_ROLES: tuple[StreamRole, ...] = (
+    *_FIRST,
+    *(role for role in get_args(StreamRole.__value__) if role not in _FIRST and role not in LATER),
+)
+"""Not what an older mesh may lack: its nodes work without that."""
 LOOK_S = 5.0
 """Wait for one answer."""
 

@@ -17,6 +17,7 @@ from agentmesh.ownership import Claim, activation, judge, kept_spec, owned
 from agentmesh.records import Ledger, encode_record, version_of
 from agentmesh.registry_values import Spec
 from agentmesh.subjects import node_key
+from agentmesh.trace.lost import Taken
 from agentmesh.turn.delegation import pruned
 from agentmesh_node.owner.reader_label import require_readers
 from agentmesh_node.services import Services
@@ -58,6 +59,8 @@ class Claimed(NamedTuple):
     """The newest message that the journal answers."""
     taken: bool = False
     """Whether another process owned this life before."""
+    left: Taken | None = None
+    """What the owner before has left; None if there was none."""
 
 
 async def claim_ownership(services: Services, name: str, spec: Spec, claim: Claim) -> Claimed:
@@ -84,17 +87,32 @@ async def claim_ownership(services: Services, name: str, spec: Spec, claim: Clai
             newer = ledger is not None and ledger.epoch > claim.epoch
             raise OwnershipLost(verdict.reason, final=True, epoch=ledger.epoch if ledger is not None and newer else None)
         assert verdict.ledger is not None
+        gone = ledger is not None and not foreign and ledger.boot not in (claim.boot, boot)
+        at = services.now()
+        left = None
+        if ledger is not None:
+            left = Taken(
+                agent=name,
+                kind=spec.kind,
+                ledger=ledger,
+                records=contents.records,
+                at=at,
+                generation=claim.generation,
+                boot=claim.boot,
+                died=gone,
+                root=services.settings.root,
+            )
         if verdict.act in ("finish", "over"):
-            return Claimed(verdict.ledger, last, False, journal_version(contents.records), answered)
+            return Claimed(verdict.ledger, last, False, journal_version(contents.records), answered, left=left)
         # Where a lease is of foreign form nothing is known of its process: no input is charged with a death that may be feigned.
-        died = ledger is not None and not verdict.snapshot and not foreign and ledger.boot not in (claim.boot, boot)
+        died = gone and not verdict.snapshot
         start = pruned(charged(verdict.ledger, died))
         start = structs.replace(start, spec=kept_spec(spec, start), history_limit=services.settings.history)
         change = diff(verdict.ledger, start)
         v = FIRST if verdict.snapshot else journal_version(contents.records)
         if contents.foreign:
             verdict = structs.replace(verdict, snapshot=True)  # it rolls them up, so that no recovery has to read them again
-        record = activation(claim, verdict, record_id=services.token(), at=services.now(), change=change, v=v)
+        record = activation(claim, verdict, record_id=services.token(), at=at, change=change, v=v)
         version = version_of(record)
         if version > required(spec.labels):
             await require_readers(services, name, claim.incarnation, version)
@@ -118,7 +136,7 @@ async def claim_ownership(services: Services, name: str, spec: Spec, claim: Clai
             continue  # the tombstone has lapsed in this very moment: the name has no past
         _tell(name, claim, ledger, died)
         taken = ledger is not None and ledger.incarnation == claim.incarnation and ledger.boot != claim.boot
-        return Claimed(owned(start, claim), fence, died, version, answered, taken)
+        return Claimed(owned(start, claim), fence, died, version, answered, taken, left)
 
 
 async def _check_mail(services: Services, name: str, ledger: Ledger | None, answered: AnsweredMessage | None) -> None:

@@ -8,7 +8,7 @@ from functools import partial
 from agentmesh.edge.journal import Settling
 from agentmesh.formats import FIRST
 from agentmesh.ledger import open_count, record_of
-from agentmesh.records import Record, encode_record, version_of
+from agentmesh.records import Ledger, Record, encode_record, version_of
 from agentmesh.turn.values import Append, Committed, Core
 from agentmesh_node.owner.reader_label import require_readers
 from agentmesh_node.owner.spec_status import KEEP_STOPPED_S
@@ -25,13 +25,18 @@ type Ending = Callable[[], Awaitable[Committed]]
 class JournalWriter:
     """Writes one owner's journal. One record is in flight at a time."""
 
-    __slots__ = ("_agent", "_began", "_required", "_s", "_written", "committed", "version")
+    __slots__ = ("_agent", "_began", "_kind", "_required", "_s", "_written", "committed", "version")
 
-    def __init__(self, services: Services, agent: str, committed: int, written: Tally | None = None) -> None:
-        """`written` counts the bytes of committed records."""
+    def __init__(self, services: Services, agent: str, committed: int, *, kind: str = "", written: Tally | None = None) -> None:
+        """
+        Args:
+            kind: the agent's.
+            written: counts the bytes of committed records.
+        """
         self._s = services
         self._written = written if written is not None else Tally({})
         self._agent = agent
+        self._kind = kind
         self.committed = committed
         """The sequence of the newest record that this owner knows to be stored."""
         self.version = FIRST
@@ -72,25 +77,29 @@ class JournalWriter:
         record = self._record(command, core)
         if self.version > self._required:
             return False
-        body = encode_record(record, self.version)
+        body, before = encode_record(record, self.version), core.ledger
         self._began = s.monotonic()
 
         def answered(result: int | Settling) -> None:
             if isinstance(result, int):
-                self.committed = result
-                self._written.value += len(body)
-                appended(Committed(result, record.id, record.at, len(body)))
+                appended(self._stands(result, before, record, len(body)))
             else:
-                appended(partial(self._settle, result, record, len(body)))
+                appended(partial(self._settle, result, before, record, len(body)))
 
         return s.journal.append_soon(
             self._agent, body, answered, record_id=record.id, expected=self.committed, rollup=command.snapshot is not None
         )
 
-    async def _settle(self, settling: Settling, record: Record, size: int) -> Committed:
-        self.committed = await settling()
+    async def _settle(self, settling: Settling, before: Ledger, record: Record, size: int) -> Committed:
+        return self._stands(await settling(), before, record, size)
+
+    def _stands(self, seq: int, before: Ledger, record: Record, size: int) -> Committed:
+        """The record that changed `before` is committed, at `seq`."""
+        self.committed = seq
         self._written.value += size
-        return Committed(self.committed, record.id, record.at, size)
+        if self._s.traces.traced:
+            self._s.traces.committed(self._agent, self._kind, before, record, seq)
+        return Committed(seq, record.id, record.at, size)
 
     async def append(self, command: Append, core: Core) -> Committed:
         """Append the record that the turn machine wants, in the name of the owner that `core.ledger` names.
@@ -102,9 +111,9 @@ class JournalWriter:
         if self.version > self._required:
             await require_readers(self._s, self._agent, record.incarnation, self.version)
             self._required = self.version
-        body = encode_record(record, self.version)
+        body, before = encode_record(record, self.version), core.ledger
         self._began = self._s.monotonic()
-        self.committed = await self._s.journal.append(
+        seq = await self._s.journal.append(
             self._agent,
             body,
             record_id=record.id,
@@ -112,8 +121,7 @@ class JournalWriter:
             rollup=command.snapshot is not None,
             ttl_s=KEEP_STOPPED_S if command.kind == "tombstone" else None,
         )
-        self._written.value += len(body)
-        return Committed(self.committed, record.id, record.at, len(body))
+        return self._stands(seq, before, record, len(body))
 
     def _record(self, command: Append, core: Core) -> Record:
         record = record_of(

@@ -41,6 +41,7 @@ from agentmesh.turn.values import (
     Phase,
     Returned,
     RunCallback,
+    TurnAttempt,
 )
 from agentmesh_node.owner.claim import OwnershipLost
 from agentmesh_node.owner.journal_writer import Ending, JournalWriter
@@ -88,12 +89,14 @@ class OwnerLoop:
         machine: Machine = advance,
         may_write: Callable[[], int] = lambda: RECORD_VERSION,
         on_turn: Callable[[TurnInfo], None] | None = None,
+        on_attempt: Callable[[TurnAttempt], None] = lambda attempt: None,
     ) -> None:
         """
         Args:
             user_code: None if the node does not serve the agent's kind: then its callbacks decide nothing.
             may_write: the newest version of records that may be written (`Core.writes`).
             on_turn: called when a record is committed that ends a turn.
+            on_attempt: called when an attempt of a turn begins that is traced.
         """
         self.name = name
         """The agent's name."""
@@ -121,8 +124,12 @@ class OwnerLoop:
         self._loop = asyncio.get_running_loop()
         self._title = f"owner {name}"
         self._inputs: deque[Input] = deque()
+        self._on_attempt = on_attempt
+        self._attempt: TurnAttempt | None = None
+        """The attempt that was begun last."""
         self._timers: set[asyncio.TimerHandle] = set()
-        self._appending = False
+        self.appending = False
+        """Whether a record is on its way to the journal."""
         self._cancelled: asyncio.Task[None] | None = None
         """The callback that was told to end."""
 
@@ -197,7 +204,7 @@ class OwnerLoop:
         if self.closed:
             return
         if self.busy or self.core is None:
-            if self._appending and type(item) is Interrupt and not self._inputs:
+            if self.appending and type(item) is Interrupt and not self._inputs:
                 self._answer_interrupt(item)
             else:
                 self._inputs.append(item)
@@ -235,6 +242,10 @@ class OwnerLoop:
             self.core = structs.replace(self.core, writes=writes)
         try:
             self.core, commands = self._machine(self.core, item, self._now())
+            active = self.core.active
+            if active is not None and active.attempt is not self._attempt and active.attempt is not None:
+                self._attempt = active.attempt
+                self._on_attempt(active.attempt)
             self._run_commands(commands)
         except Exception:
             log.exception("owner failed", extra={"agent": self.name})
@@ -298,9 +309,9 @@ class OwnerLoop:
                 self._cancel_callback(command)
             elif isinstance(command, Append):
                 assert self.core is not None
-                self._appending = True
+                self.appending = True
                 following = await self.writer.append(command, self.core)
-                self._appending = False
+                self.appending = False
                 self._end_turn_span(command)
             elif isinstance(command, KillTurn):
                 await self._kill_turn()
@@ -346,8 +357,8 @@ class OwnerLoop:
         if type(command) is not Append:
             return False
         assert self.core is not None
-        self._appending = self.writer.append_soon(command, self.core, partial(self._on_append_end, command))
-        return self._appending
+        self.appending = self.writer.append_soon(command, self.core, partial(self._on_append_end, command))
+        return self.appending
 
     def _on_append_end(self, command: Append, end: Committed | Ending) -> None:
         """The record is committed, or its fate must be found out."""
@@ -355,7 +366,7 @@ class OwnerLoop:
             return
         try:
             if isinstance(end, Committed):
-                self._appending = False
+                self.appending = False
                 self._end_turn_span(command)
                 self._run_queue.put(self._handle_input, end)
             else:
@@ -366,7 +377,7 @@ class OwnerLoop:
 
     async def _settle_append(self, command: Append, end: Ending) -> Committed:
         committed = await end()
-        self._appending = False
+        self.appending = False
         self._end_turn_span(command)
         return committed
 

@@ -29,8 +29,10 @@ from agentmesh.ownership import Claim
 from agentmesh.records import Ledger
 from agentmesh.registry_values import Spec
 from agentmesh.subjects import LANES
+from agentmesh.trace.spans import Began
 from agentmesh.turn import new_core
 from agentmesh.turn.step_values import StepTaken, WaitOver
+from agentmesh.turn.tracing import began_of
 from agentmesh.turn.values import (
     AnswerControl,
     Arrived,
@@ -52,6 +54,7 @@ from agentmesh.turn.values import (
     Sweep,
     Swept,
     Tick,
+    TurnAttempt,
     Wake,
 )
 from agentmesh.wire import MSG_ID, ErrorBody, Mail, parse_time, withdrawal_in
@@ -66,6 +69,7 @@ from agentmesh_node.owner.journal_writer import JournalWriter
 from agentmesh_node.owner.loop import STOP_GRACE_S, Handlers, OwnerLoop
 from agentmesh_node.owner.mail_purge import MailPurger
 from agentmesh_node.owner.mailbox import Mailbox
+from agentmesh_node.owner.predecessors import look_back, tell_if_fenced
 from agentmesh_node.owner.spec_status import StatusWriter
 from agentmesh_node.owner.suspect_permit import SuspectPermit
 from agentmesh_node.owner.wait_watch import WaitWatch
@@ -116,12 +120,13 @@ class Owner:
         self._status = StatusWriter(services, name, claim.incarnation, lambda: self.spec, self._configured)
         self._loop = OwnerLoop(
             name,
-            writer=JournalWriter(services, name, committed=0, written=self._measured.journal_bytes),
+            writer=JournalWriter(services, name, committed=0, kind=spec.kind, written=self._measured.journal_bytes),
             run_queue=services.run_queue,
             now=services.now,
             user_code=self.runner,
             may_write=self._may_write,
             on_turn=self._turn_ended if self._measured.on else None,
+            on_attempt=self._watch_attempt,
         )
         self._turn = TurnRun(
             services,
@@ -154,6 +159,7 @@ class Owner:
             emit=self._emit,
             end_stream=self._turn.end_live_events,
             is_gone=self._control.is_gone,
+            sampled=services.traces.ratio if services.traces.traced else None,
         )
         self._answered: AnsweredMessage | None = None
         self._effects = EffectQueue(
@@ -167,6 +173,27 @@ class Owner:
     def _may_write(self) -> int:
         """The newest version of records that may be written: what all processes read, or what the journal has already."""
         return max(self._s.formats.writes, self._loop.writer.version)
+
+    def _watch_attempt(self, attempt: TurnAttempt) -> None:
+        if self._s.traces.facts != "off":
+            self._s.attempts.watch(functools.partial(self._running, attempt))
+
+    def _running(self, attempt: TurnAttempt) -> Began | None:
+        """The fact that this attempt began, if it still runs."""
+        core = self.core
+        if self.closed or core is None or core.active is None or core.active.attempt is not attempt:
+            return None
+        if core.inflight is not None and not self._loop.appending:
+            return None  # its record stands
+        return began_of(core)
+
+    def leave(self) -> None:
+        """The agent is given up in order: say so of the attempt that runs, for the next owner to tell."""
+        core = self.core
+        if self._s.traces.facts == "off" or self.closed or core is None or core.active is None or core.inflight is not None:
+            return
+        if (fact := began_of(core)) is not None:
+            self._s.traces.began(msgspec.structs.replace(fact, left=self._s.now()), "left")
 
     def _configured(self, spec: Spec) -> Spec:
         """`spec` as it shows the configuration in force."""
@@ -198,6 +225,8 @@ class Owner:
             Unavailable: the store cannot be read or written now.
         """
         claimed = await claim_ownership(self._s, self.name, self.spec, self.claim)
+        if claimed.left is not None:
+            look_back(self._s, claimed.left)
         if claimed.ledger.phase == "over":
             if self.spec.status != "stopping":  # the last owner died before it could write this
                 self._status.set("stopping", claimed.ledger.failed)
@@ -219,6 +248,7 @@ class Owner:
             on_end=self._report_end,
         )
         self.mailbox = Mailbox(s.transport, s.subjects, self.name, ledger.positions, self._on_mail, stored=self._on_stored)
+        self._s.traces.owns(self.name, self.claim.generation, owned=True)
         self._emit("activated", {"generation": self.claim.generation})
         self._effects.add(ledger.effects.items(), doubtful=True)
         # Waiting mail comes first: a chained prompt must not overtake events, nor an event's prompt the mail before it.
@@ -248,6 +278,8 @@ class Owner:
             return
         if self.core is not None:
             self._s.awake -= 1
+            self._s.traces.owns(self.name, self.claim.generation, owned=False)
+            tell_if_fenced(self._s, self.name, self.claim.generation)
         await self._loop.close()
         await cancel_and_wait(self._sweep_task, within_s=STOP_GRACE_S)
         if self.runner is not None:

@@ -105,6 +105,8 @@ class AgentFactory:
             max_payload=s.transport.max_payload,
             snapshot_records=s.settings.snapshot_records,
             remember_s=s.remember_s,
+            traced=s.traces.traced,
+            trace_ratio=s.traces.ratio,
         )
 
 

@@ -1,0 +1,56 @@
+"""What must hold of the attempts of a run: each that journals and begin facts have was told once, with one end
+(docs/design/039-attempts-that-nobody-ended.md)."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+
+from msgspec import UNSET
+
+from agentmesh import semconv
+from agentmesh.records import Record
+from agentmesh.trace.spans import ToldSpan
+from judge.evidence import Evidence
+
+COMMITTED = ("ok", "error")
+
+
+def untold(evidence: Evidence) -> Iterator[str]:
+    """What is wrong with them."""
+    ended = {span for records in evidence.journals.values() for _, record in records for span in _ended(record)}
+    told: dict[str, dict[str, ToldSpan]] = defaultdict(dict)
+    for span in evidence.spans:
+        if span.op != "invoke_agent":
+            continue
+        end = str(span.attributes.get(semconv.ATTEMPT_END))
+        other = told[span.id].setdefault(end, span)
+        if other != span:
+            yield f"{span.agent}: the attempt {span.id} was told in two ways: {other} and {span}"
+    begun = {fact.span: fact for fact in evidence.begun}
+    for attempt, ends in told.items():
+        if len(ends) > 1 or (attempt in ended and not set(ends) <= set(COMMITTED)):
+            agent = next(iter(ends.values())).agent
+            yield f"{agent}: the attempt {attempt} was told to have ended {sorted(ends)}; its record stands: {attempt in ended}"
+    for attempt, agent in (_stepped(evidence) | {fact.span: fact.agent for fact in evidence.begun}).items():
+        if attempt not in ended and attempt not in told:
+            yield f"{agent}: nobody has told of the attempt {attempt} ({begun.get(attempt)})"
+        if attempt in begun and attempt in told and any(span.trace != begun[attempt].trace for span in told[attempt].values()):
+            yield f"{agent}: the attempt {attempt} was told in another trace than it began in"
+
+
+def _ended(record: Record) -> Iterator[str]:
+    """The attempts that a record ends."""
+    for info in (record.turn, record.attempt):
+        if info is not None and info.trace is not None and info.trace.span:
+            yield info.trace.span
+
+
+def _stepped(evidence: Evidence) -> dict[str, str]:
+    """The attempts that have taken steps, with their agents."""
+    found: dict[str, str] = {}
+    for agent, records in evidence.journals.items():
+        for _, record in records:
+            steps = record.change.steps if record.change.steps is not UNSET else {}
+            found |= {step.attempt: agent for step in steps.values() if step is not None and step.attempt}
+    return found
