@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
@@ -79,8 +80,10 @@ class McpConnection:
             Exception: whatever the SDK and its transports raise.
         """
         ready: asyncio.Future[Client] = asyncio.get_running_loop().create_future()
-        # A task of its own: the SDK's cancel scopes must be left by the task that entered them.
-        self._task = asyncio.create_task(self._hold(ready), name=f"mcp {self.declaration.name}")
+        # A task of its own: the SDK's cancel scopes must be left by the task that entered them. And a context of its own: it
+        # outlives the turn that opens it, and what is logged of it later is not that turn's.
+        held = self._hold(ready)
+        self._task = asyncio.create_task(held, name=f"mcp {self.declaration.name}", context=contextvars.Context())
         self._task.add_done_callback(lambda _: ended())
         try:
             self._client = await ready

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from opentelemetry import trace
 
 from agentmesh.errors import BackendError
 from agentmesh_node.tools.mcp.connection import McpConnection
@@ -37,6 +38,24 @@ def test_what_was_begun_for_nobody_ends_by_itself(tmp_path: Path) -> None:
         assert not any(alive(pid) for pid in pids(notes))
 
     run(check(), 60)
+
+
+@pytest.mark.case(514)
+def test_what_is_logged_of_it_is_not_the_turns_that_opened_it(tmp_path: Path) -> None:
+    seen: list[bool] = []
+
+    class Seen(McpConnection):
+        async def _connect(self, stack: Any) -> Any:
+            seen.append(trace.get_current_span().get_span_context().is_valid)
+            raise RuntimeError("on purpose")
+
+    async def check() -> None:
+        turn = trace.SpanContext(1, 2, is_remote=False, trace_flags=trace.TraceFlags(1))
+        with trace.use_span(trace.NonRecordingSpan(turn)), pytest.raises(RuntimeError, match="on purpose"):
+            await Seen(stdio(tmp_path / "notes"), {}, deaf).open()
+
+    run(check(), 60)
+    assert seen == [False]
 
 
 def test_a_variable_that_is_missing_is_named() -> None:
