@@ -116,7 +116,7 @@ class _Builder:
         self._by: GraphBy = by
         self._kinds = {**kinds, **{span.agent: span.service for span in spans}}
         self._sends = {span.id: span for span in spans if span.op == "send"}
-        self._received = {span.parent: span for span in spans if span.op == "process" and span.parent}
+        self._received = {span.parent: span for span in spans if span.op == "process" and not self._is_answer(span)}
         self._processes = {span.id: span for span in spans if span.op == "process"}
         self._edges: dict[tuple[str, str], _Tally] = {}
         self._vertices: dict[str, _Sum] = {}
@@ -178,14 +178,24 @@ class _Builder:
 
     # --- names --------------------------------------------------------------------------------------------------------
     def _pair(self, process: ToldSpan) -> tuple[str, str] | None:
-        """The edge that a message came by; None if it came from the agent's own timer."""
-        if process.attributes.get(semconv.LANE) == "due":
+        """The edge that a message came by; None if it came from the agent's own timer, or is an answer."""
+        if process.attributes.get(semconv.LANE) == "due" or self._is_answer(process):
             return None
         caller = process.attributes.get(semconv.CALLER_NAME)
         target = self._name(process)
         if caller is None:
             return CLIENT, target
         return self._name_of(str(caller), self._sends.get(process.parent)), target
+
+    def _is_answer(self, process: ToldSpan) -> bool:
+        """Whether an agent deals with an answer: it stands below the agent's own question, and draws no edge back. Without that
+        one (it is older than what is looked at) an event cannot be told from an answer, and counts as one."""
+        if semconv.CALLER_NAME not in process.attributes:
+            return False
+        sent = self._sends.get(process.parent)
+        if sent is None:
+            return not str(process.attributes.get(semconv.LANE, "")).endswith("inbox")
+        return sent.attributes.get(semconv.TO) != process.agent
 
     def _name(self, span: ToldSpan) -> str:
         return self._name_of(span.agent, span)

@@ -84,6 +84,16 @@ def test_events_count_as_messages_and_ticks_do_not() -> None:
     assert edges(graph)["desk", "log"].answer_s == Spread()
 
 
+@pytest.mark.parametrize("by", ["agent", "kind", "node"])
+def test_an_answer_draws_no_edge_back(by: str) -> None:
+    asked = message(1, "desk", "billing.2")
+    answer = span("process", "desk", 2, asked[0].id, start=4, end=5, caller_name="billing.2", lane="peer-notify", wait=1.0)
+    went_on = span("invoke_agent", "desk", 3, answer.id, start=5, end=6, attempt_end="ok", output_tokens=7)
+    expected = edges(graph_of(asked, by))  # type: ignore[arg-type]
+    assert edges(graph_of([*asked, answer, went_on], by)) == expected  # type: ignore[arg-type]
+    assert edges(graph_of([answer, went_on], by)) == {}, "the question is older"  # type: ignore[arg-type]
+
+
 def test_what_nobody_has_dealt_with_yet_is_an_edge_all_the_same() -> None:
     sent = message(1, "desk", "billing.1")[0]
     assert edges(graph_of([sent]))["desk", "billing.1"].messages == 1
