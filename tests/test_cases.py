@@ -44,6 +44,7 @@ def test_no_number_is_missing_or_used_twice() -> None:
         *range(500, 506),
         *range(510, 515),
         *range(540, 546),
+        *range(550, 559),
         *range(560, 573),
         *range(580, 585),
         *range(590, 595),

@@ -14,6 +14,7 @@ from agentmesh.edge.publish import Stored
 from agentmesh.errors import AskTimeout, NotPermitted, Unavailable
 from agentmesh.subjects import Subjects
 from agentmesh.wire import Attachment, Outcome
+from agentmesh_client.client_spans import AgentCall
 from agentmesh_client.late_prompts import LatePrompts
 from agentmesh_client.mailer import Mailer
 from agentmesh_client.pending_asks import PendingAsk, PendingAsks
@@ -102,6 +103,19 @@ class AskSender:
 
     async def ask(self, given: PromptRequest, on_accepted: Callable[[str], None] | None = None) -> Outcome:
         """Send a prompt and return its outcome; `on_accepted` is called with its ref."""
+        call = AgentCall(given.agent)
+        try:
+            with call.current():
+                outcome = await self._outcome(given, on_accepted)
+            call.ended(outcome)
+        except BaseException as error:
+            call.failed(error)
+            raise
+        finally:
+            call.end()
+        return outcome
+
+    async def _outcome(self, given: PromptRequest, on_accepted: Callable[[str], None] | None) -> Outcome:
         body, headers, patience = await self._message(given)
         ask = self._asks.open(given.agent)
         timer = asyncio.get_running_loop().call_later(patience, ask.give_up)
@@ -128,10 +142,16 @@ class AskSender:
         headers[wire.STREAM_TO] = ask.stream_to
         turn = LiveTurn(ask, partial(self._result, given.timeout))
         timer = asyncio.get_running_loop().call_later(patience, ask.give_up)
+        call = AgentCall(given.agent)
         try:
-            await self._send(given, ask, body, headers, patience)
+            with call.current():
+                await self._send(given, ask, body, headers, patience)
             yield turn
+        except BaseException as error:
+            call.failed(error)
+            raise
         finally:
+            call.end()
             timer.cancel()
             await self._asks.end(ask)
 

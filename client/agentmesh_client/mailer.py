@@ -7,9 +7,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import NoReturn
 
-from opentelemetry import context as otel_context
-from opentelemetry import propagate
-
 from agentmesh.edge.clock import SYSTEM, Ambient
 from agentmesh.edge.diagnosis import explain
 from agentmesh.edge.failures import PASSING_ERRORS, Uncertain
@@ -22,6 +19,7 @@ from agentmesh.errors import Unavailable
 from agentmesh.names import token
 from agentmesh.subjects import Subjects
 from agentmesh.wire import Outcome
+from agentmesh_client.client_spans import Sending
 
 SHORTEST_PAUSE_S = 1e-6
 """A shorter pause is not made: no clock would show that it has passed."""
@@ -48,6 +46,7 @@ class Mailer:
         """`subjects` name the stream whose duplicate window is looked up; without them the protocol's default is assumed."""
         self._transport = transport
         self._subjects = subjects
+        self._root = subjects.root if subjects is not None else "mesh"
         self._window_s: float | None = None
         self._nonce = ambient.token(12)  # ids are stream-wide: a stranger must not be able to guess one
         self._count = 0
@@ -79,16 +78,23 @@ class Mailer:
             MailboxFull, TooLarge, BadRequest, NotPermitted: it was refused.
             Unavailable: it could not be stored, or (`details["uncertain"]`) nobody can tell whether it was.
         """
-        _carry_context(headers)
+        sending = Sending(subject, headers, self._root)
+        failed: BaseException | None = None
         began = _now()
         try:
-            return await store(
-                self._transport, subject, body, headers=headers, msg_id=message_id, timeout=_first_timeout(timeout)
-            )
-        except PASSING_ERRORS as error:
-            retry = _Retry(began, timeout, answer)
-            retry.failed(error)
-        return await self._repeat(retry, subject, body, headers, message_id)
+            try:
+                return await store(
+                    self._transport, subject, body, headers=headers, msg_id=message_id, timeout=_first_timeout(timeout)
+                )
+            except PASSING_ERRORS as error:
+                retry = _Retry(began, timeout, answer)
+                retry.failed(error)
+            return await self._repeat(retry, subject, body, headers, message_id)
+        except BaseException as error:
+            failed = error
+            raise
+        finally:
+            sending.end(failed)
 
     def put_soon(
         self,
@@ -110,10 +116,21 @@ class Mailer:
         """
         if timeout < SHORT_S:
             return False
-        _carry_context(headers)
-        return store_soon(
-            self._transport, subject, body, stored, headers=headers, msg_id=message_id, timeout=_first_timeout(timeout)
-        )
+        sending = Sending(subject, headers, self._root)
+
+        def answered(published: Stored | Exception) -> None:
+            sending.end(published if isinstance(published, Exception) else None)
+            stored(published)
+
+        began = False
+        try:
+            began = store_soon(
+                self._transport, subject, body, answered, headers=headers, msg_id=message_id, timeout=_first_timeout(timeout)
+            )
+        finally:
+            if not began:
+                sending.drop(headers)
+        return began
 
     async def put_again(
         self,
@@ -164,11 +181,6 @@ class Mailer:
                     self._transport, self._subjects, timeout=min(LEARN_S, retry.attempt_timeout())
                 )
         return retry.within(REPEATABLE_S if self._window_s is None else self._window_s * REPEATABLE_SHARE)
-
-
-def _carry_context(headers: dict[str, str]) -> None:
-    if otel_context.get_current():  # an empty context has nothing to carry
-        propagate.inject(headers)
 
 
 def _first_timeout(timeout: float) -> float:

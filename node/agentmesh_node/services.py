@@ -22,8 +22,9 @@ from agentmesh_node.settings import NodeSettings
 from agentmesh_node.store_loss import StreamEnds
 from agentmesh_node.telemetry.attempt_watch import AttemptWatch
 from agentmesh_node.telemetry.events import GATHER_S, Events
+from agentmesh_node.telemetry.otel import trace_ratio
 from agentmesh_node.telemetry.trace_facts import SpanTeller
-from agentmesh_node.telemetry.tracing import Tracing
+from agentmesh_node.telemetry.tracing import Tracing, span_export
 
 log = logging.getLogger("agentmesh.node")
 
@@ -82,7 +83,8 @@ class Services:
         self.remember_s = duplicate_window_s + CLOCKS_DIFFER_S
         """How long an agent remembers the ids of purged mail."""
         self.run_queue = RunQueue(transport)
-        self.tracing = Tracing(settings.node_id)
+        export = span_export()
+        self.tracing = Tracing(export)
         loop = asyncio.get_running_loop()
         gather = partial(loop.call_later, GATHER_S)
         self.events = Events(
@@ -94,7 +96,14 @@ class Services:
             handlers=settings.handlers,
             later=gather,
         )
-        self.traces = SpanTeller(transport, self.subjects, settings.trace_facts, later=gather)
+        self.traces = SpanTeller(
+            transport,
+            self.subjects,
+            settings.trace_facts,
+            later=gather,
+            export=export.tell if export is not None else None,
+            ratio=trace_ratio(),
+        )
         self.attempts = AttemptWatch(self.traces.began, monotonic=ambient.monotonic, later=loop.call_later)
         self._tasks: set[asyncio.Task[Any]] = set()
         self.suspects = asyncio.Semaphore(1)

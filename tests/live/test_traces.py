@@ -51,14 +51,19 @@ def test_one_trace_over_agents_processes_and_a_kill(server: Server, subjects: Su
             await eventually(answered, PATIENCE_S, "the answer")
             await eventually(lambda: of(receiver, "boss.w0") and of(receiver, "boss.w1"), PATIENCE_S, "the workers' spans")
 
+        known = {span.span_id: span for span in receiver.spans}
         assert {span.trace_id for span in receiver.spans} == {TRACE}
         assert {span.instance for span in receiver.spans} == {"n1", "n2"}
-        assert {span.service for span in receiver.spans} == {"mesh-node"}
+        assert {span.service for span in receiver.spans} == {"Gatherer", "Recorder"}, "a service for each kind"
         (boss,) = of(receiver, "boss")
-        assert (boss.parent, boss.linked) == (CALLER, (CALLER,)), "a single message is parent and link"
+        assert (known[boss.parent].kind, known[boss.parent].parent, boss.linked) == ("CONSUMER", CALLER, ()), (
+            "no parent is a link"
+        )
         for worker in ("boss.w0", "boss.w1"):
             spans = of(receiver, worker)
-            assert {span.parent for span in spans} == {boss.span_id}, "also where it ran a second time"
+            (message,) = {span.parent for span in spans}  # also where it ran a second time
+            sent = known[known[message].parent]
+            assert (sent.kind, sent.parent) == ("PRODUCER", boss.span_id)
             assert spans[-1].attributes["gen_ai.agent.name"] == worker
 
     with OtlpReceiver() as receiver:

@@ -55,5 +55,10 @@ def test_another_log_gives_another_answer_and_all_of_it_is_one_trace(tmp_path: P
     assert "2 errors in 1 service," in done.stdout
     assert "invoice 17 has no address" in done.stdout
     assert len({span.trace_id for span in receiver.spans}) == 1
-    assert {span.service for span in receiver.spans} == {"mesh-client", "mesh-node"}
+    assert {span.service for span in receiver.spans} == {"mesh-client", "Triage", "Reader"}, "a service for each kind of agent"
+    assert receiver.twice() == []
+    known = {span.span_id: span for span in receiver.spans}
+    assert [span.name for span in receiver.spans if span.parent not in known] == ["triage demo"], "no other parent is missing"
+    edges = {(known[span.parent].service, span.service) for span in receiver.spans if span.parent in known}
+    assert {edge for edge in edges if edge[0] != edge[1]} == {("mesh-client", "Triage"), ("Triage", "Reader")}
     assert {span.instance for span in receiver.spans} == {"demo", "n1", "n2"}

@@ -11,7 +11,7 @@ import inspect
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points, version
 from typing import TYPE_CHECKING
 
@@ -135,6 +135,8 @@ class Invocation:
         if inspect.iscoroutine(result):
             import asyncio  # not needed for help
 
+            if "TRACEPARENT" in os.environ:
+                go_on_in_trace(os.environ)
             result = asyncio.run(result)
         if sys.stdout is not None:  # it is None in a process that was started with it closed
             sys.stdout.flush()  # if the reader has left, it raises here and not at exit
@@ -160,6 +162,18 @@ class Invocation:
         told = error if isinstance(error, MeshError) else MeshError(exits.sentence(error))
         body = {"code": told.code, "message": told.message, "details": told.details}
         return encode({"v": VERSION, "ok": False, "error": body}).decode()
+
+
+def go_on_in_trace(environ: Mapping[str, str]) -> None:
+    """Have what this process sends stand in the trace that the variables name which OpenTelemetry uses between processes."""
+    from opentelemetry import context, propagate
+
+    from agentmesh.headers import TRACE_HEADERS
+    from agentmesh.trace.context import context_in
+
+    found = context_in({name: environ[name.upper()] for name in TRACE_HEADERS if name.upper() in environ})
+    if found is not None:
+        context.attach(propagate.extract(found.headers()))
 
 
 def app_for(tokens: Sequence[str]) -> App:

@@ -21,7 +21,7 @@ from agentmesh.errors import BadRequest, MeshError, TooLarge, Unavailable
 from agentmesh.headers import trace_in
 from agentmesh.ledger import is_taken, open_requests
 from agentmesh.outcomes import answers, capped, outcome_limit
-from agentmesh.records import NOTHING, Echo, Resolve, SetTimer
+from agentmesh.records import NOTHING, Echo, Inner, Resolve, SetTimer
 from agentmesh.registry_values import Spec
 from agentmesh.tool_runs import ToolRun
 from agentmesh.turn import delegation
@@ -65,6 +65,7 @@ class ControlRequests:
         spent: Callable[[], dict[str, Any] | None],
         tool: Callable[[], str | None] = lambda: None,
         ran: Callable[[], tuple[ToolRun, ...]] = lambda: (),
+        inner: Callable[[], tuple[Inner, ...]] = lambda: (),
         on_probe: Callable[[Probe], None],
     ) -> None:
         """
@@ -75,6 +76,7 @@ class ControlRequests:
             spent: returns the running turn's spending so far.
             tool: returns the tool that the running turn waits for.
             ran: returns the tools that ran in it so far.
+            inner: returns its calls so far that no step has.
             on_probe: called with another agent's probe for circles of waits.
         """
         self._loop = loop
@@ -85,6 +87,7 @@ class ControlRequests:
         self._spent = spent
         self._tool = tool
         self._ran = ran
+        self._inner = inner
         self._on_probe = on_probe
         self._replies: dict[str, str] = {}
         """Reply subjects for the machine's answers, by the token of each request."""
@@ -125,7 +128,8 @@ class ControlRequests:
             case "resend":
                 self._s.spawn(self._resend(_needed(control_values.ref_of(request), "ref"), reply))
             case "interrupt":
-                self._feed(Interrupt(token, control_values.ref_of(request), self._spent(), self._ran()), token, reply)
+                interrupt = Interrupt(token, control_values.ref_of(request), self._spent(), self._ran(), self._inner())
+                self._feed(interrupt, token, reply)
             case "resume":
                 self._feed(Resume(token), token, reply)
             case "cancel":

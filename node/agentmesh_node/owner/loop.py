@@ -67,9 +67,6 @@ class UserCode(Protocol):
     async def call(self, command: RunCallback) -> Input:
         """Run a callback to its end. Raises nothing but cancellation."""
 
-    def end_span(self, error: str | None) -> None:
-        """End the turn's span: the turn is committed, or lost."""
-
     @property
     def turn_task(self) -> asyncio.Task[None] | None:
         """The prompt task, if one was started."""
@@ -312,7 +309,7 @@ class OwnerLoop:
                 self.appending = True
                 following = await self.writer.append(command, self.core)
                 self.appending = False
-                self._end_turn_span(command)
+                self._tell_turn(command)
             elif isinstance(command, KillTurn):
                 await self._kill_turn()
             else:
@@ -367,7 +364,7 @@ class OwnerLoop:
         try:
             if isinstance(end, Committed):
                 self.appending = False
-                self._end_turn_span(command)
+                self._tell_turn(command)
                 self._run_queue.put(self._handle_input, end)
             else:
                 self._continue_in_task(self._settle_append(command, end))
@@ -378,15 +375,13 @@ class OwnerLoop:
     async def _settle_append(self, command: Append, end: Ending) -> Committed:
         committed = await end()
         self.appending = False
-        self._end_turn_span(command)
+        self._tell_turn(command)
         return committed
 
-    def _end_turn_span(self, command: Append) -> None:
-        """End the span of the turn that the committed record ends, if it ends one, and tell of that turn."""
+    def _tell_turn(self, command: Append) -> None:
+        """Tell of the turn that the committed record ends, if it ends one."""
         if command.turn is not None and self._on_turn is not None:
             self._on_turn(command.turn)
-        if command.turn is not None and self._user_code is not None:
-            self._user_code.end_span(command.turn.error.code if command.turn.error else None)
 
     # --- callbacks --------------------------------------------------------------------------------------------------
     def _begin_callback(self, command: RunCallback) -> None:

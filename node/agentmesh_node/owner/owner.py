@@ -150,6 +150,7 @@ class Owner:
             spent=self._turn.spent,
             tool=self._turn.tool,
             ran=self._turn.ran,
+            inner=self._turn.inner,
             on_probe=self._on_probe,
         )
         handlers = EffectHandlers(
@@ -284,7 +285,6 @@ class Owner:
         await cancel_and_wait(self._sweep_task, within_s=STOP_GRACE_S)
         if self.runner is not None:
             await self._turn.kill()
-            self.runner.end_span("lost")
             await self.runner.release()
         if self.mailbox is not None:
             await self.mailbox.close()
@@ -464,7 +464,6 @@ class Owner:
 
     def _back_off(self, command: Backoff) -> None:
         if self.runner is not None:
-            self.runner.end_span("crash")
             self._s.spawn(self.runner.release())
             self.runner.renew()
         self._loop.later(command.seconds, lambda: self.feed(BackoffOver()))

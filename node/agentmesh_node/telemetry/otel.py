@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from opentelemetry import metrics, propagate, trace
 from opentelemetry.baggage.propagation import W3CBaggagePropagator
@@ -25,8 +25,10 @@ from agentmesh import semconv
 from agentmesh.edge import store_errors
 from agentmesh.edge.clock import SYSTEM
 from agentmesh.errors import BadRequest
+from agentmesh.trace.readable import ServiceNames
 from agentmesh_node.telemetry.instruments import own
 from agentmesh_node.telemetry.outages import Outages, hush, watched
+from agentmesh_node.telemetry.tracing import set_span_export
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.metrics import MeterProvider
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
 EXPORT_EVERY_MS = 500
 SHUTDOWN_S = 1.5
 """How long a process that ends waits for its last telemetry to be taken."""
+SERVICE_VARIABLE = "MESH_TRACE_SERVICE"
+"""What the `service.name` of agents' spans is of: `kind`, the agent's (the default), or `role`, the process's."""
 PROTOCOLS = ("http/protobuf", "grpc")
 log = logging.getLogger("agentmesh.telemetry")
 
@@ -83,7 +87,7 @@ def setup(role: str, instance_id: str, environ: Mapping[str, str] | None = None,
     """
     propagate.set_global_textmap(CompositePropagator([TraceContextTextMapPropagator(), W3CBaggagePropagator()]))
     environ = os.environ if environ is None else environ
-    provider = _made("traces", environ, lambda protocol: _provider(role, instance_id, protocol))
+    provider = _made("traces", environ, lambda protocol: _provider(role, instance_id, protocol, _services(environ)))
     periodic = _made("metrics", environ, _periodic)
     exposition = _exposition() if expose else None
     readers = [reader for reader in (periodic, exposition.reader if exposition is not None else None) if reader is not None]
@@ -154,16 +158,46 @@ def _exporter(signal: str, protocol: str) -> Any:
 
 
 # The SDK and its exporters take a third of a second to import: only processes that export pay for that.
-def _provider(role: str, instance_id: str, protocol: str) -> TracerProvider:
+def _provider(role: str, instance_id: str, protocol: str, services: ServiceNames) -> TracerProvider:
     from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415
-    from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExportResult  # noqa: PLC0415
+    from opentelemetry.sdk.trace.export import SpanExportResult  # noqa: PLC0415
+
+    from agentmesh_node.telemetry.span_export import SpanQueue  # noqa: PLC0415
 
     exporter = watched(_exporter("trace", protocol).OTLPSpanExporter, "spans", SpanExportResult.FAILURE, _outages())
     provider = TracerProvider(resource=_resource(role, instance_id), shutdown_on_exit=False)
     # A killed process loses what it has not exported: half a second of spans, not the five of the SDK. The variable wins.
     delay = None if os.environ.get("OTEL_BSP_SCHEDULE_DELAY") else EXPORT_EVERY_MS
-    provider.add_span_processor(BatchSpanProcessor(exporter, schedule_delay_millis=delay))
+    queue = SpanQueue(exporter, services, instance_id, every_ms=delay)
+    provider.add_span_processor(queue)
+    set_span_export(queue)
     return provider
+
+
+def _services(environ: Mapping[str, str]) -> ServiceNames:
+    """What the `service.name` of agents' spans is of.
+
+    Raises:
+        BadRequest: the variable says neither.
+    """
+    given = environ.get(SERVICE_VARIABLE, "").strip().lower() or "kind"
+    if given not in ("kind", "role"):
+        raise BadRequest(f"{SERVICE_VARIABLE}: {given!r} is neither kind nor role")
+    return cast("ServiceNames", given)
+
+
+def trace_ratio(environ: Mapping[str, str] | None = None) -> float:
+    """The share of the traces that begin here which is sampled, by the SDK's variables. A sender's decision goes before."""
+    environ = os.environ if environ is None else environ
+    sampler = environ.get("OTEL_TRACES_SAMPLER", "").strip().lower().removeprefix("parentbased_")
+    if sampler == "always_off":
+        return 0.0
+    if sampler != "traceidratio":
+        return 1.0
+    try:
+        return min(1.0, max(0.0, float(environ.get("OTEL_TRACES_SAMPLER_ARG") or 1.0)))
+    except ValueError:  # as the SDK takes it
+        return 1.0
 
 
 def _periodic(protocol: str) -> MetricReader:

@@ -1,68 +1,100 @@
-"""Spans of a node. One trace follows a conversation from agent to agent: a message is parent and link of its turn's span.
+"""What is current while user code runs: the span of the attempt, tool run or event that it belongs to.
 
-Without an SDK the API's no-ops cost next to nothing, and a caller's `traceparent` is passed on unchanged.
+Spans are told by records (docs/design/035-spans-are-told-by-records.md): nothing is exported from here. With or without an SDK
+`propagate.inject`, log lines and users' own spans have the right ids. Where turns are not traced a sender's context is passed on
+unchanged.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import Token
+from typing import Protocol
 
+import msgspec
+from opentelemetry import baggage, trace
 from opentelemetry import context as otel_context
-from opentelemetry import propagate, trace
+from opentelemetry.baggage.propagation import W3CBaggagePropagator
 from opentelemetry.context import Context
-from opentelemetry.trace import Link, SpanKind, Status, StatusCode
+from opentelemetry.propagators.composite import CompositePropagator
+from opentelemetry.trace import NonRecordingSpan
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from agentmesh import semconv
-from agentmesh.callback_context import Request
+from agentmesh.headers import bounded_baggage
+from agentmesh.trace.context import TraceContext, context_in
+from agentmesh.trace.spans import ToldSpan
+from agentmesh_node.telemetry.inner_calls import CUT, InnerCall, InnerCalls
+from agentmesh_node.telemetry.open_spans import Additions, OpenSpan, span_context, with_baggage
 
-type Span = trace.Span
+W3C = CompositePropagator([TraceContextTextMapPropagator(), W3CBaggagePropagator()])
+"""What messages bear, whatever the process's own propagators are."""
+
+_HERE = otel_context.create_key("agentmesh-here")
+_BAGGAGE = otel_context.create_key("agentmesh-baggage")
+
+
+class SpanExport(Protocol):
+    """Exports told spans (`agentmesh_node.telemetry.span_export`)."""
+
+    additions: Additions
+
+    def tell(self, spans: tuple[ToldSpan, ...]) -> None:
+        """Export those of them that are sampled, some time soon."""
+
+
+_exports: list[SpanExport] = []
+
+
+def span_export() -> SpanExport | None:
+    """What exports this process's spans; None if nothing does. Set `telemetry.setup` up before the node."""
+    return _exports[-1] if _exports else None
+
+
+def set_span_export(export: SpanExport | None) -> None:
+    """Have the nodes that are made from now on in this process export their spans by `export`."""
+    _exports[:] = [export] if export is not None else []
+
+
+class Here(msgspec.Struct, frozen=True):
+    """Whose code runs."""
+
+    agent: str
+    kind: str
+    calls: InnerCalls | None = None
+    """The calls of the attempt, in its prompt task."""
 
 
 class Tracing:
-    """Makes the spans of one node."""
+    """The current contexts of one node."""
 
-    def __init__(self, node: str) -> None:
-        self._node = node
-        self._tracer = trace.get_tracer(semconv.SCOPE)
-        self.on = not isinstance(trace.get_tracer_provider(), (trace.ProxyTracerProvider, trace.NoOpTracerProvider))
-        """Whether spans are recorded in this process. Set `telemetry.setup` up before the node."""
+    def __init__(self, export: SpanExport | None = None) -> None:
+        self.export = export
+        """What exports this node's spans."""
 
-    def turn(self, agent: str, request: Request, number: int, headers: Mapping[str, str]) -> Span | None:
-        """The span of a turn, a child of the message that asked for it; None if nothing is recorded."""
-        if not self.on:
-            return None
-        parent = propagate.extract(headers)
-        cause = trace.get_current_span(parent).get_span_context()
-        return self._tracer.start_span(
-            semconv.invoke_agent(agent),
-            context=parent,
-            kind=SpanKind.CONSUMER,
-            links=[Link(cause)] if cause.is_valid else None,
-            attributes={
-                semconv.OPERATION: semconv.OPERATION_INVOKE_AGENT,
-                semconv.AGENT_NAME: agent,
-                semconv.MESSAGING_SYSTEM: semconv.SYSTEM_NATS,
-                semconv.MESSAGING_OPERATION: semconv.OPERATION_PROCESS,
-                semconv.REF: request.ref,
-                semconv.TURN: number,
-                semconv.NODE: self._node,
-                **({semconv.CALLER_NAME: request.sender} if request.sender else {}),
-            },
-        )
+    def enter(self, context: TraceContext | None, headers: Mapping[str, str], here: Here | None = None) -> Token[Context] | None:
+        """Make a context current. Pass the returned token to `leave`.
 
-    def end(self, span: Span, error: str | None) -> None:
-        if error is not None:
-            span.set_attribute(semconv.ERROR_TYPE, error)
-            span.set_status(Status(StatusCode.ERROR, error))
-        span.end()
+        Args:
+            context: the mesh's own, of an attempt or of the handling of an event; None if nothing is traced.
+            headers: the sender's, which count then.
+            here: whose code runs.
+        """
+        if context is None:
+            return otel_context.attach(_foreign(headers)) if headers else None
+        current = trace.set_span_in_context(OpenSpan(context, self._additions(context)))
+        if here is not None:
+            current = otel_context.set_value(_HERE, here, current)
+        if context.baggage:
+            current = _with_baggage(context.baggage, current)
+        return otel_context.attach(current)
 
-    def enter(self, span: Span | None, headers: Mapping[str, str]) -> Token[Context] | None:
-        """Make `span` current, or without one the sender's context in `headers`. Pass the returned token to `leave`."""
-        if span is not None:
-            return otel_context.attach(trace.set_span_in_context(span))
-        return otel_context.attach(propagate.extract(headers)) if headers else None
+    def calls(self, context: TraceContext | None, now: Callable[[], float]) -> InnerCalls | None:
+        """What notes the calls of the attempt with this context; None if nothing is traced. Arguments as of `InnerCalls`."""
+        return None if context is None else InnerCalls(context, now, self._additions(context))
+
+    def _additions(self, context: TraceContext) -> Additions | None:
+        return self.export.additions if self.export is not None and context.sampled else None
 
     def leave(self, entered: Token[Context] | None) -> None:
         """Restore the context that was current before `enter`."""
@@ -72,64 +104,78 @@ class Tracing:
     def headers(self) -> dict[str, str]:
         """The current context as message headers."""
         carrier: dict[str, str] = {}
-        propagate.inject(carrier)
+        W3C.inject(carrier)
+        given = otel_context.get_value(_BAGGAGE)
+        if isinstance(given, tuple) and given[1] == baggage.get_all():
+            carrier["baggage"] = given[0]  # as it came, and not as it was read
         return carrier
 
 
-# --- spans of a backend's loop ------------------------------------------------------------------------------------------
-def chat(provider: str, model: str, *, agent: str, conversation: str) -> Span:
-    """The span of a call to a model, a child of the turn. The caller ends it. It is not made current: a streamed answer is read
-    between other work."""
-    return trace.get_tracer(semconv.SCOPE).start_span(
-        semconv.chat(model),
-        kind=SpanKind.CLIENT,
-        attributes={
-            semconv.OPERATION: semconv.OPERATION_CHAT,
-            semconv.PROVIDER: provider,
-            semconv.REQUEST_MODEL: model,
-            **_about(agent, conversation),
-        },
-    )
+def here(context: Context | None = None) -> Here | None:
+    """Whose code runs in this context, the current one by default; None outside of agents' code."""
+    found = otel_context.get_value(_HERE, context)
+    return found if isinstance(found, Here) else None
 
 
-def tokens(span: Span, model: str, usage: Mapping[str, int]) -> None:
-    """Set the tokens that a model call used. The conventions count cached tokens among the input."""
-    read, written = usage.get("cache_read_input_tokens", 0), usage.get("cache_write_input_tokens", 0)
-    span.set_attributes(
-        {
-            semconv.RESPONSE_MODEL: model,
-            semconv.INPUT_TOKENS: usage.get("input_tokens", 0) + read + written,
-            semconv.OUTPUT_TOKENS: usage.get("output_tokens", 0),
-            semconv.CACHE_READ_TOKENS: read,
-            semconv.CACHE_WRITE_TOKENS: written,
-        }
-    )
+def environment() -> dict[str, str]:
+    """The current context as variables of a child process, as OpenTelemetry has them."""
+    carrier: dict[str, str] = {}
+    W3C.inject(carrier)
+    return {name.upper(): value for name, value in carrier.items() if name in ("traceparent", "tracestate")}
+
+
+def _foreign(headers: Mapping[str, str]) -> Context:
+    """The context in a sender's headers, as far as they can be read."""
+    context, found = otel_context.get_current(), context_in(headers)
+    if found is not None:
+        context = trace.set_span_in_context(NonRecordingSpan(span_context(found)), context)
+    given = found.baggage if found is not None else bounded_baggage(headers.get("baggage", ""))
+    return _with_baggage(given, context) if given else context
+
+
+def _with_baggage(text: str, context: Context) -> Context:
+    context = with_baggage(text, context)
+    return otel_context.set_value(_BAGGAGE, (text, dict(baggage.get_all(context))), context)
+
+
+# --- calls inside an attempt ----------------------------------------------------------------------------------------------
+def chat(provider: str, model: str) -> InnerCall:
+    """A call to a model begins, in the attempt that is current. It is not made current: a streamed answer is read between other
+    work."""
+    found = here()
+    calls = found.calls if found is not None else None
+    return calls.chat(provider, model) if calls is not None else InnerCall(None, "chat", "", model, {})
+
+
+def answered(provider: str, model: str, usage: Mapping[str, int]) -> None:
+    """A call to a model is over that its backend did not make itself (see `InnerCalls.answered`)."""
+    found = here()
+    if found is not None and found.calls is not None:
+        found.calls.answered(provider, model, usage)
+
+
+def ended_call() -> InnerCall | None:
+    """A call of the current attempt that has ended and that no step has, for the step that is taken now."""
+    found = here()
+    return found.calls.ended() if found is not None and found.calls is not None else None
 
 
 @contextmanager
-def execute_tool(tool: str, call: str, *, target: str | None, agent: str, conversation: str) -> Iterator[Span]:
-    """The span of a tool run, current while it lasts."""
-    with trace.get_tracer(semconv.SCOPE).start_as_current_span(
-        semconv.execute_tool(tool),
-        kind=SpanKind.INTERNAL,
-        record_exception=False,  # its text may hold content
-        set_status_on_exception=False,
-        attributes={
-            semconv.OPERATION: semconv.OPERATION_EXECUTE_TOOL,
-            semconv.TOOL_NAME: tool,
-            semconv.TOOL_CALL_ID: call,
-            **({semconv.TRANSFER_TARGET: target} if target else {}),
-            **_about(agent, conversation),
-        },
-    ) as span:
-        yield span
-
-
-def failed(span: Span, error: str) -> None:
-    """Mark a span as failed, with the error's code only."""
-    span.set_attribute(semconv.ERROR_TYPE, error)
-    span.set_status(Status(StatusCode.ERROR, error))
-
-
-def _about(agent: str, conversation: str) -> dict[str, str]:
-    return {semconv.AGENT_NAME: agent, **({semconv.CONVERSATION_ID: conversation} if conversation else {})}
+def execute_tool(tool: str, call: str, *, target: str | None) -> Iterator[InnerCall]:
+    """A run of a tool, current while it lasts. `target`: the agent that it asks."""
+    found = here()
+    calls = found.calls if found is not None else None
+    if calls is None:
+        yield InnerCall(None, "execute_tool", "", tool, {})
+        return
+    run = calls.tool(tool, call, target)
+    assert run.context is not None
+    token = otel_context.attach(trace.set_span_in_context(OpenSpan(run.context, calls.additions)))
+    try:
+        yield run
+    except BaseException:
+        run.failed(CUT)
+        raise
+    finally:
+        run.end()
+        otel_context.detach(token)

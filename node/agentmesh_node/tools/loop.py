@@ -20,6 +20,7 @@ from agentmesh.edge.tasks import cancel_and_wait
 from agentmesh.errors import BackendError, BudgetExceeded, TooLarge
 from agentmesh.tools import ToolSpec
 from agentmesh_node.telemetry import tracing
+from agentmesh_node.telemetry.inner_calls import InnerCall, take
 from agentmesh_node.telemetry.metrics import model_call
 from agentmesh_node.tools import Call, Result, Toolbox
 from agentmesh_node.tools.calls import PATIENCE_S, key_of
@@ -132,11 +133,11 @@ class ToolLoop:
     def __init__(
         self, model: Model, toolbox: Toolbox, *, bounds: Bounds = BOUNDS, guard: CallGuard | None = None, conversation: str = ""
     ) -> None:
+        """`conversation`: no longer used. All that a life of an agent says is one conversation (`agentmesh.trace.told`)."""
         self.model = model
         self.toolbox = toolbox
         self.bounds = bounds
         self.guard: CallGuard = guard or Allowed()
-        self.conversation = conversation
 
     def run(self, history: list[Any], prompt: str, turn: Turn) -> AsyncIterator[Event]:
         """The events of a turn. `history` grows in place, and holds whole exchanges only when the terminal event is given."""
@@ -150,7 +151,6 @@ class _LoopTurn:
         self._model = loop.model
         self._toolbox = loop.toolbox
         self._guard = loop.guard
-        self._about = {"agent": turn.agent, "conversation": loop.conversation}
         self._history = history
         self._turn = turn
         self._taken = ReplayedSteps(turn.steps.taken)
@@ -180,6 +180,10 @@ class _LoopTurn:
         """Whether the model has answered in this turn."""
         self._running = False
         """Whether tools of the newest answer have no results in the history yet."""
+        self._asked: InnerCall | None = None
+        """The newest call to the model."""
+        self._runs: dict[str, InnerCall] = {}
+        """Runs of tools whose results are not committed yet, by the calls' ids."""
 
     async def events(self, prompt: str) -> AsyncGenerator[Event]:
         """The events of the turn, up to one terminal event."""
@@ -275,7 +279,7 @@ class _LoopTurn:
         # The events of a step are given before it: a later owner gives live readers no events of committed steps.
         for event in self._answer_events(reply, replayed=False):
             yield event
-        await self._commit(reply)
+        await self._commit(reply, self._asked)
         yield reply
 
     def _answer_events(self, reply: ModelAnswer, *, replayed: bool) -> list[Event]:
@@ -287,21 +291,21 @@ class _LoopTurn:
         await self._guard.after_call(Metered("model", reply.model, self._turn, reply.usage, replayed))
 
     async def _ask(self, specs: Sequence[ToolSpec]) -> AsyncGenerator[Event | ModelAnswer]:
-        span = tracing.chat(self._model.provider, self._model.name, **self._about)
+        call = self._asked = tracing.chat(self._model.provider, self._model.name)
         clock = asyncio.get_running_loop().time
         began, failure = clock(), None
         try:
             async with aclosing(self._model.answer(self._history, specs)) as parts:
                 async for part in parts:
                     if isinstance(part, ModelAnswer):
-                        tracing.tokens(span, part.model, part.usage)
+                        call.tokens(part.model, part.usage)
                     yield sound(part) if isinstance(part, ModelAnswer) else part
         except BackendError as error:
             failure = str(error.details.get("reason", error.code))
-            tracing.failed(span, failure)
+            call.failed(failure)
             raise
         finally:
-            span.end()
+            call.end()
             model_call(self._model.provider, self._model.name, clock() - began, failure)
 
     def _notes(self, of_guard: str | None) -> str | None:
@@ -355,20 +359,22 @@ class _LoopTurn:
     async def _tool(self, call: Call) -> Result:
         """Run one call."""
         async with self._places:
-            with tracing.execute_tool(call.name, call.id, target=self._toolbox.target(call.name), **self._about) as span:
+            with tracing.execute_tool(call.name, call.id, target=self._toolbox.target(call.name)) as run:
+                self._runs[call.id] = run
                 result = self._driven.kept(await self._run(call))
                 if not result.ok:
-                    tracing.failed(span, result.error or "error")
+                    run.failed(result.error or "error")
         await self._guard.after_call(Metered("tool", call.name, self._turn))
         return result
 
     async def _keep_result(self, result: Result) -> Result:
         """Commit a result. Returns it, or the result that is committed instead if the journal cannot keep it."""
+        run = self._runs.pop(result.id, None)
         try:
-            await self._commit(Ran(result))
+            await self._commit(Ran(result), run)
         except TooLarge as error:
             result = msgspec.structs.replace(result, ok=False, text=f"{TOO_LARGE} ({error.message})", error="too_large")
-            await self._commit(Ran(result))
+            await self._commit(Ran(result), run)
         return result
 
     async def _run(self, call: Call) -> Result:
@@ -418,9 +424,10 @@ class _LoopTurn:
         """What became of a call of a `once` tool that may have been made; None if it may be made now."""
         return await self._toolbox.reconcile(call, self._turn, key)
 
-    async def _commit(self, step: LoopStep) -> None:
+    async def _commit(self, step: LoopStep, call: InnerCall | None = None) -> None:
+        """Take a step. `call`: what it is the result of."""
         async with self._writing:  # one at a time: steps have an order
-            await self._turn.steps.take(msgspec.to_builtins(step))
+            await take(self._turn.steps, msgspec.to_builtins(step), call)
 
 
 def _failed(error: BackendError | BudgetExceeded) -> Event:

@@ -60,6 +60,8 @@ class AgentFactory:
             prices=self._prices,
             metrics=self.metrics,
             threads=self._threads,
+            kind=spec.kind,
+            clock=s.now,
         )
         backend = self.backend_name(spec)
         slot = partial(self._process_slot, backend)

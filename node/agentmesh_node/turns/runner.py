@@ -17,20 +17,21 @@ from typing import Any
 import msgspec
 from msgspec import Raw
 
-from agentmesh import callback_context, semconv, unicode
+from agentmesh import callback_context, unicode
 from agentmesh.agent import Agent
 from agentmesh.backend import Backend, Event, Kept, Response, Turn
 from agentmesh.budget import Prices
 from agentmesh.callback_results import NONE, Codec, bad_response, crash_error, plain, raised_error, sound, terminal_error
 from agentmesh.edge.tasks import cancel_and_wait
 from agentmesh.errors import BackendError, BudgetExceeded
-from agentmesh.records import NOTHING
+from agentmesh.records import NOTHING, Inner
 from agentmesh.steps import Steps, UnjournaledSteps
 from agentmesh.tool_runs import ToolRun
 from agentmesh.turn.values import Choice, Input, Misbehaved, Raised, Returned, RunCallback, RunTurn, TurnEnded, Unreadable
 from agentmesh.wire import ErrorBody, Outcome
+from agentmesh_node.telemetry.inner_calls import InnerCalls
 from agentmesh_node.telemetry.metrics import TurnMetrics
-from agentmesh_node.telemetry.tracing import Span, Tracing
+from agentmesh_node.telemetry.tracing import Here, Tracing
 from agentmesh_node.turns.budget_meter import BudgetMeter, MeteredSteps
 from agentmesh_node.turns.tools_seen import ToolsSeen
 from agentmesh_node.user_code.block_detector import BLOCK_LIMIT_S, timed
@@ -61,6 +62,10 @@ class Ports(msgspec.Struct, frozen=True):
     """Metrics of what turns spend."""
     threads: CallbackThreads = msgspec.field(default_factory=CallbackThreads)
     """Threads in which plain callbacks run."""
+    kind: str = ""
+    """What the agent's kind is called."""
+    clock: Callable[[], float] | None = None
+    """The servers' time, in seconds since the epoch; None if `now` is that."""
 
 
 class Runner:
@@ -79,7 +84,9 @@ class Runner:
         self._backend: Backend | None = None
         self._cached: tuple[Raw, Any] = (NOTHING, None)
         self._turn: asyncio.Task[None] | None = None
-        self._span: Span | None = None
+        self._here = Here(name, ports.kind)
+        self._calls: InnerCalls | None = None
+        """The calls of the newest turn, where turns are traced."""
         self._number = 0
         """The newest turn's number."""
         self._steps: Steps = UnjournaledSteps()
@@ -145,7 +152,7 @@ class Runner:
             return Raised(ErrorBody(code="bad_state", message=f"the stored state cannot be read: {error}"))
         context = self._context(command)
         token = callback_context.current_context.set(context)
-        entered = self._tracing.enter(self._span if command.request is not None else None, command.trace)
+        entered = self._tracing.enter(command.context, command.trace, self._here)
         try:
             value = await self._invoke(hook, arguments)
         except BaseException as error:  # user code may raise anything
@@ -330,8 +337,7 @@ class Runner:
         self._steps = MeteredSteps(steps if steps is not None else UnjournaledSteps(), self._meter)
         self._tools = ToolsSeen()
         self._number = command.number
-        if self._tracing.on:
-            self._span = self._tracing.turn(self._name, command.request, command.number, command.trace)
+        self._calls = self._tracing.calls(command.context, self._ports.clock or self._ports.now)
         task = self._turn = asyncio.Task(
             self._run_turn(command, feed, on_event), loop=asyncio.get_running_loop(), name=self._title, eager_start=True
         )
@@ -343,15 +349,10 @@ class Runner:
         self._forget_state()
         await cancel_and_wait(task, within_s=KILL_PATIENCE_S)
 
-    def end_span(self, error: str | None) -> None:
-        """End the turn's span: the turn is committed, or lost."""
-        if self._span is not None:
-            self._tracing.end(self._span, error)
-            self._span = None
-
     async def _run_turn(self, command: RunTurn, feed: Callable[[Input], None], on_event: Callable[[Event], None] | None) -> None:
         token = callback_context.current_context.set(callback_context.closed(_own_request(command.request)))
-        entered = self._tracing.enter(self._span, command.trace)
+        here = self._here if self._calls is None else Here(self._name, self._ports.kind, self._calls)
+        entered = self._tracing.enter(command.context, command.trace, here)
         try:
             ended = await self._consume(command, on_event)
         except BaseException as error:
@@ -370,6 +371,8 @@ class Runner:
             ended = msgspec.structs.replace(ended, usage=plain(self._meter.usage()))
         if tools := self._tools.runs:
             ended = msgspec.structs.replace(ended, tools=tools)
+        if inner := self.inner():
+            ended = msgspec.structs.replace(ended, inner=inner)
         feed(ended)
 
     def spent(self) -> dict[str, Any] | None:
@@ -381,6 +384,10 @@ class Runner:
         """The tools that ran in the newest turn so far."""
         return self._tools.runs
 
+    def inner(self) -> tuple[Inner, ...]:
+        """The calls of the newest turn so far that no step has, those that still run cut off now."""
+        return self._calls.without_step if self._calls is not None else ()
+
     def tool(self) -> str | None:
         """The tool that the newest turn waits for: of several the one that was called last."""
         return self._tools.waited_for
@@ -389,10 +396,7 @@ class Runner:
         """Count the spending of the run, which has ended by itself or was killed."""
         if self._meter is None or not self._meter.usage():
             return
-        made = self._meter.made()
-        self._ports.metrics.spent(self._cls.__name__, made, self._name)
-        if self._span is not None and made.get("usd"):
-            self._span.set_attribute(semconv.COST, made["usd"])
+        self._ports.metrics.spent(self._cls.__name__, self._meter.made(), self._name)
 
     async def _consume(self, command: RunTurn, on_event: Callable[[Event], None] | None) -> TurnEnded:
         backend, number, meter = self._backend, command.number, self._meter
@@ -451,6 +455,8 @@ class Runner:
                 events.append(event)
                 if event.kind in _OF_TOOLS:
                     self._tools.observe(event)
+                if self._calls is not None and event.kind in _OF_CALLS:
+                    self._calls.observe(event)
                 if self._meter is not None:
                     self._meter.observe(event)
                 if on_event is not None:
@@ -489,6 +495,7 @@ class Runner:
 _SHARED = frozenset({"init_agent", "handle_error", "terminate_agent", "post_turn"})
 """Callbacks whose arguments the turn machine uses further: they get copies."""
 _OF_TOOLS = frozenset({"tool_use", "tool_result"})
+_OF_CALLS = _OF_TOOLS | {"usage"}
 _SESSION_HOOKS = frozenset({"start_session", "resume_session", "change_options", "terminate_session"})
 
 

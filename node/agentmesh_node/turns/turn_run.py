@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from agentmesh.records import Resolve
+from agentmesh.records import Inner, Resolve
 from agentmesh.tool_runs import ToolRun
 from agentmesh.turn.step_values import StepTaken, WaitOver
 from agentmesh.turn.values import Input, RunTurn, Watchdog
@@ -69,6 +69,10 @@ class TurnRun:
         """The tools that ran in the newest turn so far."""
         return self._runner.tools() if self._runner is not None else ()
 
+    def inner(self) -> tuple[Inner, ...]:
+        """The calls of the newest turn so far that no step has, where turns are traced."""
+        return self._runner.inner() if self._runner is not None else ()
+
     def start(self, command: RunTurn) -> None:
         """Start the prompt task. Its end is fed to the machine; a quick task has ended when this returns."""
         assert self._runner is not None
@@ -78,7 +82,7 @@ class TurnRun:
             self._watchdog = asyncio.get_running_loop().call_later(command.watchdog_s, self._on_watchdog, command.number)
 
     def _on_watchdog(self, number: int) -> None:
-        self._feed(Watchdog(number, self.spent(), self.ran()))
+        self._feed(Watchdog(number, self.spent(), self.ran(), self.inner()))
 
     def _ended(self, item: Input) -> None:
         self._run_over()

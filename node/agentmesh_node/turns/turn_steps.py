@@ -18,6 +18,7 @@ from agentmesh.turn.step_values import AskAgent, StepTaken, TakeStep, WaitOver
 from agentmesh.turn.values import Input, RunTurn
 from agentmesh.wire import ErrorBody, Outcome, PromptBody
 from agentmesh_node.services import Services
+from agentmesh_node.telemetry.inner_calls import inner_of_step
 
 MAX_WAIT_NAME = 256
 """Longest name of a wait, in characters."""
@@ -77,7 +78,7 @@ class TurnSteps:
         token = self._s.token()
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._takes[token] = value, future
-        self._feed(TakeStep(self._command.number, token, value))
+        self._feed(TakeStep(self._command.number, token, value, inner_of_step()))
         await future
 
     async def ask(

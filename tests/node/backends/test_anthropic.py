@@ -19,8 +19,13 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from agentmesh.backend import Turn
 from agentmesh.errors import BackendError
+from agentmesh.records import Inner
+from agentmesh.steps import UnjournaledSteps
+from agentmesh.trace.context import TraceContext
 from agentmesh.wire import Attachment
 from agentmesh_node.backends.anthropic import AnthropicBackend, clients
+from agentmesh_node.telemetry.inner_calls import InnerCalls, inner_of_step
+from agentmesh_node.telemetry.tracing import Here, Tracing
 from fakes.messages import Answer, Call, FakeMessages, Item, Refusal, Tool
 from node.backends.anthropic_chat import KEY, Chat, Doubling, Plain, serving, talk
 from support import run
@@ -280,6 +285,8 @@ def test_the_sdk_is_imported_by_the_first_prompt_and_not_on_the_loop() -> None:
 import asyncio, sys
 from agentmesh.agent import Agent
 from agentmesh_node.backends.anthropic import AnthropicBackend, clients
+from agentmesh_node.telemetry.inner_calls import InnerCalls, inner_of_step
+from agentmesh_node.telemetry.tracing import Here, Tracing
 assert "anthropic" not in sys.modules
 backend = AnthropicBackend(Agent(), {})
 
@@ -337,30 +344,28 @@ def test_cancelling_a_turn_ends_its_request(fake: FakeMessages) -> None:
 
 
 # --- telemetry --------------------------------------------------------------------------------------------
-def test_spans_of_model_calls_and_tools_are_the_mesh_s_own(fake: FakeMessages, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_model_calls_and_tools_are_told_by_the_mesh_and_not_by_the_sdk(
+    fake: FakeMessages, monkeypatch: pytest.MonkeyPatch
+) -> None:
     exporter, provider = InMemorySpanExporter(), TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     monkeypatch.setattr(trace, "get_tracer", lambda scope, *_, **__: provider.get_tracer(scope))
     fake.play([Answer(tools=(Tool("double", {"number": 2}, "c1"),), cache_read=3, cache_write=2), Refusal(status=400)])
-    with provider.get_tracer("test").start_as_current_span("turn"):
-        talk(cls=Doubling)
-    spans = {span.name: span for span in exporter.get_finished_spans()}
-    assert [span.name for span in exporter.get_finished_spans()] == [
-        "chat test-model",
-        "execute_tool double",
-        "chat test-model",
-        "turn",
-    ]
-    first = exporter.get_finished_spans()[0].attributes
-    assert first is not None
-    assert first["gen_ai.provider.name"] == "anthropic"
-    assert (first["gen_ai.usage.input_tokens"], first["gen_ai.usage.output_tokens"]) == (15, 5)
-    failed, ran = spans["chat test-model"].attributes, spans["execute_tool double"].attributes
-    assert failed is not None
-    assert ran is not None
-    assert failed["error.type"] == "bad_request"
-    assert (ran["gen_ai.tool.name"], ran["gen_ai.tool.call.id"], ran["gen_ai.agent.name"]) == ("double", "c1", "a")
-    assert ran["gen_ai.conversation.id"] == first["gen_ai.conversation.id"]
-    turn = spans["turn"].context
-    assert turn is not None
-    assert {span.parent.span_id for span in exporter.get_finished_spans() if span.parent} == {turn.span_id}
+    context = TraceContext("4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7")
+    calls = InnerCalls(context, lambda: 1.0)
+    entered = Tracing().enter(context, {}, Here("a", "Doubling", calls))
+    steps: list[Inner | None] = []
+
+    async def noting(self: UnjournaledSteps, step: Any) -> None:
+        steps.append(inner_of_step())
+
+    monkeypatch.setattr(UnjournaledSteps, "take", noting)
+    talk(cls=Doubling)
+    Tracing().leave(entered)
+    assert exporter.get_finished_spans() == (), "the SDK's own tracing is off"
+    first, ran = (inner for inner in steps if inner is not None)
+    (failed,) = calls.without_step
+    assert (first.op, first.name, first.attributes["gen_ai.provider.name"]) == ("chat", "test-model", "anthropic")
+    assert (first.attributes["gen_ai.usage.input_tokens"], first.attributes["gen_ai.usage.output_tokens"]) == (15, 5)
+    assert (ran.op, ran.name, ran.attributes["gen_ai.tool.call.id"]) == ("execute_tool", "double", "c1")
+    assert (failed.op, failed.error) == ("chat", "bad_request")

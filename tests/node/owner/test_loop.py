@@ -69,17 +69,12 @@ class Code:
 
     turn_task = None
 
-    def __init__(self, defect: Exception | None = None) -> None:
-        self.defect = defect
+    def __init__(self) -> None:
         self.done = asyncio.Event()
 
     async def call(self, command: RunCallback) -> Input:
         await self.done.wait()
         return Returned(NONE)
-
-    def end_span(self, error: str | None) -> None:
-        if self.defect is not None:
-            raise self.defect
 
 
 class Rig:
@@ -145,14 +140,17 @@ def test_inputs_wait_for_the_beginning_and_for_the_one_before() -> None:
 
 
 def test_a_defect_at_a_records_end_ends_the_owner() -> None:
+    async def defect() -> Committed:
+        raise RuntimeError("a defect of the journal's writer")
+
     async def main() -> None:
-        bench = Rig([RECORD], code=Code(RuntimeError("a span processor")))
+        bench = Rig([RECORD])
         loop = bench.begin()
         loop.feed(Rest())
         await asyncio.sleep(0)
         assert bench.busy()
         assert bench.ends == []
-        bench.records.appended(COMMITTED)
+        bench.records.appended(defect)
         assert not bench.busy()
         assert bench.ends == [DEFECT]
 

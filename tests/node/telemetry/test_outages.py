@@ -48,7 +48,7 @@ class Sender:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, endpoint: str, protocol: str = "http/protobuf") -> None:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint)
-        self._provider = otel._provider("node", "n1", protocol)
+        self._provider = otel._provider("node", "n1", protocol, "kind")
         self._meters = otel._meters("node", "n1", [otel._periodic(protocol)])
         self.telemetry = otel.Telemetry(self._provider, self._meters)
         self._tracer = self._provider.get_tracer("test")

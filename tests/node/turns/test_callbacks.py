@@ -42,7 +42,7 @@ def runner_of(cls: type[Agent[Any]], backend: Talker | None = None, facts: list[
     told: list[Fact] = [] if facts is None else facts
     ports = Ports(lambda: clock.now, lambda: clock.now, lambda: "t", 10_000, lambda *fact: told.append(fact))
     talker = backend or Talker(clock, Event.result("done"))
-    return Runner(cls, "coder", lambda agent, options: talker, ports, Tracing("n1"))
+    return Runner(cls, "coder", lambda agent, options: talker, ports, Tracing())
 
 
 def call(cls: type[Agent[Any]], hook: str, *args: Any, state: bytes | None = b"[]", request: Request | None = None) -> Input:

@@ -92,7 +92,7 @@ def turn(backend: Talker, cls: type[Agent[Any]] = Counting) -> tuple[TurnEnded, 
 
     async def go() -> Any:
         ports = Ports(now=lambda: backend.clock.now, monotonic=lambda: backend.clock.now, token=lambda: "t", limit=10_000)
-        runner = Runner(cls, "coder", lambda agent, options: backend, ports, Tracing("n1"))
+        runner = Runner(cls, "coder", lambda agent, options: backend, ports, Tracing())
         await runner.call(RunCallback(hook="start_session", args=({},), state=Raw(b"[]")))
         dispatched = Raw(b'["before"]')
         command = RunTurn(
@@ -215,7 +215,7 @@ async def _changed(options: dict[str, Any]) -> tuple[Input, list[str], str]:
     """What becomes of new options: how the call ends, what was done, and which backend runs the next turn."""
     notes: list[str] = []
     ports = Ports(now=lambda: 0.0, monotonic=lambda: 0.0, token=lambda: "t", limit=10_000)
-    runner = Runner(Counting, "coder", lambda agent, given: Optioned(given, notes), ports, Tracing("n1"))
+    runner = Runner(Counting, "coder", lambda agent, given: Optioned(given, notes), ports, Tracing())
     await runner.call(RunCallback(hook="start_session", args=({"model": "old"},), state=Raw(b"[]")))
     ended = await runner.call(RunCallback(hook="change_options", args=(Raw(b'{"turns":1}'), options)))
     turns: list[Input] = []

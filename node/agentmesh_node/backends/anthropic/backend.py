@@ -58,7 +58,6 @@ class AnthropicBackend:
             self._toolbox,
             bounds=Bounds(options.max_iterations, options.parallel_tools, options.max_tool_runs, options.max_result_bytes),
             guard=self.guard,
-            conversation=session["session_id"],
         )
         return Stream(loop.run(session["messages"], prompt, turn), session)
 

@@ -13,7 +13,6 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
-from opentelemetry import propagate
 
 from agentmesh.agent import Agent
 from agentmesh.backend import Event, Room, Stream, Turn
@@ -41,6 +40,7 @@ from agentmesh_node.backends.claude.sent_inputs import SentInputs
 from agentmesh_node.backends.claude.store import JetStreamSessionStore
 from agentmesh_node.backends.claude.transcript import UNREADABLE, tokens
 from agentmesh_node.backends.claude.transcript import events as past_events
+from agentmesh_node.telemetry import tracing
 from agentmesh_node.tools import Result, Toolbox
 from agentmesh_node.tools.kept_exchanges import notes
 from agentmesh_node.tools.turn_bounds import Driven, TurnBounds
@@ -218,7 +218,7 @@ class ClaudeBackend:
             specs = await self._toolbox.specs()
             if specs:
                 own_tools = await _module("agentmesh_node.backends.claude.own_tools")
-                tools = own_tools.OwnTools(self._toolbox, specs, run.turn, run.session)
+                tools = own_tools.OwnTools(self._toolbox, specs, run.turn)
             settled = await tools.settle(run.source.standing.open) if tools is not None else []
         except BackendError as error:
             yield _terminal(error)
@@ -269,9 +269,7 @@ class ClaudeBackend:
         held = credential(node)
         files = self._files
         env = environment(options, node, home=str(files.home), config=str(files.config), cwd=str(files.cwd))
-        carrier: dict[str, str] = {}
-        propagate.inject(carrier)
-        env.update({name.upper(): value for name, value in carrier.items() if name in ("traceparent", "tracestate")})
+        env.update(tracing.environment())
         line = command(options, self._cli, session=run.session, source=run.source.session, own_tools=own_tools)
         hidden = secrets(env, held)
         return make(line, env=env, cwd=str(files.cwd), secrets=hidden, credential=held, observe=sent.observe)

@@ -19,10 +19,14 @@ from agentmesh_node.backends.claude.transcript import UNREADABLE, added, event_o
 from agentmesh_node.backends.reasons import again_after, plainly, seconds
 from agentmesh_node.backends.retries import told_again
 from agentmesh_node.backends.shapes import shaped
+from agentmesh_node.telemetry import tracing
+from agentmesh_node.telemetry.inner_calls import InnerCall
 from agentmesh_node.tools.turn_bounds import Driven
 
 log = logging.getLogger("agentmesh.node")
 
+PROVIDER = "anthropic"
+"""Whose models Claude Code calls, in the telemetry conventions."""
 TYPES = {
     sdk.TextBlock: "text",
     sdk.ThinkingBlock: "thinking",
@@ -65,6 +69,8 @@ class MessageReader:
         """How many of these texts no answer that breaks off can make void."""
         self._retry_after_s: float | None = None
         self._unkept: str | None = None
+        self._call: InnerCall | None = None
+        """The call to the model that runs now."""
 
     def events(self, message: Any) -> Iterator[Event]:
         """The events for a message; none for messages of an unknown kind.
@@ -116,6 +122,8 @@ class MessageReader:
                     return
                 begun = event.get("message") or {}
                 self._message, self._model = begun.get("id", ""), begun.get("model", "")
+                self._end_call("stream_broken")
+                self._call = tracing.chat(PROVIDER, str(self._model))
                 self._counters = dict(begun.get("usage") or {})
                 self._stopped = False
             case "message_delta":
@@ -124,7 +132,11 @@ class MessageReader:
             case "message_stop":
                 if not self._stopped:  # Claude Code ends what broke off in this way, ahead of another try
                     yield from self._restarted()
-                self._total = added(self._total, tokens_of(self._counters))
+                used = tokens_of(self._counters)
+                if self._call is not None:
+                    self._call.tokens(str(self._model), used)
+                self._end_call(None if self._stopped else "stream_broken")
+                self._total = added(self._total, used)
                 yield Event("usage", {**self._total, "model": self._model})
                 price = self._prices.given(self._model)
                 self._spent = price is not None and self._most_usd is not None and price.of(self._total) >= self._most_usd
@@ -136,6 +148,14 @@ class MessageReader:
         elif delta.get("type") == "thinking_delta" and delta.get("thinking"):
             self._streamed.add(self._message)
             yield Event("thinking", {"text": delta["thinking"]})
+
+    def _end_call(self, error: str | None) -> None:
+        """The call to the model is over, if one runs."""
+        call, self._call = self._call, None
+        if call is not None:
+            if error is not None:
+                call.failed(error)
+            call.end()
 
     def _retry(self, data: Mapping[str, Any]) -> Event:
         """Claude Code asks again: what it has given of the answer is void."""

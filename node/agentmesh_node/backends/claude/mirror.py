@@ -13,6 +13,8 @@ from agentmesh.errors import Fenced, MeshError
 from agentmesh.steps import Steps
 from agentmesh_node.backends.claude.store import JetStreamSessionStore
 from agentmesh_node.backends.claude.transcript import calls_in, counts
+from agentmesh_node.telemetry import tracing
+from agentmesh_node.telemetry.inner_calls import take
 
 if TYPE_CHECKING:
     from claude_agent_sdk import SessionKey, SessionStoreEntry
@@ -90,7 +92,7 @@ class Mirror:
             while True:
                 await self._more.wait()
                 self._more.clear()
-                await self._steps.take({"step": "kept", "entry": self._kept})
+                await take(self._steps, {"step": "kept", "entry": self._kept}, tracing.ended_call())
         except Fenced:
             log.info("another owner runs the turn now: its transcript is not marked any more")
         except MeshError as error:

@@ -22,6 +22,7 @@ from agentmesh_node.backends.claude.mirror import Mirror
 from agentmesh_node.backends.claude.options import PREFIX, SERVER
 from agentmesh_node.backends.claude.sent_inputs import SentInputs
 from agentmesh_node.telemetry import tracing
+from agentmesh_node.telemetry.inner_calls import InnerCall, take
 from agentmesh_node.tools import Call, Result, Toolbox
 from agentmesh_node.tools.calls import key_of
 from agentmesh_node.tools.loop_steps import Intent, Ran
@@ -36,11 +37,10 @@ TOO_LARGE = "The result of this call is too large to be kept. Ask for less at a 
 class OwnTools:
     """The tools of one agent in one turn."""
 
-    def __init__(self, toolbox: Toolbox, specs: Sequence[ToolSpec], turn: Turn, conversation: str) -> None:
+    def __init__(self, toolbox: Toolbox, specs: Sequence[ToolSpec], turn: Turn) -> None:
         self._toolbox = toolbox
         self._specs = specs
         self._turn = turn
-        self._about = {"agent": turn.agent, "conversation": conversation}
         self._numbers = itertools.count()
         self._writing = asyncio.Lock()
         self._keys: dict[str, str] = {}
@@ -96,17 +96,17 @@ class OwnTools:
         known = self._results.get(call.id)
         if known is not None:
             return known
-        with tracing.execute_tool(call.name, call.id, target=self._toolbox.target(call.name), **self._about) as span:
+        with tracing.execute_tool(call.name, call.id, target=self._toolbox.target(call.name)) as run:
             result = await self._run(call)
             if not result.ok:
-                tracing.failed(span, result.error or "error")
+                run.failed(result.error or "error")
         if self._toolbox.target(call.name) is None:  # a question has a name of its own
             self._open.ended(call, self._keys.get(call.id) or key_of(self._turn.steps.key, call), result)
         try:
-            await self._commit(Ran(result))
+            await self._commit(Ran(result), run)
         except TooLarge as error:
             result = Result.failed(call, "too_large", f"{TOO_LARGE} ({error.message})")
-            await self._commit(Ran(result))
+            await self._commit(Ran(result), run)
         self._results[call.id] = result
         return result
 
@@ -128,6 +128,7 @@ class OwnTools:
                 return known
         return await self._toolbox.run(call, self._turn, self._keys.get(call.id, ""))
 
-    async def _commit(self, step: Intent | Ran) -> None:
+    async def _commit(self, step: Intent | Ran, run: InnerCall | None = None) -> None:
+        """Take a step. `run`: what it is the result of."""
         async with self._writing:  # one at a time: steps have an order
-            await self._turn.steps.take(msgspec.to_builtins(step))
+            await take(self._turn.steps, msgspec.to_builtins(step), run)

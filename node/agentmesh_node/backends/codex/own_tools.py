@@ -12,6 +12,8 @@ from agentmesh.backend import Turn
 from agentmesh.edge.tasks import cancel_and_wait
 from agentmesh_node.backends.codex.process import AppServer
 from agentmesh_node.backends.codex.steps import CodexStep, EarlierSteps, OwnToolIntent, OwnToolRan, step_value
+from agentmesh_node.telemetry import tracing
+from agentmesh_node.telemetry.inner_calls import InnerCall, take
 from agentmesh_node.tools import Call, Result, Toolbox
 from agentmesh_node.tools.calls import PATIENCE_S, key_of
 from agentmesh_node.tools.open_calls import open_calls
@@ -46,18 +48,19 @@ class OwnToolRuns:
             self.failed.set_exception(error)
 
     async def _serve(self, request: Any, call: Call) -> None:
-        result = await self._result(call)
+        with tracing.execute_tool(call.name, call.id, target=self._toolbox.target(call.name)) as run:
+            result = await self._result(call, run)
         answer = [{"type": "inputText", "text": result.text}]
         await self._server.reply(request, {"success": result.ok, "contentItems": answer})
 
-    async def _result(self, call: Call) -> Result:
+    async def _result(self, call: Call, run: InnerCall) -> Result:
         """Run a call. If an earlier owner of the turn made it, its result is replayed, or its tool is asked what became of it."""
         refused = call.refusal()
         if refused is not None:
             return refused
         former = self._taken.former(call)
         if former is None:
-            return await self._begun(call)
+            return await self._begun(call, run)
         made, known = former
         key = self._taken.key(made, self._turn.steps.key)
         if known is None:
@@ -67,10 +70,10 @@ class OwnToolRuns:
                 # With its first id: for the tool it is the same call.
                 known = await self._toolbox.run(made, self._turn, key)
             self._note_end(made, key, known)
-        await self._commit(OwnToolRan(made, known))
+        await self._ran(OwnToolRan(made, known), run)
         return msgspec.structs.replace(known, id=call.id)
 
-    async def _begun(self, call: Call) -> Result:
+    async def _begun(self, call: Call, run: InnerCall) -> Result:
         """Run a call that this turn has not begun yet; it may go on with one of an earlier try of the request."""
         effect = self._toolbox.effect(call.name)
         met = self._open.meet(call) if effect != "pure" else None
@@ -84,7 +87,7 @@ class OwnToolRuns:
         if result is None:
             result = await self._toolbox.run(call, self._turn, key)
         self._note_end(call, key, result)
-        await self._commit(OwnToolRan(call, result))
+        await self._ran(OwnToolRan(call, result), run)
         return result
 
     def next_answer(self) -> None:
@@ -96,9 +99,17 @@ class OwnToolRuns:
         if self._toolbox.target(call.name) is None:  # a question has a name of its own
             self._open.ended(call, key, result)
 
-    async def _commit(self, step: CodexStep) -> None:
+    async def _ran(self, step: OwnToolRan, run: InnerCall) -> None:
+        """A call has its result."""
+        if not step.result.ok:
+            run.failed(step.result.error or "error")
+        run.end()
+        await self._commit(step, run)
+
+    async def _commit(self, step: CodexStep, run: InnerCall | None = None) -> None:
+        """Take a step. `run`: what it is the result of."""
         async with self._writing:  # one at a time: steps have an order
-            await self._turn.steps.take(step_value(step))
+            await take(self._turn.steps, step_value(step), run)
 
     async def close(self) -> None:
         """End the runs of a turn that is over."""

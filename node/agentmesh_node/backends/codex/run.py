@@ -27,12 +27,16 @@ from agentmesh_node.backends.codex.settings import CodexOptions
 from agentmesh_node.backends.codex.steps import EarlierSteps, Saved, step_value
 from agentmesh_node.backends.retries import Retries, again, told_again
 from agentmesh_node.backends.shapes import Misshapen, shaped
+from agentmesh_node.telemetry import tracing
+from agentmesh_node.telemetry.inner_calls import take
 from agentmesh_node.tools import Toolbox
 from agentmesh_node.tools.kept_exchanges import notes
 from agentmesh_node.tools.turn_bounds import Driven, TurnBounds
 
 log = logging.getLogger("agentmesh.node")
 
+PROVIDER = "openai"
+"""Whose models Codex calls, in the telemetry conventions."""
 STORE_ERRORS = (InfrastructureError, Uncertain)
 """Errors that say that the store cannot be read or written now. Other errors of the mesh are about the thread itself."""
 STORE_TRIES = 5
@@ -190,7 +194,7 @@ class Run:
             raise BackendError(f"the thread's rollout cannot be read now: {error}", details=details) from None
 
     async def _server(self, home: Path, secrets: Sequence[str]) -> AppServer:
-        env = settings.environment(self._options, os.environ, home)
+        env = {**settings.environment(self._options, os.environ, home), **tracing.environment()}
         program, tools = await asyncio.to_thread(settings.binary, os.environ)
         if tools is not None:
             env["PATH"] = f"{tools}:{env.get('PATH', os.defpath)}"
@@ -355,7 +359,9 @@ class Run:
         """The model has answered, and its tools have run: count the answer, and commit a step if the turn goes on."""
         self._answers += 1
         self._driven.iterations += 1
-        for name, count in tokens(mapping(params.get("tokenUsage"))).items():
+        used = tokens(mapping(params.get("tokenUsage")))
+        tracing.answered(PROVIDER, self._options.model or "codex", used)
+        for name, count in used.items():
             self._usage[name] = self._usage.get(name, 0) + count
         event = Event("usage", {**self._usage, "model": self._options.model or "", "tool_calls": self._tool_calls})
         self._note(event)
@@ -375,7 +381,7 @@ class Run:
             log.warning("codex lags behind in writing its rollout", extra={"agent": self._turn.agent})
             return
         saved = Saved(self._thread, rollout, tuple(self._since_step), dict(self._usage), self._tool_calls)
-        await self._turn.steps.take(step_value(saved))
+        await take(self._turn.steps, step_value(saved), tracing.ended_call())
         self._since_step.clear()
         self._answer_from = 0
         self._tools_ran = False
