@@ -28,6 +28,7 @@ from agentmesh.edge.streams import ensure
 from agentmesh.errors import MeshError
 from agentmesh.subjects import Subjects
 from agentmesh_client import Mesh
+from agentmesh_client.cli.drawn import tree_text
 from agentmesh_node.process.nats_server import EmbeddedServer
 from agentmesh_node.telemetry import otel
 
@@ -109,7 +110,7 @@ async def stage(show: Timeline) -> AsyncIterator[tuple[Processes, Mesh]]:
             try:
                 await make_streams(server.url)
                 await processes.start("supervisor", "s1")
-                agents = ("--agents", str(HERE / "agents.py"))
+                agents = ("--agents", str(HERE / "agents.py"), "--trace-facts", "all")
                 await asyncio.gather(*(processes.start("node", node, *agents) for node in ("n1", "n2")))
                 show.say("ready", "supervisor s1, nodes n1 and n2")
                 async with agentmesh_client.connect(server.url) as mesh:
@@ -141,7 +142,16 @@ async def play(show: Timeline, log: Path) -> str:
         show.say(f"{COORDINATOR} -> caller", f"answers, from {answer.node}")
         async with asyncio.timeout(READY_S):
             await show.answered.wait()
+            show.request = await told(mesh, answer.ref)
         return answer.text
+
+
+async def told(mesh: Mesh, ref: str) -> str:
+    """The request as a tree, as `mesh trace` shows it: the attempt that died with its node is struck through."""
+    async for report in mesh.traces.follow(f"{COORDINATOR}/{ref}"):
+        if report.over:
+            break
+    return f"mesh trace {COORDINATOR}/{ref}\n{tree_text(report.branches, colour=Timeline.colour())}"
 
 
 async def kill_its_node(show: Timeline, processes: Processes, mesh: Mesh) -> None:
@@ -184,7 +194,7 @@ async def main(log: Path) -> int:
         return 1
     finally:
         await asyncio.to_thread(started.shutdown)
-    print(f"\n{answer}\n\n{show.graph()}\n")
+    print(f"\n{answer}\n\n{show.graph()}\n\n{show.request}\n")
     wrong = verdict(show)
     for complaint in wrong:
         print(f"The demo failed: {complaint}", file=sys.stderr)

@@ -21,7 +21,7 @@ class Timeline:
 
     def __init__(self, coordinator: str) -> None:
         self._began = time.monotonic()
-        self._colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+        self._colour = self.colour()
         self._coordinator = coordinator
         self._tries: Counter[tuple[str, str]] = Counter()
         self._killed_at: float | None = None
@@ -39,6 +39,13 @@ class Timeline:
         """All readers that the coordinator has asked so far run a turn."""
         self.answered = asyncio.Event()
         """The outcome of the caller's request is stored."""
+        self.request = ""
+        """The request as a tree of what was done for it."""
+
+    @staticmethod
+    def colour() -> bool:
+        """Whether the terminal is to be told how to draw."""
+        return sys.stdout.isatty() and "NO_COLOR" not in os.environ
 
     def say(self, who: str, what: str, style: str = "") -> None:
         line = f"{time.monotonic() - self._began:7.2f} s  {who:<28} {what}"

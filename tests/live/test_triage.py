@@ -43,6 +43,13 @@ def test_the_coordinator_outlives_its_node_and_its_caller_gets_one_answer() -> N
     graph = done.stdout[done.stdout.index("caller\n") :]
     assert re.search(r"└─ triage +on n\d then n\d", graph)
     assert len(re.findall(r"triage\.(checkout|search|auth) +on n", graph)) == 3
+    request = done.stdout[done.stdout.index("mesh trace triage/") :]
+    dead = re.search(r"SIGKILL +(n[12]) dies, and with it (.*)", done.stdout)
+    assert dead is not None
+    for reader in dead[2].split(", "):
+        if reader != "triage":  # which waits for its readers meanwhile
+            assert f"~~{reader} turn 1 attempt 1 on {dead[1]}~~  lost after" in request
+    assert len(re.findall(r"^    triage\.(checkout|search|auth) \d+ from triage", request, re.MULTILINE)) == 3
 
 
 @pytest.mark.slow

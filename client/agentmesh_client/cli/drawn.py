@@ -136,15 +136,15 @@ def _line(branch: Branch, colour: bool) -> str:
         parts.append(dollars(branch.usd))
     if branch.below and branch.op == "process" and branch.all_usd > branch.usd:
         parts.append(f"in all {dollars(branch.all_usd)}")
-    if branch.error:
+    if branch.error and not branch.died:
         parts.append(f"error {branch.error}")
     return "  ".join(parts)
 
 
 def _what(branch: Branch) -> str:
     if branch.op == "process":
-        source = f" from {branch.caller}" if branch.caller else ""
-        return f"{branch.agent} {branch.ref}{source}".replace("  ", " ")
+        what = "timer" if branch.lane == "due" else "event" if branch.lane.endswith("notify") else branch.ref
+        return " ".join((branch.agent, *filter(None, (what, f"from {branch.caller}" if branch.caller else ""))))
     if branch.op == "invoke_agent":
         number = f" turn {branch.turn}" if branch.turn is not None else ""
         attempt = f" attempt {branch.attempt}" if branch.attempt is not None else ""

@@ -31,6 +31,8 @@ class Branch(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     attempt: int | None = None
     ended: AttemptEnd | None = None
     """How an attempt ended; None for other spans, and while it runs."""
+    lane: str = ""
+    """Of a message: the lane of mail that it came by."""
     caller: str = ""
     """Of a message: the agent that sent it; empty if none did."""
     wait_s: float | None = None
@@ -143,6 +145,7 @@ def _branch(span: ToldSpan) -> Branch:
         turn=_whole(of.get(semconv.TURN)),
         attempt=_whole(of.get(semconv.ATTEMPT)),
         ended=end if end in ("ok", "error", "lost", "fenced", "moved") else None,  # type: ignore[arg-type]
+        lane=str(of.get(semconv.LANE, "")),
         caller=str(of.get(semconv.CALLER_NAME, "")),
         wait_s=float(wait) if isinstance(wait, int | float) else None,
         tokens=sum(_whole(of.get(name)) or 0 for name in (semconv.INPUT_TOKENS, semconv.OUTPUT_TOKENS)),

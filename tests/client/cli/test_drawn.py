@@ -58,7 +58,7 @@ def branch(op: str, number: int, *below: Branch, **fields: object) -> Branch:
 TREE = branch(
     "process",
     1,
-    branch("invoke_agent", 2, ended="lost", turn=4, attempt=1, usd=0.25, tokens=10),
+    branch("invoke_agent", 2, ended="lost", error="lost", turn=4, attempt=1, usd=0.25, tokens=10),
     branch(
         "invoke_agent",
         3,
@@ -84,6 +84,12 @@ def test_a_request_is_a_tree_with_its_dead_attempts_struck_through() -> None:
         "    send x  1.50 s",
     ]
     assert f"{STRUCK}desk turn 4 attempt 1 on n1{PLAIN}" in tree_text([TREE], colour=True)
+
+
+def test_events_and_timers_say_what_they_are() -> None:
+    heard = branch("process", 1, lane="peer-notify", caller="log", end=1.001)
+    fired = branch("process", 2, lane="due", end=2.0)
+    assert tree_text([heard, fired]).splitlines() == ["desk event from log  1 ms", "desk timer  0 ms"]
 
 
 def test_what_runs_says_so() -> None:
