@@ -154,17 +154,24 @@ class Runner:
         token = callback_context.current_context.set(context)
         entered = self._tracing.enter(command.context, command.trace, self._here)
         try:
-            value = await self._invoke(hook, arguments)
-        except BaseException as error:  # user code may raise anything
-            self._forget_state()
-            if _is_cancelled(error):
-                raise
-            log.exception("callback raised", extra={"agent": self._name, "callback": hook})
-            return Raised(raised_error(error))
+            try:
+                value = await self._invoke(hook, arguments)
+            except BaseException as error:  # user code may raise anything
+                self._forget_state()
+                if _is_cancelled(error):
+                    raise
+                log.exception("callback raised", extra={"agent": self._name, "callback": hook})
+                return Raised(raised_error(error))
+            finally:
+                asks = context.close()
+                callback_context.current_context.reset(token)
+            return self._decided(command, value, asks)
         finally:
-            asks = context.close()
             self._tracing.leave(entered)
-            callback_context.current_context.reset(token)
+
+    def _decided(self, command: RunCallback, value: Any, asks: tuple[callback_context.Ask, ...]) -> Input:
+        """What a callback has decided, by what it returned and asked for; or that this is none of what it may return."""
+        hook = command.hook
         request = command.request
         checked = self._codec.check(
             hook, value, asks, command.state, attachments=request is not None and bool(request.attachments)
