@@ -1,6 +1,6 @@
 # Each target sets up what it needs: a Python of 3.12 or newer is all that must be there.
 .DEFAULT_GOAL := help
-.PHONY: help demo quick test test-local lint check bench bench-failover bench-sleeping bench-paired sim fuzz chaos cases clean
+.PHONY: help demo quick test test-local test-backends lint check bench bench-failover bench-sleeping bench-paired sim fuzz chaos cases clean
 
 # Tests start a thousand processes: without byte code each would compile all that it imports, as long as it takes to run.
 unexport PYTHONDONTWRITEBYTECODE
@@ -30,6 +30,10 @@ test: .venv/.stamp-dev ## Run all tests
 
 test-local: .venv/.stamp-dev ## A real, small model behind each backend, some minutes: what it says is printed
 	@$(PYTEST) -n 0 -s tests/local tests/local/vendors.py $(ARGS)
+
+test-backends: .venv/.stamp-dev ## What Arize Phoenix and Jaeger show of a mesh; installed once, outside the checkout, in ten minutes and 1.6 GB
+	@PYTHONPATH=tests $(PY) -m trace_backends.installed
+	@$(PYTEST) -n 0 -s tests/trace_backends/shown.py $(ARGS)
 
 lint: .venv/.stamp-dev ## Lint, format, types, imports
 	$(PY) -m ruff check .

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import gzip
 import threading
+import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +30,9 @@ from fakes.otlp_values import Point, Received, points_in, spans_in
 WORKERS = 16
 """Requests that the gRPC server answers at a time; one that hangs takes one of them."""
 
+FORWARD_S = 30.0
+"""How long another collector may take over what it is handed."""
+
 
 class _Refused(Exception):
     """The receiver has been told to refuse, with this HTTP status."""
@@ -40,9 +44,13 @@ class OtlpReceiver:
     Args:
         grpc: speak gRPC; else HTTP with protobuf.
         port: where it listens, over HTTP; by default on a free one.
+        forward: endpoints of other collectors, which each request for spans is handed on to as it came (HTTP only).
     """
 
-    def __init__(self, *, grpc: bool = False, port: int = 0) -> None:
+    def __init__(self, *, grpc: bool = False, port: int = 0, forward: Iterable[str] = ()) -> None:
+        self.forward = tuple(forward)
+        self.not_forwarded: list[str] = []
+        """What went wrong with requests that were to be handed on."""
         self._lock = threading.Condition()
         self._spans: list[Received] = []
         self._points: list[Point] = []
@@ -147,6 +155,16 @@ class OtlpReceiver:
         if status:
             raise _Refused(status)
 
+    def hand_on(self, path: str, body: bytes) -> None:
+        """Send a request's body to the other collectors."""
+        for collector in self.forward:
+            request = urllib.request.Request(collector + path, body, {"content-type": "application/x-protobuf"})
+            try:
+                with urllib.request.urlopen(request, timeout=FORWARD_S):
+                    pass
+            except OSError as error:
+                self.not_forwarded.append(f"{collector}: {error}")
+
     def __enter__(self) -> Self:
         self._server.start()
         return self
@@ -166,7 +184,7 @@ class _Server(Protocol):
 
 class _Http:
     def __init__(self, receiver: OtlpReceiver, port: int) -> None:
-        self._server = ThreadingHTTPServer(("127.0.0.1", port), _handler(receiver))
+        self._server = ThreadingHTTPServer(("127.0.0.1", port), type("Handler", (_Handler,), {"receiver": receiver}))
         self._server.daemon_threads = True
         self.port: int = self._server.server_address[1]
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
@@ -180,50 +198,51 @@ class _Http:
         self._thread.join(5)
 
 
-def _handler(receiver: OtlpReceiver) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    receiver: OtlpReceiver
 
-        def do_POST(self) -> None:
-            try:
-                self._answer(200, self._taken(self._body()))
-            except _Refused as refused:
-                self._answer(refused.args[0], b"")
-
-        def _taken(self, body: bytes) -> bytes:
+    def do_POST(self) -> None:
+        try:
+            body = self._body()
             if self.path == "/v1/traces":
-                receiver.take(spans=spans_in(ExportTraceServiceRequest.FromString(body)))
-                return bytes(ExportTraceServiceResponse().SerializeToString())
-            if self.path == "/v1/metrics":
-                receiver.take(points=points_in(ExportMetricsServiceRequest.FromString(body)))
-            return bytes(ExportMetricsServiceResponse().SerializeToString())
+                self.receiver.hand_on(self.path, body)
+            self._answer(200, self._taken(body))
+        except _Refused as refused:
+            self._answer(refused.args[0], b"")
 
-        def _answer(self, status: int, reply: bytes) -> None:
-            try:
-                self.send_response(status)
-                self.send_header("content-type", "application/x-protobuf")
-                self.send_header("content-length", str(len(reply)))
-                self.end_headers()
-                self.wfile.write(reply)
-            except ConnectionError:
-                self.close_connection = True  # the exporter did not wait so long, or its process has ended
+    def _taken(self, body: bytes) -> bytes:
+        if self.path == "/v1/traces":
+            self.receiver.take(spans=spans_in(ExportTraceServiceRequest.FromString(body)))
+            return bytes(ExportTraceServiceResponse().SerializeToString())
+        if self.path == "/v1/metrics":
+            self.receiver.take(points=points_in(ExportMetricsServiceRequest.FromString(body)))
+        return bytes(ExportMetricsServiceResponse().SerializeToString())
 
-        def _body(self) -> bytes:
-            if "chunked" in self.headers.get("transfer-encoding", ""):
-                body = b"".join(iter(self._chunk, b""))
-            else:
-                body = self.rfile.read(int(self.headers.get("content-length", 0)))
-            return gzip.decompress(body) if self.headers.get("content-encoding") == "gzip" else body
+    def _answer(self, status: int, reply: bytes) -> None:
+        try:
+            self.send_response(status)
+            self.send_header("content-type", "application/x-protobuf")
+            self.send_header("content-length", str(len(reply)))
+            self.end_headers()
+            self.wfile.write(reply)
+        except ConnectionError:
+            self.close_connection = True  # the exporter did not wait so long, or its process has ended
 
-        def _chunk(self) -> bytes:
-            chunk = self.rfile.read(int(self.rfile.readline().split(b";")[0], 16))
-            self.rfile.readline()
-            return chunk
+    def _body(self) -> bytes:
+        if "chunked" in self.headers.get("transfer-encoding", ""):
+            body = b"".join(iter(self._chunk, b""))
+        else:
+            body = self.rfile.read(int(self.headers.get("content-length", 0)))
+        return gzip.decompress(body) if self.headers.get("content-encoding") == "gzip" else body
 
-        def log_message(self, format: str, *args: object) -> None:
-            """Tests say what they need to say."""
+    def _chunk(self) -> bytes:
+        chunk = self.rfile.read(int(self.rfile.readline().split(b";")[0], 16))
+        self.rfile.readline()
+        return chunk
 
-    return Handler
+    def log_message(self, format: str, *args: object) -> None:
+        """Tests say what they need to say."""
 
 
 class _Grpc:
