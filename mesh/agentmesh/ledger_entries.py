@@ -217,6 +217,10 @@ class Wait(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     origin: str = ""
     """The request's origin; empty if none was sent."""
     outcome: Outcome | None = None
+    generation: int = 0
+    boot: str = ""
+    attempt: str = ""
+    """Who has asked, as in `Step`."""
 
 
 class Seen(msgspec.Struct, frozen=True):

@@ -159,6 +159,9 @@ class _Draft:
         if end_by is not None:
             deadline = core.now + inner_s(deadline - core.now, end_by - core.now)
         wait = Wait(agent=item.agent, since=core.now, deadline=deadline)
+        if (attempt := self._active.attempt) is not None:
+            ledger, span = core.ledger, attempt.context.span_id
+            wait = structs.replace(wait, generation=ledger.generation, boot=ledger.boot, attempt=span)
         if item.agent == name or item.agent in above:
             chain = " waits for ".join((*above, name, item.agent))
             return structs.replace(wait, outcome=_circle(core, wait, f"that would never end: {chain}"))

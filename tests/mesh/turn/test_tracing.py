@@ -501,6 +501,11 @@ def test_steps_bear_who_took_them_and_when_also_in_snapshots_and_behind_a_takeov
     assert folded is not None and folded.steps == bench.core.ledger.steps
     turning = bench.core.ledger.turning
     assert turning is not None and turning.traced is not None and turning.traced.span == first.span_id
+    bench.ask("w")
+    wait = bench.wait("w")
+    assert (wait.generation, wait.boot, wait.attempt) == (2, "b2", second.span_id), "as do its questions"
+    bench.answer_wait("w")
+    assert bench.wait("w").attempt == second.span_id
     bench.finish("done")
     assert told(bench).span == second.span_id and bench.core.ledger.history[-1].started == 1000.0
     assert told(bench).began == 1005.0
