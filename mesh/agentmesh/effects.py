@@ -106,6 +106,8 @@ class Bury(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="b
     seq: int
     reason: ErrorBody
     text: str | None = None
+    trace: dict[str, str] = {}
+    """The context of what it was, as headers: what is sent again goes on below it."""
 
 
 type Effect = Resolve | SendMail | StartAgent | StopAgent | SetTimer | CancelTimer | Bury | Echo

@@ -125,6 +125,138 @@ ADDED: tuple[Addition, ...] = (
     Addition("Queued.links", "ignored"),
     Addition("Turning.traced", "ignored"),
     Addition("Notice.trace", "ignored"),
+    Addition("Bury.trace", "ignored"),
     Addition("Wait.generation", "ignored"),
     Addition("Wait.boot", "ignored"),
     Addition("Wait.attempt", "ignored"),
+    Addition("SetTimer.trace", "ignored"),
+    Addition("Ledger.causes", "ignored"),
+    Addition("Change.causes", "ignored"),
+)
+
+
+# --- labels -----------------------------------------------------------------------------------------------------------
+OWN_LABEL = "mesh."
+"""How labels of the mesh's own begin."""
+_READS = OWN_LABEL + "reads-"
+_YES = "yes"
+
+
+def node_labels(reads: int) -> dict[str, str]:
+    """The labels by which a node says, to every build's planner, which records it reads."""
+    return {f"{_READS}{version}": _YES for version in range(SECOND, reads + 1)}
+
+
+def required(labels: Mapping[str, str]) -> int:
+    """The version of records that a node must read to run an agent with these labels."""
+    return max((int(n) for key in labels if key.startswith(_READS) and (n := key.removeprefix(_READS)).isdigit()), default=FIRST)
+
+
+def requiring(labels: Mapping[str, str], version: int) -> dict[str, str]:
+    """`labels` of an agent whose journal holds records of `version`, or is about to."""
+    others = {key: value for key, value in labels.items() if not key.startswith(_READS)}
+    return others | {f"{_READS}{version}": _YES} if version > FIRST else others
+
+
+def relabelled(old: Mapping[str, str], new: Mapping[str, str]) -> dict[str, str]:
+    """The labels `new` of an agent that had `old`, with what the mesh itself had put there."""
+    return {**users_labels(new), **{key: value for key, value in old.items() if key.startswith(OWN_LABEL)}}
+
+
+def users_labels(labels: Mapping[str, str]) -> dict[str, str]:
+    """`labels` without those of the mesh's own."""
+    return {key: value for key, value in labels.items() if not key.startswith(OWN_LABEL)}
+
+
+# --- the version that a record needs --------------------------------------------------------------------------------
+type Needed = Callable[[Any], int]
+"""The least version that a reader must know to lose nothing of a value."""
+
+
+def needed_by(root: Any, added: Iterable[Addition] = ADDED) -> Needed:
+    """What finds the version that values of the type `root` need.
+
+    It looks only where something was added: a value of which no part was costs one call.
+    """
+    rows = {row.what: row.version for row in added if row.old == "refused"}
+    return _Compiler(rows).of(type_info(root)) or _first
+
+
+def _first(value: Any) -> int:
+    return FIRST
+
+
+class _Compiler:
+    """Makes a function of a type: it visits the parts of a value that can hold something added, and no others."""
+
+    def __init__(self, rows: Mapping[str, int]) -> None:
+        self._rows = rows
+
+    def of(self, info: Type) -> Needed | None:
+        """None: no part of such a value was added."""
+        match info:
+            case StructType():
+                return self._struct(info)
+            case UnionType(types=types):
+                return _one_of({_class_of(t): found for t in types if (found := self.of(t)) is not None})
+            case DictType(value_type=inner):
+                return _most_of(self.of(inner), dict.values)
+            case VarTupleType(item_type=inner) | CollectionType(item_type=inner):
+                return _most_of(self.of(inner), iter)
+            case _:
+                return None
+
+    def _struct(self, info: StructType) -> Needed | None:
+        name = info.cls.__name__
+        itself = self._rows.get(name, FIRST)
+        added: list[tuple[str, Any, int]] = []
+        deeper: list[tuple[str, Needed]] = []
+        defaults = {field.name: _default(field) for field in structs.fields(info.cls)}
+        for field in info.fields:
+            version = self._rows.get(f"{name}.{field.name}")
+            if version is not None:
+                added.append((field.name, defaults[field.name], version))
+            elif (found := self.of(field.type)) is not None:
+                deeper.append((field.name, found))
+        kinds = {row.removeprefix("kind:"): version for row, version in self._rows.items() if row.startswith("kind:")}
+        kinds = kinds if name == "Record" else {}
+        if itself == FIRST and not added and not deeper and not kinds:
+            return None
+
+        def needed(value: Any) -> int:
+            version = kinds.get(value.kind, itself) if kinds else itself
+            for field, default, needs in added:
+                if version < needs and (part := getattr(value, field)) is not default and part != default:
+                    version = needs
+            for field, find in deeper:
+                part = getattr(value, field)
+                if part is not None and part is not UNSET and (found := find(part)) > version:
+                    version = found
+            return version
+
+        return needed
+
+
+def _one_of(by_class: Mapping[type, Needed]) -> Needed | None:
+    if not by_class:
+        return None
+
+    def needed(value: Any) -> int:
+        found = by_class.get(type(value))
+        return FIRST if found is None else found(value)
+
+    return needed
+
+
+def _most_of(needed: Needed | None, parts: Callable[[Any], Iterable[Any]]) -> Needed | None:
+    return None if needed is None else lambda value: max(map(needed, parts(value)), default=FIRST)
+
+
+def _class_of(info: Type) -> type:
+    if isinstance(info, StructType):
+        return info.cls
+    return dict if isinstance(info, DictType) else tuple if isinstance(info, VarTupleType) else list
+
+
+def _default(field: structs.FieldInfo) -> Any:
+    return field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory()

@@ -65,6 +65,7 @@ async def bury(t: Transport, subjects: Subjects, agent: str, effect: Bury, *, or
         if found is not None and found.seq == effect.seq:
             body = found.data
             headers = _kept(found.headers)
+    headers.update(effect.trace)
     headers[REASON] = effect.reason.code
     headers["Mesh-Reason-Text"] = legible(" ".join(effect.reason.message.split())[:500])
     headers["Mesh-Lane"] = effect.lane

@@ -150,9 +150,19 @@ def turn_info(core: Core, active: Active, error: ErrorBody | None) -> TurnInfo:
     )
 
 
-def bury(core: Core, lane: str, seq: int, reason: ErrorBody, text: str | None = None) -> None:
-    """Add to the draft that an input becomes a dead letter."""
-    core.effects = (*core.effects, Bury(lane=lane, seq=seq, reason=reason, text=text))
+def bury(core: Core, mail: Mail, reason: ErrorBody) -> None:
+    """Add to the draft that `mail` becomes a dead letter."""
+    _bury(core, Bury(lane=mail.lane, seq=mail.seq, reason=reason, trace=tracing.of_message(core, mail)))
+
+
+def bury_own(core: Core, reason: ErrorBody, text: str, trace: dict[str, str]) -> None:
+    """Add to the draft that an input which is not mail becomes a dead letter with this text; `trace`: its context."""
+    _bury(core, Bury(lane="self", seq=0, reason=reason, text=text, trace=trace if core.config.traced else {}))
+
+
+def _bury(core: Core, effect: Bury) -> None:
+    core.effects = (*core.effects, effect)
+    lane, seq, reason = effect.lane, effect.seq, effect.reason
     core.emits = (*core.emits, Emit("dead_lettered", {"lane": lane, "seq": seq, "reason": reason.code}))
 
 

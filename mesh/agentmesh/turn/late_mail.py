@@ -69,7 +69,7 @@ def unclaimed(
         consume(core, item)
         if repeated:
             continue
-        bury(core, item.lane, item.seq, reason)
+        bury(core, item, reason)
         if LANES[item.lane].kind == "prompt":
             end_request(core, caller_of(item), reason)
     remember(core, seen, since=since)

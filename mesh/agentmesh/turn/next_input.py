@@ -103,7 +103,7 @@ def end_without_turn(core: Core, mail: Mail) -> bool:
         return True
     if mail.problem is not None:
         error = ErrorBody(code="bad_request", message=mail.problem)
-        bury(core, mail.lane, mail.seq, error)
+        bury(core, mail, error)
     elif mail.for_life is not None and mail.for_life != core.ledger.incarnation:
         error = ErrorBody(code="stopped", message="the agent that this was meant for has ended; another bears its name now")
     elif mail.deadline is not None and mail.deadline <= core.now:
@@ -157,7 +157,7 @@ def next_event(core: Core, *, handles: bool) -> tuple[Any, str | None]:
         tracing.ended_unrun(core, mail, "stopped" if stale else "expired")
         return NO_EVENT, None
     if mail.problem is not None:
-        bury(core, mail.lane, mail.seq, ErrorBody(code="bad_request", message=mail.problem))
+        bury(core, mail, ErrorBody(code="bad_request", message=mail.problem))
         tracing.ended_unrun(core, mail, "bad_request")
         return NO_EVENT, None
     if mail.lane == "due":

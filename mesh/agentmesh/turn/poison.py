@@ -13,7 +13,7 @@ from msgspec import structs
 
 from agentmesh.records import TurnInfo
 from agentmesh.tool_runs import counted
-from agentmesh.turn.draft import Out, bury, commit, consume, end_request, forget_charges, key_of, turn_info
+from agentmesh.turn.draft import Out, bury, bury_own, commit, consume, end_request, forget_charges, key_of, turn_info
 from agentmesh.turn.kept import runs_of
 from agentmesh.turn.tracing import ended_unrun
 from agentmesh.turn.values import Active, AwaitPermit, Core, Phase
@@ -57,13 +57,13 @@ def give_up(core: Core, active: Active, error: ErrorBody) -> None:
     tools = counted(runs_of(core, active))
     if active.mail is not None:
         consume(core, active.mail)
-        bury(core, active.mail.lane, active.mail.seq, error)
+        bury(core, active.mail, error)
     else:
         if active.slot == "next":
             core.work = structs.replace(core.work, next=None)
         else:
             core.work = structs.replace(core.work, queue=core.work.queue[1:])
-        bury(core, "self", 0, error, active.text)
+        bury_own(core, error, active.text, active.trace)
     if active.caller is not None:
         end_request(core, active.caller, error, tools)
     forget_charges(core, active.key)
@@ -98,12 +98,12 @@ def comes_first(core: Core, out: Out) -> bool:
     if core.work.notices:
         notice, *rest = core.work.notices
         core.work = structs.replace(core.work, notices=tuple(rest))
-        bury(core, "self", 0, error, msgspec.json.encode(notice).decode())
+        bury_own(core, error, msgspec.json.encode(notice).decode(), notice.trace)
         forget_charges(core, key)
     else:
         mail, core.events = core.events[0], core.events[1:]
         consume(core, mail)
-        bury(core, mail.lane, mail.seq, error)
+        bury(core, mail, error)
         ended_unrun(core, mail, error.code)
     commit(core, "event", out)
     return True

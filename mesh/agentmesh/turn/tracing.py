@@ -13,6 +13,7 @@ from msgspec import structs
 from agentmesh.callback_context import Ask
 from agentmesh.headers import STATE_KEY, bounded_baggage
 from agentmesh.records import Caller, Handled, Queued, SendMail, SetTimer, Traced, TurnInfo
+from agentmesh.subjects import LANES
 from agentmesh.tool_runs import counted
 from agentmesh.trace.context import (
     MAX_AGE_S,
@@ -197,7 +198,7 @@ def began_of(core: Core) -> Began | None:
 # --- messages without a turn ------------------------------------------------------------------------------------------
 def _process(core: Core, mail: Mail, *, anew: bool = False, timer: str = "") -> tuple[Handled, TraceContext]:
     """The span of `mail`, and its context."""
-    ref = mail.ref if mail.prompt is not None else f"{mail.lane}:{mail.seq}"
+    ref = mail.ref if LANES[mail.lane].kind == "prompt" else f"{mail.lane}:{mail.seq}"
     above, links = _entered(core, mail.trace, mail.root, ref, mail.stored, anew=anew)
     span_id = process_span_id(core.config.name, core.ledger.incarnation, mail.lane, mail.ref)
     stored = _time_of(mail.stored)
@@ -214,6 +215,11 @@ def _process(core: Core, mail: Mail, *, anew: bool = False, timer: str = "") -> 
         timer=timer,
     )
     return span, _below(above, span_id, stored or core.now)
+
+
+def of_message(core: Core, mail: Mail) -> dict[str, str]:
+    """The context of the span of `mail`, as headers."""
+    return _process(core, mail)[1].headers() if core.config.traced else {}
 
 
 def ended_unrun(core: Core, mail: Mail, error: str) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from agentmesh import wire
 from agentmesh.edge.endings import bury, send_outcome
 from agentmesh.edge.results import store_outcome
+from agentmesh.headers import trace_in
 from agentmesh.records import Bury, Resolve
 from agentmesh.wire import ErrorBody, Outcome
 from node.simulated import SimulatedNode, simulate
@@ -61,5 +64,19 @@ def test_a_message_that_a_replica_does_not_show_yet_is_in_its_dead_letter() -> N
         await bury(node.transport, node.subjects, "a", Bury(lane="inbox", seq=seq, reason=GONE), origin="1.5.0", nonce="n")
         (letter,) = node.stored(node.subjects.dead("a"))
         assert letter.data == b"hello"
+
+    simulate(story)
+
+
+@pytest.mark.case(573)
+@pytest.mark.parametrize("seq", [None, 0])
+def test_a_dead_letter_bears_the_context_of_its_messages_span(seq: int | None) -> None:
+    async def story(node: SimulatedNode) -> None:
+        given = await node.mail("a", b"hello", headers={"traceparent": f"00-{'1' * 32}-{'2' * 16}-01", "baggage": "b=1"})
+        trace = {"traceparent": f"00-{'1' * 32}-{'3' * 16}-01", "baggage": "b=1"}
+        effect = Bury(lane="inbox", seq=given if seq is None else seq, reason=GONE, text="x", trace=trace)
+        await bury(node.transport, node.subjects, "a", effect, origin="1.5.0", nonce="n")
+        (letter,) = node.stored(node.subjects.dead("a"))
+        assert trace_in(letter.headers) == trace
 
     simulate(story)

@@ -9,7 +9,7 @@ import pytest
 from agentmesh.agent import Defer, Halt, Idle, Prompt, Skip
 from agentmesh.backend import Response
 from agentmesh.ledger import fold
-from agentmesh.records import Handled, Inner, SendMail, SetTimer, Traced, decode_record
+from agentmesh.records import Bury, Handled, Inner, SendMail, SetTimer, Traced, decode_record
 from agentmesh.trace.context import (
     MAX_AGE_S,
     MAX_DEPTH,
@@ -462,6 +462,27 @@ def test_what_killed_its_owners_before_this_one_ends_its_message_without_an_atte
         SENT,
         TRACE,
     )
+
+
+@pytest.mark.case(573)
+def test_what_is_made_of_a_dead_letter_goes_on_below_the_span_of_its_message() -> None:
+    bench = rig()
+    bad = bench.post("inbox", problem="no JSON", stored=STORED)
+    bench.feed_backlog()
+    event = bench.event(None, trace=FROM_CLIENT, problem="no JSON")
+    buried = {effect.seq: context_in(effect.trace) for effect in bench.effects(Bury)}
+    spans = {span.seq: (span.trace, span.span) for span in handled(bench)}
+    assert {seq: context and (context.trace_id, context.span_id) for seq, context in buried.items()} == spans
+    assert spans[bad.seq][0] == trace_id_of(None, "coder", "life-1", bad.ref, STORED) and spans[event.seq][0] == TRACE
+    crashing = rig(Crashing, max_attempts=1)
+    ref = crashing.prompt("p")
+    crashing.finish("crash")
+    (context,) = [context_in(effect.trace) for effect in crashing.effects(Bury)]
+    assert context is not None
+    assert (context.trace_id, context.span_id) == (told(crashing).trace, told(crashing).process)
+    again = crashing.prompt("p", trace=context.headers())
+    crashing.finish("x")
+    assert (told(crashing).trace, told(crashing).above) == (context.trace_id, context.span_id) and again != ref
 
 
 # --- steps ------------------------------------------------------------------------------------------------------------
