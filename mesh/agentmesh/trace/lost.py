@@ -8,13 +8,14 @@ stand in the journal. Its end is not: it lies before the record by which another
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import msgspec
 from msgspec import structs
 
 from agentmesh import semconv
 from agentmesh.ledger import apply
-from agentmesh.ledger_entries import Inner, Step
+from agentmesh.ledger_entries import Inner
 from agentmesh.records import Ledger, Record
 from agentmesh.trace.spans import AttemptEnd, Attributes, Began, ToldSpan
 from agentmesh.trace.told import Teller, attempt_span, inner_of, inner_spans
@@ -134,19 +135,30 @@ def _is_former(taken: Taken, fact: Began, boots: Collection[str]) -> bool:
     return fact.boot != taken.boot and (fact.boot in boots or fact.started < taken.at)
 
 
+class _Left(NamedTuple):
+    """The first thing that an attempt has left in the journal."""
+
+    attempt: str
+    began: float
+    generation: int
+    boot: str
+
+
 def _of_steps(taken: Taken) -> Iterator[Began]:
-    """The attempts that have taken the steps in the ledger, as if each had said that it began."""
+    """The attempts that have taken the steps in the ledger, or have asked others, as if each had said that it began."""
     turning = taken.ledger.turning
     traced = turning.traced if turning is not None else None
     if turning is None or traced is None:
         return
-    first: dict[str, Step] = {}
-    for index in sorted(taken.ledger.steps, key=int):
-        step = taken.ledger.steps[index]
-        if step.attempt:
-            first.setdefault(step.attempt, step)
+    first: dict[str, _Left] = {}
+    steps = (taken.ledger.steps[index] for index in sorted(taken.ledger.steps, key=int))
+    left = [_Left(step.attempt, step.began, step.generation, step.boot) for step in steps]
+    left += [_Left(wait.attempt, wait.since, wait.generation, wait.boot) for wait in taken.ledger.waits.values()]
+    for one in sorted(left, key=lambda one: one.began):
+        if one.attempt:
+            first.setdefault(one.attempt, one)
     nodes = {record.boot: record.node for _, record in taken.records} | {taken.ledger.boot: taken.ledger.node}
-    for attempt, step in first.items():
+    for attempt, one in first.items():
         yield Began(
             trace=traced.trace,
             span=attempt,
@@ -157,10 +169,10 @@ def _of_steps(taken: Taken) -> Iterator[Began]:
             ref=turning.key.partition(":")[2],
             input=turning.key,
             turn=turning.number,
-            started=traced.began if attempt == traced.span and traced.began else step.began,
-            node=nodes.get(step.boot, ""),
-            generation=step.generation,
-            boot=step.boot,
+            started=traced.began if attempt == traced.span and traced.began else one.began,
+            node=nodes.get(one.boot, ""),
+            generation=one.generation,
+            boot=one.boot,
             links=traced.links,
             sampled=traced.sampled,
         )

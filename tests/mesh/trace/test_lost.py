@@ -8,7 +8,7 @@ import pytest
 from msgspec import structs
 
 from agentmesh import semconv
-from agentmesh.ledger_entries import Inner, Step, Traced, TurnInfo, Turning
+from agentmesh.ledger_entries import Inner, Step, Traced, TurnInfo, Turning, Wait
 from agentmesh.records import Ledger, Record
 from agentmesh.trace.lost import MARGIN_S, Taken, abandoned, last_records, nodes_in, since, unended
 from agentmesh.trace.spans import Began
@@ -111,6 +111,20 @@ def test_steps_tell_of_an_attempt_without_a_fact_and_of_what_it_cost() -> None:
     assert "secret" not in str(found.spans)
     (same,) = unended(taken(turning=turning, steps={"0": step, "1": further}), [began(sender="boss", links=traced.links)], ())
     assert [span.id for span in same.spans] == [span.id for span in found.spans], "with both it is still one"
+
+
+def test_questions_of_a_turn_tell_of_an_attempt_that_took_no_step() -> None:
+    """What was asked stands below it: no parent that the mesh has made is missing."""
+    traced = Traced(trace=TRACE, span="a" * 16, parent=PARENT, began=100.0)
+    turning = Turning(key="inbox:12", number=2, prompt="p", began=100.0, traced=traced)
+    first = Wait(agent="b", since=101.0, deadline=160.0, generation=5, boot="boot-1", attempt="a" * 16)
+    later = structs.replace(first, since=130.0, generation=6, boot="boot-8", attempt="b" * 16)
+    own = structs.replace(first, since=210.0, generation=OWN[0], boot=OWN[1], attempt="c" * 16)
+    found = unended(taken(turning=turning, waits={"w": first, "x": later, "y": own}), (), ())
+    assert [(one.attempt, one.spans[0].start, one.spans[0].parent) for one in found] == [
+        ("a" * 16, 100.0, PARENT),
+        ("b" * 16, 130.0, PARENT),
+    ]
 
 
 def test_facts_are_looked_for_since_the_turn_before_the_former_owner() -> None:
