@@ -52,10 +52,12 @@ async def work(mesh: ProcessMesh) -> None:
 
 @pytest.mark.case(514)
 @pytest.mark.processes
-@pytest.mark.parametrize("exported", [False, True])
-def test_each_line_of_a_turn_bears_its_trace_and_span(exported: bool, server: Server, subjects: Subjects, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("facts", "exported"), [("attempts", False), ("attempts", True), ("off", True)])
+def test_each_line_of_a_turn_bears_its_trace_and_span(
+    facts: str, exported: bool, server: Server, subjects: Subjects, tmp_path: Path
+) -> None:
     async def main(fake: FakeMessages, collector: OtlpReceiver) -> None:
-        env = {"ANTHROPIC_BASE_URL": fake.url, "ANTHROPIC_API_KEY": "sk-test", "MESH_LOG": "json"}
+        env = {"ANTHROPIC_BASE_URL": fake.url, "ANTHROPIC_API_KEY": "sk-test", "MESH_LOG": "json", "MESH_TRACE_FACTS": facts}
         env |= {**collector.environ, "OTEL_BSP_SCHEDULE_DELAY": "20"} if exported else {}
         async with process_mesh(server, subjects, tmp_path, env=env) as mesh:
             node = await mesh.start("node", "n1", "--agents", loggers.__file__)
