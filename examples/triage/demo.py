@@ -46,14 +46,15 @@ class Processes:
 
     def __init__(self, directory: Path, url: str) -> None:
         self._directory = directory
-        self._url = url
+        self.url = url
+        """The server's."""
         self._running: dict[str, asyncio.subprocess.Process] = {}
 
     async def start(self, verb: str, own_id: str, *options: str) -> None:
         """Start `mesh VERB --id OWN_ID ...` and return when it says that it is ready."""
         with self._log(own_id).open("wb") as log:
             process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "agentmesh_node", verb, "--id", own_id, "--nats", self._url, *options,
+                sys.executable, "-m", "agentmesh_node", verb, "--id", own_id, "--nats", self.url, *options,
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, start_new_session=True,
                 env={**os.environ, "MESH_LOG": "text"},
             )  # fmt: skip

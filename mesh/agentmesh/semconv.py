@@ -138,7 +138,7 @@ LANE = "mesh.lane"
 TO = "mesh.to"
 """On a `send` span: the agent that it is for."""
 WAIT = "mesh.wait_s"
-"""On a `process` span: seconds from when the server had stored the message until it was begun for the first time."""
+"""On a `process` span: seconds from when the server had stored the message until the attempt, or callback, that dealt with it."""
 ATTEMPT = "mesh.attempt"
 """On the span of an attempt: its number among those of its input, as far as the journal has charged them, from 1."""
 ATTEMPT_END = "mesh.attempt.end"
@@ -235,7 +235,7 @@ ATTRIBUTES = (
     AttributeRow(LANE, _MESSAGES, "mesh", "the lane of mail"),
     AttributeRow(TO, ("send",), "mesh", "the agent that it is for"),
     AttributeRow(ORIGIN, ("send",), "mesh", "the mail's origin"),
-    AttributeRow(WAIT, ("process",), "mesh", "seconds from when the message was stored until it was begun for the first time"),
+    AttributeRow(WAIT, ("process",), "mesh", "seconds from when the message was stored until what dealt with it began"),
     AttributeRow(TIMER, ("process",), "mesh", "of a timer's tick: the timer's id"),
     AttributeRow(REF, ("process", "invoke_agent"), "mesh", "the prompt's ref"),
     AttributeRow(TURN, ("process", "invoke_agent"), "mesh", "the turn's number"),

@@ -8,7 +8,7 @@ from agentmesh.trace.graph import CLIENT, Edge, Graph, Spread
 from agentmesh.trace.tree import Branch, walk
 from agentmesh_client.cli.output import aligned, dollars, one_line
 
-GRAPH_COLUMNS = ("from", "to", "messages", "errors", "answer p50", "p95", "wait p50", "p95", "tokens", "cost")
+GRAPH_COLUMNS = ("FROM", "TO", "MESSAGES", "ERRORS", "ANSWER P50", "P95", "WAIT P50", "P95", "TOKENS", "COST")
 STRUCK, PLAIN = "\x1b[9m", "\x1b[0m"
 
 
@@ -31,9 +31,17 @@ def graph_text(graph: Graph) -> str:
         parts.append(aligned(GRAPH_COLUMNS, [_edge_cells(edge) for edge in graph.edges]))
     busy = [one for one in graph.nodes if one.turns or one.died]
     if busy:
-        columns = (graph.by, "kind", "turns", "errors", "died", "tokens", "cost")
+        # Only an agent has a kind: of the others that would be empty.
+        kind = ("KIND",) if graph.by == "agent" else ()
+        columns = (graph.by.upper(), *kind, "TURNS", "ERRORS", "DIED", "TOKENS", "COST")
         rows = [
-            (one.name, one.kind or "-", str(one.turns), str(one.errors), str(one.died), f"{one.tokens:,}", _money(one.usd))
+            (
+                one.name,
+                *((one.kind or "-",) if kind else ()),
+                *map(str, (one.turns, one.errors, one.died)),
+                f"{one.tokens:,}",
+                _money(one.usd),
+            )
             for one in busy
         ]
         parts.append(aligned(columns, rows))
