@@ -15,10 +15,11 @@ from local import agents
 from local.model import INSTALLED, MISSING
 from support import Server, run
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.skipif(not INSTALLED, reason=MISSING)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1860), pytest.mark.skipif(not INSTALLED, reason=MISSING)]
 
-PATIENCE_S = 280.0
-LONG_S = 580
+PATIENCE_S = 580.0
+"""Just below the watchdog of a turn. On two cores, with other programs at work, a turn of Codex took more than 280 s."""
+LONG_S = 1800
 AGENTS = str(Path(agents.__file__))
 
 

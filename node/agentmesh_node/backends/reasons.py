@@ -21,6 +21,11 @@ _DECLINED = re.compile(
     r"|violat\w+ (of )?(our |the |its )?((usage|content|safety|use) )*polic",
     re.IGNORECASE,
 )
+_SPENT = re.compile(
+    r"credit balance is too low|insufficient[ _](credits?|balance|funds|quota)|out of credits?|exceeded your current quota"
+    r"|budget has been exceeded|exceededbudget|billing[ _](hard[ _])?limit",
+    re.IGNORECASE,
+)
 _AGAIN = re.compile(
     r"(?:try(?:ing)? again|retry(?:ing)?)\W+(?:in|after)\W+(\d+(?:\.\d+)?)\s*"
     r"(milliseconds?|ms|seconds?|secs?|s|minutes?|mins?|m|hours?|h)\b",
@@ -30,9 +35,14 @@ _UNITS = {"m": 60.0, "s": 1.0, "h": 3600.0}
 
 
 def by_words(text: str) -> str | None:
-    """`too_long` or `refused`, if that is what the complaint of a model server about a request says."""
+    """`too_long`, `refused` or `spend_limit`, if that is what the complaint of a model server about a request says.
+
+    Not for a 429: some vendors say that a quota is exceeded when they mean the one of this minute.
+    """
     if _DECLINED.search(text):
         return "refused"
+    if _SPENT.search(text):
+        return "spend_limit"
     return "too_long" if _TOO_LONG.search(text) else None
 
 

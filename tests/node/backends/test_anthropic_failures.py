@@ -28,6 +28,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeMessages]:
     [
         (Refusal(status=400), "bad_request"),
         (Refusal(status=400, message="prompt is too long: 300000 tokens > 200000 maximum"), "too_long"),
+        (Refusal(status=400, message="Your credit balance is too low to access the Anthropic API."), "spend_limit"),
         (Refusal(status=401), "unauthenticated"),
         (Refusal(status=402), "spend_limit"),
         (Refusal(status=403), "forbidden"),
@@ -67,6 +68,19 @@ TOLD = [
     (400, {"error": {"code": 400, "message": LONG, "type": "exceed_context_size_error", "n_ctx": 8192}}, "too_long", None),
     (503, {"error": {"message": "Loading model", "type": "unavailable_error", "code": 503}}, "overloaded", None),
     # LiteLLM
+    (
+        400,
+        {
+            "error": {
+                "message": "Budget has been exceeded! Current cost: 0.2, Max budget: 0.1",
+                "type": "budget_exceeded",
+                "param": None,
+                "code": "400",
+            }
+        },
+        "spend_limit",
+        None,
+    ),
     (
         400,
         {"error": {"type": "invalid_request_error", "message": f"litellm.ContextWindowExceededError: {LONG}"}},

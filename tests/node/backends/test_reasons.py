@@ -22,13 +22,18 @@ from agentmesh_node.backends.reasons import again_after, by_words, message_in, p
         ("litellm.ContentPolicyViolationError: The response was filtered", "refused"),
         ("The response was filtered due to the prompt triggering Azure OpenAI's content management policy.", "refused"),
         ("Your request was rejected as a result of our safety system.", "refused"),
+        ("Your credit balance is too low to access the Anthropic API. Please go to Plans & Billing to upgrade.", "spend_limit"),
+        ("You exceeded your current quota, please check your plan and billing details.", "spend_limit"),
+        ("Budget has been exceeded! Current cost: 0.21, Max budget: 0.2", "spend_limit"),
+        ("Insufficient credits. Add more using https://openrouter.ai/credits", "spend_limit"),
         ("messages.0.content.0.text.text: Field required", None),
+        ("max_tokens exceeds the budget of thinking", None),
         ("metadata.user_id: String is too long", None),
         ("Rate limit reached: too many tokens per minute", None),
         ("tools.0.name: String should have at most 128 characters", None),
     ],
 )
-def test_too_long_and_refused_are_found_whatever_the_wording(text: str, reason: str | None) -> None:
+def test_what_ends_a_turn_for_good_is_found_whatever_the_wording(text: str, reason: str | None) -> None:
     assert by_words(text) == reason
 
 
