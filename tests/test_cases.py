@@ -46,8 +46,8 @@ def test_no_number_is_missing_or_used_twice() -> None:
         *range(535, 539),
         *range(540, 546),
         *range(550, 559),
-        *range(560, 573),
-        *range(580, 585),
+        *range(560, 574),
+        *range(580, 586),
         *range(590, 595),
     }
 

@@ -14,7 +14,7 @@ from msgspec import structs
 
 from agentmesh.records import Caller, Queued
 from agentmesh.turn.deferral import close_from_outside
-from agentmesh.turn.draft import consume, end_prompts, end_request, forget_charges
+from agentmesh.turn.draft import consume, end_prompts, end_request, forget_charges, is_repetition
 from agentmesh.turn.values import Active, Core
 from agentmesh.wire import ErrorBody, Mail, withdrawal_in
 
@@ -37,7 +37,9 @@ def of_active(core: Core, active: Active) -> Mail | None:
 def take(core: Core, mails: tuple[Mail, ...]) -> Callable[[Core], None]:
     """Take withdrawals, and the prompts that they withdraw, from what waits. Returns what is to be done to a draft: whatever they
     withdraw has ended, and they are consumed."""
-    withdrawn = [(m, reason_in(mail)) for m in core.prompts for mail in mails if _withdraws(mail, m.sender, m.origin)]
+    # A copy of what runs, or has ended, has no outcome of its own; for the journal what runs has yet to be consumed.
+    named = [(m, mail) for m in core.prompts for mail in mails if _withdraws(mail, m.sender, m.origin)]
+    withdrawn = [(m, reason_in(mail)) for m, mail in named if not is_repetition(core.work, m)]
     waiting = core.prompts
     core.withdrawals = tuple(m for m in core.withdrawals if m not in mails)
 

@@ -31,6 +31,7 @@ from mesh.turn.genagent import ERROR, MAX_ATTEMPTS, PRE, RESPONSE, Model, Script
 from mesh.turn.harness import error, table_is_kept
 from mesh.turn.span_books import check_spans
 from mesh.turn.stepping import Stepping
+from mesh.turn.withdrawing import withdraw
 
 EXAMPLES, STEPS = 250, 50
 """At least 10,000 steps in all."""
@@ -248,6 +249,8 @@ class Walk:
         self.asked: set[str] = set()
         self.origin = 0
         self.ids = 0
+        self.withdrawn: dict[str, int | None] = {}
+        """By the origins of requests that their sender has withdrawn: how many turns had begun when the owner heard of that."""
 
     def actions(self) -> dict[str, int]:
         """What can happen now, and how often it should."""
@@ -264,6 +267,8 @@ class Walk:
             now |= {"finish": 6, "fail": 2, "take": 4, "ask": 3, "circle": 1}
         if self.requests():
             now["answer"] = 3
+        if self.origin:
+            now["withdraw"] = 2
         if bench.phase() is Phase.RESTARTING:
             now["restart"] = 5
         return now
@@ -290,6 +295,23 @@ class Walk:
         if last is not None and last.prompt is not None:
             fields = {"deadline": last.deadline, "tag": last.tag}
             self.bench.prompt(last.prompt.prompt, lane="peer-inbox", sender="p", origin=last.origin, **fields)
+
+    def withdraw(self) -> None:
+        """The sending agent has no use for a request any more. It may say so twice, or too late."""
+        origin = f"1.{self.draw(st.integers(max(1, self.origin - 3), self.origin))}.0"
+        self.withdrawn.setdefault(origin, None)
+        withdraw(self.bench, origin, deliver=False, sender="p")
+        self.look()
+
+    def look(self) -> None:
+        """The owner hears of what came last in a lane, if it does, behind all that came before."""
+        if self.draw(st.booleans()):
+            self.heard()
+            self.bench.feed_backlog()
+
+    def heard(self) -> None:
+        """The owner reads its lanes: it knows of all withdrawals now."""
+        self.withdrawn = {o: len(self.bench.turns) if turn is None else turn for o, turn in self.withdrawn.items()}
 
     def event(self) -> None:
         do = self.draw(st.sampled_from(["note", "prompt", "halt", "raise", "reply"]))
@@ -330,7 +352,8 @@ class Walk:
     def answer(self) -> None:
         """Another agent answers a request, for the first time or again."""
         origin, request = self.draw(st.sampled_from(self.requests()))
-        self.bench.answer_to(origin, request.to, f"to {request.wait}", deliver=self.draw(st.booleans()))
+        self.bench.answer_to(origin, request.to, f"to {request.wait}", deliver=False)
+        self.look()
 
     def interrupt(self) -> None:
         self.bench.interrupt(f"i{self.ids}")
@@ -378,7 +401,9 @@ class Walk:
     def kill(self) -> None:
         self.doubtful += self.drafted
         self._note_cut()
-        self.bench.kill(landed=self.draw(st.booleans()))
+        landed = self.draw(st.booleans())
+        self.heard()
+        self.bench.kill(landed=landed)
 
     def release(self) -> None:
         self.bench.release()
@@ -412,6 +437,7 @@ class Walk:
         bench.hold.clear()
         self.doubtful += self.drafted  # from here on records are committed by themselves
         self._note_cut()
+        self.heard()
         bench.feed_backlog()  # an owner looks again from time to time
         for turn in range(500):
             bench.do_effects()
@@ -429,6 +455,9 @@ class Walk:
                 self.ids += 1
                 bench.event({"do": "reply", "n": self.ids, "ref": next(iter(bench.core.ledger.deferred))})
                 self.events.append(self.ids)
+            elif bench.core.ledger.delegated:
+                origin, one = next(iter(bench.core.ledger.delegated.items()))
+                bench.answer_to(origin, one.agent, "too late")
             else:
                 return
         raise AssertionError("the agent does not come to rest")
@@ -460,7 +489,18 @@ class Walk:
         assert bench.core.config.watchdog_s == (ledger.overrides.watchdog_s or 600.0)
         sent = Counter(e.wait for _, e in self.requests())
         assert all(count == 1 for count in sent.values()), "a request of a wait was sent twice"
+        withdrawn = Counter((m.to, m.event["withdraws"]) for m in bench.effects(SendMail) if is_withdrawal(m))
+        assert all(count == 1 for count in withdrawn.values()), "a question was withdrawn twice"
+        assert ledger.delegated == {} and bench.core.withdrawals == ()
+        refs = {m.origin: ref for ref in self.refs if (m := bench.mail.get(("peer-inbox", int(ref)))) is not None}
+        for origin, turns in self.withdrawn.items():
+            again = [turn for turn in bench.turns[turns or 0 :] if turn.request.ref == refs[origin]]
+            assert not again, "a turn began for a request that was withdrawn"
         bench.rested()
+
+
+def is_withdrawal(mail: SendMail) -> bool:
+    return mail.lane == "peer-answer" and mail.outcome is None
 
 
 @pytest.mark.slow

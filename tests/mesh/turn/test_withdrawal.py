@@ -190,6 +190,23 @@ def test_a_copy_of_a_withdrawn_request_gets_no_outcome_of_its_own() -> None:
     ended(bench)
 
 
+@pytest.mark.case(585)
+def test_nor_has_it_one_when_the_withdrawal_comes_twice_while_the_first_is_being_ended() -> None:
+    """Found by the random walk: the sender was answered twice, `interrupted` and `cancelled`."""
+    bench = Stepping(agent(post_turn=lambda self, outcome, ref, state: state), hold=("post_turn",))
+    ref, copy = asked(bench, "1.9.0"), asked(bench, "1.9.0")
+    bench.interrupt()
+    for _ in range(2):
+        withdraw(bench, "1.9.0")
+    assert bench.held and ref not in bench.outcomes
+    bench.hold.clear()
+    bench.release()
+    bench.drain()
+    assert bench.code(ref) == "interrupted" and copy not in bench.outcomes
+    assert [mail.tag for mail in bench.mails("boss")] == ["1.9.0"]
+    ended(bench)
+
+
 def test_a_failed_agent_lets_go_of_what_was_withdrawn() -> None:
     bench = Stepping(agent(handle_response=lambda self, ref, response, state: 1 / 0), restart=Restart(max=0), max_attempts=9)
     ref = asked(bench, "1.9.0")
