@@ -14,6 +14,8 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from agentmesh_node.process.signals import EXIT_INTERRUPTED, EXIT_OK
+
 FLAG = "--reload"
 LOOK_S = 0.3
 """Time between two looks at the files."""
@@ -73,7 +75,7 @@ class Reloader:
             self._child = subprocess.Popen(self._command, start_new_session=True)
             code, changed = self._until_changed(before)
             if changed is None:
-                return code
+                return _exit_code(code)
             print(f"mesh: {changed} has changed: starting again", file=sys.stderr, flush=True)  # noqa: T201
             self._end()
 
@@ -113,3 +115,10 @@ class Reloader:
         self._stopping = True
         if self._child is not None and self._child.poll() is None:
             self._child.send_signal(number)
+
+
+def _exit_code(code: int) -> int:
+    """The exit code for a child's: one that a signal has ended before it could heed it had begun nothing."""
+    if code >= 0:
+        return code
+    return EXIT_OK if code == -signal.SIGTERM else EXIT_INTERRUPTED

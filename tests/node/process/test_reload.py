@@ -72,6 +72,31 @@ def test_a_changed_file_starts_the_child_again_and_a_broken_one_waits_to_be_mend
     assert parent.returncode == 0
 
 
+@pytest.mark.case(460)
+@pytest.mark.processes
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_a_child_that_a_signal_ends_before_it_heeds_any_has_begun_nothing(
+    tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    (tmp_path / ".child").mkdir()
+    (tmp_path / ".child" / "child.py").write_text("""if True:
+        import os, pathlib, signal, sys, time
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        pathlib.Path(sys.argv[1], "pid").write_text(f"{os.getpid()}\\n")
+        while True:
+            time.sleep(60)
+    """)
+    pid = tmp_path / "pid"
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, str(tmp_path)], stderr=subprocess.DEVNULL)
+    try:
+        until(lambda: pid.exists() and pid.read_text().endswith("\n"), "the child")
+        parent.send_signal(number)
+        assert parent.wait(BOUND_S) == code
+    finally:
+        parent.kill()
+        parent.wait()
+
+
 def test_what_is_watched(tmp_path: Path) -> None:
     (tmp_path / "team").mkdir()
     (tmp_path / "mine.py").write_text("")
