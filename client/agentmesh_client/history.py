@@ -14,9 +14,12 @@ from agentmesh.ledger import fold, open_requests
 from agentmesh.names import agent_name
 from agentmesh.records import Record, Resolve, SetInfo, TurnInfo
 from agentmesh.subjects import Subjects
-from agentmesh.wire import parse_time
-from agentmesh_client.results import ChangeEntry, TurnEntry
+from agentmesh.wire import Outcome, parse_time
+from agentmesh_client.results import ChangeEntry, ClosedRequest, TurnEntry
 from agentmesh_client.spec_cache import SpecCache, unknown
+
+MOST_SHOWN = 1000
+"""Characters of an answer in a history."""
 
 
 class Historian:
@@ -31,7 +34,9 @@ class Historian:
         found = await self._records(agent)
         ledger, _ = fold(found)
         opened = {request.ref: request for request in open_requests(ledger)} if ledger is not None else {}
-        return [_entry(turn, content, opened.get(turn.ref)) for turn in turns([record for _, record in found])]
+        records = [record for _, record in found]
+        closed = closings(records)
+        return [_entry(turn, content, opened.get(turn.ref), closed.get(turn.number)) for turn in turns(records)]
 
     async def changes(self, agent: str) -> list[ChangeEntry]:
         """See `Mesh.configuration_history`."""
@@ -77,6 +82,22 @@ def turns(records: list[Record]) -> list[TurnInfo]:
     return [known[number] for number in sorted(known)]
 
 
+def closings(records: list[Record]) -> dict[int, Outcome]:
+    """The outcomes of requests that an agent had deferred, by the number of the turn that did: another record than that turn's
+    (and no later turn's for the same request) ends them."""
+    deferred: dict[str, int] = {}
+    found: dict[int, Outcome] = {}
+    for record in records:
+        outcomes = {effect.outcome.ref: effect.outcome for effect in record.effects if isinstance(effect, Resolve)}
+        turn = record.turn
+        if turn is not None:
+            deferred.pop(turn.ref, None)
+        found.update((deferred.pop(ref), outcome) for ref, outcome in outcomes.items() if ref in deferred)
+        if turn is not None and turn.error is None and turn.ref not in outcomes:
+            deferred[turn.ref] = turn.number
+    return found
+
+
 def _is_older(record: Record, ref: str, moment: float) -> bool:
     """Whether the prompt that this record answers was stored before `moment`, as far as its outcome tells."""
     told = [effect.outcome.stored for effect in record.effects if isinstance(effect, Resolve) and effect.outcome.ref == ref]
@@ -106,7 +127,8 @@ def _change(info: SetInfo) -> ChangeEntry:
     return ChangeEntry(number=info.number, at=_moment(info.at), after_turn=info.turn, node=info.node, values=info.values)
 
 
-def _entry(turn: TurnInfo, content: bool, opened: OpenRequest | None) -> TurnEntry:
+def _entry(turn: TurnInfo, content: bool, opened: OpenRequest | None, closed: Outcome | None) -> TurnEntry:
+    answer = closed.text[:MOST_SHOWN] if closed is not None and closed.ok and content and closed.text is not None else None
     return TurnEntry(
         turn=turn.number,
         ref=turn.ref,
@@ -120,6 +142,7 @@ def _entry(turn: TurnInfo, content: bool, opened: OpenRequest | None) -> TurnEnt
         error=turn.error,
         usage=turn.usage,
         deferred=opened,
+        closed=None if closed is None else ClosedRequest(error=closed.error, answer=answer),
         prompt=turn.prompt if content else None,
         answer=turn.answer if content else None,
         tools=turn.tools,

@@ -159,6 +159,15 @@ class TimerSet(msgspec.Struct, frozen=True, kw_only=True):
     """When it fires first (UTC); None when the owner did not say."""
 
 
+class ClosedRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How a request ended that the agent had deferred."""
+
+    error: ErrorBody | None = None
+    """None: it was answered."""
+    answer: str | None = None
+    """The first 1,000 characters, if content is asked for."""
+
+
 class TurnEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One turn that an agent has had, as its journal shows it."""
 
@@ -179,6 +188,8 @@ class TurnEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     usage: dict[str, Any] | None = None
     deferred: OpenRequest | None = None
     """The agent has deferred the request, and it is still open."""
+    closed: ClosedRequest | None = None
+    """The agent has deferred the request, and it has ended since; as long as the journal has the records of both."""
     prompt: str | None = None
     """The first 1,000 characters, if content is asked for; the same holds for `answer`."""
     answer: str | None = None

@@ -10,8 +10,8 @@ from msgspec import structs
 from agentmesh import ledger as book
 from agentmesh.agent import Idle
 from agentmesh.records import Effect, Ledger, Record, Resolve, TurnInfo, decode_record
-from agentmesh.wire import Outcome
-from agentmesh_client.history import turns
+from agentmesh.wire import ErrorBody, Outcome
+from agentmesh_client.history import closings, turns
 from mesh.turn.harness import Plain
 from mesh.turn.test_poison import Rig
 
@@ -104,3 +104,35 @@ def test_a_prompt_that_crashed_its_agent_is_shown_with_the_reason() -> None:
     assert (first.number, first.ref, first.prompt, first.answer) == (1, ref, "break", None)
     assert first.error is not None and first.error.code == "failed" and "3 times" in first.error.message
     assert (second.number, second.ref, second.answer) == (2, later, "GO ON")
+
+
+@pytest.mark.case(446)
+def test_a_request_that_was_deferred_is_shown_with_the_end_that_it_had_since() -> None:
+    def ended(ref: str, error: str | None = None) -> Resolve:
+        told = ErrorBody(code=error, message="") if error is not None else None
+        return Resolve(outcome=Outcome(agent="a", ref=ref, ok=told is None, error=told))
+
+    def written(number: int | None = None, ref: str = "", error: str | None = None, *ends: Resolve) -> Record:
+        told = ErrorBody(code=error, message="") if error is not None else None
+        turn = None
+        if number is not None:
+            turn = TurnInfo(number=number, ref=ref, started=1.0, ended=2.0, node="n", generation=1, error=told)
+        return book.record_of(Ledger(incarnation="life"), "turn", id="1", at=1.0, turn=turn, effects=ends)
+
+    found = closings(
+        [
+            written(1, "deferred"),
+            written(2, "answered", None, ended("answered")),
+            written(3, "failed", "timeout"),  # it is tried again
+            written(4, "failed", None, ended("failed")),
+            written(5, "open"),
+            written(6, "answers another", None, ended("deferred"), ended("answers another")),
+            written(7, "cancelled"),
+            written(None, "", None, ended("cancelled", "cancelled"), ended("of no turn")),
+            written(8, "its own"),
+        ]
+    )
+    assert {number: outcome.error.code if outcome.error is not None else "ok" for number, outcome in found.items()} == {
+        1: "ok",
+        7: "cancelled",
+    }

@@ -8,6 +8,7 @@ import pytest
 
 from agentmesh.errors import Cancelled
 from agentmesh.subjects import Subjects
+from agentmesh_client import ClosedRequest
 from live.mesh import local_mesh
 from live.test_between_agents import do, events_of, start
 from live.test_history import command
@@ -41,6 +42,13 @@ def test_a_forgotten_deferral_is_seen_and_ended_from_outside(server: Server, sub
             with pytest.raises(Cancelled):
                 await second
             assert not await mesh.client.reply("desk", other.ref, "late") and not (await mesh.client.status("desk")).open
+            answered, cancelled = await mesh.client.history("desk", content=True)
+            assert answered.closed == ClosedRequest(answer="enough") and answered.deferred is None
+            assert cancelled.closed is not None and cancelled.closed.error is not None and cancelled.closed.answer is None
+            assert cancelled.closed.error.code == "cancelled"
+            shown = (await command(mesh, "history", "desk", "--content")).splitlines()
+            assert "deferred, then answered" in shown[1] and "enough" in shown[1]
+            assert "deferred, then cancelled" in shown[2]
             told = [{"closed": opened.ref, "how": "replied"}, {"closed": other.ref, "how": "cancelled"}]
             assert await events_of(mesh, "desk", 2) == told
 

@@ -265,6 +265,10 @@ async def history(name: AgentName, /, *, content: Flag = False, options: Globals
         if turn.deferred is not None:
             result = f"deferred{', exclusive' if turn.deferred.exclusive else ''}"
             result += f" until {turn.deferred.deadline}" if turn.deferred.deadline else ""
+        answer = turn.answer
+        if turn.closed is not None:
+            result = f"deferred, then {'answered' if turn.closed.error is None else turn.closed.error.code}"
+            answer = turn.closed.answer
         cells = [
             str(turn.turn),
             turn.ref,
@@ -275,7 +279,7 @@ async def history(name: AgentName, /, *, content: Flag = False, options: Globals
             str(turn.takeovers),
             f"{result} ({shown(turn.tools)})" if turn.tools else result,
         ]
-        return [*cells, one_line(turn.prompt), one_line(turn.answer if turn.note is None else turn.note)] if content else cells
+        return [*cells, one_line(turn.prompt), one_line(answer if turn.note is None else turn.note)] if content else cells
 
     async with session(options) as mesh:
         turns = await mesh.history(name, content)

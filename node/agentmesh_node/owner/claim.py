@@ -159,7 +159,7 @@ def _tell(name: str, claim: Claim, former: Ledger | None, died: bool) -> None:
     if former is not None and (former.boot, former.generation) == (claim.boot, claim.generation):
         return
     before = None if former is None or former.incarnation != claim.incarnation else former.node
-    log.info("agent taken", extra={"agent": name, "generation": claim.generation, "from": before, "its_node_died": died})
+    log.info("agent taken", extra={"agent": name, "generation": claim.generation, "from": before, "its_node_is_gone": died})
 
 
 def _check_whole(name: str, spec: Spec, contents: Contents, epoch: int) -> None:
