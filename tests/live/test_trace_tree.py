@@ -159,6 +159,35 @@ def test_attempts_that_die_in_the_middle_of_a_trace_are_there_once_each(
         run(main(receiver), LONG_S)
 
 
+@pytest.mark.case(536)
+@pytest.mark.case(537)
+def test_owners_that_die_one_behind_the_other_are_an_attempt_each(server: Server, subjects: Subjects, tmp_path: Path) -> None:
+    """The second one dies as soon as its attempt is known: perhaps it has told of the first one's by then, and perhaps not."""
+
+    async def main(receiver: OtlpReceiver) -> None:
+        async with traced_mesh(server, subjects, tmp_path, receiver, *NODES) as traced:
+            await start_triage(traced.mesh)
+            ref = await ask(traced, COORDINATOR, QUESTION)
+            died = []
+            for number in (1, 2):
+                await eventually(lambda number=number: len(traced.began) == number, PATIENCE_S, f"attempt {number}")
+                died += await traced.kill_host_of(COORDINATOR)
+            traced.open("plan", "read", "synthesis")
+            assert "60 errors" in await answer(traced, COORDINATOR, ref)
+            await traced.told_of(died)
+            await traced.end()
+            spans = receiver.spans
+            check(spans, {fact.span for fact in died})
+            assert len(died) == 2
+            shape(spans)
+            again = await rebuilt(traced, receiver)
+            assert repeated(again) == []
+            assert compared(again) == compared(spans)
+
+    with OtlpReceiver() as receiver:
+        run(main(receiver), LONG_S)
+
+
 @pytest.mark.case(537)
 def test_a_rebuild_has_what_a_killed_node_had_committed_and_not_exported(
     server: Server, subjects: Subjects, tmp_path: Path
