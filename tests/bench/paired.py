@@ -13,6 +13,7 @@ import argparse
 import asyncio
 import sys
 import time
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -44,11 +45,11 @@ class Side:
         self._cpu_clock = ~node.pid << 3 | 2  # as clock_getcpuclockid(3) makes it (Linux)
 
     @staticmethod
-    async def of(stage: Stage, root: str, checkout: Path) -> Side:
-        """Start the node of `checkout`."""
+    async def of(stage: Stage, root: str, checkout: Path, own: Mapping[str, object]) -> Side:
+        """Start the node of `checkout`, with settings of its own."""
         mesh, callers = await stage.client(root), stage.sizes.callers
         await stage.supervisor(root)
-        settings = msgspec.json.encode({"root": root, "node_id": "n1"}).decode()
+        settings = msgspec.json.encode({"root": root, "node_id": "n1", **own}).decode()
         node = await stage.spawn(str(checkout / "tests/bench/host.py"), stage.url, settings, checkout=checkout)
         for number in range(callers):
             await mesh.start_agent(f"many.{number}", kind="Echo")
@@ -74,8 +75,8 @@ class Side:
         return self.cpu_s / self.asks * 1e6
 
 
-async def compare(other: Path, sizes: Sizes) -> list[Figure]:
-    """This checkout's node beside the one of `other`."""
+async def compare(other: Path, sizes: Sizes, settings: Mapping[str, object]) -> list[Figure]:
+    """This checkout's node, with `settings`, beside the one of `other`."""
     beside = f"{other.name or other}, its node"
     half = Figure(name="ask, one caller, p50", unit="ms", floor=beside)
     many = Figure(name=f"asks/s, {sizes.callers} callers, {sizes.callers} agents", unit="/s", floor=beside)
@@ -83,7 +84,8 @@ async def compare(other: Path, sizes: Sizes) -> list[Figure]:
     for number in range(sizes.rounds):
         async with single(sizes) as stage:
             order = slice(None, None, -1 if number % 2 else 1)  # whose processes are older changes, too
-            sides = {root: await Side.of(stage, root, where) for root, where in [*zip(ROOTS, (other, HERE), strict=True)][order]}
+            both = [*zip(ROOTS, (other, HERE), ({}, settings), strict=True)][order]
+            sides = {root: await Side.of(stage, root, where, own) for root, where, own in both}
             theirs, ours = (sides[root] for root in ROOTS)
             mine, floor = await side_by_side(ours.one, theirs.one, count=sizes.calls)
             half.add(quantile(mine, 0.5), quantile(floor, 0.5))
@@ -100,11 +102,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.paired", description="Compare this checkout's node with another's.")
     parser.add_argument("other", type=Path, help="a checkout of the other version: git worktree add /tmp/other main")
     parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--settings", default="{}", help='of this checkout\'s node, as JSON: {"trace_facts": "all"}')
     parser.add_argument("--smoke", action="store_true", help="tiny sizes: proves that it runs, and nothing else")
     options = parser.parse_args()
     sizes = msgspec.structs.replace(SMOKE if options.smoke else FULL, rounds=max(1, options.rounds))
+    settings = msgspec.json.decode(options.settings, type=dict[str, object])
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
-        print(table({"paired": runner.run(compare(options.other.resolve(), sizes))}))
+        print(table({"paired": runner.run(compare(options.other.resolve(), sizes, settings))}))
     return 0
 
 
