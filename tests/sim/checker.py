@@ -61,7 +61,7 @@ def gather(
         if not message.data.startswith(GARBLED):
             letters.append(letter_of(message.seq, *parsed, message.data, message.headers, at=message.at))
     results = [(o, m.at) for m in server.streams[subjects.stream("result")].history if (o := _outcome(m.data)) is not None]
-    begun, spans = _facts(server, subjects)
+    begun, spans = facts_in(server, subjects)
     return Evidence(
         operations,
         letters,
@@ -79,7 +79,7 @@ def gather(
     )
 
 
-def _facts(server: Server, subjects: Subjects) -> tuple[list[Began], list[ToldSpan]]:
+def facts_in(server: Server, subjects: Subjects) -> tuple[list[Began], list[ToldSpan]]:
     """What the stream of facts got: attempts that began, and spans."""
     begun: list[Began] = []
     spans: list[ToldSpan] = []

@@ -31,8 +31,6 @@ TRIES = 60
 """How often the store is asked, within some two minutes. If it does not answer, what is known without it is told."""
 MISSED = 5
 """How often the stream may be unknown until that is believed."""
-LOOK_S = 0.5
-"""How long after a takeover it is looked what the owner before has left untold: what that one has sent last has come by then."""
 FENCED_S = 10.0
 """How long an owner that was superseded leaves its attempts to the next one."""
 FEW = 32
@@ -78,7 +76,7 @@ async def _tell_if_fenced(s: Services, agent: str, generation: int) -> None:
 
 
 async def _tell(s: Services, taken: Taken) -> None:
-    await asyncio.sleep(LOOK_S)
+    await asyncio.sleep(0)  # the agent's own work goes first
     async with s.looking_back:
         begun: dict[int, Began] = {}
         kept = s.traces.facts != "off"
