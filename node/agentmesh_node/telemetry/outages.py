@@ -44,6 +44,11 @@ class Outages:
         self._over: dict[str, float] = {}
         """When the newest outage of an endpoint was over."""
 
+    @property
+    def lasts(self) -> bool:
+        """Whether there is one that has been told and is not over."""
+        return bool(self._open)
+
     def began(self) -> float:
         """The moment in which an export begins, for `failed`."""
         return self._monotonic()
@@ -194,6 +199,7 @@ def _host(endpoint: str) -> str:
 
 MOST = 300
 """Most characters of a reason."""
+_CREDENTIALS = re.compile(r"//[^/@\s]*@")
 _ERRNO = re.compile(r"\[Errno -?\d+\] [^'\")]*")
 
 
@@ -203,7 +209,7 @@ def reason_of(said: list[logging.LogRecord], answer: Any = None) -> str:
     arguments = said[0].args if said and isinstance(said[0].args, tuple) else ()
     error = getattr(answer, "error", None) or next((a for a in arguments if isinstance(a, Exception)), None)
     if error is not None:
-        text = str(error)
+        text = _CREDENTIALS.sub("//", str(error))
         if found := _ERRNO.search(text):
             return found[0]
         return "it does not answer in time" if "timed out" in text.lower() or "timeout" in text.lower() else text[:MOST]
