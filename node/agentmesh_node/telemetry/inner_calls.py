@@ -135,6 +135,8 @@ class InnerCalls:
         self.additions = additions
         self._calls: dict[str, InnerCall] = {}
         """By the ids of their spans, those that no step has."""
+        self._known: set[str] = set()
+        """All tool runs so far."""
         self._seen: set[str] = set()
         """Tool runs that only their events tell of, and that have not ended."""
         self._chats = 0
@@ -169,6 +171,7 @@ class InnerCalls:
     def tool(self, name: str, call: str, target: str | None = None) -> InnerCall:
         """A run of a tool begins. `call`: the model's id of the call; `target`: the agent that it asks."""
         span = inner_span_id(self.context.span_id, "execute_tool", call)
+        self._known.add(span)
         self._seen.discard(span)
         attributes = {semconv.TOOL_CALL_ID: call, **({semconv.TRANSFER_TARGET: target} if target else {})}
         return self._put(InnerCall(self, "execute_tool", span, name, attributes))
@@ -192,7 +195,7 @@ class InnerCalls:
         match event.kind:
             case "tool_use":
                 span = inner_span_id(self.context.span_id, "execute_tool", str(data.get("id")))
-                if span not in self._calls:
+                if span not in self._known:  # else it was made here, and may have its step already
                     self.tool(str(data.get("name")), str(data.get("id")))
                     self._seen.add(span)
             case "tool_result":

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
 
     from agentmesh_node.telemetry.prometheus import Exposition
+    from agentmesh_node.telemetry.span_export import SpanQueue
 
 EXPORT_EVERY_MS = 500
 SHUTDOWN_S = 1.5
@@ -62,6 +63,8 @@ class Telemetry:
         """Export what is pending and stop, within `within_s` seconds: what an endpoint has not taken by then is left. Blocks:
         call it in a thread."""
         # In threads that the process does not wait for: the SDK's own calls may last as long as the exporter's time-out and more.
+        if self.provider is not None:
+            set_span_export(None)
         parts = [part.shutdown for part in (self.provider, self.meters) if part is not None]
         ends = [threading.Thread(target=_quietly, args=(part,), daemon=True, name="end of telemetry") for part in parts]
         for end in ends:
@@ -87,13 +90,16 @@ def setup(role: str, instance_id: str, environ: Mapping[str, str] | None = None,
     """
     propagate.set_global_textmap(CompositePropagator([TraceContextTextMapPropagator(), W3CBaggagePropagator()]))
     environ = os.environ if environ is None else environ
-    provider = _made("traces", environ, lambda protocol: _provider(role, instance_id, protocol, _services(environ)))
+    traced = _made("traces", environ, lambda protocol: _provider(role, instance_id, protocol, _services(environ)))
     periodic = _made("metrics", environ, _periodic)
     exposition = _exposition() if expose else None
     readers = [reader for reader in (periodic, exposition.reader if exposition is not None else None) if reader is not None]
     meters = _meters(role, instance_id, readers) if readers else None
-    if provider is not None:
+    provider = None
+    if traced is not None:
+        provider, queue = traced
         trace.set_tracer_provider(provider)
+        set_span_export(queue)
     if meters is not None:
         metrics.set_meter_provider(meters)
     own.cache_clear()
@@ -158,7 +164,7 @@ def _exporter(signal: str, protocol: str) -> Any:
 
 
 # The SDK and its exporters take a third of a second to import: only processes that export pay for that.
-def _provider(role: str, instance_id: str, protocol: str, services: ServiceNames) -> TracerProvider:
+def _provider(role: str, instance_id: str, protocol: str, services: ServiceNames) -> tuple[TracerProvider, SpanQueue]:
     from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415
     from opentelemetry.sdk.trace.export import SpanExportResult  # noqa: PLC0415
 
@@ -170,8 +176,7 @@ def _provider(role: str, instance_id: str, protocol: str, services: ServiceNames
     delay = None if os.environ.get("OTEL_BSP_SCHEDULE_DELAY") else EXPORT_EVERY_MS
     queue = SpanQueue(exporter, services, instance_id, every_ms=delay)
     provider.add_span_processor(queue)
-    set_span_export(queue)
-    return provider
+    return provider, queue
 
 
 def _services(environ: Mapping[str, str]) -> ServiceNames:

@@ -16,6 +16,7 @@ from agentmesh.steps import UnjournaledSteps
 from agentmesh.subjects import Subjects
 from agentmesh.wire import Attachment
 from fakes.messages import Answer, Call, FakeMessages, Refusal, Tool
+from node.backends.attempted import CONTEXT, attempted
 from node.backends.claude_desk import KEY, Librarian, childless, children, desk, play, pointed_at, results, runs, text
 from support import Server, eventually, run
 
@@ -90,6 +91,28 @@ def test_it_reads_and_runs_what_it_may_in_the_working_directory(
             # Nobody is there to be asked.
             assert found[uses[2]["id"]]["ok"] is False
             assert (work / "notes.txt").exists()
+
+    run(main(), timeout=SLOW)
+
+
+def test_its_calls_are_told_of_its_attempt_whose_context_its_process_has(
+    server: Server, subjects: Subjects, tmp_path: Path, fake: FakeMessages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake.play([Answer(tools=[Tool("mcp__agent__lend", {"title": "Emma"}, id="toolu_lend"), runs("env")]), "there you are"])
+
+    async def main() -> None:
+        async with desk(server, subjects, tmp_path) as room:
+            backend = room.backend(agent=Librarian(), allowed_tools=["Bash(env)"])
+            steps = UnjournaledSteps(key="coder/7")
+            with attempted(monkeypatch) as attempt:
+                events, _ = await play(backend, await backend.start_session(), "may I?", room.turn(steps))
+            model = "claude-sonnet-5"
+            told = attempt.told(events)
+            assert told == {("chat", model, ""), ("execute_tool", "lend", ""), ("execute_tool", "Bash", "")}
+            assert [one.op for one in (*attempt.of_steps, *attempt.calls.without_step)].count("chat") == 2
+            assert "lend" in {one.name for one in attempt.of_steps}, "its step has it"
+            said = "".join(event.data["text"] for event in events if event.kind == "tool_result")
+            assert CONTEXT.trace_id in said, "its process, and what that starts, is in the trace"
 
     run(main(), timeout=SLOW)
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from agentmesh import semconv
 from agentmesh.agent import Agent
 from agentmesh.backend import Event, Room
 from agentmesh.edge.blobs import Blobs
@@ -24,6 +25,7 @@ from agentmesh.wire import Attachment
 from agentmesh_node.backends.codex.backend import CodexBackend
 from agentmesh_node.backends.codex.rollout import MemoryStore
 from fakes.responses import Call, Reply, ResponsesServer, Text, Thought, say, shell
+from node.backends.attempted import attempted
 from node.backends.codex import KEY, KEY_NAME, Plain, backend, of, options, play, processes, program, text_of, turn, until
 from support import Server, connected, eventually, run
 
@@ -67,6 +69,20 @@ def test_a_turn_streams_thoughts_text_tools_and_tokens(fake: ResponsesServer, tm
         assert events[-1].data["text"] == "all is well"
         assert events[-1].data["session_id"] == session["session_id"]
         assert not list((tmp_path / "files" / "codex" / "homes").iterdir())
+
+    run(main(), PATIENCE_S)
+
+
+def test_its_calls_are_told_of_its_attempt(fake: ResponsesServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake.script = [Reply((shell("exit 3"),), usage=(100, 20, 60)), say("it failed", usage=(150, 5, 100))]
+
+    async def main() -> None:
+        made = backend(tmp_path, fake)
+        with attempted(monkeypatch) as attempt:
+            events, _ = await play(made, await made.start_session(), "do it")
+        assert attempt.told(events) == {("chat", "fake-model", ""), ("execute_tool", "shell", "error")}
+        chats = [one for one in (*attempt.of_steps, *attempt.calls.without_step) if one.op == "chat"]
+        assert [one.attributes[semconv.INPUT_TOKENS] for one in chats] == [100, 150], "with what was cached"
 
     run(main(), PATIENCE_S)
 

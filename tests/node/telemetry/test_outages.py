@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from types import ModuleType
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import pytest
 from grpc import StatusCode
@@ -29,6 +29,10 @@ def own(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> It
     outages._overflow.clear()
     with caplog.at_level(logging.INFO):
         yield
+    # What goes on in threads would draw from the process's dice in the middle of other tests.
+    while Sender.made:
+        Sender.made.pop().abandon()
+    until(lambda: not any(t.name.startswith(("Otel", "end of telemetry")) for t in threading.enumerate()), "the threads end")
 
 
 def told(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -46,15 +50,19 @@ def until(reached: Any, what: str) -> None:
 class Sender:
     """Makes spans and measurements until it is closed."""
 
+    made: ClassVar[list[Sender]] = []
+
     def __init__(self, monkeypatch: pytest.MonkeyPatch, endpoint: str, protocol: str = "http/protobuf") -> None:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint)
-        self._provider = otel._provider("node", "n1", protocol, "kind")
-        self._meters = otel._meters("node", "n1", [otel._periodic(protocol)])
+        self._provider, self._queue = otel._provider("node", "n1", protocol, "kind")
+        self._reader = otel._periodic(protocol)
+        self._meters = otel._meters("node", "n1", [self._reader])
         self.telemetry = otel.Telemetry(self._provider, self._meters)
         self._tracer = self._provider.get_tracer("test")
         self._counter = self._meters.get_meter("test").create_counter("test.counter")
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._send, daemon=True)
+        self.made.append(self)
 
     def _send(self) -> None:
         while not self._over.wait(0.005):
@@ -63,8 +71,7 @@ class Sender:
     @property
     def queued(self) -> int:
         """Spans that wait for an export."""
-        (processor,) = self._provider._active_span_processor._span_processors
-        return len(cast("Any", processor)._batch_processor._queue)
+        return len(self._queue._batch_processor._queue)
 
     def one(self) -> None:
         """Make one span and one measurement."""
@@ -73,6 +80,11 @@ class Sender:
 
     def begin(self) -> None:
         self._thread.start()
+
+    def abandon(self) -> None:
+        """Have its exporters try no more."""
+        self._queue.span_exporter.shutdown()
+        cast("Any", self._reader)._exporter.shutdown()
 
     def close(self) -> None:
         self._over.set()
