@@ -37,6 +37,27 @@ def ended(scene: Scene) -> set[str]:
     return {info.trace.span for info in infos if info is not None and info.trace is not None}
 
 
+async def rounds_of_kills(scene: Scene, count: int) -> list[tuple[float, str]]:
+    """Ask all agents at a time, and kill the node of one of them meanwhile; so many times. Returns when which node was killed."""
+    Cell.slowness = 0.15
+    dice, loop = scene.world.dice("kills"), scene.world.loop
+    killed: list[tuple[float, str]] = []
+    await scene.start(*AGENTS, kind="Cell")
+    for number in range(count):
+        verbs = [dice.choice((f"add {agent}{number}", f"steps {agent}{number} 2")) for agent in AGENTS]
+        asks = [
+            loop.create_task(scene.mesh.ask(agent, verb, timeout=PATIENCE_S)) for agent, verb in zip(AGENTS, verbs, strict=True)
+        ]
+        await asyncio.sleep(dice.uniform(0.0, 0.1))
+        node = scene.node_of(dice.choice(AGENTS))
+        killed.append((loop.time(), node))
+        scene.world.kill(node)
+        await asyncio.sleep(dice.uniform(0.0, 0.3))
+        scene.world.restart(node)
+        await asyncio.gather(*asks)
+    return killed
+
+
 @pytest.mark.slow
 @pytest.mark.case(542)
 def test_over_two_hundred_kills_each_attempt_that_lasted_is_told_of(
@@ -56,22 +77,7 @@ def test_over_two_hundred_kills_each_attempt_that_lasted_is_told_of(
     ends: Counter[str] = Counter()
 
     async def story(scene: Scene) -> None:
-        Cell.slowness = 0.15
-        dice, loop = scene.world.dice("kills"), scene.world.loop
-        await scene.start(*AGENTS, kind="Cell")
-        for number in range(KILLS):
-            verbs = [dice.choice((f"add {agent}{number}", f"steps {agent}{number} 2")) for agent in AGENTS]
-            asks = [
-                loop.create_task(scene.mesh.ask(agent, verb, timeout=PATIENCE_S))
-                for agent, verb in zip(AGENTS, verbs, strict=True)
-            ]
-            await asyncio.sleep(dice.uniform(0.0, 0.1))
-            node = scene.node_of(dice.choice(AGENTS))
-            killed.append((loop.time(), node))
-            scene.world.kill(node)
-            await asyncio.sleep(dice.uniform(0.0, 0.3))
-            scene.world.restart(node)
-            await asyncio.gather(*asks)
+        killed.extend(await rounds_of_kills(scene, KILLS))
         await asyncio.sleep(2 * FENCED_S)
         assert list(untold(gather(scene.server, scene.world.subjects, []))) == []
         found, over = told(scene), ended(scene)
@@ -92,6 +98,21 @@ def test_over_two_hundred_kills_each_attempt_that_lasted_is_told_of(
     assert set(ends) == {"lost"} and ends["lost"] > KILLS / 4
     assert silent, "no kill has met an attempt that had just begun"
     assert max(silent) < LASTS_S + SENT_S
+
+
+@pytest.mark.slow
+@pytest.mark.case(545)
+def test_with_all_the_stream_has_each_attempt_that_a_record_ends_whatever_was_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Cell, "max_takeovers", 1000)
+
+    async def story(scene: Scene) -> None:
+        await rounds_of_kills(scene, KILLS // 4)
+        await asyncio.sleep(2 * FENCED_S)
+        found, over = told(scene), ended(scene)
+        assert over and over <= set(found)
+        assert {str(found[attempt].attributes[semconv.ATTEMPT_END]) for attempt in over} == {"ok"}
+
+    play(story, nodes=("n1", "n2", "n3"), trace_facts="all")
 
 
 @pytest.mark.case(542)

@@ -80,12 +80,12 @@ def since(taken: Taken) -> float:
 
 
 def last_records(taken: Taken) -> Iterator[tuple[Ledger | None, Record, int]]:
-    """The former owner's records of its last seconds: the ledger that each has changed, it, its sequence."""
-    former = (taken.ledger.generation, taken.ledger.boot)
+    """The last seconds' records of the owners before, of which several may have died one after the other: the ledger that each
+    has changed, it, its sequence."""
     ledger: Ledger | None = None
     from_then = taken.records[-1][1].at - LAST_S if taken.records else 0.0
     for seq, record in taken.records:
-        if record.at >= from_then and (record.generation, record.boot) == former:
+        if record.at >= from_then and (record.generation, record.boot) != (taken.generation, taken.boot):
             yield ledger, record, seq
         ledger = apply(ledger, record, seq)
 

@@ -65,6 +65,7 @@ async def _tell_if_fenced(s: Services, agent: str, generation: int) -> None:
         if ledger is None or (ledger.generation, ledger.boot) != (generation, s.boot):
             break
     else:
+        s.traces.forgotten(agent, generation)
         return
     begun = s.traces.forgotten(agent, generation)
     over = ended_in(ledger, contents.records) if ledger is not None else set()
@@ -77,6 +78,8 @@ async def _tell_if_fenced(s: Services, agent: str, generation: int) -> None:
 
 async def _tell(s: Services, taken: Taken) -> None:
     await asyncio.sleep(0)  # the agent's own work goes first
+    if _repeats(s, taken):
+        _repeat(s, taken)
     async with s.looking_back:
         begun: dict[int, Began] = {}
         kept = s.traces.facts != "off"
@@ -92,8 +95,6 @@ async def _tell(s: Services, taken: Taken) -> None:
             for attempt in found:
                 if attempt.attempt not in told:
                     await _tell_attempt(s, taken.agent, attempt, kept=kept)
-        if _repeats(s, taken):
-            _repeat(s, taken)
 
 
 def _repeats(s: Services, taken: Taken) -> bool:
@@ -221,7 +222,7 @@ async def _store(s: Services, subject: str, body: bytes, fact: str) -> bool:
 
 
 def _repeat(s: Services, taken: Taken) -> None:
-    """Publish the facts of the last records of an owner that died. What is there already the server drops by its id."""
+    """Publish the facts of the last records before an owner died. What is there already the server drops by its id."""
     for before, record, seq in last_records(taken):
         if not may_tell(record):
             continue

@@ -136,7 +136,7 @@ def test_facts_are_looked_for_since_the_turn_before_the_former_owner() -> None:
     assert since(taken(turning=Turning(key="inbox:1", number=1, prompt="", began=30.0))) == 30.0 - MARGIN_S
 
 
-def test_the_last_records_of_the_former_owner_come_with_what_they_changed() -> None:
+def test_the_last_records_of_former_owners_come_with_what_they_changed() -> None:
     other = record("activated", 180.0, (3, "boot-0"), snapshot=Ledger(incarnation="life"))
     records = [(1, other), (2, record("activated", 181.0)), (3, record("turn", 189.0)), (4, record("rest", 195.0))]
     found = [
