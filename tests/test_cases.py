@@ -48,7 +48,7 @@ def test_no_number_is_missing_or_used_twice() -> None:
         *range(550, 559),
         *range(560, 574),
         *range(580, 587),
-        *range(590, 595),
+        *range(590, 596),
     }
 
 

@@ -131,6 +131,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     """The agent that the running turn is for; None for the outside, and for the agent itself."""
     tool: str | None = None
     """The tool that the running turn waits for."""
+    callback: str | None = None
+    """The callback that runs: of a turn, or of a start, an event or an end. None while none runs."""
     open: tuple[OpenRequest, ...] = ()
     """The deferred requests that are open, the oldest first (`MAX_OPEN` at most)."""
     open_more: int = 0

@@ -105,6 +105,7 @@ ADDED: tuple[Addition, ...] = (
     Addition("Notice.closed", "ignored"),
     Addition("Status.open", "ignored"),
     Addition("Status.open_more", "ignored"),
+    Addition("Status.callback", "ignored"),
     Addition("ControlRequest.text", "ignored"),
     Addition("op reply", "ignored"),
     Addition("Outcome.tools", "ignored"),

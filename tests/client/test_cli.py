@@ -217,11 +217,16 @@ def test_control_verbs_print_the_wires_own_objects(server: Server, subjects: Sub
                 "since": None,
                 "sender": None,
                 "tool": None,
+                "callback": None,
                 "open": [],
                 "open_more": 0,
                 "agent_state": {"n": 1},
             }
+            owner.replies["status"] = {**STATUS, "callback": "init_agent"}
+            assert "callback     init_agent\n" in (await sh.run("status", "coder"))[0]
+            owner.replies["status"] = STATUS
             text = (await sh.run("status", "coder"))[0]
+            assert "callback" not in text
             assert "generation   3071\n" in text
             assert await sh.json("interrupt", "coder", "--ref", "7") == {"v": 1, "interrupted": True}
             told = "request 7 does not wait; if it runs, `mesh cancel coder 7 --running` ends it\n"

@@ -319,6 +319,7 @@ def _status_lines(found: Status, content: bool) -> list[tuple[str, str]]:
         ("since", age(found.since)),
         ("for", (found.sender or "outside") if found.current_request else "-"),
         ("tool", found.tool or "-"),
+        *([("callback", found.callback)] if found.callback is not None else []),
         ("turn", str(found.turn)),
         ("node", found.node),
         ("incarnation", found.incarnation),

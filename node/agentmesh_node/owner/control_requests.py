@@ -26,6 +26,7 @@ from agentmesh.registry_values import Spec
 from agentmesh.tool_runs import ToolRun
 from agentmesh.turn import delegation
 from agentmesh.turn.configuration import PENDING, shown
+from agentmesh.turn.interruption import running_callback
 from agentmesh.turn.values import (
     AnswerControl,
     AskTimer,
@@ -222,6 +223,7 @@ class ControlRequests:
             since=doing.since,
             sender=doing.sender,
             tool=doing.tool,
+            callback=running_callback(core),
             open=opened[:MAX_OPEN],
             open_more=len(opened[MAX_OPEN:]),
             configuration=shown(core, spec.labels),

@@ -255,6 +255,7 @@ def test_status_tells_of_the_agent_as_the_next_record_has_it() -> None:
             "since": "1970-01-01T00:00:00.000000Z",
             "sender": None,
             "tool": None,
+            "callback": None,
             "configuration": {
                 "backend_options": {"model": "m"},
                 "budget": {},
@@ -267,6 +268,25 @@ def test_status_tells_of_the_agent_as_the_next_record_has_it() -> None:
         it.notes.become(active=None, phase=Phase.IDLE)
         status = await it.ask("status", content=True)
         assert (status["state"], status["current_request"], status["agent_state"]) == ("idle", None, {"depth": 2})
+
+    desk(story)
+
+
+@pytest.mark.case(595)
+@pytest.mark.parametrize(
+    ("phase", "named"),
+    [
+        (Phase.INIT, "init_agent"),
+        (Phase.PRE_TURN, "pre_turn"),
+        (Phase.HANDLING, "handle_event"),
+        (Phase.TURN, None),
+        (Phase.IDLE, None),
+    ],
+)
+def test_status_names_the_callback_that_runs(phase: Phase, named: str | None) -> None:
+    async def story(it: Desk) -> None:
+        it.notes.become(phase=phase)
+        assert (await it.ask("status"))["callback"] == named
 
     desk(story)
 
