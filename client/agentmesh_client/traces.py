@@ -21,9 +21,10 @@ from agentmesh.errors import BadRequest, NotFound, StreamMissing, UnreadableReco
 from agentmesh.ledger import fold
 from agentmesh.names import agent_name
 from agentmesh.subjects import Subjects
+from agentmesh.trace.facts import spans_in
 from agentmesh.trace.graph import Graph, GraphBy, graph_of
 from agentmesh.trace.history import journal_spans
-from agentmesh.trace.spans import Began, ToldSpan, decode_began, decode_spans
+from agentmesh.trace.spans import Began, ToldSpan, decode_began
 from agentmesh.trace.tree import Branch, merged, tree_of, walk
 from agentmesh_client.directory import Directory
 from agentmesh_client.validation import seconds
@@ -142,8 +143,8 @@ class FactStream:
                 began = decode_began(body)
                 if began.agent == agent:
                     self.began[began.span] = began
-            elif what == "spans":
-                self.add(span for span in decode_spans(body) if span.agent == agent)
+            else:
+                self.add(spans_in(agent, what, body, self._subjects.root))
         except msgspec.DecodeError:
             log.debug("a message on %s is no fact of a trace", subject)
 

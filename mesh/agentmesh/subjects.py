@@ -15,7 +15,7 @@ Templates, with the mesh's root token first (default `mesh`):
     mesh.result.<agent>.<ref>    outcomes                             stream MESH_RESULT, republished to mesh.done.<agent>.<ref>
     mesh.journal.<agent>         the agent's records                  stream MESH_JOURNAL
     mesh.dead.<agent>            dead letters                         stream MESH_DEAD
-    mesh.trace.<agent>.<what>    facts of traces: began, spans        stream MESH_TRACE
+    mesh.trace.<agent>.<what>    facts of traces: began, record, spans   stream MESH_TRACE
     mesh.session.<agent>.<project>.<session>.<part>   transcripts of backends' sessions   stream MESH_SESSION
     mesh.event.<agent>.<kind>    lifecycle facts                      core
     mesh.node.<id>               ping, drain, cordon                  core request
@@ -138,7 +138,7 @@ class Subjects(msgspec.Struct, frozen=True):
         return f"{self.root}.event.{agent}.{kind}"
 
     def trace(self, agent: str, what: str = "*") -> str:
-        """Facts of an agent's traces: that an attempt `began`, or that `spans` have ended."""
+        """Facts of an agent's traces: that an attempt `began`, what a `record` tells, or `spans` that have ended."""
         return f"{self.root}.trace.{agent}.{what}"
 
     def trace_all(self) -> str:
@@ -146,7 +146,7 @@ class Subjects(msgspec.Struct, frozen=True):
         return f"{self.root}.trace.>"
 
     def parse_trace(self, subject: str) -> tuple[str, str]:
-        """Agent and `began` or `spans` of such a fact."""
+        """Agent and `began`, `record` or `spans` of such a fact."""
         agent, _, what = subject[len(self.root) + 7 :].rpartition(".")
         return agent, what
 

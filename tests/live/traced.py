@@ -10,7 +10,8 @@ from typing import Any
 
 from agentmesh.edge.transport import Message
 from agentmesh.subjects import Subjects
-from agentmesh.trace.spans import Began, decode_began, decode_spans
+from agentmesh.trace.facts import spans_in
+from agentmesh.trace.spans import Began, decode_began
 from fakes.otlp import OtlpReceiver
 from live.mesh import PATIENCE_S, ProcessMesh, process_mesh
 from live.span_tree import attempts
@@ -44,11 +45,11 @@ class TracedMesh:
         await self.mesh.transport.flush()
 
     def _on_fact(self, message: Message) -> None:
-        _, what = self.mesh.subjects.parse_trace(message.subject)
+        agent, what = self.mesh.subjects.parse_trace(message.subject)
         if what == "began":
             self.began.append(decode_began(message.data))
         else:
-            self.told.update(span.id for span in decode_spans(message.data))
+            self.told.update(span.id for span in spans_in(agent, what, message.data, self.mesh.subjects.root))
 
     async def began_by(self, agents: Sequence[str]) -> None:
         """Wait until each of these agents has begun an attempt, and the stream has that."""

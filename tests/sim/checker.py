@@ -14,7 +14,8 @@ from agentmesh.edge.blobs import BLOB
 from agentmesh.edge.journal_reader import RECORD
 from agentmesh.records import Record, decode_record
 from agentmesh.subjects import Subjects
-from agentmesh.trace.spans import Began, ToldSpan, decode_began, decode_spans
+from agentmesh.trace.facts import spans_in
+from agentmesh.trace.spans import Began, ToldSpan, decode_began
 from agentmesh.wire import Outcome, decode_outcome
 from judge.evidence import Call, Evidence, Operation, Payment, letter_of, outcome_of
 from sim.server import EPOCH, Server
@@ -88,7 +89,7 @@ def facts_in(server: Server, subjects: Subjects) -> tuple[list[Began], list[Told
             if message.subject.endswith(".began"):
                 begun.append(decode_began(message.data))
             else:
-                spans += decode_spans(message.data)
+                spans += spans_in(*subjects.parse_trace(message.subject), message.data, subjects.root)
     return begun, spans
 
 

@@ -96,6 +96,11 @@ def inner_of(attempt: str, steps: Mapping[str, Step], further: Iterable[Inner] =
             yield inner
 
 
+def inner_told(info: TurnInfo, steps: Mapping[str, Step]) -> tuple[Inner, ...]:
+    """What ran in the attempt of a turn's entry."""
+    return tuple(inner_of(info.trace.span, steps, info.trace.inner)) if info.trace is not None else ()
+
+
 def inner_spans(teller: Teller, attempt: ToldSpan, inner: Iterable[Inner]) -> Iterator[ToldSpan]:
     """The spans of model calls and tool runs inside an attempt."""
     for one in inner:

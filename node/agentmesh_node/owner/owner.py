@@ -184,8 +184,8 @@ class Owner:
         core = self.core
         if self.closed or core is None or core.active is None or core.active.attempt is not attempt:
             return None
-        if core.inflight is not None and not self._loop.appending:
-            return None  # its record stands
+        if core.inflight is not None and not core.inflight.side:
+            return None  # it has run, and its record is on its way
         return began_of(core)
 
     def leave(self) -> None:

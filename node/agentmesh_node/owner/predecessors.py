@@ -20,10 +20,11 @@ from agentmesh.edge.retry import UPKEEP_RETRY
 from agentmesh.errors import BadRequest, MeshError, StreamMissing, Unavailable
 from agentmesh.ledger import fold
 from agentmesh.subjects import node_key
+from agentmesh.trace.facts import spans_in
 from agentmesh.trace.lost import MARGIN_S, Taken, Unended, abandoned, ended_in, last_records, nodes_in, since, unended
-from agentmesh.trace.spans import Began, Spans, decode_began, decode_spans, encode_fact
+from agentmesh.trace.spans import Began, Spans, decode_began, encode_fact
 from agentmesh_node.services import Services
-from agentmesh_node.telemetry.trace_facts import Told, end_id, fact_id, may_tell, parts
+from agentmesh_node.telemetry.trace_facts import Told, end_id, may_tell, parts
 
 log = logging.getLogger("agentmesh.node")
 
@@ -126,9 +127,10 @@ async def _told_since(s: Services, taken: Taken, found: tuple[Unended, ...], beg
 async def _told(s: Services, agent: str, *, from_seq: int = 0, since: float | None) -> set[str]:
     """The ids of the spans that the stream has of the agent, from there on."""
     told: set[str] = set()
-    for message in await _read(s, s.subjects.trace(agent, "spans"), from_seq=from_seq, since=since):
-        with contextlib.suppress(msgspec.DecodeError):
-            told.update(span.id for span in decode_spans(message.data))
+    for what in ("spans", "record"):
+        for message in await _read(s, s.subjects.trace(agent, what), from_seq=from_seq, since=since):
+            with contextlib.suppress(msgspec.DecodeError):
+                told.update(span.id for span in spans_in(agent, what, message.data, s.settings.root))
     return told
 
 
@@ -226,6 +228,4 @@ def _repeat(s: Services, taken: Taken) -> None:
     for before, record, seq in last_records(taken):
         if not may_tell(record):
             continue
-        told = s.traces.spans_of(Told(taken.agent, taken.kind, before, record, seq))
-        if told:
-            s.traces.post(taken.agent, fact_id(taken.agent, record, seq), told)
+        s.traces.post_record(Told(taken.agent, taken.kind, before, record, seq))

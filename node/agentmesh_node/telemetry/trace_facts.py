@@ -13,6 +13,7 @@ from typing import NamedTuple
 from agentmesh.edge.transport import Transport
 from agentmesh.records import Ledger, Record
 from agentmesh.subjects import Subjects
+from agentmesh.trace.facts import record_fact
 from agentmesh.trace.lost import abandoned
 from agentmesh.trace.spans import Began, Spans, ToldSpan, TraceFacts, encode_fact
 from agentmesh.trace.told import spans_told
@@ -98,13 +99,25 @@ class SpanTeller:
         """Tell what was gathered."""
         gathered, self._gathered = self._gathered, []
         for told in gathered:
-            spans = self.spans_of(told)
-            if not spans:
-                continue
             # Without its fact nobody would find the end of an attempt that is not in the history and has said that it began.
             if self.facts == "all" or (self.facts == "attempts" and told.record.attempt is not None):
-                self.post(told.agent, fact_id(told.agent, told.record, told.seq), spans)
-            self.export(spans)
+                self.post_record(told)
+            if self._export is not None:
+                self.export(self.spans_of(told))
+
+    def post_record(self, told: Told) -> None:
+        """Publish what a record has to say of spans. One that is too large for a message is published as its spans are."""
+        try:
+            body = record_fact(told.kind, told.before, told.record, told.seq, self.ratio)
+        except Exception:
+            log.exception("the fact of a record cannot be made", extra={"agent": told.agent, "seq": told.seq})
+            return
+        if body is None:
+            return
+        if len(body) <= self._t.max_payload - _HEADERS:
+            self._post(self._subjects.trace(told.agent, "record"), body, fact_id(told.agent, told.record, told.seq))
+        elif spans := self.spans_of(told):
+            self.post(told.agent, fact_id(told.agent, told.record, told.seq), spans)
 
     def spans_of(self, told: Told) -> tuple[ToldSpan, ...]:
         """The spans that a record tells. A defect in that costs the spans alone."""

@@ -12,8 +12,9 @@ from agentmesh.ledger_entries import Step, Traced, TurnInfo, Turning
 from agentmesh.records import Ledger, Record, encode_record
 from agentmesh.registry_values import NodeLease
 from agentmesh.subjects import node_key
+from agentmesh.trace.facts import spans_in
 from agentmesh.trace.lost import Taken
-from agentmesh.trace.spans import Began, Spans, ToldSpan, decode_spans, encode_fact
+from agentmesh.trace.spans import Began, Spans, ToldSpan, encode_fact
 from agentmesh.wire import encode
 from agentmesh_node.owner.predecessors import FENCED_S, look_back, tell_if_fenced
 from agentmesh_node.telemetry.trace_facts import end_id
@@ -44,7 +45,8 @@ async def publish(node: SimulatedNode, what: str, fact: Began | Spans) -> None:
 
 
 def told(node: SimulatedNode) -> list[ToldSpan]:
-    return [span for message in node.stored(node.subjects.trace(AGENT, "spans")) for span in decode_spans(message.data)]
+    found = [(what, message) for what in ("spans", "record") for message in node.stored(node.subjects.trace(AGENT, what))]
+    return [span for what, message in found for span in spans_in(AGENT, what, message.data, node.subjects.root)]
 
 
 def exported(node: SimulatedNode) -> list[str]:

@@ -12,7 +12,9 @@ from agentmesh.edge.transport import Headers
 from agentmesh.ledger_entries import Traced, TurnInfo
 from agentmesh.records import Ledger, Record, SendMail
 from agentmesh.subjects import Subjects
+from agentmesh.trace.facts import spans_in
 from agentmesh.trace.spans import Began, Spans, ToldSpan, TraceFacts, decode_began, decode_spans, encode_fact
+from agentmesh.trace.told import spans_told
 from agentmesh.wire import MSG_ID
 from agentmesh_node.telemetry.trace_facts import SpanTeller, end_id, fact_id, parts
 
@@ -60,9 +62,9 @@ def test_with_all_a_record_is_one_fact_under_an_id_that_its_repetition_has_too()
     told = record(turn=info("a" * 16), effects=(SendMail(lane="peer-notify", to="boss", event=1),))
     teller(wire, "all").committed("coder", "Coder", BEFORE, told, 7)
     ((subject, fact, body),) = wire.sent
-    assert (subject, fact) == ("mesh.trace.coder.spans", "coder.3.7")
+    assert (subject, fact) == ("mesh.trace.coder.record", "coder.3.7")
     assert fact == fact_id("coder", told, 7)
-    assert {span.op for span in decode_spans(body)} == {"invoke_agent", "send"}
+    assert spans_in("coder", "record", body, "mesh") == spans_told("coder", "Coder", BEFORE, told, 7)
 
 
 @pytest.mark.parametrize("facts", ["off", "attempts"])
@@ -75,7 +77,7 @@ def test_otherwise_a_record_of_the_history_is_none(facts: TraceFacts) -> None:
 def test_an_end_that_the_history_has_not_is_told_with_attempts_too() -> None:
     wire = Wire()
     teller(wire, "attempts").committed("coder", "Coder", BEFORE, record("crashed", attempt=info("a" * 16)), 7)
-    assert [subject for subject, *_ in wire.sent] == ["mesh.trace.coder.spans"]
+    assert [subject for subject, *_ in wire.sent] == ["mesh.trace.coder.record"]
     teller(wire, "off").committed("coder", "Coder", BEFORE, record("crashed", attempt=info("a" * 16)), 7)
     assert len(wire.sent) == 1
 
@@ -110,11 +112,23 @@ def test_what_is_exported_is_what_is_sampled() -> None:
 def test_a_defect_costs_the_spans_alone(caplog: pytest.LogCaptureFixture) -> None:
     wire = Wire()
     broken = record(turn=structs.replace(info("a" * 16), usage=cast("Any", 5)))
-    telling = teller(wire, "all")
+    exported: list[Any] = []
+    telling = teller(wire, "off", export=exported.append)
     telling.committed("coder", "Coder", BEFORE, broken, 7)
     telling.committed("coder", "Coder", BEFORE, record(turn=info("b" * 16)), 8)
-    assert [fact for _, fact, _ in wire.sent] == ["coder.3.8"]
+    assert [span.id for spans in exported for span in spans] == ["b" * 16]
     assert "cannot be told" in caplog.text
+
+
+def test_a_record_whose_fact_fits_no_message_is_published_as_its_spans() -> None:
+    wire = Wire()
+    wire.max_payload = 4096
+    sends = tuple(SendMail(lane="peer-notify", to="boss", event=n) for n in range(300))
+    told = record(turn=info("a" * 16), effects=sends)
+    teller(wire, "all").committed("coder", "Coder", BEFORE, told, 7)
+    assert {subject for subject, *_ in wire.sent} == {"mesh.trace.coder.spans"}
+    found = tuple(span for *_, body in wire.sent for span in spans_in("coder", "spans", body, "mesh"))
+    assert found == spans_told("coder", "Coder", BEFORE, told, 7)
 
 
 @pytest.mark.case(541)
