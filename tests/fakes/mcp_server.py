@@ -45,6 +45,11 @@ def made(notes: Path) -> MCPServer:
         """Put something, under the key of the call."""
         return str((ctx.request_context.meta or {}).get(KEY))
 
+    @server.tool(annotations=ToolAnnotations(read_only_hint=True))
+    async def above(ctx: Context[Any, Any]) -> str:
+        """Say which trace context the call bears."""
+        return str((ctx.request_context.meta or {}).get("traceparent"))
+
     @server.tool()
     async def pay(amount: int) -> str:
         """Pay. The process dies before it can answer if the amount is zero."""

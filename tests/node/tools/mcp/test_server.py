@@ -14,6 +14,9 @@ from agentmesh.backend import Turn
 from agentmesh.errors import BackendError
 from agentmesh.steps import UnjournaledSteps
 from agentmesh.tools import McpHttp
+from agentmesh.trace.context import TraceContext
+from agentmesh_node.telemetry.inner_calls import InnerCalls
+from agentmesh_node.telemetry.tracing import Here, Tracing, execute_tool
 from agentmesh_node.tools import Call, Result, Toolbox
 from agentmesh_node.tools.loop import ToolLoop
 from agentmesh_node.tools.mcp import server
@@ -51,6 +54,22 @@ def test_effects_come_from_the_declaration_else_from_hints_else_once(notes: Path
         assert {name.removeprefix("shop__"): toolbox.effect(name) for name in names} == {
             "add": "pure", "put": "idempotent", "pay": "idempotent", "look": "once", "fail": "once",
         }  # fmt: skip
+
+    run(check(), 60)
+
+
+@pytest.mark.case(552)
+def test_a_call_names_the_run_that_makes_it_in_whatever_task_the_session_lives(notes: Path) -> None:
+    async def check() -> None:
+        toolbox = box(stdio(notes))
+        await toolbox.specs()  # the session is opened outside of any attempt
+        context = TraceContext("4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7")
+        entered = Tracing().enter(context, {}, Here("a", "A", InnerCalls(context, lambda: 1.0)))
+        with execute_tool("shop__above", "c1", target=None) as ran:
+            assert (await call(toolbox, "above")).text == f"00-{context.trace_id}-{ran.id}-01"
+        Tracing().leave(entered)
+        assert (await call(toolbox, "above")).text == "None"
+        await toolbox.close()
 
     run(check(), 60)
 
