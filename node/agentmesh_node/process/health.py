@@ -23,7 +23,7 @@ NO_METRICS = "metrics are not served here: pip install 'agentmesh[prometheus]'"
 OF_WORKERS = "each worker serves its own: see --metrics-port"
 
 
-class Exposition(Protocol):
+class MetricsPage(Protocol):
     """The metrics as text (`telemetry.prometheus.Exposition`)."""
 
     def text(self, accept: str) -> tuple[str, bytes]:
@@ -35,7 +35,7 @@ async def serving(
     port: int | None,
     not_ready: Callable[[], str | None],
     *,
-    metrics: Exposition | str = NO_METRICS,
+    metrics: MetricsPage | str = NO_METRICS,
     metrics_port: int | None = None,
     request_s: float = REQUEST_S,
 ) -> AsyncIterator[None]:
@@ -62,7 +62,7 @@ async def serving(
 
 
 async def _served(
-    option: str, port: int, not_ready: Callable[[], str | None], metrics: Exposition | str, request_s: float
+    option: str, port: int, not_ready: Callable[[], str | None], metrics: MetricsPage | str, request_s: float
 ) -> asyncio.Server:
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await _answer(reader, writer, not_ready, metrics, request_s)
@@ -77,7 +77,7 @@ async def _answer(
     reader: asyncio.StreamReader,
     writer: asyncio.StreamWriter,
     not_ready: Callable[[], str | None],
-    metrics: Exposition | str,
+    metrics: MetricsPage | str,
     request_s: float,
 ) -> None:
     try:
@@ -118,7 +118,7 @@ def _path(words: list[str]) -> str:
     return words[1].partition("?")[0] if len(words) >= 2 and words[0] in ("GET", "HEAD") else ""
 
 
-def _reply(words: list[str], not_ready: Callable[[], str | None], metrics: Exposition | str) -> tuple[str, str]:
+def _reply(words: list[str], not_ready: Callable[[], str | None], metrics: MetricsPage | str) -> tuple[str, str]:
     path = _path(words)
     if not path:
         return "405 Method Not Allowed", "GET /livez, /readyz or /metrics"

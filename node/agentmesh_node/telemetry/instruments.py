@@ -15,8 +15,8 @@ from opentelemetry import metrics
 
 from agentmesh import semconv
 
-type Labels = Mapping[str, str]
-type Read = Callable[[], Iterable[tuple[float, Labels]]]
+type LabelSet = Mapping[str, str]
+type Read = Callable[[], Iterable[tuple[float, LabelSet]]]
 """Gives values with their labels; called in the thread that collects."""
 
 
@@ -111,7 +111,7 @@ class Tally:
 
     __slots__ = ("labels", "value")
 
-    def __init__(self, labels: Labels) -> None:
+    def __init__(self, labels: LabelSet) -> None:
         self.labels = labels
         self.value: float = 0
 
@@ -138,7 +138,7 @@ class Instruments:
         make = functools.partial(self._meter.create_histogram, explicit_bucket_boundaries_advisory=bounds)
         return self._once(name, make)  # type: ignore[no-any-return]
 
-    def tally(self, name: str, labels: Labels | None = None) -> Tally:
+    def tally(self, name: str, labels: LabelSet | None = None) -> Tally:
         """The count of a counter with these labels, from zero on."""
         if name not in self._tallies:
             self._tallies[name] = {}
