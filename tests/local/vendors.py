@@ -18,7 +18,8 @@ from support import Server, run
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1860), pytest.mark.skipif(not INSTALLED, reason=MISSING)]
 
 PATIENCE_S = 580.0
-"""Just below the watchdog of a turn. On two cores, with other programs at work, a turn of Codex took more than 280 s."""
+"""Just below the watchdog of a turn. Run this on a machine without other work: on two cores that eight other programs shared,
+Codex's first turn, whose model is given thousands of tokens each time, took longer than that."""
 LONG_S = 1800
 AGENTS = str(Path(agents.__file__))
 
