@@ -9,8 +9,10 @@ from collections.abc import Iterator
 from msgspec import UNSET
 
 from agentmesh import semconv
-from agentmesh.records import Record
+from agentmesh.ledger import apply
+from agentmesh.records import Ledger, Record
 from agentmesh.trace.spans import ToldSpan
+from agentmesh.trace.told import spans_told
 from judge.evidence import Evidence
 
 COMMITTED = ("ok", "error")
@@ -37,6 +39,24 @@ def untold(evidence: Evidence) -> Iterator[str]:
             yield f"{agent}: nobody has told of the attempt {attempt} ({begun.get(attempt)})"
         if attempt in begun and attempt in told and any(span.trace != begun[attempt].trace for span in told[attempt].values()):
             yield f"{agent}: the attempt {attempt} was told in another trace than it began in"
+
+
+def orphans(evidence: Evidence) -> Iterator[str]:
+    """Spans below one that nobody tells, or that two records tell: those of journals and of facts together are whole trees."""
+    spans = {span.id: span for span in evidence.spans}
+    told: set[str] = set()
+    for agent, records in evidence.journals.items():
+        ledger: Ledger | None = None
+        for seq, record in records:
+            for span in spans_told(agent, "", ledger, record, seq):
+                if span.id in told:
+                    yield f"{agent}: the record {seq} tells the span {span.name} ({span.id}) once more"
+                told.add(span.id)
+                spans[span.id] = span
+            ledger = apply(ledger, record, seq)
+    for span in spans.values():
+        if span.parent and span.parent not in spans:
+            yield f"{span.agent}: the span {span.name} ({span.id}) stands below {span.parent}, of which nobody tells"
 
 
 def _ended(record: Record) -> Iterator[str]:

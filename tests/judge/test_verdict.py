@@ -10,8 +10,9 @@ import pytest
 from msgspec import UNSET, Raw, UnsetType
 
 from agentmesh import wire
-from agentmesh.records import Change, Delegated, Effect, Record, Resolve, SendMail, Step, Turning, Wait
+from agentmesh.records import Change, Delegated, Effect, Record, Resolve, SendMail, Step, Traced, TurnInfo, Turning, Wait
 from agentmesh.wire import ErrorBody, Outcome
+from judge.attempts import orphans
 from judge.evidence import WITHDRAWS, Call, Evidence, Letter, Operation, Payment, State
 from judge.verdict import HEARD_S, judge
 
@@ -59,6 +60,21 @@ def honest() -> Evidence:
     letters = [_letter(10, "L1"), _letter(11, "E1", lane="notify"), _letter(12, "L2"), _letter(13, "L3")]
     operations = [Operation("c0", "ask", AGENT, "L1", 0.0, 1.0, "10", results[0])]
     return Evidence(operations, letters, {AGENT: records}, results, list(results))
+
+
+def test_a_span_below_one_that_nobody_tells_is_found_and_one_that_is_told_twice() -> None:
+    evidence = honest()
+    trace = Traced(trace="1" * 32, span="a" * 16, parent="b" * 16, process="b" * 16)
+    turn = TurnInfo(number=1, ref="10", started=0.0, ended=1.0, node="n1", generation=5, trace=trace)
+    records = [(3, _record("turn", [], turn=turn)), (4, _record("turn", []))]
+    evidence.journals = {AGENT: records}
+    assert list(orphans(evidence)) == []
+    evidence.journals = {AGENT: [*records, (5, _record("turn", [], turn=turn))]}
+    assert len(list(orphans(evidence))) == 2, "message and attempt"
+    below = turn.__replace__(trace=trace.__replace__(span="c" * 16, process=""))
+    evidence.journals = {AGENT: [(3, _record("turn", [], turn=below))]}
+    (line,) = orphans(evidence)
+    assert "b" * 16 in line and "of which nobody tells" in line
 
 
 def test_an_honest_history_is_found_well() -> None:

@@ -18,7 +18,7 @@ from agentmesh.ledger import apply, is_taken
 from agentmesh.records import Ledger, Record
 from agentmesh.subjects import LANES, spec_key
 from agentmesh.wire import FOR
-from judge.attempts import untold
+from judge.attempts import orphans, untold
 from judge.verdict import ends_on_purpose, judge
 from sim.agents import Cell
 from sim.checker import gather, is_record, record_of
@@ -143,6 +143,7 @@ async def _run(
             break
         await asyncio.sleep(1.0)
     wrong += judge(evidence, wanted)
+    wrong += orphans(evidence)
     wrong += [f"defect: {line}" for line in loop.defects]
     digest = hashlib.sha256()
     for name, stream in sorted(world.net.server.streams.items()):
