@@ -32,8 +32,13 @@ class Authority:
         self.path = folder / f"{name}.pem"
         self.path.write_bytes(self._certificate.public_bytes(serialization.Encoding.PEM))
 
-    def server(self, *, name: str = "localhost", address: str = "127.0.0.1") -> str:
-        """The `tls` block of a server's configuration, with a certificate for that name and address."""
+    def server(self, *, name: str = "localhost", address: str = "127.0.0.1", more: str = "") -> str:
+        """The `tls` block of a server's configuration, with a certificate for that name and address, and `more` in it."""
+        cert, key = self.certificate(name, address)
+        return f'tls {{ cert_file: "{cert}", key_file: "{key}"\n{more} }}'
+
+    def certificate(self, name: str, address: str = "127.0.0.1") -> tuple[Path, Path]:
+        """A certificate for that name and address, and its key."""
         key = ec.generate_private_key(ec.SECP256R1())
         names = [x509.DNSName(name), x509.IPAddress(ipaddress.ip_address(address))]
         certificate = (
@@ -46,7 +51,7 @@ class Authority:
         paths[0].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
         plain = serialization.NoEncryption()
         paths[1].write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain))
-        return f'tls {{ cert_file: "{paths[0]}", key_file: "{paths[1]}" }}'
+        return paths
 
 
 def _begun(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:

@@ -72,6 +72,8 @@ class Mesh:
 
     def __init__(self, transport: Transport, subjects: Subjects, *, inbox: str, ambient: Ambient = SYSTEM) -> None:
         self.transport = transport
+        self.inbox = inbox
+        """Below this subject answers come to this client."""
         self._ambient = ambient
         self.subjects = subjects
         registry = self._registry = Registry(transport, subjects)

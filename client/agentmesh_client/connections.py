@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 
 from agentmesh.edge import address, connection
+from agentmesh.edge.connect_settings import connect_settings
+from agentmesh.edge.login import Login
 from agentmesh.subjects import Subjects
 from agentmesh_client.client import Mesh
 
@@ -20,6 +24,17 @@ async def connect(
     connect_timeout: float = 5.0,
     silent_timeout: float | None = None,
     wait_s: float | None = None,
+    context: str | None = None,
+    creds: str | None = None,
+    nkey: str | None = None,
+    user: str | None = None,
+    password: str | None = None,
+    token: str | None = None,
+    tls_ca: str | None = None,
+    tls_cert: str | None = None,
+    tls_key: str | None = None,
+    tls_first: bool = False,
+    inbox_prefix: str | None = None,
 ) -> AsyncIterator[Mesh]:
     """Connect to a mesh for the length of an `async with` block.
 
@@ -34,22 +49,49 @@ async def connect(
         silent_timeout: the same for a server that accepts the connection and does not answer. Default: `connect_timeout`.
         wait_s: the same for a server that is not there: nobody listens at its address, or its name does not resolve. 0 ends at
             once. Default: `connect_timeout`.
+        context: name of a context of the NATS CLI, or a path to one. What else is given here goes before it.
+        creds: file with a user's credentials (`.creds`).
+        nkey: file with the seed of a user's nkey.
+        user: with `password`: as they are, without the escapes that a URL needs.
+        password: see `user`.
+        token: instead of a user.
+        tls_ca: PEM file of the authorities to believe. With it, or with `tls_cert`, nothing is sent without TLS.
+        tls_cert: PEM file of this client's certificate.
+        tls_key: PEM file of its key.
+        tls_first: make TLS before the server speaks (its `handshake_first`).
+        inbox_prefix: where answers are heard. Default: `_INBOX.<user>`, if the user is known, else `_INBOX`.
+
+    What is not given comes from variables, as the verbs of `mesh` take it (docs/operations.md#connecting).
 
     Raises:
         Unavailable: no server can be reached.
         NotPermitted: the server refuses the credentials.
         TlsFailed: no TLS connection can be made with it.
-        BadRequest: the URL, the root or the domain is malformed.
+        BadRequest: the URL, the root or the domain is malformed, or a file cannot be read or does not hold what it should.
     """
     subjects = Subjects(address.mesh_root(root))
+    given = {
+        "creds": creds,
+        "nkey": nkey,
+        "user": user,
+        "password": password,
+        "token": token,
+        "tls_ca": tls_ca,
+        "tls_cert": tls_cert,
+        "tls_key": tls_key,
+        "inbox_prefix": inbox_prefix,
+    }
+    login = Login(**{name: text for name, text in given.items() if text}, tls_first=tls_first)
+    settings = await asyncio.to_thread(partial(connect_settings, url, context=context, domain=domain, login=login))
     transport = await connection.connect(
-        address.server_urls(url),
+        settings.servers,
         name=name,
         connect_timeout=connect_timeout,
         silent_timeout=silent_timeout,
         wait_s=wait_s,
-        api=address.js_api(domain),
+        api=settings.api,
         mesh=subjects.stream("registry"),
+        login=settings.login,
     )
     try:
         mesh = Mesh(transport, subjects, inbox=transport.new_inbox())

@@ -101,6 +101,7 @@ class PendingAsks:
         self._transport = transport
         self._subjects = subjects
         self._prefix = inbox + "."
+        self._inboxes = inbox.rpartition(".")[0] + "."
         self._waiting: dict[str, PendingAsk] = {}
         self._count = 0
         self._round = 0
@@ -154,7 +155,7 @@ class PendingAsks:
 
     def _on_refused(self, error: NotPermitted) -> None:
         """The server refuses the credentials, or this client's inbox: end every wait."""
-        if str(error.details.get("subject", "_INBOX.")).startswith("_INBOX."):
+        if str(error.details.get("subject", self._inboxes)).startswith(self._inboxes):
             self.refused = error
             for ask in self._waiting.values():
                 ask.give_up()

@@ -8,12 +8,24 @@ They import what they need when they run: `mesh --help` loads only this file.
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from agentmesh_node.process.options import CommonOptions, NodeOptions, StreamOptions, SupervisorOptions, UpOptions, within
+from agentmesh_node.process.options import (
+    CommonOptions,
+    LoginOptions,
+    NodeOptions,
+    StreamOptions,
+    SupervisorOptions,
+    UpOptions,
+    within,
+)
+
+if TYPE_CHECKING:
+    from agentmesh_node.process.address import MeshAddress
 
 Nats = Annotated[
     str | None, Parameter(help="NATS servers, URL[,URL...]; else MESH_NATS_URL, else .mesh/url, else 127.0.0.1:4222.")
@@ -39,6 +51,7 @@ MetricsPort = Annotated[
     within(0, 65_535, "Serve metrics for Prometheus (/metrics) on this port; of several workers each on the next one."),
 ]
 NODE, UP, SUPERVISOR, STREAMS, COMMON = NodeOptions(), UpOptions(), SupervisorOptions(), StreamOptions(), CommonOptions()
+LOGIN = LoginOptions()
 
 
 def up(
@@ -96,6 +109,7 @@ def setup(
     root: Root = None,
     domain: Domain = None,
     wait: WaitSeconds = 0.0,
+    login: LoginOptions = LOGIN,
     store: StreamOptions = STREAMS,
 ) -> int:
     """Make the mesh's streams, or add what a newer build needs to those of an older one.
@@ -105,9 +119,8 @@ def setup(
     destroy what is stored.
     """
     from agentmesh_node.process import setup as verb
-    from agentmesh_node.process.address import MeshAddress
 
-    return verb.setup(MeshAddress.find(nats, root, domain, wait_s=wait), verb.settings(store, replicas), new=new, dry_run=dry_run)
+    return verb.setup(_where(nats, root, domain, wait, login), verb.settings(store, replicas), new=new, dry_run=dry_run)
 
 
 def node(
@@ -124,6 +137,7 @@ def node(
     root: Root = None,
     domain: Domain = None,
     wait: WaitSeconds = 0.0,
+    login: LoginOptions = LOGIN,
     options: NodeOptions = NODE,
     common: CommonOptions = COMMON,
 ) -> int:
@@ -132,13 +146,21 @@ def node(
     SIGTERM or Ctrl-C drains it: running turns end, its agents go to other nodes, and it exits with 0.
     """
     from agentmesh_node.process import main
-    from agentmesh_node.process.address import MeshAddress
 
-    where = MeshAddress.find(nats, root, domain, wait_s=wait)
+    where = _where(nats, root, domain, wait, login)
     command = main.NodeCommand(
         id=id, agents=agents, labels=label, where=where, options=options, common=common, metrics_port=metrics_port
     )
     return main.node(command, workers=workers, health_port=health_port)
+
+
+def _where(nats: str | None, root: str | None, domain: str | None, wait_s: float, options: LoginOptions) -> MeshAddress:
+    from agentmesh.edge.login import Login
+    from agentmesh_node.process.address import MeshAddress
+
+    given = {name: value for name, value in asdict(options).items() if value}
+    context = given.pop("context", None)
+    return MeshAddress.find(nats, root, domain, wait_s=wait_s, context=context, login=Login(**given))
 
 
 def worker(*, id: str) -> int:
@@ -157,6 +179,7 @@ def supervisor(
     root: Root = None,
     domain: Domain = None,
     wait: WaitSeconds = 0.0,
+    login: LoginOptions = LOGIN,
     options: SupervisorOptions = SUPERVISOR,
     common: CommonOptions = COMMON,
 ) -> int:
@@ -165,7 +188,6 @@ def supervisor(
     Of several one leads, and the others stand by to go on at once when it ends.
     """
     from agentmesh_node.process import main
-    from agentmesh_node.process.address import MeshAddress
 
-    where = MeshAddress.find(nats, root, domain, wait_s=wait)
+    where = _where(nats, root, domain, wait, login)
     return main.supervisor(id=id, where=where, health_port=health_port, metrics_port=metrics_port, options=options, common=common)

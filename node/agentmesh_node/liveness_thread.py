@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from agentmesh.edge.address import API
 from agentmesh.edge.connection import connect
+from agentmesh.edge.login import NO_LOGIN, Login
 from agentmesh.edge.transport import Transport
 from agentmesh.errors import Unavailable
 
@@ -60,8 +61,9 @@ async def begin(
 class LivenessThread:
     """A thread with an event loop of its own."""
 
-    def __init__(self, servers: str | Sequence[str], *, api: str = API, mesh: str | None = None) -> None:
-        """`servers`, `api` and `mesh` are as for `agentmesh.edge.connection.connect`."""
+    def __init__(self, servers: str | Sequence[str], *, api: str = API, mesh: str | None = None, login: Login = NO_LOGIN) -> None:
+        """All are as for `agentmesh.edge.connection.connect`."""
+        self._login = login
         self._servers = servers
         self._api = api
         self._mesh = mesh
@@ -77,6 +79,7 @@ class LivenessThread:
             wait_s=START_TIMEOUT_S,
             api=self._api,
             mesh=self._mesh,
+            login=self._login,
         )
 
     def start(self, name: str, main: Callable[[], Coroutine[Any, Any, None]]) -> None:

@@ -35,6 +35,23 @@ class GlobalOptions:
     """The mesh's root token; else MESH_ROOT, else "mesh"."""
     domain: Annotated[str | None, Parameter(group=_GLOBAL)] = None
     """JetStream domain of the mesh, if its server is behind a leaf node; else MESH_DOMAIN, else the server's own."""
+    context: Annotated[str | None, Parameter(group=_GLOBAL)] = None
+    """Context of the NATS CLI that says where to connect, and as whom; a name, or a path; else MESH_CONTEXT."""
+    creds: Annotated[str | None, Parameter(group=_GLOBAL)] = None
+    """File with a user's credentials; else MESH_CREDS."""
+    nkey: Annotated[str | None, Parameter(group=_GLOBAL)] = None
+    """File with the seed of a user's nkey; else MESH_NKEY. User and password, or a token, are never options (they would show in
+    lists of processes): MESH_USER and MESH_PASSWORD, MESH_TOKEN, or in MESH_NATS_URL."""
+    tls_ca: Annotated[str | None, Parameter(group=_GLOBAL)] = None
+    """PEM file of the authorities to believe; else MESH_TLS_CA, else the system's."""
+    tls_cert: Annotated[str | None, Parameter(group=_GLOBAL)] = None
+    """PEM file of this client's certificate; else MESH_TLS_CERT."""
+    tls_key: Annotated[str | None, Parameter(group=_GLOBAL)] = None
+    """PEM file of its key; else MESH_TLS_KEY."""
+    tls_first: Annotated[bool, Parameter(negative="", show_default=False, group=_GLOBAL)] = False
+    """Make TLS before the server speaks; else MESH_TLS_FIRST=1."""
+    inbox_prefix: Annotated[str | None, Parameter(group=_GLOBAL)] = None
+    """Where answers are heard; else MESH_INBOX_PREFIX, else _INBOX.USER."""
     wait: Annotated[float, Parameter(group=_GLOBAL, validator=Number(gte=0, lte=86_400))] = 0.0
     """Seconds to wait for a server that is not there yet, and with `interrupt`, `cancel`, `stop` for what they withdraw."""
     output: Annotated[Literal["text", "json", "jsonl", "mermaid", "dot"], Parameter(name=("--output", "-o"), group=_GLOBAL)] = (
@@ -85,14 +102,23 @@ async def session(options: GlobalOptions, timeout: float = CONNECT_S) -> AsyncIt
         connect_timeout=CONNECT_S,
         silent_timeout=timeout,
         wait_s=options.wait,
+        context=options.context,
+        creds=options.creds,
+        nkey=options.nkey,
+        tls_ca=options.tls_ca,
+        tls_cert=options.tls_cert,
+        tls_key=options.tls_key,
+        tls_first=options.tls_first,
+        inbox_prefix=options.inbox_prefix,
     ) as mesh:
         refused: NotPermitted | None = None
+        inboxes = mesh.inbox.rpartition(".")[0] + "."
         try:
             async with asyncio.timeout(None) as limit:
 
                 def end(error: NotPermitted) -> None:
                     nonlocal refused
-                    if refused is None and str(error.details.get("subject", "_INBOX.")).startswith("_INBOX."):
+                    if refused is None and str(error.details.get("subject", inboxes)).startswith(inboxes):
                         refused = error
                         limit.reschedule(asyncio.get_running_loop().time())
 

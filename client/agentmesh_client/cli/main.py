@@ -12,6 +12,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, replace
 from importlib.metadata import EntryPoint, entry_points, version
 from typing import TYPE_CHECKING
 
@@ -126,6 +127,10 @@ class Invocation:
         for name in ("nats", "root", "domain"):  # but these, which stood before it
             if name in bound.signature.parameters and getattr(self.options, name) is not None:
                 bound.arguments.setdefault(name, getattr(self.options, name))
+        if "login" in bound.signature.parameters:  # and who connects
+            login = bound.arguments.get("login", bound.signature.parameters["login"].default)
+            named = {field.name: getattr(login, field.name) or getattr(self.options, field.name) for field in fields(login)}
+            bound.arguments["login"] = replace(login, **named)
         return command, bound
 
     def run(self) -> int:

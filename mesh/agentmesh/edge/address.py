@@ -47,7 +47,7 @@ def server_urls(
     file = (directory or Path()) / URL_FILE
     for source, text in (("", given), (URL_VARIABLE, environ.get(URL_VARIABLE)), (str(file), _text_of(file))):
         if text and text.strip(", \t\r\n"):
-            with _naming(source):
+            with naming(source):
                 return checked_urls(text)
     return [DEFAULT_URL]
 
@@ -61,7 +61,7 @@ def mesh_root(given: str | None = None, *, environ: Mapping[str, str] | None = N
     environ = os.environ if environ is None else environ
     if given:
         return root_token(given)
-    with _naming(ROOT_VARIABLE):
+    with naming(ROOT_VARIABLE):
         return root_token(environ.get(ROOT_VARIABLE) or DEFAULT_ROOT)
 
 
@@ -76,7 +76,7 @@ def js_api(given: str | None = None, *, environ: Mapping[str, str] | None = None
     text = given or environ.get(DOMAIN_VARIABLE)
     if not text:
         return API
-    with _naming("" if given else DOMAIN_VARIABLE):
+    with naming("" if given else DOMAIN_VARIABLE):
         tokens = text.split(".")
         if not all(tokens) or not text.isascii() or not text.isprintable() or set(text) & set(" *>"):
             raise BadRequest(f"{text!r} is no JetStream domain, as `hub`, and no prefix of its API, as `$JS.hub.API`")
@@ -122,7 +122,8 @@ def shown_urls(urls: Iterable[str]) -> str:
 
 
 @contextmanager
-def _naming(source: str) -> Iterator[None]:
+def naming(source: str) -> Iterator[None]:
+    """Have a `BadRequest` say where it stands: in `source`, if that is not empty."""
     try:
         yield
     except BadRequest as error:

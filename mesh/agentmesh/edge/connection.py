@@ -25,6 +25,7 @@ from agentmesh.edge.first_connection import (
     still_waiting,
 )
 from agentmesh.edge.frames import NO_HEADERS, check_pattern, publish_frame, publish_head
+from agentmesh.edge.login import NO_LOGIN, Credentials, Login
 from agentmesh.edge.mesh_domain import DomainLearner, reached_by
 from agentmesh.edge.nats_client import Client
 from agentmesh.edge.pending_requests import PendingRequests
@@ -63,6 +64,7 @@ async def connect(
     wait_s: float | None = None,
     api: str = API,
     mesh: str | None = None,
+    login: Login = NO_LOGIN,
 ) -> NatsTransport:
     """Connect, and stay connected: whatever happens later, the transport reconnects by itself for ever.
 
@@ -78,15 +80,17 @@ async def connect(
             once, `math.inf` never).
         api: where the mesh's JetStream answers (`address.js_api`): `$JS.API` and what is behind it is sent there.
         mesh: a stream of the mesh that this connection is for, whose answers tell its domain.
+        login: who connects, and whom it believes; without it the URLs and the system say so.
 
     Raises:
-        BadRequest: no usable URL.
+        BadRequest: no usable URL, or a file of `login` cannot be read.
         NotPermitted: the server refuses the credentials.
         TlsFailed: TLS cannot be made with it.
         Unavailable: no server could be reached in time.
     """
     urls = checked_urls(servers)
-    transport = NatsTransport(urls, name, api=api, mesh=mesh)
+    credentials = await asyncio.to_thread(Credentials, login, urls)  # it reads files
+    transport = NatsTransport(urls, name, api=api, mesh=mesh, credentials=credentials)
     clock = asyncio.get_running_loop().time
     began, wait_s = clock(), connect_timeout if wait_s is None else wait_s
     first = FirstConnection({_address(url): without_credentials(url) for url in urls}, wait_s)
@@ -115,7 +119,9 @@ async def connect(
         transport._learner.learn()
     except TimeoutError:
         await transport.close()
-        raise verdict or no_server([shown_urls(urls)], transport.last_error) from None
+        wants_first = (login.wants_tls or any(url.startswith("tls:") for url in urls)) and not login.tls_first
+        hint = ", unless it waits for TLS to be made first (--tls-first)" if transport.silent and wants_first else ""
+        raise verdict or no_server([shown_urls(urls)], transport.last_error + hint) from None
     except BaseException:
         await transport.close()
         raise
@@ -131,13 +137,25 @@ def _address(url: str) -> str:
 class NatsTransport:
     """A connection to NATS. Make one with `connect`."""
 
-    def __init__(self, urls: list[str], name: str, *, api: str = API, mesh: str | None = None) -> None:
+    def __init__(
+        self,
+        urls: list[str],
+        name: str,
+        *,
+        api: str = API,
+        mesh: str | None = None,
+        credentials: Credentials | None = None,
+    ) -> None:
         self.urls = urls
+        self._credentials = credentials or Credentials(NO_LOGIN, urls)
+        self._inbox_prefix = self._credentials.inbox_prefix()
         self.domain: str | None = None
         """See `Transport.domain`."""
         self._api = None if api == API else api
         self._learner = DomainLearner(mesh, self.call, self._on_domain)
         self.last_error = "no attempt was made"
+        self.silent = False
+        """Whether a server has accepted the connection and said nothing."""
         self.on_silence: Callable[[], None] = lambda: None
         """Called while connecting, when a server accepts the connection and does not answer."""
         self.on_failed: Callable[[Attempt], None] = lambda attempt: None
@@ -201,8 +219,8 @@ class NatsTransport:
         return bool(self._client._server_info.get("cluster"))
 
     def new_inbox(self) -> str:
-        """A subject that nobody else uses."""
-        return f"_INBOX.{SYSTEM.token(11)}"
+        """A subject that nobody else uses, below the inbox prefix of this user."""
+        return f"{self._inbox_prefix}.{SYSTEM.token(11)}"
 
     # --- sending ----------------------------------------------------------------------------------------------
     async def publish(self, subject: str, data: bytes = b"", *, headers: Headers | None = None, reply: str = "") -> None:
@@ -417,7 +435,9 @@ class NatsTransport:
 
     # --- life -------------------------------------------------------------------------------------------------
     def _new_client(self) -> Client:
-        return Client(self._on_down, self._on_closed, self._on_read, self._on_error_line, self._on_failed)
+        return Client(
+            self._on_down, self._on_closed, self._on_read, self._on_error_line, self._on_failed, credentials=self._credentials
+        )
 
     def _on_read(self) -> None:
         for callback in self._read_callbacks:
@@ -428,7 +448,7 @@ class NatsTransport:
 
     async def _open(self) -> None:
         """Connect the client, trying for ever, and announce the subscriptions."""
-        client = self._client
+        client, signed = self._client, self._credentials
         await client.connect(
             list(self.urls),
             name=self._name,
@@ -440,6 +460,9 @@ class NatsTransport:
             connect_timeout=ATTEMPT_TIMEOUT_S,  # type: ignore[arg-type]
             error_cb=self._on_error,
             reconnected_cb=self._on_reconnected,
+            tls_handshake_first=signed.login.tls_first,
+            signature_cb=signed.signature if signed.signs else None,
+            user_jwt_cb=signed.jwt if signed.login.creds else None,
         )
         client._subs.update(self._subscriptions)
         for subscription in self._subscriptions.values():
@@ -457,6 +480,7 @@ class NatsTransport:
     async def _on_error(self, error: Exception) -> None:
         self.last_error = reason_of(error)
         if isinstance(error, TimeoutError):
+            self.silent = True
             self.on_silence()
         level = logging.WARNING if self.connected else logging.DEBUG
         log.log(level, "an error of the connection to NATS: %s", self.last_error, extra={"connection": self._name})

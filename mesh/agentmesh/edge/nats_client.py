@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import ssl
 from collections.abc import Callable
 from typing import Any
 
@@ -30,7 +31,8 @@ from nats.aio.transport import TcpTransport
 from agentmesh.edge.clock import SYSTEM
 from agentmesh.edge.first_connection import Attempt
 from agentmesh.edge.frames import NO_HEADERS, parse_headers, take_messages
-from agentmesh.edge.refusals import tls_failed, who
+from agentmesh.edge.login import Credentials
+from agentmesh.edge.refusals import NOBODY, tls_failed
 from agentmesh.edge.transport import Disconnected, Message
 
 log = logging.getLogger("agentmesh.edge")
@@ -141,9 +143,12 @@ class Client(nats.aio.client.Client):
         on_read: Callable[[], None],
         on_refused: Callable[[str], None],
         on_failed: Callable[[Attempt], None],
+        *,
+        credentials: Credentials,
     ) -> None:
         """`on_refused` gets error lines of the server, `on_failed` each attempt to connect that has failed."""
         super().__init__()
+        self._credentials = credentials
         self._on_read = on_read
         self._on_refused = on_refused
         self._on_failed = on_failed
@@ -277,8 +282,7 @@ class Client(nats.aio.client.Client):
     @property
     def user(self) -> str:
         """Who this connection is to its server, in words."""
-        uri = self._current_server.uri if self._current_server is not None else None
-        return who(uri.username, uri.password) if uri is not None else who(None, None)
+        return self._credentials.words(self._current_server.uri) if self._current_server is not None else NOBODY
 
     async def _process_connect_init(self) -> None:
         try:
@@ -298,7 +302,8 @@ class Client(nats.aio.client.Client):
 
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
         uri: Any = self._current_server.uri  # type: ignore[union-attr]  # there is one: it has sent this
-        if initial_connection and uri.scheme == "tls" and not info.get("tls_required"):
+        secure = uri.scheme == "tls" or self._credentials.login.wants_tls
+        if initial_connection and secure and not info.get("tls_required"):
             # nats-py goes on without TLS, and sends the password in the clear.
             if not info.get("tls_available"):
                 raise tls_failed(f"{uri.hostname}:{uri.port}", None)
@@ -307,6 +312,19 @@ class Client(nats.aio.client.Client):
         # Servers come and go and limits change while connected; nats-py keeps what it was told first.
         self._server_info = {**self._server_info, **info}
         self._max_payload = self._server_info.get("max_payload", self._max_payload)
+
+    @property
+    def ssl_context(self) -> ssl.SSLContext:
+        # Its base class keeps the one that it was given first.
+        return self._credentials.tls or super().ssl_context
+
+    def _connect_command(self) -> bytes:
+        # nats-py sends what stands in a URL as it is, escapes and all, and nothing to a server that others have named.
+        user, password, token = self._credentials.plain(self._current_server.uri)  # type: ignore[union-attr]
+        self.options.update(user=user, password=password, token=token)
+        self._auth_configured = self._auth_configured or self._credentials.known
+        self._public_nkey = self._credentials.public
+        return super()._connect_command()
 
     async def _process_err(self, err_msg: str) -> None:
         if "permissions violation" not in err_msg:  # of those `on_refused` has heard, by their subjects as they are
@@ -343,6 +361,8 @@ class Client(nats.aio.client.Client):
     async def _connect_to_server(self, s: Any) -> None:
         self._abort()  # what a failed attempt left behind
         s.last_attempt = SYSTEM.monotonic()  # as its base class counts
+        if self._credentials.reads_files:
+            await asyncio.to_thread(self._credentials.refresh)
         self._transport = _Tcp()  # type: ignore[no-untyped-call]
         try:
             await self._transport.connect(s.uri, DEFAULT_BUFFER_SIZE, self.options["connect_timeout"])
@@ -352,7 +372,7 @@ class Client(nats.aio.client.Client):
 
     def _failed(self, server: Any, *, opened: bool, error: Exception) -> None:
         uri = server.uri
-        self._on_failed(Attempt(f"{uri.hostname}:{uri.port}", who(uri.username, uri.password), opened, error))
+        self._on_failed(Attempt(f"{uri.hostname}:{uri.port}", self._credentials.words(uri), opened, error))
 
     def _go_down(self) -> None:
         self._abort()

@@ -15,6 +15,15 @@ from agentmesh.errors import NotPermitted, TlsFailed
 _VIOLATION = re.compile(r"Permissions Violation for (Publish|Subscription) to \"(.*?)\"(?: using queue \"(.*)\")?'?\s*$", re.I)
 _REJECTED = ("authorization violation", "authentication expired", "authentication revoked", "user authentication")
 
+_TLS_CURES = {
+    "CERTIFICATE_REQUIRED": "it asks for a client's certificate: name one (--tls-cert, --tls-key)",
+    "BAD_CERTIFICATE": "it does not take this client's certificate: name the right one (--tls-cert, --tls-key)",
+    "UNKNOWN_CA": "it does not believe who has signed this client's certificate: name another one (--tls-cert, --tls-key)",
+    "CERTIFICATE_EXPIRED": "this client's certificate has expired: get another one (--tls-cert, --tls-key)",
+    "WRONG_VERSION_NUMBER": "it answers without TLS; if it does not begin with TLS (`handshake_first`), leave out --tls-first",
+}
+"""What to do, by a part of the reason that TLS gives. Alerts of the server among them."""
+
 NOBODY = "a client without credentials"
 
 
@@ -52,7 +61,8 @@ def bad_credentials(user: str, address: str) -> NotPermitted:
     """The error of a connection that the server refuses."""
     what = f"refuses the credentials of {user}" if user != NOBODY else "asks for credentials, and none were given"
     return NotPermitted(
-        f"the NATS server at {address} {what}; put the right ones into the address (nats://USER:PASSWORD@HOST, by MESH_NATS_URL)",
+        f"the NATS server at {address} {what}; put the right ones into the address (nats://USER:PASSWORD@HOST, by "
+        "MESH_NATS_URL), or name them (--creds, --nkey, --context, MESH_USER and MESH_PASSWORD)",
         details={"user": user},
     )
 
@@ -74,7 +84,10 @@ def tls_failed(address: str, error: Exception | None) -> TlsFailed:
     if isinstance(error, ssl.SSLCertVerificationError):
         return TlsFailed(
             f"the certificate of the server at {address} is not trusted ({error.verify_message}): name the authority that has "
-            "signed it by SSL_CERT_FILE, and the host as the certificate has it"
+            "signed it (--tls-ca, or SSL_CERT_FILE), and the host as the certificate has it"
         )
     reason = getattr(error, "reason", None) or str(error) or type(error).__name__
+    for part, cure in _TLS_CURES.items():
+        if part in reason.upper():
+            return TlsFailed(f"no TLS with the server at {address} ({reason}): {cure}")
     return TlsFailed(f"no TLS with the server at {address} ({reason}); check its address and its TLS settings")

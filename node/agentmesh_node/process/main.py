@@ -227,14 +227,20 @@ async def _connect(stack: contextlib.AsyncExitStack, where: MeshAddress, name: s
     """A further connection of this process: a server that was there a moment ago is waited for."""
     wait_s = max(where.wait_s, PATIENCE_S)
     transport = await connect(
-        where.servers, name=name, connect_timeout=PATIENCE_S, wait_s=wait_s, api=where.api, mesh=where.registry
+        where.servers,
+        name=name,
+        connect_timeout=PATIENCE_S,
+        wait_s=wait_s,
+        api=where.api,
+        mesh=where.registry,
+        login=where.login,
     )
     stack.push_async_callback(transport.close)
     return transport
 
 
 def _liveness(where: MeshAddress) -> LivenessThread:
-    return LivenessThread(where.servers, api=where.api, mesh=where.registry)
+    return LivenessThread(where.servers, api=where.api, mesh=where.registry, login=where.login)
 
 
 async def _start_node(stack: contextlib.AsyncExitStack, where: MeshAddress, settings: NodeSettings) -> Node:

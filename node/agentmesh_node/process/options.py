@@ -70,6 +70,28 @@ _TraceFacts = Annotated[
 ]
 
 
+_LOGIN = Group("Who connects, and whom it believes", sort_key=98)
+
+
+def _login(text: str) -> Parameter:
+    return Parameter(group=_LOGIN, negative="", show_default=False, help=text)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class LoginOptions:
+    """Where to connect by a context of the NATS CLI, and the fields of `agentmesh.edge.login.Login` that are no secrets."""
+
+    context: Annotated[str | None, _login("Context of the NATS CLI, a name or a path; else MESH_CONTEXT.")] = None
+    creds: Annotated[str | None, _login("File with a user's credentials; else MESH_CREDS.")] = None
+    nkey: Annotated[str | None, _login("File with the seed of a user's nkey; else MESH_NKEY.")] = None
+    tls_ca: Annotated[str | None, _login("PEM file of the authorities to believe; else MESH_TLS_CA, else the system's.")] = None
+    tls_cert: Annotated[str | None, _login("PEM file of this process's certificate; else MESH_TLS_CERT.")] = None
+    tls_key: Annotated[str | None, _login("PEM file of its key; else MESH_TLS_KEY.")] = None
+    tls_first: Annotated[bool, _login("Make TLS before the server speaks; else MESH_TLS_FIRST=1.")] = False
+    inbox_prefix: Annotated[str | None, _login("Where answers are heard; else MESH_INBOX_PREFIX, else _INBOX.USER.")] = None
+
+
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class NodeOptions:

@@ -148,7 +148,9 @@ async def streams_there(where: MeshAddress, own_id: str, waiting: Callable[[str]
 
 @contextlib.asynccontextmanager
 async def _connected(where: MeshAddress, name: str) -> AsyncIterator[NatsTransport]:
-    transport = await connect(where.servers, name=name, connect_timeout=PATIENCE_S, wait_s=where.wait_s, api=where.api)
+    transport = await connect(
+        where.servers, name=name, connect_timeout=PATIENCE_S, wait_s=where.wait_s, api=where.api, login=where.login
+    )
     try:
         yield transport
     finally:
