@@ -13,6 +13,7 @@ import msgspec
 from agentmesh import wire
 from agentmesh.control_values import ControlRequest, Status
 from agentmesh.edge.clock import SYSTEM, Ambient
+from agentmesh.edge.last_reads import LastReads
 from agentmesh.edge.registry import Registry
 from agentmesh.edge.transport import Transport
 from agentmesh.errors import BadRequest
@@ -76,9 +77,10 @@ class Mesh:
         """Below this subject answers come to this client."""
         self._ambient = ambient
         self.subjects = subjects
-        registry = self._registry = Registry(transport, subjects)
+        self._reads = LastReads(transport)
+        registry = self._registry = Registry(transport, subjects, reads=self._reads)
         self._specs = SpecCache(registry)
-        self._asks = PendingAsks(transport, subjects, inbox)
+        self._asks = PendingAsks(transport, subjects, inbox, reads=self._reads)
         self._mailer = Mailer(transport, ambient, subjects)
         self._late_prompts = LatePrompts(
             transport, subjects, registry, waiting=self._asks.waiting, look=lambda: self._asks.look_now(at_all=True)
@@ -91,7 +93,7 @@ class Mesh:
         self._control = Control(transport, subjects, self._specs)
         self._endings = Endings(self._control)
         self._updater = Updater(self._control, registry, ambient)
-        self._poller = Poller(transport, subjects, self._specs, self._control)
+        self._poller = Poller(transport, subjects, self._specs, self._control, reads=self._reads)
         self._historian = Historian(transport, subjects, self._specs)
         self._dead = DeadLetters(transport, subjects, self._specs, self._mailer, self._control)
         self._unclaimed = Unclaimed(transport, subjects, registry)
@@ -115,6 +117,7 @@ class Mesh:
         await self._specs.close()
 
     def _on_gap(self) -> None:
+        self._reads.forget()
         self._specs.doubt()
         self._asks.reconnected()
 

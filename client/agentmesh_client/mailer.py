@@ -15,7 +15,7 @@ from agentmesh.edge.retry import CALL_RETRY
 from agentmesh.edge.stream_configs import DUPLICATE_WINDOW_S
 from agentmesh.edge.streams import duplicate_window
 from agentmesh.edge.transport import Transport
-from agentmesh.errors import Unavailable
+from agentmesh.errors import NotPermitted, Unavailable
 from agentmesh.names import token
 from agentmesh.subjects import Subjects
 from agentmesh.wire import Outcome
@@ -176,7 +176,7 @@ class Mailer:
         """Whether the server still knows the id of a message that it may have stored. The window is asked for once, when
         needed."""
         if self._window_s is None and self._subjects is not None:
-            with suppress(Unavailable):
+            with suppress(Unavailable, NotPermitted):
                 self._window_s = await duplicate_window(
                     self._transport, self._subjects, timeout=min(LEARN_S, retry.attempt_timeout())
                 )

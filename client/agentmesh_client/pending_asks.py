@@ -15,12 +15,14 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
+from agentmesh.edge.last_reads import LastReads
 from agentmesh.edge.publish import Stored
-from agentmesh.edge.read import get_last_many
-from agentmesh.edge.results import is_answer, outcome_in
+from agentmesh.edge.read import StoredMessage
+from agentmesh.edge.results import StoredOutcome, is_answer, outcome_in
 from agentmesh.edge.tasks import Background
 from agentmesh.edge.transport import Message, Subscription, Transport
 from agentmesh.errors import MeshError, NotPermitted
+from agentmesh.outcomes import Asked, answers
 from agentmesh.subjects import Subjects
 from agentmesh.wire import Outcome, decode_outcome
 
@@ -97,7 +99,8 @@ class PendingAsk:
 class PendingAsks:
     """All pending asks of one client."""
 
-    def __init__(self, transport: Transport, subjects: Subjects, inbox: str) -> None:
+    def __init__(self, transport: Transport, subjects: Subjects, inbox: str, *, reads: LastReads | None = None) -> None:
+        self._reads = reads or LastReads(transport)
         self._transport = transport
         self._subjects = subjects
         self._prefix = inbox + "."
@@ -218,15 +221,27 @@ class PendingAsks:
             ask.interval = min(ask.interval * 2, LONGEST_INTERVAL)
             by_subject.setdefault(self._subjects.result(ask.agent, ask.ref or ""), []).append(ask)
         try:
-            found, _ = await get_last_many(self._transport, self._subjects.stream("result"), list(by_subject))
+            found = await self._reads.newest_of(self._subjects.stream("result"), list(by_subject))
             for subject, newest in found.items():
-                stored = await outcome_in(self._transport, self._subjects, newest)
+                stored = await self._outcome_in(newest)
                 if stored is None:
                     continue
                 for ask in by_subject.get(subject, ()):
-                    if await is_answer(self._transport, self._subjects, stored, ask.message_id):
+                    if await self._is_answer(stored, ask.message_id):
                         ask.answer(stored.outcome)
         except MeshError as error:
             log.debug("stored results cannot be looked up now: %s", error)
             return False
         return True
+
+    async def _outcome_in(self, newest: StoredMessage) -> StoredOutcome | None:
+        try:
+            return await outcome_in(self._transport, self._subjects, newest)
+        except NotPermitted:  # a stranger's message lies on it, and this user cannot look behind that
+            return None
+
+    async def _is_answer(self, stored: StoredOutcome, message_id: str | None) -> bool:
+        try:
+            return await is_answer(self._transport, self._subjects, stored, message_id)
+        except NotPermitted:  # this user cannot read the mail, and goes by what the outcome says
+            return answers(stored.outcome, Asked(message_id), stored.time)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from agentmesh.control_values import ControlRequest
+from agentmesh.edge.last_reads import LastReads
 from agentmesh.edge.manage import stream_state
 from agentmesh.edge.read import get_next
-from agentmesh.edge.results import read_outcome, standing_prompt
+from agentmesh.edge.results import StandingPrompt, read_outcome, standing_prompt
 from agentmesh.edge.transport import Transport
-from agentmesh.errors import NotFound, Unavailable
+from agentmesh.errors import NotFound, NotPermitted, Unavailable
 from agentmesh.names import agent_name, token
 from agentmesh.outcomes import Asked, answers
 from agentmesh.subjects import Subjects
@@ -22,7 +25,10 @@ _PENDING = PollResult(status="pending")
 class Poller:
     """Answers `poll`: from the stored result, else from the owner, else from the stored mail."""
 
-    def __init__(self, transport: Transport, subjects: Subjects, specs: SpecCache, control: Control) -> None:
+    def __init__(
+        self, transport: Transport, subjects: Subjects, specs: SpecCache, control: Control, *, reads: LastReads | None = None
+    ) -> None:
+        self._reads = reads
         self._transport = transport
         self._subjects = subjects
         self._specs = specs
@@ -59,10 +65,12 @@ class Poller:
             NotFound: it answers another message than the one with `message_id`.
             Unavailable: it has a form that this client does not know.
         """
-        stored = await read_outcome(self._transport, self._subjects, agent, ref, direct=direct)
+        stored = await read_outcome(self._transport, self._subjects, agent, ref, direct=direct, reads=self._reads)
         if stored is None:
             return None
-        standing = await standing_prompt(self._transport, self._subjects, agent, ref)
+        standing: StandingPrompt | None = None
+        with suppress(NotPermitted):  # who may not read the mail goes by what the outcome says
+            standing = await standing_prompt(self._transport, self._subjects, agent, ref)
         if standing is not None and not answers(stored.outcome, standing.asked, stored.time):
             return None
         if not answers(stored.outcome, Asked(message_id), stored.time):
@@ -87,10 +95,20 @@ class Poller:
             NotFound: nothing is.
         """
         # In this order: what waits no longer at the second look has an outcome by then.
-        waits = await standing_prompt(self._transport, self._subjects, agent, ref)
+        blind = False
+        waits: StandingPrompt | None = None
+        try:
+            waits = await standing_prompt(self._transport, self._subjects, agent, ref)
+        except NotPermitted:
+            blind = True
         stored = await self._stored(agent, ref, message_id)
         if stored is not None:
             return stored
+        if blind:
+            raise Unavailable(
+                f"no agent has the name {agent!r}, and this user may not see whether request {ref} waits for one; poll again",
+                details={"agent": agent, "ref": ref},
+            )
         if waits is None:
             raise _unknown(agent, ref)
         if await self._specs.read(agent) is not None:
@@ -115,13 +133,14 @@ class Poller:
             return await self._last_look(agent, ref, message_id)
         seq = int(ref)
         mail = self._subjects.stream("mail")
-        found = await get_next(self._transport, mail, f"{self._subjects.root}.>", seq)
-        if found is not None and found.seq == seq:
-            if self._subjects.parse_lane(found.subject) in (("inbox", agent), ("peer-inbox", agent)):
-                return _PENDING
-            return await self._last_look(agent, ref, message_id)
-        if found is None and seq > (await stream_state(self._transport, mail)).last_seq:
-            return await self._last_look(agent, ref, message_id)
+        with suppress(NotPermitted):  # whoever may not read the mail waits for an owner
+            found = await get_next(self._transport, mail, f"{self._subjects.root}.>", seq)
+            if found is not None and found.seq == seq:
+                if self._subjects.parse_lane(found.subject) in (("inbox", agent), ("peer-inbox", agent)):
+                    return _PENDING
+                return await self._last_look(agent, ref, message_id)
+            if found is None and seq > (await stream_state(self._transport, mail)).last_seq:
+                return await self._last_look(agent, ref, message_id)
         raise Unavailable(
             f"nobody runs agent {agent!r} now, and only its owner can tell whether request {ref} is still open; poll again",
             details={"agent": agent, "ref": ref, "status": "wanted"},

@@ -116,6 +116,22 @@ async def get_last_direct(t: Transport, stream: str, subject: str, *, timeout: f
     raise _bad_status(reply, stream)
 
 
+async def get_last_named(t: Transport, stream: str, subject: str, *, timeout: float = 5.0) -> StoredMessage | None:
+    """As `get_last_direct`, by a request whose subject ends in `subject`, so that a permission can say who may read what. The
+    server takes wildcards in it for what they are: `subject` has none.
+
+    Raises:
+        NotPermitted: this user may not.
+        Unavailable: no answer.
+    """
+    reply = await ask_server(t, f"{API}.DIRECT.GET.{stream}.{subject}", b"", timeout)
+    if _is_stored(reply):
+        return _stored(reply)._replace(previous=0)
+    if reply.status == "404":
+        return None
+    raise _bad_status(reply, stream)
+
+
 async def get_last_many(
     t: Transport, stream: str, subjects: Sequence[str], *, timeout: float = 5.0
 ) -> tuple[dict[str, StoredMessage], int]:

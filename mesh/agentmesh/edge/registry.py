@@ -16,6 +16,7 @@ import msgspec
 
 from agentmesh.edge.batches import in_parts
 from agentmesh.edge.failures import ApiError, WrongLastSequence, explained
+from agentmesh.edge.last_reads import LastReads
 from agentmesh.edge.manage import StreamState, stream_state
 from agentmesh.edge.publish import EXPECTED_SEQ, ROLLUP, TTL, store
 from agentmesh.edge.read import StoredMessage, get_last, read_all
@@ -80,8 +81,10 @@ class Registry:
     (no acknowledgement: read the key to learn whether it was written).
     """
 
-    def __init__(self, transport: Transport, subjects: Subjects) -> None:
+    def __init__(self, transport: Transport, subjects: Subjects, *, reads: LastReads | None = None) -> None:
+        """`reads` is given for a caller, who may be confined to some keys, and whose single reads may then be stale."""
         self._t = transport
+        self._reads = reads
         self._subjects = subjects
         self._stream = subjects.stream("registry")
         self._prefix = len(subjects.registry_key(""))
@@ -116,7 +119,11 @@ class Registry:
             raise explained(error, self._stream, clustered=self._t.clustered) from None
 
     async def _last(self, key: str) -> Entry | None:
-        message = await get_last(self._t, self._stream, self._subjects.registry_key(key))
+        subject = self._subjects.registry_key(key)
+        if self._reads is not None:
+            message = await self._reads.newest(self._stream, subject)
+        else:
+            message = await get_last(self._t, self._stream, subject)
         return None if message is None else self._entry(message)
 
     def _entry(self, message: StoredMessage) -> Entry:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import msgspec
 
 from agentmesh.edge.failures import WrongLastSequence
+from agentmesh.edge.last_reads import LastReads
 from agentmesh.edge.manage import stream_state
 from agentmesh.edge.publish import store
 from agentmesh.edge.read import StoredMessage, get_last, get_last_direct, get_next, read, read_all
@@ -55,18 +56,29 @@ class StandingPrompt(NamedTuple):
 
 
 async def read_outcome(
-    t: Transport, subjects: Subjects, agent: str, ref: str, *, direct: bool = False, timeout: float = 5.0
+    t: Transport,
+    subjects: Subjects,
+    agent: str,
+    ref: str,
+    *,
+    direct: bool = False,
+    timeout: float = 5.0,
+    reads: LastReads | None = None,
 ) -> StoredOutcome | None:
     """The outcome that is stored under a ref: the newest of the mesh's form.
 
     Args:
         direct: read it from any replica, which is cheaper, and may be a few milliseconds stale.
+        reads: of a caller, who may be confined to some subjects.
 
     Raises:
         Unavailable: it cannot be read now.
     """
-    get = get_last_direct if direct else get_last
-    newest = await get(t, subjects.stream("result"), subjects.result(agent, ref), timeout=timeout)
+    stream, subject = subjects.stream("result"), subjects.result(agent, ref)
+    if reads is not None:
+        newest = await reads.newest(stream, subject, direct=direct, timeout=timeout)
+    else:
+        newest = await (get_last_direct if direct else get_last)(t, stream, subject, timeout=timeout)
     return None if newest is None else await outcome_in(t, subjects, newest)
 
 

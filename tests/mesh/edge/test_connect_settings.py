@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from agentmesh.edge.connect_settings import LOGIN_VARIABLES, ConnectSettings, connect_settings
@@ -20,7 +21,7 @@ def test_every_field_has_a_variable(tmp_path: Path) -> None:
     assert set(LOGIN_VARIABLES) == set(Login.__struct_fields__)
     for field in ("creds", "nkey", "token", "tls_ca", "tls_cert", "inbox_prefix"):
         found = connect_settings(environ={LOGIN_VARIABLES[field]: "x"}, directory=tmp_path)
-        assert found == ConnectSettings(["nats://127.0.0.1:4222"], API, Login(**{field: "x"}))
+        assert found == ConnectSettings(["nats://127.0.0.1:4222"], API, msgspec.convert({field: "x"}, Login))
     environ = {"MESH_USER": "shop", "MESH_PASSWORD": "p", "MESH_TLS_FIRST": "1", "MESH_TLS_CERT": "c", "MESH_TLS_KEY": "k"}
     login = Login(user="shop", password="p", tls_first=True, tls_cert="c", tls_key="k")
     assert connect_settings(environ=environ, directory=tmp_path).login == login
@@ -34,8 +35,8 @@ def test_arguments_then_their_context_then_variables_then_theirs(tmp_path: Path)
     environ = {**home, "MESH_NATS_URL": "nats://env:1", "MESH_CREDS": "/env.creds", "MESH_DOMAIN": "env"}
 
     def found(*given: str, environ: dict[str, str] = environ, **named: str) -> ConnectSettings:
-        login = Login(**{name: named.pop(name) for name in list(named) if name in LOGIN_VARIABLES})
-        return connect_settings(*given, environ=environ, directory=tmp_path, login=login, **named)  # type: ignore[arg-type]
+        login = msgspec.convert({name: named.pop(name) for name in list(named) if name in LOGIN_VARIABLES}, Login)
+        return connect_settings(*given, environ=environ, directory=tmp_path, login=login, **named)
 
     assert found(context="prod") == ConnectSettings(["nats://prod:1"], "$JS.hub.API", prod)
     assert found(context="prod", nkey="/mine.nk").login == Login(nkey="/mine.nk", tls_ca="/prod.pem")
