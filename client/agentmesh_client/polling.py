@@ -133,7 +133,7 @@ class Poller:
             return await self._last_look(agent, ref, message_id)
         seq = int(ref)
         mail = self._subjects.stream("mail")
-        with suppress(NotPermitted):  # whoever may not read the mail waits for an owner
+        with suppress(NotPermitted):  # a caller who may not read the mail waits for an owner
             found = await get_next(self._transport, mail, f"{self._subjects.root}.>", seq)
             if found is not None and found.seq == seq:
                 if self._subjects.parse_lane(found.subject) in (("inbox", agent), ("peer-inbox", agent)):

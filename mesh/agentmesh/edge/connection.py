@@ -155,7 +155,7 @@ class NatsTransport:
         self._learner = DomainLearner(mesh, self.call, self._on_domain)
         self.last_error = "no attempt was made"
         self.silent = False
-        """Whether a server has accepted the connection and said nothing."""
+        """Whether a server has accepted the connection and said nothing until the attempt, or the server, ended it."""
         self.on_silence: Callable[[], None] = lambda: None
         """Called while connecting, when a server accepts the connection and does not answer."""
         self.on_failed: Callable[[Attempt], None] = lambda attempt: None
@@ -431,6 +431,8 @@ class NatsTransport:
             self.last_error = line.partition(" ")[2].strip(" '\r\n")
 
     def _on_failed(self, attempt: Attempt) -> None:
+        if attempt.opened and (isinstance(attempt.error, TimeoutError) or "empty response" in str(attempt.error)):
+            self.silent = True
         self.on_failed(attempt)
 
     # --- life -------------------------------------------------------------------------------------------------
@@ -480,7 +482,6 @@ class NatsTransport:
     async def _on_error(self, error: Exception) -> None:
         self.last_error = reason_of(error)
         if isinstance(error, TimeoutError):
-            self.silent = True
             self.on_silence()
         level = logging.WARNING if self.connected else logging.DEBUG
         log.log(level, "an error of the connection to NATS: %s", self.last_error, extra={"connection": self._name})
