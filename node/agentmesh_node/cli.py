@@ -39,7 +39,7 @@ Replicas = Annotated[
     int | None, within(1, 5, "Copies of each stream that is made; by default 3 on three or more servers, else 1.")
 ]
 WaitSeconds = Annotated[float, within(0, 86_400, "Seconds to wait for a server that is not there yet.", whole=False)]
-Labels = Annotated[
+NodeLabels = Annotated[
     tuple[str, ...],
     Parameter(name="--label", negative="", show_default=False, help="KEY=VALUE that agents may ask for; repeatable."),
 ]
@@ -129,7 +129,7 @@ def node(
         tuple[str, ...], Parameter(negative="", help="Modules or files with the agents' classes, joined by commas.")
     ],
     id: Annotated[str | None, Parameter(help="The node's name in the mesh; by default made from the host's.")] = None,
-    label: Labels = (),
+    label: NodeLabels = (),
     workers: Annotated[int, within(1, 1024, "Processes to run; each is a node of its own, named ID-1, ID-2, ...")] = 1,
     health_port: HealthPort = None,
     metrics_port: MetricsPort = None,

@@ -17,7 +17,7 @@ from agentmesh.trace.told import SENT_LANES, inner_told, spans_told
 from agentmesh.wire import ErrorBody
 
 
-class Sent(msgspec.Struct, frozen=True, array_like=True):
+class SentMail(msgspec.Struct, frozen=True, array_like=True):
     """Mail that a record sends."""
 
     index: int
@@ -43,9 +43,7 @@ class RecordFact(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     turn: TurnInfo | None = None
     attempt: TurnInfo | None = None
     handled: tuple[Handled, ...] = ()
-    sends: tuple[Sent, ...] = ()
-    context: dict[str, str] = {}
-    """`Record.trace`."""
+    sends: tuple[SentMail, ...] = ()
     ratio: float = 1.0
     """The share of traces that the node samples where nobody has decided."""
     v: int = 1
@@ -67,7 +65,7 @@ def record_fact(service: str, before: Ledger | None, record: Record, seq: int, r
         ratio: the share of traces that are sampled where nobody has decided.
     """
     sends = tuple(
-        Sent(index, effect.to, effect.lane, effect.trace)
+        SentMail(index, effect.to, effect.lane, effect.trace)
         for index, effect in enumerate(record.effects)
         if type(effect) is SendMail and effect.lane in SENT_LANES and effect.outcome is None
     )
@@ -89,7 +87,6 @@ def record_fact(service: str, before: Ledger | None, record: Record, seq: int, r
             attempt=attempt,
             handled=record.handled,
             sends=sends,
-            context=record.trace,
             ratio=ratio,
         )
     )
@@ -140,7 +137,6 @@ def _record(fact: RecordFact) -> Record:
         attempt=fact.attempt,
         handled=fact.handled,
         effects=tuple(effects),
-        trace=fact.context,
     )
 
 
