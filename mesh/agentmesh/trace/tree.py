@@ -17,6 +17,8 @@ class Branch(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A span of the tree, with what is below it."""
 
     id: str
+    parent: str = ""
+    """The id of the span above it, which need not be among those that have been told."""
     op: str
     name: str
     agent: str
@@ -133,6 +135,7 @@ def _branch(span: ToldSpan) -> Branch:
     wait = of.get(semconv.WAIT)
     return Branch(
         id=span.id,
+        parent=span.parent,
         op=span.op,
         name=span.name,
         agent=span.agent,
@@ -157,6 +160,7 @@ def _branch(span: ToldSpan) -> Branch:
 def _running(began: Began) -> Branch:
     return Branch(
         id=began.span,
+        parent=began.parent,
         op="invoke_agent",
         name=semconv.invoke_agent(began.agent),
         agent=began.agent,
