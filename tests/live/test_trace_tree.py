@@ -141,7 +141,7 @@ def test_attempts_that_die_in_the_middle_of_a_trace_are_there_once_each(
             traced.open("plan")
             ref = await ask(traced, COORDINATOR, QUESTION)
             await traced.began_by(READERS)
-            await traced.ended(COORDINATOR)
+            await traced.ended(COORDINATOR, sent=3)
             died = await traced.kill_host_of(READERS[0])
             assert died
             traced.open("read", "synthesis")
@@ -162,7 +162,8 @@ def test_attempts_that_die_in_the_middle_of_a_trace_are_there_once_each(
 @pytest.mark.case(536)
 @pytest.mark.case(537)
 def test_owners_that_die_one_behind_the_other_are_an_attempt_each(server: Server, subjects: Subjects, tmp_path: Path) -> None:
-    """The second one dies as soon as its attempt is known: perhaps it has told of the first one's by then, and perhaps not."""
+    """The second one dies as soon as its attempt is known. Perhaps it has told of the first one's by then, and perhaps not; or it
+    has stored that and not exported it, as any record's spans: then the rebuild brings it to the collector."""
 
     async def main(receiver: OtlpReceiver) -> None:
         async with traced_mesh(server, subjects, tmp_path, receiver, *NODES) as traced:
@@ -174,15 +175,17 @@ def test_owners_that_die_one_behind_the_other_are_an_attempt_each(server: Server
                 died += await traced.kill_host_of(COORDINATOR)
             traced.open("plan", "read", "synthesis")
             assert "60 errors" in await answer(traced, COORDINATOR, ref)
-            await traced.told_of(died)
+            await traced.told_of(died[:1], exported=False)
+            await traced.told_of(died[1:])  # its next owner lives
             await traced.end()
             spans = receiver.spans
-            check(spans, {fact.span for fact in died})
-            assert len(died) == 2
-            shape(spans)
+            sent = {span.span_id for span in attempts(spans) if span.attributes[semconv.ATTEMPT_END] == "lost"}
+            check(spans, {fact.span for fact in died} & sent)
             again = await rebuilt(traced, receiver)
-            assert repeated(again) == []
-            assert compared(again) == compared(spans)
+            check(again, {fact.span for fact in died})
+            assert len(died) == 2
+            shape(again)
+            assert compared(spans).items() <= compared(again).items()
 
     with OtlpReceiver() as receiver:
         run(main(receiver), LONG_S)

@@ -60,9 +60,17 @@ class TracedMesh:
         for gate in gates:
             (self._gates / gate).touch()
 
-    async def ended(self, agent: str) -> None:
-        """Wait until an attempt of the agent has been exported."""
-        await eventually(lambda: attempts(self._receiver.spans, agent), PATIENCE_S, f"spans of {agent}")
+    async def ended(self, agent: str, *, sent: int = 0) -> None:
+        """Wait until an attempt of the agent has been exported, with the message above it and the mail that it has sent: they may
+        leave in two batches."""
+
+        def whole() -> bool:
+            spans = self._receiver.spans
+            ids = {span.span_id for span in spans}
+            found = [span for span in attempts(spans, agent) if span.parent in ids]
+            return any(sum(span.parent == one.span_id and span.kind == "PRODUCER" for span in spans) == sent for one in found)
+
+        await eventually(whole, PATIENCE_S, f"spans of {agent}")
 
     async def kill_host_of(self, agent: str) -> list[Began]:
         """SIGKILL the node of an agent, whose turns all wait at gates; the attempts there of which no end was exported."""

@@ -131,7 +131,7 @@ async def _play(
         await traced.began_by([f"{COORDINATOR}.{service}" for service in ("checkout", "search", "auth")])
         await eventually(reached.is_set, PATIENCE_S, "the critic's model call")
         await traced.began_by(["critic"])
-        await traced.ended(COORDINATOR)
+        await traced.ended(COORDINATOR, sent=3)
         died = await traced.kill_host_of("critic")
         opened.set()
         traced.open("read", "synthesis")
