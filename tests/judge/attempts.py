@@ -19,7 +19,9 @@ COMMITTED = ("ok", "error")
 
 
 def untold(evidence: Evidence) -> Iterator[str]:
-    """What is wrong with them."""
+    """What is wrong with them; nothing where the stream of facts was not recorded."""
+    if evidence.spans is None:
+        return
     ended = {span for records in evidence.journals.values() for _, record in records for span in _ended(record)}
     told: dict[str, dict[str, ToldSpan]] = defaultdict(dict)
     for span in evidence.spans:
@@ -43,7 +45,7 @@ def untold(evidence: Evidence) -> Iterator[str]:
 
 def orphans(evidence: Evidence) -> Iterator[str]:
     """Spans below one that nobody tells, or that two records tell: those of journals and of facts together are whole trees."""
-    spans = {span.id: span for span in evidence.spans}
+    spans = {span.id: span for span in evidence.spans or ()}
     told: set[str] = set()
     for agent, records in evidence.journals.items():
         ledger: Ledger | None = None

@@ -104,8 +104,8 @@ class Evidence(msgspec.Struct):
     """By agent, for simulated runs: when each `activated` record was stored, and of which node."""
     begun: Sequence[Began] = ()
     """Every fact that an attempt began, as the stream of facts got it."""
-    spans: Sequence[ToldSpan] = ()
-    """Every span that a fact has told, likewise."""
+    spans: Sequence[ToldSpan] | None = None
+    """Every span that a fact has told, likewise; None: the run has not recorded that stream."""
     calm: float | None = None
     """When the last fault was over, if that is known."""
 
