@@ -98,7 +98,7 @@ class Mesh:
         self._dead = DeadLetters(transport, subjects, self._specs, self._mailer, self._control)
         self._unclaimed = Unclaimed(transport, subjects, registry)
         self._waits = WaitReader(transport, subjects, self._directory)
-        self.traces = Traces(transport, subjects, self._directory, now=ambient.now)
+        self.traces = Traces(transport, subjects, self._directory, registry, now=ambient.now)
         """Who talks to whom, and what became of requests."""
         self._forget_gaps: Callable[[], None] | None = None
 

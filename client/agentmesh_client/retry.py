@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
-from agentmesh.edge.failures import PASSING_ERRORS
+from agentmesh.edge.failures import PASSING_ERRORS, ApiError
 from agentmesh.edge.registry import Registry
 from agentmesh.edge.retry import CALL_RETRY
 from agentmesh.errors import MeshError, NotFound, NotPermitted, StreamMissing, Unavailable
@@ -56,7 +56,7 @@ async def or_absent[T](call: Callable[[], Awaitable[T]], registry: Registry) -> 
     """
     try:
         return await call()
-    except (Unavailable, NotFound):
+    except (Unavailable, NotFound, ApiError):
         with suppress(NotPermitted):
             await registry.get(EPOCH_KEY)
         raise

@@ -16,17 +16,19 @@ import msgspec
 from agentmesh import semconv
 from agentmesh.edge.journal_reader import JournalReader
 from agentmesh.edge.read import get_last_many, get_next, read
+from agentmesh.edge.registry import Registry
 from agentmesh.edge.transport import Transport
 from agentmesh.errors import BadRequest, NotFound, StreamMissing, UnreadableRecord
 from agentmesh.ledger import fold
 from agentmesh.names import agent_name
-from agentmesh.subjects import Subjects
+from agentmesh.subjects import EPOCH_KEY, Subjects
 from agentmesh.trace.facts import spans_in
 from agentmesh.trace.graph import Graph, GraphBy, graph_of
 from agentmesh.trace.history import journal_spans
 from agentmesh.trace.spans import Began, ToldSpan, decode_began
 from agentmesh.trace.tree import Branch, merged, tree_of, walk
 from agentmesh_client.directory import Directory
+from agentmesh_client.retry import or_absent, patiently
 from agentmesh_client.validation import seconds
 
 log = logging.getLogger("agentmesh.client")
@@ -37,6 +39,8 @@ MOST_AGENTS = 10_000
 """Most journals that one report reads."""
 MARGIN_S = 60.0
 """How long before the first span that is known of a trace its facts are looked for, in seconds."""
+REPORT_S = 30.0
+"""How long a report may take, in seconds."""
 LOOK_S = 1.0
 """How often what happens meanwhile is read, in seconds."""
 type TimeSpan = dt.timedelta | float
@@ -168,6 +172,7 @@ class Traces:
         transport: Transport,
         subjects: Subjects,
         directory: Directory,
+        registry: Registry,
         *,
         now: Callable[[], float],
         pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
@@ -175,6 +180,7 @@ class Traces:
         self._t = transport
         self._subjects = subjects
         self._directory = directory
+        self._registry = registry
         self._journal = JournalReader(transport, subjects)
         self._now = now
         self._pause = pause
@@ -190,8 +196,7 @@ class Traces:
             BadRequest: `since` is no time span.
             Unavailable: it cannot be read now.
         """
-        async with aclosing(self.watch_graph(since=since, by=by)) as reports:
-            return await anext(reports)
+        return await self._read(lambda: _first(self.watch_graph(since=since, by=by)))
 
     async def watch_graph(self, *, since: TimeSpan = QUARTER, by: GraphBy = "agent") -> AsyncGenerator[GraphReport]:
         """As `graph`, now and each time that something has come. It does not end by itself."""
@@ -226,8 +231,7 @@ class Traces:
             NotFound: nothing has told of it in that time.
             Unavailable: it cannot be read now.
         """
-        async with aclosing(self.follow(ref, since=since)) as reports:
-            return await anext(reports)
+        return await self._read(lambda: _first(self.follow(ref, since=since)))
 
     async def follow(self, ref: str, *, since: TimeSpan = DAY) -> AsyncGenerator[TraceReport]:
         """As `trace`, now and each time that it has changed, until nothing of it runs any more."""
@@ -261,12 +265,17 @@ class Traces:
             StreamMissing: the mesh keeps none.
             Unavailable: they cannot be read now.
         """
+        await self._read(lambda: self._registry.get(EPOCH_KEY))  # raises if there is no such mesh
         facts = FactStream(self._t, self._subjects, since=self._now() - span_s(since))
-        await facts.read()
+        await self._read(facts.read)
         if facts.missing:
             stream = self._subjects.stream("trace")
             raise StreamMissing(f"this mesh keeps no facts of traces: it has no stream {stream}; run `mesh setup`")
         return tuple(sorted(facts.spans.values(), key=lambda span: (span.start, span.id)))
+
+    async def _read[T](self, call: Callable[[], Awaitable[T]]) -> T:
+        """The result of a read that any replica answers."""
+        return await patiently(lambda: or_absent(call, self._registry), REPORT_S)
 
     # --- what is looked for -------------------------------------------------------------------------------------------
     async def _find(self, ref: str, since_s: float) -> tuple[str, float]:
@@ -331,6 +340,12 @@ class Traces:
                 continue
             found[name] = [span for span in journal_spans(name, agents[name], contents.records, root=root) if span.end >= since]
         return found
+
+
+async def _first[T](reports: AsyncGenerator[T]) -> T:
+    """The first of them."""
+    async with aclosing(reports):
+        return await anext(reports)
 
 
 def span_s(since: TimeSpan) -> float:

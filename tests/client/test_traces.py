@@ -52,8 +52,8 @@ class Facts:
 
     def __init__(self, transport: Transport, subjects: Subjects) -> None:
         self.transport, self.subjects = transport, subjects
-        directory = Directory(transport, subjects, Registry(transport, subjects))
-        self.traces = Traces(transport, subjects, directory, now=self.now)
+        registry = Registry(transport, subjects)
+        self.traces = Traces(transport, subjects, Directory(transport, subjects, registry), registry, now=self.now)
 
     def now(self) -> float:
         # The server stamps messages by the true time.

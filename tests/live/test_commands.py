@@ -50,6 +50,9 @@ def test_every_verb_prints_json_on_demand(server: Server, subjects: Subjects, tm
             past = await said("history", "coder")
             assert [entry.get("turn", entry.get("set")) for entry in past] == [1, 2, 3, 1]
             assert await said("dead", "ls", "coder") == []
+            assert (await said("owes"))["waits"] == []
+            assert {edge["target"] for edge in (await said("graph"))["graph"]["edges"]} == {"coder"}
+            assert {span["op"] for span in (await said("trace", f"coder/{told['ref']}"))["spans"]} == {"process", "invoke_agent"}
             assert await said("stop", "coder") == {"v": 1, "name": "coder", "status": "stopped"}
             of_agents = {verb for verb, (home, _) in VERBS.items() if not home.startswith(("admin:", "doctor:", "completion:"))}
             assert used == of_agents, "a verb that this test has forgotten"
