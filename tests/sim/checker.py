@@ -13,7 +13,7 @@ import msgspec
 from agentmesh.edge.blobs import BLOB
 from agentmesh.edge.journal_reader import RECORD
 from agentmesh.records import Record, decode_record
-from agentmesh.subjects import Subjects
+from agentmesh.subjects import Subjects, node_key
 from agentmesh.trace.facts import spans_in
 from agentmesh.trace.spans import Began, ToldSpan, decode_began
 from agentmesh.wire import Outcome, decode_outcome
@@ -49,12 +49,14 @@ def gather(
     """The evidence of a run. What strangers have written is no part of it."""
     journals: dict[str, list[tuple[int, Record]]] = defaultdict(list)
     owners: dict[str, list[tuple[float, str]]] = defaultdict(list)
+    takers: dict[str, list[tuple[float, str]]] = defaultdict(list)
     head = len(subjects.journal(""))
     for message in filter(is_record, server.streams[subjects.stream("journal")].history):
         record = record_of(server, subjects, message)
         journals[message.subject[head:]].append((message.seq, record))
         if record.kind == "activated":
             owners[message.subject[head:]].append((message.at, record.node))
+            takers[message.subject[head:]].append((message.at, record.boot))
     letters = []
     for message in server.streams[subjects.stream("mail")].history:
         parsed = subjects.parse_lane(message.subject)
@@ -62,7 +64,7 @@ def gather(
         if not message.data.startswith(GARBLED):
             letters.append(letter_of(message.seq, *parsed, message.data, message.headers, at=message.at))
     results = [(o, m.at) for m in server.streams[subjects.stream("result")].history if (o := _outcome(m.data)) is not None]
-    begun, spans = facts_in(server, subjects)
+    begun, spans = _facts(server, subjects)
     return Evidence(
         operations,
         letters,
@@ -74,20 +76,37 @@ def gather(
         stored={(outcome.agent, outcome.ref): at for outcome, at in results},
         epoch=EPOCH,
         owners=dict(owners),
-        begun=begun,
+        begun=[fact for fact, at in begun if not _is_too_late(server, subjects, fact, at, takers[fact.agent])],
         spans=spans,
         calm=calm,
     )
 
 
+def _is_too_late(server: Server, subjects: Subjects, fact: Began, at: float, takers: Sequence[tuple[float, str]]) -> bool:
+    """Whether nobody can tell of a begin fact: it was held up on its way until another process had taken the agent, which looked
+    for such facts then, and its own process, which would have told of it, had died."""
+    began = fact.started - EPOCH
+    if not any(began <= taken <= at and boot != fact.boot for taken, boot in takers):
+        return False
+    key = subjects.registry_key(node_key(fact.node))
+    leases = [m for m in server.streams[subjects.stream("registry")].history if m.subject == key and m.at > began and m.data]
+    return any(f'"boot":"{fact.boot}"'.encode() not in lease.data for lease in leases)
+
+
 def facts_in(server: Server, subjects: Subjects) -> tuple[list[Began], list[ToldSpan]]:
     """What the stream of facts got: attempts that began, and spans."""
-    begun: list[Began] = []
+    begun, spans = _facts(server, subjects)
+    return [fact for fact, _ in begun], spans
+
+
+def _facts(server: Server, subjects: Subjects) -> tuple[list[tuple[Began, float]], list[ToldSpan]]:
+    """What the stream of facts got: attempts that began, each with when that was stored, and spans."""
+    begun: list[tuple[Began, float]] = []
     spans: list[ToldSpan] = []
     for message in server.streams[subjects.stream("trace")].history:
         with contextlib.suppress(msgspec.DecodeError):  # a stranger's
             if message.subject.endswith(".began"):
-                begun.append(decode_began(message.data))
+                begun.append((decode_began(message.data), message.at))
             else:
                 spans += spans_in(*subjects.parse_trace(message.subject), message.data, subjects.root)
     return begun, spans
