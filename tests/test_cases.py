@@ -43,6 +43,7 @@ def test_no_number_is_missing_or_used_twice() -> None:
         *range(480, 485),
         *range(500, 506),
         *range(510, 515),
+        *range(520, 523),
         *range(535, 539),
         *range(540, 546),
         *range(550, 559),

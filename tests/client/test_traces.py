@@ -101,6 +101,7 @@ def test_the_graph_is_made_of_the_facts(server: Server, subjects: Subjects) -> N
     run(main())
 
 
+@pytest.mark.case(521)
 def test_what_a_stranger_puts_there_is_passed_over(server: Server, subjects: Subjects) -> None:
     async def main() -> None:
         async with facts_of(server, subjects) as mesh:
@@ -117,6 +118,7 @@ def test_what_a_stranger_puts_there_is_passed_over(server: Server, subjects: Sub
     run(main())
 
 
+@pytest.mark.case(522)
 @pytest.mark.parametrize("ref", ["desk/7", "7", TRACE])
 def test_a_request_is_found_by_its_ref_and_by_its_trace(server: Server, subjects: Subjects, ref: str) -> None:
     async def main() -> None:
@@ -135,6 +137,7 @@ def test_a_request_is_found_by_its_ref_and_by_its_trace(server: Server, subjects
     run(main())
 
 
+@pytest.mark.case(522)
 def test_what_is_followed_ends_when_nothing_of_it_runs(server: Server, subjects: Subjects) -> None:
     async def main() -> None:
         async with facts_of(server, subjects) as mesh:
@@ -166,6 +169,7 @@ def test_errors_say_what_to_do(server: Server, subjects: Subjects) -> None:
     run(main())
 
 
+@pytest.mark.case(521)
 def test_a_mesh_that_keeps_no_facts_says_so(server: Server, subjects: Subjects) -> None:
     async def main() -> None:
         async with facts_of(server, subjects) as mesh:
