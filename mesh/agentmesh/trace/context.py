@@ -110,17 +110,17 @@ def trace_id_of(root: str | None, agent: str, life: str, ref: str, stored: str |
         ref: the message's ref.
         stored: when the server stored it, in its own words.
     """
-    return _digest(16, "trace", root or "", agent, life, ref, stored or "")
+    return _digest(f"trace\0{root or ''}\0{agent}\0{life}\0{ref}\0{stored or ''}", 16)
 
 
 def next_trace_id(before: TraceContext) -> str:
     """The id of the trace that goes on behind `before`, which is as long as traces may be."""
-    return _digest(16, "next", before.trace_id, before.span_id)
+    return _digest(f"next\0{before.trace_id}\0{before.span_id}", 16)
 
 
 def process_span_id(agent: str, life: str, lane: str, ref: str) -> str:
     """The id of the span in which an agent deals with a message."""
-    return _digest(8, "process", agent, life, lane, ref)
+    return _digest(f"process\0{agent}\0{life}\0{lane}\0{ref}")
 
 
 def attempt_span_id(turn: str, generation: int, boot: str, crashes: int, retries: int) -> str:
@@ -133,12 +133,12 @@ def attempt_span_id(turn: str, generation: int, boot: str, crashes: int, retries
         crashes: of the agent's own code, that the journal has charged to the input.
         retries: how often the prompt was tried in place of one that failed.
     """
-    return _digest(8, "attempt", turn, str(generation), boot, str(crashes), str(retries))
+    return _digest(f"attempt\0{turn}\0{generation}\0{boot}\0{crashes}\0{retries}")
 
 
 def send_span_id(agent: str, origin: str) -> str:
     """The id of the span in which an agent sends the mail of this origin."""
-    return _digest(8, "send", agent, origin)
+    return _digest(f"send\0{agent}\0{origin}")
 
 
 def sent_context(agent: str, life: str, origin: str, headers: Mapping[str, str], ratio: float) -> tuple[TraceContext, str]:
@@ -162,12 +162,12 @@ def sent_context(agent: str, life: str, origin: str, headers: Mapping[str, str],
 
 def inner_span_id(attempt: str, what: str, which: str) -> str:
     """The id of a span inside an attempt: `which` of its model calls or tool runs."""
-    return _digest(8, what, attempt, which)
+    return _digest(f"{what}\0{attempt}\0{which}")
 
 
-def _digest(size: int, *parts: str) -> str:
-    found = blake2b("\0".join(parts).encode(), digest_size=size).hexdigest()
-    return found if found.strip("0") else "1" + found[1:]
+def _digest(text: str, size: int = 8) -> str:
+    found = blake2b(text.encode(), digest_size=size).hexdigest()
+    return found if found not in (_NO_SPAN, _NO_TRACE) else "1" + found[1:]
 
 
 def is_sampled(trace_id: str, ratio: float) -> bool:

@@ -154,8 +154,7 @@ def _awaited_until(active: Active) -> float | None:
 def _begin(core: Core, active: Active, out: Out) -> None:
     begin(core)
     if core.config.traced:
-        attempt = tracing.attempt_of(core, active, turn_key(core, active))
-        active = structs.replace(active, attempt=attempt, trace=attempt.context.headers())
+        active = structs.replace(active, attempt=tracing.attempt_of(core, active, turn_key(core, active)))
         tracing.forget_causes(core)
     core.active = active
     kept = core.work.kept

@@ -58,7 +58,9 @@ def _entered(
 
 def _below(above: TraceContext, span_id: str, began: float) -> TraceContext:
     """The context of the span `span_id` below `above`, which is one turn further; `began`: when it began, if it is the first."""
-    return structs.replace(above, span_id=span_id, depth=above.depth + 1, began=above.began or began)
+    return TraceContext(
+        above.trace_id, span_id, above.sampled, above.depth + 1, above.began or began, above.state, above.baggage
+    )
 
 
 def _time_of(stored: str | None) -> float:
@@ -78,8 +80,8 @@ def attempt_of(core: Core, active: Active, name: str) -> TurnAttempt:
     retries = queued.attempt - 1 if queued is not None else 0
     span_id = attempt_span_id(name, ledger.generation, ledger.boot, crashes, retries)
     if mail is not None:
-        process = process_span_id(core.config.name, ledger.incarnation, mail.lane, mail.ref)
-        above, links = _entered(core, mail.trace, mail.root, mail.ref, mail.stored)
+        process = process_span_id(core.config.name, ledger.incarnation, mail.lane, active.ref)
+        above, links = _entered(core, mail.trace, mail.root, active.ref, mail.stored)
         parent, lane, stored = process, mail.lane, _time_of(mail.stored)
     else:
         caller = active.caller
@@ -89,7 +91,8 @@ def attempt_of(core: Core, active: Active, name: str) -> TurnAttempt:
         process, parent, lane, stored = "", above.span_id, "", 0.0
     last = ledger.history[-1].trace if ledger.history else None
     if last is not None and last.trace != above.trace_id:
-        links = _without((*links, f"{last.trace}-{last.span or last.process}"), above)
+        link = f"{last.trace}-{last.span or last.process}"
+        links = _without((*links, link), above) if links else (link,)
     return TurnAttempt(
         context=_below(above, span_id, stored or core.now),
         began=core.now,

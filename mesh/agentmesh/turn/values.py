@@ -512,7 +512,7 @@ class Active(msgspec.Struct, frozen=True, kw_only=True):
     metadata: dict[str, Any] = {}
     attachments: tuple[Attachment, ...] = ()
     trace: dict[str, str] = {}
-    """The context that it runs in, as headers: its attempt's where turns are traced, else its prompt's."""
+    """Its prompt's context, as headers: it runs in that where turns are not traced."""
     attempt: TurnAttempt | None = None
     """Where turns are traced, from its beginning on: what is known of its span."""
     inner: tuple[Inner, ...] = ()

@@ -181,9 +181,10 @@ class Owner:
 
     def _running(self, attempt: TurnAttempt) -> Began | None:
         """The fact that this attempt began, if it still runs."""
-        core = self.core
-        if self.closed or core is None or core.active is None or core.active.attempt is not attempt:
-            return None
+        core = self._loop.core
+        active = core.active if core is not None else None
+        if core is None or active is None or active.attempt is not attempt or self.closed:
+            return None  # as of most
         if core.inflight is not None and not core.inflight.side:
             return None  # it has run, and its record is on its way
         return began_of(core)

@@ -226,4 +226,6 @@ class InnerCalls:
     @property
     def without_step(self) -> tuple[Inner, ...]:
         """The calls that no step has, those that still run cut off now."""
+        if not self._calls:
+            return ()
         return tuple(inner for call in self._calls.values() if (inner := call.inner) is not None)

@@ -32,6 +32,8 @@ W3C = CompositePropagator([TraceContextTextMapPropagator(), W3CBaggagePropagator
 
 _HERE = otel_context.create_key("agentmesh-here")
 _BAGGAGE = otel_context.create_key("agentmesh-baggage")
+(_SPAN,) = trace.set_span_in_context(trace.INVALID_SPAN, Context())
+"""The key of the current span: a context of a turn is made at once, and not value by value."""
 
 
 class SpanExport(Protocol):
@@ -82,9 +84,10 @@ class Tracing:
         """
         if context is None:
             return otel_context.attach(_foreign(headers)) if headers else None
-        current = trace.set_span_in_context(OpenSpan(context, self._additions(context)))
+        values = {**otel_context.get_current(), _SPAN: OpenSpan(context, self._additions(context))}
         if here is not None:
-            current = otel_context.set_value(_HERE, here, current)
+            values[_HERE] = here
+        current = Context(values)
         if context.baggage:
             current = _with_baggage(context.baggage, current)
         return otel_context.attach(current)
