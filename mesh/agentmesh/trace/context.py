@@ -27,6 +27,8 @@ _PARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})
 _OWN = re.compile(r"([0-9]{1,9})-([0-9]{1,12})", re.ASCII)
 _ONLY_OWN = re.compile(rf"{STATE_KEY}=([0-9]{{1,9}})-([0-9]{{1,12}})", re.ASCII)
 _NO_TRACE, _NO_SPAN = "0" * 32, "0" * 16
+_LEAST_TRACE, _LEAST_SPAN = "1" + "0" * 31, "1" + "0" * 15
+"""In place of those that are all zero, which are no ids."""
 _UPPER = 1 << 64
 
 
@@ -100,6 +102,7 @@ def _state_in(text: str) -> tuple[int, float, str]:
 
 
 # --- ids --------------------------------------------------------------------------------------------------------------
+# Three of them are made for each plain ask, and each call between here and the digest would count there.
 def trace_id_of(root: str | None, agent: str, life: str, ref: str, stored: str | None) -> str:
     """The id of the trace of a message that bears no context.
 
@@ -110,17 +113,21 @@ def trace_id_of(root: str | None, agent: str, life: str, ref: str, stored: str |
         ref: the message's ref.
         stored: when the server stored it, in its own words.
     """
-    return _digest(f"trace\0{root or ''}\0{agent}\0{life}\0{ref}\0{stored or ''}", 16)
+    text = f"trace\0{root or ''}\0{agent}\0{life}\0{ref}\0{stored or ''}"
+    found = blake2b(text.encode(), digest_size=16).hexdigest()
+    return found if found != _NO_TRACE else _LEAST_TRACE
 
 
 def next_trace_id(before: TraceContext) -> str:
     """The id of the trace that goes on behind `before`, which is as long as traces may be."""
-    return _digest(f"next\0{before.trace_id}\0{before.span_id}", 16)
+    found = blake2b(f"next\0{before.trace_id}\0{before.span_id}".encode(), digest_size=16).hexdigest()
+    return found if found != _NO_TRACE else _LEAST_TRACE
 
 
 def process_span_id(agent: str, life: str, lane: str, ref: str) -> str:
     """The id of the span in which an agent deals with a message."""
-    return _digest(f"process\0{agent}\0{life}\0{lane}\0{ref}")
+    found = blake2b(f"process\0{agent}\0{life}\0{lane}\0{ref}".encode(), digest_size=8).hexdigest()
+    return found if found != _NO_SPAN else _LEAST_SPAN
 
 
 def attempt_span_id(turn: str, generation: int, boot: str, crashes: int, retries: int) -> str:
@@ -133,12 +140,14 @@ def attempt_span_id(turn: str, generation: int, boot: str, crashes: int, retries
         crashes: of the agent's own code, that the journal has charged to the input.
         retries: how often the prompt was tried in place of one that failed.
     """
-    return _digest(f"attempt\0{turn}\0{generation}\0{boot}\0{crashes}\0{retries}")
+    text = f"attempt\0{turn}\0{generation}\0{boot}\0{crashes}\0{retries}"
+    found = blake2b(text.encode(), digest_size=8).hexdigest()
+    return found if found != _NO_SPAN else _LEAST_SPAN
 
 
 def send_span_id(agent: str, origin: str) -> str:
     """The id of the span in which an agent sends the mail of this origin."""
-    return _digest(f"send\0{agent}\0{origin}")
+    return _span_id(f"send\0{agent}\0{origin}")
 
 
 def sent_context(agent: str, life: str, origin: str, headers: Mapping[str, str], ratio: float) -> tuple[TraceContext, str]:
@@ -162,12 +171,12 @@ def sent_context(agent: str, life: str, origin: str, headers: Mapping[str, str],
 
 def inner_span_id(attempt: str, what: str, which: str) -> str:
     """The id of a span inside an attempt: `which` of its model calls or tool runs."""
-    return _digest(f"{what}\0{attempt}\0{which}")
+    return _span_id(f"{what}\0{attempt}\0{which}")
 
 
-def _digest(text: str, size: int = 8) -> str:
-    found = blake2b(text.encode(), digest_size=size).hexdigest()
-    return found if found not in (_NO_SPAN, _NO_TRACE) else "1" + found[1:]
+def _span_id(text: str) -> str:
+    found = blake2b(text.encode(), digest_size=8).hexdigest()
+    return found if found != _NO_SPAN else _LEAST_SPAN
 
 
 def is_sampled(trace_id: str, ratio: float) -> bool:

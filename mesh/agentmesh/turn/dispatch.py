@@ -155,7 +155,8 @@ def _begin(core: Core, active: Active, out: Out) -> None:
     begin(core)
     if core.config.traced:
         active = structs.replace(active, attempt=tracing.attempt_of(core, active, turn_key(core, active)))
-        tracing.forget_causes(core)
+        if core.work.causes:
+            tracing.forget_causes(core)
     core.active = active
     kept = core.work.kept
     if active.mail is not None:

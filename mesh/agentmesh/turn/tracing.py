@@ -51,8 +51,11 @@ def _entered(
         trace_id = next_trace_id(before)
     else:
         trace_id = trace_id_of(root, config.name, core.ledger.incarnation, ref, stored)
+    sampled = config.trace_ratio >= 1.0 or is_sampled(trace_id, config.trace_ratio)
+    if not headers:
+        return TraceContext(trace_id, "", sampled), ()
     baggage = bounded_baggage(headers.get("baggage", "")) if before is None else before.baggage
-    begun = TraceContext(trace_id, "", is_sampled(trace_id, config.trace_ratio), baggage=baggage)
+    begun = TraceContext(trace_id, "", sampled, baggage=baggage)
     return begun, () if before is None else (before.link,)
 
 
@@ -82,7 +85,7 @@ def attempt_of(core: Core, active: Active, name: str) -> TurnAttempt:
     if mail is not None:
         process = process_span_id(core.config.name, ledger.incarnation, mail.lane, active.ref)
         above, links = _entered(core, mail.trace, mail.root, active.ref, mail.stored)
-        parent, lane, stored = process, mail.lane, _time_of(mail.stored)
+        parent, lane, stored = process, mail.lane, parse_time(mail.stored) if mail.stored is not None else 0.0
     else:
         caller = active.caller
         root, at = (caller.root, caller.stored) if caller is not None else (None, None)

@@ -368,9 +368,9 @@ class RunCallback(msgspec.Struct, frozen=True, kw_only=True):
     request: Request | None = None
     sender: str | None = None
     trace: dict[str, str] = {}
-    """The context that it runs in, as headers."""
+    """The context that it runs in where turns are not traced, as headers."""
     context: TraceContext | None = None
-    """The same where turns are traced: of its turn's attempt, or of the event that it handles."""
+    """That one where turns are traced: of its turn's attempt, or of the event that it handles."""
 
 
 class CancelCallback(msgspec.Struct, frozen=True):
@@ -397,7 +397,7 @@ class RunTurn(msgspec.Struct, frozen=True, kw_only=True):
     purse: Purse = EMPTY_PURSE
     stream_to: str | None = None
     trace: dict[str, str] = {}
-    """The context that it runs in, as headers."""
+    """The context that it runs in where turns are not traced, as headers."""
     attempt: TurnAttempt | None = None
     """Where turns are traced: what is known of its span."""
     awaited_until: float | None = None

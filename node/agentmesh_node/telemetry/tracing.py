@@ -84,7 +84,8 @@ class Tracing:
         """
         if context is None:
             return otel_context.attach(_foreign(headers)) if headers else None
-        values = {**otel_context.get_current(), _SPAN: OpenSpan(context, self._additions(context))}
+        additions = self.export.additions if self.export is not None and context.sampled else None
+        values = {**otel_context.get_current(), _SPAN: OpenSpan(context, additions)}
         if here is not None:
             values[_HERE] = here
         current = Context(values)
@@ -94,10 +95,9 @@ class Tracing:
 
     def calls(self, context: TraceContext | None, now: Callable[[], float]) -> InnerCalls | None:
         """What notes the calls of the attempt with this context; None if nothing is traced. Arguments as of `InnerCalls`."""
-        return None if context is None else InnerCalls(context, now, self._additions(context))
-
-    def _additions(self, context: TraceContext) -> Additions | None:
-        return self.export.additions if self.export is not None and context.sampled else None
+        if context is None:
+            return None
+        return InnerCalls(context, now, self.export.additions if self.export is not None and context.sampled else None)
 
     def leave(self, entered: Token[Context] | None) -> None:
         """Restore the context that was current before `enter`."""

@@ -358,8 +358,9 @@ class Runner:
 
     async def _run_turn(self, command: RunTurn, feed: Callable[[Input], None], on_event: Callable[[Event], None] | None) -> None:
         token = callback_context.current_context.set(callback_context.closed(_own_request(command.request)))
-        here = self._here if self._calls is None else Here(self._name, self._ports.kind, self._calls)
-        entered = self._tracing.enter(command.context, command.trace, here)
+        calls = self._calls
+        here = self._here if calls is None else Here(self._name, self._ports.kind, calls)
+        entered = self._tracing.enter(calls.context if calls is not None else None, command.trace, here)
         try:
             ended = await self._consume(command, on_event)
         except BaseException as error:
@@ -378,7 +379,7 @@ class Runner:
             ended = msgspec.structs.replace(ended, usage=plain(self._meter.usage()))
         if tools := self._tools.runs:
             ended = msgspec.structs.replace(ended, tools=tools)
-        if inner := self.inner():
+        if calls is not None and (inner := calls.without_step):
             ended = msgspec.structs.replace(ended, inner=inner)
         feed(ended)
 
