@@ -248,11 +248,15 @@ class NatsTransport:
             self.post_all(((subject, data),), though_full=though_full)
             return
         client = self._client
-        if client.up and (though_full or not client.full):
-            with contextlib.suppress(TooLarge):
-                client.send_along(publish_frame(subject, data, headers, "", client._max_payload))
-                return
-        self.dropped += 1
+        if not client.up or (client.full and not though_full):
+            self.dropped += 1
+            return
+        try:
+            frame = publish_frame(subject, data, headers, "", client._max_payload)
+        except TooLarge:
+            self.dropped += 1
+        else:
+            client.send_along(frame)
 
     def post_all(self, messages: Iterable[tuple[str, bytes]], *, though_full: bool = False) -> None:
         """See `Transport.post_all`."""

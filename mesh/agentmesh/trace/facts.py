@@ -64,13 +64,13 @@ def record_fact(service: str, before: Ledger | None, record: Record, seq: int, r
         seq: its sequence in the journal.
         ratio: the share of traces that are sampled where nobody has decided.
     """
-    sends = tuple(
+    sends = [
         SentMail(index, effect.to, effect.lane, effect.trace)
         for index, effect in enumerate(record.effects)
         if type(effect) is SendMail and effect.lane in SENT_LANES and effect.outcome is None
-    )
-    turn = _bare(record.turn, before, record)
-    attempt = _bare(record.attempt, before, record)
+    ]
+    turn = _bare(record.turn, before) if record.turn is not None else None
+    attempt = _bare(record.attempt, before) if record.attempt is not None else None
     if turn is None and attempt is None and not sends and not record.handled:
         return None
     return _encode(
@@ -86,15 +86,15 @@ def record_fact(service: str, before: Ledger | None, record: Record, seq: int, r
             turn=turn,
             attempt=attempt,
             handled=record.handled,
-            sends=sends,
+            sends=tuple(sends),
             ratio=ratio,
         )
     )
 
 
-def _bare(info: TurnInfo | None, before: Ledger | None, record: Record) -> TurnInfo | None:
-    """A turn's entry without its content, and with what ran in it."""
-    if info is None or info.trace is None:
+def _bare(info: TurnInfo, before: Ledger | None) -> TurnInfo | None:
+    """A turn's entry without its content, and with what ran in it; None if it tells no span."""
+    if info.trace is None:
         return None
     traced = info.trace
     if before is not None and before.steps:

@@ -61,9 +61,7 @@ def _entered(
 
 def _below(above: TraceContext, span_id: str, began: float) -> TraceContext:
     """The context of the span `span_id` below `above`, which is one turn further; `began`: when it began, if it is the first."""
-    return TraceContext(
-        above.trace_id, span_id, above.sampled, above.depth + 1, above.began or began, above.state, above.baggage
-    )
+    return TraceContext(above.trace_id, span_id, above.sampled, above.depth + 1, above.began or began, above.state, above.baggage)
 
 
 def _time_of(stored: str | None) -> float:
