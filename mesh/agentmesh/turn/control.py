@@ -66,7 +66,7 @@ def on_arrived(core: Core, item: Arrived, out: Out) -> None:
     prompts = _file(core, item.mail, out)
     if prompts:
         _queue(core, prompts)
-    if item.usage is not None:
+    if item.usage is not None and _is_of_running(core, item):
         core.spent = item.usage
     if idle:
         go_on(core, out)
@@ -132,6 +132,11 @@ def _queue(core: Core, prompts: list[Mail]) -> None:
     core.prompts = merged
 
 
+def _is_of_running(core: Core, item: Arrived | Interrupt | Cancel | Tick) -> bool:
+    """Whether what `item` says of spending and tools is of the turn that runs now, and not of one before it."""
+    return core.active is not None and item.turn in (None, core.active.number)
+
+
 # --- interrupt, resume, cancel --------------------------------------------------------------------------------------
 def on_interrupt(core: Core, item: Interrupt, out: Out) -> None:
     active = core.active
@@ -142,7 +147,10 @@ def on_interrupt(core: Core, item: Interrupt, out: Out) -> None:
         out.append(AnswerControl(item.token, {"interrupted": hit, **told}))
     if hit:
         error = ErrorBody(code="interrupted", message="the turn was interrupted")
-        kill(core, error, item.usage, out, tools=item.tools, inner=item.inner)
+        if _is_of_running(core, item):
+            kill(core, error, item.usage, out, tools=item.tools, inner=item.inner)
+        else:
+            kill(core, error, None, out)
 
 
 def bound(core: Core, item: Input) -> Input:
@@ -217,7 +225,7 @@ def _cancel_tree(core: Core, ref: str, item: Cancel, out: Out) -> bool:
     answer = {"cancelled": True, **to_withdraw(core, ref)}
     if active is None or active.ref != ref:
         return False
-    begun = end_active(core, error, item.usage, out)
+    begun = end_active(core, error, item.usage if _is_of_running(core, item) else None, out)
     if item.token:
         out.append(AnswerControl(item.token, answer if begun else {"cancelled": False}))
     return True
@@ -362,7 +370,8 @@ def _end_running(core: Core, item: Tick, out: Out) -> bool:
     """End the turn, or waits of it, if their time is over. Returns whether it was."""
     caller = core.active.caller if core.active is not None else None
     end_by = caller.end_by if caller is not None and core.cut is None else None
-    if end_by is not None and end_by <= core.now and end_active(core, out_of_time(core, end_by), item.usage, out):
+    usage = item.usage if _is_of_running(core, item) else None
+    if end_by is not None and end_by <= core.now and end_active(core, out_of_time(core, end_by), usage, out):
         return True
     return core.phase is Phase.TURN and bool(core.ledger.waits) and expire_waits(core, out)
 

@@ -205,7 +205,7 @@ def _run(core: Core, out: Out) -> None:
         refuse(core, over)
         commit(core, "refused", out)
         return
-    core.phase = Phase.TURN
+    core.phase, core.spent = Phase.TURN, None
     active, state = resumed(core, core.active), core.work.state
     core.active = active
     out.append(

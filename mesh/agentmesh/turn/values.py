@@ -133,6 +133,8 @@ class Arrived(msgspec.Struct, frozen=True):
     mail: tuple[Mail, ...]
     usage: dict[str, Any] | None = None
     """What the running turn has spent so far, if one of them is a withdrawal."""
+    turn: int | None = None
+    """The turn that this is of: by the time when it is handled another may run. None where nobody has said."""
 
 
 CUT_SHORT = (Phase.PRE_TURN, Phase.DECIDING, Phase.POST_TURN, Phase.HANDLING, Phase.POST_RUN)
@@ -240,6 +242,8 @@ class Interrupt(msgspec.Struct, frozen=True):
     """The tools that ran in it so far."""
     inner: tuple[Inner, ...] = ()
     """As in `TurnEnded`."""
+    turn: int | None = None
+    """The turn that this is of: by the time when it is handled another may run. None where nobody has said."""
 
 
 class Resume(msgspec.Struct, frozen=True):
@@ -256,6 +260,8 @@ class Cancel(msgspec.Struct, frozen=True):
     tree: bool = False
     usage: dict[str, Any] | None = None
     """What the running turn has spent so far."""
+    turn: int | None = None
+    """The turn that this is of: by the time when it is handled another may run. None where nobody has said."""
 
 
 class Reply(msgspec.Struct, frozen=True, kw_only=True):
@@ -326,6 +332,8 @@ class Tick(msgspec.Struct, frozen=True):
 
     usage: dict[str, Any] | None = None
     """What the running turn has spent so far."""
+    turn: int | None = None
+    """The turn that this is of: by the time when it is handled another may run. None where nobody has said."""
 
 
 class Rest(msgspec.Struct, frozen=True):

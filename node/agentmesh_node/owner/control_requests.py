@@ -64,6 +64,7 @@ class ControlRequests:
         spec: Callable[[], Spec],
         backend_name: Callable[[Spec], str],
         spent: Callable[[], dict[str, Any] | None],
+        turn: Callable[[], int | None] = lambda: None,
         tool: Callable[[], str | None] = lambda: None,
         ran: Callable[[], tuple[ToolRun, ...]] = lambda: (),
         inner: Callable[[], tuple[Inner, ...]] = lambda: (),
@@ -74,7 +75,8 @@ class ControlRequests:
             life: the agent's incarnation.
             spec: returns the agent's spec as its owner knows it now.
             backend_name: returns the name of a spec's backend.
-            spent: returns the running turn's spending so far.
+            spent: returns the newest turn's spending so far.
+            turn: returns the number of that turn.
             tool: returns the tool that the running turn waits for.
             ran: returns the tools that ran in it so far.
             inner: returns its calls so far that no step has.
@@ -86,6 +88,7 @@ class ControlRequests:
         self._spec = spec
         self._backend_name = backend_name
         self._spent = spent
+        self._turn = turn
         self._tool = tool
         self._ran = ran
         self._inner = inner
@@ -129,13 +132,15 @@ class ControlRequests:
             case "resend":
                 self._s.spawn(self._resend(_needed(control_values.ref_of(request), "ref"), reply))
             case "interrupt":
-                interrupt = Interrupt(token, control_values.ref_of(request), self._spent(), self._ran(), self._inner())
+                ref, so_far = control_values.ref_of(request), (self._spent(), self._ran(), self._inner(), self._turn())
+                interrupt = Interrupt(token, ref, *so_far)
                 self._feed(interrupt, token, reply)
             case "resume":
                 self._feed(Resume(token), token, reply)
             case "cancel":
                 ref = _needed(control_values.ref_of(request), "ref")
-                self._feed(Cancel(ref, token, request.tree, self._spent() if request.tree else None), token, reply)
+                spent = (self._spent(), self._turn()) if request.tree else ()
+                self._feed(Cancel(ref, token, request.tree, *spent), token, reply)
             case "open":
                 # After the mail that came before it, as a status.
                 sender = None if request.sender is None else names.agent_name(request.sender)

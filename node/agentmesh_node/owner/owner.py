@@ -148,6 +148,7 @@ class Owner:
             spec=lambda: self.spec,
             backend_name=factory.backend_name,
             spent=self._turn.spent,
+            turn=lambda: self._turn.number,
             tool=self._turn.tool,
             ran=self._turn.ran,
             inner=self._turn.inner,
@@ -364,7 +365,7 @@ class Owner:
     def _on_mail(self, mail: tuple[Mail, ...]) -> None:
         mail = self._ids.marked(mail)
         withdrawn = any(LANES[m.lane].kind == "answer" and withdrawal_in(m) is not None for m in mail)
-        self._loop.feed(Arrived(mail, self._turn.spent() if withdrawn else None))
+        self._loop.feed(Arrived(mail, self._turn.spent(), self._turn.number) if withdrawn else Arrived(mail))
         self._purger.arrived(mail)
 
     def _on_stored(self, lane: str, messages: list[StoredMessage]) -> None:
@@ -461,7 +462,7 @@ class Owner:
         self._loop.later(left + 0.001, lambda: self._wake_at(command) if self._s.now() < command.at else self._tick())
 
     def _tick(self) -> None:
-        self.feed(Tick(self._turn.spent()))
+        self.feed(Tick(self._turn.spent(), self._turn.number))
 
     def _back_off(self, command: Backoff) -> None:
         if self.runner is not None:

@@ -45,6 +45,7 @@ class TurnRun:
         self._begin_to_wait = begin_to_wait
         self._watchdog: asyncio.TimerHandle | None = None
         self._events: TurnEventStream | None = None
+        self._number: int | None = None
         self.steps: TurnSteps | None = None
         """The steps of the running turn, or of the last one."""
 
@@ -61,6 +62,11 @@ class TurnRun:
         """The tool that the newest turn waits for: of several the one that was called last."""
         return self._runner.tool() if self._runner is not None else None
 
+    @property
+    def number(self) -> int | None:
+        """The newest turn's number; None if there was none."""
+        return self._number
+
     def spent(self) -> dict[str, Any] | None:
         """The newest turn's spending so far, as its outcome has it; None if it is nothing."""
         return self._runner.spent() if self._runner is not None else None
@@ -76,6 +82,7 @@ class TurnRun:
     def start(self, command: RunTurn) -> None:
         """Start the prompt task. Its end is fed to the machine; a quick task has ended when this returns."""
         assert self._runner is not None
+        self._number = command.number
         self._events = TurnEventStream.open(self._s, self._name, command, self._generation)
         self.steps = TurnSteps(self._s, command, self._feed, self._begin_to_wait)
         if self._runner.start_turn(command, self._ended, self._events.event if self._events else None, self.steps):

@@ -13,21 +13,27 @@ from agentmesh.backend import Response
 from agentmesh.control_values import Adjustment
 from agentmesh.records import Change, SetTimer
 from agentmesh.registry_values import Restart
+from agentmesh.tool_runs import ToolRun
 from agentmesh.turn import machine, state_of
 from agentmesh.turn.interruption import CALLBACKS, STOP_PATIENCE_S
 from agentmesh.turn.values import (
+    Arrived,
     AskTimer,
     AwaitPermit,
+    Cancel,
     CancelCallback,
     Command,
     Configure,
     DropTimer,
+    Interrupt,
     Phase,
     Returned,
     Start,
     Tick,
 )
 from mesh.turn.harness import Plain, Rig, table_is_kept
+from mesh.turn.stepping import Stepping
+from mesh.turn.withdrawing import withdraw
 
 PAGE = Path(__file__).parents[3] / "docs" / "semantics.md"
 
@@ -517,3 +523,27 @@ def test_no_turn_begins_once_a_stop_waits() -> None:
     bench.release()
     assert len(bench.turns) == 1 and "handle_event" not in bench.calls
     assert bench.phase() is Phase.OVER and bench.answer(bench.ref) == "A" and bench.code(bench.waiting) == "stopped"
+
+
+@pytest.mark.parametrize("how", ["interrupt", "cancel", "end_by", "withdrawal"])
+def test_a_turn_is_not_told_to_have_spent_and_done_what_the_one_before_it_had(how: str) -> None:
+    """Seed 150892: an interrupt that came at the end of one turn ended the next, with the tools and the usage of the first."""
+    bench = Stepping()
+    before, usage = ToolRun("pay", "ok"), {"output_tokens": 7}
+    bench.prompt("first")
+    bench.finish()
+    fields: dict[str, Any] = {"end_by": bench.now + 5} if how == "end_by" else {}
+    ref = bench.prompt("second", lane="peer-inbox", sender="boss", origin="1.9.0", tag="t", **fields)
+    turn = bench.running().number - 1
+    match how:
+        case "interrupt":
+            bench.feed(Interrupt("i", None, usage, (before,), (), turn))
+        case "cancel":
+            bench.feed(Cancel(ref, "c", True, usage, turn))
+        case "end_by":
+            bench.now += 6
+            bench.feed(Tick(usage, turn))
+        case _:
+            bench.feed(Arrived((withdraw(bench, "1.9.0", deliver=False),), usage, turn))
+    outcome = bench.outcomes[ref]
+    assert not outcome.ok and outcome.usage is None and outcome.tools == {} and bench.core.ledger.kept == {}
