@@ -28,7 +28,7 @@ def test_bash_completes_with_it(capsys: pytest.CaptureFixture[str]) -> None:
         return set(shown.stdout.split())
 
     assert {"start", "stop", "status"} <= completed("mesh", "st")
-    assert completed("mesh", "--n") == {"--nats"}
+    assert completed("mesh", "--n") == {"--nats", "--nkey"}
     assert {"--all", "--nats", "--output", "--quiet"} <= completed("mesh", "ps", "--")
     assert {"--content", "--nats", "--output"} <= completed("mesh", "dead", "ls", "--")
     assert "--port" in completed("mesh", "up", "--") and "--quiet" not in completed("mesh", "up", "--"), "it knows none of them"
