@@ -428,7 +428,8 @@ def test_help_costs_little_more_than_the_parser() -> None:
         return min(once() for _ in range(5))
 
     parser = seconds((sys.executable, "-c", "import cyclopts"))
-    assert seconds((*PROGRAM, "--help")) < 3 * parser
+    # Each verb and each global option has to be parsed and printed; an import of nats or of an SDK would cost ten times that.
+    assert seconds((*PROGRAM, "--help")) < 4 * parser
 
 
 @pytest.mark.processes
