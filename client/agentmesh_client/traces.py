@@ -112,6 +112,8 @@ class FactStream:
         self._next = 0
         self.spans: dict[str, ToldSpan] = {}
         self.began: dict[str, Began] = {}
+        self.journals: dict[str, int] = {}
+        """Journals that were read beside them, by their agents: the newest sequence of each."""
         self.missing = False
         """Whether the mesh has no stream for them."""
 
@@ -206,14 +208,11 @@ class Traces:
         while True:
             moment = self._now()
             came = await facts.read()
-            agents = {agent.name: agent.spec.kind for agent in await self._directory.agents(stopped=True)}
-            source = await self._source(facts)
-            if _is_partial(source):
-                told = await self._journals(agents, moment - since_s)
-                facts.add(span for spans in told.values() for span in spans)
-                source = msgspec.structs.replace(source, journals=len(told))
+            agents = await self._kinds()
+            read = dict(facts.journals)
+            source = await self._completed(facts, agents, moment - since_s)
             facts.forget(moment - since_s)
-            if came or first or source.journals:
+            if came or first or facts.journals != read:
                 graph = graph_of(facts.spans.values(), by, agents)
                 yield GraphReport(graph=graph, since=moment - since_s, source=source)
             first = False
@@ -241,12 +240,7 @@ class Traces:
         before: tuple[Branch, ...] | None = None
         while True:
             await facts.read()
-            source = await self._source(facts)
-            if _is_partial(source):
-                agents = {agent.name: agent.spec.kind for agent in await self._directory.agents(stopped=True)}
-                told = await self._journals(agents, began - MARGIN_S)
-                facts.add(span for spans in told.values() for span in spans)
-                source = msgspec.structs.replace(source, journals=len(told))
+            source = await self._completed(facts, await self._kinds(), began - MARGIN_S)
             running = [one for one in facts.began.values() if one.trace == trace and await self._runs(one, facts)]
             branches = tree_of(facts.spans.values(), running)
             if branches != before:
@@ -292,11 +286,8 @@ class Traces:
             raise BadRequest(f"{ref!r} names no request: give AGENT/REF, a ref, or the id of a trace (32 hexadecimal digits)")
         facts = FactStream(self._t, self._subjects, since=since, agent=agent or None, only=ref if is_trace else "")
         await facts.read()
-        if _is_partial(await self._source(facts)):
-            agents = {one.name: one.spec.kind for one in await self._directory.agents(stopped=True)}
-            wanted = {agent: agents.get(agent, "")} if agent else agents
-            for spans in (await self._journals(wanted, since)).values():
-                facts.add(spans)
+        kinds = await self._kinds()
+        await self._completed(facts, {agent: kinds.get(agent, "")} if agent else kinds, since)
         mine = [one for one in facts.spans.values() if is_trace or one.attributes.get(semconv.REF) == number]
         begun = [one for one in facts.began.values() if (is_trace and one.trace == ref) or (not is_trace and one.ref == number)]
         times = [(span.start, span.trace) for span in mine] + [(one.started, one.trace) for one in begun]
@@ -306,8 +297,8 @@ class Traces:
                 f"nothing of {ref} has been told by {where} in the last {since_s / 60:g} min: it has not begun, is older "
                 "(--since), or its node publishes no facts (--trace-facts)"
             )
-        began, trace = max(times)  # a number may be that of several agents' own prompts: the newest counts
-        return trace, min(time for time, one in times if one == trace) if times else began
+        _, trace = max(times)  # a number may be that of several agents' own prompts: the newest counts
+        return trace, min(time for time, one in times if one == trace)
 
     async def _runs(self, began: Began, facts: FactStream) -> bool:
         """Whether an attempt that began has not ended yet, as far as its agent's journal says."""
@@ -321,25 +312,34 @@ class Traces:
         return ledger is not None and ledger.incarnation == began.life and ledger.turn < began.turn
 
     # --- where it is from ---------------------------------------------------------------------------------------------
-    async def _source(self, facts: FactStream) -> ReportSource:
-        settings = Counter(node.lease.facts or "off" for node in await self._directory.nodes())
-        return ReportSource(facts=dict(settings), stream=not facts.missing)
+    async def _kinds(self) -> dict[str, str]:
+        """The kinds of all agents, by their names."""
+        return {agent.name: agent.spec.kind for agent in await self._directory.agents(stopped=True)}
 
-    async def _journals(self, agents: Mapping[str, str], since: float) -> dict[str, list[ToldSpan]]:
-        """What the journals tell of agents that have written since then, by their names."""
+    async def _completed(self, facts: FactStream, agents: Mapping[str, str], since: float) -> ReportSource:
+        """Add to `facts` what journals tell of these agents since then, where the stream does not tell all: some node does not
+        publish all of them, or nobody keeps them. Returns what the report is made from."""
+        settings = Counter(node.lease.facts or "off" for node in await self._directory.nodes())
+        if facts.missing or any(setting != "all" for setting in settings):
+            await self._add_journals(facts, agents, since)
+        return ReportSource(facts=dict(settings), stream=not facts.missing, journals=len(facts.journals))
+
+    async def _add_journals(self, facts: FactStream, agents: Mapping[str, str], since: float) -> None:
+        """Read the journals of these agents that have grown since then, and since they were read last."""
         subjects = {self._subjects.journal(name): name for name in sorted(agents)[:MOST_AGENTS]}
         newest, _ = await get_last_many(self._t, self._subjects.stream("journal"), list(subjects))
-        root = self._subjects.root
-        names = [subjects[subject] for subject, message in newest.items() if message.time >= since]
-        found: dict[str, list[ToldSpan]] = {}
-        for name in names:
+        for subject, message in newest.items():
+            name = subjects[subject]
+            if message.time < since or facts.journals.get(name) == message.seq:
+                continue
             try:
                 contents = await self._journal.read(name)
             except UnreadableRecord as error:
                 log.warning("the journal of %s cannot be read: %s", name, error)
                 continue
-            found[name] = [span for span in journal_spans(name, agents[name], contents.records, root=root) if span.end >= since]
-        return found
+            told = journal_spans(name, agents[name], contents.records, root=self._subjects.root)
+            facts.add(span for span in told if span.end >= since)
+            facts.journals[name] = message.seq
 
 
 async def _first[T](reports: AsyncGenerator[T]) -> T:
@@ -355,8 +355,3 @@ def span_s(since: TimeSpan) -> float:
         BadRequest: it is not above 0.
     """
     return seconds(since.total_seconds() if isinstance(since, dt.timedelta) else since, "since")
-
-
-def _is_partial(source: ReportSource) -> bool:
-    """Whether facts do not tell all: some node does not publish all of them, or nobody keeps them."""
-    return not source.stream or any(setting != "all" for setting in source.facts)

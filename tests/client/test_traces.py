@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 import pytest
 
 from agentmesh import semconv, wire
+from agentmesh.edge.journal_reader import RECORD, Contents
 from agentmesh.edge.publish import store
 from agentmesh.edge.registry import Registry
 from agentmesh.edge.streams import ensure
 from agentmesh.edge.transport import Transport
 from agentmesh.errors import BadRequest, NotFound, StreamMissing
-from agentmesh.registry_values import NodeLease
-from agentmesh.subjects import Subjects, node_key
+from agentmesh.ledger_entries import Traced, TurnInfo
+from agentmesh.records import Record, encode_record
+from agentmesh.registry_values import NodeLease, Spec
+from agentmesh.subjects import Subjects, node_key, spec_key
 from agentmesh.trace.spans import Began, Spans, ToldSpan, encode_fact
 from agentmesh_client.directory import Directory
 from agentmesh_client.rebuild import write_spans
@@ -62,6 +65,20 @@ class Facts:
     async def node(self, name: str, facts: str) -> None:
         lease = NodeLease(boot=name, kinds=("Desk",), facts=facts)
         await store(self.transport, self.subjects.registry_key(node_key(name)), wire.encode(lease))
+
+    async def agent(self, name: str) -> None:
+        spec = Spec(kind=name.capitalize(), incarnation="life", status="running")
+        await store(self.transport, self.subjects.registry_key(spec_key(name)), wire.encode(spec))
+
+    async def turn(self, name: str, number: int) -> None:
+        """A committed turn of an agent whose node publishes no facts of records."""
+        attempt, message = f"{name:0>14}{number:02}", f"{name:0>13}m{number:02}"
+        traced = Traced(
+            trace=TRACE, span=attempt, parent=message, process=message, lane="inbox", stored=NOW, began=NOW, boot="b"
+        )  # fmt: skip
+        info = TurnInfo(number=number, ref=str(number), started=NOW, ended=NOW + 1, node="n1", generation=1, trace=traced)
+        record = Record(kind="turn", id="r", at=NOW, incarnation="life", epoch=1, generation=1, node="n1", boot="b", turn=info)
+        await store(self.transport, self.subjects.journal(name), encode_record(record), headers={RECORD: "r"})
 
     async def tell(self, *spans: ToldSpan, agent: str | None = None) -> None:
         subject = self.subjects.trace(agent or spans[0].agent, "spans")
@@ -149,6 +166,42 @@ def test_what_is_followed_ends_when_nothing_of_it_runs(server: Server, subjects:
                 if len(seen) == 1:
                     await mesh.tell(*HEARD)
             assert seen == [False, True]
+
+    run(main())
+
+
+def test_a_journal_is_read_again_only_when_it_has_grown(
+    server: Server, subjects: Subjects, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        async with facts_of(server, subjects) as mesh:
+            await mesh.node("n1", "attempts")
+            for name in ("desk", "log"):
+                await mesh.agent(name)
+                await mesh.turn(name, 1)
+            reads: list[str] = []
+            read = mesh.traces._journal.read
+
+            async def counted(name: str) -> Contents:
+                reads.append(name)
+                return await read(name)
+
+            async def pause(seconds: float) -> None:
+                pauses.append(list(reads))
+                if len(pauses) == 2:
+                    await mesh.turn("log", 2)
+
+            pauses: list[list[str]] = []
+            monkeypatch.setattr(mesh.traces._journal, "read", counted)
+            monkeypatch.setattr(mesh.traces, "_pause", pause)
+            async with aclosing(mesh.traces.watch_graph(since=LONG)) as reports:
+                first = await anext(reports)
+                assert [(edge.target, edge.messages) for edge in first.graph.edges] == [("desk", 1), ("log", 1)]
+                assert (first.source.journals, sorted(reads)) == (2, ["desk", "log"])
+                second = await anext(reports)
+                assert [(edge.target, edge.messages) for edge in second.graph.edges] == [("desk", 1), ("log", 2)]
+                assert len(pauses) == 2 and sorted(pauses[1]) == ["desk", "log"], "nothing has grown between the looks"
+                assert reads[2:] == ["log"] and second.source.journals == 2
 
     run(main())
 

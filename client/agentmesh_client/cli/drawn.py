@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from agentmesh.trace.graph import CLIENT, Edge, Graph, Spread
-from agentmesh.trace.tree import Branch, walk
+from agentmesh.trace.tree import Branch
 from agentmesh_client.cli.output import aligned, dollars, one_line
 
 GRAPH_COLUMNS = ("FROM", "TO", "MESSAGES", "ERRORS", "ANSWER P50", "P95", "WAIT P50", "P95", "TOKENS", "COST")
@@ -104,31 +104,19 @@ def _dot(text: str) -> str:
 # --- trees ------------------------------------------------------------------------------------------------------------
 def tree_text(branches: Iterable[Branch], *, colour: bool = False) -> str:
     """A request as a tree, one line for each span. Attempts that died are struck through: by the terminal, or between tildes."""
-    return "\n".join("  " * depth + _line(branch, colour) for depth, branch in walk(_joined(tuple(branches))))
+    lines: list[str] = []
+    todo = [(0, branch) for branch in reversed(_received(branches))]
+    while todo:
+        depth, branch = todo.pop()
+        lines.append("  " * depth + _line(branch, colour))
+        todo += [(depth + 1, child) for child in reversed(_received(branch.below))]
+    return "\n".join(lines)
 
 
-def _joined(branches: tuple[Branch, ...]) -> tuple[Branch, ...]:
-    """The trees without the spans of sending, where the message was received: that one says all that they say."""
-    found: list[Branch] = []
-    for _, branch in walk(branches):
-        found.append(branch)
-    hidden = {one.id for one in found if one.op == "send" and one.below}
-    return tuple(_without(one, hidden) for branch in branches for one in (branch.below if branch.id in hidden else (branch,)))
-
-
-def _without(branch: Branch, hidden: set[str]) -> Branch:
-    """`branch` without the hidden ones below it. From the leaves, since a tree may be deeper than the interpreter's stack."""
-    import msgspec
-
-    order = [one for _, one in walk((branch,))]
-    done: dict[str, Branch] = {}
-    for one in reversed(order):
-        children: list[Branch] = []
-        for child in one.below:
-            kept = done.pop(child.id)
-            children += kept.below if child.id in hidden else (kept,)
-        done[one.id] = msgspec.structs.replace(one, below=tuple(sorted(children, key=lambda each: (each.start, each.id))))
-    return done[branch.id]
+def _received(branches: Iterable[Branch]) -> list[Branch]:
+    """`branches` with messages that were received in place of the spans that sent them: those say all that these say."""
+    found = (one for branch in branches for one in (branch.below if branch.op == "send" and branch.below else (branch,)))
+    return sorted(found, key=lambda one: (one.start, one.id))
 
 
 def _line(branch: Branch, colour: bool) -> str:

@@ -13,7 +13,7 @@ from hashlib import blake2b
 
 import msgspec
 
-from agentmesh.headers import STATE_KEY, TRACE_HEADERS, bounded_baggage, fitting
+from agentmesh.headers import STATE_KEY, bounded_baggage, fitting
 
 MAX_DEPTH = 100
 """Most turns that one trace has one behind the other."""
@@ -182,8 +182,3 @@ def _span_id(text: str) -> str:
 def is_sampled(trace_id: str, ratio: float) -> bool:
     """Whether a trace that nobody has decided about is sampled: by its id alone, as OpenTelemetry's ratio-based sampler does."""
     return ratio >= 1.0 or int(trace_id[16:], 16) < round(ratio * _UPPER)
-
-
-def trace_headers_in(headers: Mapping[str, str]) -> dict[str, str]:
-    """The W3C headers among `headers`."""
-    return {name: headers[name] for name in TRACE_HEADERS if name in headers}

@@ -13,7 +13,7 @@ from agentmesh.effects import CancelTimer, Effect, SendMail
 from agentmesh.ledger_entries import Handled, TurnInfo
 from agentmesh.records import Ledger, Record
 from agentmesh.trace.spans import ToldSpan, decode_spans
-from agentmesh.trace.told import SENT_LANES, inner_told, spans_told
+from agentmesh.trace.told import SENT_LANES, inner_told, mail_sent, spans_told
 from agentmesh.wire import ErrorBody
 
 
@@ -64,11 +64,7 @@ def record_fact(service: str, before: Ledger | None, record: Record, seq: int, r
         seq: its sequence in the journal.
         ratio: the share of traces that are sampled where nobody has decided.
     """
-    sends = [
-        SentMail(index, effect.to, effect.lane, effect.trace)
-        for index, effect in enumerate(record.effects)
-        if type(effect) is SendMail and effect.lane in SENT_LANES and effect.outcome is None
-    ]
+    sends = tuple(SentMail(index, mail.to, mail.lane, mail.trace) for index, mail in mail_sent(record))
     turn = _bare(record.turn, before) if record.turn is not None else None
     attempt = _bare(record.attempt, before) if record.attempt is not None else None
     if turn is None and attempt is None and not sends and not record.handled:
@@ -86,7 +82,7 @@ def record_fact(service: str, before: Ledger | None, record: Record, seq: int, r
             turn=turn,
             attempt=attempt,
             handled=record.handled,
-            sends=tuple(sends),
+            sends=sends,
             ratio=ratio,
         )
     )

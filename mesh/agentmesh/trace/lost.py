@@ -183,26 +183,7 @@ def _unended(taken: Taken, fact: Began, alive: Collection[str]) -> Unended:
     teller = Teller(agent=taken.agent, service=fact.service, life=fact.life, epoch=taken.ledger.epoch, root=taken.root)
     calls = tuple(inner_of(fact.span, taken.ledger.steps))
     last = max((step.ended for step in taken.ledger.steps.values() if step.attempt == fact.span), default=0.0)
-    span = attempt_span(
-        teller,
-        trace=fact.trace,
-        span=fact.span,
-        parent=fact.parent,
-        ref=fact.ref,
-        turn=fact.turn,
-        began=fact.started,
-        ended=max(at, last),
-        end=end,
-        node=fact.node,
-        generation=fact.generation,
-        boot=fact.boot,
-        crashes=fact.crashes,
-        retries=fact.retries,
-        sender=fact.sender,
-        error="" if end == "moved" else end,
-        links=fact.links,
-        sampled=fact.sampled,
-    )
+    span = _span(teller, fact, end, max(at, last))
     span = structs.replace(span, attributes={**span.attributes, **_cost(calls)})
     return Unended(fact.span, (span, *inner_spans(teller, span, calls)))
 
@@ -226,7 +207,11 @@ def _end(taken: Taken, fact: Began, alive: Collection[str]) -> tuple[AttemptEnd,
 def abandoned(fact: Began, *, at: float, epoch: int, root: str = "mesh") -> ToldSpan:
     """The span of an attempt that its own process has begun and not ended, since an append of it came to nothing, and whose input
     needs no other any more."""
-    teller = Teller(agent=fact.agent, service=fact.service, life=fact.life, epoch=epoch, root=root)
+    return _span(Teller(agent=fact.agent, service=fact.service, life=fact.life, epoch=epoch, root=root), fact, "fenced", at)
+
+
+def _span(teller: Teller, fact: Began, end: AttemptEnd, ended: float) -> ToldSpan:
+    """The span of an attempt that has said that it began."""
     return attempt_span(
         teller,
         trace=fact.trace,
@@ -235,15 +220,15 @@ def abandoned(fact: Began, *, at: float, epoch: int, root: str = "mesh") -> Told
         ref=fact.ref,
         turn=fact.turn,
         began=fact.started,
-        ended=at,
-        end="fenced",
+        ended=ended,
+        end=end,
         node=fact.node,
         generation=fact.generation,
         boot=fact.boot,
         crashes=fact.crashes,
         retries=fact.retries,
         sender=fact.sender,
-        error="fenced",
+        error="" if end == "moved" else end,
         links=fact.links,
         sampled=fact.sampled,
     )

@@ -71,6 +71,13 @@ def spans_told(
     return tuple(found)
 
 
+def mail_sent(record: Record) -> Iterator[tuple[int, SendMail]]:
+    """The mail that a record sends and that begins something, each with its place among the record's effects."""
+    for index, effect in enumerate(record.effects):
+        if isinstance(effect, SendMail) and effect.lane in SENT_LANES and effect.outcome is None:
+            yield index, effect
+
+
 def turn_spans(teller: Teller, info: TurnInfo, steps: Mapping[str, Step] | None = None) -> Iterator[ToldSpan]:
     """The spans of an attempt that has ended, as a record or the history has it: of its message, if that ended with it; of
     itself; of what ran in it, as far as `steps` and the entry itself know."""
@@ -318,9 +325,7 @@ def _message(
 
 def _sends(teller: Teller, record: Record, seq: int, ratio: float) -> Iterator[ToldSpan]:
     """The spans of the mail that a record sends."""
-    for index, effect in enumerate(record.effects):
-        if not isinstance(effect, SendMail) or effect.lane not in SENT_LANES or effect.outcome is not None:
-            continue
+    for index, effect in mail_sent(record):
         origin = origin_of(record.epoch, seq, index)
         context, parent = sent_context(teller.agent, teller.life, origin, effect.trace, ratio)
         attributes: Attributes = {

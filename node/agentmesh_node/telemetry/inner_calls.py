@@ -81,14 +81,14 @@ class InnerCall:
         """It as records have it; None if nothing is told of it."""
         if self._calls is None:
             return None
-        open_ = self._ended is None
+        ended = self._ended
         return Inner(
             id=self.id,
             op=self._op,
             name=self._name,
             began=self._began,
-            ended=self._calls.now() if open_ or self._ended is None else self._ended,
-            error=self._error or (CUT if open_ else ""),
+            ended=self._calls.now() if ended is None else ended,
+            error=self._error or (CUT if ended is None else ""),
             attributes=self._attributes,
         )
 

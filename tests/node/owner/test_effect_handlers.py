@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from agentmesh.headers import trace_in
 from agentmesh.records import Effect, Open, SendMail, SetTimer
-from agentmesh.trace.context import context_in, is_sampled, send_span_id, trace_headers_in, trace_id_of
+from agentmesh.trace.context import context_in, is_sampled, send_span_id, trace_id_of
 from agentmesh.wire import Outcome, PromptBody
 from agentmesh_node.owner.effect_handlers import EffectHandlers
 from node.simulated import SimulatedNode, simulate
@@ -35,7 +36,7 @@ def sent(effect: Effect, subject: str, sampled: float | None) -> dict[str, str]:
         )
         await handlers.perform("1.9.0", Open(effect, "nonce", 0.0))
         await node.until(lambda: node.stored(subject), "it is stored")
-        found.update(trace_headers_in(node.stored(subject)[-1].headers))
+        found.update(trace_in(node.stored(subject)[-1].headers))
 
     simulate(story)
     return found
