@@ -18,8 +18,11 @@ from agentmesh.wire import HEADER_ROOM, MAIL_ROOM, ErrorBody, Outcome, encode_ou
 
 ID_LENGTH = 256
 """Characters of a `Nats-Msg-Id` that an outcome repeats, at most: an id may be longer than the outcome could be."""
+CALLERS_SIZE, CALLERS_MARK = 32, "|"
+"""Ids of callers in other accounts are stored behind so many hex digits, which stand for the caller, and this mark."""
 SAME_CLOCK_S = 1.0
 """An outcome that does not name its message may have been stored so much before it: by two servers, whose clocks differ."""
+_HEX = frozenset("0123456789abcdef")
 OTHER_CLOCK_S = 60.0
 """By how much a message may seem to be older than the one before it: another server leads the stream by then."""
 
@@ -47,8 +50,12 @@ def answered_by(outcome: Outcome) -> AnsweredMessage | None:
 
 
 def id_in_outcome(msg_id: str | None) -> str | None:
-    """A `Nats-Msg-Id` as outcomes name it."""
-    return msg_id if msg_id is None else msg_id[:ID_LENGTH]
+    """A `Nats-Msg-Id` as outcomes name it: as its sender has given it, and no longer than they can be."""
+    if msg_id is None:
+        return None
+    if msg_id[CALLERS_SIZE : CALLERS_SIZE + 1] == CALLERS_MARK and _HEX.issuperset(msg_id[:CALLERS_SIZE]):
+        msg_id = msg_id[CALLERS_SIZE + 1 :]
+    return msg_id[:ID_LENGTH]
 
 
 def message_named(outcome: Outcome) -> Asked:
@@ -68,7 +75,8 @@ def answers(outcome: Outcome, asked: Asked, at: float) -> bool:
         return asked.stored is None or at > asked.stored - SAME_CLOCK_S
     if asked.stored is not None and _time(outcome.stored) != asked.stored:
         return False
-    return asked.msg_id is None or outcome.msg_id == id_in_outcome(asked.msg_id)
+    # An older build names a caller's id as it is stored.
+    return asked.msg_id is None or outcome.msg_id in (id_in_outcome(asked.msg_id), asked.msg_id[:ID_LENGTH])
 
 
 def given_again(messages: Iterable[tuple[int, float]]) -> bool:

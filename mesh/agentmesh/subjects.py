@@ -12,6 +12,10 @@ Templates, with the mesh's root token first (default `mesh`):
     mesh.live.<lane>.<agent>     stored mail, republished             core
     mesh.live.control.<agent>    status, interrupt, ...               core request
     mesh.ask.<agent>             ask as a plain request               core request
+    mesh.tell.<agent>            a prompt, answered once it is stored core request
+    mesh.event-to.<agent>        an event, likewise                   core request
+    mesh.poll.<agent>            what became of a request             core request
+    mesh.caller.<way>.<agent>    the same four, through an import     core request; nobody in the mesh's account publishes there
     mesh.result.<agent>.<ref>    outcomes                             stream MESH_RESULT, republished to mesh.done.<agent>.<ref>
     mesh.journal.<agent>         the agent's records                  stream MESH_JOURNAL
     mesh.dead.<agent>            dead letters                         stream MESH_DEAD
@@ -26,7 +30,7 @@ Trailing ids are one token; filters use `*` and exact lengths, never `>`, so tha
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -34,6 +38,19 @@ from agentmesh.names import root_token
 
 type StreamRole = Literal["mail", "timer", "result", "journal", "dead", "session", "trace", "registry"]
 type InputKind = Literal["prompt", "event", "answer"]
+type Way = Literal["ask", "tell", "event-to", "poll"]
+
+WAYS: tuple[Way, ...] = ("ask", "tell", "event-to", "poll")
+"""What a caller can ask of the gateway by a plain request: `mesh.<way>.<agent>`."""
+
+
+class WayIn(NamedTuple):
+    """How a request has come to the gateway."""
+
+    way: Way
+    agent: str
+    imported: bool
+    """It came through an import from another account: only the server puts requests there."""
 
 
 class Lane(msgspec.Struct, frozen=True):
@@ -116,11 +133,33 @@ class Subjects(msgspec.Struct, frozen=True):
     def ask(self, agent: str) -> str:
         return f"{self.root}.ask.{agent}"
 
-    def ask_all(self) -> str:
-        return f"{self.root}.ask.>"
+    def tell(self, agent: str) -> str:
+        return f"{self.root}.tell.{agent}"
 
-    def parse_ask(self, subject: str) -> str:
-        return subject[len(self.root) + 5 :]
+    def event_to(self, agent: str) -> str:
+        return f"{self.root}.event-to.{agent}"
+
+    def poll(self, agent: str) -> str:
+        return f"{self.root}.poll.{agent}"
+
+    def way(self, way: Way, agent: str) -> str:
+        """Where a request of that kind is sent; `>` stands for all agents."""
+        return f"{self.root}.{way}.{agent}"
+
+    def caller(self, way: Way, agent: str) -> str:
+        """Where `way` arrives that came through an import from another account."""
+        return f"{self.root}.caller.{way}.{agent}"
+
+    def ways_in(self) -> tuple[str, ...]:
+        """All subjects that the gateway serves, in its queue group."""
+        return tuple(where(way, ">") for where in (self.way, self.caller) for way in WAYS)
+
+    def parse_way(self, subject: str) -> WayIn | None:
+        """How a request has come to the gateway; None if it is on none of its subjects."""
+        rest = subject.removeprefix(f"{self.root}.")
+        imported = rest.startswith("caller.")
+        way, _, agent = rest.removeprefix("caller.").partition(".") if imported else rest.partition(".")
+        return next((WayIn(known, agent, imported) for known in WAYS if known == way), None)
 
     def result(self, agent: str, ref: str) -> str:
         return f"{self.root}.result.{agent}.{ref}"
@@ -172,7 +211,7 @@ class Subjects(msgspec.Struct, frozen=True):
 
     @property
     def ask_queue(self) -> str:
-        """Queue group of the processes that serve `mesh.ask.>`."""
+        """Queue group of the processes that serve `ways_in`."""
         return self.root
 
     # --- registry ---------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from agentmesh.edge.transport import Disconnected, RequestTimeout, Transport
 from agentmesh.errors import Unavailable
 from agentmesh.subjects import EPOCH_KEY, Subjects
 from agentmesh.wire import encode
-from agentmesh_node.ask_gateway import AskGateway
+from agentmesh_node.gateway.gateway import Gateway
 from agentmesh_node.host.audit import Audit
 from agentmesh_node.host.catalog import Catalog
 from agentmesh_node.host.drain import Handover, unless_cut_off
@@ -69,7 +69,7 @@ class Node:
         self._specs = View(self._registry, ["agents.>"], self._on_spec)
         self._services: Services | None = None
         self._catalog: Catalog | None = None
-        self._gateway: AskGateway | None = None
+        self._gateway: Gateway | None = None
         self._audit: Audit | None = None
         self._server_time = ServerTime(transport, self.subjects, ambient)
         self._stream_health = StreamHealth(transport, self.subjects)
@@ -154,7 +154,7 @@ class Node:
         await self._catalog.start()
         self._remove_gap = self._t.on_gap(self._on_gap)
         s, catalog = self._services, self._catalog
-        self._gateway = AskGateway(self._t, self.subjects, self._registry, now=s.now, token=s.token, spawn=s.spawn)
+        self._gateway = Gateway(self._t, self.subjects, self._registry, now=s.now, token=s.token, spawn=s.spawn)
         await self._gateway.start()
         look_behind = catalog.look_behind
         self._audit = Audit(s, catalog.mailboxes, catalog.wake, catalog.acknowledged, catalog.lose_store, newer=look_behind)

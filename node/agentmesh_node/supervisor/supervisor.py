@@ -42,8 +42,8 @@ from agentmesh.names import node_id
 from agentmesh.planner import explain, plan, surplus
 from agentmesh.subjects import Subjects, spec_key
 from agentmesh.wire import encode, encode_failure, encode_reply, format_time
-from agentmesh_node.ask_gateway import AskGateway
 from agentmesh_node.formats import Formats
+from agentmesh_node.gateway.gateway import Gateway
 from agentmesh_node.liveness_thread import LivenessLoop
 from agentmesh_node.settings import SupervisorSettings
 from agentmesh_node.supervisor.decision_log import DecisionLog
@@ -171,7 +171,7 @@ class Supervisor:
         self._retry_at: float | None = None
         self._pauses = iter(UPKEEP_RETRY)
         self._waiting_since: dict[str, float] = {}
-        self._asks = AskGateway(transport, subjects, registry, now=now, token=partial(ambient.token, 8), spawn=self._serve_ask)
+        self._asks = Gateway(transport, subjects, registry, now=now, token=partial(ambient.token, 8), spawn=self._serve_ask)
         self._serving: set[asyncio.Task[Any]] = set()
         self._subscriptions: list[Subscription] = []
         self._forget_gap: Callable[[], None] = lambda: None

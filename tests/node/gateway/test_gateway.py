@@ -13,7 +13,7 @@ from agentmesh.edge.transport import Disconnected, Handler, Subscription
 from agentmesh.registry_values import Spec
 from agentmesh.subjects import Subjects, spec_key
 from agentmesh.wire import MSG_ID, Outcome, encode, encode_outcome
-from agentmesh_node.ask_gateway import AskGateway
+from agentmesh_node.gateway.gateway import Gateway
 from support import Fault, Faulty, Server, connected, eventually, replaced, reply_lost, run
 
 IN_PROCESS = replaced(b'{"error":{"code":400,"err_code":10158,"description":"duplicate message id is in process"}}')
@@ -27,9 +27,7 @@ async def _asked(server: Server, subjects: Subjects, *faults: Fault) -> tuple[in
         await registry.create(spec_key("coder"), encode(Spec(kind="Coder", incarnation="i1", status="running")))
         line = Faulty(t)
         line.inject(subjects.inbox("coder"), *faults)
-        gateway = AskGateway(
-            line, subjects, registry, now=SYSTEM.now, token=lambda: "once", spawn=lambda work: _spawn(group, work)
-        )
+        gateway = Gateway(line, subjects, registry, now=SYSTEM.now, token=lambda: "once", spawn=lambda work: _spawn(group, work))
         await gateway.start()
         await t.publish(subjects.ask("coder"), b"hello", reply=t.new_inbox())
         stored = subjects.inbox("coder")
@@ -71,7 +69,7 @@ def test_a_repeated_ask_that_meets_a_cut_is_left_and_the_next_one_is_answered(se
             registry = Registry(t, subjects)
             await registry.create(spec_key("coder"), encode(Spec(kind="Coder", incarnation="i1", status="running")))
             line = Cut(t)
-            gateway = AskGateway(
+            gateway = Gateway(
                 line, subjects, registry, now=SYSTEM.now, token=lambda: "once", spawn=lambda work: _spawn(group, work)
             )
             await gateway.start()

@@ -1,0 +1,193 @@
+"""`mesh.ask.<agent>`, `mesh.tell.<agent>`, `mesh.event-to.<agent>`, `mesh.poll.<agent>`: plain requests, durable underneath.
+
+Every node and supervisor serves every agent. What is asked or told is put into the agent's mailbox. The reply to an ask is the
+agent's outcome: the owner answers the requester's inbox, or, where the asker names a `Mesh-Reply-To`, that one, and the process
+that took the ask sends the stored outcome on to the inbox. The reply to the others is like that of a control request, and comes
+from the process that took them. The same four are served where they come from another account, `mesh.caller.<way>.<agent>`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
+
+import msgspec
+
+from agentmesh import names, semconv, wire
+from agentmesh.edge.failures import EDGE_ERRORS, ApiError, Uncertain, WrongLastSequence
+from agentmesh.edge.registry import Registry
+from agentmesh.edge.replies import report_unanswerable, usable_reply
+from agentmesh.edge.transport import Disconnected, Message, Subscription, Transport
+from agentmesh.errors import BadRequest, MeshError, Unavailable
+from agentmesh.subjects import Subjects, WayIn
+from agentmesh.wire import ErrorBody, Outcome
+from agentmesh_node.gateway.intake import Intake, StoredRequest, patience_s
+from agentmesh_node.gateway.outcome_waits import OutcomeWaits
+from agentmesh_node.gateway.polls import Polls
+from agentmesh_node.telemetry.instruments import own
+
+log = logging.getLogger("agentmesh.node")
+
+
+class Gateway:
+    """Serves what is asked by plain requests, in the queue group of the mesh."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        subjects: Subjects,
+        registry: Registry,
+        *,
+        now: Callable[[], float],
+        token: Callable[[], str],
+        spawn: Callable[[Coroutine[Any, Any, Any]], None],
+    ) -> None:
+        """`now` is the servers' time, `token` makes ids, `spawn` runs work beside the caller."""
+        self._t = transport
+        self._subjects = subjects
+        self._now = now
+        self._spawn = spawn
+        self._intake = Intake(transport, subjects, registry, now=now, token=token)
+        self._waits = OutcomeWaits(transport, subjects)
+        self._polls = Polls(transport, subjects, registry)
+        self._subscriptions: list[Subscription] = []
+        self._instruments = own()
+        self._taken = self._instruments.tally(semconv.ASKS_COUNTER)
+
+    async def start(self) -> None:
+        """Begin to serve."""
+        for subject in self._subjects.ways_in():
+            self._subscriptions.append(await self._t.subscribe(subject, self._on_request, queue=self._subjects.ask_queue))
+
+    async def close(self) -> None:
+        """Take no more requests. Those that this process has got are still served."""
+        while self._subscriptions:
+            await self._subscriptions.pop().drain()
+        self._waits.close()
+
+    def _on_request(self, message: Message) -> None:
+        way_in = self._subjects.parse_way(message.subject)
+        if way_in is not None:
+            self._spawn(self._ask(way_in, message) if way_in.way == "ask" else self._reply(way_in, message))
+
+    def _count(self, code: str) -> None:
+        self._instruments.tally(semconv.ASKS_COUNTER, {semconv.ERROR_TYPE: code}).value += 1
+
+    # --- tell, event-to, poll ---------------------------------------------------------------------------------------
+    async def _reply(self, way_in: WayIn, message: Message) -> None:
+        """Serve a request that this process answers itself, as a control request is answered."""
+        reply = usable_reply(message, self._subjects.root)
+        if reply is None:
+            return
+        try:
+            body = await (self._polls.answer(way_in.agent, message) if way_in.way == "poll" else self._put(way_in, message))
+        except Disconnected:
+            log.debug("a request was left: no connection", extra={"agent": way_in.agent})
+            return
+        except EDGE_ERRORS as error:
+            shown = error if isinstance(error, MeshError) else _unsure(error)
+            if way_in.way != "poll":
+                self._count(shown.code)
+            body = wire.encode_failure(shown)
+        with contextlib.suppress(Disconnected):
+            await self._t.publish(reply, body)
+
+    async def _put(self, way_in: WayIn, message: Message) -> bytes:
+        """Store what is told; the reply says where."""
+        reply_to = message.headers.get(wire.REPLY_TO) if way_in.way == "tell" else None
+        if reply_to is not None:
+            names.reply_subject(reply_to, self._subjects.root)
+        taken = await self._intake.take(way_in, message, reply_to)
+        self._taken.value += 1
+        return wire.encode_reply({"ref": str(taken.seq), **({"duplicate": True} if taken.repeats else {})})
+
+    # --- ask --------------------------------------------------------------------------------------------------------
+    async def _ask(self, way_in: WayIn, message: Message) -> None:
+        agent = way_in.agent
+        addresses, problem = self._addresses(message)
+        if not addresses:
+            return
+        try:
+            if problem is not None:
+                raise problem
+            taken = await self._intake.take(way_in, message, addresses[0])
+            await self._answer(agent, taken, addresses)
+            self._taken.value += 1
+        except MeshError as error:
+            self._count(error.code)
+            await self._refuse(addresses, agent, error, message.headers.get(wire.STREAM_TO))
+        except (Uncertain, ApiError, WrongLastSequence) as error:
+            self._count(Unavailable.code)
+            await self._refuse(addresses, agent, _unsure(error))
+        except Disconnected:
+            # Without a connection the caller gets no answer: it repeats the ask, and a connected process answers.
+            log.debug("an ask was left: no connection", extra={"agent": agent})
+
+    def _addresses(self, message: Message) -> tuple[tuple[str, ...], BadRequest | None]:
+        """Where the outcome goes (`Mesh-Reply-To`, which the owner answers as for all mail, and the request's reply subject), and
+        what is wrong with an address that was given."""
+        found: list[str] = []
+        problem: BadRequest | None = None
+        for address in (message.headers.get(wire.REPLY_TO), message.reply or None):
+            try:
+                if address is not None and names.reply_subject(address, self._subjects.root) not in found:
+                    found.append(address)
+            except BadRequest as error:
+                problem = error
+        if not found or (problem is not None and message.reply not in found):
+            report_unanswerable(message.subject, "it has no reply subject" if problem is None else problem.message)
+        return tuple(found), problem
+
+    async def _answer(self, agent: str, taken: StoredRequest, addresses: tuple[str, ...]) -> None:
+        """Send the outcome where the owner does not: to further addresses; of a repetition, to all but the first one's."""
+        if not taken.repeats:
+            await self._tell(agent, taken, addresses[1:])
+            return
+        first = taken.first_reply_to
+        if first in addresses and not await self._waits.is_there(agent, str(taken.seq), taken.headers[wire.MSG_ID]):
+            # The owner answers there. If it has done so already, the caller that asks again has missed it.
+            addresses = tuple(address for address in addresses if address != first)
+        await self._tell(agent, taken, addresses)
+
+    async def _tell(self, agent: str, taken: StoredRequest, addresses: Sequence[str]) -> None:
+        """Send the outcome of a stored prompt, once it is there, to addresses that its owner does not know."""
+        if not addresses:
+            return
+        try:
+            patience = patience_s(taken.headers, self._now())
+            outcome = await self._waits.outcome(agent, str(taken.seq), taken.headers[wire.MSG_ID], patience)
+        except Disconnected:
+            raise
+        except EDGE_ERRORS as error:
+            stored = f"the prompt {taken.seq} is stored"
+            text = f"{stored}; its outcome cannot be read now ({error}); poll it, or ask again with the same id"
+            shown = error if isinstance(error, MeshError) else Unavailable(text)
+            await self._refuse(addresses, agent, shown)
+            return
+        if outcome is not None:
+            for address in addresses:
+                await self._t.publish(address, outcome)
+
+    async def _refuse(self, addresses: Sequence[str], agent: str, error: MeshError, stream_to: str | None = None) -> None:
+        """Answer the caller with an error, and end the turn's live events with it (docs/protocol.md#live-events)."""
+        outcome = Outcome(agent=agent[:128], ref="", ok=False, error=ErrorBody.of(error))
+        try:
+            for address in addresses:
+                await self._t.publish(address, wire.encode_outcome(outcome))
+            if stream_to is not None:
+                with contextlib.suppress(BadRequest):
+                    self._t.post(names.reply_subject(stream_to, self._subjects.root), _last_event(outcome), though_full=True)
+        except Disconnected:
+            log.debug("an ask could not be refused: no connection", extra={"agent": agent})
+
+
+def _unsure(error: Exception) -> Unavailable:
+    return Unavailable(f"the message may not have been stored: {error}; ask again, with the same id", details={"uncertain": True})
+
+
+def _last_event(outcome: Outcome) -> bytes:
+    """The only live event of a request without a turn: its outcome."""
+    event = {"type": "outcome", "outcome": msgspec.Raw(wire.encode_outcome(outcome)), "agent": outcome.agent, "ref": outcome.ref}
+    return msgspec.json.encode({"v": wire.VERSION, **event, "seq": 1, "owner": 0})

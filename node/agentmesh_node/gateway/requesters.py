@@ -1,0 +1,67 @@
+"""Who has sent a request to the gateway, as far as a server says so, and what mail becomes of it for that. Pure.
+
+Of a request that crosses from one account to another the server tells who sent it (`Nats-Request-Info`): the account always, the
+user where the import shares it. Inside one account that header is what the sender has written, so there it is not looked at.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import NamedTuple
+
+import msgspec
+
+from agentmesh.edge.transport import Headers
+from agentmesh.outcomes import CALLERS_MARK, CALLERS_SIZE
+from agentmesh.subjects import WayIn
+
+REQUEST_INFO = "Nats-Request-Info"
+
+
+class Requester(NamedTuple):
+    """Who has sent a request; what is None is not known."""
+
+    account: str | None = None
+    user: str | None = None
+
+
+UNVERIFIED = Requester()
+
+
+class _SenderInfo(msgspec.Struct):
+    """What the server says of the client that sent a request."""
+
+    acc: str | None = None
+    user: str | None = None
+
+
+_info = msgspec.json.Decoder(_SenderInfo)
+
+
+def requester_of(way_in: WayIn, headers: Headers) -> Requester:
+    """Who has sent a request that came in this way."""
+    if not way_in.imported:
+        return UNVERIFIED
+    try:
+        info = _info.decode(headers.get(REQUEST_INFO, "{}"))
+    except (msgspec.DecodeError, RecursionError):
+        return UNVERIFIED
+    return Requester(info.acc or None, info.user or None)
+
+
+def lane_for(way_in: WayIn) -> str:
+    """The mail lane that a request is put into."""
+    return "notify" if way_in.way == "event-to" else "inbox"
+
+
+def id_for(way_in: WayIn, requester: Requester, own_id: str) -> str:
+    """The `Nats-Msg-Id` of the mail for a request whose sender has given it `own_id`.
+
+    The server shares ids among all subjects of a stream. So the ids of one caller get a prefix that no other's have: who guesses
+    an id takes nobody's place. Outcomes name the id without it (`agentmesh.outcomes.id_in_outcome`).
+    """
+    if not way_in.imported:
+        return own_id
+    account, user = requester.account or "", requester.user or ""
+    named = hashlib.sha256(f"{len(account)}:{account}{user}".encode()).hexdigest()
+    return f"{named[:CALLERS_SIZE]}{CALLERS_MARK}{own_id}"

@@ -1,0 +1,89 @@
+"""Callers in an account of their own use nothing but the gateway's four subjects, imported (cases 620 to 623)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+import pytest
+
+from agentmesh.edge.connection import NatsTransport, connect
+from agentmesh.subjects import WAYS, Subjects
+from live.mesh import local_mesh
+from support import Server, eventually, run
+
+pytestmark = pytest.mark.processes
+SUBJECTS = Subjects("mesh")
+
+
+def _imported() -> str:
+    services = "\n".join(f'{{ service: "mesh.caller.{way}.>", threshold: "1h" }}' for way in WAYS)
+    imports = "\n".join(
+        f'{{ service: {{ account: MESH, subject: "mesh.caller.{way}.>" }}, to: "mesh.{way}.>", share: true }}' for way in WAYS
+    )
+    users = "\n".join(f'{{ user: "{name}", password: "p" }}' for name in ("shop", "bank"))
+    return (
+        f'accounts {{\n MESH {{ jetstream: enabled\n exports: [\n{services}\n{{ stream: "_INBOX.>" }}\n]\n'
+        ' users: [ { user: "mesh", password: "p" } ] }\n'
+        f' CALLERS {{ imports: [\n{imports}\n{{ stream: {{ account: MESH, subject: "_INBOX.>" }} }}\n]\n'
+        f" users: [\n{users}\n] }}\n }}"
+    )
+
+
+@pytest.fixture(scope="module")
+def imported() -> Iterator[Server]:
+    with Server(config=_imported()) as made:
+        yield made
+
+
+def url(server: Server, user: str) -> str:
+    return server.url.replace("//", f"//{user}:p@")
+
+
+class _Mesh:
+    """A server, as the mesh's own user sees it."""
+
+    def __init__(self, server: Server) -> None:
+        self.url = url(server, "mesh")
+
+
+async def told(t: NatsTransport, way: str, body: bytes, **headers: str) -> Any:
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return msgspec.json.decode((await t.request(f"mesh.{way}.coder", body, headers=named, timeout=60)).data)
+
+
+@pytest.mark.case(622)
+@pytest.mark.case(620)
+def test_a_caller_needs_the_four_imported_subjects_and_its_ids_are_its_own(imported: Server) -> None:
+    async def main() -> None:
+        async with local_mesh(_Mesh(imported), SUBJECTS) as mesh:
+            await mesh.client.start_agent("coder", kind="Puppet", timeout=60)
+            shop, bank = [await connect(url(imported, name), name=name) for name in ("shop", "bank")]
+            try:
+                answer = await told(shop, "ask", b"one", Nats_Msg_Id="coder.order-7")
+                assert answer["text"] == "one" and answer["msg_id"] == "coder.order-7"
+                other = await told(bank, "ask", b"two", Nats_Msg_Id="coder.order-7")
+                assert other["text"] == "two" and other["ref"] != answer["ref"]
+                assert await told(shop, "ask", b"one", Nats_Msg_Id="coder.order-7") == answer
+                forged = '{"acc":"CALLERS","user":"shop"}'
+                again = await told(bank, "ask", b"two", Nats_Msg_Id="coder.order-7", Nats_Request_Info=forged)
+                assert again == other, "a header of the caller's own is replaced by the server's"
+
+                got: list[Any] = []
+                inbox = shop.new_inbox()
+                await shop.subscribe(inbox, lambda message: got.append(json.loads(message.data)))
+                await shop.flush()
+                ref = (await told(shop, "tell", b"three", Mesh_Reply_To=inbox))["ref"]
+                await eventually(lambda: got, what="the outcome at the caller's own inbox")
+                assert got[0]["text"] == "three" and got[0]["ref"] == ref
+                polled = await told(shop, "poll", json.dumps({"ref": ref}).encode())
+                assert polled["status"] == "completed" and polled["outcome"] == got[0]
+                assert "ref" in await told(shop, "event-to", b'{"n":1}')
+            finally:
+                await shop.close()
+                await bank.close()
+            await mesh.client.stop("coder", timeout=60)
+
+    run(main(), timeout=110)

@@ -1,0 +1,64 @@
+"""Who has sent a request is believed only where a server has said it, and makes the ids of callers their own."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from agentmesh.outcomes import Asked, answers, id_in_outcome
+from agentmesh.subjects import WAYS, Subjects, WayIn
+from agentmesh.wire import Outcome
+from agentmesh_node.gateway.requesters import REQUEST_INFO, UNVERIFIED, Requester, id_for, lane_for, requester_of
+
+SUBJECTS = Subjects("mesh")
+IMPORTED = WayIn("ask", "coder", imported=True)
+OPEN = WayIn("ask", "coder", imported=False)
+
+
+def test_each_way_is_found_again_in_its_subject() -> None:
+    for way in WAYS:
+        for agent in ("coder", "team-a.coder", "caller", "ask.tell"):
+            assert SUBJECTS.parse_way(SUBJECTS.way(way, agent)) == WayIn(way, agent, imported=False)
+            assert SUBJECTS.parse_way(SUBJECTS.caller(way, agent)) == WayIn(way, agent, imported=True)
+    assert SUBJECTS.parse_way("mesh.inbox.coder") is None and SUBJECTS.parse_way("mesh.caller.inbox.coder") is None
+
+
+@pytest.mark.case(621)
+@pytest.mark.parametrize(
+    ("way_in", "info", "found"),
+    [
+        (IMPORTED, '{"acc":"CALLERS","user":"shop","rtt":1}', Requester("CALLERS", "shop")),
+        (IMPORTED, '{"acc":"CALLERS","rtt":1}', Requester("CALLERS", None)),
+        (IMPORTED, '{"acc":"","user":""}', UNVERIFIED),
+        (IMPORTED, "no JSON", UNVERIFIED),
+        (IMPORTED, '{"acc":7}', UNVERIFIED),
+        (IMPORTED, "[" * 100_000, UNVERIFIED),
+        (OPEN, '{"acc":"CALLERS","user":"shop"}', UNVERIFIED),
+    ],
+)
+def test_only_what_came_through_an_import_has_a_sender(way_in: WayIn, info: str, found: Requester) -> None:
+    assert requester_of(way_in, {REQUEST_INFO: info}) == found
+    assert requester_of(way_in, {}) == UNVERIFIED
+
+
+@pytest.mark.case(622)
+def test_equal_ids_of_two_callers_are_two_and_of_one_caller_are_one() -> None:
+    callers = [Requester(a, u) for a in ("A", "A1", None) for u in ("u", "1u", None)]
+    ids = {id_for(IMPORTED, one, "coder.order-7") for one in callers}
+    assert len(ids) == len(callers), "each caller has a place of its own"
+    assert id_for(IMPORTED, callers[0], "coder.order-7") in ids
+    assert id_for(OPEN, UNVERIFIED, "coder.order-7") == "coder.order-7"
+    for stored in ids:
+        assert id_in_outcome(stored) == "coder.order-7", "outcomes name what the caller has sent"
+        for named in (id_in_outcome(stored), stored):  # the second is an older build's
+            outcome = Outcome(agent="coder", ref="7", ok=True, msg_id=named, stored=json.loads('"2026-12-01T00:00:00Z"'))
+            assert answers(outcome, Asked(stored), 0.0)
+
+
+def test_events_go_to_their_own_lane() -> None:
+    assert {way: lane_for(WayIn(way, "a", imported=True)) for way in WAYS if way != "poll"} == {
+        "ask": "inbox",
+        "tell": "inbox",
+        "event-to": "notify",
+    }
