@@ -17,6 +17,8 @@ class Resolve(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag
     outcome: Outcome
     reply_to: str | None = None
     stream_to: str | None = None
+    key: str | None = None
+    """The digest of the request's key (agentmesh.keys), which the stored outcome bears."""
 
 
 class SendMail(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="mail", tag_field="t"):
@@ -97,6 +99,8 @@ class Echo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="e
     """The id that both have."""
     stored: str | None = None
     """When the repetition was stored, in the server's words."""
+    key: str | None = None
+    """The digest of the repetition's key (agentmesh.keys): without the first one's key it gets `not_permitted`."""
 
 
 class Bury(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="bury", tag_field="t"):

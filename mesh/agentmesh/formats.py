@@ -133,6 +133,11 @@ ADDED: tuple[Addition, ...] = (
     Addition("SetTimer.trace", "ignored"),
     Addition("Ledger.causes", "ignored"),
     Addition("Change.causes", "ignored"),
+    Addition("header Mesh-Key", "ignored"),
+    Addition("header Mesh-Key-Digest", "ignored"),
+    Addition("Caller.key", "refused", SECOND),
+    Addition("Resolve.key", "refused", SECOND),
+    Addition("Echo.key", "refused", SECOND),
 )
 
 

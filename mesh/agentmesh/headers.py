@@ -32,6 +32,8 @@ _USUAL = frozenset(
             "Mesh-Deadline",
             "Mesh-Timeout",
             "Mesh-Budget",
+            "Mesh-Key",
+            "Mesh-Key-Digest",
             "Nats-Msg-Id",
             CONTENT_TYPE,
         ),

@@ -54,6 +54,8 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The request ends at this time, with or without an answer (seconds since the epoch)."""
     root: str | None = None
     """As in `SendMail`."""
+    key: str | None = None
+    """The digest of the request's key (agentmesh.keys): who polls or cancels it needs that."""
 
 
 class Queued(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -18,6 +18,7 @@ from agentmesh.budget import Limits
 from agentmesh.carried import NOTHING_CARRIED, TIME_STAMP, carried_in
 from agentmesh.errors import BadRequest, MeshError, error_for
 from agentmesh.headers import is_json, message_id
+from agentmesh.keys import KEY, KEY_DIGEST, digest_in
 from agentmesh.names import reply_subject
 from agentmesh.renamed import attributes
 from agentmesh.subjects import Lane
@@ -98,6 +99,8 @@ class Mail(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     problem: str | None = None
     schedule: str | None = None
     """`due` lane: the subject of the schedule that fired (`Nats-Scheduler`)."""
+    key: str | None = None
+    """The digest of the key that its caller has given it (agentmesh.keys)."""
     repeats: str | None = None
     """The ref of the message that had this one's `msg_id` first, as the agent's owner knows it (agentmesh.message_ids)."""
 
@@ -296,6 +299,8 @@ def decode_mail(
         if unread is not None:
             raise BadRequest(unread)
         if prompt:
+            if KEY_DIGEST in headers or KEY in headers:
+                fields["key"] = digest_in(headers)
             fields["prompt"] = decode_prompt(body, headers)
         else:
             fields["event"] = decode_event(body, headers)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -56,7 +58,10 @@ async def told(t: NatsTransport, way: str, body: bytes, **headers: str) -> Any:
 
 @pytest.mark.case(622)
 @pytest.mark.case(620)
-def test_a_caller_needs_the_four_imported_subjects_and_its_ids_are_its_own(imported: Server) -> None:
+@pytest.mark.case(625)
+def test_a_caller_needs_the_four_imported_subjects_and_its_ids_are_its_own(imported: Server, tmp_path: Path) -> None:
+    folder = tmp_path
+
     async def main() -> None:
         async with local_mesh(_Mesh(imported), SUBJECTS) as mesh:
             await mesh.client.start_agent("coder", kind="Puppet", timeout=60)
@@ -81,6 +86,30 @@ def test_a_caller_needs_the_four_imported_subjects_and_its_ids_are_its_own(impor
                 polled = await told(shop, "poll", json.dumps({"ref": ref}).encode())
                 assert polled["status"] == "completed" and polled["outcome"] == got[0]
                 assert "ref" in await told(shop, "event-to", b'{"n":1}')
+
+                # With a key a request is its caller's alone, whoever else may ask the agent; running, and answered.
+                gate = folder / "gate"
+                mine = {"Mesh_Key": secrets.token_urlsafe(24)}
+                ref = (await told(shop, "tell", f"gate:{gate} four".encode(), **mine))["ref"]
+                await told(shop, "tell", b"waits", **mine)
+                for key in ({}, {"Mesh_Key": secrets.token_urlsafe(24)}):
+                    for name, at in ((f"{ref}", bank), (f"{int(ref) + 1}", bank)):
+                        refused = await told(at, "poll", json.dumps({"ref": name}).encode(), **key)
+                        assert refused["error"]["code"] == "not_permitted", refused
+                    cancel = json.dumps({"op": "cancel", "ref": ref, "tree": True}).encode()
+                    named = {name.replace("_", "-"): value for name, value in key.items()}
+                    answer = await mesh.transport.request(SUBJECTS.control("coder"), cancel, headers=named, timeout=30)
+                    assert json.loads(answer.data)["error"]["code"] == "not_permitted"
+                assert (await told(shop, "poll", json.dumps({"ref": ref}).encode(), **mine))["status"] == "pending"
+                gate.touch()
+                found: dict[str, Any] = {}
+
+                async def done() -> bool:
+                    found.update(await told(shop, "poll", json.dumps({"ref": ref}).encode(), **mine))
+                    return bool(found["status"] == "completed")
+
+                await eventually(done, what="the outcome")
+                assert "not_permitted" in str(await told(bank, "poll", json.dumps({"ref": ref}).encode()))
             finally:
                 await shop.close()
                 await bank.close()

@@ -11,6 +11,7 @@ from agentmesh.edge.publish import store
 from agentmesh.edge.read import get_next
 from agentmesh.edge.transport import Headers, Transport
 from agentmesh.headers import CONTENT_TYPE, content_type_in, is_name, legible, trace_in
+from agentmesh.keys import KEY, KEY_DIGEST, stored_digest
 from agentmesh.records import Bury, Resolve, SendMail
 from agentmesh.registry_values import Spec
 from agentmesh.subjects import Subjects
@@ -76,6 +77,8 @@ async def bury(t: Transport, subjects: Subjects, agent: str, effect: Bury, *, or
 def _kept(headers: Headers) -> dict[str, str]:
     """The headers of a message that its dead letter keeps, as clients of every language can read them."""
     kept = {name: legible(value) for name, value in headers.items() if name.startswith("Mesh-") and is_name(name)}
+    if kept.pop(KEY, None) is not None and (digest := stored_digest(headers)):
+        kept[KEY_DIGEST] = digest
     kept.update(trace_in(headers))
     if (declared := content_type_in(headers)) is not None:
         kept[CONTENT_TYPE] = legible(declared)

@@ -17,6 +17,7 @@ from agentmesh.edge.publish import store
 from agentmesh.edge.read import StoredMessage, get_last, get_last_direct, get_next, read, read_all
 from agentmesh.edge.transport import Transport
 from agentmesh.errors import Unavailable
+from agentmesh.keys import KEY_DIGEST, stored_digest
 from agentmesh.outcomes import AnsweredMessage, Asked, answered_by, answers, given_again, message_named
 from agentmesh.subjects import LANES, Subjects
 from agentmesh.wire import MSG_ID, Outcome, decode_outcome, encode_outcome
@@ -37,6 +38,8 @@ class StoredOutcome(NamedTuple):
     outcome: Outcome
     body: bytes
     time: float
+    key: str | None = None
+    """The digest of the key that its request had."""
 
 
 class OlderMail(NamedTuple):
@@ -53,6 +56,8 @@ class StandingPrompt(NamedTuple):
 
     lane: str
     asked: Asked
+    key: str | None = None
+    """The digest of its key."""
 
 
 async def read_outcome(
@@ -99,7 +104,7 @@ async def outcome_in(t: Transport, subjects: Subjects, newest: StoredMessage) ->
 def stored_outcome(message: StoredMessage) -> StoredOutcome | None:
     """The outcome in a message of the stream of results; None if it holds none."""
     try:
-        return StoredOutcome(decode_outcome(message.data), message.data, message.time)
+        return StoredOutcome(decode_outcome(message.data), message.data, message.time, stored_digest(message.headers))
     except (msgspec.DecodeError, RecursionError):
         return None
 
@@ -118,7 +123,7 @@ async def standing_prompt(
     lane, _ = (subjects.parse_lane(found.subject) if found is not None else None) or ("", "")
     if found is None or found.seq != int(ref) or lane not in PROMPT_LANES:
         return None
-    return StandingPrompt(lane, Asked(found.headers.get(MSG_ID), found.time))
+    return StandingPrompt(lane, Asked(found.headers.get(MSG_ID), found.time), stored_digest(found.headers))
 
 
 async def is_answer(t: Transport, subjects: Subjects, stored: StoredOutcome, msg_id: str | None) -> bool:
@@ -134,9 +139,9 @@ async def is_answer(t: Transport, subjects: Subjects, stored: StoredOutcome, msg
     return answers(stored.outcome, asked, stored.time)
 
 
-async def store_outcome(t: Transport, subjects: Subjects, outcome: Outcome) -> None:
+async def store_outcome(t: Transport, subjects: Subjects, outcome: Outcome, key: str | None = None) -> None:
     """Store an outcome under its ref, unless one is stored there that answers the same message: the first one stays. One of
-    another message stays too, in front of this one.
+    another message stays too, in front of this one. `key`: the digest of the request's key.
 
     Raises:
         As `agentmesh.edge.publish.store`; WrongLastSequence if the server gave no verdict.
@@ -144,7 +149,7 @@ async def store_outcome(t: Transport, subjects: Subjects, outcome: Outcome) -> N
     subject, body, expected = subjects.result(outcome.agent, outcome.ref), encode_outcome(outcome), 0
     for _ in range(TRIES):
         try:
-            await store(t, subject, body, expected=expected)
+            await store(t, subject, body, headers=None if key is None else {KEY_DIGEST: key}, expected=expected)
         except WrongLastSequence as error:
             if error.last is None:
                 raise

@@ -6,6 +6,7 @@ from itertools import pairwise
 
 from msgspec import structs
 
+from agentmesh.keys import opens, refusal_body
 from agentmesh.ledger import is_taken
 from agentmesh.records import CancelTimer, Effect, Notice, Queued, SendMail, StartAgent, StopAgent, target_of
 from agentmesh.subjects import LANES
@@ -31,6 +32,7 @@ from agentmesh.turn.draft import (
 from agentmesh.turn.lifecycle import boot, finish
 from agentmesh.turn.next_input import out_of_time
 from agentmesh.turn.poison import begin
+from agentmesh.turn.request_keys import digest_for
 from agentmesh.turn.steps import end_undelivered, expire_waits, take_answers
 from agentmesh.turn.tracing import asked_by_client, ended_unrun
 from agentmesh.turn.values import (
@@ -198,6 +200,12 @@ def on_cancel(core: Core, item: Cancel, out: Out) -> None:
     named = next((m for m in core.prompts if m.ref == item.ref), None)
     ref = (repeats(core, named) if named is not None else None) or item.ref
     mail = next((m for m in core.prompts if m.ref == ref and not _is_copy(core, m)), None)
+    if not all(opens(digest_for(core, one), item.key) for one in {ref, item.ref}):
+        if item.token:
+            out.append(AnswerControl(item.token, {"error": refusal_body(item.ref, item.key)}))
+        if core.phase is Phase.IDLE:
+            go_on(core, out)
+        return
     if is_open(core, ref):
         cancel_deferred(core, ref, item.token, out, told=to_withdraw(core, ref))
         return

@@ -17,6 +17,7 @@ from agentmesh.turn.draft import (
     deadline_timer,
     end_request,
     expired,
+    recordable,
 )
 from agentmesh.turn.tracing import of_request
 from agentmesh.turn.values import AnswerControl, Core, Reply, Returned
@@ -29,7 +30,7 @@ EXCLUSIVE_S = 7 * 86_400.0
 # --- open -------------------------------------------------------------------------------------------------------------
 def open_deferred(core: Core, caller: Caller, turn: int, *, exclusive: bool) -> None:
     """Add to the draft that the caller's request stays open beyond its turn."""
-    entry = _dated(core, Deferred(caller=caller, turn=turn, exclusive=exclusive))
+    entry = _dated(core, Deferred(caller=recordable(core, caller), turn=turn, exclusive=exclusive))
     core.work = structs.replace(core.work, deferred={**core.work.deferred, caller.ref: entry})
     if entry.until is not None:
         core.effects = (*core.effects, SetTimer(id=deadline_timer(caller.ref), due=entry.until))

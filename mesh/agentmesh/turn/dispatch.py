@@ -22,6 +22,7 @@ from agentmesh.turn.draft import (
     forget_charges,
     mint,
     pending_stop,
+    recordable,
 )
 from agentmesh.turn.kept import end_turn
 from agentmesh.turn.next_input import NO_EVENT, choose, end_late, end_without_turn, next_event, out_of_time
@@ -407,11 +408,12 @@ def transition(core: Core, out: Out) -> None:
     choice = active.choice
     if choice.kind == "prompt":
         retry = active.error is not None and active.error.code not in ENDED_FROM_OUTSIDE and active.caller is not None
+        caller = charged(active)
         item = Queued(
             ref=active.ref if retry else mint(core),
             text=choice.text,
             label=choice.label,
-            caller=charged(active) if retry else None,
+            caller=None if caller is None or not retry else recordable(core, caller),
             metadata=active.metadata if retry else {},
             attachments=active.attachments if retry else (),
             trace=active.trace,

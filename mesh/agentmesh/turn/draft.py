@@ -10,6 +10,7 @@ from msgspec import structs
 
 from agentmesh import ledger as book
 from agentmesh.callback_context import DeferredReply
+from agentmesh.formats import SECOND
 from agentmesh.outcomes import capped, id_in_outcome, outcome_limit
 from agentmesh.records import (
     Bury,
@@ -80,7 +81,13 @@ def caller_of(mail: Mail) -> Caller:
         origin=mail.origin,
         end_by=mail.end_by,
         root=mail.root,
+        key=mail.key,
     )
+
+
+def recordable[T: Caller | Echo | Resolve](core: Core, value: T) -> T:
+    """`value` as a record may have it: without a key while a process is up that would lose it (agentmesh.formats)."""
+    return structs.replace(value, key=None) if value.key is not None and core.writes < SECOND else value
 
 
 def failed_outcome(core: Core, ref: str, error: ErrorBody, tools: Counts | None = None) -> Outcome:
@@ -94,7 +101,8 @@ def resolve(core: Core, caller: Caller, outcome: Outcome) -> tuple[Effect, ...]:
     outcome = structs.replace(outcome, msg_id=caller.msg_id, stored=caller.stored)
     mailed = caller.sender is not None and caller.tag is not None
     outcome = capped(outcome, outcome_limit(core.config.max_payload, mailed=mailed))
-    told = Resolve(outcome=outcome, reply_to=caller.reply_to, stream_to=caller.stream_to)
+    told = Resolve(outcome=outcome, reply_to=caller.reply_to, stream_to=caller.stream_to, key=caller.key)
+    told = recordable(core, told)
     if caller.sender is None or caller.tag is None:
         return (told,)
     answer = SendMail(
@@ -247,8 +255,9 @@ def echo(core: Core, mail: Mail, first: str) -> None:
     """Add to the draft that the prompt `mail` is consumed, and gets the outcome of the one that it repeats."""
     consume(core, mail)
     msg_id, stored = id_in_outcome(mail.msg_id), mail.stored
-    effect = Echo(ref=mail.ref, of=first, reply_to=mail.reply_to, stream_to=mail.stream_to, msg_id=msg_id, stored=stored)
-    core.effects = (*core.effects, effect)
+    addresses = {"reply_to": mail.reply_to, "stream_to": mail.stream_to}
+    effect = Echo(ref=mail.ref, of=first, msg_id=msg_id, stored=stored, key=mail.key, **addresses)
+    core.effects = (*core.effects, recordable(core, effect))
 
 
 def end_unanswered(core: Core, mail: Mail, error: ErrorBody) -> None:

@@ -262,6 +262,8 @@ class Cancel(msgspec.Struct, frozen=True):
     """What the running turn has spent so far."""
     turn: int | None = None
     """The turn that this is of: by the time when it is handled another may run. None where nobody has said."""
+    key: str | None = None
+    """The digest of the key that whoever asks for it has given."""
 
 
 class Reply(msgspec.Struct, frozen=True, kw_only=True):

@@ -21,6 +21,7 @@ from agentmesh.edge.registry import Registry
 from agentmesh.edge.replies import report_unanswerable, usable_reply
 from agentmesh.edge.transport import Disconnected, Message, Subscription, Transport
 from agentmesh.errors import BadRequest, MeshError, Unavailable
+from agentmesh.keys import KEY_DIGEST, opens, refusal
 from agentmesh.subjects import Subjects, WayIn
 from agentmesh.wire import ErrorBody, Outcome
 from agentmesh_node.gateway.intake import Intake, StoredRequest, patience_s
@@ -158,6 +159,8 @@ class Gateway:
         try:
             patience = patience_s(taken.headers, self._now())
             outcome = await self._waits.outcome(agent, str(taken.seq), taken.headers[wire.MSG_ID], patience)
+            if outcome is not None and not opens(outcome.key, taken.headers.get(KEY_DIGEST)):
+                raise refusal(str(taken.seq), taken.headers.get(KEY_DIGEST))
         except Disconnected:
             raise
         except EDGE_ERRORS as error:
@@ -168,7 +171,7 @@ class Gateway:
             return
         if outcome is not None:
             for address in addresses:
-                await self._t.publish(address, outcome)
+                await self._t.publish(address, outcome.body)
 
     async def _refuse(self, addresses: Sequence[str], agent: str, error: MeshError, stream_to: str | None = None) -> None:
         """Answer the caller with an error, and end the turn's live events with it (docs/protocol.md#live-events)."""

@@ -12,9 +12,11 @@ from agentmesh.edge.failures import Uncertain
 from agentmesh.edge.publish import Stored, store
 from agentmesh.edge.read import get_next
 from agentmesh.edge.registry import Registry, decode_spec
+from agentmesh.edge.results import read_outcome
 from agentmesh.edge.transport import Headers, Message, Transport
 from agentmesh.errors import AgentFailed, BadRequest, NotFound, Stopped, StoreLost
 from agentmesh.headers import CONTENT_TYPE, content_type_in, legible, message_id, readable, trace_in
+from agentmesh.keys import KEY_DIGEST, opens, refusal, shown_by, stored_digest
 from agentmesh.registry_values import Spec
 from agentmesh.subjects import Subjects, WayIn, spec_key
 from agentmesh_node.gateway.requesters import id_for, lane_for, requester_of
@@ -64,7 +66,8 @@ class Intake:
         Raises:
             NotFound, AgentFailed, StoreLost: the registry says that the agent takes no mail.
             BadRequest: what is sent cannot be meant; or its id belongs to other mail.
-            MailboxFull, TooLarge, NotPermitted, Unavailable: nothing was stored.
+            NotPermitted: it repeats the id of a request with another key; or the server forbids it. Nothing was stored.
+            MailboxFull, TooLarge, Unavailable: nothing was stored.
             Uncertain: it may be stored.
         """
         agent = names.agent_name(way_in.agent)
@@ -78,12 +81,15 @@ class Intake:
         own_id = headers.get(wire.MSG_ID)
         headers.setdefault(wire.FOR, spec.incarnation)
         given = f"{agent}.{self._token()}" if own_id is None else own_id
+        if prompt and (key := shown_by(message.headers)) is not None:
+            headers[KEY_DIGEST] = key
         headers[wire.MSG_ID] = id_for(way_in, requester_of(way_in, message.headers), given)
         subject = self._subjects.lane(lane_for(way_in), agent)
         stored = await self._store(subject, message.data, headers)
         if own_id is None or not stored.duplicate:
             return StoredRequest(stored.seq, headers, repeats=False)
-        return StoredRequest(stored.seq, headers, repeats=True, first_reply_to=await self._first_reply_to(subject, stored.seq))
+        first_reply_to = await self._first_reply_to(subject, agent, stored.seq, headers)
+        return StoredRequest(stored.seq, headers, repeats=True, first_reply_to=first_reply_to)
 
     async def _addressed(self, agent: str) -> Spec:
         entry = await self._registry.get(spec_key(agent))
@@ -132,17 +138,23 @@ class Intake:
             await asyncio.sleep(AGAIN_S)
         raise AssertionError("the last try returns or raises")
 
-    async def _first_reply_to(self, subject: str, seq: int) -> str | None:
+    async def _first_reply_to(self, subject: str, agent: str, seq: int, headers: Headers) -> str | None:
         """Where the outcome of the message goes that had this id first; None if it says nowhere, or is no longer stored.
 
         Raises:
             BadRequest: the id belongs to other mail.
+            NotPermitted: that message had a key, and the repetition has not.
         """
         first = await get_next(self._t, self._subjects.stream("mail"), f"{self._subjects.root}.>", seq)
         if first is None or first.seq != seq:
+            answered = await read_outcome(self._t, self._subjects, agent, str(seq))
+            if answered is not None and not opens(answered.key, headers.get(KEY_DIGEST)):
+                raise refusal(str(seq), headers.get(KEY_DIGEST))
             return None
         if first.subject != subject:
             raise BadRequest(f"this {wire.MSG_ID} was used for other mail; begin an id with the agent's name, and use it once")
+        if not opens(stored_digest(first.headers), headers.get(KEY_DIGEST)):
+            raise refusal(str(seq), headers.get(KEY_DIGEST))
         return first.headers.get(wire.REPLY_TO)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 
-from agentmesh.edge.results import is_answer, read_outcome
+from agentmesh.edge.results import StoredOutcome, is_answer, read_outcome
 from agentmesh.edge.transport import Transport
 from agentmesh.errors import Unavailable
 from agentmesh.subjects import Subjects
@@ -38,7 +38,7 @@ class OutcomeWaits:
         stored = await read_outcome(self._t, self._subjects, agent, ref)
         return stored is not None and await is_answer(self._t, self._subjects, stored, msg_id)
 
-    async def outcome(self, agent: str, ref: str, msg_id: str, wait_s: float) -> bytes | None:
+    async def outcome(self, agent: str, ref: str, msg_id: str, wait_s: float) -> StoredOutcome | None:
         """The stored outcome of a request, as soon as it is there; None if this process closes first.
 
         Raises:
@@ -53,7 +53,7 @@ class OutcomeWaits:
             while asyncio.get_running_loop().time() < end and not self._closed:
                 stored = await read_outcome(self._t, self._subjects, agent, ref)
                 if stored is not None and await is_answer(self._t, self._subjects, stored, msg_id):
-                    return stored.body
+                    return stored
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(woken.get(), LOOK_S)
         finally:

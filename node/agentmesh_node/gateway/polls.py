@@ -17,6 +17,7 @@ from agentmesh.edge.registry import Registry
 from agentmesh.edge.results import LAST_REF, read_outcome, standing_prompt
 from agentmesh.edge.transport import Message, NoResponders, RequestTimeout, Transport
 from agentmesh.errors import BadRequest, NotFound, Unavailable
+from agentmesh.keys import KEY, opens, refusal, shown_by
 from agentmesh.outcomes import answers
 from agentmesh.subjects import Subjects, spec_key
 
@@ -47,32 +48,40 @@ class Polls:
 
         Raises:
             BadRequest: it is no poll.
+            NotPermitted: the request had a key, and the poll has not.
             Unavailable: only the owner could tell, and there is none now; or nothing can be read.
         """
-        ref = _ref(message)
+        ref, key = _ref(message), shown_by(message.headers)
         names.agent_name(agent)
         if ref.isdecimal() and not 0 < int(ref) <= LAST_REF:
             return wire.encode_reply({"status": "not_found"})
-        known = await self._stored(agent, ref)
+        known = await self._stored(agent, ref, key)
         if known is not None:
             return known
         try:
             request = wire.encode(ControlRequest(op="poll", ref=ref))
-            return (await self._t.request(self._subjects.control(agent), request, timeout=OWNER_S)).data
+            headers = None if key is None else {KEY: message.headers[KEY]}
+            return (await self._t.request(self._subjects.control(agent), request, headers=headers, timeout=OWNER_S)).data
         except (NoResponders, RequestTimeout):
-            return await self._without_owner(agent, ref)
+            return await self._without_owner(agent, ref, key)
 
-    async def _stored(self, agent: str, ref: str) -> bytes | None:
-        """The reply for an outcome that is stored, and answers what stands in the mail under this ref; else None."""
+    async def _stored(self, agent: str, ref: str, key: str | None) -> bytes | None:
+        """The reply for an outcome that is stored, and answers what stands in the mail under this ref; else None.
+
+        Raises:
+            NotPermitted: its request had another key.
+        """
         stored = await read_outcome(self._t, self._subjects, agent, ref)
         if stored is None:
             return None
         standing = await standing_prompt(self._t, self._subjects, agent, ref)
         if standing is not None and not answers(stored.outcome, standing.asked, stored.time):
             return None
+        if not opens(stored.key if stored.key is not None or standing is None else standing.key, key):
+            raise refusal(ref, key)
         return _reply("completed", outcome=msgspec.Raw(stored.body))
 
-    async def _without_owner(self, agent: str, ref: str) -> bytes:
+    async def _without_owner(self, agent: str, ref: str, key: str | None) -> bytes:
         """What mail and results show while no owner answers.
 
         A prompt of this agent that is stored is pending: it waits for an owner, or for an agent of that name. A sequence that is
@@ -81,10 +90,12 @@ class Polls:
         waits = await standing_prompt(self._t, self._subjects, agent, ref)
         exists = await self._registry.get(spec_key(agent)) is not None
         # In this order: what waits no longer at the second look has an outcome by then.
-        known = await self._stored(agent, ref)
+        known = await self._stored(agent, ref, key)
         if known is not None:
             return known
         if waits is not None:
+            if not opens(waits.key, key):
+                raise refusal(ref, key)
             reason = {} if exists else {"reason": {"code": NotFound.code, "message": _no_agent(agent)}}
             return _reply("pending", **reason)
         if not exists or not ref.isdecimal() or await self._is_no_request(int(ref)):

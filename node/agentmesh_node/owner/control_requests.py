@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -19,6 +19,7 @@ from agentmesh.edge.results import read_outcome, standing_prompt
 from agentmesh.edge.transport import Disconnected, Headers, Message
 from agentmesh.errors import BadRequest, MeshError, TooLarge, Unavailable
 from agentmesh.headers import trace_in
+from agentmesh.keys import opens, refusal, shown_by
 from agentmesh.ledger import is_taken, open_requests
 from agentmesh.outcomes import answers, capped, outcome_limit
 from agentmesh.records import NOTHING, Echo, Inner, Resolve, SetTimer
@@ -27,6 +28,7 @@ from agentmesh.tool_runs import ToolRun
 from agentmesh.turn import delegation
 from agentmesh.turn.configuration import PENDING, shown
 from agentmesh.turn.interruption import running_callback
+from agentmesh.turn.request_keys import digest_for
 from agentmesh.turn.values import (
     AnswerControl,
     AskTimer,
@@ -128,7 +130,7 @@ class ControlRequests:
                 # After the mail that came before it: the status shows the agent as it is after that mail.
                 self._s.run_queue.put(self._reply_status, (reply, request.content))
             case "poll":
-                self._s.spawn(self._poll(_needed(control_values.ref_of(request), "ref"), reply))
+                self._s.spawn(self._poll(_needed(control_values.ref_of(request), "ref"), shown_by(headers), reply))
             case "resend":
                 self._s.spawn(self._resend(_needed(control_values.ref_of(request), "ref"), reply))
             case "interrupt":
@@ -139,8 +141,8 @@ class ControlRequests:
                 self._feed(Resume(token), token, reply)
             case "cancel":
                 ref = _needed(control_values.ref_of(request), "ref")
-                spent = (self._spent(), self._turn()) if request.tree else ()
-                self._feed(Cancel(ref, token, request.tree, *spent), token, reply)
+                spent = (self._spent(), self._turn()) if request.tree else (None, None)
+                self._feed(Cancel(ref, token, request.tree, *spent, shown_by(headers)), token, reply)
             case "open":
                 # After the mail that came before it, as a status.
                 sender = None if request.sender is None else names.agent_name(request.sender)
@@ -262,9 +264,12 @@ class ControlRequests:
             await self._send_reply(reply, wire.encode_failure(shown))
 
     # --- poll -------------------------------------------------------------------------------------------------------
-    async def _poll(self, ref: str, reply: str) -> None:
+    async def _poll(self, ref: str, key: str | None, reply: str) -> None:
         try:
-            await self._send_reply(reply, wire.encode_reply(await self._look_up(ref)))
+            found = await self._look_up(ref)
+            if not opens(found.key, key):
+                raise refusal(ref, key)
+            await self._send_reply(reply, wire.encode_reply(found.body))
         except EDGE_ERRORS as error:
             shown = error if isinstance(error, MeshError) else BadRequest(str(error))
             await self._send_reply(reply, wire.encode_failure(shown))
@@ -278,9 +283,9 @@ class ControlRequests:
         if before is None or before.inflight is not None:
             return False  # the record in flight may hold the outcome
         found = await self._look_up(ref)
-        return found["status"] == "not_found" and self._loop.core is before
+        return found.body["status"] == "not_found" and self._loop.core is before
 
-    async def _look_up(self, ref: str) -> dict[str, Any]:
+    async def _look_up(self, ref: str) -> _Answer:
         """`pending`, `completed` or `not_found`, as this owner can prove it."""
         s, name = self._s, self._loop.name
         for _ in range(2):
@@ -290,15 +295,23 @@ class ControlRequests:
             assert core is not None
             known = _known(core, ref)
             if known is not None:
-                return known
+                return _Answer(known, digest_for(core, ref))
             stored = await read_outcome(s.transport, s.subjects, name, ref)
             standing = await standing_prompt(s.transport, s.subjects, name, ref)
             if stored is not None and (standing is None or answers(stored.outcome, standing.asked, stored.time)):
-                return _completed(stored.body)
+                key = stored.key if stored.key is not None or standing is None else standing.key
+                return _Answer(_completed(stored.body), key)
             ledger = (self._loop.core or core).ledger
             if standing is not None and not is_taken(ledger, standing.lane, int(ref)):
-                return {"status": "pending"}  # it has not reached this owner yet
-        return {"status": "not_found"}
+                return _Answer({"status": "pending"}, standing.key)  # it has not reached this owner yet
+        return _Answer({"status": "not_found"})
+
+
+class _Answer(NamedTuple):
+    """What is known of a request: the reply to a poll, and the digest of its key."""
+
+    body: dict[str, Any]
+    key: str | None = None
 
 
 def _needed(value: str | None, what: str) -> str:

@@ -22,6 +22,7 @@ from agentmesh.edge.registry import Entry, Registry, View, decode_spec
 from agentmesh.edge.results import read_outcome, store_outcome
 from agentmesh.errors import NotFound, StoreLost, Unavailable
 from agentmesh.formats import relabelled
+from agentmesh.keys import KEY_DIGEST, opens, refusal
 from agentmesh.ledger import fold, origin_key
 from agentmesh.outcomes import Asked, answers, capped, outcome_limit
 from agentmesh.records import (
@@ -133,7 +134,9 @@ class EffectHandlers:
             # If an outcome is stored already, `perform` sees whether it is this one.
             resolved(result if isinstance(result, Exception) else None)
 
-        return store_soon(self._t, self._subjects.result(self.agent, effect.outcome.ref), body, stored, expected=0)
+        subject = self._subjects.result(self.agent, effect.outcome.ref)
+        headers = None if effect.key is None else {KEY_DIGEST: effect.key}
+        return store_soon(self._t, subject, body, stored, headers=headers, expected=0)
 
     def _resolve(self, effect: Resolve) -> Awaitable[None]:
         return self._send_and_store(msgspec.structs.replace(effect, outcome=self._capped(effect.outcome, mailed=False)))
@@ -147,13 +150,16 @@ class EffectHandlers:
         if effect.stream_to is not None:
             self._end_stream(effect)  # first: a reader that has the outcome reads no more events
         await send_outcome(self._t, effect)
-        await store_outcome(self._t, self._subjects, effect.outcome)
+        await store_outcome(self._t, self._subjects, effect.outcome, effect.key)
 
     async def _echo(self, effect: Echo) -> None:
         """Give a repeated request the first one's outcome, once that is stored; an error if it is no longer stored."""
         first = await read_outcome(self._t, self._subjects, self.agent, effect.of)
         if first is not None and answers(first.outcome, Asked(effect.msg_id), first.time):
             outcome = first.outcome
+            if not opens(first.key, effect.key):
+                error = ErrorBody.of(refusal(effect.of, effect.key))
+                outcome = Outcome(agent=self.agent, ref=effect.ref, ok=False, error=error)
         elif await self._is_gone(effect.of):
             message = f"this repeats the request {effect.of}, which was answered; its outcome is kept no more"
             outcome = Outcome(agent=self.agent, ref=effect.ref, ok=False, error=ErrorBody(code="not_found", message=message))
@@ -161,7 +167,8 @@ class EffectHandlers:
             raise Unavailable(f"the request {effect.of} has no outcome yet")
         outcome = msgspec.structs.replace(outcome, ref=effect.ref, msg_id=effect.msg_id, stored=effect.stored)
         # Not capped again: with a longer ref it may exceed the bound, and yet it must be the same outcome.
-        await self._send_and_store(Resolve(outcome=outcome, reply_to=effect.reply_to, stream_to=effect.stream_to))
+        resolved = Resolve(outcome=outcome, reply_to=effect.reply_to, stream_to=effect.stream_to, key=effect.key)
+        await self._send_and_store(resolved)
 
     # --- mail -----------------------------------------------------------------------------------------------------
     async def _mail(self, origin: str, nonce: str, effect: SendMail) -> None:

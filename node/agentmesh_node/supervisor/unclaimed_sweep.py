@@ -168,7 +168,7 @@ class UnclaimedSweep:
                 await bury(self._t, self._subjects, agent, effect, origin=origin, nonce=entry.nonce)
             case Resolve():
                 await send_outcome(self._t, effect)
-                await store_outcome(self._t, self._subjects, effect.outcome)
+                await store_outcome(self._t, self._subjects, effect.outcome, effect.key)
             case SendMail() if effect.outcome is not None:
                 spec = await self._spec(effect.to)
                 if spec is None and not await has_ended(self._registry, self._journal, effect.to, effect.life):

@@ -6,8 +6,9 @@ import json
 
 import pytest
 
+from agentmesh.edge.publish import store
 from agentmesh.subjects import Subjects, spec_key
-from agentmesh.wire import encode
+from agentmesh.wire import Outcome, encode, encode_outcome
 from agentmesh_node.gateway.intake import LEAST_S, REPEAT_WAIT_S, patience_s
 from node.gateway.served import CODER, served
 from support import Faulty, Server, never_sent, reply_lost, run
@@ -92,6 +93,36 @@ def test_a_lost_acknowledgement_stores_it_once_and_an_unknown_fate_says_how_to_r
             assert lost["error"]["code"] == "unavailable" and lost["error"]["details"] == {"uncertain": True}
             assert "ref" in await at.request(subjects.tell("coder"), Nats_Msg_Id="coder.k")
             assert len(await at.mail()) == 2
+
+    run(main())
+
+
+@pytest.mark.case(625)
+def test_who_repeats_an_id_needs_the_first_ones_key(server: Server, subjects: Subjects) -> None:
+    async def main() -> None:
+        async with served(server, subjects) as at:
+            ref = (await at.request(subjects.tell("coder"), Nats_Msg_Id="coder.k", Mesh_Key="0123456789abcdef"))["ref"]
+            (mail,) = await at.mail()
+            digest = mail.headers["Mesh-Key-Digest"]
+            assert "Mesh-Key" not in mail.headers and len(digest) == 64
+            for how in ({}, {"Mesh_Key": "fedcba9876543210"}, {"Mesh_Key_Digest": digest}):
+                for way in (subjects.tell, subjects.ask):
+                    refused = await at.request(way("coder"), b"hello", Nats_Msg_Id="coder.k", **how)
+                    assert refused["error"]["code"] == "not_permitted", (how, refused)
+                polled = await at.request(subjects.poll("coder"), b'{"ref":"%s"}' % ref.encode(), **how)
+                assert polled["error"]["code"] == "not_permitted", (how, polled)
+            again = await at.request(subjects.tell("coder"), Nats_Msg_Id="coder.k", Mesh_Key="0123456789abcdef")
+            assert again == {"v": 1, "ref": ref, "duplicate": True}
+            outcome = encode_outcome(Outcome(agent="coder", ref=ref, ok=True, text="done"))
+            await store(at.transport, subjects.result("coder", ref), outcome, headers={"Mesh-Key-Digest": digest})
+            await at.transport.request(f"$JS.API.STREAM.PURGE.{subjects.stream('mail')}", b"", timeout=5)
+            for key, found in (("0123456789abcdef", "completed"), ("fedcba9876543210", None)):
+                polled = await at.request(subjects.poll("coder"), b'{"ref":"%s"}' % ref.encode(), Mesh_Key=key)
+                assert polled.get("status") == found
+                again = await at.request(subjects.ask("coder"), Nats_Msg_Id="coder.k", Mesh_Key=key)
+                assert again["ok"] is (found is not None), "purged, the outcome says whose it is"
+            bad = await at.request(subjects.tell("coder"), Mesh_Key="short")
+            assert bad["error"]["code"] == "bad_request"
 
     run(main())
 

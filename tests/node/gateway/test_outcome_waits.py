@@ -24,7 +24,8 @@ def test_a_wait_ends_with_the_outcome_with_its_time_or_with_its_process(server: 
             waiting = asyncio.ensure_future(waits.outcome("coder", "1", "coder.a", 60))
             await eventually(lambda: waits._woken)
             await store(t, subjects.result("coder", "1"), body)
-            assert await waiting == body and await waits.is_there("coder", "1", "coder.a")
+            found = await waiting
+            assert found is not None and found.body == body and await waits.is_there("coder", "1", "coder.a")
             with pytest.raises(Unavailable):
                 await waits.outcome("coder", "2", "coder.b", 0.0)
             waiting = asyncio.ensure_future(waits.outcome("coder", "2", "coder.b", 60))
