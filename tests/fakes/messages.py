@@ -1,4 +1,5 @@
-"""A Messages API server on loopback: real HTTP and SSE, scripted answers, and a count of what was asked.
+"""A model server on loopback, Messages API and Chat Completions: real HTTP and SSE, scripted answers, and a count of what was
+asked.
 
     with FakeMessages(lambda call: "hello") as fake:
         AsyncAnthropic(base_url=fake.url, api_key="x", ...)
@@ -30,6 +31,7 @@ from typing import Any, Self
 
 import msgspec
 
+from fakes import chat
 from fakes.answers import KINDS, MODEL, Answer, Item, Refusal, Tool, error_body, events_of, items, message_of, model_body
 
 __all__ = ["Answer", "Call", "FakeMessages", "Item", "Refusal", "Script", "Tool", "text_of"]
@@ -53,6 +55,11 @@ class Call(msgspec.Struct, frozen=True):
         return found
 
     @property
+    def is_chat(self) -> bool:
+        """Whether it is of Chat Completions."""
+        return self.path.endswith("/chat/completions")
+
+    @property
     def prompt(self) -> str:
         """The text of the newest user message that has any."""
         users = (text_of(m) for m in reversed(self.messages) if m.get("role") == "user")
@@ -60,7 +67,9 @@ class Call(msgspec.Struct, frozen=True):
 
     @property
     def results(self) -> list[dict[str, Any]]:
-        """The tool results in the last message."""
+        """The tool results in the last message; of Chat Completions, in the last messages."""
+        if self.is_chat:
+            return list(itertools.takewhile(lambda message: message.get("role") == "tool", reversed(self.messages)))[::-1]
         content = self.messages[-1].get("content") if self.messages else None
         return [b for b in content if b.get("type") == "tool_result"] if isinstance(content, list) else []
 
@@ -259,7 +268,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if path == "/v1/messages/count_tokens":
             self._json(200, {"input_tokens": max(1, len(raw) // 4)})
-        elif path == "/v1/messages":
+        elif path in ("/v1/messages", "/v1/chat/completions"):
             self._answer(path, body)
         elif path == "/_fake/script":
             self.server_of.play(items(body))
@@ -278,6 +287,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(item)
             return
         answer = Answer(text=item) if isinstance(item, str) else item
+        if path.endswith("/chat/completions"):
+            self._complete(answer, body)
+            return
         message = message_of(answer, body.get("model", MODEL), self.server_of.tool_id)
         if body.get("stream"):
             self._stream(answer, message)
@@ -285,13 +297,34 @@ class _Handler(BaseHTTPRequestHandler):
             time.sleep(answer.delay_s)
             self._json(200, message)
 
-    def _stream(self, answer: Answer, message: dict[str, Any]) -> None:
+    def _complete(self, answer: Answer, body: dict[str, Any]) -> None:
+        """Answer in the form of Chat Completions."""
+        completion = chat.completion_of(answer, body.get("model", MODEL), self.server_of.tool_id)
+        if not body.get("stream"):
+            time.sleep(answer.delay_s)
+            self._json(200, completion)
+            return
+        self._open_stream(completion["id"])
+        usage = bool((body.get("stream_options") or {}).get("include_usage"))
+        for index, data in enumerate(chat.chunks_of(completion, answer.chunk, usage=usage)):
+            if answer.break_after is not None and index >= answer.break_after:
+                self._break(answer.how)
+                return
+            if answer.delay_s and self.server_of.closing.wait(answer.delay_s):
+                return
+            self._chunk(f"data: {data}\n\n")
+        self._chunk("")
+
+    def _open_stream(self, id: str) -> None:
         self.send_response(200)
         self.send_header("content-type", "text/event-stream; charset=utf-8")
         self.send_header("cache-control", "no-cache")
         self.send_header("transfer-encoding", "chunked")
-        self.send_header("request-id", f"req_{message['id']}")
+        self.send_header("request-id", f"req_{id}")
         self.end_headers()
+
+    def _stream(self, answer: Answer, message: dict[str, Any]) -> None:
+        self._open_stream(message["id"])
         for index, (name, data) in enumerate(events_of(message, answer.chunk)):
             if answer.break_after is not None and index >= answer.break_after:
                 self._break(answer.how)
@@ -322,7 +355,9 @@ class _Handler(BaseHTTPRequestHandler):
         if refusal.retry_after_s is not None:
             headers["retry-after"] = f"{refusal.retry_after_s:g}"
         kind = refusal.kind or KINDS.get(refusal.status, "api_error")
-        self._send(refusal.status, json.dumps(error_body(kind, refusal.message)).encode(), headers)
+        is_chat = self._path().endswith("/chat/completions")
+        body = chat.chat_error(refusal.status, kind, refusal.message) if is_chat else error_body(kind, refusal.message)
+        self._send(refusal.status, json.dumps(body).encode(), headers)
 
     def _path(self) -> str:
         return self.path.partition("?")[0]

@@ -14,7 +14,7 @@ from agentmesh.errors import BackendError
 from agentmesh.steps import UnjournaledSteps
 from agentmesh_node.backends.anthropic.answers import AnswerReader
 from agentmesh_node.backends.anthropic.failures import translated
-from agentmesh_node.backends.anthropic.stream import read
+from agentmesh_node.backends.api.body import read
 from agentmesh_node.backends.shapes import shaped
 from agentmesh_node.tools import Call, Toolbox
 from agentmesh_node.tools.loop_steps import ModelAnswer, sound

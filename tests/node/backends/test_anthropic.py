@@ -24,6 +24,7 @@ from agentmesh.steps import UnjournaledSteps
 from agentmesh.trace.context import TraceContext
 from agentmesh.wire import Attachment
 from agentmesh_node.backends.anthropic import AnthropicBackend, clients
+from agentmesh_node.backends.api.clients import Lease
 from agentmesh_node.telemetry.inner_calls import InnerCalls, inner_of_step
 from agentmesh_node.telemetry.tracing import Here, Tracing
 from fakes.messages import Answer, Call, FakeMessages, Item, Refusal, Tool
@@ -262,7 +263,7 @@ def test_a_summary_by_the_api_replaces_the_history(fake: FakeMessages) -> None:
 # --- the process ------------------------------------------------------------------------------------------------------
 def test_agents_of_a_loop_share_a_client_until_the_last_lets_it_go(fake: FakeMessages) -> None:
     async def check() -> None:
-        first, second = clients.Lease(), clients.Lease()
+        first, second = Lease(clients.CLIENTS), Lease(clients.CLIENTS)
         client = await first.client()
         assert await second.client() is client
         assert await first.client() is client
@@ -285,6 +286,7 @@ def test_the_sdk_is_imported_by_the_first_prompt_and_not_on_the_loop() -> None:
 import asyncio, sys
 from agentmesh.agent import Agent
 from agentmesh_node.backends.anthropic import AnthropicBackend, clients
+from agentmesh_node.backends.api.clients import Lease
 from agentmesh_node.telemetry.inner_calls import InnerCalls, inner_of_step
 from agentmesh_node.telemetry.tracing import Here, Tracing
 assert "anthropic" not in sys.modules
@@ -302,7 +304,7 @@ async def main():
             ticks += 1
 
     ticking = asyncio.create_task(tick())
-    lease = clients.Lease()
+    lease = Lease(clients.CLIENTS)
     await lease.client()
     ticking.cancel()
     await lease.give_back()

@@ -10,8 +10,10 @@ import msgspec
 import pytest
 
 from agentmesh.tools.declared import DEFAULT_TIMEOUT_S, EFFECTS
-from agentmesh_node.backends.anthropic import failures
+from agentmesh_node.backends.anthropic import failures as anthropic
 from agentmesh_node.backends.anthropic.options import AnthropicOptions
+from agentmesh_node.backends.api import failures
+from agentmesh_node.backends.openai import failures as openai
 from agentmesh_node.tools.calls import MAX_RESULT
 
 PAGE = (Path(__file__).parents[3] / "docs" / "backends.md").read_text()
@@ -47,7 +49,9 @@ def test_each_reason_is_in_the_table_and_says_whether_to_try_again() -> None:
     reasons = {
         *failures._BY_TYPE.values(),
         *failures._BY_STATUS.values(),
+        *failures._BY_CODE.values(),
         *failures._NEXT,
+        *(reason for api in (anthropic.API, openai.API) for reason in api.hints),
         *failures.RETRYABLE,
         *failures.REJECTED,
     }

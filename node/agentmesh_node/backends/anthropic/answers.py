@@ -10,11 +10,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from agentmesh.backend import Event
-from agentmesh.errors import BackendError
 from agentmesh.unicode import well_formed
-from agentmesh_node.backends.anthropic.failures import failure, told
-from agentmesh_node.backends.anthropic.frames import Frame
-from agentmesh_node.backends.anthropic.messages import JsonObject
+from agentmesh_node.backends.anthropic.failures import API, failure, told, unreadable
+from agentmesh_node.backends.api.frames import Frame
+from agentmesh_node.backends.api.values import JsonObject, Members, number, word
 from agentmesh_node.tools import Call
 from agentmesh_node.tools.call_inputs import NotJson, checked, input_of, strictly
 from agentmesh_node.tools.loop_steps import ModelAnswer
@@ -24,7 +23,7 @@ CUT = frozenset({"max_tokens", "length"})
 DECLINED = frozenset({"refusal", "content_filter"})
 NOT_JSON = "INVALID_JSON"
 """The name under which the API's documentation has an input that is no JSON sent back to the model."""
-MOST_COUNT = 2**53
+_members = Members(API)
 _INPUTS = frozenset({"tool_use", "server_tool_use", "mcp_tool_use"})
 """Blocks whose input comes in pieces of JSON."""
 _COUNTS = {
@@ -37,6 +36,8 @@ _COUNTS = {
 
 class AnswerReader:
     """Reads one stream."""
+
+    api = API
 
     def __init__(self, most_tokens: int) -> None:
         """
@@ -71,17 +72,19 @@ class AnswerReader:
             raise unreadable(f"an event is no JSON ({error})") from None
         if not isinstance(data, dict):
             raise unreadable("an event is no object")
-        return self._event(_word(data.get("type")) or frame.event, data, secrets)
+        return self._event(word(data.get("type")) or frame.event, data, secrets)
 
-    def whole(self, message: JsonObject) -> list[Event]:
-        """Take an answer that came in one piece.
+    def whole(self, message: JsonObject) -> list[Event] | None:
+        """Take an answer that came in one piece; None if it is none.
 
         Raises:
-            BackendError: it is none.
+            BackendError: a part of it cannot be read.
         """
         blocks = message.get("content")
+        if not isinstance(blocks, list):
+            return None
         frames: list[JsonObject] = [{"type": "message_start", "message": {**message, "content": []}}]
-        for index, block in enumerate(blocks if isinstance(blocks, list) else ()):
+        for index, block in enumerate(blocks):
             frames.append({"type": "content_block_start", "index": index, "content_block": block})
             frames.append({"type": "content_block_stop", "index": index})
         frames.append({"type": "message_delta", "delta": message, "usage": message.get("usage")})
@@ -109,15 +112,15 @@ class AnswerReader:
     def _start(self, data: JsonObject) -> None:
         if self._begun:
             raise unreadable("it begins twice")
-        message = _object(data, "message")
+        message = _members.object(data, "message")
         self._begun = True
-        self._model = _word(message.get("model")) or ""
+        self._model = word(message.get("model")) or ""
         self._count(message.get("usage"))
 
     def _delta(self, data: JsonObject) -> None:
-        delta = _object(data, "delta")
+        delta = _members.object(data, "delta")
         if delta.get("stop_reason") is not None:
-            self._stop = _word(delta["stop_reason"])
+            self._stop = word(delta["stop_reason"])
             if self._stop is None:
                 raise unreadable("its stop reason is no text")
         details = delta.get("stop_details")
@@ -136,9 +139,9 @@ class AnswerReader:
         if kind == "content_block_start":
             if block is not None:
                 raise unreadable("a block begins twice")
-            block = self._blocks[index] = _Block(_object(data, "content_block"))
+            block = self._blocks[index] = _Block(_members.object(data, "content_block"))
             if block.kind == "fallback":
-                self._model = _word(_object(block.start, "to").get("model")) or self._model
+                self._model = word(_members.object(block.start, "to").get("model")) or self._model
             return block.opening()
         if block is None:
             raise unreadable("a block goes on that has not begun")
@@ -147,7 +150,7 @@ class AnswerReader:
         if kind == "content_block_stop":
             block.closed = True
             return None
-        return block.grow(_object(data, "delta"))
+        return block.grow(_members.object(data, "delta"))
 
     # --- the end ------------------------------------------------------------------------------------------------------
     def answer(self) -> ModelAnswer:
@@ -180,11 +183,11 @@ class AnswerReader:
     def _usable(self, calls: tuple[Call, ...], text: str, blocks: list[_Block]) -> str:
         """The stop reason of an answer that can be used."""
         stop = self._stop
-        at_limit = _number(self._usage.get("output_tokens")) >= self._most_tokens
+        at_limit = number(self._usage.get("output_tokens")) >= self._most_tokens
         if stop is None:
             raise failure("stream_broken", "the API's answer ended too early")
         if stop in DECLINED:
-            raise failure("refused", "the model refuses to answer this", category=_word(self._category))
+            raise failure("refused", "the model refuses to answer this", category=word(self._category))
         if stop == "model_context_window_exceeded":
             raise failure("too_long", "the model's context is full")
         broken = any(call.unfit is not None for call in calls)
@@ -211,7 +214,7 @@ class _Block:
     """One block of an answer."""
 
     def __init__(self, start: JsonObject) -> None:
-        kind = _word(start.get("type"))
+        kind = word(start.get("type"))
         if kind is None:
             raise unreadable("a block has no type")
         try:
@@ -225,8 +228,8 @@ class _Block:
         self._more: JsonObject = {}
         """Other members that came later."""
         if kind in ("text", "thinking"):
-            self._pieces.append(_text(start, kind) if start.get(kind) is not None else "")
-        elif kind == "tool_use" and not (_word(start.get("id")) and _word(start.get("name"))):
+            self._pieces.append(_members.text(start, kind) if start.get(kind) is not None else "")
+        elif kind == "tool_use" and not (word(start.get("id")) and word(start.get("name"))):
             raise unreadable("a tool call has no id or no name")
 
     @property
@@ -243,13 +246,13 @@ class _Block:
         kind = delta.get("type")
         match kind, self.kind:
             case "text_delta", "text":
-                return self._piece("text", _text(delta, "text"))
+                return self._piece("text", _members.text(delta, "text"))
             case "thinking_delta", "thinking":
-                return self._piece("thinking", _text(delta, "thinking"))
+                return self._piece("thinking", _members.text(delta, "thinking"))
             case "input_json_delta", _ if self.kind in _INPUTS:
-                self._pieces.append(_text(delta, "partial_json"))
+                self._pieces.append(_members.text(delta, "partial_json"))
             case "signature_delta", "thinking":
-                self._more["signature"] = _text(delta, "signature")
+                self._more["signature"] = _members.text(delta, "signature")
             case "citations_delta", "text":
                 first = self.start.get("citations")
                 found = self._more.setdefault("citations", list(first) if isinstance(first, list) else [])
@@ -257,7 +260,7 @@ class _Block:
             case "compaction_delta", "compaction":
                 for name in ("content", "encrypted_content"):
                     if name in delta:
-                        self._more[name] = None if delta[name] is None else _text(delta, name)
+                        self._more[name] = None if delta[name] is None else _members.text(delta, name)
             case "text_delta" | "thinking_delta" | "input_json_delta" | "signature_delta" | "compaction_delta", _:
                 raise unreadable(f"a {kind} comes in a block of the type {self.kind}")
         return None
@@ -315,32 +318,5 @@ def usage_of(counted: Mapping[str, Any]) -> dict[str, int]:
     found = dict.fromkeys(_COUNTS.values(), 0)
     for part in parts or (counted,):
         for name, ours in _COUNTS.items():
-            found[ours] += _number(part.get(name))
+            found[ours] += number(part.get(name))
     return found
-
-
-def _number(value: Any) -> int:
-    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < MOST_COUNT else 0
-
-
-def _object(data: Mapping[str, Any], name: str) -> JsonObject:
-    value = data.get(name)
-    if not isinstance(value, dict):
-        raise unreadable(f"{name} is missing or no object")
-    return value
-
-
-def _text(data: Mapping[str, Any], name: str) -> str:
-    value = data.get(name)
-    if not isinstance(value, str):
-        raise unreadable(f"{name} is missing or no text")
-    return value
-
-
-def _word(value: Any) -> str | None:
-    return value if isinstance(value, str) else None
-
-
-def unreadable(what: str) -> BackendError:
-    """The error for an answer that cannot be read."""
-    return failure("server_error", f"the API's answer cannot be read: {what}")

@@ -8,9 +8,10 @@ from typing import Any
 from agentmesh.agent import Agent
 from agentmesh.backend import Stream, Turn
 from agentmesh.edge.clock import SYSTEM
-from agentmesh_node.backends.anthropic.clients import Lease
+from agentmesh_node.backends.anthropic.clients import CLIENTS
 from agentmesh_node.backends.anthropic.model import AnthropicModel
 from agentmesh_node.backends.anthropic.options import read
+from agentmesh_node.backends.api.clients import Lease
 from agentmesh_node.tools import Toolbox
 from agentmesh_node.tools.loop import Bounds, CallGuard, ToolLoop
 
@@ -31,7 +32,7 @@ class AnthropicBackend:
         """
         self._options = read(options)
         self._toolbox = Toolbox(agent)
-        self._lease = Lease()
+        self._lease = Lease(CLIENTS)
         self.guard = guard
         """Checks each model call and each tool run."""
 

@@ -9,9 +9,9 @@ from typing import Any
 
 from agentmesh.backend import Turn
 from agentmesh.errors import BackendError
+from agentmesh_node.backends.api.values import JsonObject
 from agentmesh_node.tools import Result
 
-type JsonObject = dict[str, Any]
 IMAGES = frozenset({"image/jpeg", "image/png", "image/gif", "image/webp"})
 
 

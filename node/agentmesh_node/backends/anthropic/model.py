@@ -15,7 +15,7 @@ from agentmesh_node.backends.anthropic.answers import AnswerReader
 from agentmesh_node.backends.anthropic.clients import secrets
 from agentmesh_node.backends.anthropic.failures import translated
 from agentmesh_node.backends.anthropic.options import AnthropicOptions
-from agentmesh_node.backends.anthropic.stream import read
+from agentmesh_node.backends.api.body import read
 from agentmesh_node.backends.retries import Retries, again
 from agentmesh_node.tools import Result
 from agentmesh_node.tools.loop_steps import ModelAnswer

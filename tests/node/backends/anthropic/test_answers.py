@@ -9,7 +9,7 @@ import pytest
 
 from agentmesh.errors import BackendError
 from agentmesh_node.backends.anthropic.answers import AnswerReader
-from agentmesh_node.backends.anthropic.frames import Frame
+from agentmesh_node.backends.api.frames import Frame
 from agentmesh_node.tools.loop_steps import ModelAnswer
 
 START: dict[str, Any] = {

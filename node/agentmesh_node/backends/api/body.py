@@ -8,9 +8,8 @@ from contextlib import aclosing, suppress
 from typing import Any, Protocol
 
 from agentmesh.backend import Event
-from agentmesh_node.backends.anthropic.answers import AnswerReader, unreadable
-from agentmesh_node.backends.anthropic.failures import failure, told
-from agentmesh_node.backends.anthropic.frames import MOST_BYTES, Frames
+from agentmesh_node.backends.api.failures import Api
+from agentmesh_node.backends.api.frames import MOST_BYTES, Frame, Frames
 from agentmesh_node.tools.call_inputs import NotJson, strictly
 from agentmesh_node.tools.loop_steps import ModelAnswer
 
@@ -30,8 +29,33 @@ class Body(Protocol):
     def aiter_bytes(self) -> AsyncIterator[bytes]: ...
 
 
+class Reader(Protocol):
+    """Puts an answer together."""
+
+    api: Api
+    done: bool
+    """Whether the last frame has come."""
+
+    def feed(self, frame: Frame, secrets: tuple[str, ...] = ()) -> Event | None:
+        """Take a frame. Returns the text or the thinking in it.
+
+        Raises:
+            BackendError: it does not fit what came before, or is an error of the API.
+        """
+
+    def whole(self, message: dict[str, Any]) -> list[Event] | None:
+        """Take an answer that came in one piece, and return what it says; None if it is no answer."""
+
+    def answer(self) -> ModelAnswer:
+        """The answer, once nothing more comes.
+
+        Raises:
+            BackendError: it is of no use.
+        """
+
+
 async def read(
-    response: Body, reader: AnswerReader, *, silence_s: float, secrets: tuple[str, ...] = (), most_bytes: int = MOST_BYTES
+    response: Body, reader: Reader, *, silence_s: float, secrets: tuple[str, ...] = (), most_bytes: int = MOST_BYTES
 ) -> AsyncGenerator[Event | ModelAnswer]:
     """The text and thinking of an answer as they come, then the answer.
 
@@ -54,7 +78,7 @@ async def read(
     seen = False
     async with aclosing(_generator(response.aiter_bytes())) as chunks:
         while not reader.done:
-            chunk = await _next(chunks, until)
+            chunk = await _next(chunks, until, reader.api)
             if chunk is None:
                 break
             if not seen:
@@ -75,7 +99,7 @@ async def read(
     yield reader.answer()
 
 
-def _in_one_piece(body: bytes, kind: str, reader: AnswerReader, secrets: tuple[str, ...]) -> list[Event]:
+def _in_one_piece(body: bytes, kind: str, reader: Reader, secrets: tuple[str, ...]) -> list[Event]:
     """Take a body that is no event stream.
 
     Raises:
@@ -89,14 +113,16 @@ def _in_one_piece(body: bytes, kind: str, reader: AnswerReader, secrets: tuple[s
     except NotJson:
         value = None
     if isinstance(value, dict) and "error" in value:
-        raise told(value, secrets)
-    if isinstance(value, dict) and isinstance(value.get("content"), list):
-        return reader.whole(value)
+        raise reader.api.told(value, secrets)
+    found = reader.whole(value) if isinstance(value, dict) else None
+    if found is not None:
+        return found
     what = kind.partition(";")[0].strip()[:100] or "of no type"
-    raise unreadable(f"it is {what} and no event stream; check ANTHROPIC_BASE_URL in the node's environment")
+    api = reader.api
+    raise api.unreadable(f"it is {what} and no event stream; check {api.address} in the node's environment")
 
 
-async def _next(chunks: AsyncIterator[bytes], until: float) -> bytes | None:
+async def _next(chunks: AsyncIterator[bytes], until: float, api: Api) -> bytes | None:
     """The next chunk; None at the end.
 
     Raises:
@@ -108,7 +134,7 @@ async def _next(chunks: AsyncIterator[bytes], until: float) -> bytes | None:
     except TimeoutError:
         if not bound.expired():
             raise
-        raise failure("timed_out", "the API did not answer in time") from None
+        raise api.failure("timed_out", "the API did not answer in time") from None
 
 
 async def _drain(chunks: AsyncIterator[bytes]) -> None:

@@ -12,8 +12,8 @@ import pytest
 from agentmesh.backend import Event
 from agentmesh.errors import BackendError
 from agentmesh_node.backends.anthropic.answers import AnswerReader
-from agentmesh_node.backends.anthropic.frames import TooMuch
-from agentmesh_node.backends.anthropic.stream import read
+from agentmesh_node.backends.api.body import read
+from agentmesh_node.backends.api.frames import TooMuch
 from agentmesh_node.tools.loop_steps import ModelAnswer
 from fakes.answers import Answer, events_of, message_of
 from sim.loop import SimLoop, run_sim

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentmesh_node.backends.anthropic.frames import Frame, Frames, TooMuch
+from agentmesh_node.backends.api.frames import Frame, Frames, TooMuch
 
 STREAM = 'event: a\ndata: {"x": 1}\n\n: comment\n\ndata: one\ndata: two\r\n\r\nevent: b\rdata:\u00e4\r\rid: 5\n\n'.encode()
 WHOLE = [Frame("a", '{"x": 1}'), Frame("", "one\ntwo"), Frame("b", "\u00e4")]

@@ -1,0 +1,46 @@
+"""Members of what an API sends, read strictly."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from agentmesh_node.backends.api.failures import Api
+
+type JsonObject = dict[str, Any]
+MOST_COUNT = 2**53
+
+
+def word(value: Any) -> str | None:
+    """`value` if it is text."""
+    return value if isinstance(value, str) else None
+
+
+def number(value: Any) -> int:
+    """`value` if it is a count; else 0."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < MOST_COUNT else 0
+
+
+class Members:
+    """Reads the members of an API's objects.
+
+    Raises:
+        BackendError: each method, where what is read is not there or has another type.
+    """
+
+    def __init__(self, api: Api) -> None:
+        self._api = api
+
+    def object(self, data: Mapping[str, Any], name: str) -> JsonObject:
+        """The object that stands under `name`."""
+        value = data.get(name)
+        if not isinstance(value, dict):
+            raise self._api.unreadable(f"{name} is missing or no object")
+        return value
+
+    def text(self, data: Mapping[str, Any], name: str) -> str:
+        """The text that stands under `name`."""
+        value = data.get(name)
+        if not isinstance(value, str):
+            raise self._api.unreadable(f"{name} is missing or no text")
+        return value
