@@ -29,7 +29,7 @@ test: .venv/.stamp-dev ## Run all tests
 	@$(PYTEST) -n $(WORKERS) --dist worksteal --durations=10 $(ARGS)
 
 test-local: .venv/.stamp-dev ## A real, small model behind each backend, some minutes: what it says is printed
-	@$(PYTEST) -n 0 -s tests/local/test_anthropic.py tests/local/vendors.py $(ARGS)
+	@$(PYTEST) -n 0 -s tests/local/test_small_model.py tests/local/vendors.py $(ARGS)
 
 test-backends: .venv/.stamp-dev ## What Arize Phoenix and Jaeger show of a mesh; installed once, outside the checkout, in ten minutes and 1.6 GB
 	@PYTHONPATH=tests $(PY) -m trace_backends.installed

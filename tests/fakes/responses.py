@@ -172,7 +172,7 @@ class ResponsesServer:
 
 def events(reply: Reply, new_id: Callable[[str], str]) -> Iterator[tuple[float, Json]]:
     """The events of `reply`, each with the seconds that it waits."""
-    response = {"id": new_id("resp"), "object": "response", "status": "in_progress"}
+    response = {"id": new_id("resp"), "object": "response", "model": "fake-model", "status": "in_progress"}
     yield 0.0, {"type": "response.created", "response": response}
     for place, item in enumerate(reply.items):
         yield from _item_events(item, place, new_id)
@@ -261,6 +261,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("content-type", "text/event-stream")
         self.send_header("transfer-encoding", "chunked")
+        self.send_header("connection", "close")
         for name, value in reply.headers.items():
             self.send_header(name, value)
         self.end_headers()

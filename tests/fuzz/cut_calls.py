@@ -7,7 +7,7 @@ from random import Random
 from typing import Any
 
 from agentmesh_node.tools import Call
-from fuzz.recordings import Recording, data_of, value_of
+from fuzz.recordings import Recording, chat_calls, data_of, value_of
 
 
 def forged(recording: Recording, random: Random) -> list[bytes]:
@@ -17,17 +17,22 @@ def forged(recording: Recording, random: Random) -> list[bytes]:
     at = random.choice(places)
     value = value_of(frames[at])
     before, _, behind = data_of(frames[at])
-    piece = _piece(value) or ""
-    value["delta"]["partial_json"] = _other(piece, random)
-    ends = _ends(value["index"], random.choice(("tool_use", "end_turn")))
-    kept = [*frames[:at], before + json.dumps(value).encode() + behind]
-    return [*kept, *(b"event: %s\ndata: %s\n\n" % (end["type"].encode(), json.dumps(end).encode()) for end in ends)]
+    piece = _other(_piece(value) or "", random)
+    calls = chat_calls(value)
+    if calls:
+        calls[0]["function"]["arguments"] = piece
+        ends = _chat_ends(random.choice(("tool_calls", "stop")))
+    else:
+        value["delta"]["partial_json"] = piece
+        ends = _ends(value["index"], random.choice(("tool_use", "end_turn")))
+    return [*frames[:at], before + json.dumps(value).encode() + behind, *ends]
 
 
 def _piece(value: Any) -> str | None:
     """The piece of an input in an event, if it holds one that is not empty."""
-    delta = value.get("delta") if isinstance(value, dict) else None
-    piece = delta.get("partial_json") if isinstance(delta, dict) else None
+    calls = chat_calls(value)
+    delta = calls[0]["function"] if calls else value.get("delta") if isinstance(value, dict) else None
+    piece = delta.get("arguments" if calls else "partial_json") if isinstance(delta, dict) else None
     return piece if isinstance(piece, str) and piece else None
 
 
@@ -39,12 +44,18 @@ def _other(piece: str, random: Random) -> str:
     )
 
 
-def _ends(index: int, stop: str) -> list[dict[str, Any]]:
-    return [
+def _ends(index: int, stop: str) -> list[bytes]:
+    events: list[dict[str, Any]] = [
         {"type": "content_block_stop", "index": index},
         {"type": "message_delta", "delta": {"stop_reason": stop, "stop_sequence": None}, "usage": {"output_tokens": 9}},
         {"type": "message_stop"},
     ]
+    return [b"event: %s\ndata: %s\n\n" % (event["type"].encode(), json.dumps(event).encode()) for event in events]
+
+
+def _chat_ends(stop: str) -> list[bytes]:
+    chunk = {"choices": [{"index": 0, "delta": {}, "finish_reason": stop}]}
+    return [b"data: %s\n\n" % json.dumps(chunk).encode(), b"data: [DONE]\n\n"]
 
 
 def sent(frames: list[bytes]) -> dict[str, str]:
@@ -58,6 +69,9 @@ def sent(frames: list[bytes]) -> dict[str, str]:
             continue
         if not isinstance(value, dict):
             continue
+        for call in chat_calls(value):
+            id = open_calls.setdefault(call["index"], call.get("id") or "")
+            found[id] = found.get(id, "") + (call["function"].get("arguments") or "")
         block = value.get("content_block") or {}
         if block.get("type") == "tool_use":
             open_calls[value["index"]] = block["id"]

@@ -15,6 +15,9 @@ from agentmesh.steps import UnjournaledSteps
 from agentmesh_node.backends.anthropic.answers import AnswerReader
 from agentmesh_node.backends.anthropic.failures import translated
 from agentmesh_node.backends.api.body import read
+from agentmesh_node.backends.openai.chat import ChatReader
+from agentmesh_node.backends.openai.failures import translated as openai_translated
+from agentmesh_node.backends.openai.responses import ResponsesReader
 from agentmesh_node.backends.shapes import shaped
 from agentmesh_node.tools import Call, Toolbox
 from agentmesh_node.tools.loop_steps import ModelAnswer, sound
@@ -35,6 +38,7 @@ class Ended(NamedTuple):
     """The tool calls of the answer."""
 
 
+type Translate = Callable[[Exception, tuple[str, ...]], BackendError | None]
 type Reader = Callable[[list[bytes], Random], Awaitable[Ended]]
 
 
@@ -55,11 +59,26 @@ class Body:
 
 async def messages(chunks: list[bytes], random: Random) -> Ended:
     """The anthropic backend's."""
+    return await _of_body(AnswerReader(8192), translated, chunks, random)
+
+
+async def chat(chunks: list[bytes], random: Random) -> Ended:
+    """The openai backend's, of Chat Completions."""
+    return await _of_body(ChatReader(8192), openai_translated, chunks, random)
+
+
+async def responses(chunks: list[bytes], random: Random) -> Ended:
+    """The openai backend's, of Responses."""
+    return await _of_body(ResponsesReader(8192), openai_translated, chunks, random)
+
+
+async def _of_body(
+    reader: AnswerReader | ChatReader | ResponsesReader, translate: Translate, chunks: list[bytes], random: Random
+) -> Ended:
     import httpx2
 
     kind = random.choice(("text/event-stream",) * 8 + ("application/json", ""))
     broken = httpx2.RemoteProtocolError("cut") if random.random() < 0.1 else None
-    reader = AnswerReader(8192)
     calls: tuple[Call, ...] = ()
     reason = "result"
     try:
@@ -71,7 +90,7 @@ async def messages(chunks: list[bytes], random: Random) -> Ended:
     except BackendError as error:
         reason = error.details["reason"]
     except Exception as error:
-        known = translated(error, ())
+        known = translate(error, ())
         if known is None:
             raise
         reason = known.details["reason"]
@@ -186,5 +205,5 @@ def _terminal(events: list[Event], behind_first: bool) -> Ended:
     return Ended("result" if last.kind == "result" else str(last.data["reason"]), behind_first)
 
 
-READERS: dict[str, Reader] = {"messages": messages, "claude": claude, "codex": codex}
+READERS: dict[str, Reader] = {"messages": messages, "chat": chat, "responses": responses, "claude": claude, "codex": codex}
 """By the recordings that they are tried with."""

@@ -1,6 +1,8 @@
 """Recorded streams, as their servers sent them (`recordings/`, without headers and without anything of a person).
 
-*.sse        a body of the Messages API: of Anthropic's form, of LiteLLM, of llama.cpp's server
+chat-*       a body of Chat Completions, of LiteLLM and llama.cpp's server
+responses-*  a body of Responses, of the same
+*.sse        (others) a body of the Messages API: of Anthropic's form, of LiteLLM, of llama.cpp's server
 claude-*     what Claude Code wrote to its standard output in one run
 codex-*      what Codex's app server wrote in one turn, from its beginning on
 """
@@ -35,9 +37,14 @@ class Recording(NamedTuple):
 
 @cache
 def recordings(prefix: str) -> tuple[Recording, ...]:
-    """The recordings that a reader is tried with: `messages`, `claude` or `codex`."""
-    paths = sorted(PLACE.glob("*.sse") if prefix == "messages" else PLACE.glob(f"{prefix}-*.jsonl"))
+    """The recordings that a reader is tried with: `messages`, `chat`, `responses`, `claude` or `codex`."""
+    paths = [path for path in sorted(PLACE.iterdir()) if _reader_of(path) == prefix]
     return tuple(Recording(path.stem, _frames(path)) for path in paths)
+
+
+def _reader_of(path: Path) -> str:
+    own = path.stem.partition("-")[0]
+    return own if path.suffix == ".jsonl" or own in ("chat", "responses") else "messages"
 
 
 def _frames(path: Path) -> tuple[bytes, ...]:
@@ -71,13 +78,25 @@ def _calls(frames: tuple[bytes, ...]) -> dict[str, tuple[str, Any]]:
         value = value_of(frame)
         if not isinstance(value, Mapping):
             continue
-        block = value.get("content_block") or {}
-        if block.get("type") == "tool_use":
-            blocks[value["index"]] = (block["id"], block["name"], [])
+        for call in chat_calls(value):
+            id, name = call.get("id"), call["function"].get("name")
+            block = blocks.setdefault(call["index"], (id or "", name or "", []))
+            block[2].append(call["function"].get("arguments") or "")
+        opened = value.get("content_block") or {}
+        if opened.get("type") == "tool_use":
+            blocks[value["index"]] = (opened["id"], opened["name"], [])
         elif (value.get("delta") or {}).get("type") == "input_json_delta" and value["index"] in blocks:
             blocks[value["index"]][2].append(value["delta"]["partial_json"])
     found: dict[str, tuple[str, Any]] = {}
     for id, name, pieces in blocks.values():
         with contextlib.suppress(msgspec.DecodeError):  # a recording may be of an answer that was cut
             found[id] = (name, msgspec.json.decode("".join(pieces) or "{}"))
+    return found
+
+
+def chat_calls(value: Any) -> list[dict[str, Any]]:
+    """The parts of tool calls in a chunk of Chat Completions."""
+    choices = value.get("choices") if isinstance(value, Mapping) else None
+    first = choices[0] if isinstance(choices, list) and choices else {}
+    found: list[dict[str, Any]] = (first.get("delta") or {}).get("tool_calls") or []
     return found

@@ -15,6 +15,8 @@ from fuzz import cut_calls, mutations
 from fuzz.readers import READERS
 from fuzz.recordings import Recording, recordings
 
+CALLS = {"calls": "messages", "chat-calls": "chat"}
+"""Readers that are tried with calls that are cut, and the reader that they are."""
 PATIENCE_S = 60.0
 """How long one stream may take: none waits for anything, so it takes milliseconds."""
 
@@ -61,7 +63,7 @@ class Report:
 
 
 def run(reader: str, first: int, count: int) -> Report:
-    """Try the streams of the seeds from `first` on with a reader; `calls` is the reader of messages with cut calls."""
+    """Try the streams of the seeds from `first` on with a reader; those of `CALLS` with cut calls."""
     report = Report()
     asyncio.run(_run(reader, first, count, report))
     report.memory_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == "linux" else 1 << 20)
@@ -88,7 +90,7 @@ async def _run(reader: str, first: int, count: int, report: Report) -> None:
 async def _stream(reader: str, seed: int, random: Random, report: Report) -> None:
     recording, frames, names = stream_of(reader, random)
     report.mutations.update(names)
-    read = READERS["messages" if reader == "calls" else reader]
+    read = READERS[CALLS.get(reader, reader)]
     try:
         async with asyncio.timeout(PATIENCE_S):
             ended = await read(list(mutations.chunks(frames, random)), random)
@@ -97,15 +99,15 @@ async def _stream(reader: str, seed: int, random: Random, report: Report) -> Non
         return
     report.reasons[ended.reason] += 1
     report.behind_first += ended.behind_first
-    problem = cut_calls.wrong(recording, frames, ended.calls) if reader == "calls" else None
+    problem = cut_calls.wrong(recording, frames, ended.calls) if reader in CALLS else None
     if problem is not None:
         report.failures.append(Failure(seed, recording.name, problem[:300]))
 
 
 def stream_of(reader: str, random: Random) -> tuple[Recording, list[bytes], list[str]]:
     """A recording, its frames after mutations, and the names of these."""
-    if reader == "calls":
-        recording = random.choice([found for found in recordings("messages") if found.calls])
+    if reader in CALLS:
+        recording = random.choice([found for found in recordings(CALLS[reader]) if found.calls])
         return recording, cut_calls.forged(recording, random), ["forged"]
     recording = random.choice(recordings(reader))
     return recording, *mutations.mutated(recording, random)

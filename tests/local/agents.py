@@ -43,6 +43,31 @@ class Weatherman(Talker):
     tools = (get_weather,)
 
 
+class ChatTalker(Talker):
+    """Speaks by Chat Completions."""
+
+    backend = "openai"
+
+
+class ChatWeatherman(ChatTalker):
+    """May look at the weather."""
+
+    tools = (get_weather,)
+
+
+class ResponsesTalker(ChatTalker):
+    """Speaks by Responses."""
+
+    async def init_agent(self, options: dict[str, Any]) -> Init[list[str]]:
+        return Init([], backend={**MODEL, "api": "responses", **options})
+
+
+class ResponsesWeatherman(ResponsesTalker):
+    """May look at the weather."""
+
+    tools = (get_weather,)
+
+
 class ClaudeTalker(Talker):
     """Speaks by Claude Code. Without its own tools and prompt, which take more than the model can hold."""
 

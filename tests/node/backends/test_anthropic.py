@@ -23,8 +23,8 @@ from agentmesh.records import Inner
 from agentmesh.steps import UnjournaledSteps
 from agentmesh.trace.context import TraceContext
 from agentmesh.wire import Attachment
-from agentmesh_node.backends.anthropic import AnthropicBackend, clients
-from agentmesh_node.backends.api.clients import Lease
+from agentmesh_node.backends.anthropic import AnthropicBackend
+from agentmesh_node.backends.anthropic.clients import CLIENTS, secrets
 from agentmesh_node.telemetry.inner_calls import InnerCalls, inner_of_step
 from agentmesh_node.telemetry.tracing import Here, Tracing
 from fakes.messages import Answer, Call, FakeMessages, Item, Refusal, Tool
@@ -260,32 +260,20 @@ def test_a_summary_by_the_api_replaces_the_history(fake: FakeMessages) -> None:
     ]
 
 
+def test_the_key_and_the_headers_that_the_environment_adds_are_secrets(fake: FakeMessages) -> None:
+    added = {"ANTHROPIC_CUSTOM_HEADERS": "x-gateway: gateway-secret-1\nx-team: a"}
+    assert secrets(CLIENTS.make(), added) == (KEY, "gateway-secret-1")
+
+
 # --- the process ------------------------------------------------------------------------------------------------------
-def test_agents_of_a_loop_share_a_client_until_the_last_lets_it_go(fake: FakeMessages) -> None:
-    async def check() -> None:
-        first, second = Lease(clients.CLIENTS), Lease(clients.CLIENTS)
-        client = await first.client()
-        assert await second.client() is client
-        assert await first.client() is client
-        await first.give_back()
-        await first.give_back()
-        assert not client.is_closed()
-        await second.give_back()
-        assert client.is_closed()
-        again = await second.client()
-        assert again is not client
-        await second.give_back()
-
-    run(check())
-
-
 @pytest.mark.processes
 def test_the_sdk_is_imported_by_the_first_prompt_and_not_on_the_loop() -> None:
     """Two seconds of import must not freeze a node's loop: it ticks all the while."""
     program = """
 import asyncio, sys
 from agentmesh.agent import Agent
-from agentmesh_node.backends.anthropic import AnthropicBackend, clients
+from agentmesh_node.backends.anthropic import AnthropicBackend
+from agentmesh_node.backends.anthropic.clients import CLIENTS
 from agentmesh_node.backends.api.clients import Lease
 from agentmesh_node.telemetry.inner_calls import InnerCalls, inner_of_step
 from agentmesh_node.telemetry.tracing import Here, Tracing
@@ -304,7 +292,7 @@ async def main():
             ticks += 1
 
     ticking = asyncio.create_task(tick())
-    lease = Lease(clients.CLIENTS)
+    lease = Lease(CLIENTS)
     await lease.client()
     ticking.cancel()
     await lease.give_back()

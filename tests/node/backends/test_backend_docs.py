@@ -14,6 +14,7 @@ from agentmesh_node.backends.anthropic import failures as anthropic
 from agentmesh_node.backends.anthropic.options import AnthropicOptions
 from agentmesh_node.backends.api import failures
 from agentmesh_node.backends.openai import failures as openai
+from agentmesh_node.backends.openai.options import OpenAIOptions
 from agentmesh_node.tools.calls import MAX_RESULT
 
 PAGE = (Path(__file__).parents[3] / "docs" / "backends.md").read_text()
@@ -38,6 +39,17 @@ def test_each_option_is_in_the_table_with_its_default() -> None:
     assert first_column(table) - {"option"} == set(AnthropicOptions.__struct_fields__)
     defaults = {field.name: field.default for field in msgspec.structs.fields(AnthropicOptions)}
     named = ("model", "max_tokens", "timeout_s", "attempts", "max_wait_s", "max_iterations", "parallel_tools")
+    for name in (*named, "max_tool_runs", "max_result_bytes"):
+        row = re.search(rf"^\| `{name}` \| `?([^`|]*?)`? \|", table, re.MULTILINE)
+        assert row is not None
+        assert row[1] == str(defaults[name]).removesuffix(".0")
+
+
+def test_each_option_of_openai_is_in_the_table_with_its_default() -> None:
+    table = section("openai").partition("What servers do")[0]
+    assert first_column(table) - {"option"} == set(OpenAIOptions.__struct_fields__)
+    defaults = {field.name: field.default for field in msgspec.structs.fields(OpenAIOptions)}
+    named = ("model", "api", "max_tokens_as", "timeout_s", "attempts", "max_wait_s", "max_iterations", "parallel_tools")
     for name in (*named, "max_tool_runs", "max_result_bytes"):
         row = re.search(rf"^\| `{name}` \| `?([^`|]*?)`? \|", table, re.MULTILINE)
         assert row is not None

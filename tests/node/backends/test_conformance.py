@@ -14,7 +14,9 @@ from agentmesh.errors import BackendError
 from agentmesh.testing import BackendConformance
 from agentmesh.tools import tool
 from agentmesh_node.backends.anthropic import AnthropicBackend
+from agentmesh_node.backends.openai import OpenAIBackend
 from agentmesh_node.backends.scripted import Delay, Fail, ScriptedBackend
+from fakes import responses
 from fakes.messages import Answer, Call, FakeMessages, Item, Refusal, Tool
 
 
@@ -61,8 +63,12 @@ def model(call: Call) -> Item:
         return Refusal(status=400, message="told to")
     if call.prompt == "endless":
         return Answer(text="well, " * 2000, delay_s=0.1, chunk=2)
-    results = len([m for m in call.messages if m["role"] == "user" and m["content"][0]["type"] == "tool_result"])
-    turn = sum(1 for m in call.messages if m["role"] == "user" and m["content"][0]["type"] == "text")
+    if call.is_chat:
+        results = len([m for m in call.messages if m["role"] == "assistant" and m.get("tool_calls")])
+        turn = sum(1 for m in call.messages if m["role"] == "user")
+    else:
+        results = len([m for m in call.messages if m["role"] == "user" and m["content"][0]["type"] == "tool_result"])
+        turn = sum(1 for m in call.messages if m["role"] == "user" and m["content"][0]["type"] == "text")
     match results - 2 * (turn - 1):
         case 0:
             return Answer(text="let me see", tools=(Tool("double", {"number": 2}), Tool("note", {"text": "two"})))
@@ -84,6 +90,56 @@ class TestAnthropic(BackendConformance):
 
     def backend(self) -> Backend:
         return AnthropicBackend(Calculator(), {"attempts": 1})
+
+
+@pytest.mark.processes
+class TestChatCompletions(BackendConformance):
+    failing_prompt = "fail"
+    endless_prompt = "endless"
+
+    @pytest.fixture(autouse=True)
+    def _server(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+        with FakeMessages(model) as fake:
+            monkeypatch.setenv("OPENAI_BASE_URL", f"{fake.url}/v1")
+            monkeypatch.setenv("OPENAI_API_KEY", "sk-conformance")
+            yield
+
+    def backend(self) -> Backend:
+        return OpenAIBackend(Calculator(), {"attempts": 1})
+
+
+def responding(body: dict[str, Any]) -> responses.Reply:
+    """What `model` says, in Responses."""
+    prompts = responses.Seen(body, {}).texts("user")
+    if prompts[-1] == "fail":
+        return responses.Reply(status=400, failure={"message": "told to"})
+    if prompts[-1] == "endless":
+        return responses.Reply((responses.Text("well, " * 2000, pieces=5000, gap_s=0.1),))
+    calls = sum(1 for item in body["input"] if item.get("type") == "function_call")
+    match calls - 3 * (len(prompts) - 1):
+        case 0:
+            first = responses.Call("double", {"number": 2}, id=f"c{calls}")
+            second = responses.Call("note", {"text": "two"}, id=f"n{calls}")
+            return responses.Reply((responses.Text("let me see"), first, second))
+        case 2:
+            return responses.Reply((responses.Call("double", {"number": "four"}, id=f"d{calls}"),))
+    return responses.say("it is four")
+
+
+@pytest.mark.processes
+class TestResponses(BackendConformance):
+    failing_prompt = "fail"
+    endless_prompt = "endless"
+
+    @pytest.fixture(autouse=True)
+    def _server(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+        with responses.ResponsesServer(responding) as fake:
+            monkeypatch.setenv("OPENAI_BASE_URL", fake.url)
+            monkeypatch.setenv("OPENAI_API_KEY", "sk-conformance")
+            yield
+
+    def backend(self) -> Backend:
+        return OpenAIBackend(Calculator(), {"api": "responses", "attempts": 1})
 
 
 # --- what the suite must notice -----------------------------------------------------------------------------------------

@@ -12,12 +12,11 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from agentmesh.errors import BackendError
+from agentmesh_node.backends.api.values import Count, Seconds
 from agentmesh_node.tools.turn_bounds import RESULT_BYTES, TOOL_RUNS
 
 DEFAULT_MODEL = "claude-sonnet-5-5"
 
-type Count = Annotated[int, msgspec.Meta(ge=1)]
-type Seconds = Annotated[float, msgspec.Meta(gt=0, le=86_400)]
 
 _BETAS = {
     "clear_tool_uses_20250919": "context-management-2025-06-27",

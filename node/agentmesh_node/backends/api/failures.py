@@ -94,7 +94,7 @@ class Api(msgspec.Struct, frozen=True):
         about = inner if isinstance(inner, dict) else body if isinstance(body, dict) else {}
         details = about.get("details")
         code = details.get("error_code") if isinstance(details, dict) else None
-        said = _Said(
+        said = _Complaint(
             message_in(body) or (body if isinstance(body, str) else ""),
             kind=_word(about.get("type")),
             code=_word(code) or _word(about.get("code")),
@@ -103,7 +103,7 @@ class Api(msgspec.Struct, frozen=True):
         )
         return self._refusal(said, headers or {}, secrets)
 
-    def _refusal(self, said: _Said, headers: Mapping[str, str], secrets: tuple[str, ...]) -> BackendError:
+    def _refusal(self, said: _Complaint, headers: Mapping[str, str], secrets: tuple[str, ...]) -> BackendError:
         reason = said.reason()
         status = f"status {said.status}" if said.status is not None else "an error without a message"
         text = plainly(said.message)[:MOST_SAID] or status
@@ -152,7 +152,7 @@ class Api(msgspec.Struct, frozen=True):
         return self.failure("bad_address", f"the address or a header for the API cannot be used ({type(error).__name__})")
 
 
-class _Said(msgspec.Struct, frozen=True):
+class _Complaint(msgspec.Struct, frozen=True):
     """What an API says of a failure."""
 
     message: str

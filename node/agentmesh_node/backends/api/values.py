@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
 
 from agentmesh_node.backends.api.failures import Api
 
 type JsonObject = dict[str, Any]
 MOST_COUNT = 2**53
+type Count = Annotated[int, msgspec.Meta(ge=1)]
+"""An option that is a number of things, one at least."""
+type Seconds = Annotated[float, msgspec.Meta(gt=0, le=86_400)]
+"""An option that is a time."""
 
 
 def word(value: Any) -> str | None:

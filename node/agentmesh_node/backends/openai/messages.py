@@ -139,7 +139,9 @@ def _items(message: Any) -> Iterator[JsonObject]:
         case _:
             yield from message.get("items", ())
             if message.get("text"):
-                yield {"role": "assistant", "content": [{"type": "output_text", "text": message["text"]}]}
+                # llama.cpp's server refuses an answer without its type, which the API calls optional.
+                said = {"type": "output_text", "text": message["text"]}
+                yield {"type": "message", "role": "assistant", "content": [said]}
             for call in message.get("calls", ()):
                 yield {"type": "function_call", "call_id": call["id"], "name": call["name"], "arguments": call["arguments"]}
 

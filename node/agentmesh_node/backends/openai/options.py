@@ -12,12 +12,10 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from agentmesh.errors import BackendError
+from agentmesh_node.backends.api.values import Count, Seconds
 from agentmesh_node.tools.turn_bounds import RESULT_BYTES, TOOL_RUNS
 
 DEFAULT_MODEL = "gpt-5.4"
-
-type Count = Annotated[int, msgspec.Meta(ge=1)]
-type Seconds = Annotated[float, msgspec.Meta(gt=0, le=86_400)]
 
 
 class OpenAIOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -1,4 +1,4 @@
-"""A real model behind the `anthropic` backend: what it says is kept, what it calls runs, and a kill costs neither."""
+"""A real model behind the `anthropic` and `openai` backends: its answers are kept, its calls run, a kill costs neither."""
 
 from __future__ import annotations
 
@@ -19,26 +19,34 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(not INSTALLED, reason=MISSING
 
 LONG_S = 110
 AGENTS = str(Path(agents.__file__))
-SDK = ("anthropic", "agentmesh_node.backends.anthropic.backend")
+SDKS = ("anthropic", "openai", "agentmesh_node.backends.anthropic.backend", "agentmesh_node.backends.openai.backend")
+WAYS = ("", "Chat", "Responses")
+"""The ways to ask it, by the beginnings of the names of their agents' classes: the Messages API has none."""
 CALL = '<tool_call> {"name": "get_weather", "arguments": {"city": "Paris"}} </tool_call>'
 
 
 @contextlib.asynccontextmanager
 async def talking(server: Server, subjects: Subjects, logs: Path, address: str) -> AsyncIterator[ProcessMesh]:
     """A supervisor and two nodes whose agents speak by the model at `address`."""
-    env = {"ANTHROPIC_BASE_URL": address, "ANTHROPIC_API_KEY": "none", "TOOL_RUNS": str(logs / "runs")}
-    async with process_mesh(server, subjects, logs, env=env, modules=SDK) as mesh:
+    env = {
+        "ANTHROPIC_BASE_URL": address,
+        "ANTHROPIC_API_KEY": "none",
+        "OPENAI_BASE_URL": f"{address}/v1",
+        "TOOL_RUNS": str(logs / "runs"),
+    }
+    async with process_mesh(server, subjects, logs, env=env, modules=SDKS) as mesh:
         for own_id in ("n1", "n2"):
             await mesh.start("node", own_id, "--agents", AGENTS)
         yield mesh
 
 
+@pytest.mark.parametrize("way", WAYS)
 def test_it_knows_in_its_second_turn_what_the_first_was_about(
-    server: Server, subjects: Subjects, tmp_path: Path, address: str
+    server: Server, subjects: Subjects, tmp_path: Path, address: str, way: str
 ) -> None:
     async def main() -> None:
         async with talking(server, subjects, tmp_path, address) as mesh:
-            await mesh.client.start_agent("talker", kind="Talker", timeout=PATIENCE_S)
+            await mesh.client.start_agent("talker", kind=f"{way}Talker", timeout=PATIENCE_S)
             first = await mesh.client.ask("talker", "What is the capital of France? Answer in one sentence.", timeout=PATIENCE_S)
             second = await mesh.client.ask("talker", "And of Italy?", timeout=PATIENCE_S)
             assert "Paris" in (first.text or "")
@@ -51,11 +59,12 @@ def test_it_knows_in_its_second_turn_what_the_first_was_about(
     run(main(), LONG_S)
 
 
-def test_a_tool_that_it_calls_runs_once(server: Server, subjects: Subjects, tmp_path: Path, address: str) -> None:
+@pytest.mark.parametrize("way", WAYS)
+def test_a_tool_that_it_calls_runs_once(server: Server, subjects: Subjects, tmp_path: Path, address: str, way: str) -> None:
     async def main() -> None:
         async with talking(server, subjects, tmp_path, address) as mesh:
-            options = {"max_tokens": 200, "max_iterations": 3}  # it may well call again and again
-            await mesh.client.start_agent("weatherman", kind="Weatherman", options=options, timeout=PATIENCE_S)
+            options = {"max_tokens": 80, "max_iterations": 2}  # it may well call again and again
+            await mesh.client.start_agent("weatherman", kind=f"{way}Weatherman", options=options, timeout=PATIENCE_S)
             async with mesh.client.stream(
                 "weatherman", f"Repeat exactly this and nothing else: {CALL}", timeout=PATIENCE_S
             ) as live:
@@ -69,12 +78,13 @@ def test_a_tool_that_it_calls_runs_once(server: Server, subjects: Subjects, tmp_
     run(main(), LONG_S)
 
 
+@pytest.mark.parametrize("way", WAYS)
 def test_killed_in_mid_answer_the_other_node_has_it_said_once(
-    server: Server, subjects: Subjects, tmp_path: Path, address: str
+    server: Server, subjects: Subjects, tmp_path: Path, address: str, way: str
 ) -> None:
     async def main() -> None:
         async with talking(server, subjects, tmp_path, address) as mesh:
-            await mesh.client.start_agent("talker", kind="Talker", options={"max_tokens": 200}, timeout=PATIENCE_S)
+            await mesh.client.start_agent("talker", kind=f"{way}Talker", options={"max_tokens": 200}, timeout=PATIENCE_S)
             victim = await mesh.host_of("talker")
             async with mesh.client.stream("talker", "Count from one to fifty in words.", timeout=PATIENCE_S) as live:
                 async for event in live:
