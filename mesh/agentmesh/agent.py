@@ -25,7 +25,7 @@ from typing import Any, ClassVar, Generic, Literal, TypeVar, cast
 import msgspec
 
 from agentmesh import callback_context
-from agentmesh.backend import Event, Response
+from agentmesh.backend import Backend, Event, Response
 from agentmesh.errors import InvalidAgent, MeshError
 from agentmesh.registry_values import Restart
 from agentmesh.wire import ErrorBody, Outcome
@@ -131,8 +131,9 @@ class Agent(Generic[S]):
     Attributes of `self` are a cache of this process, never state: another process may run the next turn.
     """
 
-    backend: ClassVar[str | None] = None
-    """Entry-point name of the backend, unless the spec names one."""
+    backend: ClassVar[str | type[Backend] | None] = None
+    """The backend, unless the spec names one: its entry-point name, or a class of one's own, which takes the agent and the
+    options (agentmesh.backend.Backend)."""
     script: ClassVar[Any] = None
     """For the scripted backend: a function of the prompt, or a list used in order."""
     tools: ClassVar[tuple[Any, ...]] = ()

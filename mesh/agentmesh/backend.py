@@ -169,6 +169,9 @@ class Stream(NamedTuple):
     session: Any
 
 
+BACKEND_METHODS = ("start_session", "resume_session", "prompt", "update_session", "terminate_session")
+
+
 class Backend(Protocol):
     """A model, or a stand-in for one. Methods raise `agentmesh.errors.BackendError` for what they refuse."""
 

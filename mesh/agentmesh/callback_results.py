@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Raw
 
 from agentmesh.agent import REQUIRED, Agent, Defer, Halt, Idle, Init, Proceed, Prompt, Skip, lacking, state_type
-from agentmesh.backend import Event, Response
+from agentmesh.backend import BACKEND_METHODS, Event, Response
 from agentmesh.callback_context import Ask
 from agentmesh.errors import BackendError, BudgetExceeded, InvalidAgent, MeshError
 from agentmesh.json_values import NO_SUCH_NUMBER, locate, not_finite
@@ -131,7 +131,7 @@ def check_class(cls: type[Agent[Any]]) -> None:
         ("max_takeovers", lambda v: _is_number(v, int) and v > 0, "a whole number above 0"),
         ("state_version", lambda v: _is_number(v, int), "a whole number"),
         ("restart", lambda v: v is None or isinstance(v, Restart), "a Restart"),
-        ("backend", lambda v: v is None or isinstance(v, str), "the name of a backend"),
+        ("backend", _is_backend, "the name of a backend, or a class with the methods of one"),
     )
     wrong = [f"{name} = {getattr(found, name)!r} must be {must}" for name, fits, must in checks if not fits(getattr(found, name))]
     if wrong:
@@ -224,6 +224,12 @@ def bad_response(response: Response) -> str | None:
     if response.usage is not None and not isinstance(plain(response.usage), dict):
         return "its usage cannot be encoded"
     return None
+
+
+def _is_backend(value: Any) -> bool:
+    if isinstance(value, type):
+        return all(callable(getattr(value, name, None)) for name in BACKEND_METHODS)
+    return value is None or isinstance(value, str)
 
 
 def _wrong(hook: str, value: Any, allowed: tuple[type, ...]) -> ErrorBody:

@@ -64,10 +64,11 @@ class AgentFactory:
             clock=s.now,
         )
         backend = self.backend_name(spec)
+        own: Any = cls.backend if isinstance(cls.backend, type) and spec.backend is None else None
         slot = partial(self._process_slot, backend)
 
         def factory(agent: Agent[Any], options: Mapping[str, Any]) -> Backend:
-            make = backend_class(backend)
+            make = own or backend_class(backend)
             if takes_room(make):
                 room = Room(name, spec.incarnation, str(self._files / name), s.settings.root, s.transport, slot, self._prices)
                 return make(agent, options, room=room)  # type: ignore[no-any-return]
@@ -81,9 +82,10 @@ class AgentFactory:
         return self._process_slots.setdefault(backend, asyncio.Semaphore(bound)) if bound else nullcontext()
 
     def backend_name(self, spec: Spec) -> str:
-        """The spec's backend, else the class's, else the scripted one."""
+        """The spec's backend, else the class's, else the scripted one. A class of its own has its own name."""
         cls = self._s.settings.agents.get(spec.kind)
-        return spec.backend or (cls.backend if cls is not None else None) or DEFAULT_BACKEND
+        own = cls.backend if cls is not None else None
+        return spec.backend or (own.__name__ if isinstance(own, type) else own) or DEFAULT_BACKEND
 
     def config(self, name: str, spec: Spec, runner: Runner | None) -> Config:
         """The turn machine's configuration for the agent."""

@@ -5,10 +5,15 @@ from __future__ import annotations
 import ast
 import re
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
+from agentmesh.agent import Agent
+from agentmesh.backend import Backend
+from agentmesh.callback_results import check_class
+from agentmesh.testing import BackendConformance
 from agentmesh.tools.declared import DEFAULT_TIMEOUT_S, EFFECTS
 from agentmesh_node.backends.anthropic import failures as anthropic
 from agentmesh_node.backends.anthropic.options import AnthropicOptions
@@ -86,3 +91,26 @@ def test_effects_and_bounds_are_those_of_the_code() -> None:
 @pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL))
 def test_examples_compile(block: str) -> None:
     ast.parse(block)
+
+
+def example() -> dict[str, Any]:
+    """The names of the page's backend in a file."""
+    (block,) = [block for block in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if "class Parrot" in block]
+    names: dict[str, Any] = {}
+    exec(compile(block, "docs/backends.md", "exec"), names)
+    assert len(block.partition("class Bird")[0].strip().splitlines()) <= 36
+    return names
+
+
+class TestTheBackendOfThePage(BackendConformance):
+    failing_prompt = "fail"
+
+    def backend(self) -> Backend:
+        made: Backend = example()["Parrot"](Agent(), {})
+        return made
+
+
+def test_the_class_of_the_page_names_its_backend() -> None:
+    bird = example()["Bird"]
+    check_class(bird)
+    assert bird.backend.__name__ == "Parrot"

@@ -10,8 +10,11 @@ from typing import Any
 
 import pytest
 
-from agentmesh.backend import Room
-from agentmesh.errors import BackendError
+from agentmesh.agent import Agent, Idle, Init
+from agentmesh.backend import Response, Room
+from agentmesh.callback_results import check_class
+from agentmesh.errors import BackendError, InvalidAgent
+from agentmesh.registry_values import Spec
 from agentmesh_node.backends.scripted import ScriptedBackend
 from agentmesh_node.settings import NodeSettings
 from agentmesh_node.tools.mcp.pool import CHILDREN, bound_children, pool
@@ -37,6 +40,37 @@ def test_only_a_factory_that_asks_for_a_room_gets_one() -> None:
 def test_a_backend_that_nobody_brings_is_told_with_those_that_there_are() -> None:
     with pytest.raises(BackendError, match=r"there is no backend 'nope' on this node; there are: anthropic, .*scripted; take"):
         backend_class("nope")
+
+
+class Own(ScriptedBackend):
+    """A backend in the file of an agent."""
+
+
+class Owner(Agent[Any]):
+    backend = Own
+    script = ("from its own",)
+
+
+class Half(Agent[Any]):
+    backend = dict  # type: ignore[assignment]
+
+    async def init_agent(self, options: dict[str, Any]) -> Init[Any]:
+        return Init(None)
+
+    async def handle_response(self, ref: str, response: Response, state: Any) -> Idle[Any]:
+        return Idle(state)
+
+
+def test_a_class_may_name_the_class_of_its_backend_and_a_spec_another() -> None:
+    settings = NodeSettings(node_id="n1", agents={"Owner": Owner})
+    factory = AgentFactory(SimpleNamespace(settings=settings))  # type: ignore[arg-type]
+    assert factory.backend_name(Spec(kind="Owner", incarnation="i")) == "Own"
+    assert factory.backend_name(Spec(kind="Owner", incarnation="i", backend="scripted")) == "scripted"
+
+
+def test_a_class_that_is_no_backend_is_refused_when_it_is_loaded() -> None:
+    with pytest.raises(InvalidAgent, match="or a class with the methods of one"):
+        check_class(Half)
 
 
 def test_each_node_has_files_of_its_own(tmp_path: Path) -> None:
