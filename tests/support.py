@@ -411,6 +411,12 @@ class Server:
         self.stop()
         self.start()
 
+    def reload(self, config: str) -> None:
+        """Have it read its configuration again, with `config` for the lines that it was made with."""
+        self._extra = config
+        (self._dir / "nats.conf").write_text(self._config())
+        os.kill(self.pid, signal.SIGHUP)
+
     def freeze(self) -> None:
         """Halt the process (SIGSTOP): connections stay open and nothing answers."""
         os.kill(self.pid, signal.SIGSTOP)

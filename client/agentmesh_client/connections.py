@@ -39,8 +39,8 @@ async def connect(
     """Connect to a mesh for the length of an `async with` block.
 
     Args:
-        url: NATS servers, as a list or separated by commas. Default: `MESH_NATS_URL`, else the file `.mesh/url`, else
-            `nats://127.0.0.1:4222`.
+        url: NATS servers, as a list or separated by commas, or `@FILE` with them. Default: `MESH_NATS_URL`, else the file
+            `.mesh/url`, else `nats://127.0.0.1:4222`.
         root: the mesh's root token. Default: `MESH_ROOT`, else `mesh`.
         domain: JetStream domain of the mesh, if its server is behind a leaf node that this connects to; or the prefix of its API,
             which has a dot. Default: `MESH_DOMAIN`, else the server's own.

@@ -30,7 +30,7 @@ class GlobalOptions:
     """Options that every verb takes."""
 
     nats: Annotated[str | None, Parameter(group=_GLOBAL)] = None
-    """NATS servers, separated by commas; else MESH_NATS_URL, else the file .mesh/url, else 127.0.0.1:4222."""
+    """NATS servers, separated by commas, or @FILE with them; else MESH_NATS_URL, else .mesh/url, else 127.0.0.1:4222."""
     root: Annotated[str | None, Parameter(group=_GLOBAL)] = None
     """The mesh's root token; else MESH_ROOT, else "mesh"."""
     domain: Annotated[str | None, Parameter(group=_GLOBAL)] = None

@@ -2,7 +2,8 @@
 context that this names, then the project's file, then the defaults (docs/operations.md#connecting).
 
 Each setting is taken from the first of these that has it. Who connects is one setting: credentials, nkey, user, token or the user
-in a URL. The user in a URL counts only where that URL is connected to.
+in a URL. The user in a URL counts only where that URL is connected to. `@FILE` for the URLs is the file that has them, which is
+read again at each reconnect.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from agentmesh.edge.address import DOMAIN_VARIABLE, URL_VARIABLE, js_api, naming, server_urls
-from agentmesh.edge.login import Login
+from agentmesh.edge.login import Login, names_user, urls_of_file, without_users
 from agentmesh.edge.nats_context import NatsContext, read_context
 from agentmesh.errors import BadRequest
 
@@ -34,7 +35,7 @@ LOGIN_VARIABLES = {
     "inbox_prefix": "MESH_INBOX_PREFIX",
 }
 """Variables of the fields of `Login`."""
-_WHO = ("creds", "nkey", "user", "password", "token")
+_WHO = ("creds", "nkey", "user", "password", "token", "url_file")
 _TLS = ("tls_cert", "tls_key")
 _TRUTH = {"": False, "0": False, "false": False, "no": False, "1": True, "true": True, "yes": True}
 _NOTHING = NatsContext("", "", Login())
@@ -72,6 +73,11 @@ def connect_settings(
         with naming(CONTEXT_VARIABLE):
             sources.append(read_context(environ[CONTEXT_VARIABLE], environ))
     urls = next((source for source in sources if source.url.strip(", \t\r\n")), None)
+    if urls is not None and urls.url.lstrip().startswith("@"):
+        with naming(URL_VARIABLE if urls is variables else ""):
+            opened = _of_file(urls)
+        sources[sources.index(urls)] = opened
+        urls = opened
     there = None if urls is None or urls is variables else urls.url
     api = next((source for source in sources if source.domain), None)
     return ConnectSettings(
@@ -79,6 +85,16 @@ def connect_settings(
         js_api(None if api is None or api is variables else api.domain, environ=environ),
         _merged(sources, urls),
     )
+
+
+def _of_file(source: NatsContext) -> NatsContext:
+    """`source`, whose URLs are `@FILE`, with what that file says."""
+    path = source.url.strip()[1:]
+    urls = urls_of_file(path)
+    login = source.login
+    if names_user(urls) and not login.names_somebody:
+        login = msgspec.structs.replace(login, url_file=path)
+    return source._replace(url=",".join(without_users(urls)), login=login)
 
 
 def _from(environ: Mapping[str, str]) -> Login:

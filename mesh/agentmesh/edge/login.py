@@ -18,6 +18,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 import msgspec
 
+from agentmesh.edge.address import checked_urls, without_credentials
 from agentmesh.edge.clock import SYSTEM
 from agentmesh.edge.refusals import who
 from agentmesh.errors import BadRequest
@@ -27,15 +28,16 @@ log = logging.getLogger("agentmesh.edge")
 
 INBOX = "_INBOX"
 """Where everybody hears answers whose user is not known."""
-_KINDS = ("creds", "nkey", "user", "token")
+_KINDS = ("creds", "nkey", "user", "token", "url_file")
 _SECRETS = frozenset(("password", "token"))
 _PREFIX = re.compile(r"[^\s.*>]+(\.[^\s.*>]+)*")
 
 
 class Login(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What an operator has set for a connection; "" is not set. `creds`, `nkey` and all of `tls_` but `tls_first` are files.
+    """What an operator has set for a connection; "" is not set. `creds`, `nkey`, `url_file` and all of `tls_` but `tls_first` are
+    files.
 
-    One of `creds`, `nkey`, `user` (with `password`) and `token` says who connects; without any the URL does.
+    One of `creds`, `nkey`, `user` (with `password`), `token` and `url_file` says who connects; without any the URL does.
     """
 
     creds: str = ""
@@ -45,6 +47,8 @@ class Login(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     user: str = ""
     password: str = ""
     token: str = ""
+    url_file: str = ""
+    """Of URLs, the first of which that has a user says who connects (`urls_of_file`). Set by an address that is `@FILE`."""
     tls_ca: str = ""
     """The authorities that are believed, in PEM, instead of the system's."""
     tls_cert: str = ""
@@ -63,7 +67,7 @@ class Login(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     @property
     def names_somebody(self) -> bool:
         """Whether it says who connects."""
-        return bool(self.creds or self.nkey or self.user or self.token)
+        return any(getattr(self, kind) for kind in _KINDS)
 
     @property
     def wants_tls(self) -> bool:
@@ -119,7 +123,7 @@ class Credentials:
             BadRequest: a file cannot be read, or is not what it should be.
         """
         self.login = login.checked()
-        self._first = next((parts for url in urls if (parts := _parts(url)).username), SplitResult("", "", "", "", ""))
+        self._first = _user_of(urls_of_file(login.url_file) if login.url_file else urls)
         self._keys = _keys(login)
         self.tls = _tls(login)
         """None: as the system has it."""
@@ -129,7 +133,7 @@ class Credentials:
     def reads_files(self) -> bool:
         """Whether `refresh` has anything to read."""
         login = self.login
-        return bool(login.creds or login.nkey or login.tls_ca or login.tls_cert)
+        return bool(login.creds or login.nkey or login.url_file or login.tls_ca or login.tls_cert)
 
     @property
     def known(self) -> bool:
@@ -139,7 +143,8 @@ class Credentials:
     def refresh(self) -> None:
         """Read the files again. What can no longer be read stays as it was."""
         try:
-            self._keys, self.tls = _keys(self.login), _tls(self.login)
+            first = _user_of(urls_of_file(self.login.url_file)) if self.login.url_file else self._first
+            self._keys, self.tls, self._first = _keys(self.login), _tls(self.login), first
         except BadRequest as error:
             if not self._stale:
                 log.warning("%s; what it held before is used", error.message)
@@ -150,8 +155,8 @@ class Credentials:
     def plain(self, url: Any) -> tuple[str | None, str | None, str | None]:
         """User, password and token for the server at `url`, a split one; those of the URL are decoded. A server without any (one
         that others have named) gets those of the first URL that has some."""
-        if self.login.names_somebody:
-            login = self.login
+        login = self.login
+        if login.names_somebody and not login.url_file:
             return login.user or None, login.password if login.user else None, login.token or None
         parts = url if url.username else self._first
         if not parts.username:
@@ -199,6 +204,33 @@ class Credentials:
         else:
             user, _, _ = self.plain(self._first)
         return f"{INBOX}.{user}" if user and user.isascii() and user.isprintable() and _PREFIX.fullmatch(user) else INBOX
+
+
+def urls_of_file(path: str) -> list[str]:
+    """The servers' URLs in a file, as `mesh access` writes it: separated by commas or lines, users and passwords in them.
+
+    Raises:
+        BadRequest: it cannot be read, or holds no server's address.
+    """
+    text = _text(path, "file of server addresses")
+    try:
+        return checked_urls([part for part in re.split(r"[\s,]+", text) if part])
+    except BadRequest:
+        raise BadRequest(f"{path} holds no server's address; for example nats://shop:PASSWORD@127.0.0.1:4222") from None
+
+
+def without_users(urls: Sequence[str]) -> list[str]:
+    """`urls`, which are checked, without users and passwords."""
+    return [without_credentials(url) if _parts(url).username else url for url in urls]
+
+
+def names_user(urls: Sequence[str]) -> bool:
+    """Whether one of `urls`, which are checked, has a user."""
+    return bool(_user_of(urls).username)
+
+
+def _user_of(urls: Sequence[str]) -> SplitResult:
+    return next((parts for url in urls if (parts := _parts(url)).username), SplitResult("", "", "", "", ""))
 
 
 def _parts(url: str) -> SplitResult:

@@ -18,7 +18,7 @@ API = "$JS.API"
 
 
 def test_every_field_has_a_variable(tmp_path: Path) -> None:
-    assert set(LOGIN_VARIABLES) == set(Login.__struct_fields__)
+    assert set(LOGIN_VARIABLES) == set(Login.__struct_fields__) - {"url_file"}, "which is the variable of the servers"
     for field in ("creds", "nkey", "token", "tls_ca", "tls_cert", "inbox_prefix"):
         found = connect_settings(environ={LOGIN_VARIABLES[field]: "x"}, directory=tmp_path)
         assert found == ConnectSettings(["nats://127.0.0.1:4222"], API, msgspec.convert({field: "x"}, Login))
@@ -72,3 +72,27 @@ def test_what_is_wrong_is_said_by_its_source(tmp_path: Path) -> None:
         with pytest.raises(BadRequest, match=words) as caught:
             connect_settings(environ=environ, directory=tmp_path)
         assert "secret" not in str(caught.value)
+
+
+@pytest.mark.case(657)
+def test_the_servers_may_stand_in_a_file_whose_user_counts_only_there(tmp_path: Path) -> None:
+    file = tmp_path / "shop.url"
+    file.write_text("nats://shop:secret@a:1,nats://shop:secret@b:2\n")
+    servers, of_file = ["nats://a:1", "nats://b:2"], Login(url_file=str(file))
+    given = f"@{file}"
+    assert connect_settings(given, environ={}) == ConnectSettings(servers, API, of_file)
+    assert connect_settings(environ={"MESH_NATS_URL": given}) == ConnectSettings(servers, API, of_file)
+    assert connect_settings(given, environ={"MESH_CREDS": "/c"}) == ConnectSettings(servers, API, of_file), "it says who connects"
+    both = {"MESH_NATS_URL": given, "MESH_CREDS": "/c"}
+    assert connect_settings(environ=both) == ConnectSettings(servers, API, Login(creds="/c"))
+    assert connect_settings("nats://mine:1", environ=both) == ConnectSettings(["nats://mine:1"], API, Login(creds="/c"))
+    assert connect_settings("nats://mine:1", environ={"MESH_NATS_URL": given}) == ConnectSettings(["nats://mine:1"], API, Login())
+    file.write_text("nats://a:1")
+    assert connect_settings(given, environ={"MESH_CREDS": "/c"}).login == Login(creds="/c"), "it names nobody"
+    for text, words in (("secret@", "holds no server's address"), ("", "holds no server's address")):
+        file.write_text(text)
+        with pytest.raises(BadRequest, match=f"MESH_NATS_URL: .*{words}") as caught:
+            connect_settings(environ={"MESH_NATS_URL": given})
+        assert "secret" not in str(caught.value)
+    with pytest.raises(BadRequest, match="cannot be read: No such file"):
+        connect_settings(f"@{tmp_path}/none", environ={})

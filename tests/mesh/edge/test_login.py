@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from agentmesh.edge.connect_settings import connect_settings
 from agentmesh.edge.connection import NatsTransport, connect
 from agentmesh.edge.login import Credentials, Login
 from agentmesh.errors import BadRequest, MeshError, NotPermitted, TlsFailed, Unavailable
@@ -123,6 +124,34 @@ def test_credentials_files_connect_and_are_read_again_when_they_are_rotated(tmp_
                 server.restart()
                 await eventually(lambda: not t.connected)
                 await eventually(lambda: t.connected)
+            finally:
+                await t.close()
+
+        run(main())
+
+
+@pytest.mark.case(657)
+def test_a_file_of_addresses_is_read_again_when_its_password_is_rotated(tmp_path: Path) -> None:
+    def config(password: str) -> str:
+        return f'authorization {{ users: [ {{ user: "shop", password: "{password}" }} ] }}'
+
+    file = tmp_path / "shop.url"
+    with Server(config=config("first")) as server:
+        address = server.url.replace("//", "//shop:{}@")
+
+        async def main() -> None:
+            file.write_text(address.format("first"))
+            servers, _, login = connect_settings(f"@{file}", environ={})
+            assert servers == [server.url]
+            t = await connect(servers, name="test", login=login)
+            try:
+                assert t.new_inbox().startswith("_INBOX.shop.")
+                before = t._client._server_info["client_id"]
+                file.write_text(address.format("second"))
+                server.reload(config("second"))
+                await eventually(lambda: "Reloaded server configuration" in server.log, what="the reload")
+                await eventually(lambda: t.connected and t._client._server_info["client_id"] != before, what="a new connection")
+                assert (await t.request("$JS.API.INFO", timeout=5)).data
             finally:
                 await t.close()
 
