@@ -51,6 +51,8 @@ def test_no_number_is_missing_or_used_twice() -> None:
         *range(580, 587),
         *range(590, 596),
         *range(600, 607),
+        610,
+        611,
         *range(620, 624),
         625,
         657,

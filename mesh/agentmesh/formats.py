@@ -115,6 +115,7 @@ ADDED: tuple[Addition, ...] = (
     Addition("Ledger.kept", "refused", SECOND),
     Addition("Change.kept", "refused", SECOND),
     Addition("TurnInfo.trace", "ignored"),
+    Addition("TurnInfo.derived", "ignored"),
     Addition("Record.attempt", "ignored"),
     Addition("Record.handled", "ignored"),
     Addition("Step.began", "ignored"),

@@ -90,6 +90,11 @@ def patch(ledger: Ledger, change: Change) -> Ledger:
     return structs.replace(ledger, **fields) if fields else ledger
 
 
+def turn_name(agent: str, life: str, epoch: int, number: int, key: str) -> str:
+    """A turn's name (life, number and input): the same however often it is tried, and shared with no other turn."""
+    return f"{agent}.{life}.{epoch}.{number}.{key}"
+
+
 def origin_of(epoch: int, seq: int, index: int) -> str:
     """The origin of a record's effect. Origins are never reused and only grow, also from one life of a name to the next."""
     return f"{epoch}.{seq}.{index}"

@@ -260,6 +260,43 @@ class Traced(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Calls inside the attempt that left no step."""
 
 
+class TurnBefore(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    """The turn before a plain one: what the link to it is derived from."""
+
+    number: int
+    ref: str
+    key: str
+    """As in `Derived`, like what has no text here."""
+    stored: str | None = None
+    generation: int = 0
+    boot: str = ""
+    """Its owner; left out where that is the turn's own."""
+    epoch: int = 1
+    crashes: int = 0
+
+
+class Derived(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    """What the spans of a plain turn are derived from, beside what `TurnInfo` has (`agentmesh.trace.derived`): it was for mail
+    without a context, and nobody asked for its ids while it ran. Most turns are such, and ids would cost each of them more than
+    all else that is told of it."""
+
+    key: str
+    """The key of its input, which is mail, in the ledger's counters: `<lane>:<sequence>`."""
+    stored: str | None = None
+    """When the server stored that, in its own words."""
+    boot: str
+    epoch: int = 1
+    crashes: int = 0
+    began: float | None = None
+    """When this attempt began, if not with the turn."""
+    ratio: float | None = None
+    """The share of traces that its owner samples where nobody has decided, if not all."""
+    before: TurnBefore | None = None
+    """The turn before, if that was a plain one, too."""
+    links: tuple[str, ...] = ()
+    """The turn before, if its ids were told."""
+
+
 class Handled(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A message that a record consumed without a turn, as its span has it: an event that `handle_event` was called with, or a
     prompt or an event that ended with an error before anything ran."""
@@ -306,6 +343,8 @@ class TurnInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What the tools of a turn without an answer did, in a few lines."""
     trace: Traced | None = None
     """Its spans, where turns are traced."""
+    derived: Derived | None = None
+    """In the place of `trace`, of a plain turn: what that is derived from."""
 
 
 class Overrides(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

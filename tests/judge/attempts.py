@@ -10,7 +10,8 @@ from msgspec import UNSET
 
 from agentmesh import semconv
 from agentmesh.ledger import apply
-from agentmesh.records import Ledger, Record
+from agentmesh.records import Ledger
+from agentmesh.trace.lost import attempts_ended
 from agentmesh.trace.spans import ToldSpan
 from agentmesh.trace.told import spans_told
 from judge.evidence import Evidence
@@ -22,7 +23,8 @@ def untold(evidence: Evidence) -> Iterator[str]:
     """What is wrong with them; nothing where the stream of facts was not recorded."""
     if evidence.spans is None:
         return
-    ended = {span for records in evidence.journals.values() for _, record in records for span in _ended(record)}
+    journals = evidence.journals.items()
+    ended = {span for agent, records in journals for _, record in records for span in attempts_ended(agent, record)}
     told: dict[str, dict[str, ToldSpan]] = defaultdict(dict)
     for span in evidence.spans:
         if span.op != "invoke_agent":
@@ -59,13 +61,6 @@ def orphans(evidence: Evidence) -> Iterator[str]:
     for span in spans.values():
         if span.parent and span.parent not in spans:
             yield f"{span.agent}: the span {span.name} ({span.id}) stands below {span.parent}, of which nobody tells"
-
-
-def _ended(record: Record) -> Iterator[str]:
-    """The attempts that a record ends."""
-    for info in (record.turn, record.attempt):
-        if info is not None and info.trace is not None and info.trace.span:
-            yield info.trace.span
 
 
 def _stepped(evidence: Evidence) -> dict[str, str]:

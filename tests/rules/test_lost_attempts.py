@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from agentmesh import semconv
+from agentmesh.trace.derived import traced_of
+from agentmesh.trace.lost import attempts_ended
 from agentmesh.trace.spans import ToldSpan
 from agentmesh_node.owner.predecessors import FENCED_S
 from agentmesh_node.telemetry.attempt_watch import LASTS_S, AttemptWatch
@@ -33,8 +35,7 @@ def told(scene: Scene) -> dict[str, ToldSpan]:
 
 def ended(scene: Scene) -> set[str]:
     """The attempts that records end."""
-    infos = (info for agent in AGENTS for record in scene.records(agent) for info in (record.turn, record.attempt))
-    return {info.trace.span for info in infos if info is not None and info.trace is not None}
+    return {attempt for agent in AGENTS for record in scene.records(agent) for attempt in attempts_ended(agent, record)}
 
 
 async def rounds_of_kills(scene: Scene, count: int) -> list[tuple[float, str]]:
@@ -67,7 +68,8 @@ def test_over_two_hundred_kills_each_attempt_that_lasted_is_told_of(
     watch = AttemptWatch.watch
 
     def noting(self: AttemptWatch, still: Any) -> None:
-        began.setdefault(still.args[0].context.span_id, (asyncio.get_running_loop().time(), process_name()))
+        attempt = still.args[0]
+        began.setdefault(attempt.find(attempt).context.span_id, (asyncio.get_running_loop().time(), process_name()))
         watch(self, still)
 
     monkeypatch.setattr(AttemptWatch, "watch", noting)
@@ -115,6 +117,33 @@ def test_with_all_the_stream_has_each_attempt_that_a_record_ends_whatever_was_ki
     play(story, nodes=("n1", "n2", "n3"), trace_facts="all")
 
 
+@pytest.mark.case(611)
+def test_only_what_lasts_is_watched(monkeypatch: pytest.MonkeyPatch) -> None:
+    watched: list[str] = []
+    watch = AttemptWatch.watch
+
+    def noting(self: AttemptWatch, still: Any) -> None:
+        watched.append(still.args[0].active.ref)
+        watch(self, still)
+
+    monkeypatch.setattr(AttemptWatch, "watch", noting)
+
+    async def story(scene: Scene) -> None:
+        await scene.start("a")
+        for _ in range(3):
+            await scene.mesh.ask("a", do(), timeout=PATIENCE_S)
+        assert not watched and not scene.history_of("trace"), "all of it has ended at once"
+        ask = asyncio.ensure_future(scene.mesh.ask("a", "gate:open " + do(), timeout=PATIENCE_S))
+        await scene.until(lambda: scene.history_of("trace"), "the attempt has said that it began")
+        open_gate("open")
+        last = await ask
+        assert watched == [last.ref] and len(scene.history_of("trace")) == 1
+        infos = [record.turn for record in scene.records("a") if record.turn is not None]
+        assert [info.trace is None for info in infos] == [True, True, True, False], "what is published under its id has it"
+
+    play(story, nodes=("n1",))
+
+
 @pytest.mark.case(542)
 def test_an_attempt_that_a_drain_cuts_off_has_moved() -> None:
     async def story(scene: Scene) -> None:
@@ -129,8 +158,9 @@ def test_an_attempt_that_a_drain_cuts_off_has_moved() -> None:
         (moved,) = (span for span in told(scene).values())
         assert moved.attributes[semconv.ATTEMPT_END] == "moved" and moved.node == node and not moved.error
         (turn,) = (record.turn for record in scene.records("a") if record.turn is not None)
-        assert turn.trace is not None and turn.trace.span != moved.id, "the next attempt is another one"
-        assert turn.trace.parent == moved.parent and turn.trace.trace == moved.trace, "under the same message"
+        trace = traced_of("a", scene.records("a")[-1].incarnation, turn)
+        assert trace is not None and trace.span != moved.id, "the next attempt is another one"
+        assert trace.parent == moved.parent and trace.trace == moved.trace, "under the same message"
 
     play(story, nodes=("n1", "n2"), drain_s=0.5)
 

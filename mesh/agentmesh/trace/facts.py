@@ -10,6 +10,7 @@ import msgspec
 from msgspec import structs
 
 from agentmesh.effects import CancelTimer, Effect, SendMail
+from agentmesh.errors import BadRequest
 from agentmesh.ledger_entries import Handled, TurnInfo
 from agentmesh.records import Ledger, Record
 from agentmesh.trace.spans import ToldSpan, decode_spans
@@ -90,10 +91,10 @@ def record_fact(service: str, before: Ledger | None, record: Record, seq: int, r
 
 def _bare(info: TurnInfo, before: Ledger | None) -> TurnInfo | None:
     """A turn's entry without its content, and with what ran in it; None if it tells no span."""
-    if info.trace is None:
-        return None
     traced = info.trace
-    if before is not None and before.steps:
+    if traced is None and info.derived is None:
+        return None
+    if traced is not None and before is not None and before.steps:
         traced = structs.replace(traced, inner=inner_told(info, before.steps))
     error = ErrorBody(code=info.error.code, message="") if info.error is not None else None
     return structs.replace(info, prompt="", answer=None, note=None, label=None, error=error, trace=traced)
@@ -112,7 +113,7 @@ def spans_in(agent: str, what: str, body: bytes, root: str) -> tuple[ToldSpan, .
     fact = _decode(body)
     try:
         return spans_told(agent, fact.service, None, _record(fact), fact.seq, root=root, ratio=fact.ratio)
-    except (TypeError, ValueError, OverflowError, KeyError) as error:
+    except (TypeError, ValueError, OverflowError, KeyError, BadRequest) as error:
         raise msgspec.DecodeError(f"a fact of a record tells no spans: {error}") from None
 
 

@@ -17,6 +17,7 @@ from agentmesh import semconv
 from agentmesh.ledger import apply
 from agentmesh.ledger_entries import Inner
 from agentmesh.records import Ledger, Record
+from agentmesh.trace.derived import boot_of, traced_of
 from agentmesh.trace.spans import AttemptEnd, Attributes, Began, ToldSpan
 from agentmesh.trace.told import Teller, attempt_span, inner_of, inner_spans
 
@@ -68,7 +69,7 @@ def since(taken: Taken) -> float:
     """From when on there may be facts of attempts that nobody has told: since the last turn before the former owner took the
     agent, for that one may have died before it told what it had found."""
     former, history = (taken.ledger.generation, taken.ledger.boot), taken.ledger.history
-    older = [turn for turn in history if (turn.generation, turn.trace.boot if turn.trace is not None else former[1]) != former]
+    older = [turn for turn in history if (turn.generation, boot_of(turn) or former[1]) != former]
     if older:
         return older[-1].ended - MARGIN_S
     if len(history) >= taken.ledger.history_limit:
@@ -97,10 +98,19 @@ def nodes_in(taken: Taken, begun: Iterable[Began]) -> dict[str, str]:
     return {boot: node for boot, node in others.items() if boot not in (taken.boot, taken.ledger.boot)}
 
 
-def ended_in(ledger: Ledger, records: Iterable[tuple[int, Record]]) -> set[str]:
-    """The ids of the attempts whose ends a journal has: the ledger, and the records that it is made of."""
-    turns = [*ledger.history, *(info for _, record in records for info in (record.turn, record.attempt) if info)]
-    return {turn.trace.span for turn in turns if turn.trace is not None}
+def ended_in(agent: str, ledger: Ledger, records: Iterable[tuple[int, Record]]) -> set[str]:
+    """The ids of the attempts whose ends the journal of `agent` has: the ledger, and the records that it is made of."""
+    found = {attempt for _, record in records for attempt in attempts_ended(agent, record)}
+    of_history = (traced_of(agent, ledger.incarnation, turn) for turn in ledger.history)
+    return found | {traced.span for traced in of_history if traced is not None}
+
+
+def attempts_ended(agent: str, record: Record) -> Iterator[str]:
+    """The ids of the attempts that a record of `agent` ends."""
+    for info in (record.turn, record.attempt):
+        traced = traced_of(agent, record.incarnation, info) if info is not None else None
+        if traced is not None and traced.span:
+            yield traced.span
 
 
 def unended(taken: Taken, begun: Sequence[Began], alive: Collection[str]) -> tuple[Unended, ...]:
@@ -111,7 +121,7 @@ def unended(taken: Taken, begun: Sequence[Began], alive: Collection[str]) -> tup
         begun: the facts that attempts of the agent began.
         alive: the boots of processes that are alive, of those in `nodes_in`.
     """
-    over = ended_in(taken.ledger, taken.records)
+    over = ended_in(taken.agent, taken.ledger, taken.records)
     boots = {taken.ledger.boot, *(record.boot for _, record in taken.records)} - {taken.boot}
     facts: dict[str, Began] = {}
     for fact in (*begun, *_of_steps(taken)):

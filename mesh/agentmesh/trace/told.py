@@ -17,6 +17,7 @@ from agentmesh.ledger import origin_of
 from agentmesh.ledger_entries import Handled, Inner, Step, Traced, TurnInfo
 from agentmesh.records import Ledger, Record, SendMail
 from agentmesh.trace.context import sent_context
+from agentmesh.trace.derived import traced_of
 from agentmesh.trace.spans import AttemptEnd, Attributes, ToldSpan
 
 SENT_LANES = frozenset(("peer-inbox", "peer-notify"))
@@ -64,7 +65,7 @@ def spans_told(
     found: list[ToldSpan] = []
     steps = before.steps if before is not None else {}
     for info in (record.turn, record.attempt):
-        if info is not None and info.trace is not None:
+        if info is not None:
             found += turn_spans(teller, info, steps)
     found += [_handled(teller, handled, record.node) for handled in record.handled]
     found += _sends(teller, record, seq, ratio)
@@ -81,7 +82,7 @@ def mail_sent(record: Record) -> Iterator[tuple[int, SendMail]]:
 def turn_spans(teller: Teller, info: TurnInfo, steps: Mapping[str, Step] | None = None) -> Iterator[ToldSpan]:
     """The spans of an attempt that has ended, as a record or the history has it: of its message, if that ended with it; of
     itself; of what ran in it, as far as `steps` and the entry itself know."""
-    traced = info.trace
+    traced = traced_of(teller.agent, teller.life, info)
     if traced is None:
         return
     if traced.process:

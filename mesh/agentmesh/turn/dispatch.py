@@ -24,11 +24,11 @@ from agentmesh.turn.draft import (
     pending_stop,
     recordable,
 )
-from agentmesh.turn.kept import end_turn
+from agentmesh.turn.kept import end_turn, name_of
 from agentmesh.turn.next_input import NO_EVENT, choose, end_late, end_without_turn, next_event, out_of_time
 from agentmesh.turn.outcome import ENDED_FROM_OUTSIDE, charged, finish_turn, outcome_of, purse_of
 from agentmesh.turn.poison import begin, comes_first, hold_back, is_beyond
-from agentmesh.turn.steps import drop_requests, resumed, take_answers, taken_so_far, turn_key
+from agentmesh.turn.steps import drop_requests, resumed, take_answers, taken_so_far
 from agentmesh.turn.values import (
     CUT_SHORT,
     TO_PROCESSING,
@@ -155,7 +155,7 @@ def _awaited_until(active: Active) -> float | None:
 def _begin(core: Core, active: Active, out: Out) -> None:
     begin(core)
     if core.config.traced:
-        active = structs.replace(active, attempt=tracing.attempt_of(core, active, turn_key(core, active)))
+        active = structs.replace(active, attempt=tracing.attempt_of(core, active))
         if core.work.causes:
             tracing.forget_causes(core)
     core.active = active
@@ -180,8 +180,8 @@ def _begin(core: Core, active: Active, out: Out) -> None:
 def _call(core: Core, hook: str, args: tuple[Any, ...] = ()) -> RunCallback:
     active = core.active
     assert active is not None
-    context = active.attempt.context if active.attempt is not None else None
-    return RunCallback(hook=hook, args=args, state=core.work.state, request=active.request(), trace=active.trace, context=context)
+    state, request = core.work.state, active.request()
+    return RunCallback(hook=hook, args=args, state=state, request=request, trace=active.trace, of=active.attempt)
 
 
 def _returned(core: Core, item: Returned) -> None:
@@ -217,7 +217,7 @@ def _run(core: Core, out: Out) -> None:
             state=state,
             session=core.work.session,
             watchdog_s=core.config.watchdog_s,
-            key=turn_key(core, active),
+            key=name_of(core.config.name, core.ledger, active),
             steps=taken_so_far(core, active),
             kept=tuple(core.work.kept.items()) if core.work.kept else (),
             purse=purse_of(core, active),
@@ -435,10 +435,10 @@ def _halt(core: Core, out: Out) -> bool:
         core.emits = (*core.emits, Emit("halted", {"agent_state": core.work.state}))
         return False
     core.phase = Phase.POST_RUN
-    active, context = core.active, tracing.current(core)
+    active, of = core.active, tracing.running(core)
     request = active.request() if active is not None else None
-    trace = active.trace if active is not None else core.trace if context is not None else {}
-    out.append(RunCallback(hook="post_run", state=core.work.state, request=request, trace=trace, context=context))
+    trace = active.trace if active is not None else core.trace if of is not None else {}
+    out.append(RunCallback(hook="post_run", state=core.work.state, request=request, trace=trace, of=of))
     return True
 
 
@@ -474,7 +474,7 @@ def drain(core: Core, out: Out) -> None:
                 state=core.work.state,
                 sender=sender,
                 trace=core.trace,
-                context=core.context,
+                of=core.context,
             )
         )
         return

@@ -136,6 +136,7 @@ def end_request(core: Core, caller: Caller, error: ErrorBody, tools: Counts | No
 
 def turn_info(core: Core, active: Active, error: ErrorBody | None) -> TurnInfo:
     """What the history shows of a turn that ended now, with `error` or with an answer."""
+    trace, derived = tracing.traced(core, active) if core.config.traced else (None, None)
     answer = active.unsaid if error is not None else active.outcome.text if active.outcome else None
     runs = active.tools if error is None else runs_of(core, active)
     return TurnInfo(
@@ -154,7 +155,8 @@ def turn_info(core: Core, active: Active, error: ErrorBody | None) -> TurnInfo:
         takeovers=core.ledger.takeovers.get(active.key, 0),
         tools=counted(runs) if runs else {},
         note=note_of(active.number, active.text, reason_of(error), runs) if error is not None and runs else None,
-        trace=tracing.traced(core, active) if core.config.traced else None,
+        trace=trace,
+        derived=derived,
     )
 
 

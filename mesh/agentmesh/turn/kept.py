@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from msgspec import structs
 
 from agentmesh.formats import SECOND
+from agentmesh.ledger import turn_name
 from agentmesh.records import KeptTurn, Ledger, Shown, Step
 from agentmesh.tool_runs import MAX_NOTE, ToolRun, are_hidden, is_without_messages, merged, note_of, runs_in
 from agentmesh.turn.values import Active, Core
@@ -33,9 +34,11 @@ UNKNOWN = frozenset({"server_error", "bad_output", "crashed", "failed"})
 SHORTER: Mapping[Shown, Shown] = {"whole": "note", "note": "not", "not": "not", "told": "told"}
 
 
-def name_of(agent: str, ledger: Ledger, number: int, key: str) -> str:
-    """A turn's name (life, number and input): the same however often it is tried, and shared with no other turn."""
-    return f"{agent}.{ledger.incarnation}.{ledger.epoch}.{number}.{key}"
+def name_of(agent: str, ledger: Ledger, active: Active) -> str:
+    """The name of the turn `active` (`agentmesh.ledger.turn_name`)."""
+    turning = ledger.turning
+    number = turning.number if turning is not None and turning.key == active.key else active.number
+    return turn_name(agent, ledger.incarnation, ledger.epoch, number, active.key)
 
 
 def keep_unfinished(core: Core) -> None:
@@ -53,7 +56,7 @@ def keep_unfinished(core: Core) -> None:
         note=note,
         shown=_form(work.steps),
     )
-    name = name_of(core.config.name, work, turning.number, turning.key)
+    name = turn_name(core.config.name, work.incarnation, work.epoch, turning.number, turning.key)
     core.work = structs.replace(work, kept=_bounded({**work.kept, name: turn}, None))
 
 
@@ -89,7 +92,8 @@ def end_turn(core: Core, active: Active, again: str | None) -> None:
             note=note_of(number, prompt, reason_of(error), runs_of(core, active)),
             shown="note" if is_rejected(error) else "told" if whole else _form(steps),
         )
-        kept[name_of(core.config.name, core.ledger, number, active.key)] = turn
+        ledger = core.ledger
+        kept[turn_name(core.config.name, ledger.incarnation, ledger.epoch, number, active.key)] = turn
     if again is not None:
         kept = {name: structs.replace(turn, ref=again) if turn.ref == active.ref else turn for name, turn in kept.items()}
     core.work = structs.replace(core.work, kept=_bounded(kept, again))

@@ -18,7 +18,6 @@ from agentmesh.steps import inner_s
 from agentmesh.turn import tracing
 from agentmesh.turn.delegation import came_back, root_of, withdrawals
 from agentmesh.turn.draft import Out, append_side, commit_change, consume
-from agentmesh.turn.kept import name_of
 from agentmesh.turn.step_values import AskAgent, Circled, StepTaken, TakeStep, WaitLost, WaitOver
 from agentmesh.turn.values import CUT_SHORT, Active, Core, Phase, Wake
 from agentmesh.wire import ErrorBody, Mail, Outcome
@@ -32,13 +31,6 @@ _TAKES_ANSWERS = (Phase.IDLE, Phase.SUSPECT, Phase.TURN, *CUT_SHORT, Phase.RESTA
 
 
 # --- a turn that begins, or begins again ------------------------------------------------------------------------------
-def turn_key(core: Core, active: Active) -> str:
-    """The turn's name (life, number and input): the same however often it is tried, and shared with no other turn."""
-    ledger = core.ledger
-    number = ledger.turning.number if ledger.turning is not None and _is_own(ledger, active) else active.number
-    return name_of(core.config.name, ledger, number, active.key)
-
-
 def resumed(core: Core, active: Active) -> Active:
     """`active` as it was at its first step: a prompt that `pre_turn` rewrites anew may not fit the steps."""
     turning = core.ledger.turning

@@ -12,7 +12,7 @@ from msgspec import structs
 
 from agentmesh.callback_context import Ask
 from agentmesh.headers import STATE_KEY, bounded_baggage
-from agentmesh.records import Caller, Handled, Queued, SendMail, SetTimer, Traced, TurnInfo
+from agentmesh.records import Caller, Derived, Handled, Queued, SendMail, SetTimer, Traced, TurnBefore, TurnInfo
 from agentmesh.subjects import LANES
 from agentmesh.tool_runs import counted
 from agentmesh.trace.context import (
@@ -26,9 +26,10 @@ from agentmesh.trace.context import (
     process_span_id,
     trace_id_of,
 )
+from agentmesh.trace.derived import traced_of
 from agentmesh.trace.spans import Began
-from agentmesh.turn.kept import runs_of
-from agentmesh.turn.values import Active, Core, Phase, TurnAttempt
+from agentmesh.turn.kept import name_of, runs_of
+from agentmesh.turn.values import Active, AttemptSpans, Config, Core, Phase, TurnAttempt
 from agentmesh.wire import ErrorBody, Mail, parse_time
 
 MAX_CAUSES = 32
@@ -39,18 +40,21 @@ MAX_INNER = 64
 
 # --- which trace ------------------------------------------------------------------------------------------------------
 def _entered(
-    core: Core, headers: Mapping[str, str], root: str | None, ref: str, stored: str | None, *, anew: bool = False
+    config: Config,
+    life: str,
+    headers: Mapping[str, str],
+    root: str | None,
+    ref: str,
+    *,
+    stored: str | None,
+    anew: bool = False,
 ) -> tuple[TraceContext, tuple[str, ...]]:
     """The context that something stands in which bears `headers`, and what it links to. Another trace begins if it bears no
     context, if its trace is as long as traces may be, and `anew`."""
     before = context_in(headers) if headers else None
     if before is not None and before.depth < MAX_DEPTH and not anew:
         return before, ()
-    config = core.config
-    if before is not None and not anew:
-        trace_id = next_trace_id(before)
-    else:
-        trace_id = trace_id_of(root, config.name, core.ledger.incarnation, ref, stored)
+    trace_id = trace_id_of(root, config.name, life, ref, stored) if before is None or anew else next_trace_id(before)
     sampled = config.trace_ratio >= 1.0 or is_sampled(trace_id, config.trace_ratio)
     if not headers:
         return TraceContext(trace_id, "", sampled), ()
@@ -74,29 +78,33 @@ def _without(links: tuple[str, ...], above: TraceContext) -> tuple[str, ...]:
 
 
 # --- attempts ---------------------------------------------------------------------------------------------------------
-def attempt_of(core: Core, active: Active, name: str) -> TurnAttempt:
-    """The attempt of the turn `name` that begins now."""
-    ledger, mail, queued = core.ledger, active.mail, active.queued
+def attempt_of(core: Core, active: Active) -> TurnAttempt:
+    """The attempt of the turn `active` that begins now."""
+    return TurnAttempt(_spans_of, core.config, core.ledger, active, core.now)
+
+
+def _spans_of(attempt: TurnAttempt) -> AttemptSpans:
+    config, ledger, active = attempt.config, attempt.ledger, attempt.active
+    agent, life, mail, queued = config.name, ledger.incarnation, active.mail, active.queued
     crashes = ledger.attempts.get(active.key, 0)
     retries = queued.attempt - 1 if queued is not None else 0
-    span_id = attempt_span_id(name, ledger.generation, ledger.boot, crashes, retries)
+    span_id = attempt_span_id(name_of(agent, ledger, active), ledger.generation, ledger.boot, crashes, retries)
     if mail is not None:
-        process = process_span_id(core.config.name, ledger.incarnation, mail.lane, active.ref)
-        above, links = _entered(core, mail.trace, mail.root, active.ref, mail.stored)
-        parent, lane, stored = process, mail.lane, parse_time(mail.stored) if mail.stored is not None else 0.0
+        process = process_span_id(agent, life, mail.lane, active.ref)
+        above, links = _entered(config, life, mail.trace, mail.root, active.ref, stored=mail.stored)
+        parent, lane, stored = process, mail.lane, _time_of(mail.stored)
     else:
         caller = active.caller
         root, at = (caller.root, caller.stored) if caller is not None else (None, None)
-        above, links = _entered(core, active.trace, root, active.ref, at)
+        above, links = _entered(config, life, active.trace, root, active.ref, stored=at)
         links = _without((*links, *(queued.links if queued is not None else ())), above)
         process, parent, lane, stored = "", above.span_id, "", 0.0
-    last = ledger.history[-1].trace if ledger.history else None
+    last = traced_of(agent, life, ledger.history[-1]) if ledger.history else None
     if last is not None and last.trace != above.trace_id:
         link = f"{last.trace}-{last.span or last.process}"
         links = _without((*links, link), above) if links else (link,)
-    return TurnAttempt(
-        context=_below(above, span_id, stored or core.now),
-        began=core.now,
+    return AttemptSpans(
+        context=_below(above, span_id, stored or attempt.began),
         parent=parent,
         links=links,
         crashes=crashes,
@@ -108,38 +116,80 @@ def attempt_of(core: Core, active: Active, name: str) -> TurnAttempt:
     )
 
 
-def traced(core: Core, active: Active) -> Traced | None:
-    """What a record tells of the spans of the turn `active`, whose message it consumes; None if turns are not traced."""
+def traced(core: Core, active: Active) -> tuple[Traced | None, Derived | None]:
+    """What a record tells of the spans of the turn `active`, whose message it consumes, or what they are derived from."""
     attempt = active.attempt
     if attempt is None:
         # No attempt has begun here: too many owners before this one had died of it.
-        return _told(core, active, attempt_of(core, active, ""), began=False) if core.config.traced else None
-    return _told(core, active, attempt)
+        return _told(core, active, attempt_of(core, active).spans, None), None
+    if not active.inner and (plain := _derived(attempt)) is not None:
+        return None, plain
+    return _told(core, active, attempt.spans, attempt.began), None
 
 
-def _told(core: Core, active: Active, attempt: TurnAttempt, *, began: bool = True) -> Traced:
-    context = attempt.context
+def _derived(attempt: TurnAttempt) -> Derived | None:
+    """What the spans of an attempt are derived from; None if its ids are known, or it is no plain one."""
+    ledger, active = attempt.ledger, attempt.active
+    mail = active.mail
+    if attempt.found is not None or mail is None or mail.trace or mail.root is not None or ledger.turning is not None:
+        return None
+    before: TurnBefore | None = None
+    links: tuple[str, ...] = ()
+    if ledger.history:
+        last = ledger.history[-1]
+        if (plain := last.derived) is not None:
+            same = last.generation == ledger.generation and plain.boot == ledger.boot
+            before = TurnBefore(
+                number=last.number,
+                ref=last.ref,
+                key=plain.key,
+                stored=plain.stored,
+                generation=0 if same else last.generation,
+                boot="" if same else plain.boot,
+                epoch=plain.epoch,
+                crashes=plain.crashes,
+            )
+        elif (told := last.trace) is not None:
+            links = (f"{told.trace}-{told.span or told.process}",)
+    ratio = attempt.config.trace_ratio
+    return Derived(
+        key=active.key,
+        stored=mail.stored,
+        boot=ledger.boot,
+        epoch=ledger.epoch,
+        crashes=ledger.attempts.get(active.key, 0) if ledger.attempts else 0,
+        began=attempt.began if attempt.began != active.started else None,
+        ratio=ratio if ratio < 1.0 else None,
+        before=before,
+        links=links,
+    )
+
+
+def _told(core: Core, active: Active, spans: AttemptSpans, began: float | None) -> Traced:
+    """`began`: when the attempt did; None if none has."""
+    context = spans.context
     return Traced(
         trace=context.trace_id,
-        span=context.span_id if began else "",
-        parent=attempt.parent,
-        links=attempt.links,
+        span=context.span_id if began is not None else "",
+        parent=spans.parent,
+        links=spans.links,
         sampled=context.sampled,
-        began=attempt.began if began else 0.0,
+        began=began or 0.0,
         boot=core.ledger.boot,
-        crashes=attempt.crashes,
-        retries=attempt.retries,
-        process=attempt.process,
-        above=attempt.above,
-        lane=attempt.lane,
-        stored=attempt.stored,
+        crashes=spans.crashes,
+        retries=spans.retries,
+        process=spans.process,
+        above=spans.above,
+        lane=spans.lane,
+        stored=spans.stored,
         inner=active.inner[-MAX_INNER:],
     )
 
 
 def of_first_step(core: Core, active: Active) -> Traced | None:
     """What the next owner must know of the spans of the turn `active`, whose attempts it may have to tell of."""
-    return _told(core, active, active.attempt) if active.attempt is not None else None
+    attempt = active.attempt
+    return _told(core, active, attempt.spans, attempt.began) if attempt is not None else None
 
 
 def attempted(core: Core, error: ErrorBody, *, consumed: bool = False) -> None:
@@ -152,7 +202,7 @@ def attempted(core: Core, error: ErrorBody, *, consumed: bool = False) -> None:
     active = core.active
     if active is None or active.attempt is None:
         return
-    told = _told(core, active, active.attempt)
+    told = _told(core, active, active.attempt.spans, active.attempt.began)
     runs = active.tools or runs_of(core, active)
     core.attempted = TurnInfo(
         number=active.number,
@@ -176,7 +226,7 @@ def began_of(core: Core) -> Began | None:
     active = core.active
     if active is None or active.attempt is None:
         return None
-    attempt, ledger = active.attempt, core.ledger
+    attempt, ledger = active.attempt.spans, core.ledger
     return Began(
         trace=attempt.context.trace_id,
         span=attempt.context.span_id,
@@ -187,7 +237,7 @@ def began_of(core: Core) -> Began | None:
         ref=active.ref,
         input=active.key,
         turn=active.number,
-        started=attempt.began,
+        started=active.attempt.began,
         node=ledger.node,
         generation=ledger.generation,
         boot=ledger.boot,
@@ -203,8 +253,9 @@ def began_of(core: Core) -> Began | None:
 def _process(core: Core, mail: Mail, *, anew: bool = False, timer: str = "") -> tuple[Handled, TraceContext]:
     """The span of `mail`, and its context."""
     ref = mail.ref if LANES[mail.lane].kind == "prompt" else f"{mail.lane}:{mail.seq}"
-    above, links = _entered(core, mail.trace, mail.root, ref, mail.stored, anew=anew)
-    span_id = process_span_id(core.config.name, core.ledger.incarnation, mail.lane, mail.ref)
+    life = core.ledger.incarnation
+    above, links = _entered(core.config, life, mail.trace, mail.root, ref, stored=mail.stored, anew=anew)
+    span_id = process_span_id(core.config.name, life, mail.lane, mail.ref)
     stored = _time_of(mail.stored)
     span = Handled(
         lane=mail.lane,
@@ -269,19 +320,24 @@ def of_request(core: Core, caller: Caller) -> dict[str, str]:
     """The context of the span of a request that stays open, as headers."""
     if not core.config.traced:
         return {}
-    above, _ = _entered(core, caller.trace, caller.root, caller.ref, caller.stored)
+    life = core.ledger.incarnation
+    above, _ = _entered(core.config, life, caller.trace, caller.root, caller.ref, stored=caller.stored)
     lane = "inbox" if caller.sender is None else "peer-inbox"
-    span_id = process_span_id(core.config.name, core.ledger.incarnation, lane, caller.ref)
+    span_id = process_span_id(core.config.name, life, lane, caller.ref)
     return _below(above, span_id, _time_of(caller.stored) or core.now).headers()
 
 
 # --- what is handed on ------------------------------------------------------------------------------------------------
-def current(core: Core) -> TraceContext | None:
-    """The context of what runs now: of an event, or of a turn's attempt; None if turns are not traced, or neither runs."""
+def running(core: Core) -> TurnAttempt | TraceContext | None:
+    """What runs now: a turn's attempt, or an event, as its context; None if turns are not traced, or neither runs."""
     active = core.active
-    if active is None or core.phase is Phase.HANDLING:
-        return core.context
-    return active.attempt.context if active.attempt is not None else None
+    return core.context if active is None or core.phase is Phase.HANDLING else active.attempt
+
+
+def current(core: Core) -> TraceContext | None:
+    """The context of what runs now."""
+    found = running(core)
+    return found.context if isinstance(found, TurnAttempt) else found
 
 
 def handed_on(core: Core, context: TraceContext, headers: dict[str, str]) -> dict[str, str]:
@@ -303,7 +359,7 @@ def handed_on(core: Core, context: TraceContext, headers: dict[str, str]) -> dic
 
 def stamped(core: Core, asks: tuple[Ask, ...]) -> tuple[Ask, ...]:
     """The asks of a callback, with the contexts that they are handed."""
-    context = current(core)
+    context = current(core) if asks else None
     if context is None:
         return asks
     return tuple(
@@ -327,10 +383,10 @@ def chained(core: Core, item: Queued, active: Active, *, retried: bool) -> Queue
     attempt = active.attempt
     if attempt is None:
         return item
-    context = attempt.context
+    context, parent = attempt.context, attempt.spans.parent
     if retried:
         tries = active.queued.attempt if active.queued is not None else 1
-        context = structs.replace(context, span_id=attempt.parent) if attempt.parent else context
+        context = structs.replace(context, span_id=parent) if parent else context
         return structs.replace(item, trace=handed_on(core, context, {}), attempt=tries + 1)
     return structs.replace(item, trace=handed_on(core, context, {}))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import StrEnum
 from typing import Any, Literal
 
@@ -350,12 +351,11 @@ type Input = (
 
 
 # --- traces -------------------------------------------------------------------------------------------------------
-class TurnAttempt(msgspec.Struct, frozen=True, kw_only=True):
-    """An attempt of a turn, as its spans have it. All of it stands when the attempt begins."""
+class AttemptSpans(msgspec.Struct, frozen=True, kw_only=True):
+    """An attempt of a turn, as its spans have it."""
 
     context: TraceContext
     """Its own: what it makes stands below it."""
-    began: float
     parent: str = ""
     links: tuple[str, ...] = ()
     crashes: int = 0
@@ -366,6 +366,38 @@ class TurnAttempt(msgspec.Struct, frozen=True, kw_only=True):
     lane: str = ""
     stored: float = 0.0
     """As in `agentmesh.records.Traced`."""
+
+
+class TurnAttempt(msgspec.Struct, eq=False):
+    """An attempt of a turn. What its spans have stands when it begins, and is worked out once somebody asks for it: of most turns
+    nobody does (docs/design/049-ids-that-nobody-asks-for.md)."""
+
+    find: Callable[[TurnAttempt], AttemptSpans]
+    """Works that out."""
+    config: Config
+    ledger: Ledger
+    active: Active
+    """As they were when it began."""
+    began: float
+    """When that was (seconds since the epoch)."""
+    found: AttemptSpans | None = None
+    watched: bool = False
+    """Whether its owner has noted that it lasts."""
+
+    @property
+    def spans(self) -> AttemptSpans:
+        """What its spans have."""
+        if self.found is None:
+            self.found = self.find(self)
+        return self.found
+
+    @property
+    def context(self) -> TraceContext:
+        """Its own: what it makes stands below it."""
+        return self.spans.context
+
+    def __repr__(self) -> str:
+        return f"TurnAttempt({self.active.key!r}, began={self.began!r})"
 
 
 # --- commands -----------------------------------------------------------------------------------------------------
@@ -379,8 +411,13 @@ class RunCallback(msgspec.Struct, frozen=True, kw_only=True):
     sender: str | None = None
     trace: dict[str, str] = {}
     """The context that it runs in where turns are not traced, as headers."""
-    context: TraceContext | None = None
-    """That one where turns are traced: of its turn's attempt, or of the event that it handles."""
+    of: TurnAttempt | TraceContext | None = None
+    """Where turns are traced: its turn's attempt, or the context of the event that it handles."""
+
+    @property
+    def context(self) -> TraceContext | None:
+        """The context that it runs in, where turns are traced."""
+        return self.of.context if isinstance(self.of, TurnAttempt) else self.of
 
 
 class CancelCallback(msgspec.Struct, frozen=True):

@@ -86,14 +86,14 @@ class OwnerLoop:
         machine: Machine = advance,
         may_write: Callable[[], int] = lambda: RECORD_VERSION,
         on_turn: Callable[[TurnInfo], None] | None = None,
-        on_attempt: Callable[[TurnAttempt], None] = lambda attempt: None,
+        on_lasting: Callable[[TurnAttempt], None] = lambda attempt: None,
     ) -> None:
         """
         Args:
             user_code: None if the node does not serve the agent's kind: then its callbacks decide nothing.
             may_write: the newest version of records that may be written (`Core.writes`).
             on_turn: called when a record is committed that ends a turn.
-            on_attempt: called when an attempt of a turn begins that is traced.
+            on_lasting: called when a callback of an attempt does not end at once, where turns are traced.
         """
         self.name = name
         """The agent's name."""
@@ -121,9 +121,7 @@ class OwnerLoop:
         self._loop = asyncio.get_running_loop()
         self._title = f"owner {name}"
         self._inputs: deque[Input] = deque()
-        self._on_attempt = on_attempt
-        self._attempt: TurnAttempt | None = None
-        """The attempt that was begun last."""
+        self._on_lasting = on_lasting
         self._timers: set[asyncio.TimerHandle] = set()
         self.appending = False
         """Whether a record is on its way to the journal."""
@@ -239,10 +237,6 @@ class OwnerLoop:
             self.core = structs.replace(self.core, writes=writes)
         try:
             self.core, commands = self._machine(self.core, item, self._now())
-            active = self.core.active
-            if active is not None and active.attempt is not self._attempt and active.attempt is not None:
-                self._attempt = active.attempt
-                self._on_attempt(active.attempt)
             self._run_commands(commands)
         except Exception:
             log.exception("owner failed", extra={"agent": self.name})
@@ -389,6 +383,8 @@ class OwnerLoop:
         task = asyncio.Task(self._run_callback(command), loop=self._loop, name=self._title, eager_start=True)
         if not task.done():
             self.callback = task
+            if isinstance(command.of, TurnAttempt):
+                self._on_lasting(command.of)
 
     async def _run_callback(self, command: RunCallback) -> None:
         try:

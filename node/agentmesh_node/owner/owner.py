@@ -126,7 +126,7 @@ class Owner:
             user_code=self.runner,
             may_write=self._may_write,
             on_turn=self._turn_ended if self._measured.on else None,
-            on_attempt=self._watch_attempt,
+            on_lasting=self._watch_attempt,
         )
         self._turn = TurnRun(
             services,
@@ -135,6 +135,7 @@ class Owner:
             feed=self._loop.feed,
             runner=self.runner,
             begin_to_wait=self._begin_to_wait,
+            on_lasting=self._watch_attempt,
         )
         self._purger = MailPurger(self._loop, services)
         self._ids = MessageIds(services.remember_s)
@@ -177,7 +178,9 @@ class Owner:
         return max(self._s.formats.writes, self._loop.writer.version)
 
     def _watch_attempt(self, attempt: TurnAttempt) -> None:
-        if self._s.traces.facts != "off":
+        """See to it that the attempt says that it began, if it still runs in a moment: what runs for it has not ended at once."""
+        if self._s.traces.facts != "off" and not attempt.watched:
+            attempt.watched = True
             self._s.attempts.watch(functools.partial(self._running, attempt))
 
     def _running(self, attempt: TurnAttempt) -> Began | None:

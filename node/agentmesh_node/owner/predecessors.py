@@ -69,7 +69,7 @@ async def _tell_if_fenced(s: Services, agent: str, generation: int) -> None:
         s.traces.forgotten(agent, generation)
         return
     begun = s.traces.forgotten(agent, generation)
-    over = ended_in(ledger, contents.records) if ledger is not None else set()
+    over = ended_in(agent, ledger, contents.records) if ledger is not None else set()
     over |= await _told(s, agent, since=min((fact.started for fact in begun), default=0.0) - MARGIN_S)
     for fact in begun:
         if fact.span not in over:

@@ -123,12 +123,15 @@ def inner_of_step() -> Inner | None:
 class InnerCalls:
     """The calls of one attempt. Used on the node's loop only."""
 
-    def __init__(self, context: TraceContext, now: Callable[[], float], additions: Additions | None = None) -> None:
+    def __init__(
+        self, context: TraceContext, now: Callable[[], float], additions: Additions | None = None, *, began: float | None = None
+    ) -> None:
         """
         Args:
             context: the attempt's.
             now: in seconds since the epoch, by the servers' clock.
             additions: where what user code adds to their spans is noted; None if they will not be exported here.
+            began: when the attempt began; None: now.
         """
         self.context = context
         self.now = now
@@ -142,7 +145,7 @@ class InnerCalls:
         self._chats = 0
         self._tells_chats = False
         """Whether the backend tells of its model calls itself."""
-        self._mark = now()
+        self._mark = now() if began is None else began
         """When the newest tool run or answer that an event tells of had ended."""
         self._usage: dict[str, int] = {}
 

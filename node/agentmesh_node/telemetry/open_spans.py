@@ -18,6 +18,7 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Span, SpanContext, Status, StatusCode, TraceFlags, TraceState
 
 from agentmesh.trace.context import TraceContext
+from agentmesh.turn.values import TurnAttempt
 
 MOST_ATTRIBUTES = 64
 """Most attributes that user code adds to one span."""
@@ -96,13 +97,22 @@ class Additions:
 class OpenSpan(Span):
     """A span of the mesh's own that has not ended. Its end, its name and its status are the mesh's: they cannot be set."""
 
-    __slots__ = ("_known", "additions", "context")
+    __slots__ = ("_known", "_of", "additions")
 
-    def __init__(self, context: TraceContext, additions: Additions | None) -> None:
-        """`additions`: where what user code adds is noted; None if the span will not be exported here."""
-        self.context = context
+    def __init__(self, of: TurnAttempt | TraceContext, additions: Additions | None) -> None:
+        """
+        Args:
+            of: its context, or the attempt whose that is, which is asked for it when it is needed.
+            additions: where what user code adds is noted; None if the span will not be exported here.
+        """
+        self._of = of
         self.additions = additions
         self._known: SpanContext | None = None
+
+    @property
+    def context(self) -> TraceContext:
+        """Its context."""
+        return context_of(self._of)
 
     def get_span_context(self) -> SpanContext:
         if self._known is None:
@@ -146,6 +156,11 @@ class OpenSpan(Span):
 
     def end(self, end_time: int | None = None) -> None:
         """It ends with its record."""
+
+
+def context_of(what: TurnAttempt | TraceContext) -> TraceContext:
+    """The context of what runs."""
+    return what.context if isinstance(what, TurnAttempt) else what
 
 
 def span_context(context: TraceContext) -> SpanContext:

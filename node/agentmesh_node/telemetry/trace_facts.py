@@ -14,7 +14,7 @@ from agentmesh.edge.transport import Transport
 from agentmesh.records import Ledger, Record
 from agentmesh.subjects import Subjects
 from agentmesh.trace.facts import record_fact
-from agentmesh.trace.lost import abandoned
+from agentmesh.trace.lost import abandoned, attempts_ended
 from agentmesh.trace.spans import Began, Spans, ToldSpan, TraceFacts, encode_fact
 from agentmesh.trace.told import spans_told
 from agentmesh.wire import MSG_ID
@@ -169,9 +169,8 @@ class SpanTeller:
     def _end_open(self, agent: str, record: Record) -> None:
         """A record of this process is committed: it may have ended an attempt that has said that it began."""
         begun = self._open[agent]
-        for info in (record.turn, record.attempt):
-            if info is not None and info.trace is not None:
-                begun.pop(info.trace.span, None)
+        for attempt in attempts_ended(agent, record):
+            begun.pop(attempt, None)
         if record.kind in _ALL_DONE:
             for fact in begun.values():
                 if (fact.generation, fact.boot) == (record.generation, record.boot):

@@ -24,14 +24,19 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from agentmesh.headers import bounded_baggage
 from agentmesh.trace.context import TraceContext, context_in
 from agentmesh.trace.spans import ToldSpan
+from agentmesh.turn.values import TurnAttempt
 from agentmesh_node.telemetry.inner_calls import CUT, InnerCall, InnerCalls
-from agentmesh_node.telemetry.open_spans import Additions, OpenSpan, span_context, with_baggage
+from agentmesh_node.telemetry.open_spans import Additions, OpenSpan, context_of, span_context, with_baggage
 
 W3C = CompositePropagator([TraceContextTextMapPropagator(), W3CBaggagePropagator()])
 """What messages bear, whatever the process's own propagators are."""
 
 _HERE = otel_context.create_key("agentmesh-here")
 _BAGGAGE = otel_context.create_key("agentmesh-baggage")
+_token = otel_context.attach(Context())
+_CURRENT = _token.var
+"""The API's own variable: it is set and read twice in each turn, and the API's functions cost more than that."""
+otel_context.detach(_token)
 (_SPAN,) = trace.set_span_in_context(trace.INVALID_SPAN, Context())
 """The key of the current span: a context of a turn is made at once, and not value by value."""
 
@@ -58,13 +63,22 @@ def set_span_export(export: SpanExport | None) -> None:
     _exports[:] = [export] if export is not None else []
 
 
-class Here(msgspec.Struct, frozen=True):
+class Here(msgspec.Struct):
     """Whose code runs."""
 
     agent: str
     kind: str
-    calls: InnerCalls | None = None
-    """The calls of the attempt, in its prompt task."""
+    made: InnerCalls | None = None
+    """The calls of the attempt, in its prompt task, if there have been any."""
+    make: Callable[[], InnerCalls] | None = None
+    """Begins to note them; None outside of a prompt task that is traced."""
+
+    @property
+    def calls(self) -> InnerCalls | None:
+        """What notes the calls of the attempt; None outside of a prompt task that is traced."""
+        if self.made is None and self.make is not None:
+            self.made = self.make()
+        return self.made
 
 
 class Tracing:
@@ -74,35 +88,36 @@ class Tracing:
         self.export = export
         """What exports this node's spans."""
 
-    def enter(self, context: TraceContext | None, headers: Mapping[str, str], here: Here | None = None) -> Token[Context] | None:
+    def enter(
+        self, of: TurnAttempt | TraceContext | None, headers: Mapping[str, str], here: Here | None = None
+    ) -> Token[Context] | None:
         """Make a context current. Pass the returned token to `leave`.
 
         Args:
-            context: the mesh's own, of an attempt or of the handling of an event; None if nothing is traced.
-            headers: the sender's, which count then.
+            of: what runs: an attempt, or the context of an event that is handled; None if nothing is traced.
+            headers: the sender's. They count where nothing is traced; else they are what the context of an attempt has come with.
             here: whose code runs.
         """
-        if context is None:
+        if of is None:
             return otel_context.attach(_foreign(headers)) if headers else None
-        additions = self.export.additions if self.export is not None and context.sampled else None
-        values = {**otel_context.get_current(), _SPAN: OpenSpan(context, additions)}
-        if here is not None:
-            values[_HERE] = here
-        current = Context(values)
-        if context.baggage:
-            current = _with_baggage(context.baggage, current)
-        return otel_context.attach(current)
+        additions = self._additions(of) if self.export is not None else None
+        current = Context({**_CURRENT.get(), _SPAN: OpenSpan(of, additions), _HERE: here})
+        if (headers or type(of) is TraceContext) and (given := context_of(of).baggage):
+            current = _with_baggage(given, current)
+        return _CURRENT.set(current)
 
-    def calls(self, context: TraceContext | None, now: Callable[[], float]) -> InnerCalls | None:
-        """What notes the calls of the attempt with this context; None if nothing is traced. Arguments as of `InnerCalls`."""
-        if context is None:
-            return None
-        return InnerCalls(context, now, self.export.additions if self.export is not None and context.sampled else None)
+    def calls(self, attempt: TurnAttempt, now: Callable[[], float]) -> InnerCalls:
+        """What notes the calls of an attempt. `now` as of `InnerCalls`."""
+        return InnerCalls(attempt.context, now, self._additions(attempt), began=attempt.began)
+
+    def _additions(self, of: TurnAttempt | TraceContext) -> Additions | None:
+        """Where what user code adds to the span is noted; None if it will not be exported here."""
+        return self.export.additions if self.export is not None and context_of(of).sampled else None
 
     def leave(self, entered: Token[Context] | None) -> None:
         """Restore the context that was current before `enter`."""
         if entered is not None:
-            otel_context.detach(entered)
+            _CURRENT.reset(entered)
 
     def headers(self) -> dict[str, str]:
         """The current context as message headers."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
+import functools
 import inspect
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -29,7 +30,6 @@ from agentmesh.steps import Steps, UnjournaledSteps
 from agentmesh.tool_runs import ToolRun
 from agentmesh.turn.values import Choice, Input, Misbehaved, Raised, Returned, RunCallback, RunTurn, TurnEnded, Unreadable
 from agentmesh.wire import ErrorBody, Outcome
-from agentmesh_node.telemetry.inner_calls import InnerCalls
 from agentmesh_node.telemetry.metrics import TurnMetrics
 from agentmesh_node.telemetry.tracing import Here, Tracing
 from agentmesh_node.turns.budget_meter import BudgetMeter, MeteredSteps
@@ -85,8 +85,8 @@ class Runner:
         self._cached: tuple[Raw, Any] = (NOTHING, None)
         self._turn: asyncio.Task[None] | None = None
         self._here = Here(name, ports.kind)
-        self._calls: InnerCalls | None = None
-        """The calls of the newest turn, where turns are traced."""
+        self._of_turn = self._here
+        """The same for the newest turn's prompt task, with the calls of its attempt."""
         self._number = 0
         """The newest turn's number."""
         self._steps: Steps = UnjournaledSteps()
@@ -152,7 +152,7 @@ class Runner:
             return Raised(ErrorBody(code="bad_state", message=f"the stored state cannot be read: {error}"))
         context = self._context(command)
         token = callback_context.current_context.set(context)
-        entered = self._tracing.enter(command.context, command.trace, self._here)
+        entered = self._tracing.enter(command.of, command.trace, self._here)
         try:
             try:
                 value = await self._invoke(hook, arguments)
@@ -344,7 +344,11 @@ class Runner:
         self._steps = MeteredSteps(steps if steps is not None else UnjournaledSteps(), self._meter)
         self._tools = ToolsSeen()
         self._number = command.number
-        self._calls = self._tracing.calls(command.context, self._ports.clock or self._ports.now)
+        if (attempt := command.attempt) is None:
+            self._of_turn = self._here
+        else:
+            begin = functools.partial(self._tracing.calls, attempt, self._ports.clock or self._ports.now)
+            self._of_turn = Here(self._name, self._ports.kind, None, begin)
         task = self._turn = asyncio.Task(
             self._run_turn(command, feed, on_event), loop=asyncio.get_running_loop(), name=self._title, eager_start=True
         )
@@ -358,9 +362,8 @@ class Runner:
 
     async def _run_turn(self, command: RunTurn, feed: Callable[[Input], None], on_event: Callable[[Event], None] | None) -> None:
         token = callback_context.current_context.set(callback_context.closed(_own_request(command.request)))
-        calls = self._calls
-        here = self._here if calls is None else Here(self._name, self._ports.kind, calls)
-        entered = self._tracing.enter(calls.context if calls is not None else None, command.trace, here)
+        here = self._of_turn
+        entered = self._tracing.enter(command.attempt, command.trace, here)
         try:
             ended = await self._consume(command, on_event)
         except BaseException as error:
@@ -371,6 +374,7 @@ class Runner:
             log.exception("a turn crashed", extra={"agent": self._name, "ref": command.request.ref})
             ended = TurnEnded(turn=command.number, error=crash_error(error))
         finally:
+            here.make = None  # it holds on to the turn's prompt
             self._tracing.leave(entered)
             callback_context.current_context.reset(token)
             self._count()
@@ -379,7 +383,7 @@ class Runner:
             ended = msgspec.structs.replace(ended, usage=plain(self._meter.usage()))
         if tools := self._tools.runs:
             ended = msgspec.structs.replace(ended, tools=tools)
-        if calls is not None and (inner := calls.without_step):
+        if here.made is not None and (inner := here.made.without_step):
             ended = msgspec.structs.replace(ended, inner=inner)
         feed(ended)
 
@@ -394,7 +398,8 @@ class Runner:
 
     def inner(self) -> tuple[Inner, ...]:
         """The calls of the newest turn so far that no step has, those that still run cut off now."""
-        return self._calls.without_step if self._calls is not None else ()
+        calls = self._of_turn.made
+        return calls.without_step if calls is not None else ()
 
     def tool(self) -> str | None:
         """The tool that the newest turn waits for: of several the one that was called last."""
@@ -463,8 +468,8 @@ class Runner:
                 events.append(event)
                 if event.kind in _OF_TOOLS:
                     self._tools.observe(event)
-                if self._calls is not None and event.kind in _OF_CALLS:
-                    self._calls.observe(event)
+                if event.kind in _OF_CALLS and (calls := self._of_turn.calls) is not None:
+                    calls.observe(event)
                 if self._meter is not None:
                     self._meter.observe(event)
                 if on_event is not None:

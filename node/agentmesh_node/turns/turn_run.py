@@ -9,7 +9,7 @@ from typing import Any
 from agentmesh.records import Inner, Resolve
 from agentmesh.tool_runs import ToolRun
 from agentmesh.turn.step_values import StepTaken, WaitOver
-from agentmesh.turn.values import Input, RunTurn, Watchdog
+from agentmesh.turn.values import Input, RunTurn, TurnAttempt, Watchdog
 from agentmesh_node.services import Services
 from agentmesh_node.turns.live_events import TurnEventStream
 from agentmesh_node.turns.runner import Runner
@@ -28,6 +28,7 @@ class TurnRun:
         feed: Callable[[Input], None],
         runner: Runner | None,
         begin_to_wait: Callable[[], None],
+        on_lasting: Callable[[TurnAttempt], None] = lambda attempt: None,
     ) -> None:
         """
         Args:
@@ -36,6 +37,7 @@ class TurnRun:
             feed: takes inputs for the turn machine.
             runner: None if the node does not serve the agent's kind: then no turn begins.
             begin_to_wait: called when a turn begins to wait for an agent.
+            on_lasting: called when a turn's prompt task does not end at once, where turns are traced.
         """
         self._s = services
         self._name = name
@@ -43,6 +45,7 @@ class TurnRun:
         self._feed = feed
         self._runner = runner
         self._begin_to_wait = begin_to_wait
+        self._on_lasting = on_lasting
         self._watchdog: asyncio.TimerHandle | None = None
         self._events: TurnEventStream | None = None
         self._number: int | None = None
@@ -87,6 +90,8 @@ class TurnRun:
         self.steps = TurnSteps(self._s, command, self._feed, self._begin_to_wait)
         if self._runner.start_turn(command, self._ended, self._events.event if self._events else None, self.steps):
             self._watchdog = asyncio.get_running_loop().call_later(command.watchdog_s, self._on_watchdog, command.number)
+            if command.attempt is not None:
+                self._on_lasting(command.attempt)
 
     def _on_watchdog(self, number: int) -> None:
         self._feed(Watchdog(number, self.spent(), self.ran(), self.inner()))

@@ -17,7 +17,7 @@ from typing import Any
 from unittest import mock
 
 import msgspec
-from msgspec import Raw
+from msgspec import Raw, structs
 
 from agentmesh import callback_context
 from agentmesh import ledger as book
@@ -31,6 +31,7 @@ from agentmesh.turn.values import (
     AnswerControl,
     Append,
     Arrived,
+    AttemptSpans,
     Backoff,
     BackoffOver,
     Cancel,
@@ -60,11 +61,18 @@ from agentmesh.turn.values import (
     Sweep,
     Swept,
     Tick,
+    TurnAttempt,
     TurnEnded,
     Wake,
     Watchdog,
 )
 from agentmesh.wire import ErrorBody, Mail, Outcome, PromptBody
+
+
+def spans_of(attempt: TurnAttempt) -> AttemptSpans:
+    """What the spans of an attempt have, found beside it: the machine does not know that anybody has asked."""
+    return attempt.find(attempt)
+
 
 SESSION_HOOKS = ("start_session", "resume_session", "change_options", "terminate_session")
 
@@ -88,8 +96,16 @@ def error(code: str, message: str = "") -> ErrorBody:
     return ErrorBody(code=code, message=message)
 
 
-_image = msgspec.msgpack.Encoder(enc_hook=repr).encode
-"""All that a core holds, as bytes: what has changed in it shows."""
+_encode = msgspec.msgpack.Encoder(enc_hook=repr).encode
+
+
+def _image(core: Core) -> bytes:
+    """All that a core holds, as bytes: what has changed in it shows. What its attempt has worked out is no change."""
+    active = core.active
+    if active is not None and active.attempt is not None:
+        attempt = structs.replace(active.attempt, found=None)
+        core = structs.replace(core, active=structs.replace(active, attempt=attempt))
+    return _encode(core)
 
 
 class Rig:
@@ -128,8 +144,8 @@ class Rig:
         self.trail: list[str] = []
         self.wakes: list[float] = []
         self.backoffs: list[float] = []
-        self.begun: set[str] = set()
-        """The spans of the attempts that have begun, where turns are traced."""
+        self.begun: dict[str, AttemptSpans] = {}
+        """The attempts that have begun, by the ids of their spans, where turns are traced."""
         self.lost: set[str] = set()
         """Those that ran when their owner died."""
         self.generation = 0
@@ -171,7 +187,7 @@ class Rig:
         if landed and self.appending is not None:
             self._store(self._built(self.appending))
         if self.core.active is not None and self.core.active.attempt is not None:
-            self.lost.add(self.core.active.attempt.context.span_id)
+            self.lost.add(spans_of(self.core.active.attempt).context.span_id)
         self._reset()
         self.activate()
 
@@ -293,9 +309,15 @@ class Rig:
         raise AssertionError("the agent does not come to rest")
 
     # --- commands ---------------------------------------------------------------------------------------------------
+    def _note_attempt(self, command: RunCallback | RunTurn) -> None:
+        attempt = command.attempt if isinstance(command, RunTurn) else command.of
+        if isinstance(attempt, TurnAttempt):
+            spans = spans_of(attempt)
+            self.begun[spans.context.span_id] = spans
+
     def _perform(self, command: Command) -> None:
-        if isinstance(command, RunCallback | RunTurn) and command.request is not None and command.context is not None:
-            self.begun.add(command.context.span_id)
+        if isinstance(command, RunCallback | RunTurn):
+            self._note_attempt(command)
         match command:
             case RunCallback():
                 self.calls.append(command.hook)

@@ -5,13 +5,21 @@ from __future__ import annotations
 from collections import Counter
 
 from agentmesh.records import Traced
+from agentmesh.trace.derived import traced_of
+from agentmesh.turn.values import AttemptSpans
 from mesh.turn.harness import Rig
 
 
 def check_spans(bench: Rig) -> None:
     """Each attempt that began is told once, by the record that ended it, unless its owner died meanwhile; no message is told
     twice; and every parent that this agent made is told."""
-    turns = [turn.trace for record in bench.written for turn in (record.turn, record.attempt) if turn is not None]
+    agent = bench.config.name
+    turns = [
+        traced_of(agent, record.incarnation, turn)
+        for record in bench.written
+        for turn in (record.turn, record.attempt)
+        if turn is not None
+    ]
     traces = [trace for trace in turns if trace is not None]
     assert len(traces) == len(turns), "a turn of which no span is told"
     attempts = Counter(trace.span for trace in traces if trace.span)
@@ -20,11 +28,22 @@ def check_spans(bench: Rig) -> None:
     messages.update(one.span for one in handled)
     assert max(attempts.values(), default=1) == 1, "an attempt is told twice"
     assert max(messages.values(), default=1) == 1, "a message is told twice"
-    assert set(attempts) <= bench.begun, "an attempt is told that never began"
-    assert bench.begun - set(attempts) <= bench.lost, "an attempt is neither told nor lost"
+    assert set(attempts) <= set(bench.begun), "an attempt is told that never began"
+    assert set(bench.begun) - set(attempts) <= bench.lost, "an attempt is neither told nor lost"
     told = set(attempts) | set(messages)
     for trace in traces:
         _check_parent(trace, told)
+        if trace.span:
+            _check_told(trace, bench.begun[trace.span])
+
+
+def _check_told(trace: Traced, began: AttemptSpans) -> None:
+    """What is told of an attempt, or follows from what is told, is what stood when it began."""
+    context = began.context
+    assert (trace.trace, trace.sampled, trace.parent) == (context.trace_id, context.sampled, began.parent)
+    assert (trace.links, trace.crashes, trace.retries) == (began.links, began.crashes, began.retries)
+    if trace.process:
+        assert (trace.process, trace.above, trace.lane, trace.stored) == (began.process, began.above, began.lane, began.stored)
 
 
 def _check_parent(trace: Traced, told: set[str]) -> None:

@@ -20,6 +20,7 @@ from agentmesh.trace.context import (
     process_span_id,
     trace_id_of,
 )
+from agentmesh.trace.derived import traced_of
 from agentmesh.turn.tracing import MAX_CAUSES, MAX_INNER, began_of
 from agentmesh.turn.values import AskTimer, GaveUp, Interrupt, Tick, TurnAttempt, Watchdog
 from agentmesh.wire import ErrorBody, PromptBody
@@ -72,7 +73,8 @@ def rig(cls: type[Plain] = Asks, **config: Any) -> Bench:
 
 def told(bench: Bench) -> Traced:
     """What the newest turn of the history tells."""
-    found = bench.core.ledger.history[-1].trace
+    ledger = bench.core.ledger
+    found = traced_of("coder", ledger.incarnation, ledger.history[-1])
     assert found is not None
     return found
 
@@ -132,7 +134,7 @@ def test_where_nobody_sent_a_context_every_owner_derives_the_same() -> None:
     second = bench.attempt()
     assert second.context.trace_id == first.context.trace_id
     assert second.context.span_id != first.context.span_id, "another owner makes another attempt"
-    assert (second.parent, second.process) == (first.parent, first.process)
+    assert (second.spans.parent, second.spans.process) == (first.spans.parent, first.spans.process)
     bench.finish("done")
     assert told(bench).above == "", "nothing stands above the message"
 
@@ -485,6 +487,60 @@ def test_what_is_made_of_a_dead_letter_goes_on_below_the_span_of_its_message() -
     assert (told(crashing).trace, told(crashing).above) == (context.trace_id, context.span_id) and again != ref
 
 
+# --- ids that nobody asks for -----------------------------------------------------------------------------------------
+@pytest.mark.case(610)
+def test_a_plain_turns_record_has_no_ids_and_they_follow_from_it() -> None:
+    bench = rig(Plain)
+    for number in range(4):
+        ref = bench.prompt("p", stored=STORED if number != 1 else None)
+        if number == 2:
+            bench.kill()  # its owner is another one than that of the turn before
+        bench.finish("done")
+        info = bench.core.ledger.history[-1]
+        assert info.trace is None and info.derived is not None and info.ref == ref
+        found = told(bench)
+        assert found.trace == trace_id_of(None, "coder", "life-1", ref, STORED if number != 1 else None)
+        assert found.process == found.parent == process_span_id("coder", "life-1", "inbox", ref)
+        assert (found.lane, found.stored, found.above) == ("inbox", 960.5 if number != 1 else 0.0, "")
+    check_spans(bench)
+    first, *later = [traced_of("coder", "life-1", info) for info in bench.core.ledger.history]
+    assert first is not None and first.links == ()
+    for trace in later:
+        assert trace is not None and trace.links == (f"{first.trace}-{first.span}",), "the turn before"
+        first = trace
+
+
+@pytest.mark.case(610)
+@pytest.mark.parametrize("ratio", [0.5, 1.0])
+def test_whether_a_plain_turn_is_sampled_follows_from_its_id(ratio: float) -> None:
+    bench = rig(Plain, trace_ratio=ratio)
+    for _ in range(20):
+        bench.prompt("p", stored=STORED)
+        bench.finish("done")
+    check_spans(bench)
+    found = [traced_of("coder", "life-1", info) for info in bench.core.ledger.history]
+    assert {trace.sampled for trace in found if trace is not None} == ({True, False} if ratio < 1 else {True})
+
+
+@pytest.mark.case(610)
+def test_a_turn_whose_ids_somebody_has_asked_for_tells_them() -> None:
+    bench = rig(Plain)
+    bench.prompt("p", stored=STORED)
+    asked = bench.attempt().context
+    bench.finish("done")
+    trace = bench.core.ledger.history[-1].trace
+    assert trace is not None and (trace.trace, trace.span) == (asked.trace_id, asked.span_id)
+    bench.prompt("p", stored=STORED)
+    bench.finish("done")
+    assert bench.core.ledger.history[-1].trace is None
+    assert told(bench).links == (asked.link,), "a plain turn behind it links to it"
+    bench.prompt("p", trace=FROM_CLIENT)
+    before = told(bench)
+    bench.finish("done")
+    assert told(bench).links == (f"{before.trace}-{before.span}",), "and one with a context to that"
+    assert before.links == (asked.link,)
+
+
 # --- steps ------------------------------------------------------------------------------------------------------------
 def test_the_books_of_attempts_notice_one_that_is_told_twice_or_never() -> None:
     bench = rig(Crashing)
@@ -492,10 +548,10 @@ def test_the_books_of_attempts_notice_one_that_is_told_twice_or_never() -> None:
     bench.finish("crash")
     bench.finish("x")
     check_spans(bench)
-    bench.begun.add("another")
+    bench.begun["another"] = next(iter(bench.begun.values()))
     with pytest.raises(AssertionError, match="neither told nor lost"):
         check_spans(bench)
-    bench.begun.remove("another")
+    del bench.begun["another"]
     bench.written.append(bench.written[-1])
     with pytest.raises(AssertionError, match="twice"):
         check_spans(bench)
@@ -548,7 +604,7 @@ def test_without_traces_a_context_is_handed_on_as_it_came_and_records_say_nothin
     bench.finish("x")
     text = b"".join(body for _, body in bench.journal)
     assert not any(f'"{word}"'.encode() in text for word in ("handled", "attempt", "causes", "links", "sampled", "traced"))
-    assert all(turn.trace is None for turn in bench.core.ledger.history)
+    assert all(turn.trace is None and turn.derived is None for turn in bench.core.ledger.history)
     assert [effect.trace for effect in bench.effects(SetTimer)] == [{}]
     assert began_of(bench.core) is None
 
