@@ -55,6 +55,7 @@ def test_no_number_is_missing_or_used_twice() -> None:
         611,
         *range(620, 624),
         625,
+        655,
         657,
     }
 

@@ -33,6 +33,9 @@ class _SenderInfo(msgspec.Struct):
 
     acc: str | None = None
     user: str | None = None
+    """Of a user with a JWT its public key, which another takes the place of when it is rotated."""
+    name_tag: str | None = None
+    """Of a user with a JWT its name."""
 
 
 _info = msgspec.json.Decoder(_SenderInfo)
@@ -46,7 +49,7 @@ def requester_of(way_in: WayIn, headers: Headers) -> Requester:
         info = _info.decode(headers.get(REQUEST_INFO, "{}"))
     except (msgspec.DecodeError, RecursionError):
         return UNVERIFIED
-    return Requester(info.acc or None, info.user or None)
+    return Requester(info.acc or None, info.name_tag or info.user or None)
 
 
 def lane_for(way_in: WayIn) -> str:

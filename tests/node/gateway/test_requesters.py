@@ -29,6 +29,7 @@ def test_each_way_is_found_again_in_its_subject() -> None:
     ("way_in", "info", "found"),
     [
         (IMPORTED, '{"acc":"CALLERS","user":"shop","rtt":1}', Requester("CALLERS", "shop")),
+        (IMPORTED, '{"acc":"AC7","user":"UB5","name_tag":"shop"}', Requester("AC7", "shop")),
         (IMPORTED, '{"acc":"CALLERS","rtt":1}', Requester("CALLERS", None)),
         (IMPORTED, '{"acc":"","user":""}', UNVERIFIED),
         (IMPORTED, "no JSON", UNVERIFIED),
