@@ -53,8 +53,7 @@ def test_no_number_is_missing_or_used_twice() -> None:
         *range(600, 607),
         610,
         611,
-        *range(620, 624),
-        625,
+        *range(620, 626),
         655,
         657,
     }

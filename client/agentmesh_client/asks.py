@@ -12,6 +12,8 @@ from typing import Any, NamedTuple, TypedDict
 from agentmesh import wire
 from agentmesh.edge.publish import Stored
 from agentmesh.errors import AskTimeout, NotPermitted, Unavailable
+from agentmesh.keys import KEY, KEY_DIGEST, digest_of
+from agentmesh.names import agent_name
 from agentmesh.subjects import Subjects
 from agentmesh.wire import Attachment, Outcome
 from agentmesh_client.client_spans import AgentCall
@@ -23,6 +25,7 @@ from agentmesh_client.server_time import CallersClock
 from agentmesh_client.spec_cache import SpecCache
 from agentmesh_client.streaming import LiveTurn
 from agentmesh_client.validation import budget_header, instant, prompt_message, seconds
+from agentmesh_client.ways import Ways
 
 
 class PromptOptions(TypedDict, total=False):
@@ -37,6 +40,7 @@ class PromptOptions(TypedDict, total=False):
     end_by: dt.datetime | None
     idempotency_key: str | None
     budget: Mapping[str, float] | None
+    key: str | None
 
 
 _KNOWN = PromptOptions.__optional_keys__
@@ -93,7 +97,9 @@ class AskSender:
         late_prompts: LatePrompts,
         *,
         clock: CallersClock,
+        ways: Ways,
     ) -> None:
+        self._ways = ways
         self._subjects = subjects
         self._specs = specs
         self._asks = asks
@@ -120,7 +126,9 @@ class AskSender:
         ask = self._asks.open(given.agent)
         timer = asyncio.get_running_loop().call_later(patience, ask.give_up)
         try:
-            if on_accepted is not None or not await self._answered_soon(given, ask, body, headers, patience):
+            if self._ways.access is not None or given.options:
+                await self._addressed(given, ask, headers)
+            if on_accepted is not None or ask.by_request or not await self._answered_soon(given, ask, body, headers, patience):
                 await self._send(given, ask, body, headers, patience)
                 if on_accepted is not None and ask.ref is not None:
                     on_accepted(ask.ref)
@@ -144,6 +152,7 @@ class AskSender:
         timer = asyncio.get_running_loop().call_later(patience, ask.give_up)
         call = AgentCall(given.agent)
         try:
+            await self._addressed(given, ask, headers)
             with call.current():
                 await self._send(given, ask, body, headers, patience)
             yield turn
@@ -167,25 +176,37 @@ class AskSender:
         body, headers = given.message()
         patience = seconds(given.timeout)
         await self._clock.put_right(headers)
+        if self._ways.access is not None and await self._ways.by_request(agent_name(given.agent)):
+            return body, headers, patience  # the gateway looks the agent up
         life = self._specs.lives.get(given.agent)
         if life is None:
             life, patience = await self.life(given.agent, patience)
         headers[wire.FOR] = life
         return body, headers, patience
 
+    async def _addressed(self, given: PromptRequest, ask: PendingAsk, headers: dict[str, str]) -> None:
+        """Say in `ask` by which way it goes, and put its key into `headers`."""
+        key = given.options.get("key")
+        if self._ways.access is not None:
+            ask.by_request = await self._ways.by_request(given.agent)
+        if key is not None or ask.by_request:
+            ask.secret = self._ways.key_for(given.agent, key, by_request=ask.by_request)
+            headers.update(key_headers(ask.secret, by_request=ask.by_request))
+
     async def _send(self, given: PromptRequest, ask: PendingAsk, body: bytes, headers: dict[str, str], patience: float) -> None:
         """Store the prompt; `ask` knows its ref then."""
         headers[wire.REPLY_TO] = ask.reply_to
         ask.message_id = self._mailer.message_id(given.agent, given.options.get("idempotency_key"))
         stored = await self._mailer.put(
-            self._subjects.inbox(given.agent),
+            (self._subjects.tell if ask.by_request else self._subjects.inbox)(given.agent),
             body,
             headers,
             message_id=ask.message_id,
             timeout=patience,
             answer=ask.outcome,
+            by_request=ask.by_request,
         )
-        self._accept(ask, headers[wire.FOR], stored)
+        self._accept(ask, headers.get(wire.FOR, ""), stored)
         if stored.duplicate:
             await self._asks.follow(ask)
 
@@ -224,6 +245,7 @@ class AskSender:
     def _accept(self, ask: PendingAsk, life: str, stored: Stored) -> None:
         """The prompt is stored: its ref is known, and an answer may be looked up."""
         ask.ref, ask.life = str(stored.seq), life
+        self._ways.remember(ask.agent, ask.ref, ask.secret)
         if self._specs.over(ask.agent, life):
             self._late_prompts.ended(ask.agent, life)
 
@@ -244,6 +266,13 @@ class AskSender:
             f"agent {ask.agent!r} did not answer within {timeout:g} s; {stands}",
             details=details,
         )
+
+
+def key_headers(key: str | None, *, by_request: bool) -> dict[str, str]:
+    """The header of a request's key: mail bears its digest, so that the key itself is not stored."""
+    if key is None:
+        return {}
+    return {KEY: key} if by_request else {KEY_DIGEST: digest_of(key)}
 
 
 def _refused(error: NotPermitted, what: str, details: Mapping[str, Any]) -> NotPermitted:

@@ -14,15 +14,16 @@ from agentmesh import wire
 from agentmesh.control_values import ControlRequest, Status
 from agentmesh.edge.clock import SYSTEM, Ambient
 from agentmesh.edge.last_reads import LastReads
+from agentmesh.edge.permissions import Permissions
 from agentmesh.edge.registry import Registry
 from agentmesh.edge.transport import Transport
 from agentmesh.errors import BadRequest
 from agentmesh.names import agent_name, token
 from agentmesh.registry_values import Restart, RestartPolicy
-from agentmesh.subjects import Subjects
+from agentmesh.subjects import Subjects, spec_key
 from agentmesh.wire import Outcome
 from agentmesh_client.admin import Operator
-from agentmesh_client.asks import AskSender, PromptOptions, PromptRequest
+from agentmesh_client.asks import AskSender, PromptOptions, PromptRequest, key_headers
 from agentmesh_client.configuration import Updater, adjustment, checked_labels
 from agentmesh_client.control import Control, ControlReply
 from agentmesh_client.dead import DeadLetters
@@ -59,6 +60,7 @@ from agentmesh_client.subrequests import Endings
 from agentmesh_client.traces import Traces
 from agentmesh_client.unclaimed import Unclaimed
 from agentmesh_client.validation import instant, json_bytes, seconds
+from agentmesh_client.ways import Ways
 
 CONTROL_S = 10.0
 """Default time-out of control requests, in seconds: long enough for a takeover, or for the election of a stream's leader."""
@@ -71,29 +73,41 @@ class Mesh:
     through short outages, but no longer than its `timeout`, in seconds.
     """
 
-    def __init__(self, transport: Transport, subjects: Subjects, *, inbox: str, ambient: Ambient = SYSTEM) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        subjects: Subjects,
+        *,
+        inbox: str,
+        ambient: Ambient = SYSTEM,
+        access: Permissions | None = None,
+        secret: Callable[[str], str | None] = lambda purpose: None,
+    ) -> None:
         self.transport = transport
         self.inbox = inbox
         """Below this subject answers come to this client."""
         self._ambient = ambient
         self.subjects = subjects
+        ways = self._ways = Ways(subjects, ambient, access, secret)
         self._reads = LastReads(transport)
         registry = self._registry = Registry(transport, subjects, reads=self._reads)
-        self._specs = SpecCache(registry)
-        self._asks = PendingAsks(transport, subjects, inbox, reads=self._reads)
+        self._specs = SpecCache(registry, lambda agent: ways.may_hear(subjects.registry_change(spec_key(agent))))
+        self._asks = PendingAsks(transport, subjects, inbox, reads=self._reads, may_hear=ways.may_hear)
         self._mailer = Mailer(transport, ambient, subjects)
         self._late_prompts = LatePrompts(
             transport, subjects, registry, waiting=self._asks.waiting, look=lambda: self._asks.look_now(at_all=True)
         )
         self._specs.on_spec = self._late_prompts.seen
         self._clock = CallersClock(transport, subjects, ambient)
-        self._sender = AskSender(subjects, self._specs, self._asks, self._mailer, self._late_prompts, clock=self._clock)
+        self._sender = AskSender(
+            subjects, self._specs, self._asks, self._mailer, self._late_prompts, clock=self._clock, ways=ways
+        )
         self._directory = Directory(transport, subjects, registry)
         self._starter = Starter(registry, self._specs, self._directory, ambient)
         self._control = Control(transport, subjects, self._specs)
         self._endings = Endings(self._control)
         self._updater = Updater(self._control, registry, ambient)
-        self._poller = Poller(transport, subjects, self._specs, self._control, reads=self._reads)
+        self._poller = Poller(transport, subjects, self._specs, self._control, ways=ways, reads=self._reads)
         self._historian = Historian(transport, subjects, self._specs)
         self._dead = DeadLetters(transport, subjects, self._specs, self._mailer, self._control)
         self._unclaimed = Unclaimed(transport, subjects, registry)
@@ -137,6 +151,8 @@ class Mesh:
             idempotency_key: one token; a second prompt with it, within two minutes, gets the first one's outcome.
             budget: what the answer may cost, including the agents asked on the way: some of `tokens`, `usd`, `wall_s`
                 (seconds of the turn) and `tool_calls` (agentmesh.budget).
+            key: 16 to 128 random characters: who polls or cancels the request, or takes it up by its `idempotency_key`, needs
+                them (case 625). A user that reaches agents by request only has one of its own, for all its clients.
 
         Raises:
             BadRequest: the prompt is no text or is empty, or the budget cannot be read.
@@ -186,8 +202,8 @@ class Mesh:
             As `ask`, except errors that come as the answer.
         """
         body, headers = PromptRequest.of("tell", agent, prompt, timeout, options).message()
-        key = options.get("idempotency_key")
-        return await self._send(self.subjects.inbox, agent, body, headers, key=key, timeout=seconds(timeout))
+        key, secret = options.get("idempotency_key"), options.get("key")
+        return await self._send("inbox", agent, body, headers, key=key, secret=secret, timeout=seconds(timeout))
 
     async def notify(
         self,
@@ -205,9 +221,17 @@ class Mesh:
         """
         body = json_bytes(event, "the event")
         headers = {} if deadline is None else {wire.DEADLINE: instant(deadline, "deadline")}
-        await self._send(self.subjects.notify, agent, body, headers, key=idempotency_key, timeout=seconds(timeout))
+        await self._send("notify", agent, body, headers, key=idempotency_key, timeout=seconds(timeout))
 
-    async def poll(self, agent: str, ref: str, *, idempotency_key: str | None = None, timeout: float = CONTROL_S) -> PollResult:
+    async def poll(
+        self,
+        agent: str,
+        ref: str,
+        *,
+        idempotency_key: str | None = None,
+        key: str | None = None,
+        timeout: float = CONTROL_S,
+    ) -> PollResult:
         """What became of a request: the stored outcome, or that it is pending.
 
         While nobody owns the agent, a prompt that lies in its mailbox is pending. `outcome.stored` says when the prompt was
@@ -215,14 +239,16 @@ class Mesh:
 
         Args:
             idempotency_key: the prompt's, if it had one: an outcome of a prompt with another one is refused.
+            key: the prompt's, if it had one and this client has not sent it.
 
         Raises:
+            NotPermitted: the prompt had another key, or this user may not ask.
             NotFound: no such request, its result is no longer kept, or what is stored answers another prompt.
             Unavailable: only the owner could tell, and there is none now.
         """
         message_id = None if idempotency_key is None else self._mailer.message_id(agent, idempotency_key)
         return await or_absent(
-            lambda: self._poller.poll(agent, ref, message_id=message_id, timeout=seconds(timeout)), self._registry
+            lambda: self._poller.poll(agent, ref, message_id=message_id, key=key, timeout=seconds(timeout)), self._registry
         )
 
     # --- control --------------------------------------------------------------------------------------------------
@@ -256,18 +282,22 @@ class Mesh:
         found = await self._request(agent, request, ControlReply, timeout, repeat=ref is not None)
         return Interruption(interrupted=found.interrupted, callback=found.callback, plain=found.plain, withdrawn=found.withdrawn)
 
-    async def cancel(self, agent: str, ref: str, *, tree: bool = False, timeout: float = CONTROL_S) -> bool:
+    async def cancel(
+        self, agent: str, ref: str, *, tree: bool = False, key: str | None = None, timeout: float = CONTROL_S
+    ) -> bool:
         """Remove a prompt that waits, or close one that its agent has deferred; its outcome is `cancelled`. False if it neither
         waits nor is open (any more).
 
         With `tree` the request ends also if its turn runs, or if it is kept open, and with it all that other agents were asked on
-        its behalf (case 350).
+        its behalf (case 350). `key` is the prompt's, if it had one and this client has not sent it.
 
         Raises:
+            NotPermitted: the prompt had another key.
             As `status`.
         """
         request = ControlRequest(op="cancel", ref=token(ref, "ref"), tree=tree)
-        return (await self._request(agent, request, ControlReply, timeout, repeat=True)).cancelled
+        secret = await self._ways.key_of(agent_name(agent), ref, key)
+        return (await self._request(agent, request, ControlReply, timeout, repeat=True, key=secret)).cancelled
 
     async def reply(self, agent: str, ref: str, text: str, *, timeout: float = CONTROL_S) -> bool:
         """Answer a request that `agent` has deferred, in its place; the agent gets a `Closed` event. False if it is not open.
@@ -290,6 +320,7 @@ class Mesh:
         *,
         how: Literal["interrupt", "cancel", "stop"] = "cancel",
         wait: float = 10.0,
+        key: str | None = None,
         timeout: float = CONTROL_S,
     ) -> EndedRequest:
         """End a request and see that what was asked on its behalf ends, too: as `interrupt`, as `cancel` with `tree`, or all
@@ -299,6 +330,7 @@ class Mesh:
             ref: the request; `cancel` needs one.
             wait: seconds to wait until the agents that were asked have ended theirs, which withdraw further.
                 `EndedRequest.withdrawn` says which have not been seen to end by then.
+            key: as `cancel` has it.
 
         Raises:
             As `status`, and as `stop`.
@@ -310,7 +342,8 @@ class Mesh:
             return EndedRequest(done=True, withdrawn=await self._endings.follow(agent, found, patience))
         named = None if ref is None and how == "interrupt" else token(ref, "ref")
         request = ControlRequest(op=how, ref=named, tree=how == "cancel")
-        reply = await self._request(agent, request, ControlReply, timeout, repeat=named is not None)
+        secret = None if named is None else await self._ways.key_of(agent_name(agent), named, key)
+        reply = await self._request(agent, request, ControlReply, timeout, repeat=named is not None, key=secret)
         done = reply.interrupted if how == "interrupt" else reply.cancelled
         return EndedRequest(done=done, withdrawn=await self._endings.follow(agent, reply.withdrawn, patience))
 
@@ -561,26 +594,45 @@ class Mesh:
     # --- inside ---------------------------------------------------------------------------------------------------
     async def _send(
         self,
-        lane: Callable[[str], str],
+        lane: Literal["inbox", "notify"],
         agent: str,
         body: bytes,
         headers: dict[str, str],
         *,
         key: str | None,
+        secret: str | None = None,
         timeout: float,
     ) -> str:
-        life = self._specs.lives.get(agent)
-        if life is None:
-            life, timeout = await self._sender.life(agent, timeout)
-        headers[wire.FOR] = life
+        by_request = self._ways.access is not None and await self._ways.by_request(agent_name(agent), lane)
+        if by_request:
+            subject = self.subjects.tell(agent) if lane == "inbox" else self.subjects.event_to(agent)
+        else:
+            subject = self.subjects.lane(lane, agent)
+            life = self._specs.lives.get(agent)
+            if life is None:
+                life, timeout = await self._sender.life(agent, timeout)
+            headers[wire.FOR] = life
+        if lane == "inbox":
+            secret = self._ways.key_for(agent, secret, by_request=by_request)
+            headers.update(key_headers(secret, by_request=by_request))
         await self._clock.put_right(headers)
         message_id = self._mailer.message_id(agent, key)
-        stored = await self._mailer.put(lane(agent), body, headers, message_id=message_id, timeout=timeout)
+        stored = await self._mailer.put(subject, body, headers, message_id=message_id, timeout=timeout, by_request=by_request)
+        self._ways.remember(agent, str(stored.seq), secret)
         return str(stored.seq)
 
     async def _read[T](self, call: Callable[[], Awaitable[T]], timeout: float) -> T:
         """The result of a read that any replica answers."""
         return await patiently(lambda: or_absent(call, self._registry), seconds(timeout))
 
-    async def _request[T](self, agent: str, request: ControlRequest, reply: type[T], timeout: float, *, repeat: bool) -> T:
-        return await self._control.ask(agent_name(agent), request, reply, timeout=seconds(timeout), repeat=repeat)
+    async def _request[T](
+        self,
+        agent: str,
+        request: ControlRequest,
+        reply: type[T],
+        timeout: float,
+        *,
+        repeat: bool,
+        key: str | None = None,
+    ) -> T:
+        return await self._control.ask(agent_name(agent), request, reply, timeout=seconds(timeout), repeat=repeat, key=key)

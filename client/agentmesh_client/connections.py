@@ -92,9 +92,11 @@ async def connect(
         api=settings.api,
         mesh=subjects.stream("registry"),
         login=settings.login,
+        heeds=True,
     )
     try:
-        mesh = Mesh(transport, subjects, inbox=transport.new_inbox())
+        derived = transport.credentials.derived
+        mesh = Mesh(transport, subjects, inbox=transport.new_inbox(), access=transport.access, secret=derived)
         await mesh.open()
         try:
             yield mesh

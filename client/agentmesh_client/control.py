@@ -10,7 +10,8 @@ import msgspec
 from agentmesh.control_values import Configuration, ControlRequest
 from agentmesh.edge.retry import CALL_RETRY
 from agentmesh.edge.transport import Disconnected, Message, NoResponders, RequestTimeout, Transport
-from agentmesh.errors import AskTimeout, Unavailable
+from agentmesh.errors import AskTimeout, NotPermitted, Unavailable
+from agentmesh.keys import KEY
 from agentmesh.subjects import Subjects
 from agentmesh.wire import ErrorBody, Outcome, encode
 from agentmesh_client.results import Subrequest
@@ -58,9 +59,12 @@ class Control:
         self._subjects = subjects
         self._specs = specs
 
-    async def ask[T](self, agent: str, request: ControlRequest, reply: type[T], *, timeout: float, repeat: bool) -> T:
+    async def ask[T](
+        self, agent: str, request: ControlRequest, reply: type[T], *, timeout: float, repeat: bool, key: str | None = None
+    ) -> T:
         """The owner's reply, decoded as `reply`, within `timeout` seconds.
 
+        `key`: the `Mesh-Key` of the request that it is about.
         `repeat`: the request may be sent again when its reply does not come (it only reads, or doing it twice does no harm).
 
         Raises:
@@ -73,12 +77,15 @@ class Control:
         began = loop.time()
         end = began + timeout
         subject, body = self._subjects.control(agent), encode(request)
+        headers = None if key is None else {KEY: key}
         last: Exception | None = None
         for pause in CALL_RETRY:
             left = max(end - loop.time(), 0.05)
             sent = self._transport.connected
             try:
-                message = await self._transport.request(subject, body, timeout=min(left, ATTEMPT_S) if repeat else left)
+                message = await self._transport.request(
+                    subject, body, headers=headers, timeout=min(left, ATTEMPT_S) if repeat else left
+                )
                 return _decoded(message, reply)
             except NoResponders as error:
                 last = error
@@ -99,6 +106,10 @@ class Control:
                 spec = await self._specs.read(agent)
         except TimeoutError:
             return  # the request is tried again, and so is this
+        except NotPermitted:
+            if waited > SETTLE_S:  # longer than a takeover takes
+                raise nobody(agent) from None
+            return
         except Unavailable as error:
             if is_absent(error, waited):
                 raise
@@ -111,16 +122,25 @@ class Control:
 
     async def _gave_up(self, agent: str, op: str, timeout: float, last: Exception | None) -> Exception:
         if isinstance(last, NoResponders):
-            with suppress(TimeoutError):
+            with suppress(TimeoutError, NotPermitted):
                 async with asyncio.timeout(LOOK_S):
                     spec = await self._specs.read(agent)
                 return unknown(agent, spec) if spec is None or spec.status == "stopped" else waiting(agent, spec)
+            return nobody(agent)
         if isinstance(last, Disconnected):
             return Unavailable("there is no connection to NATS now; it is being restored, try again")
         return AskTimeout(
             f"the owner of agent {agent!r} did not answer {op!r} within {timeout:g} s; see `mesh ps` for its node",
             details={"agent": agent},
         )
+
+
+def nobody(agent: str) -> Unavailable:
+    """The error for an agent that nobody answers for, and whose spec cannot be read."""
+    return Unavailable(
+        f"nobody answers for agent {agent!r}: no agent has the name, or it waits for a node; this user may not see which",
+        details={"agent": agent},
+    )
 
 
 def _decoded[T](message: Message, reply: type[T]) -> T:

@@ -19,6 +19,7 @@ from agentmesh.errors import NotPermitted, Unavailable
 from agentmesh.names import token
 from agentmesh.subjects import Subjects
 from agentmesh.wire import Outcome
+from agentmesh_client.by_request import store_by_request
 from agentmesh_client.client_spans import Sending
 
 SHORTEST_PAUSE_S = 1e-6
@@ -71,8 +72,10 @@ class Mailer:
         message_id: str,
         timeout: float,
         answer: asyncio.Future[Outcome | None] | None = None,
+        by_request: bool = False,
     ) -> Stored:
         """Store one piece of mail, within `timeout` seconds. If its `answer` comes first, that proves that it is stored.
+        `by_request`: `subject` is one of the gateway's.
 
         Raises:
             MailboxFull, TooLarge, BadRequest, NotPermitted: it was refused.
@@ -83,13 +86,14 @@ class Mailer:
         began = _now()
         try:
             try:
-                return await store(
+                put = store_by_request if by_request else store
+                return await put(
                     self._transport, subject, body, headers=headers, msg_id=message_id, timeout=_first_timeout(timeout)
                 )
             except PASSING_ERRORS as error:
                 retry = _Retry(began, timeout, answer)
                 retry.failed(error)
-            return await self._repeat(retry, subject, body, headers, message_id)
+            return await self._repeat(retry, subject, body, headers, message_id, by_request=by_request)
         except BaseException as error:
             failed = error
             raise
@@ -152,14 +156,17 @@ class Mailer:
         retry.failed(failed)
         return await self._repeat(retry, subject, body, headers, message_id)
 
-    async def _repeat(self, retry: _Retry, subject: str, body: bytes, headers: dict[str, str], message_id: str) -> Stored:
+    async def _repeat(
+        self, retry: _Retry, subject: str, body: bytes, headers: dict[str, str], message_id: str, *, by_request: bool = False
+    ) -> Stored:
+        put = store_by_request if by_request else store
         while await retry.pause():
-            if not retry.uncertain and self._subjects is not None:
+            if not retry.uncertain and self._subjects is not None and not by_request:
                 await self._find_out(retry)
             if retry.uncertain and not await self._may_repeat(retry):
                 break
             try:
-                return await store(
+                return await put(
                     self._transport, subject, body, headers=headers, msg_id=message_id, timeout=retry.attempt_timeout()
                 )
             except PASSING_ERRORS as error:

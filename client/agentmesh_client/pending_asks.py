@@ -21,13 +21,16 @@ from agentmesh.edge.read import StoredMessage
 from agentmesh.edge.results import StoredOutcome, is_answer, outcome_in
 from agentmesh.edge.tasks import Background
 from agentmesh.edge.transport import Message, Subscription, Transport
-from agentmesh.errors import MeshError, NotPermitted
-from agentmesh.outcomes import Asked, answers
+from agentmesh.errors import MeshError, NotPermitted, Unavailable
+from agentmesh.outcomes import Asked, answers, id_in_outcome
 from agentmesh.subjects import Subjects
 from agentmesh.wire import Outcome, decode_outcome
+from agentmesh_client.by_request import poll_by_request
 
 LOOK_S = 2.0
 """Time between two rounds of look-ups."""
+POLLS_AT_ONCE = 32
+"""Requests that are polled at the same time."""
 LONGEST_INTERVAL = 5
 """Most rounds between two look-ups of one ask: the interval begins at one and doubles, since turns last seconds to minutes."""
 _LIVE = "-live"
@@ -39,6 +42,7 @@ class PendingAsk:
 
     __slots__ = (
         "agent",
+        "by_request",
         "followed",
         "interval",
         "key",
@@ -48,8 +52,10 @@ class PendingAsk:
         "outcome",
         "published",
         "ref",
+        "repeats",
         "reply_to",
         "round",
+        "secret",
     )
 
     def __init__(self, agent: str, key: str, reply_to: str, outcome: asyncio.Future[Outcome | None], first_round: int) -> None:
@@ -60,6 +66,12 @@ class PendingAsk:
         self.ref: str | None = None
         self.message_id: str | None = None
         """The prompt's `Nats-Msg-Id`: an outcome that names another one is not this ask's."""
+        self.by_request = False
+        """Its outcome is asked of the gateway, where it does not come by itself."""
+        self.repeats = False
+        """It repeats an id, so its outcome goes to the first one's address alone."""
+        self.secret: str | None = None
+        """The request's `Mesh-Key`."""
         self.life = ""
         """The incarnation that is asked."""
         self.round = first_round
@@ -77,7 +89,7 @@ class PendingAsk:
 
     def answer(self, outcome: Outcome) -> None:
         """Take the outcome; copies of it that come later are ignored, and so is the outcome of another message."""
-        if outcome.msg_id is not None and outcome.msg_id != self.message_id:
+        if outcome.msg_id is not None and id_in_outcome(outcome.msg_id) != self.message_id:
             log.warning("an outcome of another message is stored as %s of agent %s: mail was put back", outcome.ref, self.agent)
         elif not self.outcome.done():
             self.outcome.set_result(outcome)
@@ -99,7 +111,16 @@ class PendingAsk:
 class PendingAsks:
     """All pending asks of one client."""
 
-    def __init__(self, transport: Transport, subjects: Subjects, inbox: str, *, reads: LastReads | None = None) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        subjects: Subjects,
+        inbox: str,
+        *,
+        reads: LastReads | None = None,
+        may_hear: Callable[[str], bool] = lambda subject: True,
+    ) -> None:
+        self._may_hear = may_hear
         self._reads = reads or LastReads(transport)
         self._transport = transport
         self._subjects = subjects
@@ -152,8 +173,9 @@ class PendingAsks:
     async def follow(self, ask: PendingAsk) -> None:
         """Watch the stored result too: the answer to a prompt that repeats a key goes to the first prompt's reply subject."""
         subject = self._subjects.done(ask.agent, ask.ref or "")
-        ask.followed = await self._transport.subscribe(subject, lambda message: self._on_copy(ask, message))
-        ask.round = 0
+        if self._may_hear(subject):
+            ask.followed = await self._transport.subscribe(subject, lambda message: self._on_copy(ask, message))
+        ask.round, ask.repeats = 0, True
         self.look_now()
 
     def _on_refused(self, error: NotPermitted) -> None:
@@ -211,10 +233,35 @@ class PendingAsks:
             self._hurry.clear()
             every, self._all_due = self._all_due, False
             due = [ask for ask in self._waiting.values() if ask.ref and (every or ask.round <= self._round)]
-            if due and not await self._look_up(due):
+            polled = [ask for ask in due if ask.by_request]
+            found = await self._poll_all(polled)
+            found &= await self._look_up([ask for ask in due if not ask.by_request])
+            if not found:
                 self._all_due |= every  # the gap is still open: the next round asks for all again
 
+    async def _poll_all(self, asks: Sequence[PendingAsk]) -> bool:
+        """Ask the gateway for the outcomes of these asks. Returns whether it has answered for all of them."""
+        answered = True
+        for start in range(0, len(asks), POLLS_AT_ONCE):
+            answered &= all(await asyncio.gather(*(self._poll(ask) for ask in asks[start : start + POLLS_AT_ONCE])))
+        return answered
+
+    async def _poll(self, ask: PendingAsk) -> bool:
+        ask.round = self._round + ask.interval
+        if not ask.repeats:
+            ask.interval = min(ask.interval * 2, LONGEST_INTERVAL)
+        try:
+            found = await poll_by_request(self._transport, self._subjects, ask.agent, ask.ref or "", key=ask.secret)
+        except MeshError as error:
+            log.debug("a request cannot be polled now: %s", error)
+            return not isinstance(error, Unavailable)
+        if found.outcome is not None:
+            ask.answer(found.outcome)
+        return True
+
     async def _look_up(self, asks: Sequence[PendingAsk]) -> bool:
+        if not asks:
+            return True
         by_subject: dict[str, list[PendingAsk]] = {}  # two asks may share a ref, by one idempotency key
         for ask in asks:
             ask.round = self._round + ask.interval

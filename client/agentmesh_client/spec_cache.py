@@ -52,7 +52,9 @@ class _Known:
 class SpecCache:
     """The specs of the names in use, kept up to date."""
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: Registry, may_watch: Callable[[str], bool] = lambda agent: True) -> None:
+        """`may_watch`: whether this user may hear of the changes of an agent's spec."""
+        self._may_watch = may_watch
         self._registry = registry
         self.on_spec: Callable[[str, Spec], None] = lambda agent, spec: None
         """Called with each spec that is seen."""
@@ -162,7 +164,7 @@ class SpecCache:
             raise
 
     async def _subscribe(self, known: _Known) -> None:
-        if known.watch is None:
+        if known.watch is None and self._may_watch(known.agent):
             known.watch = await self._registry.watch(spec_key(known.agent), lambda entry: self._changed(known, entry))
             await self._evict()
 

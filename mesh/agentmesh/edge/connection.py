@@ -29,6 +29,7 @@ from agentmesh.edge.login import NO_LOGIN, Credentials, Login
 from agentmesh.edge.mesh_domain import DomainLearner, reached_by
 from agentmesh.edge.nats_client import Client
 from agentmesh.edge.pending_requests import PendingRequests
+from agentmesh.edge.permissions import Permissions
 from agentmesh.edge.refused import Refusals
 from agentmesh.edge.subscription import CLOSE_TIMEOUT_S, LiveSubscription
 from agentmesh.edge.tasks import cancel_and_wait
@@ -65,6 +66,7 @@ async def connect(
     api: str = API,
     mesh: str | None = None,
     login: Login = NO_LOGIN,
+    heeds: bool = False,
 ) -> NatsTransport:
     """Connect, and stay connected: whatever happens later, the transport reconnects by itself for ever.
 
@@ -81,6 +83,7 @@ async def connect(
         api: where the mesh's JetStream answers (`address.js_api`): `$JS.API` and what is behind it is sent there.
         mesh: a stream of the mesh that this connection is for, whose answers tell its domain.
         login: who connects, and whom it believes; without it the URLs and the system say so.
+        heeds: ask the server what a user with a login may do, and refuse at once what it would refuse (`NatsTransport.access`).
 
     Raises:
         BadRequest: no usable URL, or a file of `login` cannot be read.
@@ -91,6 +94,8 @@ async def connect(
     urls = checked_urls(servers)
     credentials = await asyncio.to_thread(Credentials, login, urls)  # it reads files
     transport = NatsTransport(urls, name, api=api, mesh=mesh, credentials=credentials)
+    if heeds and credentials.identifies:
+        transport.heed()
     clock = asyncio.get_running_loop().time
     began, wait_s = clock(), connect_timeout if wait_s is None else wait_s
     first = FirstConnection({_address(url): without_credentials(url) for url in urls}, wait_s)
@@ -151,6 +156,8 @@ class NatsTransport:
         self._inbox_prefix = self._credentials.inbox_prefix()
         self.domain: str | None = None
         """See `Transport.domain`."""
+        self.access: Permissions | None = None
+        """What this user may do, where requests are to be refused here that the server would refuse."""
         self._api = None if api == API else api
         self._learner = DomainLearner(mesh, self.call, self._on_domain)
         self.last_error = "no attempt was made"
@@ -214,6 +221,11 @@ class NatsTransport:
         return str(self._client._server_info.get("server_name", ""))
 
     @property
+    def credentials(self) -> Credentials:
+        """What this connection shows to its servers."""
+        return self._credentials
+
+    @property
     def clustered(self) -> bool:
         """Whether the connected server belongs to a cluster, of whatever size."""
         return bool(self._client._server_info.get("cluster"))
@@ -221,6 +233,10 @@ class NatsTransport:
     def new_inbox(self) -> str:
         """A subject that nobody else uses, below the inbox prefix of this user."""
         return f"{self._inbox_prefix}.{SYSTEM.token(11)}"
+
+    def heed(self) -> None:
+        """From now on refuse requests at once that the server would refuse."""
+        self.access = Permissions(self, lambda: self._client.user, self._learner.learn)
 
     # --- sending ----------------------------------------------------------------------------------------------
     async def publish(self, subject: str, data: bytes = b"", *, headers: Headers | None = None, reply: str = "") -> None:
@@ -281,6 +297,8 @@ class NatsTransport:
 
     async def request(self, subject: str, data: bytes = b"", *, headers: Headers | None = None, timeout: float) -> Message:
         """See `Transport.request`."""
+        if self.access is not None:
+            await self.access.check(subject if self._api is None else reached_by(self._api, subject))
         client = self._client
         if not self._live:
             raise Disconnected
@@ -311,6 +329,8 @@ class NatsTransport:
             return False
         reply = f"{self._inbox}{next(self._tokens)}"
         there = subject if self._api is None else reached_by(self._api, subject)
+        if self.access is not None and not self.access.permits(there):
+            return False  # `request` finds out, or says so
         frame = publish_frame(there, data, headers, reply, client._max_payload)
         if self._refused.deaf is not None:
             return False
@@ -320,6 +340,8 @@ class NatsTransport:
 
     async def request_many(self, subject: str, data: bytes = b"", *, timeout: float) -> list[Message]:
         """See `Transport.request_many`."""
+        if self.access is not None:
+            await self.access.check(subject if self._api is None else reached_by(self._api, subject))
         client = self._client
         if not self._live:
             raise Disconnected
@@ -494,6 +516,8 @@ class NatsTransport:
         log.info("the connection to NATS is there again", extra={"connection": self._name})
         # No await between the two: nobody finds the connection up without having heard of the gap.
         self._live = True
+        if self.access is not None:
+            self.access.forget()
         self._refused.restored()
         self._learner.learn()
         self.gap()

@@ -7,6 +7,8 @@ message and no `repr`.
 from __future__ import annotations
 
 import base64
+import hashlib
+import hmac
 import logging
 import re
 import ssl
@@ -139,6 +141,23 @@ class Credentials:
     def known(self) -> bool:
         """Whether anything is to be shown."""
         return self.login.names_somebody or bool(self._first.username)
+
+    @property
+    def identifies(self) -> bool:
+        """Whether the server can tell by it who connects."""
+        return self.known or bool(self.login.tls_cert)
+
+    def derived(self, purpose: str) -> str | None:
+        """A secret for `purpose` that every client of this user makes alike and nobody else can, in hex; None: nothing that it
+        shows is secret."""
+        if self._keys is not None:
+            secret = bytes(self._keys.pair.seed)
+        elif self.login.tls_cert and not self.known:
+            secret = _text(self.login.tls_key or self.login.tls_cert, "key of the client certificate").encode()
+        else:
+            _, password, token = self.plain(self._first)
+            secret = (password or token or "").encode()
+        return hmac.new(secret, purpose.encode(), hashlib.sha256).hexdigest() if secret else None
 
     def refresh(self) -> None:
         """Read the files again. What can no longer be read stays as it was."""

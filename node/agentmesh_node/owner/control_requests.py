@@ -285,7 +285,7 @@ class ControlRequests:
         found = await self._look_up(ref)
         return found.body["status"] == "not_found" and self._loop.core is before
 
-    async def _look_up(self, ref: str) -> _Answer:
+    async def _look_up(self, ref: str) -> _PollAnswer:
         """`pending`, `completed` or `not_found`, as this owner can prove it."""
         s, name = self._s, self._loop.name
         for _ in range(2):
@@ -295,19 +295,19 @@ class ControlRequests:
             assert core is not None
             known = _known(core, ref)
             if known is not None:
-                return _Answer(known, digest_for(core, ref))
+                return _PollAnswer(known, digest_for(core, ref))
             stored = await read_outcome(s.transport, s.subjects, name, ref)
             standing = await standing_prompt(s.transport, s.subjects, name, ref)
             if stored is not None and (standing is None or answers(stored.outcome, standing.asked, stored.time)):
                 key = stored.key if stored.key is not None or standing is None else standing.key
-                return _Answer(_completed(stored.body), key)
+                return _PollAnswer(_completed(stored.body), key)
             ledger = (self._loop.core or core).ledger
             if standing is not None and not is_taken(ledger, standing.lane, int(ref)):
-                return _Answer({"status": "pending"}, standing.key)  # it has not reached this owner yet
-        return _Answer({"status": "not_found"})
+                return _PollAnswer({"status": "pending"}, standing.key)  # it has not reached this owner yet
+        return _PollAnswer({"status": "not_found"})
 
 
-class _Answer(NamedTuple):
+class _PollAnswer(NamedTuple):
     """What is known of a request: the reply to a poll, and the digest of its key."""
 
     body: dict[str, Any]
