@@ -1,4 +1,4 @@
-"""Keys of requests: whoever has not got a request's key may neither poll nor cancel it, nor take it up by its id. Pure.
+"""Keys of requests: a caller that has not got a request's key may neither poll nor cancel it, nor take it up by its id. Pure.
 
 A caller sends its own random key in `Mesh-Key`. Nothing stores it: mail, journals and outcomes have its digest, which everybody
 may see (docs/protocol.md#keys).
@@ -34,7 +34,7 @@ def digest_of(key: str) -> str:
 
 
 def shown_by(headers: Mapping[str, str]) -> str | None:
-    """The digest of the key that whoever asks about a request has; None if they show none. A digest shows nothing.
+    """The digest of the key that a question about a request shows; None if it shows none. A digest shows nothing.
 
     Raises:
         BadRequest: what they show can be no key.

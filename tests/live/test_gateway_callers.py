@@ -87,7 +87,7 @@ def test_a_caller_needs_the_four_imported_subjects_and_its_ids_are_its_own(impor
                 assert polled["status"] == "completed" and polled["outcome"] == got[0]
                 assert "ref" in await told(shop, "event-to", b'{"n":1}')
 
-                # With a key a request is its caller's alone, whoever else may ask the agent; running, and answered.
+                # With a key a request is its caller's alone, also while others may ask the agent; running, and answered.
                 gate = folder / "gate"
                 mine = {"Mesh_Key": secrets.token_urlsafe(24)}
                 ref = (await told(shop, "tell", f"gate:{gate} four".encode(), **mine))["ref"]

@@ -264,7 +264,7 @@ class Cancel(msgspec.Struct, frozen=True):
     turn: int | None = None
     """The turn that this is of: by the time when it is handled another may run. None where nobody has said."""
     key: str | None = None
-    """The digest of the key that whoever asks for it has given."""
+    """The digest of the key that the requester has given."""
 
 
 class Reply(msgspec.Struct, frozen=True, kw_only=True):
