@@ -9,7 +9,8 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from preloaded import AVAILABLE, MESH, Forker
+import roled
+from preloaded import AVAILABLE, MESH, NODE, Forker
 from support import eventually
 
 PROGRAM = (sys.executable, "-m", MESH)
@@ -26,6 +27,7 @@ def completed(
     Raises:
         subprocess.TimeoutExpired: it does not end.
     """
+    arguments, env = roled.command(program == NODE, arguments, dict(env))
     if not AVAILABLE:
         return subprocess.run(
             [sys.executable, "-m", program, *arguments],
@@ -46,6 +48,7 @@ async def mesh_command(
     arguments: Sequence[str], env: Mapping[str, str], *, cwd: Path | None = None, stdin: str = ""
 ) -> subprocess.CompletedProcess[str]:
     """Run `mesh *arguments` to its end, while this loop goes on."""
+    arguments, env = roled.command(False, arguments, dict(env))
     with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         given.write(stdin.encode())
         given.seek(0)

@@ -7,7 +7,6 @@ or `slow`. So a new test is in `make quick` by itself. A quick one that starts a
 from __future__ import annotations
 
 import os
-import secrets
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+import roled
 from agentmesh.subjects import Subjects
 from support import Server
 
@@ -77,6 +77,18 @@ def _refuse(_self: subprocess.Popen[Any], arguments: object, *_: object, **__: o
     pytest.fail(f"this test is in `make quick`, and starts a process: {arguments}. Mark it `processes`.")
 
 
+@pytest.fixture(autouse=True)
+def _nothing_is_refused() -> Iterator[None]:
+    """Under roles (tests/roled.py) what servers refuse fails the test in which it happens."""
+    roled.refusals.clear()
+    yield
+    if roled.ENABLED:
+        for running in Server.running:
+            running.read_refusals()
+        found, roled.refusals[:] = sorted(set(roled.refusals)), []
+        assert not found, f"refused by the roles: {found}"
+
+
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
     """A NATS server for the tests of one module. They keep apart by `subjects`."""
@@ -94,4 +106,4 @@ def fresh_server() -> Iterator[Server]:
 @pytest.fixture
 def subjects() -> Subjects:
     """A mesh that no other test uses."""
-    return Subjects(root=f"t{secrets.token_hex(4)}")
+    return Subjects(root=roled.next_root())

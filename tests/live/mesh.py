@@ -16,6 +16,7 @@ from typing import Any, Protocol, Self
 import msgspec
 
 import agentmesh_client
+import roled
 from agentmesh.agent import Agent, agents_in
 from agentmesh.edge.connection import NatsTransport, connect
 from agentmesh.edge.read import read_all
@@ -112,12 +113,12 @@ class LocalMesh(Observer):
 
     async def connect(self) -> Mesh:
         """Another client."""
-        return await self._stack.enter_async_context(agentmesh_client.connect(self.server.url, root=self.subjects.root))
+        return await self._stack.enter_async_context(agentmesh_client.connect(self._url("operator"), root=self.subjects.root))
 
     async def supervisor(self, own_id: str = "s1") -> Supervisor:
         """Start a supervisor."""
-        transport = await self._transport(own_id)
-        made = Supervisor(transport, self.subjects, own_id, liveness=LivenessThread(self.server.url))
+        transport = await self._transport(own_id, "supervisor")
+        made = Supervisor(transport, self.subjects, own_id, liveness=LivenessThread(self._url("supervisor")))
         self._stack.push_async_callback(made.close)
         await made.start()
         return made
@@ -131,10 +132,10 @@ class LocalMesh(Observer):
         **settings: Any,
     ) -> Node:
         """Start a node; `wrap` may put something between it and its connection."""
-        transport = await self._transport(own_id)
+        transport = await self._transport(own_id, "node")
         made = Node(
             wrap(transport),
-            self.server.url,
+            self._url("node"),
             NodeSettings(node_id=own_id, agents=dict(kinds() if serves is None else serves), root=self.subjects.root, **settings),
         )
         self._stack.push_async_callback(made.close)
@@ -149,10 +150,22 @@ class LocalMesh(Observer):
             await node.services.transport.flush()
         await self.transport.flush()
 
-    async def _transport(self, name: str) -> NatsTransport:
-        transport = await connect(self.server.url, name=name)
+    def _url(self, role: str) -> str:
+        return roled.logged_in(self.server.url, role, self.subjects.root)
+
+    async def _transport(self, name: str, role: str) -> NatsTransport:
+        transport = await connect(self._url(role), name=name)
         self._stack.push_async_callback(transport.close)
         return transport
+
+
+async def set_up(server: Addressed, subjects: Subjects, **settings: Any) -> None:
+    """What `mesh setup` does."""
+    transport = await connect(roled.logged_in(server.url, "setup", subjects.root), name="setup")
+    try:
+        await ensure(transport, subjects, **settings)
+    finally:
+        await transport.close()
 
 
 @contextlib.asynccontextmanager
@@ -163,7 +176,7 @@ async def local_mesh(server: Addressed, subjects: Subjects, *nodes: str, **setti
         stack.push_async_callback(transport.close)
         own = ("results_age_s", "results_bytes", "trace_age_s", "trace_bytes")
         limits = {key: settings[key] for key in ("mailbox_limit", *own) if key in settings}
-        await ensure(transport, subjects, **limits)
+        await set_up(server, subjects, **limits)
         settings = {key: value for key, value in settings.items() if key not in own}
         mesh = LocalMesh(server, transport, subjects, stack)
         await mesh.listen()
@@ -284,7 +297,8 @@ class ProcessMesh(Observer):
         """Start a process of that id, the second or third time perhaps."""
         host = self.hosts[own_id] = Host(own_id, self._logs / f"{log or own_id}.log")
         self._all.append(host)
-        where = ("--id", own_id, "--nats", self.server.url, "--root", self.subjects.root)
+        url = roled.logged_in(self.server.url, verb, self.subjects.root)
+        where = ("--id", own_id, "--nats", url, "--root", self.subjects.root)
         return await host.start(verb, *where, *options, before=before, env=self._env, modules=self._modules)
 
     async def node(self, own_id: str, *options: str, before: Sequence[str] | None = None, log: str = "") -> Host:
@@ -323,10 +337,11 @@ async def process_mesh(
     transport = await connect(server.url, name="observer")
     mesh = ProcessMesh(server, transport, subjects, logs, env or {}, modules=modules)
     try:
-        await ensure(transport, subjects)
+        await set_up(server, subjects)
         await mesh.listen()
         await asyncio.gather(mesh.start("supervisor", "s1"), *(mesh.node(own_id) for own_id in nodes))
-        async with agentmesh_client.connect(server.url, root=subjects.root) as client:
+        url = roled.logged_in(server.url, "operator", subjects.root)
+        async with agentmesh_client.connect(url, root=subjects.root) as client:
             mesh.client = client
             yield mesh
     except BaseException:

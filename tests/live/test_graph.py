@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple
@@ -11,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import roled
 from agentmesh.subjects import Subjects
 from agentmesh.trace.graph import CLIENT
 from agentmesh_client import Mesh
@@ -74,7 +74,7 @@ def test_the_graph_of_a_random_workload_is_what_was_sent(server: Server, facts: 
     wanted = sent(CLIENT, asked)
 
     async def main() -> None:
-        subjects = Subjects(root=f"t{secrets.token_hex(4)}")  # a mesh for each example
+        subjects = Subjects(root=roled.next_root())  # a mesh for each example
         async with local_mesh(server, subjects, "n1", "n2", trace_facts=facts) as mesh:
             for agent in AGENTS:
                 await mesh.client.start_agent(agent, kind="Puppet", timeout=PATIENCE_S)

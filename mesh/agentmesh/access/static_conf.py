@@ -56,8 +56,9 @@ def rendered(root: str, users: Iterable[User], *, threshold: str = THRESHOLD, na
         "    jetstream: enabled",
         *([extra.rstrip("\n")] if extra else ()),
         "    exports: [",
-        # All answers to a request pass, not the first alone; and they find their way for as long as an answer may take.
-        *(f"      {{ service: {_text(one.exported)}, response_type: stream, threshold: {_text(threshold)} }}" for one in crossed),
+        # An answer finds its way for as long as one may take. A request has one answer, and the server forgets it with that
+        # (docs/design/048-one-answer-to-a-request.md).
+        *(f"      {{ service: {_text(one.exported)}, threshold: {_text(threshold)} }}" for one in crossed),
         *(f"      {{ stream: {_text(subject)} }}" for subject in STREAMS_OUT),
         "    ]",
         *_users(subjects, inside),

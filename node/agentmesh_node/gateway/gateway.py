@@ -20,13 +20,14 @@ from agentmesh.edge.failures import EDGE_ERRORS, ApiError, Uncertain, WrongLastS
 from agentmesh.edge.registry import Registry
 from agentmesh.edge.replies import report_unanswerable, usable_reply
 from agentmesh.edge.transport import Disconnected, Message, Subscription, Transport
-from agentmesh.errors import BadRequest, MeshError, Unavailable
+from agentmesh.errors import BadRequest, MeshError, NotPermitted, Unavailable
 from agentmesh.keys import KEY_DIGEST, opens, refusal
 from agentmesh.subjects import Subjects, WayIn
 from agentmesh.wire import ErrorBody, Outcome
 from agentmesh_node.gateway.intake import Intake, StoredRequest, patience_s
 from agentmesh_node.gateway.outcome_waits import OutcomeWaits
 from agentmesh_node.gateway.polls import Polls
+from agentmesh_node.gateway.requesters import own_address, requester_of
 from agentmesh_node.telemetry.instruments import own
 
 log = logging.getLogger("agentmesh.node")
@@ -98,8 +99,9 @@ class Gateway:
     async def _put(self, way_in: WayIn, message: Message) -> bytes:
         """Store what is told; the reply says where."""
         reply_to = message.headers.get(wire.REPLY_TO) if way_in.way == "tell" else None
-        if reply_to is not None:
-            names.reply_subject(reply_to, self._subjects.root)
+        if way_in.way == "tell":
+            for address in (reply_to, message.headers.get(wire.STREAM_TO)):
+                self._own(address, way_in, message)
         taken = await self._intake.take(way_in, message, reply_to)
         self._taken.value += 1
         return wire.encode_reply({"ref": str(taken.seq), **({"duplicate": True} if taken.repeats else {})})
@@ -107,18 +109,20 @@ class Gateway:
     # --- ask --------------------------------------------------------------------------------------------------------
     async def _ask(self, way_in: WayIn, message: Message) -> None:
         agent = way_in.agent
-        addresses, problem = self._addresses(message)
+        addresses, problem = self._addresses(way_in, message)
         if not addresses:
             return
+        stream_to = None
         try:
             if problem is not None:
                 raise problem
+            stream_to = self._own(message.headers.get(wire.STREAM_TO), way_in, message)
             taken = await self._intake.take(way_in, message, addresses[0])
             await self._answer(agent, taken, addresses)
             self._taken.value += 1
         except MeshError as error:
             self._count(error.code)
-            await self._refuse(addresses, agent, error, message.headers.get(wire.STREAM_TO))
+            await self._refuse(addresses, agent, error, stream_to)
         except (Uncertain, ApiError, WrongLastSequence) as error:
             self._count(Unavailable.code)
             await self._refuse(addresses, agent, _unsure(error))
@@ -126,17 +130,31 @@ class Gateway:
             # Without a connection the caller gets no answer: it repeats the ask, and a connected process answers.
             log.debug("an ask was left: no connection", extra={"agent": agent})
 
-    def _addresses(self, message: Message) -> tuple[tuple[str, ...], BadRequest | None]:
+    def _own(self, address: str | None, way_in: WayIn, message: Message) -> str | None:
+        """`address`, which a header of the request gives, if anything may be sent there for its sender.
+
+        Raises:
+            BadRequest, NotPermitted: nothing may.
+        """
+        if address is None:
+            return None
+        return own_address(address, self._subjects.root, way_in, requester_of(way_in, message.headers))
+
+    def _addresses(self, way_in: WayIn, message: Message) -> tuple[tuple[str, ...], MeshError | None]:
         """Where the outcome goes (`Mesh-Reply-To`, which the owner answers as for all mail, and the request's reply subject), and
         what is wrong with an address that was given."""
         found: list[str] = []
-        problem: BadRequest | None = None
-        for address in (message.headers.get(wire.REPLY_TO), message.reply or None):
-            try:
-                if address is not None and names.reply_subject(address, self._subjects.root) not in found:
-                    found.append(address)
-            except BadRequest as error:
-                problem = error
+        problem: MeshError | None = None
+        try:
+            asked = self._own(message.headers.get(wire.REPLY_TO), way_in, message)
+            found += [] if asked is None else [asked]
+        except (BadRequest, NotPermitted) as error:
+            problem = error
+        try:
+            if message.reply and names.reply_subject(message.reply, self._subjects.root) not in found:
+                found.append(message.reply)
+        except BadRequest as error:
+            problem = error
         if not found or (problem is not None and message.reply not in found):
             report_unanswerable(message.subject, "it has no reply subject" if problem is None else problem.message)
         return tuple(found), problem

@@ -11,11 +11,14 @@ from typing import NamedTuple
 
 import msgspec
 
+from agentmesh import names
 from agentmesh.edge.transport import Headers
+from agentmesh.errors import BadRequest, NotPermitted
 from agentmesh.outcomes import CALLERS_MARK, CALLERS_SIZE
 from agentmesh.subjects import WayIn
 
 REQUEST_INFO = "Nats-Request-Info"
+INBOX = "_INBOX"
 
 
 class Requester(NamedTuple):
@@ -50,6 +53,35 @@ def requester_of(way_in: WayIn, headers: Headers) -> Requester:
     except (msgspec.DecodeError, RecursionError):
         return UNVERIFIED
     return Requester(info.acc or None, info.name_tag or info.user or None)
+
+
+def own_address(text: str, root: str, way_in: WayIn, requester: Requester) -> str:
+    """Return `text` if an outcome or live events may be sent there for this requester.
+
+    The mesh's processes may publish to every inbox, and a caller only asks them to. So one that came through an import gets what
+    it asks for at addresses that it may hear itself, below `_INBOX.<user>`, and nobody else gets anything.
+
+    Raises:
+        BadRequest: it is no reply subject.
+        NotPermitted: it is another's.
+    """
+    names.reply_subject(text, root)
+    if not way_in.imported:
+        return text
+    inboxes = _inboxes(requester)
+    if not text.startswith(inboxes):
+        raise NotPermitted(f"{text!a} is no inbox of this caller's; name a subject below {inboxes!a}")
+    return text
+
+
+def _inboxes(requester: Requester) -> str:
+    """What the inboxes of a requester begin with: its user, where that is known and can be part of a subject."""
+    if requester.user is None:
+        return f"{INBOX}."
+    try:
+        return f"{names.reply_subject(f'{INBOX}.{requester.user}', '_')}."
+    except BadRequest:
+        return f"{INBOX}."
 
 
 def lane_for(way_in: WayIn) -> str:

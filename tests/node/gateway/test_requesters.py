@@ -6,10 +6,11 @@ import json
 
 import pytest
 
+from agentmesh.errors import BadRequest, NotPermitted
 from agentmesh.outcomes import Asked, answers, id_in_outcome
 from agentmesh.subjects import WAYS, Subjects, WayIn
 from agentmesh.wire import Outcome
-from agentmesh_node.gateway.requesters import REQUEST_INFO, UNVERIFIED, Requester, id_for, lane_for, requester_of
+from agentmesh_node.gateway.requesters import REQUEST_INFO, UNVERIFIED, Requester, id_for, lane_for, own_address, requester_of
 
 SUBJECTS = Subjects("mesh")
 IMPORTED = WayIn("ask", "coder", imported=True)
@@ -41,6 +42,25 @@ def test_each_way_is_found_again_in_its_subject() -> None:
 def test_only_what_came_through_an_import_has_a_sender(way_in: WayIn, info: str, found: Requester) -> None:
     assert requester_of(way_in, {REQUEST_INFO: info}) == found
     assert requester_of(way_in, {}) == UNVERIFIED
+
+
+@pytest.mark.case(660)
+def test_outcomes_and_live_events_go_to_inboxes_of_the_caller_itself() -> None:
+    shop = Requester("CALLERS", "shop")
+    assert own_address("_INBOX.shop.x.1", "mesh", IMPORTED, shop) == "_INBOX.shop.x.1"
+    for theirs in ("_INBOX.bank.x", "_INBOX.shop", "_INBOX.shopping.x", "_INBOX.x", "_R_.abcdef.ghijkl", "orders.new"):
+        with pytest.raises(NotPermitted):
+            own_address(theirs, "mesh", IMPORTED, shop)
+        assert own_address(theirs, "mesh", OPEN, UNVERIFIED) == theirs, "inside one account nothing is known"
+    for bad in ("mesh.inbox.coder", "$KV.x", "_INBOX.shop.*", "_INBOX.shop.>", ""):
+        with pytest.raises(BadRequest):
+            own_address(bad, "mesh", IMPORTED, shop)
+    nobody = Requester("CALLERS", None)
+    assert own_address("_INBOX.bank.x", "mesh", IMPORTED, nobody), "an import that does not share the user"
+    with pytest.raises(NotPermitted):
+        own_address("orders.new", "mesh", IMPORTED, nobody)
+    certified = Requester("CALLERS", "CN=a shop")
+    assert own_address("_INBOX.x", "mesh", IMPORTED, certified), "a name that no subject can hold"
 
 
 @pytest.mark.case(622)
