@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from bench import asks, between, clustered, crowd, lives, owing, peer, report, room, takeover
+from bench import asks, between, clustered, crowd, lives, owing, peer, report, room, takeover, traced
 from bench.figures import Figure
 from bench.stage import FULL, SMOKE, Sizes, Stage, single
 
@@ -31,6 +31,7 @@ ON_ONE_SERVER: dict[str, OnOneServer] = {
     "journal": room.journal,
     "memory": room.memory,
     "owes": owing.owing,
+    "tracing": traced.tracing,
 }
 ON_THEIR_OWN: dict[str, OnItsOwn] = {"cluster": clustered.replicated, "failover": takeover.killed}
 """Benchmarks that set up their own servers."""

@@ -7,7 +7,7 @@ import contextlib
 import os
 import sys
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from support import Cluster, Server
 HERE = Path(__file__).parent
 ROOT = "mesh"
 READY_S = 60.0
+NO_VARIABLES: Mapping[str, str] = {}
 
 
 class Sizes(msgspec.Struct, frozen=True, kw_only=True):
@@ -113,8 +114,12 @@ class Stage:
         return self.server.url
 
     # --- processes ------------------------------------------------------------------------------------------------
-    async def spawn(self, *arguments: str, checkout: Path | None = None) -> Child:
-        """Start a Python process, with the code of another `checkout` where one is given, and wait until it is ready."""
+    async def spawn(self, *arguments: str, checkout: Path | None = None, environ: Mapping[str, str] = NO_VARIABLES) -> Child:
+        """Start a Python process, with the code of another `checkout` where one is given, and wait until it is ready.
+
+        Args:
+            environ: variables for it, beside those of this process that are not the mesh's or OpenTelemetry's.
+        """
         self._count += 1
         log = self._logs / f"{self._count}.log"
         parts = [] if checkout is None else [checkout / part for part in ("mesh", "node", "client", "tests")]
@@ -122,7 +127,8 @@ class Stage:
         with log.open("wb") as errors:
             process = await asyncio.create_subprocess_exec(
                 sys.executable, *arguments, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=errors,
-                env={key: value for key, value in os.environ.items() if not key.startswith(("MESH_", "OTEL_"))} | code,
+                env={key: value for key, value in os.environ.items() if not key.startswith(("MESH_", "OTEL_"))}
+                | code | dict(environ),
             )  # fmt: skip
         child = Child(process, log)
         self._stack.push_async_callback(child.end)
