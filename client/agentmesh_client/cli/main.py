@@ -52,6 +52,7 @@ VERBS = {
     "rebalance": ("admin:rebalance", "Even out the load of the nodes."),
     "events": ("admin:events", "Show what happens, as it happens."),
     "doctor": ("doctor:doctor", "Examine the server and the mesh on it, and say what it guarantees."),
+    "access": ("access:app", "Make the users of a mesh, and say what they may do."),
     "completion": ("completion:completion", "Print a script with which a shell completes verbs and options."),
 }
 

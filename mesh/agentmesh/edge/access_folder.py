@@ -1,0 +1,231 @@
+"""The folder in which `mesh access` keeps the users of a mesh: what is known of them, the file for the server, a URL for each.
+
+    users.json    who there is, with hashed passwords; all else is made of it
+    access.conf   what each server's configuration includes
+    NAME.url      the address with user and password, for `--nats @NAME.url`
+
+Every file is replaced as a whole, so that a server that reads in that moment reads the old one or the new one.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from agentmesh.access.layout import THRESHOLD
+from agentmesh.access.roles import DEFAULT_OPERATIONS, INSIDE, ROLES, Role, lists
+from agentmesh.access.static_conf import User, rendered
+from agentmesh.control_operations import operation
+from agentmesh.errors import BadRequest, NotFound, Unavailable
+from agentmesh.names import root_token, token
+from agentmesh.subjects import Subjects
+
+STATE = "users.json"
+CONF = "access.conf"
+COST = 5
+"""bcrypt's, which the server pays at each connection: 3 ms at 5, 120 ms at 11. The passwords are random, so no more is needed."""
+VERSION = 1
+
+
+class Kept(msgspec.Struct, frozen=True):
+    """What `users.json` holds."""
+
+    root: str
+    servers: str
+    """Where users connect to: URLs, separated by commas."""
+    threshold: str = THRESHOLD
+    users: tuple[User, ...] = ()
+    v: int = VERSION
+
+
+class AccessFolder:
+    """The users of one mesh, in a folder."""
+
+    def __init__(self, path: Path, kept: Kept) -> None:
+        """Use `create` or `open_folder`."""
+        self.path = path
+        self.kept = kept
+
+    @property
+    def conf(self) -> Path:
+        """The file for the server."""
+        return self.path / CONF
+
+    @property
+    def users(self) -> tuple[User, ...]:
+        """All users, by name."""
+        return tuple(sorted(self.kept.users, key=lambda user: user.name))
+
+    def url_file(self, name: str) -> Path:
+        """The file with a user's address."""
+        return self.path / f"{name}.url"
+
+    def url(self, name: str) -> str:
+        """A user's address, with its password."""
+        return self.url_file(name).read_text().strip()
+
+    # --- changes ------------------------------------------------------------------------------------------------------
+    def add(self, name: str, role: str, agents: Sequence[str] = (), ops: Sequence[str] = DEFAULT_OPERATIONS) -> bool:
+        """Add a user, or give one that there is other agents and operations; it keeps its password. Returns whether anything is
+        new.
+
+        Raises:
+            BadRequest: there is no such role; the name is none, or has another role; agents or operations are wrong.
+            Unavailable: bcrypt is not installed, or a file cannot be written.
+        """
+        made = self._user(name, role, agents, ops)
+        known = self._known(name)
+        if known is None:
+            self._write_users([*self.kept.users, self._with_password(made)])
+            return True
+        if known.role != made.role:
+            raise BadRequest(f"{name!r} is a user with the role {known.role}; remove it first: `mesh access remove {name}`")
+        changed = msgspec.structs.replace(made, hashed=known.hashed)
+        if changed == known:
+            return False
+        self._write_users([changed if user.name == name else user for user in self.kept.users])
+        return True
+
+    def remove(self, name: str) -> None:
+        """Remove a user.
+
+        Raises:
+            NotFound: there is none of that name.
+            Unavailable: a file cannot be written.
+        """
+        self._required(name)
+        self._write_users([user for user in self.kept.users if user.name != name])
+        self.url_file(name).unlink(missing_ok=True)
+
+    def rotate(self, name: str) -> None:
+        """Give a user another password.
+
+        Raises:
+            NotFound: there is none of that name.
+            Unavailable: bcrypt is not installed, or a file cannot be written.
+        """
+        new = self._with_password(self._required(name))
+        self._write_users([new if user.name == name else user for user in self.kept.users])
+
+    # --- parts --------------------------------------------------------------------------------------------------------
+    def _user(self, name: str, role: str, agents: Sequence[str], ops: Sequence[str]) -> User:
+        token(name, "user")
+        if name.startswith("_"):
+            raise BadRequest(f"{name!r} begins with _, as only names of the mesh do")
+        known: Role | None = next((one for one in ROLES if one == role), None)
+        if known is None:
+            raise BadRequest(f"there is no role {role!r}; there are: {', '.join(ROLES)}")
+        if known != "caller" and agents:
+            raise BadRequest(f"only a caller has agents; a {known} has none")
+        allowed = tuple(operation(op).name for op in ops) if known == "caller" else ()
+        user = User(name, known, "", tuple(agents), allowed)
+        lists(known, Subjects(self.kept.root), user=name, agents=user.agents, ops=user.ops)
+        return user
+
+    def _known(self, name: str) -> User | None:
+        return next((user for user in self.kept.users if user.name == name), None)
+
+    def _required(self, name: str) -> User:
+        known = self._known(name)
+        if known is None:
+            raise NotFound(f"there is no user {name!r} in {self.path}; see `mesh access list`")
+        return known
+
+    def _with_password(self, user: User) -> User:
+        """`user` with a new password, which stands in its file."""
+        password = secrets.token_urlsafe(24)
+        found = msgspec.structs.replace(user, hashed=_hashed(password))
+        urls = [_with_login(url, user.name, password) for url in self.kept.servers.split(",")]
+        _write(self.url_file(user.name), ",".join(urls) + "\n")
+        return found
+
+    def _write_users(self, users: Sequence[User]) -> None:
+        self.kept = msgspec.structs.replace(self.kept, users=tuple(sorted(users, key=lambda user: user.name)))
+        self.write()
+
+    def write(self) -> None:
+        """Write what all users share."""
+        kept = self.kept
+        _write(self.path / STATE, msgspec.json.format(msgspec.json.encode(kept)).decode() + "\n")
+        _write(self.conf, rendered(kept.root, kept.users, threshold=kept.threshold, name=CONF))
+
+
+def create(path: Path, *, root: str, servers: str, threshold: str = THRESHOLD) -> AccessFolder:
+    """Make the folder, with a user for each role inside the mesh, named after it.
+
+    Raises:
+        BadRequest: it is there already; or the root or a server's address is none.
+        Unavailable: bcrypt is not installed, or a file cannot be written.
+    """
+    if (path / STATE).exists():
+        raise BadRequest(f"{path} has users already; see `mesh access list`, or name another folder")
+    root_token(root)
+    for url in servers.split(","):
+        _with_login(url, "user", "password")
+    _hashed("")  # what is missing is said before anything is written
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise Unavailable(f"the folder {path} cannot be made: {error.strerror}") from None
+    folder = AccessFolder(path, Kept(root, servers, threshold))
+    folder._write_users([folder._with_password(User(role, role, "", (), ())) for role in INSIDE])
+    return folder
+
+
+def open_folder(path: Path) -> AccessFolder:
+    """The folder as it is.
+
+    Raises:
+        NotFound: it is none.
+        BadRequest: what it holds cannot be read.
+    """
+    try:
+        kept = msgspec.json.decode((path / STATE).read_bytes(), type=Kept)
+    except FileNotFoundError:
+        raise NotFound(f"{path} has no users; make them with `mesh access init`, or name the folder with --dir") from None
+    except OSError as error:
+        raise BadRequest(f"{path / STATE} cannot be read: {error.strerror}") from None
+    except msgspec.DecodeError as error:
+        raise BadRequest(f"{path / STATE} is none that `mesh access` has written: {error}") from None
+    return AccessFolder(path, kept)
+
+
+def _hashed(password: str) -> str:
+    try:
+        import bcrypt  # noqa: PLC0415 - an extra
+    except ImportError:
+        raise Unavailable("passwords are hashed by an extra: install agentmesh[access]") from None
+    found: bytes = bcrypt.hashpw(password.encode(), bcrypt.gensalt(COST, prefix=b"2a"))
+    return found.decode()
+
+
+def _with_login(url: str, user: str, password: str) -> str:
+    """A server's address with a login.
+
+    Raises:
+        BadRequest: it is none, or has a login already.
+    """
+    scheme, mark, rest = url.strip().partition("://")
+    if not mark:
+        scheme, rest = "nats", url.strip()
+    if scheme not in ("nats", "tls") or not rest or "@" in rest:
+        raise BadRequest(f"{url!r} is no address of a server without a user: write nats://HOST:4222, or tls://HOST:4222")
+    return f"{scheme}://{user}:{password}@{rest}"
+
+
+def _write(path: Path, text: str) -> None:
+    """Replace a file as a whole; only its owner may read it."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise Unavailable(f"{path} cannot be written: {error.strerror}") from None
