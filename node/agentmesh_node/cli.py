@@ -66,6 +66,10 @@ def up(
     reload: Annotated[
         bool, Parameter(negative="", show_default=False, help="Start again when a Python file beside the agents changes.")
     ] = False,
+    secure: Annotated[
+        bool,
+        Parameter(negative="", show_default=False, help="Know users by their roles, and refuse all others."),
+    ] = False,
     root: Root = None,
     metrics_port: MetricsPort = None,
     options: UpOptions = UP,
@@ -89,6 +93,7 @@ def up(
         port=port,
         data=data,
         sync_interval=sync_interval,
+        secure=secure,
         root=root,
         metrics_port=metrics_port,
         options=options,

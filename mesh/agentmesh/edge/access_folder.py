@@ -111,6 +111,22 @@ class AccessFolder:
         new = self._with_password(self._required(name))
         self._write_users([new if user.name == name else user for user in self.kept.users])
 
+    def move(self, servers: str) -> None:
+        """Have all users connect to other servers; they keep their passwords.
+
+        Raises:
+            BadRequest: an address is none.
+            Unavailable: a file cannot be read or written.
+        """
+        for user in self.users:
+            try:
+                password = self.url(user.name).partition("@")[0].rpartition(":")[2]
+            except OSError as error:
+                raise Unavailable(f"{self.url_file(user.name)} cannot be read: {error.strerror}") from None
+            self._write_url(user.name, password, servers)
+        self.kept = msgspec.structs.replace(self.kept, servers=servers)
+        self.write()
+
     # --- parts --------------------------------------------------------------------------------------------------------
     def _user(self, name: str, role: str, agents: Sequence[str], ops: Sequence[str]) -> User:
         token(name, "user")
@@ -139,9 +155,12 @@ class AccessFolder:
         """`user` with a new password, which stands in its file."""
         password = secrets.token_urlsafe(24)
         found = msgspec.structs.replace(user, hashed=_hashed(password))
-        urls = [_with_login(url, user.name, password) for url in self.kept.servers.split(",")]
-        _write(self.url_file(user.name), ",".join(urls) + "\n")
+        self._write_url(user.name, password, self.kept.servers)
         return found
+
+    def _write_url(self, name: str, password: str, servers: str) -> None:
+        urls = [_with_login(url, name, password) for url in servers.split(",")]
+        _write(self.url_file(name), ",".join(urls) + "\n")
 
     def _write_users(self, users: Sequence[User]) -> None:
         self.kept = msgspec.structs.replace(self.kept, users=tuple(sorted(users, key=lambda user: user.name)))

@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from agentmesh import names
+from agentmesh.access.roles import Role
 from agentmesh.arguments import pairs
 from agentmesh.edge.address import UP_ID, UP_SERVER, mesh_root, shown_urls
 from agentmesh.edge.connection import NatsTransport, connect
@@ -28,6 +29,7 @@ from agentmesh_node.process.address import PATIENCE_S, MeshAddress
 from agentmesh_node.process.agent_loader import load_agents
 from agentmesh_node.process.nats_server import EmbeddedServer
 from agentmesh_node.process.options import CommonOptions, NodeOptions, StreamOptions, SupervisorOptions
+from agentmesh_node.process.secured import SecuredStore
 from agentmesh_node.process.setup import set_up_own, streams_there
 from agentmesh_node.process.setup import settings as stream_settings
 from agentmesh_node.process.signals import EXIT_OK, StopSignal, default_id, report_error, run
@@ -168,6 +170,7 @@ def up(
     port: int,
     data: Path,
     sync_interval: str,
+    secure: bool = False,
     root: str | None,
     metrics_port: int | None = None,
     options: NodeOptions,
@@ -179,7 +182,9 @@ def up(
     try:
         where = MeshAddress(servers=[], root=mesh_root(root))
         settings = _node_settings(NodeCommand(id=UP_ID, agents=agents, where=where, options=options, common=common))
-        server = EmbeddedServer(data / "nats", port=port, sync_interval=sync_interval, name=UP_SERVER)
+        users = SecuredStore(data, where.root) if secure else None
+        include = None if users is None else users.include
+        server = EmbeddedServer(data / "nats", port=port, sync_interval=sync_interval, name=UP_SERVER, include=include)
     except MeshError as error:
         return report_error(error)
 
@@ -188,14 +193,21 @@ def up(
             state = _Readiness()
             await _observe(stack, "node", settings.node_id, state, (None, metrics_port))
             await stack.enter_async_context(server)
-            there = msgspec.structs.replace(where, servers=[server.url])
-            await set_up_own(server, there, stream_settings(store))
-            leading = await _start_supervisor(stack, there, UP_ID, _supervisor_settings(leader, common))
+            if users is not None:
+                await asyncio.to_thread(users.listens, server.url)
+
+            def there(role: Role) -> MeshAddress:
+                open_mesh = msgspec.structs.replace(where, servers=[server.url])
+                return open_mesh if users is None else users.address(role, where, server.url)
+
+            await set_up_own(server, there("setup"), stream_settings(store))
+            leading = await _start_supervisor(stack, there("supervisor"), UP_ID, _supervisor_settings(leader, common))
             parts = [_background(stack, _keep(server)), leading]
-            state.node = hosted = await _start_node(stack, there, settings)
-            await asyncio.to_thread(_write_url, data, server.url)
+            state.node = hosted = await _start_node(stack, there("node"), settings)
+            await asyncio.to_thread(_write_url, data, server.url if users is None else users.folder.url("operator"))
             parts.append(_background(stack, _asked_to_end(hosted)))
-            told.ready(f"mesh ready: {server.url}; kinds {_kinds(settings)}; data in {data}")
+            callers = "" if users is None else f"; users in {users.folder.path} (`mesh access add NAME caller AGENTS...`)"
+            told.ready(f"mesh ready: {server.url}; kinds {_kinds(settings)}; data in {data}{callers}")
             await told.stop(*parts)
             await hosted.drain()
 
@@ -342,5 +354,6 @@ def _kinds(settings: NodeSettings) -> str:
 def _write_url(data: Path, url: str) -> None:
     """Leave the address for commands that are given in this directory; whole or not at all."""
     part = data / f"url.{os.getpid()}"
-    part.write_text(url + "\n", encoding="utf-8")
+    with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
+        file.write(url + "\n")  # it may have a password
     part.replace(data / "url")

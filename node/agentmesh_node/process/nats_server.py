@@ -72,6 +72,7 @@ class EmbeddedServer:
         start_timeout_s: Longest wait for readiness; a big store takes long to open.
         binary: The nats-server to run; by default `find_binary()`.
         name: What the server calls itself; by default an id of 56 letters.
+        include: A file that its configuration includes, from `store`.
 
     Raises:
         BadRequest: there is no such port or interval.
@@ -87,6 +88,7 @@ class EmbeddedServer:
         start_timeout_s: float = 30.0,
         binary: Path | None = None,
         name: str | None = None,
+        include: str | None = None,
     ) -> None:
         if not 0 <= port <= MAX_PORT:
             raise BadRequest(f"{port} is no port: use a number from 1 to {MAX_PORT}, or 0 for a free one")
@@ -99,6 +101,7 @@ class EmbeddedServer:
         self._start_timeout_s = start_timeout_s
         self._binary = binary
         self._name = name
+        self._include = include
         self._process: asyncio.subprocess.Process | None = None
         self._lock: IO[str] | None = None
 
@@ -252,6 +255,8 @@ class EmbeddedServer:
         ]
         if self._name is not None:
             lines.append(f"server_name: {json.dumps(self._name)}")
+        if self._include is not None:
+            lines.append(f"include {json.dumps(self._include)}")
         self._config_file.write_text("\n".join(lines) + "\n")
 
     def _listening(self) -> int | None:
