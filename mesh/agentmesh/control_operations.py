@@ -11,7 +11,7 @@ import msgspec
 from agentmesh.errors import BadRequest
 
 
-class Operation(msgspec.Struct, frozen=True):
+class ControlOperation(msgspec.Struct, frozen=True):
     """One operation."""
 
     name: str
@@ -23,28 +23,28 @@ class Operation(msgspec.Struct, frozen=True):
     """Nodes send it to each other on behalf of agents: no user is given it."""
 
 
-OPERATIONS: dict[str, Operation] = {
+OPERATIONS: dict[str, ControlOperation] = {
     operation.name: operation
     for operation in (
-        Operation("status", "what the agent does: state, queue, current request, usage; not its state's content"),
-        Operation("state", "the status with the content of the agent's state", content=True),
-        Operation("poll", "what became of a request, by its ref"),
-        Operation("interrupt", "end the running turn"),
-        Operation("cancel", "take a request back that waits, or end one"),
-        Operation("resume", "let a halted or failed agent go on"),
-        Operation("reply", "answer a deferred request", content=True),
-        Operation("resend", "send a dead letter again", content=True),
-        Operation("set_timer", "have an event come later"),
-        Operation("cancel_timer", "take a timer back"),
-        Operation("set", "change the configuration of a running agent"),
-        Operation("open", "which requests between agents are open", between_agents=True),
+        ControlOperation("status", "what the agent does: state, queue, current request, usage; not its state's content"),
+        ControlOperation("state", "the status with the content of the agent's state", content=True),
+        ControlOperation("poll", "what became of a request, by its ref"),
+        ControlOperation("interrupt", "end the running turn"),
+        ControlOperation("cancel", "take a request back that waits, or end one"),
+        ControlOperation("resume", "let a halted or failed agent go on"),
+        ControlOperation("reply", "answer a deferred request", content=True),
+        ControlOperation("resend", "send a dead letter again", content=True),
+        ControlOperation("set_timer", "have an event come later"),
+        ControlOperation("cancel_timer", "take a timer back"),
+        ControlOperation("set", "change the configuration of a running agent"),
+        ControlOperation("open", "which requests between agents are open", between_agents=True),
     )
 }
 GIVEN: tuple[str, ...] = tuple(name for name, operation in OPERATIONS.items() if not operation.between_agents)
 """The operations that a caller can be given."""
 
 
-def operation(name: str) -> Operation:
+def operation(name: str) -> ControlOperation:
     """The operation of that name, as a caller can be given it.
 
     Raises:

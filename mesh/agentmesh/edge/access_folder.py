@@ -1,8 +1,8 @@
 """The folder in which `mesh access` keeps the users of a mesh: what is known of them, the file for the server, a URL for each.
 
-    users.json    who there is, with hashed passwords; all else is made of it
-    access.conf   what each server's configuration includes
-    NAME.url      the address with user and password, for `--nats @NAME.url`
+    STATE      who there is, with hashed passwords; all else is made of it
+    CONF       what each server's configuration includes
+    NAME.url   the address with user and password, for `--nats @NAME.url`
 
 Every file is replaced as a whole, so that a server that reads in that moment reads the old one or the new one.
 """
@@ -10,7 +10,6 @@ Every file is replaced as a whole, so that a server that reads in that moment re
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from agentmesh.access.layout import THRESHOLD
 from agentmesh.access.roles import DEFAULT_OPERATIONS, INSIDE, ROLES, Role, lists
 from agentmesh.access.static_conf import User, rendered
 from agentmesh.control_operations import operation
+from agentmesh.edge.clock import SYSTEM
 from agentmesh.errors import BadRequest, NotFound, Unavailable
 from agentmesh.names import root_token, token
 from agentmesh.subjects import Subjects
@@ -31,7 +31,7 @@ COST = 5
 VERSION = 1
 
 
-class Kept(msgspec.Struct, frozen=True):
+class AccessState(msgspec.Struct, frozen=True):
     """What `users.json` holds."""
 
     root: str
@@ -45,7 +45,7 @@ class Kept(msgspec.Struct, frozen=True):
 class AccessFolder:
     """The users of one mesh, in a folder."""
 
-    def __init__(self, path: Path, kept: Kept) -> None:
+    def __init__(self, path: Path, kept: AccessState) -> None:
         """Use `create` or `open_folder`."""
         self.path = path
         self.kept = kept
@@ -153,7 +153,7 @@ class AccessFolder:
 
     def _with_password(self, user: User) -> User:
         """`user` with a new password, which stands in its file."""
-        password = secrets.token_urlsafe(24)
+        password = SYSTEM.token(16)
         found = msgspec.structs.replace(user, hashed=_hashed(password))
         self._write_url(user.name, password, self.kept.servers)
         return found
@@ -190,7 +190,7 @@ def create(path: Path, *, root: str, servers: str, threshold: str = THRESHOLD) -
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise Unavailable(f"the folder {path} cannot be made: {error.strerror}") from None
-    folder = AccessFolder(path, Kept(root, servers, threshold))
+    folder = AccessFolder(path, AccessState(root, servers, threshold))
     folder._write_users([folder._with_password(User(role, role, "", (), ())) for role in INSIDE])
     return folder
 
@@ -203,7 +203,7 @@ def open_folder(path: Path) -> AccessFolder:
         BadRequest: what it holds cannot be read.
     """
     try:
-        kept = msgspec.json.decode((path / STATE).read_bytes(), type=Kept)
+        kept = msgspec.json.decode((path / STATE).read_bytes(), type=AccessState)
     except FileNotFoundError:
         raise NotFound(f"{path} has no users; make them with `mesh access init`, or name the folder with --dir") from None
     except OSError as error:

@@ -1,0 +1,76 @@
+"""`mesh access`: what it writes, says, and refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agentmesh_client.cli import access, exits, main
+from agentmesh_client.cli.common import GlobalOptions
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def command(*arguments: str) -> int:
+    return main.main(["access", *arguments])
+
+
+def test_users_are_made_listed_and_removed(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("init", "--nats", "nats://a:4222") == exits.OK
+    assert 'include "access/access.conf"' in capsys.readouterr().err
+    assert command("add", "shop", "caller", "team-a.", "clerk", "--may", "cancel,interrupt") == exits.OK
+    assert "--nats @access/shop.url" in capsys.readouterr().err
+    assert command("add", "shop", "caller", "team-a.", "clerk", "--may", "cancel", "--may", "interrupt") == exits.OK
+    assert "is there as it is asked for" in capsys.readouterr().err
+    assert command("list") == exits.OK
+    rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert "team-a., clerk" in rows["shop"] and "status, cancel, interrupt" in rows["shop"] and "verified" in rows["shop"]
+    assert rows["operator"].endswith("unverified")
+    assert rows["observer"].endswith("none")
+    before = (here / "access" / "shop.url").read_text()
+    assert command("rotate", "shop") == exits.OK
+    assert (here / "access" / "shop.url").read_text() != before
+    assert command("remove", "shop") == exits.OK
+    assert command("remove", "shop") == exits.NOT_FOUND
+    assert "mesh access list" in capsys.readouterr().err
+
+
+def test_no_secret_is_shown(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (("init",), ("add", "shop", "caller", "a"), ("rotate", "shop"), ("list", "-o", "json"), ("remove", "node")):
+        assert command(*arguments) == exits.OK
+    shown = "".join(capsys.readouterr())
+    for path in (here / "access").glob("*.url"):
+        assert path.read_text().partition("@")[0].rpartition(":")[2] not in shown
+    assert "$2a$" not in shown, "nor a hash"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("add", "x", "caller"), "a caller needs agents"),
+        (("add", "x", "chief"), "there is no role 'chief'"),
+        (("add", "x", "caller", "a", "--may", "fly"), "there is no control request 'fly'"),
+        (("init",), "has users already"),
+        (("list", "--dir", "elsewhere"), "mesh access init"),
+    ],
+)
+def test_what_cannot_be_done_is_said_with_what_to_do(
+    here: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], said: str
+) -> None:
+    command("init")
+    capsys.readouterr()
+    assert command(*arguments) != exits.OK
+    assert said in capsys.readouterr().err
+
+
+def test_the_addresses_are_those_that_are_given(here: Path) -> None:
+    options: dict[str, Any] = {"nats": "tls://a:4222,tls://b:4222", "root": "shop", "quiet": True}
+    assert access.init(options=GlobalOptions(**options)) == exits.OK
+    assert (here / "access" / "node.url").read_text().count("tls://node:") == 2
+    assert "SHOP_CALLERS {" in (here / "access" / "access.conf").read_text()
