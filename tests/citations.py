@@ -43,7 +43,7 @@ OLD = {
     r"(?<!\[)\b[Nn]otes? \d{3}\b": "name the file, as docs/design/007-steps-and-waits.md",
     r"\bprotocol[,:]? \"?[A-Z]": "name the heading, as docs/protocol.md#control-requests",
     r"\b[Ss]emantics, ": "a case is cited by its number alone, as case 226",
-    r"(?<![\w/-])(?:design|house|wire|nats-more|security|clients|synadia|models|style)\.md\b": "no page of this repository",
+    r"(?<![\w/-])(?:design|house|wire|nats-more|clients|synadia|models|style)\.md\b": "no page of this repository",
     r"(?<!\w)\.\./shared\b|(?<![\w.])/(?:work|tmp/w)/": "a path outside the repository",
 }
 """Forms that are refused, and what to write instead."""

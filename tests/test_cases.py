@@ -54,8 +54,10 @@ def test_no_number_is_missing_or_used_twice() -> None:
         610,
         611,
         *range(620, 626),
+        650,
         655,
         657,
+        660,
     }
 
 

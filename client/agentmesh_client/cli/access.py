@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 from cyclopts import App, Parameter
 
@@ -104,11 +104,23 @@ def list_users(*, dir: Folder = DEFAULT, options: Globals = DEFAULTS) -> int:
     folder = open_folder(dir)
     subjects = Subjects(folder.kept.root)
 
-    def row(user: User) -> list[str]:
-        return [user.name, user.role, ", ".join(user.agents) or "-", ", ".join(user.ops) or "-", _mail_of(user, subjects)]
+    def row(user: UserShown) -> list[str]:
+        return [user.name, user.role, ", ".join(user.agents) or "-", ", ".join(user.ops) or "-", user.mail]
 
-    Printer(options).table(list(folder.users), ("NAME", "ROLE", "AGENTS", "MAY", "MAIL"), row, nothing="there are no users")
+    shown = [UserShown(user.name, user.role, user.agents, user.ops, _mail_of(user, subjects)) for user in folder.users]
+    Printer(options).table(shown, ("NAME", "ROLE", "AGENTS", "MAY", "MAIL"), row, nothing="there are no users")
     return exits.OK
+
+
+class UserShown(NamedTuple):
+    """A user as it is listed: without its password's hash."""
+
+    name: str
+    role: str
+    agents: tuple[str, ...]
+    ops: tuple[str, ...]
+    mail: str
+    """`verified`, `unverified` or `none`."""
 
 
 def _mail_of(user: User, subjects: Subjects) -> str:
