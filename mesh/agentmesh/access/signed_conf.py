@@ -66,7 +66,7 @@ class Revoked(msgspec.Struct, frozen=True):
     """When it would have ended anyway; 0 is never."""
 
 
-class Account(NamedTuple):
+class SignedAccount(NamedTuple):
     """An account's claims, once they are signed."""
 
     public: str
@@ -183,7 +183,7 @@ def _operator(keys: Keys) -> dict[str, Any]:
 
 def _accounts(
     subjects: Subjects, keys: Keys, *, made: float, ops: Sequence[str], revoked: Sequence[Revoked], threshold_s: int
-) -> list[Account]:
+) -> list[SignedAccount]:
     crossed = crossings(subjects, ops)
     exports: list[dict[str, Any]] = [
         {
@@ -202,7 +202,7 @@ def _accounts(
     ]  # fmt: skip
     imports += [{"name": subject, "subject": subject, "account": keys.mesh.public, "type": "stream"} for subject in STREAMS_OUT]
 
-    def account(key: Key, name: str, roles: Sequence[Role], more: Mapping[str, Any]) -> Account:
+    def account(key: Key, name: str, roles: Sequence[Role], more: Mapping[str, Any]) -> SignedAccount:
         scopes = [
             {"kind": "user_scope", "key": keys.roles[role].public, "role": role, "template": template(role, subjects)}
             for role in roles
@@ -210,10 +210,12 @@ def _accounts(
         since = {one.public: int(one.at) for one in revoked if one.role in roles}
         nats = {"limits": UNLIMITED, "signing_keys": scopes, "revocations": since, **more}
         changed = max([made, *since.values()])
-        return Account(key.public, signed(keys.operator, key.public, name, "account", nats, at=changed))
+        return SignedAccount(key.public, signed(keys.operator, key.public, name, "account", nats, at=changed))
 
     return [
-        Account(keys.system.public, signed(keys.operator, keys.system.public, SYSTEM, "account", {"limits": UNLIMITED}, at=made)),
+        SignedAccount(
+            keys.system.public, signed(keys.operator, keys.system.public, SYSTEM, "account", {"limits": UNLIMITED}, at=made)
+        ),
         account(keys.mesh, mesh_account(subjects), INSIDE, {"limits": {**UNLIMITED, **JETSTREAM}, "exports": exports}),
         account(keys.callers, callers_account(subjects), ("caller",), {"imports": imports}),
     ]
