@@ -1,6 +1,6 @@
 # Each target sets up what it needs: a Python of 3.12 or newer is all that must be there.
 .DEFAULT_GOAL := help
-.PHONY: help demo quick test test-roles test-local test-backends lint check bench bench-failover bench-sleeping bench-paired sim fuzz chaos cases clean
+.PHONY: help demo quick test test-roles test-local test-backends lint check bench bench-failover bench-sleeping bench-paired sim fuzz chaos user-changes cases clean
 
 # Tests start a thousand processes: without byte code each would compile all that it imports, as long as it takes to run.
 unexport PYTHONDONTWRITEBYTECODE
@@ -67,6 +67,9 @@ fuzz: .venv/.stamp-dev ## Mutated streams against the backends' readers: make fu
 
 chaos: .venv/.stamp-dev ## Kill, stop and cut off a real mesh: make chaos SEED=1 SEEDS=3 MINUTES=4; prints what to do about a failed seed
 	@$(PY) -m tests.chaos --seed $(or $(SEED),1) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(MINUTES),--minutes $(MINUTES)) $(ARGS)
+
+user-changes: .venv/.stamp-dev ## 500 users added, removed, rotated under asks and kills (SERVERS=3); prints how long they were cut off
+	@PYTHONPATH=tests $(PY) -m live.user_changes --servers $(or $(SERVERS),1) $(ARGS)
 
 cases: .venv/.stamp-dev ## List the numbered cases of docs/semantics.md that no test shows
 	@$(PY) tests/cases.py

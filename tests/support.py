@@ -428,11 +428,18 @@ class Server:
         self.stop()
         self.start()
 
-    def reload(self, config: str) -> None:
-        """Have it read its configuration again, with `config` for the lines that it was made with."""
-        self._extra = config
+    @property
+    def up(self) -> bool:
+        """Whether it has been started, and neither stopped nor killed since."""
+        return self._process is not None
+
+    def reload(self, config: str, *, instead_of: str | None = None) -> None:
+        """Have it read its configuration again, if it runs, with `config` for the lines that it was made with, or for these of
+        them."""
+        self._extra = config if instead_of is None else self._extra.replace(instead_of, config)
         (self._dir / "nats.conf").write_text(self._config())
-        os.kill(self.pid, signal.SIGHUP)
+        if self._process is not None:
+            os.kill(self.pid, signal.SIGHUP)
 
     def freeze(self) -> None:
         """Halt the process (SIGSTOP): connections stay open and nothing answers."""
