@@ -104,7 +104,7 @@ class Mesh:
         )
         self._directory = Directory(transport, subjects, registry)
         self._starter = Starter(registry, self._specs, self._directory, ambient)
-        self._control = Control(transport, subjects, self._specs)
+        self._control = Control(transport, subjects, self._specs, access)
         self._endings = Endings(self._control)
         self._updater = Updater(self._control, registry, ambient)
         self._poller = Poller(transport, subjects, self._specs, self._control, ways=ways, reads=self._reads)

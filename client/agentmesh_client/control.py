@@ -8,6 +8,7 @@ from contextlib import suppress
 import msgspec
 
 from agentmesh.control_values import Configuration, ControlRequest
+from agentmesh.edge.permissions import Permissions
 from agentmesh.edge.retry import CALL_RETRY
 from agentmesh.edge.transport import Disconnected, Message, NoResponders, RequestTimeout, Transport
 from agentmesh.errors import AskTimeout, NotPermitted, Unavailable
@@ -54,7 +55,9 @@ class _Failure(msgspec.Struct, frozen=True):
 class Control:
     """Sends control requests, and waits through takeovers."""
 
-    def __init__(self, transport: Transport, subjects: Subjects, specs: SpecCache) -> None:
+    def __init__(self, transport: Transport, subjects: Subjects, specs: SpecCache, access: Permissions | None = None) -> None:
+        """`access`: what this user may do; None: nobody restricts it."""
+        self._access = access
         self._transport = transport
         self._subjects = subjects
         self._specs = specs
@@ -76,7 +79,7 @@ class Control:
         loop = asyncio.get_running_loop()
         began = loop.time()
         end = began + timeout
-        subject, body = self._subjects.control(agent), encode(request)
+        subject, body = await self._addressed(agent, request)
         headers = None if key is None else {KEY: key}
         last: Exception | None = None
         for pause in CALL_RETRY:
@@ -98,6 +101,15 @@ class Control:
                 break
             await asyncio.sleep(pause)
         raise await self._gave_up(agent, request.op, timeout, last)
+
+    async def _addressed(self, agent: str, request: ControlRequest) -> tuple[str, bytes]:
+        """Subject and body of a request: its operation stands in the subject where this user may send it by that one only."""
+        subject = self._subjects.control(agent)
+        if self._access is not None and await self._access.forbids(subject):
+            op = "state" if request.op == "status" and request.content else request.op
+            subject = self._subjects.control_op(op, agent)
+            request = msgspec.structs.replace(request, op="", content=False)
+        return subject, encode(request)
 
     async def _check_absence(self, agent: str, waited: float) -> None:
         """Raise if waiting for an owner is in vain: no mesh, no agent, or none of the live nodes can run it."""

@@ -8,7 +8,11 @@ from __future__ import annotations
 
 import msgspec
 
+from agentmesh.control_values import ControlRequest
 from agentmesh.errors import BadRequest
+
+CONTROL = "control"
+"""The lane of all operations; `control-<operation>` is that of one."""
 
 
 class ControlOperation(msgspec.Struct, frozen=True):
@@ -53,3 +57,36 @@ def operation(name: str) -> ControlOperation:
     if name not in GIVEN:
         raise BadRequest(f"there is no control request {name!r}; there are: {', '.join(GIVEN)}")
     return OPERATIONS[name]
+
+
+_decoder = msgspec.json.Decoder(ControlRequest)
+
+
+def is_control(lane: str) -> bool:
+    """Whether messages to an agent on this lane are control requests."""
+    return lane == CONTROL or lane.startswith("control-")
+
+
+def request_in(lane: str, body: bytes) -> ControlRequest:
+    """The control request in a message on this lane.
+
+    Raises:
+        msgspec.DecodeError, RecursionError: the body is none.
+        BadRequest: the operation is not known; or the body names another one than the subject.
+    """
+    named = lane.removeprefix(CONTROL).removeprefix("-")
+    request = _decoder.decode(body) if body or not named else ControlRequest()
+    if not named:
+        return _whole(request)
+    if named not in OPERATIONS:
+        raise BadRequest(f"unknown operation {named[:40]!r}; there are: {', '.join(OPERATIONS)}")
+    if request.op not in ("", named):
+        raise BadRequest(f"the subject asks for {named!r} and the body for {request.op[:40]!r}: here the subject counts")
+    if named == "status" and request.content:
+        raise BadRequest("a status shows no content; ask control-state for it")
+    return _whole(msgspec.structs.replace(request, op=named))
+
+
+def _whole(request: ControlRequest) -> ControlRequest:
+    """`request`, of which a state is a status with content."""
+    return msgspec.structs.replace(request, op="status", content=True) if request.op == "state" else request

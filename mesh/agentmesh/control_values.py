@@ -55,9 +55,9 @@ MAX_SHOWN = 64 << 10
 
 
 class ControlRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A request to `mesh.live.control.<agent>` or `mesh.node.<id>`."""
+    """A request to `mesh.live.control.<agent>` or `mesh.node.<id>`; to `mesh.live.control-<op>.<agent>` `op` may be left out."""
 
-    op: str
+    op: str = ""
     ref: str | int | None = None
     """A ref is a sequence, so it may be a number as well as a text; `ref_of` gives the text."""
     content: bool = False

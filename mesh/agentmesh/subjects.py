@@ -11,6 +11,7 @@ Templates, with the mesh's root token first (default `mesh`):
     mesh.due.<agent>             timers that have fired               stream MESH_TIMER
     mesh.live.<lane>.<agent>     stored mail, republished             core
     mesh.live.control.<agent>    status, interrupt, ...               core request
+    mesh.live.control-<op>.<agent>   one of these                     core request
     mesh.ask.<agent>             ask as a plain request               core request
     mesh.tell.<agent>            a prompt, answered once it is stored core request
     mesh.event-to.<agent>        an event, likewise                   core request
@@ -115,6 +116,10 @@ class Subjects(msgspec.Struct, frozen=True):
 
     def control(self, agent: str) -> str:
         return f"{self.root}.live.control.{agent}"
+
+    def control_op(self, op: str, agent: str) -> str:
+        """Where a control request is sent whose subject names its operation."""
+        return f"{self.root}.live.control-{op}.{agent}"
 
     def parse_copy(self, subject: str) -> tuple[str, str] | None:
         """`(lane, agent)` of a subject under `mesh.live`, or None."""

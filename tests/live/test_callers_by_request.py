@@ -1,4 +1,4 @@
-"""Callers in an account of their own, with nothing but the gateway's subjects: the SDK and the commands (cases 624 and 625)."""
+"""Callers in the generated layout, who may send the gateway's requests and two operations: SDK and commands (case 624)."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 import agentmesh_client
+from agentmesh.access.static_conf import User, rendered
 from agentmesh.errors import AskTimeout, BadRequest, NotFound, NotPermitted
-from agentmesh.subjects import WAYS, Subjects
+from agentmesh.subjects import Subjects
 from agentmesh_client import Mesh
 from commands import completed
 from live.mesh import local_mesh
@@ -25,35 +26,14 @@ pytestmark = [pytest.mark.processes, pytest.mark.case(624)]
 
 SUBJECTS = Subjects("mesh")
 AGENT = "team-a.coder"
-SPECS = "$JS.API.DIRECT.GET.KV_mesh-registry.$KV.mesh-registry.agents"
-
-
-def _user(name: str) -> str:
-    publish = [
-        *(f"mesh.{way}.team-a.>" for way in WAYS),
-        *(f"mesh.live.control.team-a.{name}" for name in ("coder", "nobody")),
-        *(f"{SPECS}.team-a.{name}" for name in ("coder", "nobody")),
-        "$SYS.REQ.USER.INFO",
-    ]
-    lists = f'publish: {{ allow: {json.dumps(publish)} }}, subscribe: {{ allow: ["_INBOX.{name}.>"] }}'
-    return f'{{ user: "{name}", password: "secret-of-{name}", permissions: {{ {lists} }} }}'
 
 
 def layout() -> str:
-    """Two accounts: the mesh's, and that of two callers of `team-a.`."""
-    same = ["mesh.live.control.>", f"{SPECS}.>"]
-    exports = [f'{{ service: "{one}", threshold: "1h" }}' for one in (*(f"mesh.caller.{way}.>" for way in WAYS), *same)]
-    imports = [
-        *(f'{{ service: {{ account: MESH, subject: "mesh.caller.{way}.>" }}, to: "mesh.{way}.>", share: true }}' for way in WAYS),
-        *(f'{{ service: {{ account: MESH, subject: "{one}" }} }}' for one in same),
-        '{ stream: { account: MESH, subject: "_INBOX.>" } }',
-    ]
-    lines = "\n".join
-    return (
-        f'accounts {{\n MESH {{ jetstream: enabled\n exports: [\n{lines(exports)}\n{{ stream: "_INBOX.>" }}\n]\n'
-        ' users: [ { user: "mesh", password: "secret-of-mesh" } ] }\n'
-        f" CALLERS {{ imports: [\n{lines(imports)}\n]\n users: [\n{_user('shop')}\n{_user('bank')}\n] }}\n }}"
-    )
+    """What `mesh access` makes for two callers, and beside it a user of the mesh's own that may do everything."""
+    agents, ops = (AGENT, "team-a.nobody"), ("status", "state", "cancel")
+    users = [User(name, "caller", f"secret-of-{name}", agents, ops) for name in ("shop", "bank")]
+    whole = '    users: [\n      { user: "mesh", password: "secret-of-mesh" }'
+    return rendered("mesh", users).replace("    users: [", whole, 1)
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +71,9 @@ async def _asks(caller: Mesh) -> None:
     await eventually(lambda: _completed(caller, ref), what="the outcome of what was told")
     await caller.notify(AGENT, {"n": 1})
     assert (await caller.status(AGENT)).state == "idle"
+    assert (await caller.status(AGENT, content=True)).agent_state is not None
+    with pytest.raises(NotPermitted):
+        await caller.interrupt(AGENT)
     accepted: list[str] = []
     outcome = await caller.ask_outcome(AGENT, "four", timeout=60, on_accepted=accepted.append)
     assert (outcome.text, [outcome.ref]) == ("four", accepted)

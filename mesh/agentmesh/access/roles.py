@@ -172,7 +172,7 @@ def below(agent: str) -> str:
 
 def control_subject(s: Subjects, op: str, agent: str) -> str:
     """Where the control request `op` to an agent is sent whose subject names its operation."""
-    return f"{s.root}.live.control-{op}.{agent}"
+    return s.control_op(op, agent)
 
 
 def spec_read(s: Subjects, agent: str) -> str:

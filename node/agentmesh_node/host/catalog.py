@@ -15,6 +15,7 @@ from functools import partial
 
 from msgspec import structs
 
+from agentmesh.control_operations import is_control
 from agentmesh.edge.failures import EDGE_ERRORS
 from agentmesh.edge.registry import Entry, View, decode_epoch, decode_placement, decode_spec, readable_spec
 from agentmesh.edge.retry import UPKEEP_RETRY, ExponentialBackoff
@@ -188,13 +189,13 @@ class Catalog:
         lane, _ = self._s.subjects.parse_copy(message.subject) or ("", "")
         owner = placed.owner
         # Until the lanes are read an owner's answers could be wrong: control requests wait until then, mail does not.
-        if owner is not None and owner.core is not None and (owner.begun or lane != "control"):
+        if owner is not None and owner.core is not None and (owner.begun or not is_control(lane)):
             owner.on_copy(lane, message)
         elif placed.stuck is not None:
-            if lane == "control" and message.reply:
+            if is_control(lane) and message.reply:
                 self._stuck.answer(placed, message)
-        elif not placed.gone and (lane != "control" or message.reply):  # a probe, which has no reply, wakes no agent
-            if lane == "control":
+        elif not placed.gone and (not is_control(lane) or message.reply):  # a probe, which has no reply, wakes no agent
+            if is_control(lane):
                 placed.waiting = (*placed.waiting, (lane, message))
             self._s.ends.heard(lane, message)
             self._activate(placed)

@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterable
 import msgspec
 
 from agentmesh import wire
-from agentmesh.control_values import ControlRequest, Status
+from agentmesh.control_operations import CONTROL, is_control, request_in
+from agentmesh.control_values import Status
 from agentmesh.edge.failures import EDGE_ERRORS
 from agentmesh.edge.registry import decode_spec, readable_spec
 from agentmesh.edge.replies import usable_reply
@@ -86,7 +87,7 @@ class StuckAgents:
     def _tell(self, placed: PlacedAgent) -> None:
         waiting, placed.waiting = placed.waiting, ()
         for lane, message in waiting:
-            if lane == "control":
+            if is_control(lane):
                 self.answer(placed, message)
         self._s.spawn(self._show(placed))
 
@@ -128,9 +129,12 @@ class StuckAgents:
         if reply is None:
             return
         try:
-            asked = msgspec.json.decode(message.data, type=ControlRequest).op
+            lane, _ = self._s.subjects.parse_copy(message.subject) or (CONTROL, "")
+            asked = request_in(lane, message.data).op
         except (msgspec.DecodeError, RecursionError) as error:
             body = wire.encode_failure(BadRequest(f"not a control request: {error}"))
+        except BadRequest as error:
+            body = wire.encode_failure(error)
         else:
             status = self._status(placed, placed.stuck) if asked == "status" else None
             body = wire.encode(status) if status is not None else wire.encode_failure(placed.stuck.exception())

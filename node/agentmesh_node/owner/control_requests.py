@@ -12,6 +12,7 @@ import msgspec
 from agentmesh import control_values, names, wire
 from agentmesh.callback_context import timer_of, timer_token
 from agentmesh.configuration import checked
+from agentmesh.control_operations import CONTROL, request_in
 from agentmesh.control_values import MAX_OPEN, ControlRequest, Probe, Status
 from agentmesh.edge.failures import EDGE_ERRORS
 from agentmesh.edge.replies import usable_reply
@@ -107,8 +108,8 @@ class ControlRequests:
         if reply is None:
             return
         try:
-            request = _decoder.decode(message.data)
-            self._dispatch(request, reply, message.headers)
+            lane, _ = self._s.subjects.parse_copy(message.subject) or (CONTROL, "")
+            self._dispatch(request_in(lane, message.data), reply, message.headers)
         except (msgspec.DecodeError, RecursionError) as error:
             self._reply_soon(reply, wire.encode_failure(BadRequest(f"not a control request: {error}")))
         except MeshError as error:

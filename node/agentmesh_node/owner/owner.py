@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from agentmesh.configuration import shown_in
+from agentmesh.control_operations import is_control
 from agentmesh.control_values import Activity, Probe
 from agentmesh.edge.read import TIME_STAMP, StoredMessage
 from agentmesh.edge.tasks import cancel_and_wait
@@ -360,7 +361,7 @@ class Owner:
 
     def on_copy(self, lane: str, message: Message) -> None:
         """Handle a message of the agent's one subscription: a copy of stored mail, or a control request."""
-        if lane == "control":
+        if is_control(lane):
             self._control.handle(message)
         elif lane in LANES and self.mailbox is not None:
             self.mailbox.on_copy(lane, message)

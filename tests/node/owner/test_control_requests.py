@@ -11,6 +11,7 @@ import pytest
 from msgspec import Raw, structs
 
 from agentmesh import control_values, wire
+from agentmesh.control_operations import OPERATIONS
 from agentmesh.control_values import Probe
 from agentmesh.edge.publish import store
 from agentmesh.edge.results import LAST_REF
@@ -328,6 +329,25 @@ def test_a_state_that_no_message_can_hold_is_said_to_be_too_large() -> None:
         it.work(state=Raw(b'"' + b"x" * it.node.transport.max_payload + b'"'))
         assert (await it.refusal("status", content=True))[0] == "too_large"
         assert "agent_state" not in await it.ask("status")
+
+    desk(story)
+
+
+@pytest.mark.case(613)
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_every_operation_of_the_table_is_taken_by_its_subject_alone(name: str) -> None:
+    async def story(it: Desk) -> None:
+        body = b'{"ref":"7","id":"t","after_s":1,"text":"x","set":{"watchdog_s":5}}'
+        subject = it.node.subjects.control_op(name, AGENT)
+        it.requests.handle(Message(subject, body, {}, f"{REPLIES}.1"))
+        await it.node.until(lambda: it.replies or it.notes.inputs, f"{name} is done")
+        assert not it.replies or "unknown operation" not in str(it.replies[0].get("error"))
+        if name == "state":
+            assert "agent_state" in it.replies[0]
+        it.replies.clear()
+        it.requests.handle(Message(subject, b'{"op":"dance"}', {}, f"{REPLIES}.1"))
+        await it.node.until(lambda: it.replies, "it is refused")
+        assert it.replies[0]["error"]["code"] == "bad_request"
 
     desk(story)
 
