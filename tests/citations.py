@@ -35,7 +35,16 @@ PACKAGES = {"agentmesh": "mesh", "agentmesh_node": "node", "agentmesh_client": "
 STEMS = (".", *(f"{folder}/{package}" for package, folder in PACKAGES.items()), "tests")
 """Where a path may begin: at the root, in a package, in the tests."""
 
-THEIRS = {"my_agents.py", "program.py", "watch.py", "plain.py", "path/to/agents.py", "CLAUDE.md"}
+THEIRS = {
+    "my_agents.py",
+    "program.py",
+    "watch.py",
+    "plain.py",
+    "path/to/agents.py",
+    "CLAUDE.md",
+    "access.conf",
+    "access/access.conf",
+}
 """What a text tells its reader to write, or what belongs to another program."""
 
 OLD = {
