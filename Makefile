@@ -1,6 +1,6 @@
 # Each target sets up what it needs: a Python of 3.12 or newer is all that must be there.
 .DEFAULT_GOAL := help
-.PHONY: help demo quick test test-roles test-local test-backends lint check bench bench-failover bench-sleeping bench-paired sim fuzz chaos user-changes cases clean
+.PHONY: help demo quick test test-roles test-long-answers test-local test-backends lint check bench bench-failover bench-sleeping bench-paired sim fuzz chaos user-changes cases clean
 
 # Tests start a thousand processes: without byte code each would compile all that it imports, as long as it takes to run.
 unexport PYTHONDONTWRITEBYTECODE
@@ -30,6 +30,9 @@ test: .venv/.stamp-dev ## Run all tests
 
 test-roles: .venv/.stamp-dev ## The live tests with each process logged in by its role and all else denied: nothing may be refused
 	@TEST_ROLES=1 $(PYTEST) -n $(WORKERS) --dist worksteal $(or $(ARGS),tests/live)
+
+test-long-answers: .venv/.stamp-dev ## Answers to callers in another account, up to one that takes ten minutes, on one server and on three
+	@$(PYTEST) -n 0 -s tests/access_kit/long_answers.py $(ARGS)
 
 test-local: .venv/.stamp-dev ## A real, small model behind each backend, some minutes: what it says is printed
 	@$(PYTEST) -n 0 -s tests/local/test_small_model.py tests/local/vendors.py $(ARGS)

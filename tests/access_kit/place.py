@@ -23,6 +23,7 @@ PASSWORD = "p"
 CALLERS = {
     "shop": User("shop", "caller", PASSWORD, agents=("team-a.",)),
     "till": User("till", "caller", PASSWORD, agents=("team-a.",)),
+    "patient": User("patient", "caller", PASSWORD, agents=("team-a.",), ops=("status", "set")),
     "exact": User("exact", "caller", PASSWORD, agents=("team-a.coder",)),
     "bank": User("bank", "caller", PASSWORD, agents=("team-b.",)),
 }

@@ -190,7 +190,7 @@ def test_what_a_caller_may_send_is_served_as_its_own_whatever_it_says_beside_it(
 # --- the accounts alone -----------------------------------------------------------------------------------------------
 def _reaches_the_mesh(attack: Attack) -> bool:
     """Whether the accounts let it through to a caller without a list: a service, an inbox, or words of its own account."""
-    ways = tuple(one.local.removesuffix(">") for one in crossings(SUBJECTS, ("status",)))
+    ways = tuple(one.local.removesuffix(">") for one in crossings(SUBJECTS, ("set", "status")))
     return (
         attack.subject.startswith((*ways, "_INBOX", "{bank}", "_R_", "$SYS.REQ.ACCOUNT.PING", ">", "*"))
         or TRACED in attack.headers
