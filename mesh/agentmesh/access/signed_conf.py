@@ -52,8 +52,10 @@ class SignedUser(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Of a caller: names and prefixes."""
     ops: tuple[str, ...] = DEFAULT_OPERATIONS
     """Of a caller: control requests."""
+    lasts_s: float = 0
+    """For how long it is given credentials, in seconds; 0 is for ever."""
     expires: float = 0
-    """Seconds since 1970; 0 is never."""
+    """When those that it has end: seconds since 1970; 0 is never."""
 
 
 class Revoked(msgspec.Struct, frozen=True):

@@ -25,6 +25,8 @@ from agentmesh.names import root_token, token
 from agentmesh.subjects import Subjects
 
 STATE = "users.json"
+SIGNED_STATE = "signed.json"
+"""Of a folder whose users are signed (`agentmesh.edge.signed_folder`)."""
 CONF = "access.conf"
 COST = 5
 """bcrypt's, which the server pays at each connection: 3 ms at 5, 120 ms at 11. The passwords are random, so no more is needed."""
@@ -77,7 +79,7 @@ class AccessFolder:
             BadRequest: there is no such role; the name is none, or has another role; agents or operations are wrong.
             Unavailable: bcrypt is not installed, or a file cannot be written.
         """
-        made = self._user(name, role, agents, ops)
+        made = checked_user(self.kept.root, name, role, agents, ops)
         known = self._known(name)
         if known is None:
             self._write_users([*self.kept.users, self._with_password(made)])
@@ -128,20 +130,6 @@ class AccessFolder:
         self.write()
 
     # --- parts --------------------------------------------------------------------------------------------------------
-    def _user(self, name: str, role: str, agents: Sequence[str], ops: Sequence[str]) -> User:
-        token(name, "user")
-        if name.startswith("_"):
-            raise BadRequest(f"{name!r} begins with _, as only names of the mesh do")
-        known: Role | None = next((one for one in ROLES if one == role), None)
-        if known is None:
-            raise BadRequest(f"there is no role {role!r}; there are: {', '.join(ROLES)}")
-        if known != "caller" and agents:
-            raise BadRequest(f"only a caller has agents; a {known} has none")
-        allowed = tuple(operation(op).name for op in ops) if known == "caller" else ()
-        user = User(name, known, "", tuple(agents), allowed)
-        lists(known, Subjects(self.kept.root), user=name, agents=user.agents, ops=user.ops)
-        return user
-
     def _known(self, name: str) -> User | None:
         return next((user for user in self.kept.users if user.name == name), None)
 
@@ -160,7 +148,7 @@ class AccessFolder:
 
     def _write_url(self, name: str, password: str, servers: str) -> None:
         urls = [_with_login(url, name, password) for url in servers.split(",")]
-        _write(self.url_file(name), ",".join(urls) + "\n")
+        write_whole(self.url_file(name), ",".join(urls) + "\n")
 
     def _write_users(self, users: Sequence[User]) -> None:
         self.kept = msgspec.structs.replace(self.kept, users=tuple(sorted(users, key=lambda user: user.name)))
@@ -169,8 +157,8 @@ class AccessFolder:
     def write(self) -> None:
         """Write what all users share."""
         kept = self.kept
-        _write(self.path / STATE, msgspec.json.format(msgspec.json.encode(kept)).decode() + "\n")
-        _write(self.conf, rendered(kept.root, kept.users, threshold=kept.threshold, name=CONF))
+        write_whole(self.path / STATE, msgspec.json.format(msgspec.json.encode(kept)).decode() + "\n")
+        write_whole(self.conf, rendered(kept.root, kept.users, threshold=kept.threshold, name=CONF))
 
 
 def create(path: Path, *, root: str, servers: str, threshold: str = THRESHOLD) -> AccessFolder:
@@ -180,16 +168,12 @@ def create(path: Path, *, root: str, servers: str, threshold: str = THRESHOLD) -
         BadRequest: it is there already; or the root or a server's address is none.
         Unavailable: bcrypt is not installed, or a file cannot be written.
     """
-    if (path / STATE).exists():
-        raise BadRequest(f"{path} has users already; see `mesh access list`, or name another folder")
+    must_be_new(path)
     root_token(root)
     for url in servers.split(","):
         _with_login(url, "user", "password")
     _hashed("")  # what is missing is said before anything is written
-    try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise Unavailable(f"the folder {path} cannot be made: {error.strerror}") from None
+    make_folder(path)
     folder = AccessFolder(path, AccessState(root, servers, threshold))
     folder._write_users([folder._with_password(User(role, role, "", (), ())) for role in INSIDE])
     return folder
@@ -211,6 +195,26 @@ def open_folder(path: Path) -> AccessFolder:
     except msgspec.DecodeError as error:
         raise BadRequest(f"{path / STATE} is none that `mesh access` has written: {error}") from None
     return AccessFolder(path, kept)
+
+
+def checked_user(root: str, name: str, role: str, agents: Sequence[str], ops: Sequence[str]) -> User:
+    """A user without a password.
+
+    Raises:
+        BadRequest: there is no such role; the name is none; agents or operations are wrong.
+    """
+    token(name, "user")
+    if name.startswith("_"):
+        raise BadRequest(f"{name!r} begins with _, as only names of the mesh do")
+    known: Role | None = next((one for one in ROLES if one == role), None)
+    if known is None:
+        raise BadRequest(f"there is no role {role!r}; there are: {', '.join(ROLES)}")
+    if known != "caller" and agents:
+        raise BadRequest(f"only a caller has agents; a {known} has none")
+    allowed = tuple(operation(op).name for op in ops) if known == "caller" else ()
+    user = User(name, known, "", tuple(agents), allowed)
+    lists(known, Subjects(root), user=name, agents=user.agents, ops=user.ops)
+    return user
 
 
 def _hashed(password: str) -> str:
@@ -236,7 +240,29 @@ def _with_login(url: str, user: str, password: str) -> str:
     return f"{scheme}://{user}:{password}@{rest}"
 
 
-def _write(path: Path, text: str) -> None:
+def must_be_new(path: Path) -> None:
+    """Refuse a folder that has users.
+
+    Raises:
+        BadRequest: it has.
+    """
+    if (path / STATE).exists() or (path / SIGNED_STATE).exists():
+        raise BadRequest(f"{path} has users already; see `mesh access list`, or name another folder")
+
+
+def make_folder(path: Path) -> None:
+    """Make it, if it is not there; only its owner may look into it.
+
+    Raises:
+        Unavailable: it cannot be made.
+    """
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise Unavailable(f"the folder {path} cannot be made: {error.strerror}") from None
+
+
+def write_whole(path: Path, text: str) -> None:
     """Replace a file as a whole; only its owner may read it."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:

@@ -74,3 +74,27 @@ def test_the_addresses_are_those_that_are_given(here: Path) -> None:
     assert access.init(options=GlobalOptions(**options)) == exits.OK
     assert (here / "access" / "node.url").read_text().count("tls://node:") == 2
     assert "SHOP_CALLERS {" in (here / "access" / "access.conf").read_text()
+
+
+@pytest.mark.case(655)
+def test_signed_users_have_credentials_that_end_and_no_seed_is_shown(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("init", "--jwt") == exits.OK
+    assert "access/keys away from servers" in capsys.readouterr().err
+    assert command("add", "shop", "caller", "team-a.", "--may", "cancel", "--expires", "30d") == exits.OK
+    assert "--creds access/shop.creds" in capsys.readouterr().err
+    assert command("list") == exits.OK
+    row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("shop"))
+    assert "team-a." in row and "status, cancel" in row and "20" in row.split("cancel")[1] and row.endswith("verified")
+    assert command("rotate", "shop") == exits.OK
+    assert "access/shop.creds" in capsys.readouterr().err
+    for wrong in ("30", "1w", "0d"):
+        assert command("add", "other", "caller", "a", "--expires", wrong) != exits.OK
+        assert "write 30d" in capsys.readouterr().err
+    assert command("list", "-o", "json") == exits.OK
+    shown = "".join(capsys.readouterr())
+    seeds = [path.read_text().strip() for path in (here / "access" / "keys").iterdir()]
+    assert seeds and not any(seed in shown for seed in seeds)
+    assert command("remove", "shop") == exits.OK and not (here / "access" / "shop.creds").exists()
+    command("init", "--dir", "plain")
+    assert command("add", "x", "node", "--dir", "plain", "--expires", "1d") != exits.OK
+    assert "a password does not expire" in capsys.readouterr().err
