@@ -58,6 +58,7 @@ def test_no_number_is_missing_or_used_twice() -> None:
         650,
         *range(655, 658),
         660,
+        *range(670, 674),
     }
 
 
