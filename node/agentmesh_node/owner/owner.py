@@ -48,6 +48,7 @@ from agentmesh.turn.values import (
     Input,
     Perform,
     Phase,
+    Retire,
     ReturnPermit,
     RunTurn,
     SetStatus,
@@ -343,7 +344,8 @@ class Owner:
 
     async def retire(self) -> None:
         """Begin nothing more, and return when the running turn is over, or handed on (see `IdleTracker.retire`)."""
-        self._turn.leave()
+        self.feed(Retire())
+        self._turn.leave()  # behind that: what it feeds counts only for an owner that retires
         await self._idle.retire()
         if self.core is not None and self.core.phase is Phase.HANDED_ON:
             self._turn.tell_handed_on()
