@@ -489,15 +489,15 @@ def _memory() -> Path | None:
 class Cluster:
     """Three servers with JetStream on loopback, as one cluster."""
 
-    def __init__(self, *, durable: bool = False, config: str = "") -> None:
-        """`config`: more lines for the configuration of each."""
+    def __init__(self, *, durable: bool = False, config: str = "", between: str = "") -> None:
+        """`config`: more lines for the configuration of each; `between`: for its part about routes."""
         routes = free_ports(3)
         listed = ", ".join(f'"nats://127.0.0.1:{port}"' for port in routes)
         self.servers = [
             Server(
                 name=f"s{index}",
                 durable=durable,
-                config=f'cluster {{ name: "test", listen: "127.0.0.1:{port}", routes: [{listed}] }}\n{config}',
+                config=f'cluster {{ name: "test", listen: "127.0.0.1:{port}", routes: [{listed}]\n{between} }}\n{config}',
             )
             for index, port in enumerate(routes, 1)
         ]

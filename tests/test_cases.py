@@ -57,6 +57,7 @@ def test_no_number_is_missing_or_used_twice() -> None:
         *range(620, 626),
         650,
         *range(655, 658),
+        659,
         660,
         *range(670, 674),
     }

@@ -55,10 +55,10 @@ def ends(project: Path, *arguments: str) -> tuple[int, str]:
         return running.wait(PATIENCE_S), log.read_text()
 
 
-def waits(project: Path, server: Server, *arguments: str) -> str:
+def waits(project: Path, nats: str, *arguments: str) -> str:
     """What a verb says that does not end, and is not ready; it ends when it is told to."""
     (port,) = free_ports(1)
-    with process(project, *arguments, "--nats", server.url, "--health-port", str(port)) as (running, log):
+    with process(project, *arguments, "--nats", nats, "--health-port", str(port)) as (running, log):
         run(eventually(lambda: "stream_missing" in log.read_text(), PATIENCE_S, "its complaint"))
         status, reason = run(http_get(port, "/readyz"))
         assert status == 503
@@ -96,8 +96,8 @@ def test_with_a_wrong_key_nothing_is_made_and_with_the_right_one_everything_is_t
         assert run(shown(server)) == 0, "the fault that this is about"
 
         for said in (  # cases 260 and 261
-            waits(tmp_path, server, "node", "--agents", AGENTS, "--id", "n1"),
-            waits(tmp_path, server, "supervisor", "--id", "s1"),
+            waits(tmp_path, server.url, "node", "--agents", AGENTS, "--id", "n1"),
+            waits(tmp_path, server.url, "supervisor", "--id", "s1"),
         ):
             assert said.count("run `mesh setup`") == 1
             assert " ready: " not in said
