@@ -105,10 +105,11 @@ class Codec:
         if problem is not None:
             return Checked(Misbehaved(ErrorBody(code=_WRONG_CODE.get(hook, "bad_return"), message=f"{hook}: {problem}")))
         raw = self.encode(state, before)
-        if isinstance(raw, ErrorBody):
-            code = "init_failed" if hook == "init_agent" else raw.code
-            return Checked(Misbehaved(ErrorBody(code=code, message=f"{hook}: {raw.message}")))
-        return Checked(Returned(choice, raw, asks), state)
+        if type(raw) is Raw:
+            return Checked(Returned(choice, raw, asks), state)
+        assert isinstance(raw, ErrorBody)
+        code = "init_failed" if hook == "init_agent" else raw.code
+        return Checked(Misbehaved(ErrorBody(code=code, message=f"{hook}: {raw.message}")))
 
 
 def check_class(cls: type[Agent[Any]]) -> None:

@@ -65,7 +65,8 @@ def record_fact(service: str, before: Ledger | None, record: Record, seq: int, r
         seq: its sequence in the journal.
         ratio: the share of traces that are sampled where nobody has decided.
     """
-    sends = tuple(SentMail(index, mail.to, mail.lane, mail.trace) for index, mail in mail_sent(record))
+    mails = mail_sent(record)
+    sends = tuple(SentMail(index, mail.to, mail.lane, mail.trace) for index, mail in mails) if mails else ()
     turn = _bare(record.turn, before) if record.turn is not None else None
     attempt = _bare(record.attempt, before) if record.attempt is not None else None
     if turn is None and attempt is None and not sends and not record.handled:

@@ -72,11 +72,13 @@ def spans_told(
     return tuple(found)
 
 
-def mail_sent(record: Record) -> Iterator[tuple[int, SendMail]]:
+def mail_sent(record: Record) -> list[tuple[int, SendMail]]:
     """The mail that a record sends and that begins something, each with its place among the record's effects."""
-    for index, effect in enumerate(record.effects):
-        if isinstance(effect, SendMail) and effect.lane in SENT_LANES and effect.outcome is None:
-            yield index, effect
+    return [
+        (index, effect)
+        for index, effect in enumerate(record.effects)
+        if type(effect) is SendMail and effect.lane in SENT_LANES and effect.outcome is None
+    ]
 
 
 def turn_spans(teller: Teller, info: TurnInfo, steps: Mapping[str, Step] | None = None) -> Iterator[ToldSpan]:

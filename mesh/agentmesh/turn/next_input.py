@@ -28,10 +28,11 @@ def choose(core: Core) -> Active | None:
     if work.next is not None:
         return _from_queue(work.next, "next", number, core.now)
     head = _first(core)
-    if isinstance(head, Queued):
-        return _from_queue(head, "queue", number, core.now)
     if head is None:
         return None
+    if type(head) is Queued:
+        return _from_queue(head, "queue", number, core.now)
+    assert isinstance(head, Mail)
     core.prompts = core.prompts[1:] if head is core.prompts[0] else tuple(m for m in core.prompts if m is not head)
     body, key = head.prompt, key_of(head)
     text = body.prompt if body else ""

@@ -70,14 +70,16 @@ class Here(msgspec.Struct):
     kind: str
     made: InnerCalls | None = None
     """The calls of the attempt, in its prompt task, if there have been any."""
-    make: Callable[[], InnerCalls] | None = None
-    """Begins to note them; None outside of a prompt task that is traced."""
+    attempt: TurnAttempt | None = None
+    """The attempt, while its prompt task runs."""
+    make: Callable[[TurnAttempt], InnerCalls] | None = None
+    """Begins to note them."""
 
     @property
     def calls(self) -> InnerCalls | None:
         """What notes the calls of the attempt; None outside of a prompt task that is traced."""
-        if self.made is None and self.make is not None:
-            self.made = self.make()
+        if self.made is None and self.attempt is not None and self.make is not None:
+            self.made = self.make(self.attempt)
         return self.made
 
 
@@ -100,15 +102,23 @@ class Tracing:
         """
         if of is None:
             return otel_context.attach(_foreign(headers)) if headers else None
-        additions = self._additions(of) if self.export is not None else None
-        current = Context({**_CURRENT.get(), _SPAN: OpenSpan(of, additions), _HERE: here})
-        if (headers or type(of) is TraceContext) and (given := context_of(of).baggage):
-            current = _with_baggage(given, current)
-        return _CURRENT.set(current)
+        return self.show(self.context(of, headers, here))
 
-    def calls(self, attempt: TurnAttempt, now: Callable[[], float]) -> InnerCalls:
-        """What notes the calls of an attempt. `now` as of `InnerCalls`."""
-        return InnerCalls(attempt.context, now, self._additions(attempt), began=attempt.began)
+    def show(self, context: Context) -> Token[Context]:
+        """Make a context current. Pass the returned token to `leave`."""
+        return _CURRENT.set(context)
+
+    def context(self, of: TurnAttempt | TraceContext, headers: Mapping[str, str], here: Here | None) -> Context:
+        """The context that `enter` makes current."""
+        additions = self._additions(of) if self.export is not None else None
+        made = Context({**_CURRENT.get(), _SPAN: OpenSpan(of, additions), _HERE: here})
+        if (headers or type(of) is TraceContext) and (given := context_of(of).baggage):
+            made = _with_baggage(given, made)
+        return made
+
+    def calls(self, now: Callable[[], float]) -> Callable[[TurnAttempt], InnerCalls]:
+        """What begins to note the calls of an attempt. `now` as of `InnerCalls`."""
+        return lambda attempt: InnerCalls(attempt.context, now, self._additions(attempt), began=attempt.began)
 
     def _additions(self, of: TurnAttempt | TraceContext) -> Additions | None:
         """Where what user code adds to the span is noted; None if it will not be exported here."""

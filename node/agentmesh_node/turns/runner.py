@@ -8,15 +8,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
-import functools
 import inspect
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextvars import Token
 from time import perf_counter
 from typing import Any
 
 import msgspec
 from msgspec import Raw
+from opentelemetry.context import Context
 
 from agentmesh import callback_context, unicode
 from agentmesh.agent import Agent
@@ -28,7 +29,18 @@ from agentmesh.errors import BackendError, BudgetExceeded
 from agentmesh.records import NOTHING, Inner
 from agentmesh.steps import Calls, Steps, UnjournaledSteps, Unmoved
 from agentmesh.tool_runs import ToolRun
-from agentmesh.turn.values import Choice, Input, Misbehaved, Raised, Returned, RunCallback, RunTurn, TurnEnded, Unreadable
+from agentmesh.turn.values import (
+    Choice,
+    Input,
+    Misbehaved,
+    Raised,
+    Returned,
+    RunCallback,
+    RunTurn,
+    TurnAttempt,
+    TurnEnded,
+    Unreadable,
+)
 from agentmesh.wire import ErrorBody, Outcome
 from agentmesh_node.telemetry.metrics import TurnMetrics
 from agentmesh_node.telemetry.tracing import Here, Tracing
@@ -87,6 +99,9 @@ class Runner:
         self._here = Here(name, ports.kind)
         self._of_turn = self._here
         """The same for the newest turn's prompt task, with the calls of its attempt."""
+        self._begin_calls = tracing.calls(ports.clock or ports.now)
+        self._shown: tuple[TurnAttempt, Context] | None = None
+        """The context of a prompt task that is over and has noted no calls: the first callback behind it has the same."""
         self._number = 0
         """The newest turn's number."""
         self._steps: Steps = UnjournaledSteps()
@@ -153,7 +168,11 @@ class Runner:
             return Raised(ErrorBody(code="bad_state", message=f"the stored state cannot be read: {error}"))
         context = self._context(command)
         token = callback_context.current_context.set(context)
-        entered = self._tracing.enter(command.of, command.trace, self._here)
+        shown, self._shown = self._shown, None
+        if shown is not None and shown[0] is command.of:
+            entered: Token[Context] | None = self._tracing.show(shown[1])
+        else:
+            entered = self._tracing.enter(command.of, command.trace, self._here)
         try:
             try:
                 value = await self._invoke(hook, arguments)
@@ -177,14 +196,17 @@ class Runner:
         checked = self._codec.check(
             hook, value, asks, command.state, attachments=request is not None and bool(request.attachments)
         )
-        if isinstance(checked.item, Misbehaved):
-            self._forget_state()
-            log.error("callback misbehaved", extra={"agent": self._name, "callback": hook, "error": checked.item.error.message})
-        elif checked.item.state != NOTHING:
-            self._cached = (checked.item.state, checked.state)
-        else:
-            self._forget_state()  # a callback that returns no state may still have changed the object
-        return checked.item
+        item = checked.item
+        if type(item) is Returned:  # as nearly always: `isinstance` takes five times as long where it says no
+            if item.state != NOTHING:
+                self._cached = (item.state, checked.state)
+            else:
+                self._forget_state()  # a callback that returns no state may still have changed the object
+            return item
+        assert isinstance(item, Misbehaved)
+        self._forget_state()
+        log.error("callback misbehaved", extra={"agent": self._name, "callback": hook, "error": item.error.message})
+        return item
 
     def _arguments(self, command: RunCallback) -> tuple[Any, ...]:
         arguments = tuple(_own(argument) for argument in command.args) if command.hook in _SHARED else command.args
@@ -347,11 +369,8 @@ class Runner:
         self._open_calls = open_calls if open_calls is not None else Unmoved()
         self._tools = ToolsSeen()
         self._number = command.number
-        if (attempt := command.attempt) is None:
-            self._of_turn = self._here
-        else:
-            begin = functools.partial(self._tracing.calls, attempt, self._ports.clock or self._ports.now)
-            self._of_turn = Here(self._name, self._ports.kind, None, begin)
+        attempt = command.attempt
+        self._of_turn = self._here if attempt is None else Here(self._name, self._ports.kind, None, attempt, self._begin_calls)
         task = self._turn = asyncio.Task(
             self._run_turn(command, feed, on_event), loop=asyncio.get_running_loop(), name=self._title, eager_start=True
         )
@@ -365,8 +384,12 @@ class Runner:
 
     async def _run_turn(self, command: RunTurn, feed: Callable[[Input], None], on_event: Callable[[Event], None] | None) -> None:
         token = callback_context.current_context.set(callback_context.closed(_own_request(command.request)))
-        here = self._of_turn
-        entered = self._tracing.enter(command.attempt, command.trace, here)
+        here, attempt, tracing = self._of_turn, command.attempt, self._tracing
+        if attempt is None:
+            entered = tracing.enter(None, command.trace, here)
+        else:
+            shown = tracing.context(attempt, command.trace, here)
+            entered = tracing.show(shown)
         try:
             ended = await self._consume(command, on_event)
         except BaseException as error:
@@ -377,8 +400,10 @@ class Runner:
             log.exception("a turn crashed", extra={"agent": self._name, "ref": command.request.ref})
             ended = TurnEnded(turn=command.number, error=crash_error(error))
         finally:
-            here.make = None  # it holds on to the turn's prompt
-            self._tracing.leave(entered)
+            tracing.leave(entered)
+            here.attempt = None
+            if attempt is not None and here.made is None:
+                self._shown = attempt, shown
             callback_context.current_context.reset(token)
             self._count()
         if ended.error is not None and self._meter is not None:
@@ -448,7 +473,7 @@ class Runner:
             # The session of the turn's beginning: an interrupted run leaves none that is whole.
             return TurnEnded(turn=number, error=sound(ErrorBody.of(error)))
         state = self._encode_streamed(streamed, command.state) if self._streams else NOTHING
-        if isinstance(state, ErrorBody):
+        if state is not NOTHING and isinstance(state, ErrorBody):
             return TurnEnded(turn=number, error=state)
         session = stream.session
         if last is None:
