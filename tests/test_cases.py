@@ -54,11 +54,10 @@ def test_no_number_is_missing_or_used_twice() -> None:
         610,
         611,
         613,
-        *range(620, 626),
+        *range(620, 627),
         650,
         *range(655, 658),
-        659,
-        660,
+        *range(659, 664),
         *range(670, 674),
     }
 

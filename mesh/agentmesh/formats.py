@@ -135,6 +135,7 @@ ADDED: tuple[Addition, ...] = (
     Addition("SetTimer.trace", "ignored"),
     Addition("Ledger.causes", "ignored"),
     Addition("Change.causes", "ignored"),
+    Addition("NodeLease.waiting", "ignored"),
     Addition("header Mesh-Key", "ignored"),
     Addition("header Mesh-Key-Digest", "ignored"),
     Addition("Caller.key", "refused", SECOND),

@@ -103,6 +103,8 @@ class NodeLease(msgspec.Struct, frozen=True, kw_only=True):
     """The newest version of records that the process reads; absent in the first build."""
     facts: str = "off"
     """Which facts of traces it publishes: `off`, `attempts` or `all`."""
+    waiting: dict[str, int] = {}
+    """By the first token of agents' names: the messages that wait for the agents it runs, where they are many."""
 
 
 class Placement(msgspec.Struct, frozen=True, kw_only=True):

@@ -45,6 +45,8 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
     mcp_children: int = 64
     """Most MCP servers that run as child processes at the same time. For another one, one that no call uses is ended; if there is
     none the call waits for half a minute, and fails."""
+    callers_waiting: int = 10_000
+    """Most messages from other accounts that may wait for the agents of one prefix, where this process takes them."""
     snapshot_records: int = 256
     """Records of a journal after which the next one is a snapshot: the most that a recovery reads."""
     history: int = 32
@@ -87,6 +89,8 @@ class SupervisorSettings(msgspec.Struct, frozen=True, kw_only=True):
     """How long an agent must have waited before the reason is written to its spec: most waits are shorter."""
     writes_in_flight: int = 64
     """Most registry writes under way at one time."""
+    callers_waiting: int = 10_000
+    """Most messages from other accounts that may wait for the agents of one prefix, where this process takes them."""
     unclaimed_age_s: float = 3600.0
     """How long mail for a name that no agent has is kept; then it becomes dead letters."""
     unclaimed_names: int = 10_000

@@ -27,6 +27,7 @@ from agentmesh.wire import ErrorBody, Outcome
 from agentmesh_node.gateway.intake import Intake, StoredRequest, patience_s
 from agentmesh_node.gateway.outcome_waits import OutcomeWaits
 from agentmesh_node.gateway.polls import Polls
+from agentmesh_node.gateway.prefix_bounds import CALLERS_WAITING, PrefixBounds
 from agentmesh_node.gateway.requesters import own_address, requester_of
 from agentmesh_node.telemetry.instruments import own
 
@@ -45,13 +46,16 @@ class Gateway:
         now: Callable[[], float],
         token: Callable[[], str],
         spawn: Callable[[Coroutine[Any, Any, Any]], None],
+        callers_waiting: int = CALLERS_WAITING,
     ) -> None:
-        """`now` is the servers' time, `token` makes ids, `spawn` runs work beside the caller."""
+        """`now` is the servers' time, `token` makes ids, `spawn` runs work beside the caller, `callers_waiting` is the bound of
+        one prefix (`PrefixBounds`)."""
         self._t = transport
         self._subjects = subjects
         self._now = now
         self._spawn = spawn
-        self._intake = Intake(transport, subjects, registry, now=now, token=token)
+        self._bounds = PrefixBounds(registry, callers_waiting)
+        self._intake = Intake(transport, subjects, registry, now=now, token=token, take=self._bounds.take)
         self._waits = OutcomeWaits(transport, subjects)
         self._polls = Polls(transport, subjects, registry)
         self._subscriptions: list[Subscription] = []
@@ -59,7 +63,12 @@ class Gateway:
         self._taken = self._instruments.tally(semconv.ASKS_COUNTER)
 
     async def start(self) -> None:
-        """Begin to serve."""
+        """Begin to serve.
+
+        Raises:
+            Unavailable: the registry cannot be read.
+        """
+        await self._bounds.start()
         for subject in self._subjects.ways_in():
             self._subscriptions.append(await self._t.subscribe(subject, self._on_request, queue=self._subjects.ask_queue))
 
@@ -68,6 +77,7 @@ class Gateway:
         while self._subscriptions:
             await self._subscriptions.pop().drain()
         self._waits.close()
+        await self._bounds.close()
 
     def _on_request(self, message: Message) -> None:
         way_in = self._subjects.parse_way(message.subject)

@@ -52,8 +52,11 @@ class Intake:
         *,
         now: Callable[[], float],
         token: Callable[[], str],
+        take: Callable[[str], None],
     ) -> None:
-        """`now` is the servers' time, `token` makes ids."""
+        """`now` is the servers' time, `token` makes ids, `take` counts a message from another account for an agent, or refuses
+        it."""
+        self._take = take
         self._t = transport
         self._subjects = subjects
         self._registry = registry
@@ -84,6 +87,8 @@ class Intake:
         if prompt and (key := shown_by(message.headers)) is not None:
             headers[KEY_DIGEST] = key
         headers[wire.MSG_ID] = id_for(way_in, requester_of(way_in, message.headers), given)
+        if way_in.imported:
+            self._take(agent)
         subject = self._subjects.lane(lane_for(way_in), agent)
         stored = await self._store(subject, message.data, headers)
         if own_id is None or not stored.duplicate:

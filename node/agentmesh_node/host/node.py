@@ -154,7 +154,15 @@ class Node:
         await self._catalog.start()
         self._remove_gap = self._t.on_gap(self._on_gap)
         s, catalog = self._services, self._catalog
-        self._gateway = Gateway(self._t, self.subjects, self._registry, now=s.now, token=s.token, spawn=s.spawn)
+        self._gateway = Gateway(
+            self._t,
+            self.subjects,
+            self._registry,
+            now=s.now,
+            token=s.token,
+            spawn=s.spawn,
+            callers_waiting=self.settings.callers_waiting,
+        )
         await self._gateway.start()
         look_behind = catalog.look_behind
         self._audit = Audit(s, catalog.mailboxes, catalog.wake, catalog.acknowledged, catalog.lose_store, newer=look_behind)

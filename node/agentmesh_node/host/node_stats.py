@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable
 from importlib.metadata import version
 
 import msgspec
@@ -16,11 +17,14 @@ from agentmesh.turn.draft import depth
 from agentmesh.wire import format_time
 from agentmesh_node.host.heartbeat import NodeFigures
 from agentmesh_node.host.placed_agent import PlacedAgent
+from agentmesh_node.owner.owner import Owner
 from agentmesh_node.settings import NodeSettings
 from agentmesh_node.telemetry.instruments import Instruments
 
 MOST_BUSY = 256
 """Most agents in a turn that a node names."""
+MANY = 100
+"""Messages of one prefix that wait, from which on the lease tells of them."""
 MOST_SHOWN = 2000
 """Most agents of which a node says what they do, so that a message can hold the reply."""
 
@@ -78,6 +82,16 @@ class AgentGauges:
         )
 
 
+def waiting_for(owners: Iterable[Owner]) -> dict[str, int]:
+    """How many messages wait for these owners' agents, by the first token of the names, where they are many."""
+    found: Counter[str] = Counter()
+    for owner in owners:
+        core = owner.core
+        if core is not None and (core.prompts or core.events):
+            found[owner.name.partition(".")[0]] += len(core.prompts) + len(core.events)
+    return {prefix: number for prefix, number in found.items() if number >= MANY}
+
+
 def count(figures: NodeFigures, agents: Collection[PlacedAgent], dropped: int) -> None:
     """Bring `figures` up to date. Each field is written whole, because another thread reads them.
 
@@ -91,4 +105,4 @@ def count(figures: NodeFigures, agents: Collection[PlacedAgent], dropped: int) -
     figures.awake = len(awake)
     figures.running = len(busy)
     figures.busy = tuple(busy[:MOST_BUSY])
-    figures.lease = msgspec.structs.replace(figures.lease, agents=len(agents))
+    figures.lease = msgspec.structs.replace(figures.lease, agents=len(agents), waiting=waiting_for(awake))

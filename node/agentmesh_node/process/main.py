@@ -339,12 +339,13 @@ def _node_settings(command: NodeCommand) -> NodeSettings:
         labels=pairs(command.labels, "--label"),
         root=command.where.root,
         stall_limit_s=command.common.stall_limit_s,
+        callers_waiting=command.common.callers_waiting,
         **asdict(command.options),
     )
 
 
 def _supervisor_settings(options: SupervisorOptions, common: CommonOptions) -> SupervisorSettings:
-    return SupervisorSettings(stall_limit_s=common.stall_limit_s, **asdict(options))
+    return SupervisorSettings(**asdict(common), **asdict(options))
 
 
 def _kinds(settings: NodeSettings) -> str:

@@ -229,8 +229,12 @@ class StreamOptions:
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class CommonOptions:
-    """What each process of a mesh has: a bound for its loop."""
+    """What each process of a mesh has: bounds for its loop, and for what it takes from callers."""
 
     stall_limit_s: Annotated[
         float, _bounded("MESH_STALL_LIMIT_S", 1, 3600, "Seconds that the main loop may hang until the process ends itself.")
     ] = 60.0
+    callers_waiting: Annotated[
+        int,
+        _bounded("MESH_CALLERS_WAITING", 1, 100_000_000, "Messages of other accounts that may wait for one prefix.", whole=True),
+    ] = 10_000

@@ -171,7 +171,15 @@ class Supervisor:
         self._retry_at: float | None = None
         self._pauses = iter(UPKEEP_RETRY)
         self._waiting_since: dict[str, float] = {}
-        self._asks = Gateway(transport, subjects, registry, now=now, token=partial(ambient.token, 8), spawn=self._serve_ask)
+        self._asks = Gateway(
+            transport,
+            subjects,
+            registry,
+            now=now,
+            token=partial(ambient.token, 8),
+            spawn=self._serve_ask,
+            callers_waiting=self.settings.callers_waiting,
+        )
         self._serving: set[asyncio.Task[Any]] = set()
         self._subscriptions: list[Subscription] = []
         self._forget_gap: Callable[[], None] = lambda: None
