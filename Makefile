@@ -1,6 +1,6 @@
 # Each target sets up what it needs: a Python of 3.12 or newer is all that must be there.
 .DEFAULT_GOAL := help
-.PHONY: help demo quick test test-roles test-long-answers test-local test-backends lint check bench bench-failover bench-sleeping bench-paired sim fuzz chaos user-changes cases clean
+.PHONY: help demo quick test test-roles test-long-answers test-local test-backends lint check bench bench-failover bench-sleeping bench-paired bench-roles sim fuzz chaos user-changes cases clean
 
 # Tests start a thousand processes: without byte code each would compile all that it imports, as long as it takes to run.
 unexport PYTHONDONTWRITEBYTECODE
@@ -29,7 +29,9 @@ test: .venv/.stamp-dev ## Run all tests
 	@$(PYTEST) -n $(WORKERS) --dist worksteal --durations=10 $(ARGS)
 
 test-roles: .venv/.stamp-dev ## The live tests with each process logged in by its role and all else denied: nothing may be refused
-	@TEST_ROLES=1 $(PYTEST) -n $(WORKERS) --dist worksteal $(or $(ARGS),tests/live)
+	@used=$$(mktemp -d) && trap 'rm -r $$used' EXIT && TEST_ROLES=$$used $(PYTEST) -n $(WORKERS) --dist worksteal tests/live tests/client/test_cli.py \
+		tests/client/test_lifecycle.py tests/client/test_traces.py tests/client/cli $(ARGS) && \
+		PYTHONPATH=tests $(PY) tests/used.py $$used
 
 test-long-answers: .venv/.stamp-dev ## Answers to callers in another account, up to one that takes ten minutes, on one server and on three
 	@$(PYTEST) -n 0 -s tests/access_kit/long_answers.py $(ARGS)
@@ -61,6 +63,9 @@ bench-sleeping: .venv/.stamp-dev ## What 100,000 sleeping agents cost (ARGS="--a
 
 bench-paired: .venv/.stamp-dev ## This checkout's node beside another version's: make bench-paired OTHER=/tmp/other (a git worktree)
 	@PYTHONPATH=tests $(PY) -m bench.paired $(OTHER) $(ARGS)
+
+bench-roles: .venv/.stamp-dev ## What roles cost beside an open mesh, and what one tenant's flood does to another
+	@PYTHONPATH=tests $(PY) -m bench.under_roles $(ARGS)
 
 sim: .venv/.stamp-dev ## Simulate: make sim SEED=1 SEEDS=1000, or MINUTES=5; one seed with ARGS=--trace shows each step
 	@$(PY) -m tests.sim --seed $(or $(SEED),1) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(MINUTES),--minutes $(MINUTES)) $(ARGS)

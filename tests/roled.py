@@ -5,7 +5,7 @@ for every mesh that a test may make on it. Nodes, supervisors, `mesh setup`, cli
 what a test does itself to a server, as to look into streams or to forge messages, is done by a user that may do all. A refusal by
 a server fails the test in which it happens, with the role and the subject.
 
-With `TEST_ROLES=FOLDER` servers also trace what is sent, and their logs are kept in that folder.
+With `TEST_ROLES=FOLDER` servers also trace what is sent, and what of each list was used is noted in that folder (`used.py`).
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ import secrets
 from collections.abc import Sequence
 from pathlib import Path
 
+import used
 from agentmesh.access.roles import Role, lists
 from agentmesh.subjects import Subjects
 
 _SWITCH = os.environ.get("TEST_ROLES", "")
 ENABLED = bool(_SWITCH)
 TRACES = Path(_SWITCH) if ENABLED and _SWITCH != "1" else None
-"""Where what was used of the lists is gathered."""
+"""Where it is noted what of the lists was used."""
 ACCOUNT = "MESH" if ENABLED else "$G"
 """Where the streams of test servers are."""
 ROLES: tuple[Role, ...] = ("node", "supervisor", "setup", "operator")
@@ -117,4 +118,6 @@ def command(program_is_node: bool, arguments: Sequence[str], env: dict[str, str]
 
 def read(log: str) -> None:
     """Gather the refusals in what a server has logged."""
-    refusals.extend(line for line in log.splitlines() if "Violation" in line)
+    refusals.extend(line for line in log.splitlines() if " Violation - " in line)
+    if TRACES is not None:
+        used.keep(log, TRACES)

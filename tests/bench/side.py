@@ -35,7 +35,7 @@ class Side:
         mesh, callers = await stage.client(root), stage.sizes.callers
         await stage.supervisor(root)
         settings = msgspec.json.encode({"root": root, "node_id": "n1", **own}).decode()
-        node = await stage.spawn(str(checkout / "tests/bench/host.py"), stage.url, settings, checkout=checkout)
+        node = await stage.spawn(str(checkout / "tests/bench/host.py"), stage.url_as("node"), settings, checkout=checkout)
         return await Side.begun(mesh, node, callers)
 
     @staticmethod

@@ -15,6 +15,7 @@ import msgspec
 import nats
 
 import agentmesh_client
+from agentmesh.access.roles import Role
 from agentmesh.edge.connection import NatsTransport, connect
 from agentmesh.edge.streams import ensure
 from agentmesh.subjects import Subjects
@@ -113,6 +114,10 @@ class Stage:
         """Addresses of the servers."""
         return self.server.url
 
+    def url_as(self, role: Role) -> str:
+        """Addresses of the servers, as a process of that role logs in; here all is open."""
+        return self.url
+
     # --- processes ------------------------------------------------------------------------------------------------
     async def spawn(self, *arguments: str, checkout: Path | None = None, environ: Mapping[str, str] = NO_VARIABLES) -> Child:
         """Start a Python process, with the code of another `checkout` where one is given, and wait until it is ready.
@@ -138,23 +143,24 @@ class Stage:
     async def node(self, root: str, node_id: str, **settings: Any) -> Child:
         """Start a node with settings of its own."""
         wanted = msgspec.json.encode({"root": root, "node_id": node_id, **settings}).decode()
-        return await self.spawn(str(HERE / "host.py"), self.url, wanted)
+        return await self.spawn(str(HERE / "host.py"), self.url_as("node"), wanted)
 
     async def supervisor(self, root: str) -> Child:
         """Start a supervisor."""
-        return await self.spawn("-m", "agentmesh_node", "supervisor", "--id", "s1", "--nats", self.url, "--root", root)
+        where = ("--nats", self.url_as("supervisor"), "--root", root)
+        return await self.spawn("-m", "agentmesh_node", "supervisor", "--id", "s1", *where)
 
     # --- callers --------------------------------------------------------------------------------------------------
-    async def transport(self) -> NatsTransport:
+    async def transport(self, role: Role = "operator") -> NatsTransport:
         """A connection as the mesh uses it."""
-        made = await connect(self.url, name="bench")
+        made = await connect(self.url_as(role), name="bench")
         self._stack.push_async_callback(made.close)
         return made
 
     async def client(self, root: str = ROOT) -> Mesh:
         """A client of the mesh under `root`, whose streams are made if need be."""
-        await ensure(await self.transport(), Subjects(root), replicas=self.replicas)
-        return await self._stack.enter_async_context(agentmesh_client.connect(self.url, root=root))
+        await ensure(await self.transport("setup"), Subjects(root), replicas=self.replicas)
+        return await self._stack.enter_async_context(agentmesh_client.connect(self.url_as("operator"), root=root))
 
     async def mesh(self) -> Mesh:
         """The mesh that most benchmarks share, by its client: one supervisor and one node, as users start them."""
@@ -186,23 +192,24 @@ class Stage:
 @contextlib.asynccontextmanager
 async def single(sizes: Sizes) -> AsyncIterator[Stage]:
     """A stage on one server."""
-    async with _stage(Server(name="bench"), sizes) as stage:
+    async with stage_on(Server(name="bench"), sizes) as stage:
         yield stage
 
 
 @contextlib.asynccontextmanager
 async def cluster(sizes: Sizes) -> AsyncIterator[Stage]:
     """A stage on three servers, where every stream has three replicas."""
-    async with _stage(Cluster(), sizes) as stage:
+    async with stage_on(Cluster(), sizes) as stage:
         yield stage
 
 
 @contextlib.asynccontextmanager
-async def _stage(server: Server | Cluster, sizes: Sizes) -> AsyncIterator[Stage]:
+async def stage_on(server: Server | Cluster, sizes: Sizes, kind: type[Stage] = Stage) -> AsyncIterator[Stage]:
+    """A stage on a server that is started for it."""
     with tempfile.TemporaryDirectory(prefix="mesh-bench-") as logs:
         try:
             await asyncio.to_thread(server.start)
             async with contextlib.AsyncExitStack() as stack:
-                yield Stage(server, sizes, stack, Path(logs))
+                yield kind(server, sizes, stack, Path(logs))
         finally:
             await asyncio.to_thread(server.close)

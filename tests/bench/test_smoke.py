@@ -63,3 +63,16 @@ def test_two_versions_are_compared() -> None:
         "ask, one caller, p50", "asks/s, 8 callers, 8 agents", "the node's processor for each of them",
     ]  # fmt: skip
     assert all(row[5] == f"{PROJECT.name}, its node" for row in rows)
+
+
+def test_roles_and_tenants_are_measured() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.under_roles", "--smoke", "--rounds", "1"],
+        cwd=PROJECT / "tests",
+        capture_output=True,
+        text=True,
+        timeout=110,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    for figure in ("ask, one caller, p50, under roles", "from another account, p50", "p99, while another floods the gateway"):
+        assert figure in done.stdout

@@ -6,6 +6,7 @@ import contextlib
 
 import pytest
 
+import roled
 from agentmesh import wire
 from agentmesh.edge.connection import connect
 from agentmesh.edge.journal_reader import JournalReader
@@ -33,14 +34,15 @@ def test_mail_for_nobody_is_answered_and_who_comes_later_finds_it_answered(serve
             await ensure(transport, subjects)
             mesh = LocalMesh(server, transport, subjects, stack)
             client = await mesh.connect()
-            line = await connect(server.url, name="s1")
+            url = roled.logged_in(server.url, "supervisor", subjects.root)
+            line = await connect(url, name="s1")
             stack.push_async_callback(line.close)
             settings = SupervisorSettings(unclaimed_age_s=AGE_S)
-            supervisor = Supervisor(line, subjects, "s1", settings, liveness=LivenessThread(server.url))
+            supervisor = Supervisor(line, subjects, "s1", settings, liveness=LivenessThread(url))
             stack.push_async_callback(supervisor.close)
             heard: list[bytes] = []
-            await transport.subscribe("reply.here", lambda message: heard.append(message.data))
-            ref = str((await store(transport, subjects.inbox("nobody"), b"hello", headers={wire.REPLY_TO: "reply.here"})).seq)
+            await transport.subscribe("_INBOX.a.here", lambda message: heard.append(message.data))
+            ref = str((await store(transport, subjects.inbox("nobody"), b"hello", headers={wire.REPLY_TO: "_INBOX.a.here"})).seq)
             assert (await client.poll("nobody", ref)).reason is not None
             await supervisor.start()  # a mesh without a node
 

@@ -78,16 +78,20 @@ def _node(s: Subjects) -> tuple[list[str], list[str]]:
 
 
 def _supervisor(s: Subjects) -> tuple[list[str], list[str]]:
+    # Mail that no agent has come for is answered by a supervisor, which writes the name's journal for that.
+    lanes = ("inbox", "notify", "peer-inbox", "peer-notify", "peer-answer", "dead", "result", "journal")
     publish = [
-        *(s.lane(name, ">") for name in ("inbox", "notify", "peer-inbox", "peer-notify", "dead", "result")),
+        *(s.lane(name, ">") for name in lanes),
         s.control(">"),
         s.node("*"),
         s.event("_supervisor", "*"),
         *(s.registry_key(key) for key in ("agents.>", "nodes.*", "placements.>", "supervisor")),
         *_reads(s, STREAMS, "STREAM.INFO"),
-        f"{API}.STREAM.INFO.{s.blob_stream}",
+        s.blob_chunks(">"),
+        s.blob_meta(">"),
+        *(f"{API}.{verb}.{s.blob_stream}" for verb in ("STREAM.INFO", "STREAM.MSG.GET", "DIRECT.GET", "STREAM.PURGE")),
         *_reads(s, ("registry", "mail", "result", "journal"), "STREAM.MSG.GET"),
-        *_reads(s, ("registry", "mail", "journal", "timer", "result"), "DIRECT.GET"),
+        *_reads(s, ("registry", "mail", "journal", "timer", "result", "dead"), "DIRECT.GET"),
         *_reads(s, ("mail",), "STREAM.PURGE"),
         *REPLIES,
     ]
@@ -97,7 +101,7 @@ def _supervisor(s: Subjects) -> tuple[list[str], list[str]]:
 def _setup(s: Subjects) -> tuple[list[str], list[str]]:
     made = [*(s.stream(role) for role in STREAMS), s.blob_stream]
     publish = [f"{API}.STREAM.{verb}.{name}" for verb in ("CREATE", "UPDATE", "INFO") for name in made]
-    return [*publish, *_reads(s, ("registry",), "STREAM.MSG.GET"), s.registry_key("epoch"), f"{API}.INFO"], []
+    return [*publish, *_reads(s, ("registry",), "STREAM.MSG.GET"), s.registry_key("epoch")], []
 
 
 def _operator(s: Subjects) -> tuple[list[str], list[str]]:
@@ -108,7 +112,7 @@ def _operator(s: Subjects) -> tuple[list[str], list[str]]:
         *(s.registry_key(key) for key in ("agents.>", "epoch")),
         f"{API}.INFO",
         *_reads(s, STREAMS, "STREAM.INFO"),
-        f"{API}.STREAM.INFO.{s.blob_stream}",
+        *(f"{API}.{verb}.{s.blob_stream}" for verb in ("STREAM.INFO", "STREAM.MSG.GET", "DIRECT.GET")),
         *_reads(s, ("registry", "result", "mail", "journal", "dead", "trace"), "STREAM.MSG.GET", "DIRECT.GET"),
         *_reads(s, ("dead",), "STREAM.PURGE", "STREAM.MSG.DELETE"),
     ]

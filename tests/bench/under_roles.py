@@ -1,0 +1,179 @@
+"""What roles cost: `python -m bench.under_roles`. The same asks to a mesh where nobody logs in and to one under roles.
+
+Each mesh has a server of its own, and the callers' asks alternate between them. Two open meshes beside each other say how far
+figures differ by themselves. Callers of another account ask by a plain request, beside the same in an open mesh. Then tenants:
+what the flood of one does to the asks of another.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import secrets
+import sys
+from collections.abc import AsyncIterator, Callable
+from functools import partial
+from pathlib import Path
+
+import msgspec
+import nats
+from nats.aio.client import Client
+
+from agentmesh.access.roles import INSIDE, Role
+from agentmesh.access.static_conf import User, rendered
+from agentmesh.errors import MailboxFull
+from agentmesh_client import Mesh
+from bench.cli import loop_factory
+from bench.clock import ASK_S, Call, quantile, side_by_side
+from bench.figures import Bound, Figure
+from bench.report import table
+from bench.side import SLICE, Side
+from bench.stage import FULL, ROOT, SMOKE, Sizes, Stage, stage_on
+from support import Server, eventually
+
+HERE = Path(__file__).parents[2]
+PASSWORD = secrets.token_urlsafe(24)
+OPEN, OTHER, ROLES = "open", "another open one", "under roles"
+WITHIN = Bound(limit=1.05)
+FLOODED = Bound(limit=1.5)
+AT_ONCE = 32
+"""Messages of a flooding tenant that are on their way at once."""
+
+
+class SecuredStage(Stage):
+    """A stage whose server has the generated layout."""
+
+    def url_as(self, role: Role) -> str:
+        return self.url.replace("//", f"//{role}:{PASSWORD}@")
+
+    def url_of(self, caller: str) -> str:
+        """Its address for a caller in the other account."""
+        return self.url.replace("//", f"//{caller}:{PASSWORD}@")
+
+
+def secured() -> Server:
+    """A server with all roles, and a caller for each of two teams; with plain passwords, since no connection is timed."""
+    callers = [User(name, "caller", PASSWORD, agents=(f"{of}.",)) for name, of in (("one", "many"), ("two", "other"))]
+    return Server(name="bench", config=rendered(ROOT, [*(User(role, role, PASSWORD) for role in INSIDE), *callers]))
+
+
+async def costs(sizes: Sizes) -> list[Figure]:
+    """An ask under roles beside an open one, and beside that one open mesh beside another."""
+    half = {way: Figure(name=f"ask, one caller, p50, {way}", unit="ms", floor=OPEN, bound=_bound(way)) for way in (OTHER, ROLES)}
+    name = "the node's processor for an ask"
+    spent = {way: Figure(name=f"{name}, {way}", unit="us", floor=OPEN, bound=_bound(way)) for way in (OTHER, ROLES)}
+    plain = Figure(name="ask by a plain request from another account, p50", unit="ms", floor="the same in an open mesh")
+    for number in range(sizes.rounds):
+        async with contextlib.AsyncExitStack() as stack:
+            stages: dict[str, Stage] = {}
+            for way in (OPEN, OTHER, ROLES)[:: -1 if number % 2 else 1]:  # whose processes are older changes, too
+                made = stage_on(secured(), sizes, SecuredStage) if way == ROLES else stage_on(Server(name="bench"), sizes)
+                stages[way] = await stack.enter_async_context(made)
+            sides = {way: await Side.of(stage, ROOT, HERE, {}) for way, stage in stages.items()}
+            both = [
+                await _plain(stack, stages[OPEN].url, "one"),
+                await _plain(stack, _secured(stages[ROLES]).url_of("one"), "one"),
+            ]
+            taken = dict(zip(sides, await side_by_side(*(side.one for side in sides.values()), count=sizes.calls), strict=True))
+            for way, figure in half.items():
+                figure.add(quantile(taken[way], 0.5), quantile(taken[OPEN], 0.5))
+            calls = [partial(one.request, "mesh.ask.many.0", b"hello", timeout=30) for one in both]
+            near, far = await side_by_side(*calls, count=sizes.calls)
+            plain.add(quantile(far, 0.5), quantile(near, 0.5))
+            for turn in range(max(2, sizes.each // SLICE)):
+                for side in list(sides.values())[:: -1 if turn % 2 else 1]:
+                    await side.ask_all(min(SLICE, sizes.each))
+            for way, figure in spent.items():
+                figure.add(sides[way].cpu_us, sides[OPEN].cpu_us)
+    return [*half.values(), *spent.values(), plain]
+
+
+def _bound(way: str) -> Bound | None:
+    return WITHIN if way == ROLES else None
+
+
+def _secured(stage: Stage) -> SecuredStage:
+    assert isinstance(stage, SecuredStage)
+    return stage
+
+
+async def _plain(stack: contextlib.AsyncExitStack, url: str, user: str) -> Client:
+    made = await nats.connect(url, inbox_prefix=f"_INBOX.{user}".encode())
+    stack.push_async_callback(made.close)
+    return made
+
+
+async def tenants(sizes: Sizes) -> list[Figure]:
+    """What one tenant's flood does to another's asks: by requests to the gateway from the callers' account, and by mail that is
+    published inside the mesh's account."""
+    figures = [
+        Figure(name=f"ask of a tenant, p99, while another floods {way}", unit="ms", floor="without the flood", bound=FLOODED)
+        for way in ("the gateway", "the mail")
+    ]
+    async with contextlib.AsyncExitStack() as stack:
+        stage = _secured(await stack.enter_async_context(stage_on(secured(), sizes, SecuredStage)))
+        side = await Side.of(stage, ROOT, HERE, {})
+        operator = await stage.client()
+        await operator.start_agent("other.quiet", kind="Echo")
+        noisy, quiet = await _plain(stack, stage.url_of("one"), "one"), await _plain(stack, stage.url_of("two"), "two")
+        inside = await _plain(stack, stage.url_as("operator"), "operator")
+        ask: Call = partial(quiet.request, "mesh.ask.other.quiet", b"hello", timeout=30)
+        mail: Call = partial(operator.ask, "other.quiet", "hello", timeout=ASK_S)
+        ways: list[tuple[Call, Callable[[int], Call]]] = [
+            (ask, lambda number: partial(noisy.request, f"mesh.tell.many.{number}", b"hello", timeout=30)),
+            (mail, lambda number: partial(inside.request, f"mesh.inbox.many.{number}", b"hello", timeout=30)),
+        ]
+        for _ in range(sizes.rounds):
+            for figure, (call, flood) in zip(figures, ways, strict=True):
+                (calm,) = await side_by_side(call, count=sizes.calls)
+                async with _flood([flood(number % len(side.all)) for number in range(AT_ONCE)]):
+                    (flooded,) = await side_by_side(call, count=sizes.calls)
+                figure.add(quantile(flooded, 0.99), quantile(calm, 0.99))
+                for number in range(len(side.all)):
+                    await eventually(partial(_drained, operator, f"many.{number}"), ASK_S, "the end of the flood")
+    return figures
+
+
+async def _drained(mesh: Mesh, agent: str) -> bool:
+    try:
+        return (await mesh.ask(agent, "drained", timeout=ASK_S)).text is not None
+    except MailboxFull:
+        return False
+
+
+@contextlib.asynccontextmanager
+async def _flood(calls: list[Call]) -> AsyncIterator[None]:
+    async def on(call: Call) -> None:
+        while True:
+            await call()
+
+    tasks = [asyncio.create_task(on(call)) for call in calls]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def main() -> int:
+    """Print both tables."""
+    parser = argparse.ArgumentParser(prog="python -m bench.under_roles", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--smoke", action="store_true", help="tiny sizes: proves that it runs, and nothing else")
+    parser.add_argument("--only", choices=("costs", "tenants"))
+    options = parser.parse_args()
+    # Three meshes are started for each round: many short rounds say more than a few long ones.
+    sizes = SMOKE if options.smoke else msgspec.structs.replace(FULL, calls=300, callers=16, each=40)
+    sizes = msgspec.structs.replace(sizes, rounds=options.rounds)
+    runs = {"costs": costs, "tenants": tenants}
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        for name, run in runs.items():
+            if options.only in (None, name):
+                print(table({name: runner.run(run(sizes))}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
