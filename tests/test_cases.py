@@ -54,7 +54,7 @@ def test_no_number_is_missing_or_used_twice() -> None:
         610,
         611,
         613,
-        *range(620, 627),
+        *range(620, 628),
         650,
         *range(655, 658),
         *range(659, 664),

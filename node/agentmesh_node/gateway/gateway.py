@@ -29,6 +29,7 @@ from agentmesh_node.gateway.outcome_waits import OutcomeWaits
 from agentmesh_node.gateway.polls import Polls
 from agentmesh_node.gateway.prefix_bounds import CALLERS_WAITING, PrefixBounds
 from agentmesh_node.gateway.requesters import own_address, requester_of
+from agentmesh_node.gateway.shares import Shares
 from agentmesh_node.telemetry.instruments import own
 
 log = logging.getLogger("agentmesh.node")
@@ -57,6 +58,7 @@ class Gateway:
         self._bounds = PrefixBounds(registry, callers_waiting)
         self._intake = Intake(transport, subjects, registry, now=now, token=token, take=self._bounds.take)
         self._waits = OutcomeWaits(transport, subjects)
+        self._shares = Shares()
         self._polls = Polls(transport, subjects, registry)
         self._subscriptions: list[Subscription] = []
         self._instruments = own()
@@ -94,7 +96,7 @@ class Gateway:
         if reply is None:
             return
         try:
-            body = await (self._polls.answer(way_in.agent, message) if way_in.way == "poll" else self._put(way_in, message))
+            body = await (self._poll(way_in, message) if way_in.way == "poll" else self._put(way_in, message))
         except Disconnected:
             log.debug("a request was left: no connection", extra={"agent": way_in.agent})
             return
@@ -106,13 +108,26 @@ class Gateway:
         with contextlib.suppress(Disconnected):
             await self._t.publish(reply, body)
 
+    async def _poll(self, way_in: WayIn, message: Message) -> bytes:
+        if not way_in.imported:
+            return await self._polls.answer(way_in.agent, message)
+        async with self._shares.place(requester_of(way_in, message.headers)):
+            return await self._polls.answer(way_in.agent, message)
+
+    async def _take(self, way_in: WayIn, message: Message, reply_to: str | None) -> StoredRequest:
+        """Store a request as mail, in the share of its caller if it came from another account."""
+        if not way_in.imported:
+            return await self._intake.take(way_in, message, reply_to)
+        async with self._shares.place(requester_of(way_in, message.headers)):
+            return await self._intake.take(way_in, message, reply_to)
+
     async def _put(self, way_in: WayIn, message: Message) -> bytes:
         """Store what is told; the reply says where."""
         reply_to = message.headers.get(wire.REPLY_TO) if way_in.way == "tell" else None
         if way_in.way == "tell":
             for address in (reply_to, message.headers.get(wire.STREAM_TO)):
                 self._own(address, way_in, message)
-        taken = await self._intake.take(way_in, message, reply_to)
+        taken = await self._take(way_in, message, reply_to)
         self._taken.value += 1
         return wire.encode_reply({"ref": str(taken.seq), **({"duplicate": True} if taken.repeats else {})})
 
@@ -127,7 +142,7 @@ class Gateway:
             if problem is not None:
                 raise problem
             stream_to = self._own(message.headers.get(wire.STREAM_TO), way_in, message)
-            taken = await self._intake.take(way_in, message, addresses[0])
+            taken = await self._take(way_in, message, addresses[0])
             await self._answer(agent, taken, addresses)
             self._taken.value += 1
         except MeshError as error:
