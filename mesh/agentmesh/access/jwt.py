@@ -16,6 +16,7 @@ import msgspec
 from agentmesh.errors import BadRequest
 
 type KeyKind = Literal["operator", "account", "user"]
+type ClaimKind = Literal["operator", "account", "user", "authorization_response"]
 
 _FIRST = {"operator": "O", "account": "A", "user": "U"}
 _SEED_BYTES = 32
@@ -69,7 +70,17 @@ def key_of(seed: str, kind: KeyKind) -> Key:
     return Key(seed, public)
 
 
-def signed(signer: Key, subject: str, name: str, kind: KeyKind, nats: Mapping[str, Any], *, at: float, expires: float = 0) -> str:
+def signed(
+    signer: Key,
+    subject: str,
+    name: str,
+    kind: ClaimKind,
+    nats: Mapping[str, Any],
+    *,
+    at: float,
+    expires: float = 0,
+    audience: str = "",
+) -> str:
     """A JWT.
 
     Args:
@@ -78,10 +89,13 @@ def signed(signer: Key, subject: str, name: str, kind: KeyKind, nats: Mapping[st
         nats: the claims of NATS, without `type` and `version`.
         at: seconds since 1970, now.
         expires: when it ends, likewise; 0 is never.
+        audience: whom it is for: of an authorization response a server, of the user in it an account.
     """
     claims: dict[str, Any] = {
         "iat": int(at), "iss": signer.public, "name": name, "sub": subject, "nats": {**nats, "type": kind, "version": 2}
     }  # fmt: skip
+    if audience:
+        claims["aud"] = audience
     if expires:
         claims["exp"] = int(expires)
     claims["jti"] = base64.b32encode(hashlib.sha256(_json(claims)).digest()).decode().rstrip("=")

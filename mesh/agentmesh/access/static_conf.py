@@ -31,7 +31,9 @@ HEAD = """\
 """
 
 
-def rendered(root: str, users: Iterable[User], *, threshold: str = THRESHOLD, name: str = "access.conf", extra: str = "") -> str:
+def rendered(
+    root: str, users: Iterable[User], *, threshold: str = THRESHOLD, name: str = "access.conf", extra: str = "", more: str = ""
+) -> str:
     """The file.
 
     Args:
@@ -39,6 +41,7 @@ def rendered(root: str, users: Iterable[User], *, threshold: str = THRESHOLD, na
         threshold: how long the server remembers where answers to callers go, as a duration of NATS.
         name: what the file is called, for its head.
         extra: further lines of the mesh's account, each indented.
+        more: further accounts, likewise.
 
     Raises:
         BadRequest: a caller's agents are none.
@@ -52,6 +55,7 @@ def rendered(root: str, users: Iterable[User], *, threshold: str = THRESHOLD, na
     lines = [
         HEAD.format(root=root, name=name) + "accounts {",
         f"  {SYSTEM} {{ }}",
+        *([more.rstrip("\n")] if more else ()),
         f"  {mesh} {{",
         "    jetstream: enabled",
         *([extra.rstrip("\n")] if extra else ()),
