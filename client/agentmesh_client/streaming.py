@@ -176,6 +176,10 @@ class EventReader:
             events.append(Missed(n=self._next(), count=missed))
         if head.type == "outcome":
             return events
+        if head.type == "handover":  # all that was sent holds: the next node goes on behind it
+            self._marks = [mark for mark in self._marks if mark[0] < head.step]
+            self._marks.append((head.step, self._n + 1, len(self.text)))
+            return events
         if self._marks[-1][0] != head.step and head.type != "tool_result":  # a result is shown once it is durable
             self._marks.append((head.step, self._n + 1, len(self.text)))
         content = self._content(head.type, body)

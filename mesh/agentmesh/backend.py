@@ -23,7 +23,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import msgspec
 
 from agentmesh.budget import Prices
-from agentmesh.steps import Allowance, Steps, UnjournaledSteps, Unlimited
+from agentmesh.steps import Allowance, Calls, Steps, UnjournaledSteps, Unlimited, Unmoved
 
 type EventKind = Literal["text", "thinking", "tool_use", "tool_result", "usage", "result", "error"]
 
@@ -139,6 +139,8 @@ class Turn(msgspec.Struct, frozen=True):
     kept: tuple[Kept, ...] = ()
     """What earlier turns did that ended without their answers, oldest first. Once a turn has its answer, or fails and leaves
     another session behind, the session is taken to hold all of it."""
+    calls: Calls = msgspec.field(default_factory=Unmoved)
+    """Tells the mesh which calls are open: between them the turn may go on on another node."""
 
 
 class Room(msgspec.Struct, frozen=True):

@@ -126,6 +126,7 @@ ADDED: tuple[Addition, ...] = (
     Addition("Step.inner", "ignored"),
     Addition("Queued.links", "ignored"),
     Addition("Turning.traced", "ignored"),
+    Addition("Turning.moves", "ignored"),
     Addition("Notice.trace", "ignored"),
     Addition("Bury.trace", "ignored"),
     Addition("Wait.generation", "ignored"),

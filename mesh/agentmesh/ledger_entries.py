@@ -143,6 +143,8 @@ class Turning(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What `pre_turn` made of the prompt when the first step was taken."""
     began: float = 0.0
     """When it was begun for the first time (seconds since the epoch)."""
+    moves: int = 0
+    """How often an owner has handed it on between two calls."""
     traced: Traced | None = None
     """The spans of the attempt that took the first step, where turns are traced. The other attempts have its trace and parent."""
 

@@ -10,6 +10,7 @@ the backend sees them only through `ask`.
 
 from __future__ import annotations
 
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any, Protocol
 
 from agentmesh.errors import Unavailable
@@ -70,6 +71,40 @@ class Steps(Protocol):
         failed, and, after MESH_WAIT_PATIENCE_S, with one that is halted (unless `wait_halted`) or that no node runs: its question
         is withdrawn then, and the error says why.
         """
+
+
+class Calls(Protocol):
+    """Where a turn may be handed to another node: between its calls, behind what is durable (docs/design/047-a-turn-moves.md).
+
+    A backend that takes steps says when a call of a model or a run of a tool begins and ends. Where its node leaves, a turn with
+    no call open goes on elsewhere, and none of its calls is made again.
+    """
+
+    async def begin(self) -> None:
+        """A call is about to be made. Never returns once the turn is to go on elsewhere: it is made there."""
+
+    def end(self) -> None:
+        """That call is over, and the step that has its result is committed."""
+
+    def resting(self) -> AbstractAsyncContextManager[None]:
+        """The block, inside an open call, only waits: for another agent (`Steps.ask`), or until it tries again. Whatever it waits
+        for must be found again by the next owner. Leaving the block never returns once the turn is to go on elsewhere."""
+
+
+class Unmoved:
+    """The calls of a turn that is never handed over: of a backend that runs outside the mesh."""
+
+    async def begin(self) -> None:
+        return None
+
+    def end(self) -> None:
+        return None
+
+    def resting(self) -> AbstractAsyncContextManager[None]:
+        return nullcontext()
+
+
+UNMOVED = Unmoved()
 
 
 class Allowance(Protocol):

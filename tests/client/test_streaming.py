@@ -99,6 +99,23 @@ def test_what_led_to_a_durable_step_survives_a_takeover() -> None:
     assert reader.text == "one two "
 
 
+@pytest.mark.case(673)
+def test_behind_a_hand_over_nothing_is_void() -> None:
+    reader, events = read(
+        message("start", 1),
+        message("text", 2, text="one ", step=1),
+        message("text", 3, text="two ", step=2),
+        message("usage", 4, step=2, input_tokens=3),
+        message("handover", 5, step=2),
+        message("start", 1, owner=9, run="b", step=2),
+        message("text", 2, owner=9, run="b", step=2, text="three"),
+    )
+    assert events[-2:] == [Restarted(n=5, owner=9, void_from=5), Text(n=6, text="three")]
+    assert reader.text == "one two three"
+    reader.read(message("start", 1, owner=11, run="c", step=2))
+    assert reader.text == "one two ", "what that owner had said is void: it died"
+
+
 @pytest.mark.case(215)
 def test_a_tool_result_that_was_shown_behind_its_step_is_not_void() -> None:
     reader, events = read(

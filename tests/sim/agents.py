@@ -13,6 +13,7 @@
     timer L S        have L back as an event in S seconds
     drop L I         cancel timer I
     steps L N        take N steps, each behind a call
+    slowly L N       the same, and each call takes a while
     wait L A B ...   ask A in mid-turn, which asks B, and so on
     spawn L A        start agent A, and send it one prompt
     end L A          stop agent A
@@ -32,6 +33,8 @@ from agentmesh import Agent, Answer, Closed, Defer, Halt, Idle, Init, Proceed, S
 from agentmesh.backend import Event, Response, Turn
 from judge.evidence import Call, State
 
+SLOW_STEP_S = 0.2
+"""How long a call of a slow turn takes."""
 WAIT_S = 1200.0
 """How long a wait inside a turn may last: longer than any run, so that a circle which nobody finds shows."""
 
@@ -62,16 +65,21 @@ class Cell(Agent[State]):
         verb, label, *rest = prompt.split()
         Cell._begin_call(turn)
         await Cell._work()
-        if verb == "steps":
+        if verb in ("steps", "slowly"):
             for number in range(len(turn.steps.taken), int(rest[0])):
+                await turn.calls.begin()
                 Cell.called[turn.steps.key, number] += 1
                 Cell._begin_call(turn)
-                await Cell._work()
+                await (asyncio.sleep(SLOW_STEP_S) if verb == "slowly" else Cell._work())
                 await turn.steps.take(f"{label}#{number}")
+                turn.calls.end()
         if verb == "wait" and rest:
             following = f"{label.partition('@')[0]}@{len(rest)}"
             request = " ".join(("wait", following, *rest[1:]))
-            outcome = await turn.steps.ask("w", rest[0], request, timeout_s=WAIT_S)
+            await turn.calls.begin()
+            async with turn.calls.resting():
+                outcome = await turn.steps.ask("w", rest[0], request, timeout_s=WAIT_S)
+            turn.calls.end()
             base = label.partition("@")[0]
             assert outcome.error is None or outcome.error.code != "timeout" or base in Cell.ending
             prompt = f"{prompt} => {outcome.text if outcome.ok or outcome.error is None else f'!{outcome.error.code}'}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime as dt
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -10,6 +11,7 @@ from typing import Any
 
 from agentmesh.errors import MeshError
 from agentmesh.registry_values import Restart
+from agentmesh_client.admin import Operator
 from agentmesh_client.client import Mesh
 from sim.crashes import Notes, Script, said
 from sim.server import EPOCH
@@ -94,6 +96,20 @@ async def waits(mesh: Mesh, notes: Notes) -> None:
     await notes.ask(mesh, "b", "wait L2 nobody")
     await notes.ask(mesh, "c", "wait L3 a c")
     await notes.ask(mesh, "b", "add L4")
+
+
+async def moves(mesh: Mesh, notes: Notes) -> None:
+    """A node that is drained in the middle of turns, one of which waits for another agent; there is a second node."""
+    for name in ("a", "b", "c"):  # the first and the last are on the first node
+        await mesh.start_agent(name, kind="Cell")
+    told = (("b", "slowly L1 5"), ("a", "wait L2 b"), ("c", "slowly L3 5"))
+    sent = [(agent, text, await mesh.tell(agent, text)) for agent, text in told]
+    await asyncio.sleep(0.3)
+    with contextlib.suppress(MeshError):  # it has died meanwhile
+        await Operator(mesh.transport, mesh.subjects).drain("n1")
+    for agent, text, ref in sent:
+        notes.answers[text] = await _ended(mesh, agent, ref)
+    await notes.ask(mesh, "a", "add L4")
 
 
 async def ends(mesh: Mesh, notes: Notes) -> None:
@@ -188,5 +204,8 @@ async def _gone(mesh: Mesh, name: str) -> None:
 
 
 SCRIPTS: Mapping[str, Script] = MappingProxyType(
-    {script.__name__: script for script in (turns, chain, lives, timers, crashes, steps, waits, ends, payments, configuration)}
+    {
+        script.__name__: script
+        for script in (turns, chain, lives, timers, crashes, steps, waits, moves, ends, payments, configuration)
+    }
 )

@@ -27,6 +27,8 @@ from sim.payments import Bank
 from sim.run import registry_of, settled, unsettled
 from sim.world import World
 
+WITH_ANOTHER = ("moves",)
+"""Scripts in which there is a second node, which does not die."""
 BACK_S = 0.2
 """How long the node stays dead."""
 PATIENCE_S = 400.0
@@ -232,6 +234,8 @@ async def _play(loop: SimLoop, script: Script, dies: Dies, trace: Callable[[str]
     world.wrap["n1"] = wrap
     world.supervisor("s1")
     world.node("n1", passivate_s=2.0, snapshot_records=5)
+    if script.__name__ in WITH_ANOTHER:
+        world.node("n2", passivate_s=2.0, snapshot_records=5)
     notes = Notes()
 
     async def client() -> None:

@@ -28,7 +28,7 @@ from agentmesh.turn.kept import end_turn, name_of
 from agentmesh.turn.next_input import NO_EVENT, choose, end_late, end_without_turn, next_event, out_of_time
 from agentmesh.turn.outcome import ENDED_FROM_OUTSIDE, charged, finish_turn, outcome_of, purse_of
 from agentmesh.turn.poison import begin, comes_first, hold_back, is_beyond
-from agentmesh.turn.steps import drop_requests, resumed, take_answers, taken_so_far
+from agentmesh.turn.steps import drop_requests, resumed, take_answers, taken_so_far, watchdog_left
 from agentmesh.turn.values import (
     CUT_SHORT,
     TO_PROCESSING,
@@ -216,7 +216,7 @@ def _run(core: Core, out: Out) -> None:
             prompt=active.text,
             state=state,
             session=core.work.session,
-            watchdog_s=core.config.watchdog_s,
+            watchdog_s=watchdog_left(core, active),
             key=name_of(core.config.name, core.ledger, active),
             steps=taken_so_far(core, active),
             kept=tuple(core.work.kept.items()) if core.work.kept else (),

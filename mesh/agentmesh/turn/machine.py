@@ -34,6 +34,7 @@ from agentmesh.turn.values import (
     EffectsDone,
     Emit,
     GaveUp,
+    HandOn,
     Input,
     Interrupt,
     Misbehaved,
@@ -156,6 +157,7 @@ TABLE: dict[Phase, dict[type, Move]] = {
         AskAgent: Move(steps.on_step, (P.TURN,)),
         Circled: Move(steps.on_circled, (P.TURN,)),
         WaitLost: Move(steps.on_wait_lost, (P.TURN,)),
+        HandOn: Move(steps.on_hand_on, (P.TURN, P.COMMITTING)),
         Stop: Move(lifecycle.on_stop, _END),
     },
     P.DECIDING: {
@@ -193,6 +195,7 @@ TABLE: dict[Phase, dict[type, Move]] = {
         EffectsDone: Move(control.on_done, (P.STOPPED, P.COMMITTING)),
         GaveUp: Move(control.on_gave_up, (P.STOPPED, P.COMMITTING)),
     },
+    P.HANDED_ON: {},
     P.OVER: {},
 }
 
@@ -219,6 +222,15 @@ def _failed(core: Core, out: list[Command]) -> None:
     steps.take_answers(core, out)
 
 
+def _handed_on(core: Core, out: list[Command]) -> None:
+    core.phase = Phase.HANDED_ON
+
+
+def _is_handed_on(core: Core) -> bool:
+    """Whether the owner's last record stands or is on its way: whatever comes is the next owner's."""
+    return core.phase is Phase.HANDED_ON or (core.inflight is not None and core.inflight.then == "handed_on")
+
+
 THEN: dict[Then, tuple[Callable[[Core, list[Command]], None], tuple[Phase, ...]]] = {
     "go_on": (dispatch.go_on, _NEXT),
     "activate": (lifecycle.activate, (P.ACTIVATE, P.PRE_RUN, *_NEXT)),
@@ -229,6 +241,7 @@ THEN: dict[Then, tuple[Callable[[Core, list[Command]], None], tuple[Phase, ...]]
     "swept": (lifecycle.after_sweep, (P.STOPPED, P.COMMITTING)),
     "over": (lifecycle.after_tombstone, (P.OVER,)),
     "configured": (configuration.after_set, (P.FAILED, *_NEXT)),
+    "handed_on": (_handed_on, (P.HANDED_ON,)),
 }
 """What follows a committed record, and the phases that can follow."""
 
@@ -246,14 +259,14 @@ def advance(core: Core, item: Input, now: float) -> tuple[Core, list[Command]]:
     while core.stash and (waiting := _ready(core)) is not None:
         core.stash = tuple(i for i in core.stash if i is not waiting)
         _feed(core, waiting, out)
-    if core.stash:
+    if core.stash and not _is_handed_on(core):
         interruption.hurry(core, out)
     return core, out
 
 
 def _ready(core: Core) -> Input | None:
     """The next input in the stash that can be handled now. A stop overtakes the others: it makes them moot."""
-    if core.inflight is not None:
+    if core.inflight is not None or core.phase is Phase.HANDED_ON:
         return None
     fitting = [i for i in core.stash if type(i) in TABLE[core.phase] or _is_answered_at_once(core, i)]
     return next((i for i in fitting if isinstance(i, Stop)), fitting[0] if fitting else None)
@@ -271,6 +284,8 @@ def _is_too_late(core: Core, item: Input) -> bool:
 
 
 def _feed(core: Core, item: Input, out: list[Command]) -> None:
+    if _is_handed_on(core) and not isinstance(item, Committed):
+        return
     if core.cut is not None and isinstance(item, _ENDS):
         item = CutShort()  # it was interrupted: what it returns counts no more
     kind = type(item)

@@ -17,9 +17,9 @@ from agentmesh.records import Delegated, Effect, Ledger, SendMail, Step, Turning
 from agentmesh.steps import inner_s
 from agentmesh.turn import tracing
 from agentmesh.turn.delegation import came_back, root_of, withdrawals
-from agentmesh.turn.draft import Out, append_side, commit_change, consume
+from agentmesh.turn.draft import Out, append_side, commit, commit_change, consume
 from agentmesh.turn.step_values import AskAgent, Circled, StepTaken, TakeStep, WaitLost, WaitOver
-from agentmesh.turn.values import CUT_SHORT, Active, Core, Phase, Wake
+from agentmesh.turn.values import CUT_SHORT, Active, Core, HandOn, KillTurn, Phase, Wake
 from agentmesh.wire import ErrorBody, Mail, Outcome
 
 MAX_STEP_BYTES = 16 << 20
@@ -37,6 +37,14 @@ def resumed(core: Core, active: Active) -> Active:
     if turning is None or turning.key != active.key:
         return active
     return structs.replace(active, text=turning.prompt, number=turning.number, started=turning.began or active.started)
+
+
+def watchdog_left(core: Core, active: Active) -> float:
+    """Seconds that the turn may still run: the watchdog counts from its first start, over all its owners."""
+    turning = core.ledger.turning
+    if turning is None or not turning.began or turning.key != active.key:
+        return core.config.watchdog_s
+    return max(0.0, core.config.watchdog_s - max(0.0, core.now - turning.began))
 
 
 def taken_so_far(core: Core, active: Active) -> tuple[Raw, ...]:
@@ -189,6 +197,23 @@ def _commit(core: Core, base: Ledger, effects: tuple[Effect, ...], answers: tupl
         base = structs.replace(base, trying=None)
     core.answers = (*core.answers, *answers)
     append_side(core, "step", base, effects, out)
+
+
+# --- a turn that moves ------------------------------------------------------------------------------------------------
+def on_hand_on(core: Core, item: HandOn, out: Out) -> None:
+    """Hand the running turn on: this owner's last record, behind which the next one goes on with the next call. It says that the
+    turn has been begun, so the death of this node is charged to no input."""
+    active = core.active
+    if active is None or item.turn != active.number or not core.retiring:
+        return
+    drop_requests(core)
+    base = _Draft(core, active).ledger()
+    assert base.turning is not None
+    turning = structs.replace(base.turning, moves=base.turning.moves + 1)
+    core.work = structs.replace(base, turning=turning, trying=None)
+    core.effects, core.asks, core.emits, core.handled, core.attempted = (), (), (), (), None
+    out.append(KillTurn(active.number))
+    commit(core, "step", out, then="handed_on")
 
 
 # --- waits ------------------------------------------------------------------------------------------------------------

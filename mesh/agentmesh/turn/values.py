@@ -68,6 +68,8 @@ class Phase(StrEnum):
     """The record is being appended."""
     CRASHING = "crashing"
     """`terminate_agent` runs after a crash."""
+    HANDED_ON = "handed_on"
+    """The running turn is handed on, by this owner's last record: the next owner goes on with its next call."""
     SUSPECT = "suspect"
     """The next input may kill nodes: it waits until this node handles no other suspect input."""
     CONFIGURING = "configuring"
@@ -312,6 +314,12 @@ class Retire(msgspec.Struct, frozen=True):
     """This owner is about to hand the agent over: it finishes what it has begun, and begins nothing more."""
 
 
+class HandOn(msgspec.Struct, frozen=True):
+    """The turn has no call open, and its agent is about to be handed over: the next owner goes on with it."""
+
+    turn: int
+
+
 class Cleared(msgspec.Struct, frozen=True):
     """No other suspect input is handled on this node: this agent's may begin."""
 
@@ -346,7 +354,7 @@ class Rest(msgspec.Struct, frozen=True):
 type Input = (
     Start | Arrived | Returned | Misbehaved | Raised | CutShort | Unreadable | TurnEnded | Watchdog | Committed | EffectsDone
     | GaveUp | Interrupt | Resume | Cancel | Reply | AskTimer | DropTimer | Trim | Stop | Swept | BackoffOver | Tick | Rest
-    | Retire | Cleared | TakeStep | AskAgent | Circled | WaitLost | Configure
+    | Retire | HandOn | Cleared | TakeStep | AskAgent | Circled | WaitLost | Configure
 )  # fmt: skip
 
 
@@ -577,7 +585,7 @@ class Active(msgspec.Struct, frozen=True, kw_only=True):
         return Request(self.ref, self.label, self.sender, self.metadata, self.attachments)
 
 
-type Then = Literal["go_on", "activate", "boot", "failed", "after_crash", "sweep", "swept", "over", "configured"]
+type Then = Literal["go_on", "activate", "boot", "failed", "after_crash", "sweep", "swept", "over", "configured", "handed_on"]
 """What follows when a record is committed."""
 
 

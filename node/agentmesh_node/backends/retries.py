@@ -14,7 +14,7 @@ from agentmesh.backend import Event
 from agentmesh.edge.clock import SYSTEM
 from agentmesh.edge.retry import ExponentialBackoff
 from agentmesh.errors import BackendError
-from agentmesh.steps import Allowance
+from agentmesh.steps import UNMOVED, Allowance, Calls
 
 FIRST_WAIT_S = 0.5
 """Wait before the second try if the server names none; doubled with each further try."""
@@ -54,7 +54,7 @@ class Retries(msgspec.Struct, frozen=True):
 
 
 async def again[T](
-    attempt: Callable[[], AsyncGenerator[Event | T]], retries: Retries, allowance: Allowance
+    attempt: Callable[[], AsyncGenerator[Event | T]], retries: Retries, allowance: Allowance, calls: Calls = UNMOVED
 ) -> AsyncGenerator[Event | T]:
     """What `attempt()` gives, made again while that may help. Each further try is told by a text event without text: `retry` has
     its number, the wait and the reason; with `restart`, what was given of the answer is void.
@@ -77,7 +77,8 @@ async def again[T](
                 raise
             reason = str(error.details.get("reason"))
         yield told_again(number + 1, wait, reason, restart=begun)
-        await asyncio.sleep(wait)
+        async with calls.resting():
+            await asyncio.sleep(wait)
         allowance.check()
 
 

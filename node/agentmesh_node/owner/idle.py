@@ -80,13 +80,16 @@ class IdleTracker:
         return min(self._s.patience(), window + 1.0 if quiet <= window else quiet)
 
     async def retire(self) -> None:
-        """Begin nothing more, and return when the running turn is over. The caller bounds the wait.
+        """Begin nothing more, and return when the running turn is over, or is handed on between two calls. The caller
+        bounds the wait.
 
         Effects under way get a moment, for their callers' sake. If nothing is left to do, that is recorded, and the next owner
         can leave the agent asleep.
         """
         self._loop.feed(Retire())
         await self._idle()
+        if self._handed_on:
+            return  # nothing may follow the record of that
         patience = self._s.monotonic() + SETTLE_S
         while self._effects_open() and self._s.monotonic() < patience:
             await self._loop.pause()
@@ -99,8 +102,12 @@ class IdleTracker:
             self._loop.feed(Rest())
 
     async def _idle(self) -> None:
-        while not self._loop.idle and not self._loop.closed:
+        while not self._loop.idle and not self._loop.closed and not self._handed_on:
             await self._loop.pause()
+
+    @property
+    def _handed_on(self) -> bool:
+        return self._loop.core is not None and self._loop.core.phase is Phase.HANDED_ON
 
     def _effects_open(self) -> bool:
         core = self._loop.core

@@ -47,6 +47,8 @@ from agentmesh.turn.values import (
     GaveUp,
     Input,
     Perform,
+    Phase,
+    Retire,
     ReturnPermit,
     RunTurn,
     SetStatus,
@@ -341,8 +343,12 @@ class Owner:
         await self._status.settled()
 
     async def retire(self) -> None:
-        """Begin nothing more, and return when the running turn is over (see `IdleTracker.retire`)."""
+        """Begin nothing more, and return when the running turn is over, or handed on (see `IdleTracker.retire`)."""
+        self.feed(Retire())
+        self._turn.leave()  # behind that: what it feeds counts only for an owner that retires
         await self._idle.retire()
+        if self.core is not None and self.core.phase is Phase.HANDED_ON:
+            self._turn.tell_handed_on()
 
     def lose_store(self) -> None:
         """The store has lost committed data: stop, and write nothing."""

@@ -261,6 +261,22 @@ class _LoopTurn:
                 yield event
             yield reply
             return
+        await self._turn.calls.begin()
+        try:
+            async with aclosing(self._new_answer()) as made:
+                async for part in made:
+                    if isinstance(part, ModelAnswer):
+                        reply = part
+                    else:
+                        yield part
+        finally:
+            self._turn.calls.end()
+        assert reply is not None
+        yield reply
+
+    async def _new_answer(self) -> AsyncGenerator[Event | ModelAnswer]:
+        """An answer that the model gives now."""
+        reply: ModelAnswer | None = None
         specs = await self._toolbox.specs()  # servers may have told of other tools since the last model call
         note = self._notes(await self._guard.before_call(Metered("model", self._model.name, self._turn)))
         self._note(note)
@@ -357,13 +373,21 @@ class _LoopTurn:
         self._whole = list(self._history)
 
     async def _tool(self, call: Call) -> Result:
-        """Run one call."""
+        """Run one call. It is open until its result is kept (`_keep_result`)."""
         async with self._places:
-            with tracing.execute_tool(call.name, call.id, target=self._toolbox.target(call.name)) as run:
-                self._runs[call.id] = run
-                result = self._driven.kept(await self._run(call))
-                if not result.ok:
-                    run.failed(result.error or "error")
+            await self._turn.calls.begin()
+            try:
+                return await self._run_open(call)
+            except BaseException:
+                self._turn.calls.end()
+                raise
+
+    async def _run_open(self, call: Call) -> Result:
+        with tracing.execute_tool(call.name, call.id, target=self._toolbox.target(call.name)) as run:
+            self._runs[call.id] = run
+            result = self._driven.kept(await self._run(call))
+            if not result.ok:
+                run.failed(result.error or "error")
         await self._guard.after_call(Metered("tool", call.name, self._turn))
         return result
 
@@ -375,6 +399,8 @@ class _LoopTurn:
         except TooLarge as error:
             result = msgspec.structs.replace(result, ok=False, text=f"{TOO_LARGE} ({error.message})", error="too_large")
             await self._commit(Ran(result), run)
+        finally:
+            self._turn.calls.end()
         return result
 
     async def _run(self, call: Call) -> Result:

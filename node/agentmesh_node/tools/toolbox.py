@@ -131,7 +131,8 @@ class Toolbox:
         within_s = turn.steps.bounded_s(item.timeout_s)
         work = turn.steps.ask(call.id, item.agent, prompt, timeout_s=within_s, budget=item.budget)
         try:
-            outcome = await bounded(work, within_s + GRACE_S, call.name)
+            async with turn.calls.resting():
+                outcome = await bounded(work, within_s + GRACE_S, call.name)
         except TimedOut:
             return Result.failed(call, "timeout", functions.timed_out(within_s, again=True))
         if outcome.ok:

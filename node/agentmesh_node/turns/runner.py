@@ -27,7 +27,7 @@ from agentmesh.callback_results import NONE, Codec, bad_response, crash_error, p
 from agentmesh.edge.tasks import cancel_and_wait
 from agentmesh.errors import BackendError, BudgetExceeded
 from agentmesh.records import NOTHING, Inner
-from agentmesh.steps import Steps, UnjournaledSteps
+from agentmesh.steps import Calls, Steps, UnjournaledSteps, Unmoved
 from agentmesh.tool_runs import ToolRun
 from agentmesh.turn.values import (
     Choice,
@@ -105,6 +105,7 @@ class Runner:
         self._number = 0
         """The newest turn's number."""
         self._steps: Steps = UnjournaledSteps()
+        self._open_calls: Calls = Unmoved()
         self._meter: BudgetMeter | None = None
         """The newest turn's meter."""
         self._tools = ToolsSeen()
@@ -358,12 +359,14 @@ class Runner:
         feed: Callable[[Input], None],
         on_event: Callable[[Event], None] | None,
         steps: Steps | None = None,
+        open_calls: Calls | None = None,
     ) -> bool:
         """Start the prompt task; `feed` gets its `TurnEnded`. Returns whether it still runs: a quick one is over at once."""
         until = command.awaited_until
         bound_s = command.watchdog_s if until is None else min(command.watchdog_s, max(0.0, until - self._ports.now()))
         self._meter = BudgetMeter(command.purse, self._ports.prices, self._ports.monotonic, bound_s=bound_s)
         self._steps = MeteredSteps(steps if steps is not None else UnjournaledSteps(), self._meter)
+        self._open_calls = open_calls if open_calls is not None else Unmoved()
         self._tools = ToolsSeen()
         self._number = command.number
         attempt = command.attempt
@@ -443,7 +446,18 @@ class Runner:
         began = self._ports.monotonic()
         request = command.request
         steps, absent, kept = self._steps, self._report_absence, _kept(command) if command.kept else ()
-        turn = Turn(self._name, request.ref, number, request.metadata, request.attachments, steps, meter, absent, kept)
+        turn = Turn(
+            self._name,
+            request.ref,
+            number,
+            request.metadata,
+            request.attachments,
+            steps,
+            meter,
+            absent,
+            kept,
+            self._open_calls,
+        )
         try:
             meter.check()
             stream = await backend.prompt(_decoded(command.session), command.prompt, turn)

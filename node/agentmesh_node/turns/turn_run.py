@@ -9,8 +9,9 @@ from typing import Any
 from agentmesh.records import Inner, Resolve
 from agentmesh.tool_runs import ToolRun
 from agentmesh.turn.step_values import StepTaken, WaitOver
-from agentmesh.turn.values import Input, RunTurn, TurnAttempt, Watchdog
+from agentmesh.turn.values import HandOn, Input, RunTurn, TurnAttempt, Watchdog
 from agentmesh_node.services import Services
+from agentmesh_node.turns.boundary import Boundary
 from agentmesh_node.turns.live_events import TurnEventStream
 from agentmesh_node.turns.runner import Runner
 from agentmesh_node.turns.turn_steps import TurnSteps
@@ -51,6 +52,8 @@ class TurnRun:
         self._number: int | None = None
         self.steps: TurnSteps | None = None
         """The steps of the running turn, or of the last one."""
+        self._calls: Boundary | None = None
+        self._leaving = False
 
     @property
     def waiting(self) -> bool:
@@ -88,10 +91,23 @@ class TurnRun:
         self._number = command.number
         self._events = TurnEventStream.open(self._s, self._name, command, self._generation)
         self.steps = TurnSteps(self._s, command, self._feed, self._begin_to_wait)
-        if self._runner.start_turn(command, self._ended, self._events.event if self._events else None, self.steps):
+        self._calls = Boundary(lambda: self._feed(HandOn(command.number)), leaving=self._leaving)
+        on_event = self._events.event if self._events else None
+        if self._runner.start_turn(command, self._ended, on_event, self.steps, self._calls):
             self._watchdog = asyncio.get_running_loop().call_later(command.watchdog_s, self._on_watchdog, command.number)
             if command.attempt is not None:
                 self._on_lasting(command.attempt)
+
+    def leave(self) -> None:
+        """The agent is about to be handed over: a turn that says which calls are open goes on elsewhere behind them."""
+        self._leaving = True
+        if self._calls is not None:
+            self._calls.leave()
+
+    def tell_handed_on(self) -> None:
+        """Tell the turn's reader that it goes on elsewhere, and that nothing of it is void."""
+        if self._events is not None:
+            self._events.send({"type": "handover"}, though_full=True)
 
     def _on_watchdog(self, number: int) -> None:
         self._feed(Watchdog(number, self.spent(), self.ran(), self.inner()))
@@ -109,6 +125,8 @@ class TurnRun:
 
     def _run_over(self) -> None:
         self._stop_watchdog()
+        if self._calls is not None:
+            self._calls.close()
         if self.steps is not None:
             self.steps.close()
 

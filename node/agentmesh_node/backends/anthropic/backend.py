@@ -55,7 +55,7 @@ class AnthropicBackend:
         session = {**session, "messages": list(session["messages"])}
         options = self._options
         loop = ToolLoop(
-            AnthropicModel(await self._lease.client(), options, turn.allowance),
+            AnthropicModel(await self._lease.client(), options, turn.allowance, turn.calls),
             self._toolbox,
             bounds=Bounds(options.max_iterations, options.parallel_tools, options.max_tool_runs, options.max_result_bytes),
             guard=self.guard,

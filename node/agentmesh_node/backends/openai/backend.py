@@ -55,7 +55,7 @@ class OpenAIBackend:
         session = {**session, "history": list(session["history"])}
         options = self._options
         loop = ToolLoop(
-            OpenAIModel(await self._lease.client(), options, turn.allowance),
+            OpenAIModel(await self._lease.client(), options, turn.allowance, turn.calls),
             self._toolbox,
             bounds=Bounds(options.max_iterations, options.parallel_tools, options.max_tool_runs, options.max_result_bytes),
             guard=self.guard,

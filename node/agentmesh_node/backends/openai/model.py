@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from agentmesh.backend import Event, Turn
 from agentmesh.errors import BackendError
-from agentmesh.steps import Allowance
+from agentmesh.steps import UNMOVED, Allowance, Calls
 from agentmesh.tools import ToolSpec
 from agentmesh_node.backends.api.body import read
 from agentmesh_node.backends.openai import messages
@@ -30,13 +30,15 @@ class OpenAIModel:
 
     provider = "openai"
 
-    def __init__(self, client: AsyncOpenAI, options: OpenAIOptions, allowance: Allowance) -> None:
+    def __init__(self, client: AsyncOpenAI, options: OpenAIOptions, allowance: Allowance, calls: Calls = UNMOVED) -> None:
         """
         Args:
             allowance: what the turn may still spend, and how long it may run.
+            calls: hears when a call only waits for its next try.
         """
         self.name = options.model
         self._allowance = allowance
+        self._calls = calls
         self._retries = Retries(options.attempts, options.max_wait_s)
         self._client = client
         self._options = options
@@ -58,7 +60,7 @@ class OpenAIModel:
             BackendError: there is no answer; agentmesh_node.backends.api.failures has the reasons.
         """
         body = self._options.sent(self._body(history, tools))
-        async with aclosing(again(lambda: self._stream(body), self._retries, self._allowance)) as parts:
+        async with aclosing(again(lambda: self._stream(body), self._retries, self._allowance, self._calls)) as parts:
             async for part in parts:
                 yield part
 

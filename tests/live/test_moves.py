@@ -1,0 +1,105 @@
+"""Turns in which all nodes are replaced, one after the other, and nothing is repeated (case 670).
+
+The number of agents and of steps is a small one; `MOVES_AGENTS` and `MOVES_STEPS` of the environment ask for more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from agentmesh.subjects import Subjects
+from agentmesh_client.streaming import Ended, Missed, Restarted, Text
+from fakes.messages import Answer, Call, FakeMessages, Tool
+from live.mesh import PATIENCE_S, ProcessMesh, process_mesh
+from live.test_steps_anthropic import SDK, TOOLERS, environment, lines
+from support import Server, eventually, run
+
+AGENTS = int(os.environ.get("MOVES_AGENTS", "12"))
+STEPS = int(os.environ.get("MOVES_STEPS", "20"))
+NODES = ("n1", "n2", "n3", "n4")
+LONG_S = 300.0
+
+
+def script(call: Call) -> Answer:
+    """A model that takes its time, and calls a tool once an answer."""
+    number = int(call.conversation.split()[-1]) * 1000 + call.answers
+    text = f"[{call.answers}]" + "." * 24
+    if call.answers < STEPS:
+        return Answer(text=text, delay_s=0.05, tools=(Tool("count", {"number": number + 1}, f"c{call.answers}"),))
+    return Answer(text=text, delay_s=0.05)
+
+
+WHOLE = "".join(f"[{number}]" + "." * 24 for number in range(STEPS + 1))
+
+
+class Watched:
+    """What readers of live events saw."""
+
+    def __init__(self) -> None:
+        self.void = 0
+        self.missed = 0
+        self.starts = 0
+        self.texts: dict[str, str] = {}
+        self.longest_s = 0.0
+        self.answered: list[str] = []
+
+    async def follow(self, mesh: ProcessMesh, agent: str, number: int) -> None:
+        clock = asyncio.get_running_loop().time
+        last = None
+        async with mesh.client.stream(agent, f"count {number}", timeout=LONG_S) as turn:
+            async for event in turn:
+                if last is not None:
+                    self.longest_s = max(self.longest_s, clock() - last)
+                last = clock()
+                match event:
+                    case Restarted(n=n, void_from=void_from):
+                        self.starts += 1
+                        self.void += n - void_from
+                    case Missed(count=count):
+                        self.missed += count
+                    case Text(text=text):
+                        self.texts[agent] = self.texts.get(agent, "") + text
+                    case Ended(outcome=outcome):
+                        assert outcome.ok, outcome
+                        self.answered.append(agent)
+
+
+@pytest.mark.case(670)
+@pytest.mark.slow
+def test_all_nodes_are_replaced_in_the_middle_of_turns_and_nothing_is_repeated(
+    server: Server, subjects: Subjects, tmp_path: Path
+) -> None:
+    runs, watched = tmp_path / "runs", Watched()
+
+    async def main(fake: FakeMessages) -> None:
+        async with process_mesh(server, subjects, tmp_path, env=environment(fake, runs), modules=SDK) as mesh:
+            for own_id in NODES:
+                await mesh.start("node", own_id, "--agents", TOOLERS)
+            names = [f"a{number}" for number in range(AGENTS)]
+            for name in names:
+                await mesh.client.start_agent(name, kind="Teller", timeout=PATIENCE_S)
+            turns = [asyncio.create_task(watched.follow(mesh, name, number + 1)) for number, name in enumerate(names)]
+            await eventually(lambda: len(fake.calls) >= 2 * AGENTS, PATIENCE_S, "two calls of each")
+            for number, own_id in enumerate(NODES):
+                await mesh.start("node", f"m{number}", "--agents", TOOLERS)
+                assert await mesh.hosts[own_id].terminate() == 0, mesh.hosts[own_id].log
+            assert any(not turn.done() for turn in turns), "the turns were too short"
+            await asyncio.gather(*turns)
+
+    with FakeMessages(script) as fake:
+        run(main(fake), LONG_S)
+        made = Counter((call.conversation, call.answers) for call in fake.calls)
+    assert [call for call, times in made.items() if times > 1] == [], "model calls were repeated"
+    assert len(made) == AGENTS * (STEPS + 1)
+    ran = Counter(lines(runs))
+    assert [line for line, times in ran.items() if times > 1] == [], "tools were repeated"
+    assert len(ran) == AGENTS * STEPS
+    assert len(watched.answered) == AGENTS and watched.starts > 0
+    assert (watched.void, watched.missed) == (0, 0), "text was shown twice, or not at all"
+    assert set(watched.texts.values()) == {WHOLE}
+    print(f"handed on {watched.starts} times; longest pause of a stream {watched.longest_s:.3f} s")
