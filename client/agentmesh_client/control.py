@@ -74,6 +74,7 @@ class Control:
             NotFound: there is no such agent.
             Unavailable: nobody owns the agent at the moment, or NATS cannot be reached.
             AskTimeout: its owner does not answer.
+            NotPermitted: the server forbids it in either form.
             MeshError: the owner refused.
         """
         loop = asyncio.get_running_loop()
@@ -82,6 +83,7 @@ class Control:
         subject, body = await self._addressed(agent, request)
         headers = None if key is None else {KEY: key}
         last: Exception | None = None
+        refused: NotPermitted | None = None
         for pause in CALL_RETRY:
             left = max(end - loop.time(), 0.05)
             sent = self._transport.connected
@@ -89,7 +91,13 @@ class Control:
                 message = await self._transport.request(
                     subject, body, headers=headers, timeout=min(left, ATTEMPT_S) if repeat else left
                 )
-                return _decoded(message, reply)
+            except NotPermitted as error:
+                if refused is not None or subject != self._subjects.control(agent):
+                    raise refused or error from None
+                # The server did not say what this user may do; one operation may be permitted where all are not.
+                refused = error
+                subject, body = self._by_operation(agent, request)
+                continue
             except NoResponders as error:
                 last = error
                 await self._check_absence(agent, loop.time() - began)
@@ -97,19 +105,23 @@ class Control:
                 last = error
                 if sent and not repeat:
                     break  # the owner may have got it
+            else:
+                return _decoded(message, reply)
             if loop.time() + pause >= end:
                 break
             await asyncio.sleep(pause)
-        raise await self._gave_up(agent, request.op, timeout, last)
+        raise await self._gave_up(agent, request.op, timeout, last, alone=subject != self._subjects.control(agent))
 
     async def _addressed(self, agent: str, request: ControlRequest) -> tuple[str, bytes]:
         """Subject and body of a request: its operation stands in the subject where this user may send it by that one only."""
         subject = self._subjects.control(agent)
         if self._access is not None and await self._access.forbids(subject):
-            op = "state" if request.op == "status" and request.content else request.op
-            subject = self._subjects.control_op(op, agent)
-            request = msgspec.structs.replace(request, op="", content=False)
+            return self._by_operation(agent, request)
         return subject, encode(request)
+
+    def _by_operation(self, agent: str, request: ControlRequest) -> tuple[str, bytes]:
+        op = "state" if request.op == "status" and request.content else request.op
+        return self._subjects.control_op(op, agent), encode(msgspec.structs.replace(request, op="", content=False))
 
     async def _check_absence(self, agent: str, waited: float) -> None:
         """Raise if waiting for an owner is in vain: no mesh, no agent, or none of the live nodes can run it."""
@@ -132,7 +144,8 @@ class Control:
         if spec.status == "wanted" and spec.reason is not None and waited > SETTLE_S:
             raise waiting(agent, spec)
 
-    async def _gave_up(self, agent: str, op: str, timeout: float, last: Exception | None) -> Exception:
+    async def _gave_up(self, agent: str, op: str, timeout: float, last: Exception | None, *, alone: bool) -> Exception:
+        """The error to raise. `alone`: the request was sent in the form that names its operation."""
         if isinstance(last, NoResponders):
             with suppress(TimeoutError, NotPermitted):
                 async with asyncio.timeout(LOOK_S):
@@ -141,8 +154,10 @@ class Control:
             return nobody(agent)
         if isinstance(last, Disconnected):
             return Unavailable("there is no connection to NATS now; it is being restored, try again")
+        older = "its node may be of an older build, which does not know it: update the nodes"
+        hint = older if alone else "see `mesh ps` for its node"
         return AskTimeout(
-            f"the owner of agent {agent!r} did not answer {op!r} within {timeout:g} s; see `mesh ps` for its node",
+            f"the owner of agent {agent!r} did not answer {op!r} within {timeout:g} s; {hint}",
             details={"agent": agent},
         )
 

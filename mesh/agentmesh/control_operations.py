@@ -74,10 +74,10 @@ def request_in(lane: str, body: bytes) -> ControlRequest:
         msgspec.DecodeError, RecursionError: the body is none.
         BadRequest: the operation is not known; or the body names another one than the subject.
     """
-    named = lane.removeprefix(CONTROL).removeprefix("-")
-    request = _decoder.decode(body) if body or not named else ControlRequest()
-    if not named:
-        return _whole(request)
+    if lane == CONTROL:
+        return _whole(_decoder.decode(body))
+    named = lane.removeprefix(f"{CONTROL}-")
+    request = _decoder.decode(body) if body else ControlRequest()
     if named not in OPERATIONS:
         raise BadRequest(f"unknown operation {named[:40]!r}; there are: {', '.join(OPERATIONS)}")
     if request.op not in ("", named):

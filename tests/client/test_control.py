@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 
-from agentmesh.errors import AskTimeout, BadRequest, BadState, NotFound, Unavailable
+from agentmesh.control_values import ControlRequest
+from agentmesh.edge.transport import Message
+from agentmesh.errors import AskTimeout, BadRequest, BadState, NotFound, NotPermitted, Unavailable
 from agentmesh.subjects import Subjects
 from agentmesh.wire import ErrorBody
+from agentmesh_client.control import Control, ControlReply
 from client.fake_owner import world
 from support import Server, eventually, run
 
@@ -141,5 +144,45 @@ def test_an_owner_that_does_not_answer_ends_in_a_timeout(server: Server, subject
                 await w.mesh.interrupt("coder", timeout=2)
             await eventually(lambda: owner.requests)
             assert owner.requests == [{"op": "interrupt"}], "an interrupt of whatever runs must not be repeated"
+
+    run(scenario())
+
+
+class Refusing:
+    """A connection whose server refuses some subjects, and an owner that refuses the rest, or answers it."""
+
+    connected = True
+
+    def __init__(self, *refused: str, answer: bytes = b'{"v":1,"interrupted":true}') -> None:
+        self.refused = refused
+        self.answer = answer
+        self.sent: list[tuple[str, bytes]] = []
+
+    async def request(self, subject: str, data: bytes, *, headers: object = None, timeout: float) -> Message:
+        self.sent.append((subject, data))
+        if subject in self.refused:
+            raise NotPermitted(f"publish to {subject}")
+        return Message("_INBOX.1", self.answer, {})
+
+
+@pytest.mark.case(616)
+def test_an_operation_that_alone_is_permitted_is_sent_by_its_subject_once_the_other_form_is_refused(subjects: Subjects) -> None:
+    every, one = subjects.control("coder"), subjects.control_op("interrupt", "coder")
+
+    async def interrupt(transport: Refusing) -> ControlReply:
+        control = Control(transport, subjects, None)  # type: ignore[arg-type]
+        request = ControlRequest(op="interrupt", ref="17")
+        return await control.ask("coder", request, ControlReply, timeout=5, repeat=True)
+
+    async def scenario() -> None:
+        free, few, none = Refusing(), Refusing(every), Refusing(every, one)
+        assert (await interrupt(free)).interrupted and [subject for subject, _ in free.sent] == [every]
+        assert (await interrupt(few)).interrupted and few.sent[1] == (one, b'{"ref":"17"}')
+        with pytest.raises(NotPermitted, match=every):
+            await interrupt(none)
+        owner = Refusing(answer=b'{"v":1,"error":{"code":"not_permitted","message":"the key is another one"}}')
+        with pytest.raises(NotPermitted, match="key"):
+            await interrupt(owner)
+        assert [subject for subject, _ in owner.sent] == [every], "the owner's word is the last one"
 
     run(scenario())

@@ -8,9 +8,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from agentmesh import control_operations
 from agentmesh.access.layout import crossings
 from agentmesh.access.roles import lists
-from agentmesh.control_operations import CONTROL, GIVEN, OPERATIONS, is_control, operation, request_in
+from agentmesh.control_operations import CONTROL, GIVEN, OPERATIONS, ControlOperation, is_control, operation, request_in
 from agentmesh.control_values import ControlRequest
 from agentmesh.errors import BadRequest
 from agentmesh.subjects import LANES, Subjects
@@ -41,9 +42,23 @@ def test_content_is_an_operation_of_its_own() -> None:
     with pytest.raises(BadRequest, match="control-state"):
         request_in("control-status", b'{"content":true}')
     for unknown in ("control-probe", "control-", "control-nothing"):
-        if unknown != "control-":
+        for body in (b"{}", b"", b'{"op":"cancel","ref":"1"}'):
             with pytest.raises(BadRequest):
-                request_in(unknown, b"{}")
+                request_in(unknown, body)
+
+
+def test_an_operation_that_is_added_to_the_table_is_taken_given_exported_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    added = {**OPERATIONS, "nap": ControlOperation("nap", "sleep for a while")}
+    given = (*GIVEN, "nap")
+    monkeypatch.setattr(control_operations, "OPERATIONS", added)
+    monkeypatch.setattr(control_operations, "GIVEN", given)
+    subjects = Subjects("mesh")
+    assert request_in("control-nap", b"") == ControlRequest(op="nap")
+    assert operation("nap") is added["nap"]
+    assert subjects.control_op("nap", "coder") in lists("caller", subjects, user="u", agents=("coder",), ops=given).publish_allow
+    assert subjects.control_op("nap", ">") in {crossing.exported for crossing in crossings(subjects, given)}
+    with pytest.raises(BadRequest, match="nap"):
+        request_in("control-nothing", b"")
 
 
 def test_no_lane_of_mail_is_taken_for_control() -> None:

@@ -92,7 +92,6 @@ THROUGH: dict[str, str] = {
     "agentmesh_client.cli.dead": "client/test_cli.py",
     "agentmesh_client.cli.doctor": "client/test_doctor.py",
     "agentmesh_client.client": "client/test_asking.py",
-    "agentmesh_client.control": "client/test_control.py",
     "agentmesh_client.dead": "client/test_cli.py",
     "agentmesh_client.directory": "client/test_cli.py",
     "agentmesh_client.late_prompts": "client/test_asking.py",

@@ -101,14 +101,16 @@ class ControlRequests:
 
     def handle(self, message: Message) -> None:
         """Handle one request. A malformed one is answered with an error."""
+        lane, _ = self._s.subjects.parse_copy(message.subject) or (CONTROL, "")
         if not message.reply:
-            self._handle_probe(message)
+            # A probe is the mesh's own: one whose subject names an operation comes from somebody who was permitted that one only.
+            if lane == CONTROL:
+                self._handle_probe(message)
             return
         reply = usable_reply(message, self._s.subjects.root)
         if reply is None:
             return
         try:
-            lane, _ = self._s.subjects.parse_copy(message.subject) or (CONTROL, "")
             self._dispatch(request_in(lane, message.data), reply, message.headers)
         except (msgspec.DecodeError, RecursionError) as error:
             self._reply_soon(reply, wire.encode_failure(BadRequest(f"not a control request: {error}")))

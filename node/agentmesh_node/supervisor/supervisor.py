@@ -301,6 +301,9 @@ class Supervisor:
         try:
             if op in ("ping", "stats"):
                 body = encode(self._stats(op == "stats"))
+            elif message.subject == self._subjects.supervisors():
+                # Observers may ask all supervisors; what one of them is to do is asked of it, by its own subject.
+                raise BadRequest("all supervisors together are asked ping and stats; ask one by its id for more")
             elif op == "rebalance":
                 body = encode_reply({"moving": await self._rebalance()})
             else:

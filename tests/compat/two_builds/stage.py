@@ -61,7 +61,7 @@ class Stage:
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(self.recorder.close)
             await self.recorder.start()
-            stack.push_async_callback(self._close)
+            stack.push_async_callback(self.close)
             await self.start(OLD_SUPERVISOR, NEW_SUPERVISOR, *OLD_NODES, *NEW_NODES)
             self.mesh = await stack.enter_async_context(agentmesh_client.connect(self.server.url, root=self.subjects.root))
             await prepare(self.mesh)
@@ -100,13 +100,15 @@ class Stage:
         command = ["-m", "agentmesh_node", "node" if node else "supervisor", "--id", own_id]
         command += ["--nats", self.server.url, "--root", self.subjects.root]
         command += ["--agents", str(builds.HERE / "agents.py")] if node else []
-        env = builds.environment(self._tree(own_id)) | {"MESH_PASSIVATE_S": "2", "MESH_DRAIN_S": "5"}
+        env = builds.environment(self.tree(own_id)) | {"MESH_PASSIVATE_S": "2", "MESH_DRAIN_S": "5"}
         return Kept(own_id, command, self._logs / f"{own_id}.log", env, self.note)
 
-    def _tree(self, own_id: str) -> Path:
+    def tree(self, own_id: str) -> Path:
+        """The code that a process of that id runs."""
         return self._trees[own_id in (*OLD_NODES, OLD_SUPERVISOR, "c-old")]
 
-    async def _close(self) -> None:
+    async def close(self) -> None:
+        """End all that runs."""
         for caller, _ in self._callers:
             with contextlib.suppress(ProcessLookupError):
                 caller.kill()
@@ -122,7 +124,7 @@ class Stage:
         with (self._logs / f"{name}.log").open("ab") as log:
             caller = await asyncio.create_subprocess_exec(
                 sys.executable, str(builds.HERE / "caller.py"), name, self.server.url, self.subjects.root,
-                env=builds.environment(self._tree(name)),
+                env=builds.environment(self.tree(name)),
                 stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=log,
             )  # fmt: skip
         self._callers.append((caller, asyncio.create_task(self._hear(caller), name=name)))

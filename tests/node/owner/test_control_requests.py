@@ -196,6 +196,18 @@ def test_a_probe_is_handed_on_and_gets_no_answer() -> None:
     desk(story)
 
 
+@pytest.mark.case(614)
+@pytest.mark.parametrize("name", ["status", "probe", ""])
+def test_a_probe_from_somebody_who_may_send_one_operation_only_is_nothing(name: str) -> None:
+    async def story(it: Desk) -> None:
+        probe = wire.encode(control_values.ControlRequest(op="probe", probe=PROBE))
+        it.requests.handle(Message(it.node.subjects.control_op(name, AGENT), probe, {}, ""))
+        await it.node.pass_time(1.0)
+        assert it.probes == [] and it.notes.inputs == [] and it.replies == []
+
+    desk(story)
+
+
 @pytest.mark.parametrize(
     "body",
     [

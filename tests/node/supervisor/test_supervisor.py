@@ -444,6 +444,22 @@ def test_only_the_leader_rebalances(server: Server, subjects: Subjects) -> None:
     run(scenario())
 
 
+@pytest.mark.case(615)
+def test_who_asks_all_supervisors_learns_of_them_and_moves_nothing(server: Server, subjects: Subjects) -> None:
+    async def scenario() -> None:
+        async with running(server, subjects) as mesh:
+            await mesh.leading("s1")
+            for op in ("rebalance", "drain", "cordon", "release", "sweep"):
+                request = json.dumps({"op": op, "agents": ["a"]}).encode()
+                refused = await mesh.transport.request(subjects.supervisors(), request, timeout=5)
+                assert json.loads(refused.data)["error"]["code"] == "bad_request"
+            for op in ("ping", "stats"):
+                reply = await mesh.transport.request(subjects.supervisors(), json.dumps({"op": op}).encode(), timeout=5)
+                assert json.loads(reply.data)["node"] == "s1"
+
+    run(scenario())
+
+
 # --- the process --------------------------------------------------------------------------------------------------
 def test_it_answers_pings_and_refuses_the_rest(server: Server, subjects: Subjects) -> None:
     async def scenario() -> None:
