@@ -57,7 +57,7 @@ def test_no_number_is_missing_or_used_twice() -> None:
         *range(620, 628),
         650,
         *range(655, 664),
-        *range(670, 674),
+        *range(670, 675),
     }
 
 
