@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import msgspec
 
@@ -23,6 +23,8 @@ REBALANCE_S = 30.0
 LOOK_S = 0.1
 ACTIVITY_S = 2.0
 """Wait for a node to say what its agents are doing."""
+WAITS_S = 2.0
+"""How often it is told for which agents a node's end waits."""
 AT_ONCE = 32
 """Nodes that are asked at the same time."""
 
@@ -81,9 +83,9 @@ class Operator:
         leader = msgspec.json.decode(entry.value, type=SupervisorLease).id
         return (await self._ask(leader, ControlRequest(op="rebalance"), REBALANCE_S)).moving
 
-    async def gone(self, node: str, timeout: float) -> None:
+    async def gone(self, node: str, timeout: float, waits_for: Callable[[Activity], None] = lambda one: None) -> None:
         """Return when `node`, which has been told to drain, has left: its lease is gone. The node of `mesh up` takes its server
-        with it.
+        with it. `waits_for` is told from time to time which of its agents are still in a turn.
 
         Raises:
             AskTimeout: it has not left within `timeout` seconds.
@@ -91,10 +93,16 @@ class Operator:
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
+        look = loop.time() + WAITS_S
         while True:
             try:
                 if await self._registry.get(node_key(node)) is None:
                     return
+                if loop.time() > look:
+                    for one in (await self.activities([node])).values():
+                        if one.state == "processing":
+                            waits_for(one)
+                    look = loop.time() + WAITS_S
             except Unavailable:
                 if node == UP_ID and getattr(self._transport, "server_name", "") == UP_SERVER:
                     return

@@ -153,6 +153,8 @@ class Activity(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """This, `sender` and `tool` as in `Status`."""
     sender: str | None = None
     tool: str | None = None
+    steps: int = 0
+    """Steps that the running turn has taken."""
     usd: float = 0.0
     """What the agent has cost in this life, the running turn and the agents that it asked included."""
 

@@ -71,9 +71,11 @@ class Watched:
 
 @pytest.mark.case(670)
 @pytest.mark.slow
+@pytest.mark.parametrize("how", ["drained", "killed"])
 def test_all_nodes_are_replaced_in_the_middle_of_turns_and_nothing_is_repeated(
-    server: Server, subjects: Subjects, tmp_path: Path
+    server: Server, subjects: Subjects, tmp_path: Path, how: str
 ) -> None:
+    """Where nodes are killed, one call of each agent may be repeated for each kill."""
     runs, watched = tmp_path / "runs", Watched()
 
     async def main(fake: FakeMessages) -> None:
@@ -87,19 +89,27 @@ def test_all_nodes_are_replaced_in_the_middle_of_turns_and_nothing_is_repeated(
             await eventually(lambda: len(fake.calls) >= 2 * AGENTS, PATIENCE_S, "two calls of each")
             for number, own_id in enumerate(NODES):
                 await mesh.start("node", f"m{number}", "--agents", TOOLERS)
-                assert await mesh.hosts[own_id].terminate() == 0, mesh.hosts[own_id].log
+                if how == "drained":
+                    assert await mesh.hosts[own_id].terminate() == 0, mesh.hosts[own_id].log
+                else:
+                    await mesh.hosts[own_id].kill()
             assert any(not turn.done() for turn in turns), "the turns were too short"
             await asyncio.gather(*turns)
 
     with FakeMessages(script) as fake:
         run(main(fake), LONG_S)
         made = Counter((call.conversation, call.answers) for call in fake.calls)
-    assert [call for call, times in made.items() if times > 1] == [], "model calls were repeated"
-    assert len(made) == AGENTS * (STEPS + 1)
     ran = Counter(lines(runs))
-    assert [line for line, times in ran.items() if times > 1] == [], "tools were repeated"
-    assert len(ran) == AGENTS * STEPS
+    again = made.total() - len(made), ran.total() - len(ran)
+    print(
+        f"repeated: {again[0]} calls of models, {again[1]} of tools; {watched.starts} turns went on elsewhere; longest pause of a "
+        f"stream {watched.longest_s:.3f} s"
+    )
+    assert (len(made), len(ran)) == (AGENTS * (STEPS + 1), AGENTS * STEPS)
     assert len(watched.answered) == AGENTS and watched.starts > 0
+    if how == "killed":
+        assert sum(again) <= watched.starts, "more than the call in flight was repeated"
+        return
+    assert again == (0, 0)
     assert (watched.void, watched.missed) == (0, 0), "text was shown twice, or not at all"
     assert set(watched.texts.values()) == {WHOLE}
-    print(f"handed on {watched.starts} times; longest pause of a stream {watched.longest_s:.3f} s")

@@ -87,3 +87,24 @@ def test_events_shows_decisions_with_their_reasons(server: Server, subjects: Sub
             assert event["reason"] == "it has no owner; n1 fits and has the fewest agents (0)"
 
     run(scenario(), timeout=120)
+
+
+@pytest.mark.case(674)
+def test_a_drain_says_which_turn_it_waits_for(server: Server, subjects: Subjects, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        shell = Shell(server, subjects)
+        async with process_mesh(server, subjects, tmp_path, "n1", "n2") as mesh:
+            runs, gate = tmp_path / "runs", tmp_path / "gate"
+            await mesh.client.start_agent("a", kind="Recorder", options={"runs": str(runs)})
+            asking = asyncio.create_task(mesh.client.ask("a", f"gate:{gate} done", timeout=PATIENCE_S))
+            await eventually(lambda: runs.exists() and "gate" in runs.read_text())
+            host = await mesh.host_of("a")
+            draining = asyncio.create_task(shell.run("drain", host.id))
+            await eventually(lambda: "the end of this node waits for a turn" in host.log, PATIENCE_S, "its node's line")
+            gate.touch()
+            out, err = await draining
+            assert out == f"{host.id} is gone\n"
+            assert "waiting for a turn of a, begun " in err
+            assert (await asking).text == "done"
+
+    run(scenario(), timeout=120)

@@ -13,6 +13,7 @@ from agentmesh_client.cli import exits
 from agentmesh_client.cli.common import DEFAULTS, Flag, Globals, session
 
 if TYPE_CHECKING:
+    from agentmesh.control_values import Activity
     from agentmesh.edge.transport import Message
 
 NodeId = Annotated[str, Parameter(help="The node's id, as `mesh nodes` shows it.")]
@@ -32,16 +33,26 @@ async def drain(node: NodeId, /, *, timeout: float = 60.0, no_wait: Flag = False
     from agentmesh_client.admin import Operator
     from agentmesh_client.cli.output import Printer
 
+    printer = Printer(options)
     async with session(options) as mesh:
         operator = Operator(mesh.transport, mesh.subjects)
         await operator.drain(node)
         if node == UP_ID:
             logging.getLogger("agentmesh.edge").setLevel(logging.ERROR)  # its server ends with it: no news, then
         if not no_wait:
-            await operator.gone(node, timeout)
+            await operator.gone(node, timeout, lambda one: printer.note(_waits_for(one)))
     state = "draining" if no_wait else "gone"
-    Printer(options).value({"v": 1, "node": node, "state": state}, f"{node} is {state}")
+    printer.value({"v": 1, "node": node, "state": state}, f"{node} is {state}")
     return exits.OK
+
+
+def _waits_for(one: Activity) -> str:
+    """For what a node's end waits, in a line."""
+    from agentmesh_client.cli.output import age
+
+    tool = "" if one.tool is None else f", in the tool {one.tool}"
+    since = "" if one.since is None else f", begun {age(one.since)} ago"
+    return f"waiting for a turn of {one.name}{since}: {one.steps} steps taken{tool}"
 
 
 async def cordon(node: NodeId, /, *, off: Flag = False, options: Globals = DEFAULTS) -> int:

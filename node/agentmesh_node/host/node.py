@@ -19,10 +19,11 @@ from agentmesh.edge.clock import SYSTEM, Ambient
 from agentmesh.edge.registry import Entry, Registry, View, decode_epoch
 from agentmesh.edge.server_time_keeper import ServerTime
 from agentmesh.edge.streams import duplicate_window
+from agentmesh.edge.tasks import cancel_and_wait
 from agentmesh.edge.transport import Disconnected, RequestTimeout, Transport
 from agentmesh.errors import Unavailable
 from agentmesh.subjects import EPOCH_KEY, Subjects
-from agentmesh.wire import encode
+from agentmesh.wire import encode, parse_time
 from agentmesh_node.gateway.gateway import Gateway
 from agentmesh_node.host.audit import Audit
 from agentmesh_node.host.catalog import Catalog
@@ -40,6 +41,8 @@ from agentmesh_node.telemetry.metrics import DroppedNews
 
 log = logging.getLogger("agentmesh.node")
 
+TOLD_EVERY_S = 2.0
+"""How often a draining node says what it waits for."""
 HANDOVER_S = 5.0
 """How long a draining node waits for its agents to be placed elsewhere."""
 
@@ -233,15 +236,29 @@ class Node:
             await heartbeat.change(msgspec.structs.replace(heartbeat.figures.lease, draining=True))
             if self._gateway is not None:
                 await self._gateway.close()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self.settings.drain_s + HANDOVER_S):
-                    await handover.give_up_all(self.catalog.agents, self.catalog.hand_over)
+            telling = asyncio.get_running_loop().create_task(self._tell_what_holds_up(), name="what a drain waits for")
+            try:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self.settings.drain_s + HANDOVER_S):
+                        await handover.give_up_all(self.catalog.agents, self.catalog.hand_over)
+            finally:
+                await cancel_and_wait(telling)
             left = await handover.wait(HANDOVER_S)
             if left:
                 log.warning("agents were given up and have no owner yet", extra={"agents": len(left)})
             log.info("drained", extra={"without_owner": len(left)})
         finally:
             await handover.close()
+
+    async def _tell_what_holds_up(self) -> None:
+        """Log from time to time for which turns the end of this node waits."""
+        while True:
+            await asyncio.sleep(TOLD_EVERY_S)
+            for one in activities(self.catalog.agents.values()).agents:
+                if one.state == "processing":
+                    seconds = None if one.since is None else round(self.services.now() - parse_time(one.since), 1)
+                    held = {"agent": one.name, "step": one.steps, "tool": one.tool, "seconds": seconds}
+                    log.info("the end of this node waits for a turn", extra=held)
 
     def _on_request(self, request: ControlRequest) -> None:
         assert self._heartbeat is not None

@@ -28,5 +28,6 @@ def activity_of(name: str, core: Core, spent: Callable[[], dict[str, Any] | None
         since=format_time(active.started) if active is not None else None,
         sender=active.sender if active is not None else None,
         tool=tool() if active is not None else None,
+        steps=len(core.ledger.steps) if active is not None else 0,
         usd=round(usd, 9),
     )
