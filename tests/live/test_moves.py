@@ -1,4 +1,4 @@
-"""Turns in which all nodes are replaced, one after the other, and nothing is repeated (case 670).
+"""Turns that go on elsewhere, since their nodes are replaced one after the other, and nothing is repeated (case 670).
 
 The number of agents and of steps is a small one; `MOVES_AGENTS` and `MOVES_STEPS` of the environment ask for more.
 """
@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from agentmesh.subjects import Subjects
+from agentmesh_client.admin import Operator
 from agentmesh_client.streaming import Ended, Missed, Restarted, Text
 from fakes.messages import Answer, Call, FakeMessages, Tool
 from live.mesh import PATIENCE_S, ProcessMesh, process_mesh
@@ -71,10 +72,8 @@ class Watched:
 
 @pytest.mark.case(670)
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["drained", "killed"])
-def test_all_nodes_are_replaced_in_the_middle_of_turns_and_nothing_is_repeated(
-    server: Server, subjects: Subjects, tmp_path: Path, how: str
-) -> None:
+@pytest.mark.parametrize("how", ["drained", "killed", "rebalanced"])
+def test_turns_go_on_elsewhere_and_nothing_is_repeated(server: Server, subjects: Subjects, tmp_path: Path, how: str) -> None:
     """Where nodes are killed, one call of each agent may be repeated for each kill."""
     runs, watched = tmp_path / "runs", Watched()
 
@@ -91,8 +90,10 @@ def test_all_nodes_are_replaced_in_the_middle_of_turns_and_nothing_is_repeated(
                 await mesh.start("node", f"m{number}", "--agents", TOOLERS)
                 if how == "drained":
                     assert await mesh.hosts[own_id].terminate() == 0, mesh.hosts[own_id].log
-                else:
+                elif how == "killed":
                     await mesh.hosts[own_id].kill()
+            if how == "rebalanced":
+                assert await Operator(mesh.transport, mesh.subjects).rebalance() > 0
             assert any(not turn.done() for turn in turns), "the turns were too short"
             await asyncio.gather(*turns)
 
@@ -102,8 +103,8 @@ def test_all_nodes_are_replaced_in_the_middle_of_turns_and_nothing_is_repeated(
     ran = Counter(lines(runs))
     again = made.total() - len(made), ran.total() - len(ran)
     print(
-        f"repeated: {again[0]} calls of models, {again[1]} of tools; {watched.starts} turns went on elsewhere; longest pause of a "
-        f"stream {watched.longest_s:.3f} s"
+        f"repeated: {again[0]} calls of models, {again[1]} of tools; {watched.starts} turns went on elsewhere; "
+        f"longest pause of a stream {watched.longest_s:.3f} s"
     )
     assert (len(made), len(ran)) == (AGENTS * (STEPS + 1), AGENTS * STEPS)
     assert len(watched.answered) == AGENTS and watched.starts > 0

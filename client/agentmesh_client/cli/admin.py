@@ -74,7 +74,7 @@ async def cordon(node: NodeId, /, *, off: Flag = False, options: Globals = DEFAU
 
 
 async def rebalance(*, options: Globals = DEFAULTS) -> int:
-    """Move agents from full nodes to emptier ones, as few as possible; those in a turn stay."""
+    """Move agents from full nodes to emptier ones, as few as possible; a turn goes on elsewhere, or its agent stays."""
     from agentmesh_client.admin import Operator
     from agentmesh_client.cli.output import Printer
 

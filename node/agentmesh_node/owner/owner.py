@@ -334,6 +334,11 @@ class Owner:
         return self._loop.idle
 
     @property
+    def movable(self) -> bool:
+        """Whether nothing runs that another node could not go on with."""
+        return self.idle or self._turn.movable
+
+    @property
     def closed(self) -> bool:
         """Whether this owner has stopped acting."""
         return self._loop.closed

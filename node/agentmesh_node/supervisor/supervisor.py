@@ -328,7 +328,7 @@ class Supervisor:
     async def _rebalance(self) -> int:
         """Ask the nodes that have too many agents to hand some over; those are then placed like all others.
 
-        Returns how many agents were asked for. A node keeps those of them that are in a turn when the request comes.
+        Returns how many agents were asked for. A node keeps those of them that are then in a turn which cannot go on elsewhere.
 
         Raises:
             Unavailable: another supervisor leads, or this one is not sure of its view.

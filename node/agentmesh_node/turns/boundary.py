@@ -11,12 +11,14 @@ class Boundary:
     """Counts the open calls of one run of a turn. Once the turn is to leave no call begins any more; when none is open, and the
     turn can only go on with one, `reached` is called: all that was done is durable, and nothing is under way."""
 
-    __slots__ = ("_closed", "_held", "_leaving", "_open", "_reached", "_resting")
+    __slots__ = ("_closed", "_held", "_leaving", "_open", "_reached", "_resting", "told")
 
     def __init__(self, reached: Callable[[], None], *, leaving: bool = False) -> None:
         self._reached = reached
         self._leaving = leaving
         self._closed = False
+        self.told = False
+        """Whether this run tells of its calls."""
         self._open = 0
         self._resting = 0
         self._held = 0
@@ -29,6 +31,7 @@ class Boundary:
 
     async def begin(self) -> None:
         """See `agentmesh.steps.Calls.begin`."""
+        self.told = True
         if self._leaving:
             await self._hold()
         self._open += 1

@@ -104,6 +104,11 @@ class TurnRun:
         if self._calls is not None:
             self._calls.leave()
 
+    @property
+    def movable(self) -> bool:
+        """Whether the running turn, or the last one, tells of its calls: then it may go on elsewhere."""
+        return self._calls is not None and self._calls.told
+
     def tell_handed_on(self) -> None:
         """Tell the turn's reader that it goes on elsewhere, and that nothing of it is void."""
         if self._events is not None:
