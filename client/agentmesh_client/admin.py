@@ -23,7 +23,7 @@ REBALANCE_S = 30.0
 LOOK_S = 0.1
 ACTIVITY_S = 2.0
 """Wait for a node to say what its agents are doing."""
-WAITS_S = 2.0
+WAITS_S = 1.0
 """How often it is told for which agents a node's end waits."""
 AT_ONCE = 32
 """Nodes that are asked at the same time."""
