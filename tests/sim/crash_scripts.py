@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime as dt
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from agentmesh.errors import MeshError
+from agentmesh.errors import MeshError, NotPermitted
 from agentmesh.registry_values import Restart
 from agentmesh_client.admin import Operator
 from agentmesh_client.client import Mesh
@@ -18,6 +18,8 @@ from sim.server import EPOCH
 
 START = dt.datetime.fromtimestamp(EPOCH, dt.UTC)
 """When the clock of the simulation begins."""
+KEY = "0123456789abcdef"
+"""Of requests that have one."""
 
 
 async def turns(mesh: Mesh, notes: Notes) -> None:
@@ -114,16 +116,19 @@ async def moves(mesh: Mesh, notes: Notes) -> None:
 
 async def ends(mesh: Mesh, notes: Notes) -> None:
     """Requests that are ended with all that was asked on their behalf: one that is kept open, one that runs, and all of an agent
-    that is stopped. The last agent of the chain is halted, so that nothing of it can be answered."""
+    that is stopped. The last agent of the chain is halted, so that nothing of it can be answered. The first two have keys."""
     for name, following in (("a", "b"), ("b", "c"), ("c", "a")):
         await mesh.start_agent(name, kind="Cell", options={"next": following})
     await notes.ask(mesh, "c", "halt L0")
     for text in ("call L1 2", "wait L2 b c"):
-        ref = await mesh.tell("a", text)
+        ref = await mesh.tell("a", text, key=KEY)
         await _queued(mesh, "c", 1)
+        await _refused(mesh.cancel("a", ref, tree=True, key=KEY[::-1], timeout=200))
+        await _refused(mesh.poll("a", ref, key=KEY[::-1], timeout=200))
         await mesh.cancel("a", ref, tree=True, timeout=200)
         await _queued(mesh, "c", 0)
         notes.answers[text] = await _ended(mesh, "a", ref)
+        await _refused(mesh.poll("a", ref, key=KEY[::-1], timeout=200))
     ref = await mesh.tell("a", "wait L3 b c")
     await _queued(mesh, "c", 1)
     await mesh.stop("a", timeout=300)
@@ -132,6 +137,14 @@ async def ends(mesh: Mesh, notes: Notes) -> None:
     await mesh.resume("c", timeout=100)
     await notes.ask(mesh, "c", "add L4")
     await notes.ask(mesh, "b", "add L5")
+
+
+async def _refused(call: Awaitable[object]) -> None:
+    try:
+        await call
+    except NotPermitted:
+        return
+    raise AssertionError("a request was shown, or ended, without its key")
 
 
 async def _ended(mesh: Mesh, agent: str, ref: str) -> str:
