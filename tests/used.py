@@ -46,6 +46,8 @@ UNUSED: dict[tuple[Role, str], str] = {
     ("supervisor", "$JS.API.DIRECT.GET.MESH_TIMER"): _LATECOMER,
     ("supervisor", "$JS.API.DIRECT.GET.MESH_RESULT"): _LATECOMER,
     ("setup", "$SYS.REQ.USER.INFO"): _ASKED,
+    ("setup", "mesh.inbox._probe"): "`mesh setup` as a process of its own, which tests/node/process/test_secured.py starts",
+    ("setup", "$JS.API.STREAM.NAMES"): "`mesh up` on a store whose streams are not shown",
     **{("setup", f"$JS.API.STREAM.UPDATE.{stream}"): "settings that change are set in tests/node/process" for stream in _STREAMS},
     **{("operator", entry): _LARGE for entry in _BLOB_READS},
     ("operator", "mesh.tell.>"): _BY_HAND,

@@ -18,7 +18,7 @@ from agentmesh.edge.journal_reader import JournalReader
 from agentmesh.edge.read import get_last_many, get_next, read
 from agentmesh.edge.registry import Registry
 from agentmesh.edge.transport import Transport
-from agentmesh.errors import BadRequest, NotFound, StreamMissing, UnreadableRecord
+from agentmesh.errors import BadRequest, NotFound, NotPermitted, StreamMissing, UnreadableRecord
 from agentmesh.ledger import fold
 from agentmesh.names import agent_name
 from agentmesh.subjects import EPOCH_KEY, Subjects
@@ -57,6 +57,8 @@ class ReportSource(msgspec.Struct, frozen=True, kw_only=True):
     """Whether the mesh keeps facts."""
     journals: int = 0
     """Journals that were read beside them, because not all nodes publish all facts."""
+    refused: bool = False
+    """They would have been read, and this user may not: what nodes do not publish is not shown."""
 
     def __str__(self) -> str:
         nodes = ", ".join(f"{number} with {setting}" for setting, number in sorted(self.facts.items())) or "none"
@@ -65,6 +67,8 @@ class ReportSource(msgspec.Struct, frozen=True, kw_only=True):
             parts.append("the mesh keeps none (run `mesh setup`)")
         if self.journals:
             parts.append(f"journals read: {self.journals}")
+        if self.refused:
+            parts.append("this user may not read journals, so only facts are shown (nodes publish all with --trace-facts all)")
         return "; ".join(parts)
 
 
@@ -308,6 +312,8 @@ class Traces:
             newest = await self._journal.read(began.agent)
         except (UnreadableRecord, StreamMissing):
             return False
+        except NotPermitted:
+            return True  # as far as facts say
         ledger, _ = fold(newest.records)
         return ledger is not None and ledger.incarnation == began.life and ledger.turn < began.turn
 
@@ -320,9 +326,13 @@ class Traces:
         """Add to `facts` what journals tell of these agents since then, where the stream does not tell all: some node does not
         publish all of them, or nobody keeps them. Returns what the report is made from."""
         settings = Counter(node.lease.facts or "off" for node in await self._directory.nodes())
+        refused = False
         if facts.missing or any(setting != "all" for setting in settings):
-            await self._add_journals(facts, agents, since)
-        return ReportSource(facts=dict(settings), stream=not facts.missing, journals=len(facts.journals))
+            try:
+                await self._add_journals(facts, agents, since)
+            except NotPermitted:  # an observer, who sees no content; facts have none
+                refused = True
+        return ReportSource(facts=dict(settings), stream=not facts.missing, journals=len(facts.journals), refused=refused)
 
     async def _add_journals(self, facts: FactStream, agents: Mapping[str, str], since: float) -> None:
         """Read the journals of these agents that have grown since then, and since they were read last."""

@@ -37,6 +37,9 @@ import msgspec
 
 from agentmesh.names import root_token
 
+PROBE = "_probe"
+"""Where it is tried what hears a publish. No agent can have this name: tokens with a leading `_` are the mesh's own."""
+
 type StreamRole = Literal["mail", "timer", "result", "journal", "dead", "session", "trace", "registry"]
 type InputKind = Literal["prompt", "event", "answer"]
 type Way = Literal["ask", "tell", "event-to", "poll"]

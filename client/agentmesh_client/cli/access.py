@@ -85,34 +85,38 @@ def add(
         How long a signed user's credentials are good, as 30d or 12h; without it for ever.
     """
     from agentmesh.access.roles import DEFAULT_OPERATIONS
-    from agentmesh.edge.access_folder import AccessFolder
+    from agentmesh.edge.access_folder import AccessFolder, changing
     from agentmesh.errors import BadRequest
     from agentmesh_client.cli.output import Printer
 
-    folder = opened(dir)
     ops = tuple(dict.fromkeys((*DEFAULT_OPERATIONS, *(op for given in may or () for op in given.split(",")))))
     printer = Printer(options)
-    if not isinstance(folder, AccessFolder):
-        if folder.add(name, role, agents, ops, lasts_s=_seconds(expires)):
-            printer.note(f"{name} connects with {folder.creds(name)} (--creds {folder.creds(name)}), at once; {SIGNED_RELOAD}")
+    with changing(dir):
+        folder = opened(dir)
+        if not isinstance(folder, AccessFolder):
+            if folder.add(name, role, agents, ops, lasts_s=_seconds(expires)):
+                creds = folder.creds(name)
+                printer.note(f"{name} connects with {creds} (--creds {creds}), at once; {SIGNED_RELOAD}")
+            else:
+                printer.note(f"{name} is there as it is asked for; mesh access rotate {name} gives it new credentials")
+            return exits.OK
+        if expires is not None:
+            raise BadRequest("a password does not expire: --expires is for signed users (mesh access init --jwt)")
+        if folder.add(name, role, agents, ops):
+            printer.note(f"{name} connects with {folder.url_file(name)} (--nats @{folder.url_file(name)}); {RELOAD}")
         else:
-            printer.note(f"{name} is there as it is asked for; mesh access rotate {name} gives it new credentials")
-        return exits.OK
-    if expires is not None:
-        raise BadRequest("a password does not expire: --expires is for signed users (mesh access init --jwt)")
-    if folder.add(name, role, agents, ops):
-        printer.note(f"{name} connects with {folder.url_file(name)} (--nats @{folder.url_file(name)}); {RELOAD}")
-    else:
-        printer.note(f"{name} is there as it is asked for")
+            printer.note(f"{name} is there as it is asked for")
     return exits.OK
 
 
 @app.command
 def remove(name: UserName, /, *, dir: Folder = DEFAULT, options: Globals = DEFAULTS) -> int:
     """Remove a user. Servers cut it off when they read the file again."""
+    from agentmesh.edge.access_folder import changing
     from agentmesh_client.cli.output import Printer
 
-    opened(dir).remove(name)
+    with changing(dir):
+        opened(dir).remove(name)
     Printer(options).note(f"{name} is gone; {RELOAD}")
     return exits.OK
 
@@ -120,11 +124,12 @@ def remove(name: UserName, /, *, dir: Folder = DEFAULT, options: Globals = DEFAU
 @app.command
 def rotate(name: UserName, /, *, dir: Folder = DEFAULT, options: Globals = DEFAULTS) -> int:
     """Give a user another password, or other credentials. Who is connected is cut off at the reload, and reads its file again."""
-    from agentmesh.edge.access_folder import AccessFolder
+    from agentmesh.edge.access_folder import AccessFolder, changing
     from agentmesh_client.cli.output import Printer
 
-    folder = opened(dir)
-    folder.rotate(name)
+    with changing(dir):
+        folder = opened(dir)
+        folder.rotate(name)
     new = folder.url_file(name) if isinstance(folder, AccessFolder) else folder.creds(name)
     Printer(options).note(f"{new} has what is new; to have what it was before refused, {RELOAD}")
     return exits.OK
@@ -202,4 +207,4 @@ def _mail_of(user: User | SignedUser, subjects: Subjects) -> str:
     granted = lists(user.role, subjects, user=user.name, agents=user.agents, ops=user.ops).publish_allow
     if user.role == "caller":
         return "verified"
-    return "unverified" if any(subject.startswith(subjects.inbox("")) for subject in granted) else "none"
+    return "unverified" if subjects.inbox(">") in granted else "none"

@@ -87,6 +87,9 @@ class Facts(msgspec.Struct, kw_only=True):
     """The nodes and supervisors."""
     password: bool = True
     """Whether this connection had to say who it is."""
+    root: str = "mesh"
+    exports: list[str] = []
+    """Services that other accounts may import, as the monitoring pages show them."""
     user: str
     publish: dict[str, list[str]]
     """What this user is allowed and denied to publish; empty: everything is allowed."""
@@ -142,8 +145,10 @@ async def gather(
         clock_skew_s=next(reversed(clocks.values()), None),
         servers=_servers(transport, pages, clocks),
         members=await processes.look(transport, subjects, nodes, supervisor),
-        password=_gives_password(transport.urls),
+        password=transport.credentials.identifies or any(url.startswith("tls:") for url in transport.urls),
         user=str(user.get("user", "")),
+        root=subjects.root,
+        exports=await machines.exports(monitors[:1], str(user.get("account", ""))),
         publish=permissions.get("publish") or {},
         subscribe=permissions.get("subscribe") or {},
         nodes=list(nodes),
@@ -249,11 +254,6 @@ def _servers(t: connection.NatsTransport, pages: Sequence[ServerReport], clocks:
         if known.clock_ahead_s is None:
             found[name] = msgspec.structs.replace(known, clock_ahead_s=ahead)
     return [found[name] for name in sorted(found)]
-
-
-def _gives_password(urls: Sequence[str]) -> bool:
-    """Whether the addresses have a user or a token in them; a certificate may be one, too."""
-    return any("@" in url or url.startswith("tls:") for url in urls)
 
 
 # --- members -----------------------------------------------------------------------------------------------------

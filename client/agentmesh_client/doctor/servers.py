@@ -7,6 +7,7 @@ import datetime as dt
 import http.client
 import re
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
@@ -80,6 +81,20 @@ async def ailing(monitors: Sequence[str]) -> list[str]:
     return [text for texts in found for text in texts]
 
 
+async def exports(monitors: Sequence[str], account: str) -> list[str]:
+    """The subjects of the services that this account exports, as these monitoring pages tell.
+
+    Raises:
+        Unavailable: a page cannot be read.
+    """
+    path = f"accountz?acc={urllib.parse.quote(account)}"
+    pages = await asyncio.gather(*(asyncio.to_thread(_read, url, path) for url in monitors if account))
+    details = [page.get("account_detail") or {} for page in pages]
+    return sorted(
+        {str(one.get("subject")) for detail in details for one in detail.get("exports") or () if one.get("type") == "service"}
+    )
+
+
 def ahead(stamp: str, sent: float, heard: float) -> float:
     """How far a clock that says `stamp` is ahead of this machine's, which read `sent` and `heard` before and behind it."""
     moment = dt.datetime.fromisoformat(re.sub(r"(\.\d{6})\d+", r"\1", stamp)).timestamp()
@@ -101,12 +116,16 @@ def _facts(page: dict[str, Any], sent: float, heard: float) -> ServerReport:
 
 
 def _page(url: str) -> tuple[dict[str, Any], float, float]:
+    sent = SYSTEM.now()
+    return _read(url, "varz"), sent, SYSTEM.now()
+
+
+def _read(url: str, path: str) -> dict[str, Any]:
     if not url.startswith(("http://", "https://")):
         raise _no_page(url)
-    sent = SYSTEM.now()
     try:
-        with urllib.request.urlopen(f"{url.rstrip('/')}/varz", timeout=LOOK_S) as response:
-            return msgspec.json.decode(response.read(), type=dict[str, Any]), sent, SYSTEM.now()
+        with urllib.request.urlopen(f"{url.rstrip('/')}/{path}", timeout=LOOK_S) as response:
+            return msgspec.json.decode(response.read(), type=dict[str, Any])
     except (OSError, msgspec.DecodeError) as error:
         raise Unavailable(f"the monitoring page {without_credentials(url)} cannot be read: {_reason(error)}") from None
     except http.client.HTTPException:  # no HTTP, as on the port for clients; or no URL, and the text has a piece of it

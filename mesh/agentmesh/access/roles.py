@@ -14,7 +14,7 @@ import msgspec
 
 from agentmesh.errors import BadRequest
 from agentmesh.names import agent_name
-from agentmesh.subjects import WAYS, StreamRole, Subjects, spec_key
+from agentmesh.subjects import PROBE, WAYS, StreamRole, Subjects, spec_key
 
 type Role = Literal["node", "supervisor", "setup", "operator", "observer", "caller"]
 ROLES: tuple[Role, ...] = get_args(Role.__value__)
@@ -101,7 +101,9 @@ def _supervisor(s: Subjects) -> tuple[list[str], list[str]]:
 def _setup(s: Subjects) -> tuple[list[str], list[str]]:
     made = [*(s.stream(role) for role in STREAMS), s.blob_stream]
     publish = [f"{API}.STREAM.{verb}.{name}" for verb in ("CREATE", "UPDATE", "INFO") for name in made]
-    return [*publish, *_reads(s, ("registry",), "STREAM.MSG.GET"), s.registry_key("epoch")], []
+    publish += [*_reads(s, ("registry",), "STREAM.MSG.GET"), s.registry_key("epoch"), f"{API}.STREAM.NAMES"]
+    # It looks for a second set of the streams within hearing; every stream refuses what it sends for that.
+    return [*publish, s.inbox(PROBE)], []
 
 
 def _operator(s: Subjects) -> tuple[list[str], list[str]]:

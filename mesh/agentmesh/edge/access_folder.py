@@ -9,12 +9,16 @@ Every file is replaced as a whole, so that a server that reads in that moment re
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
 
+from agentmesh.access import layout
 from agentmesh.access.layout import THRESHOLD
 from agentmesh.access.roles import DEFAULT_OPERATIONS, INSIDE, ROLES, Role, lists
 from agentmesh.access.static_conf import User, rendered
@@ -31,6 +35,10 @@ CONF = "access.conf"
 COST = 5
 """bcrypt's, which the server pays at each connection: 3 ms at 5, 120 ms at 11. The passwords are random, so no more is needed."""
 VERSION = 1
+SHORTEST_S = 600
+"""Shortest threshold, in seconds: the default of an agent's watchdog, so that an answer in time finds its way."""
+_DURATION = re.compile(r"(?=\d)(?:(?P<h>\d{1,4})h)?(?:(?P<m>\d{1,5})m)?(?:(?P<s>\d{1,7})s)?")
+_UNITS = {"h": 3600, "m": 60, "s": 1}
 
 
 class AccessState(msgspec.Struct, frozen=True):
@@ -157,8 +165,10 @@ class AccessFolder:
     def write(self) -> None:
         """Write what all users share."""
         kept = self.kept
-        write_whole(self.path / STATE, msgspec.json.format(msgspec.json.encode(kept)).decode() + "\n")
+        # The state last: a change that was cut off before it can be given once more, and mends the rest. A user that the state
+        # did not know any more, and the server's file did, could not be removed.
         write_whole(self.conf, rendered(kept.root, kept.users, threshold=kept.threshold, name=CONF))
+        write_whole(self.path / STATE, msgspec.json.format(msgspec.json.encode(kept)).decode() + "\n")
 
 
 def create(path: Path, *, root: str, servers: str, threshold: str = THRESHOLD) -> AccessFolder:
@@ -169,7 +179,8 @@ def create(path: Path, *, root: str, servers: str, threshold: str = THRESHOLD) -
         Unavailable: bcrypt is not installed, or a file cannot be written.
     """
     must_be_new(path)
-    root_token(root)
+    checked_root(root)
+    checked_threshold(threshold)
     for url in servers.split(","):
         _with_login(url, "user", "password")
     _hashed("")  # what is missing is said before anything is written
@@ -238,6 +249,50 @@ def _with_login(url: str, user: str, password: str) -> str:
     if scheme not in ("nats", "tls") or not rest or "@" in rest:
         raise BadRequest(f"{url!r} is no address of a server without a user: write nats://HOST:4222, or tls://HOST:4222")
     return f"{scheme}://{user}:{password}@{rest}"
+
+
+@contextlib.contextmanager
+def changing(path: Path) -> Iterator[None]:
+    """Keep a folder of users for one change, so that none is lost to another that is made at the same time.
+
+    Raises:
+        Unavailable: another process changes it.
+    """
+    try:
+        held = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:
+        yield  # opening its state says what is the matter
+        return
+    try:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise Unavailable(f"another process changes the users in {path} now; give the command again") from None
+        yield
+    finally:
+        os.close(held)
+
+
+def checked_root(root: str) -> None:
+    """Refuse a root of which no accounts can be named.
+
+    Raises:
+        BadRequest: it is no root, or its account would be the server's own.
+    """
+    if root_token(root).upper() == layout.SYSTEM:
+        raise BadRequest(f"the account of a mesh {root!r} would be that of the server itself: choose another root (--root)")
+
+
+def checked_threshold(text: str) -> str:
+    """A time that the server's configuration takes.
+
+    Raises:
+        BadRequest: it is none, or shorter than `SHORTEST_S`.
+    """
+    found = _DURATION.fullmatch(text)
+    if found is None or sum(int(found[unit] or 0) * seconds for unit, seconds in _UNITS.items()) < SHORTEST_S:
+        raise BadRequest(f"{text!r} is no time for --threshold: write 24h, 90m or 1h30m, and at least {SHORTEST_S // 60} minutes")
+    return text
 
 
 def must_be_new(path: Path) -> None:

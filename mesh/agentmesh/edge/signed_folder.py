@@ -20,10 +20,9 @@ from agentmesh.access.layout import THRESHOLD
 from agentmesh.access.roles import DEFAULT_OPERATIONS, INSIDE
 from agentmesh.access.signed_conf import Keys, Revoked, SignedUser, all_keys, key_names, rendered, seconds, user_credentials
 from agentmesh.control_operations import GIVEN
-from agentmesh.edge.access_folder import CONF, SIGNED_STATE, checked_user, make_folder, must_be_new, write_whole
+from agentmesh.edge.access_folder import CONF, SIGNED_STATE, checked_root, checked_user, make_folder, must_be_new, write_whole
 from agentmesh.edge.clock import SYSTEM
 from agentmesh.errors import BadRequest, NotFound
-from agentmesh.names import root_token
 
 VERSION = 1
 
@@ -136,9 +135,9 @@ class SignedFolder:
             ended.append(Revoked(revoked.public, revoked.role, now, revoked.expires))
         by_name = tuple(sorted(users, key=lambda user: user.name))
         self.kept = kept = msgspec.structs.replace(kept, users=by_name, revoked=tuple(ended))
-        write_whole(self.path / SIGNED_STATE, msgspec.json.format(msgspec.json.encode(kept)).decode() + "\n")
         text = rendered(kept.root, self._keys, made=kept.made, ops=GIVEN, revoked=kept.revoked, threshold=kept.threshold)
-        write_whole(self.conf, text)
+        write_whole(self.conf, text)  # before the state, as in `AccessFolder.write`
+        write_whole(self.path / SIGNED_STATE, msgspec.json.format(msgspec.json.encode(kept)).decode() + "\n")
 
 
 def create_signed(path: Path, *, root: str, threshold: str = THRESHOLD) -> SignedFolder:
@@ -149,7 +148,7 @@ def create_signed(path: Path, *, root: str, threshold: str = THRESHOLD) -> Signe
         Unavailable: a file cannot be written.
     """
     must_be_new(path)
-    root_token(root)
+    checked_root(root)
     seconds(threshold)
     made = {name: new_key("operator" if name == "operator" else "account", _random()) for name in key_names()}
     make_folder(path)

@@ -33,7 +33,7 @@ from agentmesh.edge.stream_configs import (
 )
 from agentmesh.edge.transport import Message, Transport
 from agentmesh.errors import BadRequest, ConfigMismatch, ServerTooOld, StreamMissing, Unavailable
-from agentmesh.subjects import EPOCH_KEY, Subjects
+from agentmesh.subjects import EPOCH_KEY, PROBE, Subjects
 
 log = logging.getLogger("agentmesh.edge")
 
@@ -46,8 +46,6 @@ JOINING_S = 5.0
 
 FIRST_S, OTHERS_S = 2.0, 1.0
 """Waits for the answers of those who hear a publish."""
-PROBE = "_probe"
-"""No agent can have this name: tokens with a leading `_` are the mesh's own."""
 
 _REFUSED = {"Nats-Expected-Stream": "_none"}
 """Every stream refuses a message that is meant for another."""

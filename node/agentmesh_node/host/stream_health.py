@@ -12,11 +12,10 @@ from typing import get_args
 
 from agentmesh.edge.diagnosis import explain
 from agentmesh.edge.stream_configs import LATER
-from agentmesh.edge.streams import PROBE
 from agentmesh.edge.tasks import Background
 from agentmesh.edge.transport import Transport
 from agentmesh.errors import MeshError
-from agentmesh.subjects import StreamRole, Subjects
+from agentmesh.subjects import PROBE, StreamRole, Subjects
 
 log = logging.getLogger("agentmesh.node")
 

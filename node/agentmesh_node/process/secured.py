@@ -8,7 +8,7 @@ import msgspec
 
 from agentmesh.access.layout import mesh_account
 from agentmesh.access.roles import Role
-from agentmesh.edge.access_folder import AccessFolder, create, open_folder
+from agentmesh.edge.access_folder import STATE, AccessFolder, create, open_folder
 from agentmesh.edge.login import Login
 from agentmesh.errors import BadRequest
 from agentmesh.subjects import Subjects
@@ -29,7 +29,7 @@ class SecuredStore:
             Unavailable: bcrypt is not installed, or a file cannot be written.
         """
         path = data / FOLDER
-        self.folder: AccessFolder = open_folder(path) if path.exists() else create(path, root=root, servers=NO_ADDRESS)
+        self.folder: AccessFolder = open_folder(path) if (path / STATE).exists() else create(path, root=root, servers=NO_ADDRESS)
         if self.folder.kept.root != root:
             raise BadRequest(f"{path} has the users of the mesh {self.folder.kept.root!r}; choose another directory (--data)")
         stored = data / "nats" / "jetstream"

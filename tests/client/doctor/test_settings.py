@@ -68,3 +68,20 @@ def test_users_without_restrictions_are_told() -> None:
     (said,) = findings(facts(publish=LIMITED, servers=servers(password=(True, False, None))))
     assert said.text.startswith("s2 asks no client for a password")
     assert list(findings(facts(publish=LIMITED))) == list(findings(facts(subscribe=LIMITED))) == []
+
+
+@pytest.mark.case(653)
+def test_a_caller_that_may_read_what_is_of_all_is_told() -> None:
+    wide = "$JS.API.STREAM.MSG.GET.MESH_MAIL"
+    (said,) = findings(facts(user="shop", publish={"allow": ["mesh.ask.team-a.>", wide]}))
+    assert said.level == "warning" and "shop is given some agents only" in said.text and wide in said.text
+    named = "$JS.API.DIRECT.GET.KV_mesh-registry.$KV.mesh-registry.agents.clerk"
+    assert list(findings(facts(publish={"allow": ["mesh.ask.clerk", named]}))) == []
+    assert list(findings(facts(publish={"allow": ["mesh.ask.>", wide]}))) == [], "an operator may"
+
+
+@pytest.mark.case(653)
+def test_exports_that_others_have_written_are_told_what_to_look_for() -> None:
+    (said,) = findings(facts(publish=LIMITED, exports=["mesh.ask.>"]))
+    assert said.level == "warning" and 'threshold: "24h"' in said.text
+    assert list(findings(facts(publish=LIMITED, exports=["mesh.caller.ask.>", "mesh.live.control-status.>"]))) == []

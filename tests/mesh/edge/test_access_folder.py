@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import bcrypt
 import pytest
 
-from agentmesh.edge.access_folder import AccessFolder, create, open_folder
+from agentmesh.edge import access_folder
+from agentmesh.edge.access_folder import AccessFolder, changing, create, open_folder
 from agentmesh.errors import BadRequest, NotFound, Unavailable
 
 
@@ -117,3 +120,66 @@ def test_a_file_that_cannot_be_written_is_said_and_leaves_the_old_one(folder: Ac
         folder.add("shop", "caller", ("a",))
     assert folder.conf.read_text() == before
     assert sorted(path.name for path in folder.path.iterdir() if path.name.startswith(".")) == []
+
+
+@pytest.mark.case(651)
+@pytest.mark.parametrize("verb", ["add", "remove", "rotate"])
+def test_a_change_that_is_cut_off_is_mended_by_giving_it_once_more(
+    folder: AccessFolder, verb: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if verb != "add":
+        folder.add("shop", "caller", ("a",))
+    change: Callable[[AccessFolder], object] = {
+        "add": lambda on: on.add("shop", "caller", ("a",)),
+        "remove": lambda on: on.remove("shop"),
+        "rotate": lambda on: on.rotate("shop"),
+    }[verb]
+    whole = access_folder.write_whole
+    for cut_off_at in ("shop.url", "access.conf", "users.json"):
+
+        def dies(path: Path, text: str, at: str = cut_off_at) -> None:
+            if path.name == at:
+                raise Unavailable("cut off")
+            whole(path, text)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(access_folder, "write_whole", dies)
+            with contextlib.suppress(Unavailable):
+                change(open_folder(folder.path))
+        if verb == "remove" and cut_off_at == "shop.url":
+            return  # it writes none
+        change(open_folder(folder.path))
+        after = open_folder(folder.path)
+        assert ('"shop"' in after.conf.read_text()) == (verb != "remove")
+        if verb == "remove":
+            assert not after.url_file("shop").exists()
+            after.add("shop", "caller", ("a",))
+        else:
+            assert bcrypt.checkpw(password(after, "shop").encode(), hashed(after, "shop"))
+            assert hashed(after, "shop").decode() in after.conf.read_text()
+        if verb == "add":
+            after.remove("shop")
+
+
+@pytest.mark.case(651)
+def test_two_changes_at_the_same_time_do_not_lose_one_of_them(folder: AccessFolder) -> None:
+    with changing(folder.path), pytest.raises(Unavailable, match="give the command again"), changing(folder.path):
+        pass
+    with changing(folder.path):
+        open_folder(folder.path).add("shop", "caller", ("a",))
+    with changing(folder.path / "none"), pytest.raises(NotFound):
+        open_folder(folder.path / "none")
+
+
+@pytest.mark.case(651)
+@pytest.mark.parametrize("threshold", ["", "24", "1d", "h", "24 h", "24h }", "9m59s", "-1h", "1h\n"])
+def test_a_threshold_that_the_server_does_not_take_or_that_loses_answers_is_refused(tmp_path: Path, threshold: str) -> None:
+    with pytest.raises(BadRequest, match="threshold"):
+        create(tmp_path / "access", root="mesh", servers="nats://a:4222", threshold=threshold)
+    assert not (tmp_path / "access").exists()
+
+
+@pytest.mark.case(651)
+def test_a_root_whose_account_would_be_the_servers_own_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadRequest, match="choose another root"):
+        create(tmp_path / "access", root="sys", servers="nats://a:4222")

@@ -60,6 +60,7 @@ class Echo(Agent[int]):
 
 @pytest.mark.processes
 @pytest.mark.case(650)
+@pytest.mark.case(652)
 def test_a_secured_mesh_serves_its_operator_and_nobody_else(tmp_path: Path) -> None:
     (tmp_path / "echo.py").write_text(AGENT)
     mesh = (sys.executable, "-m", "agentmesh_client.cli.main")
@@ -80,6 +81,9 @@ def test_a_secured_mesh_serves_its_operator_and_nobody_else(tmp_path: Path) -> N
             assert stranger.returncode == 6, stranger
             assert "asks for credentials" in stranger.stderr
             assert command("ps", "--nats", "@.mesh/access/observer.url").returncode == 0
+            graph = command("graph", "--nats", "@.mesh/access/observer.url")
+            assert graph.returncode == 0, graph
+            assert command("setup", "--dry-run", "--nats", "@.mesh/access/setup.url").returncode == 0
             watched = command("ask", "e", "hello", "--nats", "@.mesh/access/observer.url")
             assert watched.returncode == 6, watched
         finally:
