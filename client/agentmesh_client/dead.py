@@ -11,9 +11,10 @@ from agentmesh.edge.read import StoredMessage, get_last, get_next, read_all
 from agentmesh.edge.transport import Transport
 from agentmesh.errors import BadRequest, NotFound
 from agentmesh.headers import CONTENT_TYPE, TRACE_HEADERS
+from agentmesh.identity import chain_in, told
 from agentmesh.names import agent_name
 from agentmesh.subjects import LANES, Subjects
-from agentmesh.wire import FROM, ErrorBody
+from agentmesh.wire import CHAIN, FROM, ErrorBody
 from agentmesh_client.control import Control, ControlReply
 from agentmesh_client.mailer import Mailer
 from agentmesh_client.results import DeadLetter
@@ -48,8 +49,8 @@ class DeadLetters:
         life = await self._specs.life(agent)
         lane = message.headers.get(LANE, "inbox")
         known = LANES.get(lane)
-        if known is not None and known.trusted and FROM in message.headers:
-            # Only a node may send mail in another agent's name: the owner sends it again.
+        if known is not None and known.trusted and (FROM in message.headers or CHAIN in message.headers):
+            # Only a node may send mail in another's name, an agent's or a user's: the owner sends it again.
             request = ControlRequest(op="resend", ref=str(seq))
             ref = (await self._control.ask(agent, request, ControlReply, timeout=timeout, repeat=True)).ref
             await delete(self._t, self._stream, seq)
@@ -88,6 +89,7 @@ def _letter(agent: str, message: StoredMessage, content: bool) -> DeadLetter:
     headers = message.headers
     ref = headers.get(REF, "0")
     known = LANES.get(headers.get(LANE, ""))
+    trusted = known is not None and known.trusted
     text, raw = None, None
     if content:
         try:
@@ -101,7 +103,8 @@ def _letter(agent: str, message: StoredMessage, content: bool) -> DeadLetter:
         time=dt.datetime.fromtimestamp(message.time, dt.UTC),
         reason=ErrorBody(code=headers.get(REASON, "dead_letter"), message=headers.get(REASON_TEXT, "")),
         ref=None if ref == "0" else ref,
-        sender=headers.get(FROM) if known is not None and known.trusted else None,  # on the open lanes anyone may claim it
+        sender=headers.get(FROM) if trusted else None,  # on the open lanes anyone may claim it
+        chain=told(chain_in(headers.get(CHAIN, ""))) if trusted else "",
         text=text,
         base64=raw,
     )

@@ -222,6 +222,8 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     ref: str | None = None
     """The request's ref, if it was mail."""
     sender: str | None = None
+    chain: str = ""
+    """On whose behalf it was, the oldest first; empty if no user is known."""
     text: str | None = None
     """The body, if content is asked for; `base64` holds a body that is no text."""
     base64: str | None = None

@@ -154,6 +154,12 @@ class Agent(Generic[S]):
     restart: ClassVar[Restart | None] = None
     """Restart policy, unless the spec has one."""
 
+    callers: ClassVar[Any] = None
+    """Who may ask it: a list of patterns, as `["shop", "user:team-a.*", "agent:team-a.*", "account:TEAM_A"]`, or a function of
+    the request that says True for those that may; None: everybody. A name without a prefix is that of a user on whose behalf the
+    request is made, or of the agent that sends it. Others get `not_permitted` before a turn begins. The function runs on the
+    event loop: it must be quick and do nothing else (docs/security.md#on-whose-behalf)."""
+
     # --- callbacks ------------------------------------------------------------------------------------------------
     # Each may be `async` or plain in a subclass, and its signature allows for both.
     def init_agent(self, options: dict[str, Any]) -> Later[Init[S] | Exception]:
@@ -205,7 +211,7 @@ class Agent(Generic[S]):
 
     @property
     def request(self) -> callback_context.Request:
-        """The prompt being handled: ref, label, sender, metadata, attachments.
+        """The prompt being handled: ref, label, sender, metadata, attachments, caller, chain.
 
         Raises:
             NotInCallback: no prompt is being handled.

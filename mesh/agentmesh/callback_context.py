@@ -16,6 +16,7 @@ import msgspec
 from agentmesh import names
 from agentmesh.budget import Limits
 from agentmesh.errors import BadRequest, MeshError, NotInCallback
+from agentmesh.identity import Party
 from agentmesh.json_values import NO_SUCH_NUMBER, locate, not_finite
 from agentmesh.records import CancelTimer, Effect, SendMail, SetTimer, StartAgent, StopAgent
 from agentmesh.registry_values import Restart
@@ -33,6 +34,14 @@ class Request(msgspec.Struct, frozen=True):
     sender: str | None = None
     metadata: dict[str, Any] = {}
     attachments: tuple[Attachment, ...] = ()
+    chain: tuple[Party, ...] = ()
+    """On whose behalf it is made, the oldest first; the agent that sends it, if one does, is the last. It begins with a user
+    where the server has told one, else with `unverified`. Empty for a prompt that the agent gives itself."""
+
+    @property
+    def caller(self) -> Party | None:
+        """The first of the chain: whom all this is for."""
+        return self.chain[0] if self.chain else None
 
 
 class DeferredReply(msgspec.Struct, frozen=True):

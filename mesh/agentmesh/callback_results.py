@@ -12,6 +12,7 @@ from agentmesh.agent import REQUIRED, Agent, Defer, Halt, Idle, Init, Proceed, P
 from agentmesh.backend import BACKEND_METHODS, Event, Response
 from agentmesh.callback_context import Ask
 from agentmesh.errors import BackendError, BudgetExceeded, InvalidAgent, MeshError
+from agentmesh.identity import callers_of
 from agentmesh.json_values import NO_SUCH_NUMBER, locate, not_finite
 from agentmesh.records import NOTHING
 from agentmesh.registry_values import Restart
@@ -137,6 +138,7 @@ def check_class(cls: type[Agent[Any]]) -> None:
     wrong = [f"{name} = {getattr(found, name)!r} must be {must}" for name, fits, must in checks if not fits(getattr(found, name))]
     if wrong:
         raise InvalidAgent(f"{cls.__name__}: {'; '.join(wrong)}")
+    callers_of(cls.callers, cls.__name__)
 
 
 def _is_number(value: Any, kind: Any = (int, float)) -> bool:

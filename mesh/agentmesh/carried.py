@@ -10,6 +10,7 @@ import msgspec
 from agentmesh.budget import Limits, limits_from
 from agentmesh.errors import BadRequest
 from agentmesh.headers import STATE_KEY, bounded_baggage, legible, trace_in
+from agentmesh.identity import MAX_CHAIN, Party, bounded, chain_in, encoded
 from agentmesh.times import MAX_TIME, format_time, parse_time, time_in_range
 
 ROOT = "Mesh-Root"
@@ -18,6 +19,7 @@ DEADLINE = "Mesh-Deadline"
 TIMEOUT = "Mesh-Timeout"
 END_BY = "Mesh-End-By"
 BUDGET = "Mesh-Budget"
+CHAIN = "Mesh-Chain"
 TIME_STAMP = "Nats-Time-Stamp"
 """When the server stored a message: in its copies and in what is read of it."""
 
@@ -45,12 +47,14 @@ class Carried(msgspec.Struct, frozen=True, kw_only=True):
     """By when it ends, with or without an answer (seconds since the epoch)."""
     budget: Limits | None = None
     """What it may cost."""
+    chain: tuple[Party, ...] = ()
+    """On whose behalf it is made, the oldest first; empty where no user is known (agentmesh.identity)."""
 
     def headers(self) -> dict[str, str]:
         """The headers that bear it, of at most `MAX_BYTES` together.
 
         Where they would be more, members of `baggage` are left out, from its end; then those of `tracestate` that are not the
-        mesh's; then the oldest agents of the path. The rest always fits.
+        mesh's; then the oldest agents of the path; then those of the chain, but never its user. The rest always fits.
         """
         found = dict(self.trace)
         if self.root is not None:
@@ -61,6 +65,9 @@ class Carried(msgspec.Struct, frozen=True, kw_only=True):
             found[END_BY] = format_time(self.end_by)
         if self.budget is not None:
             found[BUDGET] = _encode(self.budget).decode()
+        chain = bounded(self.chain, MAX_CHAIN) if self.chain else ()
+        if chain:
+            found[CHAIN] = encoded(chain)
         path = self.path[-MAX_PATH:]
         if path:
             found[PATH] = ",".join(path)
@@ -74,6 +81,9 @@ class Carried(msgspec.Struct, frozen=True, kw_only=True):
         while size_of(found) > MAX_BYTES and len(path) > 1:
             path = path[1:]
             found[PATH] = ",".join(path)
+        while size_of(found) > MAX_BYTES and len(chain) > 2:
+            chain = bounded(chain, len(chain) - 1)
+            found[CHAIN] = encoded(chain)
         return found
 
 
@@ -98,7 +108,7 @@ def carried_in(headers: Mapping[str, str], *, prompt: bool, trusted: bool, store
     Args:
         headers: the message's.
         prompt: whether it is a prompt; others have neither budget nor end.
-        trusted: whether only nodes publish to its lane: on the others root and path are ignored.
+        trusted: whether only nodes publish to its lane: on the others root, path and chain are ignored.
         stored_at: when the server stored it (seconds since the epoch); by default its headers say.
     """
     found: dict[str, object] = {}
@@ -109,6 +119,8 @@ def carried_in(headers: Mapping[str, str], *, prompt: bool, trusted: bool, store
         path = headers.get(PATH)
         if path:
             found["path"] = tuple(path.split(","))
+        if CHAIN in headers and (chain := chain_in(headers[CHAIN])):
+            found["chain"] = chain
         if prompt and ROOT in headers:
             found["root"] = legible(headers[ROOT])
     problem: str | None = None

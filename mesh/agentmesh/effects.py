@@ -7,6 +7,7 @@ from typing import Any, Literal
 import msgspec
 
 from agentmesh.budget import Limits
+from agentmesh.identity import Party
 from agentmesh.registry_values import Restart
 from agentmesh.wire import ErrorBody, Outcome, PromptBody
 
@@ -48,6 +49,8 @@ class SendMail(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, ta
     """The request of a client that it is for in the end: `<agent>/<ref>`."""
     request: str | None = None
     """The ref of the sender's request on whose behalf this is sent, if that request outlives the record."""
+    chain: tuple[Party, ...] = ()
+    """On whose behalf this is sent, the sender last; empty where no user is known (agentmesh.identity)."""
 
 
 class StartAgent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="start", tag_field="t"):

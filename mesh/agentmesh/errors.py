@@ -8,7 +8,7 @@
     │   ├── AlreadyStarted        already_started   choose another name, or stop the first
     │   ├── Conflict              conflict          look again, and decide anew
     │   ├── MailboxFull           mailbox_full      send again later
-    │   ├── NotPermitted          not_permitted     ask the operator for the permission
+    │   ├── NotPermitted          not_permitted     ask who runs the mesh, or the agent, for it
     │   ├── NotInCallback         not_in_callback   self.tell and its like work in callbacks only
     │   └── InvalidAgent          invalid_agent     mend the agent's class
     ├── TurnError            the request was accepted and ended without an answer
@@ -115,7 +115,7 @@ class MailboxFull(RequestError):
 
 
 class NotPermitted(RequestError):
-    """The NATS server does not permit it to this user."""
+    """It is not permitted to this user: by the NATS server, by the agent that is asked, or for want of a request's key."""
 
     code = "not_permitted"
 

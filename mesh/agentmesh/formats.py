@@ -141,6 +141,9 @@ ADDED: tuple[Addition, ...] = (
     Addition("Caller.key", "refused", SECOND),
     Addition("Resolve.key", "refused", SECOND),
     Addition("Echo.key", "refused", SECOND),
+    Addition("header Mesh-Chain", "ignored"),
+    Addition("SendMail.chain", "ignored"),
+    Addition("Caller.chain", "refused", SECOND),
 )
 
 

@@ -9,6 +9,7 @@ from msgspec import Raw
 
 from agentmesh.budget import Limits
 from agentmesh.effects import Effect
+from agentmesh.identity import Party
 from agentmesh.registry_values import Restart
 from agentmesh.tool_runs import Counts
 from agentmesh.wire import Attachment, ErrorBody, Outcome
@@ -56,6 +57,8 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """As in `SendMail`."""
     key: str | None = None
     """The digest of the request's key (agentmesh.keys): who polls or cancels it needs that."""
+    chain: tuple[Party, ...] = ()
+    """On whose behalf the request is made, as it came (agentmesh.identity)."""
 
 
 class Queued(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

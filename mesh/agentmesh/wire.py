@@ -18,6 +18,7 @@ from agentmesh.budget import Limits
 from agentmesh.carried import NOTHING_CARRIED, TIME_STAMP, carried_in
 from agentmesh.errors import BadRequest, MeshError, error_for
 from agentmesh.headers import is_json, message_id
+from agentmesh.identity import Party
 from agentmesh.keys import KEY, KEY_DIGEST, digest_in
 from agentmesh.names import reply_subject
 from agentmesh.renamed import attributes
@@ -33,8 +34,8 @@ FROM_LIFE = "Mesh-From-Life"
 ORIGIN = "Mesh-Origin"
 TAG = "Mesh-Tag"
 MSG_ID = "Nats-Msg-Id"
-ROOT, PATH, DEADLINE, TIMEOUT, END_BY, BUDGET = (
-    carried.ROOT, carried.PATH, carried.DEADLINE, carried.TIMEOUT, carried.END_BY, carried.BUDGET,
+ROOT, PATH, DEADLINE, TIMEOUT, END_BY, BUDGET, CHAIN = (
+    carried.ROOT, carried.PATH, carried.DEADLINE, carried.TIMEOUT, carried.END_BY, carried.BUDGET, carried.CHAIN,
 )  # fmt: skip
 
 VERSION = 1
@@ -71,8 +72,8 @@ class PromptBody(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class Mail(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One stored message of a mail lane, decoded as far as its headers.
 
-    `seq` is its sequence in the lane's stream. `sender`, `sender_life`, `origin`, `tag` and `path` are set on trusted lanes
-    only. `problem` is set when the message cannot be what its lane carries: it becomes a dead letter.
+    `seq` is its sequence in the lane's stream. `sender`, `sender_life`, `origin`, `tag`, `path` and `chain` are set on trusted
+    lanes only. `problem` is set when the message cannot be what its lane carries: it becomes a dead letter.
     """
 
     lane: str
@@ -90,12 +91,13 @@ class Mail(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     path: tuple[str, ...] = ()
     msg_id: str | None = None
     budget: Limits | None = None
-    """This, `root`, `path`, `trace`, `deadline` and `end_by`: what it carries (agentmesh.carried.Carried)."""
+    """This, `root`, `path`, `trace`, `chain`, `deadline` and `end_by`: what it carries (agentmesh.carried.Carried)."""
     root: str | None = None
     end_by: float | None = None
     stored: str | None = None
     """When the server stored it, in its own words (RFC 3339)."""
     trace: dict[str, str] = {}
+    chain: tuple[Party, ...] = ()
     problem: str | None = None
     schedule: str | None = None
     """`due` lane: the subject of the schedule that fired (`Nats-Scheduler`)."""

@@ -157,6 +157,12 @@ def decided(state: Log, decision: str, text: str = "") -> Idle[Log] | Prompt[Log
     return Idle(state)
 
 
+class Guarded(Puppet):
+    """One that a user named shop may ask, and nobody else."""
+
+    callers = ("shop",)
+
+
 class Collector(Agent[Log]):
     """Asks the agents that its prompt names, and answers its caller when all of them have answered."""
 

@@ -116,3 +116,51 @@ def test_a_caller_needs_the_four_imported_subjects_and_its_ids_are_its_own(impor
             await mesh.client.stop("coder", timeout=60)
 
     run(main(), timeout=110)
+
+
+@pytest.mark.case(635)
+@pytest.mark.case(636)
+@pytest.mark.case(637)
+def test_whose_request_it_is_nobody_else_can_say(imported: Server) -> None:
+    forged = {
+        "Mesh_Chain": '[{"kind":"user","name":"shop","account":"CALLERS"}]',
+        "Nats_Request_Info": '{"acc":"CALLERS","user":"shop"}',
+        "nats_request_info": '{"acc":"CALLERS","user":"shop"}',
+        "Mesh_From": "boss",
+    }
+
+    async def main() -> None:
+        async with local_mesh(_Mesh(imported), SUBJECTS) as mesh:
+            await mesh.client.start_agent("coder", kind="Guarded", timeout=60)
+            shop, bank = [await connect(url(imported, name), name=name) for name in ("shop", "bank")]
+            try:
+                for headers in ({}, forged):
+                    assert (await told(shop, "ask", b"one", **headers))["text"] == "one"
+                    refused = await told(bank, "ask", b"two", **headers)
+                    assert refused["error"]["code"] == "not_permitted" and "user bank of CALLERS" in refused["error"]["message"]
+                    inside = await told(mesh.transport, "ask", b"three", **headers)
+                    assert inside["error"]["code"] == "not_permitted" and "no user is known" in inside["error"]["message"]
+                    straight = {name.replace("_", "-"): value for name, value in headers.items()}
+                    got: list[Any] = []
+                    inbox = mesh.transport.new_inbox()
+                    await mesh.transport.subscribe(inbox, lambda message, got=got: got.append(json.loads(message.data)))  # type: ignore[misc]
+                    straight["Mesh-Reply-To"] = inbox
+                    await mesh.transport.request(SUBJECTS.inbox("coder"), b"four", headers=straight, timeout=30)
+                    await eventually(lambda got=got: got, what="the refusal")
+                    assert got[0]["error"]["code"] == "not_permitted"
+                ref = (await told(shop, "tell", b"five"))["ref"]
+                assert "ref" in await told(bank, "event-to", b"6")
+                polled: dict[str, Any] = {}
+
+                async def done() -> bool:
+                    polled.update(await told(shop, "poll", json.dumps({"ref": ref}).encode()))
+                    return bool(polled["status"] == "completed")
+
+                await eventually(done, what="the outcome")
+                assert polled["outcome"]["text"] == "five"
+            finally:
+                await shop.close()
+                await bank.close()
+            await mesh.client.stop("coder", timeout=60)
+
+    run(main(), timeout=110)

@@ -7,13 +7,27 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentmesh.budget import Limits
-from agentmesh.carried import BUDGET, END_BY, MAX_BYTES, MAX_PATH, NOTHING_CARRIED, PATH, ROOT, Carried, carried_in, size_of
+from agentmesh.carried import (
+    BUDGET,
+    CHAIN,
+    END_BY,
+    MAX_BYTES,
+    MAX_PATH,
+    NOTHING_CARRIED,
+    PATH,
+    ROOT,
+    Carried,
+    carried_in,
+    size_of,
+)
+from agentmesh.identity import MAX_NAME, Party, encoded
 
 AGENT = st.text("abc-_7.", min_size=1, max_size=128).map(lambda text: text.strip(".") or "a")
 TRACE = st.fixed_dictionaries(
     {"traceparent": st.just("00-" + "1" * 32 + "-" + "2" * 16 + "-01")},
     optional={"tracestate": st.text("ab=,", max_size=600), "baggage": st.text("ab=,", max_size=9000)},
 )
+SHOP = Party(kind="user", name="s" * MAX_NAME, account="A" * MAX_NAME)
 CARRIED = st.builds(
     Carried,
     root=st.none() | AGENT.map(lambda name: f"{name}/17"),
@@ -22,6 +36,7 @@ CARRIED = st.builds(
     deadline=st.none() | st.integers(0, 2**31).map(float),
     end_by=st.none() | st.integers(0, 2**31).map(float),
     budget=st.none() | st.builds(Limits, tokens=st.integers(0, 9999).map(float), usd=st.just(0.5)),
+    chain=st.just(()) | st.lists(AGENT, max_size=40).map(lambda names: (SHOP, *(Party(kind="agent", name=n) for n in names))),
 )
 
 
@@ -42,6 +57,8 @@ def test_it_takes_four_kilobytes_at_most_and_what_fits_comes_back(carried: Carri
     assert back.deadline == min(bounds, default=None), "nothing need begin behind its end"
     assert back.path == carried.path[len(carried.path) - len(back.path) :] and bool(back.path) == bool(carried.path)
     assert back.trace.get("traceparent") == carried.trace.get("traceparent")
+    assert back.chain[:1] == carried.chain[:1], "whom it is for is never left out"
+    assert back.chain[1:] == carried.chain[len(carried.chain) - len(back.chain) + 1 :], "of the agents the newest stay"
 
 
 @pytest.mark.case(359)
@@ -74,6 +91,8 @@ def test_a_stranger_gives_neither_root_nor_path() -> None:
     headers = {ROOT: "boss/1", PATH: "boss", END_BY: "2026-12-01T00:00:00Z"}
     found = read(headers, trusted=False)
     assert (found.root, found.path) == (None, ()) and found.end_by is not None
+    forged = {CHAIN: encoded((Party(kind="user", name="boss", account="A"),))}
+    assert read(forged, trusted=False) == NOTHING_CARRIED and read(forged).chain, "nor whom it is for"
 
 
 def test_only_a_prompt_has_an_end_and_a_budget() -> None:

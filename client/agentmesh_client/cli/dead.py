@@ -77,6 +77,7 @@ async def show(name: AgentName, letter: Letter, /, *, options: Globals = DEFAULT
         ("lane", found.lane),
         ("ref", found.ref or "-"),
         ("from", found.sender or "-"),
+        *([("behalf", found.chain)] if found.chain else []),
         ("since", age(found.time.isoformat())),
         ("reason", f"{found.reason.code}: {found.reason.message}"),
         ("body", found.text if found.text is not None else f"base64 {found.base64}"),

@@ -11,6 +11,7 @@ from msgspec import structs
 
 from agentmesh.budget import DELEGATED, NOTHING_SPENT, added, as_usage, spending_of
 from agentmesh.callback_context import Ask
+from agentmesh.identity import Chain, handed_on
 from agentmesh.records import Caller, Delegated, Ledger, Notice, SendMail
 from agentmesh.turn.values import Active, Core
 from agentmesh.wire import ErrorBody, Mail, Outcome, Withdrawal
@@ -40,7 +41,15 @@ def attributed(core: Core, asks: tuple[Ask, ...], active: Active | None) -> tupl
     """What a callback of the turn `active` asks for, as requests on behalf of the turn's own."""
     if active is None or active.caller is None:
         return asks
-    return tuple(_for(core, ask, active.ref, active.caller) for ask in asks)
+    return tuple(_for(core, ask, active.ref, active.caller) for ask in in_chain(core, asks, active.caller.chain))
+
+
+def in_chain(core: Core, asks: tuple[Ask, ...], chain: Chain) -> tuple[Ask, ...]:
+    """What a callback asks for while it handles something with this chain: its mail hands that on, detached or not."""
+    if not chain:
+        return asks
+    behalf = handed_on(chain, core.config.name)
+    return tuple(structs.replace(ask, chain=behalf) if isinstance(ask, SendMail) else ask for ask in asks)
 
 
 def attributed_to_answered(core: Core, asks: tuple[Ask, ...], answered: Delegated) -> tuple[Ask, ...]:
@@ -51,7 +60,9 @@ def attributed_to_answered(core: Core, asks: tuple[Ask, ...], answered: Delegate
     if answered.withdrawn:
         return tuple(ask for ask in asks if not _is_refused(core, ask, answered.request))
     caller = open_caller(core.work, answered.request)
-    return asks if caller is None else tuple(_for(core, ask, answered.request, caller) for ask in asks)
+    if caller is None:
+        return asks
+    return tuple(_for(core, ask, answered.request, caller) for ask in in_chain(core, asks, caller.chain))
 
 
 def _for(core: Core, ask: Ask, ref: str, caller: Caller) -> Ask:

@@ -196,7 +196,9 @@ def _attributed(core: Core, asks: tuple[Ask, ...]) -> tuple[Ask, ...]:
     """The asks of a callback, as requests on behalf of the one that it handles."""
     if core.phase is not Phase.HANDLING:
         return delegation.attributed(core, asks, core.active)
-    return asks if core.answering is None else delegation.attributed_to_answered(core, asks, core.answering)
+    if core.answering is None:
+        return delegation.in_chain(core, asks, core.chain)
+    return delegation.attributed_to_answered(core, asks, core.answering)
 
 
 def _run(core: Core, out: Out) -> None:

@@ -82,12 +82,17 @@ def caller_of(mail: Mail) -> Caller:
         end_by=mail.end_by,
         root=mail.root,
         key=mail.key,
+        chain=mail.chain,
     )
 
 
 def recordable[T: Caller | Echo | Resolve](core: Core, value: T) -> T:
-    """`value` as a record may have it: without a key while a process is up that would lose it (agentmesh.formats)."""
-    return structs.replace(value, key=None) if value.key is not None and core.writes < SECOND else value
+    """`value` as a record may have it: without key and chain while a process is up that would lose them (agentmesh.formats)."""
+    if core.writes >= SECOND:
+        return value
+    if isinstance(value, Caller) and value.chain:
+        value = structs.replace(value, chain=())
+    return structs.replace(value, key=None) if value.key is not None else value
 
 
 def failed_outcome(core: Core, ref: str, error: ErrorBody, tools: Counts | None = None) -> Outcome:

@@ -8,6 +8,8 @@ from typing import Any
 from msgspec import structs
 
 from agentmesh.agent import Closed, Timer, Undelivered
+from agentmesh.callback_context import Request
+from agentmesh.identity import refusal, whole
 from agentmesh.records import CancelTimer, Queued, SetTimer
 from agentmesh.turn import tracing, withdrawal
 from agentmesh.turn.deferral import close_from_outside, overdue
@@ -109,12 +111,30 @@ def end_without_turn(core: Core, mail: Mail) -> bool:
         error = ErrorBody(code="stopped", message="the agent that this was meant for has ended; another bears its name now")
     elif mail.deadline is not None and mail.deadline <= core.now:
         error = expired(core, mail.deadline, "the turn could begin")
+    elif not _is_begun(core, mail):
+        error = _not_permitted(core, mail)
     if error is None:
         return False
     consume(core, mail)
     end_request(core, caller_of(mail), error)
     tracing.ended_unrun(core, mail, error.code)
     return True
+
+
+def _is_begun(core: Core, mail: Mail) -> bool:
+    """Whether its turn has taken steps: it was permitted then, and goes on."""
+    return core.ledger.turning is not None and core.ledger.turning.key == key_of(mail)
+
+
+def _not_permitted(core: Core, mail: Mail) -> ErrorBody | None:
+    """Why this agent does not handle `mail`: its class says who may ask it. None: it does."""
+    policy = core.config.callers
+    if policy is None:
+        return None
+    chain, body = whole(mail.chain, mail.sender), mail.prompt
+    metadata, attachments = ({}, ()) if body is None else (body.metadata, body.attachments)
+    why = refusal(policy, chain, Request(mail.ref, None, mail.sender, copy.deepcopy(metadata), attachments, chain))
+    return None if why is None else ErrorBody(code="not_permitted", message=why)
 
 
 def end_late(core: Core, active: Active) -> bool:
@@ -139,7 +159,7 @@ def next_event(core: Core, *, handles: bool) -> tuple[Any, str | None]:
     Args:
         handles: whether the agent has a `handle_event`.
     """
-    core.answering, core.context, core.handling, core.trace = None, None, None, {}
+    core.answering, core.context, core.handling, core.trace, core.chain = None, None, None, {}, ()
     if core.work.notices:
         notice, *rest = core.work.notices
         core.work = structs.replace(core.work, notices=tuple(rest))
@@ -163,11 +183,16 @@ def next_event(core: Core, *, handles: bool) -> tuple[Any, str | None]:
         return NO_EVENT, None
     if mail.lane == "due":
         return _fired(core, mail, handles=handles), None
+    answers = mail.tag is not None and mail.sender is not None
+    refused = None if answers else _not_permitted(core, mail)
+    if refused is not None:
+        bury(core, mail, refused)
+        tracing.ended_unrun(core, mail, refused.code)
+        return NO_EVENT, None
     if handles:
         tracing.begin_event(core, mail)
-    if mail.tag is not None and mail.sender is not None:
-        return answered(core, mail), mail.sender
-    return mail.event, mail.sender
+    core.chain = mail.chain
+    return answered(core, mail) if answers else mail.event, mail.sender
 
 
 def _fired(core: Core, mail: Mail, *, handles: bool) -> Any:

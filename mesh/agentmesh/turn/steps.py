@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Raw, structs
 
 from agentmesh.carried import MAX_PATH
+from agentmesh.identity import handed_on
 from agentmesh.records import Delegated, Effect, Ledger, SendMail, Step, Turning, Wait
 from agentmesh.steps import inner_s
 from agentmesh.turn import tracing
@@ -177,6 +178,7 @@ class _Draft:
             budget=item.budget,
             trace=tracing.handed_on(core, context, item.trace) if context is not None else item.trace,
             root=root_of(core, self._active.ref, caller),
+            chain=handed_on(caller.chain, name) if caller is not None and caller.chain else (),
         )
         self.effects.append(request)
         return wait

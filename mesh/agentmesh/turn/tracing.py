@@ -322,7 +322,8 @@ def of_request(core: Core, caller: Caller) -> dict[str, str]:
         return {}
     life = core.ledger.incarnation
     above, _ = _entered(core.config, life, caller.trace, caller.root, caller.ref, stored=caller.stored)
-    lane = "inbox" if caller.sender is None else "peer-inbox"
+    # Of the trusted lane are the requests of agents, and those whose user the gateway knows.
+    lane = "inbox" if caller.sender is None and not caller.chain else "peer-inbox"
     span_id = process_span_id(core.config.name, life, lane, caller.ref)
     return _below(above, span_id, _time_of(caller.stored) or core.now).headers()
 

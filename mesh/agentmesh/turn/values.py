@@ -14,6 +14,7 @@ from agentmesh.budget import EMPTY_PURSE, NO_LIMITS, Limits, Purse
 from agentmesh.callback_context import Ask, Request
 from agentmesh.control_values import Adjustment
 from agentmesh.formats import RECORD_VERSION
+from agentmesh.identity import Chain, Policy, whole
 from agentmesh.records import (
     NOTHING,
     Caller,
@@ -121,6 +122,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     """Whether records tell the spans of what happens (agentmesh.turn.tracing). Otherwise contexts are handed on as they came."""
     trace_ratio: float = 1.0
     """The share of the traces begun here that is sampled."""
+    callers: tuple[str, ...] | Policy | None = None
+    """Who may ask it (agentmesh.identity); None: everybody."""
 
 
 # --- inputs -------------------------------------------------------------------------------------------------------
@@ -582,7 +585,10 @@ class Active(msgspec.Struct, frozen=True, kw_only=True):
     choice: Choice | None = None
 
     def request(self) -> Request:
-        return Request(self.ref, self.label, self.sender, self.metadata, self.attachments)
+        if self.caller is None:
+            return Request(self.ref, self.label, self.sender, self.metadata, self.attachments)
+        chain = whole(self.caller.chain, self.sender)
+        return Request(self.ref, self.label, self.sender, self.metadata, self.attachments, chain)
 
 
 type Then = Literal["go_on", "activate", "boot", "failed", "after_crash", "sweep", "swept", "over", "configured", "handed_on"]
@@ -661,6 +667,8 @@ class Core(msgspec.Struct, kw_only=True):
     """The same where turns are traced: that of its own span."""
     handling: Handled | None = None
     """Its span, if it has one."""
+    chain: Chain = ()
+    """On whose behalf it came."""
     handled: tuple[Handled, ...] = ()
     """The messages that the draft consumes without a turn, where turns are traced."""
     attempted: TurnInfo | None = None

@@ -16,10 +16,11 @@ from agentmesh.edge.results import read_outcome
 from agentmesh.edge.transport import Headers, Message, Transport
 from agentmesh.errors import AgentFailed, BadRequest, NotFound, Stopped, StoreLost
 from agentmesh.headers import CONTENT_TYPE, content_type_in, legible, message_id, readable, trace_in
+from agentmesh.identity import encoded
 from agentmesh.keys import KEY_DIGEST, opens, refusal, shown_by, stored_digest
 from agentmesh.registry_values import Spec
 from agentmesh.subjects import Subjects, WayIn, spec_key
-from agentmesh_node.gateway.requesters import id_for, lane_for, requester_of
+from agentmesh_node.gateway.requesters import chain_of, id_for, lane_for, requester_of
 
 _PROMPTS = (wire.STREAM_TO, wire.DEADLINE, wire.TIMEOUT, wire.END_BY, wire.BUDGET, wire.MSG_ID, wire.FOR)
 _EVENTS = (wire.DEADLINE, wire.TIMEOUT, wire.MSG_ID, wire.FOR)
@@ -86,10 +87,14 @@ class Intake:
         given = f"{agent}.{self._token()}" if own_id is None else own_id
         if prompt and (key := shown_by(message.headers)) is not None:
             headers[KEY_DIGEST] = key
-        headers[wire.MSG_ID] = id_for(way_in, requester_of(way_in, message.headers), given)
+        requester = requester_of(way_in, message.headers)
+        headers[wire.MSG_ID] = id_for(way_in, requester, given)
+        chain = chain_of(way_in, requester)
+        if chain:
+            headers[wire.CHAIN] = encoded(chain)
         if way_in.imported:
             self._take(agent)
-        subject = self._subjects.lane(lane_for(way_in), agent)
+        subject = self._subjects.lane(lane_for(way_in, chain), agent)
         stored = await self._store(subject, message.data, headers)
         if own_id is None or not stored.duplicate:
             return StoredRequest(stored.seq, headers, repeats=False)

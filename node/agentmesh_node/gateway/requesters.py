@@ -14,6 +14,7 @@ import msgspec
 from agentmesh import names
 from agentmesh.edge.transport import Headers
 from agentmesh.errors import BadRequest, NotPermitted
+from agentmesh.identity import Chain, user_of
 from agentmesh.outcomes import CALLERS_MARK, CALLERS_SIZE
 from agentmesh.subjects import WayIn
 
@@ -84,9 +85,15 @@ def _inboxes(requester: Requester) -> str:
         return f"{INBOX}."
 
 
-def lane_for(way_in: WayIn) -> str:
-    """The mail lane that a request is put into."""
-    return "notify" if way_in.way == "event-to" else "inbox"
+def lane_for(way_in: WayIn, chain: Chain) -> str:
+    """The mail lane that a request is put into: of those that only the mesh's processes write to, where it is known who asks."""
+    lane = "notify" if way_in.way == "event-to" else "inbox"
+    return f"peer-{lane}" if chain else lane
+
+
+def chain_of(way_in: WayIn, requester: Requester) -> Chain:
+    """On whose behalf a request is, as far as the server has told; empty if it is not known."""
+    return user_of(requester.account, requester.user) if way_in.imported else ()
 
 
 def id_for(way_in: WayIn, requester: Requester, own_id: str) -> str:

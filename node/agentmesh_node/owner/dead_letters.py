@@ -10,19 +10,20 @@ from agentmesh.headers import CONTENT_TYPE, TRACE_HEADERS
 from agentmesh.subjects import LANES
 from agentmesh_node.services import Services
 
-_KEPT = (wire.FROM, wire.FROM_LIFE, CONTENT_TYPE, *TRACE_HEADERS)
+_KEPT = (wire.FROM, wire.FROM_LIFE, wire.CHAIN, CONTENT_TYPE, *TRACE_HEADERS)
 """Headers that are kept. The sender has its answer already, and the origin is consumed, so the others are left out."""
 
 
 async def resend(services: Services, agent: str, life: str, seq: int) -> int:
-    """Put the dead letter `seq` of `agent` into its lane again, from the same sender, for the agent's present `life`. The letter
-    stays; a repetition of this changes nothing for as long as the mail's duplicate window lasts.
+    """Put the dead letter `seq` of `agent` into its lane again, from the same sender and on behalf of the same user, for the
+    agent's present `life`. The letter stays; a repetition of this changes nothing for as long as the mail's duplicate window
+    lasts.
 
     Returns: the sequence in the lane: a prompt's ref.
 
     Raises:
         NotFound: there is no such letter.
-        BadRequest: it did not come from an agent.
+        BadRequest: it did not come from an agent, nor from a user that is known.
         MailboxFull, TooLarge, Unavailable, Uncertain: as `store`.
     """
     s = services
@@ -30,8 +31,8 @@ async def resend(services: Services, agent: str, life: str, seq: int) -> int:
     if letter is None or letter.seq != seq:
         raise NotFound(f"agent {agent!r} has no dead letter {seq}; see `mesh dead ls {agent}`")
     lane = LANES.get(letter.headers.get("Mesh-Lane", ""))
-    if lane is None or not lane.trusted or wire.FROM not in letter.headers:
-        raise BadRequest(f"dead letter {seq} came from no agent: send it as mail of your own")
+    if lane is None or not lane.trusted or not (wire.FROM in letter.headers or wire.CHAIN in letter.headers):
+        raise BadRequest(f"dead letter {seq} came from no agent and no user that is known: send it as mail of your own")
     headers = {key: letter.headers[key] for key in _KEPT if key in letter.headers}
     headers[wire.FOR] = life
     subject = s.subjects.lane(lane.name, agent)

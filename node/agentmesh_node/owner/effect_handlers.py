@@ -358,6 +358,7 @@ def _carried_by(effect: SendMail, trace: dict[str, str]) -> Carried:
         deadline=effect.deadline,
         end_by=effect.end_by,
         budget=effect.budget,
+        chain=effect.chain,
     )
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from agentmesh.agent import Agent, overridden, plain_callbacks
 from agentmesh.backend import Backend, Room
 from agentmesh.errors import BackendError
+from agentmesh.identity import callers_of
 from agentmesh.registry_values import Restart, Spec
 from agentmesh.turn.values import Config
 from agentmesh_node.services import Services
@@ -111,6 +112,7 @@ class AgentFactory:
             remember_s=s.remember_s,
             traced=s.traces.traced,
             trace_ratio=s.traces.ratio,
+            callers=callers_of(cls.callers, cls.__name__),
         )
 
 

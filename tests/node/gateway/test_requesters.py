@@ -7,10 +7,20 @@ import json
 import pytest
 
 from agentmesh.errors import BadRequest, NotPermitted
+from agentmesh.identity import Party
 from agentmesh.outcomes import Asked, answers, id_in_outcome
 from agentmesh.subjects import WAYS, Subjects, WayIn
 from agentmesh.wire import Outcome
-from agentmesh_node.gateway.requesters import REQUEST_INFO, UNVERIFIED, Requester, id_for, lane_for, own_address, requester_of
+from agentmesh_node.gateway.requesters import (
+    REQUEST_INFO,
+    UNVERIFIED,
+    Requester,
+    chain_of,
+    id_for,
+    lane_for,
+    own_address,
+    requester_of,
+)
 
 SUBJECTS = Subjects("mesh")
 IMPORTED = WayIn("ask", "coder", imported=True)
@@ -78,8 +88,24 @@ def test_equal_ids_of_two_callers_are_two_and_of_one_caller_are_one() -> None:
 
 
 def test_events_go_to_their_own_lane() -> None:
-    assert {way: lane_for(WayIn(way, "a", imported=True)) for way in WAYS if way != "poll"} == {
+    ways = [way for way in WAYS if way != "poll"]
+    assert {way: lane_for(WayIn(way, "a", imported=True), ()) for way in ways} == {
         "ask": "inbox",
         "tell": "inbox",
         "event-to": "notify",
     }
+
+
+@pytest.mark.case(635)
+def test_what_a_known_user_asks_goes_to_the_lanes_that_only_the_mesh_writes_to() -> None:
+    known = Requester("CALLERS", "shop")
+    chain = chain_of(IMPORTED, known)
+    assert chain == (Party(kind="user", name="shop", account="CALLERS"),)
+    assert {way: lane_for(WayIn(way, "a", imported=True), chain) for way in ("ask", "tell", "event-to")} == {
+        "ask": "peer-inbox",
+        "tell": "peer-inbox",
+        "event-to": "peer-notify",
+    }
+    assert chain_of(OPEN, known) == () == chain_of(IMPORTED, UNVERIFIED), "nobody has said so"
+    assert chain_of(IMPORTED, Requester("CALLERS", None)) == (Party(kind="user", account="CALLERS"),)
+    assert chain_of(IMPORTED, Requester("CALLERS", "x" * 300))[0].name == "", "cut short it could be another's"
