@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from typing import NamedTuple
 
 from agentmesh.access.roles import INSIDE, Role
 from agentmesh.access.static_conf import User, rendered
 from agentmesh.edge.connection import NatsTransport, connect
+from agentmesh.edge.registry import Registry
 from agentmesh.edge.streams import ensure
-from agentmesh.subjects import Subjects
+from agentmesh.errors import Unavailable
+from agentmesh.subjects import EPOCH_KEY, Subjects
 from agentmesh_node.host.node import Node
 from agentmesh_node.liveness_thread import LivenessThread
 from agentmesh_node.settings import NodeSettings
 from agentmesh_node.supervisor.supervisor import Supervisor
 from live.mesh import kinds
-from support import Cluster, Server
+from support import Cluster, Server, eventually
 
 SUBJECTS = Subjects("mesh")
 PASSWORD = "p"
@@ -67,6 +70,14 @@ def place(servers: int = 1, threshold: str = "24h", extra: str = "") -> Iterator
             yield Place(tuple(cluster.servers))
 
 
+async def _readable(t: NatsTransport) -> bool:
+    """Whether this server knows by now who has the streams that were just made."""
+    try:
+        return await Registry(t, SUBJECTS).get(EPOCH_KEY) is not None
+    except Unavailable:
+        return False
+
+
 @contextlib.asynccontextmanager
 async def secured_mesh(there: Place, *nodes: str) -> AsyncIterator[None]:
     """The streams made by `setup`, a supervisor and nodes on this loop, each logged in as what it is, on different servers."""
@@ -80,6 +91,9 @@ async def secured_mesh(there: Place, *nodes: str) -> AsyncIterator[None]:
 
         _, setup = await transport("setup", "setup", 0)
         await ensure(setup, SUBJECTS, replicas=min(3, len(there.servers)))
+        for number in range(len(there.servers)):
+            _, looking = await transport("operator", "looking", number)
+            await eventually(partial(_readable, looking), what=f"the streams at server {number}")
         url, line = await transport("supervisor", "s1", 0)
         supervisor = Supervisor(line, SUBJECTS, "s1", liveness=LivenessThread(url))
         stack.push_async_callback(supervisor.close)
