@@ -165,6 +165,29 @@ def test_an_attempt_that_a_drain_cuts_off_has_moved() -> None:
     play(story, nodes=("n1", "n2"), drain_s=0.5)
 
 
+@pytest.mark.case(542)
+@pytest.mark.case(670)
+def test_an_attempt_that_is_handed_on_between_two_calls_has_moved() -> None:
+    async def story(scene: Scene) -> None:
+        await scene.start("a", kind="Cell")
+        ask = asyncio.ensure_future(scene.mesh.ask("a", "slowly L1 8", timeout=PATIENCE_S))
+        await scene.until(lambda: scene.kinds("a").count("step") > 1, "two steps are taken")
+        node = scene.node_of("a")
+        scene.world.nodes[node].drained.set()
+        await ask
+        await scene.until(lambda: told(scene), "the next owner has told of it")
+        (moved,) = (span for span in told(scene).values())
+        assert moved.attributes[semconv.ATTEMPT_END] == "moved" and moved.node == node and not moved.error
+        (turn,) = (record.turn for record in scene.records("a") if record.turn is not None)
+        assert turn.node != node and max(Cell.called.values()) == 1, "no call was made again"
+        trace = traced_of("a", scene.records("a")[-1].incarnation, turn)
+        assert trace is not None and trace.span != moved.id
+        assert trace.parent == moved.parent and trace.trace == moved.trace, "under the same message"
+
+    Cell.called.clear()
+    play(story, nodes=("n1", "n2"))
+
+
 @pytest.mark.case(543)
 @pytest.mark.parametrize("fate", ["cancelled", "stopped", "killed again"])
 def test_it_is_told_of_whatever_becomes_of_its_input(fate: str) -> None:
