@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated
 
+import msgspec
 from cyclopts import App, Parameter
 
 from agentmesh_client.cli import exits
@@ -135,6 +136,19 @@ def rotate(name: UserName, /, *, dir: Folder = DEFAULT, options: Globals = DEFAU
     return exits.OK
 
 
+@app.command
+def refresh(*, dir: Folder = DEFAULT, options: Globals = DEFAULTS) -> int:
+    """Write the servers' file again, with the lists of this build: after an upgrade. Users stay as they are."""
+    from agentmesh.edge.access_folder import changing
+    from agentmesh_client.cli.output import Printer
+
+    with changing(dir):
+        folder = opened(dir)
+        folder.write()
+    Printer(options).note(f"{folder.conf} has the lists of this build; {RELOAD}")
+    return exits.OK
+
+
 @app.command(name="list")
 def list_users(*, dir: Folder = DEFAULT, options: Globals = DEFAULTS) -> int:
     """List the users, with what they may do, and how far the mesh knows who sends their mail."""
@@ -154,7 +168,7 @@ def list_users(*, dir: Folder = DEFAULT, options: Globals = DEFAULTS) -> int:
     return exits.OK
 
 
-class UserShown(NamedTuple):
+class UserShown(msgspec.Struct, frozen=True):
     """A user as it is listed: without its password's hash."""
 
     name: str

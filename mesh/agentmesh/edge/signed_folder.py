@@ -113,6 +113,14 @@ class SignedFolder:
         known = self._required(name)
         self._issue(known, instead_of=known)
 
+    def write(self) -> None:
+        """Write the servers' file again.
+
+        Raises:
+            Unavailable: it cannot be written.
+        """
+        self._write(self.kept.users)
+
     def _required(self, name: str) -> SignedUser:
         known = next((user for user in self.users if user.name == name), None)
         if known is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from agentmesh_client.cli import access, exits, main
@@ -98,3 +99,23 @@ def test_signed_users_have_credentials_that_end_and_no_seed_is_shown(here: Path,
     command("init", "--dir", "plain")
     assert command("add", "x", "node", "--dir", "plain", "--expires", "1d") != exits.OK
     assert "a password does not expire" in capsys.readouterr().err
+
+
+@pytest.mark.case(651)
+@pytest.mark.parametrize("kind", [(), ("--jwt",)], ids=["passwords", "signed"])
+def test_the_lists_of_another_build_are_written_on_demand_and_users_stay(here: Path, kind: tuple[str, ...]) -> None:
+    assert command("init", *kind) == command("add", "shop", "caller", "a") == exits.OK
+    before = {path.name: path.read_text() for path in (here / "access").iterdir() if path.is_file()}
+    (here / "access" / "access.conf").write_text("made by another build")
+    assert command("refresh") == exits.OK
+    assert {path.name: path.read_text() for path in (here / "access").iterdir() if path.is_file()} == before
+
+
+@pytest.mark.case(651)
+def test_users_are_listed_by_the_names_of_what_is_told(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("init") == command("add", "shop", "caller", "a") == exits.OK
+    assert command("list", "-o", "json") == exits.OK
+    shown = {one["name"]: one for one in msgspec.json.decode(capsys.readouterr().out)}
+    wanted = {"name": "shop", "role": "caller", "agents": ["a"], "ops": ["status"], "expires": None, "mail": "verified"}
+    assert shown["shop"] == wanted
+    assert (shown["node"]["mail"], shown["setup"]["mail"]) == ("unverified", "none")
