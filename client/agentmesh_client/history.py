@@ -10,6 +10,7 @@ from agentmesh.control_values import OpenRequest
 from agentmesh.edge.journal_reader import JournalReader
 from agentmesh.edge.transport import Transport
 from agentmesh.errors import StoreLost
+from agentmesh.identity import told
 from agentmesh.ledger import fold, open_requests
 from agentmesh.names import agent_name
 from agentmesh.records import Record, Resolve, SetInfo, TurnInfo
@@ -138,6 +139,7 @@ def _entry(turn: TurnInfo, content: bool, opened: OpenRequest | None, closed: Ou
         generation=turn.generation,
         takeovers=turn.takeovers,
         sender=turn.sender,
+        chain=told(turn.chain),
         label=turn.label,
         error=turn.error,
         usage=turn.usage,

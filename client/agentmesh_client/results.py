@@ -183,6 +183,8 @@ class TurnEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How often the agent changed hands since it was last known to be at rest or had ended a turn."""
     sender: str | None = None
     """The agent that asked; None for the world outside and for the agent itself."""
+    chain: str = ""
+    """On whose behalf its request was, the oldest first; empty if no user is known."""
     label: str | None = None
     error: ErrorBody | None = None
     usage: dict[str, Any] | None = None

@@ -143,6 +143,7 @@ ADDED: tuple[Addition, ...] = (
     Addition("Echo.key", "refused", SECOND),
     Addition("header Mesh-Chain", "ignored"),
     Addition("SendMail.chain", "ignored"),
+    Addition("TurnInfo.chain", "ignored"),
     Addition("Caller.chain", "refused", SECOND),
 )
 

@@ -336,6 +336,8 @@ class TurnInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     node: str
     generation: int
     sender: str | None = None
+    chain: tuple[Party, ...] = ()
+    """On whose behalf its request was, as it came; empty where no user is known (agentmesh.identity)."""
     label: str | None = None
     prompt: str = ""
     answer: str | None = None

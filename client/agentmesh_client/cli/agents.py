@@ -274,7 +274,7 @@ async def history(name: AgentName, /, *, content: Flag = False, options: Globals
             turn.ref,
             age(turn.started.isoformat()),
             took,
-            turn.sender or "-",
+            turn.chain or turn.sender or "-",
             turn.node,
             str(turn.takeovers),
             f"{result} ({shown(turn.tools)})" if turn.tools else result,

@@ -152,6 +152,7 @@ def turn_info(core: Core, active: Active, error: ErrorBody | None) -> TurnInfo:
         node=core.ledger.node,
         generation=core.ledger.generation,
         sender=active.sender,
+        chain=active.caller.chain if active.caller is not None else (),
         label=active.label,
         prompt=active.text[: book.HISTORY_TEXT],
         answer=None if answer is None else answer[: book.HISTORY_TEXT],

@@ -69,6 +69,7 @@ def test_a_turn_knows_its_chain_and_hands_it_on(fields: dict[str, Any], seen: Ch
     rig.finish("done")
     assert [seen] == SEEN
     assert sent(rig) == [given] * 3
+    assert rig.core.ledger.history[-1].chain == fields.get("chain", ()), "the history says so"
 
 
 @pytest.mark.case(635)
