@@ -21,6 +21,7 @@ Nobody sets a record's version by hand: `records.encode_record` finds it from wh
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from operator import attrgetter
 from typing import Any, Literal, NamedTuple
 
 import msgspec
@@ -189,7 +190,7 @@ type Needed = Callable[[Any], int]
 def needed_by(root: Any, added: Iterable[Addition] = ADDED) -> Needed:
     """What finds the version that values of the type `root` need.
 
-    It looks only where something was added: a value of which no part was costs one call.
+    It looks only where something was added: a value of which no part was costs one call, or none as a part of another.
     """
     rows = {row.what: row.version for row in added if row.old == "refused"}
     return _Compiler(rows).of(type_info(root)) or _first
@@ -204,6 +205,9 @@ class _Compiler:
 
     def __init__(self, rows: Mapping[str, int]) -> None:
         self._rows = rows
+        self._looks: dict[type, tuple[Callable[[Any], Any], tuple[Any, ...]]] = {}
+        """By class: what reads those of its fields that can hold something added, and their defaults. A value that has these
+        needs no look at its parts, and no call: so it is with nearly all values of nearly all records."""
 
     def of(self, info: Type) -> Needed | None:
         """None: no part of such a value was added."""
@@ -211,58 +215,77 @@ class _Compiler:
             case StructType():
                 return self._struct(info)
             case UnionType(types=types):
-                return _one_of({_class_of(t): found for t in types if (found := self.of(t)) is not None})
+                return self._one_of({_class_of(t): found for t in types if (found := self.of(t)) is not None})
             case DictType(value_type=inner):
-                return _most_of(self.of(inner), dict.values)
+                return self._most_of(self.of(inner), dict.values)
             case VarTupleType(item_type=inner) | CollectionType(item_type=inner):
-                return _most_of(self.of(inner), iter)
+                return self._most_of(self.of(inner), None)
             case _:
                 return None
 
     def _struct(self, info: StructType) -> Needed | None:
         name = info.cls.__name__
         itself = self._rows.get(name, FIRST)
-        added: list[tuple[str, Any, int]] = []
-        deeper: list[tuple[str, Needed]] = []
         defaults = {field.name: _default(field) for field in structs.fields(info.cls)}
+        parts: list[tuple[str, int, Needed | None]] = []
         for field in info.fields:
             version = self._rows.get(f"{name}.{field.name}")
-            if version is not None:
-                added.append((field.name, defaults[field.name], version))
-            elif (found := self.of(field.type)) is not None:
-                deeper.append((field.name, found))
+            find = self.of(field.type) if version is None else None
+            if version is not None or find is not None:
+                parts.append((field.name, version or FIRST, find))
         kinds = {row.removeprefix("kind:"): version for row, version in self._rows.items() if row.startswith("kind:")}
         kinds = kinds if name == "Record" else {}
-        if itself == FIRST and not added and not deeper and not kinds:
-            return None
+        if not parts:
+            return None if itself == FIRST and not kinds else lambda value: kinds.get(value.kind, itself) if kinds else itself
+        names = [field for field, _, _ in parts]
+        read = attrgetter(*names, names[0])  # it returns no tuple if it has only one name
+        plain = tuple(defaults[field] for field in (*names, names[0]))
+        checks = [(defaults[field], needs, find) for field, needs, find in parts]
+        looks = self._looks
+        if itself == FIRST and not kinds:
+            looks[info.cls] = read, plain
 
         def needed(value: Any) -> int:
             version = kinds.get(value.kind, itself) if kinds else itself
-            for field, default, needs in added:
-                if version < needs and (part := getattr(value, field)) is not default and part != default:
-                    version = needs
-            for field, find in deeper:
-                part = getattr(value, field)
-                if part is not None and part is not UNSET and (found := find(part)) > version:
-                    version = found
+            for part, (default, needs, find) in zip(read(value), checks, strict=False):
+                if part is default:
+                    continue
+                if find is None:
+                    if version < needs and part != default:
+                        version = needs
+                elif part is not None and part is not UNSET:
+                    look = looks[kind] if (kind := type(part)) in looks else None
+                    if (look is None or look[0](part) != look[1]) and (found := find(part)) > version:
+                        version = found
             return version
 
         return needed
 
+    def _one_of(self, by_class: Mapping[type, Needed]) -> Needed | None:
+        if not by_class:
+            return None
 
-def _one_of(by_class: Mapping[type, Needed]) -> Needed | None:
-    if not by_class:
-        return None
+        def needed(value: Any) -> int:
+            found = by_class.get(type(value))
+            return FIRST if found is None else found(value)
 
-    def needed(value: Any) -> int:
-        found = by_class.get(type(value))
-        return FIRST if found is None else found(value)
+        return needed
 
-    return needed
+    def _most_of(self, find: Needed | None, parts: Callable[[Any], Iterable[Any]] | None) -> Needed | None:
+        """Of a collection. `parts`: its members, if they are not what it iterates over."""
+        if find is None:
+            return None
+        looks = self._looks
 
+        def needed(value: Any) -> int:
+            version = FIRST
+            for part in value if parts is None else parts(value):
+                look = looks[kind] if (kind := type(part)) in looks else None
+                if (look is None or look[0](part) != look[1]) and (found := find(part)) > version:
+                    version = found
+            return version
 
-def _most_of(needed: Needed | None, parts: Callable[[Any], Iterable[Any]]) -> Needed | None:
-    return None if needed is None else lambda value: max(map(needed, parts(value)), default=FIRST)
+        return needed
 
 
 def _class_of(info: Type) -> type:

@@ -75,6 +75,8 @@ _CRASH = (P.CRASHING, P.COMMITTING)
 """Where a crash leads."""
 _TAIL = (P.POST_TURN, P.POST_RUN, P.HANDLING, P.COMMITTING)
 """What can follow a decision."""
+_LEFT = P.HANDED_ON
+"""The phase of an owner that has handed its agent on."""
 
 
 _ENDS = (Returned, Misbehaved, Raised)
@@ -223,12 +225,12 @@ def _failed(core: Core, out: list[Command]) -> None:
 
 
 def _handed_on(core: Core, out: list[Command]) -> None:
-    core.phase = Phase.HANDED_ON
+    core.phase = _LEFT
 
 
 def _is_handed_on(core: Core) -> bool:
     """Whether the owner's last record stands or is on its way: whatever comes is the next owner's."""
-    return core.phase is Phase.HANDED_ON or (core.inflight is not None and core.inflight.then == "handed_on")
+    return core.phase is _LEFT or (core.inflight is not None and core.inflight.then == "handed_on")
 
 
 THEN: dict[Then, tuple[Callable[[Core, list[Command]], None], tuple[Phase, ...]]] = {
@@ -266,7 +268,7 @@ def advance(core: Core, item: Input, now: float) -> tuple[Core, list[Command]]:
 
 def _ready(core: Core) -> Input | None:
     """The next input in the stash that can be handled now. A stop overtakes the others: it makes them moot."""
-    if core.inflight is not None or core.phase is Phase.HANDED_ON:
+    if core.inflight is not None or core.phase is _LEFT:
         return None
     fitting = [i for i in core.stash if type(i) in TABLE[core.phase] or _is_answered_at_once(core, i)]
     return next((i for i in fitting if isinstance(i, Stop)), fitting[0] if fitting else None)
@@ -284,11 +286,11 @@ def _is_too_late(core: Core, item: Input) -> bool:
 
 
 def _feed(core: Core, item: Input, out: list[Command]) -> None:
-    if _is_handed_on(core) and not isinstance(item, Committed):
-        return
-    if core.cut is not None and isinstance(item, _ENDS):
-        item = CutShort()  # it was interrupted: what it returns counts no more
     kind = type(item)
+    if (core.inflight is not None or core.phase is _LEFT) and kind is not Committed and _is_handed_on(core):
+        return
+    if core.cut is not None and kind in _ENDS:
+        item, kind = CutShort(), CutShort  # it was interrupted: what it returns counts no more
     if (anywhere := ANYWHERE.get(kind)) is not None:
         anywhere(core, item, out)
     elif kind is Committed:

@@ -372,10 +372,11 @@ class Owner:
 
     def on_copy(self, lane: str, message: Message) -> None:
         """Handle a message of the agent's one subscription: a copy of stored mail, or a control request."""
-        if is_control(lane):
+        if lane in LANES:
+            if self.mailbox is not None:
+                self.mailbox.on_copy(lane, message)
+        elif is_control(lane):
             self._control.handle(message)
-        elif lane in LANES and self.mailbox is not None:
-            self.mailbox.on_copy(lane, message)
 
     def _on_mail(self, mail: tuple[Mail, ...]) -> None:
         mail = self._ids.marked(mail)

@@ -6,23 +6,28 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
+import msgspec
 
-class Boundary:
+
+class Boundary(msgspec.Struct):
     """Counts the open calls of one run of a turn. Once the turn is to leave no call begins any more; when none is open, and the
-    turn can only go on with one, `reached` is called: all that was done is durable, and nothing is under way."""
+    turn can only go on with one, `reached` is called with `turn`: all that was done is durable, and nothing is under way.
 
-    __slots__ = ("_closed", "_held", "_leaving", "_open", "_reached", "_resting", "told")
+    Each run has one, and most turns tell of no call: it is a struct because that is made quickly.
+    """
 
-    def __init__(self, reached: Callable[[], None], *, leaving: bool = False) -> None:
-        self._reached = reached
-        self._leaving = leaving
-        self._closed = False
-        self.told = False
-        """Whether this run tells of its calls."""
-        self._open = 0
-        self._resting = 0
-        self._held = 0
-        """Calls that are not begun here any more."""
+    reached: Callable[[int], None]
+    turn: int = 0
+    leaving: bool = False
+    """The turn goes on elsewhere, as soon as it can."""
+    closed: bool = False
+    """The run is over."""
+    told: bool = False
+    """Whether this run tells of its calls."""
+    _open: int = 0
+    _resting: int = 0
+    _held: int = 0
+    """Calls that are not begun here any more."""
 
     @property
     def open(self) -> int:
@@ -32,7 +37,7 @@ class Boundary:
     async def begin(self) -> None:
         """See `agentmesh.steps.Calls.begin`."""
         self.told = True
-        if self._leaving:
+        if self.leaving:
             await self._hold()
         self._open += 1
 
@@ -55,7 +60,7 @@ class Boundary:
         finally:
             self._resting -= 1
             self._open += 1
-        if self._leaving and not self._closed:
+        if self.leaving and not self.closed:
             self._open -= 1
             try:
                 await self._hold()
@@ -73,13 +78,9 @@ class Boundary:
 
     def leave(self) -> None:
         """The turn goes on elsewhere, as soon as it can."""
-        self._leaving = True
+        self.leaving = True
         self._look()
 
-    def close(self) -> None:
-        """The run is over."""
-        self._closed = True
-
     def _look(self) -> None:
-        if self._leaving and not self._closed and self._open == 0 and (self._held or self._resting):
-            self._reached()
+        if self.leaving and not self.closed and self._open == 0 and (self._held or self._resting):
+            self.reached(self.turn)

@@ -91,7 +91,7 @@ class TurnRun:
         self._number = command.number
         self._events = TurnEventStream.open(self._s, self._name, command, self._generation)
         self.steps = TurnSteps(self._s, command, self._feed, self._begin_to_wait)
-        self._calls = Boundary(lambda: self._feed(HandOn(command.number)), leaving=self._leaving)
+        self._calls = Boundary(self._reached, command.number, self._leaving)
         on_event = self._events.event if self._events else None
         if self._runner.start_turn(command, self._ended, on_event, self.steps, self._calls):
             self._watchdog = asyncio.get_running_loop().call_later(command.watchdog_s, self._on_watchdog, command.number)
@@ -114,6 +114,9 @@ class TurnRun:
         if self._events is not None:
             self._events.send({"type": "handover"}, though_full=True)
 
+    def _reached(self, number: int) -> None:
+        self._feed(HandOn(number))
+
     def _on_watchdog(self, number: int) -> None:
         self._feed(Watchdog(number, self.spent(), self.ran(), self.inner()))
 
@@ -131,7 +134,7 @@ class TurnRun:
     def _run_over(self) -> None:
         self._stop_watchdog()
         if self._calls is not None:
-            self._calls.close()
+            self._calls.closed = True
         if self.steps is not None:
             self.steps.close()
 

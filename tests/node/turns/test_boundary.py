@@ -14,7 +14,7 @@ class Told:
     def __init__(self) -> None:
         self.times = 0
 
-    def __call__(self) -> None:
+    def __call__(self, turn: int) -> None:
         self.times += 1
 
 
@@ -76,7 +76,7 @@ def test_a_call_that_only_waits_does_not_hold_up_the_hand_over_and_goes_on_nowhe
         answer.set()
         await soon()
         assert not asking.done()
-        calls.close()
+        calls.closed = True
         asking.cancel()
         await asyncio.wait([asking])
         assert calls.open == 1, "it was cut off in the middle"
