@@ -1,6 +1,6 @@
 # Each target sets up what it needs: a Python of 3.12 or newer is all that must be there.
 .DEFAULT_GOAL := help
-.PHONY: help demo quick test test-roles test-long-answers test-local test-backends lint check bench bench-failover bench-sleeping bench-paired bench-roles sim fuzz chaos user-changes cases clean
+.PHONY: help demo quick test roles test-roles test-long-answers test-local test-backends lint check bench bench-failover bench-sleeping bench-paired bench-roles sim fuzz chaos user-changes cases clean
 
 # Tests start a thousand processes: without byte code each would compile all that it imports, as long as it takes to run.
 unexport PYTHONDONTWRITEBYTECODE
@@ -28,6 +28,9 @@ quick: .venv/.stamp-dev ## Run the tests that need no server and no other proces
 test: .venv/.stamp-dev ## Run all tests
 	@$(PYTEST) -n $(WORKERS) --dist worksteal --durations=10 $(ARGS)
 
+roles: .venv/.stamp-dev ## The shorter live tests with each process logged in by its role and all else denied
+	@TEST_ROLES=1 $(PYTEST) -q -n $(WORKERS) --dist worksteal -m "not slow" tests/live $(ARGS)
+
 test-roles: .venv/.stamp-dev ## The live tests with each process logged in by its role and all else denied: nothing may be refused
 	@used=$$(mktemp -d) && trap 'rm -r $$used' EXIT && TEST_ROLES=$$used $(PYTEST) -n $(WORKERS) --dist worksteal tests/live tests/client/test_cli.py \
 		tests/client/test_lifecycle.py tests/client/test_traces.py tests/client/cli $(ARGS) && \
@@ -49,7 +52,7 @@ lint: .venv/.stamp-dev ## Lint, format, types, imports
 	$(PY) -m mypy
 	.venv/bin/lint-imports
 
-check: lint test ## Everything: what must hold before a change is done
+check: lint test roles ## Everything: what must hold before a change is done
 
 bench: .venv/.stamp-dev ## Measure the mesh beside its floors, in a few minutes
 	@$(PY) -c 'import faststream' 2>/dev/null || $(PY) -m pip install --quiet -e '.[bench]' || true
