@@ -43,6 +43,8 @@ class Party(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 type Chain = tuple[Party, ...]
 
 UNVERIFIED = Party(kind="unverified")
+UNKNOWN: Chain = (UNVERIFIED,)
+"""Of a request that comes from no agent and of whose user nothing is known."""
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(tuple[Party, ...])
 
@@ -72,7 +74,7 @@ def whole(chain: Chain, sender: str | None) -> Chain:
     """The chain of a request as its agent sees it: as it came, or, where none came, as far as its lane tells."""
     if chain:
         return chain
-    return (UNVERIFIED,) if sender is None else (UNVERIFIED, Party(kind="agent", name=sender))
+    return UNKNOWN if sender is None else (UNVERIFIED, Party(kind="agent", name=sender))
 
 
 def encoded(chain: Chain) -> str:

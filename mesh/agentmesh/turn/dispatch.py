@@ -218,7 +218,7 @@ def _run(core: Core, out: Out) -> None:
             prompt=active.text,
             state=state,
             session=core.work.session,
-            watchdog_s=watchdog_left(core, active),
+            watchdog_s=core.config.watchdog_s if core.ledger.turning is None else watchdog_left(core, active),
             key=name_of(core.config.name, core.ledger, active),
             steps=taken_so_far(core, active),
             kept=tuple(core.work.kept.items()) if core.work.kept else (),

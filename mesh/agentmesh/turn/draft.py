@@ -107,7 +107,8 @@ def resolve(core: Core, caller: Caller, outcome: Outcome) -> tuple[Effect, ...]:
     mailed = caller.sender is not None and caller.tag is not None
     outcome = capped(outcome, outcome_limit(core.config.max_payload, mailed=mailed))
     told = Resolve(outcome=outcome, reply_to=caller.reply_to, stream_to=caller.stream_to, key=caller.key)
-    told = recordable(core, told)
+    if told.key is not None:
+        told = recordable(core, told)
     if caller.sender is None or caller.tag is None:
         return (told,)
     answer = SendMail(

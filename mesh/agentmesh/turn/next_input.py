@@ -29,7 +29,7 @@ def choose(core: Core) -> Active | None:
     number = work.turn + 1
     if work.next is not None:
         return _from_queue(work.next, "next", number, core.now)
-    head = _first(core)
+    head = _first(core) if core.prompts or work.queue else None
     if head is None:
         return None
     if type(head) is Queued:
@@ -111,7 +111,7 @@ def end_without_turn(core: Core, mail: Mail) -> bool:
         error = ErrorBody(code="stopped", message="the agent that this was meant for has ended; another bears its name now")
     elif mail.deadline is not None and mail.deadline <= core.now:
         error = expired(core, mail.deadline, "the turn could begin")
-    elif not _is_begun(core, mail):
+    elif core.config.callers is not None and not _is_begun(core, mail):
         error = _not_permitted(core, mail)
     if error is None:
         return False

@@ -14,7 +14,7 @@ from agentmesh.budget import EMPTY_PURSE, NO_LIMITS, Limits, Purse
 from agentmesh.callback_context import Ask, Request
 from agentmesh.control_values import Adjustment
 from agentmesh.formats import RECORD_VERSION
-from agentmesh.identity import Chain, Policy, whole
+from agentmesh.identity import UNKNOWN, Chain, Policy, whole
 from agentmesh.records import (
     NOTHING,
     Caller,
@@ -587,7 +587,7 @@ class Active(msgspec.Struct, frozen=True, kw_only=True):
     def request(self) -> Request:
         if self.caller is None:
             return Request(self.ref, self.label, self.sender, self.metadata, self.attachments)
-        chain = whole(self.caller.chain, self.sender)
+        chain = whole(self.caller.chain, self.sender) if self.sender is not None or self.caller.chain else UNKNOWN
         return Request(self.ref, self.label, self.sender, self.metadata, self.attachments, chain)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from agentmesh.edge.transport import Transport
-from agentmesh.records import Ledger, Record
+from agentmesh.records import Ledger, Record, SendMail
 from agentmesh.subjects import Subjects
 from agentmesh.trace.facts import record_fact
 from agentmesh.trace.lost import abandoned, attempts_ended
@@ -90,6 +90,8 @@ class SpanTeller:
         if self._open and (self._open.get(agent) is not None):
             self._end_open(agent, record)
         if not (self._telling or (record.attempt is not None and self.traced)) or not may_tell(record):
+            return
+        if self.facts != "all" and record.attempt is None and _is_unsampled(record):
             return
         self._gathered.append(Told(agent, kind, before, record, seq))
         if len(self._gathered) == 1:
@@ -194,6 +196,15 @@ class SpanTeller:
 def may_tell(record: Record) -> bool:
     """Whether a record can tell a span at all: most that do not are known by this."""
     return bool(record.turn is not None or record.effects or record.handled or record.attempt is not None)
+
+
+def _is_unsampled(record: Record) -> bool:
+    """Whether it is known without a look at its spans that none of a record is sampled, which has ended no attempt outside of the
+    history: it has those of a turn, and sends no mail."""
+    turn = record.turn
+    if turn is None or turn.trace is None or turn.trace.sampled:
+        return False
+    return not any(handled.sampled for handled in record.handled) and not any(type(e) is SendMail for e in record.effects)
 
 
 def fact_id(agent: str, record: Record, seq: int) -> str:

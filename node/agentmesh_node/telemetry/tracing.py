@@ -86,6 +86,9 @@ class Here(msgspec.Struct):
 class Tracing:
     """The current contexts of one node."""
 
+    show = staticmethod(_CURRENT.set)
+    """Makes a context current. Pass the returned token to `leave`."""
+
     def __init__(self, export: SpanExport | None = None) -> None:
         self.export = export
         """What exports this node's spans."""
@@ -102,11 +105,7 @@ class Tracing:
         """
         if of is None:
             return otel_context.attach(_foreign(headers)) if headers else None
-        return self.show(self.context(of, headers, here))
-
-    def show(self, context: Context) -> Token[Context]:
-        """Make a context current. Pass the returned token to `leave`."""
-        return _CURRENT.set(context)
+        return _CURRENT.set(self.context(of, headers, here))
 
     def context(self, of: TurnAttempt | TraceContext, headers: Mapping[str, str], here: Here | None) -> Context:
         """The context that `enter` makes current."""

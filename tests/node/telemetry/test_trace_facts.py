@@ -109,6 +109,20 @@ def test_what_is_exported_is_what_is_sampled() -> None:
     assert not wire.sent and not teller(wire, "off").traced
 
 
+def test_a_plain_turn_of_a_trace_that_is_not_sampled_is_not_looked_at() -> None:
+    later: list[Any] = []
+    telling = teller(Wire(), "attempts", export=lambda spans: None, later=later.append)
+    plain = info("a" * 16)
+    assert plain.trace is not None
+    unsampled = structs.replace(plain, trace=structs.replace(plain.trace, sampled=False))
+    telling.committed("coder", "Coder", BEFORE, record(turn=unsampled), 7)
+    assert not later
+    telling.committed(
+        "coder", "Coder", BEFORE, record(turn=unsampled, effects=(SendMail(lane="peer-notify", to="boss", event=1),)), 8
+    )
+    assert later, "mail may be in another trace"
+
+
 def test_a_defect_costs_the_spans_alone(caplog: pytest.LogCaptureFixture) -> None:
     wire = Wire()
     broken = record(turn=structs.replace(info("a" * 16), usage=cast("Any", 5)))
