@@ -264,7 +264,8 @@ def bench_of(key: str) -> Bench:
 
 @pytest.mark.case(440)
 def test_the_page_has_a_row_for_each_phase_of_the_machine() -> None:
-    assert {row.phase.strip("`") for row in rows()} == {str(phase) for phase in machine.TABLE}
+    answering = set(machine.TABLE) - {Phase.HANDED_ON}  # in that one the next owner answers
+    assert {row.phase.strip("`") for row in rows()} == {str(phase) for phase in answering}
     assert set(ROWS) == set(BENCHES), "each row is tried, and each phase has one"
 
 
