@@ -97,8 +97,9 @@ class JournalWriter:
         """The record that changed `before` is committed, at `seq`."""
         self.committed = seq
         self._written.value += size
-        if self._s.traces.traced:
-            self._s.traces.committed(self._agent, self._kind, before, record, seq)
+        traces = self._s.traces
+        if traces.traced and (traces.telling or traces.begun or record.attempt is not None):  # of most there is nothing to tell
+            traces.committed(self._agent, self._kind, before, record, seq)
         return Committed(seq, record.id, record.at, size)
 
     async def append(self, command: Append, core: Core) -> Committed:

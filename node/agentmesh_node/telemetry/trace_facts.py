@@ -67,7 +67,7 @@ class SpanTeller:
         self.ratio = ratio
         """The share of the traces begun here that is sampled."""
         self._gathered: list[Told] = []
-        self._open: dict[str, dict[str, Began]] = {}
+        self.begun: dict[str, dict[str, Began]] = {}
         """By agent: the attempts that have said that they began, and that no record of this process has ended."""
         self._owned: dict[str, int] = {}
         """By agent: the generation of this process's owner."""
@@ -75,7 +75,8 @@ class SpanTeller:
         """Which facts it publishes."""
         self.traced = facts != "off" or export is not None
         """Whether records tell their spans, and attempts are watched."""
-        self._telling = facts == "all" or export is not None
+        self.telling = facts == "all" or export is not None
+        """Whether it tells of records that end no attempt outside of the history."""
 
     def committed(self, agent: str, kind: str, before: Ledger | None, record: Record, seq: int) -> None:
         """Tell the spans of a record that was committed, soon.
@@ -87,9 +88,9 @@ class SpanTeller:
             record: it.
             seq: its sequence in the journal.
         """
-        if self._open and (self._open.get(agent) is not None):
+        if self.begun and (self.begun.get(agent) is not None):
             self._end_open(agent, record)
-        if not (self._telling or (record.attempt is not None and self.traced)) or not may_tell(record):
+        if not (self.telling or (record.attempt is not None and self.traced)) or not may_tell(record):
             return
         if self.facts != "all" and record.attempt is None and _is_unsampled(record):
             return
@@ -139,9 +140,9 @@ class SpanTeller:
     def began(self, fact: Began, name: str = "began") -> None:
         """Publish that an attempt began. `name` tells one fact about an attempt from another."""
         if fact.left:
-            self._open.pop(fact.agent, None)  # the next owner tells
+            self.begun.pop(fact.agent, None)  # the next owner tells
         else:
-            self._open.setdefault(fact.agent, {})[fact.span] = fact
+            self.begun.setdefault(fact.agent, {})[fact.span] = fact
         self._post(self._subjects.trace(fact.agent, "began"), encode_fact(fact), f"{fact.span}-{name}")
 
     def owns(self, agent: str, generation: int, *, owned: bool) -> None:
@@ -153,7 +154,7 @@ class SpanTeller:
 
     def begun_of(self, agent: str, generation: int) -> list[Began]:
         """The attempts of this generation that have said that they began, and that no record of this process has ended."""
-        return [fact for fact in self._open.get(agent, {}).values() if fact.generation == generation]
+        return [fact for fact in self.begun.get(agent, {}).values() if fact.generation == generation]
 
     def owned(self, agent: str) -> int | None:
         """The generation by which this process acts for the agent; None if it does not."""
@@ -163,14 +164,14 @@ class SpanTeller:
         """The same, which are forgotten here: another owner has taken the agent."""
         begun = self.begun_of(agent, generation)
         for fact in begun:
-            del self._open[agent][fact.span]
-        if not self._open.get(agent, True):
-            del self._open[agent]
+            del self.begun[agent][fact.span]
+        if not self.begun.get(agent, True):
+            del self.begun[agent]
         return begun
 
     def _end_open(self, agent: str, record: Record) -> None:
         """A record of this process is committed: it may have ended an attempt that has said that it began."""
-        begun = self._open[agent]
+        begun = self.begun[agent]
         for attempt in attempts_ended(agent, record):
             begun.pop(attempt, None)
         if record.kind in _ALL_DONE:
@@ -181,7 +182,7 @@ class SpanTeller:
                     self.export((span,))
             begun.clear()
         if not begun:
-            del self._open[agent]
+            del self.begun[agent]
 
     def post(self, agent: str, fact: str, spans: tuple[ToldSpan, ...]) -> None:
         """Publish spans of one agent, under this id of the fact."""

@@ -187,7 +187,8 @@ class Runner:
                 callback_context.current_context.reset(token)
             return self._decided(command, value, asks)
         finally:
-            self._tracing.leave(entered)
+            if entered is not None:
+                self._tracing.restore(entered)
 
     def _decided(self, command: RunCallback, value: Any, asks: tuple[callback_context.Ask, ...]) -> Input:
         """What a callback has decided, by what it returned and asked for; or that this is none of what it may return."""
@@ -400,7 +401,8 @@ class Runner:
             log.exception("a turn crashed", extra={"agent": self._name, "ref": command.request.ref})
             ended = TurnEnded(turn=command.number, error=crash_error(error))
         finally:
-            tracing.leave(entered)
+            if entered is not None:
+                tracing.restore(entered)
             here.attempt = None
             if attempt is not None and here.made is None:
                 self._shown = attempt, shown
