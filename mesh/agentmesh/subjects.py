@@ -46,6 +46,7 @@ type Way = Literal["ask", "tell", "event-to", "poll"]
 
 WAYS: tuple[Way, ...] = ("ask", "tell", "event-to", "poll")
 """What a caller can ask of the gateway by a plain request: `mesh.<way>.<agent>`."""
+_WAYS: dict[str, Way] = {way: way for way in WAYS}
 
 
 class WayIn(NamedTuple):
@@ -167,7 +168,8 @@ class Subjects(msgspec.Struct, frozen=True):
         rest = subject.removeprefix(f"{self.root}.")
         imported = rest.startswith("caller.")
         way, _, agent = rest.removeprefix("caller.").partition(".") if imported else rest.partition(".")
-        return next((WayIn(known, agent, imported) for known in WAYS if known == way), None)
+        known = _WAYS.get(way)
+        return WayIn(known, agent, imported) if known is not None else None
 
     def result(self, agent: str, ref: str) -> str:
         return f"{self.root}.result.{agent}.{ref}"

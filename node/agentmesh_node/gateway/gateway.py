@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
 import msgspec
@@ -114,10 +114,12 @@ class Gateway:
         async with self._shares.place(requester_of(way_in, message.headers)):
             return await self._polls.answer(way_in.agent, message)
 
-    async def _take(self, way_in: WayIn, message: Message, reply_to: str | None) -> StoredRequest:
+    def _take(self, way_in: WayIn, message: Message, reply_to: str | None) -> Awaitable[StoredRequest]:
         """Store a request as mail, in the share of its caller if it came from another account."""
-        if not way_in.imported:
-            return await self._intake.take(way_in, message, reply_to)
+        take = self._take_in_share if way_in.imported else self._intake.take
+        return take(way_in, message, reply_to)
+
+    async def _take_in_share(self, way_in: WayIn, message: Message, reply_to: str | None) -> StoredRequest:
         async with self._shares.place(requester_of(way_in, message.headers)):
             return await self._intake.take(way_in, message, reply_to)
 

@@ -16,8 +16,8 @@ from agentmesh.edge.results import read_outcome
 from agentmesh.edge.transport import Headers, Message, Transport
 from agentmesh.errors import AgentFailed, BadRequest, NotFound, Stopped, StoreLost
 from agentmesh.headers import CONTENT_TYPE, content_type_in, legible, message_id, readable, trace_in
-from agentmesh.identity import encoded
-from agentmesh.keys import KEY_DIGEST, opens, refusal, shown_by, stored_digest
+from agentmesh.identity import Chain, encoded
+from agentmesh.keys import KEY, KEY_DIGEST, opens, refusal, shown_by, stored_digest
 from agentmesh.registry_values import Spec
 from agentmesh.subjects import Subjects, WayIn, spec_key
 from agentmesh_node.gateway.requesters import chain_of, id_for, lane_for, requester_of
@@ -85,14 +85,16 @@ class Intake:
         own_id = headers.get(wire.MSG_ID)
         headers.setdefault(wire.FOR, spec.incarnation)
         given = f"{agent}.{self._token()}" if own_id is None else own_id
-        if prompt and (key := shown_by(message.headers)) is not None:
+        if prompt and KEY in message.headers and (key := shown_by(message.headers)) is not None:
             headers[KEY_DIGEST] = key
-        requester = requester_of(way_in, message.headers)
-        headers[wire.MSG_ID] = id_for(way_in, requester, given)
-        chain = chain_of(way_in, requester)
-        if chain:
-            headers[wire.CHAIN] = encoded(chain)
+        headers[wire.MSG_ID] = given
+        chain: Chain = ()
         if way_in.imported:
+            requester = requester_of(way_in, message.headers)
+            headers[wire.MSG_ID] = id_for(way_in, requester, given)
+            chain = chain_of(way_in, requester)
+            if chain:
+                headers[wire.CHAIN] = encoded(chain)
             self._take(agent)
         subject = self._subjects.lane(lane_for(way_in, chain), agent)
         stored = await self._store(subject, message.data, headers)
