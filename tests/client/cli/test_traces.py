@@ -35,7 +35,12 @@ def test_a_graph_has_five_forms() -> None:
     forms = {form: _graph_text(GRAPH, GlobalOptions(output=form)) for form in FORMS}
     assert forms["text"].splitlines()[1].split()[:3] == ["a", "b", "2"]
     assert json.loads(forms["json"])["graph"]["edges"][0]["messages"] == 2
-    assert json.loads(forms["json"])["source"] == {"facts": {"all": 2, "attempts": 1}, "stream": True, "journals": 7}
+    assert json.loads(forms["json"])["source"] == {
+        "facts": {"all": 2, "attempts": 1},
+        "stream": True,
+        "journals": 7,
+        "refused": False,
+    }
     assert json.loads(forms["jsonl"])["source"] == "a"
     assert forms["mermaid"].startswith("flowchart")
     assert forms["dot"].startswith("digraph")
