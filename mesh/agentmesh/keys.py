@@ -10,7 +10,6 @@ import hashlib
 import hmac
 import re
 from collections.abc import Mapping
-from typing import Any
 
 from agentmesh.errors import BadRequest, NotPermitted
 from agentmesh.headers import readable
@@ -75,9 +74,3 @@ def refusal(ref: str, given: str | None) -> NotPermitted:
     return NotPermitted(
         f"request {ref} was made {what}: only who made it may ask about it; give its own {KEY}", details={"ref": ref}
     )
-
-
-def refusal_body(ref: str, given: str | None) -> dict[str, Any]:
-    """The same, as the `error` of a reply."""
-    error = refusal(ref, given)
-    return {"code": error.code, "message": error.message, "details": error.details}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import functools
 import math
+import re
 
 from agentmesh.errors import BadRequest
 
@@ -32,6 +33,22 @@ def parse_time(text: str) -> float:
 def time_in_range(text: str) -> float:
     """A deadline, in seconds since the epoch. Times before the epoch become 0, times after the year 3000 `MAX_TIME`."""
     return min(MAX_TIME, max(0.0, parse_time(text)))
+
+
+_DURATION = re.compile(r"(\d{1,7})([dhms])")
+_UNITS = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
+
+
+def duration_s(text: str, units: str = "hms") -> int:
+    """The seconds of a duration as people write it: 24h, 90m, 1h30m. A NATS server knows hours, minutes and seconds.
+
+    Raises:
+        BadRequest: it is none, or has other units than these.
+    """
+    parts = _DURATION.findall(text)
+    if not parts or "".join(number + unit for number, unit in parts) != text or any(unit not in units for _, unit in parts):
+        raise BadRequest(f"{text[:40]!r} is no duration, as 24h, 90m or 1h30m")
+    return sum(int(number) * _UNITS[unit] for number, unit in parts)
 
 
 def check_time(seconds: float) -> float:

@@ -398,7 +398,12 @@ def encode_reply(body: Mapping[str, Any]) -> bytes:
 
 def encode_failure(error: MeshError) -> bytes:
     """JSON of an error as the reply to a control request (docs/protocol.md#control-requests): `details` is always there."""
-    return encode_reply({"error": {"code": error.code, "message": error.message, "details": error.details}})
+    return encode_reply(failure(error))
+
+
+def failure(error: MeshError) -> dict[str, Any]:
+    """The same as the members of a reply."""
+    return {"error": {"code": error.code, "message": error.message, "details": error.details}}
 
 
 def encode_outcome(outcome: Outcome) -> bytes:

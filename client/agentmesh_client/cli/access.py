@@ -23,6 +23,8 @@ UserName = Annotated[str, Parameter(help="The user's name.")]
 May = Annotated[list[str] | None, Parameter(negative="", help="Control requests that a caller may send, besides `status`.")]
 DEFAULT = Path("access")
 SIGNED_RELOAD = "after a change of one that there was, have each server read access.conf again: nats-server --signal reload"
+LONGEST_S = 100_000 * 86_400
+"""Longest that credentials may be good for; longer is for ever."""
 RELOAD = "have each server read it again: nats-server --signal reload"
 
 app = App(name="access", help="Make the users of a mesh, and say what they may do.")
@@ -195,16 +197,18 @@ def _seconds(text: str | None) -> float:
     Raises:
         BadRequest: it says nothing that is a time.
     """
-    import re
-
     from agentmesh.errors import BadRequest
+    from agentmesh.times import duration_s
 
     if text is None:
         return 0
-    found = re.fullmatch(r"([1-9]\d{0,4})([dhm])", text)
-    if found is None:
-        raise BadRequest(f"{text!r} is no time for --expires: write 30d, 12h or 90m")
-    return int(found[1]) * {"d": 86_400, "h": 3_600, "m": 60}[found[2]]
+    try:
+        found = duration_s(text, "dhm")
+    except BadRequest:
+        found = 0
+    if not 0 < found <= LONGEST_S:
+        raise BadRequest(f"{text!r} is no time for --expires: write 30d, 12h or 90m, and at most {LONGEST_S // 86_400} days")
+    return found
 
 
 def _end_of(user: User | SignedUser) -> str | None:

@@ -7,7 +7,6 @@ server takes on one line.) In a template a queue group cannot be named, so there
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -18,6 +17,7 @@ from agentmesh.access.layout import STREAMS_OUT, SYSTEM, THRESHOLD, callers_acco
 from agentmesh.access.roles import DEFAULT_OPERATIONS, INSIDE, ROLES, Role, below, is_prefix, lists
 from agentmesh.errors import BadRequest
 from agentmesh.subjects import Subjects
+from agentmesh.times import duration_s
 
 LONGEST_JWT = 3_000
 """Characters of a user's JWT: with what else a client says it must fit a line of 4,096 (`max_control_line`)."""
@@ -107,7 +107,7 @@ def rendered(
         threshold: how long the server remembers where answers to callers go, as a duration of NATS.
         extra: lines that go before all else.
     """
-    accounts = _accounts(Subjects(root), keys, made=made, ops=ops, revoked=revoked, threshold_s=seconds(threshold))
+    accounts = _accounts(Subjects(root), keys, made=made, ops=ops, revoked=revoked, threshold_s=duration_s(threshold))
     operator = signed(keys.operator, keys.operator.public, f"{root}-operator", "operator", _operator(keys), at=made)
     head = f"# Operator and accounts of the mesh {root!r}. Made by `mesh access`: changes by hand are lost with its next run."
     named = {keys.system.public: SYSTEM, keys.mesh.public: mesh_account(Subjects(root))}
@@ -166,17 +166,6 @@ def _with_tags(subject: str) -> str:
     subject = subject.replace(f".control-{_OPERATION}.", f".{MAY}.")
     # A direct get honours wildcards in its own subject, so only one that ends in a name is given.
     return subject.replace(_STANDING, EXACT if subject.startswith("$JS.") else AGENTS)
-
-
-def seconds(duration: str) -> int:
-    """A duration as NATS has it (`24h`, `90m`, `1h30m`, `30s`), in seconds.
-
-    Raises:
-        BadRequest: it is none.
-    """
-    if not re.fullmatch(r"(\d+[hms])+", duration):
-        raise BadRequest(f"{duration!r} is no duration, as 24h, 90m or 30s")
-    return sum(int(number) * {"h": 3600, "m": 60, "s": 1}[unit] for number, unit in re.findall(r"(\d+)([hms])", duration))
 
 
 def _operator(keys: Keys) -> dict[str, Any]:

@@ -12,9 +12,9 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
 
@@ -27,6 +27,7 @@ from agentmesh.edge.clock import SYSTEM
 from agentmesh.errors import BadRequest, NotFound, Unavailable
 from agentmesh.names import root_token, token
 from agentmesh.subjects import Subjects
+from agentmesh.times import duration_s
 
 STATE = "users.json"
 SIGNED_STATE = "signed.json"
@@ -37,8 +38,6 @@ COST = 5
 VERSION = 1
 SHORTEST_S = 600
 """Shortest threshold, in seconds: the default of an agent's watchdog, so that an answer in time finds its way."""
-_DURATION = re.compile(r"(?=\d)(?:(?P<h>\d{1,4})h)?(?:(?P<m>\d{1,5})m)?(?:(?P<s>\d{1,7})s)?")
-_UNITS = {"h": 3600, "m": 60, "s": 1}
 
 
 class AccessState(msgspec.Struct, frozen=True):
@@ -92,8 +91,7 @@ class AccessFolder:
         if known is None:
             self._write_users([*self.kept.users, self._with_password(made)])
             return True
-        if known.role != made.role:
-            raise BadRequest(f"{name!r} is a user with the role {known.role}; remove it first: `mesh access remove {name}`")
+        same_role(name, known.role, made.role)
         changed = msgspec.structs.replace(made, hashed=known.hashed)
         if changed == known:
             return False
@@ -107,7 +105,7 @@ class AccessFolder:
             NotFound: there is none of that name.
             Unavailable: a file cannot be written.
         """
-        self._required(name)
+        required(self.kept.users, name, self.path)
         self._write_users([user for user in self.kept.users if user.name != name])
         self.url_file(name).unlink(missing_ok=True)
 
@@ -118,16 +116,18 @@ class AccessFolder:
             NotFound: there is none of that name.
             Unavailable: bcrypt is not installed, or a file cannot be written.
         """
-        new = self._with_password(self._required(name))
+        new = self._with_password(required(self.kept.users, name, self.path))
         self._write_users([new if user.name == name else user for user in self.kept.users])
 
     def move(self, servers: str) -> None:
-        """Have all users connect to other servers; they keep their passwords.
+        """Have all users connect to these servers; they keep their passwords.
 
         Raises:
             BadRequest: an address is none.
             Unavailable: a file cannot be read or written.
         """
+        if servers == self.kept.servers:
+            return
         for user in self.users:
             try:
                 password = self.url(user.name).partition("@")[0].rpartition(":")[2]
@@ -140,12 +140,6 @@ class AccessFolder:
     # --- parts --------------------------------------------------------------------------------------------------------
     def _known(self, name: str) -> User | None:
         return next((user for user in self.kept.users if user.name == name), None)
-
-    def _required(self, name: str) -> User:
-        known = self._known(name)
-        if known is None:
-            raise NotFound(f"there is no user {name!r} in {self.path}; see `mesh access list`")
-        return known
 
     def _with_password(self, user: User) -> User:
         """`user` with a new password, which stands in its file."""
@@ -169,6 +163,35 @@ class AccessFolder:
         # did not know any more, and the server's file did, could not be removed.
         write_whole(self.conf, rendered(kept.root, kept.users, threshold=kept.threshold, name=CONF))
         write_whole(self.path / STATE, msgspec.json.format(msgspec.json.encode(kept)).decode() + "\n")
+
+
+class Named(Protocol):
+    """A user of either kind."""
+
+    @property
+    def name(self) -> str: ...
+
+
+def required[U: Named](users: Sequence[U], name: str, path: Path) -> U:
+    """The user of that name in a folder.
+
+    Raises:
+        NotFound: there is none.
+    """
+    known = next((user for user in users if user.name == name), None)
+    if known is None:
+        raise NotFound(f"there is no user {name!r} in {path}; see `mesh access list`")
+    return known
+
+
+def same_role(name: str, known: Role, wanted: Role) -> None:
+    """Refuse another role for a user that there is.
+
+    Raises:
+        BadRequest: it is another.
+    """
+    if known != wanted:
+        raise BadRequest(f"{name!r} is a user with the role {known}; remove it first: `mesh access remove {name}`")
 
 
 def create(path: Path, *, root: str, servers: str, threshold: str = THRESHOLD) -> AccessFolder:
@@ -289,8 +312,11 @@ def checked_threshold(text: str) -> str:
     Raises:
         BadRequest: it is none, or shorter than `SHORTEST_S`.
     """
-    found = _DURATION.fullmatch(text)
-    if found is None or sum(int(found[unit] or 0) * seconds for unit, seconds in _UNITS.items()) < SHORTEST_S:
+    try:
+        enough = duration_s(text) >= SHORTEST_S
+    except BadRequest:
+        enough = False
+    if not enough:
         raise BadRequest(f"{text!r} is no time for --threshold: write 24h, 90m or 1h30m, and at least {SHORTEST_S // 60} minutes")
     return text
 

@@ -18,11 +18,22 @@ import msgspec
 from agentmesh.access.jwt import Key, key_of, new_key
 from agentmesh.access.layout import THRESHOLD
 from agentmesh.access.roles import DEFAULT_OPERATIONS, INSIDE
-from agentmesh.access.signed_conf import Keys, Revoked, SignedUser, all_keys, key_names, rendered, seconds, user_credentials
+from agentmesh.access.signed_conf import Keys, Revoked, SignedUser, all_keys, key_names, rendered, user_credentials
 from agentmesh.control_operations import GIVEN
-from agentmesh.edge.access_folder import CONF, SIGNED_STATE, checked_root, checked_user, make_folder, must_be_new, write_whole
+from agentmesh.edge.access_folder import (
+    CONF,
+    SIGNED_STATE,
+    checked_root,
+    checked_threshold,
+    checked_user,
+    make_folder,
+    must_be_new,
+    required,
+    same_role,
+    write_whole,
+)
 from agentmesh.edge.clock import SYSTEM
-from agentmesh.errors import BadRequest, NotFound
+from agentmesh.errors import BadRequest
 
 VERSION = 1
 
@@ -82,13 +93,10 @@ class SignedFolder:
         plain = checked_user(self.kept.root, name, role, agents, ops)
         known = next((user for user in self.users if user.name == name), None)
         if known is not None:
-            if known.role != plain.role:
-                raise BadRequest(f"{name!r} is a user with the role {known.role}; remove it first: `mesh access remove {name}`")
+            same_role(name, known.role, plain.role)
             if (known.agents, known.ops, known.lasts_s) == (plain.agents, plain.ops, lasts_s):
                 return False
-        made = SignedUser(
-            name=name, role=plain.role, public="", agents=plain.agents, ops=plain.ops, lasts_s=lasts_s
-        )  # fmt: skip
+        made = SignedUser(name=name, role=plain.role, public="", agents=plain.agents, ops=plain.ops, lasts_s=lasts_s)
         self._issue(made, instead_of=known)
         return True
 
@@ -99,7 +107,7 @@ class SignedFolder:
             NotFound: there is none of that name.
             Unavailable: a file cannot be written.
         """
-        known = self._required(name)
+        known = required(self.users, name, self.path)
         self._write([user for user in self.users if user.name != name], revoked=known)
         self.creds(name).unlink(missing_ok=True)
 
@@ -110,7 +118,7 @@ class SignedFolder:
             NotFound: there is none of that name.
             Unavailable: a file cannot be written.
         """
-        known = self._required(name)
+        known = required(self.users, name, self.path)
         self._issue(known, instead_of=known)
 
     def write(self) -> None:
@@ -120,12 +128,6 @@ class SignedFolder:
             Unavailable: it cannot be written.
         """
         self._write(self.kept.users)
-
-    def _required(self, name: str) -> SignedUser:
-        known = next((user for user in self.users if user.name == name), None)
-        if known is None:
-            raise NotFound(f"there is no user {name!r} in {self.path}; see `mesh access list`")
-        return known
 
     def _issue(self, user: SignedUser, *, instead_of: SignedUser | None) -> None:
         now = SYSTEM.now()
@@ -157,7 +159,7 @@ def create_signed(path: Path, *, root: str, threshold: str = THRESHOLD) -> Signe
     """
     must_be_new(path)
     checked_root(root)
-    seconds(threshold)
+    checked_threshold(threshold)
     made = {name: new_key("operator" if name == "operator" else "account", _random()) for name in key_names()}
     make_folder(path)
     make_folder(path / "keys")

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 from msgspec import structs
 
-from agentmesh.keys import opens, refusal_body
+from agentmesh.keys import opens, refusal
 from agentmesh.ledger import is_taken
 from agentmesh.records import CancelTimer, Effect, Notice, Queued, SendMail, StartAgent, StopAgent, target_of
 from agentmesh.subjects import LANES
@@ -58,7 +58,7 @@ from agentmesh.turn.values import (
     Wake,
 )
 from agentmesh.turn.withdrawal import end_queued
-from agentmesh.wire import ErrorBody, Mail, format_time, withdrawal_in
+from agentmesh.wire import ErrorBody, Mail, failure, format_time, withdrawal_in
 
 
 # --- mail ---------------------------------------------------------------------------------------------------------
@@ -202,7 +202,7 @@ def on_cancel(core: Core, item: Cancel, out: Out) -> None:
     mail = next((m for m in core.prompts if m.ref == ref and not _is_copy(core, m)), None)
     if not all(opens(digest_for(core, one), item.key) for one in {ref, item.ref}):
         if item.token:
-            out.append(AnswerControl(item.token, {"error": refusal_body(item.ref, item.key)}))
+            out.append(AnswerControl(item.token, failure(refusal(item.ref, item.key))))
         if core.phase is Phase.IDLE:
             go_on(core, out)
         return

@@ -65,12 +65,7 @@ class Gateway:
         self._taken = self._instruments.tally(semconv.ASKS_COUNTER)
 
     async def start(self) -> None:
-        """Begin to serve.
-
-        Raises:
-            Unavailable: the registry cannot be read.
-        """
-        await self._bounds.start()
+        """Begin to serve."""
         for subject in self._subjects.ways_in():
             self._subscriptions.append(await self._t.subscribe(subject, self._on_request, queue=self._subjects.ask_queue))
 
@@ -121,6 +116,7 @@ class Gateway:
 
     async def _take_in_share(self, way_in: WayIn, message: Message, reply_to: str | None) -> StoredRequest:
         async with self._shares.place(requester_of(way_in, message.headers)):
+            await self._bounds.start()
             return await self._intake.take(way_in, message, reply_to)
 
     async def _put(self, way_in: WayIn, message: Message) -> bytes:

@@ -21,7 +21,7 @@ LEASES_S = 1.0
 
 
 class PrefixBounds:
-    """Counts what waits. `start`, then `close`."""
+    """Counts what waits. `start` before the first count, then `close`."""
 
     def __init__(self, registry: Registry, limit: int, now: Callable[[], float] | None = None) -> None:
         """`limit` is that of one prefix, `now` a monotonic clock; by default that of the loop."""
@@ -33,18 +33,26 @@ class PrefixBounds:
         self._taken: Counter[str] = Counter()
         self._before: Counter[str] = Counter()
         self._turned = 0.0
+        self._started = False
+        self._starting = asyncio.Lock()
 
     async def start(self) -> None:
-        """Follow the leases.
+        """Follow the leases, unless that is done already: a mesh that no other account asks anything has no use for them.
 
         Raises:
             Unavailable: the registry cannot be read.
         """
-        await self._view.start()
+        if self._started:
+            return
+        async with self._starting:
+            if not self._started:
+                await self._view.start()
+                self._started = True
 
     async def close(self) -> None:
         """Follow them no more."""
-        await self._view.close()
+        if self._started:
+            await self._view.close()
 
     def take(self, agent: str) -> None:
         """Count one message of a caller to `agent`.

@@ -8,7 +8,7 @@ import msgspec
 
 from agentmesh.access.layout import mesh_account
 from agentmesh.access.roles import Role
-from agentmesh.edge.access_folder import STATE, AccessFolder, create, open_folder
+from agentmesh.edge.access_folder import STATE, AccessFolder, changing, create, open_folder
 from agentmesh.edge.login import Login
 from agentmesh.errors import BadRequest
 from agentmesh.subjects import Subjects
@@ -29,7 +29,9 @@ class SecuredStore:
             Unavailable: bcrypt is not installed, or a file cannot be written.
         """
         path = data / FOLDER
-        self.folder: AccessFolder = open_folder(path) if (path / STATE).exists() else create(path, root=root, servers=NO_ADDRESS)
+        with changing(path):
+            known = (path / STATE).exists()
+            self.folder: AccessFolder = open_folder(path) if known else create(path, root=root, servers=NO_ADDRESS)
         if self.folder.kept.root != root:
             raise BadRequest(f"{path} has the users of the mesh {self.folder.kept.root!r}; choose another directory (--data)")
         stored = data / "nats" / "jetstream"
@@ -39,6 +41,8 @@ class SecuredStore:
                 f"{data} holds a mesh without users. It goes on with them once its folder has the account's name; while it does "
                 f"not run: mv '{stored}/$G' '{stored}/{account}'"
             )
+        with changing(path):
+            self.folder.write()  # the server is about to read it: it has the lists of this build then
 
     @property
     def include(self) -> str:
@@ -51,7 +55,8 @@ class SecuredStore:
         Raises:
             Unavailable: a file cannot be written.
         """
-        self.folder.move(url)
+        with changing(self.folder.path):
+            self.folder.move(url)
 
     def address(self, role: Role, where: MeshAddress, url: str) -> MeshAddress:
         """`where` for a process with this role."""

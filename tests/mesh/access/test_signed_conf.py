@@ -21,7 +21,6 @@ from agentmesh.access.signed_conf import (
     all_keys,
     key_names,
     rendered,
-    seconds,
     template,
     user_credentials,
 )
@@ -170,10 +169,3 @@ def test_what_no_jwt_can_hold_is_refused_where_it_is_made(tmp_path: Path) -> Non
         assert len(longest) < 1_300, "no list of a role stands in it"
     text = rendered("mesh", of, made=1, ops=OPS)
     assert not any(key.seed in text for key in (of.operator, of.system, of.mesh, of.callers, *of.roles.values()))
-
-
-def test_durations() -> None:
-    assert [seconds(text) for text in ("24h", "90m", "1h30m", "5s")] == [86_400, 5_400, 5_400, 5]
-    for text in ("", "24", "h", "1d", "1.5h"):
-        with pytest.raises(BadRequest, match="is no duration"):
-            seconds(text)

@@ -28,7 +28,8 @@ from agentmesh_node.backends.anthropic.clients import CLIENTS, secrets
 from agentmesh_node.telemetry.inner_calls import InnerCalls, inner_of_step
 from agentmesh_node.telemetry.tracing import Here, Tracing
 from fakes.messages import Answer, Call, FakeMessages, Item, Refusal, Tool
-from node.backends.anthropic_chat import KEY, Chat, Doubling, Plain, serving, talk
+from node.backends.anthropic_chat import KEY, Chat, serving, talk
+from node.backends.conversation import Doubling, Plain
 from support import run
 
 

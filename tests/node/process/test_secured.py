@@ -34,6 +34,14 @@ def test_users_stay_over_a_restart_and_over_another_port(tmp_path: Path) -> None
     assert again.folder.url("shop") == before.replace("5000", "6000")
 
 
+def test_the_server_reads_the_lists_of_this_build(tmp_path: Path) -> None:
+    conf = SecuredStore(tmp_path, "mesh").folder.conf
+    written = conf.read_text()
+    conf.write_text("of the build before")
+    SecuredStore(tmp_path, "mesh")
+    assert conf.read_text() == written, "before the server starts, not behind it"
+
+
 def test_users_of_another_mesh_are_not_taken(tmp_path: Path) -> None:
     SecuredStore(tmp_path, "mesh")
     with pytest.raises(BadRequest, match="has the users of the mesh 'mesh'"):

@@ -12,10 +12,10 @@ from typing import Any
 from agentmesh.backend import Event
 from agentmesh.unicode import well_formed
 from agentmesh_node.backends.anthropic.failures import API, failure, told, unreadable
-from agentmesh_node.backends.api.frames import Frame
-from agentmesh_node.backends.api.values import JsonObject, Members, number, word
+from agentmesh_node.backends.api.frames import DONE, Frame
+from agentmesh_node.backends.api.values import JsonObject, Members, event_in, number, word
 from agentmesh_node.tools import Call
-from agentmesh_node.tools.call_inputs import NotJson, checked, input_of, strictly
+from agentmesh_node.tools.call_inputs import NotJson, checked, input_of
 from agentmesh_node.tools.loop_steps import ModelAnswer
 
 CUT = frozenset({"max_tokens", "length"})
@@ -62,16 +62,9 @@ class AnswerReader:
         Raises:
             BackendError: it does not fit what came before, or is an error of the API.
         """
-        if frame.data.strip() == "[DONE]":  # some gateways end each stream with it
+        if frame.data.strip() == DONE:
             return None
-        try:
-            data = strictly(frame.data)
-        except NotJson as error:
-            if frame.event == "error":
-                raise told(frame.data, secrets) from None
-            raise unreadable(f"an event is no JSON ({error})") from None
-        if not isinstance(data, dict):
-            raise unreadable("an event is no object")
+        data = event_in(frame, API, secrets)
         return self._event(word(data.get("type")) or frame.event, data, secrets)
 
     def whole(self, message: JsonObject) -> list[Event] | None:

@@ -11,9 +11,9 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from agentmesh.errors import BackendError
-from agentmesh_node.backends.api.values import Count, Seconds
-from agentmesh_node.tools.turn_bounds import RESULT_BYTES, TOOL_RUNS
+from agentmesh_node.backends.api import options as api_options
+from agentmesh_node.backends.api.options import ApiOptions
+from agentmesh_node.backends.api.values import Count
 
 DEFAULT_MODEL = "claude-sonnet-5-5"
 
@@ -26,7 +26,7 @@ _BETAS = {
 """The beta feature that an edit of the context needs."""
 
 
-class AnthropicOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class AnthropicOptions(ApiOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Options of the `anthropic` backend. Fields without a description are passed to the API as they are."""
 
     model: str = DEFAULT_MODEL
@@ -52,20 +52,6 @@ class AnthropicOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     """Input tokens at which the API replaces the history by a summary; the session then begins with that."""
     betas: list[str] = []
     """Beta features to switch on; those that `context_management` needs are added."""
-    timeout_s: Seconds = 600.0
-    """Longest silence of the API."""
-    attempts: Annotated[int, msgspec.Meta(ge=1, le=20)] = 8
-    """Most tries of one model call, if the API says or implies that another try may succeed."""
-    max_wait_s: Seconds = 60.0
-    """Longest wait between two tries. If the API asks for more the turn ends, and the error says how long."""
-    max_iterations: Count = 50
-    """Most model answers in one turn."""
-    parallel_tools: Count = 8
-    """Most tools that run at the same time."""
-    max_tool_runs: Count = TOOL_RUNS
-    """Most runs of tools in one turn."""
-    max_result_bytes: Count = RESULT_BYTES
-    """Most bytes of all results of tools in one turn."""
 
     def parameters(self) -> dict[str, Any]:
         """The parameters of every request, apart from messages and tools."""
@@ -100,18 +86,5 @@ _PASSED = ("system", "thinking", "stop_sequences", "tool_choice", "output_config
 
 
 def read(given: Mapping[str, Any]) -> AnthropicOptions:
-    """The options in `given`.
-
-    Raises:
-        BackendError: `details["reason"]` is `bad_options`: one is unknown, or has the wrong shape.
-    """
-    try:
-        options = msgspec.convert(dict(given), AnthropicOptions)
-        options.parameters()
-    except (msgspec.ValidationError, TypeError, AttributeError) as error:
-        known = ", ".join(AnthropicOptions.__struct_fields__)
-        raise BackendError(
-            f"the options of the anthropic backend cannot be used: {error}; it knows {known}",
-            details={"reason": "bad_options", "retryable": False},
-        ) from None
-    return options
+    """The options in `given`. Raises as `agentmesh_node.backends.api.options.read`."""
+    return api_options.read(AnthropicOptions, given, "anthropic")

@@ -11,6 +11,10 @@ MOST_BYTES = 64 << 20
 """Most bytes of one answer: some ten times the longest that a model can give, with all that stands around its words."""
 
 
+DONE = "[DONE]"
+"""The data of the last frame of Chat Completions; some gateways end each stream with it."""
+
+
 class TooMuch(Exception):
     """An answer goes on for ever."""
 

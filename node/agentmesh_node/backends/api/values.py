@@ -8,6 +8,8 @@ from typing import Annotated, Any
 import msgspec
 
 from agentmesh_node.backends.api.failures import Api
+from agentmesh_node.backends.api.frames import Frame
+from agentmesh_node.tools.call_inputs import NotJson, strictly
 
 type JsonObject = dict[str, Any]
 MOST_COUNT = 2**53
@@ -25,6 +27,23 @@ def word(value: Any) -> str | None:
 def number(value: Any) -> int:
     """`value` if it is a count; else 0."""
     return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < MOST_COUNT else 0
+
+
+def event_in(frame: Frame, api: Api, secrets: tuple[str, ...]) -> JsonObject:
+    """The object that a frame of a stream has.
+
+    Raises:
+        BackendError: it has none; of a frame that calls itself an error, what that says.
+    """
+    try:
+        data = strictly(frame.data)
+    except NotJson as error:
+        if frame.event == "error":
+            raise api.told(frame.data, secrets) from None
+        raise api.unreadable(f"an event is no JSON ({error})") from None
+    if not isinstance(data, dict):
+        raise api.unreadable("an event is no object")
+    return data
 
 
 class Members:

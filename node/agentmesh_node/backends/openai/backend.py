@@ -1,28 +1,26 @@
-"""The backend: sessions hold the conversation, turns run the tool loop on it."""
+"""The backend on Chat Completions and Responses (`agentmesh_node.backends.api.backend`)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from agentmesh.agent import Agent
-from agentmesh.backend import Stream, Turn
-from agentmesh.edge.clock import SYSTEM
-from agentmesh_node.backends.api.clients import Lease
+from agentmesh.backend import Turn
+from agentmesh_node.backends.api.backend import ApiBackend
 from agentmesh_node.backends.openai.clients import CLIENTS
 from agentmesh_node.backends.openai.model import OpenAIModel
 from agentmesh_node.backends.openai.options import read
-from agentmesh_node.tools import Toolbox
-from agentmesh_node.tools.loop import Bounds, CallGuard, ToolLoop
+from agentmesh_node.tools.loop import CallGuard
 
-VERSION = 1
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI
 
 
-class OpenAIBackend:
-    """A `Backend` on the Chat Completions or Responses API.
+class OpenAIBackend(ApiBackend["AsyncOpenAI"]):
+    """A `Backend` on Chat Completions or Responses."""
 
-    The session is `{"v", "session_id", "history"}`: the whole conversation, so that any node can go on with it.
-    """
+    KEPT = "history"
 
     def __init__(self, agent: Agent[Any], options: Mapping[str, Any], *, guard: CallGuard | None = None) -> None:
         """
@@ -31,46 +29,7 @@ class OpenAIBackend:
             InvalidAgent: the agent's tools cannot be used.
         """
         self._options = read(options)
-        self._toolbox = Toolbox(agent)
-        self._lease = Lease(CLIENTS)
-        self.guard = guard
-        """Checks each model call and each tool run."""
+        super().__init__(agent, self._options, CLIENTS, guard=guard)
 
-    async def start_session(self) -> Any:
-        """An empty conversation."""
-        return {"v": VERSION, "session_id": SYSTEM.token(8), "history": []}
-
-    async def resume_session(self, session: Any) -> Any:
-        """The conversation as it is; an empty one if there is none, as when the agent had another backend before."""
-        if isinstance(session, dict) and isinstance(session.get("history"), list):
-            return session
-        return await self.start_session()
-
-    async def prompt(self, session: Any, prompt: str, turn: Turn) -> Stream:
-        """Begin a turn.
-
-        Raises:
-            BackendError: `no_credentials` or `not_installed`. Later failures are error events.
-        """
-        session = {**session, "history": list(session["history"])}
-        options = self._options
-        loop = ToolLoop(
-            OpenAIModel(await self._lease.client(), options, turn.allowance, turn.calls),
-            self._toolbox,
-            bounds=Bounds(options.max_iterations, options.parallel_tools, options.max_tool_runs, options.max_result_bytes),
-            guard=self.guard,
-        )
-        return Stream(loop.run(session["history"], prompt, turn), session)
-
-    def update_session(self, session: Any, result: Mapping[str, Any]) -> Any:
-        """The session as it is: the loop has brought the conversation up to date already."""
-        return session
-
-    async def terminate_session(self, session: Any) -> None:
-        """Release what this process holds. A session has nothing outside its journal."""
-        await self.release()
-
-    async def release(self) -> None:
-        """Close MCP sessions, and the API's client if no other agent of this process uses it."""
-        await self._toolbox.close()
-        await self._lease.give_back()
+    def _model(self, client: AsyncOpenAI, turn: Turn) -> OpenAIModel:
+        return OpenAIModel(client, self._options, turn.allowance, turn.calls)

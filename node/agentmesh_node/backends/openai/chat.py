@@ -10,15 +10,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from agentmesh.backend import Event
-from agentmesh_node.backends.api.frames import Frame
-from agentmesh_node.backends.api.values import JsonObject, Members, word
+from agentmesh_node.backends.api.frames import DONE, Frame
+from agentmesh_node.backends.api.values import JsonObject, Members, event_in, word
 from agentmesh_node.backends.openai.endings import counted, ended
 from agentmesh_node.backends.openai.failures import API, failure, hinted
 from agentmesh_node.tools import Call
-from agentmesh_node.tools.call_inputs import NotJson, checked, strictly
+from agentmesh_node.tools.call_inputs import NotJson, checked
 from agentmesh_node.tools.loop_steps import ModelAnswer
 
-DONE = "[DONE]"
 _REASONED = ("reasoning_content", "reasoning")
 """The names that servers give to what the model reasoned."""
 _members = Members(API)
@@ -53,14 +52,7 @@ class ChatReader:
         if frame.data.strip() == DONE:
             self.done = True
             return None
-        try:
-            data = strictly(frame.data)
-        except NotJson as error:
-            if frame.event == "error":
-                raise API.told(frame.data, secrets) from None
-            raise API.unreadable(f"an event is no JSON ({error})") from None
-        if not isinstance(data, dict):
-            raise API.unreadable("an event is no object")
+        data = event_in(frame, API, secrets)
         if "error" in data and data["error"] is not None:
             raise hinted(API.told(data, secrets))
         if not isinstance(data.get("choices"), list):

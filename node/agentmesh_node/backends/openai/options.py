@@ -11,14 +11,14 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from agentmesh.errors import BackendError
-from agentmesh_node.backends.api.values import Count, Seconds
-from agentmesh_node.tools.turn_bounds import RESULT_BYTES, TOOL_RUNS
+from agentmesh_node.backends.api import options as api_options
+from agentmesh_node.backends.api.options import ApiOptions
+from agentmesh_node.backends.api.values import Count
 
 DEFAULT_MODEL = "gpt-5.4"
 
 
-class OpenAIOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class OpenAIOptions(ApiOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Options of the `openai` backend. Fields without a description are passed to the server as they are."""
 
     model: str = DEFAULT_MODEL
@@ -49,20 +49,6 @@ class OpenAIOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Further members of the request's body, by their names."""
     leave_out: list[str] = []
     """Members of the request's body that the server does not know: they are never sent."""
-    timeout_s: Seconds = 600.0
-    """Longest silence of the server."""
-    attempts: Annotated[int, msgspec.Meta(ge=1, le=20)] = 8
-    """Most tries of one model call, if the server says or implies that another try may succeed."""
-    max_wait_s: Seconds = 60.0
-    """Longest wait between two tries. If the server asks for more the turn ends, and the error says how long."""
-    max_iterations: Count = 50
-    """Most model answers in one turn."""
-    parallel_tools: Count = 8
-    """Most tools that run at the same time."""
-    max_tool_runs: Count = TOOL_RUNS
-    """Most runs of tools in one turn."""
-    max_result_bytes: Count = RESULT_BYTES
-    """Most bytes of all results of tools in one turn."""
 
     def parameters(self) -> dict[str, Any]:
         """The members of every request's body, apart from messages and tools."""
@@ -101,25 +87,9 @@ _PASSED = ("temperature", "top_p", "tool_choice", "parallel_tool_calls", "servic
 
 
 def read(given: Mapping[str, Any]) -> OpenAIOptions:
-    """The options in `given`.
-
-    Raises:
-        BackendError: `details["reason"]` is `bad_options`: one is unknown, or has the wrong shape.
-    """
-    try:
-        options = msgspec.convert(dict(given), OpenAIOptions)
-        options.parameters()
-    except (msgspec.ValidationError, TypeError, AttributeError) as error:
-        known = ", ".join(OpenAIOptions.__struct_fields__)
-        raise _bad(f"{error}; it knows {known}") from None
-    if options.api == "responses":
-        for name in ("stop", "seed"):
-            if getattr(options, name) is not None:
-                raise _bad(f"{name} is none that Responses knows; leave it out, or choose api='chat'")
+    """The options in `given`. Raises as `agentmesh_node.backends.api.options.read`."""
+    options = api_options.read(OpenAIOptions, given, "openai")
+    unknown = [name for name in ("stop", "seed") if options.api == "responses" and getattr(options, name) is not None]
+    if unknown:
+        raise api_options.unusable("openai", f"{unknown[0]} is none that Responses knows; leave it out, or choose api='chat'")
     return options
-
-
-def _bad(why: str) -> BackendError:
-    return BackendError(
-        f"the options of the openai backend cannot be used: {why}", details={"reason": "bad_options", "retryable": False}
-    )

@@ -11,13 +11,12 @@ from typing import Any
 
 from agentmesh.backend import Event
 from agentmesh.unicode import well_formed
-from agentmesh_node.backends.api.frames import Frame
-from agentmesh_node.backends.api.values import JsonObject, Members, word
-from agentmesh_node.backends.openai.chat import DONE
+from agentmesh_node.backends.api.frames import DONE, Frame
+from agentmesh_node.backends.api.values import JsonObject, Members, event_in, word
 from agentmesh_node.backends.openai.endings import counted, ended
 from agentmesh_node.backends.openai.failures import API, failure, hinted
 from agentmesh_node.tools import Call
-from agentmesh_node.tools.call_inputs import NotJson, checked, strictly
+from agentmesh_node.tools.call_inputs import NotJson, checked
 from agentmesh_node.tools.loop_steps import ModelAnswer
 
 _members = Members(API)
@@ -62,14 +61,7 @@ class ResponsesReader:
         """
         if frame.data.strip() == DONE:
             return None
-        try:
-            data = strictly(frame.data)
-        except NotJson as error:
-            if frame.event == "error":
-                raise API.told(frame.data, secrets) from None
-            raise API.unreadable(f"an event is no JSON ({error})") from None
-        if not isinstance(data, dict):
-            raise API.unreadable("an event is no object")
+        data = event_in(frame, API, secrets)
         kind = word(data.get("type")) or frame.event
         if kind in ("error", "response.failed") or (not kind.startswith("response.") and data.get("error")):
             raise _error(data, secrets)

@@ -7,7 +7,7 @@ import pytest
 from agentmesh_node.backends.openai.backend import OpenAIBackend
 from fakes.messages import Answer, FakeMessages, Tool
 from fakes.responses import ResponsesServer, say
-from node.backends.anthropic_chat import Doubling, Plain
+from node.backends.conversation import Doubling, Plain
 from node.backends.openai_chat import Chat, environment
 from support import run
 

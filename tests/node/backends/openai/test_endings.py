@@ -6,7 +6,7 @@ import pytest
 
 from agentmesh_node.backends.openai.endings import counted
 from fakes.messages import Answer, FakeMessages, Tool
-from node.backends.anthropic_chat import Doubling
+from node.backends.conversation import Doubling
 from node.backends.openai_chat import Chat, talk
 from support import run
 

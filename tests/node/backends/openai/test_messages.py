@@ -11,7 +11,7 @@ from agentmesh_node.backends.openai import messages
 from agentmesh_node.tools import Result
 from fakes.messages import Answer, FakeMessages, Tool
 from fakes.responses import ResponsesServer
-from node.backends.anthropic_chat import Doubling
+from node.backends.conversation import Doubling
 from node.backends.openai_chat import Chat, talk
 from support import run
 

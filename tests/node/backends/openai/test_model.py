@@ -10,7 +10,7 @@ from agentmesh_node.backends.openai.model import OpenAIModel
 from agentmesh_node.backends.openai.options import OpenAIOptions
 from fakes.messages import Answer, FakeMessages
 from fakes.responses import Call, Reply, ResponsesServer, Text, Thought, say
-from node.backends.anthropic_chat import Doubling
+from node.backends.conversation import Doubling
 from node.backends.openai_chat import talk
 
 pytestmark = pytest.mark.processes  # the SDK asks `uname`, once in each process, what it tells servers of the machine

@@ -11,7 +11,7 @@ from agentmesh_node.backends.openai import OpenAIBackend
 from agentmesh_node.backends.openai.options import OpenAIOptions
 from fakes.messages import FakeMessages
 from fakes.responses import ResponsesServer
-from node.backends.anthropic_chat import Doubling, Plain
+from node.backends.conversation import Doubling, Plain
 from node.backends.openai_chat import KEY, talk
 
 pytestmark = pytest.mark.processes  # the SDK asks `uname`, once in each process, what it tells servers of the machine
