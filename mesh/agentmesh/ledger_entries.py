@@ -315,6 +315,8 @@ class Handled(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What caused it besides its parent: `<trace>-<span>` each."""
     sampled: bool = True
     sender: str | None = None
+    chain: tuple[Party, ...] = ()
+    """On whose behalf it came; empty where no user is known (agentmesh.identity)."""
     stored: float = 0.0
     """When the server stored it (seconds since the epoch)."""
     began: float = 0.0

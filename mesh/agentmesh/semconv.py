@@ -107,6 +107,8 @@ TOOL_CALL_ID = "gen_ai.tool.call.id"
 TRANSFER_TARGET = "gen_ai.transfer.target.name"
 """On the run of a tool that asks another agent: which one."""
 CALLER_NAME = "gen_ai.caller.name"
+USER = "enduser.id"
+"""The user on whose behalf it is, where the server has told one (docs/security.md#on-whose-behalf)."""
 ERROR_TYPE = "error.type"
 """The mesh's error code."""
 
@@ -133,6 +135,10 @@ DECISION = "mesh.decision"
 REF = "mesh.ref"
 TURN = "mesh.turn"
 NODE = "mesh.node"
+ACCOUNT = "mesh.account"
+"""The NATS account of that user."""
+CHAIN = "mesh.chain"
+"""All parties on whose behalf it is, the oldest first, as `agentmesh.identity.told` has them."""
 LANE = "mesh.lane"
 """On spans of messages: the lane of mail that it lies in."""
 TO = "mesh.to"
@@ -212,6 +218,7 @@ ATTRIBUTES = (
     AttributeRow(AGENT_NAME, _ALL, "GenAI", "the agent that the span is a part of"),
     AttributeRow(CONVERSATION_ID, _ALL, "GenAI", "the agent's life: the same for all turns from its start to its end"),
     AttributeRow(CALLER_NAME, ("process", "invoke_agent"), "GenAI", "the agent that sent the message; absent if none did"),
+    AttributeRow(USER, ("process", "invoke_agent"), "general", "the user on whose behalf it is; absent if none is known"),
     AttributeRow(PROVIDER, ("chat",), "GenAI", "whose model it is"),
     AttributeRow(REQUEST_MODEL, ("chat",), "GenAI", "the model that was asked for"),
     AttributeRow(RESPONSE_MODEL, _CALLS, "GenAI", "the model that answered; of several the newest"),
@@ -232,6 +239,8 @@ ATTRIBUTES = (
     AttributeRow(MESSAGE_CONVERSATION_ID, ("process",), "messaging", "as `gen_ai.conversation.id`"),
     AttributeRow(KIND, _ALL, "mesh", "the agent's kind"),
     AttributeRow(NODE, _ALL, "mesh", "the node that committed the record; of an attempt the one that ran it"),
+    AttributeRow(ACCOUNT, ("process", "invoke_agent"), "mesh", "the NATS account of that user"),
+    AttributeRow(CHAIN, ("process", "invoke_agent"), "mesh", "that user, and the agents that have handed the request on"),
     AttributeRow(LANE, _MESSAGES, "mesh", "the lane of mail"),
     AttributeRow(TO, ("send",), "mesh", "the agent that it is for"),
     AttributeRow(ORIGIN, ("send",), "mesh", "the mail's origin"),

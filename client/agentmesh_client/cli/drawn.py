@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from agentmesh.trace.graph import CLIENT, Edge, Graph, Spread
+from agentmesh.trace.graph import Edge, Graph, Spread
 from agentmesh.trace.tree import Branch
 from agentmesh_client.cli.output import aligned, dollars, one_line
 
@@ -77,7 +77,7 @@ def graph_mermaid(graph: Graph) -> str:
     ids = {one.name: f"n{number}" for number, one in enumerate(graph.nodes)}
     lines = ["flowchart LR"]
     for one in graph.nodes:
-        left, right = ("([", "])") if one.name == CLIENT else ("[", "]")
+        left, right = ("([", "])") if one.outside else ("[", "]")
         lines.append(f'    {ids[one.name]}{left}"{_mermaid(one.name)}"{right}')
     lines += [f'    {ids[edge.source]} -->|"{_mermaid(_label(edge))}"| {ids[edge.target]}' for edge in graph.edges]
     return "\n".join(lines)
@@ -91,7 +91,7 @@ def graph_dot(graph: Graph) -> str:
     """A directed graph for Graphviz."""
     lines = ["digraph mesh {", "    rankdir=LR;", "    node [shape=box];"]
     for one in graph.nodes:
-        shape = " [shape=ellipse]" if one.name == CLIENT else ""
+        shape = " [shape=ellipse]" if one.outside else ""
         lines.append(f"    {_dot(one.name)}{shape};")
     lines += [f"    {_dot(edge.source)} -> {_dot(edge.target)} [label={_dot(_label(edge))}];" for edge in graph.edges]
     return "\n".join((*lines, "}"))
@@ -140,7 +140,10 @@ def _line(branch: Branch, colour: bool) -> str:
 def _what(branch: Branch) -> str:
     if branch.op == "process":
         what = "timer" if branch.lane == "due" else "event" if branch.lane.endswith("notify") else branch.ref
-        return " ".join((branch.agent, *filter(None, (what, f"from {branch.caller}" if branch.caller else ""))))
+        sender = branch.caller or (
+            one_line(branch.chain) if branch.chain else ""
+        )  # which is the user alone where no agent has sent it
+        return " ".join((branch.agent, *filter(None, (what, f"from {sender}" if sender else ""))))
     if branch.op == "invoke_agent":
         number = f" turn {branch.turn}" if branch.turn is not None else ""
         attempt = f" attempt {branch.attempt}" if branch.attempt is not None else ""

@@ -1,8 +1,8 @@
 """The graph of who talks to whom, made of spans. Pure.
 
 Messages are counted where they are sent: each `send` span of an agent is one, and each message that no agent has sent is one of
-the caller `client`. All else that an edge bears is from the agent that dealt with the messages: its `process` spans, and the
-attempts below them.
+its user, where that is known, and else of the caller `client`. All else that an edge bears is from the agent that dealt with the
+messages: its `process` spans, and the attempts below them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from agentmesh.trace.spans import ToldSpan
 type GraphBy = Literal["agent", "kind", "node"]
 
 CLIENT = "client"
-"""What callers that are no agents are called."""
+"""What callers are called that are no agents, and no users that a server has told of."""
 MAX_TIMES = 10_000
 """Most times of an edge that its percentiles are of, the newest ones."""
 UNKNOWN = "?"
@@ -53,11 +53,13 @@ class Edge(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Vertex(msgspec.Struct, frozen=True, kw_only=True):
-    """An agent, a kind of agents, or a node."""
+    """An agent, a kind of agents, or a node; or a caller from outside."""
 
     name: str
     kind: str = ""
     """The kind of an agent; empty for kinds and nodes."""
+    outside: bool = False
+    """Whether it is a caller that is no agent: a user, or `client`."""
     turns: int = 0
     """Attempts that ended with a record."""
     errors: int = 0
@@ -91,10 +93,11 @@ class _Tally:
 class _Sum:
     """A vertex while it is counted."""
 
-    __slots__ = ("died", "errors", "kind", "tokens", "turns", "usd")
+    __slots__ = ("died", "errors", "kind", "outside", "tokens", "turns", "usd")
 
     def __init__(self) -> None:
         self.kind = ""
+        self.outside = False
         self.turns = self.errors = self.died = self.tokens = 0
         self.usd = 0.0
 
@@ -184,7 +187,9 @@ class _Builder:
         caller = process.attributes.get(semconv.CALLER_NAME)
         target = self._name(process)
         if caller is None:
-            return CLIENT, target
+            name = _client_of(process) if self._by == "agent" else CLIENT
+            self._vertex(name, name).outside = True
+            return name, target
         return self._name_of(str(caller), self._sends.get(process.parent)), target
 
     def _is_answer(self, process: ToldSpan) -> bool:
@@ -221,6 +226,11 @@ class _Builder:
         return found
 
 
+def _client_of(process: ToldSpan) -> str:
+    """Who has sent a message that no agent has: its user, as all pages and verbs name that."""
+    return str(process.attributes.get(semconv.CHAIN, CLIENT))
+
+
 def _spent(span: ToldSpan) -> tuple[int, float]:
     """Tokens and dollars of an attempt."""
     tokens = sum(int(span.attributes.get(name, 0)) for name in (semconv.INPUT_TOKENS, semconv.OUTPUT_TOKENS))
@@ -231,6 +241,7 @@ def _vertex(name: str, found: _Sum) -> Vertex:
     return Vertex(
         name=name,
         kind=found.kind,
+        outside=found.outside,
         turns=found.turns,
         errors=found.errors,
         died=found.died,

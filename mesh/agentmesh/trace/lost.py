@@ -238,6 +238,7 @@ def _span(teller: Teller, fact: Began, end: AttemptEnd, ended: float) -> ToldSpa
         crashes=fact.crashes,
         retries=fact.retries,
         sender=fact.sender,
+        chain=fact.chain,
         error="" if end == "moved" else end,
         links=fact.links,
         sampled=fact.sampled,

@@ -10,6 +10,8 @@ from typing import Literal
 
 import msgspec
 
+from agentmesh.identity import Chain
+
 type SpanKind = Literal["internal", "client", "producer", "consumer"]
 type AttemptEnd = Literal["ok", "error", "lost", "fenced", "moved"]
 """How an attempt ended: with an answer; with an error; with its process; because another owner had taken its place; by an orderly
@@ -66,6 +68,8 @@ class Began(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     crashes: int = 0
     retries: int = 0
     sender: str | None = None
+    chain: Chain = ()
+    """On whose behalf its request is, as it came (agentmesh.identity)."""
     links: tuple[str, ...] = ()
     sampled: bool = True
     left: float = 0.0

@@ -13,6 +13,7 @@ import msgspec
 
 from agentmesh import semconv
 from agentmesh.budget import COSTS
+from agentmesh.identity import Chain, told
 from agentmesh.ledger import origin_of
 from agentmesh.ledger_entries import Handled, Inner, Step, Traced, TurnInfo
 from agentmesh.records import Ledger, Record, SendMail
@@ -158,6 +159,7 @@ def attempt_span(
     retries: int = 0,
     takeovers: int = 0,
     sender: str | None = None,
+    chain: Chain = (),
     error: str = "",
     usage: Mapping[str, Any] | None = None,
     links: tuple[str, ...] = (),
@@ -168,6 +170,7 @@ def attempt_span(
         **_common(teller, node),
         semconv.OPERATION: semconv.OPERATION_INVOKE_AGENT,
         **({semconv.CALLER_NAME: sender} if sender else {}),
+        **(_behalf(chain) if chain else {}),
         semconv.REF: ref,
         semconv.TURN: turn,
         semconv.ATTEMPT: 1 + crashes + retries,
@@ -230,6 +233,7 @@ def _attempt(teller: Teller, info: TurnInfo, traced: Traced) -> ToldSpan:
         retries=traced.retries,
         takeovers=info.takeovers,
         sender=info.sender,
+        chain=info.chain,
         error=error,
         usage=info.usage,
         links=traced.links,
@@ -251,6 +255,7 @@ def _process(teller: Teller, info: TurnInfo, traced: Traced) -> ToldSpan:
         began=info.started,
         ended=info.ended,
         sender=info.sender,
+        chain=info.chain,
         node=info.node,
         error=info.error.code if info.error is not None else "",
         more={semconv.MESSAGE_ID: info.ref, semconv.REF: info.ref, semconv.TURN: info.number},
@@ -274,6 +279,7 @@ def _handled(teller: Teller, handled: Handled, node: str) -> ToldSpan:
         began=handled.began,
         ended=handled.ended,
         sender=handled.sender,
+        chain=handled.chain,
         node=node,
         error=handled.error,
         more=more,
@@ -293,6 +299,7 @@ def _message(
     began: float,
     ended: float,
     sender: str | None,
+    chain: Chain,
     node: str,
     error: str,
     more: Attributes,
@@ -304,6 +311,7 @@ def _message(
         semconv.MESSAGE_CONVERSATION_ID: teller.life,
         **more,
         **({semconv.CALLER_NAME: sender} if sender else {}),
+        **(_behalf(chain) if chain else {}),
         **({semconv.WAIT: round(max(0.0, began - stored), 6)} if began else {}),
         **_failed(error),
     }
@@ -373,6 +381,13 @@ def _messaging(root: str, lane: str, agent: str, operation: str) -> Attributes:
         semconv.DESTINATION_TEMPLATE: semconv.destination_template(lane),
         semconv.LANE: lane,
     }
+
+
+def _behalf(chain: Chain) -> Attributes:
+    """On whose behalf something is: the user, who is the first of a chain that a record has, and all parties."""
+    first = chain[0]
+    user: Attributes = {semconv.USER: first.name} if first.kind == "user" and first.name else {}
+    return {**user, **({semconv.ACCOUNT: first.account} if first.account else {}), semconv.CHAIN: told(chain)}
 
 
 def _failed(error: str) -> Attributes:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 import msgspec
 
 from agentmesh import semconv
+from agentmesh.identity import told
 from agentmesh.trace.spans import AttemptEnd, Began, ToldSpan
 
 DIED: frozenset[str] = frozenset({"lost", "moved", "fenced"})
@@ -37,6 +38,8 @@ class Branch(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Of a message: the lane of mail that it came by."""
     caller: str = ""
     """Of a message: the agent that sent it; empty if none did."""
+    chain: str = ""
+    """On whose behalf it is, the oldest first; empty where no user is known (docs/security.md#on-whose-behalf)."""
     wait_s: float | None = None
     tokens: int = 0
     """Input and output tokens, of this span alone."""
@@ -150,6 +153,7 @@ def _branch(span: ToldSpan) -> Branch:
         ended=end if end in ("ok", "error", "lost", "fenced", "moved") else None,  # type: ignore[arg-type]
         lane=str(of.get(semconv.LANE, "")),
         caller=str(of.get(semconv.CALLER_NAME, "")),
+        chain=str(of.get(semconv.CHAIN, "")),
         wait_s=float(wait) if isinstance(wait, int | float) else None,
         tokens=sum(_whole(of.get(name)) or 0 for name in (semconv.INPUT_TOKENS, semconv.OUTPUT_TOKENS)),
         usd=float(of.get(semconv.COST, 0.0)),
@@ -171,6 +175,7 @@ def _running(began: Began) -> Branch:
         turn=began.turn,
         attempt=began.crashes + began.retries + 1,
         caller=began.sender or "",
+        chain=told(began.chain),
         links=began.links,
     )
 

@@ -114,7 +114,8 @@ def _file(core: Core, arrived: tuple[Mail, ...], out: Out) -> list[Mail]:
             core.answered = (*core.answered, mail)
         else:
             core.events = (*core.events, mail)
-            out.append(Emit("event_received", {"lane": mail.lane, "seq": mail.seq, "sender": mail.sender, "event": mail.event}))
+            fields = {"lane": mail.lane, "seq": mail.seq, "sender": mail.sender, "chain": mail.chain, "event": mail.event}
+            out.append(Emit("event_received", fields))
     return prompts
 
 

@@ -240,6 +240,7 @@ def _run(core: Core, out: Out) -> None:
                 "original_prompt": active.original,
                 "agent_state": state,
                 "sender": active.sender,
+                "chain": active.caller.chain if active.caller is not None else (),
             },
         )
     )

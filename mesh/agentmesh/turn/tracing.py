@@ -212,6 +212,7 @@ def attempted(core: Core, error: ErrorBody, *, consumed: bool = False) -> None:
         node=core.ledger.node,
         generation=core.ledger.generation,
         sender=active.sender,
+        chain=active.caller.chain if active.caller is not None else (),
         label=active.label,
         error=ErrorBody(code=error.code),  # its text stands where the error is told to somebody
         usage=active.response.usage if active.response is not None else active.usage,
@@ -244,6 +245,7 @@ def began_of(core: Core) -> Began | None:
         crashes=attempt.crashes,
         retries=attempt.retries,
         sender=active.sender,
+        chain=active.caller.chain if active.caller is not None else (),
         links=attempt.links,
         sampled=attempt.context.sampled,
     )
@@ -266,6 +268,7 @@ def _process(core: Core, mail: Mail, *, anew: bool = False, timer: str = "") -> 
         links=links,
         sampled=above.sampled,
         sender=mail.sender,
+        chain=mail.chain,
         stored=stored,
         timer=timer,
     )

@@ -35,13 +35,14 @@ type Kind = Literal[
 
 FIELDS: dict[Kind, frozenset[str]] = {
     # A turn begins. `rewritten`: whether `pre_turn` rewrote the prompt; `sender`: the agent that asked, or null.
-    "prompt_start": frozenset({"ref", "rewritten", "sender", "prompt", "original_prompt", "agent_state"}),
+    # `chain`: on whose behalf, the oldest first; empty where no user is known (agentmesh.identity).
+    "prompt_start": frozenset({"ref", "rewritten", "sender", "chain", "prompt", "original_prompt", "agent_state"}),
     # The stream ended in a result; the state is the one that `handle_stream_event` left.
     "prompt_stop": frozenset({"ref", "duration_ms", "agent_state"}),
     # The turn failed; `reason` is the error's code, `details` holds the backend's own reason.
     "prompt_error": frozenset({"ref", "reason", "message", "details", "agent_state"}),
     # An event has arrived; it may be handled later. `seq` is its sequence in the lane's stream.
-    "event_received": frozenset({"lane", "seq", "sender", "event"}),
+    "event_received": frozenset({"lane", "seq", "sender", "chain", "event"}),
     # `from` is null (a life begins), `idle` or `processing`; `to` is `idle` or `processing`.
     "state_changed": frozenset({"from", "to"}),
     # A prompt must wait; `depth` prompts wait now.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from agentmesh.trace.graph import Edge, Graph, Spread, Vertex
 from agentmesh.trace.tree import Branch
 from agentmesh_client.cli.drawn import PLAIN, STRUCK, graph_dot, graph_mermaid, graph_text, tree_text
@@ -9,7 +11,7 @@ from agentmesh_client.cli.drawn import PLAIN, STRUCK, graph_dot, graph_mermaid, 
 GRAPH = Graph(
     by="agent",
     nodes=(
-        Vertex(name="client"),
+        Vertex(name="client", outside=True),
         Vertex(name='de"sk', kind="Desk", turns=3, errors=1, died=1, tokens=1200, usd=0.5),
         Vertex(name="log.1", kind="Log"),
     ),
@@ -94,3 +96,13 @@ def test_events_and_timers_say_what_they_are() -> None:
 
 def test_what_runs_says_so() -> None:
     assert tree_text([branch("invoke_agent", 1, end=None, turn=1, attempt=1)]) == "desk turn 1 attempt 1 on n1  runs"
+
+
+@pytest.mark.case(680)
+def test_a_request_of_a_user_says_so_and_what_a_stranger_told_stays_on_its_line() -> None:
+    shown = tree_text([branch("process", 1, branch("process", 2, caller="desk", chain="user shop of A -> agent desk"), ref="7",
+                              chain="user sh\nop of A")])  # fmt: skip
+    assert [line.split("  ")[0] for line in shown.splitlines()] == ["desk 7 from user sh op of A", ""]
+    assert "desk  from desk" in shown or "desk from desk" in shown
+    user = Graph(by="agent", nodes=(Vertex(name="user shop of A", outside=True), Vertex(name="desk")))
+    assert 'n0(["user shop of A"])' in graph_mermaid(user) and '"user shop of A" [shape=ellipse];' in graph_dot(user)

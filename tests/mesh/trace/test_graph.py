@@ -101,6 +101,18 @@ def test_what_nobody_has_dealt_with_yet_is_an_edge_all_the_same() -> None:
     assert edges(graph_of([sent], "kind", {"billing.1": "Specialist"}))["Desk", "Specialist"].messages == 1
 
 
+@pytest.mark.case(680)
+def test_who_is_no_agent_is_a_user_where_that_is_known() -> None:
+    known = span("process", "desk", 1, start=1, end=4, lane="peer-inbox", chain="user shop of CALLERS", user="shop")
+    spans = [known, *message(2, None, "desk"), *message(3, "desk", "log")]
+    graph = graph_of(spans)
+    assert set(edges(graph)) == {("user shop of CALLERS", "desk"), (CLIENT, "desk"), ("desk", "log")}
+    assert {one.name for one in graph.nodes if one.outside} == {"user shop of CALLERS", CLIENT}
+    assert {pair: edge.messages for pair, edge in edges(graph_of(spans, "kind")).items()}[CLIENT, "Desk"] == 2, (
+        "kinds are the mesh's"
+    )
+
+
 MESSAGES = st.lists(
     st.tuples(st.sampled_from([None, *KINDS]), st.sampled_from(list(KINDS)), st.sampled_from(["inbox", "notify"]))
 )

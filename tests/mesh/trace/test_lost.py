@@ -8,6 +8,7 @@ import pytest
 from msgspec import structs
 
 from agentmesh import semconv
+from agentmesh.identity import Party
 from agentmesh.ledger_entries import Inner, Step, Traced, TurnInfo, Turning, Wait
 from agentmesh.records import Ledger, Record
 from agentmesh.trace.lost import MARGIN_S, Taken, abandoned, last_records, nodes_in, since, unended
@@ -42,6 +43,13 @@ def taken(*, died: bool = True, records: Any = (), **ledger: Any) -> Taken:
         agent="coder", kind="Coder", ledger=Ledger(**former | ledger), records=records, at=200.0, generation=OWN[0], boot=OWN[1],
         died=died,
     )  # fmt: skip
+
+
+@pytest.mark.case(680)
+def test_an_attempt_that_died_says_on_whose_behalf_it_was() -> None:
+    shop = Party(kind="user", name="shop", account="CALLERS")
+    (found,) = unended(taken(), [began(chain=(shop,))], ())
+    assert found.spans[0].attributes[semconv.CHAIN] == "user shop of CALLERS"
 
 
 @pytest.mark.parametrize(("died", "end"), [(True, "lost"), (False, "fenced")])

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
+import pytest
 
 from agentmesh import semconv
+from agentmesh.identity import Party
 from agentmesh.ledger_entries import Handled, Inner, Step, Traced, TurnInfo
 from agentmesh.records import Ledger, Record, Resolve, SendMail
 from agentmesh.trace.context import TraceContext, send_span_id
@@ -142,3 +144,18 @@ def test_numbers_that_are_none_are_no_tokens() -> None:
     attributes = told(turn=turn(TRACED, usage=usage))[ATTEMPT].attributes
     assert not {semconv.INPUT_TOKENS, semconv.OUTPUT_TOKENS, semconv.CACHE_READ_TOKENS, semconv.RESPONSE_MODEL} & set(attributes)
     assert semconv.COST not in attributes
+
+
+@pytest.mark.case(680)
+def test_on_whose_behalf_it_was_stands_in_message_and_attempt_and_nowhere_else() -> None:
+    shop, boss = Party(kind="user", name="shop", account="CALLERS"), Party(kind="agent", name="boss")
+    inner = msgspec.structs.replace(TRACED, inner=(chat(),))
+    spans = told(turn=turn(inner, chain=(shop, boss)))
+    behalf = {semconv.USER: "shop", semconv.ACCOUNT: "CALLERS", semconv.CHAIN: "user shop of CALLERS -> agent boss"}
+    assert all(behalf.items() <= spans[one].attributes.items() for one in (PROCESS, ATTEMPT))
+    assert not set(behalf) & set(spans[CHAT].attributes)
+    nameless = msgspec.structs.replace(shop, name="")
+    event = Handled(lane="peer-notify", seq=9, trace=TRACE, span="6" * 16, chain=(nameless,), ended=3.0)
+    (attributes,) = [span.attributes for span in told(handled=(event,)).values()]
+    assert semconv.USER not in attributes and attributes[semconv.ACCOUNT] == "CALLERS"
+    assert not set(behalf) & set(told(turn=turn(TRACED))[PROCESS].attributes), "where nobody is known nothing is said"

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import random
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from agentmesh import semconv
+from agentmesh.identity import Party
 from agentmesh.trace.spans import Began, ToldSpan
 from agentmesh.trace.tree import merged, tree_of, walk
 
@@ -49,6 +52,15 @@ def test_an_attempt_that_runs_is_shown_until_its_span_is_told() -> None:
     assert (running.end, running.attempt, running.node, running.turn) == (None, 2, "n1", 3)
     [top] = tree_of([span(1, None), span(2, 1, "invoke_agent", end="ok")], [began])
     assert top.below[0].end == 3.0
+
+
+@pytest.mark.case(680)
+def test_a_branch_says_on_whose_behalf_it_is() -> None:
+    ids = {"trace": "t", "span": "2", "parent": "1", "agent": "a", "service": "A", "life": "l", "ref": "7", "input": "inbox:7"}
+    shop = Party(kind="user", name="shop", account="CALLERS")
+    began = Began(**ids, node="n1", generation=1, boot="b", turn=3, started=2.0, chain=(shop,))  # type: ignore[arg-type]
+    [top] = tree_of([structs.replace(span(1, None), attributes={semconv.CHAIN: "user shop of CALLERS"})], [began])
+    assert (top.chain, top.below[0].chain) == ("user shop of CALLERS",) * 2
 
 
 def test_what_was_committed_counts_more_than_what_was_found() -> None:
