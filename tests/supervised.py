@@ -48,6 +48,8 @@ class FakeNode:
         self.pings = 0
         self.told = 0
         """How often it was asked who is busy."""
+        self.asked: list[ControlRequest] = []
+        """What it was asked to give up."""
         self._ttl = ttl_s
         self._subjects = mesh.subjects
         self._transport = transport
@@ -81,7 +83,10 @@ class FakeNode:
         self.pings += 1
         if self.answers:
             stats = NodeStats(node=self.name, boot=self.lease.boot, agents=0, running=0, lag_ms=0.0, draining=False)
-            if msgspec.json.decode(message.data, type=ControlRequest).content:
+            request = msgspec.json.decode(message.data, type=ControlRequest)
+            if request.op == "release":
+                self.asked.append(request)
+            if request.content:
                 stats = msgspec.structs.replace(stats, busy=self.busy)
                 self.told += 1
             await self._transport.publish(message.reply, encode(stats))

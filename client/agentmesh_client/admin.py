@@ -9,14 +9,14 @@ import msgspec
 
 from agentmesh.control_values import Activities, Activity, ControlRequest
 from agentmesh.edge.address import UP_ID, UP_SERVER
-from agentmesh.edge.registry import Registry
+from agentmesh.edge.registry import Registry, decode_spec
 from agentmesh.edge.transport import UNANSWERED, Disconnected, NoResponders, RequestTimeout, Transport
-from agentmesh.errors import AskTimeout, MeshError, NotFound, Unavailable
-from agentmesh.names import node_id
+from agentmesh.errors import AskTimeout, Conflict, MeshError, NotFound, Stopped, Unavailable
+from agentmesh.names import agent_name, node_id
 from agentmesh.registry_values import SupervisorLease
-from agentmesh.subjects import SUPERVISOR_KEY, Subjects, node_key
+from agentmesh.subjects import SUPERVISOR_KEY, Subjects, node_key, placement_key, spec_key
 from agentmesh.wire import ErrorBody, encode
-from agentmesh_client.retry import or_absent
+from agentmesh_client.retry import or_absent, patiently
 
 REQUEST_S = 5.0
 REBALANCE_S = 30.0
@@ -32,6 +32,10 @@ AT_ONCE = 32
 class _AdminReply(msgspec.Struct, frozen=True):
     moving: int = 0
     error: ErrorBody | None = None
+
+
+class _NoSuchProcess(NotFound):
+    """No process answers to an id."""
 
 
 class Operator:
@@ -77,11 +81,82 @@ class Operator:
         Raises:
             Unavailable: no supervisor leads now, or NATS cannot be reached.
         """
+        return (await self._ask(await self._leader(), ControlRequest(op="rebalance"), REBALANCE_S)).moving
+
+    async def move(self, agent: str, node: str) -> bool:
+        """Have `agent` go on at `node`: a turn that runs is handed on between two of its calls, or ends first.
+
+        Returns False if the agent is there, and True once the order is stored: it outlives the leader, and ends when the agent is
+        there (see `arrived`) or `node` cannot take it any more. An agent has one order, the newest.
+
+        Raises:
+            NotFound: there is no such agent, or no such node is live.
+            BadRequest: the node does not serve the agent's kind, or has not got its labels.
+            Stopped: the agent has ended, or is ending.
+            Conflict: the node takes no agents now: it drains, is cordoned or full.
+            AskTimeout: the leader does not answer in time.
+            Unavailable: no supervisor leads now, or NATS cannot be reached.
+        """
+        request = ControlRequest(op="move", agents=(agent_name(agent),), node=node_id(node))
+
+        async def ask() -> bool:
+            leader = await self._leader()
+            try:
+                return (await self._ask(leader, request)).moving > 0
+            except _NoSuchProcess:
+                raise Unavailable(f"{leader}, which led, is gone; ask again when another supervisor leads") from None
+
+        return await patiently(ask, REQUEST_S)
+
+    async def arrived(
+        self, agent: str, node: str, timeout: float, waits_for: Callable[[Activity], None] = lambda one: None
+    ) -> None:
+        """Return when `agent`, which was ordered to move to `node`, has its place there. `waits_for` is told from time to time
+        in what turn it still is.
+
+        Raises:
+            AskTimeout: it is not there within `timeout` seconds; the order stands.
+            Conflict: the order has ended otherwise: another one was given, or the node cannot take the agent any more.
+            NotFound, Stopped: the agent has ended.
+            Unavailable: NATS cannot be reached.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        look = loop.time() + WAITS_S
+        while not await patiently(lambda: self._is_there(agent, node), REQUEST_S):
+            if loop.time() > deadline:
+                raise AskTimeout(f"{agent} is not on {node} within {timeout:g} s; the order stands, see `mesh ps`")
+            if loop.time() > look:
+                if (one := (await self._activity(agent))) is not None and one.state == "processing":
+                    waits_for(one)
+                look = loop.time() + WAITS_S
+            await asyncio.sleep(LOOK_S)
+
+    async def _is_there(self, agent: str, node: str) -> bool:
+        """Whether an agent that was ordered to move to `node` is placed there. Raises: as `arrived`."""
+        entry = await self._registry.get(spec_key(agent))  # first: an order ends behind the placement
+        if await self._registry.get(placement_key(node, agent)) is not None:
+            return True
+        if entry is None:
+            raise NotFound(f"there is no agent {agent} any more")
+        spec = decode_spec(entry)
+        if spec.status in ("stopping", "stopped"):
+            raise Stopped(f"{agent} is {spec.status}")
+        if spec.move_to == node:
+            return False
+        if spec.move_to is not None:
+            raise Conflict(f"{agent} was ordered to move to {spec.move_to} meanwhile")
+        raise Conflict(f"{agent} does not move to {node}, which cannot take it any more; see `mesh nodes`")
+
+    async def _activity(self, agent: str) -> Activity | None:
+        entries, _ = await self._registry.load_pattern(placement_key("*", agent))
+        return (await self.activities(entry.key.split(".")[1] for entry in entries)).get(agent)
+
+    async def _leader(self) -> str:
         entry = await self._registry.get(SUPERVISOR_KEY)
         if entry is None or entry.value is None:
             raise Unavailable("no supervisor leads; start one with `mesh supervisor`")
-        leader = msgspec.json.decode(entry.value, type=SupervisorLease).id
-        return (await self._ask(leader, ControlRequest(op="rebalance"), REBALANCE_S)).moving
+        return msgspec.json.decode(entry.value, type=SupervisorLease).id
 
     async def gone(self, node: str, timeout: float, waits_for: Callable[[Activity], None] = lambda one: None) -> None:
         """Return when `node`, which has been told to drain, has left: its lease is gone. The node of `mesh up` takes its server
@@ -116,7 +191,7 @@ class Operator:
         try:
             message = await self._transport.request(self._subjects.node(process), encode(request), timeout=timeout)
         except NoResponders:
-            raise NotFound(f"nothing called {process} is there; `mesh nodes` lists the live nodes") from None
+            raise _NoSuchProcess(f"nothing called {process} is there; `mesh nodes` lists the live nodes") from None
         except RequestTimeout:
             raise AskTimeout(f"{process} did not answer within {timeout:g} s; it may hang, see `mesh nodes`") from None
         except Disconnected:

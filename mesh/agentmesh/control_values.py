@@ -79,6 +79,10 @@ class ControlRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     origin: str | None = None
     expect: str | None = None
     """`set`: the tag that the configuration must have (`Configuration.tag`)."""
+    node: str | None = None
+    """`move`: where the agents are to go."""
+    any_turn: bool = False
+    """`release`: also agents in turns that tell of no calls. Such a turn ends, or is cut off as by a drain."""
 
 
 def ref_of(request: ControlRequest) -> str | None:

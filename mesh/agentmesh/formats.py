@@ -146,6 +146,10 @@ ADDED: tuple[Addition, ...] = (
     Addition("SendMail.chain", "ignored"),
     Addition("TurnInfo.chain", "ignored"),
     Addition("Caller.chain", "refused", SECOND),
+    Addition("Spec.move_to", "ignored"),
+    Addition("op move", "ignored"),
+    Addition("ControlRequest.node", "ignored"),
+    Addition("ControlRequest.any_turn", "ignored"),
 )
 
 

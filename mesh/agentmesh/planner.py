@@ -1,6 +1,6 @@
 """Which node runs which agent: the placement rules (docs/architecture.md#placement), as one function of values.
 
-    specs + live nodes + placements  ->  plan()  ->  Place, Remove, Unplaced, End
+    specs + live nodes + placements  ->  plan()  ->  Place, Remove, Unplaced, End, Depart, Settle
 
     an agent's spec is       it gets
     wanted, running, failed  one owner on a node that serves its kind, has its labels and has room
@@ -14,6 +14,9 @@ for nothing. A placement that fits stays: an agent leaves a live node only when 
 nothing new and gives up each of its placements itself, once no turn of that agent runs: to take it away earlier would only run
 that turn twice. New placements go to the fitting node with the fewest agents, so equal nodes fill evenly. Performing a plan and
 planning again yields no `Place` and no `Remove`.
+
+An agent whose spec names a node to move to is asked for where it is (`Depart`), and goes there once its own node has given it up.
+The order ends (`Settle`) when the agent is there, or when that node cannot take it any more.
 
 No clock, no randomness, no I/O: whether a node is alive is decided elsewhere and comes in as data.
 """
@@ -104,14 +107,32 @@ class End(msgspec.Struct, frozen=True):
     reason: str
 
 
+class Depart(msgspec.Struct, frozen=True):
+    """Ask `node` to give up `agent` as soon as it can: it is ordered to go to another one, which takes it."""
+
+    agent: str
+    node: str
+    to: str
+
+
+class Settle(msgspec.Struct, frozen=True):
+    """Take the order to move to `node` out of the spec of `agent`: it is there (`reason` None), or cannot go there."""
+
+    agent: str
+    node: str
+    reason: str | None
+
+
 class Plan(msgspec.Struct, frozen=True):
-    """What to do: first every `end`, then every `place`, then every `remove` whose agent's `place` succeeded; `unplaced`
-    is for people to see."""
+    """What to do: first every `end`, then every `place`, then every `remove` and `settle` whose agent's `place` succeeded;
+    `unplaced` is for people to see."""
 
     place: tuple[Place, ...] = ()
     remove: tuple[Remove, ...] = ()
     unplaced: tuple[Unplaced, ...] = ()
     end: tuple[End, ...] = ()
+    depart: tuple[Depart, ...] = ()
+    settle: tuple[Settle, ...] = ()
 
 
 def plan(world: World, agents: Iterable[str] | None = None) -> Plan:
@@ -129,7 +150,9 @@ def plan(world: World, agents: Iterable[str] | None = None) -> Plan:
     homeless = [vacancy for name in names if (vacancy := run.settle(name)) is not None]
     for vacancy in homeless:
         run.house(vacancy)
-    return Plan(tuple(run.place), tuple(run.remove), tuple(run.unplaced), tuple(run.end))
+    return Plan(
+        tuple(run.place), tuple(run.remove), tuple(run.unplaced), tuple(run.end), tuple(run.depart), tuple(run.settled)
+    )  # fmt: skip
 
 
 def surplus(world: World) -> dict[str, tuple[str, ...]]:
@@ -156,6 +179,24 @@ def surplus(world: World) -> dict[str, tuple[str, ...]]:
     return {node: tuple(agents) for node, agents in sorted(leaving.items())}
 
 
+def refusal(spec: Spec, node: str, lease: NodeLease | None, load: int) -> str | None:
+    """Why an agent of `spec` cannot be moved to `node`, which has `load` agents, or None."""
+    if lease is None:
+        return f"node {node} is gone"
+    match _misfit(_needs(spec), lease):
+        case "kind":
+            return f"node {node} does not serve kind {spec.kind}"
+        case "build":
+            return f"node {node} is too old to read its journal"
+        case "labels":
+            return f"node {node} does not have its labels"
+    if lease.draining:
+        return f"node {node} is draining"
+    if lease.cordoned:
+        return f"node {node} is cordoned"
+    return f"node {node} has no room" if lease.capacity and load >= lease.capacity else None
+
+
 def explain(world: World, agent: str) -> str:
     """One sentence for people: where `agent` runs and why, or why it does not."""
     spec = world.specs.get(agent)
@@ -172,7 +213,8 @@ def explain(world: World, agent: str) -> str:
         return f"{agent} waits: {wait.reason}{_details(world, spec)}"
     node, placed = _newest(world.placements[agent], spec.incarnation)
     doubt = ", which has not been heard of just now" if node in world.held else ""
-    return f"{agent} is {spec.status} on {node}{doubt} (generation {placed.revision})"
+    moves = f", and moves to {found.depart[0].to}" if found.depart else ""
+    return f"{agent} is {spec.status} on {node}{doubt} (generation {placed.revision}){moves}"
 
 
 # --- one run ------------------------------------------------------------------------------------------------------
@@ -207,6 +249,8 @@ class _PlanRun:
         self.remove: list[Remove] = []
         self.unplaced: list[Unplaced] = []
         self.end: list[End] = []
+        self.depart: list[Depart] = []
+        self.settled: list[Settle] = []
         self._fitting: dict[_Needs, frozenset[str]] = {}
         self._pools: dict[_Needs, list[tuple[int, str]]] = {}
         self._reasons: dict[_Needs, str] = {}
@@ -235,10 +279,22 @@ class _PlanRun:
                 others = _without(held, node)
                 self._release(others)
                 self._drop(agent, others, f"the newer placement on {node} counts", spec.incarnation)
+            if spec.move_to is not None:
+                self._follow_order(agent, spec, node, spec.move_to)
             return None
         self._release(held)
         evict = node in world.nodes and not self._fits(node, spec)
         return _Vacancy(agent, spec, held, node, evict, problem)
+
+    def _follow_order(self, agent: str, spec: Spec, node: str, to: str) -> None:
+        """Of an agent that stands well on `node`, and was ordered to move to `to`."""
+        if node == to:
+            self.settled.append(Settle(agent, to, None))
+        elif spec.status != "stopping" and not {node, to} & self.world.held:  # of a node in doubt it is soon known what it is
+            if (reason := self._refusal(spec, to)) is None:
+                self.depart.append(Depart(agent, node, to))
+            else:
+                self.settled.append(Settle(agent, to, reason))
 
     def _problem(self, node: str, spec: Spec) -> str | None:
         """Why an agent may not stay on `node`, or None."""
@@ -284,7 +340,11 @@ class _PlanRun:
         """Find a node, or say why there is none."""
         agent, spec = vacancy.agent, vacancy.spec
         needs = _needs(spec)
-        node = self._take(needs)
+        if spec.move_to in self.world.held and spec.status != "stopping":
+            self._leave(vacancy, f"node {spec.move_to}, to which it was ordered to move, is in doubt")
+            return
+        ordered = self._take_ordered(vacancy)
+        node = ordered or self._take(needs)
         if node is None and spec.status == "stopping":
             # Any node will do: its capacity bounds only agents that run.
             node = self._take(_needs_now(spec))
@@ -293,10 +353,27 @@ class _PlanRun:
             return
         old = vacancy.held.get(node)
         reason = f"{vacancy.why}; {node} fits and has the fewest agents ({self.loads[node] - 1})"
+        if ordered is not None:
+            reason = f"{vacancy.why}; it was ordered to move to {node}"
         self.place.append(Place(agent, node, spec.incarnation, old.revision if old else 0, vacancy.stands, reason))
         self._drop(agent, _without(vacancy.held, node), f"{vacancy.why}; it is on {node} now", spec.incarnation)
 
-    def _leave(self, vacancy: _Vacancy) -> None:
+    def _take_ordered(self, vacancy: _Vacancy) -> str | None:
+        """The node that the agent was ordered to move to, counted as taken, if that can take it. The order ends in any case."""
+        spec, to = vacancy.spec, vacancy.spec.move_to
+        if to is None or spec.status == "stopping":
+            return None
+        reason = self._refusal(spec, to)
+        self.settled.append(Settle(vacancy.agent, to, reason))
+        if reason is not None:
+            return None
+        self.loads[to] = self.loads.get(to, 0) + 1
+        return to
+
+    def _refusal(self, spec: Spec, to: str) -> str | None:
+        return refusal(spec, to, self.world.nodes.get(to), self.loads.get(to, 0))
+
+    def _leave(self, vacancy: _Vacancy, why: str | None = None) -> None:
         """No node can take it. Its placement stays, so that its node has it again if it comes back before another can take it."""
         agent, spec = vacancy.agent, vacancy.spec
         stays = None if vacancy.evict else vacancy.stands
@@ -304,7 +381,7 @@ class _PlanRun:
             self.loads[stays] += 1
         reason = vacancy.why if stays is None else f"the newer placement on {stays} counts"
         self._drop(agent, _without(vacancy.held, stays), reason, spec.incarnation)
-        self.unplaced.append(Unplaced(agent, self._reason(_needs_now(spec))))
+        self.unplaced.append(Unplaced(agent, why or self._reason(_needs_now(spec))))
 
     def _take(self, needs: _Needs) -> str | None:
         """The least loaded open node for `needs`, counted as taken."""

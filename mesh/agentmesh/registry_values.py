@@ -57,6 +57,8 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     the backend options in force."""
     sets: int = 0
     """How many changes of the configuration the fields above show; the journal decides what is in force."""
+    move_to: str | None = None
+    """The node that an operator has ordered it to move to. The leader clears it once the agent is there, or cannot be."""
 
 
 def parent_sign(parent: str) -> bytes:

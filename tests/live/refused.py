@@ -61,6 +61,7 @@ VERBS: dict[str, tuple[str, ...]] = {
     "resume": ("resume", "a1"),
     "drain": ("drain", "n1", *LONG),
     "cordon": ("cordon", "n1"),
+    "move": ("move", "a1", "n1", "--wait", *LONG),
     "rebalance": ("rebalance",),
     "events": ("events",),
     "events AGENT": ("events", "a1"),

@@ -83,7 +83,7 @@ class Watched:
 
 @pytest.mark.case(670)
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["drained", "killed", "rebalanced"])
+@pytest.mark.parametrize("how", ["drained", "killed", "rebalanced", "moved"])
 def test_turns_go_on_elsewhere_and_nothing_is_repeated(server: Server, subjects: Subjects, tmp_path: Path, how: str) -> None:
     """Where nodes are killed, one call of each agent may be repeated for each kill."""
     runs, watched, model = tmp_path / "runs", Watched(), Model()
@@ -103,8 +103,13 @@ def test_turns_go_on_elsewhere_and_nothing_is_repeated(server: Server, subjects:
                     assert await mesh.hosts[own_id].terminate() == 0, mesh.hosts[own_id].log
                 elif how == "killed":
                     await mesh.hosts[own_id].kill()
+            operator = Operator(mesh.transport, mesh.subjects)
             if how == "rebalanced":
-                assert await Operator(mesh.transport, mesh.subjects).rebalance() > 0
+                assert await operator.rebalance() > 0
+            if how == "moved":
+                for number, name in enumerate(names):
+                    assert await operator.move(name, f"m{number % len(NODES)}")
+                await asyncio.gather(*(operator.arrived(n, f"m{i % len(NODES)}", PATIENCE_S) for i, n in enumerate(names)))
             assert not any(turn.done() for turn in turns), "each turn lasts until all nodes are replaced"
             model.enough.set()
             await asyncio.gather(*turns)

@@ -72,6 +72,37 @@ def test_cordon_keeps_new_agents_away_and_rebalance_evens_out(server: Server, su
     run(scenario(), timeout=120)
 
 
+@pytest.mark.case(713)
+def test_an_agent_moves_when_its_turn_lets_it_and_the_order_says_so(server: Server, subjects: Subjects, tmp_path: Path) -> None:
+    """Its backend tells of no calls, so its turn ends first."""
+
+    async def scenario() -> None:
+        shell = Shell(server, subjects)
+        async with process_mesh(server, subjects, tmp_path, "n1", "n2", env={"MESH_DRAIN_S": "60"}) as mesh:
+            runs, gate = tmp_path / "runs", tmp_path / "gate"
+            await mesh.client.start_agent("a", kind="Recorder", options={"runs": str(runs)})
+            asking = asyncio.create_task(mesh.client.ask("a", f"gate:{gate} done", timeout=PATIENCE_S))
+            await eventually(lambda: runs.exists() and "gate" in runs.read_text())
+            here = (await mesh.host_of("a")).id
+            there = {"n1": "n2", "n2": "n1"}[here]
+            assert await shell.json("move", "a", there) == {"v": 1, "name": "a", "node": there, "state": "moving"}
+            assert (await shell.run("move", "a", there, "--wait", "--timeout", "0.1", expect=4))[0] == ""
+            moving = asyncio.create_task(shell.run("move", "a", there, "--wait"))
+            waiting = asyncio.create_task(mesh.client.ask("a", "next", timeout=PATIENCE_S))
+            await asyncio.sleep(0)
+            assert await mesh.client.whereis("a") == here
+            gate.touch()
+            out, _ = await moving
+            assert out == f"a is on {there}\n"
+            assert ((await asking).text, (await waiting).text) == ("done", "next")
+            assert await mesh.client.whereis("a") == there
+            assert (await shell.run("move", "a", there))[0] == f"a is on {there}\n"
+            for words, code in ((("nobody", there), 3), (("a", "nowhere"), 3), (("a b", there), 2)):
+                assert (await shell.run("move", *words, expect=code))[1].startswith("mesh: ")
+
+    run(scenario(), timeout=120)
+
+
 def test_events_shows_decisions_with_their_reasons(server: Server, subjects: Subjects, tmp_path: Path) -> None:
     async def scenario() -> None:
         shell = Shell(server, subjects)

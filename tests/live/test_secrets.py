@@ -53,6 +53,7 @@ VERBS = (
         ("resume", "coder"),
         ("dead", "ls", "coder"),
         ("rebalance",),
+        ("move", "a1", "n2"),
         ("cordon", "n2"),
     ),
     (("stop", "coder"), ("drain", "n2")),

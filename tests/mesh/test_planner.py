@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from agentmesh import formats
-from agentmesh.planner import Placed, Plan, Unplaced, World, explain, plan, surplus
+from agentmesh.planner import Depart, Placed, Plan, Settle, Unplaced, World, explain, plan, surplus
 from agentmesh.registry_values import AgentStatus, NodeLease, Spec
 
 Placements = dict[tuple[str, str], Placed]
@@ -202,6 +203,54 @@ def test_a_linked_agent_lives_while_its_parent_has_not_ended(status: AgentStatus
     child = Spec(kind="A", incarnation="l1", status="running", parent="p", parent_life="l1")
     made = plan(World.of({"a": child, "p": spec(status=status)}, {"n1": lease()}, on("n1", "a")), ["a"])
     assert made.end == ()
+
+
+# --- ordered moves ------------------------------------------------------------------------------------------------
+def ordered(to: str = "n2", **fields: Any) -> dict[str, Spec]:
+    return {"a": structs.replace(spec(status="running"), move_to=to, **fields)}
+
+
+@pytest.mark.case(710)
+def test_a_node_is_asked_for_an_agent_that_is_ordered_elsewhere_and_the_agent_goes_there() -> None:
+    nodes = {"n1": lease(), "n2": lease(), "n3": lease()}
+    world = World.of(ordered(), nodes, {**on("n1"), **{("n2", f"b{i}"): Placed("l1", 9 + i) for i in range(3)}})
+    assert plan(world, ["a"]) == Plan(depart=(Depart("a", "n1", "n2"),))
+    assert explain(world, "a") == "a is running on n1 (generation 1), and moves to n2"
+    given_up = plan(World.of(ordered(), nodes, on("n2", "b", 9)), ["a"])
+    assert [(p.node, p.reason) for p in given_up.place] == [("n2", "it has no owner; it was ordered to move to n2")]
+    assert given_up.settle == (Settle("a", "n2", None),)
+    assert plan(World.of(ordered(), nodes, on("n2"))) == Plan(settle=(Settle("a", "n2", None),))
+
+
+@pytest.mark.case(711)
+@pytest.mark.parametrize(
+    ("other", "reason"),
+    [
+        (None, "node n2 is gone"),
+        (lease("B"), "node n2 does not serve kind A"),
+        (lease(draining=True), "node n2 is draining"),
+        (lease(cordoned=True), "node n2 is cordoned"),
+        (lease(capacity=1), "node n2 has no room"),
+    ],
+)
+def test_an_order_ends_where_the_node_cannot_take_the_agent(other: NodeLease | None, reason: str) -> None:
+    nodes = {"n1": lease(), "n3": lease()} | ({"n2": other} if other is not None else {})
+    standing = World.of(ordered(), nodes, {**on("n1"), **on("n2", "b", 9)})
+    assert plan(standing, ["a"]) == Plan(settle=(Settle("a", "n2", reason),))
+    homeless = plan(World.of(ordered(), nodes, on("n2", "b", 9)), ["a"])
+    assert [p.node for p in homeless.place] == ["n1"]
+    assert homeless.settle == (Settle("a", "n2", reason),)
+
+
+@pytest.mark.case(711)
+def test_an_order_waits_for_a_node_in_doubt_and_an_ending_agent_has_none() -> None:
+    nodes = {"n1": lease(), "n2": lease()}
+    assert plan(World.of(ordered(), nodes, on("n1"), held={"n2"})) == Plan()
+    waits = plan(World.of(ordered(), nodes, {}, held={"n2"}))
+    assert (waits.place, waits.settle) == ((), ())
+    assert waits.unplaced == (Unplaced("a", "node n2, to which it was ordered to move, is in doubt"),)
+    assert plan(World.of(ordered(status="stopping"), nodes, on("n1"))) == Plan()
+    assert [p.node for p in plan(World.of(ordered(status="stopping"), nodes, {}, held={"n2"})).place] == ["n1"]
 
 
 # --- evening out --------------------------------------------------------------------------------------------------

@@ -81,7 +81,7 @@ def test_every_request_is_told() -> None:
     assert len(taken) == 11
     assert {str(op) for op in taken} - set(re.findall(r'"op":"(\w+)"', section("Control requests"))) == set()
     told = set(re.findall(r'"op":"(\w+)"', section("Requests to a process")))
-    assert told == {"ping", "stats", "agents", "rebalance", *heartbeat._COMMANDS}
+    assert told == {"ping", "stats", "agents", "rebalance", "move", *heartbeat._COMMANDS}
     known = words(section("Control requests")) | words(section("Requests to a process"))
     assert set(ControlRequest.__struct_fields__) - known == set()
 

@@ -1,4 +1,4 @@
-"""Verbs for operators of a mesh: drain and cordon nodes, even out load, watch decisions."""
+"""Verbs for operators of a mesh: drain and cordon nodes, move agents, even out load, watch decisions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from agentmesh_client.cli import exits
-from agentmesh_client.cli.common import DEFAULTS, Flag, Globals, session
+from agentmesh_client.cli.common import DEFAULTS, AgentName, Flag, Globals, session
 
 if TYPE_CHECKING:
     from agentmesh.control_values import Activity
@@ -70,6 +70,33 @@ async def cordon(node: NodeId, /, *, off: Flag = False, options: Globals = DEFAU
         await Operator(mesh.transport, mesh.subjects).cordon(node, on=not off)
     state = "ready" if off else "cordoned"
     Printer(options).value({"v": 1, "node": node, "state": state}, f"{node} is {state}")
+    return exits.OK
+
+
+async def move(
+    agent: AgentName, node: NodeId, /, *, wait: Flag = False, timeout: float = 60.0, options: Globals = DEFAULTS
+) -> int:
+    """Have an agent go on at another node. Its turn goes on there between two calls, or ends first.
+
+    Parameters
+    ----------
+    wait
+        Return once it is there, and say meanwhile which turn it still is in.
+    timeout
+        Seconds to wait; the order stands longer.
+    """
+    from agentmesh_client.admin import Operator
+    from agentmesh_client.cli.output import Printer
+
+    printer = Printer(options)
+    async with session(options) as mesh:
+        operator = Operator(mesh.transport, mesh.subjects)
+        moving = await operator.move(agent, node)
+        if moving and wait:
+            await operator.arrived(agent, node, timeout, lambda one: printer.note(_waits_for(one)))
+    state = "moving" if moving and not wait else "there"
+    text = f"{agent} moves to {node}" if state == "moving" else f"{agent} is on {node}"
+    printer.value({"v": 1, "name": agent, "node": node, "state": state}, text)
     return exits.OK
 
 

@@ -49,6 +49,7 @@ VERBS = {
     "resume": ("asks:resume", "Let a halted or failed agent go on."),
     "drain": ("admin:drain", "Have a node hand its agents over and end."),
     "cordon": ("admin:cordon", "Have a node take no more agents."),
+    "move": ("admin:move", "Have an agent go on at another node."),
     "rebalance": ("admin:rebalance", "Even out the load of the nodes."),
     "events": ("admin:events", "Show what happens, as it happens."),
     "doctor": ("doctor:doctor", "Examine the server and the mesh on it, and say what it guarantees."),

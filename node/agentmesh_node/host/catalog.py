@@ -98,15 +98,21 @@ class Catalog:
         await asyncio.gather(*(self.release(placed) for placed in list(self.agents.values())))
 
     async def hand_over(self, placed: PlacedAgent) -> None:
-        """Give up a placement by revision once no turn runs: the leader places the agent elsewhere."""
-        owner = placed.owner
-        if owner is not None and owner.core is not None:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._s.settings.drain_s):
-                    await owner.retire()
-            owner.leave()
-        async with self._writes:
-            await self._give_up(placed)
+        """Give up a placement by revision once no turn runs: the leader places the agent elsewhere. Idempotent."""
+        if placed.leaving:
+            return
+        placed.leaving = True
+        try:
+            owner = placed.owner
+            if owner is not None and owner.core is not None:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self._s.settings.drain_s):
+                        await owner.retire()
+                owner.leave()
+            async with self._writes:
+                await self._give_up(placed)
+        finally:
+            placed.leaving = False
         log.info("agent handed over", extra={"agent": placed.name})
 
     async def release(self, placed: PlacedAgent) -> None:

@@ -283,8 +283,8 @@ class Heartbeat:
         elif request.op == "agents":
             self._post_to_main(lambda: self._on_agents(reply))
             return
-        elif request.op == "rebalance":
-            return  # the supervisor of this id answers, as in `mesh up`; a node has nothing to even out
+        elif request.op in ("rebalance", "move"):
+            return  # the supervisor of this id answers, as in `mesh up`; a node places nothing
         elif request.op not in ("ping", "stats"):
             body = wire.encode_failure(BadRequest(f"a node knows the requests ping, stats, agents, {', '.join(_COMMANDS)}"))
         else:

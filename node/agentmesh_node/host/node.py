@@ -268,7 +268,7 @@ class Node:
         elif request.op == "release":
             for name in request.agents:
                 placed = self.catalog.agents.get(name)
-                if placed is not None and (placed.owner is None or placed.owner.movable):
+                if placed is not None and (request.any_turn or placed.owner is None or placed.owner.movable):
                     self.services.spawn(self.catalog.hand_over(placed))
         elif request.op == "sweep":
             self.services.spawn(self._late_mail.sweep(request.agents))

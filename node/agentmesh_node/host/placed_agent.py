@@ -13,7 +13,9 @@ from agentmesh_node.owner.owner import Owner
 class PlacedAgent:
     """An agent placed on this node: one subscription while it sleeps, an owner while it is awake."""
 
-    __slots__ = ("activation", "generation", "gone", "incarnation", "name", "owner", "since", "stuck", "subscription", "waiting")
+    __slots__ = (
+        "activation", "generation", "gone", "incarnation", "leaving", "name", "owner", "since", "stuck", "subscription", "waiting"
+    )  # fmt: skip
 
     def __init__(self, name: str, generation: int, incarnation: str, since: str = "") -> None:
         self.name = name
@@ -26,6 +28,8 @@ class PlacedAgent:
         self.activation: asyncio.Task[None] | None = None
         self.waiting: tuple[tuple[str, Message], ...] = ()
         self.gone = False
+        self.leaving = False
+        """It is being given up, as soon as its turn lets it."""
         self.stuck: ErrorBody | None = None
         """Why it cannot be run here (see `StuckAgents`)."""
 

@@ -15,7 +15,7 @@ from agentmesh.edge.clock import SYSTEM
 from agentmesh.edge.failures import EDGE_ERRORS, WrongLastSequence
 from agentmesh.edge.registry import Entry, Registry
 from agentmesh.formats import requiring
-from agentmesh.planner import End, Place, Plan, Remove, Unplaced
+from agentmesh.planner import End, Place, Plan, Remove, Settle, Unplaced
 from agentmesh.registry_values import Placement, Spec, encode_spec
 from agentmesh.subjects import placement_key, spec_key
 from agentmesh.wire import ErrorBody, encode, format_time
@@ -67,6 +67,7 @@ class PlacementWriter:
         leftovers = [action for action in removals if not self._index.is_live(action.node)]
         self._later.update(((action.node, action.agent), action) for action in leftovers)
         undone |= await self._each([action for action in removals if self._index.is_live(action.node)], self._remove)
+        undone |= await self._each([action for action in made.settle if action.agent not in undone], self._settle)
         self._report()
         self._index.mark(undone)
         return not undone
@@ -103,7 +104,7 @@ class PlacementWriter:
         for kind, reason, fields in performed:
             self._decisions.add(kind, reason, **fields)
 
-    async def _each[A: (Place, Remove, Unplaced, End)](
+    async def _each[A: (Place, Remove, Unplaced, End, Settle)](
         self, actions: Sequence[A], perform: Callable[[A], Awaitable[bool]]
     ) -> set[str]:
         """Perform all actions, some at a time. Returns the agents of those that were not done."""
@@ -175,6 +176,22 @@ class PlacementWriter:
             return False
         self._performed.append(("ended", action.reason, {"agent": action.agent}))
         return True
+
+    async def _settle(self, action: Settle) -> bool:
+        spec = self._index.specs.get(action.agent)
+        if spec is None or spec.move_to != action.node:
+            return True
+        if not await self._change_spec(action.agent, msgspec.structs.replace(spec, move_to=None)):
+            return False
+        if action.reason is not None:
+            self._performed.append(("move_given_up", action.reason, {"agent": action.agent, "node": action.node}))
+        return True
+
+    async def order(self, agent: str, node: str) -> bool:
+        """Write into the agent's spec that it is to move to `node`. False if somebody else has written meanwhile.
+
+        Raises: what `Registry.update` does."""
+        return await self._change_spec(agent, msgspec.structs.replace(self._index.specs[agent], move_to=node))
 
     async def _write_reason(self, wait: Unplaced) -> bool:
         spec = self._index.specs.get(wait.agent)

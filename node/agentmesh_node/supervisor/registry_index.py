@@ -57,6 +57,8 @@ class RegistryIndex:
         self.dropped: dict[str, Dropped] = {}
         """Agents whose specs, which had not ended, are gone; `SpecRepair` finds out how, and removes them here."""
         self._children: dict[str, set[str]] = {}
+        self._ordered: dict[str, str] = {}
+        """Agents that are ordered to move, and where to."""
         self._on_node: dict[str, set[str]] = {}
         self._states: dict[str, NodeState] = {}
         self._revisions: dict[str, int] = {}
@@ -156,6 +158,7 @@ class RegistryIndex:
             if spec is not None and spec.status != "stopped":
                 self.dropped[name] = Dropped(spec, unknown or {}, known)
             self._note_parent(name, spec, None)
+            self._ordered.pop(name, None)
             self._unreadable.pop(name, None)
             self._dirty.add(name)
         elif role == "nodes":
@@ -250,6 +253,10 @@ class RegistryIndex:
             return
         self._note_parent(agent, self.specs.get(agent), spec)
         self.specs[agent] = spec
+        if spec.move_to is not None:
+            self._ordered[agent] = spec.move_to
+        else:
+            self._ordered.pop(agent, None)
         self.dropped.pop(agent, None)
         if unknown := unknown_fields(entry.value):
             self.unknown[agent] = unknown
@@ -328,6 +335,7 @@ class RegistryIndex:
 
     def _node_changed(self, node: str) -> None:
         self._dirty.update(self._on_node.get(node, ()))
+        self._dirty.update([agent for agent, to in self._ordered.items() if to == node])
         self._may_fit = True
         if node not in self.leases and node not in self._on_node:
             self._states.pop(node, None)

@@ -28,6 +28,7 @@ from agentmesh import semconv
 from agentmesh.control_values import ControlRequest, NodeStats
 from agentmesh.edge.batches import in_parts
 from agentmesh.edge.clock import SYSTEM, Ambient
+from agentmesh.edge.failures import EDGE_ERRORS
 from agentmesh.edge.journal import Journal
 from agentmesh.edge.journal_reader import JournalReader
 from agentmesh.edge.registry import Entry, Registry, View
@@ -35,11 +36,11 @@ from agentmesh.edge.replies import usable_reply
 from agentmesh.edge.retry import UPKEEP_RETRY
 from agentmesh.edge.server_time_keeper import ServerTime
 from agentmesh.edge.tasks import cancel_and_wait, first_of, wait_for
-from agentmesh.edge.transport import Disconnected, Message, NoResponders, RequestTimeout, Subscription, Transport
-from agentmesh.errors import BadRequest, MeshError, NotPermitted, Unavailable
+from agentmesh.edge.transport import Disconnected, Message, RequestTimeout, Subscription, Transport
+from agentmesh.errors import BadRequest, MeshError, Unavailable
 from agentmesh.formats import SECOND
 from agentmesh.names import node_id
-from agentmesh.planner import explain, plan, surplus
+from agentmesh.planner import explain, plan
 from agentmesh.subjects import Subjects, spec_key
 from agentmesh.wire import encode, encode_failure, encode_reply, format_time
 from agentmesh_node.formats import Formats
@@ -52,6 +53,7 @@ from agentmesh_node.supervisor.journal_check import JournalCheck
 from agentmesh_node.supervisor.late_mail import LateMailFinder
 from agentmesh_node.supervisor.lease_and_pings import LeaseAndPings, keep
 from agentmesh_node.supervisor.membership import Membership
+from agentmesh_node.supervisor.moves import Moves
 from agentmesh_node.supervisor.placement_writer import PlacementWriter, needs_reason
 from agentmesh_node.supervisor.registry_index import RegistryIndex
 from agentmesh_node.supervisor.spec_repair import SpecRepair
@@ -64,7 +66,6 @@ _OF_NODES = ("drain", "cordon", "release", "sweep")
 """Requests that only nodes carry out."""
 _ASKS_S = 2.0
 """How long asks that were taken may still be served when the supervisor ends."""
-_RELEASED_AT_ONCE = 1000
 _REASONS_AT_ONCE = 256
 _AGENTS_AT_ONCE = 1024
 """Most agents of one plan: its placements take a quarter of a second, and then more urgent agents can come first."""
@@ -106,6 +107,7 @@ class Supervisor:
         self._registry = registry
         self._view = View(registry, PATTERNS, self._observe)
         self._index = RegistryIndex()
+        self._wake = asyncio.Event()
         self._decisions = DecisionLog(transport, subjects, self.id, now)
         self._lease_and_pings = LeaseAndPings(
             liveness,
@@ -126,6 +128,15 @@ class Supervisor:
             in_flight=self.settings.writes_in_flight,
             may_act=lambda: self._lease_and_pings.leads,
             wall_clock=now,
+        )
+        self._moves = Moves(
+            transport,
+            subjects,
+            self._index,
+            self._writer,
+            self._decisions,
+            may_act=lambda: self._lease_and_pings.leads and not self._stale,
+            wake=self._wake.set,
         )
         self._late_mail = LateMailFinder(
             transport,
@@ -162,7 +173,6 @@ class Supervisor:
             reads_all=lambda: self._formats.writes >= SECOND,
             ambient=ambient,
         )
-        self._wake = asyncio.Event()
         self._stop = asyncio.Event()
         self._instruments = own()
         self._observed: list[Callable[[], None]] = []
@@ -264,7 +274,7 @@ class Supervisor:
 
     async def _serve(self) -> None:
         async with asyncio.TaskGroup() as group:
-            looks = (self._late_mail.run, self._journals.run, self.repair.run, self._unclaimed.run)
+            looks = (self._late_mail.run, self._journals.run, self.repair.run, self._unclaimed.run, self._moves.run)
             for part in (self._decisions.run, self._lead, *looks, self._prove):
                 group.create_task(keep(part))
 
@@ -293,9 +303,10 @@ class Supervisor:
         if reply is None:
             return
         try:
-            op = msgspec.json.decode(message.data, type=ControlRequest).op
+            request = msgspec.json.decode(message.data, type=ControlRequest)
         except (msgspec.DecodeError, RecursionError):
-            op = ""
+            request = ControlRequest()
+        op = request.op
         if op == "agents" or (op in _OF_NODES and self._index.is_live(self.id)):
             return  # the node of this id answers, as in `mesh up`; a supervisor has no agents
         try:
@@ -305,11 +316,16 @@ class Supervisor:
                 # Observers may ask all supervisors; what one of them is to do is asked of it, by its own subject.
                 raise BadRequest("all supervisors together are asked ping and stats; ask one by its id for more")
             elif op == "rebalance":
-                body = encode_reply({"moving": await self._rebalance()})
+                self._must_lead()
+                body = encode_reply({"moving": await self._moves.rebalance()})
+            elif op == "move":
+                body = encode_reply({"moving": await self._move(request)})
             else:
-                raise BadRequest("a supervisor knows the requests ping, stats and rebalance")
+                raise BadRequest("a supervisor knows the requests ping, stats, rebalance and move")
         except MeshError as error:
             body = encode_failure(error)
+        except EDGE_ERRORS as error:
+            body = encode_failure(Unavailable(f"the registry does not take it now: {error}; ask again"))
         with contextlib.suppress(Disconnected):
             await self._transport.publish(reply, body)
 
@@ -325,25 +341,17 @@ class Supervisor:
             server_time=format_time(self._server_time.clock.now()) if full else None,
         )
 
-    async def _rebalance(self) -> int:
-        """Ask the nodes that have too many agents to hand some over; those are then placed like all others.
-
-        Returns how many agents were asked for. A node keeps those of them that are then in a turn which cannot go on elsewhere.
-
-        Raises:
-            Unavailable: another supervisor leads, or this one is not sure of its view.
-        """
+    def _must_lead(self) -> None:
+        """Raises: Unavailable: another supervisor leads, or this one is not sure of its view."""
         if not self._lease_and_pings.leads or self._stale:
             raise Unavailable(f"{self.leader or 'no supervisor'} leads, not {self.id}; ask again")
-        leaving = await asyncio.to_thread(surplus, self._index.copy())
-        for node, agents in leaving.items():
-            reason = f"{node} has more agents than others that could run them"
-            self._decisions.add("rebalancing", reason, node=node, agents=len(agents))
-            for start in range(0, len(agents), _RELEASED_AT_ONCE):
-                request = ControlRequest(op="release", agents=agents[start : start + _RELEASED_AT_ONCE])
-                with contextlib.suppress(NoResponders, RequestTimeout, Disconnected, NotPermitted):
-                    await self._transport.request(self._subjects.node(node), encode(request), timeout=2.0)
-        return sum(len(agents) for agents in leaving.values())
+
+    async def _move(self, request: ControlRequest) -> int:
+        """Returns how many agents are on their way. Raises: as `Moves.order`."""
+        if len(request.agents) != 1 or request.node is None:
+            raise BadRequest("move takes one agent in `agents`, and `node`")
+        self._must_lead()
+        return int(await self._moves.order(request.agents[0], request.node))
 
     def _observe(self, entry: Entry) -> None:
         """Note a registry change, from the view."""
@@ -417,6 +425,7 @@ class Supervisor:
         await self._reconcile()
         self._members.begin_anew()
         self._writer.forget()
+        self._moves.forget()
         self._lease_and_pings.forget_all()
         self._lease_and_pings.watch(self._index.nodes())
         await self._lease_and_pings.heard_all(2 * self.settings.ping_period_s)
@@ -462,6 +471,7 @@ class Supervisor:
             return
         made = plan(self._index.world(), looked_at)
         self._index.note_waits(looked_at, made)
+        self._moves.note(looked_at, made)
         self._note_waits(looked_at, now)
         self._done(await self._writer.carry_out(made))
         if len(looked_at) == _AGENTS_AT_ONCE:
