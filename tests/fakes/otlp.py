@@ -4,7 +4,7 @@
         ...                                # exporters send to receiver.endpoint, by receiver.environ
         receiver.until(lambda spans: len(spans) > 3)
 
-It answers at once until it is told otherwise: `slow`, `refuse` and `hang`, until `heal`.
+It answers at once until it is told otherwise: `slow`, `hold`, `refuse` and `hang`, until `heal`.
 """
 
 from __future__ import annotations
@@ -124,6 +124,10 @@ class OtlpReceiver:
         """Keep what comes, and answer so much later."""
         with self._lock:
             self._delay_s = seconds
+
+    def hold(self) -> None:
+        """Keep what comes, and answer when it is healed."""
+        self.slow(threading.TIMEOUT_MAX)
 
     def hang(self) -> None:
         """Take requests and neither keep nor answer them."""

@@ -102,7 +102,7 @@ class _Said(threading.local):
 
 _said = _Said()
 _overflow = threading.Event()
-"""The queue of spans has been full since the last export."""
+"""The queue of spans has been full since the last export of spans began."""
 
 
 class _Kept(logging.Filter):
@@ -140,8 +140,9 @@ class Watched:
         """Export as the SDK's class does."""
         said: list[logging.LogRecord] = []
         _said.lines, _said.answer = said, None
-        began, full = self.outages.began(), _overflow.is_set()
-        _overflow.clear()
+        began, full = self.outages.began(), self.signal == "spans" and _overflow.is_set()
+        if full:  # what exports metrics meanwhile must not take it for itself: it says nothing of their endpoint
+            _overflow.clear()
         try:
             result = super().export(batch, *args, **kwargs)  # type: ignore[misc]
         except Exception as error:  # noqa: BLE001 - it is what the outage's line says
@@ -152,7 +153,7 @@ class Watched:
         if result.name != "SUCCESS":
             lost = len(batch) if isinstance(batch, Sequence) else 0
             self.outages.failed(self.signal, self.endpoint, reason_of(said, _said.answer), lost, began=began)
-        elif full and self.signal == "spans":
+        elif full:
             self.outages.failed(self.signal, self.endpoint, FULL)
         else:
             self.outages.succeeded(self.signal, self.endpoint)
