@@ -33,12 +33,13 @@ from agentmesh_node.process.nats_server import EmbeddedServer
 from agentmesh_node.telemetry import otel
 
 HERE = Path(__file__).parent
+EXAMPLE = HERE / "agents.py"
 COORDINATOR = "triage"
 QUESTION = "What went wrong this morning, and where should we look first?"
-LIMIT_S = 50.0
+LIMIT_S = 80.0
 IN_THE_MIDDLE_S = 1.0
 """How far into the readers' turns the kill comes."""
-READY_S = 20.0
+READY_S = 60.0
 
 
 class Processes:
@@ -101,8 +102,8 @@ async def make_streams(url: str) -> None:
 
 
 @contextlib.asynccontextmanager
-async def stage(show: Timeline) -> AsyncIterator[tuple[Processes, Mesh]]:
-    """A mesh of one server, one supervisor and two nodes, and a client that listens to its events."""
+async def stage(show: Timeline, file: Path = EXAMPLE) -> AsyncIterator[tuple[Processes, Mesh]]:
+    """A mesh of one server, one supervisor and two nodes with the agents of `file`, and a client that listens to its events."""
     with tempfile.TemporaryDirectory(prefix="mesh-demo-") as name:
         directory = Path(name)
         async with EmbeddedServer(directory / "nats") as server:
@@ -111,7 +112,7 @@ async def stage(show: Timeline) -> AsyncIterator[tuple[Processes, Mesh]]:
             try:
                 await make_streams(server.url)
                 await processes.start("supervisor", "s1")
-                agents = ("--agents", str(HERE / "agents.py"), "--trace-facts", "all")
+                agents = ("--agents", str(file), "--trace-facts", "all")
                 await asyncio.gather(*(processes.start("node", node, *agents) for node in ("n1", "n2")))
                 show.say("ready", "supervisor s1, nodes n1 and n2")
                 async with agentmesh_client.connect(server.url) as mesh:
