@@ -4,14 +4,20 @@ import os
 import re
 import subprocess
 import sys
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fakes.otlp import OtlpReceiver
+from fakes.otlp_values import Received
 
 ROOT = Path(__file__).parents[2]
+TESTS = ROOT / "tests"
 TRIAGE = ROOT / "examples" / "triage"
+GATED_DEMO = TESTS / "live" / "gated_demo.py"
 
 OTHER_LOG = """\
 2026-11-21T10:00:00.000Z INFO  billing  nightly run started
@@ -21,11 +27,24 @@ OTHER_LOG = """\
 """
 
 
-def demo(*arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
-    environ = more | {key: value for key, value in os.environ.items() if not key.startswith(("MESH_", "OTEL_", "ANTHROPIC_"))}
+def demo(*arguments: str, program: Path = TRIAGE / "demo.py", **more: str) -> subprocess.CompletedProcess[str]:
+    environ = {key: value for key, value in os.environ.items() if not key.startswith(("MESH_", "OTEL_", "ANTHROPIC_"))} | more
     return subprocess.run(
-        [sys.executable, TRIAGE / "demo.py", *arguments], capture_output=True, text=True, timeout=100, check=False, env=environ
+        [sys.executable, program, *arguments], capture_output=True, text=True, timeout=100, check=False, env=environ
     )
+
+
+def until_plan(receiver: OtlpReceiver, running: Future[Any]) -> None:
+    """Return once the receiver has the coordinator's first message, its turn and the one question that it asks, or the demo has
+    ended without."""
+
+    def there(spans: list[Received]) -> bool:
+        turns = {span.span_id: span.parent for span in spans if span.name == "invoke_agent triage"}
+        asked = {span.parent for span in spans if span.kind == "PRODUCER"}
+        return running.done() or any(turn in asked and turns[turn] in {span.span_id for span in spans} for turn in turns)
+
+    while not there(receiver.spans):
+        threading.Event().wait(0.02)
 
 
 @pytest.mark.slow
@@ -59,8 +78,15 @@ def test_the_coordinator_outlives_its_node_and_its_caller_gets_one_answer() -> N
 def test_another_log_gives_another_answer_and_all_of_it_is_one_trace(tmp_path: Path) -> None:
     log = tmp_path / "other.log"
     log.write_text(OTHER_LOG)
-    with OtlpReceiver() as receiver:
-        done = demo(str(log), OTEL_EXPORTER_OTLP_ENDPOINT=receiver.endpoint)
+    for gate in ("plan", "synthesis"):
+        (tmp_path / gate).touch()
+    with OtlpReceiver() as receiver, ThreadPoolExecutor(1) as aside:
+        gates = {"TRIAGE_GATES": str(tmp_path), "PYTHONPATH": str(TESTS)}
+        running = aside.submit(demo, str(log), program=GATED_DEMO, OTEL_EXPORTER_OTLP_ENDPOINT=receiver.endpoint, **gates)
+        # A killed process loses what it has not exported: first it exports all that the coordinator has done until then.
+        until_plan(receiver, running)
+        (tmp_path / "kill").touch()
+        done = running.result()
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 errors in 1 service," in done.stdout
     assert "invoice 17 has no address" in done.stdout
