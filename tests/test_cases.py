@@ -60,6 +60,8 @@ def test_no_number_is_missing_or_used_twice() -> None:
         *range(655, 664),
         *range(670, 675),
         680,
+        700,
+        701,
         *range(710, 714),
     }
 

@@ -38,6 +38,11 @@ def agent_name(text: object) -> str:
     return text
 
 
+def prefix_of(agent: str) -> str:
+    """The first token of an agent's name: agents that have it in common share what is shared between prefixes."""
+    return agent.partition(".")[0]
+
+
 def node_id(text: object) -> str:
     """Return `text` if it is a valid node or supervisor id: one token.
 

@@ -1,8 +1,12 @@
-"""Work of a node's agents, queued so that the same stage of many turns runs together.
+"""Work of a node's agents, queued so that the same stage of many turns runs together, and so that no tenant waits for another's.
 
 A turn goes through many stages, from its mail to its record. If agents were served one after the other, the code of each stage
 would be pushed out of the processor's caches before the next turn needs it. So if one read brings mail for several agents, each
 stage is done for all of them before the next stage begins. If only one agent has work, nothing waits.
+
+The agents of one prefix share a place: of all prefixes that have work each gets one piece done in turn. And where agents of
+several prefixes are loaded, the queue lets the loop read after some pieces: what comes for another prefix waits for those alone,
+however many there are.
 """
 
 from __future__ import annotations
@@ -12,6 +16,11 @@ import contextvars
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol
+
+from agentmesh import names
+
+SLICE = 16
+"""Pieces that are done before the loop reads again, where agents of several prefixes are loaded: those of about two turns."""
 
 
 class Reads(Protocol):
@@ -26,13 +35,19 @@ class Reads(Protocol):
 
 
 class RunQueue:
-    """Pieces of work, done in the order in which they are put: work that a piece puts comes after the pieces that wait."""
+    """The work of all agents of a node, by the prefixes of their names."""
 
     def __init__(self, reads: Reads) -> None:
         self._reads = reads
         self._loop = asyncio.get_running_loop()
-        self._pieces: deque[tuple[Callable[[Any], None], Any]] = deque()
+        self._shares: dict[str, RunShare] = {}
+        """Those of the agents that are loaded, by prefix."""
+        self._line: deque[RunShare] = deque()
+        """Those that have work, the next one first."""
         self._due = False
+        """Whether the queue will be worked off: at the end of the current read, or in the next iteration of the loop."""
+        self._called = False
+        """Whether it will be in the next iteration."""
         self._context = contextvars.copy_context()
         """A context of its own: callbacks must not see the trace, the baggage or other variables of the turn that queued the
         first piece."""
@@ -42,21 +57,76 @@ class RunQueue:
         """No longer work at the end of reads."""
         self._forget_reads()
 
-    def put(self, work: Callable[[Any], None], subject: Any) -> None:
-        """Call `work(subject)` after the pieces that wait: at the end of the current read, or in the next loop iteration."""
-        self._pieces.append((work, subject))
+    def share(self, agent: str) -> RunShare:
+        """Where the work of `agent` is put until it is left (`RunShare.leave`): its place is that of all agents of its prefix."""
+        prefix = names.prefix_of(agent)
+        share = self._shares.get(prefix)
+        if share is None:
+            share = self._shares[prefix] = RunShare(self, prefix)
+        share.agents += 1
+        return share
+
+    def drop(self, prefix: str) -> None:
+        """No agent of this prefix is loaded any more."""
+        del self._shares[prefix]
+
+    def join(self, share: RunShare) -> None:
+        """`share` has work again."""
+        self._line.append(share)
         if not self._due:
             self._due = True
             if not self._reads.reading:
-                self._loop.call_soon(self._run, context=self._context)
+                self._call()
+
+    def _call(self) -> None:
+        if not self._called:
+            self._called = True
+            self._loop.call_soon(self._run_called, context=self._context)
+
+    def _run_called(self) -> None:
+        self._called = False
+        self._run()
 
     def _run(self) -> None:
-        pieces = self._pieces
+        line = self._line
+        left = SLICE if len(self._shares) > 1 else -1
         try:
-            while pieces:
+            while line and left:
+                left -= 1
+                share = line.popleft()
+                pieces = share.pieces
                 work, subject = pieces.popleft()
+                if pieces:
+                    line.append(share)
                 work(subject)
         finally:
-            self._due = bool(pieces)
-            if pieces:  # a piece has raised: the others are done all the same
-                self._loop.call_soon(self._run, context=self._context)
+            self._due = bool(line)
+            if line:  # the loop reads meanwhile; or a piece has raised, and the others are done all the same
+                self._call()
+
+
+class RunShare:
+    """The work of one prefix's agents, done in the order in which it is put: what a piece puts comes after those that wait."""
+
+    __slots__ = ("_prefix", "_queue", "agents", "pieces")
+
+    def __init__(self, queue: RunQueue, prefix: str) -> None:
+        self._queue = queue
+        self._prefix = prefix
+        self.agents = 0
+        """How many put their work here."""
+        self.pieces: deque[tuple[Callable[[Any], None], Any]] = deque()
+
+    def put(self, work: Callable[[Any], None], subject: Any) -> None:
+        """Call `work(subject)` after the pieces that wait: at the end of the current read, or in one of the loop's next
+        iterations."""
+        pieces = self.pieces
+        pieces.append((work, subject))
+        if len(pieces) == 1:
+            self._queue.join(self)
+
+    def leave(self) -> None:
+        """One of its agents puts nothing more. What it has put is done all the same."""
+        self.agents -= 1
+        if not self.agents:
+            self._queue.drop(self._prefix)

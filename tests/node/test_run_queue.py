@@ -1,4 +1,4 @@
-"""Work in rounds: each stage for all agents before the next, and nothing lost when a piece fails."""
+"""Work in rounds: each stage for all agents before the next, prefixes in turn, and nothing lost when a piece fails."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ import asyncio
 import contextvars
 from collections.abc import Callable
 
-from agentmesh_node.run_queue import RunQueue
+import pytest
+
+from agentmesh_node.run_queue import SLICE, RunQueue, RunShare
 from node.reads import Reads
-from support import run
+from support import eventually, run
 
 
-def _rounds() -> tuple[RunQueue, Reads]:
+def _rounds() -> tuple[RunShare, Reads]:
     reads = Reads()
-    return RunQueue(reads), reads
+    return RunQueue(reads).share("team.a"), reads
 
 
 def test_each_stage_is_done_for_all_before_the_next() -> None:
@@ -75,10 +77,10 @@ def test_no_piece_sees_the_context_of_who_put_another() -> None:
 
 def test_closed_it_does_nothing_at_the_end_of_reads() -> None:
     async def main() -> None:
-        rounds, reads = _rounds()
-        done: list[str] = []
-        rounds.close()
-        reads.read(lambda: rounds.put(done.append, "late"))
+        reads, done = Reads(), list[str]()
+        queue = RunQueue(reads)
+        queue.close()
+        reads.read(lambda: queue.share("a").put(done.append, "late"))
         assert done == []
 
     run(main())
@@ -114,5 +116,76 @@ def test_a_piece_that_fails_holds_up_no_other() -> None:
         rounds.put(done.append, "later")
         await asyncio.sleep(0)
         assert (failed, done) == (["a defect"], ["next", "later"])
+
+    run(main())
+
+
+class Chain:
+    """An agent whose work never ends: each piece puts the next."""
+
+    def __init__(self, share: RunShare, name: str, done: list[str], length: int) -> None:
+        self._share, self._name, self._done = share, name, done
+        self.left = length
+
+    def begin(self) -> None:
+        self._share.put(self._piece, None)
+
+    def _piece(self, _: None) -> None:
+        self._done.append(self._name)
+        self.left -= 1
+        if self.left:
+            self._share.put(self._piece, None)
+
+
+def begin(agents: list[Chain]) -> None:
+    for agent in agents:
+        agent.begin()
+
+
+@pytest.mark.case(700)
+def test_prefixes_have_their_pieces_done_in_turn_however_many_agents_of_one_have_work() -> None:
+    async def main() -> None:
+        reads, done = Reads(), list[str]()
+        queue = RunQueue(reads)
+        flood = [Chain(queue.share(f"flood.{number}"), "flood", done, 3) for number in range(20)]
+        quiet = Chain(queue.share("quiet.a"), "quiet", done, 4)
+
+        reads.read(lambda: begin([*flood, quiet]))
+        assert done[:8] == ["flood", "quiet"] * 4
+        await eventually(lambda: len(done) == 64)
+        assert done[8:] == ["flood"] * 56
+
+    run(main())
+
+
+@pytest.mark.case(700)
+def test_what_is_read_for_another_prefix_waits_for_a_slice_and_not_for_all_that_waits() -> None:
+    async def main() -> None:
+        reads, done = Reads(), list[str]()
+        queue = RunQueue(reads)
+        flood = [Chain(queue.share(f"flood.{number}"), "flood", done, 100) for number in range(10)]
+        quiet = Chain(queue.share("quiet.a"), "quiet", done, 2)
+        reads.read(lambda: begin(flood))
+        assert done == ["flood"] * SLICE
+        reads.read(quiet.begin)
+        assert done[SLICE:] == ["flood", "quiet"] * 2 + ["flood"] * (SLICE - 4)
+        for turn in range(3, 6):
+            await asyncio.sleep(0)
+            assert len(done) == turn * SLICE, "one slice in each iteration of the loop"
+        await eventually(lambda: len(done) == 1002)
+        assert not any(agent.left for agent in flood)
+
+    run(main())
+
+
+@pytest.mark.case(700)
+def test_agents_of_one_prefix_alone_are_not_held_up_by_slices() -> None:
+    async def main() -> None:
+        reads, done = Reads(), list[str]()
+        queue = RunQueue(reads)
+        agents = [Chain(queue.share(f"team.{number}"), "team", done, 100) for number in range(10)]
+        queue.share("gone.a").leave()
+        reads.read(lambda: begin(agents))
+        assert len(done) == 1000
 
     run(main())

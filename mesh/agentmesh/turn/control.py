@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import pairwise, takewhile
 
 from msgspec import structs
 
@@ -75,7 +75,7 @@ def on_arrived(core: Core, item: Arrived, out: Out) -> None:
     else:
         _take_at_once(core, out)
     if prompts and core.prompts:
-        waiting = len({m.seq for m in core.prompts} & {m.seq for m in prompts})
+        waiting = _still_waiting(core, prompts)
         for number in range(depth(core) - waiting + 1, depth(core) + 1):
             out.append(Emit("mailbox_queued", {"depth": number}))
 
@@ -92,17 +92,25 @@ def _take_at_once(core: Core, out: Out) -> None:
 
 
 def _file(core: Core, arrived: tuple[Mail, ...], out: Out) -> list[Mail]:
-    """Put events and answers where they wait, and return the prompts. Mail that is known already is skipped."""
-    waiting = core.prompts or core.events or core.answered or core.withdrawals or core.active is not None
-    known = _known(core) if waiting else set()
+    """Put events and answers where they wait, and return the prompts. Mail that is known already is skipped.
+
+    Mail above all that was seen of its stream cannot be known: however much waits, one more costs no look at it.
+    """
+    known: set[tuple[str, int]] | None = None
     prompts: list[Mail] = []
     for mail in arrived:
         place = mail.lane, mail.seq
-        if place in known or is_taken(core.work, *place):
-            continue
-        known.add(place)
         lane = LANES[mail.lane]
-        if mail.seq > core.high and lane.stream == "mail":
+        newest = mail.seq > core.high and lane.stream == "mail"
+        if not newest:
+            known = known or _known(core) | {(m.lane, m.seq) for m in prompts}
+            if place in known:
+                continue
+        if is_taken(core.work, *place):
+            continue
+        if known is not None:
+            known.add(place)
+        if newest:
             core.high = mail.seq
         if lane.kind == "prompt":
             prompts.append(mail)
@@ -129,10 +137,17 @@ def _known(core: Core) -> set[tuple[str, int]]:
 
 def _queue(core: Core, prompts: list[Mail]) -> None:
     """Insert new prompts in stream order, which is mostly the order in which they came."""
-    merged = (*core.prompts, *prompts)
+    merged = core.prompts + tuple(prompts)
     if len(merged) > 1 and not all(a.seq < b.seq for a, b in pairwise(merged[max(0, len(core.prompts) - 1) :])):
         merged = tuple(sorted(merged, key=lambda m: m.seq))
     core.prompts = merged
+
+
+def _still_waiting(core: Core, prompts: list[Mail]) -> int:
+    """How many of these prompts, which have just been filed, still wait. They are at the end, or near it."""
+    seqs = {mail.seq for mail in prompts}
+    least = min(seqs)
+    return sum(mail.seq in seqs for mail in takewhile(lambda mail: mail.seq >= least, reversed(core.prompts)))
 
 
 def _is_of_running(core: Core, item: Arrived | Interrupt | Cancel | Tick) -> bool:

@@ -11,6 +11,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable
 
+from agentmesh import names
 from agentmesh.edge.registry import Entry, Registry, View, decode_node
 from agentmesh.errors import BadRequest, MailboxFull
 
@@ -60,7 +61,7 @@ class PrefixBounds:
         Raises:
             MailboxFull: too many wait for the agents of its prefix.
         """
-        prefix = agent.partition(".")[0]
+        prefix = names.prefix_of(agent)
         waiting = self.waiting(prefix)
         if waiting >= self._limit:
             raise MailboxFull(

@@ -131,7 +131,7 @@ class ControlRequests:
         match request.op:
             case "status":
                 # After the mail that came before it: the status shows the agent as it is after that mail.
-                self._s.run_queue.put(self._reply_status, (reply, request.content))
+                self._loop.work.put(self._reply_status, (reply, request.content))
             case "poll":
                 self._s.spawn(self._poll(_needed(control_values.ref_of(request), "ref"), shown_by(headers), reply))
             case "resend":
@@ -149,7 +149,7 @@ class ControlRequests:
             case "open":
                 # After the mail that came before it, as a status.
                 sender = None if request.sender is None else names.agent_name(request.sender)
-                self._s.run_queue.put(self._reply_open, (reply, sender, request.origin or ""))
+                self._loop.work.put(self._reply_open, (reply, sender, request.origin or ""))
             case "reply":
                 self._feed(self._reply(request, token), token, reply)
             case "set_timer":

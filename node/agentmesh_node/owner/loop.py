@@ -45,7 +45,7 @@ from agentmesh.turn.values import (
 )
 from agentmesh_node.owner.claim import OwnershipLost
 from agentmesh_node.owner.journal_writer import Ending, JournalWriter
-from agentmesh_node.run_queue import RunQueue
+from agentmesh_node.run_queue import RunShare
 
 log = logging.getLogger("agentmesh.node")
 
@@ -80,7 +80,7 @@ class OwnerLoop:
         name: str,
         *,
         writer: JournalWriter,
-        run_queue: RunQueue,
+        work: RunShare,
         now: Callable[[], float],
         user_code: UserCode | None,
         machine: Machine = advance,
@@ -90,6 +90,7 @@ class OwnerLoop:
     ) -> None:
         """
         Args:
+            work: the agent's share of the node's run queue.
             user_code: None if the node does not serve the agent's kind: then its callbacks decide nothing.
             may_write: the newest version of records that may be written (`Core.writes`).
             on_turn: called when a record is committed that ends a turn.
@@ -109,7 +110,8 @@ class OwnerLoop:
         """Whether an input is being handled."""
         self.callback: asyncio.Task[None] | None = None
         """The callback that runs now, unless it ends without a wait."""
-        self._run_queue = run_queue
+        self.work = work
+        """Where work is put that costs time."""
         self._now = now
         self._user_code = user_code
         self._machine = machine
@@ -154,7 +156,9 @@ class OwnerLoop:
 
     async def close(self) -> None:
         """Handle nothing more; cancel what is under way."""
-        self.closed = True
+        if not self.closed:
+            self.closed = True
+            self.work.leave()
         for handle in self._timers:
             handle.cancel()
         await cancel_and_wait(self.task, within_s=STOP_GRACE_S)
@@ -209,7 +213,7 @@ class OwnerLoop:
         if self._inputs:
             self._inputs.append(item)
             item = self._inputs.popleft()
-        self._run_queue.put(self._handle_input, item)
+        self.work.put(self._handle_input, item)
 
     def _answer_interrupt(self, item: Interrupt) -> None:
         """Pass an interrupt to the machine while a record is in flight: it can only be answered, or wait there.
@@ -245,7 +249,7 @@ class OwnerLoop:
     def _next_input(self) -> None:
         """An input is handled: go on with the next one, if there is one."""
         if self._inputs and not self.closed:
-            self._run_queue.put(self._handle_input, self._inputs.popleft())
+            self.work.put(self._handle_input, self._inputs.popleft())
             return
         self.busy = False
         if self.core is not None and self.core.phase is Phase.OVER:
@@ -261,7 +265,7 @@ class OwnerLoop:
         """Perform commands: facts at once, the others through the run queue. After the last one, handle the next input."""
         for index, command in enumerate(commands):
             if type(command) is not Emit:
-                self._run_queue.put(self._run_first, commands[index:])
+                self.work.put(self._run_first, commands[index:])
                 return
             self._handlers[Emit](command)
         self._next_input()
@@ -336,7 +340,7 @@ class OwnerLoop:
             self._fail(DEFECT)
         else:
             if following is not None:
-                self._run_queue.put(self._handle_input, following)
+                self.work.put(self._handle_input, following)
             else:
                 self._next_input()
         finally:
@@ -359,7 +363,7 @@ class OwnerLoop:
             if isinstance(end, Committed):
                 self.appending = False
                 self._tell_turn(command)
-                self._run_queue.put(self._handle_input, end)
+                self.work.put(self._handle_input, end)
             else:
                 self._continue_in_task(self._settle_append(command, end))
         except Exception:

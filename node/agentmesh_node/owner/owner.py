@@ -124,7 +124,7 @@ class Owner:
         self._loop = OwnerLoop(
             name,
             writer=JournalWriter(services, name, committed=0, kind=spec.kind, written=self._measured.journal_bytes),
-            run_queue=services.run_queue,
+            work=services.run_queue.share(name),
             now=services.now,
             user_code=self.runner,
             may_write=self._may_write,

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
+from msgspec.structs import replace
 
 from agentmesh.agent import Idle
 from agentmesh.records import Resolve
+from agentmesh.turn import advance
 from agentmesh.turn.next_input import NO_EVENT, choose, end_without_turn, next_event
+from agentmesh.turn.values import Arrived, Emit
 from agentmesh.wire import Mail, PromptBody
 from mesh.turn.harness import Rig, agent
 
@@ -58,3 +63,32 @@ def test_null_is_an_event_and_a_tick_of_a_timer_that_is_not_set_is_none() -> Non
     assert next_event(core, handles=True) == (None, None)
     assert next_event(core, handles=True) == (NO_EVENT, None)
     assert core.events == () and (core.work.positions["notify"], core.work.positions["due"]) == (3, 4)
+
+
+class Unseen:
+    """Mail that waits, and that nobody may look at."""
+
+    def __getattribute__(self, name: str) -> Any:
+        raise AssertionError(f"mail that waits was looked at ({name})")
+
+
+@pytest.mark.case(701)
+def test_one_more_prompt_costs_no_look_at_those_that_wait() -> None:
+    bench = Rig()
+    bench.prompt("runs")
+    bench.prompt("waits")
+    crowd: tuple[Any, ...] = tuple(Unseen() for _ in range(900))
+    core = replace(bench.core, prompts=(*crowd, *bench.core.prompts))
+    after, commands = advance(core, Arrived((prompt(8), prompt(9))), bench.now)
+    assert after.prompts[:900] == crowd and [mail.seq for mail in after.prompts[900:]] == [2, 8, 9]
+    depths = [c.fields["depth"] for c in commands if isinstance(c, Emit) and c.kind == "mailbox_queued"]
+    assert depths == [902, 903]
+
+
+@pytest.mark.case(701)
+def test_prompts_that_come_out_of_order_or_again_are_filed_once_in_their_places() -> None:
+    bench = Rig()
+    bench.prompt("runs")
+    bench.feed(Arrived((prompt(7), prompt(4), prompt(7))))
+    bench.feed(Arrived((prompt(5), prompt(4), prompt(1), prompt(9), prompt(9))))
+    assert [mail.seq for mail in bench.core.prompts] == [4, 5, 7, 9]

@@ -32,7 +32,7 @@ class NotingLoop:
         self.loop = OwnerLoop(
             AGENT,
             writer=JournalWriter(node.services, AGENT, committed=0),
-            run_queue=node.services.run_queue,
+            work=node.services.run_queue.share(AGENT),
             now=node.services.now,
             user_code=user_code,
             machine=self._advance,

@@ -90,7 +90,7 @@ class Rig:
         self.loop = OwnerLoop(
             "a",
             writer=self.records,
-            run_queue=RunQueue(Reads()),
+            work=RunQueue(Reads()).share("a"),
             now=lambda: 0.0,
             user_code=code,
             machine=self._advance,
