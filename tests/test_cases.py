@@ -59,7 +59,7 @@ def test_no_number_is_missing_or_used_twice() -> None:
         *range(650, 654),
         *range(655, 664),
         *range(670, 675),
-        680,
+        *range(680, 683),
         700,
         701,
         *range(710, 714),

@@ -23,6 +23,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import msgspec
 
 from agentmesh.budget import Prices
+from agentmesh.identity import Party
 from agentmesh.steps import Allowance, Calls, Steps, UnjournaledSteps, Unlimited, Unmoved
 
 type EventKind = Literal["text", "thinking", "tool_use", "tool_result", "usage", "result", "error"]
@@ -141,6 +142,8 @@ class Turn(msgspec.Struct, frozen=True):
     another session behind, the session is taken to hold all of it."""
     calls: Calls = msgspec.field(default_factory=Unmoved)
     """Tells the mesh which calls are open: between them the turn may go on on another node."""
+    chain: tuple[Party, ...] = ()
+    """On whose behalf it runs, as `self.request.chain` has it."""
 
 
 class Room(msgspec.Struct, frozen=True):

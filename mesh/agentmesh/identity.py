@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import msgspec
+from msgspec import structs
 
 from agentmesh.errors import InvalidAgent
 from agentmesh.headers import readable
@@ -75,6 +76,17 @@ def whole(chain: Chain, sender: str | None) -> Chain:
     if chain:
         return chain
     return UNKNOWN if sender is None else (UNVERIFIED, Party(kind="agent", name=sender))
+
+
+def behalf(chain: Chain, agent: str) -> Chain:
+    """On whose behalf `agent` calls a tool that is no part of it, as if that were another agent: `chain` is its request's."""
+    known = chain if chain and chain[0].kind == "user" else ()
+    return whole(handed_on(known, agent), agent)
+
+
+def as_meta(chain: Chain) -> list[dict[str, str]]:
+    """`chain` as JSON data, for a call of a tool in another program."""
+    return [{name: value for name, value in structs.asdict(party).items() if value} for party in chain]
 
 
 def encoded(chain: Chain) -> str:

@@ -5,6 +5,7 @@ Each process that starts notes its pid in FILE, a line each; each call of `pay` 
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -20,6 +21,7 @@ from mcp.server.mcpserver.exceptions import ToolError
 from mcp.types import ImageContent, TextContent, ToolAnnotations
 
 KEY = "agentmesh/idempotencyKey"
+CHAIN = "agentmesh/chain"
 
 
 def made(notes: Path) -> MCPServer:
@@ -44,6 +46,11 @@ def made(notes: Path) -> MCPServer:
     async def put(ctx: Context[Any, Any]) -> str:
         """Put something, under the key of the call."""
         return str((ctx.request_context.meta or {}).get(KEY))
+
+    @server.tool(annotations=ToolAnnotations(read_only_hint=True))
+    async def whose(ctx: Context[Any, Any]) -> str:
+        """Say on whose behalf the call is, as it came."""
+        return json.dumps((ctx.request_context.meta or {}).get(CHAIN))
 
     @server.tool(annotations=ToolAnnotations(read_only_hint=True))
     async def above(ctx: Context[Any, Any]) -> str:

@@ -11,9 +11,16 @@ from typing import Any
 import msgspec
 import pytest
 
+from agentmesh.agent import Agent, Idle, Init
+from agentmesh.backend import Response
 from agentmesh.edge.connection import NatsTransport, connect
+from agentmesh.identity import Chain, Party, as_meta
 from agentmesh.subjects import WAYS, Subjects
+from agentmesh.tools import ToolCall, agent_tool, tool
+from agentmesh.trace.tree import walk
+from fakes.messages import Answer, FakeMessages, Tool
 from live.mesh import local_mesh
+from node.tools.mcp.serving import stdio
 from support import Server, eventually, run
 
 pytestmark = pytest.mark.processes
@@ -116,6 +123,70 @@ def test_a_caller_needs_the_four_imported_subjects_and_its_ids_are_its_own(impor
             await mesh.client.stop("coder", timeout=60)
 
     run(main(), timeout=110)
+
+
+@pytest.mark.case(680)
+@pytest.mark.case(681)
+@pytest.mark.case(682)
+def test_tools_agents_and_servers_of_tools_know_whose_request_it_is(
+    imported: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, Chain] = {}
+
+    @tool(effect="pure")
+    async def look(call: ToolCall) -> None:
+        """Look."""
+        seen[call.agent] = call.chain
+
+    class Model(Agent[None]):
+        backend = "anthropic"
+        tools = (look, agent_tool("coder"), stdio(tmp_path / "notes"))
+
+        async def init_agent(self, options: dict[str, Any]) -> Init[None]:
+            return Init(None, backend={"attempts": 1, "max_wait_s": 0.1})
+
+        async def handle_response(self, ref: str, response: Response, state: None) -> Idle[None]:
+            return Idle(state)
+
+    async def main(fake: FakeMessages) -> None:
+        async with local_mesh(_Mesh(imported), SUBJECTS, serves={"Model": Model}) as mesh:
+            for name in ("boss", "coder"):
+                await mesh.client.start_agent(name, kind="Model", timeout=60)
+            fake.play([
+                Answer(tools=(Tool("look", {}, "c1"), Tool("ask_coder", {"prompt": "look"}, "c2"))),
+                Answer(tools=(Tool("look", {}, "c3"), Tool("shop__whose", {}, "c4"))),
+                "seen",
+                "done",
+            ])  # fmt: skip
+            shop = await connect(url(imported, "shop"), name="shop")
+            try:
+                asked = await shop.request("mesh.ask.boss", b"who asks?", timeout=90)
+            finally:
+                await shop.close()
+            answer = json.loads(asked.data)
+            assert answer.get("text") == "done", answer
+            await mesh.told()
+            begun = {name: mesh.seen("prompt_start", name)[0]["chain"] for name in ("boss", "coder")}
+            report = await mesh.client.traces.trace(f"boss/{answer['ref']}")
+            graph = (await mesh.client.traces.graph()).graph
+            for name in ("boss", "coder"):
+                await mesh.client.stop(name, timeout=60)
+        user, boss, coder = (
+            Party(kind="user", name="shop", account="CALLERS"),
+            *(Party(kind="agent", name=name) for name in ("boss", "coder")),
+        )
+        assert seen == {"boss": (user,), "coder": (user, boss)}
+        (of_server,) = [one for one in fake.calls[2].results if one["tool_use_id"] == "c4"]
+        assert json.loads(of_server["content"]) == as_meta((user, boss, coder)) == [*begun["coder"], *as_meta((coder,))]
+        assert begun["boss"] == as_meta((user,))
+        chains = {branch.agent: branch.chain for _, branch in walk(report.branches) if branch.op == "process"}
+        assert chains == {"boss": "user shop of CALLERS", "coder": "user shop of CALLERS -> agent boss"}
+        assert ("user shop of CALLERS", "boss") in {(edge.source, edge.target) for edge in graph.edges}
+
+    with FakeMessages() as fake:
+        monkeypatch.setenv("ANTHROPIC_BASE_URL", fake.url)
+        monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-test")
+        run(main(fake), timeout=110)
 
 
 @pytest.mark.case(635)

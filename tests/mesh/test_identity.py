@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -12,6 +13,8 @@ from agentmesh.identity import (
     UNVERIFIED,
     Chain,
     Party,
+    as_meta,
+    behalf,
     callers_of,
     chain_in,
     encoded,
@@ -109,3 +112,12 @@ def test_a_function_that_cannot_be_called_with_the_request_is_an_error_when_the_
         with pytest.raises(InvalidAgent, match="Doll"):
             callers_of(wrong, "Doll")
     assert callers_of(None, "Doll") is None
+
+
+@pytest.mark.case(682)
+def test_a_tool_of_another_program_is_called_on_behalf_of_whom_another_agent_would_be_asked() -> None:
+    coder = Party(kind="agent", name="coder")
+    assert behalf((SHOP, BOSS), "coder") == (SHOP, BOSS, coder)
+    for unknown in ((), (UNVERIFIED,), (UNVERIFIED, BOSS)):
+        assert behalf(unknown, "coder") == (UNVERIFIED, coder)
+    assert as_meta((SHOP, coder)) == json.loads(encoded((SHOP, coder))), "as the header has it"

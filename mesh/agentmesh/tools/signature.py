@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import msgspec
 
 from agentmesh.errors import BadRequest, InvalidAgent
+from agentmesh.identity import Party
 
 
 class ToolCall(msgspec.Struct, frozen=True):
@@ -24,6 +25,14 @@ class ToolCall(msgspec.Struct, frozen=True):
     """The same for every try of this call, and shared by no other call of any agent: an idempotency key."""
     agent: str
     ref: str
+    chain: tuple[Party, ...] = ()
+    """On whose behalf the turn runs that makes the call, as `self.request.chain` has it: the oldest first. It begins with a user
+    where the server has told one, else with `unverified`; empty in a turn that the agent gives itself."""
+
+    @property
+    def caller(self) -> Party | None:
+        """The first of the chain: whom all this is for."""
+        return self.chain[0] if self.chain else None
 
 
 class Signature(msgspec.Struct, frozen=True):

@@ -142,4 +142,4 @@ class Toolbox:
 
 
 def _info(call: Call, turn: Turn, key: str) -> ToolCall:
-    return ToolCall(id=call.id, key=key or key_of(turn.steps.key, call), agent=turn.agent, ref=turn.ref)
+    return ToolCall(call.id, key or key_of(turn.steps.key, call), turn.agent, turn.ref, turn.chain)

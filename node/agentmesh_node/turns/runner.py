@@ -459,6 +459,7 @@ class Runner:
             absent,
             kept,
             self._open_calls,
+            request.chain,
         )
         try:
             meter.check()

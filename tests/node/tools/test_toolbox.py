@@ -18,6 +18,7 @@ import pytest
 from agentmesh.agent import Agent
 from agentmesh.backend import Turn
 from agentmesh.errors import BadRequest, InvalidAgent
+from agentmesh.identity import Party
 from agentmesh.steps import UnjournaledSteps
 from agentmesh.tools import Done, FunctionTool, McpStdio, NotDone, ToolCall, ToolError, agent_tool, declared, tool
 from agentmesh.wire import ErrorBody, Outcome
@@ -618,3 +619,18 @@ def test_a_tool_ends_before_its_turn_and_the_model_is_told() -> None:
     assert (found.error, "0.05 s" in found.text) == ("timeout", True)
     assert run(result(agent, "ask_boss", {"prompt": "q"}, within)).ok
     assert steps.asked[0][3] == 0.05
+
+
+@pytest.mark.case(681)
+def test_a_tool_knows_on_whose_behalf_it_runs() -> None:
+    seen: list[ToolCall] = []
+
+    @tool(effect="pure")
+    async def look(call: ToolCall) -> None:
+        """Look."""
+        seen.append(call)
+
+    shop = Party(kind="user", name="shop", account="CALLERS")
+    for chain in ((shop, Party(kind="agent", name="boss")), ()):
+        run(Toolbox(having(look)).run(Call("c1", "look", {}), msgspec.structs.replace(turn(), chain=chain)))
+    assert [(call.chain[1:], call.caller) for call in seen] == [((Party(kind="agent", name="boss"),), shop), ((), None)]

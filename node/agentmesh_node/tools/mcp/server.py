@@ -10,6 +10,7 @@ from typing import Any
 from agentmesh.backend import Turn
 from agentmesh.edge.clock import SYSTEM
 from agentmesh.errors import BackendError
+from agentmesh.identity import as_meta, behalf
 from agentmesh.tools import Effect, McpHttp, McpStdio, ToolCall, ToolSpec
 from agentmesh_node.tools.calls import Call, Result
 from agentmesh_node.tools.functions import timed_out
@@ -23,6 +24,8 @@ log = logging.getLogger("agentmesh.node")
 
 IDEMPOTENCY_META = "agentmesh/idempotencyKey"
 """The field of a call's `_meta` that bears its key."""
+CHAIN_META = "agentmesh/chain"
+"""That which says on whose behalf it is, as `agentmesh.identity.behalf` makes it."""
 AGAIN_S = 30.0
 """How long an optional server that was absent is taken to be so, in seconds."""
 TRIES = 3
@@ -152,6 +155,7 @@ class McpServer:
             return Result.failed(call, "bad_input", "the input of a tool is an object")
         own = self._tools[call.name].name if call.name in self._tools else None
         once = self.effect(call.name) == "once"
+        meta = {IDEMPOTENCY_META: info.key, CHAIN_META: as_meta(behalf(info.chain, info.agent))}
         failure = CallFailure("not_made", "")
         generation: int | None = None
         for _ in range(TRIES):
@@ -164,7 +168,7 @@ class McpServer:
                 return self._gone(call)
             once = once or self.effect(call.name) == "once"  # the list may be another one now
             generation = session.generation
-            answer = await session.call(tool.name, call.input, {IDEMPOTENCY_META: info.key}, within_s)
+            answer = await session.call(tool.name, call.input, meta, within_s)
             if not isinstance(answer, CallFailure):
                 return await self._result(call, tool, session, answer)
             failure = answer

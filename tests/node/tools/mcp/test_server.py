@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from contextlib import aclosing
@@ -9,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from agentmesh.backend import Turn
 from agentmesh.errors import BackendError
+from agentmesh.identity import UNVERIFIED, Chain, Party
 from agentmesh.steps import UnjournaledSteps
-from agentmesh.tools import McpHttp
+from agentmesh.tools import McpHttp, McpStdio
 from agentmesh.trace.context import TraceContext
 from agentmesh_node.telemetry.inner_calls import InnerCalls
 from agentmesh_node.telemetry.tracing import Here, Tracing, execute_tool
@@ -21,11 +24,16 @@ from agentmesh_node.tools import Call, Result, Toolbox
 from agentmesh_node.tools.loop import ToolLoop
 from agentmesh_node.tools.mcp import server
 from fakes.odd_mcp_server import OddServer, tool
-from node.tools.mcp.serving import TURN, alive, box, call, count, pids, serving, stdio
+from node.tools.mcp.serving import TURN, alive, box, call, count, http, pids, serving, stdio
 from node.tools.test_loop import Lines, says, wants
 from support import eventually, run
 
 pytestmark = pytest.mark.processes
+SHOP, BOSS = Party(kind="user", name="shop", account="CALLERS"), Party(kind="agent", name="boss")
+
+
+def agents(*names: str) -> list[dict[str, str]]:
+    return [{"kind": "agent", "name": name} for name in names]
 
 
 def test_tools_of_a_child_process_are_listed_and_run_in_one_session(notes: Path) -> None:
@@ -56,6 +64,33 @@ def test_effects_come_from_the_declaration_else_from_hints_else_once(notes: Path
         }  # fmt: skip
 
     run(check(), 60)
+
+
+@pytest.mark.case(682)
+@pytest.mark.parametrize("way", ["child", "http"])
+@pytest.mark.parametrize(
+    ("chain", "told"),
+    [
+        ((SHOP, BOSS), [{"kind": "user", "name": "shop", "account": "CALLERS"}, *agents("boss", "a")]),
+        ((UNVERIFIED, BOSS), [{"kind": "unverified"}, *agents("a")]),
+        ((), [{"kind": "unverified"}, *agents("a")]),
+    ],
+)
+def test_a_server_is_told_on_whose_behalf_it_is_called(notes: Path, way: str, chain: Chain, told: list[Any]) -> None:
+    async def check(declared: McpStdio | McpHttp) -> None:
+        toolbox = box(declared)
+        await toolbox.specs()
+        turn = structs.replace(TURN, chain=chain)
+        assert json.loads((await toolbox.run(Call("c1", "shop__whose", {}), turn)).text) == told
+        await toolbox.close()
+
+    if way == "child":
+        run(check(stdio(notes)), 60)
+        return
+    from fakes.mcp_server import made
+
+    with serving(made(notes).streamable_http_app()) as url:
+        run(check(http(url)), 60)
 
 
 @pytest.mark.case(552)
