@@ -62,7 +62,7 @@ def test_no_number_is_missing_or_used_twice() -> None:
         *range(680, 683),
         700,
         701,
-        *range(710, 714),
+        *range(710, 715),
     }
 
 

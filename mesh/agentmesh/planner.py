@@ -12,7 +12,8 @@
 Of several placements of one agent the highest revision counts and the others go. A placement of another incarnation counts
 for nothing. A placement that fits stays: an agent leaves a live node only when that no longer fits. A node that drains gets
 nothing new and gives up each of its placements itself, once no turn of that agent runs: to take it away earlier would only run
-that turn twice. New placements go to the fitting node with the fewest agents, so equal nodes fill evenly. Performing a plan and
+that turn twice. New placements go to the fitting node with the fewest agents, so equal nodes fill evenly; among nodes with about
+as few (`_band`) to the one that began last, which is replaced last: in a rollout an agent moves once. Performing a plan and
 planning again yields no `Place` and no `Remove`.
 
 An agent whose spec names a node to move to is asked for where it is (`Depart`), and goes there once its own node has given it up.
@@ -227,6 +228,16 @@ class _Needs(NamedTuple):
     reads: int
 
 
+class _Candidate(NamedTuple):
+    """An open node; of several the least is taken."""
+
+    band: int
+    age: int
+    """How many moments there are at which nodes began later."""
+    load: int
+    node: str
+
+
 class _Vacancy(msgspec.Struct, frozen=True):
     """An agent that needs a node. `stands` is the placement that counts, if there is one; `held` are all its placements."""
 
@@ -252,7 +263,8 @@ class _PlanRun:
         self.depart: list[Depart] = []
         self.settled: list[Settle] = []
         self._fitting: dict[_Needs, frozenset[str]] = {}
-        self._pools: dict[_Needs, list[tuple[int, str]]] = {}
+        self._pools: dict[_Needs, list[_Candidate]] = {}
+        self._ages: dict[str, int] = {}
         self._reasons: dict[_Needs, str] = {}
 
     # --- first pass -----------------------------------------------------------------------------------------------
@@ -352,7 +364,9 @@ class _PlanRun:
             self._leave(vacancy)
             return
         old = vacancy.held.get(node)
-        reason = f"{vacancy.why}; {node} fits and has the fewest agents ({self.loads[node] - 1})"
+        had = self.loads[node] - 1
+        few = f"has the fewest agents ({had})" if _band(had) == had else f"is the newest of those with the fewest agents ({had})"
+        reason = f"{vacancy.why}; {node} fits and {few}"
         if ordered is not None:
             reason = f"{vacancy.why}; it was ordered to move to {node}"
         self.place.append(Place(agent, node, spec.incarnation, old.revision if old else 0, vacancy.stands, reason))
@@ -384,28 +398,36 @@ class _PlanRun:
         self.unplaced.append(Unplaced(agent, why or self._reason(_needs_now(spec))))
 
     def _take(self, needs: _Needs) -> str | None:
-        """The least loaded open node for `needs`, counted as taken."""
+        """The best open node for `needs`, counted as taken."""
         pool = self._pools.get(needs)
         if pool is None:
-            pool = self._pools[needs] = [(self.loads.get(n, 0), n) for n in self._nodes_for(needs) if self.is_open(n)]
+            pool = self._pools[needs] = [self._candidate(node) for node in self._nodes_for(needs) if self.is_open(node)]
             heapq.heapify(pool)
         while pool:
-            seen, node = pool[0]
+            _, _, seen, node = pool[0]
             load = self.loads.get(node, 0)
             capacity = self.world.nodes[node].capacity
             if capacity and load >= capacity and needs.kind is not None:
                 heapq.heappop(pool)  # loads only grow in this pass, so a full node stays full
             elif seen != load:
-                heapq.heapreplace(pool, (load, node))  # filled through another pool
+                heapq.heapreplace(pool, self._candidate(node))  # filled through another pool
             else:
                 self.loads[node] = load + 1
-                heapq.heapreplace(pool, (load + 1, node))
+                heapq.heapreplace(pool, self._candidate(node))
                 return node
         return None
 
+    def _candidate(self, node: str) -> _Candidate:
+        if not self._ages:
+            starts = sorted({lease.started for lease in self.world.nodes.values()}, reverse=True)
+            places = {started: place for place, started in enumerate(starts)}
+            self._ages = {name: places[lease.started] for name, lease in self.world.nodes.items()}
+        load = self.loads.get(node, 0)
+        return _Candidate(_band(load), self._ages[node], load, node)
+
     # --- evening out ----------------------------------------------------------------------------------------------
     def steepest(self, here: Mapping[_Needs, Mapping[str, list[str]]]) -> tuple[_Needs, str, str] | None:
-        """The move that evens out most: `(needs, from, to)`; None when no two nodes differ by more than one agent."""
+        """The move that evens out most: `(needs, from, to)`; None when the agent could as well go back to where it came from."""
         best: tuple[int, _Needs, str, str] | None = None
         for needs, by_node in here.items():
             sources = [node for node, agents in by_node.items() if agents]
@@ -413,9 +435,10 @@ class _PlanRun:
             if not sources or not targets:
                 continue
             source = max(sources, key=lambda node: (self.loads.get(node, 0), node))
-            target = min(targets, key=lambda node: (self.loads.get(node, 0), node))
+            target = min(targets, key=self._candidate)
             gain = self.loads.get(source, 0) - self.loads.get(target, 0)
-            if gain > 1 and (best is None or gain > best[0]):
+            evens = _band(self.loads.get(source, 0) - 1) > _band(self.loads.get(target, 0))
+            if evens and (best is None or gain > best[0]):
                 best = (gain, needs, source, target)
         return best[1:] if best is not None else None
 
@@ -462,6 +485,13 @@ class _PlanRun:
 
 # --- values -------------------------------------------------------------------------------------------------------
 _NONE = Placed("", 0)
+
+
+def _band(load: int) -> int:
+    """The least load that counts as equal to `load`: all but its three leading bits are cleared, so it is less than `load` by a
+    fifth at most, and by nothing below 8."""
+    beyond = max(0, load.bit_length() - 3)
+    return load >> beyond << beyond
 
 
 def _newest(held: Mapping[str, Placed], incarnation: str) -> tuple[str, Placed]:

@@ -82,6 +82,7 @@ class Watched:
 
 
 @pytest.mark.case(670)
+@pytest.mark.case(714)
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["drained", "killed", "rebalanced", "moved"])
 def test_turns_go_on_elsewhere_and_nothing_is_repeated(server: Server, subjects: Subjects, tmp_path: Path, how: str) -> None:
@@ -130,6 +131,8 @@ def test_turns_go_on_elsewhere_and_nothing_is_repeated(server: Server, subjects:
     assert len(last) == AGENTS and min(last.values()) >= STEPS
     assert len(ran) == sum(last.values())
     assert len(watched.answered) == AGENTS and watched.starts > 0
+    if how in ("drained", "moved"):
+        assert watched.starts == AGENTS, "each agent moves once: to a node that is not replaced next"
     if how == "killed":
         assert sum(again) <= watched.starts, "more than the call in flight was repeated"
         return
