@@ -134,6 +134,9 @@ class Agent(Generic[S]):
     backend: ClassVar[str | type[Backend] | None] = None
     """The backend, unless the spec names one: its entry-point name, or a class of one's own, which takes the agent and the
     options (agentmesh.backend.Backend)."""
+    answer_type: ClassVar[type[Any] | None] = None
+    """The type of its answers: a msgspec Struct, a dataclass or a TypedDict. Its model is asked for JSON that fits, and told once
+    if what it answers does not; `response.answer` is the value (docs/agent.md#typed-answers)."""
     script: ClassVar[Any] = None
     """For the scripted backend: a function of the prompt, or a list used in order."""
     tools: ClassVar[tuple[Any, ...]] = ()

@@ -18,13 +18,24 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, Protocol
 
 import msgspec
 
 from agentmesh.budget import Prices
 from agentmesh.identity import Party
 from agentmesh.steps import Allowance, Calls, Steps, UnjournaledSteps, Unlimited, Unmoved
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar
+
+    from agentmesh.structured import AnswerType
+
+    A = TypeVar("A", default=Any)
+else:
+    from typing import TypeVar
+
+    A = TypeVar("A")
 
 type EventKind = Literal["text", "thinking", "tool_use", "tool_result", "usage", "result", "error"]
 
@@ -66,11 +77,11 @@ class Event(msgspec.Struct, frozen=True):
         return Event("usage", dict(tokens))
 
 
-class Response(msgspec.Struct, frozen=True):
+class Response(msgspec.Struct, Generic[A], frozen=True):
     """What a successful turn gave.
 
     `text` is the result event's, else the concatenated text deltas; `usage` the last usage event's data, or None;
-    `duration_ms` runs from dispatch to the terminal event.
+    `duration_ms` runs from dispatch to the terminal event. `Response[Plan]` is that of an agent with `answer_type = Plan`.
     """
 
     text: str
@@ -78,9 +89,11 @@ class Response(msgspec.Struct, frozen=True):
     usage: dict[str, Any] | None = None
     session_id: str | None = None
     duration_ms: int = 0
+    answer: A = None  # type: ignore[assignment]  # without an answer_type there is none
+    """The answer as a value of the agent's `answer_type`, whose JSON `text` is then; None without such a type."""
 
     @staticmethod
-    def of(events: list[Event], duration_ms: int, session_id: str | None) -> Response:
+    def of(events: list[Event], duration_ms: int, session_id: str | None) -> Response[Any]:
         """The response that `events`, which end in `result`, make up."""
         text = events[-1].data.get("text") if events else None
         if text is None:
@@ -144,6 +157,12 @@ class Turn(msgspec.Struct, frozen=True):
     """Tells the mesh which calls are open: between them the turn may go on on another node."""
     chain: tuple[Party, ...] = ()
     """On whose behalf it runs, as `self.request.chain` has it."""
+    answer_type: AnswerType[Any] | None = None
+    """The type of the answer, where the agent declares one: ask the model for it in whatever way there is. What the model answers
+    is checked by the mesh."""
+    committed: Any = None
+    """The session that the journal has, in a second prompt of one turn, which goes on behind the session that the first one left:
+    what belongs to both must stay."""
 
 
 class Room(msgspec.Struct, frozen=True):

@@ -11,11 +11,12 @@ from msgspec import Raw
 from agentmesh.agent import REQUIRED, Agent, Defer, Halt, Idle, Init, Proceed, Prompt, Skip, lacking, state_type
 from agentmesh.backend import BACKEND_METHODS, Event, Response
 from agentmesh.callback_context import Ask
-from agentmesh.errors import BackendError, BudgetExceeded, InvalidAgent, MeshError
+from agentmesh.errors import BackendError, BadAnswer, BudgetExceeded, InvalidAgent, MeshError
 from agentmesh.identity import callers_of
 from agentmesh.json_values import NO_SUCH_NUMBER, locate, not_finite
 from agentmesh.records import NOTHING
 from agentmesh.registry_values import Restart
+from agentmesh.structured import AnswerType, UnusableType
 from agentmesh.turn.values import Choice, Misbehaved, Returned
 from agentmesh.wire import ErrorBody
 
@@ -139,6 +140,22 @@ def check_class(cls: type[Agent[Any]]) -> None:
     if wrong:
         raise InvalidAgent(f"{cls.__name__}: {'; '.join(wrong)}")
     callers_of(cls.callers, cls.__name__)
+    answer_type_of(cls)
+
+
+def answer_type_of(cls: type[Agent[Any]]) -> AnswerType[Any] | None:
+    """The type of the answers of a class of agents; None if it declares none.
+
+    Raises:
+        InvalidAgent: it cannot be the type of an answer.
+    """
+    given = cls.answer_type
+    if given is None:
+        return None
+    try:
+        return AnswerType(given)
+    except UnusableType as error:
+        raise InvalidAgent(f"{cls.__name__}.answer_type: {error}") from None
 
 
 def _is_number(value: Any, kind: Any = (int, float)) -> bool:
@@ -263,7 +280,8 @@ def terminal_error(event: Event) -> ErrorBody:
     """A terminal error event: its reason; a missing one is `unknown`."""
     reason = str(event.data.get("reason") or "unknown")
     message = str(event.data.get("message") or reason)
-    code = BudgetExceeded.code if event.data.get("code") == BudgetExceeded.code else BackendError.code
+    given = event.data.get("code")
+    code = given if given in (BudgetExceeded.code, BadAnswer.code) else BackendError.code
     details = plain(event.data)
     return sound(ErrorBody(code=code, message=message, details={**(details or {}), "reason": reason}))
 

@@ -20,7 +20,8 @@
     │   ├── Expired               expired           ├── Stopped             stopped
     │   ├── AgentFailed           failed            ├── DeadLetter          dead_letter
     │   ├── Cancelled             cancelled         ├── Cycle               cycle
-    │   └── BudgetExceeded        budget_exceeded
+    │   ├── BudgetExceeded        budget_exceeded
+    │   └── BadAnswer             bad_answer
     ├── StartError           an agent's life could not begin
     │   ├── InitFailed            init_failed            ├── PreRunFailed   pre_run_failed
     │   ├── BackendStartFailed    backend_start_failed   └── PreRunCrashed  pre_run_crashed
@@ -232,6 +233,12 @@ class BudgetExceeded(TurnError):
     """The request's or the agent's budget is spent."""
 
     code = "budget_exceeded"
+
+
+class BadAnswer(TurnError):
+    """The answer is not of the type that the agent, or its caller, has declared; `details` has `problem` and `text`."""
+
+    code = "bad_answer"
 
 
 class InitFailed(StartError):

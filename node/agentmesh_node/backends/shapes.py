@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from agentmesh.backend import Event
-from agentmesh_node.tools.call_inputs import MOST_DEPTH
+from agentmesh.strict_json import MOST_DEPTH
 
 COUNTS = ("input_tokens", "output_tokens", "cache_read_input_tokens", "cache_write_input_tokens", "tool_calls")
 MOST_COUNT = 2**53

@@ -11,7 +11,8 @@ import msgspec
 
 from agentmesh.edge.tasks import cancel_and_wait
 from agentmesh.json_values import not_finite, search
-from agentmesh_node.tools.call_inputs import SHOWN, NotJson, checked, input_of
+from agentmesh.strict_json import NotJson, checked
+from agentmesh_node.tools.call_inputs import SHOWN, input_of
 
 PATIENCE_S = 5.0
 """How long a cancelled call may take to end before it is left behind and reported."""

@@ -123,6 +123,8 @@ async def _replay(kept: Kept, history: list[Any], model: Provider, turn: Turn, a
     steps, ids = ReplayedSteps(kept.steps), Ids()
     history.append(model.prompt(kept.prompt, msgspec.structs.replace(turn, attachments=kept.attachments)))
     while (answer := steps.answer()) is not None:
+        if answer.told:
+            history.append(model.prompt(answer.told, msgspec.structs.replace(turn, attachments=())))
         if answer.note:
             history[-1] = model.noted(history[-1], answer.note)
         if answer.compacted:

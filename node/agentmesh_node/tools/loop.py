@@ -17,7 +17,8 @@ import msgspec
 
 from agentmesh.backend import Event, Turn
 from agentmesh.edge.tasks import cancel_and_wait
-from agentmesh.errors import BackendError, BudgetExceeded, TooLarge
+from agentmesh.errors import BackendError, BadAnswer, BudgetExceeded, TooLarge
+from agentmesh.structured import Misfit
 from agentmesh.tools import ToolSpec
 from agentmesh_node.telemetry import tracing
 from agentmesh_node.telemetry.inner_calls import InnerCall, take
@@ -35,8 +36,10 @@ from agentmesh_node.tools.loop_steps import (
     Total,
     answered,
     called,
+    failed,
     ran,
     sound,
+    told_of_misfit,
 )
 from agentmesh_node.tools.open_calls import OpenCalls
 from agentmesh_node.tools.turn_bounds import RESULT_BYTES, TOOL_RUNS, Driven, TurnBounds
@@ -167,6 +170,13 @@ class _LoopTurn:
         self._whole = self._before
         """The history up to the last whole exchange: if the turn fails, this is kept."""
         self._text = ""
+        self._typed = turn.answer_type
+        self._told: str | None = None
+        """What the model was told of an answer that is not of the agent's type: once in a turn."""
+        self._untold: str | None = None
+        """The same, as long as no answer to it is committed."""
+        self._misfit: str | None = None
+        """Why the newest answer, which would end the turn, is not of the agent's type."""
         self._absent: str | None = None
         """What the model was told of tools that are not there."""
         self._paused = False
@@ -196,12 +206,12 @@ class _LoopTurn:
                         said = said or event.kind in ("text", "thinking")
                         yield event
                 return
-            except (BackendError, BudgetExceeded) as error:
+            except (BackendError, BadAnswer, BudgetExceeded) as error:
                 refused = bool(error.details.get("rejected"))
                 if not refused or self._begun or self._shown == levels[-1]:
                     # A message that can never be answered must not be sent again with each further prompt.
                     self._history[:] = self._before if refused or self._running else self._whole
-                    yield _failed(error)
+                    yield failed(error)
                     return
             # What earlier turns did may be at fault: this one goes on with less of it, or without.
             self._history[:] = self._before
@@ -228,8 +238,10 @@ class _LoopTurn:
             assert reply is not None
             self._keep(reply)
             if not reply.calls and not reply.goes_on:
-                yield Event.result(self._text, stop_reason=reply.stop, model=reply.model)
-                return
+                if self._misfit is None:
+                    yield Event.result(self._text, stop_reason=reply.stop, model=reply.model)
+                    return
+                self._tell_of_misfit(self._misfit)
             if reply.calls:
                 async with aclosing(self._tools(reply.calls, self._calls)) as results:
                     async for event in results:
@@ -248,11 +260,36 @@ class _LoopTurn:
         if not reply.calls:
             self._whole = list(self._history)
 
+    # --- the type of the answer ---------------------------------------------------------------------------------------
+    def _misfit_of(self, reply: ModelAnswer) -> str | None:
+        """Why this answer, if it ends the turn, is not of the agent's type."""
+        if self._typed is None or reply.calls or reply.goes_on:
+            return None
+        try:
+            self._typed.fitting(self._text + reply.text)
+        except Misfit as misfit:
+            return str(misfit)
+        return None
+
+    def _tell_of_misfit(self, problem: str) -> None:
+        """Tell the model, once, that its answer does not fit.
+
+        Raises:
+            BadAnswer: it was told before.
+        """
+        assert self._typed is not None
+        if self._told is not None:
+            raise self._typed.refused(self._text, problem)
+        self._told = self._untold = self._taken.told or self._typed.correction(problem)
+        self._text = ""
+        self._history.append(self._model.prompt(self._told, msgspec.structs.replace(self._turn, attachments=())))
+
     # --- the model ----------------------------------------------------------------------------------------------------
     async def _answer(self) -> AsyncGenerator[Event | ModelAnswer]:
         """The next answer: a replayed one, or a new one, which is committed before it is acted upon."""
         reply = self._taken.answer()
         if reply is not None:
+            self._untold = None
             self._note(reply.note)
             for event in answered(reply):
                 yield event
@@ -286,7 +323,8 @@ class _LoopTurn:
                     yield part
                 else:
                     earlier = None if self._shown == "whole" or self._begun else self._shown
-                    reply = msgspec.structs.replace(part, note=note, earlier=earlier)
+                    told, self._untold = self._untold, None
+                    reply = msgspec.structs.replace(part, note=note, earlier=earlier, told=told)
         if reply is None:
             raise BackendError(
                 "the model's stream ended without an answer", details={"reason": "stream_broken", "retryable": True}
@@ -301,7 +339,10 @@ class _LoopTurn:
     def _answer_events(self, reply: ModelAnswer, *, replayed: bool) -> list[Event]:
         self._total.add(reply)
         self._calls = self._ids.of(reply.calls)
-        return [self._total.event(replayed=replayed), *(called(call, replayed=replayed) for call in self._calls)]
+        self._misfit = self._misfit_of(reply)
+        # Ahead of the usage: by that a reader knows how far back the void text reaches.
+        void = [told_of_misfit(replayed=replayed)] if self._misfit is not None and self._told is None else []
+        return [*void, self._total.event(replayed=replayed), *(called(call, replayed=replayed) for call in self._calls)]
 
     async def _count(self, reply: ModelAnswer, *, replayed: bool) -> None:
         await self._guard.after_call(Metered("model", reply.model, self._turn, reply.usage, replayed))
@@ -454,11 +495,3 @@ class _LoopTurn:
         """Take a step. `call`: what it is the result of."""
         async with self._writing:  # one at a time: steps have an order
             await take(self._turn.steps, msgspec.to_builtins(step), call)
-
-
-def _failed(error: BackendError | BudgetExceeded) -> Event:
-    """The terminal event for an error: its reason and hints are the data."""
-    reason = str(error.details.get("reason", error.code))
-    return Event.error(
-        reason, message=error.message, code=error.code, **{k: v for k, v in error.details.items() if k != "reason"}
-    )

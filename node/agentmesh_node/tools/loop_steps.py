@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from agentmesh.backend import Event
+from agentmesh.errors import BackendError, BadAnswer, BudgetExceeded
 from agentmesh.unicode import well_formed
 from agentmesh_node.tools.calls import Call, Result, key_of
 
@@ -39,6 +40,9 @@ class ModelAnswer(msgspec.Struct, frozen=True, tag_field="step", tag="answer", o
     """The note that the mesh added to the request for this answer."""
     earlier: str | None = None
     """How earlier turns without an answer were shown in its request, if not as they were given (agentmesh.backend.Kept)."""
+    told: str | None = None
+    """The mesh's message between the answer before, which was not of the agent's type, and this one. An older build passes over
+    it, and over this answer: it ends the turn with the one before."""
 
 
 class Intent(msgspec.Struct, frozen=True, tag_field="step", tag="intent", omit_defaults=True):
@@ -138,6 +142,11 @@ class ReplayedSteps:
         return None if intent is None else intent.key or key_of(turn, call)
 
     @property
+    def told(self) -> str | None:
+        """What the mesh told the model ahead of the next answer."""
+        return self._answers[-1].told if self._answers else None
+
+    @property
     def answered(self) -> bool:
         """Whether there is an answer that was not taken yet."""
         return bool(self._answers)
@@ -180,6 +189,11 @@ def answered(reply: ModelAnswer) -> list[Event]:
     return found
 
 
+def told_of_misfit(*, replayed: bool = False) -> Event:
+    """The event for an answer that is not of the agent's type: its text is void, and the model is told."""
+    return Event("text", {"text": "", "restart": True, "retry": {"reason": BadAnswer.code, "attempt": 2}}, replayed)
+
+
 def called(call: Call, *, replayed: bool) -> Event:
     return Event("tool_use", {"id": call.id, "name": call.name, "input": call.input}, replayed)
 
@@ -187,3 +201,11 @@ def called(call: Call, *, replayed: bool) -> Event:
 def ran(result: Result, *, replayed: bool) -> Event:
     data = {"id": result.id, "ok": result.ok, "text": result.text}
     return Event("tool_result", data if result.error is None else {**data, "error": result.error}, replayed)
+
+
+def failed(error: BackendError | BadAnswer | BudgetExceeded) -> Event:
+    """The terminal event for an error: its reason and hints are the data."""
+    reason = str(error.details.get("reason", error.code))
+    return Event.error(
+        reason, message=error.message, code=error.code, **{k: v for k, v in error.details.items() if k != "reason"}
+    )

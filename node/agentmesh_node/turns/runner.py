@@ -23,7 +23,17 @@ from agentmesh import callback_context, unicode
 from agentmesh.agent import Agent
 from agentmesh.backend import Backend, Event, Kept, Response, Turn
 from agentmesh.budget import Prices
-from agentmesh.callback_results import NONE, Codec, bad_response, crash_error, plain, raised_error, sound, terminal_error
+from agentmesh.callback_results import (
+    NONE,
+    Codec,
+    answer_type_of,
+    bad_response,
+    crash_error,
+    plain,
+    raised_error,
+    sound,
+    terminal_error,
+)
 from agentmesh.edge.tasks import cancel_and_wait
 from agentmesh.errors import BackendError, BudgetExceeded
 from agentmesh.records import NOTHING, Inner
@@ -46,6 +56,7 @@ from agentmesh_node.telemetry.metrics import TurnMetrics
 from agentmesh_node.telemetry.tracing import Here, Tracing
 from agentmesh_node.turns.budget_meter import BudgetMeter, MeteredSteps
 from agentmesh_node.turns.tools_seen import ToolsSeen
+from agentmesh_node.turns.typed_answers import TypedBackend
 from agentmesh_node.user_code.block_detector import BLOCK_LIMIT_S, timed
 from agentmesh_node.user_code.callback_threads import CallbackThreads
 
@@ -91,9 +102,10 @@ class Runner:
         self._ports = ports
         self._tracing = tracing
         self._codec = Codec(cls)
+        self._answer_type = answer_type_of(cls)
         self._streams = cls.handle_stream_event is not Agent.handle_stream_event
         self._made: Agent[Any] | None = None
-        self._backend: Backend | None = None
+        self._backend: Backend | TypedBackend | None = None
         self._cached: tuple[Raw, Any] = (NOTHING, None)
         self._turn: asyncio.Task[None] | None = None
         self._here = Here(name, ports.kind)
@@ -260,10 +272,14 @@ class Runner:
         self._ports.emit(self._name, "tools_absent", self._number, {"server": server, "reason": reason})
 
     # --- backend ----------------------------------------------------------------------------------------------------
+    def _new_backend(self, options: dict[str, Any]) -> Backend | TypedBackend:
+        made = self._factory(self._agent, options)
+        return made if self._answer_type is None else TypedBackend(made, self._answer_type)
+
     async def _session(self, command: RunCallback) -> Input:
         try:
             if command.hook == "start_session":
-                self._backend = self._factory(self._agent, command.args[0])
+                self._backend = self._new_backend(command.args[0])
                 return self._with_session(await self._backend.start_session())
             if command.hook == "resume_session":
                 return await self._resume(command)
@@ -286,7 +302,7 @@ class Runner:
         taken = await self._readable(command.state, version)
         if isinstance(taken, ErrorBody):
             return Unreadable(taken)
-        self._backend = self._factory(self._agent, options)
+        self._backend = self._new_backend(options)
         session = _decoded(raw)
         resumed = await self._backend.resume_session(session)
         kept = raw if resumed == session else _encoded(resumed)
@@ -301,7 +317,7 @@ class Runner:
         former = self._backend
         try:
             async with asyncio.timeout(CHECK_S):
-                self._backend = self._factory(self._agent, copy.deepcopy(options))
+                self._backend = self._new_backend(copy.deepcopy(options))
                 session = _decoded(raw)
                 resumed = await self._backend.resume_session(session)
         except BaseException:
@@ -460,6 +476,7 @@ class Runner:
             kept,
             self._open_calls,
             request.chain,
+            self._answer_type,
         )
         try:
             meter.check()
@@ -489,6 +506,8 @@ class Runner:
         response = Response.of(events, round((self._ports.monotonic() - began) * 1000), session_id)
         if response.usage is not (usage := meter.usage()):
             response = msgspec.structs.replace(response, usage=usage)
+        if self._answer_type is not None:
+            response = msgspec.structs.replace(response, answer=self._answer_type.read(response.text))
         problem = bad_response(response)
         if problem is not None:
             raise BackendError(f"the backend's result cannot be passed on: {problem}", details={"reason": "bad_result"})

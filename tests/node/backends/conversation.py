@@ -9,6 +9,7 @@ import msgspec
 from agentmesh.agent import Agent
 from agentmesh.backend import Backend, Event, Turn
 from agentmesh.steps import UnjournaledSteps
+from agentmesh.structured import AnswerType
 from agentmesh.tools import tool
 from agentmesh.wire import Attachment
 from support import run
@@ -33,9 +34,10 @@ class Doubling(Agent[Any]):
 
 
 class Conversation:
-    """An agent's backend and its session, over several turns. A subclass names the backend."""
+    """An agent's backend and its session, over several turns. A subclass names the backend, and perhaps the type of answers."""
 
     made: type[Any]
+    answer_type: AnswerType[Any] | None = None
 
     def __init__(self, cls: type[Agent[Any]] = Plain, **options: Any) -> None:
         self.agent = cls()
@@ -48,7 +50,8 @@ class Conversation:
         if self.session is None:
             self.session = await self.backend.start_session()
         self.number += 1
-        turn = Turn("a", str(self.number), self.number, attachments=attachments, steps=UnjournaledSteps(key=f"t{self.number}"))
+        self.steps = UnjournaledSteps(key=f"t{self.number}")
+        turn = Turn("a", str(self.number), self.number, attachments=attachments, steps=self.steps, answer_type=self.answer_type)
         stream = await self.backend.prompt(self.session, prompt, turn)
         events = [event async for event in stream.events]
         self.session = msgspec.json.decode(msgspec.json.encode(stream.session))

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agentmesh.strict_json import NotJson, checked, strictly
 from agentmesh_node.tools import Call
-from agentmesh_node.tools.call_inputs import NotJson, checked, input_of, strictly
+from agentmesh_node.tools.call_inputs import input_of
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),

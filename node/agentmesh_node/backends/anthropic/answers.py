@@ -10,12 +10,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from agentmesh.backend import Event
+from agentmesh.strict_json import NotJson, checked
 from agentmesh.unicode import well_formed
 from agentmesh_node.backends.anthropic.failures import API, failure, told, unreadable
 from agentmesh_node.backends.api.frames import DONE, Frame
 from agentmesh_node.backends.api.values import JsonObject, Members, event_in, number, word
 from agentmesh_node.tools import Call
-from agentmesh_node.tools.call_inputs import NotJson, checked, input_of
+from agentmesh_node.tools.call_inputs import input_of
 from agentmesh_node.tools.loop_steps import ModelAnswer
 
 CUT = frozenset({"max_tokens", "length"})

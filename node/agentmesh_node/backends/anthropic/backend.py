@@ -32,4 +32,4 @@ class AnthropicBackend(ApiBackend["AsyncAnthropic"]):
         super().__init__(agent, self._options, CLIENTS, guard=guard)
 
     def _model(self, client: AsyncAnthropic, turn: Turn) -> AnthropicModel:
-        return AnthropicModel(client, self._options, turn.allowance, turn.calls)
+        return AnthropicModel(client, self._options, turn.allowance, turn.calls, turn.answer_type)

@@ -8,9 +8,9 @@ from contextlib import aclosing, suppress
 from typing import Any, Protocol
 
 from agentmesh.backend import Event
+from agentmesh.strict_json import NotJson, strictly
 from agentmesh_node.backends.api.failures import Api
 from agentmesh_node.backends.api.frames import MOST_BYTES, Frame, Frames
-from agentmesh_node.tools.call_inputs import NotJson, strictly
 from agentmesh_node.tools.loop_steps import ModelAnswer
 
 MOST_HEAD = 64 << 10

@@ -10,6 +10,7 @@ from typing import Any
 from agentmesh.backend import Event, Turn
 from agentmesh.errors import BackendError
 from agentmesh.steps import UNMOVED, Allowance, Calls
+from agentmesh.structured import AnswerType
 from agentmesh.tools import ToolSpec
 from agentmesh_node.backends.api.body import Reader, read
 from agentmesh_node.backends.api.options import ApiOptions
@@ -26,20 +27,32 @@ class ApiModel:
     messages: ModuleType
     """How the API's messages are written: `prompt`, `results`, `noted`."""
 
-    def __init__(self, name: str, options: ApiOptions, allowance: Allowance, calls: Calls = UNMOVED) -> None:
+    def __init__(
+        self,
+        name: str,
+        options: ApiOptions,
+        allowance: Allowance,
+        calls: Calls = UNMOVED,
+        answer_type: AnswerType[Any] | None = None,
+    ) -> None:
         """
         Args:
             name: the model that is asked for.
             allowance: what the turn may still spend, and how long it may run.
             calls: hears when a call only waits for its next try.
+            answer_type: what the model's answer is to be.
         """
         self.name = name
+        self._answer_type = answer_type
         self._allowance, self._calls = allowance, calls
         self._retries, self._timeout_s = options.retries, options.timeout_s
         self._parameters = options.parameters()
 
     def prompt(self, text: str, turn: Turn) -> Any:
-        return self.messages.prompt(text, turn)
+        message = self.messages.prompt(text, turn)
+        if self._answer_type is None or self._is_asked_for():
+            return message
+        return self.messages.noted(message, self._answer_type.demand())
 
     def results(self, results: Sequence[Result]) -> Any:
         return self.messages.results(results)
@@ -75,6 +88,10 @@ class ApiModel:
             raise known from None
 
     # --- what an API has of its own -----------------------------------------------------------------------------------
+    def _is_asked_for(self) -> bool:
+        """Whether each request has the schema of the agent's type in the API's own way. If not, the prompt has it in words."""
+        raise NotImplementedError
+
     def _request(self, history: Sequence[Any], tools: Sequence[ToolSpec]) -> dict[str, Any]:
         """The request for an answer."""
         raise NotImplementedError

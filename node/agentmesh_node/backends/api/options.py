@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -25,6 +25,8 @@ class ApiOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Longest wait between two tries. If the API asks for more the turn ends, and the error says how long."""
     max_iterations: Count = 50
     """Most model answers in one turn."""
+    answer_by: Literal["schema", "prompt"] = "schema"
+    """How the type of the agent's answer is asked for: in the API's own way, or in words, for servers that do not know it."""
     parallel_tools: Count = 8
     """Most tools that run at the same time."""
     max_tool_runs: Count = TOOL_RUNS

@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 import msgspec
 
+from agentmesh.strict_json import NotJson, strictly
 from agentmesh_node.backends.api.failures import Api
 from agentmesh_node.backends.api.frames import Frame
-from agentmesh_node.tools.call_inputs import NotJson, strictly
 
 type JsonObject = dict[str, Any]
 MOST_COUNT = 2**53

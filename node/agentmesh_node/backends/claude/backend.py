@@ -139,10 +139,13 @@ class ClaudeBackend:
                 return
             turn.allowance.check()
             fresh = _random_uuid()
-            garbage = await self._begin(turn, fresh, {base, source.session})
+            committed = turn.committed["session_id"] if turn.committed is not None else None
+            garbage = await self._begin(turn, fresh, {base, source.session, committed})
             await self._bring(source.session, entries)
             await self._clear(garbage)
-            told = content("\n\n".join([prompt, *notes(turn.kept)]), turn.attachments)
+            typed = turn.answer_type
+            demand = [typed.demand()] if typed is not None and typed.strict is None else []
+            told = content("\n\n".join([prompt, *notes(turn.kept), *demand]), turn.attachments)
         except (BackendError, BudgetExceeded) as error:
             yield _terminal(error)
             return
@@ -270,7 +273,9 @@ class ClaudeBackend:
         files = self._files
         env = environment(options, node, home=str(files.home), config=str(files.config), cwd=str(files.cwd))
         env.update(tracing.environment())
-        line = command(options, self._cli, session=run.session, source=run.source.session, own_tools=own_tools)
+        typed = run.turn.answer_type
+        schema = typed.strict if typed is not None else None
+        line = command(options, self._cli, session=run.session, source=run.source.session, own_tools=own_tools, schema=schema)
         hidden = secrets(env, held)
         return make(line, env=env, cwd=str(files.cwd), secrets=hidden, credential=held, observe=sent.observe)
 

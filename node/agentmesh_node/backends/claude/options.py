@@ -118,13 +118,22 @@ def read(options: Mapping[str, Any]) -> ClaudeOptions:
         raise refused("bad_options", f"the claude backend's options are wrong: {error}; docs/backends.md lists them") from None
 
 
-def command(options: ClaudeOptions, cli: str, *, session: str, source: str | None, own_tools: bool) -> list[str]:
+def command(
+    options: ClaudeOptions,
+    cli: str,
+    *,
+    session: str,
+    source: str | None,
+    own_tools: bool,
+    schema: Mapping[str, Any] | None = None,
+) -> list[str]:
     """Claude Code's command line.
 
     Args:
         session: id of the session that this run makes.
         source: the session that it goes on from, which is not changed.
         own_tools: whether the agent has tools of its own.
+        schema: that of the answer.
     """
     found = [cli, "--output-format", "stream-json", "--input-format", "stream-json", "--verbose", "--include-partial-messages"]
     found += ["--session-mirror", f"--session-id={session}"]
@@ -134,6 +143,8 @@ def command(options: ClaudeOptions, cli: str, *, session: str, source: str | Non
     found += ["--permission-mode", options.permission_mode]
     if own_tools:
         found += ["--mcp-config", json.dumps({"mcpServers": {SERVER: OWN_SERVER}})]
+    if schema is not None:
+        found.append(f"--json-schema={json.dumps(schema)}")
     if options.tools is not None:
         found.append(f"--tools={','.join(options.tools)}")
     allowed = (*options.allowed_tools, *((f"mcp__{SERVER}",) if own_tools else ()))

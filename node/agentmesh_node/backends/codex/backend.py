@@ -80,6 +80,10 @@ class CodexBackend:
     async def prompt(self, session: Any, prompt: str, turn: Turn) -> Stream:
         """Begin a turn. A turn that fails leaves the session as it was: the thread goes on from its last whole turn."""
         value = _session(session)
+        if turn.committed is not None:
+            # The journal still has the session before this one: nothing goes until the turn is over.
+            self._last = Run(self._ground, value, turn, self._last.made if self._last is not None else frozenset())
+            return Stream(self._last.events(prompt), session)
         run = Run(self._ground, value, turn)
         # This session value is committed, so the parts that it lists as old can go; and so can those of a turn that failed.
         left = self._last.made - run.needed if self._last is not None else set()

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence, Set
 from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
 from pathlib import Path
 from typing import Any
@@ -74,7 +74,9 @@ class Ground(msgspec.Struct, frozen=True):
 class Run:
     """One turn."""
 
-    def __init__(self, ground: Ground, session: Session, turn: Turn) -> None:
+    def __init__(self, ground: Ground, session: Session, turn: Turn, made_before: Set[str] = frozenset()) -> None:
+        """`made_before`: the parts that an earlier prompt of this turn has stored, in this process."""
+        self._made_before = set(made_before)
         self._ground = ground
         self._options = ground.options
         self._session = session
@@ -113,8 +115,8 @@ class Run:
 
     @property
     def made(self) -> set[str]:
-        """The parts that this run has stored."""
-        return self._file.made if self._file is not None else set()
+        """The parts that this run has stored, and the prompt before it in the same turn."""
+        return self._file.made | self._made_before if self._file is not None else self._made_before
 
     @property
     def needed(self) -> set[str]:
@@ -232,20 +234,27 @@ class Run:
             raise settings.refused("bad_output", "Codex did not say where it keeps the thread")
         self._path = str(path.relative_to(home.path))
         # A turn that goes on has its prompt in the thread already.
-        text = "\n\n".join([prompt, *notes(self._turn.kept)])
+        typed = self._turn.answer_type
+        demand = [typed.demand()] if typed is not None and self._schema() is None else []
+        text = "\n\n".join([prompt, *notes(self._turn.kept), *demand])
         said = [] if self._saved is not None else await asyncio.to_thread(home.inputs, text, self._turn.attachments)
         notice = self._ground.toolbox.notice(self._turn)
         if said and notice is not None:
             said.append({"type": "text", "text": notice})
         return await self._start_turn(server, said)
 
+    def _schema(self) -> Json | None:
+        """The schema of the answer, as Codex's provider takes it."""
+        typed = self._turn.answer_type
+        return self._options.output_schema or (typed.strict if typed is not None else None)
+
     async def _start_turn(self, server: AppServer, said: list[Json]) -> str:
         """Start a turn of the thread. Returns Codex's id of it."""
         start: Json = {"threadId": self._thread, "input": said}
         if self._options.effort is not None:
             start["effort"] = self._options.effort
-        if self._options.output_schema is not None:
-            start["outputSchema"] = self._options.output_schema
+        if (schema := self._schema()) is not None:
+            start["outputSchema"] = schema
         begun = await server.call("turn/start", start)
         return str(mapping(begun.get("turn")).get("id", ""))
 
@@ -419,7 +428,9 @@ class Run:
         assert rollout is not None
         before = self._session.rollout.parts if self._session.rollout is not None else ()
         taken = tuple(part for saved in self._taken.saved for part in saved.rollout.parts)
-        unneeded = {*before, *taken} - set(rollout.parts)
+        # What was old before this turn is gone, unless this is a second prompt of the turn: it may still be needed then.
+        older = self._session.old if self._turn.committed is not None else ()
+        unneeded = {*older, *before, *taken} - set(rollout.parts)
         return Session(self._thread, rollout, tuple(sorted(unneeded)))
 
     def _result(self, session: Session) -> Event:

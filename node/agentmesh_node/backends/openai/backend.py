@@ -32,4 +32,4 @@ class OpenAIBackend(ApiBackend["AsyncOpenAI"]):
         super().__init__(agent, self._options, CLIENTS, guard=guard)
 
     def _model(self, client: AsyncOpenAI, turn: Turn) -> OpenAIModel:
-        return OpenAIModel(client, self._options, turn.allowance, turn.calls)
+        return OpenAIModel(client, self._options, turn.allowance, turn.calls, turn.answer_type)

@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from agentmesh.backend import Event
+from agentmesh.strict_json import NotJson, checked
 from agentmesh_node.backends.api.frames import DONE, Frame
 from agentmesh_node.backends.api.values import JsonObject, Members, event_in, word
 from agentmesh_node.backends.openai.endings import counted, ended
 from agentmesh_node.backends.openai.failures import API, failure, hinted
 from agentmesh_node.tools import Call
-from agentmesh_node.tools.call_inputs import NotJson, checked
 from agentmesh_node.tools.loop_steps import ModelAnswer
 
 _REASONED = ("reasoning_content", "reasoning")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from agentmesh.errors import BackendError
 from agentmesh.steps import UNMOVED, Allowance, Calls
+from agentmesh.structured import AnswerType
 from agentmesh.tools import ToolSpec
 from agentmesh_node.backends.api.model import ApiModel
 from agentmesh_node.backends.openai import messages
@@ -27,9 +28,16 @@ class OpenAIModel(ApiModel):
     provider = "openai"
     messages = messages
 
-    def __init__(self, client: AsyncOpenAI, options: OpenAIOptions, allowance: Allowance, calls: Calls = UNMOVED) -> None:
+    def __init__(
+        self,
+        client: AsyncOpenAI,
+        options: OpenAIOptions,
+        allowance: Allowance,
+        calls: Calls = UNMOVED,
+        answer_type: AnswerType[Any] | None = None,
+    ) -> None:
         """As `ApiModel`."""
-        super().__init__(options.model, options, allowance, calls)
+        super().__init__(options.model, options, allowance, calls, answer_type)
         self._client, self._options = client, options
 
     def _request(self, history: Sequence[Any], tools: Sequence[ToolSpec]) -> dict[str, Any]:
@@ -45,7 +53,11 @@ class OpenAIModel(ApiModel):
             ]
             said = {"input": messages.for_responses(history)}
         all_tools = [*declared, *options.server_tools]
-        return options.sent({**said, **({"tools": all_tools} if all_tools else {}), **self._parameters})
+        asked = options.asking(self._answer_type) if self._answer_type is not None and self._is_asked_for() else {}
+        return options.sent({**said, **({"tools": all_tools} if all_tools else {}), **asked, **self._parameters})
+
+    def _is_asked_for(self) -> bool:
+        return self._options.answer_by == "schema" and self._options.format_name not in self._options.leave_out
 
     def _sent(self, request: dict[str, Any]) -> AbstractAsyncContextManager[Any]:
         # All of it goes as `extra_body`: the SDK's signature knows neither other servers' members nor those of later versions.

@@ -6,15 +6,18 @@ who may start an agent cannot make the node send its key elsewhere.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import msgspec
 
+from agentmesh.structured import AnswerType
 from agentmesh_node.backends.api import options as api_options
 from agentmesh_node.backends.api.options import ApiOptions
 from agentmesh_node.backends.api.values import Count
 
+_NO_NAME = re.compile(r"[^A-Za-z0-9_-]")
 DEFAULT_MODEL = "gpt-5.4"
 
 
@@ -57,6 +60,25 @@ class OpenAIOptions(ApiOptions, frozen=True, kw_only=True, forbid_unknown_fields
         (self._for_chat if self.api == "chat" else self._for_responses)(found)
         return found | self.extra
 
+    @property
+    def format_name(self) -> str:
+        """The member of a request that says what form the answer is to have."""
+        return "response_format" if self.api == "chat" else "text"
+
+    def asking(self, answer_type: AnswerType[Any]) -> dict[str, Any]:
+        """The members of a request that ask for an answer of this type."""
+        # A schema that not all can be held to is given whole: servers that make grammars of schemas know more than others.
+        schema, strict = answer_type.strict or answer_type.schema, answer_type.strict is not None
+        name = _NO_NAME.sub("_", answer_type.name)[:64]
+        return self._formatted({"type": "json_schema", "json_schema": {"name": name, "schema": schema, "strict": strict}})
+
+    def _formatted(self, wanted: dict[str, Any]) -> dict[str, Any]:
+        """The member for a format that is given in the form of Chat Completions."""
+        if self.api == "chat":
+            return {self.format_name: wanted}
+        inner = wanted.get("json_schema")
+        return {self.format_name: {"format": {"type": "json_schema", **inner} if isinstance(inner, dict) else wanted}}
+
     def sent(self, body: dict[str, Any]) -> dict[str, Any]:
         """`body` without what is left out."""
         return {name: value for name, value in body.items() if name not in self.leave_out}
@@ -79,8 +101,7 @@ class OpenAIOptions(ApiOptions, frozen=True, kw_only=True, forbid_unknown_fields
             found["reasoning"] = {"effort": self.reasoning_effort, "summary": "auto"}
             found["include"] = ["reasoning.encrypted_content"]
         if self.response_format is not None:
-            inner = self.response_format.get("json_schema")
-            found["text"] = {"format": {"type": "json_schema", **inner} if isinstance(inner, dict) else self.response_format}
+            found.update(self._formatted(self.response_format))
 
 
 _PASSED = ("temperature", "top_p", "tool_choice", "parallel_tool_calls", "service_tier", "metadata")
