@@ -20,6 +20,7 @@ from agentmesh.edge.transport import Transport
 from agentmesh.errors import BadRequest
 from agentmesh.names import agent_name, token
 from agentmesh.registry_values import Restart, RestartPolicy
+from agentmesh.structured import A
 from agentmesh.subjects import Subjects, spec_key
 from agentmesh.wire import Outcome
 from agentmesh_client.admin import Operator
@@ -59,7 +60,7 @@ from agentmesh_client.streaming import LiveTurn
 from agentmesh_client.subrequests import Endings
 from agentmesh_client.traces import Traces
 from agentmesh_client.unclaimed import Unclaimed
-from agentmesh_client.validation import instant, json_bytes, seconds
+from agentmesh_client.validation import answer_type_of, instant, json_bytes, seconds
 from agentmesh_client.ways import Ways
 
 CONTROL_S = 10.0
@@ -136,13 +137,23 @@ class Mesh:
         self._asks.reconnected()
 
     # --- prompts --------------------------------------------------------------------------------------------------
-    async def ask(self, agent: str, prompt: str, *, timeout: float = 600.0, **options: Unpack[PromptOptions]) -> Response:
+    async def ask(
+        self,
+        agent: str,
+        prompt: str,
+        *,
+        timeout: float = 600.0,
+        answer_type: type[A] | None = None,
+        **options: Unpack[PromptOptions],
+    ) -> Response[A]:
         """Prompt an agent and wait for its answer.
 
         The prompt is mail: once stored it gets exactly one outcome, whichever process dies meanwhile (case 201).
 
         Args:
             timeout: seconds until this caller gives up; the turn goes on (case 18).
+            answer_type: read the answer as a value of this type, `Response.answer`: a msgspec Struct, a dataclass or a TypedDict.
+                It is this caller's own, and may differ from the one that the agent declares (case 767).
             metadata: JSON that the agent sees beside the prompt.
             attachments: files, made by `attachment`.
             deadline: if the turn has not begun by then, the prompt is answered `expired` without a turn. It is a time of this
@@ -161,9 +172,11 @@ class Mesh:
             AgentFailed: it has failed and waits for `resume`.
             MailboxFull, TooLarge, NotPermitted: nothing was stored.
             TurnError: the request ended without an answer; the class follows the code.
+            BadAnswer: the answer is not of the type that the agent declares; or not of `answer_type`: then the answer stands.
             AskTimeout: `timeout` ended; `details["ref"]` can be polled.
         """
-        return Response.of(await self._sender.ask(PromptRequest.of("ask", agent, prompt, timeout, options)))
+        known = answer_type_of(answer_type) if answer_type is not None else None
+        return Response.of(await self._sender.ask(PromptRequest.of("ask", agent, prompt, timeout, options)), known)
 
     async def ask_outcome(
         self,

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import datetime as dt
-from typing import Any, Literal
+from typing import Any, Generic, Literal
 
 import msgspec
 
 from agentmesh.control_values import Activity, Configuration, OpenRequest
+from agentmesh.errors import BadAnswer
 from agentmesh.registry_values import AgentStatus, NodeLease, Spec
+from agentmesh.structured import A, AnswerType, answer_of
 from agentmesh.wire import VERSION, ErrorBody, Outcome
 
 
-class Response(msgspec.Struct, frozen=True, kw_only=True):
-    """An agent's answer to one prompt."""
+class Response(msgspec.Struct, Generic[A], frozen=True, kw_only=True):
+    """An agent's answer to one prompt. `Response[Plan]` is one that was asked for with `answer_type=Plan`."""
 
     text: str
     ref: str
@@ -23,19 +25,27 @@ class Response(msgspec.Struct, frozen=True, kw_only=True):
     node: str | None = None
     duration_ms: int | None = None
     session_id: str | None = None
+    answer: A = None  # type: ignore[assignment]  # without an answer_type there is none
+    """The answer as a value of the type that its caller has asked for; `text` is its JSON."""
 
     @staticmethod
-    def of(outcome: Outcome) -> Response:
+    def of(outcome: Outcome, answer_type: AnswerType[Any] | None = None) -> Response[Any]:
         """The answer in `outcome`.
 
         Raises:
             MeshError: the request ended with an error; its class follows the code, its `details` hold the ref.
+            BadAnswer: the answer is not of that type.
         """
         if not outcome.ok:
             failure = outcome.error or ErrorBody(code="error", message="the request ended with an error that has no body")
             error = failure.exception()
             error.details.setdefault("ref", outcome.ref)
             raise error
+        try:
+            answer = answer_of(outcome, answer_type) if answer_type is not None else None
+        except BadAnswer as error:
+            error.details["ref"] = outcome.ref
+            raise
         return Response(
             text=outcome.text or "",
             ref=outcome.ref,
@@ -44,6 +54,7 @@ class Response(msgspec.Struct, frozen=True, kw_only=True):
             node=outcome.node,
             duration_ms=outcome.duration_ms,
             session_id=outcome.session_id,
+            answer=answer,
         )
 
 

@@ -13,6 +13,7 @@ import msgspec
 from agentmesh.budget import limits_from
 from agentmesh.errors import BadRequest
 from agentmesh.json_values import NO_SUCH_NUMBER, not_finite
+from agentmesh.structured import AnswerType, UnusableType
 from agentmesh.wire import Attachment, PromptBody, encode, encode_prompt
 
 
@@ -57,6 +58,18 @@ def json_bytes(value: object, what: str) -> bytes:
     if (fault := not_finite(value, body)) is not None:
         raise BadRequest(f"{what} cannot be written as JSON: {fault}, {NO_SUCH_NUMBER}")
     return body
+
+
+def answer_type_of(given: type[Any] | None) -> AnswerType[Any] | None:
+    """The type that a caller wants its answer to have.
+
+    Raises:
+        BadRequest: it cannot be the type of an answer.
+    """
+    try:
+        return None if given is None else AnswerType(given)
+    except UnusableType as error:
+        raise BadRequest(f"answer_type: {error}") from None
 
 
 def seconds(value: object, what: str = "timeout") -> float:

@@ -247,9 +247,10 @@ class Agent(Generic[S]):
         """Send an event to another agent."""
         callback_context.current().notify(target, event)
 
-    def reply(self, ref: str, text: str | None = None, *, error: MeshError | str | None = None) -> None:
-        """Answer a deferred request: with `text`, or with an error. The first reply to a ref wins."""
-        callback_context.current().reply(ref, text, error)
+    def reply(self, ref: str, text: str | None = None, *, answer: Any = None, error: MeshError | str | None = None) -> None:
+        """Answer a deferred request: with `text`, with a value of the agent's `answer_type`, or with an error. The first reply to
+        a ref wins."""
+        callback_context.current().reply(ref, text, error, answer)
 
     def start_agent(
         self,

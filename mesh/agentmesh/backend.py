@@ -18,24 +18,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
-from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, Protocol
+from typing import Any, Generic, Literal, NamedTuple, Protocol
 
 import msgspec
 
 from agentmesh.budget import Prices
 from agentmesh.identity import Party
 from agentmesh.steps import Allowance, Calls, Steps, UnjournaledSteps, Unlimited, Unmoved
-
-if TYPE_CHECKING:
-    from typing_extensions import TypeVar
-
-    from agentmesh.structured import AnswerType
-
-    A = TypeVar("A", default=Any)
-else:
-    from typing import TypeVar
-
-    A = TypeVar("A")
+from agentmesh.structured import A, AnswerType
 
 type EventKind = Literal["text", "thinking", "tool_use", "tool_result", "usage", "result", "error"]
 

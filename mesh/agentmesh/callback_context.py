@@ -20,6 +20,7 @@ from agentmesh.identity import Party
 from agentmesh.json_values import NO_SUCH_NUMBER, locate, not_finite
 from agentmesh.records import CancelTimer, Effect, SendMail, SetTimer, StartAgent, StopAgent
 from agentmesh.registry_values import Restart
+from agentmesh.structured import AnswerType, Misfit
 from agentmesh.wire import Attachment, ErrorBody, PromptBody, check_depth_of, check_time
 
 MAX_PERIOD_S = 3_155_760_000.0
@@ -58,7 +59,7 @@ type Ask = Effect | DeferredReply
 class Context:
     """What one call of a callback may know and ask for."""
 
-    __slots__ = ("_budget", "_limit", "_now", "_open", "_token", "_trace", "asks", "request", "sender")
+    __slots__ = ("_answer_type", "_budget", "_limit", "_now", "_open", "_token", "_trace", "asks", "request", "sender")
 
     def __init__(
         self,
@@ -70,8 +71,14 @@ class Context:
         trace: Callable[[], dict[str, str]] = dict,
         limit: int = 900_000,
         budget: Limits | None = None,
+        answer_type: AnswerType[Any] | None = None,
     ) -> None:
-        """`budget`: what is left of the budget of the request being handled, for requests to other agents."""
+        """
+        Args:
+            budget: what is left of the budget of the request being handled, for requests to other agents.
+            answer_type: what the agent's replies must be.
+        """
+        self._answer_type = answer_type
         self._now = now
         self._budget = budget
         self._token = token
@@ -107,13 +114,24 @@ class Context:
     def notify(self, target: str, event: Any) -> None:
         self._add(SendMail(to=names.agent_name(target), lane="peer-notify", event=_json(event, "event"), trace=self._trace()))
 
-    def reply(self, ref: str, text: str | None, error: MeshError | str | None) -> None:
-        if (text is None) == (error is None):
-            raise BadRequest("reply: give either a text or an error")
+    def reply(self, ref: str, text: str | None, error: MeshError | str | None, answer: Any = None) -> None:
+        if sum(given is not None for given in (text, error, answer)) != 1:
+            raise BadRequest("reply: give either a text, an answer or an error")
+        if answer is not None or (text is not None and self._answer_type is not None):
+            text = self._typed(text, answer)
         body = ErrorBody(code="backend_error", message=error) if isinstance(error, str) else None
         if isinstance(error, MeshError):
             body = ErrorBody.of(error)
         self._add(DeferredReply(ref, text, body))
+
+    def _typed(self, text: str | None, answer: Any) -> str:
+        """A reply in the canonical form of the agent's type."""
+        if self._answer_type is None:
+            raise BadRequest("reply: an agent without an answer_type answers with a text")
+        try:
+            return self._answer_type.canonical(answer) if text is None else self._answer_type.fitting(text)
+        except Misfit as misfit:
+            raise BadRequest(f"reply: this is no {self._answer_type.name}: {misfit}") from None
 
     def start_agent(
         self,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import functools
+from collections.abc import Callable, Hashable
+from typing import Any, cast
 
 import msgspec
 from msgspec import Raw
@@ -149,13 +150,20 @@ def answer_type_of(cls: type[Agent[Any]]) -> AnswerType[Any] | None:
     Raises:
         InvalidAgent: it cannot be the type of an answer.
     """
-    given = cls.answer_type
-    if given is None:
+    if cls.answer_type is None:
         return None
     try:
-        return AnswerType(given)
+        return _answer_type(cast("Hashable", cls.answer_type))
     except UnusableType as error:
         raise InvalidAgent(f"{cls.__name__}.answer_type: {error}") from None
+    except TypeError:  # it cannot even be looked up
+        raise InvalidAgent(f"{cls.__name__}.answer_type = {cls.answer_type!r} is no type; name a class") from None
+
+
+@functools.cache
+def _answer_type(given: Any) -> AnswerType[Any]:
+    """Made once: each agent that is taken up needs it."""
+    return AnswerType(given)
 
 
 def _is_number(value: Any, kind: Any = (int, float)) -> bool:

@@ -80,6 +80,7 @@ ADDED: tuple[Addition, ...] = (
     Addition("Change.sets", "refused", SECOND),
     Addition("Spec.backend_options", "ignored"),
     Addition("Spec.sets", "ignored"),
+    Addition("Spec.answer_schema", "ignored"),
     Addition("Status.configuration", "ignored"),
     Addition("ControlRequest.set", "ignored"),
     Addition("ControlRequest.expect", "ignored"),

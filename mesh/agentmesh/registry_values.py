@@ -59,6 +59,8 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     """How many changes of the configuration the fields above show; the journal decides what is in force."""
     move_to: str | None = None
     """The node that an operator has ordered it to move to. The leader clears it once the agent is there, or cannot be."""
+    answer_schema: dict[str, Any] | None = None
+    """JSON schema of its answers, where its class declares their type. Its owner writes it."""
 
 
 def parent_sign(parent: str) -> bytes:

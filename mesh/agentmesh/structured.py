@@ -19,7 +19,7 @@ import dataclasses
 import re
 import typing
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -27,6 +27,16 @@ from agentmesh.errors import BadAnswer
 from agentmesh.json_values import NO_SUCH_NUMBER, not_finite
 from agentmesh.strict_json import NotJson, checked, strictly
 from agentmesh.wire import ErrorBody, Outcome
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar
+
+    A = TypeVar("A", default=Any)
+    """The type of an answer, where a class or a call may go without: then the answer is not typed."""
+else:
+    from typing import TypeVar
+
+    A = TypeVar("A")
 
 MOST_SCHEMA = 16 << 10
 """Most bytes of a schema as JSON: each agent's stands in its spec, which every node holds."""

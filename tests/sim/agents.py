@@ -17,6 +17,8 @@
     wait L A B ...   ask A in mid-turn, which asks B, and so on
     spawn L A        start agent A, and send it one prompt
     end L A          stop agent A
+    odd L            (to a `Typed` one) is first answered with what is not of its type
+    wrong L          (the same) is answered so twice
 
 An event `{"label": L}` is counted too.
 """
@@ -28,6 +30,9 @@ import random
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from typing import Any, ClassVar
+
+from msgspec import Struct
+from msgspec.json import encode
 
 from agentmesh import Agent, Answer, Closed, Defer, Halt, Idle, Init, Proceed, Skip, Timer, Undelivered
 from agentmesh.backend import Event, Response, Turn
@@ -180,5 +185,33 @@ class Prepared(Cell):
         return Skip(state) if prompt.startswith("skip ") else Proceed(prompt, state)
 
 
-KINDS: dict[str, type[Agent[Any]]] = {"Cell": Cell, "Prepared": Prepared}
+class Said(Struct):
+    """A typed answer."""
+
+    said: str
+
+
+class Typed(Cell):
+    """A cell whose answers have a type, and whose model keeps to it or does not."""
+
+    answer_type = Said
+    asked: ClassVar[dict[str, str]] = {}
+    """What each turn was asked: its model remembers it when it is told that its answer does not fit."""
+
+    async def script(prompt: str, turn: Turn) -> AsyncIterator[Event]:  # type: ignore[misc]
+        name, again, _ = turn.steps.key.partition("/misfit")
+        Cell._begin_call(turn)
+        await Cell._work()
+        asked = Typed.asked[name] if again else Typed.asked.setdefault(name, prompt)
+        fits = asked.startswith("add") or (bool(again) and asked.startswith("odd"))
+        yield Event.usage(input_tokens=1, output_tokens=1)
+        yield Event.result(encode(Said(asked)).decode() if fits else asked)
+
+    async def handle_response(self, ref: str, response: Response[Said], state: State) -> Idle[State]:
+        state.count += 1
+        self._note(state, f"prompt|{self.request.sender or '-'}|{response.answer.said.split()[1]}")
+        return Idle(state)
+
+
+KINDS: dict[str, type[Agent[Any]]] = {"Cell": Cell, "Prepared": Prepared, "Typed": Typed}
 """What the nodes serve."""

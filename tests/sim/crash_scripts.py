@@ -160,6 +160,13 @@ async def _queued(mesh: Mesh, agent: str, count: int) -> None:
             await asyncio.sleep(0.2)
 
 
+async def types(mesh: Mesh, notes: Notes) -> None:
+    """Answers of a declared type: one that fits, one that fits once its model was told, and one that never does."""
+    await mesh.start_agent("a", kind="Typed")
+    for text in ("add L1", "odd L2", "wrong L3", "odd L4", "add L5"):
+        await notes.ask(mesh, "a", text)
+
+
 async def payments(mesh: Mesh, notes: Notes) -> None:
     """Payments by a `once` tool; a model that fails in the middle and is asked again; one that is asked by another agent."""
     await mesh.start_agent("p", kind="Payer")
@@ -219,6 +226,6 @@ async def _gone(mesh: Mesh, name: str) -> None:
 SCRIPTS: Mapping[str, Script] = MappingProxyType(
     {
         script.__name__: script
-        for script in (turns, chain, lives, timers, crashes, steps, waits, moves, ends, payments, configuration)
+        for script in (turns, chain, lives, timers, crashes, steps, waits, moves, ends, types, payments, configuration)
     }
 )

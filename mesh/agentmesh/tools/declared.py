@@ -19,6 +19,7 @@ import msgspec
 
 from agentmesh import names
 from agentmesh.errors import BadRequest, InvalidAgent
+from agentmesh.structured import AnswerType, UnusableType
 from agentmesh.tools.signature import Signature, ToolCall, signature_of
 
 __all__ = [
@@ -96,6 +97,8 @@ class AgentTool(msgspec.Struct, frozen=True):
     spec: ToolSpec
     timeout_s: float
     budget: dict[str, float] | None = None
+    answer_type: AnswerType[Any] | None = None
+    """What its answer must be; None: any text."""
 
 
 class _Mcp(msgspec.Struct, frozen=True, kw_only=True):
@@ -216,6 +219,7 @@ def agent_tool(
     description: str | None = None,
     name: str | None = None,
     budget: dict[str, float] | None = None,
+    answer_type: type[Any] | None = None,
 ) -> AgentTool:
     """Another agent as a tool: the model gives it a prompt and gets its answer.
 
@@ -225,9 +229,10 @@ def agent_tool(
         description: what the model is told about it.
         name: how the model calls it; `ask_<agent>` unless given.
         budget: bounds of what the other agent may spend on one question.
+        answer_type: the type of its answers (agentmesh.structured): the model gets JSON of a value that fits, or an error.
 
     Raises:
-        InvalidAgent: no agent or tool can have that name.
+        InvalidAgent: no agent or tool can have that name, or that type cannot be one of an answer.
     """
     try:
         names.agent_name(agent)
@@ -235,10 +240,15 @@ def agent_tool(
         raise InvalidAgent(f"agent_tool: {error.message}") from None
     _timeout(timeout_s, agent)
     called = _tool_name(name or f"ask_{agent}".replace(".", "_")[:64])
-    told = description or f"Ask the agent {agent}. It answers in text; it knows nothing of this conversation."
+    try:
+        typed = None if answer_type is None else AnswerType(answer_type)
+    except UnusableType as error:
+        raise InvalidAgent(f"agent_tool: {error}") from None
+    form = "text" if typed is None else f"JSON, a {typed.name}"
+    told = description or f"Ask the agent {agent}. It answers in {form}; it knows nothing of this conversation."
     prompt = {"type": "string", "description": "The whole question, with all that is needed to answer it."}
     schema = {"type": "object", "properties": {"prompt": prompt}, "required": ["prompt"], "additionalProperties": False}
-    return AgentTool(agent, ToolSpec(called, told, schema), timeout_s, budget)
+    return AgentTool(agent, ToolSpec(called, told, schema), timeout_s, budget, typed)
 
 
 def declared(agent: Any) -> tuple[Declared, ...]:

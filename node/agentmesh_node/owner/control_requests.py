@@ -25,6 +25,7 @@ from agentmesh.ledger import is_taken, open_requests
 from agentmesh.outcomes import answers, capped, outcome_limit
 from agentmesh.records import NOTHING, Echo, Inner, Resolve, SetTimer
 from agentmesh.registry_values import Spec
+from agentmesh.structured import AnswerType, Misfit
 from agentmesh.tool_runs import ToolRun
 from agentmesh.turn import delegation
 from agentmesh.turn.configuration import PENDING, shown
@@ -72,6 +73,7 @@ class ControlRequests:
         ran: Callable[[], tuple[ToolRun, ...]] = lambda: (),
         inner: Callable[[], tuple[Inner, ...]] = lambda: (),
         on_probe: Callable[[Probe], None],
+        answer_type: AnswerType[Any] | None = None,
     ) -> None:
         """
         Args:
@@ -84,7 +86,9 @@ class ControlRequests:
             ran: returns the tools that ran in it so far.
             inner: returns its calls so far that no step has.
             on_probe: called with another agent's probe for circles of waits.
+            answer_type: what a reply in the agent's place must be.
         """
+        self._answer_type = answer_type
         self._loop = loop
         self._s = services
         self._life = life
@@ -244,7 +248,11 @@ class ControlRequests:
     def _reply(self, request: ControlRequest, token: str) -> Reply:
         if request.text is None:
             raise BadRequest("this operation needs 'text', the answer")
-        return Reply(ref=_needed(control_values.ref_of(request), "ref"), text=request.text, token=token)
+        try:
+            text = request.text if self._answer_type is None else self._answer_type.fitting(request.text)
+        except Misfit as misfit:
+            raise BadRequest(f"the agent's answers have a type, and this text does not fit: {misfit}") from None
+        return Reply(ref=_needed(control_values.ref_of(request), "ref"), text=text, token=token)
 
     # --- configuration ----------------------------------------------------------------------------------------------
     def _configure(self, request: ControlRequest, token: str) -> Configure:

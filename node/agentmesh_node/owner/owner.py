@@ -157,6 +157,7 @@ class Owner:
             ran=self._turn.ran,
             inner=self._turn.inner,
             on_probe=self._on_probe,
+            answer_type=self.runner.answer_type if self.runner is not None else None,
         )
         handlers = EffectHandlers(
             services,
@@ -205,8 +206,11 @@ class Owner:
             self._s.traces.began(msgspec.structs.replace(fact, left=self._s.now()), "left")
 
     def _configured(self, spec: Spec) -> Spec:
-        """`spec` as it shows the configuration in force."""
-        return spec if self.core is None else shown_in(spec, self.core.ledger)
+        """`spec` as it shows the configuration in force, and what the class declares of its answers."""
+        shown = spec if self.core is None else shown_in(spec, self.core.ledger)
+        if self.runner is None or shown.answer_schema == self.runner.answer_schema:
+            return shown
+        return msgspec.structs.replace(shown, answer_schema=self.runner.answer_schema)
 
     @functools.cached_property
     def _prober(self) -> CycleProber:

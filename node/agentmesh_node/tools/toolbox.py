@@ -9,6 +9,8 @@ import msgspec
 
 from agentmesh.agent import Agent
 from agentmesh.backend import Turn
+from agentmesh.errors import BadAnswer
+from agentmesh.structured import Misfit
 from agentmesh.tools import AgentTool, Effect, FunctionTool, McpHttp, McpStdio, ToolCall, ToolSpec, declared
 from agentmesh_node.tools import functions
 from agentmesh_node.tools.calls import Call, Result, TimedOut, bounded, key_of, shortened
@@ -136,9 +138,20 @@ class Toolbox:
         except TimedOut:
             return Result.failed(call, "timeout", functions.timed_out(within_s, again=True))
         if outcome.ok:
-            return Result.of(call, outcome.text or "")
+            return _answered(item, call, outcome.text or "")
         code, message = (outcome.error.code, outcome.error.message) if outcome.error else ("failed", "")
         return Result.failed(call, code, f"{item.agent} did not answer: {code}: {message}")
+
+
+def _answered(item: AgentTool, call: Call, text: str) -> Result:
+    """The result of a question: what the agent has answered, if it is of the type that was declared."""
+    if item.answer_type is None:
+        return Result.of(call, text)
+    try:
+        return Result.of(call, item.answer_type.fitting(text))
+    except Misfit as misfit:
+        said = f"{item.agent} answered, but not with a {item.answer_type.name}: {misfit}"
+        return Result.failed(call, BadAnswer.code, f"{said}\nIt said: {shortened(text, 1000)}")
 
 
 def _info(call: Call, turn: Turn, key: str) -> ToolCall:

@@ -38,6 +38,7 @@ from agentmesh.edge.tasks import cancel_and_wait
 from agentmesh.errors import BackendError, BudgetExceeded
 from agentmesh.records import NOTHING, Inner
 from agentmesh.steps import Calls, Steps, UnjournaledSteps, Unmoved
+from agentmesh.structured import AnswerType
 from agentmesh.tool_runs import ToolRun
 from agentmesh.turn.values import (
     Choice,
@@ -131,6 +132,16 @@ class Runner:
             self._made = self._cls()
             self._made.__dict__["_name"] = self._name
         return self._made
+
+    @property
+    def answer_type(self) -> AnswerType[Any] | None:
+        """The type of the agent's answers; None if its class declares none."""
+        return self._answer_type
+
+    @property
+    def answer_schema(self) -> dict[str, Any] | None:
+        """JSON schema of the agent's answers; None if its class declares no type."""
+        return self._answer_type.schema if self._answer_type is not None else None
 
     def renew(self) -> None:
         """Drop the instance and its backend, as if the process had been restarted."""
@@ -237,6 +248,7 @@ class Runner:
             trace=self._tracing.headers,
             limit=ports.limit,
             budget=self._meter.left() if self._meter is not None and command.request is not None else None,
+            answer_type=self._answer_type,
         )
 
     def _invoke(self, hook: str, arguments: tuple[Any, ...]) -> Awaitable[Any]:
