@@ -69,7 +69,7 @@ class AnswerType[T]:
         self.name = _name(type)
         _check_kind(type, self.name)
         try:
-            self.schema = _schema(type)
+            self.schema: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(_schema(type)))
             self._decoder: msgspec.json.Decoder[T] = msgspec.json.Decoder(type)
         except (TypeError, ValueError, NameError, RecursionError) as error:
             cause = " ".join(str(error).split())

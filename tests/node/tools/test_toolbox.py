@@ -589,6 +589,24 @@ def test_an_agent_that_does_not_answer_is_an_error_for_the_model(code: str) -> N
     assert (found.ok, found.error, found.text) == (False, code, f"b did not answer: {code}: because")
 
 
+class Count(msgspec.Struct):
+    total: int
+
+
+@pytest.mark.case(767)
+def test_an_agents_answer_is_of_the_type_that_the_tool_declares() -> None:
+    agent = having(agent_tool("b", answer_type=Count))
+    assert "It answers in JSON, a Count;" in run(Toolbox(agent).specs())[0].description
+    within = turn(outcome=Outcome(agent="b", ref="9", ok=True, text='{"total": 42, "of": "all"}'))
+    assert run(result(agent, "ask_b", {"prompt": "what?"}, within)).text == '{"total":42}'
+    within = turn(outcome=Outcome(agent="b", ref="9", ok=True, text="forty-two"))
+    found = run(result(agent, "ask_b", {"prompt": "what?"}, within))
+    assert (found.ok, found.error) == (False, "bad_answer")
+    assert "b answered, but not with a Count: it is no JSON" in found.text and found.text.endswith("It said: forty-two")
+    with pytest.raises(InvalidAgent, match="agent_tool: int cannot be the type of an answer"):
+        agent_tool("b", answer_type=int)
+
+
 @pytest.mark.parametrize("given", [{}, {"prompt": ""}, {"prompt": 3}, "what?"])
 def test_an_agent_is_not_asked_nothing(given: Any) -> None:
     within = turn()

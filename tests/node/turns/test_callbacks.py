@@ -320,6 +320,7 @@ def nested(levels: int) -> Any:
         lambda self: self.start_agent("other", kind="K", backend=7),
         lambda self: self.reply(7, "text"),
         lambda self: self.reply("1", 7),
+        lambda self: self.reply("1", answer={"of": "no type"}),
         lambda self: self.notify_after(1, "event", id="_mine"),
         lambda self: self.notify_after(1, "event", id=7),
         lambda self: self.notify_after(1, "event", every=0.5),
