@@ -20,7 +20,6 @@ from agentmesh.subjects import Subjects, spec_key
 from live.mesh import LocalMesh, local_mesh
 from support import Server, run
 
-
 PAGE = (Path(__file__).parents[2] / "docs" / "agent.md").read_text()
 
 
