@@ -58,7 +58,7 @@ class Gateway:
         self._bounds = PrefixBounds(registry, callers_waiting)
         self._intake = Intake(transport, subjects, registry, now=now, token=token, take=self._bounds.take)
         self._waits = OutcomeWaits(transport, subjects)
-        self._shares = Shares()
+        self._shares, self._polling = Shares(), Shares()
         self._polls = Polls(transport, subjects, registry)
         self._subscriptions: list[Subscription] = []
         self._instruments = own()
@@ -106,7 +106,7 @@ class Gateway:
     async def _poll(self, way_in: WayIn, message: Message) -> bytes:
         if not way_in.imported:
             return await self._polls.answer(way_in.agent, message)
-        async with self._shares.place(requester_of(way_in, message.headers)):
+        async with self._polling.place(names.prefix_of(way_in.agent), requester_of(way_in, message.headers)):
             return await self._polls.answer(way_in.agent, message)
 
     def _take(self, way_in: WayIn, message: Message, reply_to: str | None) -> Awaitable[StoredRequest]:
@@ -115,7 +115,7 @@ class Gateway:
         return take(way_in, message, reply_to)
 
     async def _take_in_share(self, way_in: WayIn, message: Message, reply_to: str | None) -> StoredRequest:
-        async with self._shares.place(requester_of(way_in, message.headers)):
+        async with self._shares.place(names.prefix_of(way_in.agent), requester_of(way_in, message.headers)):
             await self._bounds.start()
             return await self._intake.take(way_in, message, reply_to)
 

@@ -1,4 +1,4 @@
-"""A caller that floods the gateway waits for its own requests alone (case 627)."""
+"""A tenant that floods the gateway waits for its own requests alone (cases 627 and 702)."""
 
 from __future__ import annotations
 
@@ -8,35 +8,152 @@ import pytest
 
 from agentmesh.errors import MailboxFull
 from agentmesh_node.gateway.requesters import Requester
-from agentmesh_node.gateway.shares import AT_ONCE, MOST, Shares
+from agentmesh_node.gateway.shares import ASKED_S, AT_ONCE, MOST, TOGETHER, Shares
 from support import eventually, run
 
-FLOOD, OTHER = Requester("CALLERS", "flood"), Requester("CALLERS", "other")
+FLOOD, OTHER, THIRD = (Requester("CALLERS", name) for name in ("flood", "other", "third"))
+
+
+class Served:
+    """Requests as they get their places; each leaves when the test lets it."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.shares = Shares(lambda: self.now)
+        self.order: list[tuple[str, int]] = []
+        self._gates: dict[tuple[str, int], asyncio.Event] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def ask(self, requester: Requester, numbers: range, prefix: str = "team") -> list[asyncio.Task[None]]:
+        tasks = [asyncio.create_task(self._serve(requester, number, prefix)) for number in numbers]
+        self._tasks += tasks
+        return tasks
+
+    async def _serve(self, requester: Requester, number: int, prefix: str) -> None:
+        key = str(requester.user), number
+        gate = self._gates[key] = asyncio.Event()
+        async with self.shares.place(prefix, requester):
+            self.order.append(key)
+            await gate.wait()
+
+    async def answer(self, requester: Requester, number: int) -> None:
+        """Let one go, and return when what follows from that has happened."""
+        self._gates[str(requester.user), number].set()
+        for _ in range(5):
+            await asyncio.sleep(0)
+
+    async def end(self) -> None:
+        for gate in self._gates.values():
+            gate.set()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def unused(self) -> bool:
+        return not self.shares._callers and not self.shares._prefixes
+
+
+def of(name: str, *numbers: int) -> list[tuple[str, int]]:
+    return [(name, number) for number in numbers]
 
 
 @pytest.mark.case(627)
 def test_of_one_caller_some_are_served_at_a_time_and_others_find_their_places() -> None:
     async def main() -> None:
-        shares, gate = Shares(), asyncio.Event()
-        served: list[tuple[Requester, int]] = []
-
-        async def serve(requester: Requester, number: int) -> None:
-            async with shares.place(requester):
-                served.append((requester, number))
-                if requester is FLOOD:
-                    await gate.wait()
-
-        flood = [asyncio.ensure_future(serve(FLOOD, number)) for number in range(MOST)]
-        await eventually(lambda: len(served) == AT_ONCE)
-        await serve(OTHER, 0)
-        assert served == [*((FLOOD, number) for number in range(AT_ONCE)), (OTHER, 0)]
+        served = Served()
+        flood = served.ask(FLOOD, range(MOST))
+        await eventually(lambda: len(served.order) == AT_ONCE)
+        served.ask(OTHER, range(1))
+        await eventually(lambda: len(served.order) == AT_ONCE + 1)
+        assert served.order == [*of("flood", *range(AT_ONCE)), ("other", 0)]
         with pytest.raises(MailboxFull):
-            await serve(FLOOD, MOST)
+            await served._serve(FLOOD, MOST, "team")
         flood[AT_ONCE].cancel()
+        await asyncio.sleep(0)
+        await served.end()
+        assert [number for name, number in served.order if name == "flood"] == [n for n in range(MOST) if n != AT_ONCE]
+        assert served.unused(), "who asks nothing takes no room"
+
+    run(main())
+
+
+@pytest.mark.case(702)
+def test_with_the_flood_of_one_prefix_waiting_a_request_for_another_is_served_at_once() -> None:
+    async def main() -> None:
+        served = Served()
+        served.ask(FLOOD, range(100), "flooded")
+        await eventually(lambda: len(served.order) == AT_ONCE)
+        served.ask(OTHER, range(20, 21), "quiet")
+        await eventually(lambda: served.order[AT_ONCE:] == [("other", 20)])
+        part = TOGETHER // 2
+        for number in range(AT_ONCE - part):
+            await served.answer(FLOOD, number)
+        assert served.order[AT_ONCE + 1 :] == [], "two prefixes have a half each, and the flood has no less than that"
+        await served.answer(FLOOD, AT_ONCE - part)
+        assert served.order[AT_ONCE + 1 :] == [("flood", AT_ONCE)]
+        served.ask(OTHER, range(21, 30), "quiet")
+        await eventually(lambda: len(served.order) == AT_ONCE + 2 + part - 1)
+        await served.answer(OTHER, 20)
+        assert served.order[AT_ONCE + 2 :] == of("other", *range(21, 21 + part))
+        await served.end()
+        assert len(served.order) == 110 and served.unused()
+
+    run(main())
+
+
+@pytest.mark.case(702)
+def test_a_prefix_that_is_asked_nothing_more_has_no_part() -> None:
+    async def main() -> None:
+        served = Served()
+        served.ask(OTHER, range(1), "quiet")
+        served.ask(FLOOD, range(100), "flooded")
+        await eventually(lambda: len(served.order) == 1 + TOGETHER // 2)
+        await served.answer(OTHER, 0)
+        assert len(served.order) == 1 + TOGETHER // 2
+        served.now = 2 * ASKED_S
+        served.ask(FLOOD, range(100, 101), "flooded")
+        await eventually(lambda: len(served.order) == 1 + AT_ONCE)
+        await served.end()
+
+    run(main())
+
+
+@pytest.mark.case(702)
+def test_callers_of_one_prefix_have_its_places_in_turn() -> None:
+    async def main() -> None:
+        served = Served()
+        served.ask(THIRD, range(1), "quiet")
+        served.ask(FLOOD, range(20), "flooded")
+        await eventually(lambda: len(served.order) == 3)
+        late = served.ask(OTHER, range(20, 23), "flooded")
+        await asyncio.sleep(0)
+        late[0].cancel()
+        await asyncio.sleep(0)
+        for number in range(4):
+            await served.answer(FLOOD, number)
+        assert served.order[3:] == [("flood", 2), ("other", 21), ("flood", 3), ("other", 22)]
+        await served.end()
+        assert served.unused()
+
+    run(main())
+
+
+@pytest.mark.case(702)
+def test_a_request_that_is_cancelled_as_it_gets_its_place_gives_it_to_the_next() -> None:
+    async def main() -> None:
+        served, gate = Served(), asyncio.Event()
+
+        async def leaves() -> None:
+            async with served.shares.place("team", FLOOD):
+                await gate.wait()
+            waits[0].cancel()  # in the very step that has given it the place
+
+        leaving = asyncio.create_task(leaves())
+        served.ask(FLOOD, range(AT_ONCE - 1))
+        waits = served.ask(FLOOD, range(AT_ONCE, AT_ONCE + 2))
+        await eventually(lambda: len(served.order) == AT_ONCE - 1)
         gate.set()
-        await asyncio.gather(*flood, return_exceptions=True)
-        assert [number for requester, number in served if requester is FLOOD] == [n for n in range(MOST) if n != AT_ONCE]
-        await serve(FLOOD, MOST)
-        assert not shares._of, "who asks nothing takes no room"
+        await leaving
+        await eventually(lambda: served.order[AT_ONCE - 1 :] == [("flood", AT_ONCE + 1)])
+        await served.end()
+        assert served.unused()
 
     run(main())
