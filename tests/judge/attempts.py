@@ -11,6 +11,7 @@ from msgspec import UNSET
 from agentmesh import semconv
 from agentmesh.ledger import apply
 from agentmesh.records import Ledger
+from agentmesh.trace.context import inner_span_id
 from agentmesh.trace.lost import attempts_ended
 from agentmesh.trace.spans import ToldSpan
 from agentmesh.trace.told import spans_told
@@ -48,6 +49,7 @@ def untold(evidence: Evidence) -> Iterator[str]:
 def orphans(evidence: Evidence) -> Iterator[str]:
     """Spans below one that nobody tells, or that two records tell: those of journals and of facts together are whole trees."""
     spans = {span.id: span for span in evidence.spans or ()}
+    cut_off = _cut_off(evidence)
     told: set[str] = set()
     for agent, records in evidence.journals.items():
         ledger: Ledger | None = None
@@ -59,8 +61,21 @@ def orphans(evidence: Evidence) -> Iterator[str]:
                 spans[span.id] = span
             ledger = apply(ledger, record, seq)
     for span in spans.values():
-        if span.parent and span.parent not in spans:
+        if span.parent and span.parent not in spans and span.parent not in cut_off:
             yield f"{span.agent}: the span {span.name} ({span.id}) stands below {span.parent}, of which nobody tells"
+
+
+def _cut_off(evidence: Evidence) -> set[str]:
+    """The spans of tools that asked an agent when their turn was cut off, or its node died: nobody tells them, but those of an
+    attempt that was handed on."""
+    moved = {s.id for s in evidence.spans or () if s.attributes.get(semconv.ATTEMPT_END) == "moved"}
+    found: set[str] = set()
+    for records in evidence.journals.values():
+        for _, record in records:
+            waits = record.change.waits if record.change.waits is not UNSET else {}
+            asked = ((name, wait.attempt) for name, wait in waits.items() if wait is not None and wait.attempt not in moved)
+            found |= {inner_span_id(attempt, "execute_tool", name) for name, attempt in asked}
+    return found
 
 
 def _stepped(evidence: Evidence) -> dict[str, str]:

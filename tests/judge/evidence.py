@@ -7,6 +7,7 @@ that a stream ever stored (what was purged or rolled up later too), each outcome
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import msgspec
 
@@ -71,6 +72,34 @@ class Call(msgspec.Struct, frozen=True):
     at: float
 
 
+class TurnCall(msgspec.Struct):
+    """A call of a model, or a run of a tool, in a turn that tells of its calls."""
+
+    agent: str
+    turn: str
+    """The turn's name (`Steps.key`): the same over all its owners."""
+    what: str
+    """Which call of the turn it is: the same for each owner that makes it."""
+    node: str
+    at: float
+    end: Literal["open", "done", "failed", "cut"] = "open"
+    """`done`: its step is committed. `failed`: by itself. `cut`: somebody else ended it."""
+
+
+class LiveMessage(msgspec.Struct, frozen=True):
+    """A live event, as an owner sent it."""
+
+    reader: str
+    """The subject that it went to."""
+    type: str
+    seq: int
+    owner: int
+    run: str
+    step: int
+    text: str = ""
+    restart: bool = False
+
+
 class Payment(msgspec.Struct, frozen=True):
     """What a `once` tool has done, as it was done."""
 
@@ -96,6 +125,11 @@ class Evidence(msgspec.Struct):
     """Every outcome that was published to a caller."""
     calls: Sequence[Call] = ()
     payments: Sequence[Payment] = ()
+    turn_calls: Sequence[TurnCall] = ()
+    live: Sequence[LiveMessage] = ()
+    """Every live event that was sent, for simulated runs."""
+    recorded: Mapping[int, float] = {}
+    """By sequence, for simulated runs: when each record was stored."""
     stored: Mapping[tuple[str, str], float] = {}
     """When each outcome was stored, by agent and ref, for simulated runs."""
     epoch: float = 0.0
@@ -127,8 +161,21 @@ def letter_of(seq: int, lane: str, agent: str, body: bytes, headers: Mapping[str
     return Letter(seq, lane, agent, "", label, headers, at)
 
 
+def live_in(reader: str, body: bytes) -> LiveMessage | None:
+    """The live event in a message that went to `reader`; None, if it is something else."""
+    if b'"run":' not in body:
+        return None
+    try:
+        value = msgspec.json.decode(body)
+        return msgspec.convert({**value, "reader": reader}, LiveMessage)
+    except (msgspec.MsgspecError, TypeError):
+        return None
+
+
 def outcome_of(body: bytes) -> Outcome | None:
-    """The outcome in what a caller was sent; None, if it is something else."""
+    """The outcome in what a caller was sent; None, if it is something else, as a live event is."""
+    if b'"run":' in body and live_in("", body) is not None:
+        return None
     try:
         outcome = decode_outcome(body)
     except msgspec.DecodeError:

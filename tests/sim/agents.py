@@ -26,9 +26,10 @@ An event `{"label": L}` is counted too.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, ClassVar
 
 from msgspec import Struct
@@ -36,7 +37,7 @@ from msgspec.json import encode
 
 from agentmesh import Agent, Answer, Closed, Defer, Halt, Idle, Init, Proceed, Skip, Timer, Undelivered
 from agentmesh.backend import Event, Response, Turn
-from judge.evidence import Call, State
+from judge.evidence import Call, State, TurnCall
 
 SLOW_STEP_S = 0.2
 """How long a call of a slow turn takes."""
@@ -63,6 +64,8 @@ class Cell(Agent[State]):
     """How often a turn made each of its calls: the world's memory too."""
     calls: ClassVar[list[Call]] = []
     """Every call, as it began: so is this."""
+    made: ClassVar[list[TurnCall]] = []
+    """Every call of turns that tell of their calls: the world's memory as well."""
     where: ClassVar[Callable[[], str]] = str
     """Tells in which process something runs."""
 
@@ -75,8 +78,10 @@ class Cell(Agent[State]):
                 await turn.calls.begin()
                 Cell.called[turn.steps.key, number] += 1
                 Cell._begin_call(turn)
-                await (asyncio.sleep(SLOW_STEP_S) if verb == "slowly" else Cell._work())
-                await turn.steps.take(f"{label}#{number}")
+                with Cell.making(turn.agent, turn.steps.key, f"call {number}"):
+                    await (asyncio.sleep(SLOW_STEP_S) if verb == "slowly" else Cell._work())
+                    yield Event("text", {"text": f"[{number}]"})
+                    await turn.steps.take(f"{label}#{number}")
                 turn.calls.end()
         if verb == "wait" and rest:
             following = f"{label.partition('@')[0]}@{len(rest)}"
@@ -89,6 +94,22 @@ class Cell(Agent[State]):
             assert outcome.error is None or outcome.error.code != "timeout" or base in Cell.ending
             prompt = f"{prompt} => {outcome.text if outcome.ok or outcome.error is None else f'!{outcome.error.code}'}"
         yield Event.result(prompt)
+
+    @staticmethod
+    @contextlib.contextmanager
+    def making(agent: str, turn: str, what: str) -> Iterator[None]:
+        """Note a call of a turn, and how it ends."""
+        call = TurnCall(agent, turn, what, Cell.where(), asyncio.get_running_loop().time())
+        Cell.made.append(call)
+        try:
+            yield
+        except (asyncio.CancelledError, GeneratorExit):
+            call.end = "cut"
+            raise
+        except BaseException:
+            call.end = "failed"
+            raise
+        call.end = "done"
 
     @staticmethod
     def _begin_call(turn: Turn) -> None:

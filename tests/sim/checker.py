@@ -17,7 +17,7 @@ from agentmesh.subjects import Subjects, node_key
 from agentmesh.trace.facts import spans_in
 from agentmesh.trace.spans import Began, ToldSpan, decode_began
 from agentmesh.wire import Outcome, decode_outcome
-from judge.evidence import Call, Evidence, Operation, Payment, letter_of, outcome_of
+from judge.evidence import Call, Evidence, Operation, Payment, TurnCall, letter_of, live_in, outcome_of
 from sim.server import EPOCH, Server
 from sim.store import Stored
 
@@ -44,16 +44,19 @@ def gather(
     *,
     calls: Sequence[Call] = (),
     payments: Sequence[Payment] = (),
+    turn_calls: Sequence[TurnCall] = (),
     calm: float | None = None,
 ) -> Evidence:
     """The evidence of a run. What strangers have written is no part of it."""
     journals: dict[str, list[tuple[int, Record]]] = defaultdict(list)
     owners: dict[str, list[tuple[float, str]]] = defaultdict(list)
     takers: dict[str, list[tuple[float, str]]] = defaultdict(list)
+    recorded: dict[int, float] = {}
     head = len(subjects.journal(""))
     for message in filter(is_record, server.streams[subjects.stream("journal")].history):
         record = record_of(server, subjects, message)
         journals[message.subject[head:]].append((message.seq, record))
+        recorded[message.seq] = message.at
         if record.kind == "activated":
             owners[message.subject[head:]].append((message.at, record.node))
             takers[message.subject[head:]].append((message.at, record.boot))
@@ -73,6 +76,9 @@ def gather(
         [o for _, body in server.heard if (o := outcome_of(body)) is not None],
         calls,
         payments,
+        turn_calls,
+        [event for subject, body in server.heard if (event := live_in(subject, body)) is not None],
+        recorded,
         stored={(outcome.agent, outcome.ref): at for outcome, at in results},
         epoch=EPOCH,
         owners=dict(owners),

@@ -6,11 +6,14 @@ Each run draws some of the kinds of fault and how often they come, so that rare 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import NamedTuple
 
+from agentmesh.errors import MeshError
+from agentmesh_client.admin import Operator
 from sim.forgetting import Forgetting
 from sim.net import LATENCY_RANGE_S, LATENCY_S, Habits
 from sim.server import Faults
@@ -20,8 +23,10 @@ from sim.world import World
 KINDS = (
     "kill_node", "freeze_node", "cut_node", "cut_heartbeat", "reset", "kill_supervisor", "freeze_supervisor", "cut_supervisor",
     "cut_client", "server", "election", "lost_copies", "doubled_copies", "lost_replies", "delayed", "stale", "no_verdict",
-    "slow", "late_timers", "drain_node", "outage", "restarts", "skew", "full", "blobs",
+    "slow", "late_timers", "drain_node", "rebalance", "outage", "restarts", "skew", "full", "blobs",
 )  # fmt: skip
+ORDERLY = ("drain_node", "rebalance")
+"""Those in which everything ends in order: nothing is made again because of them."""
 LENGTHS_S = (4.0, 8.0, 8.0, 20.0)
 """How long things may go wrong in a run: many short runs meet more than few long ones."""
 MOST_LATE_S = 9.0
@@ -256,6 +261,15 @@ class Storm:
         if not self._world.processes[name].dead:
             self._note(f"drain {name}")
             self._world.nodes[name].drained.set()
+
+    def _rebalance(self) -> None:
+        self._note("rebalance")
+        self._world.spawn("c-mover", self._move(lambda operator: operator.rebalance()))
+
+    async def _move(self, ask: Callable[[Operator], Awaitable[object]]) -> None:
+        with contextlib.suppress(MeshError):  # nobody leads now, or the network is cut
+            async with self._world.client("c-mover") as mesh:
+                await ask(Operator(mesh.transport, mesh.subjects))
 
     def _freeze_node(self) -> None:
         self._freeze(self._dice.choice(sorted(self._world.nodes)))

@@ -221,6 +221,15 @@ class SimLoop(asyncio.BaseEventLoop):
             self._far.append((when, self._timer_count, handle))
         return handle
 
+    def run_in_executor[*Ts, T](self, executor: object, function: Callable[[*Ts], T], *args: *Ts) -> asyncio.Future[T]:
+        """Call `function` at once: a thread would end whenever it likes."""
+        future = self.create_future()
+        try:
+            future.set_result(function(*args))
+        except Exception as error:  # noqa: BLE001 - it belongs to the caller
+            future.set_exception(error)
+        return future
+
     def call_next(self, process: Process, callback: Callable[..., object], *args: object) -> None:
         """Have `process` call `callback` as soon as it can. At once, if nothing else is ready: as `call_soon` would have it."""
         if self._ready or process.frozen or process.dead:

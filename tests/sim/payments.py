@@ -4,6 +4,8 @@
                      it was made; the odd ones by `transfer`, whose receiver knows it by its key
     transfer L N     the same, all by `transfer`; the model fails behind the first one, and is asked again
     wait L           (without further agents) as `pay L 2`, on behalf of another agent
+    work L N         make N calls of a model, each with some tools behind it that run at the same time: some look, which takes a
+                     while, and some ask another agent; the model fails at times, and is asked again after a pause
 
 Where agents are slow at times, tools take too long then, before or behind the payment. The model makes a call again, at times, of
 which it was told that its outcome is unknown; it fails at times; and so does the agent's own code.
@@ -13,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import random
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from typing import Any, ClassVar
@@ -20,7 +23,7 @@ from typing import Any, ClassVar
 from agentmesh import Agent, Idle, Prompt
 from agentmesh.backend import Event, Response, Turn
 from agentmesh.errors import BackendError, MeshError
-from agentmesh.tools import Done, NotDone, ToolCall, ToolSpec, tool
+from agentmesh.tools import Done, NotDone, ToolCall, ToolSpec, agent_tool, tool
 from agentmesh_node.tools import Call, Result, Toolbox
 from agentmesh_node.tools.loop import ToolLoop
 from agentmesh_node.tools.loop_steps import ModelAnswer
@@ -30,6 +33,10 @@ from sim.agents import Cell
 TIMEOUT_S = 1.0
 UNKNOWN = ("timeout", "unknown_outcome", "interrupted")
 """Errors of calls that may have been made."""
+LOOK_S = 900.0
+"""How long a look, or a question, may take: longer than any run."""
+COUNTED_BY = "k0"
+"""Whom those ask that work: one of the agents that count (`sim.workload.COUNTERS`)."""
 ON_BEHALF = 2
 """Payments of a question."""
 
@@ -87,10 +94,20 @@ async def transfer(to: str, call: ToolCall) -> str:
     return await Bank.pay("transfer", to, call)
 
 
+@tool(effect="idempotent", timeout_s=LOOK_S)
+async def look(at: str, call: ToolCall) -> str:
+    """Look at something, and take a while for it."""
+    await asyncio.sleep(Cell.dice.uniform(0.0, max(Cell.slowness, 0.2)))
+    return at
+
+
+ask = agent_tool(COUNTED_BY, name="ask", description="Ask somebody who counts.", timeout_s=LOOK_S)
+
+
 class Till(Agent[Any]):
     """What the tools belong to."""
 
-    tools = (pay, transfer)
+    tools = (pay, transfer, look, ask)
 
 
 class Teller:
@@ -116,7 +133,11 @@ class Teller:
 
     async def answer(self, history: Sequence[Any], tools: Sequence[ToolSpec]) -> AsyncGenerator[Event | ModelAnswer]:
         Cell._begin_call(self._turn)
-        await Cell._work()
+        with Cell.making(self._turn.agent, self._turn.steps.key, f"model {self._turn.number}.{len(history)}"):
+            await Cell._work()
+            yield self._answer(history)
+
+    def _answer(self, history: Sequence[Any]) -> ModelAnswer:
         made = self._made(history)
         forced = self._transfers and len(made) == 1 and f"model {self._label}" not in Bank.failed
         if forced:
@@ -125,11 +146,10 @@ class Teller:
             raise BackendError("the model is overloaded", details={"reason": "overloaded", "retryable": True})
         to = self._next(made)
         if to is None:
-            yield ModelAnswer(["model", "done"], "done", model=self.name)
-            return
+            return ModelAnswer(["model", "done"], "done", model=self.name)
         name = "transfer" if self._transfers or int(to.rpartition("/")[2]) % 2 else "pay"
         call = Call(f"{self._turn.number}-{len(made)}", name, {"to": to})
-        yield ModelAnswer(["model", to], calls=(call,), stop="tool_use", model=self.name)
+        return ModelAnswer(["model", to], calls=(call,), stop="tool_use", model=self.name)
 
     def _made(self, history: Sequence[Any]) -> list[tuple[str, bool, str | None]]:
         """The calls that a history shows: whom they paid, and how they ended."""
@@ -150,11 +170,78 @@ class Teller:
         return next((to for to in self._wanted if all(to != one[0] for one in made)), None)
 
 
+class Worker:
+    """A model that has some tools run at the same time, so many times, and is asked again where it fails."""
+
+    provider = "sim"
+    name = "worker"
+
+    def __init__(self, turn: Turn, label: str, count: int) -> None:
+        self._turn = turn
+        self._label = label
+        self._count = count
+        self._shape = random.Random(label)
+        """What is asked for of a label is the same whenever it is asked for."""
+        self._tools = [self._of(number) for number in range(count)]
+
+    def prompt(self, text: str, turn: Turn) -> Any:
+        return ["user", text]
+
+    def results(self, results: Sequence[Result]) -> Any:
+        return ["results", len(results)]
+
+    def noted(self, message: Any, note: str) -> Any:
+        return [*message, note]
+
+    async def answer(self, history: Sequence[Any], tools: Sequence[ToolSpec]) -> AsyncGenerator[Event | ModelAnswer]:
+        done = sum(message[0] == "results" for message in history)
+        while True:
+            Cell._begin_call(self._turn)
+            try:
+                with Cell.making(self._turn.agent, self._turn.steps.key, f"model {self._turn.number}.{done}"):
+                    await Cell._work()
+                    if Cell.slowness and Cell.dice.random() < 0.2:
+                        raise BackendError("the model is overloaded", details={"reason": "overloaded", "retryable": True})
+                    yield Event("text", {"text": f"[{done}]"})
+                    calls = self._tools[done] if done < self._count else ()
+                    yield ModelAnswer(["model", done], f"[{done}]", calls=calls, model=self.name)
+                return
+            except BackendError:
+                async with self._turn.calls.resting():
+                    await asyncio.sleep(Cell.dice.uniform(0.0, 3.0))
+
+    def _of(self, number: int) -> tuple[Call, ...]:
+        count = self._shape.choice((1, 1, 2, 3))
+        return tuple(self._call(number, index) for index in range(count))
+
+    def _call(self, number: int, index: int) -> Call:
+        own = f"{self._turn.number}-{number}-{index}"
+        if self._shape.random() < 0.25:
+            return Call(own, "ask", {"prompt": f"add {self._label}/{number}/{index}"})
+        return Call(own, "look", {"at": f"{number}/{index}"})
+
+
+class Noting(Toolbox):
+    """A toolbox that notes what runs."""
+
+    async def run(self, call: Call, turn: Turn, key: str = "") -> Result:
+        if self.target(call.name) is not None:
+            return await super().run(call, turn, key)  # a question is found again by its name
+        with Cell.making(turn.agent, turn.steps.key, f"{call.name} {call.id}"):
+            return await super().run(call, turn, key)
+
+
 class Payer(Cell):
-    """A cell that pays. Its answer says of each payment how it ended."""
+    """A cell that pays, and works. Its answer says of each payment how it ended."""
 
     async def script(prompt: str, turn: Turn) -> AsyncIterator[Event]:  # type: ignore[misc]
         verb, label, *rest = prompt.split()
+        if verb == "work":
+            worker = Worker(turn, label, int(rest[0]))
+            async with aclosing(ToolLoop(worker, Noting(Till())).run([], prompt, turn)) as events:  # type: ignore[type-var]
+                async for event in events:
+                    yield Event.result(prompt) if event.kind == "result" else event
+            return
         if verb not in ("pay", "transfer") and (verb != "wait" or rest):
             async for event in Cell.script(prompt, turn):
                 yield event
@@ -162,7 +249,7 @@ class Payer(Cell):
         Bank.prompts[turn.ref] = prompt
         model = Teller(turn, verb, label, int(rest[0]) if rest else ON_BEHALF)
         history: list[Any] = []
-        async with aclosing(ToolLoop(model, Toolbox(Till())).run(history, prompt, turn)) as events:  # type: ignore[type-var]
+        async with aclosing(ToolLoop(model, Noting(Till())).run(history, prompt, turn)) as events:  # type: ignore[type-var]
             async for event in events:
                 yield Event.result(f"{prompt} {model.ends(history)}") if event.kind == "result" else event
 

@@ -19,16 +19,17 @@ from agentmesh.records import Ledger, Record
 from agentmesh.subjects import LANES, spec_key
 from agentmesh.wire import FOR
 from judge.attempts import orphans, untold
+from judge.moves import hand_overs, moved_wrongly, repeated
 from judge.verdict import ends_on_purpose, judge
 from sim.agents import Cell
 from sim.checker import gather, is_record, record_of
-from sim.faults import Storm, climate
+from sim.faults import ORDERLY, Storm, climate
 from sim.forgetting import forgotten
 from sim.loop import SimLoop, process_name, run_sim
 from sim.payments import Bank
 from sim.server_clocks import wrong_clocks
 from sim.store import Stored
-from sim.workload import ENDS, IMMORTAL, PAYERS, WEIGHTS, Workload
+from sim.workload import ENDS, IMMORTAL, MOVES, PAYERS, WEIGHTS, Workload
 from sim.world import World
 
 PATIENCE_S = 420.0
@@ -37,6 +38,8 @@ TOLD_S = 90
 """By when all attempts must have been told of once everything is done."""
 ENDS_SHARE = 0.4
 """In so many of the runs clients end much of what they ask before its time."""
+MOVES_SHARE = 0.4
+"""In so many of the others most turns have many steps, and nodes are drained and loads evened out in the middle of them."""
 
 
 @dataclasses.dataclass
@@ -106,28 +109,25 @@ async def _run(
     Cell.dice, Cell.crashed, Cell.bulk = world.dice("agents"), set(), sky.bulk
     Cell.called.clear()
     Cell.calls.clear()
+    Cell.made.clear()
     Cell.ending.clear()
     Bank.clear()
     Cell.where = process_name
     Cell.slowness = world.dice("slowness").choice((0.0, 0.2, 2.0))
     Cell.max_takeovers = world.dice("takeovers").choice((5, 1000))
     await world.prepare()
-    for name in ("s1", "s2"):
-        world.supervisor(name)
-    facts = world.dice("facts").choice(("attempts", "all"))
-    for name in ("n1", "n2", "n3"):
-        habits = world.dice(name)
-        rests, snapshots = habits.choice((3.0, 300.0)), habits.choice((4, 16, 256))
-        world.node(name, passivate_s=rests, snapshot_records=snapshots, trace_facts=facts)
+    _start(world)
 
     def end_by(client: str, label: str, seconds: float) -> dt.datetime:
         Cell.ending.add(label)
         return dt.datetime.fromtimestamp(world.ambient(client).now() + seconds, dt.UTC)
 
-    ends = kinds is None and world.dice("ends").random() < ENDS_SHARE
-    work = Workload(world, weights=ENDS if ends else WEIGHTS, threads=4 if ends else 2, pays=True, ends=end_by)
-    if ends:
+    weights = _weights(world, kinds)
+    if weights is MOVES:
+        sky = sky._replace(kinds=tuple(dict.fromkeys((*sky.kinds, *ORDERLY))))
+    if weights is not WEIGHTS:
         Cell.slowness = world.dice("slowness").choice((0.2, 2.0))
+    work = Workload(world, weights=weights, threads=2 if weights is WEIGHTS else 4, pays=True, ends=end_by)
     await work.prepare()
     storm = Storm(world, sky.kinds, deaths=Cell.max_takeovers)
     load = loop.create_task(work.run(sky.seconds))
@@ -138,12 +138,23 @@ async def _run(
     calm = await work.revive(lambda: settled(world, wanted), lambda: halted(world), PATIENCE_S)
     wrong = [] if calm else [f"not done {PATIENCE_S:g} s after the last fault: {line}" for line in unsettled(world, wanted)]
     for _ in range(TOLD_S):
-        evidence = gather(world.net.server, world.subjects, work.history, calls=Cell.calls, payments=Bank.paid, calm=calmed)
+        evidence = gather(
+            world.net.server,
+            world.subjects,
+            work.history,
+            calls=Cell.calls,
+            payments=Bank.paid,
+            turn_calls=Cell.made,
+            calm=calmed,
+        )
         if next(untold(evidence), None) is None:
             break
         await asyncio.sleep(1.0)
     wrong += judge(evidence, wanted)
     wrong += orphans(evidence)
+    wrong += moved_wrongly(evidence)
+    if set(sky.kinds) <= set(ORDERLY):
+        wrong += repeated(evidence.turn_calls)
     wrong += [f"defect: {line}" for line in loop.defects]
     digest = hashlib.sha256()
     for name, stream in sorted(world.net.server.streams.items()):
@@ -151,9 +162,30 @@ async def _run(
             digest.update(f"{name} {message.seq} {message.subject} {message.at}".encode() + message.data)
     records = sum(len(records) for records in evidence.journals.values())
     counts = {**ends_on_purpose(evidence), "payments": len(evidence.payments)}
+    counts |= {"calls of turns": len(Cell.made), "hand-overs": len(hand_overs(evidence))}
     return Verdict(
         seed, wrong, storm.log, storm.kinds, len(work.history), records, loop.time(), 0.0, digest.hexdigest()[:16], counts
     )
+
+
+def _start(world: World) -> None:
+    """Start the processes of the mesh."""
+    for name in ("s1", "s2"):
+        world.supervisor(name)
+    facts = world.dice("facts").choice(("attempts", "all"))
+    for name in ("n1", "n2", "n3"):
+        habits = world.dice(name)
+        rests, snapshots = habits.choice((3.0, 300.0)), habits.choice((4, 16, 256))
+        world.node(name, passivate_s=rests, snapshot_records=snapshots, trace_facts=facts)
+
+
+def _weights(world: World, kinds: tuple[str, ...] | None) -> Mapping[str, float]:
+    """What clients do in a run with these `kinds` of faults; None: it has drawn them."""
+    if kinds is not None:
+        return MOVES if set(kinds) == set(ORDERLY) else WEIGHTS
+    if world.dice("ends").random() < ENDS_SHARE:
+        return ENDS
+    return MOVES if world.dice("moves").random() < MOVES_SHARE else WEIGHTS
 
 
 def settled(world: World, wanted: Collection[str], excused: Collection[str] = ()) -> bool:

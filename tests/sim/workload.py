@@ -63,11 +63,19 @@ ENDS: Mapping[str, float] = MappingProxyType(
 )  # fmt: skip
 """The same, where most is asked on behalf of something else and much of it is ended before its time."""
 
+MOVES: Mapping[str, float] = MappingProxyType(
+    {"steps": 5, "slowly": 5, "wait": 4, "work": 8, "ask": 1, "call": 1, "notify": 1, "cancel": 1, "interrupt": 0.5, "resume": 1}
+)
+"""The same, where most turns have many steps, so that they are met in their middle by what moves agents."""
 
 ENDING = 0.15
 """How many of the questions end by a time, where some do."""
 PAY = 3.0
 """How often they are to pay, beside these."""
+WORK = 2.0
+"""How often they are to work with tools, beside these."""
+WATCHED = 0.5
+"""How many of the turns with steps their clients watch."""
 
 
 class Place(Protocol):
@@ -111,7 +119,7 @@ class Workload:
         self._world = world
         self._dice = world.dice("workload")
         if pays:
-            weights = {**weights, "pay": PAY}
+            weights = {"work": WORK, **weights, "pay": PAY}
         self._payers = PAYERS if pays else ()
         self._immortal = (*IMMORTAL, *self._payers)
         self._kinds, self._weights = tuple(weights), tuple(weights.values())
@@ -163,7 +171,7 @@ class Workload:
             case "call" | "apart":
                 depth = dice.randint(1, len(CHAIN) - 1)
                 await self._ask(mesh, client, CHAIN[0], f"{kind} {label} {depth}", dice)
-            case "steps" | "wait" | "pay":
+            case "steps" | "slowly" | "wait" | "pay" | "work":
                 await self._long(mesh, client, kind, label, dice)
             case "notify":
                 await self._do(
@@ -210,8 +218,10 @@ class Workload:
     async def _long(self, mesh: Mesh, client: str, kind: str, label: str, dice: random.Random) -> None:
         """A turn with steps, one that pays, or one that waits for others. Agents wait for each other, and for themselves: circles
         come about, within one chain of waits and across several."""
-        if kind == "steps":
-            await self._ask(mesh, client, dice.choice(self._immortal), f"steps {label} {dice.randint(1, 8)}", dice)
+        if kind in ("steps", "slowly", "work"):
+            agents = self._payers if kind == "work" else self._immortal
+            text = f"{kind} {label} {dice.randint(1, 8)}"
+            await (self._watch if dice.random() < WATCHED else self._ask)(mesh, client, dice.choice(agents), text, dice)
             return
         if kind == "pay":
             await self._ask(mesh, client, dice.choice(self._payers), f"pay {label} {dice.randint(1, 4)}", dice)
@@ -273,6 +283,20 @@ class Workload:
 
             try:
                 op.outcome = await mesh.ask_outcome(agent, text, timeout=self._ask_s, on_accepted=accepted, end_by=end_by)
+            except AskTimeout:
+                op.error = "ask_timeout"
+
+        await self._do(client, f"ask {verb}", agent, label, act)
+
+    async def _watch(self, mesh: Mesh, client: str, agent: str, text: str, dice: random.Random) -> None:
+        """Ask, and watch the turn."""
+        verb, label = text.split()[:2]
+
+        async def act(op: Operation) -> None:
+            try:
+                async with mesh.stream(agent, text, timeout=self._ask_s) as turn:
+                    op.ref = turn.ref
+                    op.outcome = await turn.outcome()
             except AskTimeout:
                 op.error = "ask_timeout"
 

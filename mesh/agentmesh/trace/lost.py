@@ -220,6 +220,12 @@ def abandoned(fact: Began, *, at: float, epoch: int, root: str = "mesh") -> Told
     return _span(Teller(agent=fact.agent, service=fact.service, life=fact.life, epoch=epoch, root=root), fact, "fenced", at)
 
 
+def inner_of_lost(fact: Began, inner: Iterable[Inner], *, epoch: int, root: str = "mesh") -> tuple[ToldSpan, ...]:
+    """The spans of calls of an attempt that its own process has begun, and that its owner hands over before a step has them."""
+    teller = Teller(agent=fact.agent, service=fact.service, life=fact.life, epoch=epoch, root=root)
+    return tuple(inner_spans(teller, _span(teller, fact, "moved", fact.left), inner))
+
+
 def _span(teller: Teller, fact: Began, end: AttemptEnd, ended: float) -> ToldSpan:
     """The span of an attempt that has said that it began."""
     return attempt_span(

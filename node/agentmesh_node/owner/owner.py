@@ -203,7 +203,7 @@ class Owner:
         if self._s.traces.facts == "off" or self.closed or core is None or core.active is None or core.inflight is not None:
             return
         if (fact := began_of(core)) is not None:
-            self._s.traces.began(msgspec.structs.replace(fact, left=self._s.now()), "left")
+            self._s.traces.left(msgspec.structs.replace(fact, left=self._s.now()), self._turn.inner(), self.claim.epoch)
 
     def _configured(self, spec: Spec) -> Spec:
         """`spec` as it shows the configuration in force, and what the class declares of its answers."""

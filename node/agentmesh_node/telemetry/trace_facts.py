@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from agentmesh.edge.transport import Transport
-from agentmesh.records import Ledger, Record, SendMail
+from agentmesh.records import Inner, Ledger, Record, SendMail
 from agentmesh.subjects import Subjects
 from agentmesh.trace.facts import record_fact
-from agentmesh.trace.lost import abandoned, attempts_ended
+from agentmesh.trace.lost import abandoned, attempts_ended, inner_of_lost
 from agentmesh.trace.spans import Began, Spans, ToldSpan, TraceFacts, encode_fact
 from agentmesh.trace.told import spans_told
 from agentmesh.wire import MSG_ID
@@ -144,6 +144,15 @@ class SpanTeller:
         else:
             self.begun.setdefault(fact.agent, {})[fact.span] = fact
         self._post(self._subjects.trace(fact.agent, "began"), encode_fact(fact), f"{fact.span}-{name}")
+
+    def left(self, fact: Began, open: tuple[Inner, ...], epoch: int) -> None:
+        """Publish that an attempt was handed over: the next owner tells of it. `open`: its calls that no step has, which only
+        this owner knows."""
+        self.began(fact, "left")
+        if open:
+            spans = inner_of_lost(fact, open, epoch=epoch, root=self._subjects.root)
+            self.post(fact.agent, f"{fact.span}-open", spans)
+            self.export(spans)
 
     def owns(self, agent: str, generation: int, *, owned: bool) -> None:
         """This process acts for the agent now, or no more."""

@@ -110,9 +110,10 @@ class TurnRun:
         return self._calls is not None and self._calls.told
 
     def tell_handed_on(self) -> None:
-        """Tell the turn's reader that it goes on elsewhere, and that nothing of it is void."""
-        if self._events is not None:
-            self._events.send({"type": "handover"}, though_full=True)
+        """Tell the turn's reader, once, that it goes on elsewhere, and that nothing of it is void."""
+        events, self._events = self._events, None
+        if events is not None:
+            events.send({"type": "handover"}, though_full=True)
 
     def _reached(self, number: int) -> None:
         self._feed(HandOn(number))

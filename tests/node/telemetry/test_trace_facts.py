@@ -9,7 +9,7 @@ from msgspec import structs
 
 from agentmesh import semconv
 from agentmesh.edge.transport import Headers
-from agentmesh.ledger_entries import Traced, TurnInfo
+from agentmesh.ledger_entries import Inner, Traced, TurnInfo
 from agentmesh.records import Ledger, Record, SendMail
 from agentmesh.subjects import Subjects
 from agentmesh.trace.facts import spans_in
@@ -182,6 +182,17 @@ def test_who_hands_an_agent_over_leaves_its_attempt_to_the_next_owner() -> None:
     telling.began(began(left=3.0), "left")
     assert telling.begun_of("coder", 5) == []
     assert [fact for _, fact, _ in wire.sent] == ["a" * 16 + "-began", "a" * 16 + "-left"]
+
+
+@pytest.mark.case(731)
+def test_calls_that_were_open_at_a_hand_over_are_told_by_the_owner_that_made_them() -> None:
+    wire, exported = Wire(), list[tuple[ToldSpan, ...]]()
+    telling = teller(wire, "attempts", export=exported.append)
+    question = Inner(id="c" * 16, op="execute_tool", name="ask", began=2.0, ended=3.0, error="interrupted")
+    telling.left(began(left=3.0), (question,), 1)
+    assert [fact for _, fact, _ in wire.sent] == ["a" * 16 + "-left", "a" * 16 + "-open"]
+    ((told,),) = exported
+    assert (told.id, told.parent, told.name, told.error) == ("c" * 16, "a" * 16, "execute_tool ask", "interrupted")
 
 
 def test_it_knows_for_whom_its_process_acts() -> None:

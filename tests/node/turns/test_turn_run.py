@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
 import msgspec
+import pytest
 from msgspec import Raw
 
 from agentmesh.agent import Agent, Idle, Init
@@ -166,6 +167,19 @@ def test_a_killed_turn_ends_unheard_and_its_watchdog_with_it() -> None:
         await it.node.pass_time(60.0)
         assert it.fed == []
         await it.run.kill()
+
+    turning(story)
+
+
+@pytest.mark.case(730)
+def test_a_reader_is_told_once_that_its_turn_goes_on_elsewhere() -> None:
+    async def story(it: Case) -> None:
+        it.start(stream_to=READER)
+        await it.node.pass_time(1.0)
+        it.run.tell_handed_on()
+        it.run.tell_handed_on()
+        await it.node.pass_time(1.0)
+        assert [event["type"] for event in it.heard] == ["start", "text", "handover"]
 
     turning(story)
 
