@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -23,9 +23,9 @@ from sim.world import World
 KINDS = (
     "kill_node", "freeze_node", "cut_node", "cut_heartbeat", "reset", "kill_supervisor", "freeze_supervisor", "cut_supervisor",
     "cut_client", "server", "election", "lost_copies", "doubled_copies", "lost_replies", "delayed", "stale", "no_verdict",
-    "slow", "late_timers", "drain_node", "rebalance", "outage", "restarts", "skew", "full", "blobs",
+    "slow", "late_timers", "drain_node", "rebalance", "move", "outage", "restarts", "skew", "full", "blobs",
 )  # fmt: skip
-ORDERLY = ("drain_node", "rebalance")
+ORDERLY = ("drain_node", "rebalance", "move")
 """Those in which everything ends in order: nothing is made again because of them."""
 LENGTHS_S = (4.0, 8.0, 8.0, 20.0)
 """How long things may go wrong in a run: many short runs meet more than few long ones."""
@@ -151,9 +151,16 @@ class Weather(Habits):
 class Storm:
     """The schedule of the faults of one run."""
 
-    def __init__(self, world: World, kinds: tuple[str, ...], *, deaths: int = 10**6) -> None:
-        """`deaths`: most node processes that are killed; more could rightly make an input a dead letter
-        (docs/architecture.md#poison)."""
+    def __init__(
+        self, world: World, kinds: tuple[str, ...], *, deaths: int = 10**6, movable: Sequence[str] = ("nobody",)
+    ) -> None:
+        """
+        Args:
+            deaths: most node processes that are killed; more could rightly make an input a dead letter
+                (docs/architecture.md#poison).
+            movable: agents that are ordered to other nodes.
+        """
+        self._movable = movable
         self._world = world
         self._dice = world.dice("faults")
         self.chances = Chances()
@@ -264,9 +271,15 @@ class Storm:
 
     def _rebalance(self) -> None:
         self._note("rebalance")
-        self._world.spawn("c-mover", self._move(lambda operator: operator.rebalance()))
+        self._world.spawn("c-mover", self._operate(lambda operator: operator.rebalance()))
 
-    async def _move(self, ask: Callable[[Operator], Awaitable[object]]) -> None:
+    def _move(self) -> None:
+        nodes = sorted(self._world.nodes)
+        agent, node = self._dice.choice(self._movable), self._dice.choice(nodes)
+        self._note(f"move {agent} to {node}")
+        self._world.spawn("c-mover", self._operate(lambda operator: operator.move(agent, node)))
+
+    async def _operate(self, ask: Callable[[Operator], Awaitable[object]]) -> None:
         with contextlib.suppress(MeshError):  # nobody leads now, or the network is cut
             async with self._world.client("c-mover") as mesh:
                 await ask(Operator(mesh.transport, mesh.subjects))

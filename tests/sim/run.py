@@ -29,7 +29,7 @@ from sim.loop import SimLoop, process_name, run_sim
 from sim.payments import Bank
 from sim.server_clocks import wrong_clocks
 from sim.store import Stored
-from sim.workload import ENDS, IMMORTAL, MOVES, PAYERS, WEIGHTS, Workload
+from sim.workload import ENDS, IMMORTAL, MORTAL, MOVES, PAYERS, WEIGHTS, Workload
 from sim.world import World
 
 PATIENCE_S = 420.0
@@ -129,7 +129,7 @@ async def _run(
         Cell.slowness = world.dice("slowness").choice((0.2, 2.0))
     work = Workload(world, weights=weights, threads=2 if weights is WEIGHTS else 4, pays=True, ends=end_by)
     await work.prepare()
-    storm = Storm(world, sky.kinds, deaths=Cell.max_takeovers)
+    storm = Storm(world, sky.kinds, deaths=Cell.max_takeovers, movable=(*IMMORTAL, *PAYERS, *MORTAL))
     load = loop.create_task(work.run(sky.seconds))
     await storm.blow(sky.seconds)
     calmed = loop.time()

@@ -34,7 +34,7 @@ LATE_S = 1.0
 @pytest.mark.case(673)
 @pytest.mark.parametrize("first", [1, 501])
 def test_an_orderly_end_makes_no_call_again(first: int) -> None:
-    said = sim("--seed", str(first), "--seeds", "12", "--faults", "drain_node,rebalance", "--jobs", "2")
+    said = sim("--seed", str(first), "--seeds", "12", "--faults", "drain_node,rebalance,move", "--jobs", "2")
     assert "0 failed" in said
     moved = re.search(r"(\d+) hand-overs", said)
     assert moved is not None and int(moved[1]) > 20, said
