@@ -63,8 +63,7 @@ def test_no_number_is_missing_or_used_twice() -> None:
         *range(680, 683),
         *range(700, 703),
         *range(710, 715),
-        730,
-        731,
+        *range(730, 733),
     }
 
 

@@ -200,8 +200,8 @@ def _unended(taken: Taken, fact: Began, alive: Collection[str]) -> Unended:
 
 def _end(taken: Taken, fact: Began, alive: Collection[str]) -> tuple[AttemptEnd, float]:
     """How an attempt ended, and when: at the latest when the next owner had the agent."""
-    if fact.left:
-        return "moved", fact.left
+    if moved := fact.left or _handed_on(taken, fact):  # that fact may have been lost
+        return "moved", moved
     by_former = fact.boot == taken.ledger.boot
     followed = (
         record.at
@@ -212,6 +212,20 @@ def _end(taken: Taken, fact: Began, alive: Collection[str]) -> tuple[AttemptEnd,
     )
     lost = taken.died if by_former else fact.boot != taken.boot and fact.boot not in alive
     return ("lost" if lost else "fenced"), next(followed, taken.at)
+
+
+def _handed_on(taken: Taken, fact: Began) -> float:
+    """When the attempt's owner committed that its turn goes on elsewhere; 0 if it did not."""
+    for _, record in taken.records:
+        turning = record.change.turning
+        if (
+            turning
+            and turning.moves
+            and turning.key == fact.input
+            and (record.generation, record.boot) == (fact.generation, fact.boot)
+        ):
+            return record.at
+    return 0.0
 
 
 def abandoned(fact: Began, *, at: float, epoch: int, root: str = "mesh") -> ToldSpan:

@@ -10,7 +10,7 @@ from msgspec import structs
 from agentmesh import semconv
 from agentmesh.identity import Party
 from agentmesh.ledger_entries import Inner, Step, Traced, TurnInfo, Turning, Wait
-from agentmesh.records import Ledger, Record
+from agentmesh.records import Change, Ledger, Record
 from agentmesh.trace.lost import MARGIN_S, Taken, abandoned, last_records, nodes_in, since, unended
 from agentmesh.trace.spans import Began
 
@@ -62,6 +62,13 @@ def test_an_attempt_that_said_that_it_began_is_told(died: bool, end: str) -> Non
 
 def test_one_that_was_given_up_in_order_has_moved() -> None:
     (found,) = unended(taken(), [began(), began(left=150.0)], ())
+    assert (found.spans[0].attributes[semconv.ATTEMPT_END], found.spans[0].end, found.spans[0].error) == ("moved", 150.0, "")
+
+
+@pytest.mark.case(732)
+def test_one_that_was_handed_on_has_moved_although_its_node_died_behind_that() -> None:
+    turning = Turning(key="inbox:12", number=2, prompt="work", began=100.0, moves=1)
+    (found,) = unended(taken(records=[(7, record("step", 150.0, change=Change(turning=turning)))]), [began()], ())
     assert (found.spans[0].attributes[semconv.ATTEMPT_END], found.spans[0].end, found.spans[0].error) == ("moved", 150.0, "")
 
 
