@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
 from agentmesh.access.roles import INSIDE, STREAMS, Role, lists
+from agentmesh.control_operations import GIVEN
 from agentmesh.subjects import Subjects
 
 type Kind = Literal["publish", "subscribe"]
@@ -40,6 +41,7 @@ UNUSED: dict[tuple[Role, str], str] = {
     ("supervisor", "mesh.peer-notify.>"): _CROSSED,
     ("supervisor", "mesh.live.control.>"): "asked by a poll that the gateway of a supervisor serves, while a node could have",
     ("supervisor", "_R_.>"): _CROSSED,
+    **{("supervisor", f"mesh.live.control-{op}.> mesh"): "heard while owners of an older build run" for op in GIVEN},
     ("supervisor", "$SYS.REQ.USER.INFO"): _ASKED,
     ("supervisor", "mesh.peer-answer.>"): "the answer to an agent that waits for one that never was",
     **{("supervisor", entry): _LARGE for entry in ("$O.mesh-blobs.C.>", "$O.mesh-blobs.M.>", *_BLOB_READS, _BLOB_PURGE)},

@@ -137,14 +137,6 @@ class Updater:
                     return reply
                 await asyncio.sleep(AGAIN_S)  # it had come twice, and an owner of an older build says of one that it waits
             raise AskTimeout("it waits")
-        except BadRequest as error:
-            if "unknown operation" not in error.message:
-                raise
-            raise Unavailable(
-                f"the node of agent {agent!r} is of an older build, which cannot change a running agent; upgrade it "
-                "(`mesh nodes` shows the versions)",
-                details={"agent": agent},
-            ) from None
         except AskTimeout:
             raise AskTimeout(
                 f"agent {agent!r} has not taken the change within {timeout:g} s: it may be in a turn, and takes it at the turn's "

@@ -7,10 +7,13 @@ from contextlib import suppress
 
 import msgspec
 
+from agentmesh.control_operations import error_in, of_older_build
 from agentmesh.control_values import Configuration, ControlRequest
+from agentmesh.edge.failures import EDGE_ERRORS
 from agentmesh.edge.permissions import Permissions
 from agentmesh.edge.retry import CALL_RETRY
-from agentmesh.edge.transport import Disconnected, Message, NoResponders, RequestTimeout, Transport
+from agentmesh.edge.tasks import cancel_and_wait
+from agentmesh.edge.transport import Disconnected, Headers, Message, NoResponders, RequestTimeout, Transport
 from agentmesh.errors import AskTimeout, NotPermitted, Unavailable
 from agentmesh.keys import KEY
 from agentmesh.subjects import Subjects
@@ -25,6 +28,9 @@ SETTLE_S = 2.0
 """How long a node that has just come may take to be given the agents that waited for it."""
 ATTEMPT_S = 2.0
 """Wait for one reply to a request that may be repeated."""
+SILENCE_S = 1.0
+"""How long an owner may say nothing to a request whose subject names its operation, before a gateway is asked whether any process
+knows this form."""
 
 
 class ControlReply(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,10 +52,6 @@ class ControlReply(msgspec.Struct, frozen=True, kw_only=True):
     set: bool = False
     configuration: Configuration | None = None
     withdrawn: tuple[Subrequest, ...] = ()
-
-
-class _Failure(msgspec.Struct, frozen=True):
-    error: ErrorBody | None = None
 
 
 class Control:
@@ -88,9 +90,7 @@ class Control:
             left = max(end - loop.time(), 0.05)
             sent = self._transport.connected
             try:
-                message = await self._transport.request(
-                    subject, body, headers=headers, timeout=min(left, ATTEMPT_S) if repeat else left
-                )
+                message = await self._sent(agent, subject, body, headers, min(left, ATTEMPT_S) if repeat else left)
             except NotPermitted as error:
                 if refused is not None or subject != self._subjects.control(agent):
                     raise refused or error from None
@@ -106,11 +106,47 @@ class Control:
                 if sent and not repeat:
                     break  # the owner may have got it
             else:
-                return _decoded(message, reply)
+                return _decoded(message, reply, agent, request.op)
             if loop.time() + pause >= end:
                 break
             await asyncio.sleep(pause)
-        raise await self._gave_up(agent, request.op, timeout, last, alone=subject != self._subjects.control(agent))
+        raise await self._gave_up(agent, request.op, timeout, last)
+
+    async def _sent(self, agent: str, subject: str, body: bytes, headers: Headers | None, timeout: float) -> Message:
+        """The reply to a request. Where the subject names its operation and nobody says anything, a gateway is asked: gateways
+        send such requests on to owners of an older build, so one answers unless all processes are of one.
+
+        Raises:
+            Unavailable: all are.
+            NoResponders, RequestTimeout, Disconnected, NotPermitted: as `Transport.request`.
+        """
+        request = self._transport.request(subject, body, headers=headers, timeout=timeout)
+        if subject == self._subjects.control(agent) or timeout <= SILENCE_S:
+            return _of_owner(await request)
+        waiting = asyncio.ensure_future(request)
+        try:
+            await asyncio.wait((waiting,), timeout=SILENCE_S)
+            if not waiting.done():
+                await self._check_gateways(agent)
+            return _of_owner(await waiting)
+        finally:
+            await cancel_and_wait(waiting)
+
+    async def _check_gateways(self, agent: str) -> None:
+        """
+        Raises:
+            Unavailable: no process of the mesh knows what only this build and newer ones know.
+        """
+        try:
+            await self._transport.request(self._subjects.poll(agent), b'{"ref":"0"}', timeout=LOOK_S)
+        except NoResponders:
+            raise Unavailable(
+                f"the owner of agent {agent!r} says nothing, and no process of the mesh knows requests as this user may send "
+                "them: all that run are of an older build; update the supervisors, or one of the nodes",
+                details={"agent": agent},
+            ) from None
+        except EDGE_ERRORS:
+            return  # nothing is known: the request may still be answered
 
     async def _addressed(self, agent: str, request: ControlRequest) -> tuple[str, bytes]:
         """Subject and body of a request: its operation stands in the subject where this user may send it by that one only."""
@@ -144,8 +180,8 @@ class Control:
         if spec.status == "wanted" and spec.reason is not None and waited > SETTLE_S:
             raise waiting(agent, spec)
 
-    async def _gave_up(self, agent: str, op: str, timeout: float, last: Exception | None, *, alone: bool) -> Exception:
-        """The error to raise. `alone`: the request was sent in the form that names its operation."""
+    async def _gave_up(self, agent: str, op: str, timeout: float, last: Exception | None) -> Exception:
+        """The error to raise."""
         if isinstance(last, NoResponders):
             with suppress(TimeoutError, NotPermitted):
                 async with asyncio.timeout(LOOK_S):
@@ -154,10 +190,8 @@ class Control:
             return nobody(agent)
         if isinstance(last, Disconnected):
             return Unavailable("there is no connection to NATS now; it is being restored, try again")
-        older = "its node may be of an older build, which does not know it: update the nodes"
-        hint = older if alone else "see `mesh ps` for its node"
         return AskTimeout(
-            f"the owner of agent {agent!r} did not answer {op!r} within {timeout:g} s; {hint}",
+            f"the owner of agent {agent!r} did not answer {op!r} within {timeout:g} s; see `mesh ps` for its node",
             details={"agent": agent},
         )
 
@@ -170,11 +204,27 @@ def nobody(agent: str) -> Unavailable:
     )
 
 
-def _decoded[T](message: Message, reply: type[T]) -> T:
+def _of_owner(message: Message) -> Message:
+    """
+    Raises:
+        NoResponders: it is a gateway's word that the agent has no owner now.
+    """
+    with suppress(msgspec.DecodeError):
+        error = error_in(message.data)
+        if error is not None and error.code == Unavailable.code and error.details.get("nobody"):
+            raise NoResponders(error.message)
+    return message
+
+
+def _decoded[T](message: Message, reply: type[T], agent: str, op: str) -> T:
+    """
+    Raises:
+        MeshError: the owner refused.
+    """
     try:
-        failure = msgspec.json.decode(message.data, type=_Failure)
-        if failure.error is not None:
-            raise failure.error.exception()
+        error = error_in(message.data)
+        if error is not None:
+            raise of_older_build(agent, op, error).exception()
         return msgspec.json.decode(message.data, type=reply)
     except msgspec.DecodeError as error:
         raise Unavailable(

@@ -9,7 +9,8 @@ from __future__ import annotations
 import msgspec
 
 from agentmesh.control_values import ControlRequest
-from agentmesh.errors import BadRequest
+from agentmesh.errors import BadRequest, Unavailable
+from agentmesh.wire import ErrorBody
 
 CONTROL = "control"
 """The lane of all operations; `control-<operation>` is that of one."""
@@ -59,7 +60,12 @@ def operation(name: str) -> ControlOperation:
     return OPERATIONS[name]
 
 
+class _Refusal(msgspec.Struct):
+    error: ErrorBody | None = None
+
+
 _decoder = msgspec.json.Decoder(ControlRequest)
+_refusal = msgspec.json.Decoder(_Refusal)
 
 
 def is_control(lane: str) -> bool:
@@ -85,6 +91,27 @@ def request_in(lane: str, body: bytes) -> ControlRequest:
     if named == "status" and request.content:
         raise BadRequest("a status shows no content; ask control-state for it")
     return _whole(msgspec.structs.replace(request, op=named))
+
+
+def error_in(reply: bytes) -> ErrorBody | None:
+    """The error that a control request was answered with, if it was.
+
+    Raises:
+        msgspec.DecodeError: the reply is none.
+    """
+    return _refusal.decode(reply).error
+
+
+def of_older_build(agent: str, op: str, error: ErrorBody) -> ErrorBody:
+    """`error`, which the owner of `agent` has given for the operation `op` of the table; `unavailable` with its cause if that is
+    the owner's build, which does not know the operation."""
+    if error.code != BadRequest.code or not error.message.startswith(f"unknown operation {op!r}"):
+        return error
+    text = (
+        f"the node of agent {agent!r} is of an older build, which does not know the control request {op!r}; update it "
+        "(`mesh nodes` shows the versions)"
+    )
+    return ErrorBody.of(Unavailable(text, details={"agent": agent, "op": op}))
 
 
 def _whole(request: ControlRequest) -> ControlRequest:

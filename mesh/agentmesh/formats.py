@@ -138,6 +138,8 @@ ADDED: tuple[Addition, ...] = (
     Addition("Ledger.causes", "ignored"),
     Addition("Change.causes", "ignored"),
     Addition("NodeLease.waiting", "ignored"),
+    Addition("NodeLease.by_operation", "ignored"),
+    Addition("header Mesh-Relayed", "ignored"),
     Addition("header Mesh-Key", "ignored"),
     Addition("header Mesh-Key-Digest", "ignored"),
     Addition("Caller.key", "refused", SECOND),

@@ -109,6 +109,8 @@ class NodeLease(msgspec.Struct, frozen=True, kw_only=True):
     """Which facts of traces it publishes: `off`, `attempts` or `all`."""
     waiting: dict[str, int] = {}
     """By the first token of agents' names: the messages that wait for the agents it runs, where they are many."""
+    by_operation: bool = False
+    """Its agents take control requests whose subject names the operation (`agentmesh.control_operations`)."""
 
 
 class Placement(msgspec.Struct, frozen=True, kw_only=True):

@@ -33,6 +33,9 @@ FROM = "Mesh-From"
 FROM_LIFE = "Mesh-From-Life"
 ORIGIN = "Mesh-Origin"
 TAG = "Mesh-Tag"
+RELAYED = "Mesh-Relayed"
+"""Header of a control request that a gateway sends on, its operation in the body, for owners of an older build, which know that
+form alone: an owner that knows the other one has heard the request itself and passes over this one."""
 MSG_ID = "Nats-Msg-Id"
 ROOT, PATH, DEADLINE, TIMEOUT, END_BY, BUDGET, CHAIN = (
     carried.ROOT, carried.PATH, carried.DEADLINE, carried.TIMEOUT, carried.END_BY, carried.BUDGET, carried.CHAIN,

@@ -12,6 +12,7 @@ from typing import Literal, get_args
 
 import msgspec
 
+from agentmesh.control_operations import GIVEN
 from agentmesh.errors import BadRequest
 from agentmesh.names import agent_name
 from agentmesh.subjects import PROBE, WAYS, StreamRole, Subjects, spec_key
@@ -95,7 +96,9 @@ def _supervisor(s: Subjects) -> tuple[list[str], list[str]]:
         *_reads(s, ("mail",), "STREAM.PURGE"),
         *REPLIES,
     ]
-    return publish, [s.node("*"), s.registry_change(), s.lane("done", ">"), *_ways(s)]
+    # A node hears these anyway, and both send them on while owners of an older build run.
+    older = [f"{s.control_op(op, '>')} {s.ask_queue}" for op in GIVEN]
+    return publish, [s.node("*"), s.registry_change(), s.lane("done", ">"), *_ways(s), *older]
 
 
 def _setup(s: Subjects) -> tuple[list[str], list[str]]:

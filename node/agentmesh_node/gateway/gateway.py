@@ -24,7 +24,9 @@ from agentmesh.errors import BadRequest, MeshError, NotPermitted, Unavailable
 from agentmesh.keys import KEY_DIGEST, opens, refusal
 from agentmesh.subjects import Subjects, WayIn
 from agentmesh.wire import ErrorBody, Outcome
+from agentmesh_node.formats import Formats
 from agentmesh_node.gateway.intake import Intake, StoredRequest, patience_s
+from agentmesh_node.gateway.older_owners import OlderOwners
 from agentmesh_node.gateway.outcome_waits import OutcomeWaits
 from agentmesh_node.gateway.polls import Polls
 from agentmesh_node.gateway.prefix_bounds import CALLERS_WAITING, PrefixBounds
@@ -48,9 +50,10 @@ class Gateway:
         token: Callable[[], str],
         spawn: Callable[[Coroutine[Any, Any, Any]], None],
         callers_waiting: int = CALLERS_WAITING,
+        formats: Formats | None = None,
     ) -> None:
         """`now` is the servers' time, `token` makes ids, `spawn` runs work beside the caller, `callers_waiting` is the bound of
-        one prefix (`PrefixBounds`)."""
+        one prefix (`PrefixBounds`), `formats` tells of older owners (None: there are none)."""
         self._t = transport
         self._subjects = subjects
         self._now = now
@@ -60,6 +63,7 @@ class Gateway:
         self._waits = OutcomeWaits(transport, subjects)
         self._shares, self._polling = Shares(), Shares()
         self._polls = Polls(transport, subjects, registry)
+        self._older = None if formats is None else OlderOwners(transport, subjects, formats, spawn)
         self._subscriptions: list[Subscription] = []
         self._instruments = own()
         self._taken = self._instruments.tally(semconv.ASKS_COUNTER)
@@ -68,11 +72,15 @@ class Gateway:
         """Begin to serve."""
         for subject in self._subjects.ways_in():
             self._subscriptions.append(await self._t.subscribe(subject, self._on_request, queue=self._subjects.ask_queue))
+        if self._older is not None:
+            await self._older.start()
 
     async def close(self) -> None:
         """Take no more requests. Those that this process has got are still served."""
         while self._subscriptions:
             await self._subscriptions.pop().drain()
+        if self._older is not None:
+            await self._older.close()
         self._waits.close()
         await self._bounds.close()
 

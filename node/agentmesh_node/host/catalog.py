@@ -15,7 +15,7 @@ from functools import partial
 
 from msgspec import structs
 
-from agentmesh.control_operations import is_control
+from agentmesh.control_operations import CONTROL, is_control
 from agentmesh.edge.failures import EDGE_ERRORS
 from agentmesh.edge.registry import Entry, View, decode_epoch, decode_placement, decode_spec, readable_spec
 from agentmesh.edge.retry import UPKEEP_RETRY, ExponentialBackoff
@@ -27,7 +27,7 @@ from agentmesh.ownership import Claim, restored_spec
 from agentmesh.registry_values import Spec
 from agentmesh.subjects import EPOCH_KEY, placement_key, spec_key
 from agentmesh.turn.values import Phase
-from agentmesh.wire import encode, format_time, parse_time
+from agentmesh.wire import RELAYED, encode, format_time, parse_time
 from agentmesh_node.host.drain import give_up
 from agentmesh_node.host.linked_agents import end_children
 from agentmesh_node.host.placed_agent import PlacedAgent
@@ -194,6 +194,8 @@ class Catalog:
         """Handle a message to an agent: a copy of its stored mail, or a control request."""
         lane, _ = self._s.subjects.parse_copy(message.subject) or ("", "")
         owner = placed.owner
+        if lane == CONTROL and RELAYED in message.headers:
+            return  # it has come in the form that names its operation, too
         # Until the lanes are read an owner's answers could be wrong: control requests wait until then, mail does not.
         if owner is not None and owner.core is not None and (owner.begun or not is_control(lane)):
             owner.on_copy(lane, message)

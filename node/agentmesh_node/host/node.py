@@ -165,6 +165,7 @@ class Node:
             token=s.token,
             spawn=s.spawn,
             callers_waiting=self.settings.callers_waiting,
+            formats=s.formats,
         )
         await self._gateway.start()
         look_behind = catalog.look_behind

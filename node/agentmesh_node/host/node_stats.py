@@ -40,6 +40,7 @@ def first_lease(settings: NodeSettings, boot: str, now: float) -> NodeLease:
         started=format_time(now),
         reads=RECORD_VERSION,
         facts=settings.trace_facts,
+        by_operation=True,
     )
 
 

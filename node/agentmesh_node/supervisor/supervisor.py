@@ -189,6 +189,7 @@ class Supervisor:
             token=partial(ambient.token, 8),
             spawn=self._serve_ask,
             callers_waiting=self.settings.callers_waiting,
+            formats=self._formats,
         )
         self._serving: set[asyncio.Task[Any]] = set()
         self._subscriptions: list[Subscription] = []

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
 
@@ -24,7 +25,7 @@ from chaos.records import Recorder
 from compat.two_builds import builds
 from compat.two_builds.caller import IMMORTAL, prepare
 from judge.evidence import Evidence, Operation
-from support import Server, eventually
+from support import eventually
 
 OLD_NODES, NEW_NODES = ("o1", "o2"), ("n1", "n2")
 OLD_SUPERVISOR, NEW_SUPERVISOR = "so", "sn"
@@ -35,10 +36,17 @@ END_S = 40.0
 """How long a client may take to finish what it has begun."""
 
 
+class Address(Protocol):
+    """Where a server is reached, as one of its users."""
+
+    @property
+    def url(self) -> str: ...
+
+
 class Stage:
     """All of it. Whatever begins with `o` or is `so` is of the build before."""
 
-    def __init__(self, server: Server, old: Path, logs: Path) -> None:
+    def __init__(self, server: Address, old: Path, logs: Path) -> None:
         self.subjects = Subjects()
         self.server = server
         self.notes: list[str] = []

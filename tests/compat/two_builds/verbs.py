@@ -15,11 +15,11 @@ WAIT_S = 2.0
 """No request waits longer, whichever builds meet."""
 
 
-async def verbs(mesh: Any, agent: str) -> AsyncIterator[tuple[str, Awaitable[Any]]]:
-    """Each request by its name, to be awaited before the next one."""
+async def verbs(mesh: Any, agent: str, ref: str | None = None) -> AsyncIterator[tuple[str, Awaitable[Any]]]:
+    """Each request by its name, to be awaited before the next one. `ref`: what is polled; None: something new."""
     yield "status", mesh.status(agent, timeout=WAIT_S)
     yield "state", mesh.status(agent, content=True, timeout=WAIT_S)
-    ref = await mesh.tell(agent, "add verbs")
+    ref = ref or await mesh.tell(agent, "add verbs")
     yield "poll", mesh.poll(agent, ref, timeout=WAIT_S)
     yield "interrupt", mesh.interrupt(agent, "99999999", timeout=WAIT_S)
     yield "cancel", mesh.cancel(agent, "99999999", timeout=WAIT_S)

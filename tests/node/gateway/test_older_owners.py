@@ -1,0 +1,121 @@
+"""Control requests that name their operation, beside owners of an older build (cases 690 and 691)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any, NamedTuple
+
+import msgspec
+import pytest
+
+from agentmesh.edge.clock import SYSTEM
+from agentmesh.edge.connection import NatsTransport
+from agentmesh.edge.registry import Registry
+from agentmesh.edge.streams import ensure
+from agentmesh.edge.transport import Message, NoResponders
+from agentmesh.keys import KEY
+from agentmesh.registry_values import NodeLease
+from agentmesh.subjects import Subjects, node_key
+from agentmesh.wire import RELAYED, encode
+from agentmesh_node.formats import Formats
+from agentmesh_node.gateway.older_owners import OlderOwners
+from support import Server, connected, eventually, run
+
+pytestmark = pytest.mark.case(690, 691)
+
+OLD = b'{"boot":"b","reads":2}'
+NEW = encode(NodeLease(boot="b", reads=2, by_operation=True))
+
+
+class Place(NamedTuple):
+    """A gateway's part for older owners, on a real server."""
+
+    transport: NatsTransport
+    subjects: Subjects
+    registry: Registry
+    heard: list[Message]
+    """What the older owner of `coder` was sent."""
+
+    async def ask(self, op: str, agent: str = "coder", body: bytes = b"", **headers: str) -> Any:
+        """The JSON that a request is answered with, which names its operation in the subject."""
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        subject = self.subjects.control_op(op, agent)
+        return msgspec.json.decode((await self.transport.request(subject, body, headers=named, timeout=30)).data)
+
+    async def sent_on(self) -> bool:
+        """Whether such requests are sent on now: else the server says that nobody answers."""
+        try:
+            return bool(await self.ask("status", "nobody"))
+        except NoResponders:
+            return False
+
+    async def older_owner(self, message: Message) -> None:
+        """Answer as an owner that knows the form with the operation in its body, and not all operations."""
+        if ".live.control." not in message.subject:
+            return
+        self.heard.append(message)
+        op = msgspec.json.decode(message.data)["op"]
+        error = {"code": "bad_request", "message": f"unknown operation {op!r}", "details": {}}
+        await self.transport.publish(message.reply, msgspec.json.encode({"error": error} if op == "set" else {"did": op}))
+
+
+@contextlib.asynccontextmanager
+async def place(server: Server, subjects: Subjects) -> AsyncIterator[Place]:
+    """It, with an older owner of the agent `coder`."""
+    async with connected(server.url) as t, asyncio.TaskGroup() as group:
+        await ensure(t, subjects)
+        it = Place(t, subjects, Registry(t, subjects), [])
+        formats = Formats(it.registry, SYSTEM.monotonic)
+        await formats.start()
+        older = OlderOwners(t, subjects, formats, lambda work: _spawn(group, work))
+        await older.start()
+        await t.subscribe(subjects.copies("coder"), it.older_owner)
+        await t.flush()
+        try:
+            yield it
+        finally:
+            await older.close()
+            await formats.close()
+
+
+def _spawn(group: asyncio.TaskGroup, work: Coroutine[Any, Any, Any]) -> None:
+    group.create_task(work)
+
+
+def test_they_are_sent_on_while_a_lease_is_of_an_older_build_and_no_longer(server: Server, subjects: Subjects) -> None:
+    async def scenario() -> None:
+        async with place(server, subjects) as it:
+            assert not await it.sent_on(), "nobody of an older build is there"
+            revision = await it.registry.create(node_key("n1"), OLD)
+            await eventually(it.sent_on, what="they are sent on")
+            assert await it.ask("interrupt", body=b'{"ref":"17"}', Mesh_Key="k" * 16) == {"did": "interrupt"}
+            sent = it.heard[-1]
+            assert msgspec.json.decode(sent.data) == {"op": "interrupt", "ref": "17"}
+            assert (sent.headers[RELAYED], sent.headers[KEY]) == ("1", "k" * 16)
+            assert await it.ask("state") == {"did": "status"} and msgspec.json.decode(it.heard[-1].data)["content"] is True
+            await it.registry.update(node_key("n1"), NEW, revision)
+            await eventually(lambda: _not(it.sent_on()), what="all know the other form")
+
+    run(scenario())
+
+
+async def _not(asked: Any) -> bool:
+    return not await asked
+
+
+def test_what_an_older_owner_cannot_do_is_told_with_the_cause(server: Server, subjects: Subjects) -> None:
+    async def scenario() -> None:
+        async with place(server, subjects) as it:
+            await it.registry.create(node_key("n1"), OLD)
+            await eventually(it.sent_on, what="they are sent on")
+            told = [
+                (await it.ask(*asked))["error"] for asked in (("set",), ("status", "nobody"), ("status", "coder", b"no json"))
+            ]
+            assert [error["code"] for error in told] == ["unavailable", "unavailable", "bad_request"]
+            assert "older build" in told[0]["message"] and told[1]["details"] == {"agent": "nobody", "nobody": True}
+            wrong = await it.ask("status", body=b'{"op":"interrupt"}')
+            assert wrong["error"]["code"] == "bad_request" and len(it.heard) == 1, "the subject alone counts here too"
+
+    run(scenario())
