@@ -17,7 +17,7 @@ help: ## Show this list
 	@bash .ci/venv all $@
 
 .venv/.stamp-dev: pyproject.toml .ci/venv tests/local/requirements.txt
-	@bash .ci/venv all,claude,codex,dev $@
+	@bash .ci/venv all,claude,codex,local,dev $@
 
 demo: .venv/.stamp ## Watch an agent outlive its node, in half a minute
 	@$(PY) examples/triage/demo.py

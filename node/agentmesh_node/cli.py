@@ -50,6 +50,20 @@ MetricsPort = Annotated[
     int | None,
     within(0, 65_535, "Serve metrics for Prometheus (/metrics) on this port; of several workers each on the next one."),
 ]
+NodeModel = Annotated[
+    str | None,
+    Parameter(
+        help="Address of a server of models that speaks for scripted, anthropic and openai agents; its key is MESH_MODEL_KEY."
+    ),
+]
+UpModel = Annotated[
+    str | None,
+    Parameter(
+        help="What speaks for scripted, anthropic and openai agents: 'local', a small model that runs here, or the address of a "
+        "server of models; its key is MESH_MODEL_KEY."
+    ),
+]
+ModelName = Annotated[str | None, Parameter(help="Which model of that server; by default the only one it has.")]
 NODE, UP, SUPERVISOR, STREAMS, COMMON = NodeOptions(), UpOptions(), SupervisorOptions(), StreamOptions(), CommonOptions()
 LOGIN = LoginOptions()
 
@@ -70,6 +84,8 @@ def up(
         bool,
         Parameter(negative="", show_default=False, help="Know users by their roles, and refuse all others."),
     ] = False,
+    model: UpModel = None,
+    model_name: ModelName = None,
     root: Root = None,
     metrics_port: MetricsPort = None,
     options: UpOptions = UP,
@@ -94,6 +110,8 @@ def up(
         data=data,
         sync_interval=sync_interval,
         secure=secure,
+        model=model,
+        model_name=model_name,
         root=root,
         metrics_port=metrics_port,
         options=options,
@@ -135,6 +153,8 @@ def node(
     ],
     id: Annotated[str | None, Parameter(help="The node's name in the mesh; by default made from the host's.")] = None,
     label: NodeLabels = (),
+    model: NodeModel = None,
+    model_name: ModelName = None,
     workers: Annotated[int, within(1, 1024, "Processes to run; each is a node of its own, named ID-1, ID-2, ...")] = 1,
     health_port: HealthPort = None,
     metrics_port: MetricsPort = None,
@@ -154,7 +174,15 @@ def node(
 
     where = _where(nats, root, domain, wait, login)
     command = main.NodeCommand(
-        id=id, agents=agents, labels=label, where=where, options=options, common=common, metrics_port=metrics_port
+        id=id,
+        agents=agents,
+        labels=label,
+        where=where,
+        options=options,
+        common=common,
+        model=model,
+        model_name=model_name,
+        metrics_port=metrics_port,
     )
     return main.node(command, workers=workers, health_port=health_port)
 

@@ -14,6 +14,35 @@ STALL_LIMIT_S = 60.0
 """After this long without a turn of its main loop a process ends: a hang is a death too (docs/architecture.md#poison)."""
 
 
+class ModelServer(msgspec.Struct, frozen=True, kw_only=True):
+    """A server of models that stands behind the agents of a node (`--model`). Addresses are as the SDKs take them.
+
+    Its key, where it has one, is the variable MESH_MODEL_KEY of the node's environment and stands nowhere else.
+    """
+
+    model: str
+    """The model that is asked where an agent names none of the server's."""
+    messages: str | None = None
+    """Where it speaks the Messages API; None where it does not."""
+    chat: str | None = None
+    """Where it speaks Chat Completions."""
+    responses: str | None = None
+    """Where it speaks Responses."""
+    models: tuple[str, ...] = ()
+    """The models that it lists."""
+    context: int | None = None
+    """Tokens of the model's context, where the server says so."""
+    most_tokens: int | None = None
+    """Most tokens of one answer."""
+    most_answers: int | None = None
+    """Most answers in one turn."""
+
+    @property
+    def address(self) -> str:
+        """Where it is, for people."""
+        return self.messages or self.chat or self.responses or ""
+
+
 class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
     """How a node runs. Times are in seconds."""
 
@@ -61,6 +90,8 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
     trace_facts: TraceFacts = "attempts"
     metrics_agents: bool = False
     """Whether metrics of turns bear the agents' names: a set of numbers for each agent, and not only for each kind."""
+    model: ModelServer | None = None
+    """What agents of the backends `scripted`, `anthropic` and `openai` ask in place of what their environment names."""
     files: str = ""
     """Directory under which backends keep their agents' files, each node in a part of its own; by default one of this user's
     under the system's temporary directory."""

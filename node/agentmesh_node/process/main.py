@@ -24,7 +24,7 @@ from agentmesh.errors import BadRequest, MeshError, Unavailable
 from agentmesh.subjects import Subjects
 from agentmesh_node.host.node import Node
 from agentmesh_node.liveness_thread import LivenessThread
-from agentmesh_node.process import health
+from agentmesh_node.process import health, model_option
 from agentmesh_node.process.address import PATIENCE_S, MeshAddress
 from agentmesh_node.process.agent_loader import load_agents
 from agentmesh_node.process.nats_server import EmbeddedServer
@@ -57,6 +57,10 @@ class NodeCommand(msgspec.Struct, frozen=True, kw_only=True):
     where: MeshAddress
     options: NodeOptions
     common: CommonOptions
+    model: str | None = None
+    """Address of the server of models that speaks for its agents."""
+    model_name: str | None = None
+    """Which of its models."""
     metrics_port: int | None = None
     """Where to serve its metrics; the worker of number N of several serves them on the port that is N - 1 higher."""
 
@@ -67,6 +71,7 @@ def node(command: NodeCommand, *, workers: int = 1, health_port: int | None = No
     try:
         if metrics_port is not None and metrics_port + workers > MAX_PORT + 1:
             raise BadRequest(f"--metrics-port {metrics_port}: there are no ports after it for {workers} workers")
+        model_option.makes_sense(command.model, command.model_name, hosts=False)
         settings = _node_settings(command)
     except MeshError as error:
         return report_error(error)
@@ -79,8 +84,9 @@ def node(command: NodeCommand, *, workers: int = 1, health_port: int | None = No
             state = _Readiness()
             await _observe(stack, "node", settings.node_id, state, (health_port, metrics_port))
             await streams_there(where, settings.node_id, state.wait)
-            state.node = hosted = await _start_node(stack, where, settings)
-            told.ready(f"node {settings.node_id} ready: kinds {_kinds(settings)}; {hosted.url}")
+            served, _ = await model_option.settled(stack, settings, command.model, command.model_name)
+            state.node = hosted = await _start_node(stack, where, served)
+            told.ready(f"node {settings.node_id} ready: kinds {_kinds(settings)}; {hosted.url}{model_option.shown(served)}")
             await told.stop(_background(stack, _asked_to_end(hosted)), _background(stack, orphaned()))
             await hosted.drain()
 
@@ -172,6 +178,8 @@ def up(
     sync_interval: str,
     secure: bool = False,
     root: str | None,
+    model: str | None = None,
+    model_name: str | None = None,
     metrics_port: int | None = None,
     options: NodeOptions,
     leader: SupervisorOptions,
@@ -180,6 +188,7 @@ def up(
 ) -> int:
     """Run server, supervisor and one node until told to end. Returns the exit code."""
     try:
+        model_option.makes_sense(model, model_name, hosts=True)
         where = MeshAddress(servers=[], root=mesh_root(root))
         settings = _node_settings(NodeCommand(id=UP_ID, agents=agents, where=where, options=options, common=common))
         users = SecuredStore(data, where.root) if secure else None
@@ -192,6 +201,7 @@ def up(
         async with contextlib.AsyncExitStack() as stack:
             state = _Readiness()
             await _observe(stack, "node", settings.node_id, state, (None, metrics_port))
+            served, kept = await model_option.settled(stack, settings, model, model_name)
             await stack.enter_async_context(server)
             if users is not None:
                 await asyncio.to_thread(users.listens, server.url)
@@ -202,12 +212,12 @@ def up(
 
             await set_up_own(server, there("setup"), stream_settings(store))
             leading = await _start_supervisor(stack, there("supervisor"), UP_ID, _supervisor_settings(leader, common))
-            parts = [_background(stack, _keep(server)), leading]
-            state.node = hosted = await _start_node(stack, there("node"), settings)
+            parts = [_background(stack, _keep(server)), leading, *(_background(stack, work) for work in kept)]
+            state.node = hosted = await _start_node(stack, there("node"), served)
             await asyncio.to_thread(_write_url, data, server.url if users is None else users.folder.url("operator"))
             parts.append(_background(stack, _asked_to_end(hosted)))
             callers = "" if users is None else f"; users in {users.folder.path} (`mesh access add NAME caller AGENTS...`)"
-            told.ready(f"mesh ready: {server.url}; kinds {_kinds(settings)}; data in {data}{callers}")
+            told.ready(f"mesh ready: {server.url}; kinds {_kinds(settings)}; data in {data}{callers}{model_option.shown(served)}")
             await told.stop(*parts)
             await hosted.drain()
 

@@ -6,7 +6,7 @@ import asyncio
 import inspect
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import cache, partial
 from importlib.metadata import entry_points
@@ -20,7 +20,7 @@ from agentmesh.identity import callers_of
 from agentmesh.registry_values import Restart, Spec
 from agentmesh.turn.values import Config
 from agentmesh_node.services import Services
-from agentmesh_node.settings import NodeSettings
+from agentmesh_node.settings import ModelServer, NodeSettings
 from agentmesh_node.telemetry.metrics import TurnMetrics
 from agentmesh_node.tools.mcp.pool import bound_children
 from agentmesh_node.turns.budget_meter import prices_of, spec_limits
@@ -69,6 +69,9 @@ class AgentFactory:
         slot = partial(self._process_slot, backend)
 
         def factory(agent: Agent[Any], options: Mapping[str, Any]) -> Backend:
+            served = None if own or s.settings.model is None else _on_server(s.settings.model, backend)
+            if served is not None:
+                return served(agent, options)
             make = own or backend_class(backend)
             if takes_room(make):
                 room = Room(name, spec.incarnation, str(self._files / name), s.settings.root, s.transport, slot, self._prices)
@@ -114,6 +117,12 @@ class AgentFactory:
             trace_ratio=s.traces.ratio,
             callers=callers_of(cls.callers, cls.__name__),
         )
+
+
+def _on_server(server: ModelServer, backend: str) -> Callable[[Agent[Any], Mapping[str, Any]], Backend] | None:
+    from agentmesh_node.backends.model_server.agents import on_server  # noqa: PLC0415 - few nodes have one
+
+    return on_server(server, backend)
 
 
 @cache

@@ -6,9 +6,20 @@ Importing an SDK takes seconds; it is done in a thread, and only in processes th
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable
 from typing import Protocol
 from weakref import WeakKeyDictionary
+
+NO_KEY = "no-key"
+"""Sent where an address is given and no key: servers of one's own mostly ask for none, and the SDKs insist on one."""
+SERVER_KEY = "MESH_MODEL_KEY"
+"""The variable with the key of the server that `--model` names."""
+
+
+def server_key() -> str:
+    """The key for the server that `--model` names: its own variable's alone, so that no other server's key is sent there."""
+    return os.environ.get(SERVER_KEY) or NO_KEY
 
 
 class Closable(Protocol):

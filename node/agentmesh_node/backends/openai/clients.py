@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import os
+from functools import cache, partial
 from typing import TYPE_CHECKING
 
 from agentmesh.errors import BackendError
-from agentmesh_node.backends.api.clients import Clients
+from agentmesh_node.backends.api.clients import NO_KEY, Clients, server_key
 from agentmesh_node.backends.openai.failures import failure
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
-NO_KEY = "no-key"
-"""Sent where an address is given and no key: servers of one's own mostly ask for none, and the SDK insists on one."""
 
-
-def _make() -> AsyncOpenAI:
+def _make(address: str | None = None) -> AsyncOpenAI:
     try:
         import httpx2  # noqa: PLC0415
         import openai  # noqa: PLC0415 - more than a second
@@ -28,6 +26,10 @@ def _make() -> AsyncOpenAI:
     own = NO_KEY if os.environ.get("OPENAI_BASE_URL") and not os.environ.get("OPENAI_API_KEY") else None
     try:
         # Retries have one owner: the mesh.
+        if address is not None:  # what the environment has for another server is not for this one
+            client = openai.AsyncOpenAI(base_url=address, api_key=server_key(), max_retries=0)
+            client.organization = client.project = None
+            return client
         return openai.AsyncOpenAI(api_key=own, max_retries=0)
     except httpx2.InvalidURL:
         raise failure("bad_address", "OPENAI_BASE_URL is no address") from None
@@ -36,6 +38,12 @@ def _make() -> AsyncOpenAI:
 
 
 CLIENTS = Clients(_make)
+
+
+@cache
+def clients_of(address: str) -> Clients[AsyncOpenAI]:
+    """Clients of the server at this address (`agentmesh_node.settings.ModelServer`)."""
+    return Clients(partial(_make, address))
 
 
 def secrets(client: AsyncOpenAI) -> tuple[str, ...]:
