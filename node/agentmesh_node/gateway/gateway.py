@@ -22,7 +22,7 @@ from agentmesh.edge.replies import report_unanswerable, usable_reply
 from agentmesh.edge.transport import Disconnected, Message, Subscription, Transport
 from agentmesh.errors import BadRequest, MeshError, NotPermitted, Unavailable
 from agentmesh.keys import KEY_DIGEST, opens, refusal
-from agentmesh.subjects import Subjects, WayIn
+from agentmesh.subjects import Subjects
 from agentmesh.wire import ErrorBody, Outcome
 from agentmesh_node.formats import Formats
 from agentmesh_node.gateway.intake import Intake, StoredRequest, patience_s
@@ -30,7 +30,7 @@ from agentmesh_node.gateway.older_owners import OlderOwners
 from agentmesh_node.gateway.outcome_waits import OutcomeWaits
 from agentmesh_node.gateway.polls import Polls
 from agentmesh_node.gateway.prefix_bounds import CALLERS_WAITING, PrefixBounds
-from agentmesh_node.gateway.requesters import own_address, requester_of
+from agentmesh_node.gateway.requesters import ReceivedRequest, own_address, received
 from agentmesh_node.gateway.shares import Shares
 from agentmesh_node.telemetry.instruments import own
 
@@ -87,19 +87,21 @@ class Gateway:
     def _on_request(self, message: Message) -> None:
         way_in = self._subjects.parse_way(message.subject)
         if way_in is not None:
-            self._spawn(self._ask(way_in, message) if way_in.way == "ask" else self._reply(way_in, message))
+            request = received(way_in, message)
+            self._spawn(self._ask(request) if way_in.way == "ask" else self._reply(request))
 
     def _count(self, code: str) -> None:
         self._instruments.tally(semconv.ASKS_COUNTER, {semconv.ERROR_TYPE: code}).value += 1
 
     # --- tell, event-to, poll ---------------------------------------------------------------------------------------
-    async def _reply(self, way_in: WayIn, message: Message) -> None:
+    async def _reply(self, request: ReceivedRequest) -> None:
         """Serve a request that this process answers itself, as a control request is answered."""
-        reply = usable_reply(message, self._subjects.root)
+        way_in = request.way_in
+        reply = usable_reply(request.message, self._subjects.root)
         if reply is None:
             return
         try:
-            body = await (self._poll(way_in, message) if way_in.way == "poll" else self._put(way_in, message))
+            body = await (self._poll(request) if way_in.way == "poll" else self._put(request))
         except Disconnected:
             log.debug("a request was left: no connection", extra={"agent": way_in.agent})
             return
@@ -111,44 +113,46 @@ class Gateway:
         with contextlib.suppress(Disconnected):
             await self._t.publish(reply, body)
 
-    async def _poll(self, way_in: WayIn, message: Message) -> bytes:
+    async def _poll(self, request: ReceivedRequest) -> bytes:
+        way_in, message, requester = request
         if not way_in.imported:
             return await self._polls.answer(way_in.agent, message)
-        async with self._polling.place(names.prefix_of(way_in.agent), requester_of(way_in, message.headers)):
+        async with self._polling.place(names.prefix_of(way_in.agent), requester):
             return await self._polls.answer(way_in.agent, message)
 
-    def _take(self, way_in: WayIn, message: Message, reply_to: str | None) -> Awaitable[StoredRequest]:
+    def _take(self, request: ReceivedRequest, reply_to: str | None) -> Awaitable[StoredRequest]:
         """Store a request as mail, in the share of its caller if it came from another account."""
-        take = self._take_in_share if way_in.imported else self._intake.take
-        return take(way_in, message, reply_to)
+        take = self._take_in_share if request.way_in.imported else self._intake.take
+        return take(request, reply_to)
 
-    async def _take_in_share(self, way_in: WayIn, message: Message, reply_to: str | None) -> StoredRequest:
-        async with self._shares.place(names.prefix_of(way_in.agent), requester_of(way_in, message.headers)):
+    async def _take_in_share(self, request: ReceivedRequest, reply_to: str | None) -> StoredRequest:
+        async with self._shares.place(names.prefix_of(request.way_in.agent), request.requester):
             await self._bounds.start()
-            return await self._intake.take(way_in, message, reply_to)
+            return await self._intake.take(request, reply_to)
 
-    async def _put(self, way_in: WayIn, message: Message) -> bytes:
+    async def _put(self, request: ReceivedRequest) -> bytes:
         """Store what is told; the reply says where."""
+        way_in, message, _ = request
         reply_to = message.headers.get(wire.REPLY_TO) if way_in.way == "tell" else None
         if way_in.way == "tell":
             for address in (reply_to, message.headers.get(wire.STREAM_TO)):
-                self._own(address, way_in, message)
-        taken = await self._take(way_in, message, reply_to)
+                self._own(address, request)
+        taken = await self._take(request, reply_to)
         self._taken.value += 1
         return wire.encode_reply({"ref": str(taken.seq), **({"duplicate": True} if taken.repeats else {})})
 
     # --- ask --------------------------------------------------------------------------------------------------------
-    async def _ask(self, way_in: WayIn, message: Message) -> None:
-        agent = way_in.agent
-        addresses, problem = self._addresses(way_in, message)
+    async def _ask(self, request: ReceivedRequest) -> None:
+        agent = request.way_in.agent
+        addresses, problem = self._addresses(request)
         if not addresses:
             return
         stream_to = None
         try:
             if problem is not None:
                 raise problem
-            stream_to = self._own(message.headers.get(wire.STREAM_TO), way_in, message)
-            taken = await self._take(way_in, message, addresses[0])
+            stream_to = self._own(request.message.headers.get(wire.STREAM_TO), request)
+            taken = await self._take(request, addresses[0])
             await self._answer(agent, taken, addresses)
             self._taken.value += 1
         except MeshError as error:
@@ -161,7 +165,7 @@ class Gateway:
             # Without a connection the caller gets no answer: it repeats the ask, and a connected process answers.
             log.debug("an ask was left: no connection", extra={"agent": agent})
 
-    def _own(self, address: str | None, way_in: WayIn, message: Message) -> str | None:
+    def _own(self, address: str | None, request: ReceivedRequest) -> str | None:
         """`address`, which a header of the request gives, if anything may be sent there for its sender.
 
         Raises:
@@ -169,15 +173,16 @@ class Gateway:
         """
         if address is None:
             return None
-        return own_address(address, self._subjects.root, way_in, requester_of(way_in, message.headers))
+        return own_address(address, self._subjects.root, request.way_in, request.requester)
 
-    def _addresses(self, way_in: WayIn, message: Message) -> tuple[tuple[str, ...], MeshError | None]:
+    def _addresses(self, request: ReceivedRequest) -> tuple[tuple[str, ...], MeshError | None]:
         """Where the outcome goes (`Mesh-Reply-To`, which the owner answers as for all mail, and the request's reply subject), and
         what is wrong with an address that was given."""
         found: list[str] = []
         problem: MeshError | None = None
+        message = request.message
         try:
-            asked = self._own(message.headers.get(wire.REPLY_TO), way_in, message)
+            asked = self._own(message.headers.get(wire.REPLY_TO), request)
             found += [] if asked is None else [asked]
         except (BadRequest, NotPermitted) as error:
             problem = error

@@ -13,14 +13,14 @@ from agentmesh.edge.publish import Stored, store
 from agentmesh.edge.read import get_next
 from agentmesh.edge.registry import Registry, decode_spec
 from agentmesh.edge.results import read_outcome
-from agentmesh.edge.transport import Headers, Message, Transport
+from agentmesh.edge.transport import Headers, Transport
 from agentmesh.errors import AgentFailed, BadRequest, NotFound, Stopped, StoreLost
 from agentmesh.headers import CONTENT_TYPE, content_type_in, legible, message_id, readable, trace_in
 from agentmesh.identity import Chain, encoded
 from agentmesh.keys import KEY, KEY_DIGEST, opens, refusal, shown_by, stored_digest
 from agentmesh.registry_values import Spec
-from agentmesh.subjects import Subjects, WayIn, spec_key
-from agentmesh_node.gateway.requesters import chain_of, id_for, lane_for, requester_of
+from agentmesh.subjects import Subjects, spec_key
+from agentmesh_node.gateway.requesters import ReceivedRequest, chain_of, id_for, lane_for
 
 _PROMPTS = (wire.STREAM_TO, wire.DEADLINE, wire.TIMEOUT, wire.END_BY, wire.BUDGET, wire.MSG_ID, wire.FOR)
 _EVENTS = (wire.DEADLINE, wire.TIMEOUT, wire.MSG_ID, wire.FOR)
@@ -64,7 +64,7 @@ class Intake:
         self._now = now
         self._token = token
 
-    async def take(self, way_in: WayIn, message: Message, reply_to: str | None) -> StoredRequest:
+    async def take(self, request: ReceivedRequest, reply_to: str | None) -> StoredRequest:
         """Store a request as mail whose outcome goes to `reply_to`, a reply subject.
 
         Raises:
@@ -74,6 +74,7 @@ class Intake:
             MailboxFull, TooLarge, Unavailable: nothing was stored.
             Uncertain: it may be stored.
         """
+        way_in, message, requester = request
         agent = names.agent_name(way_in.agent)
         spec = await self._addressed(agent)
         prompt = way_in.way != "event-to"
@@ -90,7 +91,6 @@ class Intake:
         headers[wire.MSG_ID] = given
         chain: Chain = ()
         if way_in.imported:
-            requester = requester_of(way_in, message.headers)
             headers[wire.MSG_ID] = id_for(way_in, requester, given)
             chain = chain_of(way_in, requester)
             if chain:

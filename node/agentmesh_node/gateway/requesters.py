@@ -12,7 +12,7 @@ from typing import NamedTuple
 import msgspec
 
 from agentmesh import names
-from agentmesh.edge.transport import Headers
+from agentmesh.edge.transport import Headers, Message
 from agentmesh.errors import BadRequest, NotPermitted
 from agentmesh.identity import Chain, user_of
 from agentmesh.outcomes import CALLERS_MARK, CALLERS_SIZE
@@ -30,6 +30,20 @@ class Requester(NamedTuple):
 
 
 UNVERIFIED = Requester()
+
+
+class ReceivedRequest(NamedTuple):
+    """A request to the gateway, as it has come."""
+
+    way_in: WayIn
+    message: Message
+    requester: Requester
+    """Who has sent it: what the server says of that is read once."""
+
+
+def received(way_in: WayIn, message: Message) -> ReceivedRequest:
+    """The request in a message that has come this way."""
+    return ReceivedRequest(way_in, message, requester_of(way_in, message.headers) if way_in.imported else UNVERIFIED)
 
 
 class _SenderInfo(msgspec.Struct):

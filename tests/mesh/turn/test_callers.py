@@ -89,6 +89,16 @@ def test_a_request_keeps_its_chain_over_a_failed_try_a_deferral_and_the_death_of
     assert sent(rig) == [(SHOP, CODER)], "an event is handed on, too"
 
 
+@pytest.mark.case(683)
+def test_what_an_agent_prompts_itself_is_for_nobody() -> None:
+    SEEN.clear()
+    rig = Rig(Asks)
+    rig.prompt("p", lane="peer-inbox", chain=(SHOP,))
+    rig.finish("chain")
+    rig.finish("done")
+    assert SEEN == [(SHOP,), ()] and sent(rig)[3:] == [()] * 3
+
+
 @pytest.mark.case(637)
 def test_who_may_not_ask_is_refused_before_a_turn_and_the_next_owner_says_the_same() -> None:
     rig = Rig(Asks, callers=("shop",))

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 
+from agentmesh.carried import Carried, carried_in
+from agentmesh.edge.transport import Message
 from agentmesh.errors import BadRequest, NotPermitted
-from agentmesh.identity import Party
+from agentmesh.identity import Chain, Party, handed_on, told, user_of, whole
 from agentmesh.outcomes import Asked, answers, id_in_outcome
-from agentmesh.subjects import WAYS, Subjects, WayIn
+from agentmesh.subjects import LANES, WAYS, Subjects, WayIn
 from agentmesh.wire import Outcome
 from agentmesh_node.gateway.requesters import (
     REQUEST_INFO,
@@ -19,6 +23,7 @@ from agentmesh_node.gateway.requesters import (
     id_for,
     lane_for,
     own_address,
+    received,
     requester_of,
 )
 
@@ -109,3 +114,52 @@ def test_what_a_known_user_asks_goes_to_the_lanes_that_only_the_mesh_writes_to()
     assert chain_of(OPEN, known) == () == chain_of(IMPORTED, UNVERIFIED), "nobody has said so"
     assert chain_of(IMPORTED, Requester("CALLERS", None)) == (Party(kind="user", account="CALLERS"),)
     assert chain_of(IMPORTED, Requester("CALLERS", "x" * 300))[0].name == "", "cut short it could be another's"
+
+
+@pytest.mark.case(621)
+def test_who_has_sent_a_request_is_read_once_and_inside_one_account_not_at_all() -> None:
+    headers = {REQUEST_INFO: '{"acc":"CALLERS","user":"shop"}'}
+    message = Message("mesh.caller.ask.coder", b"p", headers)
+    assert received(IMPORTED, message) == (IMPORTED, message, Requester("CALLERS", "shop"))
+    assert received(OPEN, message).requester is UNVERIFIED
+
+
+SECURITY = Path(__file__).parents[3] / "docs" / "security.md"
+SHARED = '{"acc":"MESH_CALLERS","user":"shop"}'
+FORGED = {REQUEST_INFO: SHARED, **Carried(chain=user_of("MESH_CALLERS", "shop")).headers()}
+
+
+def asked(way_in: WayIn, info: str) -> Chain:
+    """The chain of what the gateway makes of a request that says this of its sender."""
+    chain = chain_of(way_in, requester_of(way_in, {REQUEST_INFO: info}))
+    return read(lane_for(way_in, chain), Carried(chain=chain).headers(), None)
+
+
+def read(lane: str, headers: dict[str, str], sender: str | None) -> Chain:
+    """The chain of mail in this lane, as its agent sees it."""
+    found, _ = carried_in(headers, prompt=True, trusted=LANES[lane].trusted, stored_at=0.0)
+    return whole(found.chain, sender)
+
+
+def by_boss(chain: Chain) -> Chain:
+    return read("peer-inbox", Carried(chain=handed_on(chain, "boss")).headers(), "boss")
+
+
+@pytest.mark.case(683)
+def test_the_page_says_for_each_way_in_what_is_known() -> None:
+    known = {
+        "an import to `mesh.caller.*` that says `share: true`": asked(IMPORTED, SHARED),
+        "the same without `share`": asked(IMPORTED, '{"acc":"MESH_CALLERS"}'),
+        "`mesh.ask` and its like inside": asked(OPEN, SHARED),
+        "`mesh.inbox` or `mesh.notify`, published straight": read("inbox", FORGED, None),
+        "a turn or an event of agent `boss` that was for a user": by_boss(user_of("MESH_CALLERS", "shop")),
+        "a turn or an event of agent `boss` without a known user": by_boss(()),
+        "agent `boss` of its own accord": by_boss(()),
+        "the agent itself (`Prompt`)": (),  # tests/mesh/turn/test_callers.py
+    }
+    table = SECURITY.read_text().partition("<!-- ways in")[2].partition("<!-- end of ways in")[0]
+    rows = re.findall(r"^\| (?!a request|---)(.+?) \| (.+?) \|$", table, re.M)
+    assert [way for way, _ in rows if not way.startswith(tuple(known))] == [] and len(rows) == len(known)
+    for (way, tells), (ours, chain) in zip(rows, known.items(), strict=True):
+        assert way.startswith(ours)
+        assert tells.partition("`")[2].partition("`")[0] == told(chain), way
