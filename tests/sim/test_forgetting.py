@@ -98,11 +98,13 @@ def play(story: Callable[[Scene], Awaitable[None]], **node: float) -> None:
 
 # --- ids ------------------------------------------------------------------------------------------------------------
 @pytest.mark.case(280)
+@pytest.mark.parametrize("lane", ["inbox", "peer-inbox"])
 @pytest.mark.parametrize("first", ["answered", "waits", "purged", "answered by another owner", "purged by another owner"])
-def test_a_second_message_with_an_id_runs_no_turn_and_gets_the_first_ones_outcome(first: str) -> None:
+def test_a_second_message_with_an_id_runs_no_turn_and_gets_the_first_ones_outcome(first: str, lane: str) -> None:
     async def story(it: Scene) -> None:
         if first == "waits":
             await it.mesh.ask("a", "halt L0")
+        it.inbox = it.world.subjects.lane(lane, "a")  # of a stranger, or of a user that the gateway knows
         sent = await it.send("add L1", "a.1")
         if first != "waits":
             await it.ends(sent)

@@ -60,7 +60,7 @@ from agentmesh.turn.values import (
     TurnAttempt,
     Wake,
 )
-from agentmesh.wire import MSG_ID, ErrorBody, Mail, parse_time, withdrawal_in
+from agentmesh.wire import MSG_ID, ORIGIN, ErrorBody, Mail, parse_time, withdrawal_in
 from agentmesh_node.owner.activity import activity_of
 from agentmesh_node.owner.claim import OwnershipLost, claim_ownership
 from agentmesh_node.owner.control_requests import ControlRequests
@@ -390,9 +390,10 @@ class Owner:
 
     def _on_stored(self, lane: str, messages: list[StoredMessage]) -> None:
         """Note what a lane holds of mail that has been seen, most of it by former owners."""
-        if not LANES[lane].trusted:
+        if LANES[lane].stream == "mail":
             for message in messages:
-                if msg_id := message.headers.get(MSG_ID):
+                # On trusted lanes, too: of a user that the gateway knows. Mail of agents is known by its origin.
+                if (msg_id := message.headers.get(MSG_ID)) and ORIGIN not in message.headers:
                     self._ids.note(lane, message.seq, msg_id, message.headers.get(TIME_STAMP))
         self._purger.stored(lane, messages)
 
