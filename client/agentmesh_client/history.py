@@ -149,6 +149,7 @@ def _entry(turn: TurnInfo, content: bool, opened: OpenRequest | None, closed: Ou
         answer=turn.answer if content else None,
         tools=turn.tools,
         note=turn.note if content else None,
+        code=turn.code,
     )
 
 

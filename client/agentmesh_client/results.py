@@ -210,6 +210,8 @@ class TurnEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The tools that ran, and how often each ended in which way (see `Outcome.tools`)."""
     note: str | None = None
     """What the tools of a turn without an answer did: calls, arguments and ends, if content is asked for."""
+    code: tuple[str, ...] = ()
+    """The versions of the agent's code with which it began and ended, if no node was left that served the first."""
 
 
 class UnclaimedMail(msgspec.Struct, frozen=True, kw_only=True):

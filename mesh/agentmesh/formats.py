@@ -153,6 +153,10 @@ ADDED: tuple[Addition, ...] = (
     Addition("op move", "ignored"),
     Addition("ControlRequest.node", "ignored"),
     Addition("ControlRequest.any_turn", "ignored"),
+    Addition("NodeLease.code", "ignored"),
+    Addition("Spec.turn_code", "ignored"),
+    Addition("Turning.code", "ignored"),
+    Addition("TurnInfo.code", "ignored"),
 )
 
 

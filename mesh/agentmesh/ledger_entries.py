@@ -148,6 +148,8 @@ class Turning(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """When it was begun for the first time (seconds since the epoch)."""
     moves: int = 0
     """How often an owner has handed it on between two calls."""
+    code: str = ""
+    """The version of the code with which it took the first step (`NodeLease.code`); empty if that is not known."""
     traced: Traced | None = None
     """The spans of the attempt that took the first step, where turns are traced. The other attempts have its trace and parent."""
 
@@ -354,6 +356,8 @@ class TurnInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Its spans, where turns are traced."""
     derived: Derived | None = None
     """In the place of `trace`, of a plain turn: what that is derived from."""
+    code: tuple[str, ...] = ()
+    """The versions of the code with which it began and ended, if it went on with another one."""
 
 
 class Overrides(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -117,11 +117,13 @@ class Depart(msgspec.Struct, frozen=True):
 
 
 class Settle(msgspec.Struct, frozen=True):
-    """Take the order to move to `node` out of the spec of `agent`: it is there (`reason` None), or cannot go there."""
+    """Take the order to move to `node` out of the spec of `agent`: it is there (`reason` None), or cannot go there. If it was
+    `placed`, take out which code its turn is to go on with, too."""
 
     agent: str
-    node: str
+    node: str | None
     reason: str | None
+    placed: bool = False
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -226,6 +228,8 @@ class _Needs(NamedTuple):
     """None: of any kind, since only a life is to be ended."""
     labels: tuple[tuple[str, str], ...]
     reads: int
+    code: str | None = None
+    """The version of the kind's code that it must serve; None: any."""
 
 
 class _Candidate(NamedTuple):
@@ -355,11 +359,17 @@ class _PlanRun:
         if spec.move_to in self.world.held and spec.status != "stopping":
             self._leave(vacancy, f"node {spec.move_to}, to which it was ordered to move, is in doubt")
             return
-        ordered = self._take_ordered(vacancy)
-        node = ordered or self._take(needs)
+        goes_on = spec.status != "stopping"
+        ordered, refused = self._take_ordered(spec) if goes_on else (None, None)
+        same = None
+        if ordered is None and goes_on and spec.turn_code is not None:
+            same = self._take(needs._replace(code=spec.turn_code))
+        node = ordered or same or self._take(needs)
         if node is None and spec.status == "stopping":
             # Any node will do: its capacity bounds only agents that run.
             node = self._take(_needs_now(spec))
+        if goes_on and (spec.move_to or (node is not None and spec.turn_code)):
+            self.settled.append(Settle(agent, spec.move_to, refused, placed=node is not None))
         if node is None:
             self._leave(vacancy)
             return
@@ -369,20 +379,20 @@ class _PlanRun:
         reason = f"{vacancy.why}; {node} fits and {few}"
         if ordered is not None:
             reason = f"{vacancy.why}; it was ordered to move to {node}"
+        elif same is not None:
+            reason = f"{vacancy.why}; {node} fits and serves the code with which its turn began"
         self.place.append(Place(agent, node, spec.incarnation, old.revision if old else 0, vacancy.stands, reason))
         self._drop(agent, _without(vacancy.held, node), f"{vacancy.why}; it is on {node} now", spec.incarnation)
 
-    def _take_ordered(self, vacancy: _Vacancy) -> str | None:
-        """The node that the agent was ordered to move to, counted as taken, if that can take it. The order ends in any case."""
-        spec, to = vacancy.spec, vacancy.spec.move_to
-        if to is None or spec.status == "stopping":
-            return None
-        reason = self._refusal(spec, to)
-        self.settled.append(Settle(vacancy.agent, to, reason))
-        if reason is not None:
-            return None
+    def _take_ordered(self, spec: Spec) -> tuple[str | None, str | None]:
+        """The node that the agent was ordered to move to, counted as taken; or why that cannot take it."""
+        to = spec.move_to
+        if to is None:
+            return None, None
+        if (reason := self._refusal(spec, to)) is not None:
+            return None, reason
         self.loads[to] = self.loads.get(to, 0) + 1
-        return to
+        return to, None
 
     def _refusal(self, spec: Spec, to: str) -> str | None:
         return refusal(spec, to, self.world.nodes.get(to), self.loads.get(to, 0))
@@ -519,12 +529,14 @@ def _needs_now(spec: Spec) -> _Needs:
     return _Needs(None, (), required(spec.labels)) if spec.status == "stopping" else _needs(spec)
 
 
-def _misfit(needs: _Needs, lease: NodeLease) -> Literal["kind", "labels", "build"] | None:
+def _misfit(needs: _Needs, lease: NodeLease) -> Literal["kind", "labels", "build", "code"] | None:
     """What a node lacks for `needs`, its capacity aside."""
     if needs.kind is not None and needs.kind not in lease.kinds:
         return "kind"
     if lease.reads < needs.reads:
         return "build"
+    if needs.code is not None and (needs.kind is None or lease.code.get(needs.kind) != needs.code):
+        return "code"
     return None if all(lease.labels.get(key) == value for key, value in needs.labels) else "labels"
 
 

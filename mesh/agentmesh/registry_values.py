@@ -61,6 +61,9 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     """The node that an operator has ordered it to move to. The leader clears it once the agent is there, or cannot be."""
     answer_schema: dict[str, Any] | None = None
     """JSON schema of its answers, where its class declares their type. Its owner writes it."""
+    turn_code: str | None = None
+    """The version of the code with which the turn began that its last owner has handed on, if other nodes serve it, but not all.
+    The leader clears it when it has placed the agent."""
 
 
 def parent_sign(parent: str) -> bytes:
@@ -111,6 +114,8 @@ class NodeLease(msgspec.Struct, frozen=True, kw_only=True):
     """By the first token of agents' names: the messages that wait for the agents it runs, where they are many."""
     by_operation: bool = False
     """Its agents take control requests whose subject names the operation (`agentmesh.control_operations`)."""
+    code: dict[str, str] = {}
+    """By kind: the version of its code, a hash of the sources of the package in which it lies, where that can be told."""
 
 
 class Placement(msgspec.Struct, frozen=True, kw_only=True):

@@ -49,6 +49,8 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
     node_id: str
     agents: dict[str, type[Agent[Any]]]
     """The kinds that it serves, by name."""
+    code: dict[str, str] = {}
+    """By kind: the version of its code (`agentmesh_node.process.code_versions`)."""
     labels: dict[str, str] = {}
     capacity: int = 0
     """Most agents; 0 is no bound."""

@@ -140,3 +140,41 @@ def test_turns_go_on_elsewhere_and_nothing_is_repeated(server: Server, subjects:
     assert (watched.void, watched.missed) == (0, 0), "text was shown twice, or not at all"
     whole = ("".join(map(said, range(steps + 1))) for steps in last.values())
     assert sorted(watched.texts.values()) == sorted(whole)
+
+
+@pytest.mark.case(716)
+@pytest.mark.case(717)
+@pytest.mark.slow
+def test_a_turn_keeps_to_its_code_while_a_node_serves_that(server: Server, subjects: Subjects, tmp_path: Path) -> None:
+    """Two nodes of one version and a newer one of another: the turn goes from the first to the second, and only then on."""
+    model, versions = Model(), {}
+    for name, more in (("old", ""), ("new", "# changed")):
+        versions[name] = tmp_path / name / "toolers.py"
+        versions[name].parent.mkdir()
+        versions[name].write_text(Path(TOOLERS).read_text() + more)
+
+    async def main(fake: FakeMessages) -> None:
+        async with process_mesh(server, subjects, tmp_path, env=environment(fake, tmp_path / "runs"), modules=SDK) as mesh:
+            await mesh.start("node", "n1", "--agents", str(versions["old"]))
+            await mesh.client.start_agent("a0", kind="Teller", timeout=PATIENCE_S)
+            asking = asyncio.create_task(mesh.client.ask("a0", "count 1", timeout=LONG_S))
+            await mesh.start("node", "n2", "--agents", str(versions["old"]))
+            await mesh.start("node", "n3", "--agents", str(versions["new"]))
+            told = {node.id: node.lease.code["Teller"] for node in await mesh.client.nodes()}
+            assert told["n1"] == told["n2"] != told["n3"]
+            await eventually(lambda: len(fake.calls) >= 2, PATIENCE_S, "two calls")
+            assert await mesh.hosts["n1"].terminate() == 0
+            assert await mesh.client.whereis("a0") == "n2", "n3 is newer, and as empty"
+            calls = len(fake.calls)
+            await eventually(lambda: len(fake.calls) > calls, PATIENCE_S, "a call from there")
+            assert await mesh.hosts["n2"].terminate() == 0
+            assert await mesh.client.whereis("a0") == "n3"
+            model.enough.set()
+            assert (await asking).text
+            (turn,) = await mesh.client.history("a0")
+            assert turn.code == (told["n1"], told["n3"])
+
+    with FakeMessages(model) as fake:
+        run(main(fake), LONG_S)
+        made = Counter((call.conversation, call.answers) for call in fake.calls)
+    assert made.total() == len(made), "no call was made again"

@@ -218,7 +218,7 @@ def test_a_node_is_asked_for_an_agent_that_is_ordered_elsewhere_and_the_agent_go
     assert explain(world, "a") == "a is running on n1 (generation 1), and moves to n2"
     given_up = plan(World.of(ordered(), nodes, on("n2", "b", 9)), ["a"])
     assert [(p.node, p.reason) for p in given_up.place] == [("n2", "it has no owner; it was ordered to move to n2")]
-    assert given_up.settle == (Settle("a", "n2", None),)
+    assert given_up.settle == (Settle("a", "n2", None, placed=True),)
     assert plan(World.of(ordered(), nodes, on("n2"))) == Plan(settle=(Settle("a", "n2", None),))
 
 
@@ -239,7 +239,7 @@ def test_an_order_ends_where_the_node_cannot_take_the_agent(other: NodeLease | N
     assert plan(standing, ["a"]) == Plan(settle=(Settle("a", "n2", reason),))
     homeless = plan(World.of(ordered(), nodes, on("n2", "b", 9)), ["a"])
     assert [p.node for p in homeless.place] == ["n1"]
-    assert homeless.settle == (Settle("a", "n2", reason),)
+    assert homeless.settle == (Settle("a", "n2", reason, placed=True),)
 
 
 @pytest.mark.case(711)
@@ -294,6 +294,30 @@ def test_an_agent_moves_once_where_new_nodes_come_before_old_ones_leave(agents: 
             (node, a): placed for a, by_node in world.placements.items() for node, placed in by_node.items()
         })  # fmt: skip
     assert set(moved.values()) == {1}, "an agent went to a node that was replaced next"
+
+
+@pytest.mark.case(716)
+def test_a_turn_that_was_handed_on_stays_with_the_code_it_began_with_while_a_node_serves_that() -> None:
+    def serving(second: int, version: str, **fields: Any) -> NodeLease:
+        return structs.replace(began(second, **fields), code={"A": version})
+
+    handed_on = {"a": structs.replace(spec(status="running"), turn_code="old")}
+    crowd = {("n1", f"b{i}"): Placed("l1", 1 + i) for i in range(5)}
+    nodes = {"n1": serving(1, "old"), "n2": serving(2, "new")}
+    made = plan(World.of(handed_on, nodes, crowd), ["a"])
+    assert [(p.node, p.reason) for p in made.place] == [
+        ("n1", "it has no owner; n1 fits and serves the code with which its turn began")
+    ]
+    assert made.settle == (Settle("a", None, None, placed=True),)
+    for other in (serving(1, "old", draining=True), serving(1, "old", cordoned=True), serving(1, "old", capacity=5)):
+        made = plan(World.of(handed_on, {**nodes, "n1": other}, crowd), ["a"])
+        assert [p.node for p in made.place] == ["n2"], "where none is left it goes on with what is served"
+        assert made.settle == (Settle("a", None, None, placed=True),)
+    assert plan(World.of(handed_on, nodes, on("n2")), ["a"]) == Plan(), "it says where the agent goes next, and moves it nowhere"
+    ordered_too = {"a": structs.replace(handed_on["a"], move_to="n2")}
+    made = plan(World.of(ordered_too, nodes, crowd), ["a"])
+    assert [p.node for p in made.place] == ["n2"], "an operator's order comes first"
+    assert made.settle == (Settle("a", "n2", None, placed=True),)
 
 
 # --- evening out --------------------------------------------------------------------------------------------------

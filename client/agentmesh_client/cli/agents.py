@@ -206,7 +206,7 @@ async def ps(*, every: Annotated[Flag, Parameter(name="--all")] = False, options
 
 
 async def nodes(*, options: Globals = DEFAULTS) -> int:
-    """List the live nodes."""
+    """List the live nodes, with the kinds that they serve and the version of the code of each (`Kind@version`)."""
     from agentmesh.formats import users_labels
     from agentmesh_client.cli.output import Printer, age
 
@@ -215,7 +215,8 @@ async def nodes(*, options: Globals = DEFAULTS) -> int:
         state = "draining" if lease.draining else "cordoned" if lease.cordoned else "ready"
         labels = ",".join(f"{key}={value}" for key, value in sorted(users_labels(lease.labels).items()))
         load = f"{lease.agents}/{lease.capacity}" if lease.capacity else str(lease.agents)
-        return [node.id, state, load, age(lease.started), lease.version or "-", labels or "-", ",".join(lease.kinds) or "-"]
+        kinds = ",".join(f"{kind}@{lease.code[kind]}" if kind in lease.code else kind for kind in lease.kinds)
+        return [node.id, state, load, age(lease.started), lease.version or "-", labels or "-", kinds or "-"]
 
     async with session(options) as mesh:
         found = await mesh.nodes()
@@ -275,7 +276,7 @@ async def history(name: AgentName, /, *, content: Flag = False, options: Globals
             age(turn.started.isoformat()),
             took,
             turn.chain or turn.sender or "-",
-            turn.node,
+            f"{turn.node} (code {' -> '.join(turn.code)})" if turn.code else turn.node,
             str(turn.takeovers),
             f"{result} ({shown(turn.tools)})" if turn.tools else result,
         ]

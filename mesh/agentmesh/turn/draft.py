@@ -28,6 +28,7 @@ from agentmesh.records import (
     Seen,
     SendMail,
     TurnInfo,
+    Turning,
 )
 from agentmesh.subjects import LANES
 from agentmesh.tool_runs import Counts, counted, note_of
@@ -164,7 +165,14 @@ def turn_info(core: Core, active: Active, error: ErrorBody | None) -> TurnInfo:
         note=note_of(active.number, active.text, reason_of(error), runs) if error is not None and runs else None,
         trace=trace,
         derived=derived,
+        code=() if core.ledger.turning is None else _versions(core, active, core.ledger.turning),
     )
+
+
+def _versions(core: Core, active: Active, turning: Turning) -> tuple[str, ...]:
+    """The versions of the code with which the turn began and ended; none if they are one, or not known."""
+    now = core.config.code
+    return (turning.code, now) if turning.key == active.key and turning.code and now not in ("", turning.code) else ()
 
 
 def bury(core: Core, mail: Mail, reason: ErrorBody) -> None:

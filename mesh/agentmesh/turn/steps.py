@@ -189,7 +189,14 @@ class _Draft:
         if turning is None or not _is_own(self._core.ledger, self._active):
             active = self._active
             told = tracing.of_first_step(self._core, active)
-            turning = Turning(key=active.key, number=active.number, prompt=active.text, began=active.started, traced=told)
+            turning = Turning(
+                key=active.key,
+                number=active.number,
+                prompt=active.text,
+                began=active.started,
+                code=self._core.config.code,
+                traced=told,
+            )
         return structs.replace(self._core.ledger, turning=turning, steps=self._steps, waits=self._waits)
 
 

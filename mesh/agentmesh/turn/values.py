@@ -118,6 +118,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     """How long a deferred request stays open; None: exclusive ones for `deferral.EXCLUSIVE_S`, the others without an end."""
     remember_s: float = 180.0
     """How long the ids of purged mail are remembered: the streams' duplicate window, plus a margin for differing clocks."""
+    code: str = ""
+    """The version of the agent's code here; empty if that is not known."""
     traced: bool = False
     """Whether records tell the spans of what happens (agentmesh.turn.tracing). Otherwise contexts are handed on as they came."""
     trace_ratio: float = 1.0

@@ -28,7 +28,7 @@ from agentmesh.registry_values import Spec
 from agentmesh.subjects import EPOCH_KEY, placement_key, spec_key
 from agentmesh.turn.values import Phase
 from agentmesh.wire import RELAYED, encode, format_time, parse_time
-from agentmesh_node.host.drain import give_up
+from agentmesh_node.host.drain import give_up, prefer_code
 from agentmesh_node.host.linked_agents import end_children
 from agentmesh_node.host.placed_agent import PlacedAgent
 from agentmesh_node.host.stuck import UNREADABLE_RETRY, StuckAgents
@@ -110,6 +110,8 @@ class Catalog:
                         await owner.retire()
                 owner.leave()
             async with self._writes:
+                if owner is not None and (code := owner.turn_code):
+                    await prefer_code(self._s.registry, self._node, placed.name, placed.incarnation, code)
                 await self._give_up(placed)
         finally:
             placed.leaving = False

@@ -7,16 +7,22 @@ import logging
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
-from agentmesh.edge.failures import EDGE_ERRORS
+import msgspec
+
+from agentmesh.edge.failures import EDGE_ERRORS, WrongLastSequence
 from agentmesh.edge.registry import Entry, Registry, View, Watch, decode_node, decode_spec
 from agentmesh.edge.retry import UPKEEP_RETRY
 from agentmesh.edge.tasks import cancel_and_wait
 from agentmesh.edge.transport import Transport
 from agentmesh.errors import BadRequest
-from agentmesh.subjects import placement_key, spec_key
+from agentmesh.registry_values import encode_spec
+from agentmesh.subjects import node_key, placement_key, spec_key
 from agentmesh_node.host.placed_agent import PlacedAgent
 
 LOOK_S = 0.02
+_TRIES = 5
+_CODE_S = 2.0
+"""How long a hand-over may be held up by what is only a preference."""
 CUT_OFF_S = 2.0
 """How long a leaving node may be without a connection. Without one it can hand nothing over, and the journals have everything."""
 log = logging.getLogger("agentmesh.node")
@@ -53,6 +59,31 @@ async def give_up(registry: Registry, key: str, generation: int, ended: Callable
         except EDGE_ERRORS as error:
             log.debug("placement not deleted: %s", error, extra={"key": key})
         await asyncio.sleep(pause)
+
+
+async def prefer_code(registry: Registry, node: str, agent: str, incarnation: str, code: str) -> None:
+    """Say in the agent's spec that its turn began with the version `code`, if another node serves that and not all do: then the
+    leader takes such a node. What cannot be written now is left out, and the turn goes on with what is served."""
+    for _ in range(_TRIES):
+        try:
+            async with asyncio.timeout(_CODE_S):
+                entries, _ = await registry.load("nodes.")
+                entry = await registry.get(spec_key(agent))
+                if entry is None or entry.value is None:
+                    return
+                spec = decode_spec(entry)
+                leases = [decode_node(other) for other in entries if other.key != node_key(node) and _takes_agents(other)]
+                versions = {lease.code.get(spec.kind) for lease in leases if spec.kind in lease.kinds}
+                wanted = code if code in versions and len(versions) > 1 else None
+                if spec.incarnation == incarnation and spec.turn_code != wanted:
+                    changed = msgspec.structs.replace(spec, turn_code=wanted)
+                    await registry.update(entry.key, encode_spec(changed, entry.value), entry.revision)
+                return
+        except WrongLastSequence:
+            continue  # its status was written meanwhile
+        except EDGE_ERRORS as error:
+            log.info("the code of a turn cannot be told: %s", error, extra={"agent": agent, "code": code})
+            return
 
 
 class Handover:

@@ -41,6 +41,7 @@ def first_lease(settings: NodeSettings, boot: str, now: float) -> NodeLease:
         reads=RECORD_VERSION,
         facts=settings.trace_facts,
         by_operation=True,
+        code=settings.code,
     )
 
 

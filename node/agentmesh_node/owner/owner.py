@@ -343,6 +343,12 @@ class Owner:
         return self.idle or self._turn.movable
 
     @property
+    def turn_code(self) -> str:
+        """The version of the code with which the turn began that is open now, or was handed on; empty if that is not known."""
+        turning = self.core.ledger.turning if self.core is not None else None
+        return "" if turning is None else turning.code
+
+    @property
     def closed(self) -> bool:
         """Whether this owner has stopped acting."""
         return self._loop.closed

@@ -27,6 +27,7 @@ from agentmesh_node.liveness_thread import LivenessThread
 from agentmesh_node.process import health, model_option
 from agentmesh_node.process.address import PATIENCE_S, MeshAddress
 from agentmesh_node.process.agent_loader import load_agents
+from agentmesh_node.process.code_versions import code_versions
 from agentmesh_node.process.nats_server import EmbeddedServer
 from agentmesh_node.process.options import CommonOptions, NodeOptions, StreamOptions, SupervisorOptions
 from agentmesh_node.process.secured import SecuredStore
@@ -337,15 +338,17 @@ async def _keep(server: EmbeddedServer) -> None:
 
 
 def _node_settings(command: NodeCommand) -> NodeSettings:
-    """The settings of a node, its agents' classes loaded.
+    """The settings of a node, its agents' classes loaded and their versions told. It reads files, before there is a loop.
 
     Raises:
         BadRequest: some of it cannot be meant.
     """
     prices_of()  # the node reads them again; here nothing has been started yet
+    agents = load_agents(command.agents)
     return NodeSettings(
         node_id=names.node_id(command.id or default_id()),
-        agents=load_agents(command.agents),
+        agents=agents,
+        code=code_versions(agents),
         labels=pairs(command.labels, "--label"),
         root=command.where.root,
         stall_limit_s=command.common.stall_limit_s,

@@ -179,9 +179,13 @@ class PlacementWriter:
 
     async def _settle(self, action: Settle) -> bool:
         spec = self._index.specs.get(action.agent)
-        if spec is None or spec.move_to != action.node:
+        if spec is None:
             return True
-        if not await self._change_spec(action.agent, msgspec.structs.replace(spec, move_to=None)):
+        move_to = None if spec.move_to == action.node else spec.move_to
+        changed = msgspec.structs.replace(spec, move_to=move_to, turn_code=None if action.placed else spec.turn_code)
+        if changed == spec:
+            return True
+        if not await self._change_spec(action.agent, changed):
             return False
         if action.reason is not None:
             self._performed.append(("move_given_up", action.reason, {"agent": action.agent, "node": action.node}))

@@ -113,6 +113,7 @@ class AgentFactory:
             max_payload=s.transport.max_payload,
             snapshot_records=s.settings.snapshot_records,
             remember_s=s.remember_s,
+            code=s.settings.code.get(spec.kind, ""),
             traced=s.traces.traced,
             trace_ratio=s.traces.ratio,
             callers=callers_of(cls.callers, cls.__name__),

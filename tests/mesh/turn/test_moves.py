@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from msgspec import structs
 
 from agentmesh.records import decode_record
 from agentmesh.turn.values import HandOn, Interrupt, Phase, Retire
@@ -103,3 +104,26 @@ def test_the_watchdog_counts_from_the_first_start_over_all_owners() -> None:
     bench.finish("done")
     bench.prompt("other")
     assert bench.running().watchdog_s == 100.0, "it begins anew with each turn"
+
+
+@pytest.mark.case(717)
+def test_a_turn_that_goes_on_with_other_code_names_both(bench: Stepping) -> None:
+    def ended(*versions: str) -> tuple[str, ...]:
+        """The versions that the record of a turn names which has an owner of each of `versions`, one after the other."""
+        bench.config = structs.replace(bench.config, code=versions[0])
+        bench.kill()
+        bench.prompt("work")
+        bench.take("one")
+        for version in versions[1:]:
+            hand_on(bench)
+            bench.config = structs.replace(bench.config, code=version)
+            bench.kill()
+        bench.finish("done")
+        (info,) = [turn for _, data in bench.journal[-1:] if (turn := decode_record(data).turn) is not None]
+        return info.code
+
+    assert ended("old", "old") == ()
+    assert ended("old", "new") == ("old", "new")
+    assert ended("old", "new", "old") == ()
+    assert ended("old", "new", "newest") == ("old", "newest")
+    assert ended("", "new") == () == ended("old", ""), "what is not known is not named"

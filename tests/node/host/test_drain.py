@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
+from msgspec import structs
 
-from agentmesh.edge.registry import Registry
+from agentmesh.edge.registry import Registry, decode_spec
 from agentmesh.registry_values import NodeLease, Placement
-from agentmesh.subjects import node_key, placement_key
+from agentmesh.subjects import node_key, placement_key, spec_key
 from agentmesh.wire import ErrorBody, encode
-from agentmesh_node.host.drain import CUT_OFF_S, Handover, give_up, unless_cut_off
+from agentmesh_node.host.drain import CUT_OFF_S, Handover, give_up, prefer_code, unless_cut_off
 from agentmesh_node.host.placed_agent import PlacedAgent
 from node.simulated import NODE, SimulatedNode, simulate
 from support import never_sent, reply_lost
@@ -150,6 +152,44 @@ def test_a_process_that_ends_tries_no_more() -> None:
         await asyncio.wait_for(giving_up, 10)
         node.faults.leaderless.clear()
         assert await others(node).get(key) is not None
+
+    simulate(story)
+
+
+@pytest.mark.case(716)
+def test_the_code_of_a_turn_is_told_where_some_nodes_serve_it_and_others_do_not() -> None:
+    async def story(node: SimulatedNode) -> None:
+        await node.spec("a", status="running")
+
+        async def told(code: str, **leases: NodeLease) -> str | None:
+            registry = others(node)
+            revisions = {name: await registry.create(node_key(name), encode(lease)) for name, lease in leases.items()}
+            await prefer_code(node.registry, NODE, "a", "life", code)
+            for name, revision in revisions.items():
+                await registry.delete(node_key(name), revision)
+            entry = await registry.get(spec_key("a"))
+            assert entry is not None
+            return decode_spec(entry).turn_code
+
+        entry = await others(node).get(spec_key("a"))
+        assert entry is not None
+        kind = decode_spec(entry).kind
+
+        def serving(version: str, **fields: Any) -> NodeLease:
+            return NodeLease(boot="b", kinds=(kind,), code={kind: version}, **fields)
+
+        assert await told("old", n2=serving("old"), n3=serving("new")) == "old"
+        assert await told("old", n2=serving("new"), n3=serving("new")) is None, "nobody serves it any more"
+        assert await told("old", n2=serving("old"), n3=NodeLease(boot="b", kinds=(kind,))) == "old"
+        assert await told("old", n2=serving("old")) is None, "all serve it"
+        assert await told("old", n2=serving("old", draining=True), n3=serving("new")) is None
+        other = structs.replace(serving("new"), kinds=("Other",))
+        assert await told("old", n2=serving("old"), n3=other) is None
+        node.faults.leaderless.add(node.subjects.stream("registry"))
+        began = node.loop.time()
+        await prefer_code(node.registry, NODE, "a", "life", "old")
+        assert node.loop.time() - began < 10, "it is only a preference"
+        node.faults.leaderless.clear()
 
     simulate(story)
 
