@@ -19,8 +19,6 @@ SOME_OF = {
 }
 ALLOWED = {
     "mesh/agentmesh/edge/clock.py": "the ports themselves",
-    "node/agentmesh_node/turns/runner.py": "how long a callback held the thread: only logged",
-    "node/agentmesh_node/user_code/block_detector.py": "likewise",
     "client/agentmesh_client/cli/asks.py": "a deadline counts from when a person gave the command",
     "client/agentmesh_client/cli/output.py": "ages, as a person reads them",
     "client/agentmesh_client/cli/streaming.py": "durations, as a person watches them",

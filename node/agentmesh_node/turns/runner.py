@@ -12,7 +12,6 @@ import inspect
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextvars import Token
-from time import perf_counter
 from typing import Any
 
 import msgspec
@@ -259,7 +258,7 @@ class Runner:
             known = self._hooks[hook] = (function, inspect.iscoroutinefunction(function))
         function, is_async = known
         if is_async:
-            return timed(function(*arguments), hook, self._report_block)
+            return timed(function(*arguments), hook, self._report_block, self._ports.monotonic)
         return self._in_thread(function, arguments, hook)
 
     async def _in_thread(self, function: Callable[..., Any], arguments: tuple[Any, ...], hook: str) -> Any:
@@ -270,7 +269,7 @@ class Runner:
                 # A thread cannot be killed: what the callback still returns is thrown away.
                 log.warning("a plain callback is left behind in its thread", extra={"agent": self._name, "callback": hook})
             raise
-        return await timed(value, hook, self._report_block) if inspect.isawaitable(value) else value
+        return await timed(value, hook, self._report_block, self._ports.monotonic) if inspect.isawaitable(value) else value
 
     def _report_block(self, what: str, seconds: float) -> None:
         """A callback held the loop, and so every other agent of the node: report it by name, in the log and as a fact."""
@@ -560,14 +559,16 @@ class Runner:
 
     async def _observe(self, event: Event, state: Any) -> Any:
         """`handle_stream_event`, on the loop: each call is timed like the code between two suspensions of an `async` callback."""
-        began = perf_counter()
+        began = self._ports.monotonic()
         try:
             value: Any = self._agent.handle_stream_event(event, state)
         finally:
-            spent = perf_counter() - began
+            spent = self._ports.monotonic() - began
             if spent > BLOCK_LIMIT_S:
                 self._report_block("handle_stream_event", spent)
-        return await timed(value, "handle_stream_event", self._report_block) if isinstance(value, Awaitable) else value
+        if not isinstance(value, Awaitable):
+            return value
+        return await timed(value, "handle_stream_event", self._report_block, self._ports.monotonic)
 
     def _encode_streamed(self, state: Any, before: Raw) -> Raw | ErrorBody:
         raw = self._codec.encode(state, before)

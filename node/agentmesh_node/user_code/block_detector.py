@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import types
 from collections.abc import Awaitable, Callable, Generator
-from time import perf_counter
 from typing import Any
+
+from agentmesh.edge.clock import SYSTEM
 
 BLOCK_LIMIT_S = 0.1
 """Longest time without a suspension that is not reported, in seconds."""
@@ -18,13 +19,15 @@ type Report = Callable[[str, float], None]
 
 
 @types.coroutine
-def timed(awaitable: Awaitable[Any], what: str, report: Report) -> Generator[Any, Any, Any]:
+def timed(
+    awaitable: Awaitable[Any], what: str, report: Report, monotonic: Callable[[], float] = SYSTEM.monotonic
+) -> Generator[Any, Any, Any]:
     """Await `awaitable`; call `report(what, seconds)` whenever it runs longer than the limit without a suspension."""
     steps = awaitable.__await__()
     value: Any = None
     error: BaseException | None = None
     while True:
-        began = perf_counter()
+        began = monotonic()
         try:
             if error is not None:
                 waiting_for = steps.throw(error)
@@ -35,7 +38,7 @@ def timed(awaitable: Awaitable[Any], what: str, report: Report) -> Generator[Any
         except StopIteration as stop:
             return stop.value
         finally:
-            spent = perf_counter() - began
+            spent = monotonic() - began
             if spent > BLOCK_LIMIT_S:
                 report(what, spent)
         try:

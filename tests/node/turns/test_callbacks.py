@@ -7,7 +7,6 @@ import concurrent.futures
 import logging
 import re
 import threading
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -37,8 +36,10 @@ def quiet(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
         yield
 
 
-def runner_of(cls: type[Agent[Any]], backend: Talker | None = None, facts: list[Fact] | None = None) -> Runner:
-    clock = Clock()
+def runner_of(
+    cls: type[Agent[Any]], backend: Talker | None = None, facts: list[Fact] | None = None, clock: Clock | None = None
+) -> Runner:
+    clock = clock or Clock()
     told: list[Fact] = [] if facts is None else facts
     ports = Ports(lambda: clock.now, lambda: clock.now, lambda: "t", 10_000, lambda *fact: told.append(fact))
     talker = backend or Talker(clock, Event.result("done"))
@@ -51,12 +52,19 @@ def call(cls: type[Agent[Any]], hook: str, *args: Any, state: bytes | None = b"[
     return run(runner_of(cls).call(RunCallback(hook=hook, args=args, state=raw, request=request)))
 
 
-def turn(cls: type[Agent[Any]], *events: Event | Exception, state: bytes = b"[]", facts: list[Fact] | None = None) -> TurnEnded:
+def turn(
+    cls: type[Agent[Any]],
+    *events: Event | Exception,
+    state: bytes = b"[]",
+    facts: list[Fact] | None = None,
+    clock: Clock | None = None,
+) -> TurnEnded:
     """Run one prompt task."""
     ended: list[Input] = []
 
     async def main() -> None:
-        runner = runner_of(cls, Talker(Clock(), *events), facts)
+        ticking = clock or Clock()
+        runner = runner_of(cls, Talker(ticking, *events), facts, ticking)
         await runner.call(RunCallback(hook="start_session", args=({},), state=Raw(state)))
         command = RunTurn(number=3, request=Request("17"), prompt="p", state=Raw(state), session=Raw(b"{}"), watchdog_s=60.0)
         runner.start_turn(command, ended.append, None)
@@ -435,28 +443,22 @@ def test_usage_that_cannot_be_encoded_fails_its_turn() -> None:
 
 
 # --- the loop is not a callback's to hold ------------------------------------------------------------------------------
-def block(self: Any, *args: Any) -> Any:
-    time.sleep(0.12)
-
-
-async def block_later(self: Any, *args: Any) -> Any:
-    await asyncio.sleep(0)
-    time.sleep(0.12)  # noqa: ASYNC251 - what is shown here
-    return Idle(args[-1])
-
-
 @pytest.mark.case(227)
 def test_a_callback_that_holds_the_loop_is_reported_by_name(caplog: pytest.LogCaptureFixture) -> None:
     facts: list[Fact] = []
+    clock = Clock()
+
+    async def block_later(self: Any, event: Any, state: Any) -> Any:
+        await asyncio.sleep(0)
+        clock.now += 0.12
+        return Idle(state)
+
+    blocking = runner_of(made(handle_event=block_later), None, facts, clock)
     with caplog.at_level(logging.WARNING, logger="agentmesh.node"):
-        run(
-            runner_of(made(handle_event=block_later), None, facts).call(
-                RunCallback(hook="handle_event", args=(1,), state=Raw(b"[]"))
-            )
-        )
+        run(blocking.call(RunCallback(hook="handle_event", args=(1,), state=Raw(b"[]"))))
     ((agent, kind, turn_number, fields),) = facts
     assert (agent, kind, turn_number, fields["callback"]) == ("coder", "callback_blocked", 0, "handle_event")
-    assert 0.1 < fields["seconds"] < 5
+    assert fields["seconds"] == 0.12
     (record,) = caplog.records
     assert (vars(record)["agent"], vars(record)["callback"]) == ("coder", "handle_event")
 
@@ -464,19 +466,25 @@ def test_a_callback_that_holds_the_loop_is_reported_by_name(caplog: pytest.LogCa
 @pytest.mark.case(227)
 def test_so_is_a_plain_observer_of_the_stream() -> None:
     facts: list[Fact] = []
+    clock = Clock()
 
     def watch(self: Any, event: Event, state: Any) -> Any:
-        block(self)
+        clock.now += 0.12
         return state
 
-    turn(made(handle_stream_event=watch), Event.result("done"), facts=facts)
+    turn(made(handle_stream_event=watch), Event.result("done"), facts=facts, clock=clock)
     ((_, kind, turn_number, fields),) = facts
     assert (kind, turn_number, fields["callback"]) == ("callback_blocked", 3, "handle_stream_event")
 
 
 def test_a_plain_callback_may_take_its_time() -> None:
     facts: list[Fact] = []
-    run(runner_of(made(post_run=block), None, facts).call(RunCallback(hook="post_run", state=Raw(b"[]"))))
+    clock = Clock()
+
+    def block(self: Any, *args: Any) -> Any:
+        clock.now += 0.12
+
+    run(runner_of(made(post_run=block), None, facts, clock).call(RunCallback(hook="post_run", state=Raw(b"[]"))))
     assert facts == []
 
 
