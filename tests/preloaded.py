@@ -113,6 +113,7 @@ class Forker:
         while True:
             answer = self._answer(0)
             if "started" in answer:
+                self.codes.pop(answer["started"], None)  # of another, long ago: the system gives its numbers again
                 return ForkedProcess(self, answer["started"])
 
     def look(self) -> None:
