@@ -19,8 +19,11 @@ help: ## Show this list
 .venv/.stamp-dev: pyproject.toml .ci/venv tests/local/requirements.txt
 	@bash .ci/venv all,claude,codex,local,dev $@
 
-demo: .venv/.stamp ## Watch an agent outlive its node, in half a minute
-	@$(PY) examples/triage/demo.py
+.venv/.stamp-local: pyproject.toml .ci/venv tests/local/requirements.txt
+	@bash .ci/venv all,local $@
+
+demo: .venv/.stamp$(if $(filter local,$(MODEL)),-local) ## Watch an agent outlive its node, in half a minute; MODEL=local for a small, real model
+	@MODEL=$(MODEL) $(PY) examples/triage/demo.py
 
 quick: .venv/.stamp-dev ## Run the tests that need no server and no other process, in less than a minute
 	@$(PYTEST) -n $(WORKERS) -m quick $(ARGS)

@@ -1,5 +1,7 @@
 """A coordinator outlives its node: `make demo`, or `python examples/triage/demo.py [LOGFILE]`.
 
+With MODEL=local in the environment the agents run on a small, real model of this machine, with MODEL=URL on that of a server.
+
 An embedded NATS server, a supervisor and two agent nodes run as processes of their own. `Triage` (agents.py) has three readers
 go through a log. While they do, the node that runs the coordinator is killed with SIGKILL. The exit code is 0 only if the agent
 was taken over and its caller got one answer.
@@ -29,6 +31,7 @@ from agentmesh.errors import MeshError
 from agentmesh.subjects import Subjects
 from agentmesh_client import Mesh
 from agentmesh_client.cli.drawn import tree_text
+from agentmesh_node.backends.model_server.local import LOCAL, MODEL, LocalModel
 from agentmesh_node.process.nats_server import EmbeddedServer
 from agentmesh_node.telemetry import otel
 
@@ -37,6 +40,8 @@ EXAMPLE = HERE / "agents.py"
 COORDINATOR = "triage"
 QUESTION = "What went wrong this morning, and where should we look first?"
 LIMIT_S = 80.0
+MODEL_LIMIT_S = 300.0
+"""With a real model, whose pace is the machine's."""
 IN_THE_MIDDLE_S = 1.0
 """How far into the readers' turns the kill comes."""
 READY_S = 60.0
@@ -106,13 +111,13 @@ async def stage(show: Timeline, file: Path = EXAMPLE) -> AsyncIterator[tuple[Pro
     """A mesh of one server, one supervisor and two nodes with the agents of `file`, and a client that listens to its events."""
     with tempfile.TemporaryDirectory(prefix="mesh-demo-") as name:
         directory = Path(name)
-        async with EmbeddedServer(directory / "nats") as server:
+        async with contextlib.AsyncExitStack() as ended, EmbeddedServer(directory / "nats") as server:
             show.say("server", f"{server.url}, JetStream in {server.store}")
             processes = Processes(directory, server.url)
             try:
                 await make_streams(server.url)
                 await processes.start("supervisor", "s1")
-                agents = ("--agents", str(file), "--trace-facts", "all")
+                agents = ("--agents", str(file), "--trace-facts", "all", *await served(show, ended))
                 await asyncio.gather(*(processes.start("node", node, *agents) for node in ("n1", "n2")))
                 show.say("ready", "supervisor s1, nodes n1 and n2")
                 async with agentmesh_client.connect(server.url) as mesh:
@@ -126,14 +131,26 @@ async def stage(show: Timeline, file: Path = EXAMPLE) -> AsyncIterator[tuple[Pro
                 await processes.close()
 
 
+async def served(show: Timeline, ended: contextlib.AsyncExitStack) -> tuple[str, ...]:
+    """The option of nodes whose agents run on a server of models. A local one ends with `ended`."""
+    named = os.environ.get("MODEL")
+    if not named:
+        return ()
+    if named == LOCAL:
+        local = await ended.enter_async_context(LocalModel())
+        show.say("model", f"{MODEL} at {local.address}, process {local.pid}")
+        named = local.address
+    return ("--model", named)
+
+
 async def play(show: Timeline, log: Path) -> str:
     """Ask, kill, and return the answer."""
     backend = model()
     async with stage(show) as (processes, mesh):
-        options = {"log": str(log), "readers": backend}
+        options = {"log": str(log), "readers": backend, "small": os.environ.get("MODEL") == LOCAL}
         await mesh.start_agent(COORDINATOR, kind="Triage", backend=backend, options=options)
         show.say(f"caller -> {COORDINATOR}", f"asks: {QUESTION}")
-        asked = asyncio.create_task(mesh.ask(COORDINATOR, QUESTION, timeout=LIMIT_S))
+        asked = asyncio.create_task(mesh.ask(COORDINATOR, QUESTION, timeout=limit_s()))
         killed = asyncio.create_task(kill_its_node(show, processes, mesh))
         try:
             answer = await asked
@@ -168,9 +185,17 @@ async def kill_its_node(show: Timeline, processes: Processes, mesh: Mesh) -> Non
 
 
 def model() -> str:
-    """The backend: Claude where there is a key for it and the backend is installed, else the stand-in of this example."""
+    """The backend: Claude where there is a key for it and the backend is installed, else the stand-in of this example, or the
+    server of models that takes its place."""
+    if os.environ.get("MODEL"):
+        return "scripted"
     installed = {entry.name for entry in entry_points(group="agentmesh.backends")}
     return "anthropic" if os.environ.get("ANTHROPIC_API_KEY") and "anthropic" in installed else "scripted"
+
+
+def limit_s() -> float:
+    """Longest that the demo may take."""
+    return MODEL_LIMIT_S if os.environ.get("MODEL") else LIMIT_S
 
 
 def verdict(show: Timeline) -> list[str]:
@@ -188,7 +213,7 @@ async def main(log: Path) -> int:
     show = Timeline(COORDINATOR)
     started = otel.setup("client", "demo")
     try:
-        async with asyncio.timeout(LIMIT_S):
+        async with asyncio.timeout(limit_s()):
             with trace.get_tracer(semconv.SCOPE).start_as_current_span("triage demo"):
                 answer = await play(show, log)
     except (MeshError, TimeoutError, RuntimeError) as error:

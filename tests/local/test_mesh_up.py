@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -73,3 +75,16 @@ def test_the_agents_of_a_folder_run_on_it_and_it_ends_with_the_mesh(tmp_path: Pa
             run(ended())
         finally:
             os.kill(server, signal.SIGTERM)
+
+
+@pytest.mark.case(740)
+@pytest.mark.timeout(330)
+def test_the_demo_runs_on_it_with_the_call_that_its_prompt_spells_out() -> None:
+    demo = Path(__file__).parents[2] / "examples" / "triage" / "demo.py"
+    env = {**os.environ, "MODEL": "local"}
+    done = subprocess.run([sys.executable, demo], env=env, capture_output=True, text=True, timeout=320, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{MODEL} at http://127.0.0.1:" in done.stdout
+    assert "execute_tool count_errors" in done.stdout
+    assert re.search(r"triage +goes on on n[12], \d\.\d\d s after the kill", done.stdout)
+    assert len(re.findall(r"triage -> caller", done.stdout)) == 1
