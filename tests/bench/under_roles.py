@@ -2,7 +2,7 @@
 
 Each mesh has a server of its own, and the callers' asks alternate between them. Two open meshes beside each other say how far
 figures differ by themselves. Callers of another account ask by a plain request, beside the same in an open mesh. Then tenants:
-what the flood of one does to the asks of another.
+what the flood of one, a process of its own, does to the asks of another.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import asyncio
 import contextlib
 import secrets
 import sys
-from collections.abc import AsyncIterator, Callable
 from functools import partial
 from pathlib import Path
 
@@ -37,6 +36,7 @@ PASSWORD = secrets.token_urlsafe(24)
 OPEN, OTHER, ROLES = "open", "another open one", "under roles"
 WITHIN = Bound(limit=1.05)
 FLOODED = Bound(limit=1.5)
+SHARES = {"p50": 0.5, "p99": 0.99}
 AT_ONCE = 32
 """Messages of a flooding tenant that are on their way at once."""
 
@@ -106,33 +106,70 @@ async def _plain(stack: contextlib.AsyncExitStack, url: str, user: str) -> Clien
 
 async def tenants(sizes: Sizes) -> list[Figure]:
     """What one tenant's flood does to another's asks: by requests to the gateway from the callers' account, and by mail that is
-    published inside the mesh's account."""
-    figures = [
-        Figure(name=f"ask of a tenant, p99, while another floods {way}", unit="ms", floor="without the flood", bound=FLOODED)
-        for way in ("the gateway", "the mail")
-    ]
+    published inside the mesh's account. Beside each what as large a flood of plain publishes does to a plain queue, with a
+    server of its own and no mesh: floods, servers and victims share the same cores."""
+    mesh, floor = ("the gateway", "the mail"), ("a bare request", "a JetStream queue")
+    slower = {
+        (way, share): Figure(
+            name=f"ask of a tenant, {share}, while another floods {way}",
+            unit="ms",
+            floor="without the flood",
+            bound=_flooded(share),
+        )
+        for way in mesh
+        for share in SHARES
+    }
+    beside = {
+        (way, plain, share): Figure(
+            name=f"times as long as without it, {share}, {way}", unit="x", floor=plain, bound=_flooded(share)
+        )
+        for way in mesh
+        for plain in floor
+        for share in SHARES
+    }
     async with contextlib.AsyncExitStack() as stack:
         stage = _secured(await stack.enter_async_context(stage_on(secured(), sizes, SecuredStage)))
         side = await Side.of(stage, ROOT, HERE, {})
         operator = await stage.client()
         await operator.start_agent("other.quiet", kind="Echo")
-        noisy, quiet = await _plain(stack, stage.url_of("one"), "one"), await _plain(stack, stage.url_of("two"), "two")
-        inside = await _plain(stack, stage.url_as("operator"), "operator")
-        ask: Call = partial(quiet.request, "mesh.ask.other.quiet", b"hello", timeout=30)
-        mail: Call = partial(operator.ask, "other.quiet", "hello", timeout=ASK_S)
-        ways: list[tuple[Call, Callable[[int], Call]]] = [
-            (ask, lambda number: partial(noisy.request, f"mesh.tell.many.{number}", b"hello", timeout=30)),
-            (mail, lambda number: partial(inside.request, f"mesh.inbox.many.{number}", b"hello", timeout=30)),
-        ]
+        quiet = await _plain(stack, stage.url_of("two"), "two")
+        bare = await stack.enter_async_context(stage_on(Server(name="bench"), sizes))
+        floors = await bare.floors()
+        agents = [f"many.{number}" for number in range(len(side.all))]
+        ways: dict[str, tuple[Stage, Call, tuple[str, ...]]] = {
+            "the gateway": (
+                stage,
+                partial(quiet.request, "mesh.ask.other.quiet", b"hello", timeout=30),
+                (stage.url_of("one"), "_INBOX.one", str(AT_ONCE), *(f"mesh.tell.{agent}" for agent in agents)),
+            ),
+            "the mail": (
+                stage,
+                partial(operator.ask, "other.quiet", "hello", timeout=ASK_S),
+                (stage.url_as("operator"), "_INBOX.operator", str(AT_ONCE), *(f"mesh.inbox.{agent}" for agent in agents)),
+            ),
+            "a bare request": (bare, floors.bare, (bare.url, "_INBOX", str(AT_ONCE), "floor.stored")),
+            "a JetStream queue": (bare, floors.queue, (bare.url, "_INBOX", str(AT_ONCE), "floor.stored")),
+        }
         for _ in range(sizes.rounds):
-            for figure, (call, flood) in zip(figures, ways, strict=True):
+            times: dict[tuple[str, float], float] = {}
+            for name, (where, call, flood) in ways.items():
                 (calm,) = await side_by_side(call, count=sizes.calls)
-                async with _flood([flood(number % len(side.all)) for number in range(AT_ONCE)]):
-                    (flooded,) = await side_by_side(call, count=sizes.calls)
-                figure.add(quantile(flooded, 0.99), quantile(calm, 0.99))
-                for number in range(len(side.all)):
-                    await eventually(partial(_drained, operator, f"many.{number}"), ASK_S, "the end of the flood")
-    return figures
+                child = await where.spawn(str(Path(__file__).with_name("flood.py")), *flood)
+                (flooded,) = await side_by_side(call, count=sizes.calls)
+                await child.end()
+                for share, quant in SHARES.items():
+                    times[name, quant] = quantile(flooded, quant) / quantile(calm, quant)
+                    if name in mesh:
+                        slower[name, share].add(quantile(flooded, quant), quantile(calm, quant))
+                for agent in agents if name in mesh else ():
+                    await eventually(partial(_drained, operator, agent), ASK_S, "the end of the flood")
+            for (way, plain, share), figure in beside.items():
+                figure.add(times[way, SHARES[share]], times[plain, SHARES[share]])
+    return [*slower.values(), *beside.values()]
+
+
+def _flooded(share: str) -> Bound | None:
+    return FLOODED if share == "p99" else None
 
 
 async def _drained(mesh: Mesh, agent: str) -> bool:
@@ -140,21 +177,6 @@ async def _drained(mesh: Mesh, agent: str) -> bool:
         return (await mesh.ask(agent, "drained", timeout=ASK_S)).text is not None
     except MailboxFull:
         return False
-
-
-@contextlib.asynccontextmanager
-async def _flood(calls: list[Call]) -> AsyncIterator[None]:
-    async def on(call: Call) -> None:
-        while True:
-            await call()
-
-    tasks = [asyncio.create_task(on(call)) for call in calls]
-    try:
-        yield
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def main() -> int:
