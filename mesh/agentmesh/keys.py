@@ -72,5 +72,7 @@ def refusal(ref: str, given: str | None) -> NotPermitted:
     """The error for who has not got the key of a request."""
     what = "with another key than this" if given is not None else "with a key, and none is given"
     return NotPermitted(
-        f"request {ref} was made {what}: only who made it may ask about it; give its own {KEY}", details={"ref": ref}
+        f"request {ref} was made {what}: only who made it may ask about it; give its own {KEY} "
+        "(--mesh-key or MESH_KEY of the command, key= of a client)",
+        details={"ref": ref},
     )

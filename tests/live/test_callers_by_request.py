@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -190,7 +190,24 @@ def test_an_outcome_whose_message_was_lost_is_taken_up_by_polling(callers: Serve
     run(main(), timeout=110)
 
 
-def test_and_the_commands(callers: Server) -> None:
+async def _own_key(said: Callable[..., Awaitable[str]], key: str, gate: Path) -> None:
+    """A request with a key of its own is nobody's without it, also not its own user's (case 692)."""
+    await said("tell", AGENT, f"gate:{gate} first")
+    taken, kept = [(await said("tell", AGENT, text, "--mesh-key", key)).strip() for text in ("taken back", "mine")]
+    for verb in ("poll", "cancel"):
+        assert "--mesh-key" in await said(verb, AGENT, taken, code=6)
+    assert "cancelled" in await said("cancel", AGENT, taken, "--mesh-key", key)
+    await asyncio.to_thread(gate.touch)
+
+    async def polled() -> bool:
+        return "mine" in await said("poll", AGENT, kept, "--mesh-key", key)
+
+    await eventually(polled)
+    assert "--mesh-key" in await said("poll", AGENT, kept, code=6)
+
+
+@pytest.mark.case(692)
+def test_and_the_commands(callers: Server, tmp_path: Path) -> None:
     async def main() -> None:
         async with local_mesh(As(callers, "mesh"), SUBJECTS) as mesh:
             await mesh.client.start_agent(AGENT, kind="Puppet", timeout=60)
@@ -217,6 +234,7 @@ def test_and_the_commands(callers: Server) -> None:
             assert json.loads(again[0]) == json.loads(again[1])
             assert "key" in await said("poll", AGENT, ref, user="bank", code=6)
             assert "team-b.x" in await said("ask", "team-b.x", "hello", code=6)
+            await _own_key(said, f"@{tmp_path / 'order'}", tmp_path / "gate")
             assert violations(callers)[before:] == []
             await mesh.client.stop(AGENT, timeout=60)
 

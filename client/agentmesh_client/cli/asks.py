@@ -26,6 +26,7 @@ from agentmesh_client.cli.common import (
     read_text,
     session,
 )
+from agentmesh_client.cli.mesh_keys import MeshKey, key_in
 
 if TYPE_CHECKING:
     from agentmesh.wire import Outcome
@@ -60,6 +61,7 @@ class PromptFlags:
     """Seconds after which the request ends, with `expired`, also if its turn runs by then."""
     key: str | None = None
     """Idempotency key: within two minutes, a second prompt with it takes no effect and gets the first one's ref."""
+    mesh_key: MeshKey = None
     budget_usd: float | None = None
     """US dollars that the answer may cost, including agents asked on the way."""
     budget_tokens: int | None = None
@@ -84,6 +86,7 @@ class PromptFlags:
             "deadline": _from_now(self.deadline, "--deadline"),
             "end_by": _from_now(self.end_by, "--end-by"),
             "idempotency_key": self.key,
+            "key": key_in(self.mesh_key, make=True),
             "budget": self._budget(),
         }
 
@@ -301,16 +304,25 @@ def tell(
 async def _tell(name: str, text: str, timeout: float, extras: PromptFlags, options: GlobalOptions) -> int:
     from agentmesh_client.cli.output import Printer
 
-    printer = Printer(options)
+    printer, prompt = Printer(options), extras.arguments()
     async with session(options, timeout) as mesh:
-        ref = await mesh.tell(name, text, timeout=timeout, **extras.arguments())
+        ref = await mesh.tell(name, text, timeout=timeout, **prompt)
         printer.value({"v": 1, "agent": name, "ref": ref}, ref)
+        if extras.mesh_key is not None and extras.mesh_key.startswith("@"):
+            printer.note(f"its answer: mesh poll {name} {ref} --mesh-key {extras.mesh_key}")
         await _say_why_it_waits(mesh, name, printer)
     return exits.OK
 
 
 async def poll(
-    name: AgentName, ref: Ref, /, *, key: str | None = None, timeout: float = 10.0, options: Globals = DEFAULTS
+    name: AgentName,
+    ref: Ref,
+    /,
+    *,
+    key: str | None = None,
+    mesh_key: MeshKey = None,
+    timeout: float = 10.0,
+    options: Globals = DEFAULTS,
 ) -> int:
     """Show what became of a request: its answer, its error, or `pending`; and when it was asked.
 
@@ -323,9 +335,9 @@ async def poll(
     """
     from agentmesh_client.cli.output import Printer, age
 
-    printer = Printer(options)
+    printer, secret = Printer(options), key_in(mesh_key)
     async with session(options, timeout) as mesh:
-        result = await mesh.poll(name, ref, idempotency_key=key, timeout=timeout)
+        result = await mesh.poll(name, ref, idempotency_key=key, key=secret, timeout=timeout)
         if result.outcome is None and result.reason is None:
             await _say_why_it_waits(mesh, name, printer)
     outcome = result.outcome
@@ -369,7 +381,14 @@ async def _notify(name: str, event: str, timeout: float, options: GlobalOptions)
 
 
 async def cancel(
-    name: AgentName, ref: Ref, /, *, running: Flag = False, timeout: float = 10.0, options: Globals = DEFAULTS
+    name: AgentName,
+    ref: Ref,
+    /,
+    *,
+    running: Flag = False,
+    mesh_key: MeshKey = None,
+    timeout: float = 10.0,
+    options: Globals = DEFAULTS,
 ) -> int:
     """Remove a prompt that waits, or close a deferred one; one that runs is not touched, unless `--running` says so.
 
@@ -380,11 +399,12 @@ async def cancel(
     timeout
         Seconds to wait for the agent's owner.
     """
+    secret = key_in(mesh_key)
     async with session(options, timeout) as mesh:
         if running:
-            ended = await mesh.end(name, ref, how="cancel", wait=options.wait, timeout=timeout)
+            ended = await mesh.end(name, ref, how="cancel", key=secret, wait=options.wait, timeout=timeout)
             return show_ended(options, "cancelled", ended, f"request {ref} has ended")
-        done = await mesh.cancel(name, ref, timeout=timeout)
+        done = await mesh.cancel(name, ref, key=secret, timeout=timeout)
     still = f"request {ref} does not wait; if it runs, `mesh cancel {name} {ref} --running` ends it"
     return _done(options, "cancelled", done, still)
 
