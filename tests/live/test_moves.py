@@ -13,18 +13,21 @@ from pathlib import Path
 
 import pytest
 
+from agentmesh.errors import Conflict
 from agentmesh.subjects import Subjects
 from agentmesh_client.admin import Operator
 from agentmesh_client.streaming import Ended, Missed, Restarted, Text
-from fakes.messages import Answer, Call, FakeMessages, Tool
+from fakes.messages import Answer, Call, FakeMessages, Item, Tool
 from live.mesh import PATIENCE_S, ProcessMesh, process_mesh
-from live.test_steps_anthropic import SDK, TOOLERS, environment, lines
+from live.test_steps_anthropic import CALLS, SDK, TOOLERS, counting, environment, lines
 from support import Server, eventually, run
 
 AGENTS = int(os.environ.get("MOVES_AGENTS", "12"))
 STEPS = int(os.environ.get("MOVES_STEPS", "20"))
 NODES = ("n1", "n2", "n3", "n4")
 LONG_S = 300.0
+HELD = 5
+"""The call of a model that is held."""
 
 
 class Model:
@@ -178,3 +181,49 @@ def test_a_turn_keeps_to_its_code_while_a_node_serves_that(server: Server, subje
         run(main(fake), LONG_S)
         made = Counter((call.conversation, call.answers) for call in fake.calls)
     assert made.total() == len(made), "no call was made again"
+
+
+@pytest.mark.case(712)
+@pytest.mark.slow
+@pytest.mark.parametrize("dies", ["leader", "owner", "target"])
+def test_a_turn_that_is_ordered_elsewhere_goes_on_though_a_process_dies(
+    server: Server, subjects: Subjects, tmp_path: Path, dies: str
+) -> None:
+    """The order is given while the model answers, and one of those that carry it out is killed before that call ends."""
+    runs, held, opened, play = tmp_path / "runs", threading.Event(), threading.Event(), counting("count")
+
+    def script(call: Call) -> Item:
+        if call.answers == HELD and not opened.is_set():
+            held.set()
+            opened.wait(LONG_S)
+        return play(call)
+
+    async def main(fake: FakeMessages) -> None:
+        env = environment(fake, runs, MESH_DRAIN_S="60")
+        async with process_mesh(server, subjects, tmp_path, env=env, modules=SDK) as mesh:
+            await mesh.start("node", "n1", "--agents", TOOLERS)
+            await mesh.client.start_agent("a", kind="Teller", timeout=PATIENCE_S)
+            for own_id in ("n2", "n3"):
+                await mesh.start("node", own_id, "--agents", TOOLERS)
+            await mesh.start("supervisor", "s2")
+            asking = asyncio.create_task(mesh.client.ask("a", "count to twenty", timeout=LONG_S))
+            await eventually(held.is_set, PATIENCE_S, "the call that is held")
+            operator = Operator(mesh.transport, mesh.subjects)
+            assert await operator.move("a", "n2")
+            await mesh.hosts[{"leader": "s1", "owner": "n1", "target": "n2"}[dies]].kill()
+            if dies == "target":
+                with pytest.raises(Conflict, match="cannot take it any more"):
+                    await operator.arrived("a", "n2", PATIENCE_S)
+            opened.set()
+            if dies != "target":
+                await operator.arrived("a", "n2", PATIENCE_S)
+            answer = await asking
+            assert answer.text == "tenth: 10"
+            assert (answer.node == "n2") == (dies != "target")
+
+    with FakeMessages(script) as fake:
+        run(main(fake), LONG_S)
+        made = Counter(call.answers for call in fake.calls if call.messages)
+    again = {step: times - 1 for step, times in made.items() if times > 1}
+    assert again == ({HELD: 1} if dies == "owner" else {})
+    assert lines(runs) == [f"count {number}" for number in range(1, CALLS + 1)]

@@ -114,6 +114,27 @@ async def moves(mesh: Mesh, notes: Notes) -> None:
     await notes.ask(mesh, "a", "add L4")
 
 
+async def orders(mesh: Mesh, notes: Notes) -> None:
+    """An agent that is ordered from the first node to the second in the middle of a turn, and back in another one; then the first
+    node is drained, and a turn keeps to its code, which the third one serves."""
+    for name in ("a", "b", "c"):  # the first is on the first node
+        await mesh.start_agent(name, kind="Cell")
+    operator = Operator(mesh.transport, mesh.subjects)
+    for number, node in enumerate(("n2", "n1"), 1):
+        ref = await mesh.tell("a", f"slowly L{number} 5")
+        await asyncio.sleep(0.3)
+        with contextlib.suppress(MeshError):  # it has died meanwhile
+            await operator.move("a", node)
+            await operator.arrived("a", node, 100)
+        notes.answers[f"L{number}"] = await _ended(mesh, "a", ref)
+    ref = await mesh.tell("a", "slowly L3 5")
+    await asyncio.sleep(0.3)
+    with contextlib.suppress(MeshError):
+        await operator.drain("n1")
+    notes.answers["L3"] = await _ended(mesh, "a", ref)
+    await notes.ask(mesh, "a", "add L4")
+
+
 async def ends(mesh: Mesh, notes: Notes) -> None:
     """Requests that are ended with all that was asked on their behalf: one that is kept open, one that runs, and all of an agent
     that is stopped. The last agent of the chain is halted, so that nothing of it can be answered. The first two have keys."""
@@ -226,6 +247,6 @@ async def _gone(mesh: Mesh, name: str) -> None:
 SCRIPTS: Mapping[str, Script] = MappingProxyType(
     {
         script.__name__: script
-        for script in (turns, chain, lives, timers, crashes, steps, waits, moves, ends, types, payments, configuration)
+        for script in (turns, chain, lives, timers, crashes, steps, waits, moves, orders, ends, types, payments, configuration)
     }
 )

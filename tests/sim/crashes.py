@@ -25,10 +25,12 @@ from sim.checker import gather
 from sim.loop import SimLoop, run_sim
 from sim.payments import Bank
 from sim.run import registry_of, settled, unsettled
-from sim.world import World
+from sim.world import SERVED, World
 
-WITH_ANOTHER = ("moves",)
-"""Scripts in which there is a second node, which does not die."""
+WITH_ANOTHER = ("moves", "orders")
+"""Scripts in which there is a second node, which does not die, and serves another version of the code."""
+WITH_THIRD = ("orders",)
+"""Scripts in which there is a third, which serves the same version as the one that dies."""
 BACK_S = 0.2
 """How long the node stays dead."""
 PATIENCE_S = 400.0
@@ -233,9 +235,11 @@ async def _play(loop: SimLoop, script: Script, dies: Dies, trace: Callable[[str]
 
     world.wrap["n1"] = wrap
     world.supervisor("s1")
-    world.node("n1", passivate_s=2.0, snapshot_records=5)
     if script.__name__ in WITH_ANOTHER:
-        world.node("n2", passivate_s=2.0, snapshot_records=5)
+        world.node("n2", passivate_s=2.0, snapshot_records=5, code=dict.fromkeys(SERVED, "another"))
+    if script.__name__ in WITH_THIRD:
+        world.node("n3", passivate_s=2.0, snapshot_records=5, code=dict.fromkeys(SERVED, "same"))
+    world.node("n1", passivate_s=2.0, snapshot_records=5, code=dict.fromkeys(SERVED, "same"))  # the newest gets the first agent
     notes = Notes()
 
     async def client() -> None:
