@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from agentmesh.backend import Event
-from agentmesh.errors import BackendError, BudgetExceeded
+from agentmesh.errors import BackendError, BadAnswer, BudgetExceeded
 from agentmesh_node.backends.reasons import by_words
 
 RETRY_AFTER_S = {
@@ -38,7 +38,13 @@ _BY_STATUS = {
     429: "rate_limited", 503: "overloaded", 529: "overloaded",
 }  # fmt: skip
 _BY_TERMINAL = {"prompt_too_long": "too_long", "blocking_limit": "too_long", "malformed_tool_use_exhausted": "max_tokens"}
-_BY_SUBTYPE = {"error_max_turns": "max_turns", "error_max_budget_usd": "budget_exceeded"}
+_BY_SUBTYPE = {
+    "error_max_turns": "max_turns",
+    "error_max_budget_usd": "budget_exceeded",
+    "error_max_structured_output_retries": "bad_answer",
+}
+_CODES = {"budget_exceeded": BudgetExceeded.code, "bad_answer": BadAnswer.code}
+"""Reasons for which the error has a code of its own."""
 
 
 def reason_of(subtype: str, kind: str | None, status: int | None, *, words: str = "", terminal: str | None = None) -> str:
@@ -74,8 +80,8 @@ def details(reason: str, retry_after_s: float | None = None, **more: Any) -> dic
     found: dict[str, Any] = {"reason": reason, "retryable": reason in RETRY_AFTER_S}
     if reason in RETRY_AFTER_S:
         found["retry_after_s"] = retry_after_s if retry_after_s is not None else RETRY_AFTER_S[reason]
-    if reason == "budget_exceeded":
-        found["code"] = BudgetExceeded.code
+    if reason in _CODES:
+        found["code"] = _CODES[reason]
     return {**found, **{name: value for name, value in more.items() if value is not None}}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -11,6 +12,8 @@ from agentmesh_node.tools import Call
 
 SYNTHETIC = "<synthetic>"
 """The model that Claude Code names for entries that it wrote itself."""
+ANSWERS_BY = "StructuredOutput"
+"""The tool by which Claude Code has its model give a typed answer."""
 ENDS = ("end_turn", "stop_sequence")
 UNREADABLE = (AttributeError, ArithmeticError, LookupError, RecursionError, TypeError, ValueError)
 """What reading a value raises that has not the form that it should have."""
@@ -59,8 +62,10 @@ def blocks(message: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 def _final(turn: Sequence[Mapping[str, Any]]) -> str | None:
     """The text of the last answer, if the model ended its turn with it."""
-    if not turn or turn[-1].get("type") != "assistant":
+    if not turn:
         return None
+    if turn[-1].get("type") != "assistant":
+        return _typed_answer(turn)
     message = turn[-1]["message"]
     if message.get("stop_reason") not in ENDS or blocks(message)[-1:] == []:
         return None
@@ -68,6 +73,13 @@ def _final(turn: Sequence[Mapping[str, Any]]) -> str | None:
         return None  # the text is still missing: an answer's blocks are entries of their own
     same = [entry["message"] for entry in turn if entry["message"].get("id") == message.get("id")]
     return "".join(block["text"] for part in same for block in blocks(part) if block.get("type") == "text")
+
+
+def _typed_answer(turn: Sequence[Mapping[str, Any]]) -> str | None:
+    """The typed answer that the last result of a tool acknowledges: Claude Code has the model give it by a tool."""
+    taken = {block.get("tool_use_id") for block in blocks(turn[-1]["message"]) if not block.get("is_error")}
+    given = (call for call in calls_in(turn) if call.id in taken and call.name == ANSWERS_BY)
+    return next((json.dumps(call.input) for call in given), None)
 
 
 def _open(turn: Sequence[Mapping[str, Any]]) -> tuple[Call, ...]:
