@@ -23,9 +23,11 @@ from agentmesh import (
     Skip,
     Timer,
     Undelivered,
+    agent_tool,
 )
 from agentmesh.callback_context import Request
 from agentmesh.errors import MeshError
+from agentmesh.structured import answer_of
 from agentmesh.wire import ErrorBody, Outcome
 from agentmesh_node.settings import NodeSettings
 from agentmesh_node.telemetry.events import Fact
@@ -49,6 +51,7 @@ class Whole(Agent[State]):
         self, ref: str, response: Response, state: State
     ) -> Idle[State] | Prompt[State] | Halt[State] | Defer[State]:
         assert_type(response.text, str)
+        assert_type(response.answer, Any)
         assert_type(response.events, tuple[Event, ...])
         assert_type(self.request, Request)
         assert_type(self.sender, str | None)
@@ -116,6 +119,36 @@ class Plain(Agent[State]):
 
     def post_run(self, state: State) -> None:
         self.notify("other", "halted")
+
+
+class Plan(msgspec.Struct):
+    steps: list[str]
+
+
+class Planner(Agent[State]):
+    """Its answers have a type."""
+
+    answer_type = Plan
+    tools = (agent_tool("other", answer_type=Plan),)
+
+    async def init_agent(self, options: dict[str, Any]) -> Init[State]:
+        return Init(State())
+
+    async def handle_response(self, ref: str, response: Response[Plan], state: State) -> Idle[State]:
+        assert_type(response.answer, Plan)
+        assert_type(response.answer.steps, list[str])
+        print(response.answer.days)  # type: ignore[attr-defined]
+        self.reply(ref, answer=Plan([]))
+        return Idle(state)
+
+    async def handle_event(self, event: Any, state: State) -> Idle[State]:
+        if isinstance(event, Answer):
+            assert_type(answer_of(event.outcome, Plan), Plan)
+        return Idle(state)
+
+
+class WrongType(Planner):
+    answer_type = 7  # type: ignore[assignment]
 
 
 class WrongState(Agent[State]):

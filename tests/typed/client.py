@@ -6,7 +6,8 @@ mypy is strict about ignores that are not needed: each one below is an error tha
 from __future__ import annotations
 
 import datetime as dt
-from typing import assert_type
+from dataclasses import dataclass
+from typing import Any, assert_type
 
 from agentmesh.wire import Outcome
 from agentmesh_client import LiveTurn, Mesh, PromptOptions, Response, attachment
@@ -19,6 +20,20 @@ async def prompts(mesh: Mesh, soon: dt.datetime) -> None:
     assert_type(await mesh.tell("coder", "hello", attachments=[attachment("a.txt", b"a")], metadata=None), str)
     async with mesh.stream("coder", "hello", deadline=None) as turn:
         assert_type(turn, LiveTurn)
+
+
+@dataclass
+class Plan:
+    steps: list[str]
+
+
+async def typed(mesh: Mesh) -> None:
+    answer = await mesh.ask("planner", "hello", answer_type=Plan, timeout=5)
+    assert_type(answer, Response[Plan])
+    assert_type(answer.answer.steps, list[str])
+    print(answer.answer.days)  # type: ignore[attr-defined]
+    assert_type((await mesh.ask("planner", "hello")).answer, Any)
+    await mesh.ask("planner", "hello", answer_type=Plan([]))  # type: ignore[arg-type]
 
 
 async def wrong(mesh: Mesh) -> None:
