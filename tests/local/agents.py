@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from msgspec import Struct
+
 from agentmesh import Agent, Idle, Init, tool
 from agentmesh.backend import Response
 from live.agents import add_line
@@ -53,6 +55,19 @@ class ChatWeatherman(ChatTalker):
     """May look at the weather."""
 
     tools = (get_weather,)
+
+
+class City(Struct):
+    """A city."""
+
+    name: str
+    country: str
+
+
+class ChatGeographer(ChatTalker):
+    """Answers with cities: llama.cpp makes a grammar of the schema, so that even such a model keeps to it."""
+
+    answer_type = City
 
 
 class ResponsesTalker(ChatTalker):

@@ -59,6 +59,21 @@ def test_it_knows_in_its_second_turn_what_the_first_was_about(
     run(main(), LONG_S)
 
 
+@pytest.mark.case(762)
+def test_its_answer_is_of_the_type_that_the_agent_declares(
+    server: Server, subjects: Subjects, tmp_path: Path, address: str
+) -> None:
+    async def main() -> None:
+        async with talking(server, subjects, tmp_path, address) as mesh:
+            await mesh.client.start_agent("geographer", kind="ChatGeographer", timeout=PATIENCE_S)
+            found = await mesh.client.ask(
+                "geographer", "What is the capital of France?", answer_type=agents.City, timeout=PATIENCE_S
+            )
+            assert found.answer.name and found.answer.country, "what it says is another matter"
+
+    run(main(), LONG_S)
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_a_tool_that_it_calls_runs_once(server: Server, subjects: Subjects, tmp_path: Path, address: str, way: str) -> None:
     async def main() -> None:
