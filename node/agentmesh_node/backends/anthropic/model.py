@@ -16,6 +16,7 @@ from agentmesh_node.backends.anthropic.clients import secrets
 from agentmesh_node.backends.anthropic.failures import translated
 from agentmesh_node.backends.anthropic.options import AnthropicOptions
 from agentmesh_node.backends.api.model import ApiModel
+from agentmesh_node.backends.api.protocols import Protocol
 
 if TYPE_CHECKING:
     from anthropic import AsyncAnthropic
@@ -54,6 +55,9 @@ class AnthropicModel(ApiModel):
 
     def _sent(self, request: dict[str, Any]) -> AbstractAsyncContextManager[Any]:
         return self._client.beta.messages.with_streaming_response.create(**request, stream=True)
+
+    def _where(self) -> tuple[Protocol, str, str | None]:
+        return "messages", str(self._client.base_url), self._client.api_key or self._client.auth_token
 
     def _reader(self) -> AnswerReader:
         return AnswerReader(self._options.max_tokens)

@@ -13,7 +13,9 @@ from agentmesh.steps import UNMOVED, Allowance, Calls
 from agentmesh.structured import AnswerType
 from agentmesh.tools import ToolSpec
 from agentmesh_node.backends.api.body import Reader, read
+from agentmesh_node.backends.api.misaddressed import explained, suspect
 from agentmesh_node.backends.api.options import ApiOptions
+from agentmesh_node.backends.api.protocols import Protocol
 from agentmesh_node.backends.retries import again
 from agentmesh_node.tools import Result
 from agentmesh_node.tools.loop_steps import ModelAnswer
@@ -85,6 +87,8 @@ class ApiModel:
             known = self._translated(error, self._secrets())
             if known is None:
                 raise
+            if suspect(known, error, self.name):
+                known = await explained(known, *self._where())
             raise known from None
 
     # --- what an API has of its own -----------------------------------------------------------------------------------
@@ -98,6 +102,10 @@ class ApiModel:
 
     def _sent(self, request: dict[str, Any]) -> AbstractAsyncContextManager[Any]:
         """The SDK's response to a request, within its context."""
+        raise NotImplementedError
+
+    def _where(self) -> tuple[Protocol, str, str | None]:
+        """What it speaks, where, and with which key."""
         raise NotImplementedError
 
     def _reader(self) -> Reader:

@@ -11,6 +11,7 @@ from agentmesh.steps import UNMOVED, Allowance, Calls
 from agentmesh.structured import AnswerType
 from agentmesh.tools import ToolSpec
 from agentmesh_node.backends.api.model import ApiModel
+from agentmesh_node.backends.api.protocols import Protocol
 from agentmesh_node.backends.openai import messages
 from agentmesh_node.backends.openai.chat import ChatReader
 from agentmesh_node.backends.openai.clients import secrets
@@ -65,6 +66,10 @@ class OpenAIModel(ApiModel):
         if self._options.api == "chat":
             return self._client.chat.completions.with_streaming_response.create(messages=[], **given)
         return self._client.responses.with_streaming_response.create(**given)
+
+    def _where(self) -> tuple[Protocol, str, str | None]:
+        key = self._client.api_key
+        return self._options.api, str(self._client.base_url), key if isinstance(key, str) else None
 
     def _reader(self) -> ChatReader | ResponsesReader:
         return (ChatReader if self._options.api == "chat" else ResponsesReader)(self._options.max_tokens)
