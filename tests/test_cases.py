@@ -61,7 +61,7 @@ def test_no_number_is_missing_or_used_twice() -> None:
         *range(760, 769),
         *range(690, 693),
         *range(670, 675),
-        *range(680, 684),
+        *range(680, 686),
         *range(700, 703),
         *range(710, 718),
         *range(730, 733),

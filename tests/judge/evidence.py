@@ -44,6 +44,10 @@ class Operation(msgspec.Struct):
     ref: str | None = None
     outcome: Outcome | None = None
     error: str | None = None
+    user: str = ""
+    """Whose it is, of a request that came from another account."""
+    key: str = ""
+    """Its key, if it has one."""
 
 
 class Letter(msgspec.Struct, frozen=True):
@@ -63,6 +67,11 @@ class Letter(msgspec.Struct, frozen=True):
         return self.lane in ("inbox", "peer-inbox")
 
 
+OWN_POLL, OTHERS_POLL = "own poll", "others' poll"
+"""Kinds of operations: who has sent a request with a key polls it with that; somebody polls or cancels it without it, or with
+another. `error` is None where that was told or did something."""
+
+
 class Call(msgspec.Struct, frozen=True):
     """A call of a model, as it began."""
 
@@ -70,6 +79,8 @@ class Call(msgspec.Struct, frozen=True):
     ref: str
     node: str
     at: float
+    chain: str = ""
+    """On whose behalf its turn said that it runs (`agentmesh.identity.told`)."""
 
 
 class TurnCall(msgspec.Struct):
@@ -130,6 +141,8 @@ class Evidence(msgspec.Struct):
     """Every live event that was sent, for simulated runs."""
     recorded: Mapping[int, float] = {}
     """By sequence, for simulated runs: when each record was stored."""
+    decided: Sequence[Call] = ()
+    """The turns that agents decided, each as its agent saw it."""
     stored: Mapping[tuple[str, str], float] = {}
     """When each outcome was stored, by agent and ref, for simulated runs."""
     epoch: float = 0.0

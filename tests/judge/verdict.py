@@ -229,7 +229,7 @@ def _shown(outcome: Outcome) -> str:
 def _acceptance(evidence: Evidence) -> Iterable[str]:
     """What a client was told to be accepted is stored, under the ref that it was told."""
     stored = {(x.agent, x.label, str(x.seq)) for x in evidence.letters}
-    events = {(x.agent, x.label) for x in evidence.letters if x.lane == "notify"}
+    events = {(x.agent, x.label) for x in evidence.letters if x.lane in ("notify", "peer-notify") and wire.FROM not in x.headers}
     for op in evidence.operations:
         if op.ref == "-" and op.kind == "notify" and (op.agent, op.label) not in events:
             yield f"{op.client} was told that the event {op.label} to {op.agent} is stored, which it is not"
@@ -267,6 +267,7 @@ def _sending(evidence: Evidence) -> Iterable[str]:
 def _consumption(evidence: Evidence, lives: Sequence[Life]) -> Iterable[str]:
     """Each message consumed at most once, in the order of its lane; and what was consumed had been sent."""
     order: dict[tuple[str, str], dict[str, int]] = defaultdict(dict)
+    of_users = {(x.agent, x.label) for x in evidence.letters if x.lane.startswith("peer-") and wire.FROM not in x.headers}
     for letter in evidence.letters:
         order[letter.agent, letter.lane].setdefault(letter.label, letter.seq)
     for agent, entries in _entries(lives).items():
@@ -280,7 +281,8 @@ def _consumption(evidence: Evidence, lives: Sequence[Life]) -> Iterable[str]:
             if kind not in ("prompt", "event"):
                 continue
             lane = {"prompt": "inbox", "event": "notify"}[kind]
-            lane = lane if sender == "-" else f"peer-{lane}"
+            if sender != "-" or (life.agent, label) in of_users:
+                lane = f"peer-{lane}"
             seq = order[life.agent, lane].get(label)
             if seq is None:
                 yield f"{life.agent} consumed {entry}, which nobody sent"

@@ -37,6 +37,7 @@ from msgspec.json import encode
 
 from agentmesh import Agent, Answer, Closed, Defer, Halt, Idle, Init, Proceed, Skip, Timer, Undelivered
 from agentmesh.backend import Event, Response, Turn
+from agentmesh.identity import told
 from judge.evidence import Call, State, TurnCall
 
 SLOW_STEP_S = 0.2
@@ -66,6 +67,8 @@ class Cell(Agent[State]):
     """Every call, as it began: so is this."""
     made: ClassVar[list[TurnCall]] = []
     """Every call of turns that tell of their calls: the world's memory as well."""
+    decided: ClassVar[list[Call]] = []
+    """Every call of `handle_response`, and this."""
     where: ClassVar[Callable[[], str]] = str
     """Tells in which process something runs."""
 
@@ -113,7 +116,7 @@ class Cell(Agent[State]):
 
     @staticmethod
     def _begin_call(turn: Turn) -> None:
-        Cell.calls.append(Call(turn.agent, turn.ref, Cell.where(), asyncio.get_running_loop().time()))
+        Cell.calls.append(Call(turn.agent, turn.ref, Cell.where(), asyncio.get_running_loop().time(), told(turn.chain)))
 
     @staticmethod
     async def _work() -> None:
@@ -134,6 +137,8 @@ class Cell(Agent[State]):
         verb, label, *rest = response.text.split()
         state.count += 1
         self._note(state, f"prompt|{self.request.sender or '-'}|{label}")
+        now = asyncio.get_running_loop().time()
+        Cell.decided.append(Call(self.name, self.request.ref, Cell.where(), now, told(self.request.chain)))
         state.pad = "" if state.pad else "x" * self.bulk
         match verb:
             case "pass" if int(rest[0]) > 0:

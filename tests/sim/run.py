@@ -19,6 +19,7 @@ from agentmesh.records import Ledger, Record
 from agentmesh.subjects import LANES, spec_key
 from agentmesh.wire import FOR
 from judge.attempts import orphans, untold
+from judge.behalf import let_in, misattributed, of_users
 from judge.moves import hand_overs, moved_wrongly, repeated
 from judge.verdict import ends_on_purpose, judge
 from sim.agents import Cell
@@ -36,6 +37,8 @@ PATIENCE_S = 420.0
 """By when everything must be done once nothing goes wrong any more: some time beyond the duplicate window."""
 TOLD_S = 90
 """By when all attempts must have been told of once everything is done."""
+USERS_SHARE = 0.5
+"""In so many of the runs some clients are users of another account."""
 ENDS_SHARE = 0.4
 """In so many of the runs clients end much of what they ask before its time."""
 MOVES_SHARE = 0.4
@@ -110,6 +113,7 @@ async def _run(
     Cell.called.clear()
     Cell.calls.clear()
     Cell.made.clear()
+    Cell.decided.clear()
     Cell.ending.clear()
     Bank.clear()
     Cell.where = process_name
@@ -127,7 +131,9 @@ async def _run(
         sky = sky._replace(kinds=tuple(dict.fromkeys((*sky.kinds, *ORDERLY))))
     if weights is not WEIGHTS:
         Cell.slowness = world.dice("slowness").choice((0.2, 2.0))
-    work = Workload(world, weights=weights, threads=2 if weights is WEIGHTS else 4, pays=True, ends=end_by)
+    users = world.dice("users").random() < USERS_SHARE
+    threads = 2 if weights is WEIGHTS else 4
+    work = Workload(world, weights=weights, threads=threads, pays=True, users=users, ends=end_by)
     await work.prepare()
     storm = Storm(world, sky.kinds, deaths=Cell.max_takeovers, movable=(*IMMORTAL, *PAYERS, *MORTAL))
     load = loop.create_task(work.run(sky.seconds))
@@ -138,15 +144,8 @@ async def _run(
     calm = await work.revive(lambda: settled(world, wanted), lambda: halted(world), PATIENCE_S)
     wrong = [] if calm else [f"not done {PATIENCE_S:g} s after the last fault: {line}" for line in unsettled(world, wanted)]
     for _ in range(TOLD_S):
-        evidence = gather(
-            world.net.server,
-            world.subjects,
-            work.history,
-            calls=Cell.calls,
-            payments=Bank.paid,
-            turn_calls=Cell.made,
-            calm=calmed,
-        )
+        seen: dict[str, Any] = {"calls": Cell.calls, "decided": Cell.decided, "payments": Bank.paid, "turn_calls": Cell.made}
+        evidence = gather(world.net.server, world.subjects, work.history, **seen, calm=calmed)
         if next(untold(evidence), None) is None:
             break
         await asyncio.sleep(1.0)
@@ -155,6 +154,8 @@ async def _run(
     wrong += moved_wrongly(evidence)
     if set(sky.kinds) <= set(ORDERLY):
         wrong += repeated(evidence.turn_calls)
+    wrong += misattributed(evidence)
+    wrong += let_in(evidence)
     wrong += [f"defect: {line}" for line in loop.defects]
     digest = hashlib.sha256()
     for name, stream in sorted(world.net.server.streams.items()):
@@ -163,6 +164,7 @@ async def _run(
     records = sum(len(records) for records in evidence.journals.values())
     counts = {**ends_on_purpose(evidence), "payments": len(evidence.payments)}
     counts |= {"calls of turns": len(Cell.made), "hand-overs": len(hand_overs(evidence))}
+    counts |= of_users(evidence)
     return Verdict(
         seed, wrong, storm.log, storm.kinds, len(work.history), records, loop.time(), 0.0, digest.hexdigest()[:16], counts
     )

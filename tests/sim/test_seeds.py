@@ -15,6 +15,7 @@ pytestmark = pytest.mark.processes
 @pytest.mark.case(204)
 @pytest.mark.case(206)
 @pytest.mark.case(225)
+@pytest.mark.case(685)
 @pytest.mark.parametrize("first", [1, 1001, 2001, 3001])
 def test_nothing_is_lost_and_nothing_happens_twice_whatever_goes_wrong(first: int) -> None:
     assert "0 failed" in sim("--seed", str(first), "--seeds", "30", "--jobs", "2")

@@ -10,11 +10,15 @@ from contextlib import AbstractAsyncContextManager
 from types import MappingProxyType
 from typing import Any, Protocol
 
+import msgspec
+
 from agentmesh import wire
 from agentmesh.edge.transport import Disconnected, NoResponders, RequestTimeout
 from agentmesh.errors import AskTimeout, MeshError, Unavailable
+from agentmesh.subjects import Way
 from agentmesh_client.client import Mesh
 from judge.evidence import Operation
+from sim.users import USER_WEIGHTS, USERS, Users, key_of
 
 RING = ("r0", "r1", "r2")
 CHAIN = ("a0", "a1", "a2", "a3")
@@ -106,12 +110,14 @@ class Workload:
         weights: Mapping[str, float] = WEIGHTS,
         ask_s: float = ASK_S,
         pays: bool = False,
+        users: bool = False,
         ends: Callable[[str, str, float], dt.datetime] | None = None,
     ) -> None:
         """
         Args:
             ask_s: how long a client waits for an answer.
             pays: there are agents that pay.
+            users: some clients are users of another account, with a key for each request.
             ends: gives a time by a client's clock, by the client's name, the label of a request, and the seconds from now. With
                 it some requests end by such a time, answered or not.
         """
@@ -120,6 +126,8 @@ class Workload:
         self._dice = world.dice("workload")
         if pays:
             weights = {"work": WORK, **weights, "pay": PAY}
+        if users:
+            weights = {**weights, **USER_WEIGHTS}
         self._payers = PAYERS if pays else ()
         self._immortal = (*IMMORTAL, *self._payers)
         self._kinds, self._weights = tuple(weights), tuple(weights.values())
@@ -127,6 +135,7 @@ class Workload:
         self._clients = [f"c{n}" for n in range(clients)]
         self._threads = threads
         self.history: list[Operation] = []
+        self._users = Users(self.history, ask_s)
 
     async def prepare(self) -> None:
         """Start the agents that are to live for ever."""
@@ -171,7 +180,7 @@ class Workload:
             case "call" | "apart":
                 depth = dice.randint(1, len(CHAIN) - 1)
                 await self._ask(mesh, client, CHAIN[0], f"{kind} {label} {depth}", dice)
-            case "steps" | "slowly" | "wait" | "pay" | "work":
+            case "steps" | "slowly" | "wait" | "pay" | "work" | "user" | "pry":
                 await self._long(mesh, client, kind, label, dice)
             case "notify":
                 await self._do(
@@ -216,8 +225,8 @@ class Workload:
         await self._do(client, kind, agent, label, act)
 
     async def _long(self, mesh: Mesh, client: str, kind: str, label: str, dice: random.Random) -> None:
-        """A turn with steps, one that pays, or one that waits for others. Agents wait for each other, and for themselves: circles
-        come about, within one chain of waits and across several."""
+        """A turn with steps, one that pays, what users of another account do, or a turn that waits for others. Agents wait for
+        each other, and for themselves: circles come about, within one chain of waits and across several."""
         if kind in ("steps", "slowly", "work"):
             agents = self._payers if kind == "work" else self._immortal
             text = f"{kind} {label} {dice.randint(1, 8)}"
@@ -226,8 +235,38 @@ class Workload:
         if kind == "pay":
             await self._ask(mesh, client, dice.choice(self._payers), f"pay {label} {dice.randint(1, 4)}", dice)
             return
+        if kind == "user":
+            await self._user(mesh, client, label, dice)
+            return
+        if kind == "pry":
+            await self._users.pry(mesh, client, dice, self._do)
+            return
         first, *others = dice.choices((*RING, *CHAIN[2:], *self._payers), k=dice.randint(2, 4))
         await self._ask(mesh, client, first, f"wait {label} {' '.join(others)}", dice)
+
+    async def _user(self, mesh: Mesh, client: str, label: str, dice: random.Random) -> None:
+        """A request of a user of another account, of any kind."""
+        others = dice.choices((*RING, *CHAIN[2:], *self._payers), k=dice.randint(1, 3))
+        depth = dice.randint(1, len(CHAIN) - 1)
+        agent, text = dice.choice((
+            (dice.choice((*self._immortal, *MORTAL)), f"add {label}"),
+            (dice.choice(self._immortal), f"steps {label} {dice.randint(1, 8)}"),
+            (dice.choice(RING), f"pass {label} {dice.randint(1, 5)}"),
+            (CHAIN[0], f"{dice.choice(('call', 'apart'))} {label} {depth}"),
+            (dice.choice(COUNTERS), f"spawn {label} {dice.choice(MORTAL)}"),
+            (dice.choice(RING), f"wait {label} {' '.join(others)}"),
+        ))  # fmt: skip
+        way: Way = dice.choice(("ask", "ask", "tell", "event-to"))
+        if way == "event-to":
+            agent, text = dice.choice(self._immortal), f"event {label}"
+        body = msgspec.json.encode({"label": label}) if way == "event-to" else text.encode()
+        user = dice.choice(USERS)
+
+        async def act(op: Operation) -> None:
+            op.user, op.key = user, key_of(label)
+            await self._users.ask(mesh, op, way, body)
+
+        await self._do(client, f"user {text.split()[0]}", agent, label, act)
 
     async def _cancel(self, mesh: Mesh, client: str, dice: random.Random) -> None:
         """End a request of some client, and all that is open on its behalf."""

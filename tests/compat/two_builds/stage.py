@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
@@ -14,6 +15,7 @@ import msgspec
 
 import agentmesh_client
 from agentmesh.edge.registry import Registry, decode_spec
+from agentmesh.edge.tasks import cancel_and_wait
 from agentmesh.errors import Unavailable
 from agentmesh.formats import required
 from agentmesh.registry_values import SupervisorLease
@@ -24,6 +26,7 @@ from chaos.cast import Kept
 from chaos.records import Recorder
 from compat.two_builds import builds
 from compat.two_builds.caller import IMMORTAL, prepare
+from compat.two_builds.users import Accounts
 from judge.evidence import Evidence, Operation
 from support import eventually
 
@@ -58,6 +61,10 @@ class Stage:
         self._trees = {True: old, False: builds.ROOT}
         self._callers: list[tuple[asyncio.subprocess.Process, asyncio.Task[None]]] = []
         self.mesh: Mesh
+        self.secured = math.inf
+        """Since when chains and keys of requests are kept by all (seconds since the epoch)."""
+        self._accounts: Accounts
+        self._asking: asyncio.Task[None]
 
     def note(self, line: str) -> None:
         """Say what happens, for a test that fails."""
@@ -75,6 +82,9 @@ class Stage:
             await prepare(self.mesh)
             for name in ("c-old", "c-new"):
                 await self._begin_to_call(name)
+            self._accounts = Accounts(self.mesh, self.operations)
+            self._asking = asyncio.create_task(self._accounts.work())
+            stack.push_async_callback(cancel_and_wait, self._asking, within_s=END_S)
             yield
 
     # --- processes ------------------------------------------------------------------------------------------------
@@ -145,6 +155,9 @@ class Stage:
     async def end_calls(self) -> None:
         """Let the clients finish what they have begun, and end."""
         self.note("no more calls")
+        self._accounts.over.set()
+        async with asyncio.timeout(END_S):
+            await self._asking
         for caller, hearing in self._callers:
             assert caller.stdin is not None
             caller.stdin.close()

@@ -4,6 +4,7 @@ other has written."""
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from agentmesh.wire import Outcome
 from compat.two_builds import builds
 from compat.two_builds.caller import IMMORTAL
 from compat.two_builds.stage import NEW_NODES, NEW_SUPERVISOR, OLD_NODES, OLD_SUPERVISOR, Stage
+from compat.two_builds.users import served, wronged
 from judge.evidence import Evidence
 from judge.verdict import judge
 from support import Server, run
@@ -37,6 +39,7 @@ INNER = frozenset(row.what for row in ADDED if row.old == "ignored")
 
 
 @pytest.mark.slow
+@pytest.mark.case(684)
 @pytest.mark.timeout(WHOLE_S + 60)  # its own bound says more
 def test_neither_build_loses_what_the_other_has_written(tmp_path: Path) -> None:
     old, logs = tmp_path / "old", tmp_path / "logs"
@@ -53,8 +56,10 @@ def test_neither_build_loses_what_the_other_has_written(tmp_path: Path) -> None:
     wrong += judge(evidence, IMMORTAL)
     wrong += dropped(evidence.journals)
     wrong += untold(evidence)
+    wrong += wronged(evidence, stage.secured)
     assert not wrong, "\n".join([*wrong, *stage.notes])
     assert len(evidence.results) > 100, "there was work"
+    assert min(served(evidence, stage.secured)) > 5, "users were known by their requests, and others turned down"
     assert crossings(evidence.journals) >= {"old to new", "new to old"}, "agents went both ways"
 
 
@@ -108,6 +113,8 @@ async def _upgraded(stage: Stage) -> None:
         await stage.until(lambda: _all_set(stage), "all agents are set")
         await stage.until(lambda: set(stage.versions().values()) == {SECOND}, "all journals are of the second version")
         assert set((await stage.required(IMMORTAL)).values()) == {SECOND}
+    stage.secured = time.time()
+    await stage.progress()
 
 
 async def _joined_again(stage: Stage) -> None:
