@@ -33,6 +33,8 @@ _AT_ONCE = 1000
 """Agents that a node is asked for in one request."""
 _REQUEST_S = 2.0
 _AGAIN_S = 3.0
+_IDLE_S = 0.2
+"""Pause before what is due is looked at again by a supervisor that may not act."""
 """After so long a node is asked again for an agent that it still has."""
 _TRIES = 5
 """So often an order is written anew because somebody else has written the spec meanwhile."""
@@ -149,6 +151,7 @@ class Moves:
         while True:
             await wait_for(self._news, max(0.0, min(self._due.values(), default=loop.time() + _AGAIN_S) - loop.time()))
             if not self._may_act():
+                await asyncio.sleep(_IDLE_S)  # what is due stays so: without a pause this would hold the loop
                 continue
             now = loop.time()
             asked: dict[str, list[str]] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
@@ -9,6 +10,7 @@ import msgspec
 import pytest
 
 from agentmesh.errors import BadRequest, Conflict, MeshError, NotFound, Stopped, Unavailable
+from agentmesh.planner import Depart, Plan
 from agentmesh.subjects import Subjects, placement_key, spec_key
 from agentmesh.wire import encode
 from agentmesh_client.admin import Operator
@@ -184,3 +186,25 @@ def test_a_node_that_still_has_the_agent_is_asked_again(
             await mesh.until(lambda: mesh.homes("a") == ["n2"] and mesh.spec("a").move_to is None)
 
     run(scenario())
+
+
+def test_what_is_due_of_a_supervisor_that_may_not_act_holds_no_loop() -> None:
+    looked: list[bool] = []
+
+    def may_act() -> bool:
+        looked.append(True)
+        return False
+
+    async def scenario() -> None:
+        nothing: Any = None
+        subject = moves.Moves(nothing, Subjects(), nothing, nothing, nothing, may_act=may_act, wake=lambda: None)
+        subject.note({"a"}, Plan(depart=(Depart("a", "n1", "n2"),)))
+        task = asyncio.create_task(subject.run())
+        for _ in range(200):
+            await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    run(scenario())
+    assert looked == [True]
