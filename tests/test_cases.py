@@ -59,7 +59,7 @@ def test_no_number_is_missing_or_used_twice() -> None:
         *range(650, 654),
         *range(655, 664),
         *range(760, 769),
-        *range(690, 693),
+        *range(690, 694),
         *range(670, 675),
         *range(680, 686),
         *range(700, 703),

@@ -12,11 +12,12 @@ from functools import cache, partial
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from agentmesh.agent import Agent, overridden, plain_callbacks
 from agentmesh.backend import Backend, Room
 from agentmesh.errors import BackendError
-from agentmesh.identity import callers_of
+from agentmesh.identity import Policy, callers_of
 from agentmesh.registry_values import Restart, Spec
 from agentmesh.turn.values import Config
 from agentmesh_node.services import Services
@@ -26,6 +27,7 @@ from agentmesh_node.tools.mcp.pool import bound_children
 from agentmesh_node.turns.budget_meter import prices_of, spec_limits
 from agentmesh_node.turns.runner import Ports, Runner
 from agentmesh_node.user_code.callback_threads import CallbackThreads
+from agentmesh_node.user_code.policies import BoundedPolicy
 
 BACKENDS_GROUP = "agentmesh.backends"
 """The entry points under which packages offer backends."""
@@ -42,6 +44,7 @@ class AgentFactory:
         self.metrics = TurnMetrics(names=services.settings.metrics_agents)
         """What is measured of the turns of this node."""
         self._threads = CallbackThreads()
+        self._policies: WeakKeyDictionary[type[Agent[Any]], BoundedPolicy] = WeakKeyDictionary()
         self._process_slots: dict[str, asyncio.Semaphore] = {}
         bound_children(services.settings.mcp_children)
 
@@ -116,8 +119,15 @@ class AgentFactory:
             code=s.settings.code.get(spec.kind, ""),
             traced=s.traces.traced,
             trace_ratio=s.traces.ratio,
-            callers=callers_of(cls.callers, cls.__name__),
+            callers=self._policy(cls),
         )
+
+    def _policy(self, cls: type[Agent[Any]]) -> tuple[str, ...] | Policy | None:
+        """What a class says of its callers; a function with its bound, which all agents of the class share."""
+        declared = callers_of(cls.callers, cls.__name__)
+        if not callable(declared):
+            return declared
+        return self._policies.setdefault(cls, BoundedPolicy(declared, cls.__name__))
 
 
 def _on_server(server: ModelServer, backend: str) -> Callable[[Agent[Any], Mapping[str, Any]], Backend] | None:
