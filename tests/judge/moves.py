@@ -119,7 +119,7 @@ def _made_again(evidence: Evidence, found: Sequence[HandOver]) -> Iterator[str]:
 
 
 def _times(evidence: Evidence) -> Iterator[str]:
-    """A turn keeps when it began, whoever goes on with it."""
+    """A turn keeps when it began, over all its owners."""
     for agent, records in evidence.journals.items():
         ledger: Ledger | None = None
         for seq, record in records:
