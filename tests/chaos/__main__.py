@@ -80,12 +80,13 @@ def _schedule(seeds: range, seconds: float) -> int:
 
 def _judge(path: Path) -> int:
     from chaos.report import load
+    from judge.moves import moved_wrongly
     from judge.verdict import judge
     from sim.workload import IMMORTAL
 
     history = load(path)
     print(*history.notes, sep="\n")
-    wrong = judge(history.evidence, IMMORTAL)
+    wrong = [*judge(history.evidence, IMMORTAL), *moved_wrongly(history.evidence)]
     print(*(f"WRONG: {line}" for line in wrong), sep="\n")
     print(f"seed {history.seed}: {'FAILED' if wrong else 'ok'}")
     return 1 if wrong else 0

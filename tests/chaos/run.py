@@ -11,12 +11,14 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
+from agentmesh_client.admin import Operator
 from agentmesh_client.client import Mesh
 from chaos import calm
 from chaos.report import History, Result, summary
 from chaos.schedule import CLIENTS, Fault, schedule
 from chaos.stage import Stage
 from chaos.storm import Storm
+from judge.moves import moved_wrongly
 from judge.verdict import judge
 from sim.workload import IMMORTAL, Workload
 
@@ -30,8 +32,8 @@ BACK_S = 60.0
 """How long servers and processes may take to be well again behind the storm."""
 WEIGHTS: Mapping[str, float] = MappingProxyType(
     {
-        "ask": 8, "plain": 3, "tell": 8, "notify": 5, "pass": 5, "call": 4, "steps": 2, "wait": 1, "timer": 1, "halt": 0.1,
-        "flaky": 0.1, "start": 0.3, "stop": 0.3, "spawn": 0.3, "mortal": 1, "resume": 0.3, "set": 0.3,
+        "ask": 8, "plain": 3, "tell": 8, "notify": 5, "pass": 5, "call": 4, "steps": 2, "slowly": 2, "wait": 1, "timer": 1,
+        "halt": 0.1, "flaky": 0.1, "start": 0.3, "stop": 0.3, "spawn": 0.3, "mortal": 1, "resume": 0.3, "set": 0.3,
     }
 )  # fmt: skip
 """What clients do. Agents halt and crash rarely: there are many prompts a second, and a failed agent runs none."""
@@ -90,6 +92,7 @@ async def run_seed(
         answered = stage.recorder.answered()
     wrong += [f"{own_id} ended with {code}" for own_id, kept in stage.processes.items() for code in kept.ends if code]
     wrong += await asyncio.to_thread(judge, evidence, IMMORTAL)
+    wrong += await asyncio.to_thread(list, moved_wrongly(evidence))
     history = History(seed=seed, seconds=seconds, faults=faults, notes=notes.lines, wrong=wrong, evidence=evidence)
     result = Result(
         seed=seed, seconds=seconds, took=stage.now(), calm_after=calm_after, faults=dict(storm.done), history=history
@@ -114,7 +117,7 @@ async def _weather(
     async with stage.client("operator") as mesh, asyncio.TaskGroup() as group:
         operator = group.create_task(calm.operate(mesh))
         loading = group.create_task(load())
-        await storm.blow(faults, seconds)
+        await storm.blow(faults, seconds, Operator(mesh.transport, mesh.subjects))
         notes.add("calm: nothing goes wrong any more")
         since = stage.now()
         wrong = await _settle(stage, mesh, patience)

@@ -13,6 +13,8 @@ from types import MappingProxyType
 
 import msgspec
 
+from sim.workload import IMMORTAL
+
 NODES = ("n1", "n2", "n3", "n4")
 SUPERVISORS = ("s1", "s2")
 SERVERS = ("nats-1", "nats-2", "nats-3")
@@ -21,6 +23,10 @@ LEADING_SUPERVISOR = "leading supervisor"
 LEADER_OF = "leader of "
 """Begins the target that is the server which leads a stream; the stream's role follows."""
 ALL_SERVERS = "all servers"
+MESH = "mesh"
+"""The target of what is asked of the mesh itself."""
+MOVES = ("drain", "rebalance", "move")
+"""What moves agents in order, in the middle of their turns too."""
 WAYS = ("both", "out", "in")
 """What a cut holds up: all, only what the victim sends, or only what it receives."""
 PARTS = ("all", "main", "heartbeat")
@@ -40,7 +46,8 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     at: float
     kind: str
-    """`kill` (SIGKILL, and started again), `restart` (SIGTERM, and started again), `stop` (SIGSTOP, SIGCONT), `cut`."""
+    """`kill` (SIGKILL, and started again), `restart` (SIGTERM, and started again), `stop` (SIGSTOP, SIGCONT), `cut`; or one of
+    `MOVES`, which a node or the mesh is asked for: a drained node is started again too."""
     target: str
     seconds: float
     instead: str = ""
@@ -49,12 +56,16 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Of a cut: one of `WAYS`."""
     part: str = ""
     """Of a cut: one of `PARTS`."""
+    agent: str = ""
+    """Of a move: which agent goes to the target."""
     late: bool = False
     """Of a cut: what was held up arrives when it ends. Otherwise those connections end with it."""
 
     def line(self) -> str:
         """What it is, for people."""
         cut = f" ({self.way}, {self.part}{', late' if self.late else ''})" if self.kind == "cut" else ""
+        if self.kind in MOVES:
+            return f"{self.kind} {self.agent + ' to ' if self.agent else ''}{self.target}"
         return f"{self.kind} {self.target}{cut} for {self.seconds:.1f} s"
 
 
@@ -65,6 +76,7 @@ def schedule(seed: int, seconds: float) -> list[Fault]:
         *_supervisors(random.Random(f"{seed}/supervisors"), seconds),
         *_servers(random.Random(f"{seed}/servers"), seconds),
         *_clients(random.Random(f"{seed}/clients"), seconds),
+        *_moves(random.Random(f"{seed}/moves"), seconds),
     ]
     return sorted(faults, key=lambda fault: fault.at)
 
@@ -160,6 +172,16 @@ def _clients(dice: random.Random, seconds: float) -> list[Fault]:
         target = dice.choice(free)
         faults.append(_fault(at, "cut", target, length, **_cut(dice)))
         busy.take(target, at + length + _BACK_S)
+    return faults
+
+
+def _moves(dice: random.Random, seconds: float) -> list[Fault]:
+    faults: list[Fault] = []
+    at, pause = 0.0, dice.choice((4.0, 8.0))
+    while (at := at + dice.expovariate(1 / pause)) < seconds:
+        kind, node, agent = dice.choice(MOVES), dice.choice(NODES), dice.choice(IMMORTAL)
+        extra = {"agent": agent} if kind == "move" else {}
+        faults.append(_fault(at, kind, MESH if kind == "rebalance" else node, 0.0, **extra))
     return faults
 
 

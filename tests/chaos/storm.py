@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from agentmesh.errors import MeshError
+from agentmesh_client.admin import Operator
 from chaos.cast import Kept, Servers, Wires
-from chaos.schedule import ALL_SERVERS, Fault
+from chaos.schedule import ALL_SERVERS, MOVES, Fault
 from support import Server
 
 
@@ -33,15 +36,16 @@ class Storm:
         self.done: Counter[str] = Counter()
         """Faults by kind and sort of target."""
 
-    async def blow(self, faults: Sequence[Fault], seconds: float) -> None:
-        """Let the faults happen. Returns `seconds` after the call, when all of them are over."""
+    async def blow(self, faults: Sequence[Fault], seconds: float, operator: Operator | None = None) -> None:
+        """Let the faults happen. Returns `seconds` after the call, when all of them are over. `operator` asks for what moves
+        agents."""
         began = asyncio.get_running_loop().time()
         async with asyncio.TaskGroup() as group:
             for fault in faults:
-                group.create_task(self._one(fault, began))
+                group.create_task(self._one(fault, began, operator))
         await asyncio.sleep(max(0.0, began + seconds - asyncio.get_running_loop().time()))
 
-    async def _one(self, fault: Fault, began: float) -> None:
+    async def _one(self, fault: Fault, began: float, operator: Operator | None) -> None:
         loop = asyncio.get_running_loop()
         await asyncio.sleep(max(0.0, began + fault.at - loop.time()))
         target = await self._roles.who(fault.target, fault.instead) if fault.instead else fault.target
@@ -49,7 +53,10 @@ class Storm:
         shown = fault.line() if target == fault.target else f"{fault.line()}: {target}"
         self._note(shown)
         self.done[f"{fault.kind} {_sort(names[0])}"] += 1
-        if fault.kind == "cut":
+        if fault.kind in MOVES:
+            with contextlib.suppress(MeshError):  # nobody is there now that could do it
+                await _move(fault, operator)
+        elif fault.kind == "cut":
             await self._wires.cut(target, fault.way, fault.part)
             await asyncio.sleep(fault.seconds)
             await self._wires.heal(target, late=fault.late)
@@ -63,6 +70,17 @@ class Storm:
             await _process(process, fault)
         else:
             await _server(self._servers.by_name[name], fault)
+
+
+async def _move(fault: Fault, operator: Operator | None) -> None:
+    assert operator is not None
+    match fault.kind:
+        case "drain":
+            await operator.drain(fault.target)
+        case "rebalance":
+            await operator.rebalance()
+        case _:
+            await operator.move(fault.agent, fault.target)
 
 
 async def _process(process: Kept, fault: Fault) -> None:
@@ -100,4 +118,4 @@ async def _server(server: Server, fault: Fault) -> None:
 def _sort(name: str) -> str:
     if name.startswith("nats"):
         return "server"
-    return {"n": "node", "s": "supervisor", "c": "client"}[name[0]]
+    return {"n": "node", "s": "supervisor", "c": "client", "m": "mesh"}[name[0]]

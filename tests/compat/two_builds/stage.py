@@ -71,16 +71,18 @@ class Stage:
         self.notes.append(f"{time.monotonic() - self._began:6.2f} s  {line}")
 
     @contextlib.asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        """Everybody, with both clients at work, while the context lasts."""
+    async def running(
+        self, *ids: str, callers: Sequence[str] = ("c-old", "c-new"), prepare: Callable[[Mesh], Awaitable[None]] = prepare
+    ) -> AsyncIterator[None]:
+        """These processes, by default all, and clients at work, while the context lasts; `prepare` starts the agents."""
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(self.recorder.close)
             await self.recorder.start()
             stack.push_async_callback(self.close)
-            await self.start(OLD_SUPERVISOR, NEW_SUPERVISOR, *OLD_NODES, *NEW_NODES)
+            await self.start(*(ids or (OLD_SUPERVISOR, NEW_SUPERVISOR, *OLD_NODES, *NEW_NODES)))
             self.mesh = await stack.enter_async_context(agentmesh_client.connect(self.server.url, root=self.subjects.root))
             await prepare(self.mesh)
-            for name in ("c-old", "c-new"):
+            for name in callers:
                 await self._begin_to_call(name)
             self._accounts = Accounts(self.mesh, self.operations)
             self._asking = asyncio.create_task(self._accounts.work())
