@@ -15,7 +15,7 @@ from support import eventually
 
 PROGRAM = (sys.executable, "-m", MESH)
 """How to start it without its script."""
-PATIENCE_S = 60.0
+PATIENCE_S = 150.0
 """How long one may take."""
 
 

@@ -11,8 +11,8 @@ from support import run
 
 SEED = 9
 STORM_S = 20.0
-PATIENCE_S = 60.0
-WHOLE_S = 115.0
+PATIENCE_S = 150.0
+WHOLE_S = 330.0
 # What is sent to an agent that has ended is given up only when the duplicate window is over: two minutes.
 _WEIGHTS = {kind: weight for kind, weight in WEIGHTS.items() if kind not in ("spawn", "halt", "flaky")}
 

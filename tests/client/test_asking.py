@@ -42,7 +42,7 @@ def test_an_ask_returns_the_answer_with_all_that_the_outcome_says(server: Server
     async def scenario() -> None:
         async with world(server, subjects) as w, w.owner("coder") as owner:
             await w.write_spec("coder")
-            answer = await w.mesh.ask("coder", "hello", timeout=5)
+            answer = await w.mesh.ask("coder", "hello", timeout=60)
             assert answer.text == "echo: hello"
             assert answer.ref == owner.mail[0].ref
             assert (answer.usage, answer.turn, answer.node, answer.duration_ms, answer.session_id) == (
@@ -60,7 +60,7 @@ def test_a_deadline_may_be_the_last_moment_that_a_datetime_can_be(server: Server
     async def scenario() -> None:
         async with world(server, subjects) as w, w.owner("coder") as owner:
             await w.write_spec("coder")
-            await w.mesh.ask("coder", "hello", timeout=5, deadline=dt.datetime.max.replace(tzinfo=dt.UTC))
+            await w.mesh.ask("coder", "hello", timeout=60, deadline=dt.datetime.max.replace(tzinfo=dt.UTC))
             assert [mail.deadline for mail in owner.mail] == [MAX_TIME]
 
     run(scenario())
@@ -71,9 +71,9 @@ def test_a_failed_outcome_is_raised_as_its_typed_error(server: Server, subjects:
         async with world(server, subjects) as w, w.owner("coder", lambda _: Interrupted("by an operator")):
             await w.write_spec("coder")
             with pytest.raises(Interrupted, match="by an operator") as caught:
-                await w.mesh.ask("coder", "hello", timeout=5)
+                await w.mesh.ask("coder", "hello", timeout=60)
             assert caught.value.details["ref"].isdecimal()
-            outcome = await w.mesh.ask_outcome("coder", "hello", timeout=5)
+            outcome = await w.mesh.ask_outcome("coder", "hello", timeout=60)
             assert not outcome.ok
             assert outcome.error == ErrorBody(code="interrupted", message="by an operator")
 
@@ -171,7 +171,7 @@ def test_a_callers_timeout_ends_its_wait_only(server: Server, subjects: Subjects
             await w.write_spec("coder")
             owner.go_on.clear()
             with pytest.raises(AskTimeout) as caught:
-                await w.mesh.ask("coder", "hello", timeout=2)
+                await w.mesh.ask("coder", "hello", timeout=8)
             ref = caught.value.details["ref"]
             owner.replies["poll"] = {"status": "pending"}
             assert not (await w.mesh.poll("coder", ref)).done
@@ -195,7 +195,7 @@ def test_a_lost_reply_is_found_in_the_stored_results(server: Server, subjects: S
         async with world(server, subjects) as w, w.owner("coder") as owner:
             await w.write_spec("coder")
             owner.silent = True
-            answers = await asyncio.gather(*(w.mesh.ask("coder", f"{n}", timeout=10) for n in range(20)))
+            answers = await asyncio.gather(*(w.mesh.ask("coder", f"{n}", timeout=60) for n in range(20)))
             assert sorted(a.text for a in answers) == sorted(f"echo: {n}" for n in range(20))
 
     run(scenario())
@@ -207,7 +207,7 @@ def test_a_reply_lost_in_a_restart_of_the_server_is_looked_up_at_the_reconnect(f
         async with world(fresh_server, subjects) as w, w.owner("coder") as owner:
             await w.write_spec("coder")
             owner.go_on.clear()
-            asked = asyncio.create_task(w.mesh.ask("coder", "hello", timeout=25))
+            asked = asyncio.create_task(w.mesh.ask("coder", "hello", timeout=60))
             await eventually(lambda: owner.mail)
             # The outcome is stored, but its reply never sent: as if it had gone while the caller was away.
             owner.silent = True
@@ -229,10 +229,10 @@ def test_an_ask_made_while_the_server_is_down_is_stored_once_when_it_is_back(fre
     async def scenario() -> None:
         async with world(fresh_server, subjects) as w, w.owner("coder") as owner:
             await w.write_spec("coder")
-            await w.mesh.ask("coder", "first", timeout=5)
+            await w.mesh.ask("coder", "first", timeout=60)
             fresh_server.kill()
-            asked = asyncio.create_task(w.mesh.ask("coder", "second", timeout=25))
-            told = asyncio.create_task(w.mesh.tell("coder", "third", timeout=25))
+            asked = asyncio.create_task(w.mesh.ask("coder", "second", timeout=60))
+            told = asyncio.create_task(w.mesh.tell("coder", "third", timeout=60))
             await eventually(lambda: not w.mesh.transport.connected)
             await asyncio.to_thread(fresh_server.start)
             ref = await told
@@ -256,13 +256,13 @@ def test_the_same_key_gives_one_turn_and_one_answer(server: Server, subjects: Su
         async with world(server, subjects) as w, w.owner("coder") as owner:
             await w.write_spec("coder")
             owner.go_on.clear()
-            asks = [asyncio.create_task(w.mesh.ask("coder", "hello", timeout=10, idempotency_key="order-7")) for _ in range(3)]
+            asks = [asyncio.create_task(w.mesh.ask("coder", "hello", timeout=60, idempotency_key="order-7")) for _ in range(3)]
             await eventually(lambda: owner.mail)
             ref = await w.mesh.tell("coder", "hello", idempotency_key="order-7")
             owner.go_on.set()
             answers = await asyncio.gather(*asks)
             assert {answer.ref for answer in answers} == {ref}
-            assert (await w.mesh.ask("coder", "hello", timeout=10, idempotency_key="order-7")).ref == ref
+            assert (await w.mesh.ask("coder", "hello", timeout=60, idempotency_key="order-7")).ref == ref
             assert len(owner.mail) == 1
 
     run(scenario())
@@ -273,12 +273,12 @@ def test_attachments_alone_are_a_prompt(server: Server, subjects: Subjects) -> N
     async def scenario() -> None:
         async with world(server, subjects) as w, w.owner("coder") as owner:
             await w.write_spec("coder")
-            await w.mesh.ask("coder", "", timeout=5, attachments=[attachment("cat.png", b"abc")])
+            await w.mesh.ask("coder", "", timeout=60, attachments=[attachment("cat.png", b"abc")])
             (mail,) = owner.mail
             assert mail.problem is None and mail.prompt is not None
             assert (mail.prompt.prompt, [a.filename for a in mail.prompt.attachments]) == ("", ["cat.png"])
             with pytest.raises(TooLarge, match=r"an attachment takes a third more than its file: put a larger one where"):
-                await w.mesh.ask("coder", "", timeout=5, attachments=[attachment("cat.png", b"a" * 800_000)])
+                await w.mesh.ask("coder", "", timeout=60, attachments=[attachment("cat.png", b"a" * 800_000)])
 
     run(scenario())
 
@@ -314,7 +314,7 @@ def test_what_travels_with_a_prompt_arrives(server: Server, subjects: Subjects) 
             await w.mesh.ask(
                 "coder",
                 "{not json",
-                timeout=5,
+                timeout=60,
                 metadata={"user": 7},
                 attachments=[attachment("a.txt", b"abc")],
                 deadline=deadline,
@@ -339,9 +339,9 @@ def test_the_callers_trace_travels_in_the_headers(server: Server, subjects: Subj
             await w.write_spec("coder")
             span = NonRecordingSpan(SpanContext(0xABC, 0xDEF, is_remote=False, trace_flags=TraceFlags(1)))
             with trace.use_span(span):
-                await w.mesh.ask("coder", "traced", timeout=5)
+                await w.mesh.ask("coder", "traced", timeout=60)
                 await w.mesh.notify("coder", {"also": "traced"})
-            await w.mesh.ask("coder", "untraced", timeout=5)
+            await w.mesh.ask("coder", "untraced", timeout=60)
             parents = [mail.trace.get("traceparent") for mail in owner.mail]
             expected = f"00-{0xABC:032x}-{0xDEF:016x}-01"
             assert parents == [expected, expected, None]
@@ -386,10 +386,10 @@ def test_an_ask_of_a_known_agent_costs_one_request(server: Server, subjects: Sub
     async def scenario() -> None:
         async with world(server, subjects) as w, w.owner("coder"):
             await w.write_spec("coder")
-            await w.mesh.ask("coder", "first", timeout=5)
+            await w.mesh.ask("coder", "first", timeout=60)
             sent = requests_of(w.mesh, monkeypatch)
             tasks = len(asyncio.all_tasks())
-            await w.mesh.ask("coder", "second", timeout=5)
+            await w.mesh.ask("coder", "second", timeout=60)
             assert sent == [subjects.inbox("coder")]
             assert len(asyncio.all_tasks()) == tasks
 
@@ -407,7 +407,7 @@ def test_whatever_becomes_of_the_first_attempt_a_prompt_is_one_turn(
     async def scenario() -> None:
         async with world(server, subjects) as w, w.owner("coder") as owner:
             await w.write_spec("coder")
-            await w.mesh.ask("coder", "first", timeout=10)
+            await w.mesh.ask("coder", "first", timeout=60)
             call = w.mesh.transport.call
             late: list[Callable[[], None]] = []
 
@@ -427,9 +427,9 @@ def test_whatever_becomes_of_the_first_attempt_a_prompt_is_one_turn(
             monkeypatch.setattr(w.mesh.transport, "call", troubled)
             if trouble == "full":
                 with pytest.raises(MailboxFull):
-                    await w.mesh.ask("coder", "second", timeout=10)
+                    await w.mesh.ask("coder", "second", timeout=60)
                 return
-            answer = await w.mesh.ask("coder", "second", timeout=10)
+            answer = await w.mesh.ask("coder", "second", timeout=60)
             for tell in late:
                 tell()
             assert answer.text == "echo: second"
@@ -443,7 +443,7 @@ def test_many_first_asks_share_one_read_of_the_spec(server: Server, subjects: Su
         async with world(server, subjects) as w, w.owner("coder"):
             await w.write_spec("coder")
             sent = requests_of(w.mesh, monkeypatch)
-            await asyncio.gather(*(w.mesh.ask("coder", "hello", timeout=10) for _ in range(20)))
+            await asyncio.gather(*(w.mesh.ask("coder", "hello", timeout=60) for _ in range(20)))
             assert len([subject for subject in sent if "MSG.GET" in subject]) == 1
             assert sent.count(subjects.inbox("coder")) == 20
 
@@ -454,12 +454,12 @@ def test_a_new_life_under_the_name_is_addressed_without_being_asked_for(server: 
     async def scenario() -> None:
         async with world(server, subjects) as w, w.owner("coder") as owner:
             await w.write_spec("coder", incarnation="life1")
-            await w.mesh.ask("coder", "hello", timeout=5)
+            await w.mesh.ask("coder", "hello", timeout=60)
             await w.write_spec("coder", status="stopped")
             await w.write_spec("coder", incarnation="life2")
 
             async def addressed_to_the_new_life() -> bool:
-                await w.mesh.ask("coder", "hello", timeout=5)
+                await w.mesh.ask("coder", "hello", timeout=60)
                 return owner.mail[-1].for_life == "life2"
 
             await eventually(addressed_to_the_new_life)
@@ -471,7 +471,7 @@ def test_many_asks_at_once_get_their_own_answers(server: Server, subjects: Subje
     async def scenario() -> None:
         async with world(server, subjects) as w, w.owner("coder"):
             await w.write_spec("coder")
-            answers = await asyncio.gather(*(w.mesh.ask("coder", f"{n}", timeout=20) for n in range(300)))
+            answers = await asyncio.gather(*(w.mesh.ask("coder", f"{n}", timeout=60) for n in range(300)))
             assert [a.text for a in answers] == [f"echo: {n}" for n in range(300)]
             assert len({a.ref for a in answers}) == 300
 
@@ -501,7 +501,7 @@ def test_what_is_too_large_is_refused_and_costs_no_connection(server: Server, su
             for size in (w.mesh.transport.max_payload + 1, w.mesh.transport.max_payload - 4096):
                 with pytest.raises(TooLarge):
                     await w.mesh.ask("coder", "x" * size)
-            assert (await w.mesh.ask("coder", "small", timeout=5)).text == "echo: small"
+            assert (await w.mesh.ask("coder", "small", timeout=60)).text == "echo: small"
 
     run(scenario())
 
@@ -534,7 +534,7 @@ def test_a_cancelled_ask_leaves_nothing_behind(server: Server, subjects: Subject
                 await asked
             assert not w.mesh._asks._waiting
             owner.go_on.set()
-            assert (await w.mesh.ask("coder", "next", timeout=5)).text == "echo: next"
+            assert (await w.mesh.ask("coder", "next", timeout=60)).text == "echo: next"
 
     run(scenario())
 
@@ -560,7 +560,7 @@ def test_a_reply_that_is_no_outcome_does_not_answer(server: Server, subjects: Su
         async with world(server, subjects) as w, w.owner("coder") as owner:
             await w.write_spec("coder")
             owner.go_on.clear()
-            asked = asyncio.create_task(w.mesh.ask("coder", "hello", timeout=10))
+            asked = asyncio.create_task(w.mesh.ask("coder", "hello", timeout=60))
             await eventually(lambda: owner.mail)
             reply_to = owner.mail[0].reply_to
             assert reply_to is not None

@@ -51,7 +51,7 @@ def test_that_a_request_waits_is_no_answer_to_it(server: Server, subjects: Subje
         async with world(server, subjects) as w, w.owner("coder") as owner:
             await w.write_spec("coder")
             owner.replies = {"set": {"status": "pending"}}
-            setting = asyncio.create_task(w.mesh.update_agent("coder", watchdog_s=60, timeout=30))
+            setting = asyncio.create_task(w.mesh.update_agent("coder", watchdog_s=60, timeout=60))
             await eventually(lambda: len(owner.requests) > 1, 10, "it is asked again")
             owner.replies = {"set": {"set": True, "configuration": to_builtins(FOUND)}}
             assert (await setting).configuration == FOUND

@@ -108,7 +108,7 @@ def test_a_request_waits_for_an_owner_in_takeover(server: Server, subjects: Subj
     async def scenario() -> None:
         async with world(server, subjects) as w:
             await w.write_spec("coder")
-            asked = asyncio.create_task(w.mesh.status("coder", timeout=10))
+            asked = asyncio.create_task(w.mesh.status("coder", timeout=60))
             await w.transport.flush()
             owner = w.owner("coder")
             owner.replies["status"] = STATUS
@@ -125,7 +125,7 @@ def test_an_owner_that_is_away_is_told_apart_from_none(server: Server, subjects:
                 await w.mesh.interrupt("coder")
             await w.write_spec("coder")
             with pytest.raises(Unavailable, match="waits for another") as caught:
-                await w.mesh.interrupt("coder", timeout=2)
+                await w.mesh.interrupt("coder", timeout=8)
             assert caught.value.details["status"] == "running"
             await w.write_spec("coder", status="wanted", reason=ErrorBody(code="no_node", message="no node has label gpu"))
             async with asyncio.timeout(20):
@@ -141,7 +141,7 @@ def test_an_owner_that_does_not_answer_ends_in_a_timeout(server: Server, subject
             await w.write_spec("coder")
             owner.replies = {"interrupt": None}
             with pytest.raises(AskTimeout):
-                await w.mesh.interrupt("coder", timeout=2)
+                await w.mesh.interrupt("coder", timeout=8)
             await eventually(lambda: owner.requests)
             assert owner.requests == [{"op": "interrupt"}], "an interrupt of whatever runs must not be repeated"
 
@@ -172,7 +172,7 @@ def test_an_operation_that_alone_is_permitted_is_sent_by_its_subject_once_the_ot
     async def interrupt(transport: Refusing) -> ControlReply:
         control = Control(transport, subjects, None)  # type: ignore[arg-type]
         request = ControlRequest(op="interrupt", ref="17")
-        return await control.ask("coder", request, ControlReply, timeout=5, repeat=True)
+        return await control.ask("coder", request, ControlReply, timeout=60, repeat=True)
 
     async def scenario() -> None:
         free, few, none = Refusing(), Refusing(every), Refusing(every, one)

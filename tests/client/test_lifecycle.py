@@ -179,7 +179,7 @@ def test_an_agent_that_no_node_serves_stays_wanted_and_starts_later(server: Serv
         async with world(server, subjects) as w:
             async with w.placer(explain):
                 with pytest.raises(Unavailable, match="no node serves Coder") as caught:
-                    await w.mesh.start_agent("coder", kind="Coder", timeout=2)
+                    await w.mesh.start_agent("coder", kind="Coder", timeout=8)
             assert caught.value.details["status"] == "wanted"
             assert (await w.spec("coder")).status == "wanted"
             async with w.placer():
@@ -214,10 +214,10 @@ def test_a_stop_that_nobody_finishes_says_so_and_is_joined_by_the_next(server: S
         async with world(server, subjects) as w:
             await w.write_spec("coder")
             with pytest.raises(Unavailable, match="stopping"):
-                await w.mesh.stop("coder", timeout=2)
+                await w.mesh.stop("coder", timeout=8)
             await w.mesh.stop("coder", wait=False)
-            stop = asyncio.create_task(w.mesh.stop("coder", timeout=10))
-            start = asyncio.create_task(w.mesh.start_agent("coder", kind="Coder", timeout=10))
+            stop = asyncio.create_task(w.mesh.stop("coder", timeout=60))
+            start = asyncio.create_task(w.mesh.start_agent("coder", kind="Coder", timeout=60))
             await eventually(lambda: len(w.mesh._specs._known["coder"].waiters) == 2, what="both waiting for the end")
             async with w.placer():
                 await stop

@@ -25,7 +25,7 @@ def test_a_stored_outcome_can_be_polled_again_by_anybody_and_after_the_stop(serv
             async with w.owner("coder") as owner:
                 owner.replies["poll"] = {"status": "pending"}
                 told = await w.mesh.tell("coder", "hello")
-                asked = (await w.mesh.ask("coder", "hello too", timeout=5)).ref
+                asked = (await w.mesh.ask("coder", "hello too", timeout=60)).ref
 
                 async def done() -> bool:
                     return (await w.mesh.poll("coder", told)).done
@@ -117,12 +117,12 @@ def test_without_an_owner_the_mailbox_tells(server: Server, subjects: Subjects) 
             await purge(w.transport, subjects.stream("mail"), subjects.inbox("coder"), below=int(gone) + 1)
             kept = await w.mesh.tell("coder", "hello again")
 
-            assert (await w.mesh.poll("coder", kept, timeout=2)).status == "pending"
+            assert (await w.mesh.poll("coder", kept, timeout=5)).status == "pending"
             for never in (others, "99999", "chained-1", "0"):
                 with pytest.raises(NotFound):
-                    await w.mesh.poll("coder", never, timeout=2)
+                    await w.mesh.poll("coder", never, timeout=5)
             for consumed in (mine, gone):  # a deferred request looks the same: only its owner knows
                 with pytest.raises(Unavailable, match="only its owner"):
-                    await w.mesh.poll("coder", consumed, timeout=2)
+                    await w.mesh.poll("coder", consumed, timeout=5)
 
     run(scenario())

@@ -263,7 +263,7 @@ def test_a_stream_shows_events_as_they_come_and_ends_with_the_outcome(server: Se
         async with world(server, subjects) as w, w.owner("coder") as owner:
             await w.write_spec("coder")
             owner.go_on.clear()
-            async with w.mesh.stream("coder", "hello", timeout=20) as turn:
+            async with w.mesh.stream("coder", "hello", timeout=60) as turn:
                 mail = await first_mail(owner)
                 assert turn.ref == mail.ref
                 await say(w, mail, {"type": "start"}, {"type": "text", "text": "echo: "}, {"type": "text", "text": "hello"})
@@ -287,7 +287,7 @@ def test_the_outcome_comes_from_the_store_when_every_message_was_lost(
         async with world(server, subjects) as w, w.owner("coder") as owner:
             await w.write_spec("coder")
             owner.silent = True
-            async with w.mesh.stream("coder", "hello", timeout=20) as turn:
+            async with w.mesh.stream("coder", "hello", timeout=60) as turn:
                 (last,) = [event async for event in turn]
                 assert isinstance(last, Ended)
                 assert last.outcome.text == "echo: hello"
@@ -301,7 +301,7 @@ def test_a_failed_turn_is_an_event_for_who_reads_and_an_error_for_who_wants_the_
     async def scenario() -> None:
         async with world(server, subjects) as w, w.owner("coder", lambda _: Interrupted("by an operator")):
             await w.write_spec("coder")
-            async with w.mesh.stream("coder", "hello", timeout=20) as turn:
+            async with w.mesh.stream("coder", "hello", timeout=60) as turn:
                 (last,) = [event async for event in turn]
                 assert isinstance(last, Ended)
                 assert not last.outcome.ok
@@ -347,7 +347,7 @@ def test_a_slow_reader_loses_the_oldest_events_and_is_told(
         async with world(server, subjects) as w, w.owner("coder") as owner:
             await w.write_spec("coder")
             owner.go_on.clear()
-            async with w.mesh.stream("coder", "hello", timeout=20) as turn:
+            async with w.mesh.stream("coder", "hello", timeout=60) as turn:
                 mail = await first_mail(owner)
                 await say(w, mail, *({"type": "text", "text": str(number)} for number in range(100)))
                 owner.go_on.set()

@@ -45,7 +45,7 @@ def test_without_a_wait_nobody_is_asked(server: Server, subjects: Subjects) -> N
             owner.replies = {"interrupt": {"interrupted": True, "withdrawn": [ASKED]}, "open": {"asked": [ASKED]}}
             ended = await w.mesh.end("coder", how="interrupt", wait=0)
             assert ended == EndedRequest(done=True, withdrawn=(Subrequest(agent="reviewer", origin="1.5.0"),))
-            assert await Endings(w.mesh._control).asked_by("coder", timeout=5.0) == ended.withdrawn
+            assert await Endings(w.mesh._control).asked_by("coder", timeout=60) == ended.withdrawn
 
     run(scenario())
 
@@ -56,7 +56,7 @@ def test_an_owner_of_an_older_build_cannot_tell(server: Server, subjects: Subjec
             await w.write_spec("coder")
             owner.replies = {"open": {"error": {"code": "bad_request", "message": "unknown operation 'open'"}}}
             endings = Endings(w.mesh._control)
-            assert await endings.asked_by("coder", timeout=5.0) == ()
+            assert await endings.asked_by("coder", timeout=60) == ()
             (one,) = await endings.follow("boss", [Subrequest(agent="coder", origin="1.5.0")], 0.3)
             assert not one.ended
 

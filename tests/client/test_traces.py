@@ -226,7 +226,7 @@ def test_errors_say_what_to_do(server: Server, subjects: Subjects) -> None:
 def test_a_mesh_that_keeps_no_facts_says_so(server: Server, subjects: Subjects) -> None:
     async def main() -> None:
         async with facts_of(server, subjects) as mesh:
-            await mesh.transport.request(f"$JS.API.STREAM.DELETE.{subjects.stream('trace')}", timeout=5)
+            await mesh.transport.request(f"$JS.API.STREAM.DELETE.{subjects.stream('trace')}", timeout=60)
             report = await mesh.traces.graph(since=LONG)
             assert (report.graph.edges, report.source.stream) == ((), False)
             with pytest.raises(StreamMissing, match="mesh setup"):

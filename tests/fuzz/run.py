@@ -17,7 +17,7 @@ from fuzz.recordings import Recording, recordings
 
 CALLS = {"calls": "messages", "chat-calls": "chat"}
 """Readers that are tried with calls that are cut, and the reader that they are."""
-PATIENCE_S = 60.0
+PATIENCE_S = 150.0
 """How long one stream may take: none waits for anything, so it takes milliseconds."""
 
 

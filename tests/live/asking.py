@@ -15,7 +15,7 @@ from opentelemetry import trace
 import agentmesh_client
 from agentmesh_node.telemetry import otel
 
-PATIENCE_S = 60.0
+PATIENCE_S = 150.0
 SCOPE = "a user's"
 SPAN = "a question"
 """The span of the user's own that the question is asked in."""

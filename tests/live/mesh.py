@@ -36,7 +36,7 @@ from preloaded import AVAILABLE, ForkedProcess, Forker
 from support import eventually
 
 AGENTS = Path(live_agents.__file__)
-PATIENCE_S = 60.0
+PATIENCE_S = 150.0
 """How long anything may take on a machine that does other things too."""
 
 

@@ -37,10 +37,10 @@ def test_a_service_says_who_a_caller_is_and_the_mesh_connects_without_it() -> No
             shop = await connect(server.url, name="shop", login=Login(user="shop", password="secret"))
             try:
                 with pytest.raises(NoResponders):  # the import leads to the mesh, where no node runs
-                    await shop.request("mesh.ask.team-a.x", timeout=5)
+                    await shop.request("mesh.ask.team-a.x", timeout=60)
                 for subject in ("mesh.ask.team-b.x", "mesh.inbox.team-a.x"):
                     with pytest.raises(NotPermitted):
-                        await shop.request(subject, timeout=30)
+                        await shop.request(subject, timeout=60)
             finally:
                 await shop.close()
             for login in (Login(user="shop", password="wrong"), Login(user="other", password="secret")):

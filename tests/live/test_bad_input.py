@@ -217,7 +217,7 @@ def test_an_agent_whose_kind_no_node_serves_waits_visibly_and_starts_when_one_co
 
         async with local_mesh(server, subjects) as mesh:
             with pytest.raises(Unavailable, match="Rare"):
-                await mesh.client.start_agent("rare", kind="Rare", timeout=2)
+                await mesh.client.start_agent("rare", kind="Rare", timeout=10)
 
             async def reasoned() -> bool:
                 (entry,) = await mesh.client.list_agents()
@@ -225,7 +225,7 @@ def test_an_agent_whose_kind_no_node_serves_waits_visibly_and_starts_when_one_co
 
             await eventually(reasoned, PATIENCE_S, "the reason in the registry")
             with pytest.raises(Unavailable):
-                await mesh.client.status("rare", timeout=5)
+                await mesh.client.status("rare", timeout=10)
             asked = asyncio.create_task(mesh.client.ask("rare", "are you there?", timeout=PATIENCE_S))
             await mesh.node("n2", serves={"Rare": Rare})
             assert (await asked).node == "n2"
@@ -265,7 +265,7 @@ def test_a_start_that_hangs_names_the_node_and_the_callbacks(server: Server, sub
     async def main() -> None:
         async with local_mesh(server, subjects) as mesh:
             with pytest.raises(Unavailable, match=r"on node 'n1', but has not begun yet: its `init_agent`") as caught:
-                await mesh.client.start_agent("odd", kind="Unfit", options={"how": "hangs"}, timeout=3)
+                await mesh.client.start_agent("odd", kind="Unfit", options={"how": "hangs"}, timeout=10)
             assert caught.value.details["node"] == "n1"
             await mesh.client.stop("odd", timeout=PATIENCE_S)
 
@@ -330,7 +330,7 @@ def test_an_ask_never_hangs(server: Server, subjects: Subjects, tmp_path: Path) 
             await start(mesh, "coder")
             gate = tmp_path / "gate"
             with pytest.raises(AskTimeout, match="mesh poll coder") as caught:
-                await mesh.client.ask("coder", f"gate:{gate} late", timeout=2)
+                await mesh.client.ask("coder", f"gate:{gate} late", timeout=10)
             ref = caught.value.details["ref"]
             assert (await mesh.client.poll("coder", ref)).status == "pending"
             gate.touch()

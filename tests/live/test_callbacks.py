@@ -84,7 +84,7 @@ def test_what_was_asked_and_what_was_told_can_be_polled(server: Server, subjects
             await start(mesh, "coder", kind="Obedient")
             gate = tmp_path / "gate"
             with pytest.raises(AskTimeout) as caught:
-                await mesh.client.ask("coder", f"gate:{gate} asked", timeout=2)
+                await mesh.client.ask("coder", f"gate:{gate} asked", timeout=10)
             asked = caught.value.details["ref"]
             told = await mesh.client.tell("coder", "told")
             failed = await mesh.client.tell("coder", "fail:quota")

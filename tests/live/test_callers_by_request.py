@@ -86,7 +86,7 @@ async def _takes_up(caller: Mesh, again: Mesh, folder: Path) -> None:
     await eventually(lambda: _working(caller), what="the turn")
     second = asyncio.ensure_future(again.ask(AGENT, f"gate:{gate} five", timeout=60, idempotency_key="k5"))
     with pytest.raises(AskTimeout) as slow:
-        await again.ask(AGENT, f"gate:{gate} five", timeout=2.5, idempotency_key="k5")
+        await again.ask(AGENT, f"gate:{gate} five", timeout=10, idempotency_key="k5")
     ref = slow.value.details["ref"]
     assert (await again.poll(AGENT, ref)).status == "pending"
     waiting = await again.tell(AGENT, "never")

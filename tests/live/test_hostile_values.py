@@ -32,7 +32,7 @@ def test_json_nested_without_end_is_a_dead_letter_and_later_mail_is_handled(
             await mesh.client.start_agent("a", kind="Recorder")
             await mesh.transport.publish(mesh.subjects.lane("notify", "a"), body)
             await mesh.transport.publish(mesh.subjects.lane("inbox", "a"), b'{"prompt":"x","metadata":{"a":' + body + b"}}")
-            response = await mesh.client.ask("a", "after it", timeout=20)
+            response = await mesh.client.ask("a", "after it", timeout=60)
             assert response.text == "after it"
             await mesh.saw("dead_lettered", "a")
 
@@ -48,7 +48,7 @@ def test_one_malformed_key_hides_no_other_and_stops_nothing(server: Server, subj
             assert [entry.name for entry in await mesh.client.list_agents()] == ["good"]
             assert [entry.id for entry in await mesh.client.nodes()] == ["n1"]
             await mesh.client.start_agent("later", kind="Recorder")
-            assert (await mesh.client.ask("later", "hello", timeout=20)).text == "hello"
+            assert (await mesh.client.ask("later", "hello", timeout=60)).text == "hello"
             await mesh.client.stop("good")
             assert [entry.name for entry in await mesh.client.list_agents()] == ["later"]
 
@@ -64,7 +64,7 @@ def test_a_placement_beside_a_malformed_spec_delays_no_other(server: Server, sub
             await write(mesh, spec_key("bad"), GARBAGE)
             await write(mesh, placement_key("n1", "bad"), encode({"incarnation": "x", "since": ""}))
             await mesh.client.start_agent("b", kind="Recorder")
-            assert (await mesh.client.ask("b", "hello", timeout=20)).text == "hello"
+            assert (await mesh.client.ask("b", "hello", timeout=60)).text == "hello"
             assert decode_spec(entry).kind == "Recorder"
 
     run(main())

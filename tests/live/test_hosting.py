@@ -87,7 +87,7 @@ def setup(project: Path, *arguments: str) -> tuple[int, str, str]:
 def end(process: subprocess.Popen[str], how: signal.Signals = signal.SIGTERM) -> tuple[int, str]:
     """The exit code after a signal, and what else it said on stdout."""
     process.send_signal(how)
-    said, _ = process.communicate(timeout=30)
+    said, _ = process.communicate(timeout=120)
     return process.returncode, said
 
 
@@ -114,7 +114,7 @@ def test_without_a_server_a_node_says_so_and_ends_with_5(project: Path) -> None:
         closed.bind(("127.0.0.1", 0))
         url = f"nats://127.0.0.1:{closed.getsockname()[1]}"
         with verb(project, "node", "--agents", "my_agents.py", "--nats", url, "--wait", "0.5") as node:
-            said, complaint = node.communicate(timeout=30)
+            said, complaint = node.communicate(timeout=120)
     assert node.returncode == 5
     assert said == ""
     assert re.fullmatch(rf"mesh: .*{re.escape(url)}.*\n", complaint.splitlines(keepends=True)[-1])
@@ -138,7 +138,7 @@ def test_without_a_server_a_node_says_so_and_ends_with_5(project: Path) -> None:
 )
 def test_wrong_use_is_one_sentence_and_2(project: Path, arguments: list[str], complaint: str) -> None:
     with verb(project, *arguments) as process:
-        _, said = process.communicate(timeout=30)
+        _, said = process.communicate(timeout=120)
     assert process.returncode == 2
     assert said.startswith("mesh: ")
     assert len(said.splitlines()) == 1
@@ -182,7 +182,7 @@ def test_node_and_supervisor_of_up_share_an_id_and_each_request_is_answered_by_t
         url = first_line(mesh).split()[2].rstrip(";")
         assert run(turns(url, start=True)) == 1  # the supervisor knows the node
         run(operate(url))
-        assert mesh.wait(timeout=30) == 0
+        assert mesh.wait(timeout=120) == 0
 
 
 @pytest.mark.case(462)
@@ -195,7 +195,7 @@ def test_a_drain_of_the_node_of_up_ends_well_though_its_server_ends_with_it(proj
         with verb(project, "up", "my_agents", "--port", "0") as mesh:
             url = first_line(mesh).split()[2].rstrip(";")
             assert run(drained(url)) == (0, "dev is gone\n")
-            assert mesh.wait(timeout=30) == 0
+            assert mesh.wait(timeout=120) == 0
 
 
 @pytest.mark.case(201)
@@ -210,7 +210,7 @@ def test_up_outlives_its_server_and_a_killed_up_leaves_nothing_in_the_way(projec
     with verb(project, "up", "my_agents", "--port", "0") as mesh:
         assert run(turns(first_line(mesh).split()[2].rstrip(";"), start=False)) == 3
         with verb(project, "up", "my_agents", "--port", "0") as second:
-            _, complaint = second.communicate(timeout=30)
+            _, complaint = second.communicate(timeout=120)
             assert "in use by another mesh" in complaint
         assert end(mesh)[0] == 0
 

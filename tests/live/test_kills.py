@@ -190,7 +190,7 @@ def test_a_frozen_owner_that_wakes_after_the_takeover_commits_nothing(server: Se
             assert third.node == frozen.id, "it can be given agents again"
 
     async def stands_empty(mesh: ProcessMesh, node: str) -> bool:
-        reply = await mesh.transport.request(mesh.subjects.node(node), b'{"op":"ping"}', timeout=5)
+        reply = await mesh.transport.request(mesh.subjects.node(node), b'{"op":"ping"}', timeout=60)
         leased = any(entry.id == node and entry.lease.agents == 0 for entry in await mesh.client.nodes())
         return leased and json.loads(reply.data)["agents"] == 0
 
@@ -352,7 +352,7 @@ def test_a_stop_that_finds_no_node_is_finished_by_the_next(server: Server, subje
 
             await eventually(stored, PATIENCE_S, "the prompt in the mailbox")
             with pytest.raises(Unavailable, match="marked `stopping`"):
-                await mesh.client.stop("coder", timeout=2)
+                await mesh.client.stop("coder", timeout=10)
             await mesh.client.stop("other", wait=False)
             # A node that has none of the agents' code can finish a stop.
             await mesh.node("n2", serves={})

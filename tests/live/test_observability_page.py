@@ -31,7 +31,7 @@ PAGE = ROOT / "docs" / "observability.md"
 OWES = "mesh owes"
 GATED = Path(__file__).with_name("gated_triage.py")
 READERS = 3
-LONG_S = 110
+LONG_S = 300
 ENVIRON = {key: value for key, value in os.environ.items() if not key.startswith(("MESH_", "OTEL_"))}
 _BLOCK = re.compile(r"^```console\n\$ (mesh [^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 

@@ -26,7 +26,7 @@ from live.traffic import Traffic
 from support import Cluster, Server, connected, eventually, run
 
 LONG_S = 110
-SHORT_S = 1.5
+SHORT_S = 4.0
 """The patience of callers who are to be told while an outage lasts."""
 
 

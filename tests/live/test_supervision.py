@@ -185,7 +185,7 @@ def test_permanent_agents_restart_until_the_window_is_full_and_then_are_failed(
             assert "crashed 3 times in 60 s" in entry.spec.reason.message and "told to crash" in entry.spec.reason.message
             assert runs.read_text().split() == ["crash"] * 3
             with pytest.raises(AgentFailed):
-                await mesh.client.ask("a", "hello", timeout=5)
+                await mesh.client.ask("a", "hello", timeout=60)
             assert await mesh.client.cancel("a", (await mesh.saw("prompt_start", "a"))["ref"])
             with pytest.raises(MeshError, match="cancelled"):
                 await waiting

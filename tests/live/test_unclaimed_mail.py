@@ -65,7 +65,7 @@ def test_mail_for_nobody_is_answered_and_who_comes_later_finds_it_answered(serve
             await eventually(purged, 30)
             await mesh.node()
             await client.start_agent("nobody", kind="Recorder")
-            assert (await client.ask("nobody", "are you there?", timeout=30)).text == "are you there?"
+            assert (await client.ask("nobody", "are you there?", timeout=60)).text == "are you there?"
             again = await client.retry_dead_letter("nobody", letter.seq)
 
             async def answered() -> bool:

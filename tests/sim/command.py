@@ -16,7 +16,7 @@ from preloaded import AVAILABLE, Forker
 
 ROOT = Path(__file__).parents[2]
 MODULES = ("sim.__main__", "sim.run", "sim.loss", "sim.strangers", "sim.crash_points")
-PATIENCE_S = 110.0
+PATIENCE_S = 300.0
 """How long one may take."""
 
 

@@ -67,7 +67,6 @@ async def _both_forms(stage: Stage, agent: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.case(617)
-@pytest.mark.timeout(180)
 def test_each_control_request_is_understood_between_both_builds(tmp_path: Path) -> None:
     old, logs = tmp_path / "old", tmp_path / "logs"
     old.mkdir()
@@ -146,7 +145,6 @@ async def _hears_it_once(mesh: Mesh, agent: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.case(690, 691)
-@pytest.mark.timeout(240)
 def test_a_user_of_single_operations_is_served_beside_older_owners_and_told_where_all_are_older(tmp_path: Path) -> None:
     old, logs = tmp_path / "old", tmp_path / "logs"
     old.mkdir()

@@ -25,7 +25,7 @@ from judge.evidence import Evidence
 from judge.verdict import judge
 from support import Server, run
 
-WHOLE_S = 230.0
+WHOLE_S = 330.0
 SET_S, UNSET_S = 501.0, 502.0
 """Watchdogs that are set of the running agents: the one that they take, and one that is refused."""
 TRIMMED = ("activated", "tombstone")

@@ -11,7 +11,7 @@ from typing import Any
 import agentmesh_client
 from agentmesh.errors import MeshError
 
-WAIT_S = 2.0
+WAIT_S = 20.0
 """No request waits longer, whichever builds meet."""
 
 

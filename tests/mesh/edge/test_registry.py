@@ -301,11 +301,11 @@ def test_a_view_follows(server: Server, subjects: Subjects) -> None:
             revision = await writer.update("agents.a", b"2", entry.revision)
             await writer.create("nodes.n1", b"n", ttl_s=1)
             await writer.create("placements.n1.a", b"not followed")
-            await view.wait_for(lambda: "nodes.n1" in view.entries, 5)
+            await view.wait_for(lambda: "nodes.n1" in view.entries, 60)
             assert view.get("agents.a") == ("agents.a", b"2", revision)
-            await view.wait_for(lambda: "nodes.n1" not in view.entries, 5)
+            await view.wait_for(lambda: "nodes.n1" not in view.entries, 60)
             await writer.delete("agents.a", revision)
-            await view.wait_for(lambda: not view.entries, 5)
+            await view.wait_for(lambda: not view.entries, 60)
             assert [(e.key, e.value) for e in changes] == [
                 ("agents.a", b"1"),
                 ("agents.a", b"2"),
@@ -369,7 +369,7 @@ def test_a_view_heals_what_it_missed(server: Server, subjects: Subjects) -> None
             assert len(changes) == 2
             t.gap()
             assert not view.fresh
-            await view.wait_for(lambda: view.fresh, 5)
+            await view.wait_for(lambda: view.fresh, 60)
             assert {key: entry.value for key, entry in view.entries.items()} == {"agents.stays": b"2", "agents.new": b"1"}
             assert ("agents.goes", None) in [(entry.key, entry.value) for entry in changes[2:]]
             assert len(changes) == 5
@@ -378,7 +378,7 @@ def test_a_view_heals_what_it_missed(server: Server, subjects: Subjects) -> None
             resyncing = View(Registry(t, subjects), ["agents.>"], None, resync_s=0.05)
             await resyncing.start()
             await writer.create("agents.late", b"1")
-            await resyncing.wait_for(lambda: "agents.late" in resyncing.entries, 5)
+            await resyncing.wait_for(lambda: "agents.late" in resyncing.entries, 60)
             await resyncing.close()
 
     run(main())
@@ -486,7 +486,7 @@ def test_a_view_outlives_a_server_restart(fresh_server: Server, subjects: Subjec
             await asyncio.to_thread(fresh_server.start)
             await eventually(lambda: view.fresh, what="a fresh view")
             await registry.create("agents.b", b"1")
-            await view.wait_for(lambda: "agents.b" in view.entries, 5)
+            await view.wait_for(lambda: "agents.b" in view.entries, 60)
             await view.close()
 
     run(main())
@@ -516,7 +516,7 @@ def test_a_failing_handler_of_changes_is_logged(server: Server, subjects: Subjec
             view = View(registry, ["agents.>"], fail)
             await view.start()
             await registry.create("agents.a", b"1")
-            await view.wait_for(lambda: "agents.a" in view.entries, 5)
+            await view.wait_for(lambda: "agents.a" in view.entries, 60)
             await view.close()
 
     run(main())

@@ -43,7 +43,7 @@ async def answers(made: ScriptedBackend, *prompts: str) -> list[str]:
 
 
 def run_answers(made: ScriptedBackend, *prompts: str) -> list[str]:
-    return asyncio.run(asyncio.wait_for(answers(made, *prompts), 10))
+    return asyncio.run(asyncio.wait_for(answers(made, *prompts), 120))
 
 
 def test_without_a_script_it_says_what_it_hears() -> None:
@@ -96,7 +96,7 @@ def test_an_async_generator_of_prompt_and_turn_yields_its_steps() -> None:
         await stream.events.aclose()  # type: ignore[attr-defined]
         assert ended == ["p"], "what the script has open is closed with the stream"
 
-    asyncio.run(asyncio.wait_for(main(), 10))
+    asyncio.run(asyncio.wait_for(main(), 120))
 
 
 @pytest.mark.case(108)

@@ -21,7 +21,7 @@ from supervised import Mesh, RecordingLivenessThread, running
 from support import Faulty, Server, eventually, run
 
 BOUND_S = 60.0
-PATIENCE_S = 20.0
+PATIENCE_S = 120.0
 LONG_S = 600.0
 
 

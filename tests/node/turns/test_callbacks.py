@@ -70,7 +70,7 @@ def turn(
         runner.start_turn(command, ended.append, None)
         task = runner.turn_task
         assert task is not None
-        await asyncio.wait_for(task, 10)
+        await asyncio.wait_for(task, 120)
 
     run(main())
     (end,) = ended

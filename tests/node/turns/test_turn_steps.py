@@ -55,7 +55,7 @@ class Desk:
 
 
 def run(work: Any) -> None:
-    asyncio.run(asyncio.wait_for(work, 10))
+    asyncio.run(asyncio.wait_for(work, 120))
 
 
 def test_a_step_is_taken_when_the_machine_says_so() -> None:
