@@ -1,7 +1,8 @@
 """`python -m tests.fuzz --reader messages --seed 1 --streams 100000`: mutated streams against the readers of the backends.
 
 Without `--reader` all of them, and `calls` and `chat-calls`: streams whose tool calls are known, cut off and ended as if they
-were whole. One stream with `--show` is printed. See recordings.py, mutations.py and readers.py.
+were whole; and `typed`: whole turns of an agent whose answers have a type. One stream with `--show` is printed. See
+recordings.py, mutations.py, readers.py and typed_turns.py.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 PART = 500
 """Streams that a worker tries at a time."""
-NAMES = ("messages", "calls", "chat", "chat-calls", "responses", "claude", "codex")
+NAMES = ("messages", "calls", "chat", "chat-calls", "responses", "claude", "codex", "typed")
 
 
 def main() -> int:

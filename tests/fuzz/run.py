@@ -14,6 +14,7 @@ from typing import NamedTuple
 from fuzz import cut_calls, mutations
 from fuzz.readers import READERS
 from fuzz.recordings import Recording, recordings
+from fuzz.typed_turns import answer_of_model, typed
 
 CALLS = {"calls": "messages", "chat-calls": "chat"}
 """Readers that are tried with calls that are cut, and the reader that they are."""
@@ -90,7 +91,7 @@ async def _run(reader: str, first: int, count: int, report: Report) -> None:
 async def _stream(reader: str, seed: int, random: Random, report: Report) -> None:
     recording, frames, names = stream_of(reader, random)
     report.mutations.update(names)
-    read = READERS[CALLS.get(reader, reader)]
+    read = typed if reader == "typed" else READERS[CALLS.get(reader, reader)]
     try:
         async with asyncio.timeout(PATIENCE_S):
             ended = await read(list(mutations.chunks(frames, random)), random)
@@ -109,5 +110,7 @@ def stream_of(reader: str, random: Random) -> tuple[Recording, list[bytes], list
     if reader in CALLS:
         recording = random.choice([found for found in recordings(CALLS[reader]) if found.calls])
         return recording, cut_calls.forged(recording, random), ["forged"]
+    if reader == "typed":
+        return answer_of_model(random)
     recording = random.choice(recordings(reader))
     return recording, *mutations.mutated(recording, random)

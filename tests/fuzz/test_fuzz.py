@@ -30,6 +30,14 @@ def test_no_call_is_made_that_was_not_sent_whole(reader: str) -> None:
     assert report.reasons["result"] > STREAMS / 4, report.lines(reader)
 
 
+@pytest.mark.case(761)
+@pytest.mark.case(764)
+def test_a_typed_turn_ends_in_one_way_whatever_its_model_sends() -> None:
+    report = run("typed", 1, STREAMS)
+    assert report.failures == []
+    assert report.reasons["result"] > STREAMS / 4 and report.reasons["bad_answer"] > STREAMS / 20, report.lines("typed")
+
+
 def test_a_seed_repeats_a_stream() -> None:
     assert run("messages", 7, 5).reasons == run("messages", 7, 5).reasons
 

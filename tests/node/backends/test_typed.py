@@ -14,6 +14,8 @@ from agentmesh.structured import AnswerType
 from agentmesh_node.backends.anthropic import AnthropicBackend
 from agentmesh_node.backends.openai import OpenAIBackend
 from fakes.messages import Answer, Call, FakeMessages, Tool
+from fakes.responses import ResponsesServer
+from fakes.responses import say as said
 from node.backends.conversation import Conversation, Doubling, Plain
 from support import run
 
@@ -77,6 +79,19 @@ def test_the_api_is_asked_for_the_type_in_its_own_way(backend: str, fake: FakeMe
     else:
         wanted = {"name": "Sum", "schema": SUM.strict, "strict": True}
         assert call.body["response_format"] == {"type": "json_schema", "json_schema": wanted}
+
+
+@pytest.mark.case(762)
+@pytest.mark.case(763)
+def test_responses_is_asked_by_the_format_of_its_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    with ResponsesServer([said(BAD), said(GOOD)]) as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", server.url)
+        monkeypatch.setenv("OPENAI_API_KEY", "sk-a-key")
+        events, _ = talk(chat("openai"), "2 + 2?", api="responses")
+        assert events[-1].data["text"] == GOOD
+        first, second = server.requests
+    assert first.body["text"] == {"format": {"type": "json_schema", "name": "Sum", "schema": SUM.strict, "strict": True}}
+    assert "Answer again" in second.texts("user")[-1]
 
 
 @pytest.mark.case(762)
