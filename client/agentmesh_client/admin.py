@@ -11,7 +11,7 @@ from agentmesh.control_values import Activities, Activity, ControlRequest
 from agentmesh.edge.address import UP_ID, UP_SERVER
 from agentmesh.edge.registry import Registry, decode_spec
 from agentmesh.edge.transport import UNANSWERED, Disconnected, NoResponders, RequestTimeout, Transport
-from agentmesh.errors import AskTimeout, Conflict, MeshError, NotFound, Stopped, Unavailable
+from agentmesh.errors import AskTimeout, BadRequest, Conflict, MeshError, NotFound, Stopped, Unavailable
 from agentmesh.names import agent_name, node_id
 from agentmesh.registry_values import SupervisorLease
 from agentmesh.subjects import SUPERVISOR_KEY, Subjects, node_key, placement_key, spec_key
@@ -32,6 +32,10 @@ AT_ONCE = 32
 class _AdminReply(msgspec.Struct, frozen=True):
     moving: int = 0
     error: ErrorBody | None = None
+
+
+_OLDER = "a supervisor knows the requests ping, stats and rebalance"
+"""What a supervisor of an older build answers to `move`."""
 
 
 class _NoSuchProcess(NotFound):
@@ -105,6 +109,10 @@ class Operator:
                 return (await self._ask(leader, request)).moving > 0
             except _NoSuchProcess:
                 raise Unavailable(f"{leader}, which led, is gone; ask again when another supervisor leads") from None
+            except BadRequest as error:
+                if error.message != _OLDER:
+                    raise
+                raise BadRequest(f"{leader}, which leads, is of a build that does not know `move`; start newer ones") from None
 
         return await patiently(ask, REQUEST_S)
 

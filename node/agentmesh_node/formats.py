@@ -69,6 +69,11 @@ class Formats:
             self._timer.cancel()
         await self._view.close()
 
+    @property
+    def leases(self) -> list[Entry]:
+        """The leases of all live nodes."""
+        return [entry for key, entry in self._view.entries.items() if key != SUPERVISOR_KEY and entry.value is not None]
+
     def _observe(self, entry: Entry) -> None:
         known = _known_by(entry)
         if known is not None and known == self._known.get(entry.key) and entry.key not in self._absent:

@@ -25,7 +25,7 @@ from agentmesh.errors import BadRequest, StoreLost, UnreadableRecord
 from agentmesh.ledger import fold
 from agentmesh.ownership import Claim, restored_spec
 from agentmesh.registry_values import Spec
-from agentmesh.subjects import EPOCH_KEY, placement_key, spec_key
+from agentmesh.subjects import EPOCH_KEY, node_key, placement_key, spec_key
 from agentmesh.turn.values import Phase
 from agentmesh.wire import RELAYED, encode, format_time, parse_time
 from agentmesh_node.host.drain import give_up, prefer_code
@@ -111,7 +111,9 @@ class Catalog:
                 owner.leave()
             async with self._writes:
                 if owner is not None and (code := owner.turn_code):
-                    await prefer_code(self._s.registry, self._node, placed.name, placed.incarnation, code)
+                    others = [entry for entry in self._s.formats.leases if entry.key != node_key(self._node)]
+                    known = self._s.specs.get(spec_key(placed.name))
+                    await prefer_code(self._s.registry, others, known, placed.incarnation, code)
                 await self._give_up(placed)
         finally:
             placed.leaving = False

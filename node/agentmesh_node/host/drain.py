@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import Any
 
 import msgspec
 
 from agentmesh.edge.failures import EDGE_ERRORS, WrongLastSequence
-from agentmesh.edge.registry import Entry, Registry, View, Watch, decode_node, decode_spec
+from agentmesh.edge.registry import Entry, Registry, View, Watch, decode_node, decode_spec, readable_spec
 from agentmesh.edge.retry import UPKEEP_RETRY
 from agentmesh.edge.tasks import cancel_and_wait
 from agentmesh.edge.transport import Transport
 from agentmesh.errors import BadRequest
 from agentmesh.registry_values import encode_spec
-from agentmesh.subjects import node_key, placement_key, spec_key
+from agentmesh.subjects import placement_key, spec_key
 from agentmesh_node.host.placed_agent import PlacedAgent
 
 LOOK_S = 0.02
@@ -61,28 +61,30 @@ async def give_up(registry: Registry, key: str, generation: int, ended: Callable
         await asyncio.sleep(pause)
 
 
-async def prefer_code(registry: Registry, node: str, agent: str, incarnation: str, code: str) -> None:
-    """Say in the agent's spec that its turn began with the version `code`, if another node serves that and not all do: then the
-    leader takes such a node. What cannot be written now is left out, and the turn goes on with what is served."""
+async def prefer_code(registry: Registry, others: Iterable[Entry], known: Entry | None, incarnation: str, code: str) -> None:
+    """Say in an agent's spec that its turn began with the version `code`, if some of the `others` (leases of nodes) serve that
+    and some do not: then the leader takes one that does. What cannot be written now is left out, and the turn goes on with what
+    is served. `known` is the spec as it was seen last: where nothing is to be said, nothing is read."""
+    entry, taking = known, [decode_node(lease) for lease in others if _takes_agents(lease)]
     for _ in range(_TRIES):
+        spec = readable_spec(entry)
+        if entry is None or spec is None or spec.incarnation != incarnation:
+            return
+        versions = {lease.code.get(spec.kind) for lease in taking if spec.kind in lease.kinds}
+        wanted = code if code in versions and len(versions) > 1 else None
+        if spec.turn_code == wanted:
+            return
+        key, changed = entry.key, encode_spec(msgspec.structs.replace(spec, turn_code=wanted), entry.value)
         try:
             async with asyncio.timeout(_CODE_S):
-                entries, _ = await registry.load("nodes.")
-                entry = await registry.get(spec_key(agent))
-                if entry is None or entry.value is None:
+                try:
+                    await registry.update(key, changed, entry.revision)
+                except WrongLastSequence:
+                    entry = await registry.get(key)  # its status was written meanwhile
+                else:
                     return
-                spec = decode_spec(entry)
-                leases = [decode_node(other) for other in entries if other.key != node_key(node) and _takes_agents(other)]
-                versions = {lease.code.get(spec.kind) for lease in leases if spec.kind in lease.kinds}
-                wanted = code if code in versions and len(versions) > 1 else None
-                if spec.incarnation == incarnation and spec.turn_code != wanted:
-                    changed = msgspec.structs.replace(spec, turn_code=wanted)
-                    await registry.update(entry.key, encode_spec(changed, entry.value), entry.revision)
-                return
-        except WrongLastSequence:
-            continue  # its status was written meanwhile
         except EDGE_ERRORS as error:
-            log.info("the code of a turn cannot be told: %s", error, extra={"agent": agent, "code": code})
+            log.info("the code of a turn cannot be told: %s", error, extra={"key": key, "code": code})
             return
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from msgspec import structs
 
-from agentmesh.edge.registry import Registry, decode_spec
+from agentmesh.edge.registry import Entry, Registry, decode_spec
 from agentmesh.registry_values import NodeLease, Placement
 from agentmesh.subjects import node_key, placement_key, spec_key
 from agentmesh.wire import ErrorBody, encode
@@ -162,18 +162,17 @@ def test_the_code_of_a_turn_is_told_where_some_nodes_serve_it_and_others_do_not(
         await node.spec("a", status="running")
 
         async def told(code: str, **leases: NodeLease) -> str | None:
-            registry = others(node)
-            revisions = {name: await registry.create(node_key(name), encode(lease)) for name, lease in leases.items()}
-            await prefer_code(node.registry, NODE, "a", "life", code)
-            for name, revision in revisions.items():
-                await registry.delete(node_key(name), revision)
-            entry = await registry.get(spec_key("a"))
+            entries = [Entry(node_key(name), encode(lease), 1) for name, lease in leases.items()]
+            entries.append(Entry(node_key("odd"), b"no lease", 1))
+            for known in (before, await others(node).get(spec_key("a"))):  # one that is behind, and the newest
+                await prefer_code(node.registry, entries, known, "life", code)
+            entry = await others(node).get(spec_key("a"))
             assert entry is not None
             return decode_spec(entry).turn_code
 
-        entry = await others(node).get(spec_key("a"))
-        assert entry is not None
-        kind = decode_spec(entry).kind
+        before = await others(node).get(spec_key("a"))
+        assert before is not None
+        kind = decode_spec(before).kind
 
         def serving(version: str, **fields: Any) -> NodeLease:
             return NodeLease(boot="b", kinds=(kind,), code={kind: version}, **fields)
@@ -187,7 +186,8 @@ def test_the_code_of_a_turn_is_told_where_some_nodes_serve_it_and_others_do_not(
         assert await told("old", n2=serving("old"), n3=other) is None
         node.faults.leaderless.add(node.subjects.stream("registry"))
         began = node.loop.time()
-        await prefer_code(node.registry, NODE, "a", "life", "old")
+        two = [Entry(node_key(name), encode(serving(name)), 1) for name in ("old", "new")]
+        await prefer_code(node.registry, two, before, "life", "old")
         assert node.loop.time() - began < 10, "it is only a preference"
         node.faults.leaderless.clear()
 

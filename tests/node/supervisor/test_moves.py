@@ -11,8 +11,9 @@ import pytest
 
 from agentmesh.errors import BadRequest, Conflict, MeshError, NotFound, Stopped, Unavailable
 from agentmesh.planner import Depart, Plan
-from agentmesh.subjects import Subjects, placement_key, spec_key
-from agentmesh.wire import encode
+from agentmesh.registry_values import SupervisorLease
+from agentmesh.subjects import SUPERVISOR_KEY, Subjects, placement_key, spec_key
+from agentmesh.wire import encode, encode_failure
 from agentmesh_client.admin import Operator
 from agentmesh_node.supervisor import moves
 from supervised import Mesh, running
@@ -208,3 +209,17 @@ def test_what_is_due_of_a_supervisor_that_may_not_act_holds_no_loop() -> None:
 
     run(scenario())
     assert looked == [True]
+
+
+def test_a_leader_of_the_build_before_is_named(server: Server, subjects: Subjects) -> None:
+    async def scenario() -> None:
+        async with running(server, subjects) as mesh:
+            said = encode_failure(BadRequest("a supervisor knows the requests ping, stats and rebalance"))
+            await mesh.registry.create(SUPERVISOR_KEY, encode(SupervisorLease(id="s0")))
+            older = await mesh.connect("s0")
+            await older.subscribe(subjects.node("s0"), lambda message: older.post(message.reply, said))
+            await older.flush()
+            with pytest.raises(BadRequest, match="s0, which leads, is of a build that does not know `move`"):
+                await Operator(mesh.transport, mesh.subjects).move("a", "n1")
+
+    run(scenario())
