@@ -124,11 +124,23 @@ def unended(taken: Taken, begun: Sequence[Began], alive: Collection[str]) -> tup
     over = ended_in(taken.agent, taken.ledger, taken.records)
     boots = {taken.ledger.boot, *(record.boot for _, record in taken.records)} - {taken.boot}
     facts: dict[str, Began] = {}
+    newest = _newest_turns(taken.ledger)
     for fact in (*begun, *_of_steps(taken)):
+        if fact.turn <= newest.get((fact.generation, fact.boot), 0):
+            continue  # its own owner has ended that turn, or a later one: the record of the attempt may be purged
         if fact.span not in over and _is_former(taken, fact, boots) and (fact.left or fact.span not in facts):
             facts[fact.span] = fact
     found = (_unended(taken, fact, alive) for fact in facts.values())
     return tuple(sorted(found, key=lambda one: one.spans[0].start))
+
+
+def _newest_turns(ledger: Ledger) -> dict[tuple[int, str], int]:
+    """The newest turn that each owner has ended, as far as the history knows."""
+    found: dict[tuple[int, str], int] = {}
+    for turn in ledger.history:
+        owner = turn.generation, boot_of(turn) or ""
+        found[owner] = max(turn.number, found.get(owner, 0))
+    return found
 
 
 def _is_former(taken: Taken, fact: Began, boots: Collection[str]) -> bool:

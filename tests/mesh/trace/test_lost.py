@@ -80,6 +80,14 @@ def test_one_whose_end_the_journal_has_is_not_told() -> None:
     assert [attempt.attempt for attempt in found] == [three]
 
 
+def test_one_that_failed_before_a_turn_which_its_owner_has_ended_is_not_told_though_no_record_of_it_is_left() -> None:
+    """An attempt that is tried again is no turn of the history, and behind a snapshot its record may be purged."""
+    history = (ended(2, "a" * 16, at=80.0),)
+    failed = [began("b" * 16), began("c" * 16, turn=1), began("d" * 16, owner=(4, "boot-0"), turn=1), began("e" * 16, turn=3)]
+    found = unended(taken(history=history), failed, ())
+    assert {attempt.attempt for attempt in found} == {"d" * 16, "e" * 16}, "another owner's, and a later one"
+
+
 def test_neither_are_those_of_this_owner_of_later_ones_and_of_former_lives() -> None:
     others = [began("b" * 16, owner=OWN), began("c" * 16, owner=(11, "boot-3")), began("d" * 16, life="before")]
     assert unended(taken(), others, ()) == ()
@@ -94,8 +102,9 @@ def test_a_node_that_was_started_again_has_its_agents_by_the_same_placements() -
 
 def test_one_that_is_older_than_the_history_counts_as_told() -> None:
     history = tuple(ended(number, f"{number:016x}", at=float(number)) for number in (3, 4))
-    assert unended(taken(history=history, history_limit=2), [began(turn=2)], ()) == ()
-    assert len(unended(taken(history=history), [began(turn=2)], ())) == 1
+    older = [began(turn=2, owner=(4, "boot-0"))]
+    assert unended(taken(history=history, history_limit=2), older, ()) == ()
+    assert len(unended(taken(history=history), older, ())) == 1
 
 
 def test_several_owners_may_have_died_one_after_the_other() -> None:
