@@ -118,9 +118,10 @@ _spec = msgspec.json.Decoder(Spec)
 
 
 def kept_spec(spec: Spec, ledger: Ledger) -> Raw:
-    """`spec` as a journal keeps it: what was asked for, and not how the agent is. The very value that `ledger` has, if that says
-    the same."""
-    body = encode(structs.replace(spec, status="running", reason=None, since=None, ran=True))
+    """`spec` as a journal keeps it: what was asked for, and not how the agent is or where it goes next. The very value that
+    `ledger` has, if that says the same."""
+    lasting = structs.replace(spec, status="running", reason=None, since=None, ran=True, move_to=None, turn_code=None)
+    body = encode(lasting)
     return ledger.spec if bytes(ledger.spec) == body else Raw(body)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from msgspec import structs
 
-from agentmesh.ownership import Claim, Verdict, judge
+from agentmesh.ownership import Claim, Verdict, judge, kept_spec, restored_spec
 from agentmesh.records import Ledger, LifePhase, Open, Resolve
 from agentmesh.registry_values import AgentStatus, Spec
 from agentmesh.wire import Outcome
@@ -81,3 +81,11 @@ def test_positions_and_newest_origins_belong_to_the_name_and_all_else_to_the_lif
     assert found.ledger == Ledger(
         incarnation="life", positions={"inbox": 7}, taken={"inbox": (9,)}, origins={"boss/peer-inbox": "1.4.0"}
     )
+
+
+@pytest.mark.case(712)
+def test_a_journal_keeps_what_was_asked_for_and_no_order_that_will_have_been_carried_out() -> None:
+    spec = structs.replace(SPEC, ran=True)
+    ledger = structs.replace(OLDER, spec=kept_spec(spec, OLDER))
+    assert kept_spec(structs.replace(spec, move_to="n2", turn_code="old"), ledger) is ledger.spec
+    assert restored_spec(ledger) == spec
