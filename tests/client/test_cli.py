@@ -22,7 +22,7 @@ import pytest
 from agentmesh import errors, wire
 from agentmesh.registry_values import NodeLease
 from agentmesh.subjects import Subjects, node_key, spec_key
-from agentmesh_client.cli import exits, main, output
+from agentmesh_client.cli import admin, exits, main, output
 from agentmesh_client.cli.common import GlobalOptions
 from client.fake_owner import World, place, world
 from client.test_control import STATUS
@@ -635,3 +635,12 @@ def test_money_is_rounded_for_people() -> None:
     assert json.loads(output.usage_text(usage)) == {
         "input_tokens": 7, "cost_usd": 0.3, "delegated": {"usd": 1.2346, "tokens": 3}, "usd": 0.00001,
     }  # fmt: skip
+
+
+@pytest.mark.case(680)
+def test_an_event_says_on_whose_behalf_it_was_in_words_and_nothing_where_nobody_is_known() -> None:
+    event = {"v": 1, "time": "2026-12-01T06:00:00.000Z", "kind": "prompt_start", "agent": "desk", "ref": "7"}
+    shop = [{"kind": "user", "name": "shop", "account": "CALLERS"}, {"kind": "agent", "name": "boss"}]
+    assert admin._line({**event, "chain": shop}).endswith("desk  ref=7 for user shop of CALLERS -> agent boss")
+    assert admin._line({**event, "chain": []}).endswith("desk  ref=7")
+    assert admin._line({**event, "chain": [{"kind": "guild"}]}).endswith('for [{"kind":"guild"}]')

@@ -181,12 +181,27 @@ def _show(printer: Any, body: bytes) -> None:
     sys.stdout.flush()
 
 
+def _behalf(chain: object) -> str:
+    """On whose behalf it is, as all pages and verbs say it."""
+    import msgspec
+
+    from agentmesh.identity import Party, told
+    from agentmesh_client.cli.output import json_text, one_line
+
+    try:
+        return one_line(told(msgspec.convert(chain, tuple[Party, ...])))
+    except msgspec.ValidationError:  # another build's, or no mesh's
+        return json_text(chain)
+
+
 def _line(event: dict[str, Any]) -> str:
     """One event in one line: time, kind, subject, reason."""
     from agentmesh_client.cli.output import json_text
 
-    hidden = ("v", "time", "kind", "reason", "agent")
+    hidden = ("v", "time", "kind", "reason", "agent", "chain")
     facts = [f"{k}={v if isinstance(v, str | int | float) else json_text(v)}" for k, v in event.items() if k not in hidden]
+    if event.get("chain"):
+        facts.append(f"for {_behalf(event['chain'])}")
     reason = event.get("reason")
     time, kind, agent = (str(event.get(key, "")) for key in ("time", "kind", "agent"))
     return "  ".join(filter(None, (time[11:23], kind.ljust(12), agent, " ".join(facts), f"({reason})" if reason else "")))
