@@ -1,7 +1,7 @@
 """Users of another account, whose requests bear chains and keys, in the mesh of both builds; and what must hold of them.
 
 While a process of the build before runs, what it has owned loses both (docs/compatibility.md): such a request is then unverified,
-and open to all. It is never another user's. Once all processes read the second version nothing is lost, whoever joins later.
+and open to all. It is never another user's. Once all read the second version nothing is lost, even if an older process joins.
 """
 
 from __future__ import annotations
