@@ -65,7 +65,7 @@ def test_no_number_is_missing_or_used_twice() -> None:
         *range(700, 703),
         *range(710, 718),
         *range(730, 734),
-        *range(740, 745),
+        *range(740, 746),
     }
 
 

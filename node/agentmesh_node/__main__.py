@@ -1,4 +1,4 @@
-"""`python -m agentmesh_node up|setup|node|supervisor`: the hosting verbs without the client package."""
+"""`python -m agentmesh_node up|setup|node|supervisor|models`: the hosting verbs without the client package."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from agentmesh_node.process.signals import EXIT_USAGE, report_error
 
 NAME = "python -m agentmesh_node"
 app = App(name=NAME, help="Host agents.", help_formatter="plain", help_format="plaintext")
-for _verb in (cli.up, cli.setup, cli.node, cli.supervisor):
+for _verb in (cli.up, cli.setup, cli.node, cli.supervisor, cli.models):
     app.command(_verb)
 app.command(cli.worker, show=False)
 

@@ -1,4 +1,4 @@
-"""The hosting verbs of the `mesh` command: `up`, `setup`, `node`, `supervisor`.
+"""The hosting verbs of the `mesh` command: `up`, `setup`, `node`, `supervisor`, `models`.
 
 They are entry points of the group `agentmesh.commands`, so that the client's command finds them without importing this package.
 Each returns its exit code: 0 after an orderly end, 1 failed, 2 wrong use, 5 no NATS server, 6 not permitted, 130 interrupted.
@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -194,6 +194,25 @@ def _where(nats: str | None, root: str | None, domain: str | None, wait_s: float
     given = {name: value for name, value in asdict(options).items() if value}
     context = given.pop("context", None)
     return MeshAddress.find(nats, root, domain, wait_s=wait_s, context=context, login=Login(**given))
+
+
+def models(
+    *,
+    model: UpModel = None,
+    model_name: ModelName = None,
+    check: Annotated[
+        bool,
+        Parameter(negative="", show_default=False, help="Make one real call of each backend on an API, which may cost a little."),
+    ] = False,
+    output: Annotated[Literal["text", "json"], Parameter(name=["--output", "-o"], help="How to print.")] = "text",
+) -> int:
+    """Show which backends and models a node started here can reach: server, key (whether it is there), price, context.
+
+    It asks no mesh. With --check the exit code is 1 where a call fails, and a line says what to set.
+    """
+    from agentmesh_node.process import model_option
+
+    return model_option.models(model, model_name, check=check, as_json=output == "json")
 
 
 def worker(*, id: str) -> int:

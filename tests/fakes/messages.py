@@ -269,7 +269,10 @@ class _Handler(BaseHTTPRequestHandler):
         if path == "/v1/messages/count_tokens":
             self._json(200, {"input_tokens": max(1, len(raw) // 4)})
         elif path in ("/v1/messages", "/v1/chat/completions"):
-            self._answer(path, body)
+            if body:
+                self._answer(path, body)
+            else:  # it is asked whether it speaks this protocol
+                self._json(400, {"error": {"type": "invalid_request_error", "message": "messages: Field required"}})
         elif path == "/_fake/script":
             self.server_of.play(items(body))
             self._json(200, {})

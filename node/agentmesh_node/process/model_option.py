@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Coroutine
 from typing import Any
 
 import msgspec
 
-from agentmesh.errors import BackendError, BadRequest
+from agentmesh.budget import Prices
+from agentmesh.errors import BackendError, BadRequest, MeshError
 from agentmesh_node.backends.api import protocols
+from agentmesh_node.backends.model_server import report
 from agentmesh_node.backends.model_server.local import LOCAL, LocalModel
 from agentmesh_node.backends.model_server.named import model_server
+from agentmesh_node.process.signals import EXIT_FAILED, EXIT_OK, report_error
 from agentmesh_node.settings import ModelServer, NodeSettings
+from agentmesh_node.turns.budget_meter import prices_of
 
 
 def makes_sense(model: str | None, name: str | None, *, hosts: bool) -> None:
@@ -50,6 +55,29 @@ async def settled(
         return _with(settings, await model_server(model, name)), []
     local = await stack.enter_async_context(LocalModel())
     return _with(settings, local.server), [local.keep()]
+
+
+def models(model: str | None, name: str | None, *, check: bool, as_json: bool) -> int:
+    """Print which backends and models agents have here. Returns the exit code: 1 where a call that was made has failed."""
+    try:
+        makes_sense(model, name if model is not None else None, hosts=True)
+        prices = prices_of()
+        rows = asyncio.run(_reported(prices, model, name, check=check))
+    except MeshError as error:
+        return report_error(error)
+    text = msgspec.json.encode(rows).decode() if as_json else report.table(rows)
+    print(text)  # noqa: T201
+    return EXIT_FAILED if any(row.checked is not None and not row.checked.ok for row in rows) else EXIT_OK
+
+
+async def _reported(prices: Prices, model: str | None, name: str | None, *, check: bool) -> list[report.ReachableModel]:
+    async with contextlib.AsyncExitStack() as stack:
+        settings, beside = await settled(stack, NodeSettings(node_id="models", agents={}), model, name)
+        for work in beside:  # what would keep it for longer
+            work.close()
+        server = settings.model
+        rows = await asyncio.to_thread(report.reachable, prices, server)
+        return await report.checked(rows, server, model=name or (server.model if server else None)) if check else rows
 
 
 def _with(settings: NodeSettings, server: ModelServer) -> NodeSettings:

@@ -214,7 +214,7 @@ def test_the_page_for_operators_has_each_with_its_default_and_bounds(options: ty
 def test_each_verb_is_a_command_of_mesh_too() -> None:
     declared = tomllib.loads((PAGE.parents[1] / "pyproject.toml").read_text())["project"]["entry-points"]["agentmesh.commands"]
     own = {name for name in app if not name.startswith("-")} - {"worker"}
-    assert set(declared) == own == {"up", "setup", "node", "supervisor"}
+    assert set(declared) == own == {"up", "setup", "node", "supervisor", "models"}
 
 
 def test_workers_need_a_port_each_for_their_metrics(capsys: pytest.CaptureFixture[str]) -> None:

@@ -30,6 +30,8 @@ class ApiBackend[C: Closable]:
         Raises:
             InvalidAgent: the agent's tools cannot be used.
         """
+        self.options: Any = options
+        """The agent's, in the form of its API."""
         self._bounds = options.bounds
         self._toolbox = Toolbox(agent)
         self._lease = Lease(clients)
