@@ -40,7 +40,7 @@ else:
 
 MOST_SCHEMA = 16 << 10
 """Most bytes of a schema as JSON: each agent's stands in its spec, which every node holds."""
-MOST_TEXT = 1 << 20
+MOST_TEXT = 256 << 10
 """Most characters of a typed answer: reading it holds up the event loop."""
 _TOLD = 1000
 """Characters of a problem that are told."""
@@ -77,6 +77,7 @@ class AnswerType[T]:
                 f"{self.name} cannot be the type of an answer: {cause}; use types that JSON has (numbers, texts, lists, dicts, "
                 "dates, enums, other Structs)"
             ) from None
+        self._newest: tuple[str | None, str] = (None, "")
         size = len(msgspec.json.encode(self.schema))
         if size > MOST_SCHEMA:
             raise UnusableType(f"the schema of {self.name} takes {size} bytes; at most {MOST_SCHEMA} can be declared: split it")
@@ -116,12 +117,24 @@ class AnswerType[T]:
             raise Misfit(_cause(error)) from None
 
     def fitting(self, text: str) -> str:
-        """The canonical form of the answer `text`.
+        """The canonical form of the answer `text`. That of the newest one is remembered: several look at it.
 
         Raises:
             Misfit: as `read`.
         """
-        return self.canonical(self.read(text))
+        known, canonical = self._newest
+        if text != known:
+            canonical = self.canonical(self.read(text))
+            self._newest = text, canonical
+        return canonical
+
+    def value(self, canonical: str) -> T:
+        """The value of a canonical form: it is not checked again.
+
+        Raises:
+            msgspec.DecodeError: it is none.
+        """
+        return self._decoder.decode(canonical)
 
     def demand(self) -> str:
         """What a model is told that cannot be asked for this type in any other way."""

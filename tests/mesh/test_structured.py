@@ -156,7 +156,7 @@ def test_json_alone_or_in_the_one_block_of_code_is_an_answer(text: str) -> None:
         ('{"steps":1e999}', "too large"),
         ('{"steps":["\\ud800"]}', "half a character"),
         ('{"steps":' + "[" * 200 + "]" * 200 + "}", "deep"),
-        ('{"steps":' + "[" * 200_000 + "]" * 200_000 + "}", "deep|recursion"),
+        ('{"steps":' + "[" * 100_000 + "]" * 100_000 + "}", "deep|recursion"),
         ("[" * 200_000, "no JSON"),
         ("[]", r"Expected `object`, got `array`"),
         ("{}", "missing required field `steps`"),
@@ -168,6 +168,17 @@ def test_json_alone_or_in_the_one_block_of_code_is_an_answer(text: str) -> None:
 def test_anything_else_is_a_misfit_that_says_why(text: str, why: str) -> None:
     with pytest.raises(Misfit, match=why):
         AnswerType(Plan).fitting(text)
+
+
+@pytest.mark.case(761)
+def test_what_is_remembered_is_the_answer_that_was_read() -> None:
+    known = AnswerType(Plan)
+    for text in ("", PLAN, "", PLAN, WHOLE):
+        if text:
+            assert known.fitting(text) == WHOLE and known.value(known.fitting(text)) == known.read(PLAN)
+        else:
+            with pytest.raises(Misfit):
+                known.fitting(text)
 
 
 @pytest.mark.case(761)

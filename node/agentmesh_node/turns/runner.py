@@ -518,7 +518,7 @@ class Runner:
         if response.usage is not (usage := meter.usage()):
             response = msgspec.structs.replace(response, usage=usage)
         if self._answer_type is not None:
-            response = msgspec.structs.replace(response, answer=self._answer_type.read(response.text))
+            response = msgspec.structs.replace(response, answer=self._answer_type.value(response.text))
         problem = bad_response(response)
         if problem is not None:
             raise BackendError(f"the backend's result cannot be passed on: {problem}", details={"reason": "bad_result"})
