@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import msgspec
 
@@ -27,7 +28,7 @@ from agentmesh.wire import encode, parse_time
 from agentmesh_node.gateway.gateway import Gateway
 from agentmesh_node.host.audit import Audit
 from agentmesh_node.host.catalog import Catalog
-from agentmesh_node.host.drain import Handover, unless_cut_off
+from agentmesh_node.host.drain import Handover, answers, unless_cut_off
 from agentmesh_node.host.heartbeat import Heartbeat
 from agentmesh_node.host.late_mail_sweep import LateMailSweep
 from agentmesh_node.host.node_stats import AgentGauges, activities, count, first_lease
@@ -241,7 +242,9 @@ class Node:
             try:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(self.settings.drain_s + HANDOVER_S):
-                        await handover.give_up_all(self.catalog.agents, self.catalog.hand_over)
+                        await handover.give_up_all(
+                            self.catalog.agents, self.catalog.hand_over, partial(answers, self._t, self.subjects)
+                        )
             finally:
                 await cancel_and_wait(telling)
             left = await handover.wait(HANDOVER_S)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from msgspec import structs
@@ -13,7 +13,17 @@ from agentmesh.edge.registry import Entry, Registry, decode_spec
 from agentmesh.registry_values import NodeLease, Placement
 from agentmesh.subjects import node_key, placement_key, spec_key
 from agentmesh.wire import ErrorBody, encode
-from agentmesh_node.host.drain import CUT_OFF_S, Handover, give_up, prefer_code, unless_cut_off
+from agentmesh_node.host.drain import (
+    CUT_OFF_S,
+    GOES_ON_S,
+    PACED_S,
+    UNDER_WAY,
+    Handover,
+    answers,
+    give_up,
+    prefer_code,
+    unless_cut_off,
+)
 from agentmesh_node.host.placed_agent import PlacedAgent
 from node.simulated import NODE, SimulatedNode, simulate
 from support import never_sent, reply_lost
@@ -268,6 +278,77 @@ def test_each_agent_is_handed_over_once_although_it_stays_for_a_while() -> None:
         assert calls == ["a"]
 
     leaving(story)
+
+
+class InTurn:
+    """An owner in a turn that can be handed on."""
+
+    core = object()
+    idle = False
+    movable = True
+
+
+@pytest.mark.case(734)
+def test_running_turns_are_handed_on_a_few_at_a_time_and_all_within_a_while() -> None:
+    async def story(it: Leaving) -> None:
+        names = [f"t{number:02}" for number in range(40)]
+        await it.begin(*names, "idle")
+        for name in names:
+            it.residents[name].owner = cast("Any", InTurn())
+        goes_on = asyncio.Event()
+        began = it.node.loop.time()
+
+        async def elsewhere(agent: str) -> None:
+            await goes_on.wait()
+
+        giving_up = asyncio.ensure_future(it.handover.give_up_all(it.residents, it.hand_over, elsewhere))
+        await it.node.pass_time(1.0)
+        first = len(it.handed_over)
+        assert "idle" in it.handed_over and UNDER_WAY < first < 30, "those that were on their way go too"
+        await it.node.pass_time(1.0)
+        assert len(it.handed_over) == first, "no other while none of them goes on"
+        goes_on.set()
+        await it.node.pass_time(0.5)
+        assert len(it.handed_over) > first
+        goes_on.clear()
+        await giving_up
+        assert len(it.handed_over) == 41
+        assert it.node.loop.time() - began < PACED_S + 0.5, "a drain takes no longer because of that"
+
+    leaving(story)
+
+
+def test_with_no_other_node_nobody_is_waited_for() -> None:
+    async def story(it: Leaving) -> None:
+        names = [f"t{number:02}" for number in range(40)]
+        await it.begin(*names, elsewhere=None)
+        for name in names:
+            it.residents[name].owner = cast("Any", InTurn())
+        began = it.node.loop.time()
+        await it.handover.give_up_all(it.residents, it.hand_over, lambda agent: it.node.pass_time(60.0))
+        assert it.node.loop.time() - began < 0.3
+
+    leaving(story)
+
+
+def test_an_agent_goes_on_when_its_owner_answers() -> None:
+    async def story(node: SimulatedNode) -> None:
+        began = node.loop.time()
+        await answers(node.transport, node.subjects, "nobody")
+        assert GOES_ON_S <= node.loop.time() - began < GOES_ON_S + 0.2
+
+        async def answer(message: Any) -> None:
+            await node.others.publish(message.reply, b"{}")
+
+        await node.others.subscribe(
+            node.subjects.control("a"), lambda message: node.world.process("others").spawn(answer(message))
+        )
+        await node.others.flush()
+        began = node.loop.time()
+        await answers(node.transport, node.subjects, "a")
+        assert node.loop.time() - began < 0.2
+
+    simulate(story)
 
 
 def test_it_waits_until_each_has_an_owner_elsewhere() -> None:
