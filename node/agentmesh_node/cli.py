@@ -64,6 +64,12 @@ UpModel = Annotated[
     ),
 ]
 ModelName = Annotated[str | None, Parameter(help="Which model of that server; by default the only one it has.")]
+CheckModels = Annotated[
+    bool,
+    Parameter(
+        name="--check", negative="", show_default=False, help="Call the models of its agents once, and start only if all answer."
+    ),
+]
 NODE, UP, SUPERVISOR, STREAMS, COMMON = NodeOptions(), UpOptions(), SupervisorOptions(), StreamOptions(), CommonOptions()
 LOGIN = LoginOptions()
 
@@ -86,6 +92,7 @@ def up(
     ] = False,
     model: UpModel = None,
     model_name: ModelName = None,
+    check: CheckModels = False,
     root: Root = None,
     metrics_port: MetricsPort = None,
     options: UpOptions = UP,
@@ -112,6 +119,7 @@ def up(
         secure=secure,
         model=model,
         model_name=model_name,
+        check=check,
         root=root,
         metrics_port=metrics_port,
         options=options,
@@ -155,6 +163,7 @@ def node(
     label: NodeLabels = (),
     model: NodeModel = None,
     model_name: ModelName = None,
+    check: CheckModels = False,
     workers: Annotated[int, within(1, 1024, "Processes to run; each is a node of its own, named ID-1, ID-2, ...")] = 1,
     health_port: HealthPort = None,
     metrics_port: MetricsPort = None,
@@ -182,6 +191,7 @@ def node(
         common=common,
         model=model,
         model_name=model_name,
+        check=check,
         metrics_port=metrics_port,
     )
     return main.node(command, workers=workers, health_port=health_port)

@@ -62,6 +62,8 @@ class NodeCommand(msgspec.Struct, frozen=True, kw_only=True):
     """Address of the server of models that speaks for its agents."""
     model_name: str | None = None
     """Which of its models."""
+    check: bool = False
+    """Whether its models are called once before it starts."""
     metrics_port: int | None = None
     """Where to serve its metrics; the worker of number N of several serves them on the port that is N - 1 higher."""
 
@@ -86,6 +88,8 @@ def node(command: NodeCommand, *, workers: int = 1, health_port: int | None = No
             await _observe(stack, "node", settings.node_id, state, (health_port, metrics_port))
             await streams_there(where, settings.node_id, state.wait)
             served, _ = await model_option.settled(stack, settings, command.model, command.model_name)
+            if command.check:
+                await model_option.check(served)
             state.node = hosted = await _start_node(stack, where, served)
             told.ready(f"node {settings.node_id} ready: kinds {_kinds(settings)}; {hosted.url}{model_option.shown(served)}")
             await told.stop(_background(stack, _asked_to_end(hosted)), _background(stack, orphaned()))
@@ -181,6 +185,7 @@ def up(
     root: str | None,
     model: str | None = None,
     model_name: str | None = None,
+    check: bool = False,
     metrics_port: int | None = None,
     options: NodeOptions,
     leader: SupervisorOptions,
@@ -203,6 +208,8 @@ def up(
             state = _Readiness()
             await _observe(stack, "node", settings.node_id, state, (None, metrics_port))
             served, kept = await model_option.settled(stack, settings, model, model_name)
+            if check:
+                await model_option.check(served)
             await stack.enter_async_context(server)
             if users is not None:
                 await asyncio.to_thread(users.listens, server.url)
@@ -213,7 +220,7 @@ def up(
 
             await set_up_own(server, there("setup"), stream_settings(store))
             leading = await _start_supervisor(stack, there("supervisor"), UP_ID, _supervisor_settings(leader, common))
-            parts = [_background(stack, _keep(server)), leading, *(_background(stack, work) for work in kept)]
+            parts = [_background(stack, _keep(server)), leading, *(_background(stack, work()) for work in kept)]
             state.node = hosted = await _start_node(stack, there("node"), served)
             await asyncio.to_thread(_write_url, data, server.url if users is None else users.folder.url("operator"))
             parts.append(_background(stack, _asked_to_end(hosted)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import msgspec
@@ -13,6 +13,7 @@ from agentmesh.budget import Prices
 from agentmesh.errors import BackendError, BadRequest, MeshError
 from agentmesh_node.backends.api import protocols
 from agentmesh_node.backends.model_server import report
+from agentmesh_node.backends.model_server.agents import STAND_IN
 from agentmesh_node.backends.model_server.local import LOCAL, LocalModel
 from agentmesh_node.backends.model_server.named import model_server
 from agentmesh_node.process.signals import EXIT_FAILED, EXIT_OK, report_error
@@ -42,7 +43,7 @@ def makes_sense(model: str | None, name: str | None, *, hosts: bool) -> None:
 
 async def settled(
     stack: contextlib.AsyncExitStack, settings: NodeSettings, model: str | None, name: str | None
-) -> tuple[NodeSettings, list[Coroutine[Any, Any, None]]]:
+) -> tuple[NodeSettings, list[Callable[[], Coroutine[Any, Any, None]]]]:
     """The settings with the server that `--model` names, and what is to be run beside the node. A local one ends with `stack`.
 
     Raises:
@@ -54,7 +55,24 @@ async def settled(
     if model != LOCAL:
         return _with(settings, await model_server(model, name)), []
     local = await stack.enter_async_context(LocalModel())
-    return _with(settings, local.server), [local.keep()]
+    return _with(settings, local.server), [local.keep]
+
+
+async def check(settings: NodeSettings) -> None:
+    """Make one real call of each backend on an API that the classes of a node's agents name, or that its server gives them.
+
+    Raises:
+        BackendError: one has failed: the message has the setting to change.
+    """
+    server = settings.model
+    names = {cls.backend if isinstance(cls.backend, str) else "" for cls in settings.agents.values()}
+    if server is not None and STAND_IN in names:
+        names.add("openai" if server.chat or server.responses else "anthropic")
+    rows = await asyncio.to_thread(report.reachable, prices_of(), server)
+    rows = [row for row in rows if row.backend in names]
+    for row in await report.checked(rows, server, model=server.model if server is not None else None):
+        if row.checked is not None and not row.checked.ok:
+            raise BackendError(f"--check: {row.backend}: {row.checked.message}", details={"reason": row.checked.reason})
 
 
 def models(model: str | None, name: str | None, *, check: bool, as_json: bool) -> int:
@@ -72,9 +90,7 @@ def models(model: str | None, name: str | None, *, check: bool, as_json: bool) -
 
 async def _reported(prices: Prices, model: str | None, name: str | None, *, check: bool) -> list[report.ReachableModel]:
     async with contextlib.AsyncExitStack() as stack:
-        settings, beside = await settled(stack, NodeSettings(node_id="models", agents={}), model, name)
-        for work in beside:  # what would keep it for longer
-            work.close()
+        settings, _ = await settled(stack, NodeSettings(node_id="models", agents={}), model, name)
         server = settings.model
         rows = await asyncio.to_thread(report.reachable, prices, server)
         return await report.checked(rows, server, model=name or (server.model if server else None)) if check else rows

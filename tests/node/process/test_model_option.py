@@ -6,13 +6,15 @@ import contextlib
 
 import pytest
 
-from agentmesh.errors import BadRequest
-from agentmesh_node.process.model_option import makes_sense, settled, shown
-from agentmesh_node.settings import NodeSettings
+from agentmesh.agent import Agent
+from agentmesh.errors import BackendError, BadRequest
+from agentmesh_node.process.model_option import check, makes_sense, settled, shown
+from agentmesh_node.settings import ModelServer, NodeSettings
+from fakes.messages import FakeMessages, Refusal
 from fakes.model_paths import CHAT, COMPLAINT, MODELS, Given, ModelPaths, listing
 from support import run
 
-pytestmark = pytest.mark.case(740)
+pytestmark = [pytest.mark.case(740), pytest.mark.processes]
 
 
 @pytest.mark.parametrize(
@@ -56,3 +58,27 @@ def test_the_nodes_labels_and_its_ready_line_name_the_server() -> None:
                 assert shown(settings) == ""
 
     run(check())
+
+
+class Scripted(Agent[None]):
+    backend = "scripted"
+
+
+class OnMessages(Agent[None]):
+    backend = "anthropic"
+
+
+@pytest.mark.case(745)
+def test_a_check_calls_what_the_agents_have_and_says_what_to_set() -> None:
+    async def called(fake: FakeMessages, *kinds: type[Agent[None]], served: bool = True) -> list[str]:
+        server = ModelServer(model="m", messages=fake.url, chat=f"{fake.url}/v1", models=("m", "other")) if served else None
+        await check(NodeSettings(node_id="n1", agents={kind.__name__: kind for kind in kinds}, model=server))
+        return [call.path for call in fake.calls]
+
+    with FakeMessages(["yes"]) as fake:
+        assert run(called(fake, Scripted, served=False)) == [], "a script is no model"
+        assert run(called(fake, Scripted, OnMessages)) == ["/v1/messages", "/v1/chat/completions"]
+        assert {call.body["model"] for call in fake.calls} == {"m"}
+        fake.play([Refusal(status=401, kind="authentication_error", message="invalid key")])
+        with pytest.raises(BackendError, match=r"--check: anthropic: the API refused: invalid key; check the credentials"):
+            run(called(fake, OnMessages))
