@@ -179,7 +179,8 @@ class Owner:
 
     def _may_write(self) -> int:
         """The newest version of records that may be written: what all processes read, or what the journal has already."""
-        return max(self._s.formats.writes, self._loop.writer.version)
+        writes, written = self._s.formats.writes, self._loop.writer.version
+        return writes if writes >= written else written
 
     def _watch_attempt(self, attempt: TurnAttempt) -> None:
         """See to it that the attempt says that it began, if it still runs in a moment: what runs for it has not ended at once."""
@@ -364,7 +365,6 @@ class Owner:
         await self._idle.retire()
         if self.core is not None and self.core.phase is Phase.HANDED_ON:
             self._turn.tell_handed_on()
-            self._control.handed_on()
 
     def lose_store(self) -> None:
         """The store has lost committed data: stop, and write nothing."""
@@ -479,7 +479,7 @@ class Owner:
         assert core is not None
         if turn is None:
             turn = core.active.number if core.active is not None else core.ledger.turn
-        self._emit_fact(self.name, command.kind, turn, command.fields)
+        self._emit_fact(self.name, command.kind, turn, command.fields, core.now)
 
     def _emit(self, kind: str, fields: dict[str, Any]) -> None:
         self._publish_fact(Emit(kind, fields))

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, cast
 
 import msgspec
 from msgspec import Raw
@@ -79,6 +79,8 @@ KINDS = frozenset(FIELDS)
 CONTENT = frozenset({"prompt", "original_prompt", "agent_state", "event", "message", "details"})
 """Fields that are included only on demand."""
 WITH_CONTENT = frozenset(kind for kind, fields in FIELDS.items() if fields & CONTENT)
+SHOWN: dict[str, tuple[str, ...]] = {kind: tuple(sorted(FIELDS[kind] - CONTENT)) for kind in WITH_CONTENT}
+"""Of facts that have content: their other fields."""
 
 
 class Fact(msgspec.Struct, frozen=True, kw_only=True):
@@ -96,6 +98,18 @@ GATHER_S = 0.005
 """How long a node gathers facts before it sends them: so they delay no record and no reply, and cost less."""
 MAX_HEADS = 16_384
 """Most encoded beginnings of facts that are kept, one for each agent and kind."""
+
+
+class _Head(NamedTuple):
+    """What facts of one kind of one agent have in common."""
+
+    subject: str
+    body: str
+    """The beginning of their bodies, as far as the time."""
+    shown: tuple[str, ...] | None
+    """The fields that are sent; None: all."""
+    content: bool
+
 
 type FactHandler = Callable[[Fact], None]
 """Called on the node's loop for each fact. It must be quick; if it raises, that is logged and ignored."""
@@ -124,7 +138,7 @@ class Events:
         self._handlers: list[tuple[FactHandler, bool]] = [(handler, False) for handler in handlers]
         self._encoder = msgspec.json.Encoder()
         self._gathered: list[tuple[str, str, int, dict[str, Any], float]] = []
-        self._heads: dict[tuple[str, str], tuple[str, str]] = {}
+        self._heads: dict[tuple[str, str], _Head] = {}
 
     def handle(self, handler: FactHandler, *, content: bool = False) -> Callable[[], None]:
         """Call `handler(fact)` for each fact from now on, on the loop. Returns a function that removes the handler.
@@ -136,12 +150,21 @@ class Events:
         self._handlers.append(entry)
         return lambda: self._handlers.remove(entry)
 
-    def emit(self, agent: str, kind: str, turn: int, fields: dict[str, Any]) -> None:
-        """Publish a fact, and offer it to the handlers."""
+    def emit(self, agent: str, kind: str, turn: int, fields: dict[str, Any], at: float | None = None) -> None:
+        """Publish a fact, and offer it to the handlers.
+
+        Args:
+            at: when it became one, in seconds since the epoch, if not now.
+        """
+        if at is None:
+            at = self._now()
         if self._handlers:
             for handler, content in tuple(self._handlers):
-                self._offer(handler, agent, kind, turn, _visible(kind, fields, content=content))
-        self._gathered.append((agent, kind, turn, fields, self._now()))
+                # A copy: changes that one handler makes reach neither the next one nor the agent.
+                own = msgspec.json.decode(self._encoder.encode(_visible(kind, fields, content=content)))
+                fact = Fact(agent=agent, kind=cast("Kind", kind), time=at, node=self._node, turn=turn, fields=own)
+                _offer(handler, fact)
+        self._gathered.append((agent, kind, turn, fields, at))
         if len(self._gathered) == 1:
             self._later(self.publish)
 
@@ -149,29 +172,35 @@ class Events:
         """Send the facts that were gathered."""
         gathered, self._gathered = self._gathered, []
         encode, heads, messages = self._encoder.encode, self._heads, []
-        for agent, kind, turn, fields, time in gathered:
-            visible = _visible(kind, fields, content=self._content) if kind in WITH_CONTENT else fields
-            subject, head = heads.get((agent, kind)) or self._head(agent, kind)
+        former, text = -1.0, ""
+        for agent, kind, turn, fields, at in gathered:
+            head = heads.get((agent, kind)) or self._head(agent, kind)
+            if at != former:  # what one input leads to bears one time
+                former, text = at, format_time(at)
+            if head.shown is not None:
+                fields = {name: fields[name] for name in head.shown if name in fields}  # noqa: PLW2901
+            elif head.content:
+                fields = _visible(kind, fields, content=True)  # noqa: PLW2901
             # Names, kinds and node ids need no escaping; this is several times quicker than encoding a dict.
-            body = f'{head}{format_time(time)}","turn":{turn}'.encode()
-            messages.append((subject, body + (b"," + encode(visible)[1:] if visible else b"}")))
+            body = f'{head.body}{text}","turn":{turn}'.encode()
+            messages.append((head.subject, body + (b"," + encode(fields)[1:] if fields else b"}")))
         self._t.post_all(messages)
 
-    def _head(self, agent: str, kind: str) -> tuple[str, str]:
-        """The subject of such facts, and the beginning of their bodies."""
+    def _head(self, agent: str, kind: str) -> _Head:
+        """What such facts have in common."""
         if len(self._heads) >= MAX_HEADS:
             self._heads.clear()
         body = f'{{"v":1,"agent":"{agent}","kind":"{kind}","node":"{self._node}","time":"'
-        head = self._heads[agent, kind] = (self._subjects.event(agent, kind), body)
+        head = _Head(self._subjects.event(agent, kind), body, None if self._content else SHOWN.get(kind), kind in WITH_CONTENT)
+        self._heads[agent, kind] = head
         return head
 
-    def _offer(self, handler: FactHandler, agent: str, kind: Any, turn: int, fields: dict[str, Any]) -> None:
-        # A copy: changes that one handler makes reach neither the next one nor the agent.
-        own = msgspec.json.decode(self._encoder.encode(fields))
-        try:
-            handler(Fact(agent=agent, kind=kind, time=self._now(), node=self._node, turn=turn, fields=own))
-        except Exception:
-            log.exception("a handler of lifecycle events failed", extra={"agent": agent, "kind": kind})
+
+def _offer(handler: FactHandler, fact: Fact) -> None:
+    try:
+        handler(fact)
+    except Exception:
+        log.exception("a handler of lifecycle events failed", extra={"agent": fact.agent, "kind": fact.kind})
 
 
 def _visible(kind: str, fields: dict[str, Any], *, content: bool) -> dict[str, Any]:
