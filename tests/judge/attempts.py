@@ -46,10 +46,11 @@ def untold(evidence: Evidence) -> Iterator[str]:
             yield f"{agent}: the attempt {attempt} was told in another trace than it began in"
 
 
-def orphans(evidence: Evidence) -> Iterator[str]:
-    """Spans below one that nobody tells, or that two records tell: those of journals and of facts together are whole trees."""
+def orphans(evidence: Evidence, *, lossless: bool = True) -> Iterator[str]:
+    """Spans below one that nobody tells, or that two records tell: those of journals and of facts together are whole trees.
+    `lossless`: no fact can have been lost."""
     spans = {span.id: span for span in evidence.spans or ()}
-    cut_off = _cut_off(evidence)
+    cut_off = _cut_off(evidence, lossless=lossless)
     told: set[str] = set()
     for agent, records in evidence.journals.items():
         ledger: Ledger | None = None
@@ -65,10 +66,10 @@ def orphans(evidence: Evidence) -> Iterator[str]:
             yield f"{span.agent}: the span {span.name} ({span.id}) stands below {span.parent}, of which nobody tells"
 
 
-def _cut_off(evidence: Evidence) -> set[str]:
+def _cut_off(evidence: Evidence, *, lossless: bool) -> set[str]:
     """The spans of tools that asked an agent when their turn was cut off, or its node died: nobody tells them, but those of an
     attempt that was handed on."""
-    moved = {s.id for s in evidence.spans or () if s.attributes.get(semconv.ATTEMPT_END) == "moved"}
+    moved = {s.id for s in evidence.spans or () if lossless and s.attributes.get(semconv.ATTEMPT_END) == "moved"}
     found: set[str] = set()
     for records in evidence.journals.values():
         for _, record in records:

@@ -150,7 +150,7 @@ async def _run(
             break
         await asyncio.sleep(1.0)
     wrong += judge(evidence, wanted)
-    wrong += orphans(evidence)
+    wrong += orphans(evidence, lossless=set(sky.kinds) <= set(ORDERLY))
     wrong += moved_wrongly(evidence)
     if set(sky.kinds) <= set(ORDERLY):
         wrong += repeated(evidence.turn_calls)
