@@ -5,8 +5,8 @@ would be pushed out of the processor's caches before the next turn needs it. So 
 stage is done for all of them before the next stage begins. If only one agent has work, nothing waits.
 
 The agents of one prefix share a place: of all prefixes that have work each gets one piece done in turn. And where agents of
-several prefixes are loaded, the queue lets the loop read after some pieces: what comes for another prefix waits for those alone,
-however many there are.
+several prefixes are loaded, the queue lets the loop read after some pieces of each: what comes for another prefix waits for those
+alone, however many there are.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from typing import Any, Protocol
 
 from agentmesh import names
 
-SLICE = 16
-"""Pieces that are done before the loop reads again, where agents of several prefixes are loaded: those of about two turns."""
+SLICE = 32
+"""Pieces of each prefix that are done before the loop reads again, where agents of several are loaded: those of some four turns.
+With fewer, each stage is done for so few agents at a time that every turn costs more."""
 
 
 class Reads(Protocol):
@@ -48,10 +49,12 @@ class RunQueue:
         """Whether the queue will be worked off: at the end of the current read, or in the next iteration of the loop."""
         self._called = False
         """Whether it will be in the next iteration."""
+        self._cut = False
+        """Whether a slice has ended before all was done."""
         self._context = contextvars.copy_context()
         """A context of its own: callbacks must not see the trace, the baggage or other variables of the turn that queued the
         first piece."""
-        self._forget_reads = reads.on_read(self._run)
+        self._forget_reads = reads.on_read(self._on_read)
 
     def close(self) -> None:
         """No longer work at the end of reads."""
@@ -83,24 +86,29 @@ class RunQueue:
             self._called = True
             self._loop.call_soon(self._run_called, context=self._context)
 
+    def _on_read(self) -> None:
+        if not self._cut:  # else it goes on as soon as all sockets are read
+            self._run()
+
     def _run_called(self) -> None:
         self._called = False
         self._run()
 
     def _run(self) -> None:
         line = self._line
-        left = SLICE if len(self._shares) > 1 else -1
+        left = SLICE * len(line) if len(self._shares) > 1 else -1
         try:
             while line and left:
                 left -= 1
-                share = line.popleft()
-                pieces = share.pieces
+                pieces = line[0].pieces
                 work, subject = pieces.popleft()
-                if pieces:
-                    line.append(share)
+                if not pieces:
+                    line.popleft()
+                elif len(line) > 1:
+                    line.rotate(-1)
                 work(subject)
         finally:
-            self._due = bool(line)
+            self._due = self._cut = bool(line)
             if line:  # the loop reads meanwhile; or a piece has raised, and the others are done all the same
                 self._call()
 

@@ -168,8 +168,9 @@ def test_what_is_read_for_another_prefix_waits_for_a_slice_and_not_for_all_that_
         reads.read(lambda: begin(flood))
         assert done == ["flood"] * SLICE
         reads.read(quiet.begin)
-        assert done[SLICE:] == ["flood", "quiet"] * 2 + ["flood"] * (SLICE - 4)
-        for turn in range(3, 6):
+        await asyncio.sleep(0)
+        assert done[SLICE:] == ["flood", "quiet"] * 2 + ["flood"] * (2 * SLICE - 4), "a slice for each of the two"
+        for turn in range(4, 7):
             await asyncio.sleep(0)
             assert len(done) == turn * SLICE, "one slice in each iteration of the loop"
         await eventually(lambda: len(done) == 1002)
@@ -187,5 +188,17 @@ def test_agents_of_one_prefix_alone_are_not_held_up_by_slices() -> None:
         queue.share("gone.a").leave()
         reads.read(lambda: begin(agents))
         assert len(done) == 1000
+
+    run(main())
+
+
+@pytest.mark.case(700)
+def test_many_prefixes_with_little_work_each_go_through_their_stages_together() -> None:
+    async def main() -> None:
+        reads, done = Reads(), list[str]()
+        queue = RunQueue(reads)
+        agents = [Chain(queue.share(f"agent{number}"), str(number), done, SLICE) for number in range(20)]
+        reads.read(lambda: begin(agents))
+        assert done == [str(number) for number in range(20)] * SLICE
 
     run(main())
