@@ -43,7 +43,7 @@ test-long-answers: .venv/.stamp-dev ## Answers to callers in another account, up
 	@$(PYTEST) -n 0 -s tests/access_kit/long_answers.py $(ARGS)
 
 test-local: .venv/.stamp-dev ## A real, small model behind each backend, some minutes: what it says is printed
-	@$(PYTEST) -n 0 -s tests/local/test_small_model.py tests/local/vendors.py $(ARGS)
+	@$(PYTEST) -n 0 -s tests/local/test_small_model.py tests/local/vendors.py tests/local/gateway.py $(ARGS)
 
 test-backends: .venv/.stamp-dev ## What Arize Phoenix and Jaeger show of a mesh; installed once, outside the checkout, in ten minutes and 1.6 GB
 	@PYTHONPATH=tests $(PY) -m trace_backends.installed
