@@ -102,7 +102,9 @@ class Control:
                 last = error
                 await self._check_absence(agent, loop.time() - began)
             except (RequestTimeout, Disconnected) as error:
-                last = error
+                # A last try that had no time left says nothing of an owner that was not there until then.
+                if not (repeat and left < ATTEMPT_S and isinstance(last, NoResponders) and isinstance(error, RequestTimeout)):
+                    last = error
                 if sent and not repeat:
                     break  # the owner may have got it
             else:

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from agentmesh.control_values import ControlRequest
-from agentmesh.edge.transport import Message
+from agentmesh.edge.transport import Message, RequestTimeout
 from agentmesh.errors import AskTimeout, BadRequest, BadState, NotFound, NotPermitted, Unavailable
 from agentmesh.subjects import Subjects
 from agentmesh.wire import ErrorBody
 from agentmesh_client.control import Control, ControlReply
 from client.fake_owner import world
-from support import Server, eventually, run
+from support import Faulty, Server, eventually, nobody, run
 
 STATUS = {
     "name": "coder",
@@ -131,6 +131,22 @@ def test_an_owner_that_is_away_is_told_apart_from_none(server: Server, subjects:
             async with asyncio.timeout(20):
                 with pytest.raises(Unavailable, match="no node has label gpu"):
                     await w.mesh.status("coder", timeout=120)
+
+    run(scenario())
+
+
+def test_an_owner_that_was_away_until_the_last_moment_is_not_one_that_is_mute(server: Server, subjects: Subjects) -> None:
+    def late(reply: Message | None) -> Message:
+        raise RequestTimeout
+
+    async def scenario() -> None:
+        async with world(server, subjects) as w:
+            await w.write_spec("coder")
+            transport = Faulty(w.transport)
+            transport.inject(subjects.control("coder"), nobody, *[late] * 100)
+            control = Control(transport, subjects, w.mesh._specs)
+            with pytest.raises(Unavailable, match="waits for another"):
+                await control.ask("coder", ControlRequest(op="poll", ref="1"), ControlReply, timeout=0.5, repeat=True)
 
     run(scenario())
 
