@@ -24,8 +24,6 @@ RUNS = "TWO_BUILDS_RUNS"
 """The variable that names a file: a line for each call of a long turn."""
 CALL_S = 0.25
 
-agents.Cell.dice = random.Random()
-agents.Cell.slowness = 0.1
 _config = agent_factory.AgentFactory.config
 
 
@@ -43,7 +41,15 @@ def _often(self: Any, *args: Any) -> Any:
     return structs.replace(_config(self, *args), snapshot_records=SNAPSHOT_RECORDS)
 
 
-agent_factory.AgentFactory.config = _often  # type: ignore[method-assign, assignment]
+def _change_node() -> None:
+    agents.Cell.dice = random.Random()
+    agents.Cell.slowness = 0.1
+    agent_factory.AgentFactory.config = _often  # type: ignore[method-assign, assignment]
+
+
+if __name__ != "compat.two_builds.agents":
+    # A node loads this file by its path. A test imports its names, and the tests behind it in that process would get such a node.
+    _change_node()
 
 
 class Cell(agents.Cell):

@@ -59,7 +59,8 @@ def test_neither_build_loses_what_the_other_has_written(tmp_path: Path) -> None:
     wrong += wronged(evidence, stage.secured)
     assert not wrong, "\n".join([*wrong, *stage.notes])
     assert len(evidence.results) > 100, "there was work"
-    assert min(served(evidence, stage.secured)) > 5, "users were known by their requests, and others turned down"
+    known, refused = served(evidence, stage.secured)
+    assert known > 5 and refused > 0, "users were known by their requests, and others turned down"
     assert crossings(evidence.journals) >= {"old to new", "new to old"}, "agents went both ways"
 
 
