@@ -295,6 +295,7 @@ def facts(replicas: Sequence[int] = (1,), **changes: Any) -> Facts:
 
 
 ALWAYS, LATE = "always", "120s"
+PARTLY = [StreamFacts(name="S", exists=True, replicas=3, up=3), StreamFacts(name="T", exists=True, seen=False)]
 
 
 @pytest.mark.parametrize(
@@ -312,6 +313,8 @@ ALWAYS, LATE = "always", "120s"
         (facts((3, 1), sync={"a": ALWAYS, "b": LATE}), "process"),
         (facts(jetstream=False), "broken"),
         (facts(streams=[StreamFacts(name="S", exists=False)]), "broken"),
+        (facts(streams=PARTLY), "unknown"),
+        (facts(streams=[StreamFacts(name="S", exists=False), PARTLY[1]]), "broken"),
         (facts(streams=[StreamFacts(name="S", exists=True, replicas=1, drift=["storage is 'memory', not 'file'"])]), "broken"),
     ],
 )
@@ -323,6 +326,7 @@ def test_the_weakest_part_decides(given: Facts, expected: str) -> None:
     ("given", "level", "says"),
     [
         (facts(version="2.13.9"), "problem", "too old"),
+        (facts(streams=PARTLY, unseen=["the stream T"]), "warning", "may not ask about the stream T"),
         (facts(jetstream=False), "problem", "JetStream does not answer"),
         (facts(clock_skew_s=-90.0), "problem", "90.0 s behind"),
         (facts(clock_skew_s=5.0), "warning", "5.0 s ahead"),

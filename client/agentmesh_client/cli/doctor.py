@@ -109,6 +109,8 @@ def _permission(rules: dict[str, list[str]]) -> str:
 
 
 def _row(stream: StreamFacts) -> tuple[str, ...]:
+    if not stream.seen:
+        return (stream.name, "not seen", "-", "-", "-")
     if not stream.replicas:
         return (stream.name, "-" if stream.exists else "missing", "-", "-", "-")
     return (stream.name, f"{stream.up}/{stream.replicas}", stream.leader or "-", str(stream.messages), str(stream.bytes))

@@ -47,6 +47,8 @@ def guarantee(facts: Facts) -> Class:
     """The class of the weakest stream."""
     if not facts.jetstream or not facts.streams or not all(_usable(stream) for stream in facts.streams):
         return "broken"
+    if not all(stream.seen for stream in facts.streams):
+        return "unknown"
     always = bool(facts.sync) and all(value == "always" for value in facts.sync.values())
     replicas = min((stream.replicas for stream in facts.streams if stream.exists), default=0)
     # In a cluster every server must be known to sync.
@@ -60,12 +62,14 @@ def guarantee(facts: Facts) -> Class:
 def _usable(stream: StreamFacts) -> bool:
     if not stream.exists:
         return stream.purpose is not None
-    return stream.replicas > 0 and not any(drift.startswith("storage ") for drift in stream.drift)
+    return not stream.seen or (stream.replicas > 0 and not any(drift.startswith("storage ") for drift in stream.drift))
 
 
 def meaning(kind: Class, facts: Facts) -> str:
     """The class in words."""
     lag = ", ".join(sorted({value for value in facts.sync.values() if value != "always"})) or "two minutes by default"
+    if kind == "unknown" and not all(stream.seen for stream in facts.streams):
+        return "this user sees only some of the streams, and the weakest one decides: examine the mesh as an operator"
     texts: dict[Class, str] = {
         "power": "what was acknowledged outlives the death of every process and a power cut of every server",
         "replicated": "what was acknowledged outlives the death of every process and a power cut of one server; if most servers "
@@ -87,8 +91,15 @@ def _findings(facts: Facts) -> Iterator[Finding]:
         yield Finding("problem", "JetStream does not answer: switch it on, for this account too, or bring its servers back")
     for text in facts.server_errors:
         yield Finding("problem", f"a server says: {text}; mend that (free space on its disk, for one), and restart it")
+    if facts.unseen:
+        yield Finding(
+            "warning",
+            f"this user may not ask about {some(facts.unseen)}: nothing is said of that; an operator sees it",
+        )
     if any(stream.exists for stream in facts.streams):
         for stream in facts.streams:
+            if not stream.seen:
+                continue
             if facts.jetstream or stream.replicas:  # else a finding above says why nothing is known of it
                 yield from _of_stream(stream)
         yield from _of_sets(facts)

@@ -41,6 +41,8 @@ class StreamFacts(msgspec.Struct, kw_only=True):
 
     name: str
     exists: bool
+    seen: bool = True
+    """Whether this user may ask about it; else nothing of it is known, and it is taken to exist."""
     replicas: int = 0
     up: int = 0
     """Replicas that are up and current."""
@@ -99,6 +101,8 @@ class Facts(msgspec.Struct, kw_only=True):
     model_keys: dict[str, bool]
     """Whether this environment (not a node's) has the key."""
     stored: StoredFacts = msgspec.field(default_factory=StoredFacts)
+    unseen: list[str] = []
+    """What this user may not ask about."""
 
 
 async def gather(
@@ -119,23 +123,27 @@ async def gather(
         directory: where `mesh up` may have left its server's configuration, for the same.
 
     Raises:
-        NotPermitted: this user may not ask about streams.
+        NotPermitted: this user may not ask about any stream.
         Unavailable: a monitoring page, or the servers by `system`, cannot be asked.
     """
-    account = await _account(transport)
+    unseen: list[str] = []
     streams, clocks = await _streams(transport, subjects)
+    unseen += [f"the stream {stream.name}" for stream in streams if not stream.seen]
+    account = await _account(transport, unseen)
     pages, source = await machines.look(monitors, system, directory)
     ailing = await machines.ailing(monitors)
     user = await _user(transport)
     permissions = user.get("permissions") or {}
     nodes, supervisor = await _members(transport, subjects)
     stored = await look(transport, subjects)
+    members = await processes.look(transport, subjects, nodes, supervisor)
+    unseen += [f"the clock of {found.role} {found.id}" for found in members if not found.permitted]
     return Facts(
         server=transport.server_name,
         version=".".join(map(str, transport.server_version)),
         cluster=transport.clustered,
         max_payload=transport.max_payload,
-        jetstream=account is not None,
+        jetstream=account is not None or any(stream.replicas for stream in streams),
         storage_used=(account or {}).get("storage", 0),
         storage_limit=((account or {}).get("limits") or {}).get("max_storage", -1),
         streams=streams,
@@ -144,7 +152,7 @@ async def gather(
         server_errors=ailing,
         clock_skew_s=next(reversed(clocks.values()), None),
         servers=_servers(transport, pages, clocks),
-        members=await processes.look(transport, subjects, nodes, supervisor),
+        members=members,
         password=transport.credentials.identifies or any(url.startswith("tls:") for url in transport.urls),
         user=str(user.get("user", "")),
         root=subjects.root,
@@ -155,6 +163,7 @@ async def gather(
         supervisor=supervisor,
         model_keys={name: bool(environ.get(name)) for name in MODEL_KEYS},
         stored=stored,
+        unseen=unseen,
         domain=transport.domain,
         sets=await _sets(transport, subjects),
     )
@@ -163,15 +172,18 @@ async def gather(
 async def _sets(t: connection.NatsTransport, subjects: Subjects) -> int:
     try:
         return await audience(t, subjects, first_s=LOOK_S)
-    except UNANSWERED:
+    except (*UNANSWERED, NotPermitted):
         return 0
 
 
-async def _account(t: connection.NatsTransport) -> dict[str, Any] | None:
-    """JetStream's account information; None where JetStream is off or cannot answer."""
+async def _account(t: connection.NatsTransport, unseen: list[str]) -> dict[str, Any] | None:
+    """JetStream's account information; None where JetStream is off or cannot answer, or this user may not ask for it."""
     try:
         return await _ask(t, "INFO")
-    except (ApiError, Unavailable):  # not `NotPermitted`: the diagnosis speaks of that
+    except NotPermitted:
+        unseen.append("how much of its storage this account uses")
+        return None
+    except (ApiError, Unavailable):
         return None
 
 
@@ -188,20 +200,31 @@ async def _ask(t: connection.NatsTransport, call: str) -> dict[str, Any]:
 
 # --- streams ------------------------------------------------------------------------------------------------------
 async def _streams(t: connection.NatsTransport, subjects: Subjects) -> tuple[list[StreamFacts], dict[str, float]]:
-    """Each stream of the mesh; and of the servers that lead them, how far their clocks are ahead of this machine's."""
+    """Each stream of the mesh; and of the servers that lead them, how far their clocks are ahead of this machine's.
+
+    Raises:
+        NotPermitted: this user may ask about none of them.
+    """
+    refused: NotPermitted | None = None
     found: list[StreamFacts] = []
     clocks: dict[str, float] = {}
     for name, wanted in stream_configs(subjects, replicas=1, max_payload=t.max_payload).items():
         sent = SYSTEM.now()
         try:
             info = await _ask(t, f"STREAM.INFO.{name}")
-        except (ApiError, Unavailable) as error:  # as above
+        except NotPermitted as error:
+            refused = error
+            found.append(StreamFacts(name=name, exists=True, seen=False, purpose=purpose(subjects, name)))
+            continue
+        except (ApiError, Unavailable) as error:
             gone = isinstance(error, ApiError) and error.err_code == NO_STREAM
             found.append(StreamFacts(name=name, exists=not gone, purpose=purpose(subjects, name)))
             continue
         if "ts" in info:
             clocks[(info.get("cluster") or {}).get("leader") or t.server_name] = machines.ahead(info["ts"], sent, SYSTEM.now())
         found.append(_stream(subjects, name, wanted, info))
+    if refused is not None and not any(stream.seen for stream in found):
+        raise refused
     return found, clocks
 
 

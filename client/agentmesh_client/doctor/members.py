@@ -35,6 +35,8 @@ class MemberFacts(msgspec.Struct, kw_only=True):
     version: str | None = None
     """Of its program, as its lease says."""
     answers: bool = False
+    permitted: bool = True
+    """Whether this user may ask it."""
     clock_ahead_s: float | None = None
     """How far its clock is ahead of this machine's; None: it does not say (it does not answer, or is of an older build)."""
     server_ahead_s: float | None = None
@@ -59,12 +61,14 @@ async def look(t: NatsTransport, subjects: Subjects, nodes: Mapping[str, str], l
 type _Answer = tuple[NodeStats, float, float]
 
 
-async def _ask(t: NatsTransport, subject: str) -> _Answer | None:
+async def _ask(t: NatsTransport, subject: str) -> _Answer | Literal["refused"] | None:
     sent = SYSTEM.now()
     try:
         message = await t.request(subject, encode(ControlRequest(op="stats")), timeout=LOOK_S)
         return _stats.decode(message.data), sent, SYSTEM.now()
-    except (*UNANSWERED, NotPermitted, msgspec.MsgspecError):
+    except NotPermitted:
+        return "refused"
+    except (*UNANSWERED, msgspec.MsgspecError):
         return None
 
 
@@ -92,10 +96,10 @@ async def _supervisors(t: NatsTransport, subjects: Subjects) -> list[MemberFacts
 
 
 def _member(
-    member: str, role: Literal["node", "supervisor"], answer: _Answer | None, *, version: str | None = None
+    member: str, role: Literal["node", "supervisor"], answer: _Answer | Literal["refused"] | None, *, version: str | None = None
 ) -> MemberFacts:
-    if answer is None:
-        return MemberFacts(id=member, role=role, version=version)
+    if answer is None or answer == "refused":
+        return MemberFacts(id=member, role=role, version=version, permitted=answer is None)
     stats, sent, heard = answer
     return MemberFacts(
         id=member,

@@ -69,6 +69,7 @@ class Echo(Agent[int]):
 @pytest.mark.processes
 @pytest.mark.case(650)
 @pytest.mark.case(652)
+@pytest.mark.case(694)
 def test_a_secured_mesh_serves_its_operator_and_nobody_else(tmp_path: Path) -> None:
     (tmp_path / "echo.py").write_text(AGENT)
     mesh = (sys.executable, "-m", "agentmesh_client.cli.main")
@@ -91,6 +92,9 @@ def test_a_secured_mesh_serves_its_operator_and_nobody_else(tmp_path: Path) -> N
             assert command("ps", "--nats", "@.mesh/access/observer.url").returncode == 0
             graph = command("graph", "--nats", "@.mesh/access/observer.url")
             assert graph.returncode == 0, graph
+            seen = command("doctor", "--nats", "@.mesh/access/observer.url")
+            assert seen.returncode == 0 and "may not ask about the stream MESH_MAIL" in seen.stdout, seen
+            assert "guarantee: unknown: this user sees only some" in seen.stdout, "what it sees it judges"
             assert command("setup", "--dry-run", "--nats", "@.mesh/access/setup.url").returncode == 0
             watched = command("ask", "e", "hello", "--nats", "@.mesh/access/observer.url")
             assert watched.returncode == 6, watched
