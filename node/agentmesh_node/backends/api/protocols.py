@@ -95,6 +95,9 @@ def roots(address: str) -> tuple[str, str]:
         raise _refused(
             "bad_address", f"{address!r} is no address of a server of models: write http://HOST:PORT, or https://HOST/v1"
         )
+    if "@" in parts.netloc or parts.query or parts.fragment:  # addresses are shown: in lists, messages and the node's labels
+        text = "the address of a server of models is HOST, PORT and PATH alone, since it is shown: a secret goes into the key"
+        raise _refused("bad_address", text)
     for path in ("/messages", "/chat/completions", "/responses", "/models", "/completions"):
         text = text.removesuffix(path)
     last = text.rpartition("/")[2]
@@ -137,6 +140,10 @@ async def _http(key: str | None) -> AsyncIterator[Any]:
         raise _refused("not_installed", text) from None
     headers = {"anthropic-version": "2023-06-01"}
     if key:
+        if not (key.isascii() and key.isprintable()):
+            raise _refused(
+                "unauthenticated", "the key has characters that no header can have; look for a line break or an accent"
+            )
         headers |= {"authorization": f"Bearer {key}", "x-api-key": key}
     async with httpx2.AsyncClient(headers=headers, timeout=LIMIT_S) as client:
         yield client
@@ -210,7 +217,7 @@ def _listed(value: Any) -> tuple[Listed, ...]:
         if isinstance(row, dict) and isinstance(name := row.get("id"), str):
             meta = row.get("meta")
             said = {**(meta if isinstance(meta, dict) else {}), **row}
-            sizes = [size for word in _CONTEXT if isinstance(size := said.get(word), int) and size > 0]
+            sizes = [size for word in _CONTEXT if type(size := said.get(word)) is int and size > 0]
             found.append(Listed(name, sizes[0] if sizes else None))
     return tuple(found)
 

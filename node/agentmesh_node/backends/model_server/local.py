@@ -125,10 +125,13 @@ class LocalModel:
         absent = await asyncio.to_thread(missing)
         if absent is not None:
             raise _refused("not_installed", absent)
-        self._process = await asyncio.create_subprocess_exec(
-            sys.executable, "-P", str(SERVE), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            start_new_session=True,  # a terminal's Ctrl-C must not reach it: running turns end first
-        )  # fmt: skip
+        try:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable, "-P", str(SERVE), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                start_new_session=True,  # a terminal's Ctrl-C must not reach it: running turns end first
+            )  # fmt: skip
+        except OSError as error:  # no memory, or no process more: both pass
+            raise _refused("crashed", f"the local model cannot be started on this machine ({error}); {ELSEWHERE}") from None
         self._reading = asyncio.create_task(self._read(self._process))
         try:
             async with asyncio.timeout(self._start_timeout_s):

@@ -44,6 +44,22 @@ def test_what_is_no_address_is_refused(address: str) -> None:
         roots(address)
 
 
+@pytest.mark.parametrize("address", ["http://me:hidden@h", "https://h/v1?key=hidden", "https://hidden@h/v1"])
+def test_an_address_with_a_secret_is_refused_and_not_repeated(address: str) -> None:
+    with pytest.raises(BackendError, match="a secret goes into the key") as error:
+        roots(address)
+    assert error.value.details["reason"] == "bad_address"
+    assert "hidden" not in error.value.message
+
+
+@pytest.mark.parametrize("key", ["hidd\u00e9n-key", "hidden\nkey", "hidden\r"])
+def test_a_key_that_no_header_can_have_is_told_as_such_and_not_repeated(key: str) -> None:
+    with pytest.raises(BackendError, match="characters that no header can have") as error:
+        run(ask("http://127.0.0.1:9", key))
+    assert error.value.details["reason"] == "unauthenticated"
+    assert "hidd" not in error.value.message
+
+
 def test_each_protocol_is_found_by_its_complaint_and_the_models_by_their_list() -> None:
     paths = {CHAT: SPOKEN, MESSAGES: Given(500, COMPLAINT), MODELS: listing("a", "b", max_model_len=4096)}
     with ModelPaths(paths) as server:

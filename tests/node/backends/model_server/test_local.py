@@ -89,6 +89,16 @@ def test_one_that_is_killed_is_started_again_where_it_was(monkeypatch: pytest.Mo
     run(check())
 
 
+def test_one_that_no_process_can_be_made_for_is_refused_and_not_the_end_of_the_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def full(*_: object, **__: object) -> None:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", full)
+    error = refused()
+    assert error.details["reason"] == "crashed"
+    assert "Resource temporarily unavailable" in error.message
+
+
 def test_it_ends_when_the_mesh_is_killed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     program(monkeypatch, tmp_path, LISTENS)
     parent = """
