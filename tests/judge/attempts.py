@@ -40,7 +40,8 @@ def untold(evidence: Evidence) -> Iterator[str]:
             agent = next(iter(ends.values())).agent
             yield f"{agent}: the attempt {attempt} was told to have ended {sorted(ends)}; its record stands: {attempt in ended}"
     for attempt, agent in (_stepped(evidence) | {fact.span: fact.agent for fact in evidence.begun}).items():
-        if attempt not in ended and attempt not in told:
+        # Strangers have emptied the journal of an agent that has none: it ends as lost, and no owner comes that would tell.
+        if attempt not in ended and attempt not in told and agent in evidence.journals:
             yield f"{agent}: nobody has told of the attempt {attempt} ({begun.get(attempt)})"
         if attempt in begun and attempt in told and any(span.trace != begun[attempt].trace for span in told[attempt].values()):
             yield f"{agent}: the attempt {attempt} was told in another trace than it began in"

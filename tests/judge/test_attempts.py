@@ -60,6 +60,7 @@ def test_an_attempt_that_nobody_told_of_is_named() -> None:
     (by_step,) = wrong(spans=[span for span in spans if span.id != THREE])
     assert TWO in by_fact and THREE in by_step
     assert wrong(spans=[span for span in spans if span.id != ONE]) == [], "its record tells of it"
+    assert wrong(spans=[], journals={}) == [], "there is no owner to come"
 
 
 def test_one_that_was_told_in_two_ways_is_named() -> None:
