@@ -127,7 +127,7 @@ class AskSender:
         timer = asyncio.get_running_loop().call_later(patience, ask.give_up)
         try:
             if self._ways.access is not None or given.options:
-                await self._addressed(given, ask, headers)
+                self._addressed(given, ask, headers)
             if on_accepted is not None or ask.by_request or not await self._answered_soon(given, ask, body, headers, patience):
                 await self._send(given, ask, body, headers, patience)
                 if on_accepted is not None and ask.ref is not None:
@@ -152,7 +152,7 @@ class AskSender:
         timer = asyncio.get_running_loop().call_later(patience, ask.give_up)
         call = AgentCall(given.agent)
         try:
-            await self._addressed(given, ask, headers)
+            self._addressed(given, ask, headers)
             with call.current():
                 await self._send(given, ask, body, headers, patience)
             yield turn
@@ -176,7 +176,7 @@ class AskSender:
         body, headers = given.message()
         patience = seconds(given.timeout)
         await self._clock.put_right(headers)
-        if self._ways.access is not None and await self._ways.by_request(agent_name(given.agent)):
+        if self._ways.access is not None and await self._ways.by_request(agent_name(given.agent), timeout=patience):
             return body, headers, patience  # the gateway looks the agent up
         life = self._specs.lives.get(given.agent)
         if life is None:
@@ -184,11 +184,10 @@ class AskSender:
         headers[wire.FOR] = life
         return body, headers, patience
 
-    async def _addressed(self, given: PromptRequest, ask: PendingAsk, headers: dict[str, str]) -> None:
+    def _addressed(self, given: PromptRequest, ask: PendingAsk, headers: dict[str, str]) -> None:
         """Say in `ask` by which way it goes, and put its key into `headers`."""
         key = given.options.get("key")
-        if self._ways.access is not None:
-            ask.by_request = await self._ways.by_request(given.agent)
+        ask.by_request = wire.FOR not in headers  # `_message` has chosen: another connection may say otherwise by now
         if key is not None or ask.by_request:
             ask.secret = self._ways.key_for(given.agent, key, by_request=ask.by_request)
             headers.update(key_headers(ask.secret, by_request=ask.by_request))

@@ -616,7 +616,7 @@ class Mesh:
         secret: str | None = None,
         timeout: float,
     ) -> str:
-        by_request = self._ways.access is not None and await self._ways.by_request(agent_name(agent), lane)
+        by_request = self._ways.access is not None and await self._ways.by_request(agent_name(agent), lane, timeout=timeout)
         if by_request:
             subject = self.subjects.tell(agent) if lane == "inbox" else self.subjects.event_to(agent)
         else:

@@ -11,7 +11,10 @@ from agentmesh.edge.clock import Ambient
 from agentmesh.edge.permissions import Permissions
 from agentmesh.keys import KEY, digest_of
 from agentmesh.subjects import Subjects
+from agentmesh_client.retry import patiently
 
+ASKED_S = 5.0
+"""How long to wait until a server says what a user may do."""
 MOST_KEYS = 16_384
 """Requests whose keys are remembered; the oldest are forgotten first."""
 
@@ -38,10 +41,18 @@ class Ways:
         self._keys: OrderedDict[tuple[str, str], str] = OrderedDict()
         self._own: dict[str, str] = {}
 
-    async def by_request(self, agent: str, lane: str = "inbox") -> bool:
-        """Whether mail for that lane of `agent` goes by request: its user has a list of what it may, and that is not in it."""
+    async def by_request(self, agent: str, lane: str = "inbox", *, timeout: float = ASKED_S) -> bool:
+        """Whether mail for that lane of `agent` goes by request: its user has a list of what it may, and that is not in it.
+
+        Raises:
+            Unavailable: for `timeout` seconds no server has said what its user may do.
+        """
         access = self.access
-        return access is not None and await access.forbids(self._subjects.lane(lane, agent)) and access.confined
+        if access is None:
+            return False
+        if not access.told:
+            await patiently(access.learn_now, timeout)
+        return await access.forbids(self._subjects.lane(lane, agent)) and access.confined
 
     async def asks_for_results(self, agent: str, ref: str) -> bool:
         """Whether outcomes are asked of the gateway, as this user may not read them."""

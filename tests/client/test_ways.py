@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from agentmesh.edge.clock import SYSTEM
-from agentmesh.errors import BadRequest
+from agentmesh.errors import BadRequest, Unavailable
 from agentmesh.subjects import Subjects
 from agentmesh_client.ways import MOST_KEYS, Ways
 from support import run
@@ -17,9 +17,17 @@ class Access:
     """A user that may publish to what `forbidden` does not begin."""
 
     confined = True
+    told = True
 
     def __init__(self, *forbidden: str) -> None:
         self.forbidden = forbidden
+        self.tries = 0
+
+    async def learn_now(self) -> None:
+        self.tries += 1
+        self.told = self.tries > 2
+        if not self.told:
+            raise Unavailable("not yet")
 
     async def forbids(self, *subjects: str) -> bool:
         return all(subject.startswith(self.forbidden) for subject in subjects)
@@ -39,6 +47,21 @@ def test_without_a_login_all_goes_as_mail_and_with_one_as_the_lists_say() -> Non
         denied.confined = False
         assert not await Ways(SUBJECTS, SYSTEM, denied).by_request("a"), "who is denied the mail is not shown another way"  # type: ignore[arg-type]
         assert free.may_hear("mesh.inbox.a") and not none.may_hear("mesh.inbox.a")
+
+    run(main())
+
+
+@pytest.mark.case(624)
+def test_no_way_is_chosen_before_a_server_has_said_what_the_user_may_do() -> None:
+    async def main() -> None:
+        late = Access("mesh.inbox")
+        late.told = False
+        assert await Ways(SUBJECTS, SYSTEM, late).by_request("a"), "a guess would have been the mail"  # type: ignore[arg-type]
+        assert late.tries == 3
+        never = Access("mesh.inbox")
+        never.told, never.tries = False, -1_000_000
+        with pytest.raises(Unavailable):
+            await Ways(SUBJECTS, SYSTEM, never).by_request("a", timeout=0.05)  # type: ignore[arg-type]
 
     run(main())
 

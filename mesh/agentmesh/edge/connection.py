@@ -502,6 +502,8 @@ class NatsTransport:
         if self._live and not self._closing:
             log.warning("the connection to NATS is lost", extra={"connection": self._name})
         self._live = False
+        if self.access is not None:
+            self.access.forget()
         self._refused.disconnected()
         self._pending.disconnect()
 
@@ -516,8 +518,6 @@ class NatsTransport:
         log.info("the connection to NATS is there again", extra={"connection": self._name})
         # No await between the two: nobody finds the connection up without having heard of the gap.
         self._live = True
-        if self.access is not None:
-            self.access.forget()
         self._refused.restored()
         self._learner.learn()
         self.gap()

@@ -1,7 +1,8 @@
 """What the user of a connection may do, as its server says (`$SYS.REQ.USER.INFO`): nothing is tried that would be refused.
 
-The server is asked once for each connection of a user that has a login, when something is about to be sent. Where it does not
-say, all is tried, and what is refused is met as it comes.
+The server is asked once for each connection of a user that has a login, when something is about to be sent. Until it has said
+what holds for a new connection, what held for the one before is the best guess: nothing is refused by it, but a way is chosen by
+it (case 624). Where it does not say at all, all is tried, and what is refused is met as it comes.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ import msgspec
 
 from agentmesh.edge.failures import EDGE_ERRORS
 from agentmesh.edge.refusals import Violation, forbidden
-from agentmesh.edge.transport import Disconnected, Transport
+from agentmesh.edge.transport import Disconnected, RequestTimeout, Transport
+from agentmesh.errors import Unavailable
 
 USER_INFO = "$SYS.REQ.USER.INFO"
-LEARN_S = 2.0
-"""Wait for the server's answer."""
+LEARN_S, AGAIN_S = 2.0, 5.0
+"""Wait for the server's first answer, and for the second one if that does not come: then it is taken to say nothing."""
 
 
 class _Subjects(msgspec.Struct, frozen=True):
@@ -76,41 +78,66 @@ class Permissions:
         self._subscribe: PatternLists | None = None
         self.known = False
         """Whether the server was asked since the connection was made."""
+        self.told = False
+        """Whether it was asked since this client was made: before that a way is no more than a guess."""
+        self._unanswered = False
+        self._connections = 0
 
     def forget(self) -> None:
         """The next connection may be permitted something else."""
-        self.known = False
+        self.known = self._unanswered = False
+        self._connections += 1
 
     async def learn(self) -> None:
-        """Ask the server, unless that was done. Without a connection nothing is known, and it is asked again."""
+        """Ask the server, unless that was done. Without a connection, or an answer in time, it is asked again."""
         async with self._lock:
             if self.known:
                 return
-            self._publish = self._subscribe = None
+            connection = self._connections
             try:
-                reply = await self._t.request(USER_INFO, timeout=LEARN_S)
-                lists = msgspec.json.decode(reply.data, type=_UserInfo).data.permissions
+                lists = await self._lists(AGAIN_S if self._unanswered else LEARN_S)
             except Disconnected:
                 return
+            except RequestTimeout:
+                if not self._unanswered:
+                    self._unanswered = True
+                    return
+                lists = None
             except (*EDGE_ERRORS, msgspec.DecodeError):
                 lists = None
-            if lists is not None:
-                self._publish, self._subscribe = _patterns(lists.publish), _patterns(lists.subscribe)
-            self.known = True
+            if connection != self._connections:
+                return  # the answer was the last thing that came
+            self._publish = None if lists is None else _patterns(lists.publish)
+            self._subscribe = None if lists is None else _patterns(lists.subscribe)
+            self.known = self.told = True
             self._on_known()
+
+    async def _lists(self, timeout: float) -> _Lists | None:
+        reply = await self._t.request(USER_INFO, timeout=timeout)
+        return msgspec.json.decode(reply.data, type=_UserInfo).data.permissions
+
+    async def learn_now(self) -> None:
+        """As `learn`.
+
+        Raises:
+            Unavailable: no server has said it so far.
+        """
+        await self.learn()
+        if not self.told:
+            raise Unavailable("no NATS server has said yet what this user may do; try again")
 
     def may_publish(self, subject: str) -> bool | None:
         """None: that is not known."""
-        return None if self._publish is None or not self.known else self._publish.admit(subject)
+        return None if self._publish is None else self._publish.admit(subject)
 
     def may_subscribe(self, subject: str) -> bool | None:
         """None: that is not known."""
-        return None if self._subscribe is None or not self.known else self._subscribe.admit(subject)
+        return None if self._subscribe is None else self._subscribe.admit(subject)
 
     @property
     def confined(self) -> bool:
         """Whether a list names all that this user may publish to: what is not in it is not meant for this user."""
-        return self.known and self._publish is not None and bool(self._publish.allow)
+        return self._publish is not None and bool(self._publish.allow)
 
     async def forbids(self, *subjects: str) -> bool:
         """Whether this user is known to be allowed to publish to none of these subjects."""
@@ -124,7 +151,7 @@ class Permissions:
         Raises:
             NotPermitted: this user may not publish there.
         """
-        if subject != USER_INFO and await self.forbids(subject):
+        if subject != USER_INFO and await self.forbids(subject) and self.known:
             raise forbidden(Violation("publish", subject), self._user())
 
     def permits(self, subject: str) -> bool:

@@ -7,8 +7,9 @@ import json
 import pytest
 
 from agentmesh.edge.connection import connect
-from agentmesh.edge.permissions import USER_INFO, PatternLists, covers
-from agentmesh.errors import NotPermitted
+from agentmesh.edge.permissions import USER_INFO, PatternLists, Permissions, covers
+from agentmesh.edge.transport import Disconnected, Message, RequestTimeout
+from agentmesh.errors import NotPermitted, Unavailable
 from support import Server, eventually, run
 
 
@@ -80,6 +81,11 @@ def test_the_server_is_asked_once_for_each_connection_and_nothing_is_sent_that_i
             assert line.access.may_publish("not.mine") is None and line.access.permits("not.mine")
         await eventually(lambda: server.log.count("Violation") == 1, what="the one question that is refused")
 
+        server.kill()
+        await eventually(lambda: not shop.connected, what="the end of the connection")
+        assert await access.forbids("not.mine"), "without a connection a way is chosen by what held for the last one"
+        with pytest.raises(Disconnected):
+            await shop.request("not.mine", timeout=600)
         server.restart()
         await eventually(lambda: shop.connected and not access.known, what="another connection, which may be permitted more")
         for line in (shop, free, mute):
@@ -87,6 +93,49 @@ def test_the_server_is_asked_once_for_each_connection_and_nothing_is_sent_that_i
 
     with Server(config=_config()) as server:
         run(main(server))
+
+
+class _Answers:
+    """A connection on which the server answers so, one question after the other."""
+
+    def __init__(self, *answers: Exception | bytes) -> None:
+        self._answers = list(answers)
+
+    async def request(self, subject: str, data: bytes = b"", *, timeout: float) -> Message:
+        answer = self._answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return Message(subject, answer, {})
+
+
+@pytest.mark.case(624)
+def test_what_no_server_has_said_is_asked_again_and_a_server_that_says_nothing_is_taken_to_restrict_nothing() -> None:
+    said = json.dumps({"data": {"permissions": {"publish": {"allow": ["may.>"]}}}}).encode()
+
+    def access(*answers: Exception | bytes) -> Permissions:
+        return Permissions(_Answers(*answers), lambda: "shop")  # type: ignore[arg-type]
+
+    async def main() -> None:
+        for first in (Disconnected(), RequestTimeout()):
+            late = access(first, said)
+            with pytest.raises(Unavailable):
+                await late.learn_now()
+            assert (late.known, late.told, late.may_publish("not.mine")) == (False, False, None)
+            await late.learn_now()
+            assert (late.known, late.confined, late.may_publish("not.mine")) == (True, True, False)
+        again = access(said, Disconnected(), Disconnected(), said)
+        assert await again.forbids("not.mine")
+        again.forget()
+        assert await again.forbids("not.mine") and not again.known and again.confined and not again.permits("may.x")
+        await again.check("not.mine")
+        with pytest.raises(NotPermitted):
+            await again.check("not.mine")
+        mute = access(RequestTimeout(), RequestTimeout())
+        await mute.learn()
+        await mute.learn_now()
+        assert mute.known and mute.may_publish("not.mine") is None and not mute.confined
+
+    run(main())
 
 
 def test_a_connection_without_a_login_asks_nothing(server: Server) -> None:
