@@ -9,7 +9,7 @@ from agentmesh import wire
 from agentmesh.identity import Chain, Party, told, whole
 from agentmesh.keys import KEY_DIGEST, digest_of
 from agentmesh.records import Record
-from judge.evidence import OTHERS_POLL, OWN_POLL, Evidence, Letter, Operation
+from judge.evidence import OTHERS, OWN_POLL, Evidence, Letter, Operation
 
 ACCOUNT = "CALLERS"
 """The account of a run's users."""
@@ -48,7 +48,7 @@ def _recorded(ways: Ways, agent: str, seq: int, record: Record) -> Iterable[str]
 def let_in(evidence: Evidence) -> Iterable[str]:
     """A request with a key was told to, and ended for, nobody who had not got that; and who had it was not turned down."""
     for op in evidence.operations:
-        if op.kind == OTHERS_POLL and op.ended is not None and op.error is None:
+        if op.kind in OTHERS and op.ended is not None and op.error is None:
             yield f"{op.client} got at the request {op.label} of {op.agent} without its key"
         if op.kind == OWN_POLL and op.error == "not_permitted":
             yield f"{op.client} was turned down with the key of {op.label} of {op.agent}"
@@ -56,7 +56,7 @@ def let_in(evidence: Evidence) -> Iterable[str]:
 
 def of_users(evidence: Evidence) -> dict[str, int]:
     """What of a run these judge, in numbers."""
-    refused = [op for op in evidence.operations if op.kind == OTHERS_POLL and op.error == "not_permitted"]
+    refused = [op for op in evidence.operations if op.kind in OTHERS and op.error == "not_permitted"]
     seen = {(call.agent, call.ref) for call in evidence.calls if call.chain.startswith("user ")}
     return {"turns for users": len(seen), "refused for want of a key": len(refused)} if seen else {}
 
@@ -74,7 +74,7 @@ class Ways:
         for letter in evidence.letters:
             if letter.is_prompt:
                 self._of[letter.agent, _base(letter)].append(letter)
-        self._operations = {(op.agent, op.label): op for op in evidence.operations if op.kind not in (OWN_POLL, OTHERS_POLL)}
+        self._operations = {(op.agent, op.label): op for op in evidence.operations if op.kind not in (OWN_POLL, *OTHERS)}
 
     def operation(self, letter: Letter) -> Operation | None:
         """What a client did to send this; None if no client has sent it."""

@@ -67,9 +67,10 @@ class Letter(msgspec.Struct, frozen=True):
         return self.lane in ("inbox", "peer-inbox")
 
 
-OWN_POLL, OTHERS_POLL = "own poll", "others' poll"
+OWN_POLL, OTHERS_POLL, OTHERS_CANCEL = "own poll", "others' poll", "others' cancel"
 """Kinds of operations: who has sent a request with a key polls it with that; somebody polls or cancels it without it, or with
 another. `error` is None where that was told or did something."""
+OTHERS = frozenset((OTHERS_POLL, OTHERS_CANCEL))
 
 
 class Call(msgspec.Struct, frozen=True):

@@ -10,7 +10,7 @@ from agentmesh.keys import KEY_DIGEST, digest_of
 from agentmesh.ledger_entries import TurnInfo
 from agentmesh.records import Record
 from judge.behalf import let_in, misattributed, of_users
-from judge.evidence import OTHERS_POLL, OWN_POLL, Call, Evidence, Letter, Operation
+from judge.evidence import OTHERS, OWN_POLL, Call, Evidence, Letter, Operation
 
 ANN = Party(kind="user", name="ann", account="CALLERS")
 KEY = "a key of sixteen or more"
@@ -53,5 +53,6 @@ def test_who_has_not_the_key_is_turned_down_and_who_has_it_is_not() -> None:
         operation = Operation("c1", kind, "a", "L1", 1.0, 2.0, error=error)
         return len(list(let_in(evidence(operations=[ASKED, operation]))))
 
-    assert [said(OTHERS_POLL, error) for error in (None, "not_permitted", "not_found", "unanswered")] == [1, 0, 0, 0]
+    for kind in OTHERS:
+        assert [said(kind, error) for error in (None, "not_permitted", "not_found", "unanswered")] == [1, 0, 0, 0]
     assert [said(OWN_POLL, error) for error in (None, "not_permitted", "not_found")] == [0, 1, 0]

@@ -19,7 +19,7 @@ from agentmesh.errors import MeshError
 from agentmesh.keys import KEY
 from agentmesh.subjects import Way
 from agentmesh_client.client import Mesh
-from judge.evidence import OTHERS_POLL, OWN_POLL, Operation
+from judge.evidence import OTHERS_CANCEL, OTHERS_POLL, OWN_POLL, Operation
 
 ACCOUNT = "CALLERS"
 USERS = ("ann", "ben")
@@ -84,7 +84,8 @@ class Users:
                 reply = await _sent(mesh, where("poll", target.agent), asked, headers, POLL_S)
             op.error = "unanswered" if reply is None else said(reply)
 
-        await do(client, OWN_POLL if own else OTHERS_POLL, target.agent, target.label, act)
+        kind = OWN_POLL if own else OTHERS_CANCEL if cancels else OTHERS_POLL
+        await do(client, kind, target.agent, target.label, act)
 
 
 def key_of(label: str) -> str:

@@ -20,7 +20,7 @@ from agentmesh.wire import Outcome
 from compat.two_builds import builds
 from compat.two_builds.caller import IMMORTAL
 from compat.two_builds.stage import NEW_NODES, NEW_SUPERVISOR, OLD_NODES, OLD_SUPERVISOR, Stage
-from compat.two_builds.users import served, wronged
+from compat.two_builds.users import as_before_keys, served, wronged
 from judge.evidence import Evidence
 from judge.verdict import judge
 from support import Server, run
@@ -53,7 +53,7 @@ def test_neither_build_loses_what_the_other_has_written(tmp_path: Path) -> None:
         except BaseException:
             print("\n".join(stage.notes), stage.said())
             raise
-    wrong += judge(evidence, IMMORTAL)
+    wrong += judge(structs.replace(evidence, operations=as_before_keys(evidence.operations, stage.secured)), IMMORTAL)
     wrong += dropped(evidence.journals)
     wrong += untold(evidence)
     wrong += wronged(evidence, stage.secured)

@@ -10,8 +10,10 @@ import asyncio
 import itertools
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any
+
+from msgspec import structs
 
 from agentmesh.identity import chain_in, told
 from agentmesh.keys import KEY_DIGEST, digest_of
@@ -20,7 +22,7 @@ from agentmesh_client import Mesh
 from compat.two_builds.caller import CHAIN as ASKING
 from compat.two_builds.caller import COUNTERS, IMMORTAL, RING
 from judge.behalf import Ways
-from judge.evidence import OTHERS_POLL, OWN_POLL, Evidence, Operation
+from judge.evidence import OTHERS, OTHERS_CANCEL, OWN_POLL, Evidence, Operation
 from sim.users import USERS, Users, key_of
 
 ASK_S = 30.0
@@ -94,15 +96,26 @@ def wronged(evidence: Evidence, secured: float) -> Iterator[str]:
             if record.turn.chain != ways.chain(met) and (record.turn.chain or late):
                 yield f"{agent}: record {seq} of {record.node} says that {met.text} was for {told(record.turn.chain)!r}"
     for op in evidence.operations:
-        if op.kind == OTHERS_POLL and op.error is None and op.ended is not None and begun.get(op.label, 0.0) > secured:
+        if op.kind in OTHERS and op.error is None and op.ended is not None and begun.get(op.label, 0.0) > secured:
             yield f"{op.client} got at the request {op.label} of {op.agent} without its key"
         if op.kind == OWN_POLL and op.error == "not_permitted":
             yield f"{op.client} was turned down with the key of {op.label} of {op.agent}"
+
+
+def as_before_keys(operations: Iterable[Operation], secured: float) -> list[Operation]:
+    """The operations, with those cancels of strangers as any client's whose request was made before all kept its key: such a
+    request is open to all."""
+    known = list(operations)
+    begun = {op.label: op.began for op in known if op.user and op.key}
+    return [
+        structs.replace(op, kind="cancel") if op.kind == OTHERS_CANCEL and begun.get(op.label, 0.0) <= secured else op
+        for op in known
+    ]
 
 
 def served(evidence: Evidence, secured: float) -> tuple[int, int]:
     """How many records of turns name a user, and how many trials without a key were turned down of requests from after that."""
     named = [record for records in evidence.journals.values() for _, record in records if record.turn and record.turn.chain]
     begun = {op.label: op.began for op in evidence.operations if op.user and op.key}
-    refused = [op for op in evidence.operations if op.kind == OTHERS_POLL and op.error == "not_permitted"]
+    refused = [op for op in evidence.operations if op.kind in OTHERS and op.error == "not_permitted"]
     return len(named), sum(begun.get(op.label, 0.0) > secured for op in refused)
