@@ -31,7 +31,7 @@ from agentmesh_node.gateway.outcome_waits import OutcomeWaits
 from agentmesh_node.gateway.polls import Polls
 from agentmesh_node.gateway.prefix_bounds import CALLERS_WAITING, PrefixBounds
 from agentmesh_node.gateway.requesters import ReceivedRequest, own_address, received
-from agentmesh_node.gateway.shares import Shares
+from agentmesh_node.gateway.shares import NOBODYS, Shares
 from agentmesh_node.telemetry.instruments import own
 
 log = logging.getLogger("agentmesh.node")
@@ -51,13 +51,16 @@ class Gateway:
         spawn: Callable[[Coroutine[Any, Any, Any]], None],
         callers_waiting: int = CALLERS_WAITING,
         formats: Formats | None = None,
+        exists: Callable[[str], bool] = lambda agent: True,
     ) -> None:
         """`now` is the servers' time, `token` makes ids, `spawn` runs work beside the caller, `callers_waiting` is the bound of
-        one prefix (`PrefixBounds`), `formats` tells of older owners (None: there are none)."""
+        one prefix (`PrefixBounds`), `formats` tells of older owners (None: there are none), `exists` whether the registry has an
+        agent, as far as this process knows (it decides whose share a request takes, and nothing else)."""
         self._t = transport
         self._subjects = subjects
         self._now = now
         self._spawn = spawn
+        self._exists = exists
         self._bounds = PrefixBounds(registry, callers_waiting)
         self._intake = Intake(transport, subjects, registry, now=now, token=token, take=self._bounds.take)
         self._waits = OutcomeWaits(transport, subjects)
@@ -117,7 +120,7 @@ class Gateway:
         way_in, message, requester = request
         if not way_in.imported:
             return await self._polls.answer(way_in.agent, message)
-        async with self._polling.place(names.prefix_of(way_in.agent), requester):
+        async with self._polling.place(self._tenant(way_in.agent), requester):
             return await self._polls.answer(way_in.agent, message)
 
     def _take(self, request: ReceivedRequest, reply_to: str | None) -> Awaitable[StoredRequest]:
@@ -126,9 +129,13 @@ class Gateway:
         return take(request, reply_to)
 
     async def _take_in_share(self, request: ReceivedRequest, reply_to: str | None) -> StoredRequest:
-        async with self._shares.place(names.prefix_of(request.way_in.agent), request.requester):
+        async with self._shares.place(self._tenant(request.way_in.agent), request.requester):
             await self._bounds.start()
             return await self._intake.take(request, reply_to)
+
+    def _tenant(self, agent: str) -> str:
+        """Whose share a request for `agent` takes."""
+        return names.prefix_of(agent) if self._exists(agent) else NOBODYS
 
     async def _put(self, request: ReceivedRequest) -> bytes:
         """Store what is told; the reply says where."""

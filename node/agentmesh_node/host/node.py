@@ -23,7 +23,7 @@ from agentmesh.edge.streams import duplicate_window
 from agentmesh.edge.tasks import cancel_and_wait
 from agentmesh.edge.transport import Disconnected, RequestTimeout, Transport
 from agentmesh.errors import Unavailable
-from agentmesh.subjects import EPOCH_KEY, Subjects
+from agentmesh.subjects import EPOCH_KEY, Subjects, spec_key
 from agentmesh.wire import encode, parse_time
 from agentmesh_node.gateway.gateway import Gateway
 from agentmesh_node.host.audit import Audit
@@ -167,6 +167,7 @@ class Node:
             spawn=s.spawn,
             callers_waiting=self.settings.callers_waiting,
             formats=s.formats,
+            exists=lambda agent: self._specs.get(spec_key(agent)) is not None,
         )
         await self._gateway.start()
         look_behind = catalog.look_behind

@@ -190,6 +190,7 @@ class Supervisor:
             spawn=self._serve_ask,
             callers_waiting=self.settings.callers_waiting,
             formats=self._formats,
+            exists=lambda agent: agent in self._index.specs,
         )
         self._serving: set[asyncio.Task[Any]] = set()
         self._subscriptions: list[Subscription] = []

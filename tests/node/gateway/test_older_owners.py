@@ -1,4 +1,4 @@
-"""Control requests that name their operation, beside owners of an older build (cases 690 and 691)."""
+"""Control requests that name their operation, beside owners of an older build (cases 690, 691 and 719)."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from typing import Any, NamedTuple
 import msgspec
 import pytest
 
+from agentmesh.control_operations import GIVEN
 from agentmesh.edge.clock import SYSTEM
 from agentmesh.edge.connection import NatsTransport
+from agentmesh.edge.permissions import USER_INFO
 from agentmesh.edge.registry import Registry
 from agentmesh.edge.streams import ensure
 from agentmesh.edge.transport import Message, NoResponders
@@ -117,5 +119,133 @@ def test_what_an_older_owner_cannot_do_is_told_with_the_cause(server: Server, su
             assert "older build" in told[0]["message"] and told[1]["details"] == {"agent": "nobody", "nobody": True}
             wrong = await it.ask("status", body=b'{"op":"interrupt"}')
             assert wrong["error"]["code"] == "bad_request" and len(it.heard) == 1, "the subject alone counts here too"
+
+    run(scenario())
+
+
+class Line:
+    """A connection of a gateway, on which the test says what is answered; and what the leases say."""
+
+    def __init__(self, subjects: Subjects) -> None:
+        self.subjects = subjects
+        self.by_operation = False
+        self.open: set[str] = set()
+        self.may_close = asyncio.Event()
+        self.permissions: dict[str, Any] = {}
+        self.answers: list[bytes | None] = []
+        """What requests to the agent are answered with, in turn; None: nobody is there."""
+        self.sent: list[dict[str, str]] = []
+        """The headers of those requests."""
+        self.told: list[bytes] = []
+        self.handler: Any = None
+        self._changed: list[Any] = []
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def on_change(self, call: Any) -> None:
+        self._changed.append(call)
+
+    def change(self, *, by_operation: bool) -> None:
+        """The leases say something else."""
+        self.by_operation = by_operation
+        for call in self._changed:
+            call()
+
+    async def started(self) -> OlderOwners:
+        def spawn(work: Coroutine[Any, Any, None]) -> None:
+            self._tasks.append(asyncio.ensure_future(work))
+
+        it: Any = self
+        older = OlderOwners(it, self.subjects, it, spawn)
+        await older.start()
+        return older
+
+    async def settled(self) -> None:
+        await asyncio.gather(*self._tasks)
+
+    async def subscribe(self, subject: str, handler: Any, *, queue: str = "") -> Any:
+        line, self.handler = self, handler
+
+        class Open:
+            async def drain(self) -> None:
+                await line.may_close.wait()
+                line.open.discard(subject)
+
+        self.open.add(subject)
+        return Open()
+
+    async def request(self, subject: str, data: bytes = b"", *, headers: Any = None, timeout: float = 0.0) -> Message:
+        if subject == USER_INFO:
+            return Message(subject, encode({"data": {"permissions": self.permissions}}), {})
+        self.sent.append(dict(headers))
+        answer = self.answers.pop(0) if self.answers else None
+        if answer is None:
+            raise NoResponders
+        return Message(subject, answer, {})
+
+    async def publish(self, subject: str, data: bytes) -> None:
+        self.told.append(data)
+
+    async def ask(self, op: str) -> Any:
+        """What a request that names its operation is answered with."""
+        reply = "_INBOX.asker.1"
+        self.handler(Message(self.subjects.control_op(op, "coder"), b"", {KEY: "k" * 16}, reply))
+        await self.settled()
+        return msgspec.json.decode(self.told.pop())
+
+
+def of_all(subjects: Subjects) -> set[str]:
+    return {subjects.control_op(op, ">") for op in GIVEN}
+
+
+@pytest.mark.case(719)
+def test_an_older_node_that_comes_back_while_the_subscriptions_are_being_closed_is_sent_all_operations(
+    subjects: Subjects,
+) -> None:
+    async def scenario() -> None:
+        line = Line(subjects)
+        older = await line.started()
+        assert line.open == of_all(subjects)
+        line.change(by_operation=True)
+        await asyncio.sleep(0)
+        line.change(by_operation=False)
+        line.may_close.set()
+        await line.settled()
+        assert line.open == of_all(subjects)
+        await older.close()
+        assert line.open == set()
+
+    run(scenario())
+
+
+def test_what_reads_reaches_the_owner_that_comes_next_and_nothing_else_is_sent_twice(subjects: Subjects) -> None:
+    async def scenario() -> None:
+        line = Line(subjects)
+        await line.started()
+        line.answers = [None, None, b'{"did":"status"}']
+        assert await line.ask("state") == {"did": "status"}
+        assert line.sent == [{RELAYED: "1", KEY: "k" * 16}, {KEY: "k" * 16}, {KEY: "k" * 16}]
+        line.sent.clear()
+        line.answers = [None, b'{"did":"set"}']
+        assert (await line.ask("set"))["error"]["details"] == {"agent": "coder", "nobody": True}
+        assert line.sent == [{RELAYED: "1", KEY: "k" * 16}]
+
+    run(scenario())
+
+
+def test_operations_that_the_user_may_not_hear_are_not_subscribed_to(
+    subjects: Subjects, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario() -> None:
+        line = Line(subjects)
+        line.may_close.set()
+        line.permissions = {"subscribe": {"allow": [f"{subjects.control_op(op, '>')} asks" for op in ("status", "poll")]}}
+        await line.started()
+        assert line.open == {subjects.control_op(op, ">") for op in ("status", "poll")}
+        assert "may not hear" in caplog.text
+        line.permissions = {}
+        line.change(by_operation=True)
+        line.change(by_operation=False)
+        await line.settled()
+        assert line.open == of_all(subjects)
 
     run(scenario())

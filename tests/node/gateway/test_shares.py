@@ -1,4 +1,4 @@
-"""A tenant that floods the gateway waits for its own requests alone (cases 627 and 702)."""
+"""A tenant that floods the gateway waits for its own requests alone (cases 627, 702 and 718)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from agentmesh.errors import MailboxFull
 from agentmesh_node.gateway.requesters import Requester
-from agentmesh_node.gateway.shares import ASKED_S, AT_ONCE, MOST, TOGETHER, Shares
+from agentmesh_node.gateway.shares import ASKED_S, AT_ONCE, MOST, NOBODYS, TOGETHER, Shares, _Caller
 from support import eventually, run
 
 FLOOD, OTHER, THIRD = (Requester("CALLERS", name) for name in ("flood", "other", "third"))
@@ -49,6 +49,17 @@ class Served:
 
     def unused(self) -> bool:
         return not self.shares._callers and not self.shares._prefixes
+
+
+class Making(dict[Requester, _Caller]):
+    """The callers of `Shares`, made by a class of the test."""
+
+    def __init__(self, make: type[_Caller]) -> None:
+        super().__init__()
+        self._make = make
+
+    def setdefault(self, requester: Requester, _: object = None) -> _Caller:
+        return super().setdefault(requester, self._make())
 
 
 def of(name: str, *numbers: int) -> list[tuple[str, int]]:
@@ -155,5 +166,83 @@ def test_a_request_that_is_cancelled_as_it_gets_its_place_gives_it_to_the_next()
         await eventually(lambda: served.order[AT_ONCE - 1 :] == [("flood", AT_ONCE + 1)])
         await served.end()
         assert served.unused()
+
+    run(main())
+
+
+@pytest.mark.case(718)
+def test_requests_for_agents_that_do_not_exist_make_no_tenants_part_smaller() -> None:
+    async def main() -> None:
+        served = Served()
+        served.ask(OTHER, range(100, 120), NOBODYS)
+        served.ask(THIRD, range(100, 120), NOBODYS)
+        await eventually(lambda: len(served.order) == 2 * AT_ONCE)
+        served.ask(FLOOD, range(20), "real")
+        await eventually(lambda: len(served.order) == 3 * AT_ONCE)
+        assert served.order[2 * AT_ONCE :] == of("flood", *range(AT_ONCE))
+        for number in range(100, 100 + AT_ONCE):
+            await served.answer(OTHER, number)
+            await served.answer(THIRD, number)
+        waiting = 20 - AT_ONCE
+        assert len(served.order) < 3 * AT_ONCE + 2 * waiting, "those have one part, all together"
+        await served.end()
+        assert len(served.order) == 60 and served.unused()
+
+    run(main())
+
+
+@pytest.mark.case(702)
+def test_a_caller_that_uses_all_its_places_gets_the_next_one_where_it_has_fewest() -> None:
+    async def main() -> None:
+        served = Served()
+        prefixes = [f"p{number}" for number in range(AT_ONCE)]
+        for number, prefix in enumerate(prefixes):
+            served.ask(FLOOD, range(number, number + 1), prefix)
+        await eventually(lambda: len(served.order) == AT_ONCE)
+        served.ask(FLOOD, range(10, 12), "p0")
+        served.ask(FLOOD, range(20, 22), "late")
+        served.ask(OTHER, range(30, 31), "late")
+        await eventually(lambda: served.order[AT_ONCE:] == [("other", 30)])
+        await served.answer(FLOOD, 1)
+        assert served.order[AT_ONCE + 1 :] == [], "the other caller has the one place there"
+        await served.answer(OTHER, 30)
+        assert served.order[AT_ONCE + 1 :] == [("flood", 20)]
+        await served.answer(FLOOD, 0)
+        assert served.order[AT_ONCE + 2 :] == [("flood", 10)]
+        await served.end()
+        assert served.unused()
+
+    run(main())
+
+
+def test_a_place_costs_no_look_at_all_those_that_wait() -> None:
+    async def looks(callers: int) -> int:
+        """At how many callers is looked, while all are served one after the other."""
+        served = Served()
+        seen = 0
+
+        class Counted(_Caller):
+            @property
+            def served(self) -> int:
+                nonlocal seen
+                seen += 1
+                return self._served
+
+            @served.setter
+            def served(self, served: int) -> None:
+                self._served = served
+
+        served.shares._callers = Making(Counted)
+        served.ask(OTHER, range(1), "quiet")
+        flood = [Requester("CALLERS", f"c{number}") for number in range(callers)]
+        for requester in flood:
+            served.ask(requester, range(1), "flooded")
+        await eventually(lambda: len(served.order) == 1 + TOGETHER // 2)
+        await served.end()
+        assert len(served.order) == 1 + callers
+        return seen
+
+    async def main() -> None:
+        assert await looks(400) < 5 * await looks(100)
 
     run(main())
