@@ -34,8 +34,8 @@ class _AdminReply(msgspec.Struct, frozen=True):
     error: ErrorBody | None = None
 
 
-_OLDER = "a supervisor knows the requests ping, stats and rebalance"
-"""What a supervisor of an older build answers to `move`."""
+_OLDER = "a supervisor knows the requests"
+"""So a supervisor begins what it says of a request that its build does not know."""
 
 
 class _NoSuchProcess(NotFound):
@@ -110,7 +110,7 @@ class Operator:
             except _NoSuchProcess:
                 raise Unavailable(f"{leader}, which led, is gone; ask again when another supervisor leads") from None
             except BadRequest as error:
-                if error.message != _OLDER:
+                if not error.message.startswith(_OLDER):
                     raise
                 raise BadRequest(f"{leader}, which leads, is of a build that does not know `move`; start newer ones") from None
 

@@ -16,8 +16,9 @@ that turn twice. New placements go to the fitting node with the fewest agents, s
 as few (`_band`) to the one that began last, which is replaced last: in a rollout an agent moves once. Performing a plan and
 planning again yields no `Place` and no `Remove`.
 
-An agent whose spec names a node to move to is asked for where it is (`Depart`), and goes there once its own node has given it up.
-The order ends (`Settle`) when the agent is there, or when that node cannot take it any more.
+An agent whose spec names a node to move to is asked for where it is (`Depart`), and goes there once its own node has given it up;
+or to another first, if that node is in doubt by then: no order keeps an agent without an owner. The order ends (`Settle`) when
+the agent is there, or when that node cannot take it any more.
 
 No clock, no randomness, no I/O: whether a node is alive is decided elsewhere and comes in as data.
 """
@@ -33,6 +34,7 @@ import msgspec
 
 from agentmesh.formats import FIRST, required, users_labels
 from agentmesh.registry_values import NodeLease, Spec
+from agentmesh.subjects import spec_key
 
 
 class Placed(msgspec.Struct, frozen=True, gc=False):
@@ -55,6 +57,8 @@ class World(msgspec.Struct, frozen=True):
     """Node -> number of its placements. Must agree with `placements`."""
     held: Set[str] = frozenset()
     """Nodes in doubt: their agents stay where they are, and they get no new ones."""
+    written: Mapping[str, int] = msgspec.field(default_factory=dict)
+    """Registry key -> its revision, where that is known: whether a spec was written before a placement."""
 
     @staticmethod
     def of(
@@ -297,6 +301,9 @@ class _PlanRun:
                 self._drop(agent, others, f"the newer placement on {node} counts", spec.incarnation)
             if spec.move_to is not None:
                 self._follow_order(agent, spec, node, spec.move_to)
+            elif spec.turn_code is not None and 0 < world.written.get(spec_key(agent), 0) < placed.revision:
+                # It was followed, and the leader that has placed the agent died before it took the word out.
+                self.settled.append(Settle(agent, None, None, placed=True))
             return None
         self._release(held)
         evict = node in world.nodes and not self._fits(node, spec)
@@ -356,11 +363,10 @@ class _PlanRun:
         """Find a node, or say why there is none."""
         agent, spec = vacancy.agent, vacancy.spec
         needs = _needs(spec)
-        if spec.move_to in self.world.held and spec.status != "stopping":
-            self._leave(vacancy, f"node {spec.move_to}, to which it was ordered to move, is in doubt")
-            return
         goes_on = spec.status != "stopping"
-        ordered, refused = self._take_ordered(spec) if goes_on else (None, None)
+        # Of a node in doubt it is soon known what it is, and then the order goes on: but until then nobody would run the agent.
+        to = spec.move_to if goes_on and spec.move_to not in self.world.held else None
+        ordered, refused = self._take_ordered(spec, to)
         same = None
         if ordered is None and goes_on and spec.turn_code is not None:
             same = self._take(needs._replace(code=spec.turn_code))
@@ -368,8 +374,8 @@ class _PlanRun:
         if node is None and spec.status == "stopping":
             # Any node will do: its capacity bounds only agents that run.
             node = self._take(_needs_now(spec))
-        if goes_on and (spec.move_to or (node is not None and spec.turn_code)):
-            self.settled.append(Settle(agent, spec.move_to, refused, placed=node is not None))
+        if goes_on and (to or (node is not None and spec.turn_code)):
+            self.settled.append(Settle(agent, to, refused, placed=node is not None))
         if node is None:
             self._leave(vacancy)
             return
@@ -384,9 +390,8 @@ class _PlanRun:
         self.place.append(Place(agent, node, spec.incarnation, old.revision if old else 0, vacancy.stands, reason))
         self._drop(agent, _without(vacancy.held, node), f"{vacancy.why}; it is on {node} now", spec.incarnation)
 
-    def _take_ordered(self, spec: Spec) -> tuple[str | None, str | None]:
-        """The node that the agent was ordered to move to, counted as taken; or why that cannot take it."""
-        to = spec.move_to
+    def _take_ordered(self, spec: Spec, to: str | None) -> tuple[str | None, str | None]:
+        """The node `to` that the agent was ordered to move to, counted as taken; or why that cannot take it."""
         if to is None:
             return None, None
         if (reason := self._refusal(spec, to)) is not None:
@@ -397,7 +402,7 @@ class _PlanRun:
     def _refusal(self, spec: Spec, to: str) -> str | None:
         return refusal(spec, to, self.world.nodes.get(to), self.loads.get(to, 0))
 
-    def _leave(self, vacancy: _Vacancy, why: str | None = None) -> None:
+    def _leave(self, vacancy: _Vacancy) -> None:
         """No node can take it. Its placement stays, so that its node has it again if it comes back before another can take it."""
         agent, spec = vacancy.agent, vacancy.spec
         stays = None if vacancy.evict else vacancy.stands
@@ -405,7 +410,7 @@ class _PlanRun:
             self.loads[stays] += 1
         reason = vacancy.why if stays is None else f"the newer placement on {stays} counts"
         self._drop(agent, _without(vacancy.held, stays), reason, spec.incarnation)
-        self.unplaced.append(Unplaced(agent, why or self._reason(_needs_now(spec))))
+        self.unplaced.append(Unplaced(agent, self._reason(_needs_now(spec))))
 
     def _take(self, needs: _Needs) -> str | None:
         """The best open node for `needs`, counted as taken."""

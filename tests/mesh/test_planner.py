@@ -242,13 +242,16 @@ def test_an_order_ends_where_the_node_cannot_take_the_agent(other: NodeLease | N
     assert homeless.settle == (Settle("a", "n2", reason, placed=True),)
 
 
-@pytest.mark.case(711)
+@pytest.mark.case(711, 721)
 def test_an_order_waits_for_a_node_in_doubt_and_an_ending_agent_has_none() -> None:
+    """An agent without an owner does not wait for that: its order goes on from where it is then."""
     nodes = {"n1": lease(), "n2": lease()}
     assert plan(World.of(ordered(), nodes, on("n1"), held={"n2"})) == Plan()
-    waits = plan(World.of(ordered(), nodes, {}, held={"n2"}))
-    assert (waits.place, waits.settle) == ((), ())
-    assert waits.unplaced == (Unplaced("a", "node n2, to which it was ordered to move, is in doubt"),)
+    for gone in ({}, on("n0")):
+        taken = plan(World.of(ordered(turn_code="c"), nodes, gone, held={"n2"}))
+        assert [p.node for p in taken.place] == ["n1"] and not taken.unplaced
+        assert taken.settle == (Settle("a", None, None, placed=True),), "the order stands"
+    assert plan(World.of(ordered(), nodes, on("n1"))).depart == (Depart("a", "n1", "n2"),), "and goes on when the doubt ends"
     assert plan(World.of(ordered(status="stopping"), nodes, on("n1"))) == Plan()
     assert [p.node for p in plan(World.of(ordered(status="stopping"), nodes, {}, held={"n2"})).place] == ["n1"]
 
@@ -313,7 +316,11 @@ def test_a_turn_that_was_handed_on_stays_with_the_code_it_began_with_while_a_nod
         made = plan(World.of(handed_on, {**nodes, "n1": other}, crowd), ["a"])
         assert [p.node for p in made.place] == ["n2"], "where none is left it goes on with what is served"
         assert made.settle == (Settle("a", None, None, placed=True),)
-    assert plan(World.of(handed_on, nodes, on("n2")), ["a"]) == Plan(), "it says where the agent goes next, and moves it nowhere"
+    stands = World.of(handed_on, nodes, on("n2", revision=5))
+    assert plan(stands, ["a"]) == Plan(), "it says where the agent goes next, and moves it nowhere"
+    for revision, settled in ((6, ()), (4, (Settle("a", None, None, placed=True),))):
+        known = structs.replace(stands, written={"agents.a": revision})
+        assert plan(known, ["a"]) == Plan(settle=settled), "written before the placement, it has been followed"
     ordered_too = {"a": structs.replace(handed_on["a"], move_to="n2")}
     made = plan(World.of(ordered_too, nodes, crowd), ["a"])
     assert [p.node for p in made.place] == ["n2"], "an operator's order comes first"

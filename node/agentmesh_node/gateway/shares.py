@@ -50,8 +50,8 @@ class _Prefix:
     def drop(self, requester: Requester, place: asyncio.Future[None]) -> None:
         """Forget a request that waits no longer."""
         for lines in (self.lines, self.held):
-            line = lines.get(requester, ())
-            if place in line:
+            line = lines.get(requester)
+            if line is not None and place in line:
                 line.remove(place)
                 if not line:
                     del lines[requester]

@@ -17,7 +17,7 @@ from agentmesh.edge.retry import UPKEEP_RETRY
 from agentmesh.edge.tasks import cancel_and_wait
 from agentmesh.edge.transport import Disconnected, NoResponders, RequestTimeout, Transport
 from agentmesh.errors import BadRequest, NotPermitted
-from agentmesh.registry_values import encode_spec
+from agentmesh.registry_values import NodeLease, encode_spec
 from agentmesh.subjects import Subjects, placement_key, spec_key
 from agentmesh.wire import encode
 from agentmesh_node.host.placed_agent import PlacedAgent
@@ -26,6 +26,8 @@ LOOK_S = 0.02
 _TRIES = 5
 _CODE_S = 2.0
 """How long a hand-over may be held up by what is only a preference."""
+_AGAIN_S = 1.0
+"""Pause before an agent is given up once more that is still here."""
 PACED_S = 3.0
 """For so long at most running turns are handed on a few at a time; then all that are left are."""
 UNDER_WAY = 8
@@ -76,7 +78,19 @@ async def prefer_code(registry: Registry, others: Iterable[Entry], known: Entry 
     """Say in an agent's spec that its turn began with the version `code`, if some of the `others` (leases of nodes) serve that
     and some do not: then the leader takes one that does. What cannot be written now is left out, and the turn goes on with what
     is served. `known` is the spec as it was seen last: where nothing is to be said, nothing is read."""
-    entry, taking = known, [decode_node(lease) for lease in others if _takes_agents(lease)]
+    if known is None:
+        return
+    taking = [decode_node(lease) for lease in others if _takes_agents(lease)]
+    try:
+        async with asyncio.timeout(_CODE_S):
+            await _write_code(registry, taking, known, incarnation, code)
+    except EDGE_ERRORS as error:
+        log.info("the code of a turn cannot be told: %s", error, extra={"key": known.key, "code": code})
+
+
+async def _write_code(registry: Registry, taking: Iterable[NodeLease], known: Entry, incarnation: str, code: str) -> None:
+    """Raises: what the registry does."""
+    entry: Entry | None = known
     for _ in range(_TRIES):
         spec = readable_spec(entry)
         if entry is None or spec is None or spec.incarnation != incarnation:
@@ -85,18 +99,13 @@ async def prefer_code(registry: Registry, others: Iterable[Entry], known: Entry 
         wanted = code if code in versions and len(versions) > 1 else None
         if spec.turn_code == wanted:
             return
-        key, changed = entry.key, encode_spec(msgspec.structs.replace(spec, turn_code=wanted), entry.value)
         try:
-            async with asyncio.timeout(_CODE_S):
-                try:
-                    await registry.update(key, changed, entry.revision)
-                except WrongLastSequence:
-                    entry = await registry.get(key)  # its status was written meanwhile
-                else:
-                    return
-        except EDGE_ERRORS as error:
-            log.info("the code of a turn cannot be told: %s", error, extra={"key": key, "code": code})
+            await registry.update(
+                entry.key, encode_spec(msgspec.structs.replace(spec, turn_code=wanted), entry.value), entry.revision
+            )
             return
+        except WrongLastSequence:
+            entry = await registry.get(entry.key)  # its status was written meanwhile
 
 
 class Handover:
@@ -147,21 +156,29 @@ class Handover:
                 under_way.discard(agent)
 
         async def one(agent: PlacedAgent, *, moves: bool) -> None:
-            await hand_over(agent)
-            if moves and clock() < until:
+            try:
+                await hand_over(agent)
+            except Exception:  # the others are handed over whatever happens to one of them
+                log.exception("an agent was not given up", extra={"agent": agent.name})
+            if placed.get(agent.name) is agent:  # that failed, or somebody else had begun it
+                await asyncio.sleep(_AGAIN_S)
+                begun.discard(agent)
+            elif moves and clock() < until:
                 followed.append(asyncio.create_task(follow(agent.name), name=f"goes on {agent.name}"))
 
-        async with asyncio.TaskGroup() as group:
-            while placed:
-                fresh = [agent for agent in placed.values() if agent not in begun]
-                turning = [a for a in fresh if _can_move(a)] if paced and clock() < until else []
-                now = turning[: max(0, min(max(PER_LOOK, len(turning) // 50), UNDER_WAY - len(under_way)))]
-                for agent in (*(a for a in fresh if a not in turning), *now):
-                    begun.add(agent)
-                    self._waiting.add(agent.name)
-                    group.create_task(one(agent, moves=agent in now))
-                await asyncio.sleep(LOOK_S)
-        await cancel_and_wait(*followed)
+        try:
+            async with asyncio.TaskGroup() as group:
+                while placed:
+                    fresh = [agent for agent in placed.values() if agent not in begun]
+                    turning = [a for a in fresh if _can_move(a)] if paced and clock() < until else []
+                    now = turning[: max(0, min(max(PER_LOOK, len(turning) // 50), UNDER_WAY - len(under_way)))]
+                    for agent in (*(a for a in fresh if a not in turning), *now):
+                        begun.add(agent)
+                        self._waiting.add(agent.name)
+                        group.create_task(one(agent, moves=agent in now))
+                    await asyncio.sleep(LOOK_S)
+        finally:
+            await cancel_and_wait(*followed)
 
     def _on_placement(self, entry: Entry) -> None:
         node, _, agent = entry.key.partition(".")[2].partition(".")

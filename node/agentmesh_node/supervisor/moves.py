@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterable, Set
+from collections.abc import Callable, Iterable, Mapping, Set
 
 import msgspec
 
@@ -33,9 +33,9 @@ _AT_ONCE = 1000
 """Agents that a node is asked for in one request."""
 _REQUEST_S = 2.0
 _AGAIN_S = 3.0
+"""After so long a node is asked again for an agent that it still has."""
 _IDLE_S = 0.2
 """Pause before what is due is looked at again by a supervisor that may not act."""
-"""After so long a node is asked again for an agent that it still has."""
 _TRIES = 5
 """So often an order is written anew because somebody else has written the spec meanwhile."""
 
@@ -159,8 +159,7 @@ class Moves:
                 if due <= now:
                     asked.setdefault(self._open[agent].node, []).append(agent)
                     self._due[agent] = now + _AGAIN_S
-            for node, agents in sorted(asked.items()):
-                await self._ask(node, agents, any_turn=True)
+            await self._ask_all(asked, any_turn=True)
 
     async def rebalance(self) -> int:
         """Ask the nodes that have too many agents to hand some over; those are then placed like all others.
@@ -171,8 +170,14 @@ class Moves:
         for node, agents in leaving.items():
             reason = f"{node} has more agents than others that could run them"
             self._decisions.add("rebalancing", reason, node=node, agents=len(agents))
-            await self._ask(node, agents, any_turn=False)
+        await self._ask_all(leaving, any_turn=False)
         return sum(len(agents) for agents in leaving.values())
+
+    async def _ask_all(self, asked: Mapping[str, Iterable[str]], *, any_turn: bool) -> None:
+        """Ask each node for its agents. One that hangs holds up no other."""
+        async with asyncio.TaskGroup() as group:
+            for node, agents in sorted(asked.items()):
+                group.create_task(self._ask(node, agents, any_turn=any_turn), name=f"ask {node}")
 
     async def _ask(self, node: str, agents: Iterable[str], *, any_turn: bool) -> None:
         """Ask `node` to give up `agents`. One that does not answer is asked again, or is found dead."""

@@ -82,13 +82,17 @@ class RegistryIndex:
             self.placements,
             {node: len(agents) for node, agents in self._on_node.items()},
             doubted,
+            self._revisions,
         )
 
     def copy(self) -> World:
         """As `world`, but a copy, for another thread."""
         now = self.world()
         return msgspec.structs.replace(
-            now, specs=dict(now.specs), placements={agent: dict(by_node) for agent, by_node in now.placements.items()}
+            now,
+            specs=dict(now.specs),
+            placements={agent: dict(by_node) for agent, by_node in now.placements.items()},
+            written=dict(now.written),
         )
 
     def nodes(self) -> set[str]:

@@ -9,6 +9,7 @@ from typing import Any, cast
 import pytest
 from msgspec import structs
 
+from agentmesh.edge.failures import WrongLastSequence
 from agentmesh.edge.registry import Entry, Registry, decode_spec
 from agentmesh.registry_values import NodeLease, Placement
 from agentmesh.subjects import node_key, placement_key, spec_key
@@ -204,6 +205,33 @@ def test_the_code_of_a_turn_is_told_where_some_nodes_serve_it_and_others_do_not(
     simulate(story)
 
 
+def test_the_code_of_a_turn_holds_a_hand_over_up_for_one_while_however_often_others_write_the_spec() -> None:
+    async def story(node: SimulatedNode) -> None:
+        await node.spec("a", status="running")
+        known = await others(node).get(spec_key("a"))
+        assert known is not None
+        kind = decode_spec(known).kind
+
+        class Busy:
+            """A registry in which another one always writes first, and which takes its time."""
+
+            async def update(self, key: str, value: bytes, revision: int) -> int:
+                await node.pass_time(0.9)
+                raise WrongLastSequence(None)
+
+            async def get(self, key: str) -> Entry | None:
+                await node.pass_time(0.9)
+                return known
+
+        two = [Entry(node_key(name), encode(NodeLease(boot="b", kinds=(kind,), code={kind: name})), 1) for name in ("old", "new")]
+        began = node.loop.time()
+        await prefer_code(cast("Any", Busy()), two, known, "life", "old")
+        assert node.loop.time() - began < 2.5
+        assert node.logged("the code of a turn cannot be told")
+
+    simulate(story)
+
+
 # --- the handover ---------------------------------------------------------------------------------------------------
 class Leaving:
     """A node that gives up its agents."""
@@ -276,6 +304,53 @@ def test_each_agent_is_handed_over_once_although_it_stays_for_a_while() -> None:
 
         await it.handover.give_up_all(it.residents, only_begin)
         assert calls == ["a"]
+
+    leaving(story)
+
+
+@pytest.mark.case(720)
+def test_an_agent_that_could_not_be_given_up_is_given_up_once_more_and_holds_up_no_other() -> None:
+    async def story(it: Leaving) -> None:
+        await it.begin("a", "b", "c")
+        tried: list[str] = []
+
+        async def fails_first(resident: PlacedAgent) -> None:
+            tried.append(resident.name)
+            if tried.count(resident.name) == 1 and resident.name != "c":
+                if resident.name == "a":
+                    raise RuntimeError("it does not work")
+                return  # it is being given up already, by who fails
+            await it.hand_over(resident)
+
+        await it.handover.give_up_all(it.residents, fails_first)
+        assert it.handed_over == ["c", "a", "b"] and sorted(tried) == ["a", "a", "b", "b", "c"]
+        assert len(it.node.logged("an agent was not given up")) == 1
+        it.node.logs.clear()
+
+    leaving(story)
+
+
+def test_a_drain_that_is_ended_leaves_nothing_running() -> None:
+    async def story(it: Leaving) -> None:
+        await it.begin("a", "b")
+        for resident in it.residents.values():
+            resident.owner = cast("Any", InTurn())
+        followed: list[str] = []
+
+        async def hangs(resident: PlacedAgent) -> None:
+            await (it.hand_over(resident) if resident.name == "a" else it.node.pass_time(60.0))
+
+        async def elsewhere(agent: str) -> None:
+            followed.append("begun")
+            try:
+                await it.node.pass_time(60.0)
+            finally:
+                followed.append("ended")
+
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(1.0):
+                await it.handover.give_up_all(it.residents, hangs, elsewhere)
+        assert followed == ["begun", "ended"]
 
     leaving(story)
 

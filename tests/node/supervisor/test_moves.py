@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -17,7 +18,7 @@ from agentmesh.wire import encode, encode_failure
 from agentmesh_client.admin import Operator
 from agentmesh_node.supervisor import moves
 from supervised import Mesh, running
-from support import Server, run
+from support import Server, eventually, run
 
 
 async def homed(mesh: Mesh, agent: str, node: str) -> None:
@@ -211,10 +212,40 @@ def test_what_is_due_of_a_supervisor_that_may_not_act_holds_no_loop() -> None:
     assert looked == [True]
 
 
-def test_a_leader_of_the_build_before_is_named(server: Server, subjects: Subjects) -> None:
+def test_a_node_that_hangs_holds_up_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For what is due, and for a rebalance."""
+    full = {"n1": tuple("abc"), "n2": tuple("def")}
+    monkeypatch.setattr(moves, "surplus", lambda world: full)
+
+    class Line:
+        def __init__(self) -> None:
+            self.asked: list[str] = []
+
+        async def request(self, subject: str, data: bytes, *, timeout: float) -> None:
+            self.asked.append(subject)
+            if len(self.asked) == 1:
+                await asyncio.Event().wait()
+
+    async def scenario() -> None:
+        nothing: Any = SimpleNamespace(copy=lambda: None, add=lambda *_, **__: None)
+        for ask in (moves.Moves.run, moves.Moves.rebalance):
+            line: Any = Line()
+            subject = moves.Moves(line, Subjects(), nothing, nothing, nothing, may_act=lambda: True, wake=lambda: None)
+            subject.note({"a", "d"}, Plan(depart=(Depart("a", "n1", "n3"), Depart("d", "n2", "n3"))))
+            task = asyncio.create_task(ask(subject))
+            await eventually(lambda line=line: len(line.asked) == 2, what="the second node is asked, too")
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("known", ["ping, stats and rebalance", "ping, stats, rebalance and more"])
+def test_a_leader_of_the_build_before_is_named(server: Server, subjects: Subjects, known: str) -> None:
     async def scenario() -> None:
         async with running(server, subjects) as mesh:
-            said = encode_failure(BadRequest("a supervisor knows the requests ping, stats and rebalance"))
+            said = encode_failure(BadRequest(f"a supervisor knows the requests {known}"))
             await mesh.registry.create(SUPERVISOR_KEY, encode(SupervisorLease(id="s0")))
             older = await mesh.connect("s0")
             await older.subscribe(subjects.node("s0"), lambda message: older.post(message.reply, said))

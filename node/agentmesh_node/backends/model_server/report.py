@@ -209,12 +209,17 @@ def _fits(made: Any, context: int | None) -> None:
 
 
 async def _last_event(backend: Backend) -> dict[str, Any]:
-    """The data of the event that ends one turn."""
+    """The data of the event that ends one turn. However that ends, nothing of it stays open."""
     stream = await backend.prompt(await backend.start_session(), PROMPT, Turn("check", "1", 1))
     last: dict[str, Any] = {"reason": "server_error", "message": "nothing came"}
-    async for event in stream.events:
-        if event.terminal:
-            last = event.data if event.kind == "error" else {}
+    try:
+        async for event in stream.events:
+            if event.terminal:
+                last = event.data if event.kind == "error" else {}
+    finally:
+        close = getattr(stream.events, "aclose", None)  # an iterator need not have one
+        if close is not None:
+            await close()
     return last
 
 

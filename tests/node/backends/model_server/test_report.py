@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
 import pytest
 
+from agentmesh.backend import Event, Stream
 from agentmesh.budget import Price, Prices
+from agentmesh.errors import BackendError
 from agentmesh_node.__main__ import main
+from agentmesh_node.backends.model_server import report
 from agentmesh_node.backends.model_server.report import ReachableModel, checked, reachable, table
 from agentmesh_node.settings import ModelServer
 from fakes.messages import FakeMessages, Refusal
@@ -104,6 +108,36 @@ def test_a_missing_key_and_a_context_that_is_too_small_cost_no_call(monkeypatch:
     assert small.checked is not None
     assert small.checked.reason == "too_long"
     assert "--backend-option max_tokens=2048" in (small.checked.message or "")
+
+
+def test_a_call_leaves_nothing_open_however_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[bool] = []
+
+    class Broken:
+        """A backend whose events break off, and the events."""
+
+        options = SimpleNamespace(max_tokens=None)
+
+        async def start_session(self) -> None: ...
+
+        async def terminate_session(self, session: None) -> None: ...
+
+        async def prompt(self, *_: Any) -> Stream:
+            return Stream(self, None)
+
+        def __aiter__(self) -> Broken:
+            return self
+
+        async def __anext__(self) -> Event:
+            raise BackendError("it broke off", details={"reason": "server_error"})
+
+        async def aclose(self) -> None:
+            closed.append(True)
+
+    monkeypatch.setattr(report, "_backend", lambda *_: Broken())
+    (row,) = run(checked([ReachableModel(backend="anthropic", model="m")], None))
+    assert row.checked is not None and row.checked.reason == "server_error"
+    assert closed == [True]
 
 
 def test_the_command_prints_json_and_exits_by_its_checks(capsys: pytest.CaptureFixture[str]) -> None:
