@@ -63,7 +63,7 @@ def test_no_number_is_missing_or_used_twice() -> None:
         *range(680, 686),
         *range(700, 703),
         *range(710, 722),
-        *range(730, 735),
+        *range(730, 736),
         *range(740, 746),
     }
 

@@ -30,6 +30,7 @@ from agentmesh.edge.transport import Message
 from agentmesh.registry_values import SupervisorLease
 from agentmesh.subjects import Subjects
 from agentmesh_client import Mesh
+from bench.moving import moving
 from support import Cluster, Server, connected
 
 HERE = Path(__file__).parent
@@ -37,6 +38,7 @@ PATIENCE_S = 120.0
 AT_ONCE = 64
 NODES = ("n1", "n2", "n3")
 SUPERVISORS = ("s1", "s2")
+MOVING = "moving"
 
 
 class Process:
@@ -85,6 +87,12 @@ class Stage:
         self.options = options
         self.hold = logs / "hold"
 
+    async def start_node(self, own_id: str, env: Mapping[str, str]) -> None:
+        """Start one more node."""
+        hers = {**env, "MESH_BENCH_LOGS": str(self.logs)}
+        process = self.processes[own_id] = Process("node", own_id, self.servers.url, self.logs, *self.options, env=hers)
+        await process.ready()
+
     async def leader(self) -> str:
         """Id of the leading supervisor."""
         from agentmesh.edge.registry import Registry
@@ -109,10 +117,10 @@ async def stage(
             async with connected(servers.url) as transport:
                 await ensure(transport, Subjects())
             for own_id in SUPERVISORS:
-                processes[own_id] = Process("supervisor", own_id, servers.url, logs, env={})
+                processes[own_id] = Process("supervisor", own_id, servers.url, logs, env=dict(env))
             await asyncio.gather(*(p.ready() for p in processes.values()))
             for own_id in nodes:
-                hers = {**env, **({"MESH_BENCH_HOLD": str(hold)} if own_id == "n1" else {})}
+                hers = {**env, "MESH_BENCH_LOGS": str(logs), **({"MESH_BENCH_HOLD": str(hold)} if own_id == "n1" else {})}
                 processes[own_id] = Process("node", own_id, servers.url, logs, *agents, env=hers)
             await asyncio.gather(*(p.ready() for p in processes.values()))
             async with agentmesh_client.connect(servers.url) as mesh:
@@ -285,17 +293,23 @@ SCENARIOS: dict[str, Callable[[Stage], Awaitable[int | None]]] = {
 def main() -> None:
     """Run the scenarios that are asked for, all by default."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("scenarios", nargs="*", default=list(SCENARIOS), help=f"of {', '.join(SCENARIOS)}; all by default")
+    known = [*SCENARIOS, MOVING]
+    parser.add_argument("scenarios", nargs="*", default=known, help=f"of {', '.join(known)}; all by default")
     parser.add_argument("--agents", type=int, default=1000, help="agents over three nodes")
     parser.add_argument("--busy", type=int, default=100, help="of those on n1, how many are in a turn")
+    parser.add_argument("--rounds", type=int, default=3, help=f"of {MOVING}")
+    parser.add_argument("--other", type=Path, default=None, help=f"{MOVING} with the processes of this checkout too")
     options = parser.parse_args()
-    if unknown := set(options.scenarios) - SCENARIOS.keys():
+    if unknown := set(options.scenarios) - set(known):
         parser.error(f"there is no scenario {', '.join(sorted(unknown))}")
-    print("From the fault to each answer, ms. n1 is the victim; its busy agents' callers wait.")
-    columns = " ".join(f"{column:>8}" for column in ("min", "p50", "p99", "max"))
-    print(f"{'fault':8} {'agents':>6} {'on n1':>6} {'busy':>5}  {columns}   errors  lost  doubled wrong")
-    for name in options.scenarios:
+    if others := [name for name in options.scenarios if name != MOVING]:
+        print("From the fault to each answer, ms. n1 is the victim; its busy agents' callers wait.")
+        columns = " ".join(f"{column:>8}" for column in ("min", "p50", "p99", "max"))
+        print(f"{'fault':8} {'agents':>6} {'on n1':>6} {'busy':>5}  {columns}   errors  lost  doubled wrong")
+    for name in others:
         asyncio.run(scenario(name, options.agents, options.busy))
+    if MOVING in options.scenarios:
+        asyncio.run(moving(stage, options.busy, options.rounds, options.other))
 
 
 if __name__ == "__main__":

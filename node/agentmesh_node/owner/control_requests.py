@@ -169,8 +169,22 @@ class ControlRequests:
     # --- replies ----------------------------------------------------------------------------------------------------
     def _feed(self, item: Input, token: str, reply: str) -> None:
         """Feed a request whose answer goes to `reply` when the machine gives it (`answer`)."""
+        if self._loop.core is not None and self._loop.core.phase is Phase.HANDED_ON:
+            self._refuse(reply)
+            return
         self._replies[token] = reply
         self._loop.feed(item)
+
+    def handed_on(self) -> None:
+        """The running turn is handed on: the machine takes no request any more, and has done nothing for those that it has not
+        answered. Their senders are told to ask again: the next owner answers."""
+        replies, self._replies = self._replies, {}
+        for reply in replies.values():
+            self._refuse(reply)
+
+    def _refuse(self, reply: str) -> None:
+        gone = Unavailable("the agent goes on at another node; ask again", details={"agent": self._loop.name, "nobody": True})
+        self._reply_soon(reply, wire.encode_failure(gone))
 
     def answer(self, command: AnswerControl) -> None:
         """Send the machine's answer to the request that it belongs to."""

@@ -365,6 +365,7 @@ class Owner:
         await self._idle.retire()
         if self.core is not None and self.core.phase is Phase.HANDED_ON:
             self._turn.tell_handed_on()
+            self._control.handed_on()
 
     def lose_store(self) -> None:
         """The store has lost committed data: stop, and write nothing."""

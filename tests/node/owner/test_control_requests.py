@@ -176,6 +176,28 @@ def test_nothing_is_sent_where_no_owner_may_publish(reply: str) -> None:
     desk(story)
 
 
+@pytest.mark.case(735)
+def test_what_is_asked_while_a_turn_is_handed_on_is_to_be_asked_again() -> None:
+    async def story(it: Desk) -> None:
+        it.send({"op": "interrupt"}, f"{REPLIES}.early")
+        it.send({"op": "cancel", "ref": "7"}, f"{REPLIES}.early2")
+        it.notes.become(phase=Phase.HANDED_ON)
+        it.requests.handed_on()
+        await it.node.until(lambda: len(it.replies) == 2, "both are answered")
+        fed = len(it.notes.inputs)
+        for op in ("interrupt", "resume"):
+            await it.refusal(op)
+        assert len(it.notes.inputs) == fed
+        assert [(reply["error"]["code"], reply["error"]["details"]["nobody"]) for reply in it.replies] == [
+            ("unavailable", True)
+        ] * 4
+        it.requests.handed_on()
+        await it.node.pass_time(0.2)
+        assert len(it.replies) == 4, "each is answered once"
+
+    desk(story)
+
+
 def test_a_caller_that_cannot_be_reached_costs_nothing() -> None:
     async def story(it: Desk) -> None:
         await it.node.stop_server()
