@@ -26,6 +26,8 @@ log = logging.getLogger("agentmesh.service")
 
 LOOK_S = 1.0
 """How often a process that waits for streams looks for them."""
+LAST_LOOKS = 5
+"""Looks that are for the streams alone that it can do without, once the others are there: who makes these makes those, too."""
 _NANOSECONDS = frozenset(("max_age", "duplicate_window", "subject_delete_marker_ttl"))
 
 
@@ -131,9 +133,10 @@ async def streams_there(where: MeshAddress, own_id: str, waiting: Callable[[str]
             reason = f"mesh {where.root!r} lacks {', '.join(absent.lost)}: run `mesh setup`, which says more; waiting for that"
             waiting(f"{StreamMissing.code}: {reason}")
             log.warning("%s: %s", StreamMissing.code, reason, extra={"code": StreamMissing.code, "missing": absent.lost})
-        unseen = False
-        while absent.lost:
+        unseen, last_looks = False, LAST_LOOKS if absent.lost else 0
+        while absent.lost or (absent.later and last_looks):
             await asyncio.sleep(LOOK_S)
+            last_looks -= not absent.lost
             try:
                 absent = await streams.absent(transport, subjects, patience_s=0.0)
             except Unavailable as error:  # it has waited for longer than any outage is: the log says once that it goes on

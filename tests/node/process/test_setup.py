@@ -87,6 +87,7 @@ def test_a_process_waits_for_streams_says_so_once_and_makes_none(
     server: Server, subjects: Subjects, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(verb, "LOOK_S", 0.01)
+    monkeypatch.setattr(verb, "LAST_LOOKS", 10**6)  # until the last stream is made, however slow that is
     told: list[str] = []
 
     async def main() -> None:
