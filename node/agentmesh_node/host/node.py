@@ -34,6 +34,7 @@ from agentmesh_node.host.late_mail_sweep import LateMailSweep
 from agentmesh_node.host.node_stats import AgentGauges, activities, count, first_lease
 from agentmesh_node.host.stream_health import StreamHealth
 from agentmesh_node.liveness_thread import LivenessLoop, LivenessThread
+from agentmesh_node.owner.predecessors import tell_all_fenced
 from agentmesh_node.services import Services
 from agentmesh_node.settings import NodeSettings
 from agentmesh_node.store_loss import report_older_mail
@@ -46,6 +47,8 @@ TOLD_EVERY_S = 2.0
 """How often a draining node says what it waits for."""
 HANDOVER_S = 5.0
 """How long a draining node waits for its agents to be placed elsewhere."""
+TELL_S = 2.0
+"""How long a drain may be held up by what is to be told of attempts that another owner has cut off."""
 
 
 class Node:
@@ -251,6 +254,7 @@ class Node:
             left = await handover.wait(HANDOVER_S)
             if left:
                 log.warning("agents were given up and have no owner yet", extra={"agents": len(left)})
+            await tell_all_fenced(self.services, TELL_S)
             log.info("drained", extra={"without_owner": len(left)})
         finally:
             await handover.close()

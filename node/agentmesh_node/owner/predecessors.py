@@ -53,21 +53,34 @@ def tell_if_fenced(services: Services, agent: str, generation: int) -> None:
         services.spawn(_tell_if_fenced(services, agent, generation))
 
 
+async def tell_all_fenced(services: Services, within_s: float) -> None:
+    """This process ends, and cannot wait as `tell_if_fenced` does: see to it now, for `within_s` seconds at most."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(within_s):
+            for agent, generation in services.traces.fenced():
+                await _told_if_fenced(services, agent, generation)
+
+
 async def _tell_if_fenced(s: Services, agent: str, generation: int) -> None:
     for _ in range(TRIES):
         await asyncio.sleep(FENCED_S)
         if s.traces.owned(agent) == generation:
             return  # this process goes on with it, and may have begun them again
-        try:
-            contents = await s.journal.read(agent)
-        except MeshError:
-            continue
-        ledger, _ = fold(contents.records)
-        if ledger is None or (ledger.generation, ledger.boot) != (generation, s.boot):
-            break
-    else:
-        s.traces.forgotten(agent, generation)
-        return
+        if await _told_if_fenced(s, agent, generation):
+            return
+    s.traces.forgotten(agent, generation)
+
+
+async def _told_if_fenced(s: Services, agent: str, generation: int) -> bool:
+    """Tell of the attempts of that owner, whose place another one has taken, if nobody has. Returns False where another one has
+    not, or that cannot be seen now."""
+    try:
+        contents = await s.journal.read(agent)
+    except MeshError:
+        return False
+    ledger, _ = fold(contents.records)
+    if ledger is not None and (ledger.generation, ledger.boot) == (generation, s.boot):
+        return False
     begun = s.traces.forgotten(agent, generation)
     over = ended_in(agent, ledger, contents.records) if ledger is not None else set()
     over |= await _told(s, agent, since=min((fact.started for fact in begun), default=0.0) - MARGIN_S)
@@ -75,6 +88,7 @@ async def _tell_if_fenced(s: Services, agent: str, generation: int) -> None:
         if fact.span not in over:
             span = abandoned(fact, at=s.now(), epoch=s.epoch, root=s.settings.root)
             await _store(s, s.subjects.trace(agent, "spans"), encode_fact(Spans(spans=(span,))), end_id(span.id))
+    return True
 
 
 async def _tell(s: Services, taken: Taken) -> None:

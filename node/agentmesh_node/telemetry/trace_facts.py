@@ -178,6 +178,11 @@ class SpanTeller:
             del self.begun[agent]
         return begun
 
+    def fenced(self) -> list[tuple[str, int]]:
+        """Agents, and generations of theirs for which this process acts no more, whose attempts have said that they began."""
+        found = {(agent, fact.generation) for agent, begun in self.begun.items() for fact in begun.values()}
+        return sorted(one for one in found if self._owned.get(one[0]) != one[1])
+
     def _end_open(self, agent: str, record: Record) -> None:
         """A record of this process is committed: it may have ended an attempt that has said that it began."""
         begun = self.begun[agent]

@@ -16,7 +16,7 @@ from agentmesh.trace.facts import spans_in
 from agentmesh.trace.lost import Taken
 from agentmesh.trace.spans import Began, Spans, ToldSpan, encode_fact
 from agentmesh.wire import encode
-from agentmesh_node.owner.predecessors import FENCED_S, look_back, tell_if_fenced
+from agentmesh_node.owner.predecessors import FENCED_S, look_back, tell_all_fenced, tell_if_fenced
 from agentmesh_node.telemetry.trace_facts import end_id
 from node.simulated import SimulatedNode, simulate
 
@@ -164,8 +164,9 @@ def test_with_all_the_last_facts_of_a_process_that_died_are_there_again() -> Non
 
 
 @pytest.mark.case(544)
+@pytest.mark.parametrize("drains", [False, True])
 @pytest.mark.parametrize("fate", ["told", "superseded", "committed", "its own"])
-def test_an_owner_that_was_superseded_sees_to_its_late_beginnings(fate: str) -> None:
+def test_an_owner_that_was_superseded_sees_to_its_late_beginnings_at_once_if_its_process_ends(fate: str, drains: bool) -> None:
     async def story(node: SimulatedNode) -> None:
         s = node.services
         s.traces.began(began(node, boot=s.boot))
@@ -185,7 +186,10 @@ def test_an_owner_that_was_superseded_sees_to_its_late_beginnings(fate: str) -> 
             await publish(node, "spans", Spans(spans=(span,)))
         before = len(told(node))
         tell_if_fenced(s, AGENT, 5)
-        await node.pass_time(2 * FENCED_S)
+        if drains:
+            await tell_all_fenced(s, FENCED_S / 2)
+        else:
+            await node.pass_time(2 * FENCED_S)
         new = told(node)[before:]
         assert [span.attributes[semconv.ATTEMPT_END] for span in new] == (["fenced"] if fate == "superseded" else [])
         if new:
