@@ -187,7 +187,11 @@ BACKEND_METHODS = ("start_session", "resume_session", "prompt", "update_session"
 
 
 class Backend(Protocol):
-    """A model, or a stand-in for one. Methods raise `agentmesh.errors.BackendError` for what they refuse."""
+    """A model, or a stand-in for one. Methods raise `agentmesh.errors.BackendError` for what they refuse.
+
+    A class may have a tuple `imports`, the names of modules that it imports only when it is used: a node that serves a kind with
+    this backend imports them before it takes agents, so that none of them waits for that in the middle of a turn.
+    """
 
     async def start_session(self) -> Any:
         """Begin a session; returns its serialisable value."""

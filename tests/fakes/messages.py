@@ -25,7 +25,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from types import TracebackType
 from typing import Any, Self
 
@@ -33,6 +33,7 @@ import msgspec
 
 from fakes import chat
 from fakes.answers import KINDS, MODEL, Answer, Item, Refusal, Tool, error_body, events_of, items, message_of, model_body
+from fakes.http_server import CrowdServer
 
 __all__ = ["Answer", "Call", "FakeMessages", "Item", "Refusal", "Script", "Tool", "text_of"]
 
@@ -192,10 +193,8 @@ class FakeMessages:
         self.close()
 
 
-class _Server(ThreadingHTTPServer):
+class _Server(CrowdServer):
     """Knows its open connections, so that closing it ends them."""
-
-    daemon_threads = True
 
     def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
         super().__init__(address, handler)

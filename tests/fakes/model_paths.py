@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Mapping
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from types import TracebackType
 from typing import Any, NamedTuple, Self
+
+from fakes.http_server import CrowdServer
 
 CHAT, MESSAGES, RESPONSES, MODELS = "/v1/chat/completions", "/v1/messages", "/v1/responses", "/v1/models"
 COMPLAINT = {"error": {"message": "'messages' is required", "type": "invalid_request_error"}}
@@ -52,7 +54,7 @@ class ModelPaths:
             def log_message(self, *_: object) -> None:
                 return
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = CrowdServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
 
     def __enter__(self) -> Self:

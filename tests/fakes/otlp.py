@@ -15,7 +15,7 @@ import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -25,6 +25,7 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
 )
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest, ExportTraceServiceResponse
 
+from fakes.http_server import CrowdServer
 from fakes.otlp_values import Point, Received, points_in, spans_in
 
 WORKERS = 16
@@ -188,8 +189,7 @@ class _Server(Protocol):
 
 class _Http:
     def __init__(self, receiver: OtlpReceiver, port: int) -> None:
-        self._server = ThreadingHTTPServer(("127.0.0.1", port), type("Handler", (_Handler,), {"receiver": receiver}))
-        self._server.daemon_threads = True
+        self._server = CrowdServer(("127.0.0.1", port), type("Handler", (_Handler,), {"receiver": receiver}))
         self.port: int = self._server.server_address[1]
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
 

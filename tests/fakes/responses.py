@@ -14,9 +14,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from types import TracebackType
 from typing import Any, ClassVar, Literal, Self
+
+from fakes.http_server import CrowdServer
 
 type Json = dict[str, Any]
 
@@ -120,8 +122,7 @@ class ResponsesServer:
         self._requests: list[Seen] = []
         self._ids = itertools.count(1)
         self.closing = threading.Event()
-        self._server = ThreadingHTTPServer(("127.0.0.1", port), _handler(self))
-        self._server.daemon_threads = True
+        self._server = CrowdServer(("127.0.0.1", port), _handler(self))
         self._server.block_on_close = False
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
 

@@ -14,6 +14,7 @@ import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, get_args, overload
+from weakref import WeakKeyDictionary
 
 import msgspec
 
@@ -43,6 +44,8 @@ EFFECTS: frozenset[str] = frozenset(get_args(ToolEffect.__value__))
 DEFAULT_TIMEOUT_S = 60.0
 AGENT_TIMEOUT_S = 600.0
 _POLICY = "__agentmesh_tool__"
+_SIGNATURES: WeakKeyDictionary[Any, dict[str, Signature]] = WeakKeyDictionary()
+"""Of functions that are tools, by the names that they have as such."""
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 """The names of tools that model APIs accept."""
 
@@ -295,9 +298,21 @@ def _declared(item: Any, agent: Any) -> Declared:
     if reconcile is not None and _is_method(reconcile):
         reconcile = reconcile.__get__(agent)
     name = _tool_name(policy.name or str(getattr(item, "__name__", "")))
-    signature = signature_of(function, name)
+    signature = _signature(item, function, name)
     spec = ToolSpec(name, policy.description or signature.description, signature.schema)
     return FunctionTool(spec, function, signature, policy.effect, policy.timeout_s, reconcile)
+
+
+def _signature(item: Any, function: Any, name: str) -> Signature:
+    """That of `item`, which `function` is for one agent. It is the same for all agents of a class, and takes a while to find."""
+    try:
+        known = _SIGNATURES.setdefault(item, {})
+    except TypeError:  # a callable that has no hash, or cannot be referred to weakly
+        return signature_of(function, name)
+    found = known.get(name)
+    if found is None:
+        found = known[name] = signature_of(function, name)
+    return found
 
 
 def _is_method(function: Any) -> bool:

@@ -30,6 +30,7 @@ from agentmesh_node.process.agent_loader import load_agents
 from agentmesh_node.process.code_versions import code_versions
 from agentmesh_node.process.nats_server import EmbeddedServer
 from agentmesh_node.process.options import CommonOptions, NodeOptions, StreamOptions, SupervisorOptions
+from agentmesh_node.process.preload import preload
 from agentmesh_node.process.secured import SecuredStore
 from agentmesh_node.process.setup import set_up_own, streams_there
 from agentmesh_node.process.setup import settings as stream_settings
@@ -90,6 +91,7 @@ def node(command: NodeCommand, *, workers: int = 1, health_port: int | None = No
             served, _ = await model_option.settled(stack, settings, command.model, command.model_name)
             if command.check:
                 await model_option.check(served)
+            await asyncio.to_thread(preload, served)
             state.node = hosted = await _start_node(stack, where, served)
             told.ready(f"node {settings.node_id} ready: kinds {_kinds(settings)}; {hosted.url}{model_option.shown(served)}")
             await told.stop(_background(stack, _asked_to_end(hosted)), _background(stack, orphaned()))

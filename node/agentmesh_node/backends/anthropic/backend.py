@@ -22,6 +22,7 @@ class AnthropicBackend(ApiBackend["AsyncAnthropic"]):
     """A `Backend` on the Messages API."""
 
     KEPT = "messages"
+    imports = ("anthropic",)
 
     def __init__(
         self,

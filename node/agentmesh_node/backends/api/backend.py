@@ -24,6 +24,7 @@ class ApiBackend[C: Closable]:
     """
 
     KEPT: ClassVar[str]
+    imports: ClassVar[tuple[str, ...]]
 
     def __init__(self, agent: Agent[Any], options: ApiOptions, clients: Clients[C], *, guard: CallGuard | None = None) -> None:
         """

@@ -34,6 +34,11 @@ def on_server(server: ModelServer, backend: str) -> Callable[[Agent[Any], Mappin
     return partial(_made, server, backend)
 
 
+def stand_in(server: ModelServer) -> str:
+    """The backend of agents that have none of a model's."""
+    return "openai" if server.chat or server.responses else "anthropic"
+
+
 def _made(server: ModelServer, backend: str, agent: Agent[Any], options: Mapping[str, Any]) -> Backend:
     """
     Raises:
@@ -41,7 +46,8 @@ def _made(server: ModelServer, backend: str, agent: Agent[Any], options: Mapping
         InvalidAgent: the agent's tools cannot be used.
     """
     if backend == STAND_IN:
-        backend, known = ("openai", OpenAIOptions) if server.chat or server.responses else ("anthropic", AnthropicOptions)
+        backend = stand_in(server)
+        known = OpenAIOptions if backend == "openai" else AnthropicOptions
         options = {name: value for name, value in options.items() if name in known.__struct_fields__}
     if backend == "anthropic":
         return AnthropicBackend(agent, _options(server, options), clients=messages_clients(_address(server, "messages")))

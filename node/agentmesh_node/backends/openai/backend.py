@@ -22,6 +22,7 @@ class OpenAIBackend(ApiBackend["AsyncOpenAI"]):
     """A `Backend` on Chat Completions or Responses."""
 
     KEPT = "history"
+    imports = ("openai",)
 
     def __init__(
         self,
