@@ -1,6 +1,6 @@
 # Each target sets up what it needs: a Python of 3.12 or newer is all that must be there.
 .DEFAULT_GOAL := help
-.PHONY: help demo quick test roles test-roles test-long-answers test-local test-backends lint check bench bench-failover bench-sleeping bench-paired bench-roles sim fuzz chaos user-changes cases clean
+.PHONY: help demo quick test roles test-roles test-long-answers test-local gateway test-backends lint check bench bench-failover bench-sleeping bench-paired bench-roles sim fuzz chaos user-changes cases clean
 
 # Tests start a thousand processes: without byte code each would compile all that it imports, as long as it takes to run.
 unexport PYTHONDONTWRITEBYTECODE
@@ -21,6 +21,10 @@ help: ## Show this list
 
 .venv/.stamp-local: pyproject.toml .ci/venv tests/local/requirements.txt
 	@bash .ci/venv all,local $@
+
+.venv-litellm/.stamp: tests/node/backends/litellm.txt .venv/.stamp-dev
+	@.venv/bin/python -m venv .venv-litellm && .venv-litellm/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
 
 demo: .venv/.stamp$(if $(filter local,$(MODEL)),-local) ## Watch an agent outlive its node, in half a minute; MODEL=local for a small, real model
 	@MODEL=$(MODEL) $(PY) examples/triage/demo.py
@@ -45,6 +49,8 @@ test-long-answers: .venv/.stamp-dev ## Answers to callers in another account, up
 test-local: .venv/.stamp-dev ## A real, small model behind each backend, some minutes: what it says is printed
 	@$(PYTEST) -n 0 -s tests/local/test_small_model.py tests/local/vendors.py tests/local/gateway.py $(ARGS)
 
+gateway: .venv-litellm/.stamp ## Install LiteLLM beside the project, for its test: a minute and 730 MB
+
 test-backends: .venv/.stamp-dev ## What Arize Phoenix and Jaeger show of a mesh; installed once, outside the checkout, in ten minutes and 1.6 GB
 	@PYTHONPATH=tests $(PY) -m trace_backends.installed
 	@$(PYTEST) -n 0 -s tests/trace_backends/shown.py $(ARGS)
@@ -55,7 +61,7 @@ lint: .venv/.stamp-dev ## Lint, format, types, imports
 	$(PY) -m mypy
 	.venv/bin/lint-imports
 
-check: lint test roles ## Everything: what must hold before a change is done
+check: gateway lint test roles ## Everything: what must hold before a change is done
 
 bench: .venv/.stamp-dev ## Measure the mesh beside its floors, in a few minutes
 	@$(PY) -c 'import faststream' 2>/dev/null || $(PY) -m pip install --quiet -e '.[bench]' || true
@@ -89,4 +95,4 @@ cases: .venv/.stamp-dev ## List the numbered cases of docs/semantics.md that no 
 	@$(PY) tests/cases.py
 
 clean: ## Remove the virtual environment and caches
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-litellm .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

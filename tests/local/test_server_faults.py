@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from agentmesh.backend import Event, Turn
+from agentmesh.steps import UnjournaledSteps
+from agentmesh.structured import AnswerType
 from agentmesh_node.backends.anthropic import AnthropicBackend
 from agentmesh_node.backends.model_server.local import MODEL, LocalModel
 from agentmesh_node.backends.openai import OpenAIBackend
+from agentmesh_node.turns.typed_answers import TypedBackend
 from local.model import INSTALLED, MISSING
+from node.backends.case_table import LLAMA, NEVER, Row, cells, rows_of
 from node.backends.conversation import Conversation, Plain
 from support import run
 
@@ -31,7 +36,17 @@ WAYS: dict[str, tuple[type[Conversation], dict[str, Any]]] = {
     "chat": (Chat, {}),
     "responses": (Chat, {"api": "responses"}),
 }
+ROWS: dict[str, Row] = {
+    "messages": ("anthropic", "Messages", LLAMA),
+    "chat": ("openai", "Chat Completions", LLAMA),
+    "responses": ("openai", "Responses", LLAMA),
+}
 way = pytest.mark.parametrize("name", WAYS)
+
+
+def told(name: str, case: str) -> str:
+    """What docs/backends.md says becomes of this case."""
+    return cells()[(*ROWS[name], case)]
 
 
 def talk(name: str, **options: Any) -> Conversation:
@@ -59,6 +74,7 @@ def test_an_answer_that_is_cut_at_its_limit_says_so(at: None, name: str) -> None
 
     last = run(main(), 110)[-1]
     assert (last.kind, last.data.get("stop_reason")) == ("result", "max_tokens")
+    assert told(name, "cut answer") == "cut, as told"
 
 
 @way
@@ -68,7 +84,7 @@ def test_a_prompt_that_is_longer_than_its_context_is_too_long(at: None, name: st
             return await conversation.say("word " * 9000)
 
     last = run(main(), 110)[-1]
-    assert (last.kind, last.data.get("reason")) == ("error", "too_long")
+    assert (last.kind, last.data.get("reason")) == ("error", told(name, "too long"))
 
 
 @way
@@ -87,4 +103,28 @@ def test_a_server_that_is_killed_in_mid_answer_breaks_the_stream(monkeypatch: py
                 return events
 
     last = run(main(), 110)[-1]
-    assert (last.kind, last.data.get("reason")) == ("error", "stream_broken")
+    assert (last.kind, last.data.get("reason")) == ("error", told(name, "broken stream"))
+
+
+class Where(msgspec.Struct):
+    city: str
+
+
+@way
+def test_only_where_it_heeds_a_schema_is_its_answer_of_the_agents_type(at: None, name: str) -> None:
+    async def main() -> Event:
+        async with talk(name, max_tokens=30) as conversation:
+            typed = TypedBackend(conversation.backend, AnswerType(Where))
+            turn = Turn("a", "1", 1, steps=UnjournaledSteps(key="a/1"), answer_type=AnswerType(Where))
+            stream = await typed.prompt(await typed.start_session(), "What is the capital of France?", turn)
+            return [event async for event in stream.events][-1]
+
+    last = run(main(), 110)
+    assert told(name, "typed answer") == ("value" if last.kind == "result" else last.data["reason"])
+
+
+def test_the_table_says_of_all_else_what_the_mesh_sees_of_it() -> None:
+    """In test_small_model.py, in whole turns of agents."""
+    for row in rows_of(LLAMA):
+        seen = {case: cells()[(*row, case)] for case in ("text", "stream", "tool", "429")}
+        assert seen == {"text": "answer", "stream": "pieces", "tool": "run", "429": NEVER}

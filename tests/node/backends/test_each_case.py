@@ -27,21 +27,13 @@ from fakes import responses
 from fakes.messages import Answer, FakeMessages, Item, Refusal, Tool
 from fakes.responses import Reply, ResponsesServer, Text, say
 from node.backends import codex
+from node.backends.case_table import CASES, FAKE, ROWS, Row, cells, rows_of
 from support import Server, run
 
 pytestmark = pytest.mark.processes
 
-PAGE = (Path(__file__).parents[3] / "docs" / "backends.md").read_text()
 KEY = "sk-a-key-of-the-tests"
 LONG = "This model's maximum context length is 8192 tokens"
-CASES = ("text", "stream", "tool", "typed answer", "cut answer", "too long", "429", "broken stream")
-ROWS = (
-    ("anthropic", "Messages"),
-    ("openai", "Chat Completions"),
-    ("openai", "Responses"),
-    ("claude", "Messages"),
-    ("codex", "Responses"),
-)
 
 
 class Sum(msgspec.Struct):
@@ -87,14 +79,6 @@ OF_RESPONSES: dict[str, Sequence[Reply]] = {
 }
 
 
-def cells() -> dict[tuple[str, str, str], str]:
-    """The table of the page: backend, API and case -> what it says."""
-    table = PAGE.partition("### Backends and servers")[2].partition("\n\n|")[2].partition("\n\n")[0]
-    head, _, *rows = (line.strip("| ").split(" | ") for line in f"|{table}".splitlines())
-    assert tuple(head[2:]) == CASES
-    return {(row[0].strip("`"), row[1], case): word.strip("`") for row in rows for case, word in zip(CASES, row[2:], strict=True)}
-
-
 @pytest.fixture(autouse=True)
 def keys(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("ANTHROPIC_API_KEY", "OPENAI_API_KEY", codex.KEY_NAME):
@@ -131,7 +115,7 @@ def ground(tmp_path: Path, server: Server, subjects: Subjects) -> Ground:
 
 
 @asynccontextmanager
-async def made(row: tuple[str, str], url: str, ground: Ground) -> AsyncIterator[Any]:
+async def made(row: Row, url: str, ground: Ground) -> AsyncIterator[Any]:
     """The backend of a row."""
     agent = Doubler()
     api = {"api": "responses"} if row[1] == "Responses" else {}
@@ -148,6 +132,17 @@ async def made(row: tuple[str, str], url: str, ground: Ground) -> AsyncIterator[
 
             async with desk(ground.server, ground.subjects, ground.where) as room_of:
                 yield room_of.backend(agent=agent)
+
+
+async def played(backend: Any, case: str) -> list[Event]:
+    """The events of a turn."""
+    typed = SUM if case == "typed answer" else None
+    asked = TypedBackend(backend, SUM) if typed is not None else backend
+    turn = Turn("coder", "1", 1, steps=UnjournaledSteps(key="t"), answer_type=typed)
+    stream = await asked.prompt(await asked.start_session(), "2 + 2?", turn)
+    events = [event async for event in stream.events]
+    await asked.release()
+    return events
 
 
 def word(case: str, events: list[Event]) -> str:
@@ -171,24 +166,18 @@ def word(case: str, events: list[Event]) -> str:
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("row", ROWS, ids=[f"{name}-{api}" for name, api in ROWS])
-def test_each_cell_of_the_table_is_what_happens(row: tuple[str, str], case: str, model: str, ground: Ground) -> None:
+@pytest.mark.parametrize("row", rows_of(FAKE), ids="-".join)
+def test_each_cell_of_the_table_is_what_happens(row: Row, case: str, model: str, ground: Ground) -> None:
     if row[0] == "claude" and importlib.util.find_spec("claude_agent_sdk") is None:
         pytest.skip("the extra claude is not installed")
 
     async def main() -> list[Event]:
         async with made(row, model, ground) as backend:
-            typed = SUM if case == "typed answer" else None
-            asked = TypedBackend(backend, SUM) if typed is not None else backend
-            turn = Turn("coder", "1", 1, steps=UnjournaledSteps(key="t"), answer_type=typed)
-            stream = await asked.prompt(await asked.start_session(), "2 + 2?", turn)
-            events = [event async for event in stream.events]
-            await asked.release()
-            return events
+            return await played(backend, case)
 
     assert word(case, run(main(), 120)) == cells()[(*row, case)]
 
 
 def test_the_table_has_these_rows_and_no_others() -> None:
-    assert {key[:2] for key in cells()} == set(ROWS)
+    assert [key[:3] for key in cells()][:: len(CASES)] == list(ROWS)
     assert all(re.fullmatch(r"[a-z_, ]+", word) for word in cells().values())
