@@ -38,14 +38,16 @@ def fake() -> Iterator[FakeMessages]:
 
 
 @contextlib.asynccontextmanager
-async def claude_mesh(server: Server, subjects: Subjects, root: Path, fake: FakeMessages) -> AsyncIterator[ProcessMesh]:
+async def claude_mesh(
+    server: Server, subjects: Subjects, root: Path, fake: FakeMessages, *, drain_s: int = 1
+) -> AsyncIterator[ProcessMesh]:
     """A supervisor, and two nodes that serve agents with Claude Code; their files lie under `root`."""
     env = {
         **{name: "" for name in os.environ if name.startswith(("ANTHROPIC_", "CLAUDE"))},
         "ANTHROPIC_BASE_URL": fake.url,
         "ANTHROPIC_API_KEY": KEY,
         "MESH_FILES": str(root / "files"),
-        "MESH_DRAIN_S": "1",
+        "MESH_DRAIN_S": str(drain_s),
     }
     agents = str(claude_agents.__file__)
     async with process_mesh(server, subjects, root, env=env, modules=SDK) as mesh:
@@ -144,6 +146,46 @@ def test_a_turn_goes_on_elsewhere_behind_what_was_paid_for(
             assert ["tool_result", True] in state["seen"]
             assert (await mesh.client.ask("coder", "do you?", timeout=PATIENCE_S)).text == "and I remember"
             assert "it is lent" in told(fake.calls[4])
+
+    run(main(), LONG_S)
+
+
+@pytest.mark.slow
+@pytest.mark.case(723)
+def test_a_node_that_leaves_hands_the_turn_on_as_soon_as_its_tools_have_ended(
+    server: Server, subjects: Subjects, tmp_path: Path, fake: FakeMessages
+) -> None:
+    began, go, ran, release = (tmp_path / name for name in ("began", "go", "ran", "release"))
+    command = f"touch {began}; while [ ! -e {go} ]; do sleep 0.05; done; echo once >> {ran}"
+    bash = Tool("Bash", {"command": command, "description": "wait"})
+
+    def script(call: Call) -> Any:
+        if call.number == 2:  # it began when the tools had ended: the node that leaves does not wait for it
+            while not release.exists() and not fake.closing.wait(0.05):
+                pass
+        answers = ["welcome", Answer(text="I wait", tools=[bash]), "lost on the way", "it has run"]
+        return answers[min(call.number, 3)]
+
+    fake.play(script)
+
+    async def main() -> None:
+        async with claude_mesh(server, subjects, tmp_path, fake, drain_s=60) as mesh:
+            await mesh.client.start_agent("coder", kind="Coder", timeout=PATIENCE_S)
+            await mesh.client.ask("coder", "hello", timeout=PATIENCE_S)
+            asked = asyncio.create_task(mesh.client.ask("coder", "run it", timeout=PATIENCE_S))
+            await eventually(began.exists, PATIENCE_S, "the command")
+            victim = await mesh.host_of("coder")
+            ended = asyncio.create_task(victim.terminate())
+            await eventually(lambda: "the end of this node waits for a turn" in victim.log, PATIENCE_S, "it waits for the tool")
+            go.touch()
+            answer = await asked
+            assert await ended == 0 and not release.exists()
+            assert (answer.text, answer.turn) == ("it has run", 2)
+            assert answer.node in {"n1", "n2"} - {victim.id}
+            assert ran.read_text() == "once\n"
+            assert any(b'"moves":1' in encode_record(record) for record in await mesh.records("coder"))
+            assert "I wait" in told(fake.calls[-1]) and len(fake.calls) <= 4
+            release.touch()
 
     run(main(), LONG_S)
 

@@ -137,6 +137,39 @@ def test_a_turn_whose_node_is_killed_goes_on_elsewhere_and_pays_for_no_answer_tw
     run(main(), LONG_S)
 
 
+@pytest.mark.case(723)
+def test_a_node_that_leaves_hands_the_turn_on_as_soon_as_its_tools_have_ended(
+    fake: ResponsesServer, server: Server, subjects: Subjects, tmp_path: Path
+) -> None:
+    marks, work = tmp_path / "marks", tmp_path / "work"
+    held = shell("touch began; while [ ! -e go ]; do sleep 0.05; done; echo line >> log", wait_ms=60_000)
+    second = Reply((Text("marking"), Call("mark", {"file": str(marks)}), held))
+    fake.script = [say("hello"), second, *(say("all done") for _ in range(3))]
+
+    async def main() -> None:
+        env = {"MESH_FILES": str(tmp_path / "files"), "MESH_DRAIN_S": "60"}
+        async with process_mesh(server, subjects, tmp_path, env=env) as mesh:
+            for own_id in ("n1", "n2"):
+                await node(mesh, own_id)
+            await mesh.client.start_agent("coder", kind="Marker", options=given(fake, work), timeout=PATIENCE_S)
+            await mesh.client.ask("coder", "hi", timeout=PATIENCE_S)
+            asked = asyncio.create_task(mesh.client.ask("coder", "mark it", timeout=PATIENCE_S))
+            await eventually((work / "began").exists, PATIENCE_S, "the command")
+            leaving = await mesh.host_of("coder")
+            ended = asyncio.create_task(leaving.terminate())
+            await eventually(lambda: "the end of this node waits for a turn" in leaving.log, PATIENCE_S, "it waits for the tool")
+            (work / "go").touch()
+            answer = await asked
+            assert await ended == 0
+            assert (answer.text, answer.node) == ("all done", "n2" if leaving.id == "n1" else "n1")
+            assert any(b'"moves":1' in encode_record(record) for record in await mesh.records("coder"))
+            assert fake.calls <= 4, "only the call that was just being made is made again"
+            assert fake.requests[-1].texts("user") == ["hi", "mark it"]
+            assert ((work / "log").read_text(), marks.read_text()) == ("line\n", "mark\n")
+
+    run(main(), LONG_S)
+
+
 def test_no_child_outlives_a_node_that_is_killed_or_told_to_end(
     fake: ResponsesServer, server: Server, subjects: Subjects, tmp_path: Path
 ) -> None:

@@ -6,12 +6,16 @@ import asyncio
 from typing import Any
 
 import pytest
+from msgspec import structs
 
+from agentmesh.backend import Turn
 from agentmesh.errors import Fenced
 from agentmesh.steps import UnjournaledSteps
 from agentmesh_node.backends.claude import mirror as mirror_module
 from agentmesh_node.backends.claude.mirror import Mirror
 from agentmesh_node.backends.claude.transcript import events, standing, tokens
+from agentmesh_node.backends.own_loop import OwnLoop
+from agentmesh_node.turns.boundary import Boundary
 from support import eventually, run
 
 KEY: Any = {"project_key": "p", "session_id": "s"}
@@ -31,6 +35,11 @@ GIVEN = {"type": "tool_result", "tool_use_id": "t1", "content": [{"type": "text"
 TURN = [told("before", "earlier"), told("p", "lend"), said("a1", WORDS), said("a2", CALL), told("r1", [GIVEN])]
 
 
+def loop(boundary: Boundary | None = None) -> OwnLoop:
+    turn = Turn("coder", "17", 1)
+    return OwnLoop(turn if boundary is None else structs.replace(turn, calls=boundary))
+
+
 class Kept:
     """A store that keeps everything at once, or nothing."""
 
@@ -45,7 +54,7 @@ class Kept:
 def test_answers_and_results_behind_what_the_run_is_told_are_marked() -> None:
     async def main() -> None:
         steps = UnjournaledSteps()
-        async with Mirror(Kept(), "p", steps) as mirror:  # type: ignore[arg-type]
+        async with Mirror(Kept(), "p", steps, loop()) as mirror:  # type: ignore[arg-type]
             await mirror.append(KEY, TURN[:2])  # type: ignore[arg-type]
             await mirror.append(KEY, [said("a0", WORDS, model="<synthetic>")])  # type: ignore[list-item]
             assert not steps.taken
@@ -56,11 +65,43 @@ def test_answers_and_results_behind_what_the_run_is_told_are_marked() -> None:
     run(main())
 
 
+@pytest.mark.case(723)
+def test_the_turn_may_go_on_elsewhere_behind_the_results_of_all_tools_and_nowhere_else() -> None:
+    async def main() -> None:
+        reached: list[int] = []
+        steps, boundary = UnjournaledSteps(), Boundary(reached.append, 17)
+        own_loop = loop(boundary)
+        await own_loop.begin()
+        another = {**CALL, "id": "t2"}
+        given = {**GIVEN, "tool_use_id": "t2"}
+        async with Mirror(Kept(), "p", steps, own_loop) as mirror:  # type: ignore[arg-type]
+            boundary.leave()
+            for entry in (*TURN[:4], said("a3", another), told("r1", [GIVEN])):
+                await mirror.append(KEY, [entry])  # type: ignore[list-item]
+                if entry["uuid"] not in ("before", "p"):
+                    mark = {"step": "kept", "entry": entry["uuid"]}
+                    await eventually(lambda mark=mark: steps.taken[-1:] == (mark,), what="the mark")
+                assert reached == [], "a call is open, or the model answers"
+            asked = asyncio.create_task(own_loop.goes_on())
+            await asyncio.sleep(0)
+            assert asked.done()
+            await mirror.append(KEY, [told("r2", [given])])  # type: ignore[list-item]
+            await eventually(lambda: reached == [17], what="the boundary")
+            assert steps.taken[-1] == {"step": "kept", "entry": "r2"}
+            asked = asyncio.create_task(own_loop.goes_on())
+            await asyncio.sleep(0)
+            assert not asked.done(), "what the model asks for now is asked for elsewhere"
+            asked.cancel()
+        own_loop.end()
+
+    run(main())
+
+
 def test_a_call_is_known_when_the_answer_that_makes_it_is_stored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mirror_module, "STORED_S", 0.05)
 
     async def main() -> None:
-        async with Mirror(Kept(), "p", UnjournaledSteps()) as mirror:  # type: ignore[arg-type]
+        async with Mirror(Kept(), "p", UnjournaledSteps(), loop()) as mirror:  # type: ignore[arg-type]
             assert not await mirror.stored("t1")
             monkeypatch.setattr(mirror_module, "STORED_S", 30)
             waiting = asyncio.create_task(mirror.stored("t1"))
@@ -75,7 +116,7 @@ def test_what_could_not_be_stored_is_neither_marked_nor_known(monkeypatch: pytes
 
     async def main() -> None:
         steps = UnjournaledSteps()
-        async with Mirror(Kept(Fenced("another")), "p", steps) as mirror:  # type: ignore[arg-type]
+        async with Mirror(Kept(Fenced("another")), "p", steps, loop()) as mirror:  # type: ignore[arg-type]
             with pytest.raises(Fenced):
                 await mirror.append(KEY, TURN)  # type: ignore[arg-type]
             assert not await mirror.stored("t1")

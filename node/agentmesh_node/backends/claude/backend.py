@@ -40,6 +40,7 @@ from agentmesh_node.backends.claude.sent_inputs import SentInputs
 from agentmesh_node.backends.claude.store import JetStreamSessionStore
 from agentmesh_node.backends.claude.transcript import UNREADABLE, tokens
 from agentmesh_node.backends.claude.transcript import events as past_events
+from agentmesh_node.backends.own_loop import OwnLoop
 from agentmesh_node.telemetry import tracing
 from agentmesh_node.tools import Result, Toolbox
 from agentmesh_node.tools.kept_exchanges import notes
@@ -62,6 +63,7 @@ class _ClaudeRun(msgspec.Struct, frozen=True):
     """uuid of the message to it."""
     text: Any
     """The message to it: text or content blocks."""
+    loop: OwnLoop
 
 
 class ClaudeBackend:
@@ -120,7 +122,16 @@ class ClaudeBackend:
         """Begin a turn. A failure in it is an error event, and leaves the session as it was."""
         return Stream(self._events(session, prompt, turn), session)
 
-    async def _events(self, session: Mapping[str, Any], prompt: str, turn: Turn) -> AsyncIterator[Event]:
+    async def _events(self, session: Mapping[str, Any], prompt: str, turn: Turn) -> AsyncGenerator[Event]:
+        loop = OwnLoop(turn)
+        try:
+            async with contextlib.aclosing(self._of_turn(session, prompt, turn, loop)) as events:
+                async for event in events:
+                    yield event
+        finally:
+            loop.end()
+
+    async def _of_turn(self, session: Mapping[str, Any], prompt: str, turn: Turn, loop: OwnLoop) -> AsyncGenerator[Event]:
         """The events of the turn, up to one terminal event."""
         taken = turn.steps.taken
         base: str | None = session.get("session_id")
@@ -138,6 +149,7 @@ class ClaudeBackend:
                 yield Event.result(source.standing.final, session_id=source.session)
                 return
             turn.allowance.check()
+            await loop.begin()  # before the attempt is told, which would count as one that was lost
             fresh = _random_uuid()
             committed = turn.committed["session_id"] if turn.committed is not None else None
             garbage = await self._begin(turn, fresh, {base, source.session, committed})
@@ -155,7 +167,7 @@ class ClaudeBackend:
         except (Unavailable, ApiError) as error:  # no other error of the mesh: a refused step ends the run in another way
             yield failed("store_unavailable", f"the conversation's transcript cannot be reached: {error}")
             return
-        run = _ClaudeRun(turn, fresh, source, own_id, told)
+        run = _ClaudeRun(turn, fresh, source, own_id, told, loop)
         async with contextlib.aclosing(self._run(run)) as events:
             async for event in events:
                 yield event
@@ -221,7 +233,7 @@ class ClaudeBackend:
             specs = await self._toolbox.specs()
             if specs:
                 own_tools = await _module("agentmesh_node.backends.claude.own_tools")
-                tools = own_tools.OwnTools(self._toolbox, specs, run.turn)
+                tools = own_tools.OwnTools(self._toolbox, specs, run.loop)
             settled = await tools.settle(run.source.standing.open) if tools is not None else []
         except BackendError as error:
             yield _terminal(error)
@@ -234,7 +246,7 @@ class ClaudeBackend:
         most_usd = self._options.max_budget_usd if self._priced else None
         reader = messages.MessageReader(run.session, tokens(run.source.standing), prices=self._room.prices, most_usd=most_usd)
         driven = self._driven(run)
-        async with self._room.place(), mirrored(self._store, message, run.turn.steps) as mirror:
+        async with self._room.place(), mirrored(self._store, message, run.turn.steps, run.loop) as mirror:
             server = {"type": "sdk", "name": SERVER, "instance": tools.server(mirror, sent)} if tools is not None else None
             servers = {SERVER: server} if server is not None else {}
             conversation = self._conversation(child, mirror, servers, told, message)

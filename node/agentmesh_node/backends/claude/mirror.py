@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from agentmesh.edge.tasks import cancel_and_wait
 from agentmesh.errors import Fenced, MeshError
 from agentmesh.steps import Steps
 from agentmesh_node.backends.claude.store import JetStreamSessionStore
-from agentmesh_node.backends.claude.transcript import calls_in, counts
+from agentmesh_node.backends.claude.transcript import blocks, calls_in, counts
+from agentmesh_node.backends.own_loop import OwnLoop
 from agentmesh_node.telemetry import tracing
 from agentmesh_node.telemetry.inner_calls import take
 
@@ -29,15 +30,21 @@ class Mirror:
     """The session store that the SDK gets.
 
     After each model answer and each set of tool results that is stored a step is committed. So the events shown to live readers
-    so far stay valid, and the turn shows progress: the node's death after it is not charged to the prompt.
+    so far stay valid, and the turn shows progress: the node's death after it is not charged to the prompt. Behind a step that has
+    the results of all tools that the model has called the turn may go on elsewhere.
     """
 
-    def __init__(self, store: JetStreamSessionStore, message: str, steps: Steps) -> None:
+    def __init__(self, store: JetStreamSessionStore, message: str, steps: Steps, loop: OwnLoop) -> None:
         """`message` is the uuid of the message to this run: entries before it were copied from an earlier session."""
         self._store = store
         self._message = message
         self._begun = False
         self._steps = steps
+        self._loop = loop
+        self._unanswered: set[str] = set()
+        """Calls of the model that have no result."""
+        self._settled: str | None = None
+        """The newest entry, if it is the result of a tool and none is missing."""
         self._kept: str | None = None
         self._more = asyncio.Event()
         self._calls: set[str] = set()
@@ -65,8 +72,16 @@ class Mirror:
         for entry in entries:
             if self._begun and counts(entry):
                 self._kept = entry.get("uuid")
+                self._note_results(entry)
                 self._more.set()
             self._begun = self._begun or entry.get("uuid") == self._message
+
+    def _note_results(self, entry: SessionStoreEntry) -> None:
+        self._unanswered.update(call.id for call in calls_in([entry]))
+        message: Mapping[str, Any] = dict(entry).get("message") or {}  # type: ignore[assignment]
+        results = {block.get("tool_use_id") for block in blocks(message) if block.get("type") == "tool_result"}
+        self._unanswered -= results
+        self._settled = self._kept if results and not self._unanswered else None
 
     async def load(self, key: SessionKey) -> list[SessionStoreEntry] | None:
         return await self._store.load(key)
@@ -92,7 +107,10 @@ class Mirror:
             while True:
                 await self._more.wait()
                 self._more.clear()
-                await take(self._steps, {"step": "kept", "entry": self._kept}, tracing.ended_call())
+                kept = self._kept
+                await take(self._steps, {"step": "kept", "entry": kept}, tracing.ended_call())
+                if kept == self._settled:
+                    await self._loop.settled()
         except Fenced:
             log.info("another owner runs the turn now: its transcript is not marked any more")
         except MeshError as error:
@@ -100,10 +118,12 @@ class Mirror:
 
 
 @contextlib.asynccontextmanager
-async def mirrored(store: JetStreamSessionStore | None, message: str, steps: Steps) -> AsyncIterator[Mirror | None]:
+async def mirrored(
+    store: JetStreamSessionStore | None, message: str, steps: Steps, loop: OwnLoop
+) -> AsyncIterator[Mirror | None]:
     """The mirror of one run; None if there is no mesh to store its transcript."""
     if store is None:
         yield None
         return
-    async with Mirror(store, message, steps) as mirror:
+    async with Mirror(store, message, steps, loop) as mirror:
         yield mirror

@@ -15,12 +15,12 @@ import msgspec
 from mcp.server.lowlevel import Server
 from mcp.types import CallToolResult, ListToolsResult, TextContent, Tool
 
-from agentmesh.backend import Turn
 from agentmesh.errors import TooLarge
 from agentmesh.tools import ToolSpec
 from agentmesh_node.backends.claude.mirror import Mirror
 from agentmesh_node.backends.claude.options import PREFIX, SERVER
 from agentmesh_node.backends.claude.sent_inputs import SentInputs
+from agentmesh_node.backends.own_loop import OwnLoop
 from agentmesh_node.telemetry import tracing
 from agentmesh_node.telemetry.inner_calls import InnerCall, take
 from agentmesh_node.tools import Call, Result, Toolbox
@@ -37,10 +37,11 @@ TOO_LARGE = "The result of this call is too large to be kept. Ask for less at a 
 class OwnTools:
     """The tools of one agent in one turn."""
 
-    def __init__(self, toolbox: Toolbox, specs: Sequence[ToolSpec], turn: Turn) -> None:
+    def __init__(self, toolbox: Toolbox, specs: Sequence[ToolSpec], loop: OwnLoop) -> None:
         self._toolbox = toolbox
         self._specs = specs
-        self._turn = turn
+        self._loop = loop
+        self._turn = turn = loop.inside
         self._numbers = itertools.count()
         self._writing = asyncio.Lock()
         self._keys: dict[str, str] = {}
@@ -71,6 +72,7 @@ class OwnTools:
             )
 
         async def called(context: Any, params: Any) -> CallToolResult:
+            await self._loop.goes_on()
             meta = dict(params.meta or {})
             call_id = str(meta.get(CALL_ID) or f"unnamed-{next(self._numbers)}")
             call = sent.call(call_id, params.name, params.arguments or {})

@@ -25,6 +25,7 @@ from agentmesh_node.backends.codex.process import DECLINED, AppServer, Json, mal
 from agentmesh_node.backends.codex.rollout import File, Rollout, Store, forget
 from agentmesh_node.backends.codex.settings import CodexOptions
 from agentmesh_node.backends.codex.steps import EarlierSteps, Saved, step_value
+from agentmesh_node.backends.own_loop import OwnLoop
 from agentmesh_node.backends.retries import Retries, again, told_again
 from agentmesh_node.backends.shapes import Misshapen, shaped
 from agentmesh_node.telemetry import tracing
@@ -81,6 +82,7 @@ class Run:
         self._options = ground.options
         self._session = session
         self._turn = turn
+        self._loop = OwnLoop(turn)
         self._taken = EarlierSteps(turn.steps.taken)
         self._saved = self._taken.saved[-1] if self._taken.saved else None
         self._usage: dict[str, int] = dict(self._saved.usage) if self._saved else {}
@@ -129,6 +131,7 @@ class Run:
         for event in self._taken.events():
             yield event
         try:
+            await self._loop.begin()
             async with self._ground.place():
                 home = await asyncio.to_thread(Home, self._ground.directory / "homes")
                 try:
@@ -139,6 +142,8 @@ class Run:
                     await asyncio.to_thread(home.remove)
         except (BackendError, BudgetExceeded) as error:
             yield failed(error)
+        finally:
+            self._loop.end()
 
     async def _at_home(self, home: Home, prompt: str) -> AsyncGenerator[Event]:
         key = settings.key_of(self._options, os.environ)
@@ -146,7 +151,7 @@ class Run:
         file = self._file = File(home.path, self._ground.store, striker(secrets))
         await self._restore(file)
         server = await self._server(home.path, secrets)
-        tools = OwnToolRuns(self._ground.toolbox, self._turn, self._taken, server)
+        tools = OwnToolRuns(self._ground.toolbox, self._loop.inside, self._taken, server)
         try:
             turn_id: str | None = await self._begun(server, home, prompt)
             self._answers = file.answers()
@@ -289,20 +294,21 @@ class Run:
                 tools_ran = self._tools_ran
                 tools.next_answer()
                 yield await self._answered(file, params)
-                if tools_ran:  # it goes on
-                    self._driven.check()
                 if tools_ran:
-                    await self._budgeted(server, turn_id)
+                    await self._goes_on(server, turn_id)
             elif method == "turn/completed" and mapping(params.get("turn")).get("id") == turn_id:
                 self._check(mapping(params["turn"]))
                 return
 
-    async def _budgeted(self, server: AppServer, turn_id: str) -> None:
-        """Check the budget before the turn goes on, and tell the model if most of it is spent.
+    async def _goes_on(self, server: AppServer, turn_id: str) -> None:
+        """Check the bounds and the budget before the turn goes on, and tell the model if most of that is spent.
 
         Raises:
-            BudgetExceeded: the turn may not go on.
+            BackendError, BudgetExceeded: the turn may not go on.
         """
+        self._driven.check()
+        if not self._tools_ran:  # a step has the answer and what its tools have given
+            await self._loop.settled()
         self._turn.allowance.check()
         note = self._turn.allowance.note()
         if note is not None:
