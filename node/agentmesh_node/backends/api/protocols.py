@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from agentmesh.edge.address import without_credentials
 from agentmesh.errors import BackendError
 from agentmesh_node.backends.reasons import message_in, plainly
 
@@ -25,6 +26,8 @@ PATHS: dict[Protocol, str] = {"messages": "/v1/messages", "chat": "/chat/complet
 """Behind the address that its SDK takes."""
 LIMIT_S = 10.0
 """Longest that all questions together take."""
+GREETING_S = 2.0
+"""How long a server that does not speak HTTP may take to say what it speaks."""
 MOST_BYTES = 1 << 20
 """Most that is read of an answer; a longer one is none of these protocols'."""
 _ABSENT = frozenset({404, 405, 501})
@@ -93,7 +96,7 @@ def roots(address: str) -> tuple[str, str]:
         usable = False
     if not usable:
         raise _refused(
-            "bad_address", f"{address!r} is no address of a server of models: write http://HOST:PORT, or https://HOST/v1"
+            "bad_address", f"{shown(address)!r} is no address of a server of models: write http://HOST:PORT, or https://HOST/v1"
         )
     if "@" in parts.netloc or parts.query or parts.fragment:  # addresses are shown: in lists, messages and the node's labels
         text = "the address of a server of models is HOST, PORT and PATH alone, since it is shown: a secret goes into the key"
@@ -103,6 +106,11 @@ def roots(address: str) -> tuple[str, str]:
     last = text.rpartition("/")[2]
     versioned = text if (last.startswith("v") and last[1:2].isdigit()) or last == "openai" else f"{text}/v1"
     return text.removesuffix("/v1"), versioned
+
+
+def shown(address: str) -> str:
+    """An address for people: without user, password and what else may be a secret in it."""
+    return without_credentials(address.partition("?")[0].partition("#")[0])
 
 
 async def ask(address: str, key: str | None, *, limit_s: float = LIMIT_S) -> Spoken:
@@ -178,16 +186,23 @@ async def _asked(client: Any, method: str, url: str) -> _Reply:
 
 async def _no_http(url: str, error: Exception) -> str:
     """Why nothing can be asked at `url`: nobody is there, or what is there speaks something else."""
-    parts = urlsplit(url)
+    parts, there = urlsplit(url), False
     try:
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(GREETING_S):
             reader, writer = await asyncio.open_connection(parts.hostname, parts.port or (443 if parts.scheme == "https" else 80))
+            there = True
             try:
                 writer.write(b"\r\n\r\n")
                 greeting = await reader.read(64)
             finally:
                 writer.close()
-    except (OSError, TimeoutError, ValueError):
+    except TimeoutError:
+        if there:
+            return (
+                f"{url}: what listens there takes connections and says nothing, to HTTP ({type(error).__name__}) or anything else"
+            )
+        return f"{url} cannot be reached: {type(error).__name__}"
+    except (OSError, ValueError):
         return f"{url} cannot be reached: {type(error).__name__}"
     for beginning, name in _GREETINGS.items():
         if greeting.startswith(beginning):

@@ -21,6 +21,7 @@ from agentmesh.edge.clock import SYSTEM
 from agentmesh.errors import BackendError, InvalidAgent
 from agentmesh_node.backends.anthropic.options import DEFAULT_MODEL as CLAUDE
 from agentmesh_node.backends.api.clients import SERVER_KEY
+from agentmesh_node.backends.api.protocols import shown
 from agentmesh_node.backends.model_server.agents import on_server
 from agentmesh_node.backends.openai.options import DEFAULT_MODEL as GPT
 from agentmesh_node.settings import ModelServer
@@ -113,7 +114,7 @@ def reachable(prices: Prices, server: ModelServer | None, environ: Mapping[str, 
             key = next((key for key in known.keys if environ.get(key)), None)
             rows = (
                 ReachableModel(
-                    backend=name, model=known.model or None, server=environ.get(known.variable) or known.address or None,
+                    backend=name, model=known.model or None, server=shown(environ.get(known.variable) or known.address) or None,
                     installed=_installed(known), key=key or next(iter(known.keys), None), key_set=key is not None,
                 ),
             )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -105,6 +106,51 @@ def test_another_protocol_than_http_is_named(server: Server) -> None:
 def test_a_port_that_nobody_listens_on_cannot_be_reached() -> None:
     error = refused(f"http://127.0.0.1:{free_ports(1)[0]}")
     assert "cannot be reached: ConnectError" in error.message
+
+
+def test_a_server_that_hangs_up_and_then_says_nothing_is_there_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocols, "GREETING_S", 0.2)
+    over, hung_up = asyncio.Event(), False
+
+    async def listener(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal hung_up
+        if hung_up:
+            await over.wait()
+        hung_up = True
+        writer.close()
+
+    async def main() -> None:
+        listening = await asyncio.start_server(listener, "127.0.0.1", 0)
+        try:
+            with pytest.raises(BackendError, match="takes connections and says nothing") as told:
+                await ask(f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}", None)
+            assert told.value.details["reason"] == "connection"
+        finally:
+            over.set()
+            listening.close()
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("https://me:secret@gateway:8080/v1", "https://gateway:8080/v1"),
+        ("http://gateway/v1?key=secret", "http://gateway/v1"),
+        ("http://gateway/v1#secret", "http://gateway/v1"),
+        ("me:secret@gateway", "gateway"),
+        ("http://gateway/v1", "http://gateway/v1"),
+        ("", ""),
+    ],
+)
+def test_an_address_is_shown_without_what_may_be_a_secret(address: str, said: str) -> None:
+    assert protocols.shown(address) == said
+    with contextlib.suppress(BackendError):
+        roots(address)
+        return
+    with pytest.raises(BackendError) as refused:
+        roots(address)
+    assert "secret" not in refused.value.message.replace("a secret goes into the key", "")
 
 
 def test_a_server_that_says_nothing_is_waited_for_no_longer_than_allowed() -> None:

@@ -46,6 +46,9 @@ def test_each_backend_is_told_with_its_key_price_and_server_and_never_the_key() 
     assert SECRET not in table(rows) + msgspec.json.encode(rows).decode()
     assert "OPENAI_API_KEY set" in table(rows)
     assert "ANTHROPIC_API_KEY not set" in table(rows)
+    rows = reachable(Prices(), None, {"OPENAI_BASE_URL": f"http://me:{SECRET}@gateway/v1"})
+    assert by_backend(rows)["openai"].server == "http://gateway/v1"
+    assert SECRET not in table(rows) + msgspec.json.encode(rows).decode()
 
 
 def test_with_a_server_its_models_are_told_where_it_speaks_the_backends_protocol() -> None:
