@@ -57,7 +57,7 @@ def test_no_number_is_missing_or_used_twice() -> None:
         *range(620, 628),
         *range(635, 638),
         *range(650, 664),
-        *range(760, 769),
+        *range(760, 770),
         *range(690, 695),
         *range(670, 675),
         *range(680, 686),

@@ -49,7 +49,9 @@ class Address(Protocol):
 class Stage:
     """All of it. Whatever begins with `o` or is `so` is of the build before."""
 
-    def __init__(self, server: Address, old: Path, logs: Path) -> None:
+    def __init__(self, server: Address, old: Path, logs: Path, *, agents: str = "agents.py") -> None:
+        """`agents`: the file, beside this one, with the agents of all nodes."""
+        self._agents = builds.HERE / agents
         self.subjects = Subjects()
         self.server = server
         self.notes: list[str] = []
@@ -72,9 +74,14 @@ class Stage:
 
     @contextlib.asynccontextmanager
     async def running(
-        self, *ids: str, callers: Sequence[str] = ("c-old", "c-new"), prepare: Callable[[Mesh], Awaitable[None]] = prepare
+        self,
+        *ids: str,
+        callers: Sequence[str] = ("c-old", "c-new"),
+        prepare: Callable[[Mesh], Awaitable[None]] = prepare,
+        users: bool = True,
     ) -> AsyncIterator[None]:
-        """These processes, by default all, and clients at work, while the context lasts; `prepare` starts the agents."""
+        """These processes, by default all, and clients at work, while the context lasts; `prepare` starts the agents; `users` of
+        another account ask them, too."""
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(self.recorder.close)
             await self.recorder.start()
@@ -84,6 +91,9 @@ class Stage:
             await prepare(self.mesh)
             for name in callers:
                 await self._begin_to_call(name)
+            if not users:
+                yield
+                return
             self._accounts = Accounts(self.mesh, self.operations)
             self._asking = asyncio.create_task(self._accounts.work())
             stack.push_async_callback(cancel_and_wait, self._asking, within_s=END_S)
@@ -119,7 +129,7 @@ class Stage:
         node = own_id in OLD_NODES + NEW_NODES
         command = ["-m", "agentmesh_node", "node" if node else "supervisor", "--id", own_id]
         command += ["--nats", self.server.url, "--root", self.subjects.root]
-        command += ["--agents", str(builds.HERE / "agents.py")] if node else []
+        command += ["--agents", str(self._agents)] if node else []
         env = builds.environment(self.tree(own_id)) | {"MESH_PASSIVATE_S": "2", "MESH_DRAIN_S": "5"}
         return Kept(own_id, command, self._logs / f"{own_id}.log", env, self.note)
 
