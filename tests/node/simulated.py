@@ -222,7 +222,7 @@ def simulate(story: Callable[[SimulatedNode], Awaitable[None]], **settings: Any)
             logger.removeHandler(handler)
             logger.setLevel(before)
         gc.collect()  # a task that has failed and that nobody has asked complains when it is collected
-        assert loop.defects == []
+        assert loop.defects == [], loop.defects
         assert [record.getMessage() for record in node.logs if record.exc_info] == []
 
     gc.freeze()  # what is there already need not be looked through at the end: that would be most of the time

@@ -20,9 +20,9 @@ from agentmesh.errors import BadRequest, NotPermitted
 from agentmesh.registry_values import NodeLease, encode_spec
 from agentmesh.subjects import Subjects, placement_key, spec_key
 from agentmesh.wire import encode
+from agentmesh_node.host.pace import LOOK_S, HandOver, MovePace, can_move
 from agentmesh_node.host.placed_agent import PlacedAgent
 
-LOOK_S = 0.02
 _TRIES = 5
 _CODE_S = 2.0
 """How long a hand-over may be held up by what is only a preference."""
@@ -30,10 +30,6 @@ _AGAIN_S = 1.0
 """Pause before an agent is given up once more that is still here."""
 PACED_S = 3.0
 """For so long at most running turns are handed on a few at a time; then all that are left are."""
-UNDER_WAY = 8
-"""While so many agents are given up and do not go on yet, no further turn is handed on."""
-PER_LOOK = 2
-"""So many turns are told at a time to go, if there are few: then all of them are within a second."""
 GOES_ON_S = 1.0
 """How long it is waited for that an agent goes on elsewhere, before it counts no more."""
 CUT_OFF_S = 2.0
@@ -126,34 +122,17 @@ class Handover:
         if self._watch is not None:
             await self._watch.close()
 
-    async def give_up_all(
-        self,
-        placed: Mapping[str, PlacedAgent],
-        hand_over: Callable[[PlacedAgent], Coroutine[Any, Any, None]],
-        goes_on: Callable[[str], Coroutine[Any, Any, None]] | None = None,
-    ) -> None:
+    async def give_up_all(self, placed: Mapping[str, PlacedAgent], hand_over: HandOver, pace: MovePace | None = None) -> None:
         """Hand over all agents in `placed`, also those that come meanwhile: the leader may not know of the drain yet.
 
         Args:
-            goes_on: returns when an agent that was given up goes on elsewhere. With it running turns are handed on a few at a
-                time: each stands still until the next owner has read its journal, and the last of many that come there at once
-                would stand still for as long as all of them take.
+            pace: lets running turns go a few at a time, for a while.
         """
-        paced = goes_on is not None and await self._has_elsewhere()
+        if pace is not None and not await self._has_elsewhere():
+            pace = None
         begun: set[PlacedAgent] = set()
-        under_way: set[str] = set()
         clock = asyncio.get_running_loop().time
         until = clock() + PACED_S
-
-        followed: list[asyncio.Task[None]] = []
-
-        async def follow(agent: str) -> None:
-            assert goes_on is not None
-            under_way.add(agent)
-            try:
-                await goes_on(agent)
-            finally:
-                under_way.discard(agent)
 
         async def one(agent: PlacedAgent, *, moves: bool) -> None:
             try:
@@ -163,22 +142,17 @@ class Handover:
             if placed.get(agent.name) is agent:  # that failed, or somebody else had begun it
                 await asyncio.sleep(_AGAIN_S)
                 begun.discard(agent)
-            elif moves and clock() < until:
-                followed.append(asyncio.create_task(follow(agent.name), name=f"goes on {agent.name}"))
+            elif moves and pace is not None and clock() < until:
+                pace.follow(agent.name)
 
-        try:
-            async with asyncio.TaskGroup() as group:
-                while placed:
-                    fresh = [agent for agent in placed.values() if agent not in begun]
-                    turning = [a for a in fresh if _can_move(a)] if paced and clock() < until else []
-                    now = turning[: max(0, min(max(PER_LOOK, len(turning) // 50), UNDER_WAY - len(under_way)))]
-                    for agent in (*(a for a in fresh if a not in turning), *now):
-                        begun.add(agent)
-                        self._waiting.add(agent.name)
-                        group.create_task(one(agent, moves=agent in now))
-                    await asyncio.sleep(LOOK_S)
-        finally:
-            await cancel_and_wait(*followed)
+        async with asyncio.TaskGroup() as group:
+            while placed:
+                fresh = [agent for agent in placed.values() if agent not in begun]
+                for agent in fresh if pace is None or clock() >= until else pace.next_of(fresh):
+                    begun.add(agent)
+                    self._waiting.add(agent.name)
+                    group.create_task(one(agent, moves=can_move(agent)))
+                await asyncio.sleep(LOOK_S)
 
     def _on_placement(self, entry: Entry) -> None:
         node, _, agent = entry.key.partition(".")[2].partition(".")
@@ -214,12 +188,6 @@ class Handover:
         except EDGE_ERRORS:
             return False
         return any(_takes_agents(entry) for entry in entries if entry.key != f"nodes.{self._node}")
-
-
-def _can_move(agent: PlacedAgent) -> bool:
-    """Whether a turn of the agent runs that can be handed on."""
-    owner = agent.owner
-    return owner is not None and owner.core is not None and not owner.idle and owner.movable
 
 
 async def answers(transport: Transport, subjects: Subjects, agent: str) -> None:

@@ -32,6 +32,7 @@ from agentmesh_node.host.drain import Handover, answers, unless_cut_off
 from agentmesh_node.host.heartbeat import Heartbeat
 from agentmesh_node.host.late_mail_sweep import LateMailSweep
 from agentmesh_node.host.node_stats import AgentGauges, activities, count, first_lease
+from agentmesh_node.host.pace import MovePace, Releases
 from agentmesh_node.host.stream_health import StreamHealth
 from agentmesh_node.liveness_thread import LivenessLoop, LivenessThread
 from agentmesh_node.owner.predecessors import tell_all_fenced
@@ -76,6 +77,8 @@ class Node:
         self._specs = View(self._registry, ["agents.>"], self._on_spec)
         self._services: Services | None = None
         self._catalog: Catalog | None = None
+        self._pace = MovePace(partial(answers, transport, self.subjects))
+        self._releases: Releases | None = None
         self._gateway: Gateway | None = None
         self._audit: Audit | None = None
         self._server_time = ServerTime(transport, self.subjects, ambient)
@@ -141,6 +144,7 @@ class Node:
             duplicate_window_s=await duplicate_window(self._t, self.subjects),
         )
         self._catalog = Catalog(self._services)
+        self._releases = Releases(self._catalog.agents, self._catalog.hand_over, self._pace)
         await self._specs.start()
         self._late_mail = LateMailSweep(self._services)
         self._heartbeat = Heartbeat(
@@ -214,6 +218,9 @@ class Node:
             await self._audit.close()
         if self._gateway is not None:
             await self._gateway.close()
+        if self._releases is not None:
+            await self._releases.close()
+        await self._pace.close()
         if self._catalog is not None:
             await self._catalog.close()
         await self._specs.close()
@@ -246,9 +253,7 @@ class Node:
             try:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(self.settings.drain_s + HANDOVER_S):
-                        await handover.give_up_all(
-                            self.catalog.agents, self.catalog.hand_over, partial(answers, self._t, self.subjects)
-                        )
+                        await handover.give_up_all(self.catalog.agents, self.catalog.hand_over, self._pace)
             finally:
                 await cancel_and_wait(telling)
             left = await handover.wait(HANDOVER_S)
@@ -275,10 +280,8 @@ class Node:
             lease = msgspec.structs.replace(self._heartbeat.figures.lease, cordoned=request.on)
             self.services.spawn(self._heartbeat.change(lease))
         elif request.op == "release":
-            for name in request.agents:
-                placed = self.catalog.agents.get(name)
-                if placed is not None and (request.any_turn or placed.owner is None or placed.owner.movable):
-                    self.services.spawn(self.catalog.hand_over(placed))
+            if self._releases is not None and not self._closing:
+                self._releases.ask(request.agents, any_turn=request.any_turn)
         elif request.op == "sweep":
             self.services.spawn(self._late_mail.sweep(request.agents))
         else:
@@ -293,6 +296,8 @@ class Node:
     async def _abandon(self) -> None:
         """Stop: another process runs under this node's id and owns its placements now. There is nothing to hand over."""
         self._draining = True
+        if self._releases is not None:
+            await self._releases.close()
         for placed in list(self.catalog.agents.values()):
             await self.catalog.release(placed)
         self.drained.set()

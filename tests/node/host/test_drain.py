@@ -18,13 +18,13 @@ from agentmesh_node.host.drain import (
     CUT_OFF_S,
     GOES_ON_S,
     PACED_S,
-    UNDER_WAY,
     Handover,
     answers,
     give_up,
     prefer_code,
     unless_cut_off,
 )
+from agentmesh_node.host.pace import UNDER_WAY, MovePace
 from agentmesh_node.host.placed_agent import PlacedAgent
 from node.simulated import NODE, SimulatedNode, simulate
 from support import never_sent, reply_lost
@@ -347,9 +347,11 @@ def test_a_drain_that_is_ended_leaves_nothing_running() -> None:
             finally:
                 followed.append("ended")
 
+        pace = MovePace(elsewhere)
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(1.0):
-                await it.handover.give_up_all(it.residents, hangs, elsewhere)
+                await it.handover.give_up_all(it.residents, hangs, pace)
+        await pace.close()
         assert followed == ["begun", "ended"]
 
     leaving(story)
@@ -376,7 +378,8 @@ def test_running_turns_are_handed_on_a_few_at_a_time_and_all_within_a_while() ->
         async def elsewhere(agent: str) -> None:
             await goes_on.wait()
 
-        giving_up = asyncio.ensure_future(it.handover.give_up_all(it.residents, it.hand_over, elsewhere))
+        pace = MovePace(elsewhere)
+        giving_up = asyncio.ensure_future(it.handover.give_up_all(it.residents, it.hand_over, pace))
         await it.node.pass_time(1.0)
         first = len(it.handed_over)
         assert "idle" in it.handed_over and UNDER_WAY < first < 30, "those that were on their way go too"
@@ -389,6 +392,7 @@ def test_running_turns_are_handed_on_a_few_at_a_time_and_all_within_a_while() ->
         await giving_up
         assert len(it.handed_over) == 41
         assert it.node.loop.time() - began < PACED_S + 0.5, "a drain takes no longer because of that"
+        await pace.close()
 
     leaving(story)
 
@@ -400,7 +404,7 @@ def test_with_no_other_node_nobody_is_waited_for() -> None:
         for name in names:
             it.residents[name].owner = cast("Any", InTurn())
         began = it.node.loop.time()
-        await it.handover.give_up_all(it.residents, it.hand_over, lambda agent: it.node.pass_time(60.0))
+        await it.handover.give_up_all(it.residents, it.hand_over, MovePace(lambda agent: it.node.pass_time(60.0)))
         assert it.node.loop.time() - began < 0.3
 
     leaving(story)
