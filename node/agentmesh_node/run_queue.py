@@ -96,27 +96,42 @@ class RunQueue:
 
     def _run(self) -> None:
         line = self._line
-        left = SLICE * len(line) if len(self._shares) > 1 else -1
         try:
-            while line and left:
-                left -= 1
+            while line and len(self._shares) < 2:  # nobody waits for another tenant
                 pieces = line[0].pieces
-                work, subject = pieces.popleft()
+                for _ in range(len(pieces)):
+                    work, subject = pieces.popleft()
+                    work(subject)
                 if not pieces:
-                    line.popleft()
-                elif len(line) > 1:
-                    line.rotate(-1)
-                work(subject)
+                    line.popleft().waits = False
+            if line:
+                self._do_in_turn(SLICE * len(line))
         finally:
+            if line and not line[0].pieces:  # its last piece has raised
+                line.popleft().waits = False
             self._due = self._cut = bool(line)
             if line:  # the loop reads meanwhile; or a piece has raised, and the others are done all the same
                 self._call()
+
+    def _do_in_turn(self, most: int) -> None:
+        """Do at most so many pieces, of each share in turn."""
+        line = self._line
+        while line and most:
+            most -= 1
+            share = line[0]
+            work, subject = share.pieces.popleft()
+            if not share.pieces:
+                line.popleft()
+                share.waits = False
+            elif len(line) > 1:
+                line.rotate(-1)
+            work(subject)
 
 
 class RunShare:
     """The work of one prefix's agents, done in the order in which it is put: what a piece puts comes after those that wait."""
 
-    __slots__ = ("_prefix", "_queue", "agents", "pieces")
+    __slots__ = ("_prefix", "_queue", "agents", "pieces", "waits")
 
     def __init__(self, queue: RunQueue, prefix: str) -> None:
         self._queue = queue
@@ -124,13 +139,15 @@ class RunShare:
         self.agents = 0
         """How many put their work here."""
         self.pieces: deque[tuple[Callable[[Any], None], Any]] = deque()
+        self.waits = False
+        """Whether it stands in the queue's line."""
 
     def put(self, work: Callable[[Any], None], subject: Any) -> None:
         """Call `work(subject)` after the pieces that wait: at the end of the current read, or in one of the loop's next
         iterations."""
-        pieces = self.pieces
-        pieces.append((work, subject))
-        if len(pieces) == 1:
+        self.pieces.append((work, subject))
+        if not self.waits:
+            self.waits = True
             self._queue.join(self)
 
     def leave(self) -> None:

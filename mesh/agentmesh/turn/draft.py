@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
+from operator import attrgetter
 from typing import Any
 
 from msgspec import structs
@@ -64,21 +65,32 @@ def key_of(mail: Mail) -> str:
     return f"{mail.lane}:{mail.seq}"
 
 
+_OF_FEW = attrgetter(
+    "sender", "sender_life", "tag", "path", "deadline", "budget", "origin", "end_by", "root", "key", "chain"
+)  # fmt: skip
+_NONE_OF_THEM = (None, None, None, (), None, None, None, None, None, None, ())
+
+
 def caller_of(mail: Mail) -> Caller:
     """Where the outcome of a prompt that is mail goes."""
-    return Caller(
+    caller = Caller(
         ref=mail.ref,
         reply_to=mail.reply_to,
         stream_to=mail.stream_to,
+        trace=mail.trace,
+        msg_id=id_in_outcome(mail.msg_id),
+        stored=mail.stored,
+    )
+    if _OF_FEW(mail) == _NONE_OF_THEM:  # as nearly all from outside: so many arguments would cost every turn
+        return caller
+    return structs.replace(
+        caller,
         sender=mail.sender,
         life=mail.sender_life,
         tag=mail.tag,
         path=mail.path,
         deadline=mail.deadline,
         budget=mail.budget,
-        trace=mail.trace,
-        msg_id=id_in_outcome(mail.msg_id),
-        stored=mail.stored,
         origin=mail.origin,
         end_by=mail.end_by,
         root=mail.root,
@@ -144,29 +156,43 @@ def end_request(core: Core, caller: Caller, error: ErrorBody, tools: Counts | No
 def turn_info(core: Core, active: Active, error: ErrorBody | None) -> TurnInfo:
     """What the history shows of a turn that ended now, with `error` or with an answer."""
     trace, derived = tracing.traced(core, active) if core.config.traced else (None, None)
-    answer = active.unsaid if error is not None else active.outcome.text if active.outcome else None
-    runs = active.tools if error is None else runs_of(core, active)
-    return TurnInfo(
+    ledger, outcome, now, started = core.ledger, active.outcome, core.now, active.started
+    answer = active.unsaid if error is not None else outcome.text if outcome else None
+    plain = TurnInfo(
         number=active.number,
         ref=active.ref,
-        started=active.started,
-        ended=max(core.now, active.started),
-        node=core.ledger.node,
-        generation=core.ledger.generation,
+        started=started,
+        ended=now if now > started else started,
+        node=ledger.node,
+        generation=ledger.generation,
         sender=active.sender,
-        chain=active.caller.chain if active.caller is not None else (),
         label=active.label,
         prompt=active.text[: book.HISTORY_TEXT],
         answer=None if answer is None else answer[: book.HISTORY_TEXT],
         error=error,
-        usage=active.outcome.usage if active.outcome else None,
-        takeovers=core.ledger.takeovers.get(active.key, 0),
-        tools=counted(runs) if runs else {},
-        note=note_of(active.number, active.text, reason_of(error), runs) if error is not None and runs else None,
+        usage=outcome.usage if outcome else None,
         trace=trace,
         derived=derived,
-        code=() if core.ledger.turning is None else _versions(core, active, core.ledger.turning),
     )
+    more = _rarely_told(core, active, error)
+    return structs.replace(plain, **more) if more else plain
+
+
+def _rarely_told(core: Core, active: Active, error: ErrorBody | None) -> dict[str, Any]:
+    """What of a turn's entry in the history is empty in most of them: so many arguments would cost every turn."""
+    ledger, caller = core.ledger, active.caller
+    more: dict[str, Any] = {}
+    if caller is not None and caller.chain:
+        more["chain"] = caller.chain
+    if ledger.takeovers:
+        more["takeovers"] = ledger.takeovers.get(active.key, 0)
+    if runs := active.tools if error is None else runs_of(core, active):
+        more["tools"] = counted(runs)
+        if error is not None:
+            more["note"] = note_of(active.number, active.text, reason_of(error), runs)
+    if ledger.turning is not None:
+        more["code"] = _versions(core, active, ledger.turning)
+    return more
 
 
 def _versions(core: Core, active: Active, turning: Turning) -> tuple[str, ...]:

@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
+from operator import itemgetter
 from typing import Any, Literal, NamedTuple, cast
 
 import msgspec
@@ -104,11 +106,26 @@ class _Head(NamedTuple):
     """What facts of one kind of one agent have in common."""
 
     subject: str
-    body: str
+    body: bytes
     """The beginning of their bodies, as far as the time."""
-    shown: tuple[str, ...] | None
-    """The fields that are sent; None: all."""
-    content: bool
+    chosen: Callable[[dict[str, Any]], dict[str, Any]] | None
+    """Makes the fields that are sent; None: all are."""
+
+
+def _shown(names: tuple[str, ...]) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """What takes the fields of these names, in this order; some may be missing."""
+    read = itemgetter(*names, names[0])  # of one name it would return no tuple
+
+    def chosen(fields: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return dict(zip(names, read(fields), strict=False))
+        except KeyError:
+            return {name: fields[name] for name in names if name in fields}
+
+    return chosen
+
+
+_SHOWN = {kind: _shown(names) if names else lambda fields: {} for kind, names in SHOWN.items()}
 
 
 type FactHandler = Callable[[Fact], None]
@@ -172,26 +189,25 @@ class Events:
         """Send the facts that were gathered."""
         gathered, self._gathered = self._gathered, []
         encode, heads, messages = self._encoder.encode, self._heads, []
-        former, text = -1.0, ""
+        former, number, when = -1.0, -1, b""
         for agent, kind, turn, fields, at in gathered:
-            head = heads.get((agent, kind)) or self._head(agent, kind)
-            if at != former:  # what one input leads to bears one time
-                former, text = at, format_time(at)
-            if head.shown is not None:
-                fields = {name: fields[name] for name in head.shown if name in fields}  # noqa: PLW2901
-            elif head.content:
-                fields = _visible(kind, fields, content=True)  # noqa: PLW2901
+            subject, body, chosen = heads.get((agent, kind)) or self._head(agent, kind)
+            if at != former or turn != number:  # what one input leads to bears one time
+                former, number, when = at, turn, f'{format_time(at)}","turn":{turn}'.encode()
+            told = fields if chosen is None else chosen(fields)
             # Names, kinds and node ids need no escaping; this is several times quicker than encoding a dict.
-            body = f'{head.body}{text}","turn":{turn}'.encode()
-            messages.append((head.subject, body + (b"," + encode(fields)[1:] if fields else b"}")))
+            messages.append((subject, body + when + (b"," + encode(told)[1:] if told else b"}")))
         self._t.post_all(messages)
 
     def _head(self, agent: str, kind: str) -> _Head:
         """What such facts have in common."""
         if len(self._heads) >= MAX_HEADS:
             self._heads.clear()
-        body = f'{{"v":1,"agent":"{agent}","kind":"{kind}","node":"{self._node}","time":"'
-        head = _Head(self._subjects.event(agent, kind), body, None if self._content else SHOWN.get(kind), kind in WITH_CONTENT)
+        body = f'{{"v":1,"agent":"{agent}","kind":"{kind}","node":"{self._node}","time":"'.encode()
+        chosen = None
+        if kind in WITH_CONTENT:
+            chosen = partial(_visible, kind, content=True) if self._content else _SHOWN[kind]
+        head = _Head(self._subjects.event(agent, kind), body, chosen)
         self._heads[agent, kind] = head
         return head
 
