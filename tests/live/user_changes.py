@@ -1,10 +1,11 @@
 """Users come and go, by file and reload, while allowed ones ask and processes are killed; and what must hold of it.
 
-    PYTHONPATH=tests python -m live.user_changes --changes 500 --servers 3 --seed 1
+    PYTHONPATH=tests python -m live.user_changes --changes 500 --servers 3 --seed 1 [--signed]
 
-Each change is one of a new user, a user that is removed while it is connected, and a new password for one that is. It is made as
-an operator makes it: the file that servers include is written, with the user's file of addresses, and each server is told to read
-it again. Callers hold to one rule: a request without an answer is sent again with its id.
+Each change is one of a new user, a user that is removed while it is connected, and a new password (with `--signed` other
+credentials) for one that is. It is made as an operator makes it: the file that servers include is written, with the user's file,
+and each server is told to read it again; servers need not hear of a new user who is signed. Callers hold to one rule: a request
+without an answer is sent again with its id.
 """
 
 from __future__ import annotations
@@ -16,19 +17,24 @@ import json
 import os
 import random
 import secrets
+import shutil
 import statistics
 import sys
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from msgspec import structs
 
 import agentmesh_client
 from agentmesh.access.roles import Role
 from agentmesh.access.static_conf import User, rendered
 from agentmesh.edge.connect_settings import connect_settings
 from agentmesh.edge.connection import NatsTransport, connect
+from agentmesh.edge.login import Login
+from agentmesh.edge.signed_folder import create_signed
 from agentmesh.edge.transport import Disconnected, NoResponders, RequestTimeout
 from agentmesh.errors import MeshError, NotPermitted
 from agentmesh_client import Mesh
@@ -54,8 +60,15 @@ PROMISED_S = 1.0
 NO_RETRY = frozenset(("bad_request", "not_found", "duplicate"))
 
 
+class Entry(NamedTuple):
+    """What a client connects with."""
+
+    servers: list[str]
+    login: Login
+
+
 class Users:
-    """The file of the servers, and one file of addresses for each user."""
+    """The file of the servers, and one file of addresses for each user, which has its password."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -67,8 +80,17 @@ class Users:
         for name in STAY:
             self.add(name)
 
-    def file(self, name: str) -> Path:
+    def _file(self, name: str) -> Path:
         return self._folder / f"{name}.url"
+
+    def environment(self, name: str) -> dict[str, str]:
+        """The variables of a process of that user."""
+        return {"MESH_NATS_URL": f"@{self._file(name)}"}
+
+    def login(self, name: str) -> Entry:
+        """What a client of that user connects with."""
+        servers, _, login = connect_settings(environ=self.environment(name))
+        return Entry(servers, login)
 
     def add(self, name: str, role: Role = "caller") -> None:
         """A new user, or a new password for one that there is."""
@@ -86,10 +108,17 @@ class Users:
 
     def _write(self, name: str) -> None:
         user = f"//{name}:{self._users[name].hashed}@"
-        self.file(name).write_text(",".join(server.url.replace("//", user) for server in self.servers))
+        self._file(name).write_text(",".join(server.url.replace("//", user) for server in self.servers))
 
-    def remove(self, name: str) -> None:
+    def remove(self, name: str) -> Entry:
+        """The user is one no more. Returns what it had."""
+        had = self.login(name)
         del self._users[name]
+        return had
+
+    def seen_as(self, name: str) -> str:
+        """How a server names the user of a connection."""
+        return name
 
     def text(self) -> str:
         """The file of the servers."""
@@ -97,8 +126,10 @@ class Users:
         return self._written
 
     async def reload(self) -> None:
-        """Have all servers read the file, and return when each that runs has taken it."""
+        """Have all servers read the file, and return when each that runs has taken it. One that says nothing new is not read."""
         before, text = self._written, self.text()
+        if before == text:
+            return
         running = [server for server in self.servers if server.up]
         loaded = {server.name: await asyncio.to_thread(_loaded_at, server) for server in running}
         for server in self.servers:
@@ -108,6 +139,42 @@ class Users:
             return all(_loaded_at(server) != loaded[server.name] for server in running)
 
         await eventually(lambda: asyncio.to_thread(taken), what="the reload of each server")
+
+
+class SignedUsers(Users):
+    """The same with signed users: `mesh access init --jwt`."""
+
+    def __init__(self, folder: Path) -> None:
+        self._access = create_signed(folder / "access", root="mesh")
+        super().__init__(folder)
+
+    def environment(self, name: str) -> dict[str, str]:
+        addresses = ",".join(server.url for server in self.servers)
+        return {"MESH_NATS_URL": addresses, "MESH_CREDS": str(self._access.creds(name))}
+
+    def add(self, name: str, role: Role = "caller") -> None:
+        """A new user, or another key for one that there is."""
+        if any(user.name == name for user in self._access.users):
+            if role == "caller":  # those of the mesh's processes are there from the first
+                self._access.rotate(name)
+        else:
+            self._access.add(name, role, ("team-a.",))
+
+    def serve(self, servers: Sequence[Server]) -> None:
+        self.servers = servers
+
+    def remove(self, name: str) -> Entry:
+        had, kept = self.login(name), self._folder / f"{name}.was"
+        shutil.copy(self._access.creds(name), kept)
+        self._access.remove(name)
+        return had._replace(login=structs.replace(had.login, creds=str(kept)))
+
+    def seen_as(self, name: str) -> str:
+        return next(user.public for user in self._access.users if user.name == name)
+
+    def text(self) -> str:
+        self._written = self._access.conf.read_text()
+        return self._written
 
 
 def _loaded_at(server: Server) -> str:
@@ -189,7 +256,8 @@ class Run:
     async def play(self, changes: int) -> None:
         """Make the changes, and judge."""
         await self._begin()
-        async with agentmesh_client.connect(f"@{self._users.file('operator')}", wait_s=30) as operator:
+        by = self._users.environment("operator")
+        async with agentmesh_client.connect(by["MESH_NATS_URL"], creds=by.get("MESH_CREDS"), wait_s=30) as operator:
             for agent in WORKERS:
                 await operator.start_agent(agent, kind="Recorder", timeout=60)
             for name in STAY:
@@ -214,7 +282,7 @@ class Run:
 
     def _env(self, user: str) -> dict[str, str]:
         clean = {name: value for name, value in os.environ.items() if not name.startswith(("MESH_", "OTEL_"))}
-        return {**clean, "MESH_NATS_URL": f"@{self._users.file(user)}", "PYTHONPATH": str(AGENTS.parents[1])}
+        return {**clean, **self._users.environment(user), "PYTHONPATH": str(AGENTS.parents[1])}
 
     async def _host(self, verb: str, own_id: str, *options: str) -> None:
         host = Host(own_id, self._folder / f"{own_id}.log")
@@ -222,7 +290,7 @@ class Run:
         await host.start(verb, "--id", own_id, *options, env=self._env(verb))
 
     async def _connect(self, name: str) -> None:
-        servers, _, login = connect_settings(f"@{self._users.file(name)}", environ={})
+        servers, login = self._users.login(name)
         self._dice.shuffle(servers)
         transport = await connect(servers, name=name, login=login, wait_s=10)
         self._callers[name] = Caller(name, WORKERS[len(self._callers) % len(WORKERS)], transport)
@@ -251,7 +319,8 @@ class Run:
     async def _remove(self, name: str) -> None:
         caller = self._callers.pop(name)
         self._gone.append(caller)
-        self._users.remove(name)
+        seen_as = self._users.seen_as(name)
+        had = self._users.remove(name)
         clock = asyncio.get_running_loop().time
         was, began = caller.transport.connected, clock()
         reloading = asyncio.create_task(self._users.reload())
@@ -261,11 +330,10 @@ class Run:
         await reloading
         # What is promised does not hang on a clock: a server that has taken the change has no connection of that user.
         for server in [one for one in self._servers if one.up]:
-            await eventually(lambda server=server: asyncio.to_thread(_nobody, server, name), what=f"{name} gone")
+            await eventually(lambda server=server: asyncio.to_thread(_nobody, server, seen_as), what=f"{name} gone")
         await caller.close()
-        servers, _, login = connect_settings(f"@{self._users.file(name)}", environ={})
         with contextlib.suppress(NotPermitted):
-            await (await connect(servers, name=name, login=login, connect_timeout=10)).close()
+            await (await connect(had.servers, name=name, login=had.login, connect_timeout=10)).close()
             raise AssertionError(f"{name} has been removed, and connects")
 
     async def _rotate(self, name: str) -> None:
@@ -354,8 +422,8 @@ def _spread(seconds: Sequence[float]) -> str:
     return " / ".join(f"{1000 * value:.0f}" for value in found) + f" ms (min, median, max of {len(seconds)})"
 
 
-def played(servers: int, *, changes: int, seed: int, timeout: float) -> Run:
-    """A run on so many servers (1 or 3), to its verdict."""
+def played(servers: int, *, changes: int, seed: int, timeout: float, signed: bool = False) -> Run:
+    """A run on so many servers (1 or 3), to its verdict, with users by password or with signed ones."""
 
     async def all_of_it(made: Run) -> None:
         try:
@@ -364,7 +432,7 @@ def played(servers: int, *, changes: int, seed: int, timeout: float) -> Run:
             await made.close()
 
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        users = Users(Path(folder))
+        users = (SignedUsers if signed else Users)(Path(folder))
         config = users.text()
         users.serve(
             [stack.enter_context(Server(config=config))]
@@ -382,8 +450,9 @@ def main() -> int:
     parser.add_argument("--changes", type=int, default=500)
     parser.add_argument("--servers", type=int, choices=(1, 3), default=1)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--signed", action="store_true", help="users with credentials, as of `mesh access init --jwt`")
     args = parser.parse_args()
-    made = played(args.servers, changes=args.changes, seed=args.seed, timeout=3600)
+    made = played(args.servers, changes=args.changes, seed=args.seed, timeout=3600, signed=args.signed)
     print(made.report())
     late = [seconds for seconds in made.cut if seconds > PROMISED_S]
     print(f"{len(late)} of {len(made.cut)} were cut off later than {PROMISED_S:g} s")
