@@ -92,6 +92,7 @@ def run(main: Callable[[StopSignal], Coroutine[Any, Any, None]], *, called_off: 
 
 async def _with_signals(main: Callable[[StopSignal], Coroutine[Any, Any, None]], called_off: int) -> int:
     told = StopSignal()
+    asyncio.get_running_loop().set_exception_handler(_unhandled)
     try:
         await main(told)
     except asyncio.CancelledError:
@@ -99,6 +100,15 @@ async def _with_signals(main: Callable[[StopSignal], Coroutine[Any, Any, None]],
             raise
         return called_off
     return EXIT_OK
+
+
+def _unhandled(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """What nobody was there to take. A look-up of a name goes on when the attempt to connect is given up that has begun it, and
+    then fails for nobody: the attempts themselves have told of it."""
+    if isinstance(context.get("exception"), socket.gaierror):
+        log.debug("a name that nobody waits for any more does not resolve: %s", context["exception"])
+    else:
+        loop.default_exception_handler(context)
 
 
 def report_error(error: MeshError) -> int:

@@ -65,3 +65,25 @@ def test_the_exit_code_of_a_signal(code: int, first: signal.Signals, ready: str,
     script = WAITING.format(ready=ready or "pass", first=first.name, again=again or "pass", called_off=called_off)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (code, "")
+
+
+UNRETRIEVED = """
+import asyncio, gc, logging, socket
+from agentmesh_node.process.signals import StopSignal, run
+
+logging.basicConfig(level=logging.ERROR, format="%(message)s")
+
+async def main(told: StopSignal) -> None:
+    for error in (socket.gaierror(-3, "a name that nobody waits for"), OSError("a defect")):
+        asyncio.get_running_loop().create_future().set_exception(error)
+    gc.collect()
+
+raise SystemExit(run(main))
+"""
+
+
+@pytest.mark.processes
+def test_a_look_up_that_fails_for_nobody_is_not_told_as_a_defect_and_anything_else_is() -> None:
+    done = subprocess.run([sys.executable, "-c", UNRETRIEVED], capture_output=True, text=True, timeout=60, check=True)
+    assert "a defect" in done.stderr
+    assert "nobody waits for" not in done.stderr
