@@ -29,6 +29,8 @@ from typing import NamedTuple
 from cases import numbered
 
 ROOT = Path(__file__).parent.parent
+BUILT = frozenset({"__pycache__", "node_modules", "dist", "target"})
+"""Folders of what is installed or built, in any language."""
 FOLDERS = ("mesh", "node", "client", "tests", "examples", "docs", "deploy", ".ci", ".github")
 KINDS = {".py", ".md", ".toml", ".txt", ".conf", ".yml", ".yaml", ""}
 PACKAGES = {"agentmesh": "mesh", "agentmesh_node": "node", "agentmesh_client": "client"}
@@ -52,7 +54,7 @@ OLD = {
     r"(?<!\[)\b[Nn]otes? \d{3}\b": "name the file, as docs/design/007-steps-and-waits.md",
     r"\bprotocol[,:]? \"?[A-Z]": "name the heading, as docs/protocol.md#control-requests",
     r"\b[Ss]emantics, ": "a case is cited by its number alone, as case 226",
-    r"(?<![\w/-])(?:design|house|wire|nats-more|clients|synadia|models|style)\.md\b": "no page of this repository",
+    r"(?<![\w/-])(?:design|house|wire|nats-more|synadia|models|style)\.md\b": "no page of this repository",
     r"(?<!\w)\.\./shared\b|(?<![\w.])/(?:work|tmp/w)/": "a path outside the repository",
 }
 """Forms that are refused, and what to write instead."""
@@ -173,7 +175,7 @@ class Tree:
         """All files whose text may cite."""
         within = (path for folder in FOLDERS for path in sorted((self.root / folder).rglob("*")))
         found = (path for path in (*sorted(self.root.iterdir()), *within) if path.is_file() and path.suffix in KINDS)
-        return [path for path in found if path.name != ".git" and "__pycache__" not in path.parts]
+        return [path for path in found if path.name != ".git" and not BUILT.intersection(path.parts)]
 
     @cached_property
     def names(self) -> set[str]:
