@@ -59,7 +59,7 @@ def test_no_number_is_missing_or_used_twice() -> None:
         *range(650, 664),
         *range(760, 770),
         *range(690, 695),
-        *range(670, 675),
+        *range(670, 676),
         *range(680, 686),
         *range(700, 703),
         *range(710, 725),

@@ -140,14 +140,15 @@ class Services:
         )
         self.events.emit(agent, "foreign_message", 0, {"count": count, "seq": newest})
 
-    def spawn(self, work: Coroutine[Any, Any, Any]) -> None:
-        """Run a short piece of work in a task that `close` awaits."""
+    def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Run a short piece of work in a task that `close` awaits. Returns the task."""
         task = asyncio.Task(work, loop=asyncio.get_running_loop(), eager_start=True)
         if not task.done():
             self._tasks.add(task)
             task.add_done_callback(self._finished)
         else:
             self._finished(task)
+        return task
 
     def _finished(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)

@@ -21,6 +21,19 @@ def test_nothing_is_lost_and_nothing_happens_twice_whatever_goes_wrong(first: in
     assert "0 failed" in sim("--seed", str(first), "--seeds", "30", "--jobs", "2")
 
 
+LEFT = "cut_node,freeze_node,kill_node,drain_node,stale,delayed"
+"""Faults by which owners leave attempts without an end, and the reads of the next one come to nothing."""
+
+
+@pytest.mark.case(544)
+@pytest.mark.case(675)
+@pytest.mark.parametrize(
+    "found", [("40077",), ("710073", "--faults", LEFT), ("710385", "--faults", LEFT)], ids=["drained", "looking", "looking-2"]
+)
+def test_a_process_that_ends_leaves_no_attempt_of_which_nobody_tells(found: tuple[str, ...]) -> None:
+    assert "0 failed" in sim("--seed", *found)
+
+
 def test_who_knows_more_than_the_store_stops_says_so_and_writes_nothing() -> None:
     assert "0 failed" in sim("--loss", "--seed", "1", "--seeds", "30", "--jobs", "2")
 

@@ -48,7 +48,7 @@ class Gateway:
         *,
         now: Callable[[], float],
         token: Callable[[], str],
-        spawn: Callable[[Coroutine[Any, Any, Any]], None],
+        spawn: Callable[[Coroutine[Any, Any, Any]], object],
         callers_waiting: int = CALLERS_WAITING,
         formats: Formats | None = None,
         exists: Callable[[str], bool] = lambda agent: True,

@@ -41,7 +41,7 @@ class OlderOwners:
     """Sends such requests on while there are older owners."""
 
     def __init__(
-        self, transport: Transport, subjects: Subjects, formats: Formats, spawn: Callable[[Coroutine[Any, Any, Any]], None]
+        self, transport: Transport, subjects: Subjects, formats: Formats, spawn: Callable[[Coroutine[Any, Any, Any]], object]
     ) -> None:
         """`formats` is started; `spawn` runs work beside the caller."""
         self._t = transport

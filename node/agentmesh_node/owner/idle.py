@@ -27,17 +27,20 @@ class IdleTracker:
         services: Services,
         purger: MailPurger,
         *,
+        may_rest: Callable[[], bool],
         may_sleep: Callable[[], bool],
         on_sleep: Callable[[], None],
     ) -> None:
         """
         Args:
+            may_rest: whether the owner has done what no record asks it to do.
             may_sleep: whether nothing is left to do for which an agent at rest must stay loaded.
             on_sleep: called when the agent has been at rest for long enough.
         """
         self._loop = loop
         self._s = services
         self._purger = purger
+        self._may_rest = may_rest
         self._may_sleep = may_sleep
         self._on_sleep = on_sleep
         self._active_at = services.monotonic()
@@ -97,8 +100,9 @@ class IdleTracker:
         await self._idle()
 
     def _rest(self) -> None:
-        """Have the `rest` record written, once no lane is crowded: a sleeping agent cannot notice that its lane is full."""
-        if self._purger.at_ease:
+        """Have the `rest` record written, once no lane is crowded: a sleeping agent cannot notice that its lane is full. Nor
+        before the owners before this one are told of: the next owner lets an agent sleep whose newest record is that."""
+        if self._purger.at_ease and self._may_rest():
             self._loop.feed(Rest())
 
     async def _idle(self) -> None:

@@ -72,7 +72,7 @@ from agentmesh_node.owner.journal_writer import JournalWriter
 from agentmesh_node.owner.loop import STOP_GRACE_S, Handlers, OwnerLoop
 from agentmesh_node.owner.mail_purge import MailPurger
 from agentmesh_node.owner.mailbox import Mailbox
-from agentmesh_node.owner.predecessors import look_back, tell_if_fenced
+from agentmesh_node.owner.predecessors import LOOKED_BACK_S, look_back, tell_if_fenced
 from agentmesh_node.owner.spec_status import StatusWriter
 from agentmesh_node.owner.suspect_permit import SuspectPermit
 from agentmesh_node.owner.wait_watch import WaitWatch
@@ -142,8 +142,17 @@ class Owner:
         )
         self._purger = MailPurger(self._loop, services)
         self._ids = MessageIds(services.remember_s)
+        self._looks_back: asyncio.Task[None] | None = None
+        """What tells of the owners before, from the moment at which the agent is taken."""
+        self._rests_by = 0.0
+        """On the process's own clock: when the agent may rest although that is not over."""
         self._idle = IdleTracker(
-            self._loop, services, self._purger, may_sleep=self._may_sleep, on_sleep=lambda: self._report_end(None)
+            self._loop,
+            services,
+            self._purger,
+            may_rest=self._may_rest,
+            may_sleep=self._may_sleep,
+            on_sleep=lambda: self._report_end(None),
         )
         self._control = ControlRequests(
             self._loop,
@@ -240,7 +249,8 @@ class Owner:
         """
         claimed = await claim_ownership(self._s, self.name, self.spec, self.claim)
         if claimed.left is not None:
-            look_back(self._s, claimed.left)
+            self._looks_back = look_back(self._s, claimed.left)
+            self._rests_by = self._s.monotonic() + LOOKED_BACK_S
         if claimed.ledger.phase == "over":
             if self.spec.status != "stopping":  # the last owner died before it could write this
                 self._status.set("stopping", claimed.ledger.failed)
@@ -528,6 +538,11 @@ class Owner:
         if command.status == "failed" and command.reason is not None:
             log.error("agent failed: %s", command.reason.message, extra={"agent": self.name})
         self._status.set(command.status, command.reason)
+
+    def _may_rest(self) -> bool:
+        """Whether the owners before are told of, or that takes too long to keep the agent loaded."""
+        looks = self._looks_back
+        return looks is None or looks.done() or self._s.monotonic() >= self._rests_by
 
     def _may_sleep(self) -> bool:
         """Whether nothing is left to do for which the agent must stay loaded."""

@@ -34,16 +34,21 @@ MISSED = 5
 """How often the stream may be unknown until that is believed."""
 FENCED_S = 10.0
 """How long an owner that was superseded leaves its attempts to the next one."""
+LOOKED_BACK_S = 30.0
+"""How long an agent may be kept from its rest until its owners before are told of."""
 FEW = 32
 """So many facts are read one by one from the stream's leader."""
 MOST_FACTS = 4096
 """About as many facts of one agent are read at most."""
 
 
-def look_back(services: Services, taken: Taken) -> None:
-    """An agent was taken: tell soon what the owner before has left untold, if there was another one."""
-    if services.traces.traced and taken.by_another:
-        services.spawn(_tell(services, taken))
+def look_back(services: Services, taken: Taken) -> asyncio.Task[None] | None:
+    """An agent was taken: tell soon what the owner before has left untold, if there was another one.
+
+    Returns: what does that, if anything is to be done. Until it is over, but for `LOOKED_BACK_S` at most, the agent's journal
+    must not say that nothing is left to do: if this process ends meanwhile, an agent that sleeps may get its next owner late.
+    """
+    return services.spawn(_tell(services, taken)) if services.traces.traced and taken.by_another else None
 
 
 def tell_if_fenced(services: Services, agent: str, generation: int) -> None:

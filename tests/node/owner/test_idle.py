@@ -30,6 +30,7 @@ class Agent:
         self.node = node
         self.notes = NotingLoop(node)
         self.purger = MailPurger(self.notes.loop, node.services)
+        self.may_rest = True
         self.may_sleep = True
         self.asleep: list[float] = []
         """When it was found to have been at rest for long enough."""
@@ -39,6 +40,7 @@ class Agent:
             self.notes.loop,
             node.services,
             self.purger,
+            may_rest=lambda: self.may_rest,
             may_sleep=lambda: self.may_sleep,
             on_sleep=lambda: self.asleep.append(self.now()),
         )
@@ -144,6 +146,22 @@ def test_an_agent_whose_lane_is_crowded_does_not_rest() -> None:
         assert it.age(it.rested)[0] >= 2 * REST_S, "the first purge has failed"
 
     resting(story, mailbox_limit=8)
+
+
+@pytest.mark.case(675)
+def test_an_agent_whose_owners_before_are_not_told_of_does_not_rest_and_is_handed_over_without() -> None:
+    async def story(it: Agent) -> None:
+        it.may_rest = False
+        await it.node.pass_time(5 * REST_S)
+        assert not it.rested
+        it.may_rest = True
+        await it.node.until(lambda: it.rested, "it rests once they are")
+        it.notes.consume()
+        it.may_rest = False
+        await asyncio.wait_for(it.tracker.retire(), 0.1)
+        assert len(it.rested) == 1
+
+    resting(story)
 
 
 # --- sleep ----------------------------------------------------------------------------------------------------------
