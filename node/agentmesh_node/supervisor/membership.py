@@ -21,7 +21,7 @@ from agentmesh_node.supervisor.registry_index import NodeState, RegistryIndex
 log = logging.getLogger("agentmesh.supervisor")
 
 _LEASE_S = 0.5
-"""How long the deletion of a dead node's lease may hold up the placing of its agents."""
+"""How long the deletion of the leases of dead nodes may hold up the placing of their agents, however many there are."""
 
 
 class Pings(Protocol):
@@ -117,12 +117,19 @@ class Membership:
 
         This is done before their agents are placed elsewhere: by the lease the next owner sees whether the last one died.
         """
-        while self._doomed:
-            node, revision = self._doomed.popitem()
-            if self._index.is_live(node):
-                continue  # it has answered again meanwhile
-            try:
-                async with asyncio.timeout(_LEASE_S):
-                    await self._registry.delete(node_key(node), revision)
-            except EDGE_ERRORS as error:
-                log.debug("lease_delete_failed", extra={"node": node, "reason": repr(error)})
+        doomed, self._doomed = self._doomed, {}
+        gone = [(node, revision) for node, revision in doomed.items() if not self._index.is_live(node)]  # the others answer again
+        if not gone:
+            return
+        try:
+            async with asyncio.timeout(_LEASE_S), asyncio.TaskGroup() as group:
+                for node, revision in gone:
+                    group.create_task(self._drop_lease(node, revision), name=f"delete the lease of {node}")
+        except TimeoutError:
+            log.debug("lease_delete_failed", extra={"nodes": len(gone), "reason": f"it took longer than {_LEASE_S:g} s"})
+
+    async def _drop_lease(self, node: str, revision: int) -> None:
+        try:
+            await self._registry.delete(node_key(node), revision)
+        except EDGE_ERRORS as error:
+            log.debug("lease_delete_failed", extra={"node": node, "reason": repr(error)})

@@ -45,22 +45,22 @@ class Scene:
         settings = SupervisorSettings(settle_s=SETTLE_S)
         self.members = Membership(node.registry, self.index, self.pings, self.decisions, settings)
 
-    async def lease(self, boot: str) -> None:
-        """A process of node `n1` writes its lease."""
-        value, key = encode(NodeLease(boot=boot)), node_key("n1")
+    async def lease(self, boot: str, own_id: str = "n1") -> None:
+        """A process of that node writes its lease."""
+        value, key = encode(NodeLease(boot=boot)), node_key(own_id)
         known = await self.registry.get(key)
         revision = await (self.registry.create(key, value) if known is None else self.registry.update(key, value, known.revision))
         self.index.observe(Entry(key, value, revision))
 
-    def heard(self, state: PingState) -> NodeState:
-        """The state of `n1` once its pings give `state`."""
-        self.pings.states["n1"] = state
-        self.members.on_pings("n1", state)
-        self.members.judge("n1")
-        return self.state()
+    def heard(self, state: PingState, own_id: str = "n1") -> NodeState:
+        """The state of a node once its pings give `state`."""
+        self.pings.states[own_id] = state
+        self.members.on_pings(own_id, state)
+        self.members.judge(own_id)
+        return self.state(own_id)
 
-    def state(self) -> NodeState:
-        return self.index.state("n1")
+    def state(self, own_id: str = "n1") -> NodeState:
+        return self.index.state(own_id)
 
 
 def test_a_node_that_answers_lives_and_one_without_subscription_is_doubted_then_dead() -> None:
@@ -126,11 +126,14 @@ def test_a_dead_nodes_lease_is_deleted_and_one_that_was_renewed_stays() -> None:
     simulate(story)
 
 
-def test_a_lease_that_cannot_be_deleted_holds_nothing_up() -> None:
+def test_leases_that_cannot_be_deleted_hold_nothing_up() -> None:
+    """However many of them: five nodes die in one moment."""
+
     async def story(node: SimulatedNode) -> None:
         scene = Scene(node)
-        await scene.lease("b1")
-        assert scene.heard(PingState.DEAD) is NodeState.GONE
+        for number in range(1, 6):
+            await scene.lease("b1", f"n{number}")
+            assert scene.heard(PingState.DEAD, f"n{number}") is NodeState.GONE
         node.faults.leaderless.add(node.subjects.stream("registry"))
         before = node.loop.time()
         await scene.members.drop_leases()
