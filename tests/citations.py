@@ -46,8 +46,10 @@ THEIRS = {
     "CLAUDE.md",
     "access.conf",
     "access/access.conf",
+    "agentmesh.c",
+    "agentmesh.h",
 }
-"""What a text tells its reader to write, or what belongs to another program."""
+"""What a text tells its reader to write, what belongs to another program, or is a file that reads as a name in a module."""
 
 OLD = {
     r"\b[Dd]esign (?:note )?\d": "name a page and its heading, as docs/architecture.md#the-fence",
@@ -319,7 +321,7 @@ def _named(tree: Tree, path: Path, flat: str) -> Iterator[tuple[int, str, str]]:
         if match[1] not in tree.targets:
             yield match.start(), match[0], "the Makefile has no such target"
     for match in _DOTTED.finditer(flat):
-        if match[1] not in tree.groups and not tree.knows(match[1]):
+        if match[1] not in tree.groups and match[1] not in THEIRS and not tree.knows(match[1]):
             yield match.start(), match[0], "no such module or name"
 
 
