@@ -78,6 +78,8 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True):
     none the call waits for half a minute, and fails."""
     callers_waiting: int = 10_000
     """Most messages from other accounts that may wait for the agents of one prefix, where this process takes them."""
+    callers_rate: float = 0.0
+    """Most messages from other accounts a second that this process takes for the agents of one prefix; 0 is no bound."""
     snapshot_records: int = 256
     """Records of a journal after which the next one is a snapshot: the most that a recovery reads."""
     history: int = 32
@@ -124,6 +126,8 @@ class SupervisorSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Most registry writes under way at one time."""
     callers_waiting: int = 10_000
     """Most messages from other accounts that may wait for the agents of one prefix, where this process takes them."""
+    callers_rate: float = 0.0
+    """Most messages from other accounts a second that this process takes for the agents of one prefix; 0 is no bound."""
     unclaimed_age_s: float = 3600.0
     """How long mail for a name that no agent has is kept; then it becomes dead letters."""
     unclaimed_names: int = 10_000

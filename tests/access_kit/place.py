@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from agentmesh.access.roles import INSIDE, Role
 from agentmesh.access.static_conf import User, rendered
+from agentmesh.agent import Agent
 from agentmesh.edge.connection import NatsTransport, connect
 from agentmesh.edge.registry import Registry
 from agentmesh.edge.streams import ensure
@@ -32,11 +33,11 @@ CALLERS = {
 }
 
 
-def layout(threshold: str = "24h") -> str:
+def layout(threshold: str = "24h", more: str = "") -> str:
     """The generated configuration, with plain passwords, which the server takes as well: hashing is not what is shown here.
     The user `bare` is a caller without any list, which nobody makes: it shows what the accounts do by themselves."""
     inside = [User(role, role, PASSWORD) for role in INSIDE]
-    made = rendered(SUBJECTS.root, [*inside, *CALLERS.values()], threshold=threshold)
+    made = rendered(SUBJECTS.root, [*inside, *CALLERS.values()], threshold=threshold, more=more)
     listed = '{ user: "bank",'
     assert listed in made
     return made.replace(listed, f'{{ user: "bare", password: "{PASSWORD}" }}\n      {listed}')
@@ -59,9 +60,9 @@ class Place(NamedTuple):
 
 
 @contextlib.contextmanager
-def place(servers: int = 1, threshold: str = "24h", extra: str = "") -> Iterator[Place]:
-    """Start it."""
-    config = f"{layout(threshold)}\n{extra}"
+def place(servers: int = 1, threshold: str = "24h", extra: str = "", more: str = "") -> Iterator[Place]:
+    """Start it, with `extra` lines of configuration and `more` accounts."""
+    config = f"{layout(threshold, more)}\n{extra}"
     if servers == 1:
         with Server(config=config) as one:
             yield Place((one,))
@@ -79,7 +80,7 @@ async def _readable(t: NatsTransport) -> bool:
 
 
 @contextlib.asynccontextmanager
-async def secured_mesh(there: Place, *nodes: str) -> AsyncIterator[None]:
+async def secured_mesh(there: Place, *nodes: str, more: Mapping[str, type[Agent[Any]]] | None = None) -> AsyncIterator[None]:
     """The streams made by `setup`, a supervisor and nodes on this loop, each logged in as what it is, on different servers."""
     async with contextlib.AsyncExitStack() as stack:
 
@@ -100,7 +101,7 @@ async def secured_mesh(there: Place, *nodes: str) -> AsyncIterator[None]:
         await supervisor.start()
         for number, own_id in enumerate(nodes or ("n1",), 1):
             url, line = await transport("node", own_id, number)
-            node = Node(line, url, NodeSettings(node_id=own_id, agents=dict(kinds()), root=SUBJECTS.root))
+            node = Node(line, url, NodeSettings(node_id=own_id, agents={**kinds(), **(more or {})}, root=SUBJECTS.root))
             stack.push_async_callback(node.close)
             await node.start()
         yield

@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import NamedTuple, Self
 from urllib.parse import urlsplit
+
+type Headers = Mapping[str, str] | Sequence[tuple[str, str]]
+"""Of a message; as pairs a name may stand there twice."""
 
 
 class Got(NamedTuple):
@@ -35,13 +38,18 @@ class Raw:
         self._pongs = 0
         self._pings = 0
         self._news = asyncio.Event()
+        self._ended = False
         self._inboxes = 0
         self._sid = 0
-        self._task = asyncio.create_task(self._read())
+        self._task = asyncio.create_task(self._listen())
 
     @classmethod
     async def connect(cls, url: str) -> Self:
-        """Log in at `url` (`nats://user:password@host:port`)."""
+        """Log in at `url` (`nats://user:password@host:port`).
+
+        Raises:
+            ConnectionError: the server refuses it.
+        """
         at = urlsplit(url)
         reader, writer = await asyncio.open_connection(at.hostname, at.port)
         await reader.readline()
@@ -55,7 +63,11 @@ class Raw:
         }
         writer.write(f"CONNECT {json.dumps(login)}\r\n".encode())
         made = cls(reader, writer, at.username or "")
-        await made.flush()
+        try:
+            await made.flush()
+        except (ConnectionError, TimeoutError):
+            await made.close()
+            raise
         return made
 
     async def close(self) -> None:
@@ -70,12 +82,13 @@ class Raw:
         self._inboxes += 1
         return f"_INBOX.{self.user}.raw.{self._inboxes}"
 
-    def publish(self, subject: str, body: bytes = b"", headers: Mapping[str, str] | None = None, reply: str = "") -> None:
+    def publish(self, subject: str, body: bytes = b"", headers: Headers | None = None, reply: str = "") -> None:
         back = f" {reply}" if reply else ""
         if not headers:
             self._writer.write(f"PUB {subject}{back} {len(body)}\r\n".encode() + body + b"\r\n")
             return
-        head = ("NATS/1.0\r\n" + "".join(f"{name}: {value}\r\n" for name, value in headers.items()) + "\r\n").encode()
+        each = headers.items() if isinstance(headers, Mapping) else headers
+        head = ("NATS/1.0\r\n" + "".join(f"{name}: {value}\r\n" for name, value in each) + "\r\n").encode()
         self._writer.write(f"HPUB {subject}{back} {len(head)} {len(head) + len(body)}\r\n".encode() + head + body + b"\r\n")
 
     def subscribe(self, subject: str, queue: str = "") -> None:
@@ -94,12 +107,21 @@ class Raw:
 
         Raises:
             TimeoutError: it does not.
+            ConnectionError: the server has closed the connection.
         """
         assert callable(holds)
         async with asyncio.timeout(seconds):
             while not holds():
+                if self._ended:
+                    raise ConnectionError(f"the server has closed the connection: {self.errors}")
                 self._news.clear()
                 await self._news.wait()
+
+    async def _listen(self) -> None:
+        with contextlib.suppress(OSError):
+            await self._read()
+        self._ended = True
+        self._news.set()
 
     async def _read(self) -> None:
         while line := await self._reader.readline():

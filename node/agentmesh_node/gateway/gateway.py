@@ -30,6 +30,7 @@ from agentmesh_node.gateway.older_owners import OlderOwners
 from agentmesh_node.gateway.outcome_waits import OutcomeWaits
 from agentmesh_node.gateway.polls import Polls
 from agentmesh_node.gateway.prefix_bounds import CALLERS_WAITING, PrefixBounds
+from agentmesh_node.gateway.rates import PrefixRates
 from agentmesh_node.gateway.requesters import ReceivedRequest, own_address, received
 from agentmesh_node.gateway.shares import NOBODYS, Shares
 from agentmesh_node.telemetry.instruments import own
@@ -50,12 +51,14 @@ class Gateway:
         token: Callable[[], str],
         spawn: Callable[[Coroutine[Any, Any, Any]], object],
         callers_waiting: int = CALLERS_WAITING,
+        callers_rate: float = 0.0,
         formats: Formats | None = None,
         exists: Callable[[str], bool] = lambda agent: True,
     ) -> None:
         """`now` is the servers' time, `token` makes ids, `spawn` runs work beside the caller, `callers_waiting` is the bound of
-        one prefix (`PrefixBounds`), `formats` tells of older owners (None: there are none), `exists` whether the registry has an
-        agent, as far as this process knows (it decides whose share a request takes, and nothing else)."""
+        one prefix (`PrefixBounds`), `callers_rate` how many requests for one are taken in a second (0: all), `formats` tells of
+        older owners (None: there are none), `exists` whether the registry has an agent, as far as this process knows (it decides
+        whose share a request takes, and nothing else)."""
         self._t = transport
         self._subjects = subjects
         self._now = now
@@ -65,6 +68,7 @@ class Gateway:
         self._intake = Intake(transport, subjects, registry, now=now, token=token, take=self._bounds.take)
         self._waits = OutcomeWaits(transport, subjects)
         self._shares, self._polling = Shares(), Shares()
+        self._rates = PrefixRates(callers_rate)
         self._polls = Polls(transport, subjects, registry)
         self._older = None if formats is None else OlderOwners(transport, subjects, formats, spawn)
         self._subscriptions: list[Subscription] = []
@@ -129,7 +133,9 @@ class Gateway:
         return take(request, reply_to)
 
     async def _take_in_share(self, request: ReceivedRequest, reply_to: str | None) -> StoredRequest:
-        async with self._shares.place(self._tenant(request.way_in.agent), request.requester):
+        tenant = self._tenant(request.way_in.agent)
+        async with self._shares.place(tenant, request.requester):
+            await self._rates.turn(tenant)
             await self._bounds.start()
             return await self._intake.take(request, reply_to)
 

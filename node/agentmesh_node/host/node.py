@@ -173,6 +173,7 @@ class Node:
             token=s.token,
             spawn=s.spawn,
             callers_waiting=self.settings.callers_waiting,
+            callers_rate=self.settings.callers_rate,
             formats=s.formats,
             exists=lambda agent: self._specs.get(spec_key(agent)) is not None,
         )

@@ -362,6 +362,7 @@ def _node_settings(command: NodeCommand) -> NodeSettings:
         root=command.where.root,
         stall_limit_s=command.common.stall_limit_s,
         callers_waiting=command.common.callers_waiting,
+        callers_rate=command.common.callers_rate,
         **asdict(command.options),
     )
 

@@ -238,3 +238,6 @@ class CommonOptions:
         int,
         _bounded("MESH_CALLERS_WAITING", 1, 100_000_000, "Messages of other accounts that may wait for one prefix.", whole=True),
     ] = 10_000
+    callers_rate: Annotated[
+        float, _bounded("MESH_CALLERS_RATE", 0, 1_000_000, "Messages of other accounts a second for one prefix; 0 is no bound.")
+    ] = 0.0

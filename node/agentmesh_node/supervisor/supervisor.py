@@ -189,6 +189,7 @@ class Supervisor:
             token=partial(ambient.token, 8),
             spawn=self._serve_ask,
             callers_waiting=self.settings.callers_waiting,
+            callers_rate=self.settings.callers_rate,
             formats=self._formats,
             exists=lambda agent: agent in self._index.specs,
         )

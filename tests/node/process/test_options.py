@@ -23,7 +23,8 @@ from agentmesh_node.settings import NodeSettings, SupervisorSettings
 
 PAGE = Path(__file__).parents[3] / "docs" / "operations.md"
 NODE = ("node", "--agents", "my_agents")
-COMMON = SimpleNamespace(stall_limit_s=60.0, callers_waiting=NodeSettings(node_id="n", agents={}).callers_waiting)
+_NODE = NodeSettings(node_id="n", agents={})
+COMMON = SimpleNamespace(stall_limit_s=60.0, callers_waiting=_NODE.callers_waiting, callers_rate=_NODE.callers_rate)
 DEFAULTS = {
     "duplicate_window_s": stream_configs.DUPLICATE_WINDOW_S,
     "results_age_s": 3600.0,
