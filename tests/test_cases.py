@@ -61,7 +61,7 @@ def test_no_number_is_missing_or_used_twice() -> None:
         *range(690, 695),
         *range(670, 676),
         *range(680, 686),
-        *range(700, 705),
+        *range(700, 708),
         *range(710, 725),
         *range(730, 736),
         *range(740, 746),

@@ -356,9 +356,11 @@ def fail(core: Core, error: ErrorBody, out: Out) -> None:
 
 def tell_failure(core: Core, error: ErrorBody, out: Out) -> None:
     """Report the turn's failure."""
-    assert core.active is not None
+    active = core.active
+    assert active is not None
     failure = {"reason": error.code, "message": error.message, "details": error.details}
-    fields = {"ref": core.active.ref, **failure, "agent_state": core.work.state}
+    chain = active.caller.chain if active.caller is not None else ()
+    fields = {"ref": active.ref, "chain": chain, **failure, "agent_state": core.work.state}
     out.append(Emit("prompt_error", fields))
 
 

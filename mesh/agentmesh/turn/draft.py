@@ -12,6 +12,7 @@ from msgspec import structs
 from agentmesh import ledger as book
 from agentmesh.callback_context import DeferredReply
 from agentmesh.formats import SECOND
+from agentmesh.identity import Chain
 from agentmesh.outcomes import capped, id_in_outcome, outcome_limit
 from agentmesh.records import (
     Bury,
@@ -203,18 +204,19 @@ def _versions(core: Core, active: Active, turning: Turning) -> tuple[str, ...]:
 
 def bury(core: Core, mail: Mail, reason: ErrorBody) -> None:
     """Add to the draft that `mail` becomes a dead letter."""
-    _bury(core, Bury(lane=mail.lane, seq=mail.seq, reason=reason, trace=tracing.of_message(core, mail)))
+    _bury(core, Bury(lane=mail.lane, seq=mail.seq, reason=reason, trace=tracing.of_message(core, mail)), mail.chain)
 
 
-def bury_own(core: Core, reason: ErrorBody, text: str, trace: dict[str, str]) -> None:
-    """Add to the draft that an input which is not mail becomes a dead letter with this text; `trace`: its context."""
-    _bury(core, Bury(lane="self", seq=0, reason=reason, text=text, trace=trace if core.config.traced else {}))
+def bury_own(core: Core, reason: ErrorBody, text: str, trace: dict[str, str], chain: Chain = ()) -> None:
+    """Add to the draft that an input which is not mail becomes a dead letter with this text; `trace`: its context, `chain`: on
+    whose behalf it was."""
+    _bury(core, Bury(lane="self", seq=0, reason=reason, text=text, trace=trace if core.config.traced else {}), chain)
 
 
-def _bury(core: Core, effect: Bury) -> None:
+def _bury(core: Core, effect: Bury, chain: Chain) -> None:
     core.effects = (*core.effects, effect)
     lane, seq, reason = effect.lane, effect.seq, effect.reason
-    core.emits = (*core.emits, Emit("dead_lettered", {"lane": lane, "seq": seq, "reason": reason.code}))
+    core.emits = (*core.emits, Emit("dead_lettered", {"lane": lane, "seq": seq, "reason": reason.code, "chain": chain}))
 
 
 def consume(core: Core, mail: Mail, *, turn: int | None = None) -> None:

@@ -63,7 +63,7 @@ def give_up(core: Core, active: Active, error: ErrorBody) -> None:
             core.work = structs.replace(core.work, next=None)
         else:
             core.work = structs.replace(core.work, queue=core.work.queue[1:])
-        bury_own(core, error, active.text, active.trace)
+        bury_own(core, error, active.text, active.trace, active.caller.chain if active.caller is not None else ())
     if active.caller is not None:
         end_request(core, active.caller, error, tools)
     forget_charges(core, active.key)

@@ -42,7 +42,7 @@ FIELDS: dict[Kind, frozenset[str]] = {
     # The stream ended in a result; the state is the one that `handle_stream_event` left.
     "prompt_stop": frozenset({"ref", "duration_ms", "agent_state"}),
     # The turn failed; `reason` is the error's code, `details` holds the backend's own reason.
-    "prompt_error": frozenset({"ref", "reason", "message", "details", "agent_state"}),
+    "prompt_error": frozenset({"ref", "chain", "reason", "message", "details", "agent_state"}),
     # An event has arrived; it may be handled later. `seq` is its sequence in the lane's stream.
     "event_received": frozenset({"lane", "seq", "sender", "chain", "event"}),
     # `from` is null (a life begins), `idle` or `processing`; `to` is `idle` or `processing`.
@@ -62,7 +62,7 @@ FIELDS: dict[Kind, frozenset[str]] = {
     # Too many crashes: none of the agent's code runs until `resume`.
     "failed": frozenset({"reason"}),
     # An input became a dead letter; `reason` is the error's code.
-    "dead_lettered": frozenset({"lane", "seq", "reason"}),
+    "dead_lettered": frozenset({"lane", "seq", "reason", "chain"}),
     # A callback held the node's loop for `seconds`.
     "callback_blocked": frozenset({"callback", "seconds"}),
     # The store has lost what the agent had committed: it stops.

@@ -12,6 +12,7 @@ from agentmesh.records import SendMail
 from mesh.turn.harness import Rig
 
 SHOP = Party(kind="user", name="shop", account="CALLERS")
+BANK = Party(kind="user", name="bank", account="CALLERS")
 CODER = Party(kind="agent", name="coder")
 BOSS = Party(kind="agent", name="boss")
 
@@ -87,6 +88,18 @@ def test_a_request_keeps_its_chain_over_a_failed_try_a_deferral_and_the_death_of
     assert entry.caller.chain == (SHOP,)
     rig.event({"n": 1}, lane="peer-notify", chain=(SHOP,))
     assert sent(rig) == [(SHOP, CODER)], "an event is handed on, too"
+
+
+@pytest.mark.case(707)
+def test_what_goes_wrong_is_told_live_with_its_chain() -> None:
+    rig = Rig(Asks, callers=("shop",))
+    rig.prompt("p", lane="peer-inbox", chain=(SHOP,))
+    rig.fail("backend_error")
+    rig.event({"n": 1}, lane="peer-notify", chain=(BANK,))
+    rig.event({"n": 2})
+    assert [fact["chain"] for fact in rig.facts("prompt_error")] == [(SHOP,)]
+    rig.finish("done")
+    assert [fact["chain"] for fact in rig.facts("dead_lettered")] == [(BANK,), ()]
 
 
 @pytest.mark.case(683)
