@@ -61,8 +61,10 @@ def _first(core: Core) -> Mail | Queued | None:
     the copy of that was lost; a turn in between would be given the answers that it waits for, and leave the journal without what
     it has done.
     """
-    queued = core.work.queue[0] if core.work.queue else None
     turning = core.ledger.turning
+    if turning is None and not core.work.queue and not core.work.deferred:  # as nearly always
+        return core.prompts[0] if core.prompts else None
+    queued = core.work.queue[0] if core.work.queue else None
     if turning is not None:
         if queued is not None and turning.key == f"ref:{queued.ref}":
             return queued

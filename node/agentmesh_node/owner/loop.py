@@ -23,7 +23,6 @@ from msgspec import structs
 from agentmesh.callback_results import NONE
 from agentmesh.edge.tasks import cancel_and_wait
 from agentmesh.errors import Fenced, StoreLost, Unavailable
-from agentmesh.formats import RECORD_VERSION
 from agentmesh.ledger_entries import TurnInfo
 from agentmesh.turn import advance
 from agentmesh.turn.values import (
@@ -43,6 +42,7 @@ from agentmesh.turn.values import (
     RunCallback,
     TurnAttempt,
 )
+from agentmesh_node.formats import Formats
 from agentmesh_node.owner.claim import OwnershipLost
 from agentmesh_node.owner.journal_writer import Ending, JournalWriter
 from agentmesh_node.run_queue import RunShare
@@ -83,8 +83,8 @@ class OwnerLoop:
         work: RunShare,
         now: Callable[[], float],
         user_code: UserCode | None,
+        formats: Formats,
         machine: Machine = advance,
-        may_write: Callable[[], int] = lambda: RECORD_VERSION,
         on_turn: Callable[[TurnInfo], None] | None = None,
         on_lasting: Callable[[TurnAttempt], None] = lambda attempt: None,
     ) -> None:
@@ -92,7 +92,7 @@ class OwnerLoop:
         Args:
             work: the agent's share of the node's run queue.
             user_code: None if the node does not serve the agent's kind: then its callbacks decide nothing.
-            may_write: the newest version of records that may be written (`Core.writes`).
+            formats: which records all processes read (`Core.writes`).
             on_turn: called when a record is committed that ends a turn.
             on_lasting: called when a callback of an attempt does not end at once, where turns are traced.
         """
@@ -115,7 +115,7 @@ class OwnerLoop:
         self._now = now
         self._user_code = user_code
         self._machine = machine
-        self._may_write = may_write
+        self._formats = formats
         self._handlers: Handlers
         self._kill_turn: Callable[[], Awaitable[None]]
         self._on_input: Callable[[], None]
@@ -237,8 +237,9 @@ class OwnerLoop:
         if self.closed:
             return
         assert self.core is not None
-        if self.core.writes != (writes := self._may_write()):
-            self.core = structs.replace(self.core, writes=writes)
+        if self.core.writes != self._formats.writes:
+            # What all processes read, or what the journal has already.
+            self.core = structs.replace(self.core, writes=max(self._formats.writes, self.writer.version))
         try:
             self.core, commands = self._machine(self.core, item, self._now())
             self._run_commands(commands)

@@ -127,7 +127,7 @@ class Owner:
             work=services.run_queue.share(name),
             now=services.now,
             user_code=self.runner,
-            may_write=self._may_write,
+            formats=services.formats,
             on_turn=self._turn_ended if self._measured.on else None,
             on_lasting=self._watch_attempt,
         )
@@ -185,11 +185,6 @@ class Owner:
             now=services.now,
             window_s=services.duplicate_window_s,
         )
-
-    def _may_write(self) -> int:
-        """The newest version of records that may be written: what all processes read, or what the journal has already."""
-        writes, written = self._s.formats.writes, self._loop.writer.version
-        return writes if writes >= written else written
 
     def _watch_attempt(self, attempt: TurnAttempt) -> None:
         """See to it that the attempt says that it began, if it still runs in a moment: what runs for it has not ended at once."""

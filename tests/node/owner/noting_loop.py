@@ -35,6 +35,7 @@ class NotingLoop:
             work=node.services.run_queue.share(AGENT),
             now=node.services.now,
             user_code=user_code,
+            formats=node.services.formats,
             machine=self._advance,
         )
 

@@ -10,6 +10,7 @@ import pytest
 
 from agentmesh.callback_results import NONE
 from agentmesh.errors import Fenced
+from agentmesh.formats import RECORD_VERSION
 from agentmesh.records import Change, Ledger, TurnInfo
 from agentmesh.turn import new_core
 from agentmesh.turn.values import (
@@ -31,6 +32,7 @@ from agentmesh.turn.values import (
     Start,
     Tick,
 )
+from agentmesh_node.formats import Formats
 from agentmesh_node.owner.claim import OwnershipLost
 from agentmesh_node.owner.journal_writer import Ending, JournalWriter
 from agentmesh_node.owner.loop import DEFECT, STOP_GRACE_S, Handlers, OwnerLoop
@@ -41,6 +43,13 @@ from support import run
 
 COMMITTED = Committed(1, "id", 0.0)
 RECORD = Append(kind="turn", change=Change(), turn=TurnInfo(ref="1", number=1, started=0.0, ended=0.0, node="n1", generation=1))
+
+
+class AllRead(Formats):
+    """All processes read the newest records."""
+
+    def __init__(self) -> None:
+        self.writes = RECORD_VERSION
 
 
 class HeldRecords(JournalWriter):
@@ -93,6 +102,7 @@ class Rig:
             work=RunQueue(Reads()).share("a"),
             now=lambda: 0.0,
             user_code=code,
+            formats=AllRead(),
             machine=self._advance,
         )
 
