@@ -65,6 +65,7 @@ def test_no_number_is_missing_or_used_twice() -> None:
         *range(710, 725),
         *range(730, 736),
         *range(740, 746),
+        *range(850, 854),
     }
 
 

@@ -20,7 +20,11 @@ export class FakeConnection {
   #whenClosed = new Promise<void | Error>((resolve) => (this.#closed = resolve));
   subscriptions = 0;
 
-  constructor(private readonly serve: (sent: Sent, answer: (text?: string) => void) => void) {}
+  /** `later` says when a message is served. */
+  constructor(
+    private readonly serve: (sent: Sent, answer: (text?: string) => void) => void,
+    private readonly later: (serving: () => void) => void = setImmediate,
+  ) {}
 
   get nats(): NatsConnection {
     return this as unknown as NatsConnection;
@@ -36,7 +40,7 @@ export class FakeConnection {
     const sent: Sent = { subject, text: new TextDecoder().decode(body), reply, headers: {} };
     for (const name of given?.keys() ?? []) sent.headers[name] = given!.get(name);
     this.sent.push(sent);
-    setImmediate(() => this.serve(sent, (text) => this.deliver(reply, text)));
+    this.later(() => this.serve(sent, (text) => this.deliver(reply, text)));
   }
 
   deliver(subject: string, text?: string): void {
