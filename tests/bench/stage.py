@@ -145,10 +145,10 @@ class Stage:
         wanted = msgspec.json.encode({"root": root, "node_id": node_id, **settings}).decode()
         return await self.spawn(str(HERE / "host.py"), self.url_as("node"), wanted)
 
-    async def supervisor(self, root: str) -> Child:
+    async def supervisor(self, root: str, environ: Mapping[str, str] = NO_VARIABLES) -> Child:
         """Start a supervisor."""
         where = ("--nats", self.url_as("supervisor"), "--root", root)
-        return await self.spawn("-m", "agentmesh_node", "supervisor", "--id", "s1", *where)
+        return await self.spawn("-m", "agentmesh_node", "supervisor", "--id", "s1", *where, environ=environ)
 
     # --- callers --------------------------------------------------------------------------------------------------
     async def transport(self, role: Role = "operator") -> NatsTransport:

@@ -12,8 +12,10 @@ import asyncio
 import contextlib
 import secrets
 import sys
+from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import nats
@@ -28,7 +30,7 @@ from bench.clock import ASK_S, Call, quantile, side_by_side
 from bench.figures import Bound, Figure
 from bench.report import table
 from bench.side import SLICE, Side
-from bench.stage import FULL, ROOT, SMOKE, Sizes, Stage, stage_on
+from bench.stage import FULL, NO_VARIABLES, ROOT, SMOKE, Child, Sizes, Stage, stage_on
 from support import Server, eventually
 
 HERE = Path(__file__).parents[2]
@@ -43,6 +45,13 @@ AT_ONCE = 32
 
 class SecuredStage(Stage):
     """A stage whose server has the generated layout."""
+
+    callers_rate = 0.0
+    """Messages of callers a second that each process takes for one prefix; 0 is no bound."""
+
+    async def supervisor(self, root: str, environ: Mapping[str, str] = NO_VARIABLES) -> Child:
+        """Start a supervisor, which takes no more of them than a node."""
+        return await super().supervisor(root, {**environ, "MESH_CALLERS_RATE": str(self.callers_rate)})
 
     def url_as(self, role: Role) -> str:
         return self.url.replace("//", f"//{role}:{PASSWORD}@")
@@ -104,10 +113,11 @@ async def _plain(stack: contextlib.AsyncExitStack, url: str, user: str) -> Clien
     return made
 
 
-async def tenants(sizes: Sizes) -> list[Figure]:
+async def tenants(sizes: Sizes, callers_rate: float = 0.0) -> list[Figure]:
     """What one tenant's flood does to another's asks: by requests to the gateway from the callers' account, and by mail that is
     published inside the mesh's account. Beside each what as large a flood of plain publishes does to a plain queue, with a
-    server of its own and no mesh: floods, servers and victims share the same cores."""
+    server of its own and no mesh: floods, servers and victims share the same cores. With `callers_rate` the mesh's processes take
+    no more of callers in a second for one prefix, which is nothing to mail inside the account."""
     mesh, floor = ("the gateway", "the mail"), ("a bare request", "a JetStream queue")
     slower = {
         (way, share): Figure(
@@ -129,7 +139,8 @@ async def tenants(sizes: Sizes) -> list[Figure]:
     }
     async with contextlib.AsyncExitStack() as stack:
         stage = _secured(await stack.enter_async_context(stage_on(secured(), sizes, SecuredStage)))
-        side = await Side.of(stage, ROOT, HERE, {})
+        stage.callers_rate = callers_rate
+        side = await Side.of(stage, ROOT, HERE, {"callers_rate": callers_rate})
         operator = await stage.client()
         await operator.start_agent("other.quiet", kind="Echo")
         quiet = await _plain(stack, stage.url_of("two"), "two")
@@ -184,12 +195,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.under_roles", description=__doc__)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--smoke", action="store_true", help="tiny sizes: proves that it runs, and nothing else")
+    parser.add_argument("--callers-rate", type=float, default=0.0, help="tenants: MESH_CALLERS_RATE of node and supervisor")
     parser.add_argument("--only", choices=("costs", "tenants"))
     options = parser.parse_args()
     # Three meshes are started for each round: many short rounds say more than a few long ones.
     sizes = SMOKE if options.smoke else msgspec.structs.replace(FULL, calls=300, callers=16, each=40)
     sizes = msgspec.structs.replace(sizes, rounds=options.rounds)
-    runs = {"costs": costs, "tenants": tenants}
+    runs: dict[str, Callable[[Sizes], Coroutine[Any, Any, list[Figure]]]] = {
+        "costs": costs,
+        "tenants": partial(tenants, callers_rate=options.callers_rate),
+    }
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
         for name, run in runs.items():
             if options.only in (None, name):
