@@ -1,6 +1,6 @@
 # Each target sets up what it needs: a Python of 3.12 or newer is all that must be there.
 .DEFAULT_GOAL := help
-.PHONY: help demo quick test roles test-roles test-long-answers test-local gateway test-backends lint check bench bench-failover bench-sleeping bench-paired bench-roles sim fuzz chaos user-changes cases clean
+.PHONY: help demo quick test roles test-roles test-long-answers test-local gateway test-backends lint check bench bench-failover bench-sleeping bench-paired bench-roles bench-clients sim fuzz chaos user-changes cases clean
 
 # Tests start a thousand processes: without byte code each would compile all that it imports, as long as it takes to run.
 unexport PYTHONDONTWRITEBYTECODE
@@ -78,6 +78,9 @@ bench-paired: .venv/.stamp-dev ## This checkout's node beside another version's:
 
 bench-roles: .venv/.stamp-dev ## What roles cost beside an open mesh, and what one tenant's flood does to another
 	@PYTHONPATH=tests $(PY) -m bench.under_roles $(ARGS)
+
+bench-clients: .venv/.stamp-dev ## What asks by the clients for other languages take beside by hand, at a mesh that runs: ARGS=AGENT
+	@PYTHONPATH=tests $(PY) -m bench.clients $(ARGS)
 
 sim: .venv/.stamp-dev ## Simulate: make sim SEED=1 SEEDS=1000, or MINUTES=5; one seed with ARGS=--trace shows each step
 	@$(PY) -m tests.sim --seed $(or $(SEED),1) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(MINUTES),--minutes $(MINUTES)) $(ARGS)
