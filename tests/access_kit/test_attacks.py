@@ -20,8 +20,9 @@ from access_kit.raw import Raw, raw
 from agentmesh.access.layout import crossings
 from agentmesh.edge.connection import NatsTransport, connect
 from agentmesh.edge.manage import stream_state
-from agentmesh.edge.read import read_all
+from agentmesh.edge.read import get_last, read_all
 from agentmesh.errors import NotPermitted
+from agentmesh.records import decode_record
 from agentmesh.subjects import StreamRole
 from support import eventually, run
 
@@ -46,6 +47,8 @@ async def running(there: Place) -> AsyncIterator[agentmesh_client.Mesh]:
             await operator.start_agent(name, kind="Puppet", timeout=60)
             ref = await operator.tell(name, "before")
             await eventually(lambda name=name, ref=ref: _completed(operator, name, ref), what="the first outcome")
+        for name in AGENTS:  # what an agent writes by itself is no fruit of an attack
+            await eventually(lambda name=name: _rests(operator, name), what=f"rest of {name}")
         try:
             yield operator
             for name in AGENTS:
@@ -59,6 +62,11 @@ async def running(there: Place) -> AsyncIterator[agentmesh_client.Mesh]:
 
 async def _completed(operator: agentmesh_client.Mesh, agent: str, ref: str) -> bool:
     return (await operator.poll(agent, ref)).status == "completed"
+
+
+async def _rests(operator: agentmesh_client.Mesh, agent: str) -> bool:
+    newest = await get_last(operator.transport, SUBJECTS.stream("journal"), SUBJECTS.journal(agent))
+    return newest is not None and decode_record(newest.data).kind == "rest"
 
 
 async def stored(t: NatsTransport) -> dict[str, int]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from bench import cli, peer
+from support import WHOLE_S
 
 pytestmark = pytest.mark.processes
 
@@ -27,7 +28,7 @@ def test_every_benchmark_runs(tmp_path: Path) -> None:
         cwd=PROJECT,
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=WHOLE_S,
     )
     assert done.returncode == 0, done.stderr[-3000:]
 
@@ -55,7 +56,7 @@ def test_two_versions_are_compared() -> None:
         cwd=PROJECT / "tests",
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=WHOLE_S,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in done.stdout.splitlines()[2:]]
@@ -71,7 +72,7 @@ def test_roles_and_tenants_are_measured() -> None:
         cwd=PROJECT / "tests",
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=WHOLE_S,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     for figure in ("ask, one caller, p50, under roles", "from another account, p50", "p99, while another floods the gateway"):

@@ -86,5 +86,5 @@ def test_the_demo_runs_on_it_with_the_call_that_its_prompt_spells_out() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{MODEL} at http://127.0.0.1:" in done.stdout
     assert "execute_tool count_errors" in done.stdout
-    assert re.search(r"triage +goes on on n[12], \d\.\d\d s after the kill", done.stdout)
+    assert re.search(r"triage +goes on on n[12], \d+\.\d\d s after the kill", done.stdout)
     assert len(re.findall(r"triage -> caller", done.stdout)) == 1
