@@ -186,24 +186,22 @@ async def _asked(client: Any, method: str, url: str) -> _Reply:
 
 async def _no_http(url: str, error: Exception) -> str:
     """Why nothing can be asked at `url`: nobody is there, or what is there speaks something else."""
-    parts, there = urlsplit(url), False
+    parts = urlsplit(url)
+    try:
+        async with asyncio.timeout(LIMIT_S):
+            reader, writer = await asyncio.open_connection(parts.hostname, parts.port or (443 if parts.scheme == "https" else 80))
+    except (OSError, TimeoutError, ValueError):
+        return f"{url} cannot be reached: {type(error).__name__}"
     try:
         async with asyncio.timeout(GREETING_S):
-            reader, writer = await asyncio.open_connection(parts.hostname, parts.port or (443 if parts.scheme == "https" else 80))
-            there = True
-            try:
-                writer.write(b"\r\n\r\n")
-                greeting = await reader.read(64)
-            finally:
-                writer.close()
+            writer.write(b"\r\n\r\n")
+            greeting = await reader.read(64)
     except TimeoutError:
-        if there:
-            return (
-                f"{url}: what listens there takes connections and says nothing, to HTTP ({type(error).__name__}) or anything else"
-            )
+        return f"{url}: what listens there takes connections and says nothing, to HTTP ({type(error).__name__}) or anything else"
+    except OSError:
         return f"{url} cannot be reached: {type(error).__name__}"
-    except (OSError, ValueError):
-        return f"{url} cannot be reached: {type(error).__name__}"
+    finally:
+        writer.close()
     for beginning, name in _GREETINGS.items():
         if greeting.startswith(beginning):
             return f"{url}: what listens there speaks {name}, not HTTP"
