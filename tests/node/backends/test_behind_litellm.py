@@ -50,8 +50,8 @@ def there(gateway: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(f"{name}_API_KEY", KEY)
 
 
-def backend_of(row: Row, agent: Agent[Any]) -> Backend:
-    options = {"model": MODEL, "attempts": 1}
+def backend_of(row: Row, agent: Agent[Any], attempts: int = 1) -> Backend:
+    options = {"model": MODEL, "attempts": attempts}
     if row[0] == "anthropic":
         return AnthropicBackend(agent, options)
     return OpenAIBackend(agent, options | ({"api": "responses"} if row[1] == "Responses" else {}))
@@ -82,7 +82,7 @@ class Behind(BackendConformance):
         fake.play(model)
 
     def backend(self) -> Backend:
-        return backend_of(self.row, Calculator())
+        return backend_of(self.row, Calculator(), attempts=3)
 
 
 class TestMessages(Behind):
